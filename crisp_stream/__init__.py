@@ -1,0 +1,40 @@
+"""Cluster-partitioned streaming datasets for task-adaptive pretraining (CRISP, ICLR 2025).
+
+Names are imported on first use, so that `import crisp_stream` loads no heavy library.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from crisp_stream.dataset import MixtureDataset
+    from crisp_stream.format import Manifest, open_dataset
+    from crisp_stream.histogram import Histogram
+    from crisp_stream.mixture import Mixture, Phase
+    from crisp_stream.tree import ClusterTree
+
+__version__ = "0.1.0"
+
+__all__ = ["ClusterTree", "Histogram", "Manifest", "Mixture", "MixtureDataset", "Phase", "open_dataset"]
+
+_MODULE_OF = {
+    "ClusterTree": "tree",
+    "Histogram": "histogram",
+    "Manifest": "format",
+    "Mixture": "mixture",
+    "MixtureDataset": "dataset",
+    "Phase": "mixture",
+    "open_dataset": "format",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'crisp_stream' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"crisp_stream.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,57 @@
+"""Expected errors. The CLI prints these as one line and exits 2; anything else is a bug and keeps its traceback.
+
+Every message names the subject, the rule, what was found instead, and the remedy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class CrispError(Exception):
+    """Base of every error a user can cause or mend."""
+
+
+class InputError(CrispError, ValueError):
+    """An argument or an input file breaks a rule."""
+
+
+class FormatError(CrispError, ValueError):
+    """A dataset, tree or histogram on disk is not what FORMAT.md says."""
+
+
+class CorruptDataError(FormatError):
+    """Bytes were read whose checksum does not match, and reading them again did not help."""
+
+
+class RecipeError(CrispError, ValueError):
+    """A recipe has an unknown key, a value of the wrong type, or values that contradict each other."""
+
+
+class ResumeError(CrispError, ValueError):
+    """A saved state belongs to another dataset, mixture, seed or order version."""
+
+
+class StorageError(CrispError, OSError):
+    """The storage refused or failed: missing object, missing container, credentials, network."""
+
+
+class MissingExtraError(CrispError, ImportError):
+    """An optional dependency of the activity is not installed."""
+
+
+def import_extra(module: str, *, extra: str, purpose: str) -> ModuleType:
+    """Import an optional dependency where it is used.
+
+    Raises:
+        MissingExtraError: the module is not installed; the message holds the pip command.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
+            raise
+        raise MissingExtraError(
+            f"{purpose} needs {module}, which is not installed. Run: pip install 'crisp-stream[{extra}]'"
+        ) from error
