@@ -1,0 +1,58 @@
+# make demo [DATA=s3://bucket/prefix]   the whole method on real text, from a clean clone
+# make test                             format, lint, types, all tests
+# make lint | make install | make bench | make constraints
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+VENV ?= .venv
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3 python; do \
+	"$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo "$$python" && break; done)
+RUN := $(VENV)/bin
+STAMP := $(VENV)/.crisp-stream-installed
+
+# The dataset of the demo: a folder or s3://, gs://, az://. Everything else of the demo stands in OUT.
+OUT ?= demo-out
+DATA ?= $(OUT)/data
+# Further arguments of `crisp-stream demo`, such as --fresh.
+ARGS ?=
+# Further arguments of pytest, such as `-k order`.
+PYTEST_ARGS ?=
+
+.PHONY: help install demo test lint bench constraints
+help:
+	@sed -n '/^#/!q; s/^# //p' Makefile
+
+install: $(STAMP)
+
+# uv installs in two minutes what takes pip six; where it cannot be had, or fails, pip does the same from the same pins.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: crisp-stream needs Python 3.11, 3.12 or 3.13; none was found. Run: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@test -x "$(RUN)/python" || "$(PYTHON)" -m venv "$(VENV)"
+	@"$(RUN)/python" -m pip --version >/dev/null 2>&1 || "$(RUN)/python" -m ensurepip -q
+	@test -x "$(RUN)/uv" || "$(RUN)/python" -m pip install -q --disable-pip-version-check uv || true
+	UV_HTTP_TIMEOUT=300 "$(RUN)/uv" pip install --python "$(RUN)/python" -c constraints.txt -e '.[dev]' \
+	|| "$(RUN)/python" -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch "$@"
+
+demo: $(STAMP)
+	"$(RUN)/crisp-stream" demo --out "$(DATA)" --run-folder "$(OUT)" $(ARGS)
+
+lint: $(STAMP)
+	"$(RUN)/ruff" check .
+	"$(RUN)/ruff" format --check .
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 "$(RUN)/pyright" --pythonpath "$(RUN)/python"
+
+test: lint
+	"$(RUN)/python" -m pytest $(PYTEST_ARGS)
+
+bench: $(STAMP)
+	for benchmark in benchmarks/bench_*.py; do "$(RUN)/python" "$$benchmark"; done
+
+# The pins, compiled for Linux and macOS at once. `make constraints ARGS=--upgrade` moves to the newest versions that fit.
+constraints: $(STAMP)
+	"$(RUN)/uv" pip compile -q pyproject.toml --extra dev --universal --python-version 3.11 --no-annotate --no-header \
+		--no-emit-index-url $(ARGS) -o constraints.new
+	{ sed -n '/^#/p' constraints.txt; sed '/^#/d; s/ ;.*//' constraints.new; } > constraints.sorted
+	rm constraints.new
+	mv constraints.sorted constraints.txt
