@@ -1,0 +1,122 @@
+"""Small real datasets made from arrays, for tests that need no text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from crisp_stream import format as fmt
+from crisp_stream import mds
+from crisp_stream.format import Dataset, EncoderRecord, Manifest, TokenizerRecord, open_dataset
+from crisp_stream.tree import ClusterTree
+
+VOCAB_SIZE = 260
+EOT_ID = 256
+DIM = 8
+
+
+def synthetic_tree(arity: int, depth: int, seed: int = 0) -> ClusterTree:
+    """A full tree of random unit centroids."""
+    rng = np.random.default_rng(seed)
+    nodes, centroids = [], []
+    for level in range(1, depth + 1):
+        nodes.append(np.arange(arity**level, dtype=np.uint32))
+        vectors = rng.normal(size=(arity**level, DIM)).astype(np.float32)
+        centroids.append(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    return ClusterTree(arity=arity, depth=depth, nodes_per_level=nodes, centroids_per_level=centroids)
+
+
+def synthetic_tokens(num_windows: int, window_tokens: int, seed: int = 0) -> np.ndarray:
+    """[num_windows, window_tokens] uint16: the window id in the first four tokens (base 256), then learnable text."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(97, 123, (num_windows, window_tokens)).astype(np.uint16)
+    ids = np.arange(num_windows)
+    for place in range(min(4, window_tokens)):
+        tokens[:, place] = (ids >> (8 * place)) & 255
+    return tokens
+
+
+def write_tokenizer(folder: Path) -> str:
+    """A byte-level tokenizer of 256 bytes, an end-of-text token and three unused ids; returns its fingerprint."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    alphabet = sorted(ByteLevel.alphabet())
+    vocab = {character: position for position, character in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|a|>", "<|b|>", "<|c|>"])
+    folder.mkdir(parents=True, exist_ok=True)
+    content = tokenizer.to_str().encode()
+    (folder / "tokenizer.json").write_bytes(content)
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>", "model_max_length": 1024}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return hashlib.sha256(content).hexdigest()
+
+
+def write_synthetic_dataset(
+    path: Path,
+    windows_per_leaf: dict[int, int],
+    *,
+    window_tokens: int = 32,
+    arity: int = 4,
+    depth: int = 2,
+    seed: int = 0,
+    windows_per_shard: int = 64,
+    packing: fmt.Packing = "joined",
+    tokens: np.ndarray | None = None,
+) -> Dataset:
+    """Write a complete dataset of format v1 with `windows_per_leaf[leaf]` windows in each leaf, and open it."""
+    tree = synthetic_tree(arity, depth)
+    leaves = np.array(sorted(windows_per_leaf), np.uint32)
+    counts = np.array([windows_per_leaf[int(leaf)] for leaf in leaves], np.int64)
+    num_windows = int(counts.sum())
+    clusters = np.repeat(leaves, counts)
+    if tokens is None:
+        tokens = synthetic_tokens(num_windows, window_tokens, seed)
+    rows: list[mds.ShardRow] = []
+    folders = clusters // arity ** (depth - 1)
+    for folder in np.unique(folders):
+        target = path / "shards" / f"{folder:02d}"
+        target.mkdir(parents=True)
+        own = np.flatnonzero(folders == folder)
+        own_rows = []
+        for number, start in enumerate(range(0, len(own), windows_per_shard)):
+            ids = own[start : start + windows_per_shard]
+            samples = mds.encode_samples(tokens[ids], clusters[ids])
+            own_rows.append(mds.write_shard(target / f"shard.{number:05d}.mds", samples, root=path))
+        index = mds.index_bytes(own_rows, below=f"shards/{folder:02d}", window_tokens=window_tokens, token_dtype="uint16")
+        (target / "index.json").write_bytes(index)
+        rows += own_rows
+    index = mds.index_bytes(rows, below="shards", window_tokens=window_tokens, token_dtype="uint16")
+    (path / "shards" / "index.json").write_bytes(index)
+    (path / fmt.CLUSTERS).write_bytes(fmt.clusters_parquet(leaves, counts))
+    (path / fmt.SHARDS).write_bytes(fmt.shards_parquet(rows))
+    tree.save(path / "tree")
+    manifest = Manifest(
+        window_tokens=window_tokens,
+        token_dtype="uint16",
+        packing=packing,
+        num_windows=num_windows,
+        num_leaves=len(leaves),
+        num_shards=len(rows),
+        arity=arity,
+        depth=depth,
+        sort_seed=seed,
+        clusters_fingerprint=fmt.clusters_fingerprint(leaves, counts),
+        shards_fingerprint=fmt.shards_fingerprint(rows),
+        tree_fingerprint=tree.fingerprint,
+        tokenizer=TokenizerRecord(
+            fingerprint=write_tokenizer(path / "tokenizer"),
+            vocab_size=VOCAB_SIZE,
+            eot_token="<|endoftext|>",
+            eot_id=EOT_ID,
+        ),
+        encoder=EncoderRecord(name="synthetic", weights_sha256="0" * 64, max_length=256, pooling="mean", dim=DIM),
+    )
+    (path / fmt.MANIFEST).write_bytes(manifest.to_json())
+    return open_dataset(path)
