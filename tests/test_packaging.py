@@ -1,0 +1,162 @@
+"""What a user installs: the wheel, what stands in it, and that it works away from the checkout."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PIN = re.compile(r"([a-z0-9][a-z0-9-]*)==(\S+)")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built as a package index's user would get it: from the sdist."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next(folder.glob("*.whl"))
+
+
+def installed_copy(wheel: Path, folder: Path) -> Path:
+    """Unpack a pure wheel into a folder of its own, which is what installing it does."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+def run_away_from_checkout(code: str, installed: Path) -> subprocess.CompletedProcess[str]:
+    """Run code with the installed copy before everything else, in a folder that is not the checkout."""
+    prelude = f"import sys; sys.path[:] = [{str(installed)!r}, *(path for path in sys.path if path != {str(ROOT)!r})]"
+    command = [sys.executable, "-c", f"{prelude}\n{code}"]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=installed, timeout=60)
+
+
+def names_under(folder: Path, pattern: str) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob(pattern)}
+
+
+def test_the_wheel_holds_the_library_the_writers_and_the_recipes_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    writers = {f"crisp_stream/writers/{name}" for name in names_under(ROOT / "writers", "*.py")}
+    recipes = {f"crisp_stream/recipes/{name}" for name in names_under(ROOT / "recipes", "*.yaml")}
+    assert writers
+    assert recipes
+    assert writers <= names
+    assert recipes <= names
+    assert "crisp_stream/py.typed" in names
+    tops = {name.partition("/")[0] for name in names}
+    assert tops == {"crisp_stream", f"crisp_stream-{PROJECT['version']}.dist-info"}
+
+
+def test_the_sdist_builds_the_same_package_and_holds_what_a_packager_reads(wheel: Path) -> None:
+    sdist = next(wheel.parent.glob("*.tar.gz"))
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"LICENSE", "README.md", "CHANGELOG.md", "FORMAT.md", "pyproject.toml", "writers/__init__.py"} <= names
+    assert not [name for name in names if "/.venv/" in name or name.startswith((".venv", "demo-out"))]
+
+
+def test_the_installed_package_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
+    installed = installed_copy(wheel, tmp_path)
+    files = sorted(names_under(ROOT / "writers", "*.py"))
+    modules = [
+        f"crisp_stream/writers/{file}".removesuffix(".py").removesuffix("/__init__").replace("/", ".") for file in files
+    ]
+    recipes = sorted(path.name for path in (ROOT / "recipes").glob("*.yaml"))
+    code = f"""
+import importlib, importlib.resources, pathlib
+import crisp_stream
+assert pathlib.Path(crisp_stream.__file__).parent.parent == pathlib.Path({str(installed)!r}), crisp_stream.__file__
+for module in {modules!r}:
+    importlib.import_module(module)
+for recipe in {recipes!r}:
+    assert importlib.resources.files("crisp_stream").joinpath("recipes", recipe).read_text(encoding="utf-8").strip()
+"""
+    done = run_away_from_checkout(code, installed)
+    assert done.returncode == 0, done.stderr
+
+
+def test_there_is_no_top_level_module_called_writers(wheel: Path, tmp_path: Path) -> None:
+    done = run_away_from_checkout("import writers", installed_copy(wheel, tmp_path))
+    assert "No module named 'writers'" in done.stderr
+
+
+def test_the_writers_of_the_checkout_refuse_to_be_imported_as_top_level_writers() -> None:
+    command = [sys.executable, "-c", "import writers"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=60)
+    assert "ImportError: Import this package as crisp_stream.writers" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["writers", "recipes"])
+def test_the_packages_symlinks_are_relative(name: str) -> None:
+    assert (ROOT / "crisp_stream" / name).readlink() == Path("..") / name
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    import crisp_stream
+
+    assert crisp_stream.__version__ == PROJECT["version"]
+
+
+def pins() -> list[str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return [line for line in lines if not line.startswith("#")]
+
+
+def test_constraints_are_plain_pins_of_one_version_per_package() -> None:
+    assert [line for line in pins() if not PIN.fullmatch(line)] == []
+    names = [line.partition("==")[0] for line in pins()]
+    assert names == sorted(set(names))
+
+
+def all_requirements() -> Iterable[Requirement]:
+    lines = [*PROJECT["dependencies"], *(line for extra in PROJECT["optional-dependencies"].values() for line in extra)]
+    return (requirement for requirement in map(Requirement, lines) if requirement.name != PROJECT["name"])
+
+
+def test_constraints_pin_every_requirement_at_a_version_that_it_allows() -> None:
+    version_per_name = dict(line.split("==") for line in pins())
+    refused = {
+        str(requirement)
+        for requirement in all_requirements()
+        if not requirement.specifier.contains(version_per_name.get(canonicalize_name(requirement.name), "none"))
+    }
+    assert refused == set()
+
+
+def needed_distributions() -> set[str]:
+    """Canonical names of all that `crisp-stream[dev]` needs on this platform, by the installed packages' metadata."""
+    needed: set[str] = set()
+    waiting: list[tuple[str, str]] = [(PROJECT["name"], "dev")]
+    done: set[tuple[str, str]] = set()
+    while waiting:
+        name, extra = waiting.pop()
+        if (name, extra) in done:
+            continue
+        done.add((name, extra))
+        for requirement in map(Requirement, metadata.requires(name) or []):
+            if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
+                continue
+            found = canonicalize_name(requirement.name)
+            needed.add(found)
+            waiting += [(found, wanted) for wanted in ("", *requirement.extras)]
+    return needed - {PROJECT["name"]}
+
+
+def test_constraints_pin_every_package_that_the_environment_needs() -> None:
+    assert needed_distributions() - {line.partition("==")[0] for line in pins()} == set()
