@@ -1,29 +1,21 @@
-"""One door to local folders and object stores.
+"""One door to local folders and object stores: small objects by name, ranges of large ones, atomic puts.
 
-obstore (the Rust `object_store` client) does the work: it was the fastest of the clients measured, retries with back-off,
-and puts atomically. Local roots go through it too, except shards, which the reader memory-maps.
-Credentials come from the environment, as every S3 tool has them: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION,
-AWS_ENDPOINT_URL (S3_ENDPOINT_URL, which mosaicml-streaming reads, is taken when it is not set).
+Object stores are reached through obstore (see object_store.py). Local folders are plain files.
 """
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import os
-from collections.abc import Iterator
-from datetime import timedelta
+import shutil
+import uuid
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import IO, Any, cast
-
-import obstore
-from obstore import exceptions as obstore_errors
-from obstore.store import LocalStore, from_url
+from typing import IO, Protocol
 
 from crisp_stream.errors import InputError, StorageError
 
 REMOTE_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "http", "https")
-UPLOAD_PART_BYTES = 16 << 20
 
 
 def is_remote(url: str) -> bool:
@@ -53,138 +45,156 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crisp-stream"
 
 
-class Store:
-    """Objects under one root. Paths are relative, with forward slashes."""
-
-    def __init__(self, url: str, *, timeout: float = 120.0) -> None:
-        """Args:
-        url: local folder or s3://, gs://, az://, https:// prefix.
-        timeout: seconds after which a request that keeps failing is given up.
-        """
-        self.url = url.rstrip("/") if is_remote(url) else str(local_path(url))
-        self.is_local = not is_remote(url)
-        self._timeout = timeout
-        self._opened: Any = None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_reopen, (self.url, self._timeout))
-
-    @property
-    def _store(self) -> Any:
-        # Opened on first use: a client must not cross a fork, and a local folder may not exist yet.
-        if self._opened is None:
-            if self.is_local:
-                self._opened = LocalStore(Path(self.url).resolve(), mkdir=True)
-            else:
-                self._opened = _open_remote(self.url, self._timeout)
-        return self._opened
-
-    def object_url(self, path: str) -> str:
-        """`path` with the root in front, for messages."""
-        return f"{self.url}/{path}"
-
-    def get(self, path: str) -> bytes:
-        """The whole object. Raises StorageError."""
-        with self._explained(path, "read"):
-            return bytes(obstore.get(self._store, path).bytes())
-
-    def get_range(self, path: str, start: int, length: int) -> bytes:
-        """`length` bytes from byte `start`. Raises StorageError."""
-        with self._explained(path, f"read bytes {start}-{start + length - 1} of"):
-            return bytes(obstore.get_range(self._store, path, start=start, length=length))
-
-    def put(self, path: str, content: bytes, *, create: bool = False) -> None:
-        """Write atomically; with `create`, only if nothing is there. Raises StorageError."""
-        with self._explained(path, "write"):
-            obstore.put(self._store, path, content, mode="create" if create else "overwrite")
-
-    def put_file(self, path: str, source: Path) -> None:
-        """Upload a local file (multipart when large). Raises StorageError."""
-        with self._explained(path, "write"):
-            obstore.put(self._store, path, source, chunk_size=UPLOAD_PART_BYTES)
-
-    def exists(self, path: str) -> bool:
-        """Whether the object exists. Raises StorageError when that cannot be told."""
-        try:
-            self.object_bytes(path)
-        except MissingObjectError:
-            return False
-        return True
-
-    def object_bytes(self, path: str) -> int:
-        """Size of the object in bytes. Raises StorageError."""
-        with self._explained(path, "look up"):
-            return int(obstore.head(self._store, path)["size"])
-
-    def list(self, prefix: str = "") -> list[tuple[str, int]]:
-        """(path, bytes) of every object under `prefix`, sorted by path. Raises StorageError."""
-        if self.is_local and not Path(self.url).is_dir():
-            return []
-        with self._explained(prefix, "list"):
-            batches: Iterator[list[Any]] = iter(obstore.list(self._store, prefix or None))
-            return sorted((meta["path"], int(meta["size"])) for batch in batches for meta in batch)
-
-    def delete(self, path: str) -> None:
-        """Delete one object. Raises StorageError."""
-        with self._explained(path, "delete"):
-            obstore.delete(self._store, path)
-
-    @contextlib.contextmanager
-    def _explained(self, path: str, action: str) -> Iterator[None]:
-        try:
-            yield
-        except (obstore_errors.BaseError, OSError, ValueError) as error:
-            raise _explain(error, self.object_url(path), action) from error
-
-
 class MissingObjectError(StorageError):
     """The object is not there, though the storage answered."""
 
 
-def _reopen(url: str, timeout: float) -> Store:
-    return Store(url, timeout=timeout)
+class Store(Protocol):
+    """Objects under one root. Paths are relative, with forward slashes. Every method raises StorageError."""
+
+    url: str
+    """The root, without a trailing slash."""
+    is_local: bool
+    """Whether the root is a folder of this machine."""
+
+    def get(self, path: str) -> bytes:
+        """The whole object. Raises MissingObjectError when it is not there."""
+        ...
+
+    def get_range(self, path: str, start: int, length: int) -> bytes:
+        """`length` bytes from byte `start`."""
+        ...
+
+    def put(self, path: str, content: bytes, *, create: bool = False) -> None:
+        """Write atomically; with `create`, only if nothing is there."""
+        ...
+
+    def put_file(self, path: str, source: Path) -> None:
+        """Write the content of a local file."""
+        ...
+
+    def object_bytes(self, path: str) -> int:
+        """Size of the object in bytes. Raises MissingObjectError when it is not there."""
+        ...
+
+    def exists(self, path: str) -> bool:
+        """Whether the object is there."""
+        ...
+
+    def list(self, prefix: str = "") -> list[tuple[str, int]]:
+        """(path, bytes) of every object under `prefix`, sorted by path."""
+        ...
+
+    def delete(self, path: str) -> None:
+        """Delete one object."""
+        ...
+
+
+class FolderStore:
+    """A local folder as a Store."""
+
+    is_local = True
+
+    def __init__(self, folder: Path) -> None:
+        self.url = str(folder)
+        self._folder = folder
+
+    def _file(self, path: str) -> Path:
+        if path.startswith("/") or ".." in path.split("/"):
+            raise StorageError(f"{path!r} leaves the root {self.url}. Paths must be relative and free of `..`.")
+        return self._folder / path
+
+    def get(self, path: str) -> bytes:
+        """The whole file."""
+        try:
+            return self._file(path).read_bytes()
+        except OSError as error:
+            raise self._explain(error, path) from error
+
+    def get_range(self, path: str, start: int, length: int) -> bytes:
+        """`length` bytes from byte `start`; fewer at the end of the file."""
+        try:
+            with self._file(path).open("rb") as file:
+                file.seek(start)
+                return file.read(length)
+        except OSError as error:
+            raise self._explain(error, path) from error
+
+    def put(self, path: str, content: bytes, *, create: bool = False) -> None:
+        """Write to a temporary name, then rename (or link, with `create`)."""
+        target = self._file(path)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            if create:
+                os.link(temporary, target)
+                temporary.unlink()
+            else:
+                temporary.replace(target)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise self._explain(error, path) from error
+
+    def put_file(self, path: str, source: Path) -> None:
+        """Copy a file to its place, whole or not at all."""
+        target = self._file(path)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, temporary)
+            temporary.replace(target)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise self._explain(error, path) from error
+
+    def object_bytes(self, path: str) -> int:
+        """Size of the file."""
+        try:
+            return self._file(path).stat().st_size
+        except OSError as error:
+            raise self._explain(error, path) from error
+
+    def exists(self, path: str) -> bool:
+        """Whether the file is there."""
+        return self._file(path).is_file()
+
+    def list(self, prefix: str = "") -> list[tuple[str, int]]:
+        """Every file below `prefix`."""
+        files = (file for file in self._file(prefix).rglob("*") if file.is_file())
+        return sorted((file.relative_to(self._folder).as_posix(), file.stat().st_size) for file in files)
+
+    def delete(self, path: str) -> None:
+        """Remove one file."""
+        try:
+            self._file(path).unlink()
+        except OSError as error:
+            raise self._explain(error, path) from error
+
+    def _explain(self, error: OSError, path: str) -> StorageError:
+        where = f"{self.url}/{path}"
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            return MissingObjectError(f"{where} does not exist. Check the path.")
+        if isinstance(error, FileExistsError):
+            return StorageError(f"{where} already exists and is not overwritten. Choose another root, or delete it first.")
+        return StorageError(f"{where}: {error.strerror or error}. Check the permissions and the disk.")
 
 
 def open_store(url: str, *, timeout: float = 120.0) -> Store:
-    """The objects under a local folder or an object-store prefix. Nothing is contacted yet."""
-    return Store(url, timeout=timeout)
+    """The objects under a local folder or an object-store prefix. Nothing is contacted yet.
 
+    Args:
+        url: local folder, file://, s3://, gs://, az:// or https:// prefix.
+        timeout: seconds after which a request that keeps failing is given up.
+    """
+    if not is_remote(url):
+        return FolderStore(local_path(url.rstrip("/") or "/"))
+    from crisp_stream.object_store import ObjectStore
 
-def _open_remote(url: str, timeout: float) -> Any:
-    options: dict[str, Any] = {
-        "retry_config": {"max_retries": 10, "retry_timeout": timedelta(seconds=timeout)},
-        "client_options": {"timeout": timedelta(seconds=min(timeout, 60.0)), "connect_timeout": timedelta(seconds=10)},
-    }
-    if url.startswith(("s3://", "s3a://")):
-        endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("S3_ENDPOINT_URL")
-        if endpoint:
-            options["config"] = {"endpoint": endpoint}
-            options["client_options"]["allow_http"] = endpoint.startswith("http://")
-    elif url.startswith("http://"):
-        options["client_options"]["allow_http"] = True
-    try:
-        return from_url(url, **options)
-    except (obstore_errors.BaseError, ValueError) as error:
-        raise _explain(error, url, "open") from error
-
-
-def _explain(error: Exception, url: str, action: str) -> StorageError:
-    text = " ".join(str(error).split())
-    if "NoSuchBucket" in text:
-        container = "/".join(url.split("/")[:3])
-        return StorageError(f"{container} does not exist (cannot {action} {url}). Create it, or check the name.")
-    if isinstance(error, obstore_errors.NotFoundError | FileNotFoundError):
-        return MissingObjectError(f"{url} does not exist (cannot {action} it). Check the path.")
-    if isinstance(error, obstore_errors.AlreadyExistsError):
-        return StorageError(f"{url} already exists and is not overwritten. Choose another root, or delete it first.")
-    denied = isinstance(error, obstore_errors.PermissionDeniedError | obstore_errors.UnauthenticatedError | PermissionError)
-    if denied or any(sign in text for sign in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "403 ")):
-        return StorageError(
-            f"cannot {action} {url}: the credentials were refused. "
-            "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY (or your provider's variables) and the permissions. "
-            f"The storage said: {text[:300]}"
-        )
-    return StorageError(f"cannot {action} {url}: {text[:600]}. Check the network, the endpoint and the path.")
+    return ObjectStore(url.rstrip("/"), timeout=timeout)
 
 
 def list_inputs(url: str) -> list[str]:
@@ -210,24 +220,20 @@ def _list_local(path: str) -> list[str]:
 
 
 def _list_remote(url: str) -> list[str]:
-    from fnmatch import fnmatchcase
-
     parent, _, name = url.rstrip("/").rpartition("/")
     if any(sign in url for sign in "*?["):
         fixed = url[: min(url.index(sign) for sign in "*?[" if sign in url)].rpartition("/")[0]
-        listed = [f"{fixed}/{path}" for path, _ in Store(fixed).list()]
+        listed = [f"{fixed}/{path}" for path, _ in open_store(fixed).list()]
         return [file for file in listed if fnmatchcase(file, url)]
-    if name and parent.count("/") >= 2 and Store(parent).exists(name):
+    if name and parent.count("/") >= 2 and open_store(parent).exists(name):
         return [url]
-    return [f"{url.rstrip('/')}/{path}" for path, _ in Store(url).list()]
+    return [f"{url.rstrip('/')}/{path}" for path, _ in open_store(url).list()]
 
 
 def input_bytes(url: str) -> int:
     """Size of one input file in bytes. Raises StorageError."""
-    if not is_remote(url):
-        return local_path(url).stat().st_size
-    parent, _, name = url.rpartition("/")
-    return Store(parent).object_bytes(name)
+    parent, name = _split(url)
+    return open_store(parent).object_bytes(name)
 
 
 def open_input(url: str) -> IO[bytes]:
@@ -236,8 +242,16 @@ def open_input(url: str) -> IO[bytes]:
         try:
             return local_path(url).open("rb")
         except OSError as error:
-            raise _explain(error, url, "open") from error
-    parent, _, name = url.rpartition("/")
-    store = Store(parent)
-    with store._explained(name, "open"):
-        return cast(IO[bytes], obstore.open_reader(store._store, name, buffer_size=8 << 20))
+            raise StorageError(f"{url}: {error.strerror}. Check the path and the permissions.") from error
+    from crisp_stream.object_store import ObjectStore
+
+    parent, name = _split(url)
+    return ObjectStore(parent, timeout=120.0).open(name)
+
+
+def _split(url: str) -> tuple[str, str]:
+    if is_remote(url):
+        parent, _, name = url.rpartition("/")
+        return parent, name
+    path = local_path(url)
+    return str(path.parent), path.name
