@@ -1,0 +1,218 @@
+"""What a run keeps of itself: losses, which clusters it was really served, bytes read, held-out perplexity, progress.
+
+One small all-gather per batch collects every rank's cluster and window ids and counters. So rank 0 always holds the whole
+run's account, it travels in the checkpoint, and a run resumed on another number of ranks continues it. (Summing counts
+only when a checkpoint is due would save microseconds and would tie the account to the number of ranks.)
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol, TextIO
+
+import numpy as np
+import torch
+from composer.core import Callback, Event, State
+from composer.loggers import Logger
+from composer.utils import dist
+from composer.utils.misc import create_interval_scheduler
+from numpy.typing import NDArray
+from torch.nn.parallel import DistributedDataParallel
+
+from crisp_stream.checkpoint import LoadedGPT
+from crisp_stream.evaluate import encode_examples, row_losses, summarise
+
+
+class ReadCounters(Protocol):
+    """What the account needs of the dataset."""
+
+    @property
+    def bytes_read(self) -> int: ...
+
+    @property
+    def requests(self) -> int: ...
+
+
+class RunAccount(Callback):
+    """Losses, learning rates, served clusters, bytes, requests, time: of the whole run, resumed parts included."""
+
+    def __init__(self, leaves: NDArray[np.uint32], reads: ReadCounters, *, log_windows: bool = False) -> None:
+        """Args:
+        leaves: [num_leaves], sorted ids of the dataset's leaves.
+        reads: the dataset whose counters are added up.
+        log_windows: also keep the window ids of every batch.
+        """
+        self.leaves = leaves
+        self.served_per_leaf = np.zeros(len(leaves), np.int64)
+        self.losses: list[float] = []
+        self.learning_rates: list[float] = []
+        self.windows_per_batch: list[list[int]] | None = [] if log_windows else None
+        self.resumed_at: int | None = None
+        self._reads = reads
+        self._before = dict.fromkeys(("bytes_read", "requests", "wall_seconds", "cpu_seconds"), 0.0)
+        self._session = dict(self._before)
+        self._started = time.monotonic()
+        self._cpu_started = cpu_seconds()
+
+    @property
+    def totals(self) -> dict[str, float]:
+        """`bytes_read`, `requests`, `cpu_seconds` over all ranks and `wall_seconds`, resumed parts included."""
+        return {name: self._before[name] + self._session[name] for name in self._before}
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        self._started = time.monotonic()
+        if int(state.timestamp.batch) > 0:
+            self.resumed_at = int(state.timestamp.batch)
+
+    def after_dataloader(self, state: State, logger: Logger) -> None:
+        clusters, windows = state.batch["cluster"], state.batch["window"]
+        counters = [self._reads.bytes_read, self._reads.requests, int(1000 * (cpu_seconds() - self._cpu_started))]
+        local = torch.cat([clusters.to(torch.int64), windows.to(torch.int64), torch.tensor(counters)])
+        gathered = [rank.cpu() for rank in dist.all_gather(state.device.tensor_to_device(local))]
+        size = len(clusters)
+        ids = torch.cat([rank[:size] for rank in gathered]).numpy()
+        np.add.at(self.served_per_leaf, np.searchsorted(self.leaves, ids), 1)
+        bytes_read, requests, cpu_milliseconds = (
+            torch.stack([rank[2 * size :] for rank in gathered]).sum(dim=0).tolist()
+        )
+        self._session.update(bytes_read=bytes_read, requests=requests, cpu_seconds=cpu_milliseconds / 1000)
+        if self.windows_per_batch is not None:
+            self.windows_per_batch.append(sorted(torch.cat([rank[size : 2 * size] for rank in gathered]).tolist()))
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        self.learning_rates.append(float(state.optimizers[0].param_groups[0]["lr"]))
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        self.losses.append(float(state.total_loss_dict["loss/train/total"]))
+        self._session["wall_seconds"] = time.monotonic() - self._started
+
+    def state_dict(self) -> dict[str, Any]:
+        served = np.flatnonzero(self.served_per_leaf)
+        saved: dict[str, Any] = {
+            "losses": torch.tensor(self.losses, dtype=torch.float64),
+            "learning_rates": torch.tensor(self.learning_rates, dtype=torch.float64),
+            "served_leaves": torch.from_numpy(self.leaves[served].astype(np.int64)),
+            "served_windows": torch.from_numpy(self.served_per_leaf[served]),
+            "totals": self.totals,
+        }
+        if self.windows_per_batch is not None:
+            saved["windows_per_batch"] = self.windows_per_batch
+        return saved
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.losses = state["losses"].tolist()
+        self.learning_rates = state["learning_rates"].tolist()
+        at = np.searchsorted(self.leaves, state["served_leaves"].numpy())
+        self.served_per_leaf[at] = state["served_windows"].numpy()
+        self._before = dict(state["totals"])
+        if self.windows_per_batch is not None:
+            self.windows_per_batch = [list(windows) for windows in state.get("windows_per_batch", [])]
+
+
+class ProgressLines(Callback):
+    """One line every few batches on rank 0, for runs without a terminal."""
+
+    def __init__(self, *, num_batches: int, log_interval: int, stream: TextIO | None = None) -> None:
+        """Args:
+        num_batches: length of the run.
+        log_interval: batches between lines; the last batch always has one.
+        """
+        self._num_batches = num_batches
+        self._log_interval = log_interval
+        self._stream = sys.stderr if stream is None else stream
+        self._last = (0.0, 0, 0)
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        self._last = (time.monotonic(), int(state.timestamp.token), int(state.timestamp.batch))
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        batch, tokens = int(state.timestamp.batch), int(state.timestamp.token)
+        if dist.get_global_rank() or (batch % self._log_interval and batch != self._num_batches):
+            return
+        now = time.monotonic()
+        then, tokens_then, batch_then = self._last
+        self._last = (now, tokens, batch)
+        seconds_left = (self._num_batches - batch) * (now - then) / max(batch - batch_then, 1)
+        minutes, seconds = divmod(round(seconds_left), 60)
+        print(
+            f"batch {batch:,}/{self._num_batches:,}  loss {float(state.total_loss_dict['loss/train/total']):.4f}"
+            f"  {tokens:,} tokens  {(tokens - tokens_then) / max(now - then, 1e-9):,.0f} tokens/s"
+            f"  {minutes}:{seconds:02d} left",
+            file=self._stream,
+            flush=True,
+        )
+
+
+class HeldOutPerplexity(Callback):
+    """The paper's perplexity on held-out text, every so often and at the end; all ranks share the work."""
+
+    def __init__(self, loaded: LoadedGPT, texts: Sequence[str], *, interval: str, batch_size: int) -> None:
+        """Args:
+        loaded: the model in training, with its tokenizer.
+        texts: the held-out examples.
+        interval: as `eval_interval` of a recipe.
+        batch_size: rows per forward pass.
+        """
+        self.measured: list[tuple[int, float]] = []
+        """(batch, perplexity) of each measurement."""
+        self._due = create_interval_scheduler(interval, checkpoint_events=False, final_events={Event.BATCH_END})
+        encoded = encode_examples(loaded, texts)
+        self._tokens_per_example = np.array([sum(len(row) - 1 for row in rows) for rows in encoded])
+        rows = sorted(((e, row) for e, rows_ in enumerate(encoded) for row in rows_), key=lambda item: len(item[1]))
+        self._batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        if not self._due(state, Event.BATCH_END):
+            return
+        wrapped = state.model.module if isinstance(state.model, DistributedDataParallel) else state.model
+        gpt = wrapped.model
+        assert isinstance(gpt, torch.nn.Module)
+        loss_sums = np.zeros(len(self._tokens_per_example))
+        world, rank = dist.get_world_size(), dist.get_global_rank()
+        gpt.eval()
+        for first in range(0, len(self._batches), world):
+            # Sharded models need every rank in every forward pass: a rank without a batch repeats the first for nothing.
+            mine = first + rank
+            batch = self._batches[mine if mine < len(self._batches) else 0]
+            sums = row_losses(gpt, [row for _, row in batch], device=next(gpt.parameters()).device)
+            if mine < len(self._batches):
+                np.add.at(loss_sums, [example for example, _ in batch], sums)
+        gpt.train()
+        gathered = dist.all_gather(state.device.tensor_to_device(torch.from_numpy(loss_sums)))
+        summed = torch.stack([part.cpu() for part in gathered]).sum(dim=0).numpy()
+        perplexity = summarise(summed, self._tokens_per_example).perplexity
+        self.measured.append((int(state.timestamp.batch), perplexity))
+        logger.log_metrics({"metrics/eval/perplexity": perplexity})
+        if rank == 0:
+            print(
+                f"batch {int(state.timestamp.batch):,}  held-out perplexity {perplexity:.3f}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"measured": self.measured}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.measured = [(int(batch), float(perplexity)) for batch, perplexity in state["measured"]]
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of its finished children."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def total_variation(served_per_leaf: NDArray[np.int64], asked: NDArray[np.float64]) -> float:
+    """Half the L1 distance between served and asked leaf frequencies, in [0, 1].
+
+    Args:
+        served_per_leaf: [num_leaves], windows.
+        asked: [num_leaves], sums to 1.
+    """
+    total = int(served_per_leaf.sum())
+    return math.nan if total == 0 else float(np.abs(served_per_leaf / total - asked).sum() / 2)
