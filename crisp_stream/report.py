@@ -1,0 +1,318 @@
+"""One self-contained HTML page about a comparison of two runs: no network, no script, a few dozen kB.
+
+Tables, bars in table cells and inline SVG, rather than a plotting library's page: that weighs 4 MB, needs a script to
+show anything, and cannot be read aloud or printed. All text is escaped: sample text comes from a corpus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+_MAX_POINTS = 240
+"""Points of a drawn curve; more cannot be told apart at the width of the page."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What one training run came to."""
+
+    name: str
+    """As the reader should call it: base, CRISP."""
+    specialist_perplexity: float
+    """On held-out documents of the task."""
+    generalist_perplexity: float
+    """On held-out documents of the corpus."""
+    losses: Sequence[tuple[int, float]]
+    """Training loss in nats per token after each batch: (batch, loss)."""
+    num_tokens: int
+    """Tokens trained on."""
+    bytes_read: int
+    """Read from the dataset."""
+    mixture_error: float
+    """Total variation between the proportions asked for and those served, in [0, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterRow:
+    """A cluster of the tree and its part in the task and the corpus."""
+
+    node: int
+    """Node id at the histogram's level."""
+    specialist_share: float
+    """Proportion of the task's windows."""
+    generalist_share: float
+    """Proportion of the corpus' windows."""
+    num_windows: int
+    """Windows of the corpus in it."""
+    sample: str
+    """The beginning of one of its windows."""
+
+    @property
+    def importance_weight(self) -> float:
+        """w(c) = P(c | D^s) / P(c | D^g)."""
+        return self.specialist_share / self.generalist_share if self.generalist_share else float("inf")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two runs on one dataset for one task: what the page and the printed table say."""
+
+    task: str
+    """Name of the task."""
+    base: RunResult
+    """Trained on the corpus as it is."""
+    crisp: RunResult
+    """Trained on the corpus with the task's cluster frequencies."""
+    clusters: Sequence[ClusterRow]
+    """The task's heaviest clusters, heaviest first."""
+    facts: Mapping[str, str]
+    """About dataset, task and runs: label and value."""
+
+    @property
+    def specialist_ratio(self) -> float:
+        """Perplexity of CRISP over that of base on the task; below 1 is better."""
+        return self.crisp.specialist_perplexity / self.base.specialist_perplexity
+
+    @property
+    def generalist_ratio(self) -> float:
+        """Perplexity of CRISP over that of base on the corpus; above 1 is the price of specialising."""
+        return self.crisp.generalist_perplexity / self.base.generalist_perplexity
+
+    @property
+    def verdict(self) -> str:
+        """The outcome in a sentence, whichever it is."""
+        change = abs(1 - self.specialist_ratio)
+        if self.specialist_ratio >= 1:
+            return f"CRISP did not beat base on {self.task}: its held-out perplexity is {change:.0%} higher."
+        cost = self.generalist_ratio - 1
+        price = f"and {cost:.0%} higher" if cost >= 0 else f"and {-cost:.0%} lower too"
+        return f"CRISP's held-out perplexity is {change:.0%} lower than base's on {self.task}, {price} on the corpus."
+
+
+def write_report(path: str | Path, comparison: Comparison) -> Path:
+    """Write the page, replacing an older one only when it is complete.
+
+    Returns:
+        The path written.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(target.name + ".tmp")
+    temporary.write_text(report_html(comparison), encoding="utf-8")
+    temporary.replace(target)
+    return target
+
+
+def report_html(comparison: Comparison) -> str:
+    """The page as text."""
+    style = resources.files("crisp_stream").joinpath("report.css").read_text(encoding="utf-8")
+    title = f"CRISP and base on {comparison.task}"
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{escape(title)}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<main>
+<header>
+<h1>{escape(title)}</h1>
+<p class="verdict">{escape(comparison.verdict)}</p>
+</header>
+{_perplexity_section(comparison)}
+{_loss_section(comparison)}
+{_cluster_section(comparison)}
+{_reading_section(comparison)}
+{_facts_section(comparison)}
+</main>
+</body>
+</html>
+"""
+
+
+def format_bytes(count: float) -> str:
+    """`1.3 MB`: decimal units, as storage is sold."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def _perplexity_section(comparison: Comparison) -> str:
+    base, crisp = comparison.base, comparison.crisp
+    most = max(run.specialist_perplexity for run in (base, crisp))
+    most = max(most, *(run.generalist_perplexity for run in (base, crisp)))
+    rows = [
+        (comparison.task, base.specialist_perplexity, crisp.specialist_perplexity, comparison.specialist_ratio),
+        ("corpus", base.generalist_perplexity, crisp.generalist_perplexity, comparison.generalist_ratio),
+    ]
+    body = "\n".join(
+        f'<tr><th scope="row">{escape(name)}</th>{_bar(first, most, "base")}{_bar(second, most, "crisp")}'
+        f'<td class="number" data-label="CRISP : base">{ratio:.2f}</td></tr>'
+        for name, first, second, ratio in rows
+    )
+    return f"""<section aria-labelledby="perplexity">
+<h2 id="perplexity">Held-out perplexity</h2>
+<table class="stack">
+<caption>Perplexity of held-out documents, lower is better: mean over documents of the mean loss per token, then exp.
+Both runs saw the same number of tokens.</caption>
+<thead><tr><th scope="col">Text</th><th scope="col">{escape(base.name)}</th><th scope="col">{escape(crisp.name)}</th>
+<th scope="col" class="number">{escape(crisp.name)} : {escape(base.name)}</th></tr></thead>
+<tbody>
+{body}
+</tbody>
+</table>
+</section>"""
+
+
+def _bar(value: float, most: float, run: str) -> str:
+    label = {"base": "base", "crisp": "CRISP"}[run]
+    width = 100 * value / most if most else 0
+    return (
+        f'<td class="bar" data-label="{label}"><span class="value">{value:,.1f}</span>'
+        f'<span class="track"><span class="fill {run}" style="width:{width:.1f}%"></span></span></td>'
+    )
+
+
+def _loss_section(comparison: Comparison) -> str:
+    runs = [(comparison.base, "base"), (comparison.crisp, "crisp")]
+    if any(len(run.losses) < 2 for run, _ in runs):
+        return ""
+    legend = " ".join(
+        f'<span class="key"><span class="swatch {kind}"></span>{escape(run.name)}</span>' for run, kind in runs
+    )
+    ends = ", ".join(f"{run.name} {_smoothed(run.losses)[-1][1]:.2f}" for run, _ in runs)
+    wide = _loss_chart(runs, width=720, height=300, described=f"Training loss by batch; at the end: {ends}.")
+    narrow = _loss_chart(runs, width=360, height=260, described="")
+    return f"""<section aria-labelledby="loss">
+<h2 id="loss">Training loss</h2>
+<figure>
+<figcaption>Loss on each run's own mixture, in nats per token, averaged over neighbouring batches; faint: every batch.
+CRISP's mixture is the narrower one, so the curves do not say which run is better: the table above does.</figcaption>
+<p class="legend">{legend}</p>
+{wide}
+{narrow}
+</figure>
+</section>"""
+
+
+def _thinned(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    keep = np.unique(np.linspace(0, len(points) - 1, min(len(points), _MAX_POINTS)).round().astype(int))
+    return points[keep]
+
+
+def _smoothed(losses: Sequence[tuple[int, float]]) -> NDArray[np.float64]:
+    """[num_points, 2]: centred mean over about a thirtieth of the run."""
+    points = np.asarray(losses, np.float64)
+    half = max(1, len(points) // 60)
+    sums = np.concatenate([[0.0], np.cumsum(points[:, 1])])
+    first = np.maximum(np.arange(len(points)) - half, 0)
+    last = np.minimum(np.arange(len(points)) + half + 1, len(points))
+    return np.column_stack([points[:, 0], (sums[last] - sums[first]) / (last - first)])
+
+
+def _ticks(low: float, high: float, count: int) -> list[float]:
+    """Round numbers inside [low, high]."""
+    step = 10 ** np.floor(np.log10(max(high - low, 1e-9) / count))
+    step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= count)
+    return [float(value) for value in np.arange(np.ceil(low / step), np.floor(high / step + 1e-9) + 1) * step]
+
+
+def _loss_chart(runs: Sequence[tuple[RunResult, str]], *, width: int, height: int, described: str) -> str:
+    left, right, top, bottom = 40, 12, 8, 40
+    curves = [(np.asarray(run.losses, np.float64), _smoothed(run.losses), kind) for run, kind in runs]
+    x_low, x_high = 0.0, max(float(raw[-1, 0]) for raw, _, _ in curves)
+    y_low = min(float(raw[:, 1].min()) for raw, _, _ in curves)
+    y_high = max(float(raw[:, 1].max()) for raw, _, _ in curves)
+    margin = 0.04 * (y_high - y_low) or 1.0
+    y_low, y_high = y_low - margin, y_high + margin
+
+    def place(points: NDArray[np.float64]) -> str:
+        x = left + (points[:, 0] - x_low) / (x_high - x_low) * (width - left - right)
+        y = top + (y_high - points[:, 1]) / (y_high - y_low) * (height - top - bottom)
+        return " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
+
+    parts: list[str] = []
+    for value in _ticks(y_low, y_high, 5):
+        y = top + (y_high - value) / (y_high - y_low) * (height - top - bottom)
+        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
+    for value in _ticks(x_low, x_high, 4 if width < 500 else 8):
+        x = left + (value - x_low) / (x_high - x_low) * (width - left - right)
+        parts.append(f'<text x="{x:.1f}" y="{height - bottom + 18}" text-anchor="middle">{value:g}</text>')
+    parts.append(f'<text x="{(left + width - right) / 2:.0f}" y="{height - 4}" text-anchor="middle">batch</text>')
+    parts += [f'<polyline class="raw {kind}" points="{place(_thinned(raw))}"/>' for raw, _, kind in curves]
+    parts += [f'<polyline class="curve {kind}" points="{place(_thinned(mean))}"/>' for _, mean, kind in curves]
+    label = f'role="img" aria-label="{escape(described)}"' if described else 'aria-hidden="true"'
+    size = "wide" if described else "narrow"
+    return f'<svg class="chart {size}" viewBox="0 0 {width} {height}" {label}>{"".join(parts)}</svg>'
+
+
+def _cluster_section(comparison: Comparison) -> str:
+    rows = "\n".join(
+        f'<tr><th scope="row" class="number" data-label="cluster">{row.node}</th>'
+        f'<td class="number" data-label="of the task">{row.specialist_share:.1%}</td>'
+        f'<td class="number" data-label="of the corpus">{row.generalist_share:.1%}</td>'
+        f'<td class="number" data-label="weight">{row.importance_weight:.1f}</td>'
+        f'<td class="sample"><q>{escape(row.sample)}</q></td></tr>'
+        for row in comparison.clusters
+    )
+    return f"""<section aria-labelledby="clusters">
+<h2 id="clusters">Where the task lives</h2>
+<table class="stack">
+<caption>The task's heaviest clusters. Importance weight w(c) = share of the task / share of the corpus: how much more
+often CRISP draws the cluster than base does. The text is the beginning of one window of the corpus.</caption>
+<thead><tr><th scope="col" class="number">Cluster</th><th scope="col" class="number">Of the task</th>
+<th scope="col" class="number">Of the corpus</th><th scope="col" class="number">w(c)</th>
+<th scope="col">A window of it</th></tr></thead>
+<tbody>
+{rows}
+</tbody>
+</table>
+</section>"""
+
+
+def _reading_section(comparison: Comparison) -> str:
+    rows = "\n".join(
+        f'<tr><th scope="row">{escape(run.name)}</th>'
+        f'<td class="number" data-label="tokens">{run.num_tokens:,}</td>'
+        f'<td class="number" data-label="bytes read">{format_bytes(run.bytes_read)}</td>'
+        f'<td class="number" data-label="mixture error">{run.mixture_error:.4f}</td></tr>'
+        for run in (comparison.base, comparison.crisp)
+    )
+    return f"""<section aria-labelledby="reading">
+<h2 id="reading">What each run was served</h2>
+<table class="stack">
+<caption>Mixture error: total variation between the cluster proportions asked for and those served over the whole run;
+0 is exact, 1 is disjoint.</caption>
+<thead><tr><th scope="col">Run</th><th scope="col" class="number">Tokens</th>
+<th scope="col" class="number">Bytes read</th><th scope="col" class="number">Mixture error</th></tr></thead>
+<tbody>
+{rows}
+</tbody>
+</table>
+</section>"""
+
+
+def _facts_section(comparison: Comparison) -> str:
+    facts = "\n".join(
+        f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>" for label, value in comparison.facts.items()
+    )
+    return f"""<section aria-labelledby="facts">
+<h2 id="facts">Dataset, task and runs</h2>
+<dl>
+{facts}
+</dl>
+</section>"""
