@@ -1,0 +1,127 @@
+"""Work in other processes, and how it is shown.
+
+Processes are spawned, never forked (torch and the object-store client do not survive a fork), and the backlog is
+bounded, so the reader of documents waits instead of filling memory. With one process the work runs in the caller:
+same functions, same bytes.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from crisp_stream.errors import CrispError, InputError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+Log = Callable[[str], None]
+
+BACKLOG_PER_PROCESS = 2
+LOG_SECONDS = 10.0
+
+_worker_index = 0
+
+
+def worker_index() -> int:
+    """0, 1, … for the processes of a pool; 0 in the caller's own. Chooses the GPU of a worker."""
+    return _worker_index
+
+
+def _start_worker(counter: Any) -> None:
+    global _worker_index
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    with counter.get_lock():
+        _worker_index = counter.value
+        counter.value += 1
+
+
+def num_processes(asked: int | None) -> int:
+    """The asked number, or one per core this process may use. Raises InputError below 1."""
+    if asked is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if asked < 1:
+        raise InputError(f"processes: must be at least 1, got {asked}. Leave it out to use every core.")
+    return asked
+
+
+def map_unordered(function: Callable[[Task], Result], tasks: Iterable[Task], *, processes: int) -> Iterator[Result]:
+    """Results of `function` over `tasks`, as they come; tasks are taken from the iterable only as workers keep up.
+
+    Args:
+        function: importable by name; with one process it runs in this one.
+        tasks: may be endless in principle: at most 2 per process wait.
+        processes: at least 1.
+
+    Raises:
+        CrispError: a worker was killed. Errors of `function` come through as they are.
+    """
+    if processes == 1:
+        yield from map(function, tasks)
+        return
+    context = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(
+        processes, mp_context=context, initializer=_start_worker, initargs=(context.Value("i", 0),)
+    )
+    try:
+        running: set[Future[Result]] = set()
+        for task in tasks:
+            running.add(executor.submit(function, task))
+            if len(running) >= processes * (1 + BACKLOG_PER_PROCESS):
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
+    except BrokenProcessPool as error:
+        raise CrispError(
+            "a worker process was killed, most often for memory; finished work is kept. "
+            "Run the same command again, with fewer processes if memory was short."
+        ) from error
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+class Progress:
+    """How far a stage is: a bar on a terminal, else a line every ten seconds."""
+
+    def __init__(self, stage: str, unit: str, *, log: Log, total: int | None = None) -> None:
+        """Args:
+        stage: what is being done.
+        unit: what is counted, in the plural.
+        log: receives the lines.
+        total: how many there will be, where that is known.
+        """
+        self._stage, self._unit, self._log, self._total = stage, unit, log, total
+        self._count = 0
+        self._started = self._logged = time.monotonic()
+        self._bar: Any = None
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, desc=stage, unit=f" {unit}", leave=False)
+
+    def add(self, count: int) -> None:
+        """Count `count` more as done."""
+        self._count += count
+        if self._bar is not None:
+            self._bar.update(count)
+        elif time.monotonic() - self._logged >= LOG_SECONDS:
+            self._logged = time.monotonic()
+            self._log(f"{self._stage}: {self._summary()}")
+
+    def finish(self) -> None:
+        """Close the bar and log one line."""
+        if self._bar is not None:
+            self._bar.close()
+        self._log(f"{self._stage}: done, {self._summary()}")
+
+    def _summary(self) -> str:
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        of_total = f" of {self._total:,}" if self._total is not None else ""
+        return f"{self._count:,}{of_total} {self._unit} in {seconds:.0f} s ({self._count / seconds:,.1f} a second)"
