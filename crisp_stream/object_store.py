@@ -10,6 +10,7 @@ AWS_ENDPOINT_URL (S3_ENDPOINT_URL, which mosaicml-streaming reads, is taken when
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import struct
@@ -20,12 +21,13 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 from crisp_stream.errors import StorageError
 from crisp_stream.storage import MissingObjectError
 
 UPLOAD_PART_BYTES = 16 << 20
+READ_AHEAD_BYTES = 8 << 20
 HELPER_THREADS = 32
 _LENGTH = struct.Struct("<Q")
 
@@ -97,10 +99,12 @@ class ObjectStore:
         """The object as a seekable file. Not for forked processes, which stream nothing."""
         import obstore
 
+        url = f"{self.url}/{path}"
         try:
-            return cast(IO[bytes], obstore.open_reader(self._client(), path, buffer_size=8 << 20))
+            opened = obstore.open_reader(self._client(), path, buffer_size=READ_AHEAD_BYTES)
         except Exception as error:
-            raise _explain(error, f"{self.url}/{path}", "open") from error
+            raise _explain(error, url, "open") from error
+        return io.BufferedReader(_ObjectFile(opened, url), READ_AHEAD_BYTES)
 
     def _call(self, operation: str, path: str, *arguments: Any) -> Any:
         if _forked_after_use:
@@ -116,6 +120,33 @@ class ObjectStore:
             self._opened, self._opened_in_pid = _connect(self.url, self._timeout), os.getpid()
             _client_used = True
         return self._opened
+
+
+class _ObjectFile(io.RawIOBase):
+    """obstore's reader as a raw file."""
+
+    def __init__(self, opened: Any, url: str) -> None:
+        self._opened, self._url = opened, url
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            content = bytes(self._opened.read(len(buffer)))
+        except Exception as error:
+            raise _explain(error, self._url, "read") from error
+        buffer[: len(content)] = content
+        return len(content)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._opened.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._opened.tell()
 
 
 def _reopen(url: str, timeout: float) -> ObjectStore:

@@ -34,6 +34,7 @@ REQUEST_BYTES = 8 << 20
 REQUESTS_IN_FLIGHT = 16
 FETCH_ATTEMPTS = 3
 _MAPPED_SHARDS = 1024
+_STALL_MARGIN = 15.0  # seconds beyond the timeout, for the client to give up by itself
 _EVICTION_CHECK_BYTES = 16 << 20
 
 Int64s = NDArray[np.int64]
@@ -278,7 +279,7 @@ class _FetchedRuns:
 
     def _wait(self, future: Future[T], run: Run) -> T:
         try:
-            return future.result(timeout=self._timeout + 15.0)
+            return future.result(timeout=self._timeout + _STALL_MARGIN)
         except FutureTimeoutError as error:
             path = self._dataset.shards[run.shard].path
             raise StorageError(

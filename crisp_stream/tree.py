@@ -109,7 +109,7 @@ class ClusterTree:
         children = parents * self.arity  # a leaf's own id, padded with one more zero
         order = np.argsort(parents, kind="stable")
         parents_present, first = np.unique(parents[order], return_index=True)
-        stop = np.append(first[1:], len(order))
+        stop = np.append(first, len(order))[1:]
         first_child = np.searchsorted(nodes, (parents_present * self.arity).astype(np.uint32))
         for parent, at, end, child in zip(parents_present, first, stop, first_child, strict=True):
             if child == len(nodes) or nodes[child] != parent * self.arity:

@@ -42,10 +42,10 @@ def synthetic_tokens(num_windows: int, window_tokens: int, seed: int = 0) -> np.
 def write_tokenizer(folder: Path) -> str:
     """A byte-level tokenizer of 256 bytes, an end-of-text token and three unused ids; returns its fingerprint."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from tokenizers.pre_tokenizers import ByteLevel
 
-    alphabet = sorted(ByteLevel.alphabet())
-    vocab = {character: position for position, character in enumerate(alphabet)}
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # GPT-2's characters for the bytes
+    others = [byte for byte in range(256) if byte not in printable]
+    vocab = {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
@@ -89,7 +89,9 @@ def write_synthetic_dataset(
             ids = own[start : start + windows_per_shard]
             samples = mds.encode_samples(tokens[ids], clusters[ids])
             own_rows.append(mds.write_shard(target / f"shard.{number:05d}.mds", samples, root=path))
-        index = mds.index_bytes(own_rows, below=f"shards/{folder:02d}", window_tokens=window_tokens, token_dtype="uint16")
+        index = mds.index_bytes(
+            own_rows, below=f"shards/{folder:02d}", window_tokens=window_tokens, token_dtype="uint16"
+        )
         (target / "index.json").write_bytes(index)
         rows += own_rows
     index = mds.index_bytes(rows, below="shards", window_tokens=window_tokens, token_dtype="uint16")

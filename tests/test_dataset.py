@@ -1,0 +1,163 @@
+"""MixtureDataset: ranks, workers, resume, phases, padding."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from crisp_stream import Histogram, Mixture, MixtureDataset, Phase
+from crisp_stream.dataset import Topology
+from crisp_stream.errors import FormatError, InputError, ResumeError
+from crisp_stream.format import Dataset
+from crisp_stream.storage import open_store
+from tests.seaweed import S3Server
+from tests.synthetic import EOT_ID, synthetic_tokens, write_synthetic_dataset
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return write_synthetic_dataset(tmp_path_factory.mktemp("mixed"), {0: 300, 3: 50, 5: 70, 15: 200})
+
+
+@pytest.fixture(scope="module")
+def mixture(dataset: Dataset) -> Mixture:
+    """130 samples of the corpus, then 200 of a specialist."""
+    specialist = Histogram.from_leaves([0, 0, 3, 15], dataset.tree, 2)
+    return Mixture([Phase(Histogram.base(dataset.manifest), 130), Phase(specialist, 200)])
+
+
+def windows(loader: object) -> list[list[int]]:
+    return [batch["window"].tolist() for batch in loader]  # pyright: ignore[reportGeneralTypeIssues]
+
+
+def test_items_have_the_tokens_of_their_window(dataset: Dataset, mixture: Mixture) -> None:
+    for item in MixtureDataset(dataset.root, mixture, batch_size=6):
+        assert item["input_ids"].dtype == item["labels"].dtype == torch.int64
+        assert item["input_ids"].shape == (32,)
+        assert int(item["input_ids"][0]) + 256 * int(item["input_ids"][1]) == item["window"]
+        assert dataset.leaf_of_windows(np.array([item["window"]]))[0] == item["cluster"]
+        assert (item["labels"] == item["input_ids"]).all()
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")  # more than the cores here
+@pytest.mark.parametrize("num_workers", [0, 1, 2, 3])
+@pytest.mark.parametrize("yield_batches", [False, True])
+def test_batches_do_not_depend_on_workers_or_on_who_collates(
+    dataset: Dataset, mixture: Mixture, num_workers: int, yield_batches: bool
+) -> None:
+    plain = MixtureDataset(dataset.root, mixture, batch_size=8, seed=3)
+    expected = plain.order().window_ids(np.arange(328)).reshape(-1, 8).tolist()
+    made = MixtureDataset(dataset.root, mixture, batch_size=8, seed=3, yield_batches=yield_batches)
+    loader = DataLoader(made, batch_size=None if yield_batches else 8, num_workers=num_workers)
+    assert windows(loader) == expected
+
+
+def test_a_resume_at_any_batch_continues_the_uninterrupted_run(dataset: Dataset, mixture: Mixture) -> None:
+    whole = windows(DataLoader(MixtureDataset(dataset.root, mixture, batch_size=10), batch_size=10))
+    for num_batches in (0, 1, 12, 13, 14, 32, 33):
+        saved = MixtureDataset(dataset.root, mixture, batch_size=10).state_dict(num_batches * 10, from_beginning=True)
+        resumed = MixtureDataset(dataset.root, mixture, batch_size=5)
+        resumed.load_state_dict(saved)
+        again = windows(DataLoader(resumed, batch_size=5, num_workers=2))
+        assert sum(again, []) == sum(whole[num_batches:], [])
+    resumed = MixtureDataset(dataset.root, mixture, batch_size=10)
+    resumed.load_state_dict(saved)
+    assert resumed.state_dict(20, from_beginning=False)["position"] == 350
+
+
+@pytest.mark.parametrize(("world_size", "ranks_per_node"), [(2, 2), (2, 1), (4, 2), (6, 3)])
+def test_ranks_together_make_the_global_batches_of_one_process(
+    dataset: Dataset, mixture: Mixture, world_size: int, ranks_per_node: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = windows(DataLoader(MixtureDataset(dataset.root, mixture, batch_size=12), batch_size=12))
+    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks_per_node))
+    parts = []
+    for rank in range(world_size):
+        monkeypatch.setenv("RANK", str(rank))
+        made = MixtureDataset(dataset.root, mixture, batch_size=12 // world_size)
+        parts.append(windows(DataLoader(made, batch_size=12 // world_size, num_workers=rank % 2)))
+    for number, expected in enumerate(one):
+        assert sorted(sum((part[number] for part in parts), [])) == sorted(expected)
+
+
+def test_the_switch_stands_at_the_exact_sample(dataset: Dataset, mixture: Mixture) -> None:
+    clusters = [item["cluster"] for item in MixtureDataset(dataset.root, mixture, batch_size=1)]
+    assert len(clusters) == 330
+    assert 5 in clusters[:130]
+    assert 5 not in clusters[130:]
+
+
+def test_the_part_of_a_last_batch_is_left_out_and_said_so(
+    dataset: Dataset, mixture: Mixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert len(list(MixtureDataset(dataset.root, mixture, batch_size=100))) == 300
+    assert "the last 30 samples of the mixture do not fill a global batch of 100" in caplog.text
+
+
+def test_a_state_of_something_else_is_refused_by_name(dataset: Dataset, mixture: Mixture, tmp_path: Path) -> None:
+    state = MixtureDataset(dataset.root, mixture, batch_size=4, seed=1).state_dict(8, True)
+    other_root = write_synthetic_dataset(tmp_path, {0: 300, 3: 50, 5: 70, 15: 201})
+    others = {
+        "seed was 1, is 2": MixtureDataset(dataset.root, mixture, batch_size=4, seed=2),
+        "mixture was": MixtureDataset(dataset.root, Mixture.base(dataset.manifest), batch_size=4, seed=1),
+        "dataset was": MixtureDataset(other_root.root, mixture, batch_size=4, seed=1),
+    }
+    for message, other in others.items():
+        with pytest.raises(ResumeError, match=f"cannot resume: {message}"):
+            other.load_state_dict(state)
+    same = MixtureDataset(dataset.root, mixture, batch_size=4, seed=1)
+    with pytest.raises(ResumeError, match="order_version was 99, is 1"):
+        same.load_state_dict({**state, "order_version": 99})
+    with pytest.raises(ResumeError, match="position must be an integer >= 0, got None"):
+        same.load_state_dict({})
+
+
+def test_document_packing_masks_what_follows_the_end_of_the_text(tmp_path: Path) -> None:
+    tokens = synthetic_tokens(4, 32)
+    tokens[1, 10:] = EOT_ID
+    tokens[2, 31] = EOT_ID
+    made = write_synthetic_dataset(tmp_path / "document", {0: 4}, tokens=tokens, packing="document")
+    once = Mixture([Phase(Histogram.base(made.manifest), 4)])
+    labels = {item["window"]: item["labels"] for item in MixtureDataset(made.root, once, batch_size=1)}
+    assert labels[0].tolist() == tokens[0].tolist()
+    assert labels[1].tolist() == [*tokens[1, :11].tolist(), *[-100] * 21]
+    assert labels[2].tolist() == tokens[2].tolist()
+
+
+def test_training_straight_from_s3_with_forked_workers_equals_the_folder(
+    dataset: Dataset, mixture: Mixture, s3: S3Server, tmp_path: Path
+) -> None:
+    url = s3.fresh_prefix()
+    store = open_store(url)
+    for file in Path(dataset.root).rglob("*"):
+        if file.is_file():
+            store.put_file(file.relative_to(dataset.root).as_posix(), file)
+    expected = windows(DataLoader(MixtureDataset(dataset.root, mixture, batch_size=10), batch_size=10))
+    for num_workers in (0, 2):
+        made = MixtureDataset(url, mixture, batch_size=10, local=tmp_path / str(num_workers), cache_limit=1 << 20)
+        loader = DataLoader(made, batch_size=10, num_workers=num_workers, timeout=60 if num_workers else 0)
+        assert windows(loader) == expected
+        if num_workers == 0:
+            assert 0 < made.requests < 60
+            assert made.bytes_read > 0
+
+
+def test_a_root_without_dataset_and_a_bad_batch_size_are_refused(dataset: Dataset, mixture: Mixture, tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match=r"manifest\.json is missing"):
+        MixtureDataset(tmp_path, mixture, batch_size=1)
+    with pytest.raises(InputError, match="batch_size must be at least 1, got 0"):
+        MixtureDataset(dataset.root, mixture, batch_size=0)
+
+
+def test_an_impossible_topology_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="rank 3 of 2"):
+        Topology.current()

@@ -1,0 +1,214 @@
+"""The sample order: pure functions, so properties are checked on random small cases and on large ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crisp_stream import order
+from crisp_stream.dataset import Topology
+from crisp_stream.order import SampleOrder
+
+
+@st.composite
+def orders(draw: st.DrawFn, *, way: str = "systematic") -> tuple[SampleOrder, np.ndarray, list[tuple[np.ndarray, int]]]:
+    """A small order of one to three phases, its windows per leaf, and the phases."""
+    num_leaves = draw(st.integers(1, 12))
+    windows = np.array(draw(st.lists(st.integers(1, 30), min_size=num_leaves, max_size=num_leaves)), np.int64)
+    phases = []
+    for _ in range(draw(st.integers(1, 3))):
+        weights = np.array(draw(st.lists(st.integers(0, 9), min_size=num_leaves, max_size=num_leaves)), float)
+        weights[draw(st.integers(0, num_leaves - 1))] += 1
+        phases.append((weights / weights.sum(), draw(st.integers(1, 300))))
+    made = SampleOrder(
+        np.arange(num_leaves) * 3,
+        windows,
+        phases,
+        seed=draw(st.integers(0, 2**63)),
+        draw=way,  # pyright: ignore[reportArgumentType]
+        block_samples=draw(st.sampled_from([32, 64, 100])),
+        num_lanes=draw(st.sampled_from([1, 4, 16])),
+    )
+    return made, windows, phases
+
+
+def leaf_rows(window_ids: np.ndarray, windows_per_leaf: np.ndarray) -> np.ndarray:
+    return np.searchsorted(np.cumsum(windows_per_leaf), window_ids, side="right")
+
+
+def clone(made: SampleOrder) -> SampleOrder:
+    """The same order, with nothing computed yet."""
+    copy = object.__new__(SampleOrder)
+    copy.__dict__ = {**made.__dict__, "_block": None}
+    return copy
+
+
+@given(orders(), st.data())
+def test_any_positions_asked_alone_equal_the_whole_sequence(made: tuple, data: st.DataObject) -> None:
+    sample_order, _, _ = made
+    whole = sample_order.window_ids(np.arange(sample_order.num_samples))
+    positions = np.array(data.draw(st.lists(st.integers(0, sample_order.num_samples - 1), min_size=1, max_size=20)))
+    assert (clone(sample_order).window_ids(positions) == whole[positions]).all()
+
+
+@given(orders(way="multinomial"), st.data())
+def test_resuming_multinomial_draws_at_any_position_equals_the_uninterrupted_suffix(made: tuple, data: st.DataObject) -> None:
+    sample_order, _, _ = made
+    whole = sample_order.window_ids(np.arange(sample_order.num_samples))
+    start = data.draw(st.integers(0, sample_order.num_samples - 1))
+    assert (clone(sample_order).window_ids(np.arange(start, sample_order.num_samples)) == whole[start:]).all()
+
+
+@given(orders(), st.sampled_from([(1, 1), (1, 2), (2, 1), (2, 2), (4, 1), (1, 4), (4, 2)]), st.integers(1, 3), st.integers(0, 50))
+def test_ranks_together_serve_each_global_batch_exactly_once(
+    made: tuple, shape: tuple[int, int], batch_size: int, start: int
+) -> None:
+    sample_order, _, _ = made
+    num_nodes, ranks_per_node = shape
+    world_size = num_nodes * ranks_per_node
+    shares = [
+        Topology(rank=rank, world_size=world_size, ranks_per_node=ranks_per_node).positions(start, batch_size)
+        for rank in range(world_size)
+    ]
+    assert [len(share) for share in shares] == [batch_size] * world_size
+    together = np.sort(np.concatenate(shares))
+    assert (together == np.arange(start, start + batch_size * world_size)).all()
+    kept = together[together < sample_order.num_samples]
+    whole = sample_order.window_ids(np.arange(sample_order.num_samples))
+    parts = [clone(sample_order).window_ids(share[share < sample_order.num_samples]) for share in shares]
+    assert sorted(np.concatenate(parts)) == sorted(whole[kept])
+
+
+@given(orders())
+def test_every_block_gives_each_leaf_its_share_within_one_draw(made: tuple) -> None:
+    sample_order, windows, phases = made
+    whole = sample_order.window_ids(np.arange(sample_order.num_samples))
+    first = 0
+    for proportions, num_samples in phases:
+        for start in range(first, first + num_samples, sample_order._block_samples):
+            stop = min(start + sample_order._block_samples, first + num_samples)
+            counts = np.bincount(leaf_rows(whole[start:stop], windows), minlength=len(windows))
+            assert (np.abs(counts - (stop - start) * proportions) < 1 + 1e-9).all()
+        first += num_samples
+
+
+@given(st.sampled_from(["systematic", "multinomial"]).flatmap(lambda way: orders(way=way)))
+def test_no_window_repeats_before_its_leaf_is_exhausted_over_all_phases(made: tuple) -> None:
+    sample_order, windows, _ = made
+    whole = sample_order.window_ids(np.arange(sample_order.num_samples))
+    first_window = np.cumsum(windows) - windows
+    starts = order.leaf_starts(sample_order._seed, np.arange(len(windows)) * 3, windows)
+    rows = leaf_rows(whole, windows)
+    for row in range(len(windows)):
+        served = whole[rows == row] - first_window[row]
+        # Inside a block the draws of a leaf may stand in several lanes, so compare each block's draws as a multiset.
+        counts = np.bincount(served, minlength=windows[row])
+        assert counts.max(initial=0) - counts.min() <= 1
+        expected = (starts[row] + np.arange(len(served))) % windows[row]
+        assert sorted(served) == sorted(expected)
+
+
+@given(orders())
+def test_a_switch_happens_at_the_exact_sample(made: tuple) -> None:
+    sample_order, windows, phases = made
+    whole = leaf_rows(sample_order.window_ids(np.arange(sample_order.num_samples)), windows)
+    first = 0
+    for proportions, num_samples in phases:
+        assert (proportions[whole[first : first + num_samples]] > 0).all()
+        first += num_samples
+    assert len(whole) == first
+
+
+@given(orders())
+def test_cursors_counted_at_once_equal_walking_block_by_block(made: tuple) -> None:
+    sample_order, windows, phases = made
+    whole = leaf_rows(sample_order.window_ids(np.arange(sample_order.num_samples)), windows)
+    first = 0
+    for phase, (_, num_samples) in enumerate(phases):
+        for block in range(1 + (num_samples - 1) // sample_order._block_samples):
+            before = first + block * sample_order._block_samples
+            expected = np.bincount(whole[:before], minlength=len(windows))
+            assert (clone(sample_order).cursors(phase, block) == expected).all()
+        first += num_samples
+
+
+def skewed(num_leaves: int, num_drawn: int) -> np.ndarray:
+    """Log-normal proportions (sigma 2) on some of the leaves."""
+    rng = np.random.default_rng(0)
+    proportions = np.zeros(num_leaves)
+    proportions[rng.permutation(num_leaves)[:num_drawn]] = np.exp(2 * rng.normal(size=num_drawn))
+    return proportions / proportions.sum()
+
+
+def total_variation(proportions: np.ndarray, rows: np.ndarray) -> float:
+    return 0.5 * float(np.abs(np.bincount(rows, minlength=len(proportions)) / len(rows) - proportions).sum())
+
+
+@pytest.mark.parametrize("num_drawn", [3000, 4096])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_mixture_error_over_the_first_hundred_thousand_samples_is_below_a_hundredth(num_drawn: int, seed: int) -> None:
+    proportions, windows = skewed(4096, num_drawn), np.full(4096, 50)
+    ids = SampleOrder(np.arange(4096), windows, [(proportions, None)], seed=seed).window_ids(np.arange(100_000))
+    assert total_variation(proportions, leaf_rows(ids, windows)) <= 0.01
+
+
+def test_draws_over_many_blocks_stay_within_a_few_of_their_share() -> None:
+    proportions = skewed(2000, 2000)
+    cdf = np.cumsum(proportions) / np.cumsum(proportions)[-1]
+    offsets = order.block_offsets(3, 0, np.arange(400))
+    totals = order.systematic_totals(cdf, 1 << 18, offsets)
+    assert (totals == sum(np.diff(order.systematic_edges(cdf, 1 << 18, int(offset))) for offset in offsets)).all()
+    assert np.abs(totals - 400 * (1 << 18) * proportions).max() < 4
+
+
+def test_multinomial_draws_pass_a_chi_square_test_and_are_not_evened_out() -> None:
+    from scipy.stats import chi2
+
+    proportions, windows = np.arange(1, 65) / np.arange(1, 65).sum(), np.full(64, 1000)
+    statistics = []
+    for seed in range(40):
+        made = SampleOrder(np.arange(64), windows, [(proportions, None)], seed=seed, draw="multinomial")
+        counts = np.bincount(leaf_rows(made.window_ids(np.arange(20_000)), windows), minlength=64)
+        statistics.append(float((((counts - 20_000 * proportions) ** 2) / (20_000 * proportions)).sum()))
+    # The sum of 40 independent chi-squares with 63 degrees of freedom has 2,520: two-sided at 1e-4.
+    assert chi2.ppf(5e-5, 63 * 40) < sum(statistics) < chi2.ppf(1 - 5e-5, 63 * 40)
+
+
+def test_seeds_give_different_orders_and_equal_seeds_the_same() -> None:
+    proportions, windows = skewed(64, 64), np.full(64, 100)
+
+    def first(seed: int) -> np.ndarray:
+        return SampleOrder(np.arange(64), windows, [(proportions, None)], seed=seed).window_ids(np.arange(1000))
+
+    assert (first(7) == first(7)).all()
+    assert (first(7) != first(8)).mean() > 0.9
+
+
+def test_order_version_1_is_what_it_was() -> None:
+    """Changing these numbers breaks every resume: it needs a new order_version."""
+    proportions = np.array([0.5, 0.0, 0.2, 0.3])
+    made = SampleOrder(np.array([1, 5, 6, 9]), np.array([7, 3, 100, 40]), [(proportions, 100), (np.ones(4) / 4, None)], seed=11)
+    assert order.ORDER_VERSION == 1
+    assert made.window_ids(np.array([0, 1, 2, 3, 50, 99, 100, 101, 10**6, 10**9])).tolist() == GOLDEN_IDS
+    multinomial = SampleOrder(np.arange(3), np.array([5, 6, 7]), [(np.ones(3) / 3, None)], seed=1, draw="multinomial")
+    assert multinomial.window_ids(np.arange(8)).tolist() == GOLDEN_MULTINOMIAL
+
+
+def test_a_resume_far_into_a_run_needs_no_walk(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    original = SampleOrder._open_block
+    monkeypatch.setattr(SampleOrder, "_open_block", lambda self, *a: opened.append(a[:2]) or original(self, *a))
+    made = SampleOrder(np.arange(5000), np.full(5000, 10), [(skewed(5000, 5000), None)], seed=0)
+    made.window_ids(np.arange(10**8, 10**8 + 10))
+    assert opened == [(0, 10**8 >> 18)]
+
+
+def test_block_samples_beyond_the_fixed_point_range_are_refused() -> None:
+    with pytest.raises(ValueError, match="block_samples must be 1 to 262144"):
+        SampleOrder(np.arange(1), np.ones(1, int), [(np.ones(1), None)], seed=0, block_samples=1 << 19)
+
+
+GOLDEN_IDS = [13, 4, 0, 0, 133, 130, 83, 1, 129, 144]
+GOLDEN_MULTINOMIAL = [14, 10, 5, 1, 6, 7, 15, 16]

@@ -1,0 +1,202 @@
+"""Reading windows: verified, from folders and from S3, with caches that may be damaged, evicted or shared."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from crisp_stream import reader as reading
+from crisp_stream.errors import CorruptDataError, InputError, StorageError
+from crisp_stream.format import Dataset, open_dataset
+from crisp_stream.reader import WindowReader, runs_of_windows
+from crisp_stream.storage import open_store
+from tests.seaweed import S3Server
+from tests.synthetic import write_synthetic_dataset
+
+WINDOWS_PER_LEAF = {0: 100, 3: 50, 5: 7, 9: 300, 15: 200}
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return write_synthetic_dataset(tmp_path_factory.mktemp("local"), WINDOWS_PER_LEAF, windows_per_shard=90)
+
+
+@pytest.fixture
+def root(local: Dataset, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(local.root, tmp_path / "copy"))
+
+
+@pytest.fixture
+def remote(local: Dataset, s3: S3Server) -> Dataset:
+    url = s3.fresh_prefix()
+    store = open_store(url)
+    for file in Path(local.root).rglob("*"):
+        if file.is_file():
+            store.put_file(file.relative_to(local.root).as_posix(), file)
+    return open_dataset(url)
+
+
+def every_window(dataset: Dataset) -> np.ndarray:
+    return np.random.default_rng(0).permutation(dataset.manifest.num_windows)
+
+
+def test_windows_come_back_in_the_order_asked_repeats_included(local: Dataset) -> None:
+    ids = np.concatenate([every_window(local), [5, 5, 0]])
+    tokens = local.read_windows(ids)["tokens"].astype(np.int64)
+    assert (tokens[:, 0] + 256 * tokens[:, 1] == ids).all()
+
+
+def test_runs_stay_inside_their_leaf_and_their_shard(local: Dataset) -> None:
+    ids = np.arange(local.manifest.num_windows)
+    shard, first, count, leaf = runs_of_windows(local, ids)
+    assert (count <= reading.RUN_WINDOWS).all()
+    assert ((first <= ids) & (ids < first + count)).all()
+    for ends in (first, first + count - 1):
+        assert (local.leaf_of_windows(ends) == leaf).all()
+        assert (np.searchsorted(local.first_window_per_shard, ends, side="right") - 1 == shard).all()
+
+
+def test_a_flipped_bit_in_a_local_shard_is_named_and_never_served(root: Path) -> None:
+    dataset = open_dataset(root)
+    row = dataset.shards[2]
+    damaged = int(dataset.first_window_per_shard[2]) + 3
+    with (root / row.path).open("r+b") as file:
+        file.seek(row.first_sample_offset + 3 * dataset.manifest.sample_bytes + 20)
+        byte = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([byte[0] ^ 4]))
+    with pytest.raises(CorruptDataError, match=rf"{row.path}: window {damaged} .*does not match its checksum"):
+        dataset.read_windows(np.array([damaged]))
+    assert len(dataset.read_windows(np.array([damaged - 1, damaged + 1]))) == 2
+
+
+def test_a_truncated_or_missing_local_shard_is_named(root: Path) -> None:
+    dataset = open_dataset(root)
+    path = root / dataset.shards[0].path
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CorruptDataError, match=r"shard\.00000\.mds: the shard table says .* truncated"):
+        dataset.read_windows(np.array([0]))
+    path.unlink()
+    with pytest.raises(StorageError, match=r"shard\.00000\.mds: No such file"):
+        dataset.read_windows(np.array([0]))
+
+
+def test_s3_gives_the_same_windows_as_the_folder(remote: Dataset, local: Dataset, tmp_path: Path) -> None:
+    ids = every_window(local)
+    with WindowReader(remote, local=tmp_path) as reader:
+        assert (reader.read(ids) == local.read_windows(ids)).all()
+        assert reader.bytes_read == local.manifest.num_windows * local.manifest.sample_bytes
+        assert reader.requests == len(local.shards)  # neighbouring runs are joined
+    with WindowReader(remote, local=tmp_path) as again:
+        assert (again.read(ids) == local.read_windows(ids)).all()
+        assert again.requests == 0  # all cached
+
+
+def test_prefetched_windows_are_requested_once(remote: Dataset, tmp_path: Path) -> None:
+    with WindowReader(remote, local=tmp_path) as reader:
+        for _ in range(3):
+            reader.prefetch(np.arange(300, 400))
+        reader.read(np.arange(300, 400))
+        once = reader.requests
+        reader.read(np.arange(300, 400))
+        assert 0 < once == reader.requests
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
+def test_damaged_cache_entries_are_fetched_again(remote: Dataset, local: Dataset, tmp_path: Path, damage: str) -> None:
+    ids = np.arange(200, 260)
+    with WindowReader(remote, local=tmp_path) as reader:
+        reader.read(ids)
+    entries = list(tmp_path.rglob("*.run"))
+    assert entries
+    for entry in entries:
+        content = bytearray(entry.read_bytes())
+        content[10] ^= 1
+        if damage == "delete":
+            entry.unlink()
+        else:
+            entry.write_bytes(bytes(content) if damage == "flip" else bytes(content[:-5]))
+    with WindowReader(remote, local=tmp_path) as reader:
+        assert (reader.read(ids) == local.read_windows(ids)).all()
+        assert reader.requests > 0
+    with WindowReader(remote, local=tmp_path) as reader:
+        reader.read(ids)
+        assert reader.requests == 0 or damage == "flip"  # healed on disk
+
+
+def test_a_cache_limit_below_the_working_set_still_gives_every_window(
+    remote: Dataset, local: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = 8 * reading.RUN_WINDOWS * local.manifest.sample_bytes // 4
+    with WindowReader(remote, local=tmp_path, cache_limit=limit) as reader:
+        for part in np.array_split(every_window(local), 20):
+            assert (reader.read(part) == local.read_windows(part)).all()
+        held = sum(entry.stat().st_size for entry in tmp_path.rglob("*.run"))
+        largest_run = reading.RUN_WINDOWS * local.manifest.sample_bytes
+        assert held <= limit + limit // 8 + largest_run
+    assert not list(tmp_path.rglob("*.tmp"))
+    with pytest.raises(InputError, match="cache_limit must be a positive number of bytes, got 0"):
+        WindowReader(remote, local=tmp_path, cache_limit=0)
+
+
+def test_a_damaged_remote_shard_is_retried_then_raised(remote: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = remote.shards[0]
+    content = bytearray(remote.store.get(row.path))
+    content[row.first_sample_offset + 30] ^= 1
+    remote.store.put(row.path, bytes(content))
+    with WindowReader(remote, local=tmp_path) as reader:
+        with pytest.raises(CorruptDataError, match=r"shards/00/shard\.00000\.mds: window 0 .*does not match its checksum"):
+            reader.read(np.arange(3))
+        assert reader.requests == 1 + reading.FETCH_ATTEMPTS
+        assert len(reader.read(np.arange(64, 70))) == 6
+
+
+def test_a_wrong_body_once_is_healed(remote: Dataset, local: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, calls = remote.store.get_range, []
+
+    def sometimes_wrong(path: str, start: int, length: int) -> bytes:
+        calls.append(path)
+        content = original(path, start, length)
+        return content[:-1] + bytes([content[-1] ^ 1]) if len(calls) == 1 else content
+
+    monkeypatch.setattr(remote.store, "get_range", sometimes_wrong)
+    with WindowReader(remote, local=tmp_path) as reader:
+        assert (reader.read(np.arange(100)) == local.read_windows(np.arange(100))).all()
+    assert len(calls) > 1
+
+
+def test_a_short_body_and_an_object_that_vanished_are_raised(remote: Dataset, tmp_path: Path) -> None:
+    row = remote.shards[0]
+    remote.store.put(row.path, remote.store.get(row.path)[:2000])
+    with WindowReader(remote, local=tmp_path / "a") as reader, pytest.raises((CorruptDataError, StorageError)) as short:
+        reader.read(np.arange(60))
+    assert row.path in str(short.value)
+    remote.store.delete(row.path)
+    with (
+        WindowReader(remote, local=tmp_path / "b") as reader,
+        pytest.raises(StorageError, match=r"shard\.00000\.mds does not exist"),
+    ):
+        reader.read(np.arange(3))
+
+
+def test_a_stalled_answer_is_raised_within_the_timeout(remote: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import threading
+
+    release = threading.Event()
+    monkeypatch.setattr(remote.store, "get_range", lambda *_: release.wait(60) and b"")
+    monkeypatch.setattr(reading, "_STALL_MARGIN", 0.2)
+    with WindowReader(remote, local=tmp_path, timeout=0.5) as reader:
+        with pytest.raises(StorageError, match="no answer within 0 s|no answer within 1 s"):
+            reader.read(np.arange(3))
+        release.set()
+
+
+def test_an_unwritable_cache_folder_is_a_clear_error(remote: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    blocked: Any = tmp_path / "file"
+    with WindowReader(remote, local=blocked) as reader, pytest.raises(StorageError, match="(?s)cache.*local="):
+        reader.read(np.arange(3))

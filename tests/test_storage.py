@@ -1,0 +1,115 @@
+"""Folders and object stores behind one interface, and the errors users meet."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+from crisp_stream import storage
+from crisp_stream.errors import InputError, StorageError
+from crisp_stream.storage import MissingObjectError, Store, open_store
+from tests.seaweed import S3Server
+
+
+@pytest.fixture(params=["folder", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "folder":
+        return open_store(str(tmp_path / "root"))
+    server: S3Server = request.getfixturevalue("s3")
+    return open_store(server.fresh_prefix())
+
+
+def test_objects_are_put_read_in_ranges_listed_and_deleted(store: Store, tmp_path: Path) -> None:
+    assert store.list() == []
+    store.put("a/b.bin", b"0123456789")
+    (tmp_path / "large").write_bytes(bytes(20 << 20))
+    store.put_file("a/large", tmp_path / "large")
+    assert store.get("a/b.bin") == b"0123456789"
+    assert store.get_range("a/b.bin", 3, 4) == b"3456"
+    assert store.list() == store.list("a") == [("a/b.bin", 10), ("a/large", 20 << 20)]
+    assert store.object_bytes("a/large") == 20 << 20
+    assert store.exists("a/b.bin")
+    assert not store.exists("a/none")
+    store.delete("a/b.bin")
+    with pytest.raises(MissingObjectError, match=r"a/b\.bin does not exist"):
+        store.get("a/b.bin")
+
+
+def test_a_create_only_put_keeps_what_is_there(store: Store) -> None:
+    store.put("manifest.json", b"first", create=True)
+    with pytest.raises(StorageError, match=r"manifest\.json already exists and is not overwritten"):
+        store.put("manifest.json", b"second", create=True)
+    assert store.get("manifest.json") == b"first"
+    assert [path for path, _ in store.list()] == ["manifest.json"]
+
+
+def test_a_path_that_leaves_a_folder_is_refused(tmp_path: Path) -> None:
+    for path in ("../x", "a/../../x", "/etc/passwd"):
+        with pytest.raises(StorageError, match="leaves the root"):
+            open_store(str(tmp_path)).get(path)
+
+
+def test_wrong_credentials_and_a_missing_bucket_are_told_apart(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StorageError, match="s3://no-such-bucket does not exist .* Create it, or check the name"):
+        open_store("s3://no-such-bucket/x").list()
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(StorageError, match="the credentials were refused. Check AWS_ACCESS_KEY_ID"):
+        open_store(s3.fresh_prefix()).get("manifest.json")
+
+
+def test_an_unreachable_endpoint_is_given_up_within_the_timeout(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    with pytest.raises(StorageError, match="Check the network, the endpoint and the path"):
+        open_store("s3://bucket/x", timeout=2).get("manifest.json")
+
+
+def test_unknown_schemes_are_refused() -> None:
+    with pytest.raises(InputError, match="unknown scheme ftp://"):
+        open_store("ftp://host/x")
+
+
+def read_in_child(store: Store, answer: Connection) -> None:
+    try:
+        answer.send((store.get("a"), store.get_range("a", 1, 2), store.list()))
+        store.get("none")
+    except Exception as error:
+        answer.send((type(error).__name__, str(error)))
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_a_child_process_reads_after_its_parent_did(s3: S3Server, start_method: str) -> None:
+    store = open_store(s3.fresh_prefix())
+    store.put("a", b"xyz")
+    context = multiprocessing.get_context(start_method)
+    ours, theirs = context.Pipe()
+    child = context.Process(target=read_in_child, args=(store, theirs))
+    child.start()
+    assert ours.poll(60), "the child process hangs"
+    assert ours.recv() == (b"xyz", b"yz", [("a", 3)])
+    name, message = ours.recv()
+    assert (name, "does not exist" in message) == ("MissingObjectError", True)
+    child.join(30)
+    assert child.exitcode == 0
+    assert pickle.loads(pickle.dumps(store)).get("a") == b"xyz"
+
+
+def test_inputs_are_listed_as_files_folders_and_globs(tmp_path: Path, s3: S3Server) -> None:
+    prefix = s3.fresh_prefix()
+    remote = open_store(prefix)
+    for name in ("b.jsonl", "a.jsonl", "sub/c.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"{}")
+        remote.put(name, b"{}")
+    for root in (str(tmp_path), prefix):
+        assert storage.list_inputs(root) == [f"{root}/a.jsonl", f"{root}/b.jsonl", f"{root}/sub/c.txt"]
+        assert storage.list_inputs(f"{root}/*.jsonl") == [f"{root}/a.jsonl", f"{root}/b.jsonl"]
+        assert storage.list_inputs(f"{root}/a.jsonl") == [f"{root}/a.jsonl"]
+        with storage.open_input(f"{root}/a.jsonl") as file:
+            assert file.read() == b"{}"
+        assert storage.input_bytes(f"{root}/a.jsonl") == 2
+        with pytest.raises(InputError, match=r"none\.jsonl matches no file"):
+            storage.list_inputs(f"{root}/none.jsonl")
