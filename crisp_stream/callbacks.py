@@ -1,8 +1,8 @@
 """What a run keeps of itself: losses, which clusters it was really served, bytes read, held-out perplexity, progress.
 
-One small all-gather per batch collects every rank's cluster and window ids and counters. So rank 0 always holds the whole
-run's account, it travels in the checkpoint, and a run resumed on another number of ranks continues it. (Summing counts
-only when a checkpoint is due would save microseconds and would tie the account to the number of ranks.)
+One small all-gather per batch collects every rank's cluster and window ids and counters. So every rank holds the
+account of the whole run, it travels in the checkpoint, and a run resumed on another number of ranks continues it.
+(Summing only when a checkpoint is due would save microseconds and would tie the account to the number of ranks.)
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Sequence
-from typing import Any, Protocol, TextIO
+from collections.abc import Iterator, Sequence
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -22,25 +22,50 @@ from composer.utils import dist
 from composer.utils.misc import create_interval_scheduler
 from numpy.typing import NDArray
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import IterableDataset, get_worker_info
 
 from crisp_stream.checkpoint import LoadedGPT
+from crisp_stream.dataset import MixtureDataset
 from crisp_stream.evaluate import encode_examples, row_losses, summarise
 
 
-class ReadCounters(Protocol):
-    """What the account needs of the dataset."""
+class CountedStream(IterableDataset[dict[str, torch.Tensor]]):
+    """A MixtureDataset whose read counters are visible in the training process, also from DataLoader workers."""
+
+    def __init__(self, stream: MixtureDataset, *, num_workers: int) -> None:
+        self.stream = stream
+        self._counters = torch.zeros((max(num_workers, 1), 2), dtype=torch.int64).share_memory_()
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        worker = get_worker_info()
+        own = self._counters[0 if worker is None else worker.id]
+        for batch in self.stream:
+            own[0], own[1] = self.stream.bytes_read, self.stream.requests
+            yield batch
 
     @property
-    def bytes_read(self) -> int: ...
+    def bytes_read(self) -> int:
+        """Bytes read from storage by this rank."""
+        return int(self._counters[:, 0].sum())
 
     @property
-    def requests(self) -> int: ...
+    def requests(self) -> int:
+        """Requests to storage by this rank."""
+        return int(self._counters[:, 1].sum())
+
+    def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
+        """As MixtureDataset.state_dict; Composer calls it at every checkpoint."""
+        return self.stream.state_dict(num_samples, from_beginning)
+
+    def load_state_dict(self, obj: dict[str, Any]) -> None:
+        """As MixtureDataset.load_state_dict; Composer calls it before iterating. Raises ResumeError."""
+        self.stream.load_state_dict(obj)
 
 
 class RunAccount(Callback):
     """Losses, learning rates, served clusters, bytes, requests, time: of the whole run, resumed parts included."""
 
-    def __init__(self, leaves: NDArray[np.uint32], reads: ReadCounters, *, log_windows: bool = False) -> None:
+    def __init__(self, leaves: NDArray[np.uint32], reads: CountedStream, *, log_windows: bool = False) -> None:
         """Args:
         leaves: [num_leaves], sorted ids of the dataset's leaves.
         reads: the dataset whose counters are added up.
@@ -175,7 +200,7 @@ class HeldOutPerplexity(Callback):
         world, rank = dist.get_world_size(), dist.get_global_rank()
         gpt.eval()
         for first in range(0, len(self._batches), world):
-            # Sharded models need every rank in every forward pass: a rank without a batch repeats the first for nothing.
+            # A sharded model needs every rank in every forward pass: a rank without a batch repeats the first.
             mine = first + rank
             batch = self._batches[mine if mine < len(self._batches) else 0]
             sums = row_losses(gpt, [row for _, row in batch], device=next(gpt.parameters()).device)

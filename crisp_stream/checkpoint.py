@@ -124,6 +124,24 @@ def model_config_of(checkpoint: dict[str, Any], path: Path | str) -> dict[str, A
     return config
 
 
+def tokenizer_of(contents: dict[str, Any], origin: Path | str) -> PreTrainedTokenizerFast:
+    """The tokenizer that travels in a checkpoint.
+
+    Raises:
+        FormatError: there is none.
+    """
+    transformers = import_extra("transformers", extra="train", purpose="loading the tokenizer")
+    files = contents["state"].get("integrations", {}).get("huggingface", {}).get("tokenizer") or {}
+    if "tokenizer.json" not in files:
+        raise FormatError(f"{origin} holds no tokenizer. Use a checkpoint of `crisp-stream train`.")
+    with tempfile.TemporaryDirectory(prefix="crisp-tokenizer-") as folder:
+        for name, entry in files.items():
+            if Path(name).name != name or not name.endswith(".json"):
+                raise FormatError(f"{origin} holds a tokenizer file {name!r}; only .json files are accepted.")
+            Path(folder, name).write_text(json.dumps(entry["content"], ensure_ascii=False), encoding="utf-8")
+        return transformers.PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+
+
 def load_gpt(checkpoint: str) -> LoadedGPT:
     """Load a model for evaluation or export, in float32 on the CPU.
 
@@ -145,7 +163,7 @@ def load_gpt(checkpoint: str) -> LoadedGPT:
             gpt.load_state_dict(weights)
         except RuntimeError as error:
             raise FormatError(f"{checkpoint}: the weights do not fit the model: {error}") from error
-        tokenizer = _tokenizer_of(contents, checkpoint)
+        tokenizer = tokenizer_of(contents, checkpoint)
     return _loaded(gpt, tokenizer)
 
 
@@ -169,19 +187,6 @@ def _load_folder(folder: Path) -> LoadedGPT:
     except (OSError, ValueError) as error:
         raise FormatError(f"{folder} does not load as a GPT-2 model: {str(error).splitlines()[0]}") from error
     return _loaded(gpt.float(), tokenizer)
-
-
-def _tokenizer_of(contents: dict[str, Any], origin: str) -> PreTrainedTokenizerFast:
-    transformers = import_extra("transformers", extra="train", purpose="loading the tokenizer")
-    files = contents["state"]["integrations"]["huggingface"].get("tokenizer") or {}
-    if "tokenizer.json" not in files:
-        raise FormatError(f"{origin} holds no tokenizer. Use a checkpoint of `crisp-stream train`.")
-    with tempfile.TemporaryDirectory(prefix="crisp-tokenizer-") as folder:
-        for name, entry in files.items():
-            if Path(name).name != name or not name.endswith(".json"):
-                raise FormatError(f"{origin} holds a tokenizer file {name!r}; only .json files are accepted.")
-            Path(folder, name).write_text(json.dumps(entry["content"], ensure_ascii=False), encoding="utf-8")
-        return transformers.PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
 
 
 def _allowed_types() -> list[Any]:

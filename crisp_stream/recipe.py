@@ -12,6 +12,7 @@ from typing import Literal
 from crisp_stream.errors import RecipeError
 
 _DURATION = re.compile(r"(\d+)(ba|tok)")
+_BYTES = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]?)b?")
 _FRACTION = re.compile(r"(0?\.\d+|0|1)dur")
 
 
@@ -26,13 +27,27 @@ class DataRecipe:
     """Folder of this node's cache of a remote dataset. Local datasets are read in place."""
 
     cache_limit: str | int | None = None
-    """Most bytes the cache may hold, as a number or text such as `200gb`. Nothing: no limit."""
+    """Most bytes the cache may hold, as a number or a size such as `200gb` (10^9 bytes each). Nothing: no limit."""
 
     num_workers: int = 0
     """DataLoader worker processes per rank, >= 0. With 0 the training process reads by itself."""
 
     timeout: float = 120.0
     """Seconds without a window after which the loader gives up with an error."""
+
+    @property
+    def cache_limit_bytes(self) -> int | None:
+        """`cache_limit` as a number of bytes.
+
+        Raises:
+            RecipeError: text that is no size.
+        """
+        if self.cache_limit is None or isinstance(self.cache_limit, int):
+            return self.cache_limit
+        match = _BYTES.fullmatch(self.cache_limit.strip().lower())
+        if match is None:
+            raise RecipeError(f"`data.cache_limit` must be bytes or a size such as 200gb; got {self.cache_limit!r}.")
+        return int(float(match[1]) * 1000 ** ("kmgt".find(match[2]) + 1 if match[2] else 0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,6 +279,7 @@ def _check_sizes(recipe: Recipe) -> None:
         "model.n_head": model.n_head,
         "model.n_positions": model.n_positions,
         "data.timeout": recipe.data.timeout,
+        "data.cache_limit": recipe.data.cache_limit_bytes,
         "optimizer.lr": optimizer.lr,
         "optimizer.eps": optimizer.eps,
         "gradient_clipping": recipe.gradient_clipping,
