@@ -1,0 +1,350 @@
+"""The command `crisp-stream`: a thin front. Every command imports what it needs when it runs, so that --help is instant."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from crisp_stream.errors import CrispError, InputError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0 when it did what was asked; 1 when `verify` found problems; 2 for an expected error, printed as one line.
+    """
+    parsed = _parser().parse_args(arguments)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        return parsed.run(parsed) or 0
+    except CrispError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults behind every option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False or action.default == []:
+            return action.help
+        return super()._get_help_string(action)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="crisp-stream",
+        formatter_class=_Formatter,
+        description="Write a corpus once as MDS shards sorted by cluster; train on any task's cluster histogram.",
+        epilog="ROOT is a local folder or s3://, gs://, az:// prefix; credentials come from the environment.",
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_write(verbs)
+    _add_histogram(verbs)
+    _add_average(verbs)
+    _add_inspect(verbs)
+    _add_verify(verbs)
+    _add_train(verbs)
+    _add_eval(verbs)
+    _add_export(verbs)
+    _add_recipes(verbs)
+    _add_demo(verbs)
+    return parser
+
+
+def _version() -> str:
+    from crisp_stream import __version__
+
+    return f"crisp-stream {__version__}"
+
+
+def _verb(verbs: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
+    verb = verbs.add_parser(name, help=text.partition(". ")[0].rstrip("."), description=text, formatter_class=_Formatter)
+    verb.set_defaults(run=run)
+    return verb
+
+
+def _add_inputs(verb: argparse.ArgumentParser, name: str, what: str) -> None:
+    verb.add_argument(name, nargs="+", help=f"{what}: .jsonl[.gz|.zst], .parquet, .txt; file, folder, prefix or glob")
+    verb.add_argument("--text-column", default="text", metavar="NAME", help="key or column of the text")
+    verb.add_argument("--limit", type=int, metavar="N", help="read at most N documents")
+
+
+def _add_write(verbs: Any) -> None:
+    verb = _verb(verbs, "write", _write, "Write documents as a cluster-partitioned dataset. Restarts where it stopped.")
+    _add_inputs(verb, "inputs", "documents")
+    verb.add_argument("--out", required=True, metavar="ROOT", help="dataset root to create")
+    verb.add_argument("--like", metavar="ROOT", help="use this dataset's tokenizer, tree, encoder and window length")
+    windows = verb.add_argument_group("windows")
+    windows.add_argument("--window-tokens", type=int, default=1024, metavar="N", help="tokens per window")
+    windows.add_argument(
+        "--packing",
+        choices=["joined", "document"],
+        default="joined",
+        help="joined: documents joined by end-of-text, then cut; document: no window crosses a document, tails are padded",
+    )
+    windows.add_argument("--tokenizer", metavar="PATH", help="folder, tokenizer.json or hub name; trained when absent")
+    windows.add_argument("--vocab-size", type=int, default=32_000, metavar="N", help="ids of a trained tokenizer")
+    tree = verb.add_argument_group("clustering")
+    tree.add_argument("--encoder", metavar="NAME", help="folder or hub name; all-MiniLM-L6-v2 when absent")
+    tree.add_argument("--max-length", type=int, metavar="N", help="word pieces read of a window; the encoder's own when absent")
+    tree.add_argument("--arity", type=int, default=64, metavar="N", help="children per node, 2 to 64")
+    tree.add_argument("--depth", type=int, default=4, metavar="N", help="levels at most; nodes with few windows stay leaves")
+    tree.add_argument("--min-split", type=int, metavar="N", help="windows below which a node stays a leaf; 16 x arity when absent")
+    work = verb.add_argument_group("work")
+    work.add_argument("--seed", type=int, default=0, metavar="N", help="of the tree and of the order inside a leaf")
+    work.add_argument("--processes", type=int, metavar="N", help="one per core when absent; the bytes written do not depend on it")
+    work.add_argument("--work", metavar="DIR", help="folder for intermediate files, about 3x the dataset")
+    work.add_argument("--shard-mb", type=float, default=64.0, metavar="MB", help="largest shard")
+
+
+def _write(asked: argparse.Namespace) -> None:
+    from crisp_stream.writers.run import WriteOptions, write
+
+    options = WriteOptions(
+        inputs=asked.inputs,
+        out=asked.out,
+        text_column=asked.text_column,
+        limit=asked.limit,
+        window_tokens=asked.window_tokens,
+        packing=asked.packing,
+        tokenizer=asked.tokenizer,
+        vocab_size=asked.vocab_size,
+        encoder=asked.encoder,
+        max_length=asked.max_length,
+        arity=asked.arity,
+        depth=asked.depth,
+        min_examples_to_split=asked.min_split,
+        seed=asked.seed,
+        like=asked.like,
+        shard_bytes=int(asked.shard_mb * (1 << 20)),
+        processes=asked.processes,
+        work=asked.work,
+    )
+    write(options, log=_log)
+
+
+def _add_histogram(verbs: Any) -> None:
+    verb = _verb(verbs, "histogram", _histogram, "Count in which clusters a task's examples fall.")
+    _add_inputs(verb, "task", "examples of the task")
+    verb.add_argument("--data", required=True, metavar="ROOT", help="dataset whose tree is meant")
+    verb.add_argument("--level", type=int, required=True, metavar="L", help="level of the tree, 1 to its depth")
+    verb.add_argument("--out", required=True, metavar="FILE", help="histogram to write, a small .parquet file")
+    verb.add_argument(
+        "--packing",
+        choices=["joined", "document"],
+        default="document",
+        help="document: every example has windows of its own; joined: as the paper cuts corpora",
+    )
+    verb.add_argument("--encoder", metavar="NAME", help="where the dataset's encoder is, if not under its recorded name")
+    verb.add_argument("--processes", type=int, metavar="N", help="one per core when absent")
+
+
+def _histogram(asked: argparse.Namespace) -> None:
+    from crisp_stream.format import open_dataset
+    from crisp_stream.inspection import describe_histogram
+    from crisp_stream.writers.examples import count_examples
+
+    histogram = count_examples(
+        asked.task,
+        data=asked.data,
+        level=asked.level,
+        text_column=asked.text_column,
+        limit=asked.limit,
+        packing=asked.packing,
+        encoder=asked.encoder,
+        processes=asked.processes,
+        log=_log,
+    )
+    histogram.save(asked.out)
+    print(describe_histogram(histogram, open_dataset(asked.data), limit=5), end="")
+    print(f"written to {asked.out}")
+
+
+def _add_average(verbs: Any) -> None:
+    verb = _verb(verbs, "average", _average, "Average histograms of one tree and level: a multitask mixture.")
+    verb.add_argument("histograms", nargs="+", metavar="H", help="histogram files")
+    verb.add_argument("--weights", nargs="+", type=float, metavar="W", help="one per histogram; equal when absent")
+    verb.add_argument("--out", required=True, metavar="FILE", help="histogram to write")
+
+
+def _average(asked: argparse.Namespace) -> None:
+    from crisp_stream.histogram import Histogram
+
+    average = Histogram.average([Histogram.load(path) for path in asked.histograms], asked.weights)
+    average.save(asked.out)
+    print(f"{len(average.nodes):,} clusters of level {average.level}, written to {asked.out}")
+
+
+def _add_inspect(verbs: Any) -> None:
+    verb = _verb(verbs, "inspect", _inspect, "Show what is in a dataset or a histogram, with sample text of its top clusters.")
+    verb.add_argument("target", metavar="ROOT|H", help="dataset root or histogram file")
+    verb.add_argument("--data", metavar="ROOT", help="for a histogram: the dataset to take sample text from")
+    verb.add_argument("--level", type=int, default=1, metavar="L", help="for a dataset: level of the clusters shown")
+    verb.add_argument("--top", type=int, default=10, metavar="N", help="clusters shown")
+
+
+def _inspect(asked: argparse.Namespace) -> None:
+    from crisp_stream.format import open_dataset
+    from crisp_stream.histogram import Histogram
+    from crisp_stream.inspection import describe_dataset, describe_histogram
+
+    if asked.top < 1:
+        raise InputError(f"--top: must be at least 1, got {asked.top}.")
+    if asked.target.endswith(".parquet"):
+        dataset = open_dataset(asked.data) if asked.data else None
+        print(describe_histogram(Histogram.load(asked.target), dataset, limit=asked.top), end="")
+        return
+    dataset = open_dataset(asked.target)
+    dataset.tree.check_level(asked.level)
+    print(describe_dataset(dataset, level=asked.level, limit=asked.top), end="")
+
+
+def _add_verify(verbs: Any) -> None:
+    verb = _verb(verbs, "verify", _verify, "Read every byte of a dataset and compare it with its tables. Exit 1 on problems.")
+    verb.add_argument("root", metavar="ROOT", help="dataset root")
+
+
+def _verify(asked: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from crisp_stream.inspection import verify_dataset
+
+    with tqdm(unit="shard", disable=not sys.stderr.isatty()) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        report = verify_dataset(asked.root, progress=advance)
+    for problem in report.problems:
+        print(f"problem: {problem}", file=sys.stderr)
+    state = f"{len(report.problems)} problems" if report.problems else "whole"
+    print(f"{asked.root}: {report.num_windows:,} windows, {report.num_bytes / 1e6:,.1f} MB read: {state}")
+    return 1 if report.problems else 0
+
+
+def _add_train(verbs: Any) -> None:
+    verb = _verb(
+        verbs,
+        "train",
+        _train,
+        "Train a GPT by a recipe. One process; for several ranks: composer -n 8 -m crisp_stream train RECIPE key=value…",
+    )
+    verb.add_argument("recipe", metavar="RECIPE", help="YAML file, or the name of a packaged recipe")
+    verb.add_argument("overrides", nargs="*", metavar="key=value", help="recipe keys, such as data.remote=ROOT seed=1")
+
+
+def _train(asked: argparse.Namespace) -> None:
+    from crisp_stream.config import load_recipe
+    from crisp_stream.train import train
+
+    report = train(load_recipe(asked.recipe, asked.overrides))
+    if os.environ.get("RANK", "0") == "0":
+        print(report.table())
+
+
+def _add_eval(verbs: Any) -> None:
+    verb = _verb(
+        verbs,
+        "eval",
+        _eval,
+        "Judge one checkpoint, or compare two: perplexity on held-out text (paper, Section 3.1), or multiple choice.",
+    )
+    verb.add_argument("checkpoints", nargs="+", metavar="CKPT", help="Composer checkpoint or exported folder; one or two")
+    verb.add_argument("--text", nargs="+", default=[], metavar="INPUT", help="held-out documents")
+    verb.add_argument("--mcq", metavar="FILE", help='questions as JSONL: {"question", "choices", "answer": index}')
+    verb.add_argument("--text-column", default="text", metavar="NAME", help="key or column of the text")
+    verb.add_argument("--limit", type=int, metavar="N", help="use at most N documents or questions")
+    verb.add_argument("--batch-size", type=int, default=8, metavar="N", help="sequences per forward pass; no effect on results")
+
+
+def _eval(asked: argparse.Namespace) -> None:
+    from crisp_stream.evaluate import evaluate, multiple_choice
+
+    if not asked.text and not asked.mcq:
+        raise InputError("eval needs --text INPUT… or --mcq FILE, got neither.")
+    if asked.text:
+        evaluate(
+            asked.checkpoints,
+            asked.text,
+            text_column=asked.text_column,
+            limit=asked.limit,
+            batch_size=asked.batch_size,
+        )
+    if asked.mcq:
+        print(f"{'accuracy':>9} {'normalised':>10} {'questions':>9}  checkpoint")
+        for checkpoint in asked.checkpoints:
+            result = multiple_choice(checkpoint, asked.mcq, limit=asked.limit, batch_size=asked.batch_size)
+            print(f"{result.acc:>9.3f} {result.acc_norm:>10.3f} {result.num_questions:>9,}  {checkpoint}")
+
+
+def _add_export(verbs: Any) -> None:
+    verb = _verb(verbs, "export", _export, "Write a checkpoint as a Hugging Face folder with its tokenizer.")
+    verb.add_argument("checkpoint", metavar="CKPT", help="Composer checkpoint")
+    verb.add_argument("--out", required=True, metavar="DIR", help="folder to create")
+
+
+def _export(asked: argparse.Namespace) -> None:
+    from crisp_stream.export import export
+
+    print(f"written to {export(asked.checkpoint, asked.out)}")
+
+
+def _add_recipes(verbs: Any) -> None:
+    verb = _verb(verbs, "recipes", _recipes, "List the packaged recipes, show one, or copy one to edit it.")
+    verb.add_argument("action", nargs="?", choices=["list", "show", "copy"], default="list", help="what to do")
+    verb.add_argument("name", nargs="?", metavar="RECIPE", help="for show and copy")
+    verb.add_argument("--out", metavar="FILE", help="for copy; RECIPE.yaml here when absent")
+
+
+def _recipes(asked: argparse.Namespace) -> None:
+    from crisp_stream.config import copy_recipe, list_recipes, read_recipe
+
+    if asked.action == "list":
+        recipes = list_recipes()
+        width = max(map(len, recipes))
+        for name, title in recipes.items():
+            print(f"{name:<{width}}  {title}")
+        return
+    if asked.name is None:
+        raise InputError(f"recipes {asked.action} needs the name of a recipe. `crisp-stream recipes` lists them.")
+    if asked.action == "show":
+        print(read_recipe(asked.name), end="")
+    else:
+        print(f"written to {copy_recipe(asked.name, asked.out)}")
+
+
+def _add_demo(verbs: Any) -> None:
+    verb = _verb(
+        verbs,
+        "demo",
+        _demo,
+        "The whole method on real text, in minutes on two cores. Fetches two small public packages; run again, it resumes.",
+    )
+    verb.add_argument("--out", default="demo-out/data", metavar="ROOT", help="dataset root to create")
+    verb.add_argument("--run-folder", default="demo-out", metavar="DIR", help="folder for checkpoints, histogram and report")
+    verb.add_argument("--fresh", action="store_true", help="train again even where finished runs are found")
+
+
+def _demo(asked: argparse.Namespace) -> None:
+    from crisp_stream.demo import run_demo
+
+    run_demo(asked.out, run_folder=asked.run_folder, fresh=asked.fresh, log=_log)
+
+
+def _log(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
