@@ -220,7 +220,3 @@ def test_the_golden_dataset_of_format_v1_reads_back_and_is_rewritten_byte_for_by
     samples = golden.read_windows(np.arange(golden.manifest.num_windows))
     assert samples["tokens"][:, 0].tolist() == list(range(78))
     assert np.unique(samples["cluster"], return_counts=True)[1].tolist() == [5, 2, 70, 1]
-
-
-if __name__ == "__main__":
-    write_golden(GOLDEN)

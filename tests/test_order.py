@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crisp_stream import order
@@ -132,6 +132,71 @@ def test_cursors_counted_at_once_equal_walking_block_by_block(made: tuple) -> No
             expected = np.bincount(whole[:before], minlength=len(windows))
             assert (clone(sample_order).cursors(phase, block) == expected).all()
         first += num_samples
+
+
+def words(seed: int, purpose: int, count: int, *, lane: int = 0, block: int = 0, phase: int = 0) -> list[int]:
+    key, counter = np.array([seed, purpose], np.uint64), np.array([0, lane, block, phase], np.uint64)
+    return [int(word) for word in np.random.Philox(key=key, counter=counter).random_raw(count)]
+
+
+def splitmix64(value: int) -> int:
+    mask = (1 << 64) - 1
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & mask
+    return value ^ (value >> 31)
+
+
+def order_by_the_book(leaves: list[int], windows: list[int], phases: list, seed: int, size: int, lanes: int) -> list[int]:
+    """FORMAT.md, "Sample order", steps 1 to 5, one draw at a time."""
+    drawn, ids = [0] * len(leaves), []
+    interval_of_lane = sorted(range(lanes), key=words(seed, 2, lanes).__getitem__)
+    for phase, (proportions, num_samples) in enumerate(phases):
+        rows = [row for row, p in enumerate(proportions) if p > 0]
+        cdf, total = [], 0.0
+        for row in rows:
+            total += float(proportions[row])
+            cdf.append(total)
+        cdf = [value / total for value in cdf]
+        start = words(seed, 1, 1, phase=phase)[0] >> 20
+        for block, first in enumerate(range(0, num_samples, size)):
+            m = min(size, num_samples - first)
+            u = (start + block * 10872568911861) % 2**44
+            edges = [0, *(int(np.floor(value * float(m * 2**44))) for value in cdf)]
+            edges[-1] = m * 2**44
+            edges = [(edge + u) >> 44 for edge in edges]
+            draws = [(row, n) for i, row in enumerate(rows) for n in range(edges[i + 1] - edges[i])]
+            lengths = [(m - k + lanes - 1) // lanes for k in range(lanes)]
+            of_lane, at = {}, 0
+            for interval in range(lanes):
+                lane = interval_of_lane.index(interval)
+                own, at = draws[at : at + lengths[lane]], at + lengths[lane]
+                counts = {row: sum(r == row for r, _ in own) for row, _ in own}
+                firsts = {row: min(n for r, n in own if r == row) for row in counts}
+                spread = [(word >> 11) * 2.0**-53 for word in words(seed, 3, len(own), lane=lane, block=block, phase=phase)]
+                keys = [(n - firsts[row] + v) / counts[row] for (row, n), v in zip(own, spread, strict=True)]
+                of_lane[lane] = [own[i] for i in sorted(range(len(own)), key=keys.__getitem__)]
+            for i in range(m):
+                row, n = of_lane[i % lanes][i // lanes]
+                begin = splitmix64((leaves[row] + words(seed, 5, 1)[0]) % 2**64) % windows[row]
+                ids.append(sum(windows[:row]) + (begin + drawn[row] + n) % windows[row])
+            for i, row in enumerate(rows):
+                drawn[row] += edges[i + 1] - edges[i]
+    return ids
+
+
+@settings(max_examples=30)
+@given(orders())
+def test_the_order_is_the_one_that_format_md_describes(made: tuple) -> None:
+    sample_order, windows, phases = made
+    expected = order_by_the_book(
+        (np.arange(len(windows)) * 3).tolist(),
+        windows.tolist(),
+        phases,
+        sample_order._seed,
+        sample_order._block_samples,
+        sample_order._num_lanes,
+    )
+    assert sample_order.window_ids(np.arange(sample_order.num_samples)).tolist() == expected
 
 
 def skewed(num_leaves: int, num_drawn: int) -> np.ndarray:
