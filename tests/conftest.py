@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests.seaweed import S3Server, seaweed
+
+
+# Machines are shared: a slow moment is no failure.
+settings.register_profile("crisp-stream", deadline=None)
+settings.load_profile("crisp-stream")
 
 
 @pytest.fixture(scope="session")
