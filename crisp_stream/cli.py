@@ -197,10 +197,11 @@ def _inspect(asked: argparse.Namespace) -> None:
     from crisp_stream.format import open_dataset
     from crisp_stream.histogram import Histogram
     from crisp_stream.inspection import describe_dataset, describe_histogram
+    from crisp_stream.storage import is_remote, local_path
 
     if asked.top < 1:
         raise InputError(f"--top: must be at least 1, got {asked.top}.")
-    if asked.target.endswith(".parquet"):
+    if not is_remote(asked.target) and local_path(asked.target).is_file():
         dataset = open_dataset(asked.data) if asked.data else None
         print(describe_histogram(Histogram.load(asked.target), dataset, limit=asked.top), end="")
         return
