@@ -81,14 +81,17 @@ class Encoder:
 
     def record(self) -> EncoderRecord:
         """What the manifest keeps of the encoder."""
+        return self._record
+
+    @cached_property
+    def _record(self) -> EncoderRecord:
         model: Any = self._model
-        pooling = next((module for module in model if hasattr(module, "get_pooling_mode_str")), None)
         return EncoderRecord(
             name=self.name,
             weights_sha256=self.weights_sha256,
             max_length=int(model.max_seq_length or 0),
-            pooling=pooling.get_pooling_mode_str() if pooling is not None else "none",
-            dim=int(model.get_sentence_embedding_dimension()),
+            pooling=next(filter(None, map(_pooling_mode, model)), "none"),
+            dim=self.embed(["width"]).shape[1],
         )
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float16]:
@@ -100,6 +103,8 @@ class Encoder:
         Returns:
             [num_texts, dim], L2 norm 1 up to float16 rounding.
         """
+        if not texts:
+            return np.zeros((0, self.record().dim), np.float16)
         with _one_torch_thread():
             vectors = self._model.encode(
                 list(texts),
@@ -108,7 +113,15 @@ class Encoder:
                 convert_to_numpy=True,
                 show_progress_bar=False,
             )
-        return np.asarray(vectors, np.float32).astype(np.float16).reshape(len(texts), -1)
+        return np.asarray(vectors, np.float32).astype(np.float16)
+
+
+def _pooling_mode(module: Any) -> str | None:
+    """The mode of a pooling module, such as mean; its attribute changed its name within version 5 of the library."""
+    mode = getattr(module, "pooling_mode", None)
+    if mode is None and hasattr(module, "get_pooling_mode_str"):
+        mode = module.get_pooling_mode_str()
+    return mode if mode is None or isinstance(mode, str) else "+".join(mode)
 
 
 @contextlib.contextmanager

@@ -76,9 +76,9 @@ def publish(staged: Path, root: str, manifest: bytes, *, log: Log) -> int:
         StorageError: the storage refused or failed, or another writer's manifest appeared.
     """
     if is_remote(root):
-        _upload(staged, root, log)
+        upload_staged(staged, root, log)
     else:
-        _move(staged, local_path(root))
+        move_staged(staged, local_path(root))
     store = open_store(root)
     if not (store.exists(MANIFEST) and store.get(MANIFEST) == manifest):
         store.put(MANIFEST, manifest, create=True)
@@ -90,7 +90,8 @@ def publish(staged: Path, root: str, manifest: bytes, *, log: Log) -> int:
     )
 
 
-def _move(staged: Path, root: Path) -> None:
+def move_staged(staged: Path, root: Path) -> None:
+    """Rename every staged folder and table into a local root; what an interrupted run moved is passed over."""
     root.mkdir(parents=True, exist_ok=True)
     for name in (*FOLDERS, *FILES):
         source = staged / name
@@ -116,7 +117,8 @@ def _copy_across(source: Path, target: Path) -> None:
     shutil.rmtree(source) if source.is_dir() else source.unlink()
 
 
-def _upload(staged: Path, root: str, log: Log) -> None:
+def upload_staged(staged: Path, root: str, log: Log) -> None:
+    """Put every staged file into an object store, but those that an interrupted run put there. Raises StorageError."""
     store = open_store(root)
     there = dict(store.list())  # by an interrupted run: objects are whole and the bytes of a file never differ
     files = sorted(path for path in staged.rglob("*") if path.is_file())

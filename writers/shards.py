@@ -112,7 +112,7 @@ def _load_tree(folder: Path) -> ClusterTree:
 
 
 def sort_run(task: RunTask) -> int:
-    """Assign, sort and write one run, unless it is there; then delete its parts' arrays. Returns its windows' number."""
+    """Assign, sort and write one run unless it is there, then delete its parts' arrays; returns its windows' number."""
     keys_path, tokens_path = run_files(task.run)
     if not keys_path.exists():
         limits = import_extra("threadpoolctl", extra="write", purpose="sorting windows").threadpool_limits

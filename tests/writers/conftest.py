@@ -1,0 +1,89 @@
+"""Real English text, and one dataset written from it with the real encoder, shared by the tests of the writers."""
+
+from __future__ import annotations
+
+import json
+import pydoc_data.topics
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from crisp_stream.format import EncoderRecord
+from crisp_stream.writers.run import WriteOptions, WriteReport, write
+
+TOPICS: list[str] = [text for _, text in sorted(pydoc_data.topics.topics.items())]
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """79 documents of CPython's own documentation (at most 1,200 characters each), two empty ones among them."""
+    path = tmp_path_factory.mktemp("text") / "topics.jsonl"
+    texts = [text[:1200] for text in TOPICS]
+    texts[3:3] = [""]
+    texts[30:30] = [" \n\t"]
+    path.write_text("".join(json.dumps({"id": number, "text": text}) + "\n" for number, text in enumerate(texts)))
+    return path
+
+
+def small_options(text_file: Path, out: Path | str, **changes: object) -> WriteOptions:
+    """Options that write the text in seconds: 64-token windows, 32 word pieces, arity 4."""
+    chosen: dict[str, object] = {
+        "inputs": [str(text_file)],
+        "out": str(out),
+        "window_tokens": 64,
+        "vocab_size": 600,
+        "arity": 4,
+        "depth": 3,
+        "min_examples_to_split": 32,
+        "part_characters": 12_000,
+        "max_length": 32,
+        "shard_bytes": 6_000,
+        "processes": 1,
+    }
+    return WriteOptions(**{**chosen, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def written(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, WriteReport]:
+    """A dataset written by one process with the real all-MiniLM-L6-v2."""
+    root = tmp_path_factory.mktemp("written") / "root"
+    return root, write(small_options(text_file, root), log=lambda line: None)
+
+
+class WordEncoder:
+    """A fast stand-in for the encoder where a test is about what happens around it: hashed word counts, normalised."""
+
+    dim = 16
+
+    def __init__(self) -> None:
+        self.num_calls = 0
+        self.fail_at_call: int | None = None
+
+    def record(self) -> EncoderRecord:
+        return EncoderRecord(name="words", weights_sha256="0" * 64, max_length=32, pooling="mean", dim=self.dim)
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float16]:
+        self.num_calls += 1
+        if self.num_calls == self.fail_at_call:
+            raise KeyboardInterrupt
+        vectors = np.full((len(texts), self.dim), 1e-3, np.float32)
+        for row, text in enumerate(texts):
+            for word in text.split():
+                vectors[row, sum(word.encode()) % self.dim] += 1
+        return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+
+
+@pytest.fixture
+def word_encoder(monkeypatch: pytest.MonkeyPatch) -> WordEncoder:
+    """Replaces the encoder of this process."""
+    encoder = WordEncoder()
+    monkeypatch.setattr("crisp_stream.writers.parts.load_encoder", lambda name, max_length: encoder)
+    return encoder
+
+
+def files_below(root: Path) -> dict[str, bytes]:
+    """Relative path to content of every file."""
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
