@@ -61,7 +61,7 @@ class TextSource:
 
 @dataclass(frozen=True, kw_only=True)
 class Corpora:
-    """The four files that the demo works on, as JSONL with the fields `text` and `source`."""
+    """The four files that the demo works on, as JSONL with the fields `text` and `source`, named by their content."""
 
     generalist: Path
     """What the dataset is written from."""
@@ -71,8 +71,6 @@ class Corpora:
     """The examples of the task, counted into its histogram."""
     specialist_test: Path
     """Held-out documents of the task."""
-    fingerprint: str
-    """sha256 over the four files."""
 
     @property
     def paths(self) -> tuple[Path, Path, Path, Path]:
@@ -314,19 +312,18 @@ def _spread(documents: list[tuple[str, str]], count: int, sources: tuple[TextSou
 
 
 def _written(folder: Path, contents: dict[str, list[tuple[str, str]]]) -> Corpora:
+    """Files named by their content, so that whatever is made from one records what it was made from."""
     folder.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256()
     paths: dict[str, Path] = {}
     for name, documents in contents.items():
         lines = (json.dumps({"text": text, "source": source}, ensure_ascii=False) for text, source in documents)
         content = "".join(f"{line}\n" for line in lines).encode()
-        digest.update(content)
-        paths[name] = folder / f"{name}.jsonl"
+        paths[name] = folder / f"{name}-{hashlib.sha256(content).hexdigest()[:12]}.jsonl"
         if not paths[name].is_file() or paths[name].read_bytes() != content:
             temporary = paths[name].with_suffix(".tmp")
             temporary.write_bytes(content)
             temporary.replace(paths[name])
-    return Corpora(**paths, fingerprint=digest.hexdigest())
+    return Corpora(**paths)
 
 
 def _digest(text: str) -> str:

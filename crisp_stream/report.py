@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from crisp_stream.inspection import NodeSummary
+
 _MAX_POINTS = 240
 """Points of a drawn curve; more cannot be told apart at the width of the page."""
 
@@ -40,27 +42,6 @@ class RunResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterRow:
-    """A cluster of the tree and its part in the task and the corpus."""
-
-    node: int
-    """Node id at the histogram's level."""
-    specialist_share: float
-    """Proportion of the task's windows."""
-    generalist_share: float
-    """Proportion of the corpus' windows."""
-    num_windows: int
-    """Windows of the corpus in it."""
-    sample: str
-    """The beginning of one of its windows."""
-
-    @property
-    def importance_weight(self) -> float:
-        """w(c) = P(c | D^s) / P(c | D^g)."""
-        return self.specialist_share / self.generalist_share if self.generalist_share else float("inf")
-
-
-@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Two runs on one dataset for one task: what the page and the printed table say."""
 
@@ -70,7 +51,7 @@ class Comparison:
     """Trained on the corpus as it is."""
     crisp: RunResult
     """Trained on the corpus with the task's cluster frequencies."""
-    clusters: Sequence[ClusterRow]
+    clusters: Sequence[NodeSummary]
     """The task's heaviest clusters, heaviest first."""
     facts: Mapping[str, str]
     """About dataset, task and runs: label and value."""
@@ -263,10 +244,10 @@ def _loss_chart(runs: Sequence[tuple[RunResult, str]], *, width: int, height: in
 def _cluster_section(comparison: Comparison) -> str:
     rows = "\n".join(
         f'<tr><th scope="row" class="number" data-label="cluster">{row.node}</th>'
-        f'<td class="number" data-label="of the task">{row.specialist_share:.1%}</td>'
+        f'<td class="number" data-label="of the task">{row.share:.1%}</td>'
         f'<td class="number" data-label="of the corpus">{row.generalist_share:.1%}</td>'
-        f'<td class="number" data-label="weight">{row.importance_weight:.1f}</td>'
-        f'<td class="sample"><q>{escape(row.sample)}</q></td></tr>'
+        f'<td class="number" data-label="weight">{row.weight:.1f}</td>'
+        f'<td class="sample"><q>{escape(row.text)}</q></td></tr>'
         for row in comparison.clusters
     )
     return f"""<section aria-labelledby="clusters">

@@ -109,7 +109,8 @@ def test_preparing_twice_gives_the_same_bytes_and_leaves_the_files_alone(
 ) -> None:
     first = prepare(package, cache, tmp_path)
     written = [path.stat().st_mtime_ns for path in first.paths]
-    assert prepare(package, cache, tmp_path).fingerprint == first.fingerprint
+    assert prepare(package, cache, tmp_path) == first
+    assert len(list(tmp_path.glob("*.jsonl"))) == 4
     assert [path.stat().st_mtime_ns for path in first.paths] == written
 
 

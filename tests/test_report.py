@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from crisp_stream.report import ClusterRow, Comparison, RunResult, format_bytes, report_html, write_report
+from crisp_stream.inspection import NodeSummary
+from crisp_stream.report import Comparison, RunResult, format_bytes, report_html, write_report
 
 VOID = {"meta", "line", "polyline"}
 
@@ -26,7 +27,7 @@ def run(name: str, specialist: float, generalist: float, last_loss: float = 4.0)
     )
 
 
-CLUSTER = ClusterRow(node=37, specialist_share=0.25, generalist_share=0.05, num_windows=300, sample="Fever & chills")
+CLUSTER = NodeSummary(node=37, share=0.25, generalist_share=0.05, num_windows=300, text="Fever & chills")
 COMPARISON = Comparison(
     task="medical abstracts",
     base=run("base", 450.0, 212.0),
@@ -90,7 +91,7 @@ def test_every_section_has_a_heading_and_every_table_a_caption() -> None:
 
 
 def test_corpus_text_is_escaped() -> None:
-    cluster = dataclasses.replace(CLUSTER, sample="</td><script>alert('x')</script> a < b & c")
+    cluster = dataclasses.replace(CLUSTER, text="</td><script>alert('x')</script> a < b & c")
     page = Page(report_html(dataclasses.replace(COMPARISON, clusters=[cluster], facts={"<b>": '"<i>"'})))
     assert "script" not in page.tags
     assert page.open == []

