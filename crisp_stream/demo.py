@@ -131,8 +131,8 @@ def run_demo(
         StorageError: the registry or the storage refused or failed.
         MissingExtraError: a library of the demo extra is not installed.
     """
-    # Read when torch loads its OpenMP. Threads that spin while they wait made training on a busy machine 4 times slower:
-    # 40 batches beside other jobs on 2 cores took 251 s and 71 s CPU; with passive waiting 64 s and 21 s CPU.
+    # Read when torch loads its OpenMP. Threads that spin while they wait made training beside other jobs 4x slower:
+    # 40 batches on 2 busy cores took 251 s and 71 s CPU; with passive waiting 64 s and 21 s CPU.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     scale = scale or DemoScale()
     folder = Path(run_folder)
