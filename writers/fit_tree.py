@@ -14,6 +14,7 @@ against 0.393): keep 100 examples per cluster and step, as the paper does.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,31 @@ def fit_tree(
         examples_per_step=examples_per_step,
         min_examples=min_examples,
     )
+    for module in ("faiss", "sklearn.cluster"):  # the limit below holds for libraries that are loaded already
+        import_extra(module, extra="write", purpose="fitting the tree")
+    limits: Any = import_extra("threadpoolctl", extra="write", purpose="fitting the tree")
+    with limits.threadpool_limits(1):  # products must not depend on how many cores share them
+        return _fit_levels(
+            embeddings,
+            arity=arity,
+            depth=depth,
+            min_examples=min_examples,
+            seed=seed,
+            progress=progress,
+            fit=partial(_fit_node, arity=arity, steps=steps, examples_per_step=examples_per_step, limit=limit),
+        )
+
+
+def _fit_levels(
+    embeddings: NDArray[Any],
+    *,
+    arity: int,
+    depth: int,
+    min_examples: int,
+    seed: int,
+    progress: Progress | None,
+    fit: Callable[..., NDArray[np.float32] | None],
+) -> ClusterTree:
     dim = embeddings.shape[1]
     rows_per_node: dict[int, NDArray[np.int64]] = {0: np.arange(len(embeddings))}
     nodes_per_level, centroids_per_level = [], []
@@ -83,16 +109,7 @@ def fit_tree(
         for done, (node, rows) in enumerate(sorted(rows_per_node.items()), start=1):
             centroids = None
             if level == 1 or len(rows) >= max(min_examples, arity):
-                rng = np.random.default_rng([seed, level, node])
-                centroids = _fit_node(
-                    embeddings,
-                    rows,
-                    arity=arity,
-                    steps=steps,
-                    examples_per_step=examples_per_step,
-                    limit=limit,
-                    rng=rng,
-                )
+                centroids = fit(embeddings, rows, rng=np.random.default_rng([seed, level, node]))
             if centroids is not None:
                 parents.append(node)
                 families.append(centroids)
@@ -186,12 +203,7 @@ def _fit_node(
 def closest(examples: NDArray[np.float32], centroids: NDArray[np.float32]) -> NDArray[np.int64]:
     """Index of the closest centroid of each example, [num_examples]; both L2-normalised."""
     faiss: Any = import_extra("faiss", extra="write", purpose="fitting the tree")
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)  # products must not depend on how many cores share them
-    try:
-        _, indices = faiss.knn(examples, centroids, 1, metric=faiss.METRIC_INNER_PRODUCT)
-    finally:
-        faiss.omp_set_num_threads(threads)
+    _, indices = faiss.knn(examples, centroids, 1, metric=faiss.METRIC_INNER_PRODUCT)
     return np.asarray(indices[:, 0], np.int64)
 
 

@@ -26,7 +26,7 @@ from crisp_stream.mds import MAX_SHARD_BYTES
 from crisp_stream.storage import cache_folder, input_bytes, is_remote, local_path
 from crisp_stream.writers import stages
 from crisp_stream.writers.documents import list_document_files
-from crisp_stream.writers.embed import matching_encoder
+from crisp_stream.writers.embed import Encoder, matching_encoder
 from crisp_stream.writers.parts import PART_CHARACTERS, PartsSummary
 from crisp_stream.writers.pool import Log, num_processes
 from crisp_stream.writers.publish import check_root, publish
@@ -194,7 +194,8 @@ def write(options: WriteOptions, *, log: Log = print) -> WriteReport:
 def _make(options: WriteOptions, like: Dataset | None, work: stages.WorkFolder, processes: int, log: Log) -> None:
     """Every stage up to a staged dataset and its manifest."""
     encoder = options.encoder if like is None else matching_encoder(like.manifest.encoder, options.encoder, like.root)
-    max_length = options.max_length if like is None else like.manifest.encoder.max_length
+    max_length = options.max_length if like is None else like.manifest.encoder.max_length or None
+    _ = Encoder(encoder, max_length=max_length).weights_sha256  # fetched and checked before any other work
     if max_length is not None and options.max_length not in (None, max_length):
         raise InputError(
             f"max_length: must be left out or {max_length} to be like {options.like}, got {options.max_length}."

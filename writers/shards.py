@@ -3,8 +3,8 @@
 Two passes. First, consecutive parts are assigned to leaves, sorted and written as **runs** of about 64 MB. Then every
 level-1 cluster directory takes its key range from all runs, memory-mapped, a range at a time: keys are cut so that a
 range fits the memory budget, also inside one huge leaf, because the hash is part of the key. Every range is gathered
-in run order and sorted stably, so the bytes depend neither on the budget nor on the number of processes. (Measured 83
-MB/s on two cores with under 1 GB; polars and pyarrow sort faster but hold everything several times.)
+in run order and sorted stably, so the bytes depend neither on the budget nor on the number of processes. Measured:
+120 MB of windows per CPU second for both passes, 280 MB at the peak of a process.
 """
 
 from __future__ import annotations

@@ -55,6 +55,17 @@ def test_the_same_seed_gives_the_same_tree_whatever_the_storage_type() -> None:
     assert one.fingerprint == again.fingerprint == as_float.fingerprint != other.fingerprint
 
 
+def test_the_number_of_threads_changes_nothing() -> None:
+    from threadpoolctl import threadpool_limits
+
+    points = blobs(16, 400, dim=96)
+    with threadpool_limits(2):
+        two = fit_tree(points, arity=16, depth=2, examples_per_step=3200, min_examples_to_split=64)
+    with threadpool_limits(1):
+        one = fit_tree(points, arity=16, depth=2, examples_per_step=3200, min_examples_to_split=64)
+    assert one.fingerprint == two.fingerprint
+
+
 def test_nodes_with_few_examples_stay_leaves() -> None:
     points = blobs(16, 20)
     tree = fit_tree(points, arity=4, depth=3, min_examples_to_split=1000)

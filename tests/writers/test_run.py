@@ -12,6 +12,7 @@ from crisp_stream.errors import InputError, StorageError
 from crisp_stream.format import open_dataset
 from crisp_stream.writers import publish, stages
 from crisp_stream.writers.documents import EMPTY_TEXT, DropCounts, read_documents
+from crisp_stream.writers.embed import DEFAULT_ENCODER
 from crisp_stream.writers.run import WriteOptions, WriteReport, write
 from crisp_stream.writers.windows import LAST_PARTIAL_WINDOW, DocumentTokenizer
 from tests.seaweed import S3Server
@@ -155,7 +156,7 @@ def test_other_options_or_inputs_do_not_take_over_unfinished_work(
 def test_a_write_like_another_shares_tokenizer_tree_and_windows(
     text_file: Path, tmp_path: Path, word_encoder: WordEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("crisp_stream.writers.run.matching_encoder", lambda record, name, root: record.name)
+    monkeypatch.setattr("crisp_stream.writers.run.matching_encoder", lambda record, name, root: DEFAULT_ENCODER)
     write(small_options(text_file, tmp_path / "a"), log=quiet)
     options = small_options(text_file, tmp_path / "b", like=str(tmp_path / "a"), window_tokens=99, limit=40)
     report = write(options, log=quiet)
