@@ -213,10 +213,14 @@ def list_inputs(url: str) -> list[str]:
 def _list_local(path: str) -> list[str]:
     if Path(path).is_dir():
         below = (file for file in Path(path).rglob("*") if file.is_file())
-        return sorted(str(file) for file in below if not any(part.startswith(".") for part in file.parts[1:]))
+        return sorted(str(file) for file in below if not _is_hidden(file.relative_to(path)))
     if Path(path).is_file():
         return [path]
     return sorted(match for match in glob.glob(path, recursive=True) if Path(match).is_file())  # noqa: PTH207
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _list_remote(url: str) -> list[str]:

@@ -97,6 +97,14 @@ def test_a_child_process_reads_after_its_parent_did(s3: S3Server, start_method: 
     assert pickle.loads(pickle.dumps(store)).get("a") == b"xyz"
 
 
+def test_hidden_files_are_left_out_but_a_hidden_folder_may_be_named(tmp_path: Path) -> None:
+    folder = tmp_path / ".cache" / "x"
+    (folder / ".git").mkdir(parents=True)
+    for name in ("a.txt", ".b.txt", ".git/c.txt"):
+        (folder / name).write_text("x")
+    assert storage.list_inputs(str(folder)) == [str(folder / "a.txt")]
+
+
 def test_inputs_are_listed_as_files_folders_and_globs(tmp_path: Path, s3: S3Server) -> None:
     prefix = s3.fresh_prefix()
     remote = open_store(prefix)

@@ -149,7 +149,7 @@ def _kind(file: str) -> str | None:
 def _read_file(file: str, text_column: str) -> Iterator[str | None]:
     kind = _kind(file)
     try:
-        with _buffered(open_input(file)) as raw:
+        with open_input(file) as raw:
             if kind == ".parquet":
                 yield from _read_parquet(file, raw, text_column)
                 return
@@ -161,39 +161,6 @@ def _read_file(file: str, text_column: str) -> Iterator[str | None]:
         raise InputError(
             f"{file}: must be readable to its end, got: {error}. Restore the file, or leave it out."
         ) from error
-
-
-class _RawReads(io.RawIOBase):
-    """An object-store reader, which has read and seek but is not an `io` file, as a raw file."""
-
-    def __init__(self, reader: Any) -> None:
-        self._reader = reader
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        content = memoryview(self._reader.read(len(buffer)))
-        buffer[: len(content)] = content
-        return len(content)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return int(self._reader.seek(offset, whence))
-
-    def tell(self) -> int:
-        return int(self._reader.tell())
-
-    def close(self) -> None:
-        if not self.closed:
-            self._reader.close()
-        super().close()
-
-
-def _buffered(raw: IO[bytes]) -> IO[bytes]:
-    return raw if isinstance(raw, io.IOBase) else io.BufferedReader(_RawReads(raw), 1 << 20)
 
 
 def _decompressed(file: str, raw: IO[bytes]) -> IO[bytes]:
