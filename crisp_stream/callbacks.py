@@ -104,7 +104,7 @@ class RunAccount(Callback):
         bytes_read, requests, cpu_milliseconds = (
             torch.stack([rank[2 * size :] for rank in gathered]).sum(dim=0).tolist()
         )
-        self._session.update(bytes_read=bytes_read, requests=requests, cpu_seconds=cpu_milliseconds / 1000)
+        self._session |= {"bytes_read": bytes_read, "requests": requests, "cpu_seconds": cpu_milliseconds / 1000}
         if self.windows_per_batch is not None:
             self.windows_per_batch.append(sorted(torch.cat([rank[size : 2 * size] for rank in gathered]).tolist()))
 

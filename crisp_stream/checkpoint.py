@@ -12,6 +12,7 @@ import contextlib
 import datetime
 import json
 import pickle
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,10 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crisp_stream.errors import FormatError, InputError, import_extra
-from crisp_stream.storage import is_remote, local_path, open_input, open_store
+from crisp_stream.storage import MissingObjectError, is_remote, local_path, open_input, open_store
 
 if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+    from transformers import GPT2LMHeadModel
+    from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
 
 LATEST = "latest-rank0.pt"
 """Composer's link to the newest checkpoint of a folder (in object storage a text object ending in `.symlink`)."""
@@ -49,10 +51,10 @@ def latest_checkpoint(folder: str) -> str | None:
     if not is_remote(folder):
         link = local_path(folder) / LATEST
         return str(link.resolve()) if link.exists() else None
-    store = open_store(folder)
-    if not store.exists(f"{LATEST}.symlink"):
+    try:
+        target = open_store(folder).get(f"{LATEST}.symlink").decode().strip()
+    except MissingObjectError:
         return None
-    target = store.get(f"{LATEST}.symlink").decode().strip()
     return f"{folder.rstrip('/')}/{target.rpartition('/')[2]}"
 
 
@@ -77,8 +79,11 @@ def local_copy(url: str) -> Iterator[Path]:
             raise InputError(f"{path} is not a checkpoint file. Name a .pt file that a run saved.")
         yield path
         return
+    parent, _, name = url.rpartition("/")
+    if name == LATEST:
+        url = latest_checkpoint(parent) or url
     with tempfile.TemporaryDirectory(prefix="crisp-checkpoint-") as folder:
-        path = Path(folder) / url.rpartition("/")[2]
+        path = Path(folder) / "checkpoint.pt"
         with open_input(url) as source, path.open("wb") as target:
             while block := source.read(_COPY_BYTES):
                 target.write(block)
@@ -96,10 +101,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(_allowed_types()):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        reason = next((line for line in str(error).splitlines() if "Unsupported" in line), str(error).splitlines()[0])
-        raise FormatError(
-            f"{path} holds something other than plain data and was not loaded: {reason.strip()}"
-        ) from error
+        found = re.search(r"(Unsupported|Trying to load)[^.]*\.[^.]*", str(error))
+        reason = found[0].strip() if found else "an object of an unknown type"
+        raise FormatError(f"{path} holds something other than plain data and was not loaded: {reason}") from error
     except (RuntimeError, EOFError, ValueError, OSError) as error:
         raise FormatError(f"{path} is not a checkpoint, or it is damaged: {str(error).splitlines()[0]}") from error
     if not isinstance(checkpoint, dict) or "model" not in checkpoint.get("state", {}):
@@ -170,7 +174,7 @@ def load_gpt(checkpoint: str) -> LoadedGPT:
 def _loaded(gpt: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast) -> LoadedGPT:
     from crisp_stream.model import PROVENANCE_KEY
 
-    gpt.loss_type = "ForCausalLM"  # pyright: ignore[reportAttributeAccessIssue]
+    gpt.loss_type = "ForCausalLM"
     gpt.eval()
     return LoadedGPT(gpt=gpt, tokenizer=tokenizer, provenance=getattr(gpt.config, PROVENANCE_KEY, None) or {})
 
@@ -192,10 +196,10 @@ def _load_folder(folder: Path) -> LoadedGPT:
 def _allowed_types() -> list[Any]:
     """Types that Composer's checkpoints hold besides tensors. Building one runs no code of the file's choice."""
     import numpy as np
-    import torch
+    from torch.torch_version import TorchVersion
 
     dtypes = {
         type(np.dtype(name)) for name in ("bool", "uint8", "uint32", "int32", "uint64", "int64", "float32", "float64")
     }
     reconstruct = np._core.multiarray._reconstruct  # pyright: ignore[reportAttributeAccessIssue]
-    return [reconstruct, np.ndarray, np.dtype, *dtypes, torch.torch_version.TorchVersion, datetime.timedelta]
+    return [reconstruct, np.ndarray, np.dtype, *dtypes, TorchVersion, datetime.timedelta]

@@ -169,7 +169,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         return value
     if origin is tuple:
         return _convert_tuple(args, value, key)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise RecipeError(f"`{key}` must be a mapping of keys; got {_kind(value)}.")
         return _build(hint, value, f"{key}.")
@@ -204,7 +204,7 @@ def _convert_tuple(args: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ..
     )
 
 
-def _convert_scalar(hint: type, value: Any, key: str) -> Any:
+def _convert_scalar(hint: Any, value: Any, key: str) -> Any:
     if hint is float and isinstance(value, str):
         with contextlib.suppress(ValueError):
             value = float(value)

@@ -17,7 +17,8 @@ from crisp_stream.recipe import ModelRecipe
 if TYPE_CHECKING:
     import torch
     from composer.models import HuggingFaceModel
-    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
 
 PROVENANCE_KEY = "crisp_stream"
 """Key of the model's config.json under which we record which dataset it was trained on."""
@@ -154,7 +155,7 @@ def composer_model(
     if activation_checkpointing:
         gpt.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     block = transformers.models.gpt2.modeling_gpt2.GPT2Block
-    gpt.fsdp_wrap_fn = lambda module: isinstance(module, block)  # pyright: ignore[reportAttributeAccessIssue]
+    gpt.fsdp_wrap_fn = lambda module: isinstance(module, block)  # pyright: ignore[reportArgumentType]
     return models.HuggingFaceModel(
         model=gpt,
         tokenizer=tokenizer,

@@ -385,6 +385,11 @@ def _check_folders(recipe: Recipe) -> None:
         recipe.run_name != "" and "/" not in recipe.run_name,
         f"`run_name` must be a name without `/`; got {recipe.run_name!r}.",
     )
+    folder = recipe.checkpoint_folder or ""
+    _require(
+        "://" not in folder or folder.startswith(("s3://", "file://")),
+        f"`save_folder` must be a local folder or an s3:// URL; got {folder}.",
+    )
     _require(
         not recipe.autoresume or recipe.save_folder is not None,
         "`autoresume` needs `save_folder`, where the checkpoints are; there is none.",

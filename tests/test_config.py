@@ -117,6 +117,7 @@ def test_the_run_name_is_filled_into_the_save_folder(recipe_file: Path) -> None:
         ("load_weights_only=true", r"`load_weights_only` needs `load_path`"),
         ("log_windows=true", r"`log_windows` needs `save_folder`"),
         ("eval_interval=1ba", r"`eval_interval` needs `eval`"),
+        ("save_folder=gs://bucket/run", r"`save_folder` must be a local folder or an s3:// URL; got gs://bucket/run"),
         ("run_name=a/b", r"`run_name` must be a name without `/`"),
         ("data.cache_limit=lots", r"`data.cache_limit` must be bytes or a size such as 200gb"),
     ],

@@ -1,0 +1,316 @@
+"""Training through Composer: it learns, accounts for itself, and resumes, switches and scales out window by window."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from composer.utils import RemoteUploader
+
+from crisp_stream import model
+from crisp_stream.checkpoint import latest_checkpoint, read_checkpoint
+from crisp_stream.errors import CrispError, FormatError, InputError, RecipeError, ResumeError, StorageError
+from crisp_stream.format import open_dataset
+from crisp_stream.train import main, train
+from tests.seaweed import S3Server
+from tests.small_runs import (
+    BATCHES,
+    LEAVES,
+    SmallRun,
+    account_of,
+    leaf_histogram,
+    losses_of,
+    small_run,
+    windows_of,
+    write_dataset,
+)
+
+
+WELL_CONDITIONED = "optimizer.eps=1e-3"
+"""Adam divides by the gradient's size, so at its usual eps it blows rounding up to whole steps where a gradient is zero."""
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    return small_run(tmp_path_factory)
+
+
+def copy_until(done: SmallRun, batch: int, folder: Path) -> None:
+    """A save folder as an interruption right after `batch` leaves it."""
+    folder.mkdir()
+    for saved in range(4, batch + 1, 4):
+        shutil.copy(done.checkpoint(saved), folder)
+    (folder / "latest-rank0.pt").symlink_to(f"ep0-ba{batch}-rank0.pt")
+
+
+def test_a_run_learns_and_accounts_for_itself(done: SmallRun, tmp_path: Path) -> None:
+    report = train(done.recipe(f"save_folder={tmp_path}/run", "max_duration=40ba", "mixture.phases.0.until=30ba"))
+    assert report.batches == len(report.losses) == 40
+    assert report.losses[0] == pytest.approx(np.log(260), abs=0.3)
+    assert report.final_loss < report.losses[0] - 1.0
+    assert report.samples == 40 * 8
+    assert report.tokens == report.samples * 32
+    assert report.bytes_read >= report.samples * done.dataset.manifest.sample_bytes
+    assert [phase["samples"] for phase in report.phases] == [240, 80]
+    assert [phase["first_batch"] for phase in report.phases] == [1, 31]
+    assert [phase["leaves"] for phase in report.phases] == [16, 3]
+    assert report.mixture_error < 0.02
+    assert report.checkpoint == str(tmp_path / "run" / "ep0-ba40-rank0.pt")
+    record = account_of(tmp_path / "run")
+    assert record["dataset_fingerprint"] == done.dataset.manifest.fingerprint
+    assert record["samples"] == 320
+    assert "mixture error" in report.table()
+
+
+def test_served_windows_stand_in_the_account(done: SmallRun) -> None:
+    served = np.array([window for windows in windows_of(done.save_folder) for window in windows])
+    leaves = done.dataset.leaf_of_windows(served)
+    error = account_of(done.save_folder)["mixture_error"]
+    asked = np.array(list(LEAVES.values())) / sum(LEAVES.values()) * 8 / 12
+    asked[:3] += 4 / 12 / 3
+    assert error == pytest.approx(np.abs(np.bincount(leaves, minlength=16) / len(served) - asked).sum() / 2)
+
+
+def test_the_mixture_switches_between_two_batches(done: SmallRun) -> None:
+    before, after = np.split(np.array(windows_of(done.save_folder)), [8])
+    assert len(np.unique(done.dataset.leaf_of_windows(before.ravel()))) == 16
+    assert set(done.dataset.leaf_of_windows(after.ravel())) == {0, 1, 2}
+
+
+def test_the_same_recipe_gives_the_same_run(done: SmallRun, tmp_path: Path) -> None:
+    train(done.recipe(f"save_folder={tmp_path}/run"))
+    assert losses_of(tmp_path / "run") == losses_of(done.save_folder)
+    assert windows_of(tmp_path / "run") == windows_of(done.save_folder)
+
+
+@pytest.mark.parametrize(("batch", "workers"), [(4, 0), (8, 2)])
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
+    done: SmallRun, tmp_path: Path, batch: int, workers: int
+) -> None:
+    copy_until(done, batch, tmp_path / "run")
+    overrides = [f"save_folder={tmp_path}/run", "autoresume=true", f"data.num_workers={workers}"]
+    report = train(done.recipe(*overrides))
+    assert report.resumed_at == batch
+    assert losses_of(tmp_path / "run") == losses_of(done.save_folder)
+    assert windows_of(tmp_path / "run") == windows_of(done.save_folder)
+    whole = account_of(done.save_folder)
+    assert (report.samples, report.mixture_error) == (whole["samples"], whole["mixture_error"])
+    assert report.bytes_read >= whole["bytes_read"]  # workers read ahead of the last batch
+
+
+def test_autoresume_writes_again_what_an_interruption_left_beyond_the_newest_checkpoint(
+    done: SmallRun, tmp_path: Path
+) -> None:
+    copy_until(done, 8, tmp_path / "run")
+    (tmp_path / "run" / "ep0-ba12-rank0.pt").write_bytes(b"half a checkpo")
+    train(done.recipe(f"save_folder={tmp_path}/run", "autoresume=true"))
+    assert losses_of(tmp_path / "run") == losses_of(done.save_folder)
+    assert "model" in read_checkpoint(tmp_path / "run" / "ep0-ba12-rank0.pt")["state"]
+
+
+def test_autoresume_of_a_finished_run_trains_nothing_more(done: SmallRun, tmp_path: Path) -> None:
+    copy_until(done, 12, tmp_path / "run")
+    report = train(done.recipe(f"save_folder={tmp_path}/run", "autoresume=true"))
+    assert report.batches == BATCHES
+    assert report.checkpoint == str(tmp_path / "run" / "ep0-ba12-rank0.pt")
+    assert losses_of(tmp_path / "run") == losses_of(done.save_folder)
+
+
+def test_load_path_continues_a_run_in_another_folder(done: SmallRun, tmp_path: Path) -> None:
+    train(done.recipe(f"save_folder={tmp_path}/run", f"load_path={done.checkpoint(8)}"))
+    assert losses_of(tmp_path / "run") == losses_of(done.save_folder)
+
+
+def test_weights_alone_start_a_new_run(done: SmallRun, tmp_path: Path) -> None:
+    overrides = [f"save_folder={tmp_path}/run", f"load_path={done.checkpoint(12)}", "load_weights_only=true"]
+    report = train(done.recipe(*overrides, "mixture.phases=[{histogram: base}]", "seed=6", "max_duration=4ba"))
+    assert report.batches == 4
+    assert report.resumed_at is None
+    assert report.losses[0] < float(losses_of(done.save_folder)[0]) - 0.5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["seed=6"], "seed was 5, is 6"),
+        (["mixture.phases.0.until=7ba"], "mixture was"),
+        (["mixture.draw=multinomial"], "mixture was"),
+        (["data.remote={other}"], "dataset was"),
+    ],
+)
+def test_resuming_something_else_fails_before_a_model_is_built(
+    done: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], part: str
+) -> None:
+    write_dataset(tmp_path / "other", seed=9)
+    monkeypatch.setattr(model, "build_gpt", None)
+    changed = [override.format(other=tmp_path / "other") for override in overrides]
+    with pytest.raises(ResumeError, match=part):
+        train(done.recipe(f"save_folder={tmp_path}/run", f"load_path={done.checkpoint(8)}", *changed))
+
+
+def test_a_folder_with_checkpoints_is_not_trained_into_by_accident(done: SmallRun) -> None:
+    with pytest.raises(InputError, match=r"holds checkpoints of an earlier run\. Add autoresume=true"):
+        train(done.recipe())
+
+
+class _Code:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.system, ("true",))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "message"),
+    [
+        (["data.remote={folder}/nowhere"], FormatError, "manifest.json is missing"),
+        (["precision=amp_bf16"], RecipeError, "`precision` amp_bf16 needs a GPU"),
+        (["model.n_positions=16"], RecipeError, "`model.n_positions` is 16, but the dataset's windows have 32"),
+        (["mixture.phases.0.histogram={folder}/no.histogram"], FormatError, "no such file"),
+        (["mixture.phases=[{{histogram: {folder}/alien.histogram}}]"], InputError, "counted with tree"),
+        (
+            ["mixture.phases=[{{histogram: [base, {folder}/alien.histogram]}}]"],
+            RecipeError,
+            "`base` cannot be averaged",
+        ),
+        (["mixture.phases.0.until=100000tok"], RecipeError, "must lie after batch 0, .* and before batch 12"),
+        (["load_path={folder}/none.pt"], InputError, "is not a checkpoint file"),
+        (["load_path={folder}/text.pt"], FormatError, "text.pt"),
+        (["load_path={folder}/code.pt"], FormatError, "holds something other than plain data and was not loaded"),
+        (["load_path={folder}/list.pt"], FormatError, "is not a Composer checkpoint"),
+        (
+            ["load_path={saved}", "load_weights_only=true", "model.n_embd=16"],
+            InputError,
+            "holds a model with n_embd = 32",
+        ),
+        (["eval={{inputs: {folder}/none.jsonl}}"], CrispError, "none.jsonl"),
+    ],
+)
+def test_what_cannot_work_fails_before_a_model_is_built(
+    done: SmallRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: list[str],
+    error: type[CrispError],
+    message: str,
+) -> None:
+    write_dataset(tmp_path / "alien", arity=5)
+    leaf_histogram(open_dataset(tmp_path / "alien"), [1]).save(tmp_path / "alien.histogram")
+    (tmp_path / "text.pt").write_text("not a checkpoint")
+    torch.save({"state": {"model": _Code()}}, tmp_path / "code.pt")
+    torch.save([1], tmp_path / "list.pt")
+    monkeypatch.setattr(model, "build_gpt", None)
+    filled = [override.format(folder=tmp_path, saved=done.checkpoint(8)) for override in overrides]
+    with pytest.raises(error, match=message):
+        train(done.recipe(f"save_folder={tmp_path}/run", *filled))
+
+
+def test_microbatches_do_not_change_the_loss_when_windows_are_padded(done: SmallRun, tmp_path: Path) -> None:
+    tokens = np.random.default_rng(1).integers(97, 123, (sum(LEAVES.values()), 32)).astype(np.uint16)
+    for row, length in enumerate(np.random.default_rng(2).integers(2, 32, len(tokens))):
+        tokens[row, length:] = 256
+    write_dataset(tmp_path / "padded", packing="document", tokens=tokens)
+    overrides = [f"data.remote={tmp_path}/padded", "mixture.phases=[{histogram: base}]", "max_duration=3ba"]
+    overrides += ["save_folder=null", "log_windows=false"]
+    whole = train(done.recipe(*overrides, "device_train_microbatch_size=8")).losses
+    split = train(done.recipe(*overrides, "device_train_microbatch_size=1")).losses
+    np.testing.assert_allclose(split, whole, rtol=1e-5)
+
+
+def test_held_out_perplexity_during_the_run_is_that_of_its_checkpoint(done: SmallRun, tmp_path: Path) -> None:
+    from crisp_stream.evaluate import perplexity
+
+    texts = ["abcdefgh" * length for length in range(1, 12)]
+    (tmp_path / "held.jsonl").write_text("".join(f'{{"text": "{text}"}}\n' for text in texts))
+    overrides = [f"save_folder={tmp_path}/run", f"eval.inputs={tmp_path}/held.jsonl", "eval_interval=8ba"]
+    report = train(done.recipe(*overrides))
+    assert [batch for batch, _ in report.held_out] == [8, 12]
+    assert report.checkpoint is not None
+    assert report.held_out[-1][1] == pytest.approx(perplexity(report.checkpoint, texts).perplexity, rel=1e-5)
+    assert losses_of(tmp_path / "run") == losses_of(done.save_folder)
+
+
+@pytest.fixture(scope="module")
+def two_processes(done: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Save folders of two real processes under Composer's launcher: `resumed` from batch 4, and `sharded`."""
+    folder = tmp_path_factory.mktemp("two")
+    copy_until(done, 4, folder / "resumed")
+    runs = [
+        [f"save_folder={folder}/resumed", "autoresume=true"],
+        [
+            f"save_folder={folder}/sharded",
+            "device_train_microbatch_size=2",
+            "fsdp={}",
+            "data.num_workers=1",
+            WELL_CONDITIONED,
+        ],
+    ]
+    script = folder / "both.py"
+    script.write_text(
+        "import sys\n"
+        "from crisp_stream.train import main\n"
+        "if __name__ == '__main__':\n"
+        f"    sys.exit(max(main([{str(done.recipe_file)!r}, *run]) for run in {runs!r}))\n"
+    )
+    launcher = Path(sys.executable).with_name("composer")
+    finished = subprocess.run(
+        [str(launcher), "-n", "2", str(script)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return folder
+
+
+def test_two_processes_serve_the_global_batches_of_one(done: SmallRun, two_processes: Path) -> None:
+    assert windows_of(two_processes / "resumed") == windows_of(done.save_folder)
+    one, two = (np.array(losses_of(folder), float) for folder in (done.save_folder, two_processes / "resumed"))
+    np.testing.assert_allclose(two, one, rtol=1e-3)
+    assert account_of(two_processes / "resumed")["mixture_error"] == account_of(done.save_folder)["mixture_error"]
+
+
+def test_a_sharded_model_trains_alike_and_saves_a_whole_checkpoint(
+    done: SmallRun, two_processes: Path, tmp_path: Path
+) -> None:
+    train(done.recipe(f"save_folder={tmp_path}/run", WELL_CONDITIONED))
+    assert windows_of(two_processes / "sharded") == windows_of(tmp_path / "run")
+    one, two = (np.array(losses_of(folder), float) for folder in (tmp_path / "run", two_processes / "sharded"))
+    np.testing.assert_allclose(two, one, rtol=1e-4)
+    folders = (tmp_path / "run", two_processes / "sharded")
+    one_model, two_model = (read_checkpoint(folder / "ep0-ba12-rank0.pt")["state"]["model"] for folder in folders)
+    for key, value in one_model.items():
+        torch.testing.assert_close(two_model[key], value, rtol=1e-2, atol=1e-3)
+
+
+def test_a_run_saves_to_and_resumes_from_object_storage(
+    done: SmallRun, tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient = functools.partialmethod(
+        RemoteUploader.check_remote_files_exist_async, wait_before_next_try_in_seconds=0.2
+    )  # Composer looks for an upload every 30 seconds
+    monkeypatch.setattr(RemoteUploader, "check_remote_files_exist_async", impatient)
+    folder = f"s3://{s3.bucket}/runs/small"
+    report = train(done.recipe(f"save_folder={folder}", f"load_path={done.checkpoint(4)}"))
+    assert report.checkpoint == f"{folder}/ep0-ba12-rank0.pt"
+    assert latest_checkpoint(folder) == report.checkpoint
+    assert report.losses == [float(loss) for loss in losses_of(done.save_folder)]
+    assert train(done.recipe(f"save_folder={folder}", "autoresume=true")).losses == report.losses
+    report = train(done.recipe(f"save_folder={tmp_path}/run", f"load_path={folder}/ep0-ba8-rank0.pt"))
+    assert losses_of(tmp_path / "run") == losses_of(done.save_folder)
+    with pytest.raises(StorageError):
+        train(done.recipe(f"save_folder={tmp_path}/other", f"load_path={folder}/ep0-ba9-rank0.pt"))
+
+
+def test_main_prints_expected_errors_as_one_line(done: SmallRun, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(done.recipe_file), "max_duratoin=3ba"]) == 2
+    assert "did you mean `max_duration`?" in capsys.readouterr().err
+    assert main([]) == 2
