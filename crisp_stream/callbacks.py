@@ -16,7 +16,8 @@ from typing import Any, TextIO
 
 import numpy as np
 import torch
-from composer.core import Callback, Event, State
+import torch.distributed
+from composer.core import Algorithm, Callback, Event, State
 from composer.loggers import Logger
 from composer.utils import dist
 from composer.utils.misc import create_interval_scheduler
@@ -60,6 +61,31 @@ class CountedStream(IterableDataset[dict[str, torch.Tensor]]):
     def load_state_dict(self, obj: dict[str, Any]) -> None:
         """As MixtureDataset.load_state_dict; Composer calls it before iterating. Raises ResumeError."""
         self.stream.load_state_dict(obj)
+
+
+class MeanOfShardedGradients(Algorithm):
+    """Divides sharded gradients where the backend sums what it was asked to average.
+
+    FSDP2 asks for ReduceOp.AVG. Gloo (CPU) as of torch 2.7 accepts that in `reduce_scatter_tensor` and sums, so
+    gradients come out as many times too large as there are ranks. What the backend does is measured, not assumed.
+    """
+
+    def __init__(self) -> None:
+        self._excess: float | None = None
+
+    def match(self, event: Event, state: State) -> bool:
+        return event == Event.AFTER_TRAIN_BATCH
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        if self._excess is None:
+            received = state.device.tensor_to_device(torch.zeros(1))
+            ones = state.device.tensor_to_device(torch.ones(dist.get_world_size()))
+            torch.distributed.reduce_scatter_tensor(received, ones, op=torch.distributed.ReduceOp.AVG)
+            self._excess = float(received.item())
+        if self._excess != 1.0:
+            for parameter in state.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.div_(self._excess)
 
 
 class RunAccount(Callback):

@@ -126,7 +126,13 @@ def load_tokenizer(folder: Path, *, eot_token: str, n_positions: int) -> PreTrai
         FormatError: there is no such token in the vocabulary.
     """
     transformers = import_extra("transformers", extra="train", purpose="loading the tokenizer")
-    tokenizer = transformers.PreTrainedTokenizerFast(
+    tokenizers = import_extra("tokenizers", extra="train", purpose="loading the tokenizer")
+    found = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id(eot_token)
+    if found is None:
+        raise FormatError(
+            f"{folder / 'tokenizer.json'} has no token {eot_token!r}, which the manifest names as end of text."
+        )
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_file=str(folder / "tokenizer.json"),
         bos_token=eot_token,
         eos_token=eot_token,
@@ -134,11 +140,6 @@ def load_tokenizer(folder: Path, *, eot_token: str, n_positions: int) -> PreTrai
         model_max_length=n_positions,
         clean_up_tokenization_spaces=False,
     )
-    if eot_token not in tokenizer.get_vocab():
-        raise FormatError(
-            f"{folder / 'tokenizer.json'} has no token {eot_token!r}, which the manifest names as end of text."
-        )
-    return tokenizer
 
 
 def composer_model(

@@ -24,7 +24,7 @@ from crisp_stream.storage import is_remote
 if TYPE_CHECKING:
     import torch
     from composer import Trainer
-    from composer.core import Callback, DataSpec
+    from composer.core import Algorithm, Callback, DataSpec
 
     from crisp_stream.callbacks import CountedStream, HeldOutPerplexity, RunAccount
 
@@ -68,7 +68,6 @@ def train(recipe: Recipe) -> TrainReport:
 
 def _build_trainer(run: PreparedRun) -> tuple[Trainer, RunAccount, HeldOutPerplexity | None]:
     from composer import Trainer
-    from composer.algorithms import GradientClipping
 
     from crisp_stream.callbacks import CountedStream, RunAccount
     from crisp_stream.model import build_gpt, composer_model
@@ -85,7 +84,6 @@ def _build_trainer(run: PreparedRun) -> tuple[Trainer, RunAccount, HeldOutPerple
         from crisp_stream.callbacks import ProgressLines
 
         callbacks.append(ProgressLines(num_batches=run.num_batches, log_interval=recipe.log_interval))
-    clipping = recipe.gradient_clipping
     trainer = Trainer(
         model=model,
         run_name=recipe.run_name,
@@ -96,7 +94,7 @@ def _build_trainer(run: PreparedRun) -> tuple[Trainer, RunAccount, HeldOutPerple
         max_duration=recipe.max_duration.replace("_", ""),
         optimizers=_optimizer(recipe, gpt),
         schedulers=_scheduler(recipe),
-        algorithms=[] if clipping is None else [GradientClipping("norm", clipping)],
+        algorithms=_algorithms(recipe),
         device_train_microbatch_size=run.microbatch_size,
         accumulate_train_batch_on_tokens=True,
         callbacks=callbacks,
@@ -112,6 +110,16 @@ def _build_trainer(run: PreparedRun) -> tuple[Trainer, RunAccount, HeldOutPerple
         compile_config=_compile(recipe),
     )
     return trainer, account, held_out
+
+
+def _algorithms(recipe: Recipe) -> list[Algorithm]:
+    from composer.algorithms import GradientClipping
+
+    from crisp_stream.callbacks import MeanOfShardedGradients
+
+    clipping = recipe.gradient_clipping
+    mean = [] if _parallelism(recipe) is None else [MeanOfShardedGradients()]
+    return [*mean, *([] if clipping is None else [GradientClipping("norm", clipping)])]
 
 
 def _held_out_callback(run: PreparedRun, gpt: Any) -> HeldOutPerplexity | None:
