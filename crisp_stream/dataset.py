@@ -1,7 +1,8 @@
 """MixtureDataset: the sample order and the reader as a torch IterableDataset.
 
-Not a subclass of `streaming.StreamingDataset`, whose plan is as long as an epoch, which spends 388 µs CPU per sample and
-lives on machine-global shared memory. Every process computes its own part of the order; nothing is shared but the cache folder.
+Not a subclass of `streaming.StreamingDataset`, whose plan is as long as an epoch, which spends 388 µs CPU per sample
+and lives on machine-global shared memory. Every process computes its own part of the order; nothing is shared but the
+cache folder.
 """
 
 from __future__ import annotations
@@ -74,9 +75,9 @@ class Topology:
 class MixtureDataset(IterableDataset[dict[str, Any]]):
     """Samples of a dataset in the proportions of a mixture: exact, elastic, resumable.
 
-    Iterating yields this rank's samples (or batches) from the current position to the end of the mixture. A last global
-    batch that cannot be filled is left out. With DataLoader workers, worker w makes every num_workers-th batch, so the order of
-    batches does not depend on their number.
+    Iterating yields this rank's samples (or batches) from the current position to the end of the mixture. A last
+    global batch that cannot be filled is left out. With DataLoader workers, worker w makes every num_workers-th
+    batch, so the order of batches does not depend on their number.
     """
 
     def __init__(
@@ -165,7 +166,9 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         if order.num_samples is not None:
             num_batches, left = divmod(order.num_samples - self._start, global_batch_size)
             if left:
-                log.warning("the last %d samples of the mixture do not fill a global batch of %d", left, global_batch_size)
+                log.warning(
+                    "the last %d samples of the mixture do not fill a global batch of %d", left, global_batch_size
+                )
         waiting: deque[NDArray[np.int64]] = deque()
         next_batch, group = first, 1
         ahead = max(1, PREFETCH_WINDOWS // self.batch_size)
@@ -233,7 +236,9 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
             ResumeError: the state belongs to another dataset, mixture, seed or order version, or is not a state.
         """
         if not isinstance(obj.get("position"), int) or obj["position"] < 0:
-            raise ResumeError(f"not a state of MixtureDataset: position must be an integer >= 0, got {obj.get('position')!r}.")
+            raise ResumeError(
+                f"not a state of MixtureDataset: position must be an integer >= 0, got {obj.get('position')!r}."
+            )
         changed = [(key, obj.get(key), now) for key, now in self._identity().items() if obj.get(key) != now]
         if changed:
             parts = "; ".join(f"{key} was {str(then)[:12]}, is {str(now)[:12]}" for key, then, now in changed)

@@ -1,6 +1,7 @@
 """Format v1 in code; FORMAT.md is the specification and its MUST numbers stand here in the comments.
 
-Everything read from a root is input: it is validated before it is used (numbers that do not add up, paths that leave the root).
+Everything read from a root is input: it is validated before it is used (numbers that do not add up, paths that leave
+the root).
 """
 
 from __future__ import annotations
@@ -111,7 +112,8 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of everything but the provenance: two datasets that share it hold the same windows in the same order."""
+        """sha256 of everything but the provenance: two datasets that share it hold the same windows in the same
+        order."""
         identity = dataclasses.asdict(self)
         del identity["provenance"]
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -143,7 +145,8 @@ class Manifest:
             raise FormatError(f"{MANIFEST}: format_version must be a positive integer, got {version!r}.")
         if version > FORMAT_VERSION:
             raise FormatError(
-                f"{MANIFEST}: format_version {version} is newer than this reader ({FORMAT_VERSION}). Upgrade crisp-stream."
+                f"{MANIFEST}: format_version {version} is newer than this reader ({FORMAT_VERSION}). "
+                "Upgrade crisp-stream."
             )
         record["tokenizer"] = _typed(TokenizerRecord, record.get("tokenizer"), "tokenizer.")
         record["encoder"] = _typed(EncoderRecord, record.get("encoder"), "encoder.")
@@ -180,7 +183,7 @@ def _check_manifest(manifest: Manifest) -> None:
     require(2 <= manifest.arity <= MAX_ARITY, "arity", f"must be 2 to {MAX_ARITY}")
     require(1 <= manifest.depth <= 24, "depth", "must be 1 to 24")
     require(manifest.arity**manifest.depth <= MAX_LEAVES, "depth", f"must keep arity ** depth <= {MAX_LEAVES:,}")
-    require(1 <= manifest.num_windows, "num_windows", "must be at least 1")
+    require(manifest.num_windows >= 1, "num_windows", "must be at least 1")
     require(1 <= manifest.num_leaves <= manifest.arity**manifest.depth, "num_leaves", "must be 1 to arity ** depth")
     require(1 <= manifest.num_shards <= manifest.num_windows, "num_shards", "must be 1 to num_windows")
     for key in ("clusters_fingerprint", "shards_fingerprint", "tree_fingerprint"):
@@ -211,8 +214,13 @@ def clusters_fingerprint(leaves: NDArray[np.uint32], windows_per_leaf: NDArray[n
 def shards_parquet(rows: list[ShardRow]) -> bytes:
     """shards.parquet: one row per shard, in window order."""
     schema = pa.schema(
-        [("path", pa.string()), ("num_windows", pa.int64()), ("shard_bytes", pa.int64())]
-        + [("first_sample_offset", pa.int64()), ("shard_hash", pa.string())]
+        [
+            ("path", pa.string()),
+            ("num_windows", pa.int64()),
+            ("shard_bytes", pa.int64()),
+            ("first_sample_offset", pa.int64()),
+            ("shard_hash", pa.string()),
+        ]
     )
     return _table_bytes(pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=schema))
 
@@ -339,7 +347,9 @@ def _read_clusters(content: bytes, manifest: Manifest) -> tuple[NDArray[np.uint3
     if (np.diff(leaves.astype(np.int64)) <= 0).any() or int(leaves[-1]) >= manifest.arity**manifest.depth:
         raise FormatError(f"{CLUSTERS}: leaf must be strictly increasing and below arity ** depth.")
     if (counts < 1).any() or int(counts.sum()) != manifest.num_windows:
-        raise FormatError(f"{CLUSTERS}: num_windows must be positive and sum to {manifest.num_windows}, got {counts.sum()}.")
+        raise FormatError(
+            f"{CLUSTERS}: num_windows must be positive and sum to {manifest.num_windows}, got {counts.sum()}."
+        )
     _check_fingerprint(CLUSTERS, clusters_fingerprint(leaves, counts), manifest.clusters_fingerprint)
     return leaves, counts
 

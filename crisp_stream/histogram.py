@@ -54,7 +54,9 @@ class Histogram:
         if not 0 <= self.level <= self.depth:
             raise InputError(f"level {self.level} is not in the tree, which has levels 1 to {self.depth}.")
         if len(nodes) == 0 or nodes.shape != proportions.shape or nodes.ndim != 1:
-            raise InputError(f"a histogram needs as many proportions as nodes, got {proportions.shape} and {nodes.shape}.")
+            raise InputError(
+                f"a histogram needs as many proportions as nodes, got {proportions.shape} and {nodes.shape}."
+            )
         if (np.diff(nodes) <= 0).any() or nodes[0] < 0 or nodes[-1] >= self.arity**self.level:
             raise InputError(f"nodes must be sorted, unique and below {self.arity**self.level} at level {self.level}.")
         if not np.isfinite(proportions).all() or (proportions < 0).any():
@@ -84,7 +86,9 @@ class Histogram:
             InputError: no examples, or a level the tree does not have.
         """
         if level < 1:
-            raise InputError(f"level {level} is not in the tree, which has levels 1 to {tree.depth}. Choose one of them.")
+            raise InputError(
+                f"level {level} is not in the tree, which has levels 1 to {tree.depth}. Choose one of them."
+            )
         nodes, counts = np.unique(tree.node_of(leaves, level), return_counts=True)
         if not len(nodes):
             raise InputError("a histogram needs at least one example, got none.")
@@ -135,7 +139,12 @@ class Histogram:
             if other.level != first.level:
                 raise InputError(f"histograms must have one level, got {first.level} and {other.level}.")
         shares = np.ones(len(histograms)) if weights is None else np.asarray(weights, np.float64)
-        if shares.shape != (len(histograms),) or not np.isfinite(shares).all() or (shares < 0).any() or shares.sum() <= 0:
+        if (
+            shares.shape != (len(histograms),)
+            or not np.isfinite(shares).all()
+            or (shares < 0).any()
+            or shares.sum() <= 0
+        ):
             raise InputError(f"weights must be {len(histograms)} numbers >= 0 with a positive sum, got {weights}.")
         shares = shares / shares.sum()
         nodes = np.unique(np.concatenate([histogram.nodes for histogram in histograms]))

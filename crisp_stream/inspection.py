@@ -72,7 +72,9 @@ def top_nodes(dataset: Dataset, histogram: Histogram, limit: int = 10, character
     windows_of_node = dict(zip(present, np.bincount(row_of, weights=dataset.windows_per_leaf).astype(int), strict=True))
     first_of_node = dict(zip(present, dataset.first_window_per_leaf[first_row], strict=True))
     occupied = [int(node) for node in nodes if node in windows_of_node]
-    texts = dict(zip(occupied, window_text(dataset, np.array([first_of_node[n] for n in occupied], np.int64)), strict=True))
+    texts = dict(
+        zip(occupied, window_text(dataset, np.array([first_of_node[n] for n in occupied], np.int64)), strict=True)
+    )
     return [
         NodeSummary(
             node=int(node),
@@ -161,7 +163,9 @@ def _shard_problem(dataset: Dataset, shard: int, report: VerifyReport) -> str | 
     windows_per_chunk = max(1, VERIFY_CHUNK_BYTES // dtype.itemsize)
     for start in range(0, row.num_windows, windows_per_chunk):
         count = min(windows_per_chunk, row.num_windows - start)
-        content = dataset.store.get_range(row.path, row.first_sample_offset + start * dtype.itemsize, count * dtype.itemsize)
+        content = dataset.store.get_range(
+            row.path, row.first_sample_offset + start * dtype.itemsize, count * dtype.itemsize
+        )
         hasher.update(content)
         samples = np.frombuffer(content, dtype)
         problem = problem or _sample_problem(dataset, row.path, samples, first + start)
@@ -176,7 +180,9 @@ def _sample_problem(dataset: Dataset, path: str, samples: NDArray[Any], first: i
     window_ids = np.arange(first, first + len(samples))
     damaged = checksums(samples) != samples["checksum"]
     if damaged.any():
-        return f"{path}: window {window_ids[damaged][0]} does not match its checksum ({int(damaged.sum())} such windows)"
+        return (
+            f"{path}: window {window_ids[damaged][0]} does not match its checksum ({int(damaged.sum())} such windows)"
+        )
     misplaced = samples["cluster"] != dataset.leaf_of_windows(window_ids)
     if misplaced.any():
         window = int(window_ids[misplaced][0])
@@ -196,7 +202,9 @@ def _wrong_indexes(dataset: Dataset) -> list[str]:
     problems = []
     for below in ["shards", *folders]:
         rows = [row for row in dataset.shards if row.path.startswith(below + "/")]
-        expected = index_bytes(rows, below=below, window_tokens=manifest.window_tokens, token_dtype=manifest.token_dtype)
+        expected = index_bytes(
+            rows, below=below, window_tokens=manifest.window_tokens, token_dtype=manifest.token_dtype
+        )
         try:
             if dataset.store.get(f"{below}/index.json") != expected:
                 problems.append(f"{below}/index.json: does not list the shards of the shard table")
@@ -232,7 +240,9 @@ def describe_histogram(histogram: Histogram, dataset: Dataset | None, *, limit: 
     entropy = float(-(histogram.proportions * np.log(histogram.proportions)).sum())
     out = io.StringIO()
     out.write(f"histogram of level {histogram.level} (arity {histogram.arity}, depth {histogram.depth})\n")
-    out.write(f"  clusters     {len(histogram.nodes):,} with mass, effectively {np.exp(entropy):,.1f} (exp of the entropy)\n")
+    out.write(
+        f"  clusters     {len(histogram.nodes):,} with mass, effectively {np.exp(entropy):,.1f} (exp of the entropy)\n"
+    )
     if histogram.counts is not None:
         out.write(f"  counted      {int(histogram.counts.sum()):,} windows\n")
     out.write(f"  tree         {histogram.tree_fingerprint[:16]}\n")

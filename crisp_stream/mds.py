@@ -1,7 +1,8 @@
 """The bytes of a shard: a valid MDS file whose samples all have the same size.
 
-Written with numpy instead of `streaming.MDSWriter`: the bytes are equal (a test compares them), but importing that writer
-costs 9 s and 750 MB in every process, it publishes its index before the shards are up, and it encodes sample by sample.
+Written with numpy instead of `streaming.MDSWriter`: the bytes are equal (a test compares them), but importing that
+writer costs 9 s and 750 MB in every process, it publishes its index before the shards are up, and it encodes sample
+by sample.
 
     u32 num_windows | u32 offsets[num_windows + 1] | config JSON | samples
 
@@ -57,7 +58,7 @@ def checksums(samples: NDArray[Any]) -> NDArray[np.uint32]:
         samples: [num_windows], `sample_dtype`, C-contiguous.
     """
     sample_bytes = samples.dtype.itemsize
-    raw = memoryview(np.ascontiguousarray(samples).view(np.uint8).reshape(-1))
+    raw = np.ascontiguousarray(samples).view(np.uint8).reshape(-1).data
     digest = xxhash.xxh3_64_intdigest
     starts = range(_CHECKSUM_BYTES, len(raw), sample_bytes)
     length = sample_bytes - _CHECKSUM_BYTES
@@ -123,16 +124,15 @@ def write_shard(path: Path, samples: NDArray[Any], *, root: Path) -> ShardRow:
         samples: [num_windows] of `sample_dtype`, in stored order.
         root: the dataset root that the returned path is relative to.
     """
-    tokens = samples.dtype["tokens"]
-    token_dtype: TokenDtype = "uint32" if tokens.base.itemsize == 4 else "uint16"
-    header = header_bytes(len(samples), tokens.shape[0], token_dtype)
-    body = np.ascontiguousarray(samples).view(np.uint8).reshape(-1)
+    token_dtype: TokenDtype = "uint32" if samples["tokens"].dtype.itemsize == 4 else "uint16"
+    header = header_bytes(len(samples), samples["tokens"].shape[1], token_dtype)
+    body = np.ascontiguousarray(samples).view(np.uint8).reshape(-1).data
     hasher = xxhash.xxh3_128(header)
     hasher.update(body)
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
         file.write(header)
-        file.write(memoryview(body))
+        file.write(body)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

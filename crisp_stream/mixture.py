@@ -53,7 +53,8 @@ class Mixture:
     draw: Draw = field(default="systematic", kw_only=True)
     """systematic: counts per block within 1 of their share. multinomial: the i.i.d. draws of Algorithm 1."""
     max_missing_mass: float = field(default=0.05, kw_only=True)
-    """The largest share of a histogram that may stand on clusters without windows; it is redistributed in proportion."""
+    """The largest share of a histogram that may stand on clusters without windows; it is redistributed in
+    proportion."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "phases", tuple(self.phases))
@@ -63,7 +64,9 @@ class Mixture:
             raise InputError(f"draw must be systematic or multinomial, got {self.draw!r}.")
         for number, phase in enumerate(self.phases[:-1], 1):
             if phase.samples is None:
-                raise InputError(f"phase {number} of {len(self.phases)} has no number of samples; only the last may be open.")
+                raise InputError(
+                    f"phase {number} of {len(self.phases)} has no number of samples; only the last may be open."
+                )
         trees = {phase.histogram.tree_fingerprint for phase in self.phases}
         if len(trees) != 1:
             raise InputError(f"the phases' histograms must come from one tree, got {len(trees)}.")
@@ -107,17 +110,20 @@ class Mixture:
         histogram = phase.histogram
         if histogram.tree_fingerprint != dataset.manifest.tree_fingerprint:
             raise InputError(
-                f"phase {number}: the histogram was counted with tree {histogram.tree_fingerprint[:12]}, {dataset.root} has "
-                f"{dataset.manifest.tree_fingerprint[:12]}. Count it again with --data {dataset.root}"
+                f"phase {number}: the histogram was counted with tree {histogram.tree_fingerprint[:12]}, "
+                f"{dataset.root} has {dataset.manifest.tree_fingerprint[:12]}. "
+                f"Count it again with --data {dataset.root}"
             )
         proportions, missing = histogram.expand(dataset.leaves, dataset.windows_per_leaf)
         if missing > 0:
             nodes = histogram.missing_nodes(dataset.leaves)
             what = (
-                f"phase {number}: {missing:.1%} of the histogram stands on {len(nodes)} clusters of level {histogram.level} "
-                f"without windows in {dataset.root} (such as cluster {nodes[0]})"
+                f"phase {number}: {missing:.1%} of the histogram stands on {len(nodes)} clusters of level "
+                f"{histogram.level} without windows in {dataset.root} (such as cluster {nodes[0]})"
             )
             if missing > self.max_missing_mass:
-                raise InputError(f"{what}; the limit is {self.max_missing_mass:.1%}. Use a coarser level, or write more documents.")
+                raise InputError(
+                    f"{what}; the limit is {self.max_missing_mass:.1%}. Use a coarser level, or write more documents."
+                )
             log.warning("%s; it is redistributed over the others in proportion.", what)
         return proportions / proportions.sum()

@@ -1,8 +1,8 @@
 """Object stores through obstore, the Rust `object_store` client: S3, GCS, Azure and HTTPS behind one interface.
 
-It was the fastest of the clients measured, retries with back-off and puts atomically. Its one flaw is settled here: its
-threads do not survive a fork, so a forked DataLoader worker would wait for ever on a client that its parent had used. In such
-a process the requests go through a helper process of their own (a fresh interpreter behind a pipe).
+It retries with back-off and puts atomically. Its one flaw is settled here: its threads do not survive a fork, so a
+forked DataLoader worker would wait for ever on a client that its parent had used. In such a process the requests go
+through a helper process of their own (a fresh interpreter behind a pipe).
 
 Credentials come from the environment, as every S3 tool has them: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION,
 AWS_ENDPOINT_URL (S3_ENDPOINT_URL, which mosaicml-streaming reads, is taken when it is not set).
@@ -61,23 +61,23 @@ class ObjectStore:
 
     def get(self, path: str) -> bytes:
         """The whole object."""
-        return self._call("get", path)
+        return self.call("get", path)
 
     def get_range(self, path: str, start: int, length: int) -> bytes:
         """`length` bytes from byte `start`."""
-        return self._call("get_range", path, start, length)
+        return self.call("get_range", path, start, length)
 
     def put(self, path: str, content: bytes, *, create: bool = False) -> None:
         """Write atomically; with `create`, only if nothing is there."""
-        self._call("put", path, content, create)
+        self.call("put", path, content, create)
 
     def put_file(self, path: str, source: Path) -> None:
         """Upload a local file, in parts when it is large."""
-        self._call("put_file", path, source)
+        self.call("put_file", path, source)
 
     def object_bytes(self, path: str) -> int:
         """Size of the object in bytes."""
-        return self._call("object_bytes", path)
+        return self.call("object_bytes", path)
 
     def exists(self, path: str) -> bool:
         """Whether the object is there."""
@@ -89,11 +89,11 @@ class ObjectStore:
 
     def list(self, prefix: str = "") -> list[tuple[str, int]]:
         """(path, bytes) of every object under `prefix`, sorted by path."""
-        return self._call("list", prefix)
+        return self.call("list", prefix)
 
     def delete(self, path: str) -> None:
         """Delete one object."""
-        self._call("delete", path)
+        self.call("delete", path)
 
     def open(self, path: str) -> IO[bytes]:
         """The object as a seekable file. Not for forked processes, which stream nothing."""
@@ -106,7 +106,8 @@ class ObjectStore:
             raise _explain(error, url, "open") from error
         return io.BufferedReader(_ObjectFile(opened, url), READ_AHEAD_BYTES)
 
-    def _call(self, operation: str, path: str, *arguments: Any) -> Any:
+    def call(self, operation: str, path: str, *arguments: Any) -> Any:
+        """Carry out one of _OPERATIONS. Raises StorageError."""
         if _forked_after_use:
             return _helper(self.url, self._timeout).call(operation, path, *arguments)
         try:
@@ -313,14 +314,15 @@ def _receive(pipe: IO[bytes]) -> Any:
     return pickle.loads(content)
 
 
-def _serve(url: str, timeout: float) -> None:
+def serve(url: str, timeout: float) -> None:
+    """Carry out requests from standard input until it closes: the main loop of a helper process."""
     store = ObjectStore(url, timeout=timeout)
     answer_lock = threading.Lock()
 
     def carry_out(identifier: int, operation: str, arguments: tuple[Any, ...]) -> None:
         result, failure = None, None
         try:
-            result = store._call(operation, *arguments)
+            result = store.call(operation, *arguments)
         except StorageError as error:
             failure = error.with_traceback(None)
             failure.__cause__ = failure.__context__ = None
@@ -335,4 +337,4 @@ def _serve(url: str, timeout: float) -> None:
 if __name__ == "__main__":
     from crisp_stream import object_store
 
-    object_store._serve(sys.argv[1], float(sys.argv[2]))
+    object_store.serve(sys.argv[1], float(sys.argv[2]))

@@ -1,14 +1,15 @@
 """The sample order, version 1: position in the training stream -> window id.
 
-A pure function of (windows per leaf, leaf proportions of each phase, seed, position); no I/O, no shared state, no array as
-long as an epoch. Any process computes any positions by itself. FORMAT.md, "Sample order", is the contract.
+A pure function of (windows per leaf, leaf proportions of each phase, seed, position); no I/O, no shared state, no
+array as long as an epoch. Any process computes any positions by itself. FORMAT.md, "Sample order", is the contract.
 
 A phase is cut into blocks of 2^18 draws. How many of a block's draws fall in each leaf is a systematic sample of the
-proportions' CDF. The blocks' offsets are a Weyl sequence (seeded start, golden-ratio steps), not independent uniforms: each
-is uniform, so the draws are unbiased, but together they are evenly spaced, so a leaf's surplus in one block is paid back in the
-next: after B blocks its draws are within O(log B) of its share instead of O(sqrt B). And because the offsets need no
-memory, the draws of any number of blocks are counted in one vectorised step, which is what makes resuming fast. All
-counting is exact, in 44-bit fixed point; floating point would round differently in the two ways of counting.
+proportions' CDF. The blocks' offsets are a Weyl sequence (seeded start, golden-ratio steps), not independent
+uniforms: each is uniform, so the draws are unbiased, but together they are evenly spaced, so a leaf's surplus in one
+block is paid back in the next: after B blocks its draws are within O(log B) of its share instead of O(sqrt B). And
+because the offsets need no memory, the draws of any number of blocks are counted in one vectorised step, which is
+what makes resuming fast. All counting is exact, in 44-bit fixed point; floating point would round differently in the
+two ways of counting.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ _PURPOSES = {"offset": 1, "lanes": 2, "spread": 3, "multinomial": 4, "start": 5}
 Int64s = NDArray[np.int64]
 
 
-def random_bits(seed: int, purpose: str, *, phase: int = 0, block: int = 0, lane: int = 0, count: int) -> NDArray[np.uint64]:
+def random_bits(
+    seed: int, purpose: str, *, phase: int = 0, block: int = 0, lane: int = 0, count: int
+) -> NDArray[np.uint64]:
     """`count` random 64-bit words of the Philox stream that belongs to (seed, purpose, phase, block, lane)."""
     key = np.array([seed & 0xFFFFFFFFFFFFFFFF, _PURPOSES[purpose]], np.uint64)
     return np.random.Philox(key=key, counter=np.array([0, lane, block, phase], np.uint64)).random_raw(count)
@@ -43,7 +46,8 @@ def uniforms(bits: NDArray[np.uint64]) -> NDArray[np.float64]:
 
 
 def leaf_starts(seed: int, leaves: Int64s, windows_per_leaf: Int64s) -> Int64s:
-    """The window of each leaf that is drawn first: the SplitMix64 finaliser of (seed, leaf), modulo the leaf's windows."""
+    """The window of each leaf that is drawn first: the SplitMix64 finaliser of (seed, leaf), modulo the leaf's
+    windows."""
     with np.errstate(over="ignore"):
         mixed = leaves.astype(np.uint64) + random_bits(seed, "start", count=1)[0]
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

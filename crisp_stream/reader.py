@@ -1,9 +1,10 @@
 """Window ids -> verified samples.
 
-Local roots are memory-mapped in place. Remote roots are read in runs (up to 64 consecutive windows of a leaf, about 129 KB),
-neighbouring runs in one request of at most 8 MB, kept in a cache folder that the processes of a machine share: entries are
-immutable, written to a temporary name and renamed, so no locks are needed. Every window that leaves this file has had its
-checksum and its cluster compared; a remote run that does not match is fetched again, then the failure is raised.
+Local roots are memory-mapped in place. Remote roots are read in runs (up to 64 consecutive windows of a leaf, about
+129 KB), neighbouring runs in one request of at most 8 MB, kept in a cache folder that the processes of a machine
+share: entries are immutable, written to a temporary name and renamed, so no locks are needed. Every window that
+leaves this file has had its checksum and its cluster compared; a remote run that does not match is fetched again,
+then the failure is raised.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ class Run(NamedTuple):
     num_windows: int
 
 
-def runs_of_windows(dataset: Dataset, window_ids: Int64s) -> tuple[NDArray[np.int64], Int64s, Int64s, NDArray[np.uint32]]:
+def runs_of_windows(
+    dataset: Dataset, window_ids: Int64s
+) -> tuple[NDArray[np.int64], Int64s, Int64s, NDArray[np.uint32]]:
     """The run that each window belongs to.
 
     Args:
@@ -76,7 +79,12 @@ class WindowReader:
     """Reads any windows of a dataset. Close it, or use it as a context manager."""
 
     def __init__(
-        self, dataset: Dataset, *, local: str | Path | None = None, cache_limit: int | None = None, timeout: float = 120.0
+        self,
+        dataset: Dataset,
+        *,
+        local: str | Path | None = None,
+        cache_limit: int | None = None,
+        timeout: float = 120.0,
     ) -> None:
         """Args:
         dataset: the opened dataset.
@@ -183,7 +191,9 @@ class _MappedShards:
                     shape=(row.num_windows,),
                 )
             except OSError as error:
-                raise StorageError(f"{path}: {error.strerror}. Restore the shard; crisp-stream verify finds others.") from error
+                raise StorageError(
+                    f"{path}: {error.strerror}. Restore the shard; crisp-stream verify finds others."
+                ) from error
             self._mapped[shard] = mapped
             if len(self._mapped) > _MAPPED_SHARDS:
                 self._mapped.popitem(last=False)
@@ -231,7 +241,9 @@ class _FetchedRuns:
         limit = max(1, REQUEST_BYTES // self._dtype.itemsize)
         for run in runs:
             last = groups[-1] if groups else None
-            adjacent = last is not None and last[-1].shard == run.shard and last[-1].first + last[-1].num_windows == run.first
+            adjacent = (
+                last is not None and last[-1].shard == run.shard and last[-1].first + last[-1].num_windows == run.first
+            )
             if last is not None and adjacent and run.first + run.num_windows - last[0].first <= limit:
                 last.append(run)
             else:
@@ -272,7 +284,9 @@ class _FetchedRuns:
         if pending is not None:
             self._wait(pending, run)
         cached = self._cache.load(run, run.num_windows * self._dtype.itemsize)
-        if cached is None:  # evicted or damaged since it was looked up: straight from the root, so that reading always advances
+        if (
+            cached is None
+        ):  # evicted or damaged since it was looked up: straight from the root, so that reading always advances
             cached = self._wait(self._pool.submit(self._fetch, [run]), run)[run]
             self._cache.store(run, cached)
         return cached
@@ -338,7 +352,9 @@ class _RunCache:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise StorageError(f"{path}: {error.strerror}. Check the cache folder, or choose another with local=.") from error
+            raise StorageError(
+                f"{path}: {error.strerror}. Check the cache folder, or choose another with local=."
+            ) from error
         return content if len(content) == expected_bytes else None
 
     def store(self, run: Run, content: bytes) -> None:

@@ -38,7 +38,8 @@ def local_path(url: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where data of remote roots is kept between runs: $CRISP_STREAM_CACHE, else crisp-stream below the user's cache folder."""
+    """Where data of remote roots is kept between runs: $CRISP_STREAM_CACHE, else crisp-stream below the user's cache
+    folder."""
     chosen = os.environ.get("CRISP_STREAM_CACHE")
     if chosen:
         return Path(chosen)
@@ -179,7 +180,9 @@ class FolderStore:
         if isinstance(error, FileNotFoundError | NotADirectoryError):
             return MissingObjectError(f"{where} does not exist. Check the path.")
         if isinstance(error, FileExistsError):
-            return StorageError(f"{where} already exists and is not overwritten. Choose another root, or delete it first.")
+            return StorageError(
+                f"{where} already exists and is not overwritten. Choose another root, or delete it first."
+            )
         return StorageError(f"{where}: {error.strerror or error}. Check the permissions and the disk.")
 
 

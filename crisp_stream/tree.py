@@ -1,10 +1,10 @@
 """The clustering tree: centroids per level, assignment by greedy descent (paper, Appendix A).
 
-A node at level l (the root is level 0) has the children `node * arity + 0 … arity - 1` at level l + 1, or none: then it is a
-leaf, and its leaf id is its path padded with zeros to the full depth. So `leaf // arity ** (depth - l)` is its node at level
-l, and every node of every level is one contiguous range of leaf ids.
+A node at level l (the root is level 0) has the children `node * arity + 0 … arity - 1` at level l + 1, or none: then
+it is a leaf, and its leaf id is its path padded with zeros to the full depth. So `leaf // arity ** (depth - l)` is
+its node at level l, and every node of every level is one contiguous range of leaf ids.
 
-Assignment is a float32 matrix product per node. faiss was no faster against 64 centroids, and a histogram should not need it.
+Assignment is a float32 matrix product per node: numpy alone, so that counting a histogram needs no faiss.
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ class ClusterTree:
     def check_level(self, level: int) -> None:
         """Raises InputError unless 0 <= level <= depth."""
         if not 0 <= level <= self.depth:
-            raise InputError(f"level {level} is not in the tree, which has levels 1 to {self.depth}. Choose one of them.")
+            raise InputError(
+                f"level {level} is not in the tree, which has levels 1 to {self.depth}. Choose one of them."
+            )
 
     def assign(self, embeddings: NDArray[Any], level: int | None = None) -> NDArray[np.uint32]:
         """Descend to the closest child at every level.
@@ -97,14 +99,20 @@ class ClusterTree:
         level = self.depth if level is None else level
         self.check_level(level)
         if embeddings.ndim != 2 or embeddings.shape[1] != self.dim:
-            raise InputError(f"embeddings must be [num_windows, {self.dim}], got {list(embeddings.shape)}. Use the tree's encoder.")
+            raise InputError(
+                f"embeddings must be [num_windows, {self.dim}], got {list(embeddings.shape)}. Use the tree's encoder."
+            )
         assigned = np.zeros(len(embeddings), np.int64)
         for nodes, centroids in zip(self.nodes_per_level[:level], self.centroids_per_level[:level], strict=True):
             assigned = self._descend(embeddings, assigned, nodes, centroids)
         return assigned.astype(np.uint32)
 
     def _descend(
-        self, embeddings: NDArray[Any], parents: NDArray[np.int64], nodes: NDArray[np.uint32], centroids: NDArray[np.float32]
+        self,
+        embeddings: NDArray[Any],
+        parents: NDArray[np.int64],
+        nodes: NDArray[np.uint32],
+        centroids: NDArray[np.float32],
     ) -> NDArray[np.int64]:
         children = parents * self.arity  # a leaf's own id, padded with one more zero
         order = np.argsort(parents, kind="stable")
@@ -186,9 +194,13 @@ def _check(tree: ClusterTree) -> None:
     parents = np.zeros(1, np.int64)
     for level, (nodes, centroids) in enumerate(zip(tree.nodes_per_level, tree.centroids_per_level, strict=True), 1):
         if centroids.ndim != 2 or len(centroids) != len(nodes) or centroids.shape[1] != tree.dim:
-            raise FormatError(f"level {level}: needs one centroid of width {tree.dim} per node, got {list(centroids.shape)}.")
+            raise FormatError(
+                f"level {level}: needs one centroid of width {tree.dim} per node, got {list(centroids.shape)}."
+            )
         families = nodes.astype(np.int64).reshape(-1, tree.arity) if len(nodes) % tree.arity == 0 else None
-        complete = families is not None and (np.diff(families, axis=1) == 1).all() and (families[:, 0] % tree.arity == 0).all()
+        complete = (
+            families is not None and (np.diff(families, axis=1) == 1).all() and (families[:, 0] % tree.arity == 0).all()
+        )
         if families is None or not complete or (np.diff(nodes.astype(np.int64)) <= 0).any():
             raise FormatError(f"level {level}: node ids must be sorted, with {tree.arity} siblings each.")
         above = families[:, 0] // tree.arity

@@ -9,7 +9,6 @@ from hypothesis import settings
 
 from tests.seaweed import S3Server, seaweed
 
-
 # Machines are shared: a slow moment is no failure.
 settings.register_profile("crisp-stream", deadline=None)
 settings.load_profile("crisp-stream")

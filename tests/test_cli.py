@@ -48,16 +48,21 @@ def documents(path: Path, texts: list[object], column: str = "text") -> Path:
 
 
 def test_help_lists_every_verb_and_shows_defaults() -> None:
-    shown = subprocess.run([sys.executable, "-m", "crisp_stream", "--help"], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        [sys.executable, "-m", "crisp_stream", "--help"], capture_output=True, text=True, check=True
+    ).stdout
     for verb in ("write", "histogram", "average", "inspect", "verify", "train", "eval", "export", "recipes", "demo"):
         assert f"\n    {verb}" in shown
         text = subprocess.run(
             [sys.executable, "-m", "crisp_stream", verb, "--help"], capture_output=True, text=True, check=True
         ).stdout
         assert text.startswith(f"usage: crisp-stream {verb}")
-    assert "(default: 1024)" in subprocess.run(
-        [sys.executable, "-m", "crisp_stream", "write", "--help"], capture_output=True, text=True, check=True
-    ).stdout
+    assert (
+        "(default: 1024)"
+        in subprocess.run(
+            [sys.executable, "-m", "crisp_stream", "write", "--help"], capture_output=True, text=True, check=True
+        ).stdout
+    )
 
 
 def test_inspect_shows_datasets_and_histograms(

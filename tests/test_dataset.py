@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import operator
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +66,7 @@ def test_a_resume_at_any_batch_continues_the_uninterrupted_run(dataset: Dataset,
         resumed = MixtureDataset(dataset.root, mixture, batch_size=5)
         resumed.load_state_dict(saved)
         again = windows(DataLoader(resumed, batch_size=5, num_workers=2))
-        assert sum(again, []) == sum(whole[num_batches:], [])
+        assert functools.reduce(operator.iadd, again, []) == functools.reduce(operator.iadd, whole[num_batches:], [])
     resumed = MixtureDataset(dataset.root, mixture, batch_size=10)
     resumed.load_state_dict(saved)
     assert resumed.state_dict(20, from_beginning=False)["position"] == 350
@@ -83,7 +85,7 @@ def test_ranks_together_make_the_global_batches_of_one_process(
         made = MixtureDataset(dataset.root, mixture, batch_size=12 // world_size)
         parts.append(windows(DataLoader(made, batch_size=12 // world_size, num_workers=rank % 2)))
     for number, expected in enumerate(one):
-        assert sorted(sum((part[number] for part in parts), [])) == sorted(expected)
+        assert sorted(functools.reduce(operator.iadd, (part[number] for part in parts), [])) == sorted(expected)
 
 
 def test_the_switch_stands_at_the_exact_sample(dataset: Dataset, mixture: Mixture) -> None:
@@ -149,7 +151,9 @@ def test_training_straight_from_s3_with_forked_workers_equals_the_folder(
             assert made.bytes_read > 0
 
 
-def test_a_root_without_dataset_and_a_bad_batch_size_are_refused(dataset: Dataset, mixture: Mixture, tmp_path: Path) -> None:
+def test_a_root_without_dataset_and_a_bad_batch_size_are_refused(
+    dataset: Dataset, mixture: Mixture, tmp_path: Path
+) -> None:
     with pytest.raises(FormatError, match=r"manifest\.json is missing"):
         MixtureDataset(tmp_path, mixture, batch_size=1)
     with pytest.raises(InputError, match="batch_size must be at least 1, got 0"):

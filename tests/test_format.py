@@ -44,7 +44,9 @@ def edit_manifest(root: Path, **changes: Any) -> None:
 
 def test_must_1_a_root_without_manifest_is_no_dataset(root: Path) -> None:
     (root / "manifest.json").unlink()
-    with pytest.raises(FormatError, match=r"manifest\.json is missing; it holds no dataset, or one whose writing did not finish"):
+    with pytest.raises(
+        FormatError, match=r"manifest\.json is missing; it holds no dataset, or one whose writing did not finish"
+    ):
         open_dataset(root)
 
 
@@ -99,7 +101,9 @@ def replace_clusters(root: Path, leaves: list[int], counts: list[int]) -> None:
         ([0, 3, 5, 15], [100, 51, 6, 200], "is not the manifest's"),
     ],
 )
-def test_must_4_the_cluster_table_is_sorted_complete_and_adds_up(root: Path, leaves: list, counts: list, message: str) -> None:
+def test_must_4_the_cluster_table_is_sorted_complete_and_adds_up(
+    root: Path, leaves: list, counts: list, message: str
+) -> None:
     replace_clusters(root, leaves, counts)
     with pytest.raises(FormatError, match=r"clusters\.parquet.*" + message):
         open_dataset(root)
@@ -153,7 +157,11 @@ def test_must_7_vanilla_streaming_reads_every_window_back(dataset: fmt.Dataset, 
     from streaming import StreamingDataset
 
     whole = StreamingDataset(
-        remote=f"{dataset.root}/shards", local=str(tmp_path / "whole"), batch_size=1, shuffle=False, validate_hash="xxh3_128"
+        remote=f"{dataset.root}/shards",
+        local=str(tmp_path / "whole"),
+        batch_size=1,
+        shuffle=False,
+        validate_hash="xxh3_128",
     )
     expected = dataset.read_windows(np.arange(dataset.manifest.num_windows))
     assert len(whole) == dataset.manifest.num_windows

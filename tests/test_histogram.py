@@ -119,7 +119,7 @@ def test_a_saved_histogram_loads_equal_and_is_plain_parquet(tmp_path: Path) -> N
 
 
 def test_files_that_are_no_histograms_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="no such file. Make a histogram with: crisp-stream histogram"):
+    with pytest.raises(FormatError, match=r"no such file. Make a histogram with: crisp-stream histogram"):
         Histogram.load(tmp_path / "none.parquet")
     pq.write_table(pa.table({"node": [1]}), tmp_path / "other.parquet")
     with pytest.raises(FormatError, match="not a histogram file of crisp-stream"):

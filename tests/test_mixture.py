@@ -33,7 +33,9 @@ def test_a_coarser_histogram_spreads_over_leaves_by_size(dataset: Dataset) -> No
 
 
 def test_mass_without_windows_is_an_error_above_the_limit(dataset: Dataset) -> None:
-    with pytest.raises(InputError, match=r"25\.0% of the histogram stands on 1 clusters of level 2 .*cluster 7.*limit is 5\.0%"):
+    with pytest.raises(
+        InputError, match=r"25\.0% of the histogram stands on 1 clusters of level 2 .*cluster 7.*limit is 5\.0%"
+    ):
         Mixture.from_histogram(counted(dataset, [0, 0, 0, 7])).leaf_proportions(dataset)
 
 
@@ -49,7 +51,7 @@ def test_mass_without_windows_below_the_limit_is_reported_and_redistributed(
 
 def test_a_histogram_of_another_tree_is_refused(dataset: Dataset) -> None:
     other = Histogram.from_leaves([0], synthetic_tree(4, 2, seed=3), 2)
-    with pytest.raises(InputError, match="was counted with tree .* Count it again with --data"):
+    with pytest.raises(InputError, match=r"was counted with tree .* Count it again with --data"):
         Mixture.from_histogram(other).leaf_proportions(dataset)
     with pytest.raises(InputError, match="must come from one tree, got 2"):
         Mixture([Phase(Histogram.base(dataset.manifest), 10), Phase(other)])

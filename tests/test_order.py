@@ -54,14 +54,21 @@ def test_any_positions_asked_alone_equal_the_whole_sequence(made: tuple, data: s
 
 
 @given(orders(way="multinomial"), st.data())
-def test_resuming_multinomial_draws_at_any_position_equals_the_uninterrupted_suffix(made: tuple, data: st.DataObject) -> None:
+def test_resuming_multinomial_draws_at_any_position_equals_the_uninterrupted_suffix(
+    made: tuple, data: st.DataObject
+) -> None:
     sample_order, _, _ = made
     whole = sample_order.window_ids(np.arange(sample_order.num_samples))
     start = data.draw(st.integers(0, sample_order.num_samples - 1))
     assert (clone(sample_order).window_ids(np.arange(start, sample_order.num_samples)) == whole[start:]).all()
 
 
-@given(orders(), st.sampled_from([(1, 1), (1, 2), (2, 1), (2, 2), (4, 1), (1, 4), (4, 2)]), st.integers(1, 3), st.integers(0, 50))
+@given(
+    orders(),
+    st.sampled_from([(1, 1), (1, 2), (2, 1), (2, 2), (4, 1), (1, 4), (4, 2)]),
+    st.integers(1, 3),
+    st.integers(0, 50),
+)
 def test_ranks_together_serve_each_global_batch_exactly_once(
     made: tuple, shape: tuple[int, int], batch_size: int, start: int
 ) -> None:
@@ -146,7 +153,9 @@ def splitmix64(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def order_by_the_book(leaves: list[int], windows: list[int], phases: list, seed: int, size: int, lanes: int) -> list[int]:
+def order_by_the_book(
+    leaves: list[int], windows: list[int], phases: list, seed: int, size: int, lanes: int
+) -> list[int]:
     """FORMAT.md, "Sample order", steps 1 to 5, one draw at a time."""
     drawn, ids = [0] * len(leaves), []
     interval_of_lane = sorted(range(lanes), key=words(seed, 2, lanes).__getitem__)
@@ -172,7 +181,9 @@ def order_by_the_book(leaves: list[int], windows: list[int], phases: list, seed:
                 own, at = draws[at : at + lengths[lane]], at + lengths[lane]
                 counts = {row: sum(r == row for r, _ in own) for row, _ in own}
                 firsts = {row: min(n for r, n in own if r == row) for row in counts}
-                spread = [(word >> 11) * 2.0**-53 for word in words(seed, 3, len(own), lane=lane, block=block, phase=phase)]
+                spread = [
+                    (word >> 11) * 2.0**-53 for word in words(seed, 3, len(own), lane=lane, block=block, phase=phase)
+                ]
                 keys = [(n - firsts[row] + v) / counts[row] for (row, n), v in zip(own, spread, strict=True)]
                 of_lane[lane] = [own[i] for i in sorted(range(len(own)), key=keys.__getitem__)]
             for i in range(m):
@@ -254,7 +265,9 @@ def test_seeds_give_different_orders_and_equal_seeds_the_same() -> None:
 def test_order_version_1_is_what_it_was() -> None:
     """Changing these numbers breaks every resume: it needs a new order_version."""
     proportions = np.array([0.5, 0.0, 0.2, 0.3])
-    made = SampleOrder(np.array([1, 5, 6, 9]), np.array([7, 3, 100, 40]), [(proportions, 100), (np.ones(4) / 4, None)], seed=11)
+    made = SampleOrder(
+        np.array([1, 5, 6, 9]), np.array([7, 3, 100, 40]), [(proportions, 100), (np.ones(4) / 4, None)], seed=11
+    )
     assert order.ORDER_VERSION == 1
     assert made.window_ids(np.array([0, 1, 2, 3, 50, 99, 100, 101, 10**6, 10**9])).tolist() == GOLDEN_IDS
     multinomial = SampleOrder(np.arange(3), np.array([5, 6, 7]), [(np.ones(3) / 3, None)], seed=1, draw="multinomial")

@@ -143,19 +143,25 @@ def test_a_cache_limit_below_the_working_set_still_gives_every_window(
         WindowReader(remote, local=tmp_path, cache_limit=0)
 
 
-def test_a_damaged_remote_shard_is_retried_then_raised(remote: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_remote_shard_is_retried_then_raised(
+    remote: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     row = remote.shards[0]
     content = bytearray(remote.store.get(row.path))
     content[row.first_sample_offset + 30] ^= 1
     remote.store.put(row.path, bytes(content))
     with WindowReader(remote, local=tmp_path) as reader:
-        with pytest.raises(CorruptDataError, match=r"shards/00/shard\.00000\.mds: window 0 .*does not match its checksum"):
+        with pytest.raises(
+            CorruptDataError, match=r"shards/00/shard\.00000\.mds: window 0 .*does not match its checksum"
+        ):
             reader.read(np.arange(3))
         assert reader.requests == 1 + reading.FETCH_ATTEMPTS
         assert len(reader.read(np.arange(64, 70))) == 6
 
 
-def test_a_wrong_body_once_is_healed(remote: Dataset, local: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_body_once_is_healed(
+    remote: Dataset, local: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original, calls = remote.store.get_range, []
 
     def sometimes_wrong(path: str, start: int, length: int) -> bytes:
@@ -183,14 +189,16 @@ def test_a_short_body_and_an_object_that_vanished_are_raised(remote: Dataset, tm
         reader.read(np.arange(3))
 
 
-def test_a_stalled_answer_is_raised_within_the_timeout(remote: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stalled_answer_is_raised_within_the_timeout(
+    remote: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import threading
 
     release = threading.Event()
     monkeypatch.setattr(remote.store, "get_range", lambda *_: release.wait(60) and b"")
     monkeypatch.setattr(reading, "_STALL_MARGIN", 0.2)
     with WindowReader(remote, local=tmp_path, timeout=0.5) as reader:
-        with pytest.raises(StorageError, match="no answer within 0 s|no answer within 1 s"):
+        with pytest.raises(StorageError, match=r"no answer within 0 s|no answer within 1 s"):
             reader.read(np.arange(3))
         release.set()
 
@@ -198,5 +206,5 @@ def test_a_stalled_answer_is_raised_within_the_timeout(remote: Dataset, tmp_path
 def test_an_unwritable_cache_folder_is_a_clear_error(remote: Dataset, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     blocked: Any = tmp_path / "file"
-    with WindowReader(remote, local=blocked) as reader, pytest.raises(StorageError, match="(?s)cache.*local="):
+    with WindowReader(remote, local=blocked) as reader, pytest.raises(StorageError, match=r"(?s)cache.*local="):
         reader.read(np.arange(3))

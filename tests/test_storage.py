@@ -54,10 +54,10 @@ def test_a_path_that_leaves_a_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_wrong_credentials_and_a_missing_bucket_are_told_apart(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(StorageError, match="s3://no-such-bucket does not exist .* Create it, or check the name"):
+    with pytest.raises(StorageError, match=r"s3://no-such-bucket does not exist .* Create it, or check the name"):
         open_store("s3://no-such-bucket/x").list()
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    with pytest.raises(StorageError, match="the credentials were refused. Check AWS_ACCESS_KEY_ID"):
+    with pytest.raises(StorageError, match=r"the credentials were refused. Check AWS_ACCESS_KEY_ID"):
         open_store(s3.fresh_prefix()).get("manifest.json")
 
 
@@ -86,7 +86,9 @@ def test_a_child_process_reads_after_its_parent_did(s3: S3Server, start_method: 
     store.put("a", b"xyz")
     context = multiprocessing.get_context(start_method)
     ours, theirs = context.Pipe()
-    child = context.Process(target=read_in_child, args=(store, theirs))
+    child = context.Process(  # pyright: ignore[reportAttributeAccessIssue]
+        target=read_in_child, args=(store, theirs)
+    )
     child.start()
     assert ours.poll(60), "the child process hangs"
     assert ours.recv() == (b"xyz", b"yz", [("a", 3)])

@@ -9,8 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from crisp_stream.errors import InputError
+from crisp_stream.storage import open_store
 from crisp_stream.writers import documents
 from crisp_stream.writers.documents import DropCounts, read_documents
+from tests.seaweed import S3Server
 
 
 def read(*inputs: Path | str, **options: object) -> tuple[list[str], dict[str, int]]:
@@ -89,17 +91,15 @@ def test_the_limit_counts_documents_read(tmp_path: Path) -> None:
         read(path, limit=0)
 
 
-def test_an_object_store_reader_is_streamed_like_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import obstore
-    from obstore.store import LocalStore
-
+def test_an_object_store_is_read_like_a_folder(tmp_path: Path, s3: S3Server) -> None:
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(jsonl({"text": "a"}, {"text": "b"})))
     (tmp_path / "b.jsonl").write_bytes(jsonl({"text": "c"}))
     (tmp_path / "c.txt").write_text("d")
     pq.write_table(pa.table({"text": ["e", "f"]}), tmp_path / "d.parquet")
-    store = LocalStore(tmp_path)
-    monkeypatch.setattr(documents, "open_input", lambda url: obstore.open_reader(store, Path(url).name))
-    assert read(tmp_path)[0] == ["a", "b", "c", "d", "e", "f"]
+    prefix = s3.fresh_prefix()
+    for file in tmp_path.iterdir():
+        open_store(prefix).put_file(file.name, file)
+    assert read(prefix)[0] == read(tmp_path)[0] == ["a", "b", "c", "d", "e", "f"]
 
 
 @pytest.mark.parametrize(
