@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from crisp_stream.checkpoint import LoadedGPT, load_gpt
 from crisp_stream.errors import InputError, import_extra
+from crisp_stream.storage import open_input
 
 if TYPE_CHECKING:
     import torch
@@ -246,15 +247,23 @@ def comparison_table(names: Sequence[str], results: Sequence[PerplexityResult]) 
 def read_questions(path: str | Path, *, limit: int | None = None) -> list[dict[str, Any]]:
     """Questions from JSONL: `{"question": text, "choices": [text, text, …], "answer": index}` a line.
 
+    Args:
+        path: a local file or an object URL; `.gz` and `.zst` are decompressed.
+        limit: most questions to read. None: all.
+
     Raises:
-        InputError: no such file, no questions, or a bad line, named as file:line.
+        InputError: no questions, or a bad line, named as file:line.
+        StorageError: no such file.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}. Name a JSONL file of questions.") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text.") from error
+    import pyarrow as pa
+
+    compression = {".gz": "gzip", ".zst": "zstd"}.get(Path(path).suffix.lower())
+    with open_input(str(path)) as raw:
+        try:
+            content = raw.read() if compression is None else pa.CompressedInputStream(raw, compression).read()
+            lines = content.decode("utf-8").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} is not {compression or 'UTF-8 text'}: {error}") from error
     questions = []
     for number, line in enumerate(lines, start=1):
         if line.strip() and (limit is None or len(questions) < limit):

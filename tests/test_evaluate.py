@@ -7,11 +7,12 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from crisp_stream.checkpoint import LoadedGPT, load_gpt
-from crisp_stream.errors import InputError
+from crisp_stream.errors import InputError, StorageError
 from crisp_stream.evaluate import evaluate, example_rows, multiple_choice, perplexity, read_questions
 from crisp_stream.export import export
 from tests.small_runs import SmallRun, small_run
@@ -174,5 +175,18 @@ def test_a_file_without_questions_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(InputError, match="holds no questions"):
         read_questions(tmp_path / "empty.jsonl")
-    with pytest.raises(InputError, match="Name a JSONL file"):
+    with pytest.raises(StorageError, match=r"none\.jsonl"):
         read_questions(tmp_path / "none.jsonl")
+
+
+def test_questions_may_be_compressed(tmp_path: Path) -> None:
+    rows = write_questions(tmp_path / "questions.jsonl")
+    for suffix, codec in ((".gz", "gzip"), (".zst", "zstd")):
+        path = tmp_path / f"questions.jsonl{suffix}"
+        with pa.CompressedOutputStream(str(path), codec) as stream:
+            stream.write((tmp_path / "questions.jsonl").read_bytes())
+        assert [row["question"] for row in read_questions(path)] == [question for question, _, _ in rows]
+        assert len(read_questions(path, limit=3)) == 3
+    (tmp_path / "plain.jsonl.gz").write_text("{}")
+    with pytest.raises(InputError, match="is not gzip"):
+        read_questions(tmp_path / "plain.jsonl.gz")
