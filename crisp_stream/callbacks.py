@@ -29,6 +29,8 @@ from crisp_stream.checkpoint import LoadedGPT
 from crisp_stream.dataset import MixtureDataset
 from crisp_stream.evaluate import encode_examples, row_losses, summarise
 
+_REFRESH_SECONDS = 0.2
+
 
 class CountedStream(IterableDataset[dict[str, torch.Tensor]]):
     """A MixtureDataset whose read counters are visible in the training process, also from DataLoader workers."""
@@ -164,38 +166,46 @@ class RunAccount(Callback):
             self.windows_per_batch = [list(windows) for windows in state.get("windows_per_batch", [])]
 
 
-class ProgressLines(Callback):
-    """One line every few batches on rank 0, for runs without a terminal."""
+class Progress(Callback):
+    """Where the run stands, on rank 0: one line that keeps up on a terminal, one line every few batches elsewhere.
+
+    Composer's own bar prints its configuration first and its console logger a block of lines per interval.
+    """
 
     def __init__(self, *, num_batches: int, log_interval: int, stream: TextIO | None = None) -> None:
         """Args:
         num_batches: length of the run.
-        log_interval: batches between lines; the last batch always has one.
+        log_interval: batches between lines without a terminal; the last batch always has one.
+        stream: where to; standard error when None.
         """
         self._num_batches = num_batches
         self._log_interval = log_interval
         self._stream = sys.stderr if stream is None else stream
-        self._last = (0.0, 0, 0)
+        self._terminal = self._stream.isatty()
+        self._started = (0.0, 0, 0)
+        self._printed_at = 0.0
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        self._last = (time.monotonic(), int(state.timestamp.token), int(state.timestamp.batch))
+        self._started = (time.monotonic(), int(state.timestamp.token), int(state.timestamp.batch))
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        batch, tokens = int(state.timestamp.batch), int(state.timestamp.token)
-        if dist.get_global_rank() or (batch % self._log_interval and batch != self._num_batches):
+        batch, now = int(state.timestamp.batch), time.monotonic()
+        last = batch == self._num_batches
+        due = now - self._printed_at > _REFRESH_SECONDS if self._terminal else batch % self._log_interval == 0
+        if dist.get_global_rank() or not (due or last):
             return
-        now = time.monotonic()
-        then, tokens_then, batch_then = self._last
-        self._last = (now, tokens, batch)
-        seconds_left = (self._num_batches - batch) * (now - then) / max(batch - batch_then, 1)
-        minutes, seconds = divmod(round(seconds_left), 60)
-        print(
+        self._printed_at = now
+        started, first_tokens, first_batch = self._started
+        seconds = max(now - started, 1e-9)
+        tokens = int(state.timestamp.token)
+        minutes_left, seconds_left = divmod(round((self._num_batches - batch) * seconds / (batch - first_batch)), 60)
+        line = (
             f"batch {batch:,}/{self._num_batches:,}  loss {float(state.total_loss_dict['loss/train/total']):.4f}"
-            f"  {tokens:,} tokens  {(tokens - tokens_then) / max(now - then, 1e-9):,.0f} tokens/s"
-            f"  {minutes}:{seconds:02d} left",
-            file=self._stream,
-            flush=True,
+            f"  {tokens:,} tokens  {(tokens - first_tokens) / seconds:,.0f} tokens/s"
+            f"  {minutes_left}:{seconds_left:02d} left"
         )
+        start, end = ("\r\x1b[K", "\n" if last else "") if self._terminal else ("", "\n")
+        print(start + line, end=end, file=self._stream, flush=True)
 
 
 class HeldOutPerplexity(Callback):

@@ -69,7 +69,7 @@ def train(recipe: Recipe) -> TrainReport:
 def _build_trainer(run: PreparedRun) -> tuple[Trainer, RunAccount, HeldOutPerplexity | None]:
     from composer import Trainer
 
-    from crisp_stream.callbacks import CountedStream, RunAccount
+    from crisp_stream.callbacks import CountedStream, Progress, RunAccount
     from crisp_stream.model import build_gpt, composer_model
 
     recipe = run.recipe
@@ -78,12 +78,8 @@ def _build_trainer(run: PreparedRun) -> tuple[Trainer, RunAccount, HeldOutPerple
     model = composer_model(gpt, run.tokenizer, activation_checkpointing=recipe.model.activation_checkpointing)
     account = RunAccount(run.dataset.leaves, stream, log_windows=recipe.log_windows)
     held_out = _held_out_callback(run, gpt)
-    callbacks: list[Callback] = [account, *([] if held_out is None else [held_out])]
-    terminal = sys.stderr.isatty()
-    if not terminal:
-        from crisp_stream.callbacks import ProgressLines
-
-        callbacks.append(ProgressLines(num_batches=run.num_batches, log_interval=recipe.log_interval))
+    progress = Progress(num_batches=run.num_batches, log_interval=recipe.log_interval)
+    callbacks: list[Callback] = [account, progress, *([] if held_out is None else [held_out])]
     trainer = Trainer(
         model=model,
         run_name=recipe.run_name,
@@ -98,7 +94,7 @@ def _build_trainer(run: PreparedRun) -> tuple[Trainer, RunAccount, HeldOutPerple
         device_train_microbatch_size=run.microbatch_size,
         accumulate_train_batch_on_tokens=True,
         callbacks=callbacks,
-        progress_bar=terminal,
+        progress_bar=False,
         save_folder=recipe.checkpoint_folder,
         save_interval=recipe.save_interval.replace("_", ""),
         save_num_checkpoints_to_keep=recipe.save_num_checkpoints_to_keep,

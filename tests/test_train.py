@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ import torch
 from composer.utils import RemoteUploader
 
 from crisp_stream import model
+from crisp_stream.callbacks import Progress
 from crisp_stream.checkpoint import latest_checkpoint, local_copy, read_checkpoint
 from crisp_stream.errors import CrispError, FormatError, InputError, RecipeError, ResumeError, StorageError
 from crisp_stream.format import open_dataset
@@ -308,6 +311,26 @@ def test_a_run_saves_to_and_resumes_from_object_storage(
         assert read_checkpoint(path)["state"]["timestamp"]["Timestamp"]["batch"] == 12
     with pytest.raises(StorageError):
         train(done.recipe(f"save_folder={tmp_path}/other", f"load_path={folder}/ep0-ba9-rank0.pt"))
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("stream", "start", "end"), [(io.StringIO(), "", "\n"), (_Terminal(), "\r\x1b[K", "")])
+def test_progress_is_a_line_per_interval_or_one_line_that_keeps_up(stream: io.StringIO, start: str, end: str) -> None:
+    progress, no_logger = Progress(num_batches=3, log_interval=2, stream=stream), cast(Any, None)
+    for batch in range(4):
+        timestamp = SimpleNamespace(batch=batch, token=100 * batch)
+        state: Any = SimpleNamespace(timestamp=timestamp, total_loss_dict={"loss/train/total": 2.5})
+        (progress.batch_end if batch else progress.fit_start)(state, no_logger)
+    lines = stream.getvalue().split(start)[1:] if start else stream.getvalue().splitlines(keepends=True)
+    assert len(lines) == 2
+    assert lines[0].startswith("batch 1/3" if start else "batch 2/3")
+    assert lines[-1].startswith("batch 3/3  loss 2.5000  300 tokens")
+    assert lines[-1].endswith("0:00 left\n")
+    assert lines[0].endswith(f"left{end}")
 
 
 def test_main_prints_expected_errors_as_one_line(done: SmallRun, capsys: pytest.CaptureFixture[str]) -> None:
