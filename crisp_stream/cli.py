@@ -85,6 +85,9 @@ def _add_inputs(verb: argparse.ArgumentParser, name: str, what: str) -> None:
 def _add_write(verbs: Any) -> None:
     verb = _verb(verbs, "write", _write, "Write documents as a cluster-partitioned dataset. Restarts where it stopped.")
     _add_inputs(verb, "inputs", "documents")
+    verb.add_argument(
+        "--sample", type=float, metavar="SHARE", help="keep this share of the documents, 0 to 1, at random"
+    )
     verb.add_argument("--out", required=True, metavar="ROOT", help="dataset root to create")
     verb.add_argument("--like", metavar="ROOT", help="use this dataset's tokenizer, tree, encoder and window length")
     windows = verb.add_argument_group("windows")
@@ -126,6 +129,7 @@ def _write(asked: argparse.Namespace) -> None:
         out=asked.out,
         text_column=asked.text_column,
         limit=asked.limit,
+        sample=asked.sample,
         window_tokens=asked.window_tokens,
         packing=asked.packing,
         tokenizer=asked.tokenizer,

@@ -24,6 +24,8 @@ EMPTY_TEXT = "empty text"
 NULL_TEXT = "null text"
 BROKEN_UNICODE = "text with an unpaired surrogate"
 OTHER_FILE = "file of another kind in a folder"
+NOT_SAMPLED = "not in the sample"
+_WORD = (1 << 64) - 1
 
 TXT_PIECE_CHARACTERS = 16 << 20
 """A .txt file is one document; a larger one is cut behind a line end into documents of about this length."""
@@ -85,7 +87,12 @@ def list_document_files(inputs: Sequence[str], *, counts: DropCounts | None = No
 
 
 def read_documents(
-    inputs: Sequence[str], *, text_column: str = "text", limit: int | None = None, counts: DropCounts
+    inputs: Sequence[str],
+    *,
+    text_column: str = "text",
+    limit: int | None = None,
+    sample: float | None = None,
+    counts: DropCounts,
 ) -> Iterator[str]:
     """Stream the texts of all documents in a fixed order.
 
@@ -93,6 +100,7 @@ def read_documents(
         inputs: files, folders, prefixes or globs, local or on an object store.
         text_column: key (JSONL) or column (Parquet) that holds the text; not used for .txt.
         limit: read at most this many documents, dropped ones included.
+        sample: keep about this share of the documents, above 0 and at most 1, chosen by a hash of their number.
         counts: receives what was dropped and why: empty, null or undecodable texts.
 
     Raises:
@@ -101,12 +109,15 @@ def read_documents(
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit: must be at least 1 document, got {limit}. Leave it out to read all.")
+    if sample is not None and not 0 < sample <= 1:
+        raise InputError(f"sample: must be above 0 and at most 1, got {sample}. Leave it out to read all.")
     files = list_document_files(inputs, counts=counts)
     num_read = num_kept = 0
     for file in files:
         for text in _read_file(file, text_column):
             num_read += 1
-            reason = _reason_to_drop(text)
+            chosen = sample is None or _uniform(num_read) < sample
+            reason = _reason_to_drop(text) if chosen else NOT_SAMPLED
             if reason is not None:
                 counts.add(reason)
             elif text is not None:
@@ -121,6 +132,14 @@ def read_documents(
             f"{', '.join(inputs)}: at least one document with text is needed, got {num_read} documents without any. "
             "Check the files and the text column."
         )
+
+
+def _uniform(number: int) -> float:
+    """A hash of a document's number, uniform in [0, 1): the SplitMix64 finaliser."""
+    mixed = number * 0x9E3779B97F4A7C15 & _WORD
+    mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & _WORD
+    mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB & _WORD
+    return (mixed ^ mixed >> 31) / 2**64
 
 
 def _reason_to_drop(text: str | None) -> str | None:

@@ -54,6 +54,8 @@ class WriteOptions:
     """Key or column of the text in JSONL and Parquet."""
     limit: int | None = None
     """Read at most this many documents."""
+    sample: float | None = None
+    """Keep about this share of the documents, chosen by a hash of their number; for corpora sorted by source."""
     window_tokens: int = 1024
     """Tokens of a window; taken from `like` where that is given."""
     packing: Packing = "joined"
@@ -96,6 +98,7 @@ class WriteOptions:
 
         require(bool(self.out), "out", "a folder or an object-store prefix")
         require(self.limit is None or self.limit >= 1, "limit", "at least 1 document, or left out")
+        require(self.sample is None or 0 < self.sample <= 1, "sample", "above 0 and at most 1, or left out")
         require(2 <= self.window_tokens <= 1 << 20, "window_tokens", "2 to 1,048,576")
         require(self.packing in get_args(Packing), "packing", "joined or document")
         require(2 <= self.arity <= MAX_ARITY, "arity", f"2 to {MAX_ARITY}")
@@ -201,7 +204,9 @@ def _make(options: WriteOptions, like: Dataset | None, work: stages.WorkFolder, 
             f"max_length: must be left out or {max_length} to be like {options.like}, got {options.max_length}."
         )
     window_tokens = options.window_tokens if like is None else like.manifest.window_tokens
-    documents = stages.Documents(inputs=tuple(options.inputs), text_column=options.text_column, limit=options.limit)
+    documents = stages.Documents(
+        inputs=tuple(options.inputs), text_column=options.text_column, limit=options.limit, sample=options.sample
+    )
     given = options.tokenizer if like is None else str(like.tokenizer_path())
     stages.make_tokenizer(
         work, documents, given=given, vocab_size=options.vocab_size, window_tokens=window_tokens, log=log
@@ -249,6 +254,7 @@ def _provenance(options: WriteOptions, summary: PartsSummary, like: Dataset | No
         "inputs": [PurePosixPath(source.rstrip("/")).name for source in options.inputs],
         "text_column": options.text_column,
         "limit": options.limit,
+        "sample": options.sample,
         "documents": summary.num_documents,
         "characters": summary.num_characters,
         "tokens": summary.num_tokens,

@@ -78,10 +78,13 @@ class Documents:
     inputs: tuple[str, ...]
     text_column: str
     limit: int | None
+    sample: float | None
 
     def read(self, counts: DropCounts) -> Iterator[str]:
         """Stream the texts from the start."""
-        return read_documents(self.inputs, text_column=self.text_column, limit=self.limit, counts=counts)
+        return read_documents(
+            self.inputs, text_column=self.text_column, limit=self.limit, sample=self.sample, counts=counts
+        )
 
 
 def publish_folder(target: Path, fill: Callable[[Path], None]) -> None:

@@ -91,6 +91,20 @@ def test_the_limit_counts_documents_read(tmp_path: Path) -> None:
         read(path, limit=0)
 
 
+def test_a_sample_keeps_about_its_share_the_same_every_time_and_counts_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(jsonl(*({"text": str(number)} for number in range(4000))))
+    texts, counts = read(path, sample=0.25)
+    assert abs(len(texts) - 1000) < 100
+    assert counts == {documents.NOT_SAMPLED: 4000 - len(texts)}
+    assert read(path, sample=0.25)[0] == texts
+    assert set(texts) < set(read(path, sample=0.5)[0])
+    assert len(read(path, sample=1)[0]) == 4000
+    for share in (0, 1.5):
+        with pytest.raises(InputError, match=f"sample: must be above 0 and at most 1, got {share}"):
+            read(path, sample=share)
+
+
 def test_an_object_store_is_read_like_a_folder(tmp_path: Path, s3: S3Server) -> None:
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(jsonl({"text": "a"}, {"text": "b"})))
     (tmp_path / "b.jsonl").write_bytes(jsonl({"text": "c"}))
