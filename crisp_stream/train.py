@@ -4,18 +4,15 @@ The optimiser is torch's AdamW, not Composer's DecoupledAdamW: there a step shri
 `weight_decay x lr / peak lr`, so the 0.1 of Brown et al. would mean a thousand times more decay than they used.
 The loss of a global batch is the mean over its labelled tokens, whatever the number of ranks and microbatches.
 
-Several processes: `composer -n 8 -m crisp_stream.train RECIPE key=value…`.
+Several processes: `composer -n 8 -m crisp_stream train RECIPE key=value…`.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crisp_stream.config import load_recipe
-from crisp_stream.errors import CrispError, import_extra
+from crisp_stream.errors import import_extra
 from crisp_stream.prepare import PreparedRun, device_name, prepare, starting_checkpoint
 from crisp_stream.recipe import Recipe
 from crisp_stream.run_report import TrainReport, make_report, save_report
@@ -201,22 +198,3 @@ def _saved_name(recipe: Recipe, local: str) -> str:
     """Where a checkpoint can be loaded from: the local file, or its copy in object storage."""
     folder = recipe.checkpoint_folder or ""
     return f"{folder}/{Path(local).name}" if is_remote(folder) else str(local)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m crisp_stream.train RECIPE key=value…`, also under Composer's launcher. Returns the exit status."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or given[0] in ("-h", "--help"):
-        print("usage: python -m crisp_stream.train RECIPE [key=value …]")
-        return 0 if given else 2
-    try:
-        report = train(load_recipe(given[0], given[1:]))
-    except CrispError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(report.table())
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

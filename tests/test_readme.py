@@ -1,0 +1,98 @@
+"""Every command and Python line of the README is run, on small text."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from crisp_stream.cli import main
+from crisp_stream.config import list_recipes, load_recipe
+from tests.seaweed import S3Server
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+RUN_ELSEWHERE = ("make demo", "make test")  # tests/test_demo.py; this suite itself
+SMALL = ["max_duration=4ba", "scheduler.t_warmup=1ba", "save_interval=4ba", "global_train_batch_size=2"]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line.partition("  #")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def articles() -> list[str]:
+    """Real English: the language reference that CPython ships, a paragraph a document."""
+    from pydoc_data.topics import topics
+
+    return [part for article in topics.values() for part in article.split("\n\n") if len(part) > 200]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("readme")
+    texts = articles()[:280]
+    lines = [json.dumps({"text": text}) + "\n" for text in texts]
+    (path / "corpus.jsonl.zst").write_bytes(pa.compress("".join(lines).encode(), "zstd", asbytes=True))
+    (path / "medicine.jsonl.zst").write_bytes(pa.compress("".join(lines[:8]).encode(), "zstd", asbytes=True))
+    (path / "law.jsonl").write_text("".join(lines[-8:]))
+    (path / "medicine.test.jsonl").write_text("".join(lines[8:12]))
+    question = {"question": "What raises an exception?", "choices": ["the raise statement", "a comment"], "answer": 0}
+    (path / "questions.jsonl").write_text(json.dumps(question) + "\n")
+    return path
+
+
+@pytest.mark.timeout(900)
+def test_the_commands_run_in_the_order_they_stand_in(
+    folder: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("CRISP_STREAM_CACHE", str(folder / "cache"))
+    prefix, verbs = s3.fresh_prefix(), set()
+    for line in commands():
+        if line in RUN_ELSEWHERE:
+            continue
+        words = shlex.split(line.replace("s3://bucket", prefix))
+        if words[0] == "composer":  # eight GPUs: the recipe and its overrides are read
+            assert words[3:6] == ["-m", "crisp_stream", "train"]
+            load_recipe(words[6], words[7:])
+            continue
+        assert words[0] == "crisp-stream", line
+        verbs.add(words[1])
+        small = SMALL if words[1] == "train" else []
+        assert main([*words[1:], *small]) == 0, (line, capsys.readouterr().err)
+    assert verbs == {"write", "histogram", "train", "inspect", "verify", "average", "recipes", "eval", "export"}
+    assert (folder / "gpt-medicine" / "model.safetensors").exists()
+    _run_python()
+
+
+def _run_python() -> None:
+    """The Python blocks, in the folder that the commands filled."""
+    first, second = blocks("python")
+    names: dict[str, Any] = {}
+    exec(second, names)
+    assert names["batch"]["input_ids"].shape == (16, 1024)
+    assert names["state"]["position"] == 16
+    exec(first.replace("num_workers=2", "num_workers=0"), names)
+    assert next(iter(names["loader"]))["labels"].shape == (16, 1024)
+
+
+def test_the_table_of_recipes_is_complete() -> None:
+    for name in list_recipes():
+        assert f"| `{name}` |" in README
+
+
+def test_links_and_named_tests_exist() -> None:
+    root = Path(__file__).parent.parent
+    for target in re.findall(r"\]\(([A-Z]+(?:\.md)?)\)", README) + re.findall(
+        r"`((?:tests|benchmarks)/[\w/.]+)`", README
+    ):
+        assert (root / target).exists(), target
