@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x "$(RUN)/python" || "$(PYTHON)" -m venv "$(VENV)"
 	@"$(RUN)/python" -m pip --version >/dev/null 2>&1 || "$(RUN)/python" -m ensurepip -q
 	@test -x "$(RUN)/uv" || "$(RUN)/python" -m pip install -q --disable-pip-version-check uv || true
-	UV_HTTP_TIMEOUT=300 "$(RUN)/uv" pip install --python "$(RUN)/python" -c constraints.txt -e '.[dev]' \
+	UV_HTTP_TIMEOUT=300 "$(RUN)/uv" pip install --compile-bytecode --python "$(RUN)/python" -c constraints.txt -e '.[dev]' \
 	|| "$(RUN)/python" -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch "$@"
 
