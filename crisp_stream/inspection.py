@@ -41,11 +41,12 @@ class NodeSummary:
 
 
 def window_text(dataset: Dataset, window_ids: NDArray[np.int64]) -> list[str]:
-    """The text of some windows, special tokens left out."""
+    """The text of some windows; a blank line stands where one document ends and the next begins."""
     tokenizers = import_extra("tokenizers", extra="write", purpose="showing text")
     tokenizer = tokenizers.Tokenizer.from_file(str(dataset.tokenizer_path() / "tokenizer.json"))
     samples = dataset.read_windows(window_ids)
-    return [tokenizer.decode(row.tolist(), skip_special_tokens=True) for row in samples["tokens"]]
+    texts = (tokenizer.decode(row.tolist(), skip_special_tokens=False) for row in samples["tokens"])
+    return [text.replace(dataset.manifest.tokenizer.eot_token, "\n\n").strip() for text in texts]
 
 
 def top_nodes(dataset: Dataset, histogram: Histogram, limit: int = 10, characters: int = 160) -> list[NodeSummary]:

@@ -22,7 +22,7 @@ from crisp_stream.inspection import (
     window_text,
 )
 from crisp_stream.mds import encode_samples
-from tests.synthetic import synthetic_tree, write_synthetic_dataset
+from tests.synthetic import EOT_ID, synthetic_tree, write_synthetic_dataset
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +139,13 @@ def test_top_clusters_carry_importance_weights_and_text(dataset: Dataset) -> Non
     assert "60.00%" in describe_histogram(histogram, None, limit=1)
     with pytest.raises(FormatError, match="was counted with tree"):
         top_nodes(dataset, Histogram.from_leaves([0], synthetic_tree(4, 2, seed=8), 2))
+
+
+def test_documents_in_a_window_are_shown_apart_and_padding_not_at_all(tmp_path: Path) -> None:
+    tokens = np.full((5, 8), EOT_ID, np.uint16)
+    tokens[:, :2], tokens[:, 3:5] = ord("a"), ord("b")
+    made = write_synthetic_dataset(tmp_path, {0: 5}, window_tokens=8, tokens=tokens)
+    assert window_text(made, np.array([0, 4])) == ["aa\n\nbb"] * 2
 
 
 def test_the_generalist_histogram_comes_from_the_cluster_table(dataset: Dataset) -> None:
