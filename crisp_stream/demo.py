@@ -44,7 +44,7 @@ _SAMPLE_CHARACTERS = 150
 class DemoScale:
     """How much of everything. The defaults take about 8 minutes on 2 cores, half of it embedding."""
 
-    generalist_characters: int = 2_700_000
+    generalist_characters: int = 3_700_000
     """Length of the corpus."""
     specialist_documents: int = 300
     """Examples of the task."""
@@ -54,7 +54,7 @@ class DemoScale:
     """Tokens per window."""
     vocab_size: int = 4096
     """Entries of the tokenizer."""
-    encoder_pieces: int = 96
+    encoder_pieces: int = 64
     """Word pieces that the encoder reads of a window."""
     arity: int = 8
     """Children of a tree node."""

