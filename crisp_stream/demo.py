@@ -242,7 +242,7 @@ def _count(scale: DemoScale, corpora: Corpora, dataset: Dataset, folder: Path, s
     from crisp_stream.writers.examples import count_examples
 
     steps.begin(f"count the clusters of the task: {scale.specialist_documents} {TASK}")
-    path = folder / "task.histogram"
+    path = folder / "task.parquet"
     if path.is_file():
         try:
             found = Histogram.load(path)

@@ -119,7 +119,7 @@ def test_other_training_settings_train_again_on_the_same_dataset(demo: LocalDemo
 
 
 def test_a_damaged_histogram_is_counted_again(demo: LocalDemo) -> None:
-    path = demo.folder / "task.histogram"
+    path = demo.folder / "task.parquet"
     intact = path.read_bytes()
     path.write_bytes(intact[: len(intact) // 2])
     result, _ = again(demo)

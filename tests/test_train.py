@@ -22,7 +22,7 @@ from crisp_stream.callbacks import Progress
 from crisp_stream.checkpoint import latest_checkpoint, local_copy, read_checkpoint
 from crisp_stream.errors import CrispError, FormatError, InputError, RecipeError, ResumeError, StorageError
 from crisp_stream.format import open_dataset
-from crisp_stream.train import main, train
+from crisp_stream.train import train
 from tests.seaweed import S3Server
 from tests.small_runs import (
     BATCHES,
@@ -256,9 +256,9 @@ def two_processes(done: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> P
     script = folder / "both.py"
     script.write_text(
         "import sys\n"
-        "from crisp_stream.train import main\n"
+        "from crisp_stream.cli import main\n"
         "if __name__ == '__main__':\n"
-        f"    sys.exit(max(main([{str(done.recipe_file)!r}, *run]) for run in {runs!r}))\n"
+        f"    sys.exit(max(main(['train', {str(done.recipe_file)!r}, *run]) for run in {runs!r}))\n"
     )
     launcher = Path(sys.executable).with_name("composer")
     finished = subprocess.run(
@@ -331,9 +331,3 @@ def test_progress_is_a_line_per_interval_or_one_line_that_keeps_up(stream: io.St
     assert lines[-1].startswith("batch 3/3  loss 2.5000  300 tokens")
     assert lines[-1].endswith("0:00 left\n")
     assert lines[0].endswith(f"left{end}")
-
-
-def test_main_prints_expected_errors_as_one_line(done: SmallRun, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(done.recipe_file), "max_duratoin=3ba"]) == 2
-    assert "did you mean `max_duration`?" in capsys.readouterr().err
-    assert main([]) == 2
