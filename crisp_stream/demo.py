@@ -42,11 +42,11 @@ _SAMPLE_CHARACTERS = 150
 
 @dataclass(frozen=True, kw_only=True)
 class DemoScale:
-    """How much of everything. The defaults take about 8 minutes on 2 cores, half of it embedding."""
+    """How much of everything. The defaults take about 7 minutes on 2 cores, half of it embedding."""
 
-    generalist_characters: int = 3_700_000
+    generalist_characters: int = 3_200_000
     """Length of the corpus."""
-    specialist_documents: int = 300
+    specialist_documents: int = 200
     """Examples of the task."""
     test_documents: int = 200
     """Held-out documents, of the task and of the corpus each."""
