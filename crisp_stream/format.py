@@ -324,9 +324,17 @@ def open_dataset(root: str | Path, *, timeout: float = 120.0) -> Dataset:
     return Dataset(str(root), timeout=timeout)
 
 
+def read_parquet(content: bytes) -> pa.Table:
+    """A Parquet file in memory as a table, read by this thread alone.
+
+    pq.read_table leaves reads to threads of Arrow, which may outlive the interpreter and then abort a finished process.
+    """
+    return pq.ParquetFile(pa.BufferReader(content), pre_buffer=False).read(use_threads=False)
+
+
 def _parquet_columns(content: bytes, name: str, columns: tuple[str, ...]) -> pa.Table:
     try:
-        table = pq.read_table(io.BytesIO(content))
+        table = read_parquet(content)
     except (pa.ArrowException, OSError) as error:
         raise FormatError(f"{name}: not a readable Parquet file ({error}). Restore it.") from error
     missing = [column for column in columns if column not in table.column_names]

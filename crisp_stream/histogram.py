@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from crisp_stream.errors import FormatError, InputError
+from crisp_stream.format import read_parquet
 
 if TYPE_CHECKING:
     from crisp_stream.format import Manifest
@@ -228,7 +229,7 @@ class Histogram:
         if not Path(path).is_file():
             raise FormatError(f"{path}: no such file. Make a histogram with: crisp-stream histogram TASK… --out {path}")
         try:
-            table = pq.read_table(path)
+            table = read_parquet(Path(path).read_bytes())
             metadata = json.loads((table.schema.metadata or {})[_METADATA_KEY])
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             raise FormatError(f"{path}: not a histogram file of crisp-stream ({error!r}).") from error

@@ -217,7 +217,7 @@ def _read_parquet(file: str, raw: IO[bytes], text_column: str) -> Iterator[str |
     import pyarrow.parquet as pq
 
     try:
-        parquet = pq.ParquetFile(raw)
+        parquet = pq.ParquetFile(raw, pre_buffer=False)
         columns = parquet.schema_arrow.names
         if text_column not in columns:
             raise InputError(_missing_column(f"{file}: row 1", text_column, columns))
