@@ -96,10 +96,12 @@ class ObjectStore:
         self.call("delete", path)
 
     def open(self, path: str) -> IO[bytes]:
-        """The object as a seekable file. Not for forked processes, which stream nothing."""
+        """The object as a seekable file. Raises StorageError, also in a process forked from one that used a client."""
         import obstore
 
         url = f"{self.url}/{path}"
+        if _forked_after_use:
+            raise StorageError(f"{url}: cannot be streamed in a forked process. Start it with spawn or forkserver.")
         try:
             opened = obstore.open_reader(self._client(), path, buffer_size=READ_AHEAD_BYTES)
         except Exception as error:

@@ -45,15 +45,20 @@ def uniforms(bits: NDArray[np.uint64]) -> NDArray[np.float64]:
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+def splitmix64_finalise(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The bijective mixing step of SplitMix64, element by element."""
+    with np.errstate(over="ignore"):
+        mixed = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
 def leaf_starts(seed: int, leaves: Int64s, windows_per_leaf: Int64s) -> Int64s:
     """The window of each leaf that is drawn first: the SplitMix64 finaliser of (seed, leaf), modulo the leaf's
     windows."""
     with np.errstate(over="ignore"):
-        mixed = leaves.astype(np.uint64) + random_bits(seed, "start", count=1)[0]
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed ^= mixed >> np.uint64(31)
-    return (mixed % windows_per_leaf.astype(np.uint64)).astype(np.int64)
+        salted = leaves.astype(np.uint64) + random_bits(seed, "start", count=1)[0]
+    return (splitmix64_finalise(salted) % windows_per_leaf.astype(np.uint64)).astype(np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,10 +80,29 @@ def read_in_child(store: Store, answer: Connection) -> None:
         answer.send((type(error).__name__, str(error)))
 
 
+def _stream(url: str, answer: Connection) -> None:
+    try:
+        answer.send(storage.open_input(url).read())
+    except StorageError as error:
+        answer.send(str(error))
+
+
+def _error_of_streaming_in_a_fork(url: str) -> str:
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=_stream, args=(url, theirs))
+    child.start()
+    assert ours.poll(30), "the child process hangs"
+    child.join(30)
+    return str(ours.recv())
+
+
 @pytest.mark.parametrize("start_method", ["fork", "spawn"])
 def test_a_child_process_reads_after_its_parent_did(s3: S3Server, start_method: str) -> None:
     store = open_store(s3.fresh_prefix())
     store.put("a", b"xyz")
+    if start_method == "fork":
+        assert "cannot be streamed in a forked process" in _error_of_streaming_in_a_fork(f"{store.url}/a")
     context = multiprocessing.get_context(start_method)
     ours, theirs = context.Pipe()
     child = context.Process(  # pyright: ignore[reportAttributeAccessIssue]

@@ -30,6 +30,7 @@ from crisp_stream.mds import (
     sample_dtype,
     write_shard,
 )
+from crisp_stream.order import splitmix64_finalise
 from crisp_stream.tree import ClusterTree
 
 HASH_BITS = 40
@@ -57,10 +58,7 @@ def window_hashes(part: int, num_windows: int, seed: int) -> NDArray[np.uint64]:
 
 
 def _splitmix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    mixed = values + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
+    return splitmix64_finalise(values + np.uint64(0x9E3779B97F4A7C15))
 
 
 def part_path(folder: Path, part: int, kind: str) -> Path:
