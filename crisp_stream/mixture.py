@@ -1,10 +1,17 @@
-"""Mixtures: which histogram decides the samples, and for how long."""
+"""Mixtures: which histogram decides the samples, for how long, and how often a window may come back.
+
+Repeats are limited per node of the histogram, not per leaf: a node spreads its draws over its leaves by size, so all
+its windows are drawn equally often, and a limit costs memory per node even where nodes hold many of 16.7M leaves.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -19,6 +26,11 @@ if TYPE_CHECKING:
     from crisp_stream.format import Dataset, Manifest
 
 Draw = Literal["systematic", "multinomial"]
+OnExcess = Literal["error", "cap"]
+
+_ROUNDING = 1e-9
+"""Relative error below which a sum of proportions is not told from the limit it stands at."""
+_NAMED_CLUSTERS = 3
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +43,38 @@ class Phase:
     """Whose proportions the samples follow. (A Mixture of one phase stands for its histogram.)"""
     samples: int | None = None
     """How many samples over all ranks; None: until training stops."""
+    max_repeats: float | None = None
+    """How often a window may be drawn during the phase, on average over its cluster: samples x proportion / windows.
+    (A cluster's draws are whole, so single windows are drawn that often rounded up or down.) None: no limit."""
+    on_excess: OnExcess = "error"
+    """What becomes of clusters beyond `max_repeats`. error: InputError, which names them. cap: they get `max_repeats`,
+    and what is left goes to the others in proportion; reported as a warning."""
 
     def __post_init__(self) -> None:
+        self._check_repeats()
         if isinstance(self.histogram, Mixture):
             if len(self.histogram.phases) != 1:
                 raise InputError(f"a phase needs one histogram, got a mixture of {len(self.histogram.phases)} phases.")
             object.__setattr__(self, "histogram", self.histogram.phases[0].histogram)
         if self.samples is not None and self.samples < 1:
             raise InputError(f"a phase needs at least 1 sample, got {self.samples}. Leave the phase out.")
+
+    def _check_repeats(self) -> None:
+        if self.on_excess not in ("error", "cap"):
+            raise InputError(f"on_excess must be error or cap, got {self.on_excess!r}.")
+        if self.max_repeats is None:
+            if self.on_excess == "cap":
+                raise InputError("on_excess='cap' needs max_repeats, the limit to cap at; there is none.")
+            return
+        if not (math.isfinite(self.max_repeats) and self.max_repeats > 0):
+            raise InputError(
+                f"max_repeats must be a number above 0, got {self.max_repeats}. Leave it out for no limit."
+            )
+        if self.samples is None:
+            raise InputError(
+                f"max_repeats {self.max_repeats:g} needs the number of samples of its phase, got an open-ended one. "
+                "Give samples=, the length of training x the global batch."
+            )
 
 
 @dataclass(frozen=True)
@@ -88,8 +124,12 @@ class Mixture:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the histograms, their samples and the way of drawing."""
-        parts = [[phase.histogram.fingerprint, phase.samples] for phase in self.phases]
+        """sha256 over the histograms, their samples, their limits where set, and the way of drawing."""
+        parts = [
+            [phase.histogram.fingerprint, phase.samples]
+            + ([] if phase.max_repeats is None else [float(phase.max_repeats), phase.on_excess])
+            for phase in self.phases
+        ]
         return hashlib.sha256(json.dumps([self.draw, parts]).encode()).hexdigest()
 
     def leaf_proportions(self, dataset: Dataset) -> list[NDArray[np.float64]]:
@@ -102,18 +142,16 @@ class Mixture:
             For each phase [num_leaves] float64, in the order of `dataset.leaves`, summing to 1.
 
         Raises:
-            InputError: a histogram of another tree, or more than `max_missing_mass` on clusters without windows.
+            InputError: a histogram of another tree, more than `max_missing_mass` on clusters without windows, or
+                clusters beyond `max_repeats`.
         """
         return [self._expand(number, phase, dataset) for number, phase in enumerate(self.phases, 1)]
 
     def _expand(self, number: int, phase: Phase, dataset: Dataset) -> NDArray[np.float64]:
         histogram = phase.histogram
-        if histogram.tree_fingerprint != dataset.manifest.tree_fingerprint:
-            raise InputError(
-                f"phase {number}: the histogram was counted with tree {histogram.tree_fingerprint[:12]}, "
-                f"{dataset.root} has {dataset.manifest.tree_fingerprint[:12]}. "
-                f"Count it again with --data {dataset.root}"
-            )
+        check_tree(histogram, dataset, what=f"phase {number}")
+        if phase.max_repeats is not None:
+            histogram = within_repeats(phase, dataset, what=f"phase {number}")
         proportions, missing = histogram.expand(dataset.leaves, dataset.windows_per_leaf)
         if missing > 0:
             nodes = histogram.missing_nodes(dataset.leaves)
@@ -127,3 +165,132 @@ class Mixture:
                 )
             log.warning("%s; it is redistributed over the others in proportion.", what)
         return proportions / proportions.sum()
+
+
+def check_tree(histogram: Histogram, dataset: Dataset, *, what: str) -> None:
+    """Raise InputError if the histogram was counted with another tree; `what` names it in the message."""
+    if histogram.tree_fingerprint != dataset.manifest.tree_fingerprint:
+        raise InputError(
+            f"{what}: the histogram was counted with tree {histogram.tree_fingerprint[:12]}, "
+            f"{dataset.root} has {dataset.manifest.tree_fingerprint[:12]}. "
+            f"Count it again with --data {dataset.root}"
+        )
+
+
+def windows_per_node(histogram: Histogram, dataset: Dataset) -> NDArray[np.int64]:
+    """[num_nodes]: windows of each node of a histogram, 0 where the dataset has none.
+
+    Two binary searches per node; no array as long as the leaves.
+    """
+    leaves_per_node = histogram.arity ** (histogram.depth - histogram.level)
+    first_leaf = histogram.nodes.astype(np.int64) * leaves_per_node
+    # The needles have the type of the haystack, or numpy would copy all leaves.
+    start = np.searchsorted(dataset.leaves, first_leaf.astype(np.uint32))
+    stop = np.searchsorted(dataset.leaves, (first_leaf + leaves_per_node).astype(np.uint32))
+    return _windows_before(dataset, stop) - _windows_before(dataset, start)
+
+
+def _windows_before(dataset: Dataset, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Windows of all leaves before a row of the cluster table; a row may be one past the end."""
+    last = len(dataset.leaves) - 1
+    return np.where(rows > last, dataset.manifest.num_windows, dataset.first_window_per_leaf[np.minimum(rows, last)])
+
+
+def within_repeats(phase: Phase, dataset: Dataset, *, what: str) -> Histogram:
+    """The phase's histogram where no cluster exceeds `max_repeats`: itself, or capped if the phase asks for that.
+
+    Mass on clusters without windows keeps its share; the limit is checked as if it were redistributed already.
+
+    Args:
+        phase: with `max_repeats` and `samples`.
+        dataset: whose windows are drawn.
+        what: names the phase in messages.
+
+    Raises:
+        InputError: a histogram of another tree, clusters beyond the limit, or, capping, fewer windows than the samples
+            need.
+    """
+    assert phase.max_repeats is not None
+    assert phase.samples is not None
+    histogram = phase.histogram
+    check_tree(histogram, dataset, what=what)
+    windows = windows_per_node(histogram, dataset)
+    present = windows > 0
+    if not present.any():
+        return histogram  # all mass is missing, which is reported as that
+    share = float(histogram.proportions.sum(where=present))
+    asked = np.where(present, histogram.proportions / share, 0.0)
+    limits = windows * (phase.max_repeats / phase.samples)
+    excess = asked > limits * (1 + _ROUNDING)
+    if not excess.any():
+        return histogram
+    worst = _worst(asked, windows, excess, phase)
+    what = f"{what}: {int(excess.sum()):,} of {int(present.sum()):,} clusters of level {histogram.level}"
+    available = int(windows.sum())
+    if phase.samples > phase.max_repeats * available * (1 + _ROUNDING):
+        raise InputError(
+            f"{what} would be drawn more than max_repeats {phase.max_repeats:g} times ({worst}), and the others cannot "
+            f"take the rest: {phase.samples:,} samples of {available:,} windows repeat each "
+            f"{phase.samples / available:.3g} times. Use fewer samples, a larger max_repeats, or a coarser level."
+        )
+    if phase.on_excess == "error":
+        raise InputError(
+            f"{what} would be drawn more than max_repeats {phase.max_repeats:g} times: {worst}. Use a coarser level, "
+            'fewer samples, or a histogram closer to base; or cap and redistribute with on_excess="cap".'
+        )
+    capped, is_capped = water_fill(asked, limits)
+    moved = float((asked - capped).sum(where=is_capped))
+    _warn_once(
+        f"{what} would be drawn more than max_repeats {phase.max_repeats:g} times: {worst}. {int(is_capped.sum()):,} "
+        f"clusters are capped, and {moved:.2%} of the samples goes to the others in proportion."
+    )
+    return dataclasses.replace(
+        histogram, proportions=np.where(present, capped * share, histogram.proportions), counts=None
+    )
+
+
+def water_fill(
+    proportions: NDArray[np.float64], limits: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """The proportions closest in ratio to the given ones that stay below limits: min(scale x p, limit), summing to 1.
+
+    The scale is found by Newton's method on the concave, piecewise linear sum; each step caps at least one more, and
+    halves what is missing or the mass that may still grow, so a few dozen steps suffice.
+
+    Args:
+        proportions: [num_nodes], not negative, summing to 1.
+        limits: [num_nodes], summing to 1 or more where the proportions are positive.
+
+    Returns:
+        [num_nodes] proportions, and [num_nodes] whether each was capped.
+    """
+    capped = proportions > limits
+    while True:
+        free = float(proportions.sum(where=~capped))
+        scale = max(1.0, (1.0 - float(limits.sum(where=capped))) / free) if free > 0 else 1.0
+        exceeding = ~capped & (proportions * scale > limits)
+        if not exceeding.any():
+            break
+        capped |= exceeding
+    filled = np.where(capped, limits, proportions * scale)
+    return filled / filled.sum(), capped
+
+
+def _worst(asked: NDArray[np.float64], windows: NDArray[np.int64], excess: NDArray[np.bool_], phase: Phase) -> str:
+    """The clusters with most repeats, as text."""
+    assert phase.samples is not None
+    found = np.flatnonzero(excess)
+    repeats = phase.samples * asked[found] / windows[found]
+    order = np.argsort(-repeats, kind="stable")[:_NAMED_CLUSTERS]
+    named = [
+        f"cluster {phase.histogram.nodes[found[at]]} ({windows[found[at]]:,} windows, "
+        f"{phase.samples * asked[found[at]]:,.0f} draws, {repeats[at]:.3g} repeats)"
+        for at in order
+    ]
+    return ", ".join(named) + (", …" if len(found) > len(named) else "")
+
+
+@functools.lru_cache(maxsize=256)
+def _warn_once(message: str) -> None:
+    """Report to the log, once per process: the same mixture is opened by the loader and by the account of the run."""
+    log.warning("%s", message)

@@ -23,7 +23,7 @@ from crisp_stream.checkpoint import (
 from crisp_stream.errors import CrispError, InputError, RecipeError, import_extra
 from crisp_stream.format import Dataset, open_dataset
 from crisp_stream.histogram import Histogram
-from crisp_stream.mixture import Mixture, Phase
+from crisp_stream.mixture import Mixture, Phase, within_repeats
 from crisp_stream.recipe import PhaseRecipe, Recipe, batches_of
 from crisp_stream.storage import is_remote
 
@@ -88,7 +88,6 @@ def prepare(recipe: Recipe, *, load_path: Path | None, weights_only: bool) -> Pr
     tokens_per_batch = recipe.global_train_batch_size * manifest.window_tokens
     num_batches = batches_of(recipe.max_duration, tokens_per_batch=tokens_per_batch)
     mixture = build_mixture(recipe, dataset)
-    mixture.leaf_proportions(dataset)
     stream = MixtureDataset(
         recipe.data.remote,
         mixture,
@@ -132,7 +131,7 @@ def build_mixture(recipe: Recipe, dataset: Dataset) -> Mixture:
 
     Raises:
         RecipeError: phases that do not fit into the run.
-        InputError, FormatError: a histogram that is not there, or is of another tree.
+        InputError, FormatError: a histogram that is not there, or is of another tree; clusters beyond `max_repeats`.
     """
     batch = recipe.global_train_batch_size
     tokens_per_batch = batch * dataset.manifest.window_tokens
@@ -140,22 +139,26 @@ def build_mixture(recipe: Recipe, dataset: Dataset) -> Mixture:
     phases, start = [], 0
     for index, phase in enumerate(recipe.mixture.phases):
         histogram = _histogram(phase, dataset)
-        if index == len(recipe.mixture.phases) - 1:
-            until = num_batches if phase.until is None else batches_of(phase.until, tokens_per_batch=tokens_per_batch)
-            if until < num_batches:
-                raise RecipeError(
-                    f"`mixture.phases.{index}.until` is batch {until}, but the run has {num_batches}. "
-                    "Drop `until` from the last phase."
-                )
-            phases.append(Phase(histogram))
-            continue
-        until = batches_of(phase.until or "0ba", tokens_per_batch=tokens_per_batch)
-        if not start < until < num_batches:
+        last = index == len(recipe.mixture.phases) - 1
+        until = num_batches if phase.until is None else batches_of(phase.until, tokens_per_batch=tokens_per_batch)
+        if last and until < num_batches:
+            raise RecipeError(
+                f"`mixture.phases.{index}.until` is batch {until}, but the run has {num_batches}. "
+                "Drop `until` from the last phase."
+            )
+        if not last and not start < until < num_batches:
             raise RecipeError(
                 f"`mixture.phases.{index}.until` is batch {until}; it must lie after batch {start}, where the phase "
                 f"starts, and before batch {num_batches}, where the run ends."
             )
-        phases.append(Phase(histogram, (until - start) * batch))
+        samples = (min(until, num_batches) - start) * batch
+        limited = Phase(histogram, samples, max_repeats=phase.max_repeats, on_excess=phase.on_excess)
+        if last and phase.on_excess == "error":
+            # Checked for the length of the run, then left open, so that a finished run can be lengthened.
+            if phase.max_repeats is not None:
+                within_repeats(limited, dataset, what=f"phase {index + 1}")
+            limited = Phase(histogram)
+        phases.append(limited)
         start = until
     return Mixture(phases, draw=recipe.mixture.draw)
 

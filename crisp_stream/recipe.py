@@ -60,6 +60,12 @@ class PhaseRecipe:
     until: str | None = None
     """Where the phase ends, counted from the start of the run: `928ba` or `…tok`. Nothing: at the end of the run."""
 
+    max_repeats: float | None = None
+    """How often a window may be drawn during the phase, on average over its cluster. Nothing: no limit."""
+
+    on_excess: Literal["error", "cap"] = "error"
+    """Clusters beyond `max_repeats`: `error` names them before the run; `cap` gives what is left to the others."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MixtureRecipe:
@@ -359,6 +365,14 @@ def _check_phases(recipe: Recipe) -> None:
         key = f"mixture.phases.{index}"
         _require(phase.histogram != () and phase.histogram != "", f"`{key}.histogram` names no histogram.")
         last = index == len(phases) - 1
+        _require(
+            phase.max_repeats is None or 0 < phase.max_repeats < float("inf"),
+            f"`{key}.max_repeats` must be above 0; got {phase.max_repeats}.",
+        )
+        _require(
+            phase.max_repeats is not None or phase.on_excess == "error",
+            f"`{key}.on_excess` is cap, but there is no `{key}.max_repeats` to cap at.",
+        )
         if phase.until is None:
             _require(last, f"`{key}.until` is missing: only the last phase may run to the end.")
             continue
