@@ -2,23 +2,19 @@
 
 It retries with back-off and puts atomically. Its one flaw is settled here: its threads do not survive a fork, so a
 forked DataLoader worker would wait for ever on a client that its parent had used. In such a process the requests go
-through a helper process of their own (a fresh interpreter behind a pipe).
+through a helper process (a fresh interpreter behind a pipe, see object_helper.py).
 
-Credentials come from the environment, as every S3 tool has them: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION,
-AWS_ENDPOINT_URL (S3_ENDPOINT_URL, which mosaicml-streaming reads, is taken when it is not set).
+Credentials come from the environment; docs/faults.md lists the variables of every provider and how failures end.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import pickle
-import struct
-import subprocess
-import sys
+import re
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any
@@ -28,18 +24,15 @@ from crisp_stream.storage import MissingObjectError
 
 UPLOAD_PART_BYTES = 16 << 20
 READ_AHEAD_BYTES = 8 << 20
-HELPER_THREADS = 32
-_LENGTH = struct.Struct("<Q")
+WRITES = ("put", "put_file", "delete")
 
 _client_used = False
 _forked_after_use = False
 
 
 def _mark_child() -> None:
-    global _forked_after_use, _helpers, _helpers_lock
+    global _forked_after_use
     _forked_after_use = _forked_after_use or _client_used
-    _helpers = {}
-    _helpers_lock = threading.Lock()
 
 
 os.register_at_fork(after_in_child=_mark_child)
@@ -53,7 +46,7 @@ class ObjectStore:
     def __init__(self, url: str, *, timeout: float) -> None:
         self.url = url
         self._timeout = timeout
-        self._opened: Any = None
+        self._opened: dict[bool, Any] = {}
         self._opened_in_pid = -1
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -103,26 +96,51 @@ class ObjectStore:
         if _forked_after_use:
             raise StorageError(f"{url}: cannot be streamed in a forked process. Start it with spawn or forkserver.")
         try:
-            opened = obstore.open_reader(self._client(), path, buffer_size=READ_AHEAD_BYTES)
+            opened = obstore.open_reader(self._client(writing=False), path, buffer_size=READ_AHEAD_BYTES)
         except Exception as error:
             raise _explain(error, url, "open") from error
         return io.BufferedReader(_ObjectFile(opened, url), READ_AHEAD_BYTES)
 
     def call(self, operation: str, path: str, *arguments: Any) -> Any:
-        """Carry out one of _OPERATIONS. Raises StorageError."""
+        """Carry out one of _OPERATIONS. Raises StorageError, about `timeout` seconds after the start at the latest."""
         if _forked_after_use:
-            return _helper(self.url, self._timeout).call(operation, path, *arguments)
-        try:
-            return _OPERATIONS[operation](self._client(), path, *arguments)
-        except Exception as error:
-            raise _explain(error, f"{self.url}/{path}", operation.replace("_", " ")) from error
+            from crisp_stream.object_helper import helper
 
-    def _client(self) -> Any:
+            return helper(self.url, self._timeout).call(operation, path, *arguments)
+        if threading.current_thread() is threading.main_thread():
+            return _interruptible(self._carry_out, operation, path, *arguments)
+        return self._carry_out(operation, path, *arguments)
+
+    def _carry_out(self, operation: str, path: str, *arguments: Any) -> Any:
+        try:
+            client = self._client(writing=operation in WRITES)
+            _require_support(client, operation, self.url)
+            return _OPERATIONS[operation](client, path, *arguments)
+        except Exception as error:
+            raise _explain(error, f"{self.url}/{path}", _action(operation, *arguments)) from error
+
+    def _client(self, *, writing: bool) -> Any:
         global _client_used
         if self._opened_in_pid != os.getpid():
-            self._opened, self._opened_in_pid = _connect(self.url, self._timeout), os.getpid()
+            self._opened, self._opened_in_pid = {}, os.getpid()
+        if writing not in self._opened:
+            self._opened[writing] = _connect(self.url, self._timeout, writing)
             _client_used = True
-        return self._opened
+        return self._opened[writing]
+
+
+def _interruptible(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call in another thread: obstore does not look at signals while it waits, so the main one would hold up Ctrl-C."""
+    future: Future[Any] = Future()
+
+    def carry_out() -> None:
+        try:
+            future.set_result(function(*arguments))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=carry_out, name="crisp-stream-request", daemon=True).start()
+    return future.result()
 
 
 class _ObjectFile(io.RawIOBase):
@@ -156,23 +174,48 @@ def _reopen(url: str, timeout: float) -> ObjectStore:
     return ObjectStore(url, timeout=timeout)
 
 
-def _connect(url: str, timeout: float) -> Any:
+def _connect(url: str, timeout: float, writing: bool) -> Any:
+    """A client whose retries, pauses and last attempt add up to `timeout`.
+
+    A read that is silent for a fifth of it is tried again. A write has no such limit, because its silence includes the
+    time that its body takes to go out.
+    """
     from obstore.store import from_url
 
-    options: dict[str, Any] = {
-        "retry_config": {"max_retries": 10, "retry_timeout": timedelta(seconds=timeout)},
-        "client_options": {
-            "timeout": timedelta(seconds=min(timeout, 60.0)),
-            "connect_timeout": timedelta(seconds=min(timeout, 10.0)),
-            "allow_http": url.startswith("http://"),
-        },
+    silence, pause = min(timeout / 5, 20.0), min(timeout / 10, 10.0)
+    client_options: dict[str, Any] = {
+        "timeout": timedelta(seconds=min(timeout / 2, 60.0)),
+        "connect_timeout": timedelta(seconds=min(silence, 10.0)),
     }
+    if not writing:
+        client_options["read_timeout"] = timedelta(seconds=silence)
+    options: dict[str, Any] = {
+        "retry_config": {
+            "max_retries": 1000,  # time is the limit
+            "retry_timeout": timedelta(seconds=timeout - silence - pause),
+            "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=pause), "base": 2},
+        },
+        "client_options": client_options,
+    }
+    endpoint = None
     if url.startswith(("s3://", "s3a://")):
         endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("S3_ENDPOINT_URL")
         if endpoint:
             options["config"] = {"endpoint": endpoint}
-            options["client_options"]["allow_http"] = endpoint.startswith("http://")
+    if (endpoint or url).startswith("http://"):
+        client_options["allow_http"] = True
     return from_url(url, **options)
+
+
+def _require_support(client: Any, operation: str, url: str) -> None:
+    """Web servers are read by name only. Raises StorageError."""
+    from obstore.store import HTTPStore
+
+    if isinstance(client, HTTPStore) and operation in (*WRITES, "list"):
+        raise StorageError(
+            f"{url}: a web server can be read, not {'listed' if operation == 'list' else 'written to'}. "
+            "Use the folder that it serves, or s3://, gs:// or az://."
+        )
 
 
 def _get(client: Any, path: str) -> bytes:
@@ -229,12 +272,37 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
 }
 
 
+_CAUSES = {
+    r"dns error": "the host name cannot be resolved",
+    r"kind: ConnectionRefused": "the connection was refused",
+    r"kind: ConnectionReset|kind: ConnectionAborted|kind: BrokenPipe": "the connection was reset",
+    r"IncompleteBody|IncompleteMessage": "the answer ended before its promised length",
+    r"kind: Timeout|TimedOut": "no answer in time",
+}
+
+
+def _cause(error: Exception) -> str:
+    """One line from obstore's error: its message, and what its debug output says of the reason."""
+    message, _, debug = str(error).partition("Debug source")
+    text = " ".join(message.split())[:600].rstrip(".")
+    text = re.sub(r", max_retries: .*?, retry_timeout: [0-9.]+m?s", "", text)
+    causes = [cause for pattern, cause in _CAUSES.items() if re.search(pattern, debug)]
+    return f"{causes[0]} ({text})" if causes else text
+
+
+def _action(operation: str, *arguments: Any) -> str:
+    if operation == "get_range":
+        start, length = arguments
+        return f"read bytes {start}-{start + length - 1} of"
+    return {"get": "read", "put": "write", "put_file": "write", "object_bytes": "look up"}.get(operation, operation)
+
+
 def _explain(error: Exception, url: str, action: str) -> StorageError:
     from obstore import exceptions as refused
 
     if isinstance(error, StorageError):
         return error
-    text = " ".join(str(error).split())
+    text = _cause(error)
     if "NoSuchBucket" in text:
         container = "/".join(url.split("/")[:3])
         return StorageError(f"{container} does not exist (cannot {action} {url}). Create it, or check the name.")
@@ -249,94 +317,4 @@ def _explain(error: Exception, url: str, action: str) -> StorageError:
             "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or your provider's variables) and the permissions. "
             f"The storage said: {text[:300]}"
         )
-    return StorageError(f"cannot {action} {url}: {text[:600]}. Check the network, the endpoint and the path.")
-
-
-class _HelperProcess:
-    """Requests of a forked process, carried out by a fresh interpreter. Messages are length-prefixed pickles between
-    the two processes; the helper ends when its input closes, that is when this process ends in whatever way."""
-
-    def __init__(self, url: str, timeout: float) -> None:
-        command = [sys.executable, "-m", "crisp_stream.object_store", url, str(timeout)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self._url = url
-        self._waiting: dict[int, Future[Any]] = {}
-        self._next_id = 0
-        self._lock = threading.Lock()
-        threading.Thread(target=self._receive, daemon=True).start()
-
-    def call(self, operation: str, *arguments: Any) -> Any:
-        """Run one operation in the helper; raises what it raised."""
-        future: Future[Any] = Future()
-        with self._lock:
-            if self._process.poll() is not None:
-                raise StorageError(f"the helper process reading {self._url} ended with {self._process.returncode}.")
-            self._next_id += 1
-            self._waiting[self._next_id] = future
-            assert self._process.stdin is not None
-            _send(self._process.stdin, (self._next_id, operation, arguments))
-        return future.result()
-
-    def _receive(self) -> None:
-        assert self._process.stdout is not None
-        while (message := _receive(self._process.stdout)) is not None:
-            identifier, result, error = message
-            future = self._waiting.pop(identifier)
-            future.set_exception(error) if error is not None else future.set_result(result)
-        with self._lock:
-            self._process.wait()
-            for future in self._waiting.values():
-                future.set_exception(StorageError(f"the helper process reading {self._url} ended unexpectedly."))
-            self._waiting.clear()
-
-
-_helpers: dict[tuple[str, float], _HelperProcess] = {}
-_helpers_lock = threading.Lock()
-
-
-def _helper(url: str, timeout: float) -> _HelperProcess:
-    with _helpers_lock:
-        if (url, timeout) not in _helpers:
-            _helpers[url, timeout] = _HelperProcess(url, timeout)
-        return _helpers[url, timeout]
-
-
-def _send(pipe: IO[bytes], message: Any) -> None:
-    content = pickle.dumps(message, protocol=5)
-    pipe.write(_LENGTH.pack(len(content)))
-    pipe.write(content)
-    pipe.flush()
-
-
-def _receive(pipe: IO[bytes]) -> Any:
-    prefix = pipe.read(_LENGTH.size)
-    if len(prefix) < _LENGTH.size:
-        return None
-    content = pipe.read(_LENGTH.unpack(prefix)[0])
-    return pickle.loads(content)
-
-
-def serve(url: str, timeout: float) -> None:
-    """Carry out requests from standard input until it closes: the main loop of a helper process."""
-    store = ObjectStore(url, timeout=timeout)
-    answer_lock = threading.Lock()
-
-    def carry_out(identifier: int, operation: str, arguments: tuple[Any, ...]) -> None:
-        result, failure = None, None
-        try:
-            result = store.call(operation, *arguments)
-        except StorageError as error:
-            failure = error.with_traceback(None)
-            failure.__cause__ = failure.__context__ = None
-        with answer_lock:
-            _send(sys.stdout.buffer, (identifier, result, failure))
-
-    with ThreadPoolExecutor(HELPER_THREADS) as pool:
-        while (message := _receive(sys.stdin.buffer)) is not None:
-            pool.submit(carry_out, *message)
-
-
-if __name__ == "__main__":
-    from crisp_stream import object_store
-
-    object_store.serve(sys.argv[1], float(sys.argv[2]))
+    return StorageError(f"cannot {action} {url}: {text}. Check the network, the endpoint and the path.")
