@@ -107,6 +107,8 @@ def test_the_run_name_is_filled_into_the_save_folder(recipe_file: Path) -> None:
             "`device_train_microbatch_size` must divide `global_train_batch_size`; 3 does",
         ),
         ("mixture.phases.0.until=4ba", r"`mixture.phases.0.until` is 4ba, but the run lasts `max_duration` = 10ba"),
+        ("mixture.phases.0.max_repeats=0", r"`mixture.phases.0.max_repeats` must be above 0; got 0.0"),
+        ("mixture.phases.0.on_excess=cap", r"`mixture.phases.0.on_excess` is cap, but there is no .*to cap at"),
         ("mixture.phases=[{histogram: base}, {histogram: a}]", r"`mixture.phases.0.until` is missing"),
         ("mixture.phases=[{histogram: base, until: 10ba}, {histogram: a}]", r"phase 1 would never start"),
         (

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from crisp_stream import Histogram, Mixture, Phase
+from crisp_stream.config import load_recipe
 from crisp_stream.errors import InputError
 from crisp_stream.format import Dataset
 from crisp_stream.mixture import water_fill, windows_per_node, within_repeats
+from crisp_stream.prepare import build_mixture
 from tests.synthetic import synthetic_tree, write_synthetic_dataset
 
 
@@ -185,6 +189,38 @@ def test_mass_without_windows_is_redistributed_before_the_limit_is_checked(datas
         Mixture([Phase(histogram, 270, max_repeats=2)]).leaf_proportions(dataset)
     with pytest.raises(InputError, match=r"100\.0% of the histogram stands on 1 clusters"):
         Mixture([Phase(counted(dataset, [7]), 10, max_repeats=1)]).leaf_proportions(dataset)
+
+
+def test_a_recipe_limits_its_last_phase_by_the_length_of_the_run(dataset: Dataset, tmp_path: Path) -> None:
+    counted(dataset, [0, 5]).save(tmp_path / "task.parquet")  # leaf 5 has 10 windows
+    recipe: dict[str, Any] = {
+        "run_name": "limited",
+        "max_duration": "10ba",
+        "global_train_batch_size": 8,
+        "data": {"remote": dataset.root},
+        "mixture": {
+            "phases": [{"histogram": "base", "until": "4ba"}, {"histogram": str(tmp_path / "task.parquet")}],
+        },
+        "model": {"n_embd": 32, "n_layer": 2, "n_head": 2},
+        "optimizer": {"lr": 0.001},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+    def mixture_of(*overrides: str) -> Mixture:
+        return build_mixture(load_recipe(tmp_path / "recipe.yaml", overrides), dataset)
+
+    unlimited = mixture_of()
+    assert [(phase.samples, phase.max_repeats) for phase in unlimited.phases] == [(32, None), (None, None)]
+    assert mixture_of("mixture.phases.1.max_repeats=2.4").fingerprint == unlimited.fingerprint  # 24 draws: may go on
+    with pytest.raises(
+        InputError, match=r"phase 2: 1 of 2 clusters .* cluster 5 \(10 windows, 24 draws, 2\.4 repeats\)"
+    ):
+        mixture_of("mixture.phases.1.max_repeats=2")
+    capped = mixture_of("mixture.phases.1.max_repeats=2", "mixture.phases.1.on_excess=cap")
+    assert capped.num_samples == 80
+    assert capped.leaf_proportions(dataset)[1] == pytest.approx([28 / 48, 0, 20 / 48, 0])
+    with pytest.raises(InputError, match=r"phase 1: 1 of 1 clusters of level 0 .*0\.16 repeats"):
+        mixture_of("mixture.phases.0.max_repeats=0.1").leaf_proportions(dataset)
 
 
 @pytest.mark.parametrize(
