@@ -1,290 +1,285 @@
-"""The sample order, version 1: position in the training stream -> window id.
+"""The sample order, version 2: position in the training stream -> window id.
 
 A pure function of (windows per leaf, leaf proportions of each phase, seed, position); no I/O, no shared state, no
 array as long as an epoch. Any process computes any positions by itself. FORMAT.md, "Sample order", is the contract.
 
-A phase is cut into blocks of 2^18 draws. How many of a block's draws fall in each leaf is a systematic sample of the
-proportions' CDF. The blocks' offsets are a Weyl sequence (seeded start, golden-ratio steps), not independent
-uniforms: each is uniform, so the draws are unbiased, but together they are evenly spaced, so a leaf's surplus in one
-block is paid back in the next: after B blocks its draws are within O(log B) of its share instead of O(sqrt B). And
-because the offsets need no memory, the draws of any number of blocks are counted in one vectorised step, which is
-what makes resuming fast. All counting is exact, in 44-bit fixed point; floating point would round differently in the
-two ways of counting.
+Nothing but the phases' CDFs is as long as the table of leaves: a block is opened from its 2^18 draws, and how often
+their leaves were drawn before is counted for those leaves alone (draws.py). So walking, resuming and jumping cost
+the same at 64 leaves and at 16.7 million. The alternative, a cursor per leaf carried from block to block, cost 134 MB
+for each process and a pass over all leaves for each block and each resume.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-ORDER_VERSION = 1
-BLOCK_SAMPLES = 1 << 18
+from crisp_stream.draws import BLOCK_SAMPLES, Int64s, PhasePlan, block_offsets, leaf_starts, random_bits, uniforms
+
+ORDER_VERSION = 2
 NUM_LANES = 64
+COUNTED_PHASES = 8
+"""Phases behind the current one whose draws are counted when needed; earlier ones are summed up in one array."""
 
-_FRACTION_BITS = 44  # 18 bits of draws + 44 bits of fraction fit in int64
-_ONE = 1 << _FRACTION_BITS
-_GOLDEN_STEP = 10_872_568_911_861  # the odd number next to 2^44 / golden ratio: odd gives the full period
-_PURPOSES = {"offset": 1, "lanes": 2, "spread": 3, "multinomial": 4, "start": 5}
-
-Int64s = NDArray[np.int64]
-
-
-def random_bits(
-    seed: int, purpose: str, *, phase: int = 0, block: int = 0, lane: int = 0, count: int
-) -> NDArray[np.uint64]:
-    """`count` random 64-bit words of the Philox stream that belongs to (seed, purpose, phase, block, lane)."""
-    key = np.array([seed & 0xFFFFFFFFFFFFFFFF, _PURPOSES[purpose]], np.uint64)
-    return np.random.Philox(key=key, counter=np.array([0, lane, block, phase], np.uint64)).random_raw(count)
-
-
-def uniforms(bits: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """Random words as float64 in [0, 1)."""
-    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def splitmix64_finalise(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The bijective mixing step of SplitMix64, element by element."""
-    with np.errstate(over="ignore"):
-        mixed = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
-
-
-def leaf_starts(seed: int, leaves: Int64s, windows_per_leaf: Int64s) -> Int64s:
-    """The window of each leaf that is drawn first: the SplitMix64 finaliser of (seed, leaf), modulo the leaf's
-    windows."""
-    with np.errstate(over="ignore"):
-        salted = leaves.astype(np.uint64) + random_bits(seed, "start", count=1)[0]
-    return (splitmix64_finalise(salted) % windows_per_leaf.astype(np.uint64)).astype(np.int64)
+_SLICE = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class PhasePlan:
-    """One phase, restricted to the leaves that have mass."""
+class DrawHistory:
+    """What the phases before some phase have drawn."""
 
-    rows: Int64s
-    """[num_drawn_leaves], their rows in the cluster table."""
-    cdf: NDArray[np.float64]
-    """[num_drawn_leaves], cumulative proportions, ending at exactly 1."""
-    first_sample: int
-    """Position of the phase's first sample."""
-    num_samples: int | None
-    """None: open-ended."""
-
-    @classmethod
-    def of(cls, proportions: NDArray[np.float64], first_sample: int, num_samples: int | None) -> PhasePlan:
-        """From [num_leaves] proportions; the sum is normalised in order, so that it is the same on every machine."""
-        rows = np.flatnonzero(proportions > 0)
-        cumulative = np.cumsum(proportions[rows], dtype=np.float64)
-        return cls(rows=rows, cdf=cumulative / cumulative[-1], first_sample=first_sample, num_samples=num_samples)
-
-    def draws_of_block(self, block: int, block_samples: int) -> int:
-        """Samples in a block: `block_samples`, or what is left of the phase."""
-        left = block_samples if self.num_samples is None else self.num_samples - block * block_samples
-        return max(0, min(block_samples, left))
-
-
-def fixed_point_cdf(cdf: NDArray[np.float64], draws: int) -> Int64s:
-    """[num_drawn_leaves + 1]: draws x CDF with 44 fractional bits, starting at 0 and ending at exactly `draws`."""
-    edges = np.zeros(len(cdf) + 1, np.int64)
-    edges[1:] = np.floor(cdf * float(draws * _ONE)).astype(np.int64)
-    edges[-1] = draws * _ONE
-    return edges
-
-
-def block_offsets(seed: int, phase: int, blocks: Int64s) -> Int64s:
-    """The systematic offset of each block, in [0, 1) with 44 fractional bits."""
-    start = int(random_bits(seed, "offset", phase=phase, count=1)[0]) >> (64 - _FRACTION_BITS)
-    # Python-int arithmetic modulo 2^44: block numbers times the step would overflow int64.
-    return np.array([(start + int(block) * _GOLDEN_STEP) % _ONE for block in blocks], np.int64)
-
-
-def systematic_edges(cdf: NDArray[np.float64], draws: int, offset: int) -> Int64s:
-    """[num_drawn_leaves + 1]: leaf l gets the draws edges[l] <= d < edges[l + 1] of a block, in leaf order."""
-    return (fixed_point_cdf(cdf, draws) + offset) >> _FRACTION_BITS
-
-
-def systematic_totals(cdf: NDArray[np.float64], draws: int, offsets: Int64s) -> Int64s:
-    """Draws per leaf over several blocks of equal size, equal to summing the blocks one by one.
-
-    sum over blocks of floor(x + u_b) = B * floor(x) + #{b : u_b >= 1 - frac(x)}, at both edges of each leaf.
-    """
-    if not len(offsets):
-        return np.zeros(len(cdf), np.int64)
-    edges = fixed_point_cdf(cdf, draws)
-    needed = _ONE - (edges & (_ONE - 1))
-    carried = len(offsets) - np.searchsorted(np.sort(offsets), needed, side="left")
-    return np.diff(len(offsets) * (edges >> _FRACTION_BITS) + carried)
-
-
-def lane_samples(draws: int, num_lanes: int) -> Int64s:
-    """[num_lanes]: slots of each lane; position i of a block is slot i // num_lanes of lane i mod num_lanes."""
-    return (draws - np.arange(num_lanes) + num_lanes - 1) // num_lanes
+    first_phase: int
+    """Number of the first phase that is not in it."""
+    drawn: Int64s
+    """[num_leaves], draws of each leaf in earlier phases."""
 
 
 class SampleOrder:
-    """Window ids by position. Walking forward is incremental; jumping costs O(leaves) (systematic draws)."""
+    """Window ids by position. Any order of asking gives the same answers; ascending is fastest."""
 
     def __init__(
         self,
-        leaves: Int64s,
+        leaves: NDArray[np.integer],
         windows_per_leaf: Int64s,
-        phases: list[tuple[NDArray[np.float64], int | None]],
+        phases: Sequence[tuple[NDArray[np.float64], int | None]] | Sequence[PhasePlan],
         *,
         seed: int,
         draw: Literal["systematic", "multinomial"] = "systematic",
+        history: DrawHistory | None = None,
+        first_window_per_leaf: Int64s | None = None,
         block_samples: int = BLOCK_SAMPLES,
         num_lanes: int = NUM_LANES,
     ) -> None:
         """Args:
         leaves: [num_leaves], sorted ids of the non-empty leaves.
         windows_per_leaf: [num_leaves], at least 1 each.
-        phases: (proportions [num_leaves], samples or None) in order; only the last may have None.
+        phases: (proportions [num_leaves], samples or None) in order, only the last may have None; or their plans.
         seed: of the order; another seed gives another order with the same guarantees.
         draw: how a block's draws are shared among the leaves.
+        history: draws of phases before the first given one.
+        first_window_per_leaf: [num_leaves]; computed when None.
         block_samples: draws per block, at most 2^18. Part of the contract; smaller only in tests.
         num_lanes: lanes per block. Part of the contract.
         """
         if not 1 <= block_samples <= BLOCK_SAMPLES:
             raise ValueError(f"block_samples must be 1 to {BLOCK_SAMPLES}, got {block_samples}")
-        self._leaves = np.asarray(leaves, np.int64)
-        self._windows_per_leaf = np.asarray(windows_per_leaf, np.int64)
-        self._first_window = np.cumsum(self._windows_per_leaf) - self._windows_per_leaf
+        self._leaves, self._windows_per_leaf = leaves, windows_per_leaf
+        if first_window_per_leaf is None:
+            first_window_per_leaf = np.cumsum(windows_per_leaf) - windows_per_leaf
+        self._first_window = first_window_per_leaf
         self._seed, self._draw, self._block_samples = seed, draw, block_samples
         self._num_lanes = 1 if draw == "multinomial" else num_lanes
-        self.phases: list[PhasePlan] = []
-        first_sample = 0
-        for proportions, num_samples in phases:
-            self.phases.append(PhasePlan.of(proportions, first_sample, num_samples))
-            first_sample += num_samples or 0
-        self.num_samples = None if phases[-1][1] is None else first_sample
+        self.plans = _placed(phases)
+        self._phase_starts = np.array([plan.first_sample for plan in self.plans], np.int64)
         self._interval_of_lane = np.argsort(random_bits(seed, "lanes", count=self._num_lanes), kind="stable")
+        self._given_history = self._history = history
+        self._walk: _Walk | None = None
         self._block: _Block | None = None
+
+    @property
+    def num_samples(self) -> int | None:
+        """Position after the last sample; None when the last phase is open-ended."""
+        last = self.plans[-1]
+        return None if last.served is None else last.first_sample + last.served
 
     def window_ids(self, positions: Int64s) -> Int64s:
         """The windows at some positions.
 
         Args:
-            positions: [num_positions], any order (ascending is fastest), each below `num_samples`.
+            positions: [num_positions], any order, each below `num_samples`.
         """
-        ids = np.empty(len(positions), np.int64)
-        phase_starts = np.array([phase.first_sample for phase in self.phases], np.int64)
-        phase_of = np.searchsorted(phase_starts, positions, side="right") - 1
-        within = positions - phase_starts[phase_of]
-        block_of = within // self._block_samples
-        for number in np.unique(phase_of):
-            for block in np.unique(block_of[phase_of == number]):
-                here = (phase_of == number) & (block_of == block)
-                ids[here] = self._windows_of_block(int(number), int(block), within[here] - block * self._block_samples)
-        return ids
+        return self.draws(positions)[0]
 
-    def cursors(self, phase: int, block: int) -> Int64s:
-        """[num_leaves]: draws of each leaf before a block, over all earlier phases and blocks."""
-        totals = np.zeros(len(self._leaves), np.int64)
-        for number, plan in enumerate(self.phases[: phase + 1]):
-            if number == phase:
-                full_blocks, rest = block, 0
-            else:
-                assert plan.num_samples is not None
-                full_blocks, rest = divmod(plan.num_samples, self._block_samples)
-            totals[plan.rows] += self._draws_of_blocks(number, full_blocks, rest)
-        return totals
+    def draws(self, positions: Int64s) -> tuple[Int64s, Int64s]:
+        """The windows at some positions, and their leaves as rows of the cluster table; each [num_positions]."""
+        ids, rows = np.empty(len(positions), np.int64), np.empty(len(positions), np.int64)
+        phase_of = np.searchsorted(self._phase_starts, positions, side="right") - 1
+        within = positions - self._phase_starts[phase_of]
+        blocks = phase_of * (1 << 40) + within // self._block_samples
+        for key in np.unique(blocks):
+            here = np.flatnonzero(blocks == key)
+            block = self._open_block(self.plans[int(key >> 40)], int(key & ((1 << 40) - 1)))
+            places = within[here] - block.number * self._block_samples
+            ids[here], rows[here] = block.window_of_place[places], block.row_of_place[places]
+        return ids, rows
 
-    def _draws_of_blocks(self, phase: int, full_blocks: int, rest: int) -> Int64s:
-        plan = self.phases[phase]
-        if self._draw == "multinomial":
-            totals = np.zeros(len(plan.rows), np.int64)
-            for block in range(full_blocks + (rest > 0)):
-                draws = plan.draws_of_block(block, self._block_samples)
-                totals += np.bincount(self._multinomial_draws(phase, block, draws), minlength=len(plan.rows))
-            return totals
-        offsets = block_offsets(self._seed, phase, np.arange(full_blocks + 1))
-        totals = systematic_totals(plan.cdf, self._block_samples, offsets[:-1])
+    def starts(self, rows: NDArray[np.integer]) -> Int64s:
+        """Which of its windows each leaf (a row of the cluster table) begins with."""
+        return leaf_starts(self._seed, self._leaves[rows], self._windows_per_leaf[rows])
+
+    def drawn_before(self, rows: NDArray[np.integer], position: int) -> Int64s:
+        """How often each of some leaves is drawn before a position.
+
+        Args:
+            rows: [num_rows], of the cluster table.
+            position: 0 to `num_samples`.
+        """
+        phase = max(0, int(np.searchsorted(self._phase_starts, position, side="left")) - 1)
+        plan = self.plans[phase]
+        block, rest = divmod(position - plan.first_sample, self._block_samples)
+        counts = self._drawn_before_block(plan, block, rows)
         if rest:
-            totals += np.diff(systematic_edges(plan.cdf, rest, int(offsets[-1])))
+            served = np.sort(self._open_block(plan, block).row_of_place[:rest])
+            counts = counts + np.searchsorted(served, rows, side="right") - np.searchsorted(served, rows, side="left")
+        return counts
+
+    def history_before(self, position: int) -> DrawHistory | None:
+        """The draws of all phases before the one that holds a position; None before the second."""
+        phase = int(np.searchsorted(self._phase_starts, position, side="right")) - 1
+        if phase == 0:
+            return self._given_history
+        return DrawHistory(first_phase=self.plans[phase].number, drawn=self._summed(phase))
+
+    def _drawn_before_block(self, plan: PhasePlan, block: int, rows: NDArray[np.integer]) -> Int64s:
+        """[len(rows)]: draws of some rows of the cluster table before a block."""
+        if self._draw == "multinomial":
+            return self._walked_to(plan, block).drawn[rows]
+        phase = plan.number - self.plans[0].number
+        counted_from = self._history_for(phase)
+        counts = np.zeros(len(rows), np.int64) if self._history is None else self._history.drawn[rows]
+        for earlier in self.plans[counted_from:phase]:
+            counts = counts + self._drawn_in_phase(earlier, rows)
+        entries, drawn = plan.entries_of(rows)
+        counts[drawn] += self._drawn_in_blocks(plan, entries[drawn], block)
+        return counts
+
+    def _history_for(self, phase: int) -> int:
+        """Have a history that ends at most COUNTED_PHASES before a phase; returns the phase where it ends."""
+        first = self.plans[0].number
+        ends = 0 if self._history is None else self._history.first_phase - first
+        if ends > phase:
+            self._history, ends = self._given_history, 0
+        if phase - ends > COUNTED_PHASES:
+            self._history = DrawHistory(first_phase=phase + first, drawn=self._summed(phase))
+            ends = phase
+        return ends
+
+    def _summed(self, phase: int) -> Int64s:
+        """[num_leaves]: draws of all phases before one."""
+        if self._draw == "multinomial":
+            return self._walked_to(self.plans[phase], 0).drawn.copy()
+        first = self.plans[0].number
+        known = self._history if self._history and self._history.first_phase - first <= phase else self._given_history
+        totals = np.zeros(len(self._windows_per_leaf), np.int64) if known is None else known.drawn.copy()
+        for plan in self.plans[0 if known is None else known.first_phase - first : phase]:
+            for start in range(0, len(plan.rows), _SLICE):
+                rows = plan.rows[start : start + _SLICE]
+                totals[rows] += self._drawn_in_phase(plan, rows)
         return totals
 
-    def _multinomial_draws(self, phase: int, block: int, draws: int) -> Int64s:
-        bits = random_bits(self._seed, "multinomial", phase=phase, block=block, count=draws)
-        return np.searchsorted(self.phases[phase].cdf, uniforms(bits), side="right")
+    def _drawn_in_phase(self, plan: PhasePlan, rows: NDArray[np.integer]) -> Int64s:
+        """[len(rows)]: draws of some rows over a whole phase."""
+        assert plan.served is not None
+        blocks, rest = divmod(plan.served, self._block_samples)
+        entries, drawn = plan.entries_of(rows)
+        counts = np.zeros(len(rows), np.int64)
+        counts[drawn] = self._drawn_in_blocks(plan, entries[drawn], blocks)
+        if rest == plan.draws_of_block(blocks, self._block_samples):
+            offset = block_offsets(self._seed, plan.number, blocks, blocks + 1)
+            counts[drawn] += plan.draws_in_blocks(entries[drawn], rest, offset)
+        elif rest:  # cut short while running
+            served, times = np.unique(self._rows_of_places(plan, blocks)[:rest], return_counts=True)
+            at = np.minimum(np.searchsorted(served, rows), len(served) - 1)
+            counts += np.where(served[at] == rows, times[at], 0)
+        return counts
 
-    def _windows_of_block(self, phase: int, block: int, places: Int64s) -> Int64s:
-        current = self._block
-        if current is None or (current.phase, current.number) != (phase, block):
-            if current is not None and (current.phase, current.number + 1) == (phase, block):
-                cursors = current.cursors + current.draws_per_row
-            else:
-                cursors = self.cursors(phase, block)[self.phases[phase].rows]
-            current = self._block = self._open_block(phase, block, cursors)
-        lane_of, slot_of = places % self._num_lanes, places // self._num_lanes
-        ids = np.empty(len(places), np.int64)
-        for lane in np.unique(lane_of):
-            if lane not in current.windows_of_lane:
-                current.windows_of_lane[lane] = self._lane_windows(current, int(lane))
-            here = lane_of == lane
-            ids[here] = current.windows_of_lane[lane][slot_of[here]]
-        return ids
+    def _drawn_in_blocks(self, plan: PhasePlan, entries: Int64s, blocks: int) -> Int64s:
+        offsets = np.sort(block_offsets(self._seed, plan.number, 0, blocks))
+        return plan.draws_in_blocks(entries, self._block_samples, offsets)
 
-    def _open_block(self, phase: int, block: int, cursors: Int64s) -> _Block:
-        plan = self.phases[phase]
-        draws = plan.draws_of_block(block, self._block_samples)
-        drawn_rows = None
+    def _walked_to(self, plan: PhasePlan, block: int) -> _Walk:
+        """Multinomial draws can only be counted by making them."""
+        target, walk = (plan.number - self.plans[0].number, block), self._walk
+        if walk is None or (walk.phase, walk.block) > target:
+            given = self._given_history
+            drawn = np.zeros(len(self._windows_per_leaf), np.int64) if given is None else given.drawn.copy()
+            walk = self._walk = _Walk(phase=0, block=0, drawn=drawn)
+        while (walk.phase, walk.block) < target:
+            current = self.plans[walk.phase]
+            left = None if current.served is None else current.served - walk.block * self._block_samples
+            if left is not None and left <= 0:
+                walk.phase, walk.block = walk.phase + 1, 0
+                continue
+            served, times = np.unique(self._rows_of_places(current, walk.block)[:left], return_counts=True)
+            walk.drawn[served] += times
+            walk.block += 1
+        return walk
+
+    def _open_block(self, plan: PhasePlan, number: int) -> _Block:
+        block = self._block
+        if block is None or block.plan is not plan or block.number != number:
+            rows = self._rows_of_places(plan, number)
+            # Number the draws of each leaf by position: a stable sort groups them by leaf and keeps their order.
+            by_leaf = np.argsort(rows, kind="stable")
+            drawn, first, times = np.unique(rows[by_leaf], return_index=True, return_counts=True)
+            nth = np.arange(len(rows)) - np.repeat(first, times)
+            windows = self._windows_per_leaf[drawn]
+            begin = self.starts(drawn) + self._drawn_before_block(plan, number, drawn)
+            of_leaf = (np.repeat(begin, times) + nth) % np.repeat(windows, times)
+            ids = np.empty(len(rows), np.int64)
+            ids[by_leaf] = np.repeat(self._first_window[drawn], times) + of_leaf
+            block = self._block = _Block(plan=plan, number=number, row_of_place=rows, window_of_place=ids)
+        return block
+
+    def _rows_of_places(self, plan: PhasePlan, number: int) -> NDArray[np.integer]:
+        """[draws of the block]: the row of the cluster table drawn at each place of a block."""
+        draws = plan.draws_of_block(number, self._block_samples)
         if self._draw == "multinomial":
-            drawn_rows = self._multinomial_draws(phase, block, draws)
-            counts = np.bincount(drawn_rows, minlength=len(plan.rows))
-            edges = np.concatenate([[0], np.cumsum(counts)])
+            bits = random_bits(self._seed, "multinomial", phase=plan.number, block=number, count=draws)
+            return plan.rows[np.searchsorted(plan.cdf, uniforms(bits), side="right")]
+        offset = int(block_offsets(self._seed, plan.number, number, number + 1)[0])
+        entries = plan.entries_of_draws(draws, offset)
+        entry_of_place = np.empty(draws, np.int64)
+        lane_of_interval = np.argsort(self._interval_of_lane)
+        start = 0
+        for lane in lane_of_interval:
+            own = entries[start : start + (draws - int(lane) + self._num_lanes - 1) // self._num_lanes]
+            bits = random_bits(self._seed, "spread", phase=plan.number, block=number, lane=int(lane), count=len(own))
+            entry_of_place[lane :: self._num_lanes] = own[_spread(own, uniforms(bits))]
+            start += len(own)
+        return plan.rows[entry_of_place]
+
+
+def _placed(phases: Sequence[tuple[NDArray[np.float64], int | None]] | Sequence[PhasePlan]) -> list[PhasePlan]:
+    plans: list[PhasePlan] = []
+    first_sample = 0
+    for phase in phases:
+        if isinstance(phase, PhasePlan):
+            plans.append(phase)
         else:
-            edges = systematic_edges(plan.cdf, draws, int(block_offsets(self._seed, phase, np.array([block]))[0]))
-        slots = lane_samples(draws, self._num_lanes)
-        slots_of_interval = np.empty_like(slots)
-        slots_of_interval[self._interval_of_lane] = slots
-        interval_edges = np.concatenate([[0], np.cumsum(slots_of_interval)])
-        return _Block(phase, block, edges, interval_edges, cursors, drawn_rows, {})
-
-    def _lane_windows(self, block: _Block, lane: int) -> Int64s:
-        if block.drawn_rows is not None:
-            order = np.argsort(block.drawn_rows, kind="stable")
-            rank = np.empty(len(order), np.int64)
-            rank[order] = np.arange(len(order)) - block.edges[block.drawn_rows[order]]
-            return self._nth_windows(block, block.drawn_rows, rank)
-        interval = self._interval_of_lane[lane]
-        start, stop = int(block.interval_edges[interval]), int(block.interval_edges[interval + 1])
-        if start == stop:
-            return np.empty(0, np.int64)
-        low = int(np.searchsorted(block.edges, start, side="right")) - 1
-        high = int(np.searchsorted(block.edges, stop, side="left"))
-        edges = np.clip(block.edges[low : high + 1], start, stop)
-        per_leaf = np.diff(edges)
-        rows = np.repeat(np.arange(low, high), per_leaf)
-        nth = np.arange(start, stop) - np.repeat(edges[:-1], per_leaf)
-        bits = random_bits(self._seed, "spread", phase=block.phase, block=block.number, lane=lane, count=stop - start)
-        keys = (nth + uniforms(bits)) / np.repeat(per_leaf, per_leaf)
-        order = np.argsort(keys, kind="stable")
-        return self._nth_windows(block, rows[order], (np.arange(start, stop) - block.edges[rows])[order])
-
-    def _nth_windows(self, block: _Block, rows: Int64s, nth_of_block: Int64s) -> Int64s:
-        """The window that is the nth draw of its leaf in this block: stored order, from a seeded start, cyclically."""
-        table_rows = self.phases[block.phase].rows[rows]
-        windows = self._windows_per_leaf[table_rows]
-        start = leaf_starts(self._seed, self._leaves[table_rows], windows)
-        return self._first_window[table_rows] + (start + block.cursors[rows] + nth_of_block) % windows
+            plans.append(PhasePlan.of(phase[0]).at(len(plans), first_sample, phase[1]))
+            first_sample += phase[1] or 0
+    return plans
 
 
-@dataclass
+def _spread(entries: Int64s, noise: NDArray[np.float64]) -> Int64s:
+    """The order of a lane's draws: the j-th of an entry's n draws has the key (j + noise) / n."""
+    if not len(entries):
+        return np.empty(0, np.int64)
+    first = np.flatnonzero(np.diff(entries, prepend=entries[0] - 1))
+    times = np.diff(first, append=len(entries))
+    nth = np.arange(len(entries)) - np.repeat(first, times)
+    return np.argsort((nth + noise) / np.repeat(times, times), kind="stable")
+
+
+@dataclass(kw_only=True)
 class _Block:
-    """The block being walked, with the lanes computed so far."""
+    """The block last asked for: the row of the cluster table and the window of each of its places."""
+
+    plan: PhasePlan
+    number: int
+    row_of_place: NDArray[np.integer]
+    window_of_place: Int64s
+
+
+@dataclass(kw_only=True)
+class _Walk:
+    """Multinomial draws counted up to a block."""
 
     phase: int
-    number: int
-    edges: Int64s
-    interval_edges: Int64s
-    cursors: Int64s
-    drawn_rows: Int64s | None
-    windows_of_lane: dict[int, Int64s]
-
-    @property
-    def draws_per_row(self) -> Int64s:
-        return np.diff(self.edges)
+    block: int
+    drawn: Int64s

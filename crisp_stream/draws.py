@@ -1,0 +1,140 @@
+"""How many draws of each leaf a phase makes: exact, without walking, for any leaves and any stretch of blocks.
+
+A phase is cut into blocks of 2^18 draws. How many of a block's draws fall in each leaf is a systematic sample of the
+proportions' CDF. The blocks' offsets are a Weyl sequence (seeded start, golden-ratio steps), not independent
+uniforms: each is uniform, so the draws are unbiased, but together they are evenly spaced, so a leaf's surplus in one
+block is paid back in the next: after B blocks its draws are within O(log B) of its share instead of O(sqrt B). And
+because the offsets need no memory, the draws of any number of blocks are counted in one vectorised step, for just the
+leaves asked: nothing here is as long as the table of leaves but the CDF itself. All counting is in 44-bit fixed
+point; floating point would round differently in different ways of counting.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK_SAMPLES = 1 << 18
+
+_FRACTION_BITS = 44  # 18 bits of draws + 44 bits of fraction fit in int64
+_ONE = 1 << _FRACTION_BITS
+_GOLDEN_STEP = 10_872_568_911_861  # the odd number next to 2^44 / golden ratio: odd gives the full period
+_PURPOSES = {"offset": 1, "lanes": 2, "spread": 3, "multinomial": 4, "start": 5}
+
+Int64s = NDArray[np.int64]
+
+
+def random_bits(
+    seed: int, purpose: str, *, phase: int = 0, block: int = 0, lane: int = 0, count: int
+) -> NDArray[np.uint64]:
+    """`count` random 64-bit words of the Philox stream that belongs to (seed, purpose, phase, block, lane)."""
+    key = np.array([seed & 0xFFFFFFFFFFFFFFFF, _PURPOSES[purpose]], np.uint64)
+    return np.random.Philox(key=key, counter=np.array([0, lane, block, phase], np.uint64)).random_raw(count)
+
+
+def uniforms(bits: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Random words as float64 in [0, 1)."""
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def splitmix64_finalise(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The bijective mixing step of SplitMix64, element by element."""
+    with np.errstate(over="ignore"):
+        mixed = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def leaf_starts(seed: int, leaves: NDArray[np.integer], windows_per_leaf: Int64s) -> Int64s:
+    """The window of each leaf that is drawn first: the SplitMix64 finaliser of (seed, leaf), modulo the leaf's
+    windows."""
+    with np.errstate(over="ignore"):
+        salted = leaves.astype(np.uint64) + random_bits(seed, "start", count=1)[0]
+    return (splitmix64_finalise(salted) % windows_per_leaf.astype(np.uint64)).astype(np.int64)
+
+
+def block_offsets(seed: int, phase: int, first: int, stop: int) -> Int64s:
+    """[stop - first]: the systematic offsets of blocks first … stop - 1, in [0, 1) with 44 fractional bits."""
+    start = random_bits(seed, "offset", phase=phase, count=1)[0] >> np.uint64(64 - _FRACTION_BITS)
+    with np.errstate(over="ignore"):  # 2^44 divides 2^64, so wrapping does no harm
+        offsets = start + np.arange(first, stop, dtype=np.uint64) * np.uint64(_GOLDEN_STEP)
+    return (offsets & np.uint64(_ONE - 1)).astype(np.int64)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PhasePlan:
+    """One phase, restricted to the leaves that have mass. An entry is an index into these leaves."""
+
+    rows: NDArray[np.integer]
+    """[num_entries], their rows in the cluster table, increasing."""
+    cdf: NDArray[np.float64]
+    """[num_entries], cumulative proportions, ending at exactly 1."""
+    number: int = 0
+    """The phase's number in the stream, which keys its random words."""
+    first_sample: int = 0
+    """Position of the phase's first sample."""
+    num_samples: int | None = None
+    """How many samples were planned, which decides the size of its last block; None: open-ended."""
+    served: int | None = None
+    """How many samples it really has: fewer than planned when the mixture was changed while running."""
+
+    @classmethod
+    def of(cls, proportions: NDArray[np.float64]) -> PhasePlan:
+        """From [num_leaves] proportions; the sum is normalised in order, so that it is the same on every machine."""
+        rows = np.flatnonzero(proportions > 0)
+        cumulative = np.cumsum(proportions[rows], dtype=np.float64)
+        cumulative /= cumulative[-1]
+        return cls(rows=rows.astype(np.uint32), cdf=cumulative)
+
+    def at(self, number: int, first_sample: int, num_samples: int | None, served: int | None = None) -> PhasePlan:
+        """The same proportions at a place of the stream."""
+        served = num_samples if served is None else served
+        return replace(self, number=number, first_sample=first_sample, num_samples=num_samples, served=served)
+
+    def draws_of_block(self, block: int, block_samples: int) -> int:
+        """Samples in a block: `block_samples`, or what is left of the phase."""
+        left = block_samples if self.num_samples is None else self.num_samples - block * block_samples
+        return max(0, min(block_samples, left))
+
+    def entries_of(self, rows: NDArray[np.integer]) -> tuple[Int64s, NDArray[np.bool_]]:
+        """The entry of each row of the cluster table, and whether it has one."""
+        entries = np.searchsorted(self.rows, rows)
+        entries[entries == len(self.rows)] = 0
+        return entries, self.rows[entries] == rows
+
+    def drawn_before_end(self, entries: Int64s, draws: int, offset: int) -> Int64s:
+        """How many draws of a block fall in the entries up to and with each of these: entry l gets the draws d of the
+        block, counted in leaf order, with drawn_before_end(l - 1) <= d < drawn_before_end(l)."""
+        return (self._ends(entries, draws) + offset) >> _FRACTION_BITS
+
+    def entries_of_draws(self, draws: int, offset: int) -> Int64s:
+        """[draws]: the entry in which each draw of a block falls, in leaf order."""
+        wanted = np.arange(draws)
+        entries = np.searchsorted(self.cdf, (wanted + 1 - offset / _ONE) / draws)  # right up to rounding
+        np.minimum(entries, len(self.cdf) - 1, out=entries)
+        while len(low := np.flatnonzero(self.drawn_before_end(entries, draws, offset) <= wanted)):
+            entries[low] += 1
+        while len(high := np.flatnonzero(self.drawn_before_end(entries - 1, draws, offset) > wanted)):
+            entries[high] -= 1
+        return entries
+
+    def draws_in_blocks(self, entries: Int64s, draws: int, sorted_offsets: Int64s) -> Int64s:
+        """Draws of each entry over several blocks of equal size, equal to summing the blocks one by one.
+
+        sum over blocks of floor(x + u_b) = B * floor(x) + #{b : u_b >= 1 - frac(x)}, at both edges of each entry.
+        """
+
+        def drawn_before(ends: Int64s) -> Int64s:
+            carried = np.searchsorted(sorted_offsets, _ONE - (ends & (_ONE - 1)), side="left")
+            return len(sorted_offsets) * (ends >> _FRACTION_BITS) + (len(sorted_offsets) - carried)
+
+        if not len(sorted_offsets):
+            return np.zeros(len(entries), np.int64)
+        return drawn_before(self._ends(entries, draws)) - drawn_before(self._ends(entries - 1, draws))
+
+    def _ends(self, entries: Int64s, draws: int) -> Int64s:
+        """draws x CDF at the end of each entry, with 44 fractional bits; entry -1 ends at 0."""
+        ends = np.floor(self.cdf[entries] * float(draws * _ONE)).astype(np.int64)
+        return np.where(entries < 0, 0, ends)
