@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
 import re
 from dataclasses import dataclass, field
@@ -17,26 +16,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from crisp_stream.errors import FormatError, InputError
-from crisp_stream.mds import ShardRow, TokenDtype, header_bytes, sample_dtype
+from crisp_stream.mds import TokenDtype, sample_dtype
+from crisp_stream.shared_arrays import SHARED_ROWS, SharedArrays, shared_arrays
 from crisp_stream.storage import MissingObjectError, Store, cache_folder, local_path, open_store
+from crisp_stream.tables import CLUSTERS, SHARDS, read_clusters, read_shards
+from crisp_stream.tables import clusters_fingerprint as clusters_fingerprint
+from crisp_stream.tables import clusters_parquet as clusters_parquet
+from crisp_stream.tables import shards_fingerprint as shards_fingerprint
+from crisp_stream.tables import shards_parquet as shards_parquet
 
 if TYPE_CHECKING:
     from crisp_stream.tree import ClusterTree
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-CLUSTERS = "clusters.parquet"
-SHARDS = "shards.parquet"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 MAX_LEAVES = 1 << 24  # 64 ** 4
+MAX_WINDOWS = 1 << 48
+MAX_SHARDS = 1 << 24
 MAX_ARITY = 64
 
-_SHARD_PATH = re.compile(r"shards/[0-9]{2}/shard\.[0-9]{5,9}\.mds")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Packing = Literal["joined", "document"]
@@ -183,9 +185,13 @@ def _check_manifest(manifest: Manifest) -> None:
     require(2 <= manifest.arity <= MAX_ARITY, "arity", f"must be 2 to {MAX_ARITY}")
     require(1 <= manifest.depth <= 24, "depth", "must be 1 to 24")
     require(manifest.arity**manifest.depth <= MAX_LEAVES, "depth", f"must keep arity ** depth <= {MAX_LEAVES:,}")
-    require(manifest.num_windows >= 1, "num_windows", "must be at least 1")
+    require(1 <= manifest.num_windows <= MAX_WINDOWS, "num_windows", f"must be 1 to {MAX_WINDOWS:,}")
     require(1 <= manifest.num_leaves <= manifest.arity**manifest.depth, "num_leaves", "must be 1 to arity ** depth")
-    require(1 <= manifest.num_shards <= manifest.num_windows, "num_shards", "must be 1 to num_windows")
+    require(
+        1 <= manifest.num_shards <= min(manifest.num_windows, MAX_SHARDS),
+        "num_shards",
+        f"must be 1 to num_windows and at most {MAX_SHARDS:,}",
+    )
     for key in ("clusters_fingerprint", "shards_fingerprint", "tree_fingerprint"):
         require(_SHA256.fullmatch(getattr(manifest, key)) is not None, key, "must be a sha256 hex digest")
     vocab_size, eot_id = manifest.tokenizer.vocab_size, manifest.tokenizer.eot_id
@@ -193,41 +199,6 @@ def _check_manifest(manifest: Manifest) -> None:
         raise FormatError(f"{MANIFEST}: tokenizer.eot_id must be below vocab_size {vocab_size}, got {eot_id}.")
     if manifest.token_dtype == "uint16" and vocab_size > 1 << 16:
         raise FormatError(f"{MANIFEST}: a vocabulary of {vocab_size} ids needs token_dtype uint32, got uint16.")
-
-
-def _table_bytes(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
-
-
-def clusters_parquet(leaves: NDArray[np.uint32], windows_per_leaf: NDArray[np.int64]) -> bytes:
-    """clusters.parquet: one row per non-empty leaf, in leaf order."""
-    return _table_bytes(pa.table({"leaf": leaves.astype(np.uint32), "num_windows": windows_per_leaf.astype(np.int64)}))
-
-
-def clusters_fingerprint(leaves: NDArray[np.uint32], windows_per_leaf: NDArray[np.int64]) -> str:
-    """sha256 over the columns, so that it does not depend on how Parquet encodes them."""
-    return hashlib.sha256(leaves.astype("<u4").tobytes() + windows_per_leaf.astype("<i8").tobytes()).hexdigest()
-
-
-def shards_parquet(rows: list[ShardRow]) -> bytes:
-    """shards.parquet: one row per shard, in window order."""
-    schema = pa.schema(
-        [
-            ("path", pa.string()),
-            ("num_windows", pa.int64()),
-            ("shard_bytes", pa.int64()),
-            ("first_sample_offset", pa.int64()),
-            ("shard_hash", pa.string()),
-        ]
-    )
-    return _table_bytes(pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=schema))
-
-
-def shards_fingerprint(rows: list[ShardRow]) -> str:
-    """sha256 over the rows as JSON."""
-    return hashlib.sha256(json.dumps([dataclasses.astuple(row) for row in rows]).encode()).hexdigest()
 
 
 class Dataset:
@@ -245,11 +216,38 @@ class Dataset:
         self.store: Store = open_store(root, timeout=timeout)
         self.root = self.store.url
         self.manifest = Manifest.from_json(self._required(MANIFEST))
-        self.leaves, self.windows_per_leaf = _read_clusters(self._required(CLUSTERS), self.manifest)
-        self.shards = _read_shards(self._required(SHARDS), self.manifest)
-        self.first_window_per_leaf: NDArray[np.int64] = np.cumsum(self.windows_per_leaf) - self.windows_per_leaf
+        self._clusters = self._cluster_table()
+        self.shards = read_shards(self._required(SHARDS), self.manifest)
         windows_per_shard = np.array([row.num_windows for row in self.shards], np.int64)
         self.first_window_per_shard: NDArray[np.int64] = np.cumsum(windows_per_shard) - windows_per_shard
+
+    def _cluster_table(self) -> SharedArrays | dict[str, NDArray[Any]]:
+        def read() -> dict[str, NDArray[Any]]:
+            return read_clusters(self._required(CLUSTERS), self.manifest)
+
+        if self.manifest.num_leaves < SHARED_ROWS:
+            return read()
+        return shared_arrays(self.table_folder / f"clusters-{self.manifest.clusters_fingerprint[:16]}.arrays", read)
+
+    @property
+    def table_folder(self) -> Path:
+        """Where large tables of this dataset are kept for all processes of the machine."""
+        return cache_folder() / self.manifest.fingerprint[:16] / "tables"
+
+    @property
+    def leaves(self) -> NDArray[np.uint32]:
+        """[num_leaves], sorted ids of the non-empty leaves."""
+        return self._clusters["leaf"]
+
+    @property
+    def windows_per_leaf(self) -> NDArray[np.int64]:
+        """[num_leaves]."""
+        return self._clusters["num_windows"]
+
+    @property
+    def first_window_per_leaf(self) -> NDArray[np.int64]:
+        """[num_leaves], the window id at which each leaf begins."""
+        return self._clusters["first_window"]
 
     def _required(self, path: str) -> bytes:
         try:
@@ -322,76 +320,3 @@ def open_dataset(root: str | Path, *, timeout: float = 120.0) -> Dataset:
         StorageError: the storage refused or failed.
     """
     return Dataset(str(root), timeout=timeout)
-
-
-def read_parquet(content: bytes) -> pa.Table:
-    """A Parquet file in memory as a table, read by this thread alone.
-
-    pq.read_table leaves reads to threads of Arrow, which may outlive the interpreter and then abort a finished process.
-    """
-    return pq.ParquetFile(pa.BufferReader(content), pre_buffer=False).read(use_threads=False)
-
-
-def _parquet_columns(content: bytes, name: str, columns: tuple[str, ...]) -> pa.Table:
-    try:
-        table = read_parquet(content)
-    except (pa.ArrowException, OSError) as error:
-        raise FormatError(f"{name}: not a readable Parquet file ({error}). Restore it.") from error
-    missing = [column for column in columns if column not in table.column_names]
-    if missing:
-        raise FormatError(f"{name}: column {missing[0]} is missing, it has {table.column_names}.")
-    return table
-
-
-def _read_clusters(content: bytes, manifest: Manifest) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-    table = _parquet_columns(content, CLUSTERS, ("leaf", "num_windows"))
-    try:
-        leaves = table["leaf"].combine_chunks().cast(pa.uint32()).to_numpy(zero_copy_only=False)
-        counts = table["num_windows"].combine_chunks().cast(pa.int64()).to_numpy(zero_copy_only=False)
-    except pa.ArrowException as error:
-        raise FormatError(f"{CLUSTERS}: columns must be uint32 and int64 ({error}).") from error
-    if len(leaves) != manifest.num_leaves or table["leaf"].null_count or table["num_windows"].null_count:
-        raise FormatError(f"{CLUSTERS}: must have {manifest.num_leaves} rows without nulls, got {len(leaves)}.")
-    if (np.diff(leaves.astype(np.int64)) <= 0).any() or int(leaves[-1]) >= manifest.arity**manifest.depth:
-        raise FormatError(f"{CLUSTERS}: leaf must be strictly increasing and below arity ** depth.")
-    if (counts < 1).any() or int(counts.sum()) != manifest.num_windows:
-        raise FormatError(
-            f"{CLUSTERS}: num_windows must be positive and sum to {manifest.num_windows}, got {counts.sum()}."
-        )
-    _check_fingerprint(CLUSTERS, clusters_fingerprint(leaves, counts), manifest.clusters_fingerprint)
-    return leaves, counts
-
-
-def _read_shards(content: bytes, manifest: Manifest) -> list[ShardRow]:
-    names = tuple(f.name for f in dataclasses.fields(ShardRow))
-    records = _parquet_columns(content, SHARDS, names).select(names).to_pylist()
-    if len(records) != manifest.num_shards:
-        raise FormatError(f"{SHARDS}: must have {manifest.num_shards} rows, got {len(records)}.")
-    rows = []
-    for record in records:
-        path = record["path"]
-        if not isinstance(path, str) or not _SHARD_PATH.fullmatch(path):
-            raise FormatError(f"{SHARDS}: path must look like shards/07/shard.00000.mds below the root, got {path!r}.")
-        if any(not isinstance(record[name], int) for name in names[1:4]) or record["num_windows"] < 1:
-            raise FormatError(f"{SHARDS}: {path}: counts and sizes must be positive integers, got {record}.")
-        rows.append(ShardRow(**record))
-    if len({row.path for row in rows}) != len(rows):
-        raise FormatError(f"{SHARDS}: every path must stand once.")
-    header_0 = len(header_bytes(0, manifest.window_tokens, manifest.token_dtype))
-    for row in rows:
-        offset = header_0 + 4 * row.num_windows
-        expected = (offset, offset + row.num_windows * manifest.sample_bytes)
-        if (row.first_sample_offset, row.shard_bytes) != expected:
-            raise FormatError(
-                f"{SHARDS}: {row.path}: {row.num_windows} windows need offset and size {expected}, "
-                f"got {(row.first_sample_offset, row.shard_bytes)}."
-            )
-    if sum(row.num_windows for row in rows) != manifest.num_windows:
-        raise FormatError(f"{SHARDS}: num_windows must sum to {manifest.num_windows}.")
-    _check_fingerprint(SHARDS, shards_fingerprint(rows), manifest.shards_fingerprint)
-    return rows
-
-
-def _check_fingerprint(name: str, found: str, expected: str) -> None:
-    if found != expected:
-        raise FormatError(f"{name}: fingerprint {found[:12]} is not the manifest's {expected[:12]}. Restore the file.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from crisp_stream.errors import FormatError, InputError
-from crisp_stream.format import read_parquet
+from crisp_stream.tables import read_parquet
 
 if TYPE_CHECKING:
     from crisp_stream.format import Manifest
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 HISTOGRAM_VERSION = 1
 _SUM_TOLERANCE = 1e-6
 _METADATA_KEY = b"crisp_stream.histogram"
+_SLICE = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class Histogram:
     """Where it came from."""
 
     def __post_init__(self) -> None:
-        nodes = np.asarray(self.nodes, np.int64)
+        nodes = np.asarray(self.nodes)
         proportions = np.asarray(self.proportions, np.float64)
         if not 0 <= self.level <= self.depth:
             raise InputError(f"level {self.level} is not in the tree, which has levels 1 to {self.depth}.")
@@ -58,7 +59,7 @@ class Histogram:
             raise InputError(
                 f"a histogram needs as many proportions as nodes, got {proportions.shape} and {nodes.shape}."
             )
-        if (np.diff(nodes) <= 0).any() or nodes[0] < 0 or nodes[-1] >= self.arity**self.level:
+        if (nodes[1:] <= nodes[:-1]).any() or nodes[0] < 0 or nodes[-1] >= self.arity**self.level:
             raise InputError(f"nodes must be sorted, unique and below {self.arity**self.level} at level {self.level}.")
         if not np.isfinite(proportions).all() or (proportions < 0).any():
             raise InputError("proportions must be finite and not negative. Check the counts.")
@@ -184,15 +185,25 @@ class Histogram:
         Returns:
             [num_leaves] proportions summing to 1 - missing; and missing, the mass on nodes without windows.
         """
-        nodes_of_leaves = leaves.astype(np.int64) // self.arity ** (self.depth - self.level)
-        at = np.searchsorted(self.nodes, nodes_of_leaves)
-        at[at == len(self.nodes)] = 0
-        hit = self.nodes[at] == nodes_of_leaves
-        windows_per_node = np.bincount(at[hit], weights=windows_per_leaf[hit], minlength=len(self.nodes))
+        windows_per_node = np.zeros(len(self.nodes))
+        for part in _slices(len(leaves)):
+            at, hit = self._nodes_above(leaves[part])
+            np.add.at(windows_per_node, at[hit], windows_per_leaf[part][hit])
         present = windows_per_node > 0
-        per_window = np.divide(self.proportions, windows_per_node, out=np.zeros(len(self.nodes)), where=present)
-        expanded = np.where(hit, per_window[at] * windows_per_leaf, 0.0)
-        return expanded, float(self.proportions[~present].sum())
+        missing = float(self.proportions[~present].sum())
+        per_window = np.divide(self.proportions, windows_per_node, out=windows_per_node, where=present)
+        expanded = np.empty(len(leaves))
+        for part in _slices(len(leaves)):
+            at, hit = self._nodes_above(leaves[part])
+            expanded[part] = np.where(hit, per_window[at] * windows_per_leaf[part], 0.0)
+        return expanded, missing
+
+    def _nodes_above(self, leaves: NDArray[np.uint32]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+        """Index into `nodes` of the node above each leaf, and whether the histogram has it."""
+        nodes = leaves // np.uint32(self.arity ** (self.depth - self.level))
+        at = np.searchsorted(self.nodes, nodes)
+        at[at == len(self.nodes)] = 0
+        return at, self.nodes[at] == nodes
 
     def missing_nodes(self, leaves: NDArray[np.uint32]) -> NDArray[np.uint32]:
         """The nodes with mass that hold no window, heaviest first."""
@@ -249,3 +260,8 @@ class Histogram:
             )
         except (InputError, KeyError, TypeError, pa.ArrowException) as error:
             raise FormatError(f"{path}: {error}") from error
+
+
+def _slices(length: int) -> Iterator[slice]:
+    """Stretches short enough that arrays over them cost little memory."""
+    return (slice(start, start + _SLICE) for start in range(0, length, _SLICE))

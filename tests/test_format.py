@@ -65,7 +65,7 @@ def test_must_2_a_newer_format_version_is_refused(root: Path) -> None:
         ({"packing": "tight"}, "packing must be joined or document"),
         ({"arity": 65}, "arity must be 2 to 64"),
         ({"depth": 30}, "depth must be"),
-        ({"num_windows": 0}, "num_windows must be at least 1"),
+        ({"num_windows": 0}, "num_windows must be 1 to 281,474,976,710,656"),
         ({"num_shards": 10**9}, "num_shards must be 1 to num_windows"),
         ({"tree_fingerprint": "abc"}, "tree_fingerprint must be a sha256"),
         ({"tokenizer": 3}, "tokenizer must be an object"),

@@ -156,7 +156,7 @@ def test_the_readers_of_imports_see_every_form(tmp_path: Path) -> None:
 
 
 def test_no_parquet_file_is_read_by_threads_that_may_outlive_the_interpreter() -> None:
-    """`pq.read_table` made one short process in five abort at its exit; `format.read_parquet` is used instead."""
+    """`pq.read_table` made one short process in five abort at its exit; `tables.read_parquet` is used instead."""
     sources = [*(ROOT / "crisp_stream").glob("*.py"), *(ROOT / "writers").glob("*.py")]
     assert len(sources) > 20
     found = [
