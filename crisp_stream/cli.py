@@ -119,6 +119,13 @@ def _add_write(verbs: Any) -> None:
     )
     work.add_argument("--work", metavar="DIR", help="folder for intermediate files, about 3x the dataset")
     work.add_argument("--shard-mb", type=float, default=64.0, metavar="MB", help="largest shard")
+    work.add_argument(
+        "--shard-level",
+        type=int,
+        default=1,
+        metavar="L",
+        help="no shard holds windows of two nodes of this level; 2 lets to_streams make a stream per level-2 node",
+    )
 
 
 def _write(asked: argparse.Namespace) -> None:
@@ -142,6 +149,7 @@ def _write(asked: argparse.Namespace) -> None:
         seed=asked.seed,
         like=asked.like,
         shard_bytes=int(asked.shard_mb * (1 << 20)),
+        shard_level=asked.shard_level,
         processes=asked.processes,
         work=asked.work,
     )

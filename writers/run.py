@@ -80,6 +80,8 @@ class WriteOptions:
     """An existing dataset root whose tokenizer, tree, encoder and window_tokens are used instead of new ones."""
     shard_bytes: int = SHARD_BYTES
     """Largest shard, below 2^32."""
+    shard_level: int = 1
+    """Shards end at the borders of this level's nodes too, for `to_streams` at that level. Windows stay as they are."""
     part_characters: int = PART_CHARACTERS
     """Text of a part, the unit of work and restarting."""
     fit_windows: int = FIT_WINDOWS
@@ -112,6 +114,7 @@ class WriteOptions:
         )
         require(0 <= self.seed < 1 << 63, "seed", "0 to 2^63 - 1")
         require(1 <= self.shard_bytes <= MAX_SHARD_BYTES, "shard_bytes", "1 to 2^32 - 1")
+        require(1 <= self.shard_level <= self.depth, "shard_level", f"1 to {self.depth}, the depth of the tree")
         require(self.part_characters >= 1, "part_characters", "at least 1")
         require(self.fit_windows >= self.arity, "fit_windows", "at least the arity")
         require(self.sort_memory_bytes >= 1, "sort_memory_bytes", "at least 1")
@@ -196,6 +199,10 @@ def write(options: WriteOptions, *, log: Log = print) -> WriteReport:
 
 def _make(options: WriteOptions, like: Dataset | None, work: stages.WorkFolder, processes: int, log: Log) -> None:
     """Every stage up to a staged dataset and its manifest."""
+    if like is not None and options.shard_level > like.manifest.depth:
+        raise InputError(
+            f"shard_level: must be 1 to {like.manifest.depth}, the depth of {options.like}, got {options.shard_level}."
+        )
     encoder = options.encoder if like is None else matching_encoder(like.manifest.encoder, options.encoder, like.root)
     max_length = options.max_length if like is None else like.manifest.encoder.max_length or None
     _ = Encoder(encoder, max_length=max_length).weights_sha256  # fetched and checked before any other work
@@ -236,7 +243,12 @@ def _make(options: WriteOptions, like: Dataset | None, work: stages.WorkFolder, 
         stages.publish_folder(work.tree, like.tree.save)
     stages.sort_runs(work, summary, settings, seed=options.seed, processes=processes, log=log)
     records = stages.write_shards(
-        work, shard_bytes=options.shard_bytes, memory_bytes=options.sort_memory_bytes, processes=processes, log=log
+        work,
+        shard_bytes=options.shard_bytes,
+        shard_level=options.shard_level,
+        memory_bytes=options.sort_memory_bytes,
+        processes=processes,
+        log=log,
     )
     stages.stage_dataset(
         work, records, summary, settings, seed=options.seed, provenance=_provenance(options, summary, like)

@@ -14,12 +14,14 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from crisp_stream.draws import splitmix64_finalise
 from crisp_stream.errors import import_extra
 from crisp_stream.mds import (
     ShardRow,
@@ -30,7 +32,6 @@ from crisp_stream.mds import (
     sample_dtype,
     write_shard,
 )
-from crisp_stream.order import splitmix64_finalise
 from crisp_stream.tree import ClusterTree
 
 HASH_BITS = 40
@@ -152,6 +153,8 @@ class DirectoryTask:
     """Where the outcome is kept; its existence means that the directory is complete."""
     shard_bytes: int
     memory_bytes: int
+    leaves_per_shard_node: int
+    """Leaf ids below a node whose border no shard crosses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,10 +202,10 @@ def write_directory(task: DirectoryTask) -> int:
             for leaf, count in zip(*np.unique(samples["cluster"], return_counts=True), strict=True):
                 windows_of_leaf[int(leaf)] = windows_of_leaf.get(int(leaf), 0) + int(count)
             pending = np.concatenate([pending, samples])
-            whole = len(pending) // windows_per_shard * windows_per_shard
-            for at in range(0, whole, windows_per_shard):
-                rows.append(_write_shard(folder, len(rows), pending[at : at + windows_per_shard], task.root))
-            pending = pending[whole:].copy()
+            ends = shard_ends(pending["cluster"] // task.leaves_per_shard_node, windows_per_shard)
+            for start, stop in pairwise([0, *ends]):
+                rows.append(_write_shard(folder, len(rows), pending[start:stop], task.root))
+            pending = pending[ends[-1] if ends else 0 :].copy()
         if len(pending):
             rows.append(_write_shard(folder, len(rows), pending, task.root))
         if rows:
@@ -211,6 +214,23 @@ def write_directory(task: DirectoryTask) -> int:
             (folder / "index.json").write_bytes(index)
         _save_record(task.record, rows, windows_of_leaf)
     return int(DirectoryRecord.load(task.record).windows_per_leaf.sum())
+
+
+def shard_ends(nodes: NDArray[Any], windows_per_shard: int) -> list[int]:
+    """Where shards end among windows of which more may follow: after each node, and when full.
+
+    Args:
+        nodes: [num_windows], sorted; the first window starts a shard.
+        windows_per_shard: at least 1.
+
+    Returns:
+        Ends in order; the windows after the last do not fill a shard yet.
+    """
+    borders = [0, *(np.flatnonzero(np.diff(nodes)) + 1).tolist()]
+    ends: list[int] = []
+    for start, stop in pairwise(borders):
+        ends += [*range(start + windows_per_shard, stop, windows_per_shard), stop]
+    return ends + list(range(borders[-1] + windows_per_shard, len(nodes) + 1, windows_per_shard))
 
 
 def _write_shard(folder: Path, number: int, samples: NDArray[Any], root: Path) -> ShardRow:

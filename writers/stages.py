@@ -259,7 +259,7 @@ def sort_runs(
 
 
 def write_shards(
-    work: WorkFolder, *, shard_bytes: int, memory_bytes: int, processes: int, log: Log
+    work: WorkFolder, *, shard_bytes: int, shard_level: int, memory_bytes: int, processes: int, log: Log
 ) -> dict[int, DirectoryRecord]:
     """Write the directories of all level-1 clusters; the records of those that hold windows, by node."""
     work.records.mkdir(exist_ok=True)
@@ -278,6 +278,7 @@ def write_shards(
             record=work.records / f"{node:02d}.json",
             shard_bytes=shard_bytes,
             memory_bytes=memory_bytes,
+            leaves_per_shard_node=tree.arity ** (tree.depth - shard_level),
         )
         for node in range(tree.arity)
     ]

@@ -97,6 +97,22 @@ def test_another_packing_keeps_every_document_apart(text_file: Path, tmp_path: P
     assert LAST_PARTIAL_WINDOW not in report.dropped_tokens
 
 
+def test_a_shard_level_moves_the_ends_of_shards_and_nothing_else(
+    text_file: Path, tmp_path: Path, word_encoder: WordEncoder
+) -> None:
+    plain, aligned = (tmp_path / "plain", tmp_path / "aligned")
+    write(small_options(text_file, plain), log=quiet)
+    write(small_options(text_file, aligned, shard_level=2), log=quiet)
+    one, two = open_dataset(plain), open_dataset(aligned)
+    everything = np.arange(one.manifest.num_windows)
+    assert one.read_windows(everything).tobytes() == two.read_windows(everything).tobytes()
+    assert one.manifest.clusters_fingerprint == two.manifest.clusters_fingerprint
+    nodes = two.leaf_of_windows(everything) // 4
+    borders = np.flatnonzero(np.diff(nodes.astype(int))) + 1
+    assert set(borders) <= set(two.first_window_per_shard)
+    assert not set(borders) <= set(one.first_window_per_shard)
+
+
 @pytest.mark.parametrize("stage", ["parts", "make_tree", "sort_runs", "write_shards", "stage_dataset", "publish"])
 def test_a_killed_run_goes_on_and_publishes_the_same_bytes(
     stage: str, text_file: Path, tmp_path: Path, word_encoder: WordEncoder, monkeypatch: pytest.MonkeyPatch
@@ -276,6 +292,8 @@ def test_too_little_text_is_refused_with_a_remedy(tmp_path: Path, word_encoder: 
         ({"arity": 1}, "arity: must be 2 to 64, got 1"),
         ({"arity": 64, "depth": 5}, r"depth: must be at least 1 with arity \*\* depth <= 16,777,216, got 5"),
         ({"shard_bytes": 1 << 32}, r"shard_bytes: must be 1 to 2\^32 - 1"),
+        ({"shard_level": 0}, "shard_level: must be 1 to 4, the depth of the tree, got 0"),
+        ({"shard_level": 3, "depth": 2}, "shard_level: must be 1 to 2, the depth of the tree, got 3"),
         ({"seed": -1}, "seed: must be 0"),
         ({"like": "x", "tokenizer": "y"}, "tokenizer: must be left out when like gives one"),
         ({"like": "out", "out": "./out"}, "out: must be another root than like"),

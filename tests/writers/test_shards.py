@@ -21,6 +21,7 @@ from crisp_stream.writers.shards import (
     key_ranges,
     part_path,
     save_array,
+    shard_ends,
     sort_run,
     window_hashes,
     write_directory,
@@ -46,7 +47,7 @@ def make_parts(folder: Path) -> NDArray[Any]:
 
 
 def sort_and_write(
-    work: Path, tree: ClusterTree, *, memory_windows: int, run_windows: int = 60
+    work: Path, tree: ClusterTree, *, memory_windows: int, run_windows: int = 60, shard_level: int = 1
 ) -> list[DirectoryRecord]:
     tree.save(work / "tree")
     groups = group_parts(WINDOWS_PER_PART, WINDOW_TOKENS * 2, run_bytes=run_windows * WINDOW_TOKENS * 2)
@@ -66,6 +67,7 @@ def sort_and_write(
             record=work / f"{node}.json",
             shard_bytes=900,
             memory_bytes=memory_windows * WINDOW_TOKENS * 2,
+            leaves_per_shard_node=tree.arity ** (tree.depth - shard_level),
         )
         write_directory(task)
         records.append(DirectoryRecord.load(task.record))
@@ -108,6 +110,38 @@ def test_a_small_memory_budget_gives_the_bytes_of_a_large_one(
         sort_and_write(tmp_path / name, tree, memory_windows=memory, run_windows=run)
         outcomes.append(files_below(tmp_path / name / "staged"))
     assert outcomes[0] == outcomes[1]
+
+
+def test_shards_end_at_the_nodes_of_a_level_and_hold_the_same_windows(tmp_path: Path) -> None:
+    tree = synthetic_tree(arity=4, depth=2)
+    samples, rows, staged = {}, {}, {}
+    for name, level, memory in (("1", 1, 50), ("2", 2, 50), ("2 again", 2, 3)):
+        make_parts(tmp_path / name / "parts")
+        records = sort_and_write(tmp_path / name, tree, memory_windows=memory, shard_level=level)
+        samples[name] = read_back(tmp_path / name / "staged", records)
+        rows[name] = [row.num_windows for record in records for row in record.rows]
+        staged[name] = files_below(tmp_path / name / "staged")
+    assert samples["1"].tobytes() == samples["2"].tobytes()
+    assert staged["2"] == staged["2 again"]
+    assert len(rows["2"]) > len(rows["1"])
+    borders = np.flatnonzero(np.diff(samples["2"]["cluster"].astype(int))) + 1
+    assert set(borders) <= set(np.cumsum(rows["2"]))
+    full, leaf_windows = max(rows["1"]), np.diff([0, *borders, len(samples["2"])])
+    assert len(rows["2"]) == sum(-(-windows // full) for windows in leaf_windows)
+
+
+@given(st.lists(st.integers(0, 4), max_size=60), st.integers(1, 7))
+def test_shards_cross_no_node_and_are_full_elsewhere(nodes: list[int], windows_per_shard: int) -> None:
+    ordered = np.sort(np.array(nodes, np.uint32))
+    ends = shard_ends(ordered, windows_per_shard)
+    pieces = np.split(ordered, ends)
+    for number, piece in enumerate(pieces[:-1]):
+        assert len(set(piece.tolist())) == 1
+        following = ordered[ends[number] :]
+        assert len(piece) == windows_per_shard or (len(following) and following[0] != piece[0])
+        assert len(piece) <= windows_per_shard
+    assert len(pieces[-1]) < windows_per_shard
+    assert len(set(pieces[-1].tolist())) <= 1
 
 
 def test_a_directory_that_was_interrupted_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
