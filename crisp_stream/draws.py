@@ -11,7 +11,8 @@ point; floating point would round differently in different ways of counting.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,13 +65,29 @@ def block_offsets(seed: int, phase: int, first: int, stop: int) -> Int64s:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PhasePlan:
-    """One phase, restricted to the leaves that have mass. An entry is an index into these leaves."""
+class LeafShares:
+    """Proportions, restricted to the leaves that have mass. An entry is an index into these leaves."""
 
     rows: NDArray[np.integer]
     """[num_entries], their rows in the cluster table, increasing."""
     cdf: NDArray[np.float64]
     """[num_entries], cumulative proportions, ending at exactly 1."""
+
+    @classmethod
+    def of(cls, proportions: NDArray[np.float64]) -> LeafShares:
+        """From [num_leaves] proportions; the sum is normalised in order, so that it is the same on every machine."""
+        rows = np.flatnonzero(proportions > 0).astype(np.uint32)
+        cumulative = np.cumsum(proportions[rows], dtype=np.float64)
+        cumulative /= cumulative[-1]
+        return cls(rows=rows, cdf=cumulative)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PhasePlan:
+    """A stretch of the stream with one mixture."""
+
+    shares: Callable[[], LeafShares]
+    """Its proportions. A function, so that a stream of thousands of phases need not hold them all."""
     number: int = 0
     """The phase's number in the stream, which keys its random words."""
     first_sample: int = 0
@@ -80,18 +97,15 @@ class PhasePlan:
     served: int | None = None
     """How many samples it really has: fewer than planned when the mixture was changed while running."""
 
-    @classmethod
-    def of(cls, proportions: NDArray[np.float64]) -> PhasePlan:
-        """From [num_leaves] proportions; the sum is normalised in order, so that it is the same on every machine."""
-        rows = np.flatnonzero(proportions > 0)
-        cumulative = np.cumsum(proportions[rows], dtype=np.float64)
-        cumulative /= cumulative[-1]
-        return cls(rows=rows.astype(np.uint32), cdf=cumulative)
+    @property
+    def rows(self) -> NDArray[np.integer]:
+        """[num_entries], see LeafShares."""
+        return self.shares().rows
 
-    def at(self, number: int, first_sample: int, num_samples: int | None, served: int | None = None) -> PhasePlan:
-        """The same proportions at a place of the stream."""
-        served = num_samples if served is None else served
-        return replace(self, number=number, first_sample=first_sample, num_samples=num_samples, served=served)
+    @property
+    def cdf(self) -> NDArray[np.float64]:
+        """[num_entries], see LeafShares."""
+        return self.shares().cdf
 
     def draws_of_block(self, block: int, block_samples: int) -> int:
         """Samples in a block: `block_samples`, or what is left of the phase."""
@@ -100,9 +114,10 @@ class PhasePlan:
 
     def entries_of(self, rows: NDArray[np.integer]) -> tuple[Int64s, NDArray[np.bool_]]:
         """The entry of each row of the cluster table, and whether it has one."""
-        entries = np.searchsorted(self.rows, rows)
-        entries[entries == len(self.rows)] = 0
-        return entries, self.rows[entries] == rows
+        own = self.rows
+        entries = np.searchsorted(own, rows)
+        entries[entries == len(own)] = 0
+        return entries, own[entries] == rows
 
     def drawn_before_end(self, entries: Int64s, draws: int, offset: int) -> Int64s:
         """How many draws of a block fall in the entries up to and with each of these: entry l gets the draws d of the
@@ -112,8 +127,9 @@ class PhasePlan:
     def entries_of_draws(self, draws: int, offset: int) -> Int64s:
         """[draws]: the entry in which each draw of a block falls, in leaf order."""
         wanted = np.arange(draws)
-        entries = np.searchsorted(self.cdf, (wanted + 1 - offset / _ONE) / draws)  # right up to rounding
-        np.minimum(entries, len(self.cdf) - 1, out=entries)
+        cdf = self.cdf
+        entries = np.searchsorted(cdf, (wanted + 1 - offset / _ONE) / draws)  # right up to rounding
+        np.minimum(entries, len(cdf) - 1, out=entries)
         while len(low := np.flatnonzero(self.drawn_before_end(entries, draws, offset) <= wanted)):
             entries[low] += 1
         while len(high := np.flatnonzero(self.drawn_before_end(entries - 1, draws, offset) > wanted)):

@@ -11,14 +11,23 @@ for each process and a pass over all leaves for each block and each resume.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.draws import BLOCK_SAMPLES, Int64s, PhasePlan, block_offsets, leaf_starts, random_bits, uniforms
+from crisp_stream.draws import (
+    BLOCK_SAMPLES,
+    Int64s,
+    LeafShares,
+    PhasePlan,
+    block_offsets,
+    leaf_starts,
+    random_bits,
+    uniforms,
+)
 
 ORDER_VERSION = 2
 NUM_LANES = 64
@@ -85,6 +94,42 @@ class SampleOrder:
         """Position after the last sample; None when the last phase is open-ended."""
         last = self.plans[-1]
         return None if last.served is None else last.first_sample + last.served
+
+    def append(self, shares: Callable[[], LeafShares], num_samples: int | None) -> None:
+        """Let the stream, which must have an end, go on with another phase."""
+        last, first_sample = self.plans[-1], self.num_samples
+        assert first_sample is not None
+        self.plans.append(
+            PhasePlan(
+                shares=shares,
+                number=last.number + 1,
+                first_sample=first_sample,
+                num_samples=num_samples,
+                served=num_samples,
+            )
+        )
+        self._phase_starts = np.append(self._phase_starts, first_sample)
+
+    def cut(self, position: int) -> None:
+        """End the stream at a position, in whatever phase that is; what comes before it stays as it is."""
+        kept = int(np.searchsorted(self._phase_starts, position, side="left"))
+        kept = max(1, kept)
+        last = self.plans[kept - 1]
+        self.plans[kept - 1 :] = [replace(last, served=position - last.first_sample)]
+        self._phase_starts = self._phase_starts[:kept]
+        self._block = None
+        if self._history is not None and self._history.first_phase > last.number:
+            self._history = self._given_history
+        if self._walk is not None and self._walk.phase >= kept:
+            self._walk = None
+
+    def forget_before(self, position: int) -> None:
+        """Sum up the phases before the one that holds a position, and drop them: they can no longer be asked for."""
+        phase = int(np.searchsorted(self._phase_starts, position, side="right")) - 1
+        if phase > COUNTED_PHASES:
+            self._given_history = self._history = self.history_before(position)
+            self.plans, self._phase_starts = self.plans[phase:], self._phase_starts[phase:]
+            self._walk = None
 
     def window_ids(self, positions: Int64s) -> Int64s:
         """The windows at some positions.
@@ -251,8 +296,17 @@ def _placed(phases: Sequence[tuple[NDArray[np.float64], int | None]] | Sequence[
         if isinstance(phase, PhasePlan):
             plans.append(phase)
         else:
-            plans.append(PhasePlan.of(phase[0]).at(len(plans), first_sample, phase[1]))
-            first_sample += phase[1] or 0
+            shares, samples = LeafShares.of(phase[0]), phase[1]
+            plans.append(
+                PhasePlan(
+                    shares=lambda shares=shares: shares,
+                    number=len(plans),
+                    first_sample=first_sample,
+                    num_samples=samples,
+                    served=samples,
+                )
+            )
+            first_sample += samples or 0
     return plans
 
 

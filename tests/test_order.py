@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from crisp_stream import draws, order
 from crisp_stream.dataset import Topology
-from crisp_stream.draws import PhasePlan
+from crisp_stream.draws import LeafShares, PhasePlan
 from crisp_stream.order import SampleOrder
 
 
@@ -155,23 +155,27 @@ def test_an_order_continued_from_the_history_of_its_phases_is_the_same(made: tup
     assert (continued.window_ids(np.arange(position, sample_order.num_samples)) == whole[position:]).all()
 
 
-@given(orders(), st.data())
+@given(st.sampled_from(["systematic", "multinomial"]).flatmap(lambda way: orders(way=way)), st.data())
 def test_a_phase_cut_short_keeps_its_order_and_every_leaf_goes_on_where_it_stood(
     made: tuple, data: st.DataObject
 ) -> None:
     sample_order, windows, phases = made
     whole = sample_order.window_ids(np.arange(sample_order.num_samples))
-    first = sample_order.plans[0]
-    served = data.draw(st.integers(0, phases[0][1]))
-    after = PhasePlan.of(phases[-1][0]).at(1, served, 150)
+    served = data.draw(st.integers(0, sample_order.num_samples))
     changed = SampleOrder(
         sample_order._leaves,
         windows,
-        [first.at(0, 0, phases[0][1], served), after],
+        phases,
         seed=sample_order._seed,
+        draw=sample_order._draw,
         block_samples=sample_order._block_samples,
         num_lanes=sample_order._num_lanes,
     )
+    if data.draw(st.booleans()):
+        changed.window_ids(np.arange(sample_order.num_samples))  # what was computed before must not stay
+    changed.cut(served)
+    shares = LeafShares.of(phases[-1][0])
+    changed.append(lambda: shares, 150)
     stream = changed.window_ids(np.arange(served + 150))
     assert (stream[:served] == whole[:served]).all()
     first_window = np.cumsum(windows) - windows
@@ -195,6 +199,9 @@ def test_hundreds_of_phases_are_summed_up_without_a_change(seed: int, way: str) 
         assert (np.diff(own) % windows[row] == 1 % windows[row]).all()
     for position in (700, 3, len(whole) - 1):  # backwards too
         assert made.window_ids(np.array([position]))[0] == whole[position]
+    made.forget_before(len(whole) // 2)
+    assert len(made.plans) < 100
+    assert (made.window_ids(np.arange(len(whole) // 2, len(whole))) == whole[len(whole) // 2 :]).all()
 
 
 def words(seed: int, purpose: int, count: int, *, lane: int = 0, block: int = 0, phase: int = 0) -> list[int]:
@@ -273,6 +280,11 @@ def skewed(num_leaves: int, num_drawn: int) -> np.ndarray:
     return proportions / proportions.sum()
 
 
+def plan_of(proportions: np.ndarray) -> PhasePlan:
+    shares = LeafShares.of(proportions)
+    return PhasePlan(shares=lambda: shares)
+
+
 def total_variation(proportions: np.ndarray, rows: np.ndarray) -> float:
     return 0.5 * float(np.abs(np.bincount(rows, minlength=len(proportions)) / len(rows) - proportions).sum())
 
@@ -287,7 +299,7 @@ def test_mixture_error_over_the_first_hundred_thousand_samples_is_below_a_hundre
 
 def test_draws_over_many_blocks_stay_within_a_few_of_their_share() -> None:
     proportions = skewed(2000, 2000)
-    plan, entries = PhasePlan.of(proportions), np.arange(2000)
+    plan, entries = plan_of(proportions), np.arange(2000)
     offsets = draws.block_offsets(3, 0, 0, 400)
     totals = plan.draws_in_blocks(entries, 1 << 18, np.sort(offsets))
     assert (totals == sum(plan.draws_in_blocks(entries, 1 << 18, offset) for offset in offsets[:, None])).all()
@@ -342,7 +354,7 @@ def test_a_resume_far_into_a_run_makes_the_draws_of_one_block(monkeypatch: pytes
 
 @pytest.mark.parametrize("num_leaves", [1, 7, 100_000])
 def test_every_draw_of_a_block_falls_where_the_fixed_point_edges_say(num_leaves: int) -> None:
-    plan = PhasePlan.of(skewed(num_leaves, num_leaves))
+    plan = plan_of(skewed(num_leaves, num_leaves))
     for draws_of_block, offset in ((1 << 18, 0), (1 << 18, (1 << 44) - 1), (1000, 123456789), (1, 1 << 43)):
         edges = plan.drawn_before_end(np.arange(-1, num_leaves), draws_of_block, offset)
         expected = np.repeat(np.arange(num_leaves), np.diff(edges))
