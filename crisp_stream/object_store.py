@@ -281,11 +281,21 @@ _CAUSES = {
 }
 
 
+_SHORTER = [
+    (r"^Generic \w+ error: ", ""),
+    (r", max_retries: .*?, retry_timeout: [0-9.]+m?s", ""),
+    (r"Error performing ([A-Z]+) (\w+://[^/ ]+)\S* in ([0-9.]{1,4})[0-9]*(\S*?s)\b", r"\1 from \2 for \3 \4"),
+    (r"Server returned non-2xx status code: ", ""),
+    (r": <\?xml.*?<Code>(.*?)</Code>.*?<Message>(.*?)</Message>.*", r", \1: \2"),
+]
+
+
 def _cause(error: Exception) -> str:
-    """One line from obstore's error: its message, and what its debug output says of the reason."""
+    """One line from obstore's error: its message without the address, and what its debug output says of the reason."""
     message, _, debug = str(error).partition("Debug source")
-    text = " ".join(message.split())[:600].rstrip(".")
-    text = re.sub(r", max_retries: .*?, retry_timeout: [0-9.]+m?s", "", text)
+    text = " ".join(message.split())[:1000].rstrip(".")
+    for pattern, short in _SHORTER:
+        text = re.sub(pattern, short, text)
     causes = [cause for pattern, cause in _CAUSES.items() if re.search(pattern, debug)]
     return f"{causes[0]} ({text})" if causes else text
 

@@ -27,7 +27,7 @@ _GRPC_OFFSET = 10_000
 """SeaweedFS listens for gRPC on each HTTP port plus this."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class S3Server:
     """A running server and the credentials it accepts."""
 
@@ -35,9 +35,37 @@ class S3Server:
     access_key_id: str
     secret_access_key: str
     bucket: str
-    pid: int
     log: Path
+    command: list[str]
     region: str = "us-east-1"
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it on its data and ports, and wait until it serves. Raises RuntimeError."""
+        environment = {name: text for name, text in os.environ.items() if not name.startswith(("AWS_", "S3_", "WEED_"))}
+        environment |= {"AWS_ACCESS_KEY_ID": self.access_key_id, "AWS_SECRET_ACCESS_KEY": self.secret_access_key}
+        environment["TMPDIR"] = str(self.log.parent)
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(
+                self.command, cwd=self.log.parent, env=environment, stdout=output, stderr=subprocess.STDOUT
+            )
+        _wait_until_ready(self, self.process)
+
+    def stop(self) -> None:
+        """Stop it in order, or by force when that takes too long."""
+        if self.process is None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def kill(self) -> None:
+        """End it without warning, as a power cut would."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
 
     def environment(self) -> dict[str, str]:
         """The variables by which obstore, boto3 and mosaicml-streaming (S3_ENDPOINT_URL) find the server."""
@@ -99,28 +127,19 @@ def seaweed(folder: Path) -> Iterator[S3Server]:
         "-s3.autoCreateBucket=false",
         f"-bucket={bucket}",
     ]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "S3_", "WEED_"))}
-    environment |= {"AWS_ACCESS_KEY_ID": access_key_id, "AWS_SECRET_ACCESS_KEY": secret_access_key}
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
     server = S3Server(
         endpoint=f"http://127.0.0.1:{s3}",
         access_key_id=access_key_id,
         secret_access_key=secret_access_key,
         bucket=bucket,
-        pid=process.pid,
         log=log,
+        command=command,
     )
     try:
-        _wait_until_ready(server, process)
+        server.start()
         yield server
     finally:
-        process.terminate()
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        server.stop()
 
 
 def _free_ports(count: int) -> list[int]:
