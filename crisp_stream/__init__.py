@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from crisp_stream.format import Manifest, open_dataset
     from crisp_stream.histogram import Histogram
     from crisp_stream.mixture import Mixture, Phase
+    from crisp_stream.streams import to_streams
     from crisp_stream.tree import ClusterTree
 
 __version__ = "0.1.0"
 
-__all__ = ["ClusterTree", "Histogram", "Manifest", "Mixture", "MixtureDataset", "Phase", "open_dataset"]
+__all__ = ["ClusterTree", "Histogram", "Manifest", "Mixture", "MixtureDataset", "Phase", "open_dataset", "to_streams"]
 
 _MODULE_OF = {
     "ClusterTree": "tree",
@@ -27,6 +28,7 @@ _MODULE_OF = {
     "MixtureDataset": "dataset",
     "Phase": "mixture",
     "open_dataset": "format",
+    "to_streams": "streams",
 }
 
 

@@ -154,16 +154,7 @@ class Mixture:
             histogram = within_repeats(phase, dataset, what=f"phase {number}")
         proportions, missing = histogram.expand(dataset.leaves, dataset.windows_per_leaf)
         if missing > 0:
-            nodes = histogram.missing_nodes(dataset.leaves)
-            what = (
-                f"phase {number}: {missing:.1%} of the histogram stands on {len(nodes)} clusters of level "
-                f"{histogram.level} without windows in {dataset.root} (such as cluster {nodes[0]})"
-            )
-            if missing > self.max_missing_mass:
-                raise InputError(
-                    f"{what}; the limit is {self.max_missing_mass:.1%}. Use a coarser level, or write more documents."
-                )
-            log.warning("%s; it is redistributed over the others in proportion.", what)
+            report_missing(histogram, dataset, missing, limit=self.max_missing_mass, what=f"phase {number}")
         return proportions / proportions.sum()
 
 
@@ -175,6 +166,18 @@ def check_tree(histogram: Histogram, dataset: Dataset, *, what: str) -> None:
             f"{dataset.root} has {dataset.manifest.tree_fingerprint[:12]}. "
             f"Count it again with --data {dataset.root}"
         )
+
+
+def report_missing(histogram: Histogram, dataset: Dataset, missing: float, *, limit: float, what: str) -> None:
+    """Report mass on clusters without windows: InputError above the limit, else a warning."""
+    nodes = histogram.missing_nodes(dataset.leaves)
+    found = (
+        f"{what}: {missing:.1%} of the histogram stands on {len(nodes)} clusters of level "
+        f"{histogram.level} without windows in {dataset.root} (such as cluster {nodes[0]})"
+    )
+    if missing > limit:
+        raise InputError(f"{found}; the limit is {limit:.1%}. Use a coarser level, or write more documents.")
+    _warn_once(f"{found}; it is redistributed over the others in proportion.")
 
 
 def windows_per_node(histogram: Histogram, dataset: Dataset) -> NDArray[np.int64]:

@@ -12,6 +12,7 @@ from crisp_stream import format as fmt
 from crisp_stream import mds
 from crisp_stream.format import Dataset, EncoderRecord, Manifest, TokenizerRecord, open_dataset
 from crisp_stream.tree import ClusterTree
+from crisp_stream.writers.shards import shard_ends
 
 VOCAB_SIZE = 260
 EOT_ID = 256
@@ -67,6 +68,7 @@ def write_synthetic_dataset(
     depth: int = 2,
     seed: int = 0,
     windows_per_shard: int = 64,
+    shard_level: int = 1,
     packing: fmt.Packing = "joined",
     tokens: np.ndarray | None = None,
 ) -> Dataset:
@@ -85,8 +87,8 @@ def write_synthetic_dataset(
         target.mkdir(parents=True)
         own = np.flatnonzero(folders == folder)
         own_rows = []
-        for number, start in enumerate(range(0, len(own), windows_per_shard)):
-            ids = own[start : start + windows_per_shard]
+        ends = shard_ends(clusters[own] // arity ** (depth - shard_level), windows_per_shard)
+        for number, ids in enumerate(ids for ids in np.split(own, ends) if len(ids)):
             samples = mds.encode_samples(tokens[ids], clusters[ids])
             own_rows.append(mds.write_shard(target / f"shard.{number:05d}.mds", samples, root=path))
         index = mds.index_bytes(
