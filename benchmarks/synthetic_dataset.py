@@ -3,8 +3,8 @@
     python benchmarks/synthetic_dataset.py OUT --leaves 262144 --windows 2000000 --window-tokens 64 --sizes lognormal
 
 Every leaf holds at least one window. Written folder by folder, so memory is that of the cluster table, the tree and one
-folder; 16.7M leaves with 20M windows of 16 tokens take about a minute. The first four tokens of a window are its id in base
-256, so that a reader can be checked; every other token is a uniform byte.
+folder; 16.7M leaves with 20M windows of 16 tokens take half a minute. The first four tokens of a window are its id in
+base 256, so that a reader can be checked; every other token is a uniform byte.
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ def windows_per_leaf(plan: DatasetPlan) -> tuple[NDArray[np.uint32], NDArray[np.
     """Leaf ids, spread over the tree, and how many windows each holds."""
     rng = np.random.default_rng([plan.seed, 1])
     possible = plan.arity**plan.levels
-    leaves = np.sort(rng.choice(possible, plan.leaves, replace=False)) if plan.leaves < possible else np.arange(possible)
+    leaves = (
+        np.sort(rng.choice(possible, plan.leaves, replace=False)) if plan.leaves < possible else np.arange(possible)
+    )
     if plan.sizes == "equal":
         weights = np.ones(plan.leaves)
     elif plan.sizes == "zipf":
