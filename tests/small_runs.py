@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,14 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
     run.recipe_file.write_text(yaml.safe_dump(recipe))
     train(run.recipe())
     return run
+
+
+def copy_until(run: Path, batch: int, folder: Path, *, first: int = 4, every: int = 4) -> None:
+    """A save folder as an interruption right after `batch` leaves it: the run's checkpoints from `first` on."""
+    folder.mkdir()
+    for saved in range(first, batch + 1, every):
+        shutil.copy(run / f"ep0-ba{saved}-rank0.pt", folder)
+    (folder / "latest-rank0.pt").symlink_to(f"ep0-ba{batch}-rank0.pt")
 
 
 def write_dataset(path: Path, **changes: object) -> Dataset:

@@ -114,7 +114,7 @@ def test_a_deeper_histogram_is_cut_only_when_asked(dataset: Dataset, tmp_path: P
     histogram = histogram_of(dataset, {0: 0.4, 3: 0.3, 5: 0.2, 15: 0.1}, 2)
     streams = to_streams(dataset.root, histogram, local=tmp_path, level=1)
     assert [stream.proportion for stream in streams] == pytest.approx([0.7, 0.2, 0.1])
-    assert [Path(stream.remote).name for stream in streams] == ["00", "01", "03"]
+    assert [Path(stream.remote or "").name for stream in streams] == ["00", "01", "03"]
     for level in (0, 3):
         with pytest.raises(InputError, match=f"level must be 1 to 2, the level of the histogram, got {level}"):
             to_streams(dataset.root, histogram, level=level)

@@ -5,9 +5,6 @@ from __future__ import annotations
 import functools
 import io
 import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -29,6 +26,7 @@ from tests.small_runs import (
     LEAVES,
     SmallRun,
     account_of,
+    copy_until,
     leaf_histogram,
     losses_of,
     small_run,
@@ -36,21 +34,10 @@ from tests.small_runs import (
     write_dataset,
 )
 
-UNSCALED = ("optimizer.eps=1e-3", "gradient_clipping=50.0")
-"""With these a gradient twice too large shows; clipping and Adam's usual eps would hide it."""
-
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
     return small_run(tmp_path_factory)
-
-
-def copy_until(done: SmallRun, batch: int, folder: Path) -> None:
-    """A save folder as an interruption right after `batch` leaves it."""
-    folder.mkdir()
-    for saved in range(4, batch + 1, 4):
-        shutil.copy(done.checkpoint(saved), folder)
-    (folder / "latest-rank0.pt").symlink_to(f"ep0-ba{batch}-rank0.pt")
 
 
 def test_a_run_learns_and_accounts_for_itself(done: SmallRun, tmp_path: Path) -> None:
@@ -97,7 +84,7 @@ def test_the_same_recipe_gives_the_same_run(done: SmallRun, tmp_path: Path) -> N
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     done: SmallRun, tmp_path: Path, batch: int, workers: int
 ) -> None:
-    copy_until(done, batch, tmp_path / "run")
+    copy_until(done.save_folder, batch, tmp_path / "run")
     overrides = [f"save_folder={tmp_path}/run", "autoresume=true", f"data.num_workers={workers}"]
     report = train(done.recipe(*overrides))
     assert report.resumed_at == batch
@@ -111,7 +98,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
 def test_autoresume_writes_again_what_an_interruption_left_beyond_the_newest_checkpoint(
     done: SmallRun, tmp_path: Path
 ) -> None:
-    copy_until(done, 8, tmp_path / "run")
+    copy_until(done.save_folder, 8, tmp_path / "run")
     (tmp_path / "run" / "ep0-ba12-rank0.pt").write_bytes(b"half a checkpo")
     train(done.recipe(f"save_folder={tmp_path}/run", "autoresume=true"))
     assert losses_of(tmp_path / "run") == losses_of(done.save_folder)
@@ -119,7 +106,7 @@ def test_autoresume_writes_again_what_an_interruption_left_beyond_the_newest_che
 
 
 def test_autoresume_of_a_finished_run_trains_nothing_more(done: SmallRun, tmp_path: Path) -> None:
-    copy_until(done, 12, tmp_path / "run")
+    copy_until(done.save_folder, 12, tmp_path / "run")
     report = train(done.recipe(f"save_folder={tmp_path}/run", "autoresume=true"))
     assert report.batches == BATCHES
     assert report.checkpoint == str(tmp_path / "run" / "ep0-ba12-rank0.pt")
@@ -236,61 +223,6 @@ def test_held_out_perplexity_during_the_run_is_that_of_its_checkpoint(done: Smal
     assert report.checkpoint is not None
     assert report.held_out[-1][1] == pytest.approx(perplexity(report.checkpoint, texts).perplexity, rel=1e-5)
     assert losses_of(tmp_path / "run") == losses_of(done.save_folder)
-
-
-@pytest.fixture(scope="module")
-def two_processes(done: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Save folders of two real processes under Composer's launcher: `resumed` from batch 4, and `sharded`."""
-    folder = tmp_path_factory.mktemp("two")
-    copy_until(done, 4, folder / "resumed")
-    runs = [
-        [f"save_folder={folder}/resumed", "autoresume=true"],
-        [
-            f"save_folder={folder}/sharded",
-            "device_train_microbatch_size=2",
-            "fsdp={}",
-            "data.num_workers=1",
-            *UNSCALED,
-        ],
-    ]
-    script = folder / "both.py"
-    script.write_text(
-        "import sys\n"
-        "from crisp_stream.cli import main\n"
-        "if __name__ == '__main__':\n"
-        f"    sys.exit(max(main(['train', {str(done.recipe_file)!r}, *run]) for run in {runs!r}))\n"
-    )
-    launcher = Path(sys.executable).with_name("composer")
-    finished = subprocess.run(
-        [str(launcher), "-n", "2", str(script)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    return folder
-
-
-def test_two_processes_serve_the_global_batches_of_one(done: SmallRun, two_processes: Path) -> None:
-    assert windows_of(two_processes / "resumed") == windows_of(done.save_folder)
-    one, two = (np.array(losses_of(folder), float) for folder in (done.save_folder, two_processes / "resumed"))
-    np.testing.assert_allclose(two, one, rtol=1e-3)
-    assert account_of(two_processes / "resumed")["mixture_error"] == account_of(done.save_folder)["mixture_error"]
-
-
-def test_a_sharded_model_trains_alike_and_saves_a_whole_checkpoint(
-    done: SmallRun, two_processes: Path, tmp_path: Path
-) -> None:
-    train(done.recipe(f"save_folder={tmp_path}/run", *UNSCALED))
-    assert windows_of(two_processes / "sharded") == windows_of(tmp_path / "run")
-    one, two = (np.array(losses_of(folder), float) for folder in (tmp_path / "run", two_processes / "sharded"))
-    np.testing.assert_allclose(two, one, rtol=1e-4)
-    folders = (tmp_path / "run", two_processes / "sharded")
-    one_model, two_model = (read_checkpoint(folder / "ep0-ba12-rank0.pt")["state"]["model"] for folder in folders)
-    for key, value in one_model.items():
-        torch.testing.assert_close(two_model[key], value, rtol=1e-2, atol=1e-3)
 
 
 def test_a_run_saves_to_and_resumes_from_object_storage(
