@@ -1,14 +1,14 @@
 """MixtureDataset: the sample order and the reader as a torch IterableDataset.
 
 Not a subclass of `streaming.StreamingDataset`, whose plan is as long as an epoch, which was measured to spend 230 µs
-of CPU per sample (this one: 5), and which lives on machine-global shared memory. Every process computes its own part
-of the order; nothing is shared but the cache folder.
+of CPU per sample (this one: 4), and which lives on machine-global shared memory. Every process computes its own part
+of the order; ranks share nothing but the cache folder.
 """
 
 from __future__ import annotations
 
 import logging
-import os
+import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,68 +16,47 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
-from crisp_stream.errors import InputError, ResumeError
+from crisp_stream.batches import Batch
+from crisp_stream.control import Control
+from crisp_stream.draws import Int64s
+from crisp_stream.errors import InputError, ResumeError, StorageError
 from crisp_stream.format import open_dataset
+from crisp_stream.histogram import Histogram
 from crisp_stream.mixture import Mixture
 from crisp_stream.order import ORDER_VERSION, SampleOrder
 from crisp_stream.reader import WindowReader
+from crisp_stream.runs import RunPlan
+from crisp_stream.stream import Stream, decode_change, encode_change
+from crisp_stream.topology import Topology
 
-PREFETCH_WINDOWS = 4096
-IGNORED_LABEL = -100
+LOOKAHEAD = 4096
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Topology:
-    """Where a process stands among all ranks."""
+class _Start:
+    """Where the next iteration begins."""
 
-    rank: int
-    world_size: int
-    ranks_per_node: int
-
-    @classmethod
-    def current(cls) -> Topology:
-        """From torch.distributed when initialised, else from RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, else a single process.
-
-        Raises:
-            InputError: values that contradict each other.
-        """
-        if distributed.is_available() and distributed.is_initialized():
-            rank, world_size = distributed.get_rank(), distributed.get_world_size()
-        else:
-            rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        ranks_per_node = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size)))
-        if not 0 <= rank < world_size or ranks_per_node < 1 or world_size % ranks_per_node:
-            raise InputError(
-                f"rank {rank} of {world_size} with {ranks_per_node} per node is not a topology. "
-                "Check RANK, WORLD_SIZE and LOCAL_WORLD_SIZE."
-            )
-        return cls(rank=rank, world_size=world_size, ranks_per_node=ranks_per_node)
-
-    def positions(self, start: int, batch_size: int) -> NDArray[np.int64]:
-        """[batch_size]: this rank's positions in the global batch that starts at `start`.
-
-        Position i goes to node i mod num_nodes, then to rank (i // num_nodes) mod ranks_per_node of that node.
-        """
-        num_nodes = self.world_size // self.ranks_per_node
-        node, local_rank = divmod(self.rank, self.ranks_per_node)
-        positions = np.arange(start, start + batch_size * self.world_size, dtype=np.int64)
-        own = (positions % num_nodes == node) & (positions // num_nodes % self.ranks_per_node == local_rank)
-        return positions[own]
+    position: int = 0
+    pass_number: int = 0
+    skipped_samples: int = 0
+    """Samples of the first batch that were served before."""
+    in_worker: bool = False
+    """Loaded in a DataLoader worker: the position of its own next batch."""
 
 
 class MixtureDataset(IterableDataset[dict[str, Any]]):
     """Samples of a dataset in the proportions of a mixture: exact, elastic, resumable.
 
-    Iterating yields this rank's samples (or batches) from the current position to the end of the mixture. A last
-    global batch that cannot be filled is left out. With DataLoader workers, worker w makes every num_workers-th
-    batch, so the order of batches does not depend on their number.
+    Iterating yields this rank's samples (or batches) from the current position to the end of the mixture; iterating
+    again goes on with the next pass over a mixture that has an end (no window repeats before its cluster is exhausted,
+    over all passes), and begins at the same position again with an open-ended one. With DataLoader workers, worker w
+    makes every num_workers-th batch, so the order of batches does not depend on their number.
     """
 
     def __init__(
@@ -91,44 +70,57 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         cache_limit: int | None = None,
         yield_batches: bool = False,
         timeout: float = 120.0,
+        lookahead: int = LOOKAHEAD,
+        replication: int = 1,
+        drop_last: bool = True,
+        num_samples: int | None = None,
     ) -> None:
         """Args:
             remote: dataset root, a local folder (read in place) or s3://, gs://, az://, https:// prefix.
             mixture: proportions and phases.
-            batch_size: samples per batch of this rank; the global batch is that times the number of ranks.
+            batch_size: samples per batch of this rank; the global batch is that times the groups of ranks.
             seed: of the sample order.
             local: cache folder for a remote root; the user's cache folder when None.
             cache_limit: bytes that the cache may hold; no limit when None.
             yield_batches: yield whole batches, for `DataLoader(dataset, batch_size=None)`, instead of samples.
             timeout: seconds after which a failing or stalled read is raised.
+            lookahead: windows that each process plans, and fetches from a remote root, before they are used.
+            replication: so many consecutive ranks get the same samples (a tensor-parallel group).
+            drop_last: leave out a last global batch that is not full. Otherwise it is served smaller, equally large
+                on all ranks; what cannot be shared equally is left out.
+            num_samples: samples that training will take, over all ranks, when an open-ended mixture has a known end:
+                nothing beyond is fetched. It never changes what is served.
 
         Raises:
             FormatError, StorageError: the root cannot be opened.
-            InputError: the mixture does not fit the dataset, or batch_size < 1.
+            InputError: the mixture does not fit the dataset, or a number is out of range.
         """
-        if batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, got {batch_size}.")
+        for name, value in (("batch_size", batch_size), ("lookahead", lookahead), ("num_samples", num_samples)):
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, got {value}.")
         self.dataset = open_dataset(remote, timeout=timeout)
         self.mixture = mixture
         self.batch_size = batch_size
         self.seed = seed
-        self.topology = Topology.current()
+        self.topology = Topology.current(replication=replication)
         self._local, self._cache_limit, self._timeout = local, cache_limit, timeout
-        self._yield_batches = yield_batches
-        self._leaf_proportions = mixture.leaf_proportions(self.dataset)
-        self._start = 0
+        self._yield_batches, self._drop_last = yield_batches, drop_last
+        self._lookahead, self._num_samples = lookahead, num_samples
+        self._stream = Stream(self.dataset, mixture, seed=seed)
+        self._control = Control()
+        self._start = _Start()
+        self._iterations = 0
+        self._served: dict[str, int] | None = None
         self._readers: list[WindowReader] = []
 
     def order(self) -> SampleOrder:
-        """The sample order that this dataset follows, from position 0."""
-        samples = [phase.samples for phase in self.mixture.phases]
-        return SampleOrder(
-            self.dataset.leaves.astype(np.int64),
-            self.dataset.windows_per_leaf,
-            list(zip(self._leaf_proportions, samples, strict=True)),
-            seed=self.seed,
-            draw=self.mixture.draw,
-        )
+        """The sample order that this dataset follows, from position 0; of one pass over a mixture that has an end."""
+        return self._stream.copied_order() if self._stream.changed else self._stream.fresh_order()
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples of a batch over all ranks."""
+        return self.batch_size * self.topology.num_replicas
 
     @property
     def bytes_read(self) -> int:
@@ -145,81 +137,220 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
-        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        with WindowReader(
-            self.dataset, local=self._local, cache_limit=self._cache_limit, timeout=self._timeout
-        ) as reader:
-            self._readers.append(reader)
-            for window_ids in self._batches(reader, first, step):
-                batch = self._batch(window_ids, reader.read(window_ids))
+        own, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        self._iterations += 1
+        start = self._begin_pass(own, self._iterations + (0 if worker is None else worker.seed - worker.id))
+        self._served = {"position": start.position, "samples": start.skipped_samples, "pass": start.pass_number}
+        runs = RunPlan(self.dataset, *self._order_of_runs())
+        reader = WindowReader(
+            self.dataset, local=self._local, cache_limit=self._cache_limit, timeout=self._timeout, runs=runs
+        )
+        self._readers.append(reader)
+        manifest = self.dataset.manifest
+        masked_after = manifest.tokenizer.eot_id if manifest.packing == "document" else None
+        with reader:
+            skipped = start.skipped_samples
+            for position, window_ids, samples in self._planned(reader, runs, start.position, step):
+                batch = Batch(window_ids, samples, masked_after)
+                after = position + step * self.global_batch_size
                 if self._yield_batches:
+                    self._served.update(position=after, samples=0)
                     yield batch
                 else:
-                    yield from self._samples(batch)
+                    yield from self._samples(batch, skipped, position, after)
+                skipped = 0
+                self._stream.order.forget_before(max(start.position, position - self.global_batch_size))
 
-    def _batches(self, reader: WindowReader, first: int, step: int) -> Iterator[NDArray[np.int64]]:
-        """Window ids of this worker's batches; reading ahead is started in groups that grow, so that the first batch is
-        not kept waiting and later requests can be joined."""
-        order = self.order()
-        global_batch_size = self.batch_size * self.topology.world_size
-        num_batches = None
-        if order.num_samples is not None:
-            num_batches, left = divmod(order.num_samples - self._start, global_batch_size)
-            if left:
-                log.warning(
-                    "the last %d samples of the mixture do not fill a global batch of %d", left, global_batch_size
-                )
-        waiting: deque[NDArray[np.int64]] = deque()
-        next_batch, group = first, 1
-        ahead = max(1, PREFETCH_WINDOWS // self.batch_size)
+    def _samples(self, batch: Batch, skipped: int, position: int, after: int) -> Iterator[dict[str, Any]]:
+        assert self._served is not None
+        num_samples = len(batch["window"])
+        for row in range(skipped, num_samples):
+            last = row == num_samples - 1
+            self._served.update(position=after if last else position, samples=0 if last else row + 1)
+            yield batch.sample(row)
+
+    def _begin_pass(self, own: int, key: int) -> _Start:
+        """Where this process begins: the position of its own first batch."""
+        start, end = self._start, self._stream.pass_samples
+        number, at_start = self._control.begin_pass(own, key, start.pass_number, loaded=start.in_worker)
+        self._update_stream()
+        self._stream.begin_pass(number)
+        if end is None or at_start:
+            skipped = own * self.global_batch_size * (not start.in_worker)
+            position = start.position + skipped
+            begun = _Start(position=position, pass_number=number, skipped_samples=start.skipped_samples)
+        else:
+            begun = _Start(position=number * end + own * self.global_batch_size, pass_number=number)
+        if end is not None and start.in_worker:
+            self._start = _Start(pass_number=number)  # a worker that stays for the next iteration
+        return begun
+
+    def _order_of_runs(self) -> tuple[SampleOrder, int | None]:
+        order = self._stream.copied_order()
+        ends = [end for end in (self._num_samples, order.num_samples) if end is not None]
+        known = ends and not self._stream.changed and self.mixture.draw == "systematic"
+        return order, min(ends) if known else None
+
+    def _planned(
+        self, reader: WindowReader, runs: RunPlan, first: int, step: int
+    ) -> Iterator[tuple[int, Int64s, NDArray[Any]]]:
+        """Position, window ids and samples of this process's batches.
+
+        Groups of batches are planned ahead and fetched together; they grow, so that the first batch is not kept waiting
+        and later requests can be joined.
+        """
+        waiting: deque[tuple[list[int], Int64s, Int64s]] = deque()
+        position, group, windows_ahead, tail_reported = first, 1, 0, False
+        largest = max(1, self._lookahead // (4 * self.batch_size))
         while True:
-            while len(waiting) < ahead and (num_batches is None or next_batch < num_batches):
-                numbers = [next_batch + step * k for k in range(group)]
-                numbers = [number for number in numbers if num_batches is None or number < num_batches]
-                starts = [self._start + number * global_batch_size for number in numbers]
-                positions = np.concatenate([self.topology.positions(start, self.batch_size) for start in starts])
-                window_ids = order.window_ids(positions)
-                reader.prefetch(window_ids)
-                waiting.extend(np.split(window_ids, len(numbers)))
-                next_batch += step * len(numbers)
-                if group < ahead:
+            while windows_ahead < self._lookahead:
+                starts = self._claim(runs, position, step, group)
+                if len(starts) < group and not tail_reported:
+                    self._report_tail(position + len(starts) * step * self.global_batch_size)
+                    tail_reported = True
+                if not starts:
+                    break
+                sizes = [self._batch_size_at(start) for start in starts]
+                own = [self.topology.positions(start, size) for start, size in zip(starts, sizes, strict=True)]
+                window_ids, rows = self._stream.order.draws(np.concatenate(own))
+                reader.prefetch(window_ids, rows)
+                waiting.append((starts, window_ids, rows))
+                windows_ahead += len(window_ids)
+                position = starts[-1] + step * self.global_batch_size
+                if group < largest:
                     group *= 2
-                    break  # hand out the first batches before reading further ahead
+                    break  # hand out the first batches before planning further ahead
             if not waiting:
                 return
-            yield waiting.popleft()
+            starts, window_ids, rows = waiting.popleft()
+            windows_ahead -= len(window_ids)
+            # What was fetched is read at once, each run a single time; a local batch is read while it is in the caches.
+            samples = None if self.dataset.store.is_local else reader.read(window_ids, rows)
+            at = 0
+            for start in starts:
+                part = slice(at, at + self._batch_size_at(start))
+                own = window_ids[part]
+                yield start, own, reader.read(own, rows[part]) if samples is None else samples[part]
+                at = part.stop
 
-    def _batch(self, window_ids: NDArray[np.int64], samples: NDArray[Any]) -> dict[str, torch.Tensor]:
-        input_ids = torch.from_numpy(samples["tokens"].astype(np.int64))
-        labels = input_ids.clone()
-        if self.dataset.manifest.packing == "document":
-            is_eot = input_ids == self.dataset.manifest.tokenizer.eot_id
-            labels[(is_eot.cumsum(dim=1) - is_eot.long()) > 0] = IGNORED_LABEL
-        return {
-            "input_ids": input_ids,
-            "labels": labels,
-            "cluster": torch.from_numpy(samples["cluster"].astype(np.int64)),
-            "window": torch.from_numpy(window_ids),
-        }
+    def _claim(self, runs: RunPlan, position: int, step: int, group: int) -> list[int]:
+        """The starts of this process's next batches, at most `group`, claimed for the mixture as it is now known."""
+        starts = [position + number * step * self.global_batch_size for number in range(group)]
+        starts = [start for start in starts if self._batch_size_at(start)]
+        if starts:
+            until = time.monotonic() + self._timeout
+            while not self._control.plan(starts[-1] + self.global_batch_size):
+                if time.monotonic() > until:
+                    raise StorageError(
+                        f"a change of the mixture was begun but not finished within {self._timeout:.0f} s. "
+                        "set_proportions must be called on every rank."
+                    )
+                time.sleep(0.002)
+        if self._update_stream():
+            runs.forget_stop()
+        return starts
 
-    def _samples(self, batch: dict[str, torch.Tensor]) -> Iterator[dict[str, Any]]:
-        for row in range(self.batch_size):
-            yield {
-                "input_ids": batch["input_ids"][row],
-                "labels": batch["labels"][row],
-                "cluster": int(batch["cluster"][row]),
-                "window": int(batch["window"][row]),
-            }
+    def _batch_size_at(self, position: int) -> int:
+        """Samples of this rank in the global batch at a position; 0 at the end of the pass."""
+        end = self._stream.order.num_samples
+        left = self.global_batch_size if end is None else end - position
+        if left >= self.global_batch_size:
+            return self.batch_size
+        return 0 if self._drop_last else max(0, left) // self.topology.num_replicas
 
-    def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
+    def _report_tail(self, position: int) -> None:
+        """Say which samples are left out at the end of a pass."""
+        end = self._stream.order.num_samples
+        left = 0 if end is None else end - position
+        if 0 < left < self.global_batch_size and (self._drop_last or left % self.topology.num_replicas):
+            left_out = left if self._drop_last else left % self.topology.num_replicas
+            log.warning(
+                "the last %d samples of the mixture do not fill a global batch of %d", left_out, self.global_batch_size
+            )
+
+    def _update_stream(self) -> bool:
+        changes = [decode_change(record, self.dataset) for record in self._control.new_records()]
+        for at, histogram in changes:
+            self._stream.change(at, histogram)
+        return bool(changes)
+
+    def set_proportions(self, histogram: Histogram, at_sample: int | None = None) -> int:
+        """Follow another histogram from a future sample on, while training runs. Every rank must make the same call.
+
+        Workers have planned ahead (`lookahead`, and what DataLoader prefetches), so the change can stand no earlier
+        than the first global batch that no worker of any rank has planned. It lasts to the end of the mixture (of this
+        pass) or to the next change, takes the place of phases that were to come, is part of `state_dict`, and is
+        replayed exactly on resume.
+
+        Args:
+            histogram: of the dataset's tree.
+            at_sample: position over all ranks; the earliest possible when None.
+
+        Returns:
+            The position from which the histogram is followed.
+
+        Raises:
+            InputError: the histogram does not fit, the position is planned already or beyond the end, or ranks do
+                not agree.
+        """
+        self._stream.check(histogram)
+        self._update_stream()
+        record = None
+        number, end = self._control.current_pass, self._stream.pass_samples
+        first = self._start.position if end is None or number in (None, self._start.pass_number) else number * end
+        planned = max(self._control.hold(), self._stream.last_change, first)
+        try:
+            ahead = -(-(planned - first) // self.global_batch_size) * self.global_batch_size
+            earliest = _agreed(first + ahead, histogram, at_sample)
+            at = earliest if at_sample is None else at_sample
+            if at < earliest:
+                raise InputError(
+                    f"at_sample {at:,} is planned already; the mixture can be changed from sample {earliest:,} on. "
+                    "Ask earlier, or lower lookahead."
+                )
+            self._stream.change(at, histogram)
+            record = encode_change(at, histogram)
+        finally:
+            self._control.release(record)
+        self._control.new_records()  # its own
+        return at
+
+    def state_dict(self, num_samples: int | None = None, from_beginning: bool = True) -> dict[str, Any]:
         """Where training stands, to be saved with a checkpoint.
 
         Args:
-            num_samples: samples that all ranks have trained on.
-            from_beginning: counted from position 0, else from where this dataset started.
+            num_samples: samples of this pass that all ranks have trained on. None: what this process has handed out,
+                in a DataLoader worker the worker's own part (as torchdata's StatefulDataLoader asks).
+            from_beginning: counted from the beginning of the pass, else from where this dataset started.
+
+        Raises:
+            InputError: num_samples is None where DataLoader workers make the batches.
         """
-        position = num_samples if from_beginning else self._start + num_samples
-        return {"position": position, **self._identity()}
+        if num_samples is None:
+            return self._own_state()
+        self._update_stream()
+        end, number = self._stream.pass_samples, self._control.current_pass
+        begun = self._start.pass_number if number is None else number
+        base = begun * (end or 0)
+        if end is not None and num_samples == 0 and number is not None and self._control.planned >= base + end:
+            base += end  # between two passes
+        if not from_beginning and begun == self._start.pass_number:
+            base = self._start.position
+        position = base + num_samples
+        return {"position": position, **self._identity(), **self._stream.state(position)}
+
+    def _own_state(self) -> dict[str, Any]:
+        worker = get_worker_info()
+        if self._served is None:
+            if worker is None and self._control.current_pass is not None:
+                raise InputError("DataLoader workers make the batches: say how many samples were trained on.")
+            served = {"position": self._start.position, "samples": 0, "pass": self._start.pass_number}
+            if worker is not None and not self._start.in_worker:
+                served["position"] += worker.id * self.global_batch_size
+        else:
+            served = dict(self._served)
+        place = {} if worker is None else {"worker": worker.id, "num_workers": worker.num_workers}
+        return {**served, **place, **self._identity(), **self._stream.state(served["position"])}
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -232,18 +363,51 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
     def load_state_dict(self, obj: dict[str, Any]) -> None:
         """Continue from a saved state; call before iterating. Any number of nodes, ranks and workers may continue it.
 
+        (The state of a DataLoader worker, which torchdata saves, is continued by the same worker of as many.)
+
         Raises:
             ResumeError: the state belongs to another dataset, mixture, seed or order version, or is not a state.
         """
-        if not isinstance(obj.get("position"), int) or obj["position"] < 0:
-            raise ResumeError(
-                f"not a state of MixtureDataset: position must be an integer >= 0, got {obj.get('position')!r}."
-            )
+        position, samples = obj.get("position"), obj.get("samples", 0)
+        if not isinstance(position, int) or position < 0 or not isinstance(samples, int) or samples < 0:
+            raise ResumeError(f"not a state of MixtureDataset: position must be an integer >= 0, got {position!r}.")
         changed = [(key, obj.get(key), now) for key, now in self._identity().items() if obj.get(key) != now]
+        worker = get_worker_info()
+        place = (None, None) if worker is None else (worker.id, worker.num_workers)
+        if obj.get("num_workers") is not None and place != (obj.get("worker"), obj["num_workers"]):
+            changed.append(("DataLoader worker", (obj.get("worker"), obj["num_workers"]), place))
         if changed:
             parts = "; ".join(f"{key} was {str(then)[:12]}, is {str(now)[:12]}" for key, then, now in changed)
             raise ResumeError(
                 f"cannot resume: {parts}. Resume with what the checkpoint was trained with, "
                 "or start a new run from its weights (load_weights_only)."
             )
-        self._start = obj["position"]
+        self._stream.restore(obj)
+        end = self._stream.pass_samples
+        number = obj.get("pass", 0 if end is None else position // end)
+        if (
+            end is not None
+            and "pass" not in obj
+            and self._drop_last
+            and (number + 1) * end - position < self.global_batch_size
+        ):
+            number, position = number + 1, (number + 1) * end
+        self._stream.begin_pass(number)
+        self._served = None
+        self._start = _Start(
+            position=position, pass_number=number, skipped_samples=samples, in_worker=worker is not None
+        )
+        if worker is None:
+            self._control = Control()
+
+
+def _agreed(earliest: int, histogram: Histogram, at_sample: int | None) -> int:
+    """The latest `earliest` of all ranks, which must ask for the same change."""
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        return earliest
+    asked = (earliest, histogram.fingerprint, at_sample)
+    gathered: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(gathered, asked)
+    if len({other[1:] for other in gathered}) > 1:
+        raise InputError("set_proportions must be called with the same histogram and at_sample on every rank.")
+    return max(other[0] for other in gathered)

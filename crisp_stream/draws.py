@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ _GOLDEN_STEP = 10_872_568_911_861  # the odd number next to 2^44 / golden ratio:
 _PURPOSES = {"offset": 1, "lanes": 2, "spread": 3, "multinomial": 4, "start": 5}
 
 Int64s = NDArray[np.int64]
+Rows = NDArray[np.integer[Any]]
+"""Rows of the cluster table, or leaf ids: any integers."""
 
 
 def random_bits(
@@ -48,7 +51,7 @@ def splitmix64_finalise(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return mixed ^ (mixed >> np.uint64(31))
 
 
-def leaf_starts(seed: int, leaves: NDArray[np.integer], windows_per_leaf: Int64s) -> Int64s:
+def leaf_starts(seed: int, leaves: Rows, windows_per_leaf: Int64s) -> Int64s:
     """The window of each leaf that is drawn first: the SplitMix64 finaliser of (seed, leaf), modulo the leaf's
     windows."""
     with np.errstate(over="ignore"):
@@ -68,7 +71,7 @@ def block_offsets(seed: int, phase: int, first: int, stop: int) -> Int64s:
 class LeafShares:
     """Proportions, restricted to the leaves that have mass. An entry is an index into these leaves."""
 
-    rows: NDArray[np.integer]
+    rows: Rows
     """[num_entries], their rows in the cluster table, increasing."""
     cdf: NDArray[np.float64]
     """[num_entries], cumulative proportions, ending at exactly 1."""
@@ -98,7 +101,7 @@ class PhasePlan:
     """How many samples it really has: fewer than planned when the mixture was changed while running."""
 
     @property
-    def rows(self) -> NDArray[np.integer]:
+    def rows(self) -> Rows:
         """[num_entries], see LeafShares."""
         return self.shares().rows
 
@@ -112,7 +115,7 @@ class PhasePlan:
         left = block_samples if self.num_samples is None else self.num_samples - block * block_samples
         return max(0, min(block_samples, left))
 
-    def entries_of(self, rows: NDArray[np.integer]) -> tuple[Int64s, NDArray[np.bool_]]:
+    def entries_of(self, rows: Rows) -> tuple[Int64s, NDArray[np.bool_]]:
         """The entry of each row of the cluster table, and whether it has one."""
         own = self.rows
         entries = np.searchsorted(own, rows)

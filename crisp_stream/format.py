@@ -296,7 +296,11 @@ class Dataset:
 
     def leaf_of_windows(self, window_ids: NDArray[np.int64]) -> NDArray[np.uint32]:
         """Leaf id of each window."""
-        return self.leaves[np.searchsorted(self.first_window_per_leaf, window_ids, side="right") - 1]
+        return self.leaves[self.row_of_windows(window_ids)]
+
+    def row_of_windows(self, window_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Row of the cluster table of each window's leaf."""
+        return np.searchsorted(self.first_window_per_leaf, window_ids, side="right") - 1
 
     def read_windows(self, window_ids: NDArray[np.int64]) -> NDArray[Any]:
         """Verified samples of any windows: [num_windows] of `mds.sample_dtype`, in the order asked.

@@ -58,11 +58,9 @@ def checksums(samples: NDArray[Any]) -> NDArray[np.uint32]:
         samples: [num_windows], `sample_dtype`, C-contiguous.
     """
     sample_bytes = samples.dtype.itemsize
-    raw = np.ascontiguousarray(samples).view(np.uint8).reshape(-1).data
-    digest = xxhash.xxh3_64_intdigest
-    starts = range(_CHECKSUM_BYTES, len(raw), sample_bytes)
-    length = sample_bytes - _CHECKSUM_BYTES
-    return np.fromiter((digest(raw[at : at + length]) & 0xFFFFFFFF for at in starts), np.uint32, len(samples))
+    raw = np.ascontiguousarray(samples).view(np.uint8).reshape(len(samples), sample_bytes)
+    digests = map(xxhash.xxh3_64_intdigest, raw[:, _CHECKSUM_BYTES:])
+    return np.fromiter(digests, np.uint64, len(samples)).astype(np.uint32)
 
 
 def encode_samples(tokens: NDArray[Any], clusters: NDArray[Any]) -> NDArray[Any]:

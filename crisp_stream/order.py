@@ -23,6 +23,7 @@ from crisp_stream.draws import (
     Int64s,
     LeafShares,
     PhasePlan,
+    Rows,
     block_offsets,
     leaf_starts,
     random_bits,
@@ -52,7 +53,7 @@ class SampleOrder:
 
     def __init__(
         self,
-        leaves: NDArray[np.integer],
+        leaves: Rows,
         windows_per_leaf: Int64s,
         phases: Sequence[tuple[NDArray[np.float64], int | None]] | Sequence[PhasePlan],
         *,
@@ -85,7 +86,7 @@ class SampleOrder:
         self.plans = _placed(phases)
         self._phase_starts = np.array([plan.first_sample for plan in self.plans], np.int64)
         self._interval_of_lane = np.argsort(random_bits(seed, "lanes", count=self._num_lanes), kind="stable")
-        self._given_history = self._history = history
+        self.given_history = self._history = history
         self._walk: _Walk | None = None
         self._block: _Block | None = None
 
@@ -119,7 +120,7 @@ class SampleOrder:
         self._phase_starts = self._phase_starts[:kept]
         self._block = None
         if self._history is not None and self._history.first_phase > last.number:
-            self._history = self._given_history
+            self._history = self.given_history
         if self._walk is not None and self._walk.phase >= kept:
             self._walk = None
 
@@ -127,7 +128,7 @@ class SampleOrder:
         """Sum up the phases before the one that holds a position, and drop them: they can no longer be asked for."""
         phase = int(np.searchsorted(self._phase_starts, position, side="right")) - 1
         if phase > COUNTED_PHASES:
-            self._given_history = self._history = self.history_before(position)
+            self.given_history = self._history = self.history_before(position)
             self.plans, self._phase_starts = self.plans[phase:], self._phase_starts[phase:]
             self._walk = None
 
@@ -152,11 +153,11 @@ class SampleOrder:
             ids[here], rows[here] = block.window_of_place[places], block.row_of_place[places]
         return ids, rows
 
-    def starts(self, rows: NDArray[np.integer]) -> Int64s:
+    def starts(self, rows: Rows) -> Int64s:
         """Which of its windows each leaf (a row of the cluster table) begins with."""
         return leaf_starts(self._seed, self._leaves[rows], self._windows_per_leaf[rows])
 
-    def drawn_before(self, rows: NDArray[np.integer], position: int) -> Int64s:
+    def drawn_before(self, rows: Rows, position: int) -> Int64s:
         """How often each of some leaves is drawn before a position.
 
         Args:
@@ -172,14 +173,18 @@ class SampleOrder:
             counts = counts + np.searchsorted(served, rows, side="right") - np.searchsorted(served, rows, side="left")
         return counts
 
+    def phase_at(self, position: int) -> int:
+        """Number of the phase that holds a position."""
+        return self.plans[int(np.searchsorted(self._phase_starts, position, side="right")) - 1].number
+
     def history_before(self, position: int) -> DrawHistory | None:
         """The draws of all phases before the one that holds a position; None before the second."""
-        phase = int(np.searchsorted(self._phase_starts, position, side="right")) - 1
+        phase = self.phase_at(position) - self.plans[0].number
         if phase == 0:
-            return self._given_history
+            return self.given_history
         return DrawHistory(first_phase=self.plans[phase].number, drawn=self._summed(phase))
 
-    def _drawn_before_block(self, plan: PhasePlan, block: int, rows: NDArray[np.integer]) -> Int64s:
+    def _drawn_before_block(self, plan: PhasePlan, block: int, rows: Rows) -> Int64s:
         """[len(rows)]: draws of some rows of the cluster table before a block."""
         if self._draw == "multinomial":
             return self._walked_to(plan, block).drawn[rows]
@@ -197,7 +202,7 @@ class SampleOrder:
         first = self.plans[0].number
         ends = 0 if self._history is None else self._history.first_phase - first
         if ends > phase:
-            self._history, ends = self._given_history, 0
+            self._history, ends = self.given_history, 0
         if phase - ends > COUNTED_PHASES:
             self._history = DrawHistory(first_phase=phase + first, drawn=self._summed(phase))
             ends = phase
@@ -208,7 +213,7 @@ class SampleOrder:
         if self._draw == "multinomial":
             return self._walked_to(self.plans[phase], 0).drawn.copy()
         first = self.plans[0].number
-        known = self._history if self._history and self._history.first_phase - first <= phase else self._given_history
+        known = self._history if self._history and self._history.first_phase - first <= phase else self.given_history
         totals = np.zeros(len(self._windows_per_leaf), np.int64) if known is None else known.drawn.copy()
         for plan in self.plans[0 if known is None else known.first_phase - first : phase]:
             for start in range(0, len(plan.rows), _SLICE):
@@ -216,7 +221,7 @@ class SampleOrder:
                 totals[rows] += self._drawn_in_phase(plan, rows)
         return totals
 
-    def _drawn_in_phase(self, plan: PhasePlan, rows: NDArray[np.integer]) -> Int64s:
+    def _drawn_in_phase(self, plan: PhasePlan, rows: Rows) -> Int64s:
         """[len(rows)]: draws of some rows over a whole phase."""
         assert plan.served is not None
         blocks, rest = divmod(plan.served, self._block_samples)
@@ -240,7 +245,7 @@ class SampleOrder:
         """Multinomial draws can only be counted by making them."""
         target, walk = (plan.number - self.plans[0].number, block), self._walk
         if walk is None or (walk.phase, walk.block) > target:
-            given = self._given_history
+            given = self.given_history
             drawn = np.zeros(len(self._windows_per_leaf), np.int64) if given is None else given.drawn.copy()
             walk = self._walk = _Walk(phase=0, block=0, drawn=drawn)
         while (walk.phase, walk.block) < target:
@@ -270,7 +275,7 @@ class SampleOrder:
             block = self._block = _Block(plan=plan, number=number, row_of_place=rows, window_of_place=ids)
         return block
 
-    def _rows_of_places(self, plan: PhasePlan, number: int) -> NDArray[np.integer]:
+    def _rows_of_places(self, plan: PhasePlan, number: int) -> Rows:
         """[draws of the block]: the row of the cluster table drawn at each place of a block."""
         draws = plan.draws_of_block(number, self._block_samples)
         if self._draw == "multinomial":
@@ -326,7 +331,7 @@ class _Block:
 
     plan: PhasePlan
     number: int
-    row_of_place: NDArray[np.integer]
+    row_of_place: Rows
     window_of_place: Int64s
 
 

@@ -42,7 +42,7 @@ def leaf_rows(window_ids: np.ndarray, windows_per_leaf: np.ndarray) -> np.ndarra
 def clone(made: SampleOrder) -> SampleOrder:
     """The same order, with nothing computed yet."""
     copy = object.__new__(SampleOrder)
-    copy.__dict__ = {**made.__dict__, "_block": None, "_walk": None, "_history": made._given_history}
+    copy.__dict__ = {**made.__dict__, "_block": None, "_walk": None, "_history": made.given_history}
     return copy
 
 

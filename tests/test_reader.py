@@ -12,7 +12,8 @@ import pytest
 from crisp_stream import reader as reading
 from crisp_stream.errors import CorruptDataError, InputError, StorageError
 from crisp_stream.format import Dataset, open_dataset
-from crisp_stream.reader import WindowReader, runs_of_windows
+from crisp_stream.reader import WindowReader
+from crisp_stream.runs import MAX_RUN_WINDOWS, RunPlan
 from crisp_stream.storage import open_store
 from tests.seaweed import S3Server
 from tests.synthetic import write_synthetic_dataset
@@ -52,8 +53,9 @@ def test_windows_come_back_in_the_order_asked_repeats_included(local: Dataset) -
 
 def test_runs_stay_inside_their_leaf_and_their_shard(local: Dataset) -> None:
     ids = np.arange(local.manifest.num_windows)
-    shard, first, count, leaf = runs_of_windows(local, ids)
-    assert (count <= reading.RUN_WINDOWS).all()
+    shard, first, count = RunPlan(local).runs(ids, local.row_of_windows(ids))
+    leaf = local.leaf_of_windows(ids)
+    assert (count <= MAX_RUN_WINDOWS).all()
     assert ((first <= ids) & (ids < first + count)).all()
     for ends in (first, first + count - 1):
         assert (local.leaf_of_windows(ends) == leaf).all()
@@ -131,12 +133,12 @@ def test_damaged_cache_entries_are_fetched_again(remote: Dataset, local: Dataset
 def test_a_cache_limit_below_the_working_set_still_gives_every_window(
     remote: Dataset, local: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limit = 8 * reading.RUN_WINDOWS * local.manifest.sample_bytes // 4
+    limit = 8 * MAX_RUN_WINDOWS * local.manifest.sample_bytes // 4
     with WindowReader(remote, local=tmp_path, cache_limit=limit) as reader:
         for part in np.array_split(every_window(local), 20):
             assert (reader.read(part) == local.read_windows(part)).all()
         held = sum(entry.stat().st_size for entry in tmp_path.rglob("*.run"))
-        largest_run = reading.RUN_WINDOWS * local.manifest.sample_bytes
+        largest_run = MAX_RUN_WINDOWS * local.manifest.sample_bytes
         assert held <= limit + limit // 8 + largest_run
     assert not list(tmp_path.rglob("*.tmp"))
     with pytest.raises(InputError, match="cache_limit must be a positive number of bytes, got 0"):

@@ -1,0 +1,183 @@
+"""Runs of windows on a local disk: one file each, shared by any number of processes without locks.
+
+A file is written under a temporary name and renamed, never changed, and deleted only by eviction. Before a process
+fetches a run it leaves a claim, an empty file, so that the 64 processes of a node do not all fetch what they all need
+soon; a claim is a hint, ignored when it is old, so that a killed process keeps nobody waiting.
+
+Files are dealt to 4,096 folders. With a limit, folders are grouped, each group has its share of the limit, and who
+writes into a group evicts from that group alone, the least recently used first: no process has to know what the whole
+cache holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import uuid
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crisp_stream.errors import InputError, StorageError
+
+CLAIM_SECONDS = 10.0
+"""A claim older than this is ignored."""
+
+_FOLDERS = 4096
+_GROUP_BYTES = 8 << 20
+_LITTER_SECONDS = 3600.0
+
+
+class Run(NamedTuple):
+    """Consecutive windows of one leaf within one shard: the unit of reading and caching."""
+
+    shard: int
+    first: int
+    """Id of its first window."""
+    num_windows: int
+
+
+class RunCache:
+    """The runs of one dataset in one cache folder."""
+
+    def __init__(self, folder: Path, limit_bytes: int | None, dtype: np.dtype[Any]) -> None:
+        if limit_bytes is not None and limit_bytes < 1:
+            raise InputError(f"cache_limit must be a positive number of bytes, got {limit_bytes}.")
+        self._folder, self._limit, self._dtype = str(folder), limit_bytes, dtype
+        self._num_groups = 1
+        while (
+            limit_bytes is not None and self._num_groups < _FOLDERS and limit_bytes // self._num_groups > _GROUP_BYTES
+        ):
+            self._num_groups *= 2
+        self._stores_until_check: dict[int, int] = {}
+
+    def holds(self, run: Run) -> bool:
+        """Whether the run is there now; it may be gone when it is read."""
+        return os.path.exists(self._path(run))  # noqa: PTH110 - a million times
+
+    def read(self, run: Run, windows: NDArray[np.int64], samples: NDArray[Any], places: NDArray[np.intp]) -> bool:
+        """Copy some windows of a run to some places of `samples`; False when the run is not there or not whole."""
+        path, size = self._path(run), self._dtype.itemsize
+        try:
+            file = os.open(path, os.O_RDONLY)
+            try:
+                if os.fstat(file).st_size != run.num_windows * size:
+                    return False
+                if self._limit is not None:
+                    os.utime(file)  # least recently used goes first
+                if 2 * len(windows) > run.num_windows:
+                    content = np.frombuffer(os.pread(file, run.num_windows * size, 0), self._dtype)
+                    samples[places] = content[windows - run.first]
+                else:
+                    raw = samples.view(np.uint8).data
+                    for window, place in zip((windows - run.first).tolist(), places.tolist(), strict=True):
+                        os.preadv(file, [raw[place * size : (place + 1) * size]], window * size)
+            finally:
+                os.close(file)
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError) as error:
+            raise StorageError(f"{path}: {error}. Check the cache folder, or choose another with local=.") from error
+        return True
+
+    def store(self, run: Run, content: bytes | memoryview) -> None:
+        """Keep the bytes of a run, whole or not at all. Raises StorageError when the folder cannot be written."""
+        path = self._path(run)
+        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+        try:
+            try:
+                file = open(temporary, "xb", buffering=0)  # noqa: PTH123, SIM115
+            except FileNotFoundError:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                file = open(temporary, "xb", buffering=0)  # noqa: PTH123, SIM115
+            with file:
+                written = file.write(content)
+            if written != len(content):
+                raise OSError(28, "No space left on device")
+            os.replace(temporary, path)  # noqa: PTH105
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)  # noqa: PTH108
+            raise StorageError(
+                f"{Path(path).parent}: cannot write to the cache ({error.strerror}). Free space, set cache_limit=, or "
+                "choose another folder with local=."
+            ) from error
+        if self._limit is not None:
+            self._evict(run)
+
+    def drop(self, run: Run) -> None:
+        """Forget a run."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path(run))  # noqa: PTH108
+
+    def claim(self, run: Run) -> bool:
+        """Say that this process fetches the run; False when another one said so a moment ago."""
+        path = self._claim_path(run)
+        for _ in range(3):
+            try:
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+                return True
+            except FileExistsError:
+                if self.claimed(run):
+                    return False
+                self.release(run)
+            except FileNotFoundError:
+                with contextlib.suppress(OSError):  # a folder that cannot be made is reported when a run is stored
+                    Path(path).parent.mkdir(parents=True, exist_ok=True)
+            except OSError:
+                return True
+        return True
+
+    def claimed(self, run: Run) -> bool:
+        """Whether some process said a moment ago that it fetches the run."""
+        try:
+            return time.time() - os.stat(self._claim_path(run)).st_mtime < CLAIM_SECONDS  # noqa: PTH116
+        except OSError:
+            return False
+
+    def release(self, run: Run) -> None:
+        """Take the claim back."""
+        with contextlib.suppress(OSError):
+            os.unlink(self._claim_path(run))  # noqa: PTH108
+
+    def _path(self, run: Run) -> str:
+        return f"{self._folder}/{self._folder_of(run):03x}/{run.first:012d}-{run.num_windows}.run"
+
+    def _claim_path(self, run: Run) -> str:
+        return self._path(run) + ".claim"
+
+    def _folder_of(self, run: Run) -> int:
+        return (run.first * 0x9E3779B97F4A7C15 >> 52) & (_FOLDERS - 1)
+
+    def _evict(self, stored: Run) -> None:
+        """Bring the group of a run that was just stored below its share of the limit; the run itself stays."""
+        assert self._limit is not None
+        group, share = self._folder_of(stored) % self._num_groups, self._limit // self._num_groups
+        left = self._stores_until_check.get(group, 0)
+        self._stores_until_check[group] = left - 1
+        if left > 0:
+            return
+        entries, now = self._entries_of_group(group), time.time()
+        self._stores_until_check[group] = len(entries) // 128
+        excess = -share
+        for modified, size, path in sorted(entries, reverse=True):
+            is_run = path.endswith(".run")
+            excess += size if is_run else 0
+            evicted = is_run and excess > 0 and path != self._path(stored)
+            if evicted or (not is_run and now - modified > _LITTER_SECONDS):
+                with contextlib.suppress(OSError):
+                    os.unlink(path)  # noqa: PTH108
+
+    def _entries_of_group(self, group: int) -> list[tuple[float, int, str]]:
+        """Modification time, bytes and path of each file in the folders of a group."""
+        entries = []
+        for folder in range(group, _FOLDERS, self._num_groups):
+            with contextlib.suppress(OSError), os.scandir(f"{self._folder}/{folder:03x}") as found:
+                for entry in found:
+                    with contextlib.suppress(OSError):
+                        status = entry.stat()
+                        entries.append((status.st_mtime, status.st_size, entry.path))
+        return entries
