@@ -54,7 +54,7 @@ bench: $(STAMP)
 
 # The pins, compiled for Linux and macOS at once. `make constraints ARGS=--upgrade` moves to the newest versions that fit.
 constraints: $(STAMP)
-	"$(RUN)/uv" pip compile -q pyproject.toml --extra dev --universal --python-version 3.11 --no-annotate --no-header \
+	"$(RUN)/uv" pip compile -q pyproject.toml --extra dev --extra bench --universal --python-version 3.11 --no-annotate --no-header \
 		--no-emit-index-url $(ARGS) -o constraints.new
 	{ sed -n '/^#/p' constraints.txt; sed '/^#/d; s/ ;.*//' constraints.new; } > constraints.sorted
 	rm constraints.new

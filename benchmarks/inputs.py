@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,7 +87,7 @@ class Inputs:
 def _histogram(dataset: Dataset, nonzero: int | None, by_size: bool) -> Histogram:
     rng = np.random.default_rng(7)
     num_leaves = len(dataset.leaves)
-    rows = np.arange(num_leaves)
+    rows: NDArray[np.int64] = np.arange(num_leaves)
     if nonzero is not None and nonzero < num_leaves:
         shares = dataset.windows_per_leaf / dataset.manifest.num_windows if by_size else None
         rows = np.sort(rng.choice(num_leaves, nonzero, replace=False, p=shares))
@@ -96,7 +97,7 @@ def _histogram(dataset: Dataset, nonzero: int | None, by_size: bool) -> Histogra
     return _on_leaves(dataset, rows, weights)
 
 
-def _on_leaves(dataset: Dataset, rows: NDArray[np.int64], weights: NDArray[np.float64]) -> Histogram:
+def _on_leaves(dataset: Dataset, rows: NDArray[np.int64], weights: NDArray[Any]) -> Histogram:
     manifest = dataset.manifest
     return Histogram(
         level=manifest.depth,

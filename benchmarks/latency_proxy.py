@@ -137,6 +137,8 @@ class LatencyProxy:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(30)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
 
 
 async def _serve(host: str, port: int, delay: float) -> None:

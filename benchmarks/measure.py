@@ -1,15 +1,12 @@
 """Tasks in fresh processes, and what a process costs: CPU time, peak and private memory. Linux only (reads /proc).
 
-A task is a function of a module of this folder, taking and returning JSON. Each runs in a process of its own, so that
-imports, page faults, allocator arenas and threads of one side are not charged to another:
-
-    python -m benchmarks.measure ours:first_batch '{"root": "..."}'
+A task is a function of a module of this folder, taking and returning JSON. Each runs in a process of its own
+(benchmarks/child.py), so that imports, page faults, allocator arenas and threads of one side are not charged to another.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import os
 import re
@@ -17,13 +14,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
-_MARK = "crisp-stream-benchmark:"
+MARK = "crisp-stream-benchmark:"
+"""Starts a line that a task prints for its parent."""
 
 
 class UnavailableError(Exception):
@@ -36,7 +34,7 @@ class Child:
     def __init__(self, task: str, options: Mapping[str, Any], env: Mapping[str, str] | None = None) -> None:
         self.task = task
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.measure", task, json.dumps(options)],
+            [sys.executable, "-m", "benchmarks.child", task, json.dumps(options)],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
             stdin=subprocess.PIPE,
@@ -53,7 +51,7 @@ class Child:
             self._process.kill()
             self._process.communicate()
             return {"unavailable": f"gave up after {timeout:.0f} s"}
-        lines = [line.removeprefix(_MARK) for line in out.splitlines() if line.startswith(_MARK)]
+        lines = [line.removeprefix(MARK) for line in out.splitlines() if line.startswith(MARK)]
         if self._process.returncode or not lines:
             raise RuntimeError(f"{self.task} ended with status {self._process.returncode}:\n{errors[-4000:]}")
         return json.loads(lines[-1])
@@ -61,7 +59,7 @@ class Child:
     def wait_until_paused(self) -> bool:
         """Whether the task paused; False when it ended instead."""
         assert self._process.stdout is not None
-        return any(line.startswith(_MARK + "paused") for line in self._process.stdout)
+        return any(line.startswith(MARK + "paused") for line in self._process.stdout)
 
     def resume(self) -> None:
         """Let a paused task go on."""
@@ -78,12 +76,17 @@ def run_task(
 
 
 def run_repeated(task: str, options: Mapping[str, Any], *, times: int, timeout: float = 600.0) -> dict[str, Any]:
-    """The median of each number that `times` fresh processes returned, and the spread of each as `<name>_spread`."""
+    """What `times` fresh processes returned, as `medians_of` says it."""
     results = []
     for _ in range(times):
         results.append(run_task(task, options, timeout=timeout))
         if "unavailable" in results[-1]:
             return results[-1]
+    return medians_of(results)
+
+
+def medians_of(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """The median of each number, and its least and largest value as `<name>_spread`; the first of what is no number."""
     medians: dict[str, Any] = {}
     for name, value in results[0].items():
         values = [result[name] for result in results]
@@ -97,7 +100,7 @@ def run_repeated(task: str, options: Mapping[str, Any], *, times: int, timeout: 
 
 def pause() -> None:
     """Inside a task: tell the parent, and wait for its `resume` (or for the end of its input)."""
-    print(_MARK + "paused", flush=True)
+    print(MARK + "paused", flush=True)
     sys.stdin.readline()
 
 
@@ -142,18 +145,3 @@ def cpu_of_all() -> float:
         with contextlib.suppress(FileNotFoundError):  # a process that has just ended
             seconds += cpu_of_process(pid)
     return seconds
-
-
-def _main() -> None:
-    name, options = sys.argv[1], json.loads(sys.argv[2])
-    module, _, function = name.partition(":")
-    task: Callable[..., dict[str, Any]] = getattr(importlib.import_module(f"benchmarks.{module}"), function)
-    try:
-        result = task(**options)
-    except UnavailableError as reason:
-        result = {"unavailable": str(reason)}
-    print("\n" + _MARK + json.dumps(result), flush=True)
-
-
-if __name__ == "__main__":
-    _main()
