@@ -1,0 +1,69 @@
+"""A Composer Trainer of your own around a MixtureDataset; `crisp-stream train` does this and more from a recipe.
+
+    python examples/composer_loop.py data medicine.parquet --batches 400 --save-folder run
+    composer -n 8 examples/composer_loop.py data medicine.parquet --batches 400 --save-folder run
+
+Composer keeps the position in its checkpoints: it calls `state_dict` and `load_state_dict` of the loader's dataset.
+Run again, it goes on, on any number of ranks and workers that the global batch divides by.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+from composer import Trainer
+from composer.models import HuggingFaceModel
+from composer.utils import dist
+from torch.utils.data import DataLoader
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from crisp_stream import Histogram, Mixture, MixtureDataset
+
+
+def main(arguments: Sequence[str] | None = None) -> Trainer:
+    """Train, or go on training."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", help="dataset written by crisp-stream write")
+    parser.add_argument("histogram", help="written by crisp-stream histogram")
+    parser.add_argument("--save-folder", default="run")
+    parser.add_argument("--batches", type=int, default=400)
+    parser.add_argument("--global-batch", type=int, default=16)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--width", type=int, default=128)
+    asked = parser.parse_args(arguments)
+    device = "gpu" if torch.cuda.is_available() else "cpu"
+    dist.initialize_dist(device)  # before MixtureDataset: it asks torch.distributed which rank it is
+
+    per_rank = asked.global_batch // dist.get_world_size()
+    mixture = Mixture.from_histogram(Histogram.load(asked.histogram))
+    dataset = MixtureDataset(asked.root, mixture, batch_size=per_rank, seed=17)
+    manifest = dataset.dataset.manifest
+    config = GPT2Config(
+        vocab_size=manifest.tokenizer.vocab_size,
+        n_positions=manifest.window_tokens,
+        n_embd=asked.width,
+        n_layer=2,
+        n_head=2,
+    )
+    model = HuggingFaceModel(GPT2LMHeadModel(config), use_logits=True)
+    trainer = Trainer(
+        model=model,
+        train_dataloader=DataLoader(dataset, batch_size=per_rank, num_workers=asked.workers),
+        optimizers=torch.optim.AdamW(model.parameters(), lr=1e-3),
+        max_duration=f"{asked.batches}ba",  # an open-ended mixture has no epoch
+        save_folder=asked.save_folder,
+        save_interval="50ba",
+        run_name="composer-loop",
+        autoresume=True,
+        device=device,
+        seed=17,
+        progress_bar=False,
+    )
+    trainer.fit()
+    return trainer
+
+
+if __name__ == "__main__":
+    main()
