@@ -145,16 +145,18 @@ class Mixture:
             InputError: a histogram of another tree, more than `max_missing_mass` on clusters without windows, or
                 clusters beyond `max_repeats`.
         """
-        return [self._expand(number, phase, dataset) for number, phase in enumerate(self.phases, 1)]
+        return [self.proportions_of_phase(index, dataset) for index in range(len(self.phases))]
 
-    def _expand(self, number: int, phase: Phase, dataset: Dataset) -> NDArray[np.float64]:
+    def proportions_of_phase(self, index: int, dataset: Dataset) -> NDArray[np.float64]:
+        """One item of `leaf_proportions`; `index` counts from 0, messages from 1."""
+        phase, what = self.phases[index], f"phase {index + 1}"
         histogram = phase.histogram
-        check_tree(histogram, dataset, what=f"phase {number}")
+        check_tree(histogram, dataset, what=what)
         if phase.max_repeats is not None:
-            histogram = within_repeats(phase, dataset, what=f"phase {number}")
+            histogram = within_repeats(phase, dataset, what=what)
         proportions, missing = histogram.expand(dataset.leaves, dataset.windows_per_leaf)
         if missing > 0:
-            report_missing(histogram, dataset, missing, limit=self.max_missing_mass, what=f"phase {number}")
+            report_missing(histogram, dataset, missing, limit=self.max_missing_mass, what=what)
         return proportions / proportions.sum()
 
 
@@ -186,6 +188,8 @@ def windows_per_node(histogram: Histogram, dataset: Dataset) -> NDArray[np.int64
     Two binary searches per node; no array as long as the leaves.
     """
     leaves_per_node = histogram.arity ** (histogram.depth - histogram.level)
+    if leaves_per_node == 1 and np.array_equal(histogram.nodes, dataset.leaves):
+        return dataset.windows_per_leaf  # every leaf: nothing to look for
     first_leaf = histogram.nodes.astype(np.int64) * leaves_per_node
     # The needles have the type of the haystack, or numpy would copy all leaves.
     start = np.searchsorted(dataset.leaves, first_leaf.astype(np.uint32))

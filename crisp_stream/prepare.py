@@ -97,6 +97,7 @@ def prepare(recipe: Recipe, *, load_path: Path | None, weights_only: bool) -> Pr
         cache_limit=recipe.data.cache_limit_bytes,
         yield_batches=True,
         timeout=recipe.data.timeout,
+        num_samples=num_batches * recipe.global_train_batch_size,
     )
     provenance = {"dataset": manifest.fingerprint, "packing": manifest.packing, "window_tokens": manifest.window_tokens}
     config = gpt_config(

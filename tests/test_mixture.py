@@ -130,6 +130,7 @@ def test_windows_are_counted_per_node_of_any_level(dataset: Dataset) -> None:
     assert windows_per_node(Histogram.base(dataset.manifest), dataset).tolist() == [200]
     assert windows_per_node(counted(dataset, [0, 5, 9, 15], level=1), dataset).tolist() == [150, 10, 0, 40]
     assert windows_per_node(counted(dataset, [0, 3, 4, 15]), dataset).tolist() == [100, 50, 0, 40]
+    assert windows_per_node(counted(dataset, [0, 3, 5, 15]), dataset).tolist() == [100, 50, 10, 40]
 
 
 def test_exceeding_max_repeats_is_an_error_that_names_clusters_and_numbers(dataset: Dataset) -> None:
