@@ -223,8 +223,8 @@ def encode_histogram(histogram: Histogram) -> bytes:
 
 def decode_histogram(content: bytes, dataset: Dataset) -> Histogram:
     """Of `encode_histogram`. Raises ValueError when it is damaged."""
-    level, count = _HEAD.unpack_from(content)
-    if len(content) != _HEAD.size + 12 * count:
+    level, count = _HEAD.unpack(content[: _HEAD.size].ljust(_HEAD.size, b"\0"))
+    if not count or len(content) != _HEAD.size + 12 * count:
         raise ValueError(f"{len(content)} bytes for {count} nodes")
     manifest = dataset.manifest
     return Histogram(

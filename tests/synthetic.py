@@ -11,6 +11,7 @@ import numpy as np
 from crisp_stream import format as fmt
 from crisp_stream import mds
 from crisp_stream.format import Dataset, EncoderRecord, Manifest, TokenizerRecord, open_dataset
+from crisp_stream.storage import open_store
 from crisp_stream.tree import ClusterTree
 from crisp_stream.writers.shards import shard_ends
 
@@ -124,3 +125,12 @@ def write_synthetic_dataset(
     )
     (path / fmt.MANIFEST).write_bytes(manifest.to_json())
     return open_dataset(path)
+
+
+def upload(dataset: Dataset, url: str) -> str:
+    """Copy a local dataset to an object-store prefix; returns it."""
+    store = open_store(url)
+    for file in sorted(Path(dataset.root).rglob("*")):
+        if file.is_file():
+            store.put_file(file.relative_to(dataset.root).as_posix(), file)
+    return url

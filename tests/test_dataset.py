@@ -16,9 +16,8 @@ from crisp_stream import Histogram, Mixture, MixtureDataset, Phase
 from crisp_stream.dataset import Topology
 from crisp_stream.errors import FormatError, InputError, ResumeError
 from crisp_stream.format import Dataset
-from crisp_stream.storage import open_store
 from tests.seaweed import S3Server
-from tests.synthetic import EOT_ID, synthetic_tokens, write_synthetic_dataset
+from tests.synthetic import EOT_ID, synthetic_tokens, upload, write_synthetic_dataset
 
 
 @pytest.fixture(scope="module")
@@ -135,14 +134,154 @@ def test_document_packing_masks_what_follows_the_end_of_the_text(tmp_path: Path)
     assert labels[2].tolist() == tokens[2].tolist()
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_passes_go_on_where_the_last_one_ended(dataset: Dataset, mixture: Mixture, num_workers: int) -> None:
+    loader = DataLoader(MixtureDataset(dataset.root, mixture, batch_size=11), batch_size=11, num_workers=num_workers)
+    passes = [functools.reduce(operator.iadd, windows(loader), []) for _ in range(4)]
+    assert [len(one) for one in passes] == [330] * 4
+    assert passes[0] != passes[1]
+    together = np.array(functools.reduce(operator.iadd, passes, []))
+    rows = dataset.row_of_windows(together)
+    for row, count in enumerate(dataset.windows_per_leaf):
+        assert (np.diff(together[rows == row]) % count == 1).all()  # read on, front to back, over all passes
+    whole = MixtureDataset(dataset.root, Mixture([*mixture.phases] * 4), batch_size=11)
+    assert together.tolist() == whole.order().window_ids(np.arange(4 * 330)).tolist()
+
+
+def test_workers_that_stay_for_all_passes_make_the_same_passes(dataset: Dataset, mixture: Mixture) -> None:
+    one = DataLoader(MixtureDataset(dataset.root, mixture, batch_size=11), batch_size=11)
+    stay = DataLoader(
+        MixtureDataset(dataset.root, mixture, batch_size=11), batch_size=11, num_workers=2, persistent_workers=True
+    )
+    assert [windows(stay) for _ in range(3)] == [windows(one) for _ in range(3)]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_resume_in_a_later_pass_or_between_two_continues_them(
+    dataset: Dataset, mixture: Mixture, num_workers: int
+) -> None:
+    loader = DataLoader(MixtureDataset(dataset.root, mixture, batch_size=11), batch_size=11, num_workers=num_workers)
+    assert isinstance(loader.dataset, MixtureDataset)
+    passes = [windows(loader) for _ in range(4)]
+    running = MixtureDataset(dataset.root, mixture, batch_size=11)
+    again = DataLoader(running, batch_size=11, num_workers=num_workers)
+    windows(again)
+    between = running.state_dict(0)
+    assert windows(again) == passes[1]
+    third = iter(again)
+    taken = [next(third)["window"].tolist() for _ in range(5)]
+    inside = running.state_dict(55)
+    assert taken == passes[2][:5]
+    assert (between["position"], inside["position"]) == (330, 2 * 330 + 55)
+    for state, expected in ((between, passes[1:]), (inside, [passes[2][5:], passes[3]])):
+        resumed = MixtureDataset(dataset.root, mixture, batch_size=11)
+        resumed.load_state_dict(state)
+        continued = DataLoader(resumed, batch_size=11, num_workers=2)
+        assert [windows(continued) for _ in expected] == expected
+    assert resumed.state_dict(11)["position"] == 3 * 330 + 11
+
+
+def test_an_open_ended_mixture_begins_again_where_it_began(dataset: Dataset) -> None:
+    made = MixtureDataset(dataset.root, Mixture.base(dataset.manifest), batch_size=5)
+    first = [item["window"] for item, _ in zip(made, range(40), strict=False)]
+    assert [item["window"] for item, _ in zip(made, range(40), strict=False)] == first
+
+
+@pytest.mark.parametrize(("replication", "ranks_per_node"), [(2, 4), (4, 4), (4, 2), (2, 2)])
+def test_ranks_of_a_replication_group_get_the_same_samples(
+    dataset: Dataset, mixture: Mixture, replication: int, ranks_per_node: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world_size = 8
+    groups = world_size // replication
+    one = windows(DataLoader(MixtureDataset(dataset.root, mixture, batch_size=12), batch_size=12))
+    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks_per_node))
+    parts = []
+    for rank in range(world_size):
+        monkeypatch.setenv("RANK", str(rank))
+        made = MixtureDataset(dataset.root, mixture, batch_size=12 // groups, replication=replication)
+        assert made.global_batch_size == 12
+        parts.append(windows(DataLoader(made, batch_size=12 // groups)))
+    for rank in range(world_size):
+        assert parts[rank] == parts[rank // replication * replication]
+    for number, expected in enumerate(one):
+        served = [parts[group * replication][number] for group in range(groups)]
+        assert sorted(functools.reduce(operator.iadd, served, [])) == sorted(expected)
+
+
+def test_a_replication_that_does_not_divide_the_ranks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(InputError, match="replication must divide the 8 ranks, got 3"):
+        Topology.current(replication=3)
+    with pytest.raises(InputError, match="replication must divide the 8 ranks, got 0"):
+        Topology.current(replication=0)
+
+
+@pytest.mark.parametrize("world_size", [1, 3, 4])
+def test_without_drop_last_the_tail_is_served_in_equal_parts(
+    dataset: Dataset,
+    mixture: Mixture,
+    world_size: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    batch_size = 100 // world_size
+    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    parts = []
+    for rank in range(world_size):
+        monkeypatch.setenv("RANK", str(rank))
+        made = MixtureDataset(dataset.root, mixture, batch_size=batch_size, yield_batches=True, drop_last=False)
+        parts.append(windows(DataLoader(made, batch_size=None, num_workers=rank % 2 * 2)))
+    left = 330 % (batch_size * world_size)
+    assert [[len(batch) for batch in part] for part in parts] == [[batch_size] * 3 + [left // world_size]] * world_size
+    together = [window for part in parts for batch in part for window in batch]
+    order = MixtureDataset(dataset.root, mixture, batch_size=1).order().window_ids(np.arange(330))
+    assert sorted(together) == sorted(order[: 330 - left % world_size])
+    assert (f"the last {left % world_size} samples" in caplog.text) == bool(left % world_size)
+
+
+def test_its_own_progress_is_a_state_too(dataset: Dataset, mixture: Mixture) -> None:
+    whole = [item["window"] for item in MixtureDataset(dataset.root, mixture, batch_size=8)]
+    for taken in (0, 1, 7, 8, 9, 100, 328):
+        running = MixtureDataset(dataset.root, mixture, batch_size=8)
+        items = iter(running)
+        for _ in range(taken):
+            next(items)
+        resumed = MixtureDataset(dataset.root, mixture, batch_size=8)
+        resumed.load_state_dict(running.state_dict())
+        assert [item["window"] for item in resumed] == whole[taken:]
+    loader = DataLoader(running, batch_size=8, num_workers=1)
+    fresh = MixtureDataset(dataset.root, mixture, batch_size=8)
+    next(iter(DataLoader(fresh, batch_size=8, num_workers=1)))
+    with pytest.raises(InputError, match="say how many samples were trained on"):
+        fresh.state_dict()
+    assert loader.dataset is running
+
+
+def test_the_state_of_a_worker_is_continued_by_the_same_worker_only(dataset: Dataset, mixture: Mixture) -> None:
+    state = MixtureDataset(dataset.root, mixture, batch_size=8).state_dict(16)
+    with pytest.raises(ResumeError, match=r"DataLoader worker was \(1, 2\), is \(None, None\)"):
+        MixtureDataset(dataset.root, mixture, batch_size=8).load_state_dict({**state, "worker": 1, "num_workers": 2})
+
+
+def test_batches_changed_in_a_worker_arrive_as_they_were_changed(dataset: Dataset, mixture: Mixture) -> None:
+    def shifted(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        batch["labels"] = batch["labels"] + 1
+        return batch
+
+    made = MixtureDataset(dataset.root, mixture, batch_size=8, yield_batches=True)
+    plain = next(iter(DataLoader(made, batch_size=None, num_workers=1)))
+    changed = next(iter(DataLoader(made, batch_size=None, num_workers=1, collate_fn=shifted)))
+    assert type(plain) is dict
+    assert (changed["labels"] == changed["input_ids"] + 1).all()
+    assert (plain["labels"] == plain["input_ids"]).all()
+
+
 def test_training_straight_from_s3_with_forked_workers_equals_the_folder(
     dataset: Dataset, mixture: Mixture, s3: S3Server, tmp_path: Path
 ) -> None:
-    url = s3.fresh_prefix()
-    store = open_store(url)
-    for file in Path(dataset.root).rglob("*"):
-        if file.is_file():
-            store.put_file(file.relative_to(dataset.root).as_posix(), file)
+    url = upload(dataset, s3.fresh_prefix())
     expected = windows(DataLoader(MixtureDataset(dataset.root, mixture, batch_size=10), batch_size=10))
     for num_workers in (0, 2):
         made = MixtureDataset(url, mixture, batch_size=10, local=tmp_path / str(num_workers), cache_limit=1 << 20)
@@ -158,6 +297,8 @@ def test_a_root_without_dataset_and_a_bad_batch_size_are_refused(
 ) -> None:
     with pytest.raises(FormatError, match=r"manifest\.json is missing"):
         MixtureDataset(tmp_path, mixture, batch_size=1)
+    with pytest.raises(InputError, match="lookahead must be at least 1, got 0"):
+        MixtureDataset(dataset.root, mixture, batch_size=1, lookahead=0)
     with pytest.raises(InputError, match="batch_size must be at least 1, got 0"):
         MixtureDataset(dataset.root, mixture, batch_size=0)
 
