@@ -138,7 +138,7 @@ class Manifest:
         """
         try:
             record = json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise FormatError(f"{MANIFEST}: not valid JSON ({error}). Write the dataset again.") from error
         if not isinstance(record, dict):
             raise FormatError(f"{MANIFEST}: must be a JSON object, got {type(record).__name__}.")

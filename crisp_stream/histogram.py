@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from crisp_stream.errors import FormatError, InputError
+from crisp_stream.format import MAX_LEAVES
 from crisp_stream.tables import read_parquet
 
 if TYPE_CHECKING:
@@ -240,25 +241,30 @@ class Histogram:
         if not Path(path).is_file():
             raise FormatError(f"{path}: no such file. Make a histogram with: crisp-stream histogram TASK… --out {path}")
         try:
-            table = read_parquet(Path(path).read_bytes())
+            table = read_parquet(Path(path).read_bytes(), max_rows=MAX_LEAVES)
             metadata = json.loads((table.schema.metadata or {})[_METADATA_KEY])
-        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        except (pa.ArrowException, OSError, KeyError, ValueError, RecursionError) as error:
             raise FormatError(f"{path}: not a histogram file of crisp-stream ({error!r}).") from error
-        version = metadata.get("histogram_version")
+        version = metadata.get("histogram_version") if isinstance(metadata, dict) else None
         if version != HISTOGRAM_VERSION:
             raise FormatError(f"{path}: histogram_version {version} is not {HISTOGRAM_VERSION}. Upgrade crisp-stream.")
         try:
+            arity, depth = int(metadata["arity"]), int(metadata["depth"])
+            if not (2 <= arity <= 64 and 1 <= depth <= 24):
+                raise FormatError(f"{path}: arity must be 2 to 64 and depth 1 to 24, got {arity} and {depth}.")
+            if table["node"].null_count or table["proportion"].null_count:
+                raise FormatError(f"{path}: node and proportion must not be null. Restore the file.")
             return cls(
                 level=int(metadata["level"]),
-                nodes=table["node"].to_numpy(),
-                proportions=table["proportion"].to_numpy(),
-                arity=int(metadata["arity"]),
-                depth=int(metadata["depth"]),
+                nodes=table["node"].cast(pa.int64()).to_numpy(),
+                proportions=table["proportion"].cast(pa.float64()).to_numpy(),
+                arity=arity,
+                depth=depth,
                 tree_fingerprint=str(metadata["tree_fingerprint"]),
-                counts=None if table["count"].null_count else table["count"].to_numpy(),
+                counts=None if table["count"].null_count else table["count"].cast(pa.int64()).to_numpy(),
                 provenance=dict(metadata["provenance"]),
             )
-        except (InputError, KeyError, TypeError, pa.ArrowException) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, pa.ArrowException) as error:
             raise FormatError(f"{path}: {error}") from error
 
 

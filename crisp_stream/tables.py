@@ -30,6 +30,8 @@ SHARDS = "shards.parquet"
 
 _SHARD_PATH = re.compile(r"shards/[0-9]{2}/shard\.[0-9]{5,9}\.mds")
 _BATCH_ROWS = 1 << 20
+_ROW_BYTES = 512
+"""No row of a table is longer: paths and hashes have fixed forms."""
 
 
 def _table_bytes(table: pa.Table) -> bytes:
@@ -69,30 +71,48 @@ def shards_fingerprint(rows: list[ShardRow]) -> str:
     return hashlib.sha256(json.dumps([dataclasses.astuple(row) for row in rows]).encode()).hexdigest()
 
 
-def read_parquet(content: bytes) -> pa.Table:
-    """A Parquet file in memory as a table, read by this thread alone.
+def read_parquet(content: bytes, *, max_rows: int) -> pa.Table:
+    """A Parquet file in memory as a table, read by this thread alone. Raises ValueError beyond `max_rows` rows.
 
     pq.read_table leaves reads to threads of Arrow, which may outlive the interpreter and then abort a finished process.
     """
-    return pq.ParquetFile(pa.BufferReader(content), pre_buffer=False).read(use_threads=False)
+    file = pq.ParquetFile(pa.BufferReader(content), pre_buffer=False)
+    if file.metadata.num_rows > max_rows:
+        raise ValueError(f"at most {max_rows:,} rows, got {file.metadata.num_rows:,}")
+    return file.read(use_threads=False)
+
+
+def _column_bytes(metadata: pq.FileMetaData, columns: tuple[str, ...]) -> int:
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    parts = (group.column(number) for group in groups for number in range(group.num_columns))
+    return sum(part.total_uncompressed_size for part in parts if part.path_in_schema in columns)
+
+
+def _check_bytes(name: str, found: int, num_rows: int) -> None:
+    if found > (limit := _ROW_BYTES * num_rows + (1 << 20)):
+        raise FormatError(f"{name}: {num_rows} rows must need at most {limit} bytes, they need {found}. Restore it.")
 
 
 def _batches(content: bytes, name: str, columns: tuple[str, ...], num_rows: int) -> Iterator[pa.RecordBatch]:
     """The columns of a table that must have `num_rows` rows, a million rows at a time."""
     try:
-        file = pq.ParquetFile(pa.BufferReader(content), pre_buffer=False)
+        # strings stay in their dictionary, so that one long string of a small file is not copied to every row
+        strings = [column for column in ("path", "shard_hash") if column in columns]
+        file = pq.ParquetFile(pa.BufferReader(content), pre_buffer=False, read_dictionary=strings)
         missing = [column for column in columns if column not in file.schema_arrow.names]
         if missing:
             raise FormatError(f"{name}: column {missing[0]} is missing, it has {file.schema_arrow.names}.")
         if file.metadata.num_rows != num_rows:
             raise FormatError(f"{name}: must have {num_rows} rows, got {file.metadata.num_rows}.")
+        _check_bytes(name, _column_bytes(file.metadata, columns), num_rows)
         read = 0
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=list(columns), use_threads=False):
             read += len(batch)
             if read > num_rows:
                 break
+            _check_bytes(name, batch.nbytes, num_rows)
             yield batch
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, KeyError) as error:
         raise FormatError(f"{name}: not a readable Parquet file ({error}). Restore it.") from error
     if read != num_rows:
         raise FormatError(f"{name}: must have {num_rows} rows, got {read}.")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,7 @@ class ClusterTree:
                 nodes_per_level=[_load_npy(store, f"level{level}.nodes.npy") for level in levels],
                 centroids_per_level=[_load_npy(store, f"level{level}.centroids.npy") for level in levels],
             )
-        except (MissingObjectError, KeyError, TypeError, ValueError) as error:
+        except (MissingObjectError, KeyError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
             if isinstance(error, FormatError):
                 raise
             raise FormatError(f"{url}: not a readable tree ({error}). Restore its files.") from error
@@ -185,7 +186,17 @@ def _npy_bytes(array: NDArray[Any]) -> bytes:
 
 
 def _load_npy(store: Store, name: str) -> NDArray[Any]:
-    return np.load(io.BytesIO(store.get(name)), allow_pickle=False)
+    content = store.get(name)
+    file = io.BytesIO(content)
+    try:
+        major, _ = np.lib.format.read_magic(file)
+        header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+        shape, _, dtype = header(file)
+    except Exception as error:  # numpy reads the header with Python's own parser, which raises of all kinds
+        raise ValueError(f"{name}: not a .npy file: {error}") from error
+    if math.prod(shape) * dtype.itemsize != len(content) - file.tell() or dtype.kind not in "uif":
+        raise ValueError(f"{name}: {len(content)} bytes are not {shape} numbers of {dtype}")
+    return np.load(io.BytesIO(content), allow_pickle=False)
 
 
 def _check(tree: ClusterTree) -> None:
