@@ -141,6 +141,8 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         self._iterations += 1
         start = self._begin_pass(own, self._iterations + (0 if worker is None else worker.seed - worker.id))
         self._served = {"position": start.position, "samples": start.skipped_samples, "pass": start.pass_number}
+        if own == 0:
+            self._report_tail(start.position)
         runs = RunPlan(self.dataset, *self._order_of_runs())
         reader = WindowReader(
             self.dataset, local=self._local, cache_limit=self._cache_limit, timeout=self._timeout, runs=runs
@@ -200,14 +202,11 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         and later requests can be joined.
         """
         waiting: deque[tuple[list[int], Int64s, Int64s]] = deque()
-        position, group, windows_ahead, tail_reported = first, 1, 0, False
+        position, group, windows_ahead = first, 1, 0
         largest = max(1, self._lookahead // (4 * self.batch_size))
         while True:
             while windows_ahead < self._lookahead:
                 starts = self._claim(runs, position, step, group)
-                if len(starts) < group and not tail_reported:
-                    self._report_tail(position + len(starts) * step * self.global_batch_size)
-                    tail_reported = True
                 if not starts:
                     break
                 sizes = [self._batch_size_at(start) for start in starts]
@@ -258,12 +257,12 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
             return self.batch_size
         return 0 if self._drop_last else max(0, left) // self.topology.num_replicas
 
-    def _report_tail(self, position: int) -> None:
-        """Say which samples are left out at the end of a pass."""
+    def _report_tail(self, first: int) -> None:
+        """Say which samples will be left out at the end of a pass, which is served from position `first`."""
         end = self._stream.order.num_samples
-        left = 0 if end is None else end - position
-        if 0 < left < self.global_batch_size and (self._drop_last or left % self.topology.num_replicas):
-            left_out = left if self._drop_last else left % self.topology.num_replicas
+        left = 0 if end is None else max(0, end - first) % self.global_batch_size
+        left_out = left if self._drop_last else left % self.topology.num_replicas
+        if left_out:
             log.warning(
                 "the last %d samples of the mixture do not fill a global batch of %d", left_out, self.global_batch_size
             )
