@@ -136,7 +136,7 @@ def _ceilings(remote: _S3, inputs: Inputs, root: str) -> str:
     paths = [row.path for row in dataset.shards]
     smallest = min(row.shard_bytes for row in dataset.shards)
     texts = []
-    for range_bytes, ranges in ((min(4 << 20, smallest), 128), (2_056, 64)):
+    for range_bytes, ranges in ((min(4 << 20, smallest), 128), (2_056, 2_048)):
         offset = max(0, smallest - range_bytes) // max(1, ranges // len(paths))
         options = {"root": root, "paths": paths, "offset_bytes": offset, "range_bytes": range_bytes, "ranges": ranges}
         through, direct = (remote.run("remote:ceiling", options, direct=direct) for direct in (False, True))
