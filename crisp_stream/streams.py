@@ -2,7 +2,7 @@
 
 Every cluster of the histogram becomes one Stream: its remote is the level-1 folder that holds its shards, and its
 index.json, written below `local` from the checked shard table, lists its own shards alone. StreamingDataset uses an
-index that is already there, so starting makes no request. Before streaming, 64 clusters cost 0.1 s, 1,024 0.4 s.
+index that is already there, so starting makes no request. Making 64 streams of a local root took 0.05 s, 1,024 1.1 s.
 
 Eviction (`cache_limit`) must never reach the user's files. mosaicml-streaming deletes what lies in `local`, also where
 that is the dataset itself, so a local root is never given as `local`: its shards are linked into the stream's own

@@ -46,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> list[float]:
         n_embd=asked.width,
         n_layer=2,
         n_head=2,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
     )
     model = GPT2LMHeadModel(config)
     model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=1e-3))

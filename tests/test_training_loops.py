@@ -14,6 +14,7 @@ import pytest
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from crisp_stream import Histogram, Mixture, MixtureDataset, Phase
+from crisp_stream.checkpoint import read_checkpoint
 from crisp_stream.format import Dataset
 from tests.synthetic import write_synthetic_dataset
 
@@ -106,6 +107,18 @@ def test_the_plain_loop_goes_on_where_it_stopped(dataset: Dataset, task: str, tm
 
 def test_the_accelerate_loop_goes_on_where_it_stopped(dataset: Dataset, task: str, tmp_path: Path) -> None:
     main = example("accelerate_loop").main
-    options = [dataset.root, task, "--global-batch=4", "--width=16", "--save-every=3", f"--save-folder={tmp_path}/run"]
-    assert len(main([*options, "--steps=3", "--workers=0"])) == 3
-    assert len(main([*options, "--steps=5", "--workers=1"])) == 2
+    options = [dataset.root, task, "--global-batch=4", "--width=16", "--save-every=3"]
+    whole = main([*options, f"--save-folder={tmp_path}/whole", "--steps=5", "--workers=0"])
+    first = main([*options, f"--save-folder={tmp_path}/parts", "--steps=3", "--workers=0"])
+    rest = main([*options, f"--save-folder={tmp_path}/parts", "--steps=5", "--workers=1"])
+    assert [*first, *rest] == whole
+
+
+def test_the_composer_loop_goes_on_where_it_stopped(dataset: Dataset, task: str, tmp_path: Path) -> None:
+    main = example("composer_loop").main
+    options = [dataset.root, task, "--global-batch=4", "--width=16", f"--save-folder={tmp_path}/run"]
+    main([*options, "--batches=3", "--workers=0"])
+    trainer = main([*options, "--batches=5", "--workers=1"])
+    assert trainer.state.timestamp.batch == 5
+    state = read_checkpoint(tmp_path / "run" / "latest-rank0.pt")["state"]
+    assert state["dataset_state"]["train"]["position"] == 5 * 4
