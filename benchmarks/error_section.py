@@ -120,7 +120,7 @@ def error(inputs: Inputs, repeats: int) -> tuple[list[Row], list[str]]:
             row |= _medians(f"error_section:{task.__name__}", seeds, lengths, leaves, nonzero, options)
             rows.append(row)
     notes = [
-        "Log-normal (sigma 2) proportions; median of the seeds (as many as repeats; one at 16,777,216). The plot has the bound L / (2T).",
+        f"Log-normal (sigma 2) proportions; median of {repeats} seeds, one at 16.7M. The plot has the bound L / (2T).",
         "StreamingDataset is asked for an epoch of exactly T, its best case: inside an epoch its order is a shuffle.",
         "LitData draws each sample independently; 10^7 of its draws are left out for time.",
     ]

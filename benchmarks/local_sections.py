@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.inputs import Inputs
 from benchmarks.measure import Child, UnavailableError, run_repeated
-from benchmarks.peer_inputs import level_1_folders, litdata_folders, mds_folders
+from benchmarks.peer_inputs import litdata_folders, mds_folders
 from benchmarks.report import Column, Row, count, digits, mega
 
 OURS = "crisp-stream"
@@ -69,17 +68,18 @@ def cpu(inputs: Inputs, repeats: int) -> tuple[list[Row], list[str]]:
         options = {"root": str(root), "histogram": histograms[leaves], "verify": verify, "batches": some}
         add("`os.pread` loop", "peers:cpu_of_pread", leaves, "yes" if verify else "no", **options)
     few = 2 if inputs.quick else 200
-    streams = [str(folder) for folder in level_1_folders(root)]
+    shards = str(root / "shards")  # with a folder per level-1 cluster
     if not inputs.quick:
-        add(STREAMING, "peers:cpu_of_streaming", 1, "no", folders=[str(root / "shards")], batches=few)
-    add(STREAMING, "peers:cpu_of_streaming", len(streams), "no", folders=streams, batches=few)
+        add(STREAMING, "peers:cpu_of_streaming", 1, "no", folders=shards, one_stream=True, batches=few)
+    add(STREAMING, "peers:cpu_of_streaming", inputs.plan("wide262k").arity, "no", folders=shards, batches=few)
     for clusters in (2,) if inputs.quick else (1, 64, 1_024):
-        folders = _folders(litdata_folders, inputs, "wide262k", clusters)
-        if isinstance(folders, str):
-            rows.append({"side": LITDATA, "clusters": clusters, "unavailable": folders})
-        else:
-            width = inputs.plan("wide262k").window_tokens
-            add(LITDATA, "peers:cpu_of_litdata", clusters, "no", folders=folders, window_tokens=width, batches=few)
+        try:
+            folders = str(litdata_folders(root, inputs.work, clusters))
+        except UnavailableError as reason:
+            rows.append({"side": LITDATA, "clusters": clusters, "unavailable": str(reason)})
+            break
+        width = inputs.plan("wide262k").window_tokens
+        add(LITDATA, "peers:cpu_of_litdata", clusters, "no", folders=folders, window_tokens=width, batches=few)
     return rows, ["One process unless said otherwise; set-up and the first batches are left out."]
 
 
@@ -98,9 +98,10 @@ def start(inputs: Inputs, repeats: int) -> tuple[list[Row], list[str]]:
             (LITDATA, "peers:first_batch_of_litdata", litdata_folders),
         ):
             row: Row = {"side": side, "clusters": clusters, "nonzero": clusters}
-            folders = _folders(convert, inputs, "leaves4k", clusters)
-            if isinstance(folders, str):
-                rows.append(row | {"unavailable": folders})
+            try:
+                folders = str(convert(inputs.dataset("leaves4k"), inputs.work, clusters))
+            except UnavailableError as reason:
+                rows.append(row | {"unavailable": str(reason)})
                 continue
             options: dict[str, Any] = {"folders": folders}
             if side == LITDATA:
@@ -125,9 +126,9 @@ def resume(inputs: Inputs, repeats: int) -> tuple[list[Row], list[str]]:
         options |= {"position": position, "further_batches": 0 if position == RESUME_POSITION else 100}
         row = _row(OURS, inputs, name, nonzero) | {"position": position}
         rows.append(row | run_repeated("ours:first_batch", options, times=repeats))
-    whole = [str(inputs.dataset("leaves4k") / "shards")]
+    whole = str(inputs.dataset("leaves4k") / "shards")
     for epoch in (2_000,) if inputs.quick else (10**7, 10**8):
-        options = {"folders": whole, "epoch_size": epoch, "position": epoch // 2}
+        options = {"folders": whole, "one_stream": True, "epoch_size": epoch, "position": epoch // 2}
         result = run_repeated("peers:first_batch_of_streaming", options, times=min(repeats, 2), timeout=300)
         side = f"{STREAMING}, one stream, epoch of {epoch:,}"
         rows.append({"side": side, "clusters": 1, "nonzero": 1, "position": epoch // 2, **result})
@@ -163,16 +164,6 @@ def _second_rank(task: str, options: dict[str, Any]) -> float | None:
         for child in children:
             child.wait_until_paused()  # both have measured themselves
     return [child.result(300) for child in children][1].get("private_bytes")
-
-
-def _folders(
-    convert: Callable[[Path, Path, int], list[Path]], inputs: Inputs, name: str, clusters: int
-) -> list[str] | str:
-    """The folders of a peer's layout, or why there are none."""
-    try:
-        return [str(folder) for folder in convert(inputs.dataset(name), inputs.work, clusters)]
-    except UnavailableError as reason:
-        return str(reason)
 
 
 def _warm_page_cache(root: Path) -> None:

@@ -22,18 +22,21 @@ _LITDATA_ITEM_TOKENS = 1 << 20
 _LITDATA_CHUNK_BYTES = 64 << 20
 
 
-def level_1_folders(root: Path) -> list[Path]:
-    """The MDS dataset of each level-1 cluster."""
-    return sorted(folder for folder in (root / "shards").iterdir() if folder.is_dir())
+def folders_below(parent: str | Path) -> list[str]:
+    """The folders of a peer's clusters, in order (thousands: too many for a command line)."""
+    return sorted(str(folder) for folder in Path(parent).iterdir() if folder.is_dir())
 
 
-def mds_folders(root: Path, out: Path, clusters: int) -> list[Path]:
+def mds_folders(root: Path, out: Path, clusters: int) -> Path:
     """Copy a dataset into `clusters` MDS datasets of neighbouring leaves; done once.
 
     Args:
         root: of our dataset.
         out: parent of the new folders.
         clusters: how many; at most the leaves of the dataset.
+
+    Returns:
+        Their parent.
     """
     target = out / f"{root.name}.mds{clusters}"
     if not target.exists():
@@ -47,10 +50,10 @@ def mds_folders(root: Path, out: Path, clusters: int) -> list[Path]:
             index = mds.index_bytes([row], below=folder.name, window_tokens=width, token_dtype="uint16")
             (folder / "index.json").write_bytes(index)
         unfinished.rename(target)
-    return sorted(target.iterdir())
+    return target
 
 
-def litdata_folders(root: Path, out: Path, clusters: int) -> list[Path]:
+def litdata_folders(root: Path, out: Path, clusters: int) -> Path:
     """Copy a dataset into `clusters` LitData datasets of tokens; done once. LitData's own writer writes them."""
     target = out / f"{root.name}.litdata{clusters}"
     if not target.exists():
@@ -72,7 +75,7 @@ def litdata_folders(root: Path, out: Path, clusters: int) -> list[Path]:
             writer.done()
             writer.merge()
         unfinished.rename(target)
-    return sorted(target.iterdir())
+    return target
 
 
 def _groups(root: Path, clusters: int) -> Iterator[NDArray[Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from benchmarks.measure import (
     pause,
     reset_peak,
 )
+from benchmarks.peer_inputs import folders_below
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,21 +90,21 @@ def _cpu_per_sample(batches_of: Iterator[Tensor], batches: int) -> dict[str, flo
     }
 
 
-def cpu_of_streaming(*, folders: Sequence[str], batches: int, workers: int = 0) -> dict[str, float]:
-    """StreamingDataset, shuffled, one Stream per folder."""
-    batches_of, close = _streaming_batches(folders, workers=workers)
+def cpu_of_streaming(*, folders: str, batches: int, one_stream: bool = False) -> dict[str, float]:
+    """StreamingDataset, shuffled, one Stream per folder below `folders`, or one for all of it."""
+    batches_of, close = _streaming_batches(folders, one_stream=one_stream)
     result = _cpu_per_sample(batches_of, batches)
     close()
     return result
 
 
-def cpu_of_litdata(*, folders: Sequence[str], window_tokens: int, batches: int) -> dict[str, float]:
-    """CombinedStreamingDataset with equal weights, shuffled, one StreamingDataset per folder."""
+def cpu_of_litdata(*, folders: str, window_tokens: int, batches: int) -> dict[str, float]:
+    """CombinedStreamingDataset, shuffled, one StreamingDataset per folder below `folders`."""
     return _cpu_per_sample(_litdata_batches(folders, window_tokens), batches)
 
 
 def first_batch_of_streaming(
-    *, folders: Sequence[str], epoch_size: int | None = None, position: int = 0, paused: bool = False
+    *, folders: str, one_stream: bool = False, epoch_size: int | None = None, position: int = 0, paused: bool = False
 ) -> dict[str, float]:
     """From StreamingDataset(...) to the first batch."""
     from torch.utils.data import DataLoader
@@ -113,7 +114,7 @@ def first_batch_of_streaming(
     held: list[Callable[[], None]] = []
 
     def first() -> None:
-        batches_of, close = _streaming_batches(folders, epoch_size=epoch_size, position=position)
+        batches_of, close = _streaming_batches(folders, one_stream=one_stream, epoch_size=epoch_size, position=position)
         held.append(close)
         next(batches_of)
 
@@ -122,7 +123,7 @@ def first_batch_of_streaming(
     return result
 
 
-def first_batch_of_litdata(*, folders: Sequence[str], window_tokens: int, paused: bool = False) -> dict[str, float]:
+def first_batch_of_litdata(*, folders: str, window_tokens: int, paused: bool = False) -> dict[str, float]:
     """From CombinedStreamingDataset(...) to the first batch."""
     _litdata()
     held: list[Iterator[Tensor]] = []
@@ -159,22 +160,22 @@ def _weights(count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 
 def _streaming_batches(
-    folders: Sequence[str], *, workers: int = 0, epoch_size: int | None = None, position: int = 0
+    folders: str, *, one_stream: bool = False, epoch_size: int | None = None, position: int = 0
 ) -> tuple[Iterator[Tensor], Callable[[], None]]:
     import torch
     from torch.utils.data import DataLoader
 
     streaming = _streaming()
-    if len(folders) == 1:
-        which: dict[str, Any] = {"local": folders[0]}
+    if one_stream:
+        which: dict[str, Any] = {"local": folders}
     else:
-        shares = _weights(len(folders))
-        pairs = zip(folders, shares, strict=True)
+        below = folders_below(folders)
+        pairs = zip(below, _weights(len(below)), strict=True)
         which = {"streams": [streaming.Stream(local=folder, proportion=float(share)) for folder, share in pairs]}
     dataset = streaming.StreamingDataset(**which, batch_size=BATCH_SIZE, shuffle=True, epoch_size=epoch_size)
     if position:
         dataset.load_state_dict(dataset.state_dict(position, True))
-    loader = DataLoader(dataset, batch_size=BATCH_SIZE, num_workers=workers, drop_last=True)
+    loader = DataLoader(dataset, batch_size=BATCH_SIZE, drop_last=True)
 
     def batches_of() -> Iterator[Tensor]:
         while True:
@@ -193,7 +194,7 @@ def _close_streaming(dataset: Any) -> None:
             memory.cleanup()
 
 
-def _litdata_batches(folders: Sequence[str], window_tokens: int) -> Iterator[Tensor]:
+def _litdata_batches(folders: str, window_tokens: int) -> Iterator[Tensor]:
     import torch
 
     litdata = _litdata()
@@ -201,10 +202,10 @@ def _litdata_batches(folders: Sequence[str], window_tokens: int) -> Iterator[Ten
 
     datasets = [
         litdata.StreamingDataset(folder, item_loader=TokensLoader(block_size=window_tokens), shuffle=True)
-        for folder in folders
+        for folder in folders_below(folders)
     ]
     combined = litdata.CombinedStreamingDataset(
-        datasets, weights=_weights(len(folders)).tolist(), iterate_over_all=False
+        datasets, weights=_weights(len(datasets)).tolist(), iterate_over_all=False
     )
     loader = litdata.StreamingDataLoader(combined, batch_size=BATCH_SIZE, num_workers=0)
     while True:

@@ -20,6 +20,7 @@ mpl.rcParams.update(
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,
+        "axes.axisbelow": True,
         "grid.color": "#e4e4e4",
         "legend.frameon": False,
         "svg.hashsalt": "crisp-stream",

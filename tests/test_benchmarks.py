@@ -74,7 +74,7 @@ def test_litdatas_choices_are_those_of_its_random_generator() -> None:
 
 def test_a_missing_peer_gives_a_row_that_says_so(tmp_path: Path) -> None:
     (tmp_path / "streaming.py").write_text("raise ImportError\n")
-    options = {"folders": [str(tmp_path)], "batches": 1}
+    options = {"folders": str(tmp_path), "batches": 1}
     result = run_task("peers:cpu_of_streaming", options, env={"PYTHONPATH": str(tmp_path)})
     assert "not installed" in result["unavailable"]
     columns = [Column(title="side", key="side"), Column(title="µs", key="cpu_us", show=digits(1))]
