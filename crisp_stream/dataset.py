@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
-from crisp_stream.batches import Batch
+from crisp_stream.batches import PackedBatch, tensors
 from crisp_stream.control import Control
 from crisp_stream.draws import Int64s
 from crisp_stream.errors import InputError, ResumeError, StorageError
@@ -153,23 +154,30 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         with reader:
             skipped = start.skipped_samples
             for position, window_ids, samples in self._planned(reader, runs, start.position, step):
-                batch = Batch(window_ids, samples, masked_after)
                 after = position + step * self.global_batch_size
                 if self._yield_batches:
                     self._served.update(position=after, samples=0)
-                    yield batch
+                    make = tensors if worker is None else PackedBatch
+                    yield make(window_ids, samples, masked_after)  # pyright: ignore[reportReturnType] - arrives as dict
                 else:
-                    yield from self._samples(batch, skipped, position, after)
+                    yield from self._samples(tensors(window_ids, samples, masked_after), skipped, position, after)
                 skipped = 0
                 self._stream.order.forget_before(max(start.position, position - self.global_batch_size))
 
-    def _samples(self, batch: Batch, skipped: int, position: int, after: int) -> Iterator[dict[str, Any]]:
+    def _samples(
+        self, batch: dict[str, torch.Tensor], skipped: int, position: int, after: int
+    ) -> Iterator[dict[str, Any]]:
         assert self._served is not None
         num_samples = len(batch["window"])
         for row in range(skipped, num_samples):
             last = row == num_samples - 1
             self._served.update(position=after if last else position, samples=0 if last else row + 1)
-            yield batch.sample(row)
+            yield {
+                "input_ids": batch["input_ids"][row],
+                "labels": batch["labels"][row],
+                "cluster": int(batch["cluster"][row]),
+                "window": int(batch["window"][row]),
+            }
 
     def _begin_pass(self, own: int, key: int) -> _Start:
         """Where this process begins: the position of its own first batch."""

@@ -266,17 +266,22 @@ def test_the_state_of_a_worker_is_continued_by_the_same_worker_only(dataset: Dat
         MixtureDataset(dataset.root, mixture, batch_size=8).load_state_dict({**state, "worker": 1, "num_workers": 2})
 
 
-def test_batches_changed_in_a_worker_arrive_as_they_were_changed(dataset: Dataset, mixture: Mixture) -> None:
+def test_a_collate_function_may_look_into_batches_of_a_worker(dataset: Dataset, mixture: Mixture) -> None:
     def shifted(batch: Any) -> dict[str, torch.Tensor]:
-        batch["labels"] = batch["labels"] + 1
-        return batch
+        return {**batch, "labels": batch["labels"] + 1}
 
     made = MixtureDataset(dataset.root, mixture, batch_size=8, yield_batches=True)
     plain = next(iter(DataLoader(made, batch_size=None, num_workers=1)))
-    changed = next(iter(DataLoader(made, batch_size=None, num_workers=1, collate_fn=shifted)))
-    assert type(plain) is dict
-    assert (changed["labels"] == changed["input_ids"] + 1).all()
-    assert (plain["labels"] == plain["input_ids"]).all()
+    shifted_batch = next(iter(DataLoader(made, batch_size=None, num_workers=1, collate_fn=shifted)))
+    alone = next(iter(MixtureDataset(dataset.root, mixture, batch_size=8, yield_batches=True)))
+    assert type(plain) is type(alone) is dict
+    assert plain.keys() == alone.keys()
+    for key, expected in alone.items():
+        assert plain[key].dtype == expected.dtype == torch.int64
+        assert plain[key].shape == expected.shape
+    assert (alone["labels"] == alone["input_ids"]).all()
+    assert (plain["window"] == alone["window"]).all()
+    assert (shifted_batch["labels"] == shifted_batch["input_ids"] + 1).all()
 
 
 def test_training_straight_from_s3_with_forked_workers_equals_the_folder(
