@@ -10,6 +10,7 @@ Credentials come from the environment; docs/faults.md lists the variables of eve
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import threading
@@ -174,6 +175,14 @@ def _reopen(url: str, timeout: float) -> ObjectStore:
     return ObjectStore(url, timeout=timeout)
 
 
+_ENDPOINTS = {
+    **dict.fromkeys(("s3", "s3a"), ("AWS_ENDPOINT_URL", "S3_ENDPOINT_URL")),
+    "gs": ("STORAGE_EMULATOR_HOST",),
+    **dict.fromkeys(("az", "azure", "abfs", "abfss"), ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")),
+}
+"""By scheme, the variables that name a server other than the provider's own."""
+
+
 def _connect(url: str, timeout: float, writing: bool) -> Any:
     """A client whose retries, pauses and last attempt add up to `timeout`.
 
@@ -197,11 +206,14 @@ def _connect(url: str, timeout: float, writing: bool) -> Any:
         },
         "client_options": client_options,
     }
-    endpoint = None
-    if url.startswith(("s3://", "s3a://")):
-        endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("S3_ENDPOINT_URL")
-        if endpoint:
-            options["config"] = {"endpoint": endpoint}
+    scheme = url.partition("://")[0]
+    endpoint = next((found for name in _ENDPOINTS.get(scheme, ()) if (found := os.environ.get(name))), None)
+    if endpoint and scheme in ("s3", "s3a"):
+        options["config"] = {"endpoint": endpoint}
+    elif endpoint and scheme == "gs":
+        account = {"gcs_base_url": endpoint, "disable_oauth": True}
+        account |= dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
+        options["config"] = {"service_account_key": json.dumps(account)}  # an emulator knows no accounts
     if (endpoint or url).startswith("http://"):
         client_options["allow_http"] = True
     return from_url(url, **options)
@@ -273,6 +285,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
 
 
 _CAUSES = {
+    r"(?i)invalid ?certificate": "the server's certificate is not trusted; SSL_CERT_FILE may name one that is",
     r"dns error": "the host name cannot be resolved",
     r"kind: ConnectionRefused": "the connection was refused",
     r"kind: ConnectionReset|kind: ConnectionAborted|kind: BrokenPipe": "the connection was reset",
@@ -285,6 +298,7 @@ _SHORTER = [
     (r"^Generic \w+ error: ", ""),
     (r", max_retries: .*?, retry_timeout: [0-9.]+m?s", ""),
     (r"Error performing ([A-Z]+) (\w+://[^/ ]+)\S* in ([0-9.]{1,4})[0-9]*(\S*?s)\b", r"\1 from \2 for \3 \4"),
+    (r".*Range request not supported by \S+", "the server does not serve ranges"),
     (r"Server returned non-2xx status code: ", ""),
     (r": <\?xml.*?<Code>(.*?)</Code>.*?<Message>(.*?)</Message>.*", r", \1: \2"),
 ]

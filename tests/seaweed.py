@@ -38,12 +38,15 @@ class S3Server:
     log: Path
     command: list[str]
     region: str = "us-east-1"
+    anonymous: bool = False
+    """Without accounts: whoever asks is served."""
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it on its data and ports, and wait until it serves. Raises RuntimeError."""
         environment = {name: text for name, text in os.environ.items() if not name.startswith(("AWS_", "S3_", "WEED_"))}
-        environment |= {"AWS_ACCESS_KEY_ID": self.access_key_id, "AWS_SECRET_ACCESS_KEY": self.secret_access_key}
+        if not self.anonymous:
+            environment |= {"AWS_ACCESS_KEY_ID": self.access_key_id, "AWS_SECRET_ACCESS_KEY": self.secret_access_key}
         environment["TMPDIR"] = str(self.log.parent)
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
@@ -91,12 +94,13 @@ class S3Server:
             access_key_id=self.access_key_id,
             secret_access_key=self.secret_access_key,
             region=self.region,
+            skip_signature=self.anonymous,
             client_options={"allow_http": True},
         )
 
 
 @contextmanager
-def seaweed(folder: Path) -> Iterator[S3Server]:
+def seaweed(folder: Path, *, anonymous: bool = False) -> Iterator[S3Server]:
     """Run a server with its data under `folder`; it is stopped, by its own process id, at the end.
 
     Raises:
@@ -134,6 +138,7 @@ def seaweed(folder: Path) -> Iterator[S3Server]:
         bucket=bucket,
         log=log,
         command=command,
+        anonymous=anonymous,
     )
     try:
         server.start()
