@@ -95,6 +95,18 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     assert report.bytes_read >= whole["bytes_read"]  # workers read ahead of the last batch
 
 
+def test_a_run_whose_last_phase_is_capped_ends_and_resumes_like_any_other(done: SmallRun, tmp_path: Path) -> None:
+    # 32 samples of the 24, 25 and 26 windows of leaves 0, 1 and 2: 10.7 each are asked, leaf 0 may have 10.3.
+    capped = ("mixture.phases.1.max_repeats=0.43", "mixture.phases.1.on_excess=cap")
+    whole = train(done.recipe(f"save_folder={tmp_path}/whole", *capped))
+    assert (whole.batches, whole.samples) == (BATCHES, BATCHES * 8)
+    assert whole.phases[1]["top_leaves"][-1] == {"leaf": 0, "proportion": pytest.approx(24 * 0.43 / 32)}
+    copy_until(tmp_path / "whole", 8, tmp_path / "run")
+    train(done.recipe(f"save_folder={tmp_path}/run", "autoresume=true", *capped))
+    assert losses_of(tmp_path / "run") == losses_of(tmp_path / "whole")
+    assert windows_of(tmp_path / "run") == windows_of(tmp_path / "whole")
+
+
 def test_autoresume_writes_again_what_an_interruption_left_beyond_the_newest_checkpoint(
     done: SmallRun, tmp_path: Path
 ) -> None:
