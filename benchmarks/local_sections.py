@@ -158,11 +158,11 @@ def _second_rank(task: str, options: dict[str, Any]) -> float | None:
         Child(task, {**options, "paused": True}, {**ranks, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(2)
     ]
-    if all([child.wait_until_paused() for child in children]):  # both hold their first batch
+    for _ in range(3):  # both are imported; hold their first batch; have measured themselves
+        if not all([child.wait_until_paused() for child in children]):
+            break
         for child in children:
             child.resume()
-        for child in children:
-            child.wait_until_paused()  # both have measured themselves
     return [child.result(300) for child in children][1].get("private_bytes")
 
 

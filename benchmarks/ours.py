@@ -56,13 +56,15 @@ def first_batch(
         histogram: file of the mixture; the corpus itself when None.
         position: where the run is resumed; 0 starts it.
         further_batches: read after the first, before the peak is taken.
-        paused: wait, with the first batch in hand, until another rank has it too, and again until both were measured.
+        paused: wait for another rank before the start, with the first batch in hand, and when both were measured.
     """
     from torch.utils.data import DataLoader
 
     from crisp_stream.dataset import MixtureDataset
 
     del DataLoader, MixtureDataset  # imported before the measurement
+    if paused:
+        pause()
     resident, private = memory_bytes("VmRSS"), mapped_memory()["private"]
     loading = time.perf_counter()
     mixture = mixture_of(root, histogram)

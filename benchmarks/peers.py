@@ -136,6 +136,8 @@ def first_batch_of_litdata(*, folders: str, window_tokens: int, paused: bool = F
 
 
 def _measured(first: Callable[[], None], paused: bool) -> dict[str, float]:
+    if paused:
+        pause()
     resident, private = memory_bytes("VmRSS"), mapped_memory()["private"]
     reset_peak()
     started, cpu = time.perf_counter(), cpu_of_all()
