@@ -15,7 +15,7 @@ import os
 import struct
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -55,8 +55,8 @@ class Control:
         os.pwrite(copied._file, log, _HEADER_BYTES)
         return copied
 
-    def __del__(self) -> None:
-        os.close(self._file)
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # `os` may be gone before this object
+        close(self._file)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -108,6 +108,12 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         self._yield_batches, self._drop_last = yield_batches, drop_last
         self._lookahead, self._num_samples = lookahead, num_samples
         self._stream = Stream(self.dataset, mixture, seed=seed)
+        self._identity = {
+            "order_version": ORDER_VERSION,
+            "seed": seed,
+            "dataset": self.dataset.manifest.fingerprint,
+            "mixture": mixture.fingerprint,
+        }
         self._control = Control()
         self._start = _Start()
         self._iterations = 0
@@ -344,7 +350,7 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         if not from_beginning and begun == self._start.pass_number:
             base = self._start.position
         position = base + num_samples
-        return {"position": position, **self._identity(), **self._stream.state(position)}
+        return {"position": position, **self._identity, **self._stream.state(position)}
 
     def _own_state(self) -> dict[str, Any]:
         worker = get_worker_info()
@@ -357,15 +363,7 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         else:
             served = dict(self._served)
         place = {} if worker is None else {"worker": worker.id, "num_workers": worker.num_workers}
-        return {**served, **place, **self._identity(), **self._stream.state(served["position"])}
-
-    def _identity(self) -> dict[str, Any]:
-        return {
-            "order_version": ORDER_VERSION,
-            "seed": self.seed,
-            "dataset": self.dataset.manifest.fingerprint,
-            "mixture": self.mixture.fingerprint,
-        }
+        return {**served, **place, **self._identity, **self._stream.state(served["position"])}
 
     def load_state_dict(self, obj: dict[str, Any]) -> None:
         """Continue from a saved state; call before iterating. Any number of nodes, ranks and workers may continue it.
@@ -378,7 +376,7 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         position, samples = obj.get("position"), obj.get("samples", 0)
         if not isinstance(position, int) or position < 0 or not isinstance(samples, int) or samples < 0:
             raise ResumeError(f"not a state of MixtureDataset: position must be an integer >= 0, got {position!r}.")
-        changed = [(key, obj.get(key), now) for key, now in self._identity().items() if obj.get(key) != now]
+        changed = [(key, obj.get(key), now) for key, now in self._identity.items() if obj.get(key) != now]
         worker = get_worker_info()
         place = (None, None) if worker is None else (worker.id, worker.num_workers)
         if obj.get("num_workers") is not None and place != (obj.get("worker"), obj["num_workers"]):

@@ -168,8 +168,8 @@ class Histogram:
     def fingerprint(self) -> str:
         """sha256 over level, nodes, proportions and tree."""
         digest = hashlib.sha256(json.dumps([self.level, self.tree_fingerprint]).encode())
-        digest.update(self.nodes.astype("<u4").tobytes())
-        digest.update(self.proportions.astype("<f8").tobytes())
+        digest.update(np.ascontiguousarray(self.nodes, "<u4").data)
+        digest.update(np.ascontiguousarray(self.proportions, "<f8").data)
         return digest.hexdigest()
 
     def expand(
