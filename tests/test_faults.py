@@ -85,8 +85,8 @@ def clean(
     with fault_runs.no_process_left(mark):
         yield
     assert not fault_runs.shared_memory() - before
-    assert not fault_runs.cache_litter(cache)
-    killed = "killed" in request.node.name  # then Python's own multiprocessing leaves its folder of sockets
+    killed = "killed" in request.node.name  # then a claim may be left, and Python's own folder of sockets
+    assert killed or not fault_runs.cache_litter(cache)
     assert not [path for path in temporary.iterdir() if not (killed and path.name.startswith("pymp-"))]
 
 
@@ -380,7 +380,8 @@ def test_two_users_on_one_machine(source: Source, root: str, cache: Path, shared
             for folder in [first, *(path for path in first.rglob("*") if path.is_dir())]:
                 folder.chmod(0o555)
         command = [sys.executable, "-m", "tests.fault_runs", json.dumps(told)]
-        run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=60)
+        environment = {**os.environ, "TMPDIR": str(place)}
+        run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=60)
         outcome = Outcome(**json.loads(run.stdout.splitlines()[-1]))
         for folder in [first, *(path for path in first.rglob("*") if path.is_dir())]:
             folder.chmod(0o755)
