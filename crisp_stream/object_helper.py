@@ -75,6 +75,9 @@ class _HelperProcess:
         with self._lock:
             self.lost = True
             status = self._process.wait()
+            for pipe in (self._process.stdin, self._process.stdout):
+                with contextlib.suppress(OSError):  # a request may be left in the buffer
+                    pipe.close()  # pyright: ignore[reportOptionalMemberAccess]
             for future in self._waiting.values():
                 with contextlib.suppress(InvalidStateError):
                     future.set_exception(_HelperLostError(f"it ended with status {status}"))

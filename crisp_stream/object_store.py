@@ -297,7 +297,7 @@ _CAUSES = {
 _SHORTER = [
     (r"^Generic \w+ error: ", ""),
     (r", max_retries: .*?, retry_timeout: [0-9.]+m?s", ""),
-    (r"Error performing ([A-Z]+) (\w+://[^/ ]+)\S* in ([0-9.]{1,4})[0-9]*(\S*?s)\b", r"\1 from \2 for \3 \4"),
+    (r"Error performing ([A-Z]+) (\w+://[^/ ]+)\S* in ([0-9]+(?:\.[0-9])?)[0-9]*(\S*?s)\b", r"\1 from \2 for \3 \4"),
     (r".*Range request not supported by \S+", "the server does not serve ranges"),
     (r"Server returned non-2xx status code: ", ""),
     (r": <\?xml.*?<Code>(.*?)</Code>.*?<Message>(.*?)</Message>.*", r", \1: \2"),
@@ -307,9 +307,10 @@ _SHORTER = [
 def _cause(error: Exception) -> str:
     """One line from obstore's error: its message without the address, and what its debug output says of the reason."""
     message, _, debug = str(error).partition("Debug source")
-    text = " ".join(message.split())[:1000].rstrip(".")
+    text = " ".join(message.split())[:1000]
     for pattern, short in _SHORTER:
         text = re.sub(pattern, short, text)
+    text = text.rstrip(".")
     causes = [cause for pattern, cause in _CAUSES.items() if re.search(pattern, debug)]
     return f"{causes[0]} ({text})" if causes else text
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
+import signal
+import threading
+import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
-from crisp_stream import storage
+from crisp_stream import object_helper, storage
 from crisp_stream.errors import InputError, StorageError
 from crisp_stream.storage import MissingObjectError, Store, open_store
+from tests.fault_proxy import every_request, fault_proxy
 from tests.seaweed import S3Server
 
 
@@ -142,3 +147,62 @@ def test_inputs_are_listed_as_files_folders_and_globs(tmp_path: Path, s3: S3Serv
         assert storage.input_bytes(f"{root}/a.jsonl") == 2
         with pytest.raises(InputError, match=r"none\.jsonl matches no file"):
             storage.list_inputs(f"{root}/none.jsonl")
+
+
+def test_ctrl_c_is_heeded_while_a_request_waits(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(s3.fresh_prefix())
+    with fault_proxy(s3.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        proxy.start("stalled", where=every_request)
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        start = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            store.get("a")
+        assert time.monotonic() - start < 5
+        proxy.heal()
+
+
+def test_an_error_names_object_range_cause_and_remedy(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(s3.fresh_prefix(), timeout=1)
+    store.put("a", bytes(100))
+    with fault_proxy(s3.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        proxy.start("503", where=every_request)
+        reader = open_store(store.url, timeout=1)
+        with pytest.raises(StorageError) as failed:
+            reader.get_range("a", 10, 20)
+    text = str(failed.value)
+    assert text.startswith(f"cannot read bytes 10-29 of {store.url}/a: GET from {proxy.endpoint} for ")
+    assert text.endswith(
+        "503 Service Unavailable, SlowDown: Please reduce your request rate. "
+        "Check the network, the endpoint and the path."
+    )
+
+
+def test_a_lost_helper_is_replaced_for_reads_and_raised_for_writes(s3: S3Server) -> None:
+    store = open_store(s3.fresh_prefix())
+    store.put("a", b"xyz")
+    helper = object_helper.Helper(store.url, 10.0)
+    assert helper.call("get", "a") == b"xyz"
+    first = helper._process()._process
+    first.kill()
+    assert helper.call("get", "a") == b"xyz"
+    second = helper._process()._process
+    assert second.pid != first.pid
+    os.kill(second.pid, signal.SIGSTOP)
+    threading.Timer(0.5, second.kill).start()
+    with pytest.raises(StorageError, match=r"/b: the helper process that carries out requests was lost: it ended with"):
+        helper.call("put", "b", b"x", False)
+    third = helper._process()._process
+    third.stdin.close()  # pyright: ignore[reportOptionalMemberAccess]
+    assert third.wait(10) == 0
+
+
+def test_a_helper_that_falls_silent_is_an_error_in_time(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(object_helper, "_MARGIN_SECONDS", 0.2)
+    helper = object_helper.Helper(s3.fresh_prefix(), 0.5)
+    process = helper._process()._process
+    os.kill(process.pid, signal.SIGSTOP)
+    with pytest.raises(StorageError, match=r"was lost: it did not answer within 0\.5 s"):
+        helper.call("get", "a")
+    assert process.wait(10) == -signal.SIGKILL
