@@ -19,7 +19,7 @@ VARYING = {
     r"/var/tmp/\w+/first/": "CACHE/",
     r"127\.0\.0\.1:\d+": "127.0.0.1:PORT",
     r"\(pid \d+\)": "(pid N)",
-    r"CACHE/[0-9a-f]{16}/\S*": "CACHE",
+    r"CACHE/[0-9a-f]{16}/[^\s:]*": "CACHE",
 }
 
 
