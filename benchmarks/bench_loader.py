@@ -54,7 +54,7 @@ def run_section(name: str, inputs: Inputs, results: Path, repeats: int) -> None:
     print(f"\n## {name} ({time.perf_counter() - started:.0f} s)\n\n{section_text(found, columns)}", flush=True)
 
 
-def report(results: Path, plots: Path, *, readme: bool) -> None:
+def report(results: Path, plots: Path, work: Path, *, readme: bool) -> None:
     """Draw the plots and, for the committed results, fill in the README."""
     found = {name: kept for name in SECTIONS if (kept := load(name, results)) is not None}
     try:
@@ -62,7 +62,7 @@ def report(results: Path, plots: Path, *, readme: bool) -> None:
     except ImportError:
         print("no plots: matplotlib is not installed (pip install 'crisp-stream[bench]')")
     else:
-        for path in draw_all(found, plots):
+        for path in draw_all(found, plots, work):
             print(path)
     if readme:
         update_readme({name: section_text(kept, SECTIONS[name][1]) for name, kept in found.items()})
@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in SECTIONS if options.section == "all" else [options.section]:
         if name != "report":
             run_section(name, inputs, results, 1 if options.quick else options.repeats)
-    report(results, work if options.quick else HERE, readme=not options.quick)
+    report(results, work if options.quick else HERE, work, readme=not options.quick)
 
 
 if __name__ == "__main__":

@@ -16,15 +16,20 @@ from benchmarks.inputs import Inputs
 from benchmarks.measure import UnavailableError, run_task
 from benchmarks.report import Column, Row, count
 
+
+def _small(value: float) -> str:
+    return f"{value:.4f}" if value >= 0.001 else f"{value:.5f}"
+
+
 ERROR_COLUMNS = [
     Column(title="side", key="side"),
     Column(title="leaves", key="leaves", show=count),
     Column(title="non-zero", key="nonzero", show=count),
-    Column(title="T = 10^3", key="3"),
-    Column(title="T = 10^4", key="4"),
-    Column(title="T = 10^5", key="5"),
-    Column(title="T = 10^6", key="6"),
-    Column(title="T = 10^7", key="7"),
+    Column(title="T = 10^3", key="tv_3", show=_small),
+    Column(title="T = 10^4", key="tv_4", show=_small),
+    Column(title="T = 10^5", key="tv_5", show=_small),
+    Column(title="T = 10^6", key="tv_6", show=_small),
+    Column(title="T = 10^7", key="tv_7", show=_small),
 ]
 WINDOWS_PER_LEAF = 50
 _CHUNK = 1 << 20
@@ -140,7 +145,5 @@ def _medians(
     for power, length in enumerate(lengths, 3):
         found = [run[str(length)] for run in runs if str(length) in run]
         if found:
-            median = statistics.median(found)
-            values[str(power)] = f"{median:.4f}"
-            values[f"tv_{power}"] = median
+            values[f"tv_{power}"] = statistics.median(found)
     return values

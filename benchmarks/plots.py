@@ -31,8 +31,8 @@ COLOURS = {"crisp-stream": "#0b6e4f", "StreamingDataset": "#d1495b", "LitData": 
 MARKERS = {"crisp-stream": "o", "StreamingDataset": "s", "LitData": "^", "multinomial": "D"}
 
 
-def draw_all(results: Mapping[str, Results], folder: Path) -> list[Path]:
-    """Draw what there are results for; returns the files."""
+def draw_all(results: Mapping[str, Results], folder: Path, pngs: Path) -> list[Path]:
+    """Draw what there are results for, as SVG into `folder` and, to be looked at, as PNG; returns the files."""
     plots: dict[str, tuple[str, Callable[[list[Row]], Figure]]] = {
         "start": ("start.svg", start),
         "error": ("mixture_error.svg", error),
@@ -43,8 +43,8 @@ def draw_all(results: Mapping[str, Results], folder: Path) -> list[Path]:
         if section in results:
             figure = draw(results[section].rows)
             figure.savefig(folder / name, metadata={"Date": None})
-            figure.savefig(folder / name.replace(".svg", ".png"), dpi=110)
-            paths += [folder / name, folder / name.replace(".svg", ".png")]
+            figure.savefig(pngs / name.replace(".svg", ".png"), dpi=110)
+            paths += [folder / name, pngs / name.replace(".svg", ".png")]
     return paths
 
 
@@ -61,9 +61,7 @@ def _plain(value: float, _: Any = None) -> str:
 
 
 def _clusters(value: float) -> str:
-    if value >= 1e6:
-        return f"{value / 1e6:.1f}M"
-    return f"{value / 1024:.0f}k" if value >= 1024 and value % 1024 == 0 else f"{value:,.0f}"
+    return "16.7M" if value == 1 << 24 else f"{value:,.0f}"
 
 
 def start(rows: list[Row]) -> Figure:
@@ -136,7 +134,7 @@ def error(rows: list[Row]) -> Figure:
     figure.supxlabel("samples T", size=10)
     figure.supylabel("total variation, asked against served", size=10)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(5, 2 * columns))
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(3, columns + 1))
     return figure
 
 
