@@ -151,6 +151,7 @@ def test_inputs_are_listed_as_files_folders_and_globs(tmp_path: Path, s3: S3Serv
 
 def test_ctrl_c_is_heeded_while_a_request_waits(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store(s3.fresh_prefix())
+    open_store(store.url).put("a", b"x")
     with fault_proxy(s3.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         proxy.start("stalled", where=every_request)
