@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from benchmarks.report import Results, Row
 
@@ -75,11 +76,16 @@ def start(rows: list[Row]) -> Figure:
         for side in ("crisp-stream", "StreamingDataset", "LitData"):
             _line(axes, [row for row in rows if _side(row) == side and key in row], side, key, scale)
         ticks = sorted({row["clusters"] for row in rows})
-        axes.set(xscale="log", yscale="log", xlabel="clusters", ylabel=label)
-        axes.set_xticks(ticks, [_clusters(tick) for tick in ticks])
+        values = [row[key] * scale for row in rows if key in row]
+        decades = (10 ** math.floor(math.log10(min(values))), 10 ** math.ceil(math.log10(max(values))))
+        axes.set(xscale="log", yscale="log", xlabel="clusters", ylabel=label, ylim=decades)
+        axes.set_xticks(ticks, [_clusters(tick) for tick in ticks], rotation=30, ha="right", rotation_mode="anchor")
         axes.set_xticks([], minor=True)
         axes.yaxis.set_major_formatter(FuncFormatter(_plain))
-    figure.axes[0].legend(loc="upper left")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.margins(x=0.09)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3)
     return figure
 
 
@@ -92,15 +98,8 @@ def _line(axes: Axes, rows: list[Row], side: str, key: str, scale: float) -> Non
         if row["nonzero"] != row["clusters"]:
             point = (row["clusters"], row[key] * scale)
             axes.plot(*point, color=COLOURS[side], marker=MARKERS[side], markerfacecolor="white", linestyle="none")
-            axes.annotate(
-                f"{row['nonzero']:,} non-zero",
-                point,
-                (-8, -4),
-                textcoords="offset points",
-                ha="right",
-                va="top",
-                size=8,
-            )
+            text = f"{row['nonzero']:,}\nnon-zero"
+            axes.annotate(text, point, (0, -7), textcoords="offset points", ha="center", va="top", size=8)
 
 
 def error(rows: list[Row]) -> Figure:
