@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
 from crisp_stream.batches import PackedBatch, tensors
@@ -31,8 +30,8 @@ from crisp_stream.mixture import Mixture
 from crisp_stream.order import ORDER_VERSION, SampleOrder
 from crisp_stream.reader import WindowReader
 from crisp_stream.runs import RunPlan
-from crisp_stream.stream import Stream, decode_change, encode_change
-from crisp_stream.topology import Topology
+from crisp_stream.stream import Stream, apply_change, encode_change
+from crisp_stream.topology import Topology, agreed
 
 LOOKAHEAD = 4096
 
@@ -282,10 +281,10 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
             )
 
     def _update_stream(self) -> bool:
-        changes = [decode_change(record, self.dataset) for record in self._control.new_records()]
-        for at, histogram in changes:
-            self._stream.change(at, histogram)
-        return bool(changes)
+        records = self._control.new_records()
+        for record in records:
+            apply_change(record, self._stream, self.dataset)
+        return bool(records)
 
     def set_proportions(self, histogram: Histogram, at_sample: int | None = None) -> int:
         """Follow another histogram from a future sample on, while training runs. Every rank must make the same call.
@@ -293,7 +292,7 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         Workers have planned ahead (`lookahead`, and what DataLoader prefetches), so the change can stand no earlier
         than the first global batch that no worker of any rank has planned. It lasts to the end of the mixture (of this
         pass) or to the next change, takes the place of phases that were to come, is part of `state_dict`, and is
-        replayed exactly on resume.
+        replayed exactly on resume. It has no `max_repeats`.
 
         Args:
             histogram: of the dataset's tree.
@@ -311,18 +310,19 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         record = None
         number, end = self._control.current_pass, self._stream.pass_samples
         first = self._start.position if end is None or number in (None, self._start.pass_number) else number * end
-        planned = max(self._control.hold(), self._stream.last_change, first)
+        planned = max(self._control.hold(), first)
         try:
             ahead = -(-(planned - first) // self.global_batch_size) * self.global_batch_size
-            earliest = _agreed(first + ahead, histogram, at_sample)
+            planned = agreed(first + ahead, histogram, at_sample)
+            earliest = max(planned, self._stream.last_change)
             at = earliest if at_sample is None else at_sample
             if at < earliest:
                 raise InputError(
                     f"at_sample {at:,} is planned already; the mixture can be changed from sample {earliest:,} on. "
                     "Ask earlier, or lower lookahead."
                 )
-            self._stream.change(at, histogram)
-            record = encode_change(at, histogram)
+            self._stream.change(at, histogram, planned_before=planned)
+            record = encode_change(at, histogram, planned_before=planned)
         finally:
             self._control.release(record)
         self._control.new_records()  # its own
@@ -404,15 +404,3 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         )
         if worker is None:
             self._control = Control()
-
-
-def _agreed(earliest: int, histogram: Histogram, at_sample: int | None) -> int:
-    """The latest `earliest` of all ranks, which must ask for the same change."""
-    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
-        return earliest
-    asked = (earliest, histogram.fingerprint, at_sample)
-    gathered: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(gathered, asked)
-    if len({other[1:] for other in gathered}) > 1:
-        raise InputError("set_proportions must be called with the same histogram and at_sample on every rank.")
-    return max(other[0] for other in gathered)

@@ -111,12 +111,18 @@ class SampleOrder:
         )
         self._phase_starts = np.append(self._phase_starts, first_sample)
 
-    def cut(self, position: int) -> None:
-        """End the stream at a position, in whatever phase that is; what comes before it stays as it is."""
+    def cut(self, position: int, *, planned: bool = True) -> None:
+        """End the stream at a position, in whatever phase that is; what comes before it stays as it is.
+
+        Args:
+            position: the new end.
+            planned: that phase may have been served in part. Otherwise its blocks become as large as it is now.
+        """
         kept = int(np.searchsorted(self._phase_starts, position, side="left"))
         kept = max(1, kept)
         last = self.plans[kept - 1]
-        self.plans[kept - 1 :] = [replace(last, served=position - last.first_sample)]
+        served = position - last.first_sample
+        self.plans[kept - 1 :] = [replace(last, served=served, num_samples=last.num_samples if planned else served)]
         self._phase_starts = self._phase_starts[:kept]
         self._block = None
         if self._history is not None and self._history.first_phase > last.number:
@@ -176,6 +182,10 @@ class SampleOrder:
     def phase_at(self, position: int) -> int:
         """Number of the phase that holds a position."""
         return self.plans[int(np.searchsorted(self._phase_starts, position, side="right")) - 1].number
+
+    def phase_start(self, position: int) -> int:
+        """First position of the phase that would end if the stream were cut at a position."""
+        return int(self._phase_starts[max(0, int(np.searchsorted(self._phase_starts, position, side="left")) - 1)])
 
     def history_before(self, position: int) -> DrawHistory | None:
         """The draws of all phases before the one that holds a position; None before the second."""

@@ -7,7 +7,6 @@ million batches than after ten.
 
 from __future__ import annotations
 
-import json
 import struct
 import zlib
 from collections import OrderedDict
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 _KEPT_CHANGES = 4
 _KEPT_PLANS = 16
 _HEAD = struct.Struct("<qI")
+_CHANGE = struct.Struct("<qq")
 
 
 class Stream:
@@ -72,8 +72,14 @@ class Stream:
                 self.order.append(_Source(self, index), phase.samples)
             self._passes += 1
 
-    def change(self, at: int, histogram: Histogram) -> None:
+    def change(self, at: int, histogram: Histogram, *, planned_before: int) -> None:
         """Follow another histogram from position `at` on, to the end of the pass.
+
+        Args:
+            at: where the change stands.
+            histogram: what is followed.
+            planned_before: position before which some process may have planned. A phase from there on is planned anew,
+                for the length that it now has; one before keeps the order in which it was begun.
 
         Raises:
             InputError: an earlier change stands at a later position, or the pass is over before.
@@ -82,13 +88,13 @@ class Stream:
         if at < self.last_change or (end is not None and at >= end):
             reach = "" if end is None else f" and before its end at {end:,}"
             raise InputError(f"the mixture can be changed from sample {self.last_change:,} on{reach}, got {at:,}.")
-        self.order.cut(at)
+        self.order.cut(at, planned=self.order.phase_start(at) < planned_before)
         self.order.append(_Source(self, histogram), None if end is None else end - at)
         self.changed, self.last_change = True, at
 
     def check(self, histogram: Histogram) -> None:
         """Raises InputError: the histogram does not fit the dataset."""
-        self._expanded(Phase(histogram))
+        self._expanded(histogram)
 
     def state(self, position: int) -> dict[str, Any]:
         """What `restore` needs to go on from a position, where that is more than the mixture; else nothing."""
@@ -127,29 +133,28 @@ class Stream:
             return self._shares(source)
         key = id(source)  # of no other histogram as long as this one is kept here
         if key not in self._shares_of_change:
-            self._shares_of_change[key] = (source, LeafShares.of(self._expanded(Phase(source))))
+            self._shares_of_change[key] = (source, LeafShares.of(self._expanded(source)))
             while len(self._shares_of_change) > _KEPT_CHANGES:
                 self._shares_of_change.popitem(last=False)
         return self._shares_of_change[key][1]
 
-    def _expanded(self, phase: Phase) -> NDArray[np.float64]:
-        alone = Mixture([phase], max_missing_mass=self.mixture.max_missing_mass)
-        return alone.leaf_proportions(self._dataset)[0]
+    def _expanded(self, histogram: Histogram) -> NDArray[np.float64]:
+        alone = Mixture([Phase(histogram)], max_missing_mass=self.mixture.max_missing_mass)
+        return alone.proportions_of_phase(0, self._dataset)
 
     def _shares(self, number: int) -> LeafShares:
         shares = self._shares_of_phase.get(number)
         if shares is None:
-            phase = self.mixture.phases[number]
-            if min(self._dataset.manifest.num_leaves, self._dataset.manifest.num_windows) < SHARED_ROWS:
-                shares = LeafShares.of(self._expanded(phase))
+            if self._dataset.manifest.num_leaves < SHARED_ROWS:
+                shares = LeafShares.of(self.mixture.proportions_of_phase(number, self._dataset))
             else:
-                shares = self._shared(number, phase)
+                shares = self._shared(number)
             self._shares_of_phase[number] = shares
         return shares if isinstance(shares, LeafShares) else LeafShares(rows=shares["rows"], cdf=shares["cdf"])
 
-    def _shared(self, number: int, phase: Phase) -> SharedArrays:
+    def _shared(self, number: int) -> SharedArrays:
         def make() -> dict[str, NDArray[Any]]:
-            made = LeafShares.of(self._expanded(phase))
+            made = LeafShares.of(self.mixture.proportions_of_phase(number, self._dataset))
             return {"rows": made.rows, "cdf": made.cdf}
 
         folder: Path = self._dataset.table_folder
@@ -237,12 +242,12 @@ def decode_histogram(content: bytes, dataset: Dataset) -> Histogram:
     )
 
 
-def encode_change(at: int, histogram: Histogram) -> bytes:
-    """A change of the mixture as a record of the control log."""
-    return json.dumps(at).encode() + b"\n" + encode_histogram(histogram)
+def encode_change(at: int, histogram: Histogram, *, planned_before: int) -> bytes:
+    """The arguments of `Stream.change` as a record of the control log."""
+    return _CHANGE.pack(at, planned_before) + encode_histogram(histogram)
 
 
-def decode_change(record: bytes, dataset: Dataset) -> tuple[int, Histogram]:
-    """Of `encode_change`."""
-    at, _, content = record.partition(b"\n")
-    return int(at), decode_histogram(content, dataset)
+def apply_change(record: bytes, stream: Stream, dataset: Dataset) -> None:
+    """Make the change of a record."""
+    at, planned_before = _CHANGE.unpack_from(record)
+    stream.change(at, decode_histogram(record[_CHANGE.size :], dataset), planned_before=planned_before)

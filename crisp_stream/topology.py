@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import distributed
 
 from crisp_stream.errors import InputError
+
+if TYPE_CHECKING:
+    from crisp_stream.histogram import Histogram
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,3 +71,15 @@ class Topology:
         positions = np.arange(start, start + batch_size * self.num_replicas, dtype=np.int64)
         own = (positions % num_nodes == node) & (positions // num_nodes % groups_per_node == local_group)
         return positions[own]
+
+
+def agreed(earliest: int, histogram: Histogram, at_sample: int | None) -> int:
+    """The latest `earliest` of all ranks, which must ask for the same change."""
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        return earliest
+    asked = (earliest, histogram.fingerprint, at_sample)
+    gathered: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(gathered, asked)
+    if len({other[1:] for other in gathered}) > 1:
+        raise InputError("set_proportions must be called with the same histogram and at_sample on every rank.")
+    return max(other[0] for other in gathered)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,8 +15,7 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from crisp_stream import Histogram, Mixture, MixtureDataset, Phase
-from crisp_stream import dataset as loading
+from crisp_stream import Histogram, Mixture, MixtureDataset, Phase, topology
 from crisp_stream.errors import InputError, ResumeError, StorageError
 from crisp_stream.format import Dataset
 from tests.synthetic import write_synthetic_dataset
@@ -174,9 +178,9 @@ def test_ranks_agree_on_the_latest_of_their_positions(dataset: Dataset, monkeypa
     def gather(into: list, own: tuple) -> None:
         into[:] = [own, *others]
 
-    monkeypatch.setattr(loading.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(loading.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(loading.distributed, "all_gather_object", gather)
+    monkeypatch.setattr(topology.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(topology.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(topology.distributed, "all_gather_object", gather)
     assert stream.set_proportions(histogram) == 70
     others[0] = (100, "another", None)
     with pytest.raises(InputError, match="the same histogram and at_sample on every rank"):
@@ -190,3 +194,53 @@ def test_a_damaged_saved_stream_is_refused(dataset: Dataset) -> None:
     for damage in ({"plans": []}, {"drawn": b"x"}, {"plans": [{**state["stream"]["plans"][0], "histogram": b"123"}]}):
         with pytest.raises(ResumeError, match="the saved stream of mixtures is damaged"):
             made(dataset).load_state_dict({**state, "stream": {**state["stream"], **damage}})
+
+
+RANK_SCRIPT = """
+import json, sys
+from torch import distributed
+from torch.utils.data import DataLoader
+from crisp_stream import Histogram, Mixture, MixtureDataset, open_dataset
+
+root = sys.argv[1]
+distributed.init_process_group("gloo")
+rank = distributed.get_rank()
+dataset = open_dataset(root)
+stream = MixtureDataset(root, Mixture.base(dataset.manifest), batch_size=6, seed=4, yield_batches=True, lookahead=30)
+batches = iter(DataLoader(stream, batch_size=None, num_workers=2 * rank))
+taken = [next(batches)["window"].tolist() for _ in range(3)]
+changes = []
+for leaf in (3, 15):
+    changes.append(stream.set_proportions(Histogram.from_leaves([leaf], dataset.tree, 2)))
+    taken += [next(batches)["window"].tolist() for _ in range(8)]
+while len(taken) * 12 < changes[-1] + 60:
+    taken.append(next(batches)["window"].tolist())
+print(json.dumps([changes, taken]))
+distributed.destroy_process_group()
+"""
+
+
+def test_real_ranks_with_different_workers_change_at_the_same_sample(dataset: Dataset) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK_SCRIPT, dataset.root],
+            env={**os.environ, **common, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    results = [json.loads(process.communicate(timeout=200)[0]) for process in ranks]
+    assert results[0][0] == results[1][0]
+    first, second = results[0][0]
+    assert first % 12 == second % 12 == 0
+    windows = [one + other for one, other in zip(results[0][1], results[1][1], strict=True)]
+    for number, batch in enumerate(windows):
+        expected = {3} if first <= 12 * number < second else {15} if 12 * number >= second else set(WINDOWS)
+        assert set(served(dataset, batch)) <= expected
+    together = np.array([window for batch in windows for window in batch])
+    assert len(np.unique(together[:first])) == first  # no window twice, no rank on its own
