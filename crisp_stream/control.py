@@ -1,8 +1,9 @@
 """What a MixtureDataset and its DataLoader workers tell each other: how far is planned, how the mixture changed.
 
 A worker is a copy of the dataset in another process, forked or spawned; DataLoader has no channel to it. This one is an
-unnamed temporary file that all copies hold open: a few mapped numbers, and a log of changes. It has no name, so nothing
-can be left behind, and its lock (POSIX, by process) is released by the kernel when a process dies in it.
+unnamed file, in memory where the system has such, that all copies hold open: a few mapped numbers, and a log of
+changes. It has no name, so nothing can be left behind, and its lock (POSIX, by process) is released by the kernel when
+a process dies in it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from crisp_stream.errors import StorageError
+
 _HEADER_BYTES = 8192
 _MAX_WORKERS = 4096
 _NO_CEILING = -1
@@ -31,6 +34,7 @@ class Control:
     """Shared by a dataset and the copies of it that DataLoader makes."""
 
     def __init__(self, file: int | None = None) -> None:
+        self._file = -1
         self._file = _unnamed_file() if file is None else file
         self._mapped = mmap.mmap(self._file, _HEADER_BYTES)
         numbers = np.frombuffer(self._mapped, np.int64, (_HEADER_BYTES - _MAX_WORKERS) // 8, _MAX_WORKERS)
@@ -56,7 +60,8 @@ class Control:
         return copied
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:  # `os` may be gone before this object
-        close(self._file)
+        if self._file >= 0:
+            close(self._file)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -139,9 +144,15 @@ class Control:
 
 
 def _unnamed_file() -> int:
-    with tempfile.TemporaryFile(prefix="crisp-stream-") as file:
-        descriptor = os.dup(file.fileno())
-    os.ftruncate(descriptor, _HEADER_BYTES)
+    try:
+        if hasattr(os, "memfd_create"):
+            descriptor = os.memfd_create("crisp-stream")
+        else:
+            with tempfile.TemporaryFile(prefix="crisp-stream-") as file:
+                descriptor = os.dup(file.fileno())
+        os.ftruncate(descriptor, _HEADER_BYTES)
+    except OSError as error:
+        raise StorageError(f"cannot make a temporary file ({error}). Check TMPDIR and the disk.") from error
     return descriptor
 
 

@@ -89,7 +89,7 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
             drop_last: leave out a last global batch that is not full. Otherwise it is served smaller, equally large
                 on all ranks; what cannot be shared equally is left out.
             num_samples: samples that training will take, over all ranks, when an open-ended mixture has a known end:
-                nothing beyond is fetched. It never changes what is served.
+                nothing beyond is planned or fetched ahead. It never changes what is served.
 
         Raises:
             FormatError, StorageError: the root cannot be opened.
@@ -202,7 +202,8 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
 
     def _order_of_runs(self) -> tuple[SampleOrder, int | None]:
         order = self._stream.copied_order()
-        ends = [end for end in (self._num_samples, order.num_samples) if end is not None]
+        whole = None if self._num_samples is None else -(-self._num_samples // self.global_batch_size)
+        ends = [end for end in (whole and whole * self.global_batch_size, order.num_samples) if end is not None]
         known = ends and not self._stream.changed and self.mixture.draw == "systematic"
         return order, min(ends) if known else None
 
@@ -219,7 +220,7 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         largest = max(1, self._lookahead // (4 * self.batch_size))
         while True:
             while windows_ahead < self._lookahead:
-                starts = self._claim(runs, position, step, group)
+                starts = self._claim(runs, position, step, group, needed=not waiting)
                 if not starts:
                     break
                 sizes = [self._batch_size_at(start) for start in starts]
@@ -245,10 +246,15 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
                 yield start, own, reader.read(own, rows[part]) if samples is None else samples[part]
                 at = part.stop
 
-    def _claim(self, runs: RunPlan, position: int, step: int, group: int) -> list[int]:
-        """The starts of this process's next batches, at most `group`, claimed for the mixture as it is now known."""
+    def _claim(self, runs: RunPlan, position: int, step: int, group: int, *, needed: bool) -> list[int]:
+        """The starts of this process's next batches, at most `group`, claimed for the mixture as it is now known.
+
+        Beyond `num_samples` only what is `needed` now: one batch.
+        """
         starts = [position + number * step * self.global_batch_size for number in range(group)]
         starts = [start for start in starts if self._batch_size_at(start)]
+        if self._num_samples is not None and starts and starts[-1] >= self._num_samples:
+            starts = [start for start in starts if start < self._num_samples] or starts[: int(needed)]
         if starts:
             until = time.monotonic() + self._timeout
             while not self._control.plan(starts[-1] + self.global_batch_size):

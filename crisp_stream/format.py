@@ -214,6 +214,7 @@ class Dataset:
             StorageError: the storage refused or failed.
         """
         self.store: Store = open_store(root, timeout=timeout)
+        self._timeout = timeout
         self.root = self.store.url
         self.manifest = Manifest.from_json(self._required(MANIFEST))
         self._clusters = self._cluster_table()
@@ -263,7 +264,7 @@ class Dataset:
         """The clustering tree, checked against the manifest. Raises FormatError."""
         from crisp_stream.tree import ClusterTree
 
-        tree = ClusterTree.load(f"{self.root}/tree")
+        tree = ClusterTree.load(f"{self.root}/tree", timeout=self._timeout)
         if tree.fingerprint != self.manifest.tree_fingerprint:
             raise FormatError(
                 f"{self.root}/tree: fingerprint {tree.fingerprint[:12]} is not the manifest's "
@@ -276,16 +277,15 @@ class Dataset:
 
         Raises:
             FormatError: the tokenizer is not the one of the manifest.
+            StorageError: it cannot be read, or kept in the cache folder.
         """
         if self.store.is_local:
             folder = local_path(self.root) / "tokenizer"
         else:
             folder = cache_folder() / self.manifest.fingerprint[:16] / "tokenizer"
-            folder.mkdir(parents=True, exist_ok=True)
+            cached = open_store(str(folder))
             for name in TOKENIZER_FILES:
-                temporary = folder / f".{name}.{id(self)}"
-                temporary.write_bytes(self._required(f"tokenizer/{name}"))
-                temporary.replace(folder / name)
+                cached.put(name, self._required(f"tokenizer/{name}"))
         found = hashlib.sha256((folder / TOKENIZER_FILES[0]).read_bytes()).hexdigest()
         if found != self.manifest.tokenizer.fingerprint:
             raise FormatError(

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 from numpy.typing import ArrayLike, NDArray
 
-from crisp_stream.errors import FormatError, InputError
+from crisp_stream.errors import FormatError, InputError, StorageError
 from crisp_stream.format import MAX_LEAVES
-from crisp_stream.tables import read_parquet
+from crisp_stream.shared_arrays import SHARED_ROWS, shared_arrays
+from crisp_stream.storage import cache_folder
+from crisp_stream.tables import numbers, read_parquet
 
 if TYPE_CHECKING:
     from crisp_stream.format import Manifest
@@ -68,10 +71,10 @@ class Histogram:
         if abs(total - 1.0) > _SUM_TOLERANCE:
             raise InputError(f"proportions must sum to 1, got {total:.6f}. Divide them by their sum.")
         kept = proportions > 0
-        object.__setattr__(self, "nodes", nodes[kept].astype(np.uint32))
-        object.__setattr__(self, "proportions", proportions[kept])
+        object.__setattr__(self, "nodes", _own(nodes, kept, np.uint32))
+        object.__setattr__(self, "proportions", _own(proportions, kept, np.float64))
         if self.counts is not None:
-            object.__setattr__(self, "counts", np.asarray(self.counts, np.int64)[kept])
+            object.__setattr__(self, "counts", _own(np.asarray(self.counts), kept, np.int64))
 
     @classmethod
     def from_leaves(
@@ -240,9 +243,11 @@ class Histogram:
         """
         if not Path(path).is_file():
             raise FormatError(f"{path}: no such file. Make a histogram with: crisp-stream histogram TASK… --out {path}")
+        content = Path(path).read_bytes()
         try:
-            table = read_parquet(Path(path).read_bytes(), max_rows=MAX_LEAVES)
-            metadata = json.loads((table.schema.metadata or {})[_METADATA_KEY])
+            schema = pq.read_schema(pa.BufferReader(content))
+            num_rows = pq.read_metadata(pa.BufferReader(content)).num_rows
+            metadata = json.loads((schema.metadata or {})[_METADATA_KEY])
         except (pa.ArrowException, OSError, KeyError, ValueError, RecursionError) as error:
             raise FormatError(f"{path}: not a histogram file of crisp-stream ({error!r}).") from error
         version = metadata.get("histogram_version") if isinstance(metadata, dict) else None
@@ -252,20 +257,45 @@ class Histogram:
             arity, depth = int(metadata["arity"]), int(metadata["depth"])
             if not (2 <= arity <= 64 and 1 <= depth <= 24):
                 raise FormatError(f"{path}: arity must be 2 to 64 and depth 1 to 24, got {arity} and {depth}.")
-            if table["node"].null_count or table["proportion"].null_count:
-                raise FormatError(f"{path}: node and proportion must not be null. Restore the file.")
+            columns = _columns(content) if num_rows < SHARED_ROWS else _shared_columns(content)
             return cls(
                 level=int(metadata["level"]),
-                nodes=table["node"].cast(pa.int64()).to_numpy(),
-                proportions=table["proportion"].cast(pa.float64()).to_numpy(),
+                nodes=columns["node"],
+                proportions=columns["proportion"],
                 arity=arity,
                 depth=depth,
                 tree_fingerprint=str(metadata["tree_fingerprint"]),
-                counts=None if table["count"].null_count else table["count"].cast(pa.int64()).to_numpy(),
+                counts=columns["count"] if len(columns["count"]) else None,
                 provenance=dict(metadata["provenance"]),
             )
-        except (KeyError, TypeError, ValueError, OverflowError, pa.ArrowException) as error:
+        except StorageError:
+            raise
+        except (KeyError, TypeError, ValueError, OverflowError, OSError, pa.ArrowException) as error:
             raise FormatError(f"{path}: {error}") from error
+
+
+def _columns(content: bytes) -> dict[str, NDArray[Any]]:
+    """node, proportion and count of a histogram file; no counts where they are null."""
+    table = read_parquet(content, max_rows=MAX_LEAVES)
+    if table["node"].null_count or table["proportion"].null_count:
+        raise FormatError("node and proportion must not be null. Restore the file.")
+    nodes, proportions = numbers(table["node"], pa.uint32()), numbers(table["proportion"], pa.float64())
+    counts = np.empty(0, np.int64) if table["count"].null_count else numbers(table["count"], pa.int64())
+    return {"node": nodes, "proportion": proportions, "count": counts}
+
+
+def _shared_columns(content: bytes) -> dict[str, NDArray[Any]]:
+    """The same, one copy for all processes of the machine."""
+    name = f"{xxhash.xxh3_128_hexdigest(content)}.arrays"
+    shared = shared_arrays(cache_folder() / "histograms" / name, lambda: _columns(content))
+    return {column: shared[column] for column in ("node", "proportion", "count")}
+
+
+def _own(values: NDArray[Any], kept: NDArray[np.bool_], dtype: type[np.generic]) -> NDArray[Any]:
+    """The values to keep: a copy, unless they are all kept and nobody can change them."""
+    if values.dtype == dtype and not values.flags.writeable and kept.all():
+        return values
+    return values[kept].astype(dtype, copy=False)
 
 
 def _slices(length: int) -> Iterator[slice]:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from crisp_stream.errors import CorruptDataError, StorageError
 from crisp_stream.mds import checksums, sample_dtype
-from crisp_stream.run_cache import Run, RunCache
+from crisp_stream.run_cache import CLAIM_SECONDS, Run, RunCache
 from crisp_stream.runs import RunPlan
 from crisp_stream.storage import cache_folder, local_path
 
@@ -34,7 +34,7 @@ REQUEST_BYTES = 8 << 20
 REQUESTS_IN_FLIGHT = 32
 FETCH_ATTEMPTS = 3
 _OPEN_SHARDS = 256
-_STALL_MARGIN = 15.0  # seconds beyond the timeout, for the client to give up by itself
+_STALL_MARGIN = 6.0  # seconds beyond the timeout, for the client to give up by itself
 _FIRST_POLL = 0.001
 
 Int64s = NDArray[np.int64]
@@ -172,9 +172,10 @@ class _LocalShards:
             raise StorageError(
                 f"{path}: {error.strerror}. Restore the shard; crisp-stream verify finds others."
             ) from error
-        self._files[shard] = file
         if os.fstat(file).st_size != self._dataset.shards[shard].shard_bytes:
+            os.close(file)
             raise self._truncated(shard)
+        self._files[shard] = file
         if len(self._files) > _OPEN_SHARDS:
             os.close(self._files.popitem(last=False)[1])
         return file
@@ -278,7 +279,7 @@ class _FetchedRuns:
 
     def _fetch_now(self, run: Run, windows: Int64s, samples: NDArray[Any], places: NDArray[np.intp]) -> None:
         """Get a run that is not in the cache: being fetched by another process, or evicted, or damaged."""
-        until, pause = time.monotonic() + self._timeout, _FIRST_POLL
+        until, pause = time.monotonic() + min(CLAIM_SECONDS, self._timeout / 4), _FIRST_POLL
         while self._cache.claimed(run) and time.monotonic() < until:
             time.sleep(pause)
             pause = min(2 * pause, 0.05)

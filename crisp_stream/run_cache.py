@@ -4,7 +4,7 @@ A file is written under a temporary name and renamed, never changed, and deleted
 fetches a run it leaves a claim, an empty file, so that the 64 processes of a node do not all fetch what they all need
 soon; a claim is a hint, ignored when it is old, so that a killed process keeps nobody waiting.
 
-Files are dealt to 4,096 folders. With a limit, folders are grouped, each group has its share of the limit, and who
+Files are dealt to 256 folders. With a limit, folders are grouped, each group has its share of the limit, and who
 writes into a group evicts from that group alone, the least recently used first: no process has to know what the whole
 cache holds.
 """
@@ -26,7 +26,7 @@ from crisp_stream.errors import InputError, StorageError
 CLAIM_SECONDS = 10.0
 """A claim older than this is ignored."""
 
-_FOLDERS = 4096
+_FOLDERS = 256
 _GROUP_BYTES = 8 << 20
 _LITTER_SECONDS = 3600.0
 
@@ -53,6 +53,7 @@ class RunCache:
         ):
             self._num_groups *= 2
         self._stores_until_check: dict[int, int] = {}
+        self._swept: set[int] = set()
 
     def holds(self, run: Run) -> bool:
         """Whether the run is there now; it may be gone when it is read."""
@@ -105,6 +106,7 @@ class RunCache:
                 f"{Path(path).parent}: cannot write to the cache ({error.strerror}). Free space, set cache_limit=, or "
                 "choose another folder with local=."
             ) from error
+        self._sweep(self._folder_of(run))
         if self._limit is not None:
             self._evict(run)
 
@@ -144,13 +146,13 @@ class RunCache:
             os.unlink(self._claim_path(run))  # noqa: PTH108
 
     def _path(self, run: Run) -> str:
-        return f"{self._folder}/{self._folder_of(run):03x}/{run.first:012d}-{run.num_windows}.run"
+        return f"{self._folder}/{self._folder_of(run):02x}/{run.first:012d}-{run.num_windows}.run"
 
     def _claim_path(self, run: Run) -> str:
         return self._path(run) + ".claim"
 
     def _folder_of(self, run: Run) -> int:
-        return (run.first * 0x9E3779B97F4A7C15 >> 52) & (_FOLDERS - 1)
+        return (run.first * 0x9E3779B97F4A7C15 >> 56) & (_FOLDERS - 1)
 
     def _evict(self, stored: Run) -> None:
         """Bring the group of a run that was just stored below its share of the limit; the run itself stays."""
@@ -160,24 +162,35 @@ class RunCache:
         self._stores_until_check[group] = left - 1
         if left > 0:
             return
-        entries, now = self._entries_of_group(group), time.time()
+        entries = self._runs_of_group(group)
         self._stores_until_check[group] = len(entries) // 128
         excess = -share
-        for modified, size, path in sorted(entries, reverse=True):
-            is_run = path.endswith(".run")
-            excess += size if is_run else 0
-            evicted = is_run and excess > 0 and path != self._path(stored)
-            if evicted or (not is_run and now - modified > _LITTER_SECONDS):
+        for _, size, path in sorted(entries, reverse=True):
+            excess += size
+            if excess > 0 and path != self._path(stored):
                 with contextlib.suppress(OSError):
                     os.unlink(path)  # noqa: PTH108
 
-    def _entries_of_group(self, group: int) -> list[tuple[float, int, str]]:
-        """Modification time, bytes and path of each file in the folders of a group."""
+    def _runs_of_group(self, group: int) -> list[tuple[float, int, str]]:
+        """Modification time, bytes and path of each run in the folders of a group."""
         entries = []
         for folder in range(group, _FOLDERS, self._num_groups):
-            with contextlib.suppress(OSError), os.scandir(f"{self._folder}/{folder:03x}") as found:
+            with contextlib.suppress(OSError), os.scandir(f"{self._folder}/{folder:02x}") as found:
                 for entry in found:
-                    with contextlib.suppress(OSError):
-                        status = entry.stat()
-                        entries.append((status.st_mtime, status.st_size, entry.path))
+                    if entry.name.endswith(".run"):
+                        with contextlib.suppress(OSError):
+                            status = entry.stat()
+                            entries.append((status.st_mtime, status.st_size, entry.path))
         return entries
+
+    def _sweep(self, folder: int) -> None:
+        """Remove what killed processes left in a folder; once for each process and folder."""
+        if folder in self._swept:
+            return
+        self._swept.add(folder)
+        with contextlib.suppress(OSError), os.scandir(f"{self._folder}/{folder:02x}") as found:
+            for entry in found:
+                if not entry.name.endswith(".run"):
+                    with contextlib.suppress(OSError):
+                        if time.time() - entry.stat().st_mtime > _LITTER_SECONDS:
+                            os.unlink(entry.path)  # noqa: PTH108

@@ -61,7 +61,8 @@ class RunPlan:
         end = np.minimum(begin + self.run_windows, leaf_windows)
         if self._order is not None and self._stop is not None:
             drawn = self._order.drawn_before(rows, self._stop)
-            end = np.where(drawn < leaf_windows, np.minimum(end, np.maximum(drawn, turn + 1)), end)
+            known = turn < drawn  # before `stop`; what is asked beyond it gets runs of its own
+            end, begin = np.where(known, np.minimum(end, drawn), end), np.where(known, begin, np.maximum(begin, drawn))
         wrapped = place < start
         first = leaf_first + np.maximum(place - (turn - begin), np.where(wrapped, 0, start))
         stop = leaf_first + np.minimum(place + (end - turn), np.where(wrapped, start, leaf_windows))

@@ -68,8 +68,9 @@ def shared_arrays(path: Path, make: Callable[[], dict[str, NDArray[Any]]]) -> Sh
     """
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return SharedArrays(path)
+    made = make()
     try:
-        _write(path, make())
+        _write(path, made)
         return SharedArrays(path)
     except (OSError, ValueError) as error:
         raise StorageError(

@@ -5,6 +5,7 @@ Object stores are reached through obstore (see object_store.py). Local folders a
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import shutil
@@ -137,7 +138,8 @@ class FolderStore:
             else:
                 temporary.replace(target)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
             raise self._explain(error, path) from error
 
     def put_file(self, path: str, source: Path) -> None:
@@ -149,7 +151,8 @@ class FolderStore:
             shutil.copyfile(source, temporary)
             temporary.replace(target)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
             raise self._explain(error, path) from error
 
     def object_bytes(self, path: str) -> int:

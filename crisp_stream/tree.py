@@ -149,13 +149,17 @@ class ClusterTree:
         return files
 
     @classmethod
-    def load(cls, url: str | Path) -> ClusterTree:
+    def load(cls, url: str | Path, *, timeout: float = 120.0) -> ClusterTree:
         """Read a saved tree from a local folder or an object-store prefix.
+
+        Args:
+            url: the folder that holds tree.json.
+            timeout: seconds after which a failing request is given up.
 
         Raises:
             FormatError: files are missing, damaged or do not fit together.
         """
-        store = open_store(str(url))
+        store = open_store(str(url), timeout=timeout)
         try:
             shape = json.loads(store.get("tree.json"))
             if not isinstance(shape, dict) or shape.get("tree_version") != TREE_VERSION:

@@ -16,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crisp_stream import format as fmt
-from crisp_stream.errors import FormatError, InputError
+from crisp_stream.errors import FormatError, InputError, StorageError
 from crisp_stream.format import Manifest, open_dataset
 from crisp_stream.mds import ShardRow
-from tests.synthetic import synthetic_tokens, write_synthetic_dataset
+from tests.seaweed import S3Server
+from tests.synthetic import synthetic_tokens, upload, write_synthetic_dataset
 
 GOLDEN = Path(__file__).parent / "golden" / "v1"
 GOLDEN_WINDOWS_PER_LEAF = {0: 5, 3: 2, 6: 70, 13: 1}
@@ -228,3 +229,16 @@ def test_the_golden_dataset_of_format_v1_reads_back_and_is_rewritten_byte_for_by
     samples = golden.read_windows(np.arange(golden.manifest.num_windows))
     assert samples["tokens"][:, 0].tolist() == list(range(78))
     assert np.unique(samples["cluster"], return_counts=True)[1].tolist() == [5, 2, 70, 1]
+
+
+def test_a_tokenizer_that_cannot_be_kept_is_a_clear_error(
+    root: Path, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote = open_dataset(upload(open_dataset(root), s3.fresh_prefix()))
+    monkeypatch.setenv("CRISP_STREAM_CACHE", str(tmp_path / "cache"))
+    assert (remote.tokenizer_path() / "tokenizer.json").read_bytes() == (root / "tokenizer/tokenizer.json").read_bytes()
+    assert not [path for path in remote.tokenizer_path().iterdir() if path.name.startswith(".")]
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CRISP_STREAM_CACHE", str(tmp_path / "file"))
+    with pytest.raises(StorageError, match=r"file/.*/tokenizer"):
+        remote.tokenizer_path()

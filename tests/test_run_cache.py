@@ -95,15 +95,16 @@ def test_a_limit_of_many_groups_is_kept_by_several_writers(tmp_path: Path, monke
     assert 0.5 * limit < held <= limit
 
 
-def test_old_litter_is_removed_with_the_first_eviction(tmp_path: Path) -> None:
-    cache, run = cache_in(tmp_path, 64 * DTYPE.itemsize), Run(0, 0, 64)
-    cache.store(run, samples_of(run).tobytes())
-    litter = [Path(cache._path(run) + ".abc.tmp"), Path(cache._path(run) + ".claim")]
+def test_what_killed_processes_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    run = Run(0, 0, 64)
+    cache_in(tmp_path).store(run, samples_of(run).tobytes())
+    litter = [Path(cache_in(tmp_path)._path(run) + ending) for ending in (".abc.tmp", ".claim", ".new.tmp")]
     for path in litter:
         path.write_bytes(b"")
+    for path in litter[:2]:
         os.utime(path, (1, 1))
-    cache.store(Run(0, 64, 64), samples_of(Run(0, 64, 64)).tobytes())
-    assert not any(path.exists() for path in litter)
+    cache_in(tmp_path).store(run, samples_of(run).tobytes())
+    assert [path.exists() for path in litter] == [False, False, True]
 
 
 def test_limits_and_folders_that_cannot_be_are_refused(tmp_path: Path) -> None:
@@ -175,3 +176,16 @@ def test_two_jobs_that_share_a_cache_fetch_a_run_once(dataset: Dataset, s3: S3Se
     assert all(one["window"] == other["window"] for one, other in together)
     used = len({one["window"] for one, _ in together}) * dataset.manifest.sample_bytes
     assert sum(job.bytes_read for job in jobs) <= 1.05 * used
+
+
+def test_a_stream_goes_on_beyond_the_end_that_was_named(dataset: Dataset, s3: S3Server, tmp_path: Path) -> None:
+    url = upload(dataset, s3.fresh_prefix())
+    mixture = Mixture([Phase(Histogram.base(dataset.manifest))])
+    expected = MixtureDataset(url, mixture, batch_size=50, local=tmp_path / "a").order().window_ids(np.arange(1500))
+    stream = MixtureDataset(url, mixture, batch_size=50, local=tmp_path / "b", num_samples=720, yield_batches=True)
+    batches = iter(stream)
+    found = np.concatenate([next(batches)["window"].numpy() for _ in range(14)])
+    used = len(np.unique(expected[:750])) * dataset.manifest.sample_bytes
+    assert stream.bytes_read <= used  # nothing beyond sample 720, though the lookahead is longer
+    found = np.concatenate([found, *(next(batches)["window"].numpy() for _ in range(16))])
+    assert (found == expected).all()
