@@ -1,15 +1,13 @@
 """Window ids -> verified samples.
 
-Local roots are read in place, with one `preadv` for each window: a mapping would save 1 µs of 4, but turns an error of
-the disk or a truncated file into a SIGBUS that kills the process without a word. Remote roots are read in runs,
-neighbouring runs in one request of at most 8 MB, kept in a cache folder that the processes of a machine share
-(run_cache.py). Every window that leaves this file has had its checksum and its cluster compared; a remote run that
-does not match is fetched again, then the failure is raised.
+Local roots are read in place (shard_files.py). Remote roots are read in runs, neighbouring runs in one request of at
+most 8 MB, kept in a cache folder that the processes of a machine share (run_cache.py). Every window that leaves this
+file has had its checksum and its cluster compared; a remote run that does not match is fetched again, then the failure
+is raised.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import OrderedDict
@@ -25,6 +23,7 @@ from crisp_stream.errors import CorruptDataError, StorageError
 from crisp_stream.mds import checksums, sample_dtype
 from crisp_stream.run_cache import CLAIM_SECONDS, Run, RunCache
 from crisp_stream.runs import RunPlan
+from crisp_stream.shard_files import ShardFile, open_shard
 from crisp_stream.storage import cache_folder, local_path
 
 if TYPE_CHECKING:
@@ -140,7 +139,7 @@ class _LocalShards:
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
         self._offset_per_shard = np.array([row.first_sample_offset for row in dataset.shards], np.int64)
-        self._files: OrderedDict[int, int] = OrderedDict()
+        self._files: OrderedDict[int, ShardFile] = OrderedDict()
         self.bytes_read = 0
 
     def prefetch(self, window_ids: Int64s, rows: Int64s) -> None:
@@ -155,29 +154,25 @@ class _LocalShards:
             file = files.get(shard)
             if file is None:
                 file = self._open(shard)
-            try:
-                read = os.preadv(file, (raw[place : place + size],), offset)
-            except OSError as error:
-                raise StorageError(f"{self._path(shard)}: {error.strerror}. Check the disk.") from error
-            if read != size:
+            content = file[offset : offset + size]
+            if len(content) != size:
                 raise self._truncated(shard)
+            raw[place : place + size] = content
             place += size
         self.bytes_read += samples.nbytes
 
-    def _open(self, shard: int) -> int:
+    def _open(self, shard: int) -> ShardFile:
         path = self._path(shard)
         try:
-            file = os.open(path, os.O_RDONLY)
+            if path.stat().st_size != self._dataset.shards[shard].shard_bytes:
+                raise self._truncated(shard)
+            file = self._files[shard] = open_shard(path)
         except OSError as error:
             raise StorageError(
                 f"{path}: {error.strerror}. Restore the shard; crisp-stream verify finds others."
             ) from error
-        if os.fstat(file).st_size != self._dataset.shards[shard].shard_bytes:
-            os.close(file)
-            raise self._truncated(shard)
-        self._files[shard] = file
         if len(self._files) > _OPEN_SHARDS:
-            os.close(self._files.popitem(last=False)[1])
+            self._files.popitem(last=False)
         return file
 
     def _path(self, shard: int) -> Path:
@@ -195,8 +190,7 @@ class _LocalShards:
         raise _corrupt(self._dataset, int(window_ids[wrong][0]))
 
     def close(self) -> None:
-        while self._files:
-            os.close(self._files.popitem()[1])
+        self._files.clear()
 
 
 class _FetchedRuns:

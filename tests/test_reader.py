@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from crisp_stream import reader as reading
+from crisp_stream import shard_files
 from crisp_stream.errors import CorruptDataError, InputError, StorageError
 from crisp_stream.format import Dataset, open_dataset
 from crisp_stream.reader import WindowReader
@@ -210,3 +212,34 @@ def test_an_unwritable_cache_folder_is_a_clear_error(remote: Dataset, tmp_path: 
     blocked: Any = tmp_path / "file"
     with WindowReader(remote, local=blocked) as reader, pytest.raises(StorageError, match=r"(?s)cache.*local="):
         reader.read(np.arange(3))
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_local_shards_are_read_alike_mapped_or_not(
+    root: Path, local: Dataset, mapped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_files, "maps_are_safe", lambda folder: mapped)
+    monkeypatch.setattr(reading, "_OPEN_SHARDS", 2)
+    dataset, ids = open_dataset(root), every_window(local)
+    with WindowReader(dataset) as reader:
+        assert (reader.read(ids) == local.read_windows(ids)).all()
+        assert isinstance(reader._source, reading._LocalShards)
+        assert {isinstance(file, memoryview) for file in reader._source._files.values()} == {mapped}
+        if not mapped:  # a file that becomes shorter while it is open
+            shard = next(iter(reader._source._files))
+            path = root / dataset.shards[shard].path
+            path.write_bytes(path.read_bytes()[:-100])
+            last = int(dataset.first_window_per_shard[shard]) + dataset.shards[shard].num_windows - 1
+            with pytest.raises(CorruptDataError, match="The shard is truncated"):
+                reader.read(np.array([last]))
+
+
+def test_mappings_are_for_file_systems_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shard_files.maps_are_safe(tmp_path)
+    device = tmp_path.stat().st_dev
+    line = f"36 35 {os.major(device)}:{os.minor(device)} / /mnt rw,noatime master:1 - {{}} server:/export rw"
+    for kind, safe in (("nfs4", False), ("fuse.sshfs", False), ("ext4", True), ("tmpfs", True)):
+        shard_files.maps_are_safe.cache_clear()
+        monkeypatch.setattr(Path, "read_text", lambda self, kind=kind: line.format(kind))
+        assert shard_files.maps_are_safe(tmp_path) == safe
+    shard_files.maps_are_safe.cache_clear()
