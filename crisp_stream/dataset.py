@@ -29,6 +29,7 @@ from crisp_stream.histogram import Histogram
 from crisp_stream.mixture import Mixture
 from crisp_stream.order import ORDER_VERSION, SampleOrder
 from crisp_stream.reader import WindowReader
+from crisp_stream.ring import made_ring
 from crisp_stream.runs import RunPlan
 from crisp_stream.stream import Stream, apply_change, encode_change
 from crisp_stream.topology import Topology, agreed
@@ -156,14 +157,18 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         self._readers.append(reader)
         manifest = self.dataset.manifest
         masked_after = manifest.tokenizer.eot_id if manifest.packing == "document" else None
+        ring = None if worker is None else made_ring(self.batch_size * manifest.sample_bytes)
         with reader:
             skipped = start.skipped_samples
             for position, window_ids, samples in self._planned(reader, runs, start.position, step):
                 after = position + step * self.global_batch_size
                 if self._yield_batches:
                     self._served.update(position=after, samples=0)
-                    make = tensors if worker is None else PackedBatch
-                    yield make(window_ids, samples, masked_after)  # pyright: ignore[reportReturnType] - arrives as dict
+                    yield (
+                        tensors(window_ids, samples, masked_after)
+                        if worker is None
+                        else PackedBatch(window_ids, samples, masked_after, ring)
+                    )  # pyright: ignore[reportReturnType] - arrives as dict
                 else:
                     yield from self._samples(tensors(window_ids, samples, masked_after), skipped, position, after)
                 skipped = 0
