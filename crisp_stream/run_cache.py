@@ -1,8 +1,9 @@
 """Runs of windows on a local disk: one file each, shared by any number of processes without locks.
 
 A file is written under a temporary name and renamed, never changed, and deleted only by eviction. Before a process
-fetches a run it leaves a claim, an empty file, so that the 64 processes of a node do not all fetch what they all need
-soon; a claim is a hint, ignored when it is old, so that a killed process keeps nobody waiting.
+fetches a run it leaves a claim in a small table that all have mapped, so that the 64 processes of a node do not all
+fetch what they all need soon. A claim is a hint: it may be lost to another run, which costs a second request, and is
+ignored when it is old, so that a killed process keeps nobody waiting.
 
 Files are dealt to 256 folders. With a limit, folders are grouped, each group has its share of the limit, and who
 writes into a group evicts from that group alone, the least recently used first: no process has to know what the whole
@@ -12,6 +13,7 @@ cache holds.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import time
 import uuid
@@ -27,6 +29,8 @@ CLAIM_SECONDS = 10.0
 """A claim older than this is ignored."""
 
 _FOLDERS = 256
+_CLAIM_SLOTS = 1 << 16
+_TICKS = 10  # of a claim's clock in a second
 _GROUP_BYTES = 8 << 20
 _LITTER_SECONDS = 3600.0
 
@@ -54,6 +58,7 @@ class RunCache:
             self._num_groups *= 2
         self._stores_until_check: dict[int, int] = {}
         self._swept: set[int] = set()
+        self._claims = _claim_table(folder)
 
     def holds(self, run: Run) -> bool:
         """Whether the run is there now; it may be gone when it is read."""
@@ -117,39 +122,30 @@ class RunCache:
 
     def claim(self, run: Run) -> bool:
         """Say that this process fetches the run; False when another one said so a moment ago."""
-        path = self._claim_path(run)
-        for _ in range(3):
-            try:
-                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-                return True
-            except FileExistsError:
-                if self.claimed(run):
-                    return False
-                self.release(run)
-            except FileNotFoundError:
-                with contextlib.suppress(OSError):  # a folder that cannot be made is reported when a run is stored
-                    Path(path).parent.mkdir(parents=True, exist_ok=True)
-            except OSError:
-                return True
+        if self.claimed(run):
+            return False
+        slot, tag = self._claim_slot(run)
+        self._claims[slot] = (tag << 32) | _clock()
         return True
 
     def claimed(self, run: Run) -> bool:
         """Whether some process said a moment ago that it fetches the run."""
-        try:
-            return time.time() - os.stat(self._claim_path(run)).st_mtime < CLAIM_SECONDS  # noqa: PTH116
-        except OSError:
-            return False
+        slot, tag = self._claim_slot(run)
+        claim = int(self._claims[slot])
+        return claim >> 32 == tag and (_clock() - claim) % (1 << 32) < CLAIM_SECONDS * _TICKS
 
     def release(self, run: Run) -> None:
         """Take the claim back."""
-        with contextlib.suppress(OSError):
-            os.unlink(self._claim_path(run))  # noqa: PTH108
+        slot, tag = self._claim_slot(run)
+        if int(self._claims[slot]) >> 32 == tag:
+            self._claims[slot] = 0
+
+    def _claim_slot(self, run: Run) -> tuple[int, int]:
+        mixed = ((run.first << 8 | run.num_windows & 0xFF) + 1) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+        return mixed >> 48, mixed >> 16 & 0xFFFFFFFF
 
     def _path(self, run: Run) -> str:
         return f"{self._folder}/{self._folder_of(run):02x}/{run.first:012d}-{run.num_windows}.run"
-
-    def _claim_path(self, run: Run) -> str:
-        return self._path(run) + ".claim"
 
     def _folder_of(self, run: Run) -> int:
         return (run.first * 0x9E3779B97F4A7C15 >> 56) & (_FOLDERS - 1)
@@ -194,3 +190,23 @@ class RunCache:
                     with contextlib.suppress(OSError):
                         if time.time() - entry.stat().st_mtime > _LITTER_SECONDS:
                             os.unlink(entry.path)  # noqa: PTH108
+
+
+def _clock() -> int:
+    return int(time.time() * _TICKS) & 0xFFFFFFFF
+
+
+def _claim_table(folder: Path) -> NDArray[np.uint64]:
+    """The claims of all processes that use a cache folder; of this one alone where the folder cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = os.open(folder / "claims", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if os.fstat(file).st_size != 8 * _CLAIM_SLOTS:
+                os.ftruncate(file, 8 * _CLAIM_SLOTS)
+            os.posix_fallocate(file, 0, 8 * _CLAIM_SLOTS)  # or a full disk would end the process, with SIGBUS
+            return np.frombuffer(mmap.mmap(file, 8 * _CLAIM_SLOTS), np.uint64)
+        finally:
+            os.close(file)
+    except (OSError, AttributeError):  # a folder that cannot be written is reported when a run is stored
+        return np.zeros(_CLAIM_SLOTS, np.uint64)

@@ -55,12 +55,15 @@ class RunPlan:
         dataset = self._dataset
         leaf_first, leaf_windows = dataset.first_window_per_leaf[rows], dataset.windows_per_leaf[rows]
         start = np.zeros(len(rows), np.int64) if self._order is None else self._order.starts(rows)
+        drawn = None if self._order is None or self._stop is None else self._order.drawn_before(rows, self._stop)
+        # A leaf that is no longer than a run, and used up, is one run, wherever the order begins in it.
+        whole = (leaf_windows <= self.run_windows) & (True if drawn is None else drawn >= leaf_windows)
+        start[whole] = 0
         place = window_ids - leaf_first
         turn = (place - start) % leaf_windows  # how many windows of the leaf come before it, from the start
         begin = turn - turn % self.run_windows
         end = np.minimum(begin + self.run_windows, leaf_windows)
-        if self._order is not None and self._stop is not None:
-            drawn = self._order.drawn_before(rows, self._stop)
+        if drawn is not None:
             known = turn < drawn  # before `stop`; what is asked beyond it gets runs of its own
             end, begin = np.where(known, np.minimum(end, drawn), end), np.where(known, begin, np.maximum(begin, drawn))
         wrapped = place < start
