@@ -1,6 +1,10 @@
 """A TCP proxy that holds back every request for some milliseconds, as a distant object store does.
 
     python -m benchmarks.latency_proxy --upstream 127.0.0.1:8333 --delay-ms 30
+    python -m benchmarks.latency_proxy --folder data --delay-ms 30        # a web server of ranges, with the same delay
+
+The web server takes 0.2 ms of CPU for a request where a real S3 server takes 2: it shows what the client can do where
+the two share a small machine.
 
 Prints the port it listens on. For every line on its standard input it prints one line of JSON: requests, bytes, CPU
 seconds. Ends with its input. It does not parse HTTP, so signatures stay valid: what a client sends is passed on after
@@ -12,9 +16,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -104,16 +111,54 @@ class _Client(asyncio.Protocol):
             self._upstream.resume_reading()
 
 
-class LatencyProxy:
-    """The proxy as a process of its own; a context manager."""
+class _Web(asyncio.Protocol):
+    """A connection to the web server: GET and HEAD of files below a folder, whole or one range."""
 
-    def __init__(self, upstream: str, delay_ms: float) -> None:
+    def __init__(self, folder: Path, delay: float) -> None:
+        self._folder, self._delay, self._text = folder, delay, b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        _Totals.sent += len(data)
+        self._text += data
+        while b"\r\n\r\n" in self._text:
+            request, _, self._text = self._text.partition(b"\r\n\r\n")
+            _Totals.requests += 1
+            asyncio.get_running_loop().call_later(self._delay, self._answer, request.decode("latin-1"))
+
+    def _answer(self, request: str) -> None:
+        method, path, _ = request.partition("\r\n")[0].split(" ")
+        file = self._folder / path.lstrip("/")
+        if not file.is_file():
+            self._transport.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+            return
+        size = file.stat().st_size
+        wanted = re.search(r"\r\nrange: bytes=(\d+)-(\d+)", request, re.IGNORECASE)
+        first, last = (int(wanted[1]), min(int(wanted[2]), size - 1)) if wanted else (0, size - 1)
+        head = f"HTTP/1.1 {'206 Partial Content' if wanted else '200 OK'}\r\nContent-Length: {last - first + 1}\r\n"
+        head += f"Content-Range: bytes {first}-{last}/{size}\r\n" if wanted else ""
+        head += "Accept-Ranges: bytes\r\nLast-Modified: Sun, 01 Nov 2026 00:00:00 GMT\r\n\r\n"
+        with file.open("rb") as content:
+            body = os.pread(content.fileno(), last - first + 1, first) if method == "GET" else b""
+        _Totals.received += len(body)
+        self._transport.write(head.encode() + body)
+
+
+class LatencyProxy:
+    """The proxy, or the web server, as a process of its own; a context manager."""
+
+    def __init__(self, upstream: str | Path, delay_ms: float) -> None:
         """Args:
-        upstream: http://host:port.
+        upstream: http://host:port, or the folder to serve.
         delay_ms: added to every request.
         """
-        address = upstream.removeprefix("http://")
-        command = ["-m", "benchmarks.latency_proxy", "--upstream", address, "--delay-ms", str(delay_ms)]
+        source = (
+            ["--folder", str(upstream)] if isinstance(upstream, Path) else ["--upstream", upstream[len("http://") :]]
+        )
+        command = ["-m", "benchmarks.latency_proxy", *source, "--delay-ms", str(delay_ms)]
         self._process = subprocess.Popen(
             [sys.executable, *command], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -141,9 +186,9 @@ class LatencyProxy:
         self._process.stdout.close()
 
 
-async def _serve(host: str, port: int, delay: float) -> None:
+async def _serve(connection: Callable[[], asyncio.Protocol]) -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: _Client(host, port, delay), "127.0.0.1", 0, backlog=1024)
+    server = await loop.create_server(connection, "127.0.0.1", 0, backlog=1024)
     print(server.sockets[0].getsockname()[1], flush=True)
     while await loop.run_in_executor(None, sys.stdin.readline):
         totals = {"requests": _Totals.requests, "sent": _Totals.sent, "received": _Totals.received}
@@ -154,11 +199,17 @@ async def _serve(host: str, port: int, delay: float) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--upstream", required=True, help="host:port")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--upstream", help="host:port")
+    source.add_argument("--folder", type=Path, help="served instead")
     parser.add_argument("--delay-ms", type=float, default=30.0)
     options = parser.parse_args()
-    host, _, port = options.upstream.partition(":")
-    asyncio.run(_serve(host, int(port), options.delay_ms / 1000))
+    delay = options.delay_ms / 1000
+    if options.folder is not None:
+        asyncio.run(_serve(lambda: _Web(options.folder, delay)))
+    else:
+        host, _, port = options.upstream.partition(":")
+        asyncio.run(_serve(lambda: _Client(host, int(port), delay)))
 
 
 if __name__ == "__main__":

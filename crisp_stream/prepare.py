@@ -20,11 +20,12 @@ from crisp_stream.checkpoint import (
     read_checkpoint,
     tokenizer_of,
 )
+from crisp_stream.durations import batches_of
 from crisp_stream.errors import CrispError, InputError, RecipeError, import_extra
 from crisp_stream.format import Dataset, open_dataset
 from crisp_stream.histogram import Histogram
 from crisp_stream.mixture import Mixture, Phase, within_repeats
-from crisp_stream.recipe import PhaseRecipe, Recipe, batches_of
+from crisp_stream.recipe import PhaseRecipe, Recipe
 from crisp_stream.storage import is_remote
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def prepare(recipe: Recipe, *, load_path: Path | None, weights_only: bool) -> Pr
         cache_limit=recipe.data.cache_limit_bytes,
         yield_batches=True,
         timeout=recipe.data.timeout,
+        lookahead=recipe.data.lookahead,
         num_samples=num_batches * recipe.global_train_batch_size,
     )
     provenance = {"dataset": manifest.fingerprint, "packing": manifest.packing, "window_tokens": manifest.window_tokens}

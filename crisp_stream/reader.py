@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from crisp_stream.format import Dataset
 
 REQUEST_BYTES = 8 << 20
-REQUESTS_IN_FLIGHT = 32
+REQUESTS_IN_FLIGHT = 64
 FETCH_ATTEMPTS = 3
 _OPEN_SHARDS = 256
 _STALL_MARGIN = 6.0  # seconds beyond the timeout, for the client to give up by itself

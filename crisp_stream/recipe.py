@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from crisp_stream.errors import RecipeError
+from crisp_stream.recipe_checks import check
 
-_DURATION = re.compile(r"(\d+)(ba|tok)")
 _BYTES = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]?)b?")
-_FRACTION = re.compile(r"(0?\.\d+|0|1)dur")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +33,9 @@ class DataRecipe:
 
     timeout: float = 120.0
     """Seconds without a window after which the loader gives up with an error."""
+
+    lookahead: int = 4096
+    """Windows that each process plans, and fetches from a remote root, before they are used."""
 
     @property
     def cache_limit_bytes(self) -> int | None:
@@ -238,10 +240,7 @@ class Recipe:
     """Compile the model with `torch.compile`. Nothing: not."""
 
     def __post_init__(self) -> None:
-        _check_sizes(self)
-        _check_times(self)
-        _check_phases(self)
-        _check_folders(self)
+        check(self)
 
     @property
     def checkpoint_folder(self) -> str | None:
@@ -249,170 +248,3 @@ class Recipe:
         if self.save_folder is None:
             return None
         return self.save_folder.replace("{run_name}", self.run_name).rstrip("/") or "/"
-
-
-def parse_duration(text: str) -> tuple[int, Literal["ba", "tok"]]:
-    """Split `400ba` or `1000000tok` into number and unit.
-
-    Raises:
-        RecipeError: neither form.
-    """
-    match = _DURATION.fullmatch(text.replace("_", ""))
-    if match is None:
-        raise RecipeError(f"a duration is a number of batches or tokens such as 400ba or 1000000tok, not {text!r}.")
-    return int(match[1]), "ba" if match[2] == "ba" else "tok"
-
-
-def batches_of(text: str, *, tokens_per_batch: int) -> int:
-    """Number of whole batches of a duration; tokens are rounded up to the batch that reaches them."""
-    count, unit = parse_duration(text)
-    return count if unit == "ba" else -(-count // tokens_per_batch)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise RecipeError(message)
-
-
-def _check_sizes(recipe: Recipe) -> None:
-    model, optimizer = recipe.model, recipe.optimizer
-    positive = {
-        "global_train_batch_size": recipe.global_train_batch_size,
-        "device_train_microbatch_size": recipe.device_train_microbatch_size,
-        "log_interval": recipe.log_interval,
-        "model.n_embd": model.n_embd,
-        "model.n_layer": model.n_layer,
-        "model.n_head": model.n_head,
-        "model.n_positions": model.n_positions,
-        "data.timeout": recipe.data.timeout,
-        "data.cache_limit": recipe.data.cache_limit_bytes,
-        "optimizer.lr": optimizer.lr,
-        "optimizer.eps": optimizer.eps,
-        "gradient_clipping": recipe.gradient_clipping,
-        "eval.limit": recipe.eval.limit if recipe.eval else None,
-    }
-    for key, value in positive.items():
-        _require(value is None or value > 0, f"`{key}` must be above 0; got {value}.")
-    for key, value in {"seed": recipe.seed, "data.num_workers": recipe.data.num_workers}.items():
-        _require(value >= 0, f"`{key}` must be 0 or more; got {value}.")
-    _require(optimizer.weight_decay >= 0, f"`optimizer.weight_decay` must be 0 or more; got {optimizer.weight_decay}.")
-    _require(
-        all(0 <= beta < 1 for beta in optimizer.betas), f"`optimizer.betas` must lie in [0, 1); got {optimizer.betas}."
-    )
-    _require(0 <= model.dropout < 1, f"`model.dropout` must lie in [0, 1); got {model.dropout}.")
-    _require(
-        0 <= recipe.scheduler.alpha_f <= 1, f"`scheduler.alpha_f` must lie in [0, 1]; got {recipe.scheduler.alpha_f}."
-    )
-    _require(
-        model.n_embd % model.n_head == 0,
-        f"`model.n_head` must divide `model.n_embd`; {model.n_head} does not divide {model.n_embd}.",
-    )
-    micro, batch = recipe.device_train_microbatch_size, recipe.global_train_batch_size
-    _require(
-        micro is None or batch % micro == 0,
-        f"`device_train_microbatch_size` must divide `global_train_batch_size`; {micro} does not divide {batch}.",
-    )
-
-
-def _check_times(recipe: Recipe) -> None:
-    _require(
-        _DURATION.fullmatch(recipe.max_duration.replace("_", "")) is not None,
-        _bad_time("max_duration", recipe.max_duration),
-    )
-    total, unit = parse_duration(recipe.max_duration)
-    _require(total > 0, "`max_duration` must be above 0.")
-    times = {"scheduler.t_warmup": recipe.scheduler.t_warmup, "save_interval": recipe.save_interval}
-    if recipe.eval_interval is not None:
-        times["eval_interval"] = recipe.eval_interval
-    for key, text in times.items():
-        if _FRACTION.fullmatch(text) is None:
-            _require(
-                _DURATION.fullmatch(text.replace("_", "")) is not None,
-                _bad_time(key, text, " or a share such as 0.1dur"),
-            )
-            _require(
-                parse_duration(text)[0] > 0 or key == "scheduler.t_warmup", f"`{key}` must be above 0; got {text}."
-            )
-        else:
-            _require(float(text[:-3]) > 0 or key == "scheduler.t_warmup", f"`{key}` must be above 0; got {text}.")
-    warmup = recipe.scheduler.t_warmup
-    if not warmup.endswith("dur"):
-        count, warmup_unit = parse_duration(warmup)
-        _require(
-            warmup_unit == unit or count == 0,
-            f"`scheduler.t_warmup` must be in the unit of `max_duration` ({recipe.max_duration}); got {warmup}.",
-        )
-        _require(
-            count <= total or count == 0,
-            f"`scheduler.t_warmup` must not be longer than `max_duration` ({recipe.max_duration}); got {warmup}.",
-        )
-    _require(
-        recipe.eval_interval is None or recipe.eval is not None,
-        "`eval_interval` needs `eval` (the held-out text to measure); there is none.",
-    )
-
-
-def _bad_time(key: str, text: str, also: str = "") -> str:
-    return f"`{key}` must be batches such as 400ba, tokens such as 1000000tok{also}; got {text!r}."
-
-
-def _check_phases(recipe: Recipe) -> None:
-    phases = recipe.mixture.phases
-    _require(len(phases) > 0, "`mixture.phases` must hold at least one phase.")
-    previous: dict[str, int] = {"ba": 0, "tok": 0}
-    total, total_unit = parse_duration(recipe.max_duration)
-    for index, phase in enumerate(phases):
-        key = f"mixture.phases.{index}"
-        _require(phase.histogram != () and phase.histogram != "", f"`{key}.histogram` names no histogram.")
-        last = index == len(phases) - 1
-        _require(
-            phase.max_repeats is None or 0 < phase.max_repeats < float("inf"),
-            f"`{key}.max_repeats` must be above 0; got {phase.max_repeats}.",
-        )
-        _require(
-            phase.max_repeats is not None or phase.on_excess == "error",
-            f"`{key}.on_excess` is cap, but there is no `{key}.max_repeats` to cap at.",
-        )
-        if phase.until is None:
-            _require(last, f"`{key}.until` is missing: only the last phase may run to the end.")
-            continue
-        _require(_DURATION.fullmatch(phase.until.replace("_", "")) is not None, _bad_time(f"{key}.until", phase.until))
-        count, unit = parse_duration(phase.until)
-        _require(count > previous[unit], f"`{key}.until` must lie after the phase before it; got {phase.until}.")
-        previous[unit] = count
-        if unit == total_unit and last:
-            _require(
-                count >= total,
-                f"`{key}.until` is {phase.until}, but the run lasts `max_duration` = {recipe.max_duration}. "
-                "Drop `until` from the last phase, or shorten the run.",
-            )
-        elif unit == total_unit:
-            _require(
-                count < total,
-                f"`{key}.until` is {phase.until}, but the run lasts only {recipe.max_duration}: "
-                f"phase {index + 1} would never start.",
-            )
-
-
-def _check_folders(recipe: Recipe) -> None:
-    _require(
-        recipe.run_name != "" and "/" not in recipe.run_name,
-        f"`run_name` must be a name without `/`; got {recipe.run_name!r}.",
-    )
-    folder = recipe.checkpoint_folder or ""
-    _require(
-        "://" not in folder or folder.startswith(("s3://", "file://")),
-        f"`save_folder` must be a local folder or an s3:// URL; got {folder}.",
-    )
-    _require(
-        not recipe.autoresume or recipe.save_folder is not None,
-        "`autoresume` needs `save_folder`, where the checkpoints are; there is none.",
-    )
-    _require(
-        not recipe.load_weights_only or recipe.load_path is not None,
-        "`load_weights_only` needs `load_path`, the checkpoint to take the weights from; there is none.",
-    )
-    _require(
-        not recipe.log_windows or recipe.save_folder is not None,
-        "`log_windows` needs `save_folder`, where windows.csv goes; there is none.",
-    )

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from crisp_stream.config import copy_recipe, list_recipes, load_recipe, read_recipe
+from crisp_stream.durations import batches_of, parse_duration
 from crisp_stream.errors import InputError, RecipeError
-from crisp_stream.recipe import batches_of, parse_duration
 
 SMALLEST: dict[str, Any] = {
     "run_name": "small",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from crisp_stream.config import list_recipes, load_recipe, read_recipe
-from crisp_stream.recipe import batches_of, parse_duration
+from crisp_stream.durations import batches_of, parse_duration
 
 NAMES = sorted(list_recipes())
 
