@@ -92,7 +92,6 @@ def s3(inputs: Inputs, repeats: int) -> tuple[list[Row], list[str]]:
         cases = [
             ("5,000 scattered leaves of 262,144", "scattered", scattered, many),
             ("5,000 scattered leaves of 262,144", "scattered", scattered, few),
-            ("base", "wide262k", None, many),
             ("base", "wide262k", None, few),
             ("one hot leaf", "scattered", str(inputs.hottest("scattered")), few),
         ]
@@ -113,6 +112,7 @@ def s3(inputs: Inputs, repeats: int) -> tuple[list[Row], list[str]]:
         "From a web server: a light one with the same latency, and a cache folder in memory. SeaweedFS takes 1 to 3 ms "
         "of CPU for a GET, and the disk of this machine 0.6 for a new file, on two cores that all sides share.",
         f"Every request waits {DELAY_MS:.0f} ms in a proxy; server, proxy and client share the machine.",
+        "Base: 1.5 windows for each of 262,144 leaves, so nearly every window is a request of its own.",
         "Used: distinct windows served x bytes of a sample. A window that is drawn again is read from the cache.",
         "Whole shards: bytes of the shards that hold the used windows, which is what a reader of whole shards fetches.",
     ]

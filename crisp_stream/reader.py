@@ -33,6 +33,7 @@ REQUEST_BYTES = 8 << 20
 REQUESTS_IN_FLIGHT = 64
 FETCH_ATTEMPTS = 3
 _OPEN_SHARDS = 256
+_GROUPS_AHEAD = 64
 _STALL_MARGIN = 6.0  # seconds beyond the timeout, for the client to give up by itself
 _FIRST_POLL = 0.001
 
@@ -200,6 +201,7 @@ class _FetchedRuns:
         self._dataset, self._cache, self._plan, self._timeout = dataset, cache, runs, timeout
         self._sample_bytes = dataset.manifest.sample_bytes
         self._pending: dict[Run, Future[None]] = {}
+        self._ahead: OrderedDict[int, tuple[Int64s, list[Run], list[NDArray[np.intp]]]] = OrderedDict()
         self._pool = ThreadPoolExecutor(REQUESTS_IN_FLIGHT, thread_name_prefix="crisp-stream-fetch")
         self._lock = threading.Lock()
         self.bytes_read = 0
@@ -214,7 +216,11 @@ class _FetchedRuns:
         return list(map(Run, shards, first.tolist(), counts)), np.split(order, at[1:])
 
     def prefetch(self, window_ids: Int64s, rows: Int64s) -> None:
-        self._start_fetching(self._runs(window_ids, rows)[0])
+        runs, places_of_run = self._runs(window_ids, rows)
+        self._ahead[id(window_ids)] = (window_ids, runs, places_of_run)  # held, so that no other array gets its id
+        if len(self._ahead) > _GROUPS_AHEAD:
+            self._ahead.popitem(last=False)
+        self._start_fetching(runs)
 
     def _start_fetching(self, runs: list[Run]) -> None:
         """Fetch those of some runs, sorted by window, that are neither here nor on their way."""
@@ -262,13 +268,20 @@ class _FetchedRuns:
                 self._cache.release(run)
 
     def fill(self, window_ids: Int64s, rows: Int64s, samples: NDArray[Any]) -> None:
-        runs, places_of_run = self._runs(window_ids, rows)
-        self._start_fetching(runs)
+        _, runs, places_of_run = self._ahead.pop(id(window_ids), None) or (None, *self._runs(window_ids, rows))
+        absent = []
         for run, places in zip(runs, places_of_run, strict=True):
             pending = self._pending.pop(run, None)
             if pending is not None:
                 self._wait(pending, run)
             if not self._cache.read(run, window_ids[places], samples, places):
+                absent.append((run, places))
+        self._start_fetching([run for run, _ in absent])
+        for run, places in absent:
+            pending = self._pending.pop(run, None)
+            if pending is not None:
+                self._wait(pending, run)
+            if pending is None or not self._cache.read(run, window_ids[places], samples, places):
                 self._fetch_now(run, window_ids[places], samples, places)
 
     def _fetch_now(self, run: Run, windows: Int64s, samples: NDArray[Any], places: NDArray[np.intp]) -> None:
