@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -16,8 +15,7 @@ WARM_UP_BATCHES = 50
 def _open(root: str, mixture: Any, options: dict[str, Any]) -> Any:
     from crisp_stream.dataset import MixtureDataset
 
-    known = inspect.signature(MixtureDataset).parameters
-    return MixtureDataset(root, mixture, yield_batches=True, **{k: v for k, v in options.items() if k in known})
+    return MixtureDataset(root, mixture, yield_batches=True, **options)
 
 
 def _batches(dataset: Any, loader: str) -> Iterator[dict[str, Any]]:

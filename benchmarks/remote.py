@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,10 +21,10 @@ def ours(*, root: str, histogram: str | None, samples: int, batch_size: int, loc
 
     mixture = mixture_of(root, histogram)
     batches = samples // batch_size
-    known = inspect.signature(MixtureDataset).parameters
-    extra: dict[str, Any] = {"num_samples": batches * batch_size} if "num_samples" in known else {}
     started = time.perf_counter()
-    dataset = MixtureDataset(root, mixture, batch_size=batch_size, yield_batches=True, local=local, **extra)
+    dataset = MixtureDataset(
+        root, mixture, batch_size=batch_size, yield_batches=True, local=local, num_samples=batches * batch_size
+    )
     batches_of = iter(DataLoader(dataset, batch_size=None))
     window_ids = [next(batches_of)["window"].numpy()]
     first = time.perf_counter()
