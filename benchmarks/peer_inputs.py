@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,8 @@ def litdata_folders(root: Path, out: Path, clusters: int) -> Path:
     if not target.exists():
         try:
             import torch
-            from litdata.streaming.item_loader import TokensLoader
-            from litdata.streaming.writer import BinaryWriter
+
+            loaders, writers = (import_module(f"litdata.streaming.{name}") for name in ("item_loader", "writer"))
         except ImportError as error:
             raise UnavailableError("litdata is not installed (pip install 'crisp-stream[bench]')") from error
         unfinished = target.with_name(f".{target.name}")
@@ -68,7 +69,9 @@ def litdata_folders(root: Path, out: Path, clusters: int) -> Path:
         for number, samples in enumerate(_groups(root, clusters)):
             folder = unfinished / f"{number:06d}"
             folder.mkdir(parents=True)
-            writer = BinaryWriter(str(folder), chunk_bytes=_LITDATA_CHUNK_BYTES, item_loader=TokensLoader())
+            writer = writers.BinaryWriter(
+                str(folder), chunk_bytes=_LITDATA_CHUNK_BYTES, item_loader=loaders.TokensLoader()
+            )
             step = max(1, _LITDATA_ITEM_TOKENS // samples["tokens"].shape[1])  # whole windows in every item
             for item, start in enumerate(range(0, len(samples), step)):
                 writer[item] = torch.from_numpy(samples["tokens"][start : start + step].reshape(-1).astype(np.uint16))

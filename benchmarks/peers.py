@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,10 +42,9 @@ def _streaming() -> Any:
 
 def _litdata() -> Any:
     try:
-        import litdata
+        return import_module("litdata")
     except ImportError as error:
         raise UnavailableError("litdata is not installed (pip install 'crisp-stream[bench]')") from error
-    return litdata
 
 
 def cpu_of_pread(*, root: str, histogram: str | None, verify: bool, batches: int) -> dict[str, float]:
@@ -200,10 +200,9 @@ def _litdata_batches(folders: str, window_tokens: int) -> Iterator[Tensor]:
     import torch
 
     litdata = _litdata()
-    from litdata.streaming.item_loader import TokensLoader
-
+    tokens_loader = import_module("litdata.streaming.item_loader").TokensLoader
     datasets = [
-        litdata.StreamingDataset(folder, item_loader=TokensLoader(block_size=window_tokens), shuffle=True)
+        litdata.StreamingDataset(folder, item_loader=tokens_loader(block_size=window_tokens), shuffle=True)
         for folder in folders_below(folders)
     ]
     combined = litdata.CombinedStreamingDataset(
