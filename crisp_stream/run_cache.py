@@ -1,7 +1,7 @@
 """Runs of windows on a local disk: one file each, shared by any number of processes without locks.
 
 A file is written under a temporary name and renamed, never changed, and deleted only by eviction. Before a process
-fetches a run it leaves a claim in a small table that all have mapped, so that the 64 processes of a node do not all
+fetches a run it leaves a claim in a small file that all have open, so that the 64 processes of a node do not all
 fetch what they all need soon. A claim is a hint: it may be lost to another run, which costs a second request, and is
 ignored when it is old, so that a killed process keeps nobody waiting.
 
@@ -13,7 +13,6 @@ cache holds.
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import time
 import uuid
@@ -29,7 +28,6 @@ CLAIM_SECONDS = 10.0
 """A claim older than this is ignored."""
 
 _FOLDERS = 256
-_CLAIM_SLOTS = 1 << 16
 _TICKS = 10  # of a claim's clock in a second
 _GROUP_BYTES = 8 << 20
 _LITTER_SECONDS = 3600.0
@@ -58,7 +56,7 @@ class RunCache:
             self._num_groups *= 2
         self._stores_until_check: dict[int, int] = {}
         self._swept: set[int] = set()
-        self._claims = _claim_table(folder)
+        self._claims = _Claims(folder)
 
     def holds(self, run: Run) -> bool:
         """Whether the run is there now; it may be gone when it is read."""
@@ -125,20 +123,20 @@ class RunCache:
         if self.claimed(run):
             return False
         slot, tag = self._claim_slot(run)
-        self._claims[slot] = (tag << 32) | _clock()
+        self._claims.set(slot, (tag << 32) | _clock())
         return True
 
     def claimed(self, run: Run) -> bool:
         """Whether some process said a moment ago that it fetches the run."""
         slot, tag = self._claim_slot(run)
-        claim = int(self._claims[slot])
+        claim = self._claims.get(slot)
         return claim >> 32 == tag and (_clock() - claim) % (1 << 32) < CLAIM_SECONDS * _TICKS
 
     def release(self, run: Run) -> None:
         """Take the claim back."""
         slot, tag = self._claim_slot(run)
-        if int(self._claims[slot]) >> 32 == tag:
-            self._claims[slot] = 0
+        if self._claims.get(slot) >> 32 == tag:
+            self._claims.set(slot, 0)
 
     def _claim_slot(self, run: Run) -> tuple[int, int]:
         mixed = ((run.first << 8 | run.num_windows & 0xFF) + 1) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
@@ -196,17 +194,32 @@ def _clock() -> int:
     return int(time.time() * _TICKS) & 0xFFFFFFFF
 
 
-def _claim_table(folder: Path) -> NDArray[np.uint64]:
-    """The claims of all processes that use a cache folder; of this one alone where the folder cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = os.open(folder / "claims", os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            if os.fstat(file).st_size != 8 * _CLAIM_SLOTS:
-                os.ftruncate(file, 8 * _CLAIM_SLOTS)
-            os.posix_fallocate(file, 0, 8 * _CLAIM_SLOTS)  # or a full disk would end the process, with SIGBUS
-            return np.frombuffer(mmap.mmap(file, 8 * _CLAIM_SLOTS), np.uint64)
-        finally:
-            os.close(file)
-    except (OSError, AttributeError):  # a folder that cannot be written is reported when a run is stored
-        return np.zeros(_CLAIM_SLOTS, np.uint64)
+class _Claims:
+    """The claims of all processes that use a cache folder; of this one alone where the folder cannot be written.
+
+    Read and written, not mapped: a file that somebody truncates would end the process with SIGBUS.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file = -1
+        self._own: dict[int, int] = {}
+        with contextlib.suppress(OSError):  # a folder that cannot be written is reported when a run is stored
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(folder / "claims", os.O_RDWR | os.O_CREAT, 0o666)
+
+    def get(self, slot: int) -> int:
+        if self._file < 0:
+            return self._own.get(slot, 0)
+        with contextlib.suppress(OSError):
+            return int.from_bytes(os.pread(self._file, 8, 8 * slot), "little")
+        return 0
+
+    def set(self, slot: int, claim: int) -> None:
+        if self._file < 0:
+            self._own[slot] = claim
+        with contextlib.suppress(OSError):
+            os.pwrite(self._file, claim.to_bytes(8, "little"), 8 * slot)
+
+    def __del__(self, close: Any = os.close) -> None:  # `os` may be gone before this object
+        if self._file >= 0:
+            close(self._file)

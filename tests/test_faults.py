@@ -286,7 +286,7 @@ def test_cache_entries_damaged_while_in_use(source: Source, root: str, cache: Pa
 def test_a_cache_limit_below_the_working_set(source: Source, root: str, cache: Path) -> None:
     limit = 40_000  # of 460,800 bytes
     outcome = train(source, root, cache, num_workers=2, cache_limit=limit)
-    held = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
+    held = sum(path.stat().st_size for path in cache.rglob("*.run"))
     note("cache limit below the working set", "40 kB of 460 kB", 2, outcome)
     assert_healed(outcome)
     assert held <= 2 * limit
