@@ -130,13 +130,13 @@ class FaultProxy:
                 continue
             client, _ = listener.accept()
             thread = threading.Thread(target=self._converse, args=(client,), daemon=True)
-            self._threads.append(thread)
             thread.start()
+            self._threads.append(thread)  # `stop` joins what is here
 
     def stop(self) -> None:
         """End all conversations."""
         self._stop.set()
-        for thread in self._threads:
+        for thread in list(self._threads):
             thread.join(10)
 
     def _converse(self, client: socket.socket) -> None:
