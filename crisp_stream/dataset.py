@@ -29,7 +29,7 @@ from crisp_stream.histogram import Histogram
 from crisp_stream.mixture import Mixture
 from crisp_stream.order import ORDER_VERSION, SampleOrder
 from crisp_stream.reader import WindowReader
-from crisp_stream.ring import made_ring
+from crisp_stream.ring import Ring, made_ring
 from crisp_stream.runs import RunPlan
 from crisp_stream.stream import Stream, apply_change, encode_change
 from crisp_stream.topology import Topology, agreed
@@ -119,6 +119,7 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         self._iterations = 0
         self._served: dict[str, int] | None = None
         self._readers: list[WindowReader] = []
+        self._ring: Ring | None = None
 
     def order(self) -> SampleOrder:
         """The sample order that this dataset follows, from position 0; of one pass over a mixture that has an end."""
@@ -140,7 +141,7 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         return sum(reader.requests for reader in self._readers)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_readers": []}
+        return {**self.__dict__, "_readers": [], "_ring": None}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
@@ -157,7 +158,8 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         self._readers.append(reader)
         manifest = self.dataset.manifest
         masked_after = manifest.tokenizer.eot_id if manifest.packing == "document" else None
-        ring = None if worker is None else made_ring(self.batch_size * manifest.sample_bytes)
+        if self._ring is None and worker is not None and self._yield_batches:
+            self._ring = made_ring(self.batch_size * manifest.sample_bytes)  # for all iterations of a worker that stays
         with reader:
             skipped = start.skipped_samples
             for position, window_ids, samples in self._planned(reader, runs, start.position, step):
@@ -167,7 +169,7 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
                     yield (
                         tensors(window_ids, samples, masked_after)
                         if worker is None
-                        else PackedBatch(window_ids, samples, masked_after, ring)
+                        else PackedBatch(window_ids, samples, masked_after, self._ring)
                     )  # pyright: ignore[reportReturnType] - arrives as dict
                 else:
                     yield from self._samples(tensors(window_ids, samples, masked_after), skipped, position, after)
@@ -196,9 +198,9 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         self._update_stream()
         self._stream.begin_pass(number)
         if end is None or at_start:
-            skipped = own * self.global_batch_size * (not start.in_worker)
-            position = start.position + skipped
-            begun = _Start(position=position, pass_number=number, skipped_samples=start.skipped_samples)
+            position = start.position + own * self.global_batch_size * (not start.in_worker)
+            skips = start.skipped_samples if own == 0 or start.in_worker else 0  # of the first batch alone
+            begun = _Start(position=position, pass_number=number, skipped_samples=skips)
         else:
             begun = _Start(position=number * end + own * self.global_batch_size, pass_number=number)
         if end is not None and start.in_worker:

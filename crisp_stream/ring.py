@@ -11,7 +11,6 @@ import mmap
 import multiprocessing.reduction
 import os
 import secrets
-from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,9 @@ from crisp_stream.errors import CorruptDataError
 
 NUM_SLOTS = 8
 _HEADER_BYTES = 4096
-_MAPPED_RINGS = 1024
 
-_received: OrderedDict[int, Ring] = OrderedDict()
+_received: dict[int, tuple[int, Ring]] = {}
+"""Rings of other processes that are mapped here: by name, the process and the ring."""
 
 
 class Ring:
@@ -62,7 +61,7 @@ class Ring:
         self._number_of_slot[slot] = number
         descriptor = None if self._sent else multiprocessing.reduction.DupFd(self._file)
         self._sent = True
-        return (self._name, self._slot_bytes, descriptor, slot, number, len(content))
+        return (self._name, self._slot_bytes, os.getpid(), descriptor, slot, number, len(content))
 
     def get(self, slot: int, number: int, length: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]] | None:
         """The bytes in a slot and its mark, to be set to 0 when they were used; None when it holds another batch."""
@@ -86,14 +85,24 @@ def taken(place: tuple[Any, ...]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]
     Raises:
         CorruptDataError: the slot holds another batch.
     """
-    name, slot_bytes, descriptor, slot, number, length = place
+    name, slot_bytes, maker, descriptor, slot, number, length = place
     if descriptor is not None and name not in _received:
-        _received[name] = Ring(slot_bytes, descriptor.detach())
-        if len(_received) > _MAPPED_RINGS:
-            _received.popitem(last=False)
-    found = _received[name].get(slot, number, length) if name in _received else None
+        for other in [other for other, (pid, _) in _received.items() if not _runs(pid)]:
+            del _received[other]  # or every pass over a dataset would leave the rings of its workers
+        _received[name] = (maker, Ring(slot_bytes, descriptor.detach()))
+    found = _received[name][1].get(slot, number, length) if name in _received else None
     if found is None:
         raise CorruptDataError(
             "a batch of a DataLoader worker was unpacked twice, or too late. Unpickle it once, in the training process."
         )
     return found
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -14,7 +14,8 @@ from pathlib import Path
 PAGE = Path(__file__).parent.parent / "docs" / "faults.md"
 BEGIN, END = "<!-- table: python -m tests.fault_table -->", "<!-- end of the table -->"
 VARYING = {
-    r"s3://crisp-tests/(faults|prefix)-\w+": "s3://bucket/root",
+    r"s3://crisp-tests/(faults|prefix)-\w+": "s3://bucket/data",
+    r"for path (faults|prefix)-\w+/": "for path data/",
     r"/\S*/cache/": "CACHE/",
     r"/var/tmp/\w+/first/": "CACHE/",
     r"127\.0\.0\.1:\d+": "127.0.0.1:PORT",

@@ -252,6 +252,12 @@ def test_its_own_progress_is_a_state_too(dataset: Dataset, mixture: Mixture) -> 
         resumed = MixtureDataset(dataset.root, mixture, batch_size=8)
         resumed.load_state_dict(running.state_dict())
         assert [item["window"] for item in resumed] == whole[taken:]
+        resumed = MixtureDataset(dataset.root, mixture, batch_size=8)
+        resumed.load_state_dict(running.state_dict())
+        first = whole[taken : taken + (-taken % 8)]  # what is left of a batch is a batch of its own worker
+        by_workers = [item["window"] for item in DataLoader(resumed, batch_size=None, num_workers=2)]
+        assert sorted(by_workers) == sorted(whole[taken:])
+        assert by_workers[: 2 * len(first) : 2] == first
     loader = DataLoader(running, batch_size=8, num_workers=1)
     fresh = MixtureDataset(dataset.root, mixture, batch_size=8)
     next(iter(DataLoader(fresh, batch_size=8, num_workers=1)))

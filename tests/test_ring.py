@@ -77,7 +77,7 @@ def test_a_full_ring_a_large_batch_and_a_slot_with_another_batch(monkeypatch: py
     assert made.put(samples) is None
     assert made.put(np.zeros(100_000, np.uint8)) is None
     for number, place in reversed(list(enumerate(places))):
-        content, mark = ring.taken((*place[:2], Duplicate(made), *place[3:]))
+        content, mark = ring.taken((*place[:3], Duplicate(made), *place[4:]))
         assert (content.view(np.uint32) == samples + number).all()
         mark[:] = 0
     place = places[0]
@@ -86,7 +86,7 @@ def test_a_full_ring_a_large_batch_and_a_slot_with_another_batch(monkeypatch: py
     assert made.put(samples) is not None
     monkeypatch.setattr(ring, "_received", {})
     with pytest.raises(CorruptDataError, match="unpacked twice, or too late"):
-        ring.taken((*place[:2], None, *place[3:]))
+        ring.taken((*place[:3], None, *place[4:]))
 
 
 class Duplicate:
@@ -111,3 +111,16 @@ def test_nothing_is_left_behind(dataset: Dataset) -> None:
     before = sorted(Path("/dev/shm").iterdir())
     check(DataLoader(stream(dataset), batch_size=None, num_workers=2), dataset)
     assert sorted(Path("/dev/shm").iterdir()) == before
+
+
+def test_rings_of_workers_that_ended_are_let_go(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ring, "_received", {})
+    loader = DataLoader(stream(dataset, 80), batch_size=None, num_workers=2)
+    for _ in range(4):
+        assert len(list(loader)) == 10
+    assert len(ring._received) <= 2
+    monkeypatch.setattr(ring, "_received", {})
+    stays = DataLoader(stream(dataset, 80), batch_size=None, num_workers=2, persistent_workers=True)
+    for _ in range(4):
+        assert len(list(stays)) == 10
+    assert len(ring._received) == 2
