@@ -8,9 +8,11 @@ is raised.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
@@ -326,7 +328,9 @@ class _FetchedRuns:
             self._cache.drop(run)
         raise _corrupt(self._dataset, int(window_ids[wrong][0]))
 
-    def close(self) -> None:
+    def close(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        if ending():  # of the interpreter: an iterator that was left open; the modules that this needs may be gone
+            return
         self._pool.shutdown(wait=False, cancel_futures=True)
         for run, future in self._pending.items():
             if future.cancelled():
