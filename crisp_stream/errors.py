@@ -17,6 +17,10 @@ class InputError(CrispError, ValueError):
     """An argument or an input file breaks a rule."""
 
 
+class CorruptInputError(InputError):
+    """An input file is damaged: cut off, unreadable, or with a line that no parser takes. No setting mends it."""
+
+
 class FormatError(CrispError, ValueError):
     """A dataset, tree or histogram on disk is not what FORMAT.md says."""
 

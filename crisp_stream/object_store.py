@@ -26,6 +26,7 @@ from crisp_stream.storage import MissingObjectError
 UPLOAD_PART_BYTES = 16 << 20
 READ_AHEAD_BYTES = 8 << 20
 WRITES = ("put", "put_file", "delete")
+LISTINGS = ("list", "describe_all")
 
 _client_used = False
 _forked_after_use = False
@@ -84,6 +85,17 @@ class ObjectStore:
     def list(self, prefix: str = "") -> list[tuple[str, int]]:
         """(path, bytes) of every object under `prefix`, sorted by path."""
         return self.call("list", prefix)
+
+    def describe(self, path: str) -> tuple[str, int, str]:
+        """(path, bytes, version) of one object. Raises MissingObjectError when it is not there."""
+        return self.call("describe", path)
+
+    def describe_all(self) -> list[tuple[str, int, str]]:
+        """(path, bytes, version) of every object, sorted by path, from the listing alone.
+
+        The version is the entity tag, or the time of the last change where the store has no tags.
+        """
+        return self.call("describe_all", "")
 
     def delete(self, path: str) -> None:
         """Delete one object."""
@@ -223,9 +235,9 @@ def _require_support(client: Any, operation: str, url: str) -> None:
     """Web servers are read by name only. Raises StorageError."""
     from obstore.store import HTTPStore
 
-    if isinstance(client, HTTPStore) and operation in (*WRITES, "list"):
+    if isinstance(client, HTTPStore) and operation in (*WRITES, *LISTINGS):
         raise StorageError(
-            f"{url}: a web server can be read, not {'listed' if operation == 'list' else 'written to'}. "
+            f"{url}: a web server can be read, not {'listed' if operation in LISTINGS else 'written to'}. "
             "Use the folder that it serves, or s3://, gs:// or az://."
         )
 
@@ -267,6 +279,23 @@ def _list(client: Any, prefix: str) -> list[tuple[str, int]]:
     return sorted((meta["path"], int(meta["size"])) for batch in listed for meta in batch)
 
 
+def _described(meta: Any) -> tuple[str, int, str]:
+    return meta["path"], int(meta["size"]), (meta["e_tag"] or "").strip('"') or meta["last_modified"].isoformat()
+
+
+def _describe(client: Any, path: str) -> tuple[str, int, str]:
+    import obstore
+
+    return (path, *_described(obstore.head(client, path))[1:])
+
+
+def _describe_all(client: Any, prefix: str) -> list[tuple[str, int, str]]:
+    import obstore
+
+    listed: Any = obstore.list(client, prefix or None)
+    return sorted(_described(meta) for batch in listed for meta in batch)
+
+
 def _delete(client: Any, path: str) -> None:
     import obstore
 
@@ -280,6 +309,8 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "put_file": _put_file,
     "object_bytes": _object_bytes,
     "list": _list,
+    "describe": _describe,
+    "describe_all": _describe_all,
     "delete": _delete,
 }
 
@@ -315,11 +346,21 @@ def _cause(error: Exception) -> str:
     return f"{causes[0]} ({text})" if causes else text
 
 
+_ACTIONS = {
+    "get": "read",
+    "put": "write",
+    "put_file": "write",
+    "object_bytes": "look up",
+    "describe": "look up",
+    "describe_all": "list",
+}
+
+
 def _action(operation: str, *arguments: Any) -> str:
     if operation == "get_range":
         start, length = arguments
         return f"read bytes {start}-{start + length - 1} of"
-    return {"get": "read", "put": "write", "put_file": "write", "object_bytes": "look up"}.get(operation, operation)
+    return _ACTIONS.get(operation, operation)
 
 
 def _explain(error: Exception, url: str, action: str) -> StorageError:

@@ -10,6 +10,7 @@ import glob
 import os
 import shutil
 import uuid
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Protocol
@@ -17,6 +18,7 @@ from typing import IO, Protocol
 from crisp_stream.errors import InputError, StorageError
 
 REMOTE_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "http", "https")
+GLOB_SIGNS = "*?["
 
 
 def is_remote(url: str) -> bool:
@@ -203,8 +205,30 @@ def open_store(url: str, *, timeout: float = 120.0) -> Store:
     return ObjectStore(url.rstrip("/"), timeout=timeout)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ListedFile:
+    """One file behind an input, as the listing describes it."""
+
+    url: str
+    path: str
+    """Below the named folder, the prefix or the part of a glob without signs; the file's own name when it was named."""
+    num_bytes: int
+    version: str
+    """Differs when the content was replaced: the modification time in ns, or the entity tag of an object store."""
+
+
 def list_inputs(url: str) -> list[str]:
     """The files that an input names: a file, a folder or prefix (all files below it), or a glob; sorted.
+
+    Raises:
+        InputError: nothing matches.
+        StorageError: the storage cannot be listed.
+    """
+    return [file.url for file in describe_inputs(url)]
+
+
+def describe_inputs(url: str) -> list[ListedFile]:
+    """The files that an input names, with size and version, from one listing whatever their number.
 
     Raises:
         InputError: nothing matches.
@@ -216,28 +240,53 @@ def list_inputs(url: str) -> list[str]:
     return found
 
 
-def _list_local(path: str) -> list[str]:
+def _list_local(path: str) -> list[ListedFile]:
     if Path(path).is_dir():
         below = (file for file in Path(path).rglob("*") if file.is_file())
-        return sorted(str(file) for file in below if not _is_hidden(file.relative_to(path)))
+        return _describe_local([str(file) for file in below if not _is_hidden(file.relative_to(path))], path)
     if Path(path).is_file():
-        return [path]
-    return sorted(match for match in glob.glob(path, recursive=True) if Path(match).is_file())  # noqa: PTH207
+        return _describe_local([path], str(Path(path).parent))
+    fixed = path[: min((path.index(sign) for sign in GLOB_SIGNS if sign in path), default=0)].rpartition("/")
+    found = [match for match in glob.glob(path, recursive=True) if Path(match).is_file()]  # noqa: PTH207
+    return _describe_local(found, fixed[0] + fixed[1] or ".")
+
+
+def _describe_local(files: list[str], folder: str) -> list[ListedFile]:
+    listed: list[ListedFile] = []
+    for file in sorted(files):
+        try:
+            status = Path(file).stat()
+        except OSError as error:
+            raise StorageError(f"{file}: {error.strerror}. Check the path and the permissions.") from error
+        path = Path(file).relative_to(folder).as_posix()
+        listed.append(ListedFile(url=file, path=path, num_bytes=status.st_size, version=str(status.st_mtime_ns)))
+    return listed
 
 
 def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _list_remote(url: str) -> list[str]:
+def _list_remote(url: str) -> list[ListedFile]:
     parent, _, name = url.rstrip("/").rpartition("/")
-    if any(sign in url for sign in "*?["):
-        fixed = url[: min(url.index(sign) for sign in "*?[" if sign in url)].rpartition("/")[0]
-        listed = [f"{fixed}/{path}" for path, _ in open_store(fixed).list()]
-        return [file for file in listed if fnmatchcase(file, url)]
-    if name and parent.count("/") >= 2 and open_store(parent).exists(name):
-        return [url]
-    return [f"{url.rstrip('/')}/{path}" for path, _ in open_store(url).list()]
+    if any(sign in url for sign in GLOB_SIGNS):
+        fixed = url[: min(url.index(sign) for sign in GLOB_SIGNS if sign in url)].rpartition("/")[0]
+        return [file for file in _describe_remote(fixed) if fnmatchcase(file.url, url)]
+    if name and parent.count("/") >= 2 and not url.endswith("/"):
+        with contextlib.suppress(MissingObjectError):
+            return _describe_remote(parent, name=name)
+    return [file for file in _describe_remote(url.rstrip("/")) if not _is_hidden(Path(file.path))]
+
+
+def _describe_remote(prefix: str, *, name: str | None = None) -> list[ListedFile]:
+    from crisp_stream.object_store import ObjectStore
+
+    store = ObjectStore(prefix, timeout=120.0)
+    described = store.describe_all() if name is None else [store.describe(name)]
+    return [
+        ListedFile(url=f"{prefix}/{path}", path=path, num_bytes=num_bytes, version=version)
+        for path, num_bytes, version in described
+    ]
 
 
 def input_bytes(url: str) -> int:

@@ -1,89 +1,79 @@
-"""Documents out of files: a stream of texts in a fixed order, read piece by piece.
+"""Documents out of files: read piece by piece in a fixed order, each with its place and its own name.
 
 Order: the inputs as given, the files of a folder by name, the lines or rows of a file as they stand. Everything
 downstream (tokenizer, parts, windows) is a function of this order, so a run that is started again sees the same
-documents.
+documents. A file can be read on its own, in any process.
 """
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Iterator, Sequence
-from pathlib import PurePosixPath
-from typing import IO, Any
+from dataclasses import dataclass
+from typing import Any
 
-from crisp_stream.errors import CrispError, InputError
-from crisp_stream.storage import list_inputs, open_input
+from crisp_stream.errors import InputError
+from crisp_stream.writers.drops import BROKEN_UNICODE, EMPTY_TEXT, NOT_SAMPLED, NULL_TEXT, OTHER_FILE, DropCounts
+from crisp_stream.writers.fields import MISSING, field_names, find_field
+from crisp_stream.writers.hub import read_hub
+from crisp_stream.writers.inputs import DocumentSettings, InputFile
+from crisp_stream.writers.listing import list_input_files
+from crisp_stream.writers.readers import TXT_FIELD, Record, read_arrow, read_lines, read_parquet, read_txt
+from crisp_stream.writers.redpajama import read_redpajama
 
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-LINE_SUFFIXES = (".jsonl", ".ndjson", ".json")
-SUFFIXES_TEXT = ".jsonl, .ndjson, .json (one object per line), .txt (each also .gz or .zst), .parquet"
+__all__ = [
+    "BROKEN_UNICODE",
+    "EMPTY_TEXT",
+    "NOT_SAMPLED",
+    "NULL_TEXT",
+    "OTHER_FILE",
+    "Document",
+    "DocumentSettings",
+    "DropCounts",
+    "InputFile",
+    "list_document_files",
+    "list_input_files",
+    "read_documents",
+    "read_input",
+]
 
-EMPTY_TEXT = "empty text"
-NULL_TEXT = "null text"
-BROKEN_UNICODE = "text with an unpaired surrogate"
-OTHER_FILE = "file of another kind in a folder"
-NOT_SAMPLED = "not in the sample"
 _WORD = (1 << 64) - 1
 
-TXT_PIECE_CHARACTERS = 16 << 20
-"""A .txt file is one document; a larger one is cut behind a line end into documents of about this length."""
-_PARQUET_ROWS = 1024
-_UTF8_BOM = b"\xef\xbb\xbf"
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Document:
+    """One document that is kept."""
+
+    text: str
+    """Not empty, and valid Unicode."""
+    row: int
+    """Its number within its file, from 0, the dropped ones counted."""
+    id: str | None
+    """Its own name, when a field of it was given as such."""
 
 
-class DropCounts:
-    """How many were dropped, by reason."""
+def read_input(file: InputFile, settings: DocumentSettings, counts: DropCounts) -> Iterator[Document]:
+    """Stream the documents of one file.
 
-    def __init__(self, by_reason: dict[str, int] | None = None) -> None:
-        self.by_reason: dict[str, int] = dict(by_reason or {})
+    Args:
+        file: as list_input_files gave it.
+        settings: which fields, filters and layout; the same as for the listing.
+        counts: receives what was dropped and why: empty, null or undecodable texts, and each filter.
 
-    def add(self, reason: str, count: int = 1) -> None:
-        """Count `count` more under `reason`."""
-        if count:
-            self.by_reason[reason] = self.by_reason.get(reason, 0) + int(count)
-
-    def merge(self, other: dict[str, int]) -> None:
-        """Add the counts of another stage or part."""
-        for reason, count in other.items():
-            self.add(reason, count)
-
-    def as_dict(self) -> dict[str, int]:
-        """The counts, sorted by reason."""
-        return dict(sorted(self.by_reason.items()))
-
-    @property
-    def total(self) -> int:
-        """Sum over the reasons."""
-        return sum(self.by_reason.values())
+    Raises:
+        InputError: a field that is missing or of another type, a filter that cannot be applied.
+        CorruptInputError: the file is damaged. StorageError: the storage refused or failed.
+    """
+    for document in _read(file, settings):
+        if isinstance(document, Document):
+            yield document
+        else:
+            counts.add(document)
 
 
 def list_document_files(inputs: Sequence[str], *, counts: DropCounts | None = None) -> list[str]:
-    """The files behind `inputs` that hold documents, in reading order.
-
-    A file that is named must be of a known kind; files of another kind inside a folder or glob are passed over and
-    counted.
-
-    Raises:
-        InputError: no inputs; an input that matches nothing, or nothing of a known kind.
-        StorageError: the storage cannot be listed.
-    """
-    if not inputs:
-        raise InputError("inputs: at least one file, folder, prefix or glob is needed, got none. Name your documents.")
-    files: list[str] = []
-    for source in inputs:
-        listed = list_inputs(source)
-        known = [file for file in listed if _kind(file) is not None]
-        if not known:
-            raise InputError(
-                f"{source}: documents come from {SUFFIXES_TEXT}; got {PurePosixPath(listed[0]).name}. "
-                "Rename or convert the file, or name another input."
-            )
-        if counts is not None:
-            counts.add(OTHER_FILE, len(listed) - len(known))
-        files.extend(known)
-    return files
+    """The addresses of the files behind `inputs` that hold documents, in reading order. Raises as list_input_files."""
+    files = list_input_files(inputs, DocumentSettings(), DropCounts() if counts is None else counts)
+    return [file.url for file in files]
 
 
 def read_documents(
@@ -97,8 +87,8 @@ def read_documents(
     """Stream the texts of all documents in a fixed order.
 
     Args:
-        inputs: files, folders, prefixes or globs, local or on an object store.
-        text_column: key (JSONL) or column (Parquet) that holds the text; not used for .txt.
+        inputs: files, folders, prefixes or globs, local or on an object store; datasets by name.
+        text_column: dotted path of the key (JSONL) or column (Parquet, Arrow) that holds the text; not used for .txt.
         limit: read at most this many documents, dropped ones included.
         sample: keep about this share of the documents, above 0 and at most 1, chosen by a hash of their number.
         counts: receives what was dropped and why: empty, null or undecodable texts.
@@ -111,18 +101,19 @@ def read_documents(
         raise InputError(f"limit: must be at least 1 document, got {limit}. Leave it out to read all.")
     if sample is not None and not 0 < sample <= 1:
         raise InputError(f"sample: must be above 0 and at most 1, got {sample}. Leave it out to read all.")
-    files = list_document_files(inputs, counts=counts)
+    settings = DocumentSettings(text_field=text_column)
+    files = list_input_files(inputs, settings, counts)
     num_read = num_kept = 0
     for file in files:
-        for text in _read_file(file, text_column):
+        for document in _read(file, settings):
             num_read += 1
-            chosen = sample is None or _uniform(num_read) < sample
-            reason = _reason_to_drop(text) if chosen else NOT_SAMPLED
-            if reason is not None:
-                counts.add(reason)
-            elif text is not None:
+            if sample is not None and _uniform(num_read) >= sample:
+                counts.add(NOT_SAMPLED)
+            elif isinstance(document, Document):
                 num_kept += 1
-                yield text
+                yield document.text
+            else:
+                counts.add(document)
             if num_read == limit:
                 break
         if num_read == limit:
@@ -142,6 +133,54 @@ def _uniform(number: int) -> float:
     return (mixed ^ mixed >> 31) / 2**64
 
 
+def _read(file: InputFile, settings: DocumentSettings) -> Iterator[Document | str]:
+    """Every document of the file, or the reason for which it is dropped."""
+    filters = settings.parsed_filters()
+    text_path, id_path = (TXT_FIELD, None) if file.kind == "text" else (settings.text_path, settings.id_field)
+    if file.kind == "text" and filters:
+        raise InputError(
+            f"{file.url}: the filter {filters[0].expression!r} needs fields, and .txt files have none. "
+            "Leave out the filters, or give documents with fields."
+        )
+    for row, (number, record) in enumerate(_records(file, settings)):
+        text = _text(find_field(record, text_path), file, number, text_path, record)
+        reason = _reason_to_drop(text)
+        for each in filters if reason is None else ():
+            if not each.keeps(record, _place(file, number)):
+                reason = each.reason
+                break
+        if reason is not None or text is None:
+            yield reason or NULL_TEXT
+            continue
+        name = f"{file.tag}/{row}" if file.tag else None
+        if id_path is not None:
+            name = _id(find_field(record, id_path), file, number, id_path, record)
+        yield Document(text=text, row=row, id=name)
+
+
+def _records(file: InputFile, settings: DocumentSettings) -> Iterator[Record]:
+    match file.kind:
+        case "lines":
+            return read_lines(file.url)
+        case "text":
+            return read_txt(file.url)
+        case "parquet":
+            return read_parquet(file.url, settings.paths())
+        case "arrow":
+            return read_arrow(file.url, settings.paths())
+        case "redpajama-v2":
+            return read_redpajama(file)
+        case "hub":
+            return read_hub(file, settings.paths())
+
+
+def _place(file: InputFile, number: int) -> str:
+    if file.kind in ("lines", "redpajama-v2"):
+        return f"{file.url}:{number}"
+    shard = f", shard {file.shard}" if file.kind == "hub" else ""
+    return f"{file.url}{shard}: row {number}"
+
+
 def _reason_to_drop(text: str | None) -> str | None:
     if text is None:
         return NULL_TEXT
@@ -156,108 +195,31 @@ def _reason_to_drop(text: str | None) -> str | None:
     return None
 
 
-def _kind(file: str) -> str | None:
-    name = PurePosixPath(file)
-    suffix = name.suffix.lower()
-    if suffix in COMPRESSIONS:
-        suffix = PurePosixPath(name.stem).suffix.lower()
-        return suffix if suffix in (*LINE_SUFFIXES, ".txt") else None
-    return suffix if suffix in (*LINE_SUFFIXES, ".txt", ".parquet") else None
-
-
-def _read_file(file: str, text_column: str) -> Iterator[str | None]:
-    kind = _kind(file)
-    try:
-        with open_input(file) as raw:
-            if kind == ".parquet":
-                yield from _read_parquet(file, raw, text_column)
-                return
-            with _decompressed(file, raw) as stream:
-                yield from _read_txt(file, stream) if kind == ".txt" else _read_lines(file, stream, text_column)
-    except CrispError:
-        raise
-    except (OSError, EOFError) as error:
+def _text(value: Any, file: InputFile, number: int, path: str, record: dict[str, Any]) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    place = _place(file, number)
+    if value is MISSING:
         raise InputError(
-            f"{file}: must be readable to its end, got: {error}. Restore the file, or leave it out."
-        ) from error
-
-
-def _decompressed(file: str, raw: IO[bytes]) -> IO[bytes]:
-    compression = COMPRESSIONS.get(PurePosixPath(file).suffix.lower())
-    if compression is None:
-        return raw
-    import pyarrow as pa
-
-    return io.BufferedReader(pa.CompressedInputStream(raw, compression), 1 << 20)
-
-
-def _read_lines(file: str, stream: IO[bytes], text_column: str) -> Iterator[str | None]:
-    for number, line in enumerate(stream, start=1):
-        content = line.removeprefix(_UTF8_BOM) if number == 1 else line
-        if not content.strip():
-            continue
-        try:
-            record = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise InputError(
-                f"{file}:{number}: every line must be a JSON object, got: {error}. Mend or remove the line."
-            ) from error
-        if not isinstance(record, dict):
-            raise InputError(
-                f"{file}:{number}: every line must be a JSON object, got {type(record).__name__}. "
-                "Write one object per line."
-            )
-        if text_column not in record:
-            raise InputError(_missing_column(f"{file}:{number}", text_column, list(record)))
-        yield _text(record[text_column], f"{file}:{number}", text_column)
-
-
-def _read_parquet(file: str, raw: IO[bytes], text_column: str) -> Iterator[str | None]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        parquet = pq.ParquetFile(raw, pre_buffer=False)
-        columns = parquet.schema_arrow.names
-        if text_column not in columns:
-            raise InputError(_missing_column(f"{file}: row 1", text_column, columns))
-        number = 0
-        for batch in parquet.iter_batches(batch_size=_PARQUET_ROWS, columns=[text_column], use_threads=False):
-            for value in batch.column(0).to_pylist():
-                number += 1
-                yield _text(value, f"{file}: row {number}", text_column)
-    except pa.ArrowException as error:
-        raise InputError(
-            f"{file}: must be a readable Parquet file, got: {error}. Restore the file, or leave it out."
-        ) from error
-
-
-def _read_txt(file: str, stream: IO[bytes]) -> Iterator[str]:
-    # newline="" keeps the text as it is; utf-8-sig takes a byte order mark away.
-    with io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
-        try:
-            piece = text.read(TXT_PIECE_CHARACTERS)
-            while piece:
-                if len(piece) == TXT_PIECE_CHARACTERS:
-                    piece += text.readline(TXT_PIECE_CHARACTERS)
-                following = text.read(TXT_PIECE_CHARACTERS)
-                yield piece
-                piece = following
-        except UnicodeDecodeError as error:
-            raise InputError(f"{file}: text files must be UTF-8, got: {error}. Convert the file to UTF-8.") from error
-
-
-def _missing_column(place: str, text_column: str, columns: list[str]) -> str:
-    return (
-        f"{place}: the text column {text_column!r} must exist, got: {', '.join(map(str, columns)) or 'none'}. "
-        "Name the right one with --text-column."
+            f"{place}: the text column {path!r} must exist, got: {', '.join(field_names(record)) or 'none'}. "
+            "Name the right one with --text-column."
+        )
+    raise InputError(
+        f"{place}: the text column {path!r} must hold strings, got {type(value).__name__}. "
+        "Name another column with --text-column, or convert the values."
     )
 
 
-def _text(value: Any, place: str, text_column: str) -> str | None:
-    if value is None or isinstance(value, str):
+def _id(value: Any, file: InputFile, number: int, path: str, record: dict[str, Any]) -> str:
+    if isinstance(value, str):
         return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if value is MISSING:
+        got = f"only: {', '.join(field_names(record)) or 'none'}"
+    else:
+        got = "null" if value is None else type(value).__name__
     raise InputError(
-        f"{place}: the text column {text_column!r} must hold strings, got {type(value).__name__}. "
-        "Name another column with --text-column, or convert the values."
+        f"{_place(file, number)}: the id column {path!r} must hold a text or a whole number, got {got}. "
+        "Name the right one with --id-column, or leave it out."
     )

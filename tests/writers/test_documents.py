@@ -10,7 +10,7 @@ import pytest
 
 from crisp_stream.errors import InputError
 from crisp_stream.storage import open_store
-from crisp_stream.writers import documents
+from crisp_stream.writers import documents, readers
 from crisp_stream.writers.documents import DropCounts, read_documents
 from tests.seaweed import S3Server
 
@@ -65,7 +65,7 @@ def test_a_folder_gives_its_files_by_name_and_inputs_keep_their_order(tmp_path: 
 
 
 def test_a_huge_text_file_is_cut_behind_line_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "TXT_PIECE_CHARACTERS", 100)
+    monkeypatch.setattr(readers, "TXT_PIECE_CHARACTERS", 100)
     content = "".join(f"line {number}\r\n" for number in range(100))
     (tmp_path / "a.txt").write_bytes(content.encode())
     texts = read(tmp_path / "a.txt")[0]

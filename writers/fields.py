@@ -1,0 +1,60 @@
+"""Fields of a document's record by dotted path: `text`, `meta.lang`, `quality_signals.rps_doc_word_count`.
+
+A key that itself contains dots wins over the path through nested objects. A string that holds a JSON object is gone
+into as well, because published datasets keep nested metadata so.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+_SHOWN_NAMES = 60
+
+
+class _Missing:
+    """The type of MISSING."""
+
+
+MISSING: Final = _Missing()
+"""What find_field returns for a field that is not there (a null field is None)."""
+
+
+def find_field(record: dict[str, Any], path: str) -> Any:
+    """The value at `path`, None when it or an object on the way is null, MISSING when it is not there."""
+    if path in record:
+        return record[path]
+    cut = path.rfind(".")
+    while cut > 0:  # the longest key first
+        inner = record.get(path[:cut], MISSING)
+        if inner is None:
+            return None
+        found = find_field(_opened(inner), path[cut + 1 :])
+        if found is not MISSING:
+            return found
+        cut = path.rfind(".", 0, cut)
+    return MISSING
+
+
+def field_names(record: dict[str, Any]) -> list[str]:
+    """The paths of a record's fields, as errors name them; nested objects to a depth of three, 60 names at most."""
+    names = _nested_names(record, "", 3)
+    return names if len(names) <= _SHOWN_NAMES else [*names[:_SHOWN_NAMES], "…"]
+
+
+def _nested_names(record: dict[str, Any], prefix: str, depth: int) -> list[str]:
+    names: list[str] = []
+    for key, value in record.items():
+        inner = _opened(value) if depth > 1 else {}
+        names += _nested_names(inner, f"{prefix}{key}.", depth - 1) if inner else [f"{prefix}{key}"]
+    return names
+
+
+def _opened(value: Any) -> dict[str, Any]:
+    """The object that `value` is or holds as JSON text, else an empty one."""
+    if isinstance(value, str) and value.startswith("{"):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return {}
+    return value if isinstance(value, dict) else {}
