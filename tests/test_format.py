@@ -81,6 +81,25 @@ def test_must_3_a_manifest_that_breaks_the_table_of_keys_is_refused(root: Path, 
         open_dataset(root)
 
 
+def test_must_3_an_optional_key_is_written_only_where_it_says_something(root: Path) -> None:
+    plain = open_dataset(root).manifest
+    assert plain.encoder.reads == "first"
+    assert b'"reads"' not in plain.to_json()
+    whole = dataclasses.replace(plain, encoder=dataclasses.replace(plain.encoder, reads="all"))
+    assert Manifest.from_json(whole.to_json()) == whole
+    assert whole.fingerprint != plain.fingerprint
+    stated = json.loads(plain.to_json())
+    stated["encoder"]["reads"] = "first"
+    assert Manifest.from_json(json.dumps(stated).encode()).fingerprint == plain.fingerprint
+    for value, message in (
+        ("last", "encoder.reads must be first or all, got 'last'"),
+        (1, "encoder.reads must be str"),
+    ):
+        stated["encoder"]["reads"] = value
+        with pytest.raises(FormatError, match=message):
+            Manifest.from_json(json.dumps(stated).encode())
+
+
 @given(st.binary(max_size=200))
 def test_must_3_any_bytes_as_manifest_give_a_format_error(content: bytes) -> None:
     with pytest.raises(FormatError, match=r"manifest\.json"):

@@ -35,6 +35,7 @@ from crisp_stream.writers.encoder_files import (
     resolve_encoder,
     weights_file,
 )
+from crisp_stream.writers.lsi import LSI_FOLDER, LSI_NAME, LSI_POOLING, LsiEncoder, lsi_folder
 from crisp_stream.writers.pieces import (
     Batch,
     FastSplitter,
@@ -317,7 +318,9 @@ class EncoderChoice:
     lsi: bool = False
 
     def open(self, *, device: str | None = None) -> TextEncoder:
-        """The encoder; nothing is loaded before it is used. Raises InputError, MissingExtraError."""
+        """The encoder; a neural one is loaded when it is used. Raises InputError, FormatError, MissingExtraError."""
+        if self.lsi:
+            return LsiEncoder.load(Path(self.name or "."))
         return Encoder(self.name, max_length=self.max_length, reads=self.reads, device=device)
 
 
@@ -326,19 +329,25 @@ def matching_encoder(record: EncoderRecord, name: str | None, root: str) -> Enco
 
     Args:
         record: of the dataset's manifest.
-        name: folder or hub name where it is now; None is the recorded name.
+        name: folder or hub name where it is now; None is the recorded name, or the dataset's own files for LSI.
         root: of the dataset.
 
     Raises:
         InputError: its weights are not the recorded ones.
+        FormatError: it is LSI, whose files stand in the dataset, and these are missing or broken.
+        StorageError: the storage refused or failed.
     """
-    choice = EncoderChoice(name=name or record.name, max_length=record.max_length or None, reads=record.reads)
+    if record.pooling == LSI_POOLING:
+        folder = str(lsi_folder(root, record.weights_sha256)) if name in (None, LSI_NAME) else name
+        choice, remedy = EncoderChoice(name=folder, lsi=True), f"Restore {root}/{LSI_FOLDER}, or pass a copy's folder"
+    else:
+        choice = EncoderChoice(name=name or record.name, max_length=record.max_length or None, reads=record.reads)
+        remedy = f"Pass the folder or hub name of {record.name} as the encoder"
     digest = choice.open().weights_sha256
     if digest != record.weights_sha256:
         raise InputError(
             f"encoder {choice.name}: must have the weights that embedded {root} "
-            f"(sha256 {record.weights_sha256[:12]}…), got {digest[:12]}…. "
-            f"Pass the folder or hub name of {record.name} as the encoder."
+            f"(sha256 {record.weights_sha256[:12]}…), got {digest[:12]}…. {remedy}."
         )
     return choice
 
