@@ -271,11 +271,24 @@ def _list_remote(url: str) -> list[ListedFile]:
     parent, _, name = url.rstrip("/").rpartition("/")
     if any(sign in url for sign in GLOB_SIGNS):
         fixed = url[: min(url.index(sign) for sign in GLOB_SIGNS if sign in url)].rpartition("/")[0]
-        return [file for file in _describe_remote(fixed) if fnmatchcase(file.url, url)]
+        patterns = url.removeprefix(f"{fixed}/").split("/")
+        return [file for file in _describe_remote(fixed) if _matches(file.path.split("/"), patterns)]
     if name and parent.count("/") >= 2 and not url.endswith("/"):
         with contextlib.suppress(MissingObjectError):
             return _describe_remote(parent, name=name)
     return [file for file in _describe_remote(url.rstrip("/")) if not _is_hidden(Path(file.path))]
+
+
+def _matches(names: list[str], patterns: list[str]) -> bool:
+    """As `glob` matches a path: `*` within one name, `**` any number of folders, neither hidden ones."""
+    if not patterns:
+        return not names
+    if patterns[0] == "**":
+        num_open = next((index for index, name in enumerate(names) if name.startswith(".")), len(names))
+        return any(_matches(names[skipped:], patterns[1:]) for skipped in range(num_open + 1))
+    if not names or (names[0].startswith(".") and not patterns[0].startswith(".")):
+        return False
+    return fnmatchcase(names[0], patterns[0]) and _matches(names[1:], patterns[1:])
 
 
 def _describe_remote(prefix: str, *, name: str | None = None) -> list[ListedFile]:

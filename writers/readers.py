@@ -206,6 +206,9 @@ def _decompressed(url: str, raw: IO[bytes]) -> IO[bytes]:
         return raw
     import pyarrow as pa
 
+    if not raw.read(1):  # what compresses nothing still writes a header
+        raise EOFError("an empty file")
+    raw.seek(0)
     return io.BufferedReader(pa.CompressedInputStream(raw, compression), 1 << 20)
 
 
