@@ -1,0 +1,189 @@
+"""Words of documents as 64-bit hashes, for near-duplicates and decontamination.
+
+A word is a run of letters, digits and combining marks of the text in NFKC, case folded (lower case, and "ß" is "ss");
+everything else separates. A Chinese or Japanese character is a word of its own. So "Don't STOP" is don, t, stop; GPT-3
+and lm-eval take punctuation away in the same spirit.
+
+Words are hashed in numpy, without a Python object per word: a polynomial over the characters mod 2^64, by prefix sums,
+then a finaliser that mixes the bits. Measured 105 MB/s per core; `re.findall` with one xxh3_64 per word, 28. The price
+is that equal hashes can be made on purpose by someone who tries, so a match that removes a document is confirmed by its
+words.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crisp_stream.errors import InputError
+
+_BLOCK_CHARACTERS = 1 << 15
+_CHARACTER_BASE = 0x9E3779B97F4A7C15 | 1
+_WORD_BASE = 0xD1342543DE82EF95 | 1
+_MASK = (1 << 64) - 1
+_SEPARATOR, _LETTER, _ALONE = 0, 1, 2
+_ALONE_RANGES = (
+    (0x3005, 0x3008),
+    (0x3040, 0x3100),
+    (0x31F0, 0x3200),
+    (0x3400, 0x4DC0),
+    (0x4E00, 0xA000),
+    (0xF900, 0xFB00),
+    (0x20000, 0x32400),
+)
+"""Iteration marks, kana and ideographs: scripts without spaces whose characters are near to words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HashedWords:
+    """The words of a batch of texts, as hashes and as places."""
+
+    hashes: NDArray[np.uint64]
+    """[num_words], of the words of all texts one after another."""
+    first_word: NDArray[np.int64]
+    """[num_texts + 1], text i has the words first_word[i] to first_word[i + 1]."""
+    normalised: str
+    """All texts in NFKC and case folded, joined by line ends."""
+    word_start: NDArray[np.int64]
+    """[num_words], character of `normalised` where the word begins."""
+    word_end: NDArray[np.int64]
+    """[num_words], character behind the word."""
+
+    def words(self, first: int, end: int) -> list[str]:
+        """The words `first` to `end` of the batch as strings."""
+        spans = zip(self.word_start[first:end].tolist(), self.word_end[first:end].tolist(), strict=True)
+        return [self.normalised[start:stop] for start, stop in spans]
+
+
+def hash_words(texts: Sequence[str]) -> HashedWords:
+    """Cut a batch of texts into words and hash each; the hash of a word depends on nothing but the word.
+
+    Returns:
+        hashes, uint64, uniform; memory about 15 bytes per character while it runs.
+    """
+    parts = [_normalise(text) for text in texts]
+    lengths = np.fromiter((len(part) for part in parts), np.int64, len(parts))
+    joined = "\n".join(parts)
+    codes = (
+        np.frombuffer(joined.encode("ascii"), np.uint8)
+        if joined.isascii()
+        else np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
+    )
+    starts, ends = _word_bounds(codes)
+    text_end = np.cumsum(lengths + 1) - 1
+    first_word = np.concatenate([np.zeros(1, np.int64), np.searchsorted(starts, text_end)])
+    return HashedWords(
+        hashes=_hash_spans(codes, starts, ends),
+        first_word=first_word,
+        normalised=joined,
+        word_start=starts,
+        word_end=ends,
+    )
+
+
+def ngram_hashes(word_hashes: NDArray[np.uint64], num_words: int) -> NDArray[np.uint64]:
+    """Hash every run of `num_words` consecutive words.
+
+    Args:
+        word_hashes: [n].
+        num_words: per run, at least 1.
+
+    Returns:
+        [max(n - num_words + 1, 0)], uint64; runs that cross the border of two texts are among them.
+
+    Raises:
+        InputError: num_words below 1.
+    """
+    if num_words < 1:
+        raise InputError(f"num_words: a run has at least 1 word, got {num_words}. Give a positive number.")
+    num_runs = max(len(word_hashes) - num_words + 1, 0)
+    rolled: NDArray[np.uint64] | None = None
+    covered, length, doubled = 0, 1, word_hashes
+    # Runs of 1, 2, 4, … words by doubling; the run asked for is joined from those of the binary digits of its length.
+    while covered < num_words:
+        if num_words & length:
+            piece = doubled[covered : covered + num_runs]
+            rolled = piece.copy() if rolled is None else rolled * _power(_WORD_BASE, length) + piece
+            covered += length
+        if covered < num_words:
+            doubled = doubled[:-length] * _power(_WORD_BASE, length) + doubled[length:]
+            length *= 2
+    if rolled is None or num_runs == 0:
+        return np.zeros(0, np.uint64)
+    return mix_bits(rolled + np.uint64(num_words))
+
+
+def mix_bits(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The SplitMix64 finaliser: a bijection that spreads every bit over all."""
+    mixed = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def _normalise(text: str) -> str:
+    return text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
+
+
+def _word_bounds(codes: NDArray[np.uint8] | NDArray[np.uint32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    if codes.dtype == np.uint8:
+        letter = _character_classes()[:256][codes].view(np.bool_)  # no ASCII character stands alone
+        bounds = np.flatnonzero(np.diff(letter, prepend=False, append=False))
+        return bounds[0::2], bounds[1::2]
+    classes = np.zeros(len(codes) + 2, np.uint8)
+    np.take(_character_classes(), codes, out=classes[1:-1])
+    before, after = classes[:-1], classes[1:]
+    border = (before != after) | (before == _ALONE)
+    starts = np.flatnonzero(border & (after != _SEPARATOR))
+    ends = np.flatnonzero(border & (before != _SEPARATOR))
+    return starts, ends
+
+
+def _hash_spans(
+    codes: NDArray[np.uint8] | NDArray[np.uint32], starts: NDArray[np.int64], ends: NDArray[np.int64]
+) -> NDArray[np.uint64]:
+    hashes = np.empty(len(starts), np.uint64)
+    first = 0
+    while first < len(starts):
+        # The words that end in a block of characters; a longer word is a block alone.
+        begin = int(starts[first])
+        end = max(int(np.searchsorted(ends, begin + _BLOCK_CHARACTERS, side="right")), first + 1)
+        length = int(ends[end - 1]) - begin
+        powers, inverses = _powers(1 << max(length - 1, _BLOCK_CHARACTERS - 1).bit_length())
+        sums = np.zeros(length + 1, np.uint64)
+        np.multiply(codes[begin : begin + length], powers[:length], out=sums[1:])
+        np.cumsum(sums, out=sums)
+        at = starts[first:end] - begin
+        hashes[first:end] = (sums[ends[first:end] - begin] - sums[at]) * inverses[at]
+        first = end
+    return mix_bits(hashes)
+
+
+@lru_cache(maxsize=2)
+def _powers(length: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    inverse = pow(_CHARACTER_BASE, -1, 1 << 64)
+    return _geometric(_CHARACTER_BASE, length), _geometric(inverse, length)
+
+
+def _geometric(base: int, length: int) -> NDArray[np.uint64]:
+    factors = np.full(length, base, np.uint64)
+    factors[:1] = 1
+    return np.multiply.accumulate(factors)
+
+
+def _power(base: int, exponent: int) -> np.uint64:
+    return np.uint64(pow(base, exponent, _MASK + 1))
+
+
+@lru_cache(maxsize=1)
+def _character_classes() -> NDArray[np.uint8]:
+    """[0x110000] of separator, letter, alone. Takes a fifth of a second, once per process."""
+    categories = np.array([unicodedata.category(chr(code))[0] for code in range(0x110000)])
+    classes = np.isin(categories, ["L", "M", "N"]).astype(np.uint8)
+    for start, end in _ALONE_RANGES:
+        classes[start:end] *= _ALONE
+    return classes
