@@ -44,6 +44,7 @@ from crisp_stream.writers.pieces import (
     TextSplitter,
     pad_batches,
     says_everything,
+    unit_vectors,
 )
 from crisp_stream.writers.prefetch import prefetched
 
@@ -249,16 +250,10 @@ class Encoder:
         """`embed_pieces` for pieces that are prepared already."""
         if not prepared.batches:
             return np.zeros((0, self.record().dim), np.float16)
-        vectors = self._forward(prepared)
-        if len(vectors) > len(prepared.sequences_per_text):
-            # The mean over all word pieces of a text is the mean of its stretches' means, weighted by their pieces.
-            starts = np.cumsum(prepared.sequences_per_text) - prepared.sequences_per_text
-            vectors = np.add.reduceat(vectors * prepared.lengths[:, None].astype(np.float32), starts, axis=0)
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return (vectors / np.maximum(norms, 1e-12)).astype(np.float16)
+        return unit_vectors(self.sequence_vectors(prepared), prepared.lengths, prepared.sequences_per_text)
 
-    def _forward(self, prepared: Prepared) -> NDArray[np.float32]:
-        """[num_sequences, dim], not normalised."""
+    def sequence_vectors(self, prepared: Prepared) -> NDArray[np.float32]:
+        """The model's vector of each sequence, not normalised: [num_sequences, dim]."""
         import torch
 
         model: Any = self._model

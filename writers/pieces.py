@@ -208,3 +208,24 @@ def pad_batches(pieces: Pieces, pieces_per_batch: int, *, pad_id: int, left: boo
         ids[inside] = pieces.ids[(starts[rows, None] + columns)[inside]]
         yield Batch(rows, ids, lengths)
         at += len(rows)
+
+
+def unit_vectors(
+    vectors: NDArray[np.float32], lengths: NDArray[np.int32], sequences_per_text: NDArray[np.int32]
+) -> NDArray[np.float16]:
+    """Each text's vector: the mean over all its word pieces, which is the mean of its stretches' means weighted by
+    their pieces.
+
+    Args:
+        vectors: [num_sequences, dim].
+        lengths: [num_sequences], word pieces.
+        sequences_per_text: [num_texts], at least 1 each.
+
+    Returns:
+        [num_texts, dim], L2 norm 1 up to float16 rounding.
+    """
+    if len(vectors) > len(sequences_per_text):
+        starts = np.cumsum(sequences_per_text) - sequences_per_text
+        vectors = np.add.reduceat(vectors * lengths[:, None].astype(np.float32), starts, axis=0)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (vectors / np.maximum(norms, 1e-12)).astype(np.float16)
