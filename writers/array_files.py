@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from crisp_stream.errors import FormatError
 
@@ -22,15 +22,13 @@ _GAP_BYTES = 4096
 
 
 class ArrayFiles:
-    """Rows of .npy files [rows, columns] that follow one another, or one band of files [bands, rows].
+    """Rows of .npy files [rows, columns] (or [rows]) that follow one another, or one band of files [bands, rows].
 
     Raises:
         FormatError: a file that is missing, cut short, or not a C-ordered array of the dtype and width asked for.
     """
 
-    def __init__(
-        self, paths: Sequence[Path], dtype: type[np.generic], *, columns: int, band: int | None = None
-    ) -> None:
+    def __init__(self, paths: Sequence[Path], dtype: DTypeLike, *, columns: int = 1, band: int | None = None) -> None:
         """Read the headers of `paths`.
 
         Args:
@@ -39,7 +37,7 @@ class ArrayFiles:
             columns: of every file (bands, when one is read).
             band: read the arrays as [bands, rows] and only this band, as one column.
         """
-        self.dtype = np.dtype(dtype)
+        self.dtype: np.dtype[Any] = np.dtype(dtype)
         self._paths = list(paths)
         self._offsets: list[int] = []
         rows = np.zeros(len(self._paths) + 1, np.int64)
@@ -100,6 +98,8 @@ class ArrayFiles:
             raise FormatError(
                 f"{path}: must be a .npy array, got: {error}. Remove it, so that it is made again."
             ) from (error)
+        if len(shape) == 1:
+            shape = (shape[0], 1)
         expected = offset + int(np.prod(shape)) * self.dtype.itemsize
         if len(shape) != 2 or dtype != self.dtype or (fortran and min(shape) > 1) or num_bytes != expected:
             raise FormatError(

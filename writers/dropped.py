@@ -7,12 +7,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from crisp_stream.errors import FormatError
+from crisp_stream.writers.array_files import ArrayFiles
+from crisp_stream.writers.duplicates import Removals
+from crisp_stream.writers.near_duplicates import NearDuplicates
 
 DropReason = Literal["exact duplicate", "near duplicate", "contaminated"]
+
+DROPPED_DOCUMENT = np.dtype(
+    [("document", "<i8"), ("kept_file", "<u4"), ("kept_row", "<i8"), ("similarity", "<f4"), ("near", "?")]
+)
+"""A duplicate: its number among all documents, the place of the kept document, and their similarity (1 when exact)."""
 
 _SCHEMA = pa.schema(
     [
@@ -38,6 +48,40 @@ class Dropped:
     reason: DropReason
     detail: str
     """The document that was kept, or what it shares with an evaluation set."""
+
+
+def dropped_documents(exact: Removals, near: NearDuplicates | None, places: ArrayFiles) -> NDArray[np.void]:
+    """Join what both searches found; the document named as kept is always one that is kept.
+
+    A document is an exact duplicate when the kept one has its text, and a near duplicate when the kept one is similar
+    (also where a third one has its text, but goes as well).
+
+    Args:
+        exact: of `find_duplicates`; empty where only near-duplicates were looked for.
+        near: of `find_near_duplicates` over the same documents.
+        places: per document its `file` and `row`.
+
+    Returns:
+        [num_removed] of DROPPED_DOCUMENT, sorted by document.
+    """
+    if near is None:
+        removals, similarity = exact, np.ones(len(exact))
+    else:
+        # Documents without words are like no other, but may have the same text.
+        only_exact = exact[~np.isin(exact[:, 0], near.removals[:, 0])]
+        removals = np.concatenate([near.removals, only_exact])
+        similarity = np.concatenate([near.similarity, np.ones(len(only_exact))])
+    order = np.argsort(removals[:, 0])
+    removals = removals[order]
+    at = np.searchsorted(exact[:, 0], removals[:, 0])
+    is_exact = np.zeros(len(removals), np.bool_)
+    inside = at < len(exact)
+    is_exact[inside] = np.all(exact[at[inside]] == removals[inside], axis=1)
+    kept = places.take(removals[:, 1])[:, 0]
+    dropped = np.zeros(len(removals), DROPPED_DOCUMENT)
+    dropped["document"], dropped["similarity"], dropped["near"] = removals[:, 0], similarity[order], ~is_exact
+    dropped["kept_file"], dropped["kept_row"] = kept["file"], kept["row"]
+    return dropped
 
 
 def dropped_parquet(rows: Iterable[Dropped]) -> bytes:

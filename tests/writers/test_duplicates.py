@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from crisp_stream.errors import FormatError, InputError
 from crisp_stream.writers.array_files import ArrayFiles
+from crisp_stream.writers.dropped import dropped_documents
 from crisp_stream.writers.duplicates import (
     SMALLEST_MEMORY_BYTES,
     find_duplicates,
@@ -247,3 +248,33 @@ def test_sketches_of_other_settings_or_documents_are_refused(tmp_path: Path) -> 
         find_near_duplicates(keys * 2, minima, SETTINGS, memory_bytes=MEMORY_BYTES)
     with pytest.raises(InputError, match=r"threshold: must be 0\.5 to 0\.99, got 1\.0"):
         NearSettings(threshold=1.0)
+
+
+def test_the_list_names_kept_documents_only_and_exact_duplicates_as_such(tmp_path: Path) -> None:
+    words = sentence(300, 3)
+    first, changed, other = " ".join(words), " ".join([*words[:-1], "end"]), " ".join(sentence(50, 4))
+    texts = [first, "!", changed, other, changed, "!", other, first]
+    exact = find_duplicates(store(tmp_path / "d", [text_digests(texts)]), memory_bytes=MEMORY_BYTES)
+    assert exact.tolist() == [[4, 2], [5, 1], [6, 3], [7, 0]]
+    found = near(tmp_path, texts, [3])
+    assert found.removals.tolist() == [[2, 0], [4, 0], [6, 3], [7, 0]]
+    place = np.dtype([("file", "<u4"), ("row", "<i8")])
+    places = np.array([(number // 4, 100 + number) for number in range(8)], place)
+    files = ArrayFiles(store(tmp_path / "p", [places[:5], places[5:]]), place)
+    columns = ["document", "kept_file", "kept_row", "near"]
+    assert dropped_documents(exact, found, files)[columns].tolist() == [
+        (2, 0, 100, True),
+        (4, 0, 100, True),
+        (5, 0, 101, False),
+        (6, 0, 103, False),
+        (7, 0, 100, False),
+    ]
+    assert (dropped_documents(exact, found, files)["similarity"] > 0.9).all()
+    only_exact = dropped_documents(exact, None, files)
+    assert only_exact[columns].tolist() == [
+        (4, 0, 102, False),
+        (5, 0, 101, False),
+        (6, 0, 103, False),
+        (7, 0, 100, False),
+    ]
+    assert len(dropped_documents(exact[:0], None, files)) == 0
