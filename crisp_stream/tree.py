@@ -13,17 +13,18 @@ import hashlib
 import io
 import json
 import math
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from crisp_stream.descent import Descent
 from crisp_stream.errors import FormatError, InputError
 from crisp_stream.storage import MissingObjectError, Store, open_store
 
 TREE_VERSION = 1
-_ROWS_PER_PRODUCT = 1 << 16
 
 
 class ClusterTree:
@@ -99,37 +100,37 @@ class ClusterTree:
         """
         level = self.depth if level is None else level
         self.check_level(level)
+        self._check_width(embeddings)
+        if level == 0:
+            return np.zeros(len(embeddings), np.uint32)
+        return self._descent.nodes(embeddings, level)[0]
+
+    def assign_with_products(self, embeddings: NDArray[Any]) -> tuple[NDArray[np.uint32], NDArray[np.float32]]:
+        """Leaves, and how close the windows are to the centroids on their way.
+
+        Args:
+            embeddings: [num_windows, dim], L2-normalised, float16 or float32.
+
+        Returns:
+            [num_windows] leaf ids; [depth, num_windows] inner products with the centroid of the node at each level
+            (below a leaf: the leaf's). The last bits of the products may differ between machines; the leaves do not.
+
+        Raises:
+            InputError: wrong width, values that are not finite.
+        """
+        self._check_width(embeddings)
+        leaves, products = self._descent.nodes(embeddings, self.depth, with_products=True)
+        return leaves, np.asarray(products)
+
+    def _check_width(self, embeddings: NDArray[Any]) -> None:
         if embeddings.ndim != 2 or embeddings.shape[1] != self.dim:
             raise InputError(
                 f"embeddings must be [num_windows, {self.dim}], got {list(embeddings.shape)}. Use the tree's encoder."
             )
-        assigned = np.zeros(len(embeddings), np.int64)
-        for nodes, centroids in zip(self.nodes_per_level[:level], self.centroids_per_level[:level], strict=True):
-            assigned = self._descend(embeddings, assigned, nodes, centroids)
-        return assigned.astype(np.uint32)
 
-    def _descend(
-        self,
-        embeddings: NDArray[Any],
-        parents: NDArray[np.int64],
-        nodes: NDArray[np.uint32],
-        centroids: NDArray[np.float32],
-    ) -> NDArray[np.int64]:
-        children = parents * self.arity  # a leaf's own id, padded with one more zero
-        order = np.argsort(parents, kind="stable")
-        parents_present, first = np.unique(parents[order], return_index=True)
-        stop = np.append(first, len(order))[1:]
-        first_child = np.searchsorted(nodes, (parents_present * self.arity).astype(np.uint32))
-        for parent, at, end, child in zip(parents_present, first, stop, first_child, strict=True):
-            if child == len(nodes) or nodes[child] != parent * self.arity:
-                continue  # a leaf above this level
-            own = centroids[child : child + self.arity]
-            half_norms = 0.5 * np.einsum("ij,ij->i", own, own)
-            for start in range(at, end, _ROWS_PER_PRODUCT):
-                rows = order[start : min(start + _ROWS_PER_PRODUCT, end)]
-                scores = embeddings[rows].astype(np.float32) @ own.T - half_norms
-                children[rows] += scores.argmax(axis=1)
-        return children
+    @cached_property
+    def _descent(self) -> Descent:
+        return Descent(self.arity, self.nodes_per_level, self.centroids_per_level)
 
     def save(self, folder: str | Path) -> None:
         """Write tree.json and two .npy files per level into `folder`."""

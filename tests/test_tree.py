@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from crisp_stream.descent import widen
 from crisp_stream.errors import FormatError, InputError
 from crisp_stream.tree import ClusterTree
 from tests.synthetic import DIM, synthetic_tree
@@ -59,6 +60,94 @@ def test_float16_embeddings_and_empty_input_are_accepted() -> None:
     tree, vectors = synthetic_tree(4, 2), unit_vectors(50)
     assert (tree.assign(vectors.astype(np.float16)) == tree.assign(vectors.astype(np.float16).astype(np.float32))).all()
     assert tree.assign(vectors[:0]).shape == (0,)
+
+
+def wide_tree(dim: int = 96, seed: int = 3) -> ClusterTree:
+    """Arity 16, depth 3, ragged: children of every third node are missing."""
+    rng = np.random.default_rng(seed)
+    nodes = [np.arange(16, dtype=np.uint32)]
+    for _ in range(2):
+        parents = nodes[-1][nodes[-1] % 3 != 0]
+        nodes.append((parents[:, None] * np.uint32(16) + np.arange(16, dtype=np.uint32)).reshape(-1))
+    centroids = [rng.normal(size=(len(own), dim)).astype(np.float32) for own in nodes]
+    centroids = [own / np.linalg.norm(own, axis=1, keepdims=True) for own in centroids]
+    return ClusterTree(arity=16, depth=3, nodes_per_level=nodes, centroids_per_level=centroids)
+
+
+def rounded_unit_vectors(count: int, dim: int = 96) -> np.ndarray:
+    vectors = np.random.default_rng(1).normal(size=(count, dim)).astype(np.float32)
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+
+
+def descended(tree: ClusterTree, vector: np.ndarray) -> list[tuple[int, float]]:
+    """(node, inner product with its centroid) at each level, by float64 arithmetic on one vector."""
+    node, product, path = 0, 0.0, []
+    for nodes, centroids in zip(tree.nodes_per_level, tree.centroids_per_level, strict=True):
+        first = int(np.searchsorted(nodes, node * tree.arity))
+        node *= tree.arity
+        if first < len(nodes) and nodes[first] == node:
+            own = centroids[first : first + tree.arity].astype(np.float64)
+            chosen = int((own @ vector - 0.5 * np.square(own).sum(axis=1)).argmax())
+            node, product = node + chosen, float(own[chosen] @ vector)
+        path.append((node, product))
+    return path
+
+
+def test_large_batches_through_ragged_levels_are_assigned_as_single_vectors_are() -> None:
+    tree, vectors = wide_tree(), rounded_unit_vectors(5000)
+    leaves, products = tree.assign_with_products(vectors)
+    assert products.shape == (3, 5000)
+    assert (leaves == tree.assign(vectors)).all()
+    for row in range(0, 5000, 25):
+        path = descended(tree, vectors[row].astype(np.float64))
+        assert [int(tree.node_of(leaves[row], level)) for level in (1, 2, 3)] == [node for node, _ in path]
+        assert np.allclose(products[:, row], [product for _, product in path], atol=1e-5)
+
+
+def test_leaves_do_not_depend_on_the_batch_even_between_nearly_equal_centroids() -> None:
+    vectors = rounded_unit_vectors(1500)
+    tree = wide_tree()
+    for centroids in tree.centroids_per_level:  # children in pairs that float32 can hardly tell apart
+        centroids[1::2] = centroids[::2]
+        centroids[1::2, :4] *= np.float32(1 + 2**-20)
+    expected = [descended(tree, vector.astype(np.float64))[-1][0] for vector in vectors]
+    assert tree.assign(vectors).tolist() == expected
+    for cut in (1, 7, 64, 700):
+        parts = [tree.assign(vectors[at : at + cut]) for at in range(0, len(vectors), cut)]
+        assert np.concatenate(parts).tolist() == expected
+    shuffled = np.random.default_rng(0).permutation(len(vectors))
+    assert (tree.assign(vectors[shuffled]) == np.array(expected)[shuffled]).all()
+
+
+def test_the_first_of_equal_centroids_is_chosen() -> None:
+    tree, vectors = wide_tree(), rounded_unit_vectors(300)
+    tree.centroids_per_level[0][8:] = tree.centroids_per_level[0][:8]
+    assert tree.assign(vectors, 1).max() < 8
+
+
+def test_every_finite_float16_is_widened_exactly_and_others_are_refused() -> None:
+    halves = np.arange(1 << 16, dtype=np.uint32).astype(np.uint16).view(np.float16).reshape(-1, 64)
+    finite = np.where(np.isfinite(halves), halves, np.float16(0))
+    out = np.empty(finite.shape, np.float32)
+    widen(finite, out)
+    assert (out.view(np.uint32) == finite.astype(np.float32).view(np.uint32)).all()
+    tree = synthetic_tree(4, 2)
+    for kind in (np.float16, np.float32):
+        for value in (np.nan, np.inf, -np.inf):
+            vectors = unit_vectors(700).astype(kind)
+            vectors[600, 3] = value
+            with pytest.raises(InputError, match="every value must be finite"):
+                tree.assign(vectors)
+
+
+def test_memory_mapped_and_strided_embeddings_are_accepted(tmp_path: Path) -> None:
+    tree, vectors = wide_tree(), rounded_unit_vectors(900)
+    np.save(tmp_path / "embeddings.npy", vectors)
+    expected = tree.assign(vectors)
+    assert (tree.assign(np.load(tmp_path / "embeddings.npy", mmap_mode="r")) == expected).all()
+    assert (tree.assign(np.asfortranarray(vectors)) == expected).all()
+    assert (tree.assign(np.repeat(vectors, 2, axis=0)[::2]) == expected).all()
+    assert (tree.assign(vectors.astype(np.float64)) == expected).all()
 
 
 def test_a_saved_tree_loads_equal_and_keeps_its_fingerprint(tmp_path: Path) -> None:

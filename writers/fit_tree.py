@@ -1,257 +1,273 @@
 """Fit the clustering tree (paper, Appendix A and Table 6): balanced k-means per node, from the root down.
 
-Per node: k-means++ seeds, then EM steps on fresh examples; a cluster that gets more than the balancing limit of a
-step's assignments shares them, evenly and at random, with the smallest cluster. The centroid of a step is the
-normalised mean of that step's assignments alone.
-
-A running mean over all steps was measured and left: on 7,000 MiniLM vectors of English text, arity 64 (mean of 3
-seeds, held-out 2,000), the step's mean gives a cosine of 0.438 to the centroid, a largest cluster of 1.57 times the
-average and sizes of perplexity 60.9; the running mean 0.426, 2.15 and 58.0, because it never forgets the seeds;
-without balancing 0.437, 2.18 and 58.8. With only 1,000 examples a step the running mean has the better cosine (0.423
-against 0.393): keep 100 examples per cluster and step, as the paper does.
+The root is one task and each level-1 node's subtree is another, so 65 tasks fit a tree of arity 64, in any process and
+in any order: a task is a function of the embeddings, the settings and the root's centroids, and every node draws from
+its own generator. `fit_tree` runs the same tasks one after the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.errors import InputError, import_extra
-from crisp_stream.format import MAX_ARITY, MAX_LEAVES
+from crisp_stream.descent import cuts
+from crisp_stream.errors import FormatError, InputError, import_extra
 from crisp_stream.tree import ClusterTree
+from crisp_stream.writers.balanced_kmeans import closest, fit_node, search_device, unit_rows
+from crisp_stream.writers.tree_settings import TreeSettings
 
-BALANCE_FACTOR = 1.408
-"""Balancing limit times arity: 0.022 at 64 (the paper's 1.5 / 64, as printed there)."""
-_ROWS_PER_BATCH = 1 << 16
+__all__ = [
+    "Progress",
+    "Subtree",
+    "TreeSettings",
+    "fit_root",
+    "fit_subtree",
+    "fit_tree",
+    "join_subtrees",
+    "root_labels",
+    "search_device",
+]
+
+_ROWS_PER_BATCH = 1 << 14
 
 Progress = Callable[[int, int, int], None]
-"""Called with (level being built, nodes looked at, nodes of the level above)."""
+"""Called with (level being built, nodes looked at, nodes to look at): of the root, or of one subtree."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Subtree:
+    """What lies below one level-1 node."""
+
+    child: int
+    """The level-1 node."""
+    nodes_per_level: list[NDArray[np.uint32]]
+    """For levels 2 … depth: [num_nodes] sorted node ids; empty where nothing is split."""
+    centroids_per_level: list[NDArray[np.float32]]
+    """For levels 2 … depth: [num_nodes, dim]."""
+    seconds_per_level: list[float] = field(default_factory=list)
+    """For levels 2 … depth: time spent fitting."""
+    device: str = "cpu"
+    """Where nearest centroids were searched: cpu or gpu."""
+
+    def save(self, path: Path) -> None:
+        """Write an .npz file, whatever the path's suffix."""
+        arrays: dict[str, Any] = {
+            "child": np.int64(self.child),
+            "seconds_per_level": np.array(self.seconds_per_level, np.float64),
+            "device": np.array(self.device),
+        }
+        for level, (nodes, centroids) in enumerate(zip(self.nodes_per_level, self.centroids_per_level, strict=True), 2):
+            arrays[f"nodes{level}"] = nodes
+            arrays[f"centroids{level}"] = centroids
+        with path.open("wb") as file:
+            np.savez(file, **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> Subtree:
+        """Read what `save` wrote. Raises FormatError for anything else."""
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                levels = range(2, 2 + sum(name.startswith("nodes") for name in arrays))
+                return cls(
+                    child=int(arrays["child"]),
+                    nodes_per_level=[arrays[f"nodes{level}"] for level in levels],
+                    centroids_per_level=[arrays[f"centroids{level}"] for level in levels],
+                    seconds_per_level=arrays["seconds_per_level"].tolist(),
+                    device=str(arrays["device"]),
+                )
+        except (KeyError, ValueError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise FormatError(f"{path.name}: not a readable subtree ({error}). Remove it, to fit it again.") from error
 
 
 def fit_tree(
-    embeddings: NDArray[Any],
-    *,
-    arity: int = 64,
-    depth: int = 4,
-    steps: int = 20,
-    examples_per_step: int = 6400,
-    balance_limit: float | None = None,
-    min_examples_to_split: int | None = None,
-    seed: int = 0,
-    progress: Progress | None = None,
+    embeddings: NDArray[Any], settings: TreeSettings | None = None, *, progress: Progress | None = None, **options: Any
 ) -> ClusterTree:
-    """Fit a clustering tree, level by level.
+    """Fit a clustering tree: the root, then its subtrees, one after the other.
 
-    The result is a function of the arguments alone: every node draws from its own generator, keyed by (seed, level,
-    node). Time is about 1 s per node of 128,000 examples on one core; memory is the batches and one int64 per
-    example.
+    Time is about 0.3 s per node of 128,000 examples on one core; memory is the batches and two int64 per example.
 
     Args:
         embeddings: [num_examples, dim], float16 or float32, may be memory-mapped; normalised here.
-        arity: children of a node that is split, 2 to 64.
-        depth: levels below the root.
-        steps: EM steps per node.
-        examples_per_step: examples of a step, in shuffled passes over the node's examples; at most all of them.
-        balance_limit: share of a step's assignments above which a cluster is split; 1.408 / arity when None.
-        min_examples_to_split: a node with fewer examples stays a leaf; 16 * arity when None. The root is always split.
-        seed: of all random choices.
+        settings: how; the paper's when None.
         progress: told after every node.
+        options: single fields of TreeSettings, where settings is None.
 
     Raises:
         InputError: sizes out of range, not enough distinct examples for the root, values that are not finite.
     """
-    limit = BALANCE_FACTOR / arity if balance_limit is None else balance_limit
-    min_examples = 16 * arity if min_examples_to_split is None else min_examples_to_split
-    _check(
-        embeddings,
-        arity=arity,
-        depth=depth,
-        steps=steps,
-        examples_per_step=examples_per_step,
-        min_examples=min_examples,
-    )
-    for module in ("faiss", "sklearn.cluster"):  # the limit below holds for libraries that are loaded already
-        import_extra(module, extra="write", purpose="fitting the tree")
-    limits: Any = import_extra("threadpoolctl", extra="write", purpose="fitting the tree")
-    with limits.threadpool_limits(1):  # products must not depend on how many cores share them
-        return _fit_levels(
-            embeddings,
-            arity=arity,
-            depth=depth,
-            min_examples=min_examples,
-            seed=seed,
-            progress=progress,
-            fit=partial(_fit_node, arity=arity, steps=steps, examples_per_step=examples_per_step, limit=limit),
-        )
+    settings = settings or TreeSettings(**options)
+    root_centroids = fit_root(embeddings, settings)
+    if progress is not None:
+        progress(1, 1, 1)
+    subtrees = []
+    if settings.depth > 1:
+        labels = root_labels(embeddings, root_centroids)
+        subtrees = [
+            fit_subtree(embeddings, root_centroids, child, settings, labels=labels, progress=progress)
+            for child in range(settings.arity)
+        ]
+    return join_subtrees(root_centroids, subtrees, settings)
 
 
-def _fit_levels(
-    embeddings: NDArray[Any],
-    *,
-    arity: int,
-    depth: int,
-    min_examples: int,
-    seed: int,
-    progress: Progress | None,
-    fit: Callable[..., NDArray[np.float32] | None],
-) -> ClusterTree:
-    dim = embeddings.shape[1]
-    rows_per_node: dict[int, NDArray[np.int64]] = {0: np.arange(len(embeddings))}
-    nodes_per_level, centroids_per_level = [], []
-    for level in range(1, depth + 1):
-        families: list[NDArray[np.float32]] = []
-        parents: list[int] = []
-        children_rows: dict[int, NDArray[np.int64]] = {}
-        for done, (node, rows) in enumerate(sorted(rows_per_node.items()), start=1):
-            centroids = None
-            if level == 1 or len(rows) >= max(min_examples, arity):
-                centroids = fit(embeddings, rows, rng=np.random.default_rng([seed, level, node]))
-            if centroids is not None:
-                parents.append(node)
-                families.append(centroids)
-                if level < depth:
-                    children_rows.update(_partition(embeddings, rows, centroids, node * arity))
-            if progress is not None:
-                progress(level, done, len(rows_per_node))
-        if level == 1 and not families:
-            raise InputError(
-                f"embeddings: the root needs at least {arity} distinct examples to split in {arity}, got fewer among "
-                f"{len(embeddings)}. Give more documents, or a smaller arity."
-            )
-        first_children = np.array(parents, np.uint32)[:, None] * np.uint32(arity)
-        nodes_per_level.append((first_children + np.arange(arity, dtype=np.uint32)).reshape(-1))
-        centroids_per_level.append(np.concatenate(families) if families else np.zeros((0, dim), np.float32))
-        rows_per_node = children_rows
-    return ClusterTree(
-        arity=arity, depth=depth, nodes_per_level=nodes_per_level, centroids_per_level=centroids_per_level
-    )
+def fit_root(embeddings: NDArray[Any], settings: TreeSettings) -> NDArray[np.float32]:
+    """The centroids of level 1.
 
+    Args:
+        embeddings: [num_examples, dim], float16 or float32, may be memory-mapped.
+        settings: of the tree.
 
-def _check(
-    embeddings: NDArray[Any], *, arity: int, depth: int, steps: int, examples_per_step: int, min_examples: int
-) -> None:
+    Returns:
+        [arity, dim].
+
+    Raises:
+        InputError: not enough distinct examples, values that are not finite.
+    """
     if embeddings.ndim != 2:
         raise InputError(f"embeddings: must be [num_examples, dim], got the shape {list(embeddings.shape)}.")
-    if not 2 <= arity <= MAX_ARITY:
-        raise InputError(f"arity: must be 2 to {MAX_ARITY}, got {arity}.")
-    if depth < 1 or arity**depth > MAX_LEAVES:
-        raise InputError(f"depth: must be at least 1 with arity ** depth <= {MAX_LEAVES:,}, got {arity} ** {depth}.")
-    if steps < 1 or examples_per_step < arity or min_examples < 1:
+    if len(embeddings) < settings.arity:
         raise InputError(
-            f"steps, examples_per_step and min_examples_to_split: must be at least 1, {arity} (the arity) and 1, "
-            f"got {steps}, {examples_per_step} and {min_examples}."
+            f"embeddings: the root needs at least {settings.arity} examples to split in {settings.arity}, "
+            f"got {len(embeddings)}. Give more documents, or a smaller arity."
         )
-    if len(embeddings) < arity:
+    with _one_thread():
+        centroids = fit_node(np.asarray(embeddings), np.arange(len(embeddings)), settings, level=1, node=0)
+    if centroids is None:
         raise InputError(
-            f"embeddings: the root needs at least {arity} examples to split in {arity}, got {len(embeddings)}. "
-            "Give more documents, or a smaller arity."
+            f"embeddings: the root needs at least {settings.arity} distinct examples to split in {settings.arity}, "
+            f"got fewer among {len(embeddings)}. Give more documents, or a smaller arity."
         )
-
-
-def _unit_rows(embeddings: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """[len(rows), dim], L2-normalised."""
-    vectors = embeddings[rows].astype(np.float32)
-    return _normalised(vectors)
-
-
-def _normalised(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    if not np.isfinite(norms).all():
-        raise InputError("embeddings: every value must be finite, got nan or inf. Embed the windows again.")
-    return vectors / np.maximum(norms, np.finfo(np.float32).tiny)
-
-
-def _passes(rows: NDArray[np.int64], examples_per_step: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-    """Endless steps of up to `examples_per_step` different rows, in shuffled passes over all of them."""
-    per_step = min(examples_per_step, len(rows))
-    while True:
-        shuffled = rng.permutation(rows)
-        for start in range(0, len(rows) - per_step + 1, per_step):
-            yield shuffled[start : start + per_step]
-
-
-def _fit_node(
-    embeddings: NDArray[Any],
-    rows: NDArray[np.int64],
-    *,
-    arity: int,
-    steps: int,
-    examples_per_step: int,
-    limit: float,
-    rng: np.random.Generator,
-) -> NDArray[np.float32] | None:
-    """Centroids [arity, dim] of one node's children; None when its examples are not distinct enough to split."""
-    cluster = import_extra("sklearn.cluster", extra="write", purpose="fitting the tree")
-    drawn = _passes(rows, examples_per_step, rng)
-    seeds, _ = cluster.kmeans_plusplus(
-        _unit_rows(embeddings, next(drawn)), arity, random_state=int(rng.integers(1 << 31))
-    )
-    centroids = _normalised(np.asarray(seeds, np.float32))
-    if len(np.unique(centroids, axis=0)) < arity:
-        return None
-    for _ in range(steps):
-        examples = _unit_rows(embeddings, next(drawn))
-        labels = balance(closest(examples, centroids), arity, limit, rng)
-        centroids = _step_means(examples, labels, centroids)
     return centroids
 
 
-def closest(examples: NDArray[np.float32], centroids: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Index of the closest centroid of each example, [num_examples]; both L2-normalised."""
-    faiss: Any = import_extra("faiss", extra="write", purpose="fitting the tree")
-    _, indices = faiss.knn(examples, centroids, 1, metric=faiss.METRIC_INNER_PRODUCT)
-    return np.asarray(indices[:, 0], np.int64)
+def root_labels(embeddings: NDArray[Any], root_centroids: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The level-1 node of each example, [num_examples]: what every `fit_subtree` needs, found once."""
+    embeddings = np.asarray(embeddings)
+    with _one_thread():
+        parts = [
+            closest(unit_rows(embeddings, part), root_centroids).astype(np.uint8)
+            for part in cuts(len(embeddings), _ROWS_PER_BATCH)
+        ]
+    return np.concatenate(parts)
 
 
-def balance(labels: NDArray[np.int64], arity: int, limit: float, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Let clusters above the limit share their assignments with the smallest ones (Appendix A; Jégou et al., 2010).
+def fit_subtree(
+    embeddings: NDArray[Any],
+    root_centroids: NDArray[np.float32],
+    child: int,
+    settings: TreeSettings,
+    *,
+    labels: NDArray[np.uint8] | None = None,
+    progress: Progress | None = None,
+) -> Subtree:
+    """Fit all levels below one level-1 node.
 
     Args:
-        labels: [num_examples], cluster of each example; not changed.
-        arity: number of clusters.
-        limit: largest share of the assignments that is left alone.
-        rng: chooses which half moves.
+        embeddings: [num_examples, dim], those of the root.
+        root_centroids: [arity, dim], of `fit_root`.
+        child: the level-1 node, 0 to arity - 1.
+        settings: those of the root.
+        labels: [num_examples], of `root_labels`; found here when None, in 1 microsecond per example.
+        progress: told after every node.
 
-    Returns:
-        [num_examples]; each cluster that was above the limit, largest first, gave a random half to the then smallest
-        one.
+    Raises:
+        InputError: values that are not finite.
     """
-    balanced = labels.copy()
-    counts = np.bincount(labels, minlength=arity)
-    above = np.flatnonzero(counts > limit * len(labels))
-    for large in above[np.argsort(-counts[above], kind="stable")]:
-        small = int(counts.argmin())
-        if small == large:
-            break
-        members = rng.permutation(np.flatnonzero(balanced == large))
-        moved = members[: len(members) // 2]
-        balanced[moved] = small
-        counts[large] -= len(moved)
-        counts[small] += len(moved)
-    return balanced
+    if labels is None:
+        labels = root_labels(embeddings, root_centroids)
+    rows_per_node = {child: np.flatnonzero(labels == child)}
+    nodes_per_level, centroids_per_level, seconds_per_level = [], [], []
+    with _one_thread():
+        for level in range(2, settings.depth + 1):
+            started = time.perf_counter()
+            nodes, centroids, rows_per_node = _fit_level(
+                np.asarray(embeddings), rows_per_node, settings, level=level, progress=progress
+            )
+            nodes_per_level.append(nodes)
+            centroids_per_level.append(centroids)
+            seconds_per_level.append(time.perf_counter() - started)
+    return Subtree(
+        child=child,
+        nodes_per_level=nodes_per_level,
+        centroids_per_level=centroids_per_level,
+        seconds_per_level=seconds_per_level,
+        device=search_device(),
+    )
 
 
-def _step_means(
-    examples: NDArray[np.float32], labels: NDArray[np.int64], centroids: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Normalised mean of each cluster's examples; a cluster without any keeps its centroid."""
-    order = np.argsort(labels, kind="stable")
-    present, first = np.unique(labels[order], return_index=True)
-    updated = centroids.copy()
-    updated[present] = _normalised(np.add.reduceat(examples[order], first, axis=0))
-    return updated
+def join_subtrees(
+    root_centroids: NDArray[np.float32], subtrees: Sequence[Subtree], settings: TreeSettings
+) -> ClusterTree:
+    """The tree of a root and its subtrees, in any order. Raises InputError unless all are there (none at depth 1)."""
+    ordered = sorted(subtrees, key=lambda subtree: subtree.child)
+    if settings.depth > 1 and [subtree.child for subtree in ordered] != list(range(settings.arity)):
+        raise InputError(
+            f"subtrees: must be one per level-1 node, 0 to {settings.arity - 1}, "
+            f"got {[subtree.child for subtree in ordered]}. Fit the missing ones."
+        )
+    below = range(settings.depth - 1)
+    return ClusterTree(
+        arity=settings.arity,
+        depth=settings.depth,
+        nodes_per_level=[
+            np.arange(settings.arity, dtype=np.uint32),
+            *(np.concatenate([subtree.nodes_per_level[level] for subtree in ordered]) for level in below),
+        ],
+        centroids_per_level=[
+            root_centroids,
+            *(np.concatenate([subtree.centroids_per_level[level] for subtree in ordered]) for level in below),
+        ],
+    )
+
+
+def _one_thread() -> AbstractContextManager[Any]:
+    """Products must not depend on how many cores share them; the limit holds for libraries that are loaded already."""
+    for module in ("faiss", "sklearn.cluster"):
+        import_extra(module, extra="write", purpose="fitting the tree")
+    limits: Any = import_extra("threadpoolctl", extra="write", purpose="fitting the tree")
+    return limits.threadpool_limits(1)
+
+
+def _fit_level(
+    embeddings: NDArray[Any],
+    rows_per_node: dict[int, NDArray[np.int64]],
+    settings: TreeSettings,
+    *,
+    level: int,
+    progress: Progress | None,
+) -> tuple[NDArray[np.uint32], NDArray[np.float32], dict[int, NDArray[np.int64]]]:
+    """Split the nodes of the level above: the level's node ids and centroids, and the rows of each."""
+    nodes = [np.zeros(0, np.uint32)]
+    centroids = [np.zeros((0, embeddings.shape[1]), np.float32)]
+    children_rows: dict[int, NDArray[np.int64]] = {}
+    for done, (node, rows) in enumerate(sorted(rows_per_node.items()), start=1):
+        own = None
+        if len(rows) >= max(settings.min_examples, settings.arity):
+            own = fit_node(embeddings, rows, settings, level=level, node=node)
+        if own is not None:
+            first_child = node * settings.arity
+            nodes.append(np.arange(first_child, first_child + settings.arity, dtype=np.uint32))
+            centroids.append(own)
+            if level < settings.depth:
+                children_rows.update(_partition(embeddings, rows, own, first_child))
+        if progress is not None:
+            progress(level, done, len(rows_per_node))
+    return np.concatenate(nodes), np.concatenate(centroids), children_rows
 
 
 def _partition(
     embeddings: NDArray[Any], rows: NDArray[np.int64], centroids: NDArray[np.float32], first_child: int
 ) -> dict[int, NDArray[np.int64]]:
     """Rows of each child, in row order; children without any are left out."""
-    batches = [rows[at : at + _ROWS_PER_BATCH] for at in range(0, len(rows), _ROWS_PER_BATCH)]
-    labels = np.concatenate([closest(_unit_rows(embeddings, batch), centroids) for batch in batches])
+    batches = [rows[part] for part in cuts(len(rows), _ROWS_PER_BATCH)]
+    labels = np.concatenate([closest(unit_rows(embeddings, batch), centroids) for batch in batches])
     order = np.argsort(labels, kind="stable")
     present, first = np.unique(labels[order], return_index=True)
     return {first_child + int(child): own for child, own in zip(present, np.split(rows[order], first[1:]), strict=True)}

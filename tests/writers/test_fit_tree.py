@@ -1,13 +1,29 @@
 from __future__ import annotations
 
+import importlib
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from crisp_stream.errors import InputError
-from crisp_stream.writers.fit_tree import balance, fit_tree
+from crisp_stream.errors import FormatError, InputError
+from crisp_stream.writers.balanced_kmeans import balance, gpu_resources
+from crisp_stream.writers.fit_tree import (
+    Subtree,
+    TreeSettings,
+    fit_root,
+    fit_subtree,
+    fit_tree,
+    join_subtrees,
+    root_labels,
+)
 
 
 def blobs(num_blobs: int, per_blob: int, dim: int = 12, spread: float = 0.1, seed: int = 0) -> NDArray[np.float32]:
@@ -66,6 +82,99 @@ def test_the_number_of_threads_changes_nothing() -> None:
     assert one.fingerprint == two.fingerprint
 
 
+def test_subtrees_fitted_apart_and_saved_join_to_the_same_tree(tmp_path: Path) -> None:
+    points = blobs(16, 60, dim=24).astype(np.float16)
+    np.save(tmp_path / "sample.npy", points)
+    sample = np.load(tmp_path / "sample.npy", mmap_mode="r")
+    settings = TreeSettings(arity=4, depth=3, min_examples_to_split=30, seed=2)
+    root = fit_root(sample, settings)
+    for child in (2, 0, 3, 1):
+        fit_subtree(sample, root, child, settings).save(tmp_path / f"{child}.npz")
+    subtrees = [Subtree.load(tmp_path / f"{child}.npz") for child in (3, 1, 0, 2)]
+    apart, at_once = join_subtrees(root, subtrees, settings), fit_tree(points, settings)
+    assert apart.fingerprint == at_once.fingerprint
+    assert len(at_once.nodes_per_level[2]) > 0
+    assert all(subtree.device == "cpu" and len(subtree.seconds_per_level) == 2 for subtree in subtrees)
+
+
+def test_another_process_fits_the_same_subtree(tmp_path: Path) -> None:
+    points = blobs(8, 60, dim=24).astype(np.float16)
+    settings = TreeSettings(arity=4, depth=2, min_examples_to_split=30, seed=2)
+    root = fit_root(points, settings)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        elsewhere = pool.submit(_saved_subtree, points, root, settings, tmp_path / "1.npz").result()
+    here = fit_subtree(points, root, 1, settings)
+    assert len(here.nodes_per_level[0]) == 4
+    assert (Subtree.load(elsewhere).centroids_per_level[0] == here.centroids_per_level[0]).all()
+
+
+def _saved_subtree(points: NDArray[Any], root: NDArray[np.float32], settings: TreeSettings, path: Path) -> Path:
+    fit_subtree(points, root, 1, settings).save(path)
+    return path
+
+
+def test_subtrees_that_are_missing_or_damaged_are_refused(tmp_path: Path) -> None:
+    points = blobs(8, 30)
+    settings = TreeSettings(arity=4, depth=2)
+    root = fit_root(points, settings)
+    with pytest.raises(InputError, match=r"one per level-1 node, 0 to 3, got \[0\]"):
+        join_subtrees(root, [fit_subtree(points, root, 0, settings)], settings)
+    fit_subtree(points, root, 0, settings).save(tmp_path / "0.npz")
+    content = (tmp_path / "0.npz").read_bytes()
+    for damaged in (content[:100], b"", b"text", content[: len(content) // 2]):
+        (tmp_path / "0.npz").write_bytes(damaged)
+        with pytest.raises(FormatError, match=r"0\.npz: not a readable subtree"):
+            Subtree.load(tmp_path / "0.npz")
+
+
+def test_the_seed_of_a_subtree_does_not_depend_on_the_others() -> None:
+    points = blobs(16, 60)
+    settings = TreeSettings(arity=4, depth=2, min_examples_to_split=30)
+    root = fit_root(points, settings)
+    labels = root_labels(points, root)
+    with_labels = fit_subtree(points, root, 3, settings, labels=labels)
+    alone = fit_subtree(points[labels == 3], root, 3, settings)
+    assert (with_labels.centroids_per_level[0] == alone.centroids_per_level[0]).all()
+
+
+@pytest.mark.parametrize("rule", ["step_mean", "running_mean"])
+def test_centroids_are_means_of_the_last_step_or_of_all(rule: Literal["step_mean", "running_mean"]) -> None:
+    points = blobs(4, 100, spread=0.05)
+    settings = TreeSettings(arity=4, depth=1, examples_per_step=200, centroid_rule=rule, balance_limit=1.0, steps=6)
+    unit = points / np.linalg.norm(points, axis=1, keepdims=True)
+    leaves = fit_tree(points, settings).assign(unit)
+    scaled, plain = fit_root(points, settings), fit_root(points, replace(settings, normalise_centroids=False))
+    means = np.stack([unit[leaves == leaf].mean(axis=0) for leaf in range(4)])
+    assert np.allclose(plain, means, atol=0.02)
+    assert np.allclose(np.linalg.norm(scaled, axis=1), 1, atol=1e-6)
+    assert (np.linalg.norm(plain, axis=1) < 0.999).all()
+
+
+def test_a_gpu_is_used_when_faiss_sees_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    faiss: Any = importlib.import_module("faiss")
+    searches: list[int] = []
+
+    def on_the_gpu(resources: object, examples: Any, centroids: Any, count: int, *, metric: int) -> Any:
+        assert resources == "resources"
+        assert metric == faiss.METRIC_L2
+        searches.append(len(examples))
+        return faiss.knn(examples, centroids, count, metric=metric)
+
+    points = blobs(16, 40, dim=24)
+    settings = TreeSettings(arity=4, depth=2, min_examples_to_split=40)
+    on_the_cpu = fit_tree(points, settings)
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
+    monkeypatch.setattr(faiss, "StandardGpuResources", lambda: "resources", raising=False)
+    monkeypatch.setattr(faiss, "knn_gpu", on_the_gpu, raising=False)
+    gpu_resources.cache_clear()
+    root = fit_root(points, settings)
+    subtree = fit_subtree(points, root, 0, settings)
+    gpu_resources.cache_clear()
+    assert subtree.device == "gpu"
+    assert len(searches) > settings.steps
+    assert (root == on_the_cpu.centroids_per_level[0]).all()
+
+
 def test_nodes_with_few_examples_stay_leaves() -> None:
     points = blobs(16, 20)
     tree = fit_tree(points, arity=4, depth=3, min_examples_to_split=1000)
@@ -104,7 +213,7 @@ def test_balancing_moves_only_halves_of_clusters_above_the_limit(labels: list[in
 def test_progress_is_told_per_node() -> None:
     calls: list[tuple[int, int, int]] = []
     fit_tree(blobs(8, 40), arity=4, depth=2, min_examples_to_split=16, progress=lambda *call: calls.append(call))
-    assert calls == [(1, 1, 1), (2, 1, 4), (2, 2, 4), (2, 3, 4), (2, 4, 4)]
+    assert calls == [(1, 1, 1)] + 4 * [(2, 1, 1)]  # the root, then the one node of level 1 in each subtree
 
 
 @pytest.mark.parametrize(
