@@ -175,7 +175,7 @@ class Encoder:
         return model.eval()
 
     @cached_property
-    def _model(self) -> SentenceTransformer:
+    def model(self) -> SentenceTransformer:
         """The model, checked: it reads exactly what `pieces` makes. Raises InputError."""
         model: Any = self._loaded
         positions = getattr(model[0].auto_model.config, "max_position_embeddings", None) or -1
@@ -217,7 +217,7 @@ class Encoder:
 
     @cached_property
     def _record(self) -> EncoderRecord:
-        model: Any = self._model
+        model: Any = self.model
         return EncoderRecord(
             name=self.name,
             weights_sha256=self.weights_sha256,
@@ -240,7 +240,7 @@ class Encoder:
 
     def prepare(self, pieces: Pieces) -> Prepared:
         """Sort sequences by length and pad them in batches; a function of the pieces and the kind of device alone."""
-        model: Any = self._model
+        model: Any = self.model
         budget = CPU_BATCH_PIECES if model.device.type == "cpu" else CUDA_BATCH_PIECES
         tokenizer = model.tokenizer
         batches = pad_batches(pieces, budget, pad_id=tokenizer.pad_token_id or 0, left=tokenizer.padding_side == "left")
@@ -256,7 +256,7 @@ class Encoder:
         """The model's vector of each sequence, not normalised: [num_sequences, dim]."""
         import torch
 
-        model: Any = self._model
+        model: Any = self.model
         device = model.device
         modules = list(model)
         while type(modules[-1]).__name__ == "Normalize":  # stretches are averaged before they are normalised

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks import embed_section
 from crisp_stream.errors import InputError
 from crisp_stream.format import EncoderRecord
 from crisp_stream.writers import embed
@@ -26,6 +27,7 @@ from crisp_stream.writers.embed import (
 from crisp_stream.writers.encoder_files import DEFAULT_ENCODER, DEFAULT_WEIGHTS_SHA256, resolve_encoder
 from crisp_stream.writers.pieces import Pieces, pad_batches, says_everything, splits_at_blanks
 from crisp_stream.writers.prefetch import prefetched
+from crisp_stream.writers.windows import DocumentTokenizer, train_tokenizer
 
 TOPICS = [text for _, text in sorted(pydoc_data.topics.topics.items())]
 ODD_TEXTS = [
@@ -54,7 +56,7 @@ def whole(encoder: Encoder) -> Encoder:
 
 def as_loaded(encoder: Encoder) -> Any:
     """The sentence-transformers model that an encoder holds."""
-    return encoder._model
+    return encoder.model
 
 
 def flat(sequences: list[list[int]]) -> list[int]:
@@ -210,6 +212,20 @@ def test_prefetching_hands_on_errors_and_ends_its_thread() -> None:
     assert next(left_open) == 0
     left_open.close()  # type: ignore[attr-defined]
     assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+
+
+def test_the_benchmark_of_this_stage_times_every_side_in_turn(tmp_path: Path) -> None:
+    train_tokenizer(TOPICS, tmp_path, vocab_size=600)
+    texts = TOPICS[:12]
+    rows, notes = embed_section.tokenising(texts, 1, tmp_path)
+    assert len(rows) == 5
+    assert all(row["rate"] > 1000 for row in rows)
+    assert "all ids equal" in notes[0]
+    windows = embed_section.windows_of(texts, 3, DocumentTokenizer(tmp_path))
+    rows, notes = embed_section.embedding(windows, 1, "cpu")
+    assert [row["side"] for row in rows if "ratio" not in row] == ["pieces to stored vectors"]
+    assert len(rows) == 4
+    assert "lowest cosine to SentenceTransformer.encode 1.00000" in notes[0] or "0.9999" in notes[0]
 
 
 def test_the_number_of_torch_threads_changes_nothing_and_is_restored(encoder: Encoder) -> None:
