@@ -7,10 +7,12 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from crisp_stream.cli_write import add_write_commands
 from crisp_stream.errors import CrispError, InputError
+from crisp_stream.verbs import Formatter, add_inputs, add_verb, print_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,25 +33,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Defaults behind every option that has one."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default is None or action.default is False or action.default == []:
-            return action.help
-        return super()._get_help_string(action)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="crisp-stream",
-        formatter_class=_Formatter,
+        formatter_class=Formatter,
         description="Write a corpus once as MDS shards sorted by cluster; train on any task's cluster histogram.",
         epilog="ROOT is a local folder or s3://, gs://, az:// prefix; credentials come from the environment.",
     )
     parser.add_argument("--version", action="version", version=_version())
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add_write(verbs)
+    add_write_commands(verbs)
     _add_histogram(verbs)
     _add_average(verbs)
     _add_inspect(verbs)
@@ -68,97 +61,9 @@ def _version() -> str:
     return f"crisp-stream {__version__}"
 
 
-def _verb(verbs: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
-    verb = verbs.add_parser(
-        name, help=text.partition(". ")[0].rstrip("."), description=text, formatter_class=_Formatter
-    )
-    verb.set_defaults(run=run)
-    return verb
-
-
-def _add_inputs(verb: argparse.ArgumentParser, name: str, what: str) -> None:
-    verb.add_argument(name, nargs="+", help=f"{what}: .jsonl[.gz|.zst], .parquet, .txt; file, folder, prefix or glob")
-    verb.add_argument("--text-column", default="text", metavar="NAME", help="key or column of the text")
-    verb.add_argument("--limit", type=int, metavar="N", help="read at most N documents")
-
-
-def _add_write(verbs: Any) -> None:
-    verb = _verb(verbs, "write", _write, "Write documents as a cluster-partitioned dataset. Restarts where it stopped.")
-    _add_inputs(verb, "inputs", "documents")
-    verb.add_argument(
-        "--sample", type=float, metavar="SHARE", help="keep this share of the documents, 0 to 1, at random"
-    )
-    verb.add_argument("--out", required=True, metavar="ROOT", help="dataset root to create")
-    verb.add_argument("--like", metavar="ROOT", help="use this dataset's tokenizer, tree, encoder and window length")
-    windows = verb.add_argument_group("windows")
-    windows.add_argument("--window-tokens", type=int, default=1024, metavar="N", help="tokens per window")
-    windows.add_argument(
-        "--packing",
-        choices=["joined", "document"],
-        default="joined",
-        help="joined: documents joined by end-of-text, then cut; document: no window crosses one, tails are padded",
-    )
-    windows.add_argument("--tokenizer", metavar="PATH", help="folder, tokenizer.json or hub name; trained when absent")
-    windows.add_argument("--vocab-size", type=int, default=32_000, metavar="N", help="ids of a trained tokenizer")
-    tree = verb.add_argument_group("clustering")
-    tree.add_argument("--encoder", metavar="NAME", help="folder or hub name; all-MiniLM-L6-v2 when absent")
-    tree.add_argument(
-        "--max-length", type=int, metavar="N", help="word pieces read of a window; the encoder's own when absent"
-    )
-    tree.add_argument("--arity", type=int, default=64, metavar="N", help="children per node, 2 to 64")
-    tree.add_argument(
-        "--depth", type=int, default=4, metavar="N", help="levels at most; nodes with few windows stay leaves"
-    )
-    tree.add_argument(
-        "--min-split", type=int, metavar="N", help="windows below which a node stays a leaf; 16 x arity when absent"
-    )
-    work = verb.add_argument_group("work")
-    work.add_argument("--seed", type=int, default=0, metavar="N", help="of the tree and of the order inside a leaf")
-    work.add_argument(
-        "--processes", type=int, metavar="N", help="one per core when absent; the bytes written do not depend on it"
-    )
-    work.add_argument("--work", metavar="DIR", help="folder for intermediate files, about 3x the dataset")
-    work.add_argument("--shard-mb", type=float, default=64.0, metavar="MB", help="largest shard")
-    work.add_argument(
-        "--shard-level",
-        type=int,
-        default=1,
-        metavar="L",
-        help="no shard holds windows of two nodes of this level; 2 lets to_streams make a stream per level-2 node",
-    )
-
-
-def _write(asked: argparse.Namespace) -> None:
-    from crisp_stream.writers.run import WriteOptions, write
-
-    options = WriteOptions(
-        inputs=asked.inputs,
-        out=asked.out,
-        text_column=asked.text_column,
-        limit=asked.limit,
-        sample=asked.sample,
-        window_tokens=asked.window_tokens,
-        packing=asked.packing,
-        tokenizer=asked.tokenizer,
-        vocab_size=asked.vocab_size,
-        encoder=asked.encoder,
-        max_length=asked.max_length,
-        arity=asked.arity,
-        depth=asked.depth,
-        min_examples_to_split=asked.min_split,
-        seed=asked.seed,
-        like=asked.like,
-        shard_bytes=int(asked.shard_mb * (1 << 20)),
-        shard_level=asked.shard_level,
-        processes=asked.processes,
-        work=asked.work,
-    )
-    write(options, log=_log)
-
-
 def _add_histogram(verbs: Any) -> None:
-    verb = _verb(verbs, "histogram", _histogram, "Count in which clusters a task's examples fall.")
-    _add_inputs(verb, "task", "examples of the task")
+    verb = add_verb(verbs, "histogram", _histogram, "Count in which clusters a task's examples fall.")
+    add_inputs(verb, "task", "examples of the task")
     verb.add_argument("--data", required=True, metavar="ROOT", help="dataset whose tree is meant")
     verb.add_argument("--level", type=int, required=True, metavar="L", help="level of the tree, 1 to its depth")
     verb.add_argument("--out", required=True, metavar="FILE", help="histogram to write, a small .parquet file")
@@ -188,7 +93,7 @@ def _histogram(asked: argparse.Namespace) -> None:
         packing=asked.packing,
         encoder=asked.encoder,
         processes=asked.processes,
-        log=_log,
+        log=print_line,
     )
     histogram.save(asked.out)
     print(describe_histogram(histogram, open_dataset(asked.data), limit=5), end="")
@@ -196,7 +101,7 @@ def _histogram(asked: argparse.Namespace) -> None:
 
 
 def _add_average(verbs: Any) -> None:
-    verb = _verb(verbs, "average", _average, "Average histograms of one tree and level: a multitask mixture.")
+    verb = add_verb(verbs, "average", _average, "Average histograms of one tree and level: a multitask mixture.")
     verb.add_argument("histograms", nargs="+", metavar="H", help="histogram files")
     verb.add_argument("--weights", nargs="+", type=float, metavar="W", help="one per histogram; equal when absent")
     verb.add_argument("--out", required=True, metavar="FILE", help="histogram to write")
@@ -211,7 +116,7 @@ def _average(asked: argparse.Namespace) -> None:
 
 
 def _add_inspect(verbs: Any) -> None:
-    verb = _verb(
+    verb = add_verb(
         verbs, "inspect", _inspect, "Show what is in a dataset or a histogram, with sample text of its top clusters."
     )
     verb.add_argument("target", metavar="ROOT|H", help="dataset root or histogram file")
@@ -238,7 +143,7 @@ def _inspect(asked: argparse.Namespace) -> None:
 
 
 def _add_verify(verbs: Any) -> None:
-    verb = _verb(
+    verb = add_verb(
         verbs, "verify", _verify, "Read every byte of a dataset and compare it with its tables. Exit 1 on problems."
     )
     verb.add_argument("root", metavar="ROOT", help="dataset root")
@@ -264,7 +169,7 @@ def _verify(asked: argparse.Namespace) -> int:
 
 
 def _add_train(verbs: Any) -> None:
-    verb = _verb(
+    verb = add_verb(
         verbs,
         "train",
         _train,
@@ -284,7 +189,7 @@ def _train(asked: argparse.Namespace) -> None:
 
 
 def _add_eval(verbs: Any) -> None:
-    verb = _verb(
+    verb = add_verb(
         verbs,
         "eval",
         _eval,
@@ -323,7 +228,7 @@ def _eval(asked: argparse.Namespace) -> None:
 
 
 def _add_export(verbs: Any) -> None:
-    verb = _verb(verbs, "export", _export, "Write a checkpoint as a Hugging Face folder with its tokenizer.")
+    verb = add_verb(verbs, "export", _export, "Write a checkpoint as a Hugging Face folder with its tokenizer.")
     verb.add_argument("checkpoint", metavar="CKPT", help="Composer checkpoint")
     verb.add_argument("--out", required=True, metavar="DIR", help="folder to create")
 
@@ -335,7 +240,7 @@ def _export(asked: argparse.Namespace) -> None:
 
 
 def _add_recipes(verbs: Any) -> None:
-    verb = _verb(verbs, "recipes", _recipes, "List the packaged recipes, show one, or copy one to edit it.")
+    verb = add_verb(verbs, "recipes", _recipes, "List the packaged recipes, show one, or copy one to edit it.")
     verb.add_argument("action", nargs="?", choices=["list", "show", "copy"], default="list", help="what to do")
     verb.add_argument("name", nargs="?", metavar="RECIPE", help="for show and copy")
     verb.add_argument("--out", metavar="FILE", help="for copy; RECIPE.yaml here when absent")
@@ -359,7 +264,7 @@ def _recipes(asked: argparse.Namespace) -> None:
 
 
 def _add_demo(verbs: Any) -> None:
-    verb = _verb(
+    verb = add_verb(
         verbs,
         "demo",
         _demo,
@@ -375,11 +280,7 @@ def _add_demo(verbs: Any) -> None:
 def _demo(asked: argparse.Namespace) -> None:
     from crisp_stream.demo import run_demo
 
-    run_demo(asked.out, run_folder=asked.run_folder, fresh=asked.fresh, log=_log)
-
-
-def _log(line: str) -> None:
-    print(line, flush=True)
+    run_demo(asked.out, run_folder=asked.run_folder, fresh=asked.fresh, log=print_line)
 
 
 if __name__ == "__main__":

@@ -196,7 +196,8 @@ def _fetch(scale: DemoScale, folder: Path, cache: Path, steps: _Steps) -> Corpor
 
 
 def _write(scale: DemoScale, corpora: Corpora, root: str, steps: _Steps) -> Dataset:
-    from crisp_stream.writers.run import WriteOptions, write
+    from crisp_stream.writers.options import WriteOptions
+    from crisp_stream.writers.run import write
 
     steps.begin("write the corpus as a dataset: tokenizer, windows, embeddings, tree, sorted shards")
     if open_store(root).exists(MANIFEST):

@@ -39,6 +39,10 @@ MAX_WINDOWS = 1 << 48
 MAX_SHARDS = 1 << 24
 MAX_ARITY = 64
 
+DOCUMENTS = "provenance/documents"
+SOURCES = "provenance/sources.parquet"
+TABLES = "provenance/tables.parquet"
+DROPPED = "provenance/dropped.parquet"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Packing = Literal["joined", "document"]
@@ -57,6 +61,11 @@ class TokenizerRecord:
     """The end-of-text token that stands between documents."""
     eot_id: int
     """Its id."""
+
+
+def places_path(shard_path: str) -> str:
+    """Where a shard's windows came from: shards/07/shard.00000.mds -> provenance/07/shard.00000.npy."""
+    return "provenance/" + shard_path.removeprefix("shards/").removesuffix(".mds") + ".npy"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ example never shares a window with another, so that a short question is embedded
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, get_args
@@ -19,10 +19,10 @@ from crisp_stream.format import Dataset, Packing, open_dataset
 from crisp_stream.histogram import Histogram
 from crisp_stream.tree import ClusterTree
 from crisp_stream.writers.documents import DropCounts, read_documents
-from crisp_stream.writers.embed import matching_encoder
-from crisp_stream.writers.parts import WindowSettings, load_encoder, load_tokenizer, split_in_parts
+from crisp_stream.writers.embed import EncoderChoice, matching_encoder
+from crisp_stream.writers.parts import load_encoder, load_tokenizer, worker_device
 from crisp_stream.writers.pool import Log, Progress, map_unordered, num_processes
-from crisp_stream.writers.stages import probe_texts
+from crisp_stream.writers.preparation import probe_texts
 from crisp_stream.writers.windows import DocumentTokenizer, cut_documents, window_texts
 
 BATCH_CHARACTERS = 1 << 18
@@ -30,9 +30,18 @@ BATCH_CHARACTERS = 1 << 18
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Settings:
+    tokenizer_folder: Path
+    fast_tokenizer: bool
+    window_tokens: int
+    packing: Packing
+    encoder: EncoderChoice
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Batch:
     texts: list[str]
-    settings: WindowSettings
+    settings: _Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,27 +126,40 @@ def count_examples(
 
 def _settings(
     dataset: Dataset,
-    encoder: str,
+    encoder: EncoderChoice,
     packing: Packing,
     inputs: Sequence[str],
     text_column: str,
     limit: int | None,
     log: Log,
-) -> WindowSettings:
+) -> _Settings:
     folder: Path = dataset.tokenizer_path()
     probed = probe_texts(read_documents(inputs, text_column=text_column, limit=limit, counts=DropCounts()))
-    return WindowSettings(
+    return _Settings(
         tokenizer_folder=folder,
         fast_tokenizer=DocumentTokenizer(folder).equals_tiktoken(probed, log=log),
         window_tokens=dataset.manifest.window_tokens,
         packing=packing,
         encoder=encoder,
-        max_length=dataset.manifest.encoder.max_length or None,
     )
 
 
-def _embed_all(texts: Iterator[str], settings: WindowSettings, processes: int) -> Iterator[_Embedded]:
-    batches = split_in_parts(texts, BATCH_CHARACTERS)
+def split_in_batches(texts: Iterable[str], characters: int) -> Iterator[list[str]]:
+    """Consecutive texts, at least `characters` of them together (the last batch may have fewer)."""
+    held: list[str] = []
+    num_characters = 0
+    for text in texts:
+        held.append(text)
+        num_characters += len(text)
+        if num_characters >= characters:
+            yield held
+            held, num_characters = [], 0
+    if held:
+        yield held
+
+
+def _embed_all(texts: Iterator[str], settings: _Settings, processes: int) -> Iterator[_Embedded]:
+    batches = split_in_batches(texts, BATCH_CHARACTERS)
     first = list(next(batches))
     second = next(batches, None)
     if second is None:
@@ -164,7 +186,7 @@ def _embed(batch: _Batch) -> _Embedded:
         token_dtype=tokenizer.token_dtype,
     )
     texts = window_texts(cut.tokens, tokenizer, tokenizer.eot_id)
-    embeddings = load_encoder(settings.encoder, settings.max_length).embed(texts)
+    embeddings = load_encoder(settings.encoder, worker_device()).embed(texts)
     return _Embedded(num_examples=len(batch.texts), embeddings=embeddings, dropped_tokens=cut.dropped_tokens)
 
 

@@ -62,40 +62,59 @@ def num_processes(asked: int | None) -> int:
 
 
 def map_unordered(function: Callable[[Task], Result], tasks: Iterable[Task], *, processes: int) -> Iterator[Result]:
-    """Results of `function` over `tasks`, as they come; tasks are taken from the iterable only as workers keep up.
-
-    Args:
-        function: importable by name; with one process it runs in this one.
-        tasks: may be endless in principle: at most 2 per process wait.
-        processes: at least 1.
-
-    Raises:
-        CrispError: a worker was killed. Errors of `function` come through as they are.
-    """
+    """`Pool.map_unordered` with a pool for this call alone; with one process, in the caller's own."""
     if processes == 1:
         yield from map(function, tasks)
         return
-    context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(
-        processes, mp_context=context, initializer=_start_worker, initargs=(context.Value("i", 0),)
-    )
+    pool = Pool(processes)
     try:
-        running: set[Future[Result]] = set()
-        for task in tasks:
-            running.add(executor.submit(function, task))
-            if len(running) >= processes * (1 + BACKLOG_PER_PROCESS):
+        yield from pool.map_unordered(function, tasks)
+    finally:
+        pool.close()
+
+
+class Pool:
+    """Worker processes."""
+
+    def __init__(self, processes: int) -> None:
+        """Args:
+        processes: at least 1; started with the first task.
+        """
+        self._processes = processes
+        context = multiprocessing.get_context("spawn")
+        self._executor = ProcessPoolExecutor(
+            processes, mp_context=context, initializer=_start_worker, initargs=(context.Value("i", 0),)
+        )
+
+    def map_unordered(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+        """Results of `function` over `tasks`, as they come; tasks are taken from the iterable only as workers keep up.
+
+        Args:
+            function: importable by name.
+            tasks: may be endless in principle: at most 2 per process wait.
+
+        Raises:
+            CrispError: a worker was killed. Errors of `function` come through as they are.
+        """
+        try:
+            running: set[Future[Result]] = set()
+            for task in tasks:
+                running.add(self._executor.submit(function, task))
+                if len(running) >= self._processes * (1 + BACKLOG_PER_PROCESS):
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
+            while running:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
-        while running:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in done)
-    except BrokenProcessPool as error:
-        raise CrispError(
-            "a worker process was killed, most often for memory; finished work is kept. "
-            "Run the same command again, with fewer processes if memory was short."
-        ) from error
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+        except BrokenProcessPool as error:
+            raise CrispError(
+                "a worker process was killed, most often for memory; finished work is kept. "
+                "Run the same command again, with fewer processes if memory was short."
+            ) from error
+
+    def close(self) -> None:
+        """End the workers; tasks that wait are forgotten, those that run are finished first."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
 
 
 class Progress:

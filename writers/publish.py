@@ -1,33 +1,36 @@
 """Put a staged dataset under its root: everything else first, the manifest last and only where none is.
 
-Local roots get the staged files by rename, so a root never holds half a file; object stores get whole objects. A
-crash leaves a root without a manifest, which no reader opens, and a work folder from which the same command goes on.
+A local root gets the staged folders by rename, so it never holds half a file; on an object store shards were put there
+as they were made, as whole objects. A crash leaves a root without a manifest, which no reader opens, and a work folder
+from which the same command goes on.
 """
 
 from __future__ import annotations
 
 import errno
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 
 from crisp_stream.errors import InputError
 from crisp_stream.format import CLUSTERS, MANIFEST, SHARDS
 from crisp_stream.storage import Store, is_remote, local_path, open_store
-from crisp_stream.writers.pool import Log, Progress
+from crisp_stream.writers.pool import Log
+from crisp_stream.writers.workspace import Workspace
 
-FOLDERS = ("shards", "tree", "tokenizer")
+FOLDERS = ("shards", "tree", "tokenizer", "encoder", "provenance")
 FILES = (CLUSTERS, SHARDS)
-UPLOAD_THREADS = 8
+MADE = "made"
+"""Folder of the workspace with the manifests of whole datasets."""
 
 
-def check_root(root: str, *, ours: bytes | None) -> None:
+def check_root(root: str, *, ours: bool, manifests: Sequence[bytes] = ()) -> None:
     """Refuse a root that is taken.
 
     Args:
         root: where the dataset shall be.
-        ours: the manifest of this write, when an earlier run of it began to publish here, so that its files may be
-        there.
+        ours: whether an earlier run of this write began to put files there.
+        manifests: that it made, when it came so far.
 
     Raises:
         InputError: the root holds a dataset, or files under the names of one.
@@ -36,12 +39,12 @@ def check_root(root: str, *, ours: bytes | None) -> None:
     store = open_store(root)
     if store.is_local and Path(store.url).exists() and not Path(store.url).is_dir():
         raise InputError(f"{root}: the output root must be a folder, got a file. Choose another --out.")
-    if store.exists(MANIFEST) and store.get(MANIFEST) != ours:
+    if store.exists(MANIFEST) and store.get(MANIFEST) not in manifests:
         raise InputError(
             f"{root}: the output root must not hold a dataset, but it has a {MANIFEST}. "
             "Choose another --out, or delete the old dataset first."
         )
-    if ours is not None:
+    if ours:
         return
     taken = _taken_name(store)
     if taken is not None:
@@ -49,6 +52,11 @@ def check_root(root: str, *, ours: bytes | None) -> None:
             f"{root}: the output root must not hold files under a dataset's names, but it has {taken}. "
             "Choose another --out, or delete what is there."
         )
+
+
+def made_manifests(workspace: Workspace) -> list[bytes]:
+    """The manifests that earlier runs were about to publish."""
+    return [workspace.read(name) for name in workspace.sizes(MADE)]
 
 
 def _taken_name(store: Store) -> str | None:
@@ -60,14 +68,14 @@ def _taken_name(store: Store) -> str | None:
     return next((f"{name}/" for name in FOLDERS if store.list(name)), None)
 
 
-def publish(staged: Path, root: str, manifest: bytes, *, log: Log) -> int:
-    """Move or upload everything below `staged`, then create the manifest.
+def publish(staged: str, root: str, manifest: bytes, *, log: Log) -> int:
+    """Move what is staged to its root, then create the manifest.
 
     Args:
-        staged: folder with shards/, tree/, tokenizer/ and the two tables; local publishing empties it.
+        staged: folder with shards/, tree/, … and the two tables, which is emptied; or the root itself.
         root: local folder or object-store prefix.
         manifest: content of manifest.json.
-        log: receives progress.
+        log: receives a line.
 
     Returns:
         Bytes of the dataset.
@@ -75,19 +83,16 @@ def publish(staged: Path, root: str, manifest: bytes, *, log: Log) -> int:
     Raises:
         StorageError: the storage refused or failed, or another writer's manifest appeared.
     """
-    if is_remote(root):
-        upload_staged(staged, root, log)
-    else:
-        move_staged(staged, local_path(root))
+    if not is_remote(root):
+        move_staged(Path(staged), local_path(root))
     store = open_store(root)
     if not (store.exists(MANIFEST) and store.get(MANIFEST) == manifest):
         store.put(MANIFEST, manifest, create=True)
     names = (MANIFEST, *FILES)
-    return sum(
-        num_bytes
-        for path, num_bytes in store.list()
-        if path in names or path.startswith(tuple(f"{f}/" for f in FOLDERS))
-    )
+    below = tuple(f"{folder}/" for folder in FOLDERS)
+    dataset_bytes = sum(size for path, size in store.list() if path in names or path.startswith(below))
+    log(f"published: {root}")
+    return dataset_bytes
 
 
 def move_staged(staged: Path, root: Path) -> None:
@@ -115,16 +120,3 @@ def _copy_across(source: Path, target: Path) -> None:
         shutil.copyfile(source, incoming)
     incoming.rename(target)
     shutil.rmtree(source) if source.is_dir() else source.unlink()
-
-
-def upload_staged(staged: Path, root: str, log: Log) -> None:
-    """Put every staged file into an object store, but those that an interrupted run put there. Raises StorageError."""
-    store = open_store(root)
-    there = dict(store.list())  # by an interrupted run: objects are whole and the bytes of a file never differ
-    files = sorted(path for path in staged.rglob("*") if path.is_file())
-    missing = [path for path in files if there.get(path.relative_to(staged).as_posix()) != path.stat().st_size]
-    progress = Progress("upload", "files", log=log, total=len(missing))
-    with ThreadPoolExecutor(UPLOAD_THREADS) as threads:
-        for _ in threads.map(lambda path: store.put_file(path.relative_to(staged).as_posix(), path), missing):
-            progress.add(1)
-    progress.finish()

@@ -1,10 +1,8 @@
-"""`crisp-stream write`: documents in, dataset out, restartable at every stage.
+"""`crisp-stream write`: documents in, dataset out, restartable at every task.
 
-documents -> parts (tokenise, cut, embed) -> tree -> runs (assign, sort) -> shards -> publish, manifest last.
-
-The work folder is named by what determines the result (options, and names, sizes and times of the input files), so
-the same command goes on where an interrupted one stopped and publishes the same bytes. At its fullest it needs about
-three times the room of the dataset; it is deleted after success.
+The work folder holds what tasks made, named by fingerprints (tasks.py), so the same command goes on where an
+interrupted one stopped, a changed one makes anew just what changed, and both publish the same bytes as an
+uninterrupted run. It needs up to three times the room of the dataset, and is deleted after success.
 """
 
 from __future__ import annotations
@@ -18,112 +16,25 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, get_args
+from typing import Any
 
 from crisp_stream.errors import InputError, import_extra
-from crisp_stream.format import MAX_ARITY, MAX_LEAVES, Dataset, Manifest, Packing, open_dataset
-from crisp_stream.mds import MAX_SHARD_BYTES
-from crisp_stream.storage import cache_folder, input_bytes, is_remote, local_path
-from crisp_stream.writers import stages
-from crisp_stream.writers.documents import list_document_files
-from crisp_stream.writers.embed import Encoder, matching_encoder
-from crisp_stream.writers.parts import PART_CHARACTERS, PartsSummary
-from crisp_stream.writers.pool import Log, num_processes
-from crisp_stream.writers.publish import check_root, publish
-from crisp_stream.writers.shards import SORT_MEMORY_BYTES
+from crisp_stream.format import Dataset, Manifest, open_dataset
+from crisp_stream.storage import cache_folder, is_remote, local_path, open_store
+from crisp_stream.writers import finish, stages
+from crisp_stream.writers.dropped import Dropped
+from crisp_stream.writers.engine import LocalEngine, RayEngine, open_engine
+from crisp_stream.writers.options import WriteOptions
+from crisp_stream.writers.pool import Log
+from crisp_stream.writers.publish import MADE, check_root, made_manifests, publish
+from crisp_stream.writers.shards import ShardSettings, ShardsSummary
+from crisp_stream.writers.stages import EmbeddedParts
+from crisp_stream.writers.tasks import PlanEnds, Runner, fingerprint
+from crisp_stream.writers.workspace import Workspace
 
-FIT_WINDOWS = 1_000_000
-SHARD_BYTES = 64 << 20
 _QUICK_EXTRAS = ("tokenizers", "tiktoken", "sklearn", "faiss", "threadpoolctl")
 """Looked for before hours of work; sentence_transformers is too slow to import for that, and needed first anyway."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WriteOptions:
-    """What to write, from what, and how. Everything but processes, work and sort_memory_bytes determines the bytes.
-
-    Raises:
-        InputError: a value out of range.
-    """
-
-    inputs: tuple[str, ...] | list[str]
-    """Files, folders, prefixes or globs of documents, local or on an object store; read in this order."""
-    out: str
-    """The dataset root to create: local folder or object-store prefix."""
-    text_column: str = "text"
-    """Key or column of the text in JSONL and Parquet."""
-    limit: int | None = None
-    """Read at most this many documents."""
-    sample: float | None = None
-    """Keep about this share of the documents, chosen by a hash of their number; for corpora sorted by source."""
-    window_tokens: int = 1024
-    """Tokens of a window; taken from `like` where that is given."""
-    packing: Packing = "joined"
-    """joined: documents joined by end-of-text, then cut. document: a window never crosses a document."""
-    tokenizer: str | None = None
-    """Folder, tokenizer.json or hub name; None trains a byte-level BPE on the first 20 MB of text."""
-    vocab_size: int = 32_000
-    """Entries of a trained tokenizer."""
-    encoder: str | None = None
-    """Folder or hub name of a sentence encoder; None is all-MiniLM-L6-v2."""
-    max_length: int | None = None
-    """Word pieces that the encoder reads of a window; None is what it ships with (256)."""
-    arity: int = 64
-    """Children of a tree node."""
-    depth: int = 4
-    """Levels of the tree at most."""
-    min_examples_to_split: int | None = None
-    """A node with fewer fitted windows stays a leaf; None is 16 * arity."""
-    seed: int = 0
-    """Of the tree and of the order inside a leaf."""
-    like: str | None = None
-    """An existing dataset root whose tokenizer, tree, encoder and window_tokens are used instead of new ones."""
-    shard_bytes: int = SHARD_BYTES
-    """Largest shard, below 2^32."""
-    shard_level: int = 1
-    """Shards end at the borders of this level's nodes too, for `to_streams` at that level. Windows stay as they are."""
-    part_characters: int = PART_CHARACTERS
-    """Text of a part, the unit of work and restarting."""
-    fit_windows: int = FIT_WINDOWS
-    """Windows the tree is fitted on at most, about; chosen by hash where there are more."""
-    processes: int | None = None
-    """Worker processes; None is one per core."""
-    work: str | None = None
-    """Folder for intermediate files; None is beside a local root, or in the cache folder for a remote one."""
-    sort_memory_bytes: int = SORT_MEMORY_BYTES
-    """Tokens sorted at once per process; sorting holds about four times as much."""
-
-    def __post_init__(self) -> None:
-        def require(holds: bool, name: str, rule: str) -> None:
-            if not holds:
-                raise InputError(f"{name}: must be {rule}, got {getattr(self, name)!r}.")
-
-        require(bool(self.out), "out", "a folder or an object-store prefix")
-        require(self.limit is None or self.limit >= 1, "limit", "at least 1 document, or left out")
-        require(self.sample is None or 0 < self.sample <= 1, "sample", "above 0 and at most 1, or left out")
-        require(2 <= self.window_tokens <= 1 << 20, "window_tokens", "2 to 1,048,576")
-        require(self.packing in get_args(Packing), "packing", "joined or document")
-        require(2 <= self.arity <= MAX_ARITY, "arity", f"2 to {MAX_ARITY}")
-        require(
-            self.depth >= 1 and self.arity**self.depth <= MAX_LEAVES,
-            "depth",
-            f"at least 1 with arity ** depth <= {MAX_LEAVES:,}",
-        )
-        require(
-            self.min_examples_to_split is None or self.min_examples_to_split >= 1, "min_examples_to_split", "at least 1"
-        )
-        require(0 <= self.seed < 1 << 63, "seed", "0 to 2^63 - 1")
-        require(1 <= self.shard_bytes <= MAX_SHARD_BYTES, "shard_bytes", "1 to 2^32 - 1")
-        require(1 <= self.shard_level <= self.depth, "shard_level", f"1 to {self.depth}, the depth of the tree")
-        require(self.part_characters >= 1, "part_characters", "at least 1")
-        require(self.fit_windows >= self.arity, "fit_windows", "at least the arity")
-        require(self.sort_memory_bytes >= 1, "sort_memory_bytes", "at least 1")
-        if self.like is not None and self.tokenizer is not None:
-            raise InputError(
-                f"tokenizer: must be left out when like gives one, got {self.tokenizer!r}. Drop one of the two."
-            )
-        if self.like is not None and is_remote(self.like) == is_remote(self.out) and _same_place(self.like, self.out):
-            raise InputError(f"out: must be another root than like, got {self.out} for both.")
+_PUBLISHING = "publishing.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +56,7 @@ class WriteReport:
     """Leaves that hold a window."""
     shards: int
     seconds: float
-    """Of this run; stages that an earlier run had finished cost nothing."""
+    """Of this run; tasks that an earlier run had finished cost nothing."""
 
     def table(self) -> str:
         """The report as aligned lines."""
@@ -166,7 +77,7 @@ class WriteReport:
 
 
 def write(options: WriteOptions, *, log: Log = print) -> WriteReport:
-    """Write a dataset; see the module for the stages.
+    """Write a dataset; see stages.py and finish.py for the stages.
 
     Args:
         options: what and how.
@@ -180,89 +91,173 @@ def write(options: WriteOptions, *, log: Log = print) -> WriteReport:
     started = time.monotonic()
     for module in _QUICK_EXTRAS:
         import_extra(module, extra="write", purpose="writing a dataset")
-    processes = num_processes(options.processes)
-    files = list_document_files(options.inputs)
     like = None if options.like is None else open_dataset(options.like)
-    identity = _identity(options, files, like)
-    with _work_folder(options, identity, log) as work:
-        begun = work.manifest.read_bytes() if work.manifest.exists() else None
-        check_root(options.out, ours=begun)
-        if begun is None:
-            _make(options, like, work, processes, log)
-        summary = PartsSummary.load(work.parts_summary)
-        content = work.manifest.read_bytes()
-        dataset_bytes = publish(work.staged, options.out, content, log=log)
-    report = _report(options, Manifest.from_json(content), summary, dataset_bytes, time.monotonic() - started)
+    _check_root(options)
+    with contextlib.closing(_engine(options)) as engine, work_folder(options, log) as workspace:
+        runner = Runner(engine, workspace, log=log)
+        manifest, embedded, dropped = _make(options, like, runner, engine)
+        dataset_bytes = publish(staged_root(options, workspace), options.out, manifest.to_json(), log=log)
+    report = WriteReport(
+        root=options.out,
+        fingerprint=manifest.fingerprint,
+        documents=embedded.summary.num_documents,
+        windows=manifest.num_windows,
+        tokens=embedded.summary.num_tokens,
+        dropped_documents=dropped,
+        dropped_tokens=embedded.summary.dropped_tokens,
+        dataset_bytes=dataset_bytes,
+        leaves=manifest.num_leaves,
+        shards=manifest.num_shards,
+        seconds=max(time.monotonic() - started, 1e-9),
+    )
     log(report.table())
     return report
 
 
-def _make(options: WriteOptions, like: Dataset | None, work: stages.WorkFolder, processes: int, log: Log) -> None:
+def plan(options: WriteOptions) -> str:
+    """What `write` would run now, as a table; runs nothing. Raises as `write` does for what it looks at."""
+    like = None if options.like is None else open_dataset(options.like)
+    _check_root(options)
+    runner = Runner(None, Workspace(work_url(options)), log=lambda line: None)
+    with contextlib.suppress(PlanEnds):
+        _make(options, like, runner, None)
+    lines = [f"{'stage':<14} {'tasks':>7} {'done':>7} {'to run':>7}"]
+    lines += [f"{stage:<14} {tasks:>7,} {done:>7,} {tasks - done:>7,}" for stage, tasks, done in runner.plan]
+    known = {stage for stage, _, _ in runner.plan}
+    later = [stage for stage in _stages_of(options) if stage not in known]
+    if later:
+        lines.append(f"then {', '.join(later)}: their tasks are known when these are done")
+    lines.append(f"intermediate files: {work_url(options)}")
+    return "\n".join(lines)
+
+
+def _stages_of(options: WriteOptions) -> list[str]:
+    tree = ["tree"] if options.like else ["tree-sample", "tree-root", "tree-branches", "tree"]
+    return [
+        *(["evaluation"] if options.decontaminate else []),
+        "documents",
+        *(["duplicates"] if options.dedup else []),
+        "tokenizer",
+        "windows",
+        *(["lsi"] if options.encoder == "lsi" else []),
+        "embeddings",
+        *tree,
+        "runs",
+        "shards",
+        "provenance",
+    ]
+
+
+def _engine(options: WriteOptions) -> LocalEngine | RayEngine:
+    engine = open_engine(
+        options.engine, processes=options.processes, memory_bytes=options.memory_bytes, address=options.address
+    )
+    several = isinstance(engine, RayEngine) and engine.num_nodes > 1
+    if several and not is_remote(work_url(options)) and options.work is None:
+        engine.close()
+        raise InputError(
+            "work: must be reached by all machines of the Ray cluster, got a folder of this one. "
+            "Name an object-store prefix or a shared folder with --work."
+        )
+    return engine
+
+
+def _make(
+    options: WriteOptions, like: Dataset | None, runner: Runner, engine: LocalEngine | RayEngine | None
+) -> tuple[Manifest, EmbeddedParts, dict[str, int]]:
     """Every stage up to a staged dataset and its manifest."""
-    if like is not None and options.shard_level > like.manifest.depth:
-        raise InputError(
-            f"shard_level: must be 1 to {like.manifest.depth}, the depth of {options.like}, got {options.shard_level}."
-        )
-    encoder = options.encoder if like is None else matching_encoder(like.manifest.encoder, options.encoder, like.root)
-    max_length = options.max_length if like is None else like.manifest.encoder.max_length or None
-    _ = Encoder(encoder, max_length=max_length).weights_sha256  # fetched and checked before any other work
-    if max_length is not None and options.max_length not in (None, max_length):
-        raise InputError(
-            f"max_length: must be left out or {max_length} to be like {options.like}, got {options.max_length}."
-        )
-    window_tokens = options.window_tokens if like is None else like.manifest.window_tokens
-    documents = stages.Documents(
-        inputs=tuple(options.inputs), text_column=options.text_column, limit=options.limit, sample=options.sample
+    work_bytes = None if engine is None else engine.work_bytes()
+    given = None if like is None else stages.given_by(runner, like, options)
+    read = stages.read_documents_in_stages(runner, options, memory_bytes=options.memory_bytes)
+    tokenizer = stages.tokenizer_in_stages(runner, options, read, given)
+    embedded = stages.parts_in_stages(
+        runner, options, read, tokenizer, given, both_at_once=engine is not None and engine.has_gpus
     )
-    given = options.tokenizer if like is None else str(like.tokenizer_path())
-    stages.make_tokenizer(
-        work, documents, given=given, vocab_size=options.vocab_size, window_tokens=window_tokens, log=log
+    tree_task, _ = stages.tree_in_stages(runner, options, embedded.parts, given)
+    ordered = finish.sort_in_stages(
+        runner, embedded, tree_task.key, tree_task.fingerprint, seed=options.seed, work_bytes=work_bytes
     )
-    settings = stages.window_settings(
-        work,
-        documents,
-        window_tokens=window_tokens,
-        packing=options.packing,
-        encoder=encoder,
-        max_length=max_length,
-        log=log,
-    )
-    summary = stages.make_parts(work, documents, settings, options.part_characters, processes=processes, log=log)
-    if like is None:
-        stages.make_tree(
-            work,
-            summary,
-            arity=options.arity,
-            depth=options.depth,
-            min_examples_to_split=options.min_examples_to_split,
-            seed=options.seed,
-            fit_windows=options.fit_windows,
-            log=log,
-        )
-    elif not work.tree.exists():
-        stages.publish_folder(work.tree, like.tree.save)
-    stages.sort_runs(work, summary, settings, seed=options.seed, processes=processes, log=log)
-    records = stages.write_shards(
-        work,
+    tree = finish.load_tree_of(runner, tree_task.key)
+    root = staged_root(options, runner.workspace)
+    settings = ShardSettings(
+        root=root,
+        window_tokens=embedded.window_tokens,
+        token_dtype=embedded.summary.token_dtype,
         shard_bytes=options.shard_bytes,
-        shard_level=options.shard_level,
-        memory_bytes=options.sort_memory_bytes,
-        processes=processes,
-        log=log,
+        leaves_per_shard_node=tree.arity ** (tree.depth - options.shard_level),
     )
-    stages.stage_dataset(
-        work, records, summary, settings, seed=options.seed, provenance=_provenance(options, summary, like)
+    tasks = finish.shard_tasks(
+        runner,
+        ordered,
+        tree,
+        settings,
+        seed=options.seed,
+        memory_bytes=finish.sort_memory(options.sort_memory_bytes, work_bytes),
     )
+    groups = [batch.group for batch in read.batches]
+    tables = finish.documents_tables(runner, embedded, groups, root)
+    made = f"{MADE}/{fingerprint([task.fingerprint for task in (*tasks, *tables)])}.json"
+    if runner.engine is not None:
+        _begin_publishing(options, runner.workspace, made)
+        finish.forget_lost(runner, tasks, tables, [root, options.out], made)
+    shards = ShardsSummary.of(runner.run(tasks, unit="windows"))
+    runner.run(tables, unit="parts")
+    if runner.engine is None:
+        raise PlanEnds
+    manifest = runner.workspace.read_if_there(made)
+    if manifest is not None:  # its publishing was interrupted
+        return Manifest.from_json(manifest), embedded, read.dropped
+    contents = finish.Contents(
+        shards=shards,
+        embedded=embedded,
+        tree=tree,
+        seed=options.seed,
+        provenance=_provenance(
+            options, embedded, read, finish.tree_provenance(tree, shards, ordered.quality_sums), like
+        ),
+        sources=[file.name for file in read.files],
+        tables=tables,
+        first_parts=[groups.index(table.number) for table in tables],
+        dropped=dropped_documents(read, embedded),
+    )
+    written = finish.write_small_files(runner, open_store(root), contents)
+    runner.workspace.write(made, written.to_json())
+    return written, embedded, read.dropped
 
 
-def _provenance(options: WriteOptions, summary: PartsSummary, like: Dataset | None) -> dict[str, Any]:
+def dropped_documents(read: stages.ReadDocuments, embedded: EmbeddedParts) -> list[Dropped]:
+    """What the evaluation sets and the search for duplicates removed, by file and row."""
+    names = [file.name for file in read.files]
+    dropped = [Dropped(**row) for record in read.records for row in record["dropped_list"]]
+    for record in embedded.records:
+        for file, row, document_id, kept_file, kept_row, similarity, near in record["repeats"]:
+            dropped.append(
+                Dropped(
+                    file=names[file],
+                    row=row,
+                    id=document_id,
+                    reason="near duplicate" if near else "exact duplicate",
+                    detail=f"row {kept_row} of {names[kept_file]}" + (f", similarity {similarity:.2f}" if near else ""),
+                )
+            )
+    return sorted(dropped, key=lambda row: (row.file, row.row))
+
+
+def _provenance(
+    options: WriteOptions,
+    embedded: EmbeddedParts,
+    read: stages.ReadDocuments,
+    levels: list[dict[str, Any]],
+    like: Dataset | None,
+) -> dict[str, Any]:
     """Where the windows came from: base names only, and no times, so that equal input gives equal bytes."""
+    summary = embedded.summary
     fitted = {
         "fit_windows": options.fit_windows,
         "min_examples_to_split": options.min_examples_to_split,
         "seed": options.seed,
     }
-    return {
+    record: dict[str, Any] = {
         "inputs": [PurePosixPath(source.rstrip("/")).name for source in options.inputs],
         "text_column": options.text_column,
         "limit": options.limit,
@@ -270,71 +265,102 @@ def _provenance(options: WriteOptions, summary: PartsSummary, like: Dataset | No
         "documents": summary.num_documents,
         "characters": summary.num_characters,
         "tokens": summary.num_tokens,
-        "dropped_documents": summary.dropped_documents,
+        "parts": len(embedded.parts),
+        "dropped_documents": read.dropped,
         "dropped_tokens": summary.dropped_tokens,
         "tokenizer": "like" if like else "trained" if options.tokenizer is None else "given",
         "tree": {"like": like.manifest.fingerprint} if like else fitted,
+        "levels": levels,
     }
-
-
-def _report(
-    options: WriteOptions, manifest: Manifest, summary: PartsSummary, dataset_bytes: int, seconds: float
-) -> WriteReport:
-    return WriteReport(
-        root=options.out,
-        fingerprint=manifest.fingerprint,
-        documents=summary.num_documents,
-        windows=manifest.num_windows,
-        tokens=summary.num_tokens,
-        dropped_documents=summary.dropped_documents,
-        dropped_tokens=summary.dropped_tokens,
-        dataset_bytes=dataset_bytes,
-        leaves=manifest.num_leaves,
-        shards=manifest.num_shards,
-        seconds=max(seconds, 1e-9),
-    )
-
-
-def _same_place(one: str, other: str) -> bool:
-    if is_remote(one):
-        return one.rstrip("/") == other.rstrip("/")
-    return local_path(one).resolve() == local_path(other).resolve()
-
-
-def _identity(options: WriteOptions, files: list[str], like: Dataset | None) -> str:
-    """12 hex digits over everything that determines the bytes, and the root they go to."""
-    neutral = {"inputs", "out", "processes", "work", "sort_memory_bytes", "like"}
-    chosen = {name: value for name, value in vars(options).items() if name not in neutral}
-    times = [None if is_remote(file) else local_path(file).stat().st_mtime_ns for file in files]
-    given = Path(options.tokenizer or "")
-    given = given / "tokenizer.json" if options.tokenizer and given.is_dir() else given
-    described = {
-        **chosen,
-        "files": [(file, input_bytes(file), modified) for file, modified in zip(files, times, strict=True)],
-        "like": None if like is None else like.manifest.fingerprint,
-        "out": options.out.rstrip("/") if is_remote(options.out) else str(local_path(options.out).resolve()),
-        "tokenizer_sha256": hashlib.sha256(given.read_bytes()).hexdigest() if given.is_file() else None,
+    asked = {
+        "id_column": options.id_column,
+        "filters": list(options.filters),
+        "dedup": options.dedup,
+        "near_threshold": options.near_threshold if options.dedup == "near" else None,
+        "decontaminated": [PurePosixPath(source.rstrip("/")).name for source in options.decontaminate],
+        "ngram": options.ngram if options.decontaminate else None,
+        "unchecked_examples": read.unchecked_examples,
+        "corrupt_files": [name for name, _ in read.corrupt],
     }
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]
+    return {**record, **{name: value for name, value in asked.items() if value}}
+
+
+def work_url(options: WriteOptions) -> str:
+    """Where the intermediate files of a write stand."""
+    if options.work is not None:
+        return stages.remote_or_absolute(options.work)
+    if not is_remote(options.out):
+        root = local_path(options.out).resolve()
+        return str(root.parent / f".{root.name}.write")
+    if options.engine == "ray":
+        return f"{options.out.rstrip('/')}.write"
+    return str(cache_folder() / "work" / hashlib.sha256(options.out.rstrip("/").encode()).hexdigest()[:12])
+
+
+def staged_root(options: WriteOptions, workspace: Workspace) -> str:
+    """Where shards are written: the root itself on an object store, else a folder that is moved when it is whole."""
+    if is_remote(options.out) or workspace.folder is None:
+        return stages.remote_or_absolute(options.out)
+    return str(workspace.folder / f"staged-{fingerprint(stages.remote_or_absolute(options.out))[:8]}")
+
+
+def _begin_publishing(options: WriteOptions, workspace: Workspace, content: str) -> None:
+    """From here on files may stand in a remote root; remember which, so that only the same write takes them over."""
+    record = {"root": stages.remote_or_absolute(options.out), "content": content}
+    begun = workspace.read_if_there(_PUBLISHING)
+    if begun is None or json.loads(begun)["root"] != record["root"]:
+        workspace.write(_PUBLISHING, json.dumps(record).encode())
+    elif json.loads(begun) != record and is_remote(options.out) and open_store(options.out).list("shards"):
+        raise InputError(
+            f"{options.out}: the output root must not hold files of another write, but an unfinished one with other "
+            "options or inputs left shards there. Delete them, finish that write, or choose another --out."
+        )
+    else:
+        workspace.write(_PUBLISHING, json.dumps(record).encode())
+
+
+def _check_root(options: WriteOptions) -> None:
+    """Refuse a root that is taken, but not by an earlier run of this write. Raises InputError, StorageError."""
+    workspace = Workspace(work_url(options))
+    begun = workspace.read_if_there(_PUBLISHING)
+    ours = begun is not None and json.loads(begun)["root"] == stages.remote_or_absolute(options.out)
+    check_root(options.out, ours=ours, manifests=made_manifests(workspace) if ours else [])
 
 
 @contextlib.contextmanager
-def _work_folder(options: WriteOptions, identity: str, log: Log) -> Iterator[stages.WorkFolder]:
-    """The locked work folder of this write; deleted on success, and on a failure that left nothing to go on from."""
-    if options.work is not None:
-        parent, prefix = Path(options.work), "write-"
-    elif is_remote(options.out):
-        parent, prefix = cache_folder() / "work", "write-"
-    else:
-        root = local_path(options.out).resolve()
-        parent, prefix = root.parent, f".{root.name}.write-"
-    folder = parent / f"{prefix}{identity}"
-    for other in sorted(parent.glob(f"{prefix}*")) if not is_remote(options.out) and options.work is None else []:
-        if other != folder:
-            log(f"work: {other} is left from another unfinished write; delete it if you do not mean to finish that one")
-    folder.mkdir(parents=True, exist_ok=True)
-    work = stages.WorkFolder(folder)
-    with work.lock.open("w") as lock:
+def work_folder(options: WriteOptions, log: Log) -> Iterator[Workspace]:
+    """The workspace of a write, locked where it is a folder of this machine; deleted on success, and on a failure that
+    left nothing to go on from."""
+    url = work_url(options)
+    workspace = Workspace(url)
+    folder = workspace.folder
+    is_new = folder is not None and not folder.exists()
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    with _locked(options, folder):
+        try:
+            yield workspace
+        except BaseException:
+            if folder is None or any(folder.glob("*/*.json")):
+                log(f"work: kept in {url}; run the same command again to go on")
+            elif is_new:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        if options.keep_work:
+            log(f"work: kept in {url}")
+        elif folder is not None:
+            shutil.rmtree(folder)
+        else:
+            for name, _ in workspace.store.list():
+                workspace.store.delete(name)
+
+
+@contextlib.contextmanager
+def _locked(options: WriteOptions, folder: Path | None) -> Iterator[None]:
+    if folder is None:
+        yield
+        return
+    with (folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -342,12 +368,4 @@ def _work_folder(options: WriteOptions, identity: str, log: Log) -> Iterator[sta
                 f"{options.out}: must be written by one process at a time, but the same write is running. "
                 "Wait for it to end."
             ) from error
-        try:
-            yield work
-        except BaseException:
-            if work.holds_progress():
-                log(f"work: kept in {folder}; run the same command again to go on")
-            else:
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
-        shutil.rmtree(folder)
+        yield

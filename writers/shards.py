@@ -1,28 +1,29 @@
-"""Sort windows by (leaf, hash) and write them as MDS shards, in bounded memory.
+"""Stage `shards`: every level-1 cluster takes its windows from all runs and writes them as MDS shards.
 
-Two passes. First, consecutive parts are assigned to leaves, sorted and written as **runs** of about 64 MB. Then every
-level-1 cluster directory takes its key range from all runs, memory-mapped, a range at a time: keys are cut so that a
-range fits the memory budget, also inside one huge leaf, because the hash is part of the key. Every range is gathered
-in run order and sorted stably, so the bytes depend neither on the budget nor on the number of processes. Measured:
-120 MB of windows per CPU second for both passes, 280 MB at the peak of a process.
+A cluster takes its key range a piece at a time: keys are cut so that a piece fits the memory budget, also inside one
+huge leaf, because the hash is part of the key. Every piece is gathered in run order and sorted stably, so the bytes
+depend neither on the budget nor on the number of processes. Runs of a local workspace are mapped; from an object store
+a cluster first brings its slice of every run to local disk, one request each. Shards go to their root while the next
+ones are made.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.draws import splitmix64_finalise
-from crisp_stream.errors import import_extra
+from crisp_stream.errors import CorruptDataError
+from crisp_stream.format import Dataset, open_dataset, places_path
 from crisp_stream.mds import (
     ShardRow,
     TokenDtype,
@@ -32,149 +33,165 @@ from crisp_stream.mds import (
     sample_dtype,
     write_shard,
 )
-from crisp_stream.tree import ClusterTree
+from crisp_stream.storage import is_remote, local_path, open_store
+from crisp_stream.writers.sorting import HASH_BITS, Run, key_ranges, window_keys
+from crisp_stream.writers.tasks import Record, Task
+from crisp_stream.writers.workspace import StoredArray
 
-HASH_BITS = 40
-"""A key is leaf << 40 | hash; leaf ids have at most 24 bits."""
 SORT_MEMORY_BYTES = 64 << 20
-"""Tokens of a range; sorting and encoding hold about four times as much per process."""
-RUN_BYTES = 64 << 20
-_KEY_END = 1 << 64
-
-
-def window_hashes(part: int, num_windows: int, seed: int) -> NDArray[np.uint64]:
-    """A uniform 40-bit hash of the identity (part, index in part) of each window of a part.
-
-    Args:
-        part: number of the part, below 2^32.
-        num_windows: windows of the part.
-        seed: another seed gives an unrelated order.
-
-    Returns:
-        [num_windows], below 2^40.
-    """
-    identity = np.arange(num_windows, dtype=np.uint64) + np.uint64(part << 32)
-    salt = _splitmix64(np.array([seed % _KEY_END], np.uint64))
-    return _splitmix64(identity ^ salt) >> np.uint64(64 - HASH_BITS)
-
-
-def _splitmix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    return splitmix64_finalise(values + np.uint64(0x9E3779B97F4A7C15))
-
-
-def part_path(folder: Path, part: int, kind: str) -> Path:
-    """A file of a part: kind is tokens.npy, embeddings.npy or json (written last)."""
-    return folder / f"part-{part:05d}.{kind}"
-
-
-def save_array(path: Path, array: NDArray[Any]) -> None:
-    """Write a .npy file under its final name, whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-    temporary.replace(path)
+"""Tokens of a piece; sorting and encoding hold about four times as much per process."""
+UPLOADS_AHEAD = 3
+"""Shards on their way to an object store while the next one is made."""
+_SLICE_THREADS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunTask:
-    """Sort the windows of some parts into one run."""
+class Slice:
+    """The windows of one level-1 node in one run: mapped or in memory, [num_windows] each, sorted by key."""
 
-    parts: tuple[int, ...]
-    parts_folder: Path
-    tree_folder: Path
-    run: Path
-    """Path of the run without .keys.npy and .tokens.npy."""
-    seed: int
-
-
-def group_parts(
-    windows_per_part: Sequence[int], window_bytes: int, *, run_bytes: int = RUN_BYTES
-) -> list[tuple[int, ...]]:
-    """Consecutive parts with windows, grouped into runs of at most `run_bytes` of tokens (or one part)."""
-    groups: list[tuple[int, ...]] = []
-    held: list[int] = []
-    held_bytes = 0
-    for part, num_windows in enumerate(windows_per_part):
-        if num_windows == 0:
-            continue
-        if held and held_bytes + num_windows * window_bytes > run_bytes:
-            groups.append(tuple(held))
-            held, held_bytes = [], 0
-        held.append(part)
-        held_bytes += num_windows * window_bytes
-    return [*groups, tuple(held)] if held else groups
-
-
-@lru_cache(maxsize=1)
-def _load_tree(folder: Path) -> ClusterTree:
-    return ClusterTree.load(folder)
-
-
-def sort_run(task: RunTask) -> int:
-    """Assign, sort and write one run unless it is there, then delete its parts' arrays; returns its windows' number."""
-    keys_path, tokens_path = run_files(task.run)
-    if not keys_path.exists():
-        limits = import_extra("threadpoolctl", extra="write", purpose="sorting windows").threadpool_limits
-        tree = _load_tree(task.tree_folder)
-        keys, tokens = [], []
-        for part in task.parts:
-            embeddings = np.load(part_path(task.parts_folder, part, "embeddings.npy"))
-            with limits(1):  # a part's leaves must not depend on how many cores multiply
-                leaves = tree.assign(embeddings).astype(np.uint64)
-            keys.append(leaves << np.uint64(HASH_BITS) | window_hashes(part, len(leaves), task.seed))
-            tokens.append(np.load(part_path(task.parts_folder, part, "tokens.npy"), mmap_mode="r"))
-        all_keys = np.concatenate(keys)
-        order = np.argsort(all_keys, kind="stable")
-        save_array(tokens_path, np.concatenate(tokens)[order])
-        save_array(keys_path, all_keys[order])
-    for part in task.parts:
-        part_path(task.parts_folder, part, "embeddings.npy").unlink(missing_ok=True)
-        part_path(task.parts_folder, part, "tokens.npy").unlink(missing_ok=True)
-    return len(np.load(keys_path, mmap_mode="r"))
-
-
-def run_files(run: Path) -> tuple[Path, Path]:
-    """(keys, tokens) of a run; the keys are published last."""
-    return run.with_name(run.name + ".keys.npy"), run.with_name(run.name + ".tokens.npy")
+    keys: NDArray[np.uint64]
+    tokens: NDArray[Any]
+    places: NDArray[np.uint32]
+    checksums: NDArray[np.uint32] | None = None
+    """Of the stored samples, where they come from a dataset, to be compared when they are written again."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DirectoryTask:
-    """Write the shards of one level-1 cluster."""
+class ShardSettings:
+    """How shards are cut and where they go."""
 
-    node: int
-    """The level-1 node."""
-    first_leaf: int
-    end_leaf: int
-    runs: tuple[Path, ...]
-    root: Path
-    """The dataset root being staged."""
-    record: Path
-    """Where the outcome is kept; its existence means that the directory is complete."""
+    root: str
+    """Dataset root, or a folder in which it is staged."""
+    window_tokens: int
+    token_dtype: TokenDtype
     shard_bytes: int
-    memory_bytes: int
     leaves_per_shard_node: int
     """Leaf ids below a node whose border no shard crosses."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DirectoryRecord:
-    """What a level-1 directory holds."""
+class ShardsTask(Task):
+    """Write the shards of one level-1 cluster; `number` is the node."""
 
-    rows: list[ShardRow]
-    leaves: NDArray[np.uint32]
-    """[num_leaves], sorted, non-empty."""
-    windows_per_leaf: NDArray[np.int64]
+    stage: ClassVar[str] = "shards"
 
-    @classmethod
-    def load(cls, path: Path) -> DirectoryRecord:
-        """Read what `write_directory` kept."""
-        record = json.loads(path.read_text())
-        return cls(
-            rows=[ShardRow(**row) for row in record["rows"]],
-            leaves=np.array(record["leaves"], np.uint32),
-            windows_per_leaf=np.array(record["windows_per_leaf"], np.int64),
+    first_leaf: int
+    end_leaf: int
+    runs: tuple[Run, ...]
+    shards: ShardSettings
+    memory_bytes: int
+    grown: str | None = None
+    """Root of a dataset whose windows are taken over."""
+    sort_seed: int = 0
+
+    def settings(self) -> Any:
+        """What determines the shards beside the runs; how much is sorted at once does not."""
+        return [self.first_leaf, self.end_leaf, self.shards, self.grown, self.sort_seed]
+
+    def make(self) -> Record:
+        """Write shards, places and index of the node."""
+        settings = self.shards
+        windows_per_shard = max_windows_per_shard(settings.shard_bytes, settings.window_tokens, settings.token_dtype)
+        windows_per_range = max(1, self.memory_bytes // self._token_bytes)
+        windows_of_leaf: dict[int, int] = {}
+        with ExitStack() as stack:
+            slices = stack.enter_context(self._slices())
+            sink = stack.enter_context(ShardSink(settings.root, self.number, first_shard=self._first_shard()))
+            pending = _Samples.none(settings)
+            ranges = key_ranges(
+                [one.keys for one in slices],
+                self.first_leaf << HASH_BITS,
+                self.end_leaf << HASH_BITS,
+                windows_per_range,
+            )
+            for bounds in ranges:
+                samples = _gather(slices, bounds, self.grown)
+                for leaf, count in zip(*np.unique(samples.samples["cluster"], return_counts=True), strict=True):
+                    windows_of_leaf[int(leaf)] = windows_of_leaf.get(int(leaf), 0) + int(count)
+                pending = pending.then(samples)
+                ends = shard_ends(pending.samples["cluster"] // settings.leaves_per_shard_node, windows_per_shard)
+                for start, stop in pairwise([0, *ends]):
+                    sink.add(pending.samples[start:stop], pending.places[start:stop])
+                pending = pending.after(ends[-1] if ends else 0)
+            if len(pending.samples):
+                sink.add(pending.samples, pending.places)
+            rows = sink.finish(settings.window_tokens, settings.token_dtype)
+        return {
+            "num_units": sum(windows_of_leaf.values()),
+            "rows": [asdict(row) for row in rows],
+            "leaves": list(windows_of_leaf),
+            "windows_per_leaf": list(windows_of_leaf.values()),
+        }
+
+    @property
+    def _token_bytes(self) -> int:
+        return self.shards.window_tokens * np.dtype(self.shards.token_dtype).itemsize
+
+    @contextmanager
+    def _slices(self) -> Iterator[list[Slice]]:
+        """The node's windows in every run; those of an object store are brought to local disk first."""
+        runs = [(run, *run.slice_of(self.number)) for run in self.runs]
+        present = [(run, start, stop) for run, start, stop in runs if stop > start]
+        with ExitStack() as stack:
+            remote = self.workspace.folder is None
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crisp-stream-"))) if remote else None
+            grown = [] if self.grown is None else self._grown_slices(open_dataset(self.grown), stack)
+            with ThreadPoolExecutor(_SLICE_THREADS) as threads:
+                found = threads.map(lambda one: self._slice(one[0], one[1], one[2], scratch), present)
+                yield [*grown, *found]
+
+    def _slice(self, run: Run, start: int, stop: int, scratch: Path | None) -> Slice:
+        arrays = {kind: self.workspace.array(f"{run.key}.{kind}.npy") for kind in ("keys", "tokens", "places")}
+        return Slice(
+            keys=arrays["keys"].rows(start, stop),
+            tokens=_on_disk(arrays["tokens"], start, stop, scratch, run.key),
+            places=arrays["places"].rows(start, stop),
         )
+
+    def _grown_slices(self, dataset: Dataset, stack: ExitStack) -> list[Slice]:
+        """The node's shards of the dataset that grows."""
+        folder = None
+        if not dataset.store.is_local:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crisp-stream-")))
+        dtype = sample_dtype(self.shards.window_tokens, self.shards.token_dtype)
+        slices = []
+        for row in dataset.shards:
+            if int(row.path.split("/")[1]) != self.number:
+                continue
+            if folder is None:
+                path = local_path(dataset.root) / row.path
+            else:
+                path = folder / row.path.rpartition("/")[2]
+                path.write_bytes(dataset.store.get(row.path))
+            samples = np.memmap(path, dtype, "r", row.first_sample_offset, row.num_windows)
+            places = StoredArray(dataset.store, places_path(row.path)).rows(0, row.num_windows)
+            slices.append(
+                Slice(
+                    keys=window_keys(np.asarray(samples["cluster"]), places, self.sort_seed),
+                    tokens=samples["tokens"],
+                    places=places,
+                    checksums=samples["checksum"],
+                )
+            )
+        return slices
+
+    def _first_shard(self) -> int:
+        if self.grown is None:
+            return 0
+        numbers = [
+            int(row.path.rpartition(".mds")[0].rpartition(".")[2])
+            for row in open_dataset(self.grown).shards
+            if int(row.path.split("/")[1]) == self.number
+        ]
+        return max(numbers, default=-1) + 1
+
+
+def _on_disk(array: StoredArray, start: int, stop: int, scratch: Path | None, key: str) -> NDArray[Any]:
+    if scratch is None:
+        return array.rows(start, stop)
+    path = scratch / f"{key.replace('/', '-')}.npy"
+    np.save(path, array.rows(start, stop), allow_pickle=False)
+    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def directory_name(node: int) -> str:
@@ -182,38 +199,99 @@ def directory_name(node: int) -> str:
     return f"shards/{node:02d}"
 
 
-def write_directory(task: DirectoryTask) -> int:
-    """Write shards and index of one level-1 cluster, unless its record is there. Returns its windows' number."""
-    if not task.record.exists():
-        folder = task.root / directory_name(task.node)
-        shutil.rmtree(folder, ignore_errors=True)
-        keys = [np.load(run_files(run)[0], mmap_mode="r") for run in task.runs]
-        tokens = [np.load(run_files(run)[1], mmap_mode="r") for run in task.runs]
-        window_tokens = tokens[0].shape[1]
-        token_dtype: TokenDtype = "uint32" if tokens[0].dtype == np.uint32 else "uint16"
-        windows_per_shard = max_windows_per_shard(task.shard_bytes, window_tokens, token_dtype)
-        windows_per_range = max(1, task.memory_bytes // (window_tokens * tokens[0].dtype.itemsize))
-        bounds = (task.first_leaf << HASH_BITS, task.end_leaf << HASH_BITS)
-        rows: list[ShardRow] = []
-        windows_of_leaf: dict[int, int] = {}
-        pending = np.zeros(0, sample_dtype(window_tokens, token_dtype))
-        for slices in key_ranges(keys, bounds[0], bounds[1], windows_per_range):
-            samples = _gather(keys, tokens, slices)
-            for leaf, count in zip(*np.unique(samples["cluster"], return_counts=True), strict=True):
-                windows_of_leaf[int(leaf)] = windows_of_leaf.get(int(leaf), 0) + int(count)
-            pending = np.concatenate([pending, samples])
-            ends = shard_ends(pending["cluster"] // task.leaves_per_shard_node, windows_per_shard)
-            for start, stop in pairwise([0, *ends]):
-                rows.append(_write_shard(folder, len(rows), pending[start:stop], task.root))
-            pending = pending[ends[-1] if ends else 0 :].copy()
-        if len(pending):
-            rows.append(_write_shard(folder, len(rows), pending, task.root))
-        if rows:
-            below = directory_name(task.node)
-            index = index_bytes(rows, below=below, window_tokens=window_tokens, token_dtype=token_dtype)
-            (folder / "index.json").write_bytes(index)
-        _save_record(task.record, rows, windows_of_leaf)
-    return int(DirectoryRecord.load(task.record).windows_per_leaf.sum())
+@dataclass(frozen=True, kw_only=True)
+class _Samples:
+    samples: NDArray[Any]
+    places: NDArray[np.uint32]
+
+    @classmethod
+    def none(cls, settings: ShardSettings) -> _Samples:
+        dtype = sample_dtype(settings.window_tokens, settings.token_dtype)
+        return cls(samples=np.zeros(0, dtype), places=np.zeros((0, 2), np.uint32))
+
+    def then(self, more: _Samples) -> _Samples:
+        if not len(self.samples):
+            return more
+        return _Samples(
+            samples=np.concatenate([self.samples, more.samples]), places=np.concatenate([self.places, more.places])
+        )
+
+    def after(self, start: int) -> _Samples:
+        return _Samples(samples=self.samples[start:].copy(), places=self.places[start:].copy())
+
+
+class ShardSink:
+    """Writes the shards of a node below a root, in the background where that is an object store."""
+
+    def __init__(self, root: str, node: int, *, first_shard: int = 0) -> None:
+        self._root, self._below, self._next = root, directory_name(node), first_shard
+        self._rows: list[ShardRow] = []
+        self._uploads: list[Future[None]] = []
+        self._remote = is_remote(root)
+
+    def __enter__(self) -> ShardSink:
+        self._stack = ExitStack()
+        if self._remote:
+            self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="crisp-stream-")))
+            self._threads = self._stack.enter_context(ThreadPoolExecutor(UPLOADS_AHEAD))
+        else:
+            self._folder = local_path(self._root)
+            if self._next == 0:
+                shutil.rmtree(self._folder / self._below, ignore_errors=True)
+        self._store = open_store(self._root)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def add(self, samples: NDArray[Any], places: NDArray[np.uint32]) -> None:
+        """Write the next shard; waits while as many as `UPLOADS_AHEAD` are on their way."""
+        path = self._folder / self._below / f"shard.{self._next:05d}.mds"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        row = write_shard(path, samples, root=self._folder)
+        self._next += 1
+        self._rows.append(row)
+        places_file = self._folder / places_path(row.path)
+        places_file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(places_file, places, allow_pickle=False)
+        if not self._remote:
+            return
+        while len(self._uploads) >= UPLOADS_AHEAD:
+            self._uploads.pop(0).result()
+        self._uploads.append(self._threads.submit(self._upload, path, places_file))
+
+    def _upload(self, *files: Path) -> None:
+        for file in files:
+            self._store.put_file(file.relative_to(self._folder).as_posix(), file)
+            file.unlink()
+
+    def finish(self, window_tokens: int, token_dtype: TokenDtype) -> list[ShardRow]:
+        """Write the node's index once its shards are there; the rows of the shard table."""
+        for upload in self._uploads:
+            upload.result()
+        if self._rows:
+            index = index_bytes(self._rows, below=self._below, window_tokens=window_tokens, token_dtype=token_dtype)
+            self._store.put(f"{self._below}/index.json", index)
+        return self._rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardsSummary:
+    """The shards of all nodes."""
+
+    rows: list[ShardRow]
+    leaves: NDArray[np.uint32]
+    """[num_leaves], sorted, non-empty."""
+    windows_per_leaf: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> ShardsSummary:
+        """Join the records of all nodes, in order."""
+        return cls(
+            rows=[ShardRow(**row) for record in records for row in record["rows"]],
+            leaves=np.array([leaf for record in records for leaf in record["leaves"]], np.uint32),
+            windows_per_leaf=np.array([n for record in records for n in record["windows_per_leaf"]], np.int64),
+        )
 
 
 def shard_ends(nodes: NDArray[Any], windows_per_shard: int) -> list[int]:
@@ -233,71 +311,23 @@ def shard_ends(nodes: NDArray[Any], windows_per_shard: int) -> list[int]:
     return ends + list(range(borders[-1] + windows_per_shard, len(nodes) + 1, windows_per_shard))
 
 
-def _write_shard(folder: Path, number: int, samples: NDArray[Any], root: Path) -> ShardRow:
-    folder.mkdir(parents=True, exist_ok=True)
-    return write_shard(folder / f"shard.{number:05d}.mds", samples, root=root)
-
-
-def _save_record(path: Path, rows: list[ShardRow], windows_of_leaf: dict[int, int]) -> None:
-    record = {
-        "rows": [asdict(row) for row in rows],
-        "leaves": list(windows_of_leaf),
-        "windows_per_leaf": list(windows_of_leaf.values()),
-    }
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(record))
-    temporary.replace(path)
-
-
-def key_ranges(
-    keys_per_run: Sequence[NDArray[np.uint64]], first_key: int, end_key: int, windows_per_range: int
-) -> Iterator[list[tuple[int, int]]]:
-    """Cut [first_key, end_key) into ranges of at most `windows_per_range` windows.
-
-    Args:
-        keys_per_run: sorted keys of each run.
-        first_key: inclusive.
-        end_key: exclusive, up to 2^64.
-        windows_per_range: at least 1; exceeded only by windows that share one key.
-
-    Yields:
-        [num_runs] of (start, stop): the slice of each run, never all empty.
-    """
-    starts = [_position(keys, first_key) for keys in keys_per_run]
-    ends = [_position(keys, end_key) for keys in keys_per_run]
-    low = first_key
-    while sum(ends) > sum(starts):
-        high = end_key
-        if sum(ends) - sum(starts) > windows_per_range:
-            high = _largest_key_bound(keys_per_run, starts, low, end_key, windows_per_range)
-        stops = [_position(keys, high) for keys in keys_per_run]
-        if sum(stops) > sum(starts):
-            yield list(zip(starts, stops, strict=True))
-        starts, low = stops, high
-
-
-def _largest_key_bound(
-    keys_per_run: Sequence[NDArray[np.uint64]], starts: Sequence[int], low: int, end_key: int, windows_per_range: int
-) -> int:
-    """The largest bound above `low` with at most `windows_per_range` windows from `starts` below it."""
-    fits, exceeds = low + 1, end_key  # one key is always taken whole
-    while exceeds - fits > 1:
-        middle = (fits + exceeds) // 2
-        count = sum(_position(keys, middle) - start for keys, start in zip(keys_per_run, starts, strict=True))
-        fits, exceeds = (middle, exceeds) if count <= windows_per_range else (fits, middle)
-    return fits
-
-
-def _position(keys: NDArray[np.uint64], bound: int) -> int:
-    return len(keys) if bound >= _KEY_END else int(np.searchsorted(keys, np.uint64(bound)))
-
-
-def _gather(
-    keys_per_run: Sequence[NDArray[np.uint64]], tokens_per_run: Sequence[NDArray[Any]], slices: list[tuple[int, int]]
-) -> NDArray[Any]:
-    """Samples of one range, sorted by key; ties stay in run order."""
-    present = [(run, start, stop) for run, (start, stop) in enumerate(slices) if stop > start]
-    keys = np.concatenate([keys_per_run[run][start:stop] for run, start, stop in present])
+def _gather(slices: Sequence[Slice], bounds: list[tuple[int, int]], grown: str | None) -> _Samples:
+    """Samples of one range, sorted by key; ties stay in run order. Raises CorruptDataError for damaged old windows."""
+    present = [(one, start, stop) for one, (start, stop) in zip(slices, bounds, strict=True) if stop > start]
+    keys = np.concatenate([one.keys[start:stop] for one, start, stop in present])
     order = np.argsort(keys, kind="stable")
-    tokens = np.concatenate([tokens_per_run[run][start:stop] for run, start, stop in present])
-    return encode_samples(tokens[order], (keys[order] >> np.uint64(HASH_BITS)).astype(np.uint32))
+    tokens = np.concatenate([one.tokens[start:stop] for one, start, stop in present])
+    places = np.concatenate([one.places[start:stop] for one, start, stop in present])
+    samples = encode_samples(tokens[order], (keys[order] >> np.uint64(HASH_BITS)).astype(np.uint32))
+    where = np.empty(len(order), np.int64)
+    where[order] = np.arange(len(order))
+    first = 0
+    for one, start, stop in present:
+        own = where[first : first + stop - start]
+        if one.checksums is not None and (samples["checksum"][own] != one.checksums[start:stop]).any():
+            raise CorruptDataError(
+                f"{grown}: a window of cluster {int(samples['cluster'][own][0])} does not match its checksum. "
+                "Run crisp-stream verify on it; nothing was added."
+            )
+        first += stop - start
+    return _Samples(samples=samples, places=places[order])

@@ -1,336 +1,482 @@
-"""The stages of a write. Each leaves its outcome in the work folder under a final name, whole or not at all, and does
-nothing when it finds it there; so a run that was stopped anywhere goes on by running all of them again.
+"""The stages of a write, from documents to sorted runs, as tasks over files.
+
+evaluation -> documents -> duplicates -> tokenizer -> windows -> embeddings -> tree -> runs (-> shards, see finish.py)
+
+Each function makes the tasks of its stage from what the stages before it left, and has the runner run those that are
+not done.
 """
 
 from __future__ import annotations
 
-import itertools
-import shutil
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.lib.format import open_memmap
 
 from crisp_stream.errors import InputError
-from crisp_stream.format import (
-    CLUSTERS,
-    SHARDS,
-    Manifest,
-    Packing,
-    clusters_fingerprint,
-    clusters_parquet,
-    shards_fingerprint,
-    shards_parquet,
+from crisp_stream.format import Dataset, EncoderRecord
+from crisp_stream.mds import TokenDtype
+from crisp_stream.storage import is_remote, local_path
+from crisp_stream.writers.batches import DocumentsTask, Selection, documents_tasks
+from crisp_stream.writers.drops import DropCounts
+from crisp_stream.writers.embed import Encoder, EncoderChoice, matching_encoder
+from crisp_stream.writers.inputs import InputFile
+from crisp_stream.writers.listing import list_input_files
+from crisp_stream.writers.lsi import LSI_FILES, LSI_NAME
+from crisp_stream.writers.options import WriteOptions
+from crisp_stream.writers.parts import (
+    EmbeddingsTask,
+    EncoderSettings,
+    Part,
+    PartsSummary,
+    WindowSettings,
+    WindowsTask,
 )
-from crisp_stream.mds import index_bytes
-from crisp_stream.tree import ClusterTree
-from crisp_stream.writers.documents import DropCounts, read_documents
-from crisp_stream.writers.fit_tree import fit_tree
-from crisp_stream.writers.parts import PartsSummary, PartTask, WindowSettings, make_part, split_in_parts
-from crisp_stream.writers.pool import Log, Progress, map_unordered
-from crisp_stream.writers.shards import (
-    HASH_BITS,
-    DirectoryRecord,
-    DirectoryTask,
-    RunTask,
-    group_parts,
-    part_path,
-    run_files,
-    sort_run,
-    window_hashes,
-    write_directory,
+from crisp_stream.writers.preparation import (
+    BatchName,
+    DuplicatesTask,
+    EvaluationTask,
+    GivenFilesTask,
+    LsiTask,
+    TokenizerTask,
+    batch_names,
+    spread,
 )
-from crisp_stream.writers.windows import DocumentTokenizer, copy_tokenizer, train_tokenizer
+from crisp_stream.writers.tasks import Record, Runner
+from crisp_stream.writers.tree_settings import TreeSettings
+from crisp_stream.writers.tree_stage import GivenTreeTask, TreeTask, fit_tree_in_stages
+from crisp_stream.writers.windows import SAMPLE_CHARACTERS
 
-_PROBE_DOCUMENTS = 64
-_PROBE_CHARACTERS = 1 << 20
-_SAMPLE_SALT = 1
-
-
-class WorkFolder:
-    """Where each stage leaves its outcome."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.lock = folder / "lock"
-        self.tokenizer = folder / "tokenizer"
-        self.parts = folder / "parts"
-        self.parts_summary = folder / "parts.json"
-        self.tree = folder / "tree"
-        self.runs = folder / "runs"
-        self.records = folder / "records"
-        self.staged = folder / "staged"
-        self.manifest = folder / "manifest.json"
-        """Written when the staged dataset is complete; from then on only publishing is left."""
-
-    def holds_progress(self) -> bool:
-        """Whether any part is finished."""
-        return self.parts_summary.exists() or any(self.parts.glob("*.json"))
+DUPLICATES_BYTES = 2 << 30
+"""Memory of the search for duplicates, where none is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Documents:
-    """Which documents are written."""
+class ReadDocuments:
+    """Documents in batches, and what was dropped of them."""
 
-    inputs: tuple[str, ...]
-    text_column: str
-    limit: int | None
-    sample: float | None
+    files: list[InputFile]
+    tasks: list[DocumentsTask]
+    records: list[Record]
+    batches: list[BatchName]
+    duplicates: DuplicatesTask | None
+    duplicates_dropped: dict[str, int]
+    unchecked_examples: int
+    """Evaluation examples that are too short to be looked for."""
 
-    def read(self, counts: DropCounts) -> Iterator[str]:
-        """Stream the texts from the start."""
-        return read_documents(
-            self.inputs, text_column=self.text_column, limit=self.limit, sample=self.sample, counts=counts
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Documents dropped, by reason."""
+        counts = DropCounts()
+        for record in self.records:
+            counts.merge(record["dropped"])
+        counts.merge(self.duplicates_dropped)
+        return counts.as_dict()
+
+    @property
+    def corrupt(self) -> list[tuple[str, str]]:
+        """Files that were left out, and why."""
+        return [(name, reason) for record in self.records for name, reason in record["corrupt"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What is not made here but taken from an existing dataset."""
+
+    tokenizer: str
+    encoder: EncoderChoice
+    record: EncoderRecord
+    window_tokens: int
+    tree: GivenTreeTask
+    lsi: GivenFilesTask | None
+
+
+def read_documents_in_stages(runner: Runner, options: WriteOptions, *, memory_bytes: int | None) -> ReadDocuments:
+    """Read, filter and select all documents.
+
+    Raises:
+        InputError: nothing to read, or input that cannot be read as asked. StorageError.
+    """
+    counts = DropCounts()
+    files = list_input_files(options.inputs, options.documents, counts)
+    evaluation, unchecked = _evaluation(runner, options)
+    selection = Selection(
+        sample=options.sample,
+        skip_corrupt=options.skip_corrupt,
+        evaluation=evaluation.key if evaluation else None,
+        exact=options.dedup is not None,
+        near=options.sketches,
+    )
+    tasks = documents_tasks(
+        runner.workspace,
+        files,
+        options.documents,
+        selection,
+        batch_characters=options.part_characters,
+        group_bytes=options.group_bytes,
+        inputs=(evaluation.fingerprint,) if evaluation else (),
+    )
+    if options.limit is None:
+        records = runner.run(tasks, unit="documents")
+    else:
+        tasks, records = _read_until(runner, tasks, options.limit)
+    records[0]["dropped"] = _with(records[0]["dropped"], counts)
+    duplicates = None
+    if options.dedup is not None:
+        duplicates = DuplicatesTask(
+            workspace=runner.workspace,
+            number=0,
+            inputs=tuple(task.fingerprint for task in tasks),
+            groups=tuple(t.key for t, record in zip(tasks, records, strict=True) if record["documents_per_batch"]),
+            near=options.sketches,
+            memory_bytes=memory_bytes or DUPLICATES_BYTES,
+        )
+    _require_documents(options, records)
+    found = runner.run([duplicates], unit="duplicates")[0] if duplicates else {"exact": 0, "near": 0}
+    read = ReadDocuments(
+        files=files,
+        tasks=tasks,
+        records=records,
+        batches=batch_names(tasks, records, duplicates),
+        duplicates=duplicates,
+        duplicates_dropped={f"{kind} duplicate": found[kind] for kind in ("exact", "near") if found[kind]},
+        unchecked_examples=unchecked,
+    )
+    for name, reason in read.corrupt:
+        runner.log(f"documents: left out {name}: {reason}")
+    return read
+
+
+def _with(dropped: dict[str, int], counts: DropCounts) -> dict[str, int]:
+    joined = DropCounts(dropped)
+    joined.merge(counts.as_dict())
+    return joined.as_dict()
+
+
+def _require_documents(options: WriteOptions, records: Sequence[Record]) -> None:
+    if not any(record["documents_per_batch"] for record in records):
+        num_read = sum(record["num_read"] for record in records)
+        raise InputError(
+            f"{', '.join(options.inputs)}: at least one document with text is needed, got {num_read} documents without "
+            "any that is kept. Check the files, the text column and the filters."
         )
 
 
-def publish_folder(target: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write a folder under a temporary name, then rename it."""
-    temporary = target.with_name(target.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    fill(temporary)
-    temporary.rename(target)
-
-
-def make_tokenizer(
-    work: WorkFolder, documents: Documents, *, given: str | None, vocab_size: int, window_tokens: int, log: Log
-) -> None:
-    """Train a tokenizer on the first documents, or bring the given one. Raises InputError."""
-    if work.tokenizer.exists():
-        return
-    if given is not None:
-        publish_folder(work.tokenizer, lambda folder: copy_tokenizer(given, folder, window_tokens=window_tokens))
-        return
-    texts = documents.read(DropCounts())
-    publish_folder(
-        work.tokenizer,
-        lambda folder: train_tokenizer(texts, folder, vocab_size=vocab_size, window_tokens=window_tokens),
+def _evaluation(runner: Runner, options: WriteOptions) -> tuple[EvaluationTask | None, int]:
+    if not options.decontaminate:
+        return None, 0
+    files = list_input_files(options.decontaminate, options.documents, DropCounts())
+    task = EvaluationTask(
+        workspace=runner.workspace,
+        number=0,
+        inputs=(),
+        files=tuple(files),
+        text_column=options.text_column,
+        words_per_gram=options.ngram,
     )
-    log(f"tokenizer: trained, {DocumentTokenizer(work.tokenizer).vocab_size:,} entries")
+    [record] = runner.run([task], unit="n-grams")
+    unchecked: dict[str, int] = {name: count for name, count in record["unchecked"].items() if count}
+    for name, count in unchecked.items():
+        runner.log(f"evaluation: {count:,} examples of {name} are too short to be looked for")
+    return task, sum(unchecked.values())
 
 
-def probe_texts(texts: Iterator[str]) -> list[str]:
-    """The first documents, on which tiktoken is compared with the tokenizer."""
-    probed, characters = [], 0
-    for text in itertools.islice(texts, _PROBE_DOCUMENTS):
-        probed.append(text)
-        characters += len(text)
-        if characters >= _PROBE_CHARACTERS:
+def _read_until(runner: Runner, tasks: Sequence[DocumentsTask], limit: int) -> tuple[list[DocumentsTask], list[Record]]:
+    """Read one group after the other, until the limit is reached."""
+    from dataclasses import replace
+
+    read: list[DocumentsTask] = []
+    records: list[Record] = []
+    for task in tasks:
+        if limit == 0:
             break
-    return probed
+        read.append(replace(task, limit=limit))
+        records += runner.run(read[-1:], unit="documents")
+        limit -= int(records[-1]["num_read"])
+    return read, records
 
 
-def window_settings(
-    work: WorkFolder,
-    documents: Documents,
-    *,
-    window_tokens: int,
-    packing: Packing,
-    encoder: str | None,
-    max_length: int | None,
-    log: Log,
-) -> WindowSettings:
-    """Settle how workers make windows; whether tiktoken is used is decided here, once, for all of them."""
-    tokenizer = DocumentTokenizer(work.tokenizer)
-    return WindowSettings(
-        tokenizer_folder=work.tokenizer,
-        fast_tokenizer=tokenizer.equals_tiktoken(probe_texts(documents.read(DropCounts())), log=log),
-        window_tokens=window_tokens,
-        packing=packing,
-        encoder=encoder,
-        max_length=max_length,
+def given_by(runner: Runner, like: Dataset, options: WriteOptions) -> Given:
+    """Tokenizer, encoder and tree of an existing dataset, for a new one.
+
+    Raises:
+        InputError: another encoder, or another reading of it, was asked for.
+    """
+    manifest = like.manifest
+    choice = matching_encoder(manifest.encoder, options.encoder, like.root)
+    for name, asked, recorded in (
+        ("max_length", options.max_length, manifest.encoder.max_length),
+        ("reads", None if options.reads == "first" else options.reads, manifest.encoder.reads),
+    ):
+        if asked is not None and asked != recorded:
+            raise InputError(f"{name}: must be left out or {recorded} to be like {like.root}, got {asked}.")
+    if options.shard_level > manifest.depth:
+        raise InputError(
+            f"shard_level: must be 1 to {manifest.depth}, the depth of {like.root}, got {options.shard_level}."
+        )
+    tree = GivenTreeTask(
+        workspace=runner.workspace,
+        number=0,
+        inputs=(),
+        tree_fingerprint=manifest.tree_fingerprint,
+        files=like.tree.to_files(),
+    )
+    lsi = None
+    if manifest.encoder.name == LSI_NAME:
+        lsi = GivenFilesTask(
+            workspace=runner.workspace,
+            number=0,
+            inputs=(),
+            digest=manifest.encoder.weights_sha256,
+            files={name: like.store.get(f"encoder/{name}") for name in LSI_FILES},
+        )
+    return Given(
+        tokenizer=str(like.tokenizer_path()),
+        encoder=choice,
+        record=manifest.encoder,
+        window_tokens=manifest.window_tokens,
+        tree=tree,
+        lsi=lsi,
     )
 
 
-def make_parts(
-    work: WorkFolder, documents: Documents, settings: WindowSettings, part_characters: int, *, processes: int, log: Log
-) -> PartsSummary:
-    """Tokenise, cut and embed every document. Raises InputError when there are no windows."""
-    if work.parts_summary.exists():
-        return PartsSummary.load(work.parts_summary)
-    work.parts.mkdir(exist_ok=True)
-    counts = DropCounts()
-    num_parts = num_found = 0
+@dataclass(frozen=True, kw_only=True)
+class Tokenizer:
+    """The tokenizer of a write."""
 
-    def tasks() -> Iterator[PartTask]:
-        nonlocal num_parts, num_found
-        for part, texts in enumerate(split_in_parts(documents.read(counts), part_characters)):
-            num_parts = part + 1
-            if part_path(work.parts, part, "json").exists():
-                num_found += 1
-            else:
-                yield PartTask(part=part, texts=texts, folder=work.parts, settings=settings)
+    task: TokenizerTask
+    token_dtype: TokenDtype
+    settings: WindowSettings
 
-    progress = Progress("windows", "windows", log=log)
-    for num_windows in map_unordered(make_part, tasks(), processes=processes):
-        progress.add(num_windows)
-    progress.finish()
-    if num_found:
-        log(f"windows: {num_found} of {num_parts} parts were there from an earlier run")
-    summary = PartsSummary.of_parts(work.parts, num_parts, counts.as_dict())
-    if summary.num_windows == 0:
+
+def tokenizer_in_stages(runner: Runner, options: WriteOptions, read: ReadDocuments, given: Given | None) -> Tokenizer:
+    """Train the tokenizer, or bring the given one."""
+    source = given.tokenizer if given else options.tokenizer
+    window_tokens = given.window_tokens if given else options.window_tokens
+    task = TokenizerTask(
+        workspace=runner.workspace,
+        number=0,
+        inputs=_selection_inputs(read),
+        given=source,
+        given_sha256=_tokenizer_sha256(source),
+        vocab_size=options.vocab_size,
+        window_tokens=window_tokens,
+        batches=tuple(spread(read.batches, SAMPLE_CHARACTERS)),
+    )
+    [record] = runner.run([task], unit="tokenizers")
+    for reason in record["reasons"]:
+        runner.log(reason)
+    if source is None:
+        runner.log(f"tokenizer: {record['vocab_size']:,} entries, trained on text from all over the corpus")
+    settings = WindowSettings(
+        tokenizer=task.key,
+        fast_tokenizer=bool(record["fast"]),
+        window_tokens=window_tokens,
+        packing=options.packing,
+    )
+    return Tokenizer(task=task, token_dtype=record["token_dtype"], settings=settings)
+
+
+def _selection_inputs(read: ReadDocuments) -> tuple[str, ...]:
+    if read.duplicates is not None:
+        return (read.duplicates.fingerprint,)
+    return tuple(task.fingerprint for task in read.tasks)
+
+
+def _tokenizer_sha256(source: str | None) -> str | None:
+    if source is None:
+        return None
+    path = Path(source) / "tokenizer.json" if Path(source).is_dir() else Path(source)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedParts:
+    """Windows with embeddings."""
+
+    parts: tuple[Part, ...]
+    windows: list[WindowsTask]
+    records: list[Record]
+    """Of the windows."""
+    summary: PartsSummary
+    tokenizer: WindowSettings
+    lsi: LsiTask | GivenFilesTask | None
+
+    @property
+    def window_tokens(self) -> int:
+        """Tokens of a window."""
+        return self.tokenizer.window_tokens
+
+
+def parts_in_stages(
+    runner: Runner,
+    options: WriteOptions,
+    read: ReadDocuments,
+    tokenizer: Tokenizer,
+    given: Given | None,
+    *,
+    first_part: int = 0,
+    both_at_once: bool = False,
+) -> EmbeddedParts:
+    """Cut and embed all documents.
+
+    Args:
+        runner: of the write.
+        options: of the write.
+        read: the documents.
+        tokenizer: cuts them.
+        given: what to embed with.
+        first_part: number of the first part; another than 0 where a dataset grows.
+        both_at_once: embed parts while others are still cut, because GPUs would wait.
+
+    Raises:
+        InputError: not one window.
+    """
+    encoder = _encoder_settings(options, given)
+    windows = [
+        WindowsTask(
+            workspace=runner.workspace,
+            number=first_part + number,
+            inputs=(read.tasks[batch.group].fingerprint, tokenizer.task.fingerprint, *_duplicates_input(read)),
+            batch=batch.name,
+            first_document=batch.first_document,
+            dropped=batch.dropped,
+            windows=tokenizer.settings,
+            encoder=encoder,
+        )
+        for number, batch in enumerate(read.batches)
+    ]
+    lsi: LsiTask | GivenFilesTask | None = None
+    if both_at_once and encoder.name != LSI_NAME:
+        embeddings = _embeddings_tasks(windows, tokenizer, encoder)
+        records, embedded = runner.run_both(windows, embeddings, unit="windows")
+        _require_windows(records, tokenizer)
+    else:
+        records = runner.run(windows, unit="windows")
+        _require_windows(records, tokenizer)
+        if encoder.name == LSI_NAME:
+            lsi = given.lsi if given else _lsi_task(runner, windows, records, tokenizer, options.seed)
+            assert lsi is not None
+            [fitted] = runner.run([lsi], unit="encoders")
+            encoder = EncoderSettings(name=LSI_NAME, weights_sha256=fitted["weights_sha256"], lsi=lsi.key)
+        embeddings = _embeddings_tasks(windows, tokenizer, encoder)
+        embedded = runner.run(embeddings, unit="windows")
+    parts = tuple(
+        Part(
+            number=window.number,
+            num_windows=int(record["num_windows"]),
+            windows_key=window.key,
+            embeddings_key=embedding.key,
+            fingerprint=embedding.fingerprint,
+        )
+        for window, embedding, record in zip(windows, embeddings, records, strict=True)
+    )
+    summary = PartsSummary.of(records, embedded, token_dtype=tokenizer.token_dtype)
+    return EmbeddedParts(
+        parts=parts, windows=windows, records=records, summary=summary, tokenizer=tokenizer.settings, lsi=lsi
+    )
+
+
+def _duplicates_input(read: ReadDocuments) -> tuple[str, ...]:
+    return (read.duplicates.fingerprint,) if read.duplicates else ()
+
+
+def _encoder_settings(options: WriteOptions, given: Given | None) -> EncoderSettings:
+    if given is not None and given.lsi is not None:
+        return EncoderSettings(name=LSI_NAME, weights_sha256=given.record.weights_sha256)
+    if given is not None:
+        return EncoderSettings(
+            name=_resolved(given.encoder.name),
+            max_length=given.encoder.max_length,
+            reads=given.encoder.reads,
+            weights_sha256=given.record.weights_sha256,
+        )
+    if options.encoder == LSI_NAME:
+        return EncoderSettings(name=LSI_NAME)
+    encoder = Encoder(options.encoder, max_length=options.max_length, reads=options.reads)
+    return EncoderSettings(
+        name=_resolved(options.encoder),
+        max_length=options.max_length,
+        reads=options.reads,
+        weights_sha256=encoder.weights_sha256,
+    )
+
+
+def _resolved(name: str | None) -> str | None:
+    """A folder by its full path, since workers may stand elsewhere."""
+    return str(Path(name).resolve()) if name is not None and Path(name).is_dir() else name
+
+
+def _embeddings_tasks(
+    windows: Sequence[WindowsTask], tokenizer: Tokenizer, encoder: EncoderSettings
+) -> list[EmbeddingsTask]:
+    return [
+        EmbeddingsTask(
+            workspace=task.workspace,
+            number=task.number,
+            inputs=(task.fingerprint,),
+            windows_key=task.key,
+            windows=tokenizer.settings,
+            encoder=encoder,
+        )
+        for task in windows
+    ]
+
+
+def _lsi_task(
+    runner: Runner, windows: Sequence[WindowsTask], records: Sequence[Record], tokenizer: Tokenizer, seed: int
+) -> LsiTask:
+    parts = tuple(
+        Part(
+            number=task.number,
+            num_windows=int(record["num_windows"]),
+            windows_key=task.key,
+            embeddings_key="",
+            fingerprint=task.fingerprint,
+        )
+        for task, record in zip(windows, records, strict=True)
+    )
+    return LsiTask(
+        workspace=runner.workspace,
+        number=0,
+        inputs=tuple(task.fingerprint for task in windows),
+        parts=parts,
+        windows=tokenizer.settings,
+        seed=seed,
+    )
+
+
+def _require_windows(records: Sequence[Record], tokenizer: Tokenizer) -> None:
+    if not any(record["num_windows"] for record in records):
+        num_documents = sum(record["num_documents"] for record in records)
+        num_tokens = sum(sum(record["dropped_tokens"].values()) for record in records)
         raise InputError(
-            f"inputs: must fill at least one window of {settings.window_tokens} tokens, got "
-            f"{sum(summary.dropped_tokens.values())} tokens in {summary.num_documents} documents. "
+            f"inputs: must fill at least one window of {tokenizer.settings.window_tokens} tokens, got "
+            f"{num_tokens} tokens in {num_documents} documents. "
             "Give more text, a smaller --window-tokens, or --packing document."
         )
-    summary.save(work.parts_summary)
-    return summary
 
 
-def make_tree(
-    work: WorkFolder,
-    summary: PartsSummary,
-    *,
-    arity: int,
-    depth: int,
-    min_examples_to_split: int | None,
-    seed: int,
-    fit_windows: int,
-    log: Log,
-) -> None:
-    """Fit the tree on all windows, or on about `fit_windows` of them chosen by hash. Raises InputError."""
-    if work.tree.exists():
-        return
-    sample_path = work.folder / "sample.npy"
-    sample = _sample_embeddings(work, summary, sample_path, fit_windows=fit_windows, seed=seed)
-    if len(sample) < arity:
-        raise InputError(
-            f"inputs: must give at least {arity} windows to split the root in {arity}, got {summary.num_windows}. "
-            "Give more text, a smaller --window-tokens, or a smaller --arity."
-        )
-    progress = Progress("tree", "nodes", log=log)
-    tree = fit_tree(
-        sample,
-        arity=arity,
-        depth=depth,
-        min_examples_to_split=min_examples_to_split,
-        seed=seed,
-        progress=lambda level, done, total: progress.add(1),
+def tree_in_stages(
+    runner: Runner, options: WriteOptions, parts: tuple[Part, ...], given: Given | None
+) -> tuple[TreeTask | GivenTreeTask, int]:
+    """The tree, and on how many windows it was fitted here."""
+    if given is not None:
+        runner.run([given.tree], unit="trees")
+        return given.tree, 0
+    return fit_tree_in_stages(runner, parts, tree_settings(options), fit_windows=options.fit_windows)
+
+
+def tree_settings(options: WriteOptions) -> TreeSettings:
+    """How the tree of a write is fitted."""
+    return TreeSettings(
+        arity=options.arity,
+        depth=options.depth,
+        min_examples_to_split=options.min_examples_to_split,
+        seed=options.seed,
     )
-    progress.finish()
-    log(f"tree: {tree.num_leaves:,} leaves, fitted on {len(sample):,} windows")
-    publish_folder(work.tree, tree.save)
-    del sample
-    sample_path.unlink()
 
 
-def _sample_embeddings(work: WorkFolder, summary: PartsSummary, path: Path, *, fit_windows: int, seed: int) -> Any:
-    """[num_sampled, dim] float16, memory-mapped."""
-    share = min(1.0, fit_windows / summary.num_windows)
-    threshold = np.uint64(round(share * (1 << HASH_BITS)))
-
-    def chosen(part: int) -> Any:
-        return window_hashes(part, summary.windows_per_part[part], seed + _SAMPLE_SALT) < threshold
-
-    parts = range(len(summary.windows_per_part))
-    num_sampled = sum(int(np.count_nonzero(chosen(part))) for part in parts)
-    sample = open_memmap(path, mode="w+", dtype=np.float16, shape=(num_sampled, summary.encoder.dim))
-    filled = 0
-    for part in parts:
-        if summary.windows_per_part[part]:
-            rows = np.load(part_path(work.parts, part, "embeddings.npy"), mmap_mode="r")[chosen(part)]
-            sample[filled : filled + len(rows)] = rows
-            filled += len(rows)
-    return sample
-
-
-def sort_runs(
-    work: WorkFolder, summary: PartsSummary, settings: WindowSettings, *, seed: int, processes: int, log: Log
-) -> None:
-    """Assign every window to its leaf and sort the parts into runs."""
-    work.runs.mkdir(exist_ok=True)
-    token_bytes = np.dtype(DocumentTokenizer(settings.tokenizer_folder).token_dtype).itemsize
-    groups = group_parts(summary.windows_per_part, settings.window_tokens * token_bytes)
-    tasks = [
-        RunTask(
-            parts=parts, parts_folder=work.parts, tree_folder=work.tree, run=work.runs / f"run-{number:05d}", seed=seed
-        )
-        for number, parts in enumerate(groups)
-    ]
-    progress = Progress("sort", "windows", log=log, total=summary.num_windows)
-    for num_windows in map_unordered(sort_run, tasks, processes=min(processes, len(tasks))):
-        progress.add(num_windows)
-    progress.finish()
-
-
-def write_shards(
-    work: WorkFolder, *, shard_bytes: int, shard_level: int, memory_bytes: int, processes: int, log: Log
-) -> dict[int, DirectoryRecord]:
-    """Write the directories of all level-1 clusters; the records of those that hold windows, by node."""
-    work.records.mkdir(exist_ok=True)
-    work.staged.mkdir(exist_ok=True)
-    tree = ClusterTree.load(work.tree)
-    leaves_per_node = tree.arity ** (tree.depth - 1)
-    runs = tuple(work.runs / path.name.removesuffix(".keys.npy") for path in sorted(work.runs.glob("*.keys.npy")))
-    num_windows = sum(len(np.load(run_files(run)[0], mmap_mode="r")) for run in runs)
-    tasks = [
-        DirectoryTask(
-            node=node,
-            first_leaf=node * leaves_per_node,
-            end_leaf=(node + 1) * leaves_per_node,
-            runs=runs,
-            root=work.staged,
-            record=work.records / f"{node:02d}.json",
-            shard_bytes=shard_bytes,
-            memory_bytes=memory_bytes,
-            leaves_per_shard_node=tree.arity ** (tree.depth - shard_level),
-        )
-        for node in range(tree.arity)
-    ]
-    progress = Progress("shards", "windows", log=log, total=num_windows)
-    for written in map_unordered(write_directory, tasks, processes=processes):
-        progress.add(written)
-    progress.finish()
-    records = {task.node: DirectoryRecord.load(task.record) for task in tasks}
-    return {node: record for node, record in records.items() if record.rows}
-
-
-def stage_dataset(
-    work: WorkFolder,
-    records: dict[int, DirectoryRecord],
-    summary: PartsSummary,
-    settings: WindowSettings,
-    *,
-    seed: int,
-    provenance: dict[str, Any],
-) -> None:
-    """Complete the staged dataset: merged index, tables, tree, tokenizer; then its manifest, beside it."""
-    tree = ClusterTree.load(work.tree)
-    tokenizer = DocumentTokenizer(settings.tokenizer_folder)
-    rows = [row for record in records.values() for row in record.rows]
-    leaves = np.concatenate([record.leaves for record in records.values()])
-    windows_per_leaf = np.concatenate([record.windows_per_leaf for record in records.values()])
-    if int(windows_per_leaf.sum()) != summary.num_windows or (np.diff(leaves.astype(np.int64)) <= 0).any():
-        raise AssertionError(f"{windows_per_leaf.sum()} windows were sorted of {summary.num_windows}")
-    staged = work.staged
-    index = index_bytes(rows, below="shards", window_tokens=settings.window_tokens, token_dtype=tokenizer.token_dtype)
-    (staged / "shards" / "index.json").write_bytes(index)
-    (staged / CLUSTERS).write_bytes(clusters_parquet(leaves, windows_per_leaf))
-    (staged / SHARDS).write_bytes(shards_parquet(rows))
-    for folder in (work.tree, work.tokenizer):
-        shutil.copytree(folder, staged / folder.name, dirs_exist_ok=True)
-    manifest = Manifest(
-        window_tokens=settings.window_tokens,
-        token_dtype=tokenizer.token_dtype,
-        packing=settings.packing,
-        num_windows=summary.num_windows,
-        num_leaves=len(leaves),
-        num_shards=len(rows),
-        arity=tree.arity,
-        depth=tree.depth,
-        sort_seed=seed,
-        clusters_fingerprint=clusters_fingerprint(leaves, windows_per_leaf),
-        shards_fingerprint=shards_fingerprint(rows),
-        tree_fingerprint=tree.fingerprint,
-        tokenizer=tokenizer.record(),
-        encoder=summary.encoder,
-        provenance=provenance,
-    )
-    temporary = work.manifest.with_name(work.manifest.name + ".tmp")
-    temporary.write_bytes(manifest.to_json())
-    temporary.replace(work.manifest)
+def remote_or_absolute(url: str) -> str:
+    """A url that means the same in every process."""
+    return url.rstrip("/") if is_remote(url) else str(local_path(url).resolve())

@@ -300,6 +300,8 @@ class Cut:
 
     tokens: NDArray[Any]
     """[num_windows, window_tokens]."""
+    places: NDArray[np.uint32]
+    """[num_windows], number of each window among all that were cut, those that were dropped counted."""
     dropped_tokens: dict[str, int]
     """Tokens in no window, by reason; end-of-text tokens count as tokens."""
 
@@ -361,8 +363,9 @@ def _with_eot(documents: Sequence[NDArray[Any]], eot_id: int, token_dtype: Token
 def _without_empty(windows: NDArray[Any], eot_id: int, dropped: dict[str, int], tokens_per_empty: int) -> Cut:
     empty = (windows == eot_id).all(axis=1)
     counted = {**dropped, ONLY_EOT: int(empty.sum()) * tokens_per_empty}
-    kept = windows[~empty] if empty.any() else windows
-    return Cut(tokens=kept, dropped_tokens={reason: count for reason, count in counted.items() if count})
+    places = np.flatnonzero(~empty).astype(np.uint32)
+    kept = windows[places] if empty.any() else windows
+    return Cut(tokens=kept, places=places, dropped_tokens={reason: count for reason, count in counted.items() if count})
 
 
 def window_texts(tokens: NDArray[Any], tokenizer: DocumentTokenizer, eot_id: int) -> list[str]:

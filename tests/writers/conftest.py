@@ -12,7 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 from crisp_stream.format import EncoderRecord
-from crisp_stream.writers.run import WriteOptions, WriteReport, write
+from crisp_stream.writers.options import WriteOptions
+from crisp_stream.writers.pieces import Pieces
+from crisp_stream.writers.run import WriteReport, write
 
 TOPICS: list[str] = [text for _, text in sorted(pydoc_data.topics.topics.items())]
 
@@ -54,7 +56,9 @@ def written(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 
 class WordEncoder:
-    """A fast stand-in for the encoder where a test is about what happens around it: hashed word counts, normalised."""
+    """A fast stand-in for the encoder where a test is about what happens around it: hashed word counts, normalised.
+
+    A word becomes one piece, its hash."""
 
     dim = 16
 
@@ -65,22 +69,30 @@ class WordEncoder:
     def record(self) -> EncoderRecord:
         return EncoderRecord(name="words", weights_sha256="0" * 64, max_length=32, pooling="mean", dim=self.dim)
 
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float16]:
+    def pieces(self, texts: Sequence[str]) -> Pieces:
+        words = [[[sum(word.encode()) % self.dim for word in text.split()]] for text in texts]
+        return Pieces.from_sequences(words, self.dim)
+
+    def embed_pieces(self, pieces: Pieces) -> NDArray[np.float16]:
         self.num_calls += 1
         if self.num_calls == self.fail_at_call:
             raise KeyboardInterrupt
-        vectors = np.full((len(texts), self.dim), 1e-3, np.float32)
-        for row, text in enumerate(texts):
-            for word in text.split():
-                vectors[row, sum(word.encode()) % self.dim] += 1
+        vectors = np.full((len(pieces), self.dim), 1e-3, np.float32)
+        ends = np.cumsum(pieces.lengths)
+        for row, (start, end) in enumerate(zip(ends - pieces.lengths, ends, strict=True)):
+            np.add.at(vectors[row], pieces.ids[start:end].astype(np.int64), 1)
         return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float16]:
+        return self.embed_pieces(self.pieces(texts))
 
 
 @pytest.fixture
 def word_encoder(monkeypatch: pytest.MonkeyPatch) -> WordEncoder:
     """Replaces the encoder of this process."""
     encoder = WordEncoder()
-    monkeypatch.setattr("crisp_stream.writers.parts.load_encoder", lambda name, max_length: encoder)
+    monkeypatch.setattr("crisp_stream.writers.parts.load_encoder", lambda choice, device: encoder)
+    monkeypatch.setattr("crisp_stream.writers.parts.worker_device", lambda: "cpu")
     return encoder
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 
 from crisp_stream.errors import InputError, StorageError
 from crisp_stream.format import open_dataset
-from crisp_stream.writers import publish, stages
+from crisp_stream.writers import engine, publish
 from crisp_stream.writers.documents import EMPTY_TEXT, DropCounts, read_documents
-from crisp_stream.writers.embed import DEFAULT_ENCODER
-from crisp_stream.writers.run import WriteOptions, WriteReport, write
+from crisp_stream.writers.embed import DEFAULT_ENCODER, EncoderChoice
+from crisp_stream.writers.options import WriteOptions
+from crisp_stream.writers.run import WriteReport, plan, write
+from crisp_stream.writers.tasks import Record, Task, execute
 from crisp_stream.writers.windows import LAST_PARTIAL_WINDOW, DocumentTokenizer
 from tests.seaweed import S3Server
 from tests.writers.conftest import WordEncoder, files_below, small_options
@@ -113,7 +116,25 @@ def test_a_shard_level_moves_the_ends_of_shards_and_nothing_else(
     assert not set(borders) <= set(one.first_window_per_shard)
 
 
-@pytest.mark.parametrize("stage", ["parts", "make_tree", "sort_runs", "write_shards", "stage_dataset", "publish"])
+STAGES = ["documents", "tokenizer", "windows", "embeddings", "tree-root", "tree-branches", "tree", "runs", "shards"]
+
+
+def _killed_in(stage: str) -> Callable[[Task], Record]:
+    """Runs tasks, but is killed in the second half of those of a stage."""
+    run = 0
+
+    def execute_or_die(task: Task) -> Record:
+        nonlocal run
+        if task.stage == stage:
+            run += 1
+            if run > 2 or stage in ("documents", "tokenizer", "tree-root", "tree", "runs", "provenance"):
+                raise KeyboardInterrupt
+        return execute(task)
+
+    return execute_or_die
+
+
+@pytest.mark.parametrize("stage", [*STAGES, "provenance", "publish"])
 def test_a_killed_run_goes_on_and_publishes_the_same_bytes(
     stage: str, text_file: Path, tmp_path: Path, word_encoder: WordEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,21 +147,19 @@ def test_a_killed_run_goes_on_and_publishes_the_same_bytes(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        if stage == "parts":
-            word_encoder.fail_at_call = num_parts // 2
-        elif stage == "publish":
+        if stage == "publish":
             patch.setattr(publish, "open_store", _open_store_that_is_killed_at_put(killed))
         else:
-            patch.setattr(stages, stage, killed)
+            patch.setattr(engine, "execute", _killed_in(stage))
         with pytest.raises(KeyboardInterrupt):
             write(options, log=quiet)
     assert not (tmp_path / "out" / "manifest.json").exists()
-    word_encoder.fail_at_call = None
     finished = word_encoder.num_calls
     lines: list[str] = []
     write(options, log=lines.append)
     made_again = word_encoder.num_calls - finished
-    assert made_again == (num_parts - num_parts // 2 + 1 if stage == "parts" else 0)
+    already = {"documents": 0, "tokenizer": 0, "windows": 0, "embeddings": 2}.get(stage, num_parts)
+    assert made_again == num_parts - already
     assert files_below(tmp_path / "out") == files_below(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
 
@@ -156,23 +175,74 @@ def _open_store_that_is_killed_at_put(killed: object) -> object:
     return opened
 
 
-def test_other_options_or_inputs_do_not_take_over_unfinished_work(
-    text_file: Path, tmp_path: Path, word_encoder: WordEncoder
+def test_changed_options_use_of_unfinished_work_what_they_can(
+    text_file: Path, tmp_path: Path, word_encoder: WordEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    word_encoder.fail_at_call = 3
-    with pytest.raises(KeyboardInterrupt):
-        write(small_options(text_file, tmp_path / "out"), log=quiet)
-    word_encoder.fail_at_call = None
+    write(small_options(text_file, tmp_path / "whole", depth=2), log=quiet)
+    num_parts = word_encoder.num_calls
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "execute", _killed_in("tree-branches"))
+        with pytest.raises(KeyboardInterrupt):
+            write(small_options(text_file, tmp_path / "out"), log=quiet)
     lines: list[str] = []
-    report = write(small_options(text_file, tmp_path / "out", window_tokens=32), log=lines.append)
-    assert open_dataset(report.root).manifest.window_tokens == 32
-    assert any("is left from another unfinished write" in line for line in lines)
+    write(small_options(text_file, tmp_path / "out", depth=2), log=lines.append)
+    assert word_encoder.num_calls == 2 * num_parts, "another depth embeds nothing again"
+    assert files_below(tmp_path / "out") == files_below(tmp_path / "whole")
+    assert f"embeddings: {num_parts} of {num_parts} tasks were done by an earlier run" in lines
+
+
+def test_a_changed_input_file_is_read_again(text_file: Path, tmp_path: Path, word_encoder: WordEncoder) -> None:
+    own = tmp_path / "own.jsonl"
+    shutil.copy(text_file, own)
+    work = str(tmp_path / "work")
+    write(small_options(own, tmp_path / "one", work=work, keep_work=True), log=quiet)
+    own.write_text(own.read_text() + json.dumps({"text": "one more document, " * 100}) + "\n")
+    report = write(small_options(own, tmp_path / "two", work=work), log=quiet)
+    write(small_options(own, tmp_path / "fresh"), log=quiet)
+    assert report.documents == 80
+    assert files_below(tmp_path / "two") == files_below(tmp_path / "fresh")
+
+
+def test_a_file_of_the_work_folder_that_is_lost_is_made_again(
+    text_file: Path, tmp_path: Path, word_encoder: WordEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(small_options(text_file, tmp_path / "whole"), log=quiet)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "execute", _killed_in("runs"))
+        with pytest.raises(KeyboardInterrupt):
+            write(small_options(text_file, tmp_path / "out"), log=quiet)
+    work = tmp_path / ".out.write"
+    lost = sorted(work.glob("embeddings/*.npy"))[3]
+    lost.unlink()
+    cut_short = sorted(work.glob("windows/*.tokens.npy"))[2]
+    cut_short.write_bytes(cut_short.read_bytes()[:-1])
+    write(small_options(text_file, tmp_path / "out"), log=quiet)
+    assert files_below(tmp_path / "out") == files_below(tmp_path / "whole")
+
+
+def test_the_plan_says_what_would_run_and_runs_nothing(
+    text_file: Path, tmp_path: Path, word_encoder: WordEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = small_options(text_file, tmp_path / "out")
+    first = plan(options)
+    assert re.search(r"documents +1 +0 +1\nthen tokenizer, windows, embeddings, tree-sample", first)
+    assert list(tmp_path.iterdir()) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "execute", _killed_in("embeddings"))
+        with pytest.raises(KeyboardInterrupt):
+            write(options, log=quiet)
+    calls = word_encoder.num_calls
+    second = plan(options)
+    assert re.search(r"embeddings +\d+ +2 +\d+\nthen tree-sample", second)
+    assert word_encoder.num_calls == calls
 
 
 def test_a_write_like_another_shares_tokenizer_tree_and_windows(
     text_file: Path, tmp_path: Path, word_encoder: WordEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("crisp_stream.writers.run.matching_encoder", lambda record, name, root: DEFAULT_ENCODER)
+    monkeypatch.setattr(
+        "crisp_stream.writers.stages.matching_encoder", lambda record, name, root: EncoderChoice(name=DEFAULT_ENCODER)
+    )
     write(small_options(text_file, tmp_path / "a"), log=quiet)
     options = small_options(text_file, tmp_path / "b", like=str(tmp_path / "a"), window_tokens=99, limit=40)
     report = write(options, log=quiet)
@@ -244,7 +314,7 @@ def test_a_work_folder_on_another_file_system_is_copied_over(
     import errno
 
     def cross_device(self: Path, target: Path) -> Path:
-        if "staged" in self.parts and "root" in Path(target).parts:
+        if any(name.startswith("staged-") for name in self.parts) and "root" in Path(target).parts:
             raise OSError(errno.EXDEV, "cross-device link")
         return original(self, target)
 
@@ -253,21 +323,21 @@ def test_a_work_folder_on_another_file_system_is_copied_over(
     monkeypatch.setattr(Path, "rename", cross_device)
     write(small_options(text_file, tmp_path / "root", work=str(tmp_path / "work")), log=quiet)
     assert files_below(tmp_path / "root") == files_below(tmp_path / "whole")
-    assert list((tmp_path / "work").iterdir()) == []
+    assert not (tmp_path / "work").exists()
 
 
 def test_the_same_write_does_not_run_twice_at_once(
     text_file: Path, tmp_path: Path, word_encoder: WordEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = small_options(text_file, tmp_path / "out")
-    original = stages.make_tree
 
-    def second_writer(*arguments: object, **named: object) -> None:
-        with pytest.raises(InputError, match="must be written by one process at a time"):
-            write(options, log=quiet)
-        original(*arguments, **named)  # type: ignore[arg-type]
+    def second_writer(task: Task) -> Record:
+        if task.stage == "tree":
+            with pytest.raises(InputError, match="must be written by one process at a time"):
+                write(options, log=quiet)
+        return execute(task)
 
-    monkeypatch.setattr(stages, "make_tree", second_writer)
+    monkeypatch.setattr(engine, "execute", second_writer)
     write(options, log=quiet)
     assert open_dataset(tmp_path / "out").manifest.num_windows > 0
 
@@ -328,15 +398,13 @@ def test_a_write_to_s3_can_be_stopped_and_gives_the_same_bytes(
     root = s3.fresh_prefix("written")
     write(small_options(text_file, tmp_path / "local"), log=quiet)
     options = small_options(text_file, root)
-
-    def interrupted(staged: Path, url: str, log: object) -> None:
-        open_store(url).put_file("clusters.parquet", staged / "clusters.parquet")
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(publish, "upload_staged", interrupted)
+        patch.setattr(engine, "execute", _killed_in("shards"))
         with pytest.raises(KeyboardInterrupt):
             write(options, log=quiet)
+    assert open_store(root).list("shards")
+    with pytest.raises(InputError, match="must not hold files of another write"):
+        write(small_options(text_file, root, shard_bytes=5_000), log=quiet)
     write(options, log=quiet)
     store = open_store(root)
     assert {path: store.get(path) for path, _ in store.list()} == files_below(tmp_path / "local")
@@ -344,3 +412,16 @@ def test_a_write_to_s3_can_be_stopped_and_gives_the_same_bytes(
     with pytest.raises(InputError, match=r"must not hold a dataset, but it has a manifest.json"):
         write(options, log=quiet)
     shutil.rmtree(tmp_path / "cache")
+
+
+def test_a_work_folder_on_s3_gives_the_same_bytes(
+    s3: S3Server, text_file: Path, tmp_path: Path, word_encoder: WordEncoder
+) -> None:
+    from crisp_stream.storage import open_store
+
+    write(small_options(text_file, tmp_path / "local"), log=quiet)
+    root, work = s3.fresh_prefix("out"), s3.fresh_prefix("work")
+    write(small_options(text_file, root, work=work, keep_work=True), log=quiet)
+    store = open_store(root)
+    assert {path: store.get(path) for path, _ in store.list()} == files_below(tmp_path / "local")
+    assert {name.split("/")[0] for name, _ in open_store(work).list()} >= {"documents", "windows", "runs"}

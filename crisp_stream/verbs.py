@@ -1,0 +1,37 @@
+"""What the commands of `crisp-stream` share: how a verb and its inputs are declared, and how progress is shown."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+
+class Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults behind every option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False or action.default == []:
+            return action.help
+        return super()._get_help_string(action)
+
+
+def add_verb(
+    verbs: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str
+) -> argparse.ArgumentParser:
+    """A command; the first sentence of `text` stands in the list of commands."""
+    verb = verbs.add_parser(name, help=text.partition(". ")[0].rstrip("."), description=text, formatter_class=Formatter)
+    verb.set_defaults(run=run)
+    return verb
+
+
+def add_inputs(verb: argparse.ArgumentParser, name: str, what: str) -> None:
+    """Files of documents, the column of their text, and a limit."""
+    verb.add_argument(name, nargs="+", help=f"{what}: .jsonl[.gz|.zst], .parquet, .txt; file, folder, prefix or glob")
+    verb.add_argument("--text-column", default="text", metavar="NAME", help="key or column of the text")
+    verb.add_argument("--limit", type=int, metavar="N", help="read at most N documents")
+
+
+def print_line(line: str) -> None:
+    """Progress goes to standard output, line by line."""
+    print(line, flush=True)
