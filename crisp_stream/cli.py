@@ -123,6 +123,9 @@ def _add_inspect(verbs: Any) -> None:
     verb.add_argument("--data", metavar="ROOT", help="for a histogram: the dataset to take sample text from")
     verb.add_argument("--level", type=int, default=1, metavar="L", help="for a dataset: level of the clusters shown")
     verb.add_argument("--top", type=int, default=10, metavar="N", help="clusters shown")
+    verb.add_argument(
+        "--window", type=int, metavar="N", help="for a dataset: show this window, its place in the tree, its documents"
+    )
 
 
 def _inspect(asked: argparse.Namespace) -> None:
@@ -138,6 +141,11 @@ def _inspect(asked: argparse.Namespace) -> None:
         print(describe_histogram(Histogram.load(asked.target), dataset, limit=asked.top), end="")
         return
     dataset = open_dataset(asked.target)
+    if asked.window is not None:
+        from crisp_stream.provenance import describe_window
+
+        print(describe_window(dataset, asked.window).rstrip())
+        return
     dataset.tree.check_level(asked.level)
     print(describe_dataset(dataset, level=asked.level, limit=asked.top), end="")
 
@@ -147,6 +155,11 @@ def _add_verify(verbs: Any) -> None:
         verbs, "verify", _verify, "Read every byte of a dataset and compare it with its tables. Exit 1 on problems."
     )
     verb.add_argument("root", metavar="ROOT", help="dataset root")
+    verb.add_argument(
+        "--deep",
+        action="store_true",
+        help="compare the order of windows and their provenance, too; needs no more reading",
+    )
 
 
 def _verify(asked: argparse.Namespace) -> int:
@@ -160,7 +173,7 @@ def _verify(asked: argparse.Namespace) -> int:
             bar.total = total
             bar.update(done - bar.n)
 
-        report = verify_dataset(asked.root, progress=advance)
+        report = verify_dataset(asked.root, deep=asked.deep, progress=advance)
     for problem in report.problems:
         print(f"problem: {problem}", file=sys.stderr)
     state = f"{len(report.problems)} problems" if report.problems else "whole"

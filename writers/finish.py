@@ -32,7 +32,7 @@ from crisp_stream.writers.dropped import Dropped, dropped_parquet
 from crisp_stream.writers.lsi import LSI_FILES
 from crisp_stream.writers.parts import SPANS, TOKENIZER_NAMES, Part, tokenizer_of
 from crisp_stream.writers.shards import ShardSettings, ShardsSummary, ShardsTask
-from crisp_stream.writers.sorting import RUN_BYTES, Run, RunTask, group_parts, tree_of
+from crisp_stream.writers.sorting import RUN_BYTES, Run, RunTask, group_parts
 from crisp_stream.writers.stages import EmbeddedParts
 from crisp_stream.writers.tasks import Record, Runner, Task, finished
 from crisp_stream.writers.tree_quality import QualitySums, quality_of_counts
@@ -307,8 +307,3 @@ def tree_provenance(tree: ClusterTree, shards: ShardsSummary, sums: QualitySums)
         }
         for level in levels
     ]
-
-
-def load_tree_of(runner: Runner, key: str) -> ClusterTree:
-    """The tree of a write."""
-    return tree_of(runner.workspace, key)

@@ -19,15 +19,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from crisp_stream.errors import InputError, import_extra
-from crisp_stream.format import Dataset, Manifest, open_dataset
+from crisp_stream.format import Manifest, open_dataset
 from crisp_stream.storage import cache_folder, is_remote, local_path, open_store
 from crisp_stream.writers import finish, stages
 from crisp_stream.writers.dropped import Dropped
 from crisp_stream.writers.engine import LocalEngine, RayEngine, open_engine
+from crisp_stream.writers.models import Models, models_of_dataset, models_of_folder
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.pool import Log
 from crisp_stream.writers.publish import MADE, check_root, made_manifests, publish
 from crisp_stream.writers.shards import ShardSettings, ShardsSummary
+from crisp_stream.writers.sorting import tree_of
 from crisp_stream.writers.stages import EmbeddedParts
 from crisp_stream.writers.tasks import PlanEnds, Runner, fingerprint
 from crisp_stream.writers.workspace import Workspace
@@ -91,11 +93,11 @@ def write(options: WriteOptions, *, log: Log = print) -> WriteReport:
     started = time.monotonic()
     for module in _QUICK_EXTRAS:
         import_extra(module, extra="write", purpose="writing a dataset")
-    like = None if options.like is None else open_dataset(options.like)
+    models = models_of(options)
     _check_root(options)
-    with contextlib.closing(_engine(options)) as engine, work_folder(options, log) as workspace:
+    with contextlib.closing(engine_of(options)) as engine, work_folder(options, log) as workspace:
         runner = Runner(engine, workspace, log=log)
-        manifest, embedded, dropped = _make(options, like, runner, engine)
+        manifest, embedded, dropped = _make(options, models, runner, engine)
         dataset_bytes = publish(staged_root(options, workspace), options.out, manifest.to_json(), log=log)
     report = WriteReport(
         root=options.out,
@@ -114,13 +116,20 @@ def write(options: WriteOptions, *, log: Log = print) -> WriteReport:
     return report
 
 
+def models_of(options: WriteOptions) -> Models | None:
+    """Tokenizer, encoder and tree that are given; None where they are made. Raises InputError, FormatError."""
+    if options.like is not None:
+        return models_of_dataset(open_dataset(options.like))
+    return None if options.tree is None else models_of_folder(options.tree)
+
+
 def plan(options: WriteOptions) -> str:
     """What `write` would run now, as a table; runs nothing. Raises as `write` does for what it looks at."""
-    like = None if options.like is None else open_dataset(options.like)
+    models = models_of(options)
     _check_root(options)
     runner = Runner(None, Workspace(work_url(options)), log=lambda line: None)
     with contextlib.suppress(PlanEnds):
-        _make(options, like, runner, None)
+        _make(options, models, runner, None)
     lines = [f"{'stage':<14} {'tasks':>7} {'done':>7} {'to run':>7}"]
     lines += [f"{stage:<14} {tasks:>7,} {done:>7,} {tasks - done:>7,}" for stage, tasks, done in runner.plan]
     known = {stage for stage, _, _ in runner.plan}
@@ -132,7 +141,7 @@ def plan(options: WriteOptions) -> str:
 
 
 def _stages_of(options: WriteOptions) -> list[str]:
-    tree = ["tree"] if options.like else ["tree-sample", "tree-root", "tree-branches", "tree"]
+    tree = ["tree"] if options.like or options.tree else ["tree-sample", "tree-root", "tree-branches", "tree"]
     return [
         *(["evaluation"] if options.decontaminate else []),
         "documents",
@@ -148,7 +157,8 @@ def _stages_of(options: WriteOptions) -> list[str]:
     ]
 
 
-def _engine(options: WriteOptions) -> LocalEngine | RayEngine:
+def engine_of(options: WriteOptions) -> LocalEngine | RayEngine:
+    """Where the tasks of a write run. Raises InputError, MissingExtraError."""
     engine = open_engine(
         options.engine, processes=options.processes, memory_bytes=options.memory_bytes, address=options.address
     )
@@ -163,21 +173,23 @@ def _engine(options: WriteOptions) -> LocalEngine | RayEngine:
 
 
 def _make(
-    options: WriteOptions, like: Dataset | None, runner: Runner, engine: LocalEngine | RayEngine | None
+    options: WriteOptions, models: Models | None, runner: Runner, engine: LocalEngine | RayEngine | None
 ) -> tuple[Manifest, EmbeddedParts, dict[str, int]]:
     """Every stage up to a staged dataset and its manifest."""
     work_bytes = None if engine is None else engine.work_bytes()
-    given = None if like is None else stages.given_by(runner, like, options)
+    given = None if models is None else stages.given_by(runner, models, options)
     read = stages.read_documents_in_stages(runner, options, memory_bytes=options.memory_bytes)
     tokenizer = stages.tokenizer_in_stages(runner, options, read, given)
     embedded = stages.parts_in_stages(
         runner, options, read, tokenizer, given, both_at_once=engine is not None and engine.has_gpus
     )
-    tree_task, _ = stages.tree_in_stages(runner, options, embedded.parts, given)
+    if given is not None:
+        runner.run([given.tree], unit="trees")
+    fitted = given.tree if given is not None else stages.tree_in_stages(runner, options, embedded.parts)
     ordered = finish.sort_in_stages(
-        runner, embedded, tree_task.key, tree_task.fingerprint, seed=options.seed, work_bytes=work_bytes
+        runner, embedded, fitted.key, fitted.fingerprint, seed=options.seed, work_bytes=work_bytes
     )
-    tree = finish.load_tree_of(runner, tree_task.key)
+    tree = tree_of(runner.workspace, fitted.key)
     root = staged_root(options, runner.workspace)
     settings = ShardSettings(
         root=root,
@@ -213,7 +225,7 @@ def _make(
         tree=tree,
         seed=options.seed,
         provenance=_provenance(
-            options, embedded, read, finish.tree_provenance(tree, shards, ordered.quality_sums), like
+            options, embedded, read, finish.tree_provenance(tree, shards, ordered.quality_sums), models
         ),
         sources=[file.name for file in read.files],
         tables=tables,
@@ -248,7 +260,7 @@ def _provenance(
     embedded: EmbeddedParts,
     read: stages.ReadDocuments,
     levels: list[dict[str, Any]],
-    like: Dataset | None,
+    models: Models | None,
 ) -> dict[str, Any]:
     """Where the windows came from: base names only, and no times, so that equal input gives equal bytes."""
     summary = embedded.summary
@@ -268,8 +280,8 @@ def _provenance(
         "parts": len(embedded.parts),
         "dropped_documents": read.dropped,
         "dropped_tokens": summary.dropped_tokens,
-        "tokenizer": "like" if like else "trained" if options.tokenizer is None else "given",
-        "tree": {"like": like.manifest.fingerprint} if like else fitted,
+        "tokenizer": next(iter(models.origin)) if models else "trained" if options.tokenizer is None else "given",
+        "tree": models.origin if models else fitted,
         "levels": levels,
     }
     asked = {

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crisp_stream.errors import InputError
-from crisp_stream.format import Dataset, EncoderRecord
 from crisp_stream.mds import TokenDtype
 from crisp_stream.storage import is_remote, local_path
 from crisp_stream.writers.batches import DocumentsTask, Selection, documents_tasks
@@ -22,7 +21,8 @@ from crisp_stream.writers.drops import DropCounts
 from crisp_stream.writers.embed import Encoder, EncoderChoice, matching_encoder
 from crisp_stream.writers.inputs import InputFile
 from crisp_stream.writers.listing import list_input_files
-from crisp_stream.writers.lsi import LSI_FILES, LSI_NAME
+from crisp_stream.writers.lsi import LSI_NAME
+from crisp_stream.writers.models import Models
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.parts import (
     EmbeddingsTask,
@@ -44,7 +44,7 @@ from crisp_stream.writers.preparation import (
 )
 from crisp_stream.writers.tasks import Record, Runner
 from crisp_stream.writers.tree_settings import TreeSettings
-from crisp_stream.writers.tree_stage import GivenTreeTask, TreeTask, fit_tree_in_stages
+from crisp_stream.writers.tree_stage import FittedTree, GivenTreeTask, fit_tree_in_stages
 from crisp_stream.writers.windows import SAMPLE_CHARACTERS
 
 DUPLICATES_BYTES = 2 << 30
@@ -81,12 +81,10 @@ class ReadDocuments:
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """What is not made here but taken from an existing dataset."""
+    """What is not made here but taken from elsewhere."""
 
-    tokenizer: str
+    models: Models
     encoder: EncoderChoice
-    record: EncoderRecord
-    window_tokens: int
     tree: GivenTreeTask
     lsi: GivenFilesTask | None
 
@@ -196,48 +194,36 @@ def _read_until(runner: Runner, tasks: Sequence[DocumentsTask], limit: int) -> t
     return read, records
 
 
-def given_by(runner: Runner, like: Dataset, options: WriteOptions) -> Given:
-    """Tokenizer, encoder and tree of an existing dataset, for a new one.
+def given_by(runner: Runner, models: Models, options: WriteOptions) -> Given:
+    """Tokenizer, encoder and tree that exist already, for a new dataset.
 
     Raises:
         InputError: another encoder, or another reading of it, was asked for.
     """
-    manifest = like.manifest
-    choice = matching_encoder(manifest.encoder, options.encoder, like.root)
+    choice = matching_encoder(models.encoder, options.encoder, models.root)
     for name, asked, recorded in (
-        ("max_length", options.max_length, manifest.encoder.max_length),
-        ("reads", None if options.reads == "first" else options.reads, manifest.encoder.reads),
+        ("max_length", options.max_length, models.encoder.max_length),
+        ("reads", None if options.reads == "first" else options.reads, models.encoder.reads),
     ):
         if asked is not None and asked != recorded:
-            raise InputError(f"{name}: must be left out or {recorded} to be like {like.root}, got {asked}.")
-    if options.shard_level > manifest.depth:
+            raise InputError(f"{name}: must be left out or {recorded} to be like {models.root}, got {asked}.")
+    if options.shard_level > models.tree.depth:
         raise InputError(
-            f"shard_level: must be 1 to {manifest.depth}, the depth of {like.root}, got {options.shard_level}."
+            f"shard_level: must be 1 to {models.tree.depth}, the depth of {models.root}, got {options.shard_level}."
         )
+    workspace = runner.workspace
     tree = GivenTreeTask(
-        workspace=runner.workspace,
+        workspace=workspace,
         number=0,
         inputs=(),
-        tree_fingerprint=manifest.tree_fingerprint,
-        files=like.tree.to_files(),
+        tree_fingerprint=models.tree.fingerprint,
+        files=models.tree.to_files(),
     )
     lsi = None
-    if manifest.encoder.name == LSI_NAME:
-        lsi = GivenFilesTask(
-            workspace=runner.workspace,
-            number=0,
-            inputs=(),
-            digest=manifest.encoder.weights_sha256,
-            files={name: like.store.get(f"encoder/{name}") for name in LSI_FILES},
-        )
-    return Given(
-        tokenizer=str(like.tokenizer_path()),
-        encoder=choice,
-        record=manifest.encoder,
-        window_tokens=manifest.window_tokens,
-        tree=tree,
-        lsi=lsi,
-    )
+    if models.encoder.name == LSI_NAME:
+        digest = models.encoder.weights_sha256
+        lsi = GivenFilesTask(workspace=workspace, number=0, inputs=(), digest=digest, files=models.lsi_files())
+    return Given(models=models, encoder=choice, tree=tree, lsi=lsi)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,8 +237,8 @@ class Tokenizer:
 
 def tokenizer_in_stages(runner: Runner, options: WriteOptions, read: ReadDocuments, given: Given | None) -> Tokenizer:
     """Train the tokenizer, or bring the given one."""
-    source = given.tokenizer if given else options.tokenizer
-    window_tokens = given.window_tokens if given else options.window_tokens
+    source = str(given.models.tokenizer) if given else options.tokenizer
+    window_tokens = given.models.window_tokens if given else options.window_tokens
     task = TokenizerTask(
         workspace=runner.workspace,
         number=0,
@@ -383,13 +369,13 @@ def _duplicates_input(read: ReadDocuments) -> tuple[str, ...]:
 
 def _encoder_settings(options: WriteOptions, given: Given | None) -> EncoderSettings:
     if given is not None and given.lsi is not None:
-        return EncoderSettings(name=LSI_NAME, weights_sha256=given.record.weights_sha256)
+        return EncoderSettings(name=LSI_NAME, weights_sha256=given.models.encoder.weights_sha256)
     if given is not None:
         return EncoderSettings(
             name=_resolved(given.encoder.name),
             max_length=given.encoder.max_length,
             reads=given.encoder.reads,
-            weights_sha256=given.record.weights_sha256,
+            weights_sha256=given.models.encoder.weights_sha256,
         )
     if options.encoder == LSI_NAME:
         return EncoderSettings(name=LSI_NAME)
@@ -457,13 +443,8 @@ def _require_windows(records: Sequence[Record], tokenizer: Tokenizer) -> None:
         )
 
 
-def tree_in_stages(
-    runner: Runner, options: WriteOptions, parts: tuple[Part, ...], given: Given | None
-) -> tuple[TreeTask | GivenTreeTask, int]:
-    """The tree, and on how many windows it was fitted here."""
-    if given is not None:
-        runner.run([given.tree], unit="trees")
-        return given.tree, 0
+def tree_in_stages(runner: Runner, options: WriteOptions, parts: tuple[Part, ...]) -> FittedTree:
+    """Fit the tree of a write."""
     return fit_tree_in_stages(runner, parts, tree_settings(options), fit_windows=options.fit_windows)
 
 

@@ -187,10 +187,28 @@ class GivenTreeTask(Task):
         return save_tree_files(self, self.files)
 
 
+@dataclass(frozen=True, kw_only=True)
+class FittedTree:
+    """A tree of a write, and how it came about."""
+
+    key: str
+    """Folder of the workspace with its files."""
+    fingerprint: str
+    """Of its task."""
+    num_sampled: int
+    """Windows it was fitted on."""
+    sample: str
+    """Name of the array of their embeddings."""
+    fit_seconds: list[float]
+    """[depth], spent fitting each level, all processes together."""
+    devices: list[str]
+    """Where nearest centroids were searched: cpu or gpu."""
+
+
 def fit_tree_in_stages(
     runner: Runner, parts: tuple[Part, ...], settings: TreeSettings, *, fit_windows: int
-) -> tuple[TreeTask, int]:
-    """Fit the tree with every task that can run at once doing so; (its task, windows it was fitted on).
+) -> FittedTree:
+    """Fit the tree with every task that can run at once doing so.
 
     Raises:
         InputError: fewer windows than the arity, or than are distinct enough to split the root.
@@ -213,7 +231,7 @@ def fit_tree_in_stages(
         )
     array = sample.file("embeddings.npy")
     root = TreeRootTask(workspace=workspace, number=0, inputs=(sample.fingerprint,), sample=array, tree=settings)
-    runner.run([root], unit="nodes")
+    [rooted] = runner.run([root], unit="nodes")
     centroids = root.file("centroids.npy")
     branches: list[TreeBranchTask] = []
     if settings.depth > 1:
@@ -240,4 +258,11 @@ def fit_tree_in_stages(
     )
     [record] = runner.run([tree], unit="trees")
     runner.log(f"tree: {record['num_leaves']:,} leaves, fitted on {num_sampled:,} windows")
-    return tree, num_sampled
+    return FittedTree(
+        key=tree.key,
+        fingerprint=tree.fingerprint,
+        num_sampled=num_sampled,
+        sample=array,
+        fit_seconds=[rooted["seconds"], *record["seconds_below_root"]],
+        devices=record["devices"],
+    )
