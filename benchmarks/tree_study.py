@@ -2,13 +2,15 @@
 
     python -m benchmarks.tree_study EMBEDDINGS.npy [--domains DOMAINS.npy] [--seeds 3] [--shapes 64x1 16x2 64x2]
 
-EMBEDDINGS is [num_windows, dim] of norm 1; DOMAINS is [num_windows] strings. A fifth of the windows, drawn by a fixed seed,
-is held out; trees are fitted on the others. Prints Markdown tables of means over seeds; times are CPU seconds on one thread.
+EMBEDDINGS is [num_windows, dim] of norm 1; DOMAINS is [num_windows] strings. A fifth of the windows, drawn by a fixed
+seed, is held out; trees are fitted on the others. Prints Markdown tables of means over seeds; times are CPU seconds on
+one thread.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -204,7 +206,7 @@ def row(windows: Windows, clusterings: list[Clustering], *names: str) -> None:
     """Print means over seeds: errors, balance and domains of held-out windows, agreement of seeds on them, time."""
     measured = np.array([list(measures(windows, own)) for own in clusterings]).mean(axis=0)
     clusters, distance, cosine, imbalance, largest, empty, domain, seconds = measured.tolist()
-    pairs = list(zip(clusterings[:-1], clusterings[1:], strict=True))
+    pairs = list(itertools.pairwise(clusterings))
     alike = [label_agreement(one.held_out, other.held_out) for one, other in pairs]
     cells = [
         *names,
