@@ -1,6 +1,7 @@
 """The measurements of docs/tree.md: how the tree's centroids are made, what balancing buys, tree against flat k-means.
 
     python -m benchmarks.tree_study EMBEDDINGS.npy [--domains DOMAINS.npy] [--seeds 3] [--shapes 64x1 16x2 64x2]
+        [--plot FILE]
 
 EMBEDDINGS is [num_windows, dim] of norm 1; DOMAINS is [num_windows] strings. A fifth of the windows, drawn by a fixed
 seed, is held out; trees are fitted on the others. Prints Markdown tables of means over seeds; times are CPU seconds on
@@ -24,6 +25,7 @@ from crisp_stream.tree import ClusterTree
 from crisp_stream.writers.balanced_kmeans import search_device
 from crisp_stream.writers.fit_tree import TreeSettings, fit_tree
 from crisp_stream.writers.tree_quality import label_agreement
+from crisp_stream.writers.tree_report import inspect_tree
 
 HELD_OUT = 0.2
 FLAT_STEPS = 20
@@ -57,6 +59,7 @@ def main() -> None:
     parser.add_argument("--domains", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--shapes", nargs="+", default=["64x1", "16x2", "64x2"], help="arity x depth")
+    parser.add_argument("--plot", type=Path, help=".svg or .png of the last shape's tree")
     arguments = parser.parse_args()
     windows = read_windows(arguments.embeddings, arguments.domains)
     seeds = list(range(arguments.seeds))
@@ -73,6 +76,7 @@ def main() -> None:
         print_rules(windows, seeds)
         for arity, depth in shapes:
             print_shape(windows, seeds, arity, depth)
+        print_report(windows, TreeSettings(arity=shapes[-1][0], depth=shapes[-1][1]), arguments.plot)
 
 
 def read_windows(embeddings_path: Path, domains_path: Path | None) -> Windows:
@@ -127,6 +131,17 @@ def print_shape(windows: Windows, seeds: list[int], arity: int, depth: int) -> N
     row(windows, unbalanced, "tree without balancing")
     row(windows, flat, f"faiss k-means, {FLAT_STEPS} steps, spherical")
     print()
+
+
+def print_report(windows: Windows, settings: TreeSettings, plot: Path | None) -> None:
+    """The report on the first seed's tree, measured on held-out windows and compared with the second seed's."""
+    settings = replace(settings, min_examples_to_split=2 * settings.arity)
+    tree, other = fit_tree(windows.fitted, settings), fit_tree(windows.fitted, replace(settings, seed=1))
+    report = inspect_tree(tree, embeddings=windows.held_out, against=other)
+    print(f"### {settings.arity}^{settings.depth}: the report, on held-out windows, against another seed\n")
+    print(f"```\n{report.text()}```")
+    if plot is not None:
+        report.plot(plot)
 
 
 def by_tree(windows: Windows, settings: TreeSettings) -> Clustering:
