@@ -122,6 +122,15 @@ class ClusterTree:
         leaves, products = self._descent.nodes(embeddings, self.depth, with_products=True)
         return leaves, np.asarray(products)
 
+    @cached_property
+    def centroid_norms(self) -> list[NDArray[np.float32]]:
+        """For levels 1 … depth: [num_nodes], L2 norms of the centroids."""
+        return [np.linalg.norm(centroids, axis=1) for centroids in self.centroids_per_level]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is made when first needed: for assignment, as large as the centroids."""
+        return {name: self.__dict__[name] for name in ("arity", "depth", "nodes_per_level", "centroids_per_level")}
+
     def _check_width(self, embeddings: NDArray[Any]) -> None:
         if embeddings.ndim != 2 or embeddings.shape[1] != self.dim:
             raise InputError(

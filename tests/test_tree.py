@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,15 @@ def test_memory_mapped_and_strided_embeddings_are_accepted(tmp_path: Path) -> No
     assert (tree.assign(np.asfortranarray(vectors)) == expected).all()
     assert (tree.assign(np.repeat(vectors, 2, axis=0)[::2]) == expected).all()
     assert (tree.assign(vectors.astype(np.float64)) == expected).all()
+
+
+def test_a_pickled_tree_assigns_equally_and_is_no_larger_for_having_assigned() -> None:
+    tree, vectors = wide_tree(), rounded_unit_vectors(400)
+    before = pickle.dumps(tree)
+    expected = tree.assign(vectors)
+    after = pickle.dumps(tree)
+    assert len(after) == len(before)
+    assert (pickle.loads(after).assign(vectors) == expected).all()
 
 
 def test_a_saved_tree_loads_equal_and_keeps_its_fingerprint(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ class QualitySums:
     @classmethod
     def of_products(cls, tree: ClusterTree, leaves: NDArray[np.uint32], products: NDArray[np.float32]) -> QualitySums:
         """Sums from the inner products [depth, num_windows] with the centroids passed, of `assign_with_products`."""
-        norms = [np.linalg.norm(centroids, axis=1) for centroids in tree.centroids_per_level]
+        norms = tree.centroid_norms
         if all(np.abs(own - 1).max(initial=0) < _UNIT for own in norms):
             cosines = products.sum(axis=1, dtype=np.float64)
             distances = 2 * len(leaves) - 2 * cosines

@@ -179,6 +179,8 @@ def _draw(report: TreeReport, quality: TreeQuality, axes: Any) -> None:
     axes[0].plot(levels, [own.imbalance for own in quality.levels], "o-", label="imbalance factor")
     axes[0].plot(levels, [own.largest for own in quality.levels], "s--", label="largest / average")
     axes[0].set(title="balance", yscale="log")
+    axes[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes[0].yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
     axes[0].legend()
     known = [(own.level, own.squared_distance, own.cosine) for own in quality.levels if own.cosine is not None]
     if known:
