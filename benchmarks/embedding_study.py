@@ -33,6 +33,10 @@ SEEDS = 3
 SHAPES = {"64": (64, 1), "16 x 16": (16, 2)}
 PRIOR_WINDOWS = 16
 """Generalist windows whose frequencies are added to a specialist's counts."""
+UNIGRAMS = 1 << 16
+BACKED_OFF = 0.2
+"""Share of the unweighted frequencies in a weighted unigram model: few windows carry the weight in a study of some
+thousand, and words that they happen to lack must not decide."""
 REPRESENTATIONS = ("first", "all", "lsi")
 
 
@@ -166,18 +170,17 @@ def specialist_scores(
         histogram = (counts + PRIOR_WINDOWS * base) / (len(counted) + PRIOR_WINDOWS)
         gain = float(np.log(histogram / base)[clusters["specialist"][held]].mean())
         weights = (histogram / base)[clusters["generalist"]]
-        words = np.bincount(corpus.tokens[held].ravel(), minlength=1 << 16)
-        weighted = unigrams(generalist.tokens, weights)
-        plain = unigrams(generalist.tokens, np.ones(len(weights)))
+        words = np.bincount(corpus.tokens[held].ravel(), minlength=UNIGRAMS)
+        plain = 0.99 * unigrams(generalist.tokens, np.ones(len(weights))) + 0.01 / UNIGRAMS
+        weighted = (1 - BACKED_OFF) * unigrams(generalist.tokens, weights) + BACKED_OFF * plain
         gains.append((gain, float((words * np.log(weighted / plain)).sum() / words.sum())))
     return float(np.mean([gain for gain, _ in gains])), float(np.mean([gain for _, gain in gains]))
 
 
 def unigrams(tokens: NDArray[Any], weight_per_window: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Token frequencies under weights, a hundredth of the mass spread evenly: [65,536]."""
+    """Token frequencies under weights: [UNIGRAMS], sums to 1."""
     repeated = np.repeat(weight_per_window / weight_per_window.sum(), tokens.shape[1])
-    frequencies = np.bincount(tokens.ravel(), weights=repeated, minlength=1 << 16) / tokens.shape[1]
-    return 0.99 * frequencies + 0.01 / len(frequencies)
+    return np.bincount(tokens.ravel(), weights=repeated, minlength=UNIGRAMS) / tokens.shape[1]
 
 
 def measure(corpora: dict[str, Corpus], work: Path) -> Iterator[dict[str, Any]]:
@@ -203,11 +206,14 @@ def measure(corpora: dict[str, Corpus], work: Path) -> Iterator[dict[str, Any]]:
                     "purity": purity(of_generalist[held], of_generalist[fitted], labels[held], labels[fitted]),
                     "nmi": float(normalized_mutual_info_score(labels[held], of_generalist[held])),
                 }
-                for name in corpora.keys() - {"generalist"}:
+                for name in list(corpora)[1:]:
                     pair: dict[str, Any] = {"generalist": of_generalist, "specialist": clusters[name]}
                     pair["num_clusters"] = arity**depth
                     gain, words = specialist_scores(corpora[name], generalist, pair, np.random.default_rng([2, seed]))
                     score[f"{name} histogram"], score[f"{name} words"] = gain, words
+                for kind in ("histogram", "words"):
+                    of_kind = [score[f"{name} {kind}"] for name in list(corpora)[1:]]
+                    score[f"mean {kind}"] = float(np.mean(of_kind))
                 scores.append(score)
             means = {key: float(np.mean([score[key] for score in scores])) for key in scores[0]}
             ranges = {key: [min(s[key] for s in scores), max(s[key] for s in scores)] for key in scores[0]}
