@@ -76,6 +76,13 @@ def _add_models(verb: argparse.ArgumentParser) -> None:
         default="joined",
         help="joined: documents joined by end-of-text, then cut; document: no window crosses one, tails are padded",
     )
+    windows.add_argument(
+        "--part-characters",
+        type=int,
+        default=2 << 20,
+        metavar="N",
+        help="text of a part, the unit of work and restarting; windows are cut inside parts, so it changes the bytes",
+    )
     windows.add_argument("--tokenizer", metavar="PATH", help="folder, tokenizer.json or hub name; trained when absent")
     windows.add_argument("--vocab-size", type=int, default=32_000, metavar="N", help="ids of a trained tokenizer")
     tree = verb.add_argument_group("clustering")
@@ -171,6 +178,7 @@ def _models_options(asked: argparse.Namespace) -> dict[str, Any]:
     return {
         "window_tokens": asked.window_tokens,
         "packing": asked.packing,
+        "part_characters": asked.part_characters,
         "tokenizer": asked.tokenizer,
         "vocab_size": asked.vocab_size,
         "encoder": asked.encoder,

@@ -34,6 +34,12 @@ _ROW_BYTES = 512
 """No row of a table is longer: paths and hashes have fixed forms."""
 
 
+def generation_path(path: str, generation: int) -> str:
+    """The name of a table of a generation: clusters.parquet, and from generation 1 on clusters.g1.parquet."""
+    stem, dot, suffix = path.rpartition(".")
+    return path if generation == 0 else f"{stem}.g{generation}{dot}{suffix}"
+
+
 def _table_bytes(table: pa.Table) -> bytes:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
@@ -139,26 +145,27 @@ def read_clusters(content: bytes, manifest: Manifest) -> dict[str, NDArray[Any]]
     Raises:
         FormatError: the table is not readable, breaks MUST 4, or is not the manifest's.
     """
+    name = generation_path(CLUSTERS, manifest.generation)
     leaves, counts = np.empty(manifest.num_leaves, np.uint32), np.empty(manifest.num_leaves, np.int64)
     at = 0
-    for batch in _batches(content, CLUSTERS, ("leaf", "num_windows"), manifest.num_leaves):
+    for batch in _batches(content, name, ("leaf", "num_windows"), manifest.num_leaves):
         try:
             if batch["leaf"].null_count or batch["num_windows"].null_count:
-                raise FormatError(f"{CLUSTERS}: must have {manifest.num_leaves} rows without nulls.")
+                raise FormatError(f"{name}: must have {manifest.num_leaves} rows without nulls.")
             leaves[at : at + len(batch)] = numbers(batch["leaf"], pa.uint32())
             counts[at : at + len(batch)] = numbers(batch["num_windows"], pa.int64())
         except pa.ArrowException as error:
-            raise FormatError(f"{CLUSTERS}: columns must be uint32 and int64 ({error}).") from error
+            raise FormatError(f"{name}: columns must be uint32 and int64 ({error}).") from error
         at += len(batch)
     if (leaves[1:] <= leaves[:-1]).any() or int(leaves[-1]) >= manifest.arity**manifest.depth:
-        raise FormatError(f"{CLUSTERS}: leaf must be strictly increasing and below arity ** depth.")
+        raise FormatError(f"{name}: leaf must be strictly increasing and below arity ** depth.")
     first = np.cumsum(counts)
     if (counts < 1).any() or (counts > manifest.num_windows).any() or int(first[-1]) != manifest.num_windows:
         raise FormatError(
-            f"{CLUSTERS}: num_windows must be positive and sum to {manifest.num_windows}, got {first[-1]}."
+            f"{name}: num_windows must be positive and sum to {manifest.num_windows}, got {first[-1]}."
         )
     first -= counts
-    _check_fingerprint(CLUSTERS, clusters_fingerprint(leaves, counts), manifest.clusters_fingerprint)
+    _check_fingerprint(name, clusters_fingerprint(leaves, counts), manifest.clusters_fingerprint)
     return {"leaf": leaves, "num_windows": counts, "first_window": first}
 
 
@@ -168,30 +175,31 @@ def read_shards(content: bytes, manifest: Manifest) -> list[ShardRow]:
     Raises:
         FormatError: the table is not readable, breaks MUST 5, or is not the manifest's.
     """
+    table = generation_path(SHARDS, manifest.generation)
     names = tuple(field.name for field in dataclasses.fields(ShardRow))
-    records = [row for batch in _batches(content, SHARDS, names, manifest.num_shards) for row in batch.to_pylist()]
+    records = [row for batch in _batches(content, table, names, manifest.num_shards) for row in batch.to_pylist()]
     rows = []
     for record in records:
         path = record["path"]
         if not isinstance(path, str) or not _SHARD_PATH.fullmatch(path):
-            raise FormatError(f"{SHARDS}: path must look like shards/07/shard.00000.mds below the root, got {path!r}.")
+            raise FormatError(f"{table}: path must look like shards/07/shard.00000.mds below the root, got {path!r}.")
         if any(not isinstance(record[name], int) for name in names[1:4]) or record["num_windows"] < 1:
-            raise FormatError(f"{SHARDS}: {path}: counts and sizes must be positive integers, got {record}.")
+            raise FormatError(f"{table}: {path}: counts and sizes must be positive integers, got {record}.")
         rows.append(ShardRow(**record))
     if len({row.path for row in rows}) != len(rows):
-        raise FormatError(f"{SHARDS}: every path must stand once.")
+        raise FormatError(f"{table}: every path must stand once.")
     header_0 = len(header_bytes(0, manifest.window_tokens, manifest.token_dtype))
     for row in rows:
         offset = header_0 + 4 * row.num_windows
         expected = (offset, offset + row.num_windows * manifest.sample_bytes)
         if (row.first_sample_offset, row.shard_bytes) != expected:
             raise FormatError(
-                f"{SHARDS}: {row.path}: {row.num_windows} windows need offset and size {expected}, "
+                f"{table}: {row.path}: {row.num_windows} windows need offset and size {expected}, "
                 f"got {(row.first_sample_offset, row.shard_bytes)}."
             )
     if sum(row.num_windows for row in rows) != manifest.num_windows:
-        raise FormatError(f"{SHARDS}: num_windows must sum to {manifest.num_windows}.")
-    _check_fingerprint(SHARDS, shards_fingerprint(rows), manifest.shards_fingerprint)
+        raise FormatError(f"{table}: num_windows must sum to {manifest.num_windows}.")
+    _check_fingerprint(table, shards_fingerprint(rows), manifest.shards_fingerprint)
     return rows
 
 

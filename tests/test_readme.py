@@ -13,6 +13,7 @@ import pytest
 
 from crisp_stream.cli import main
 from crisp_stream.config import list_recipes, load_recipe
+from crisp_stream.storage import open_store
 from tests.seaweed import S3Server
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -45,6 +46,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "medicine.jsonl.zst").write_bytes(pa.compress("".join(lines[:8]).encode(), "zstd", asbytes=True))
     (path / "law.jsonl").write_text("".join(lines[-8:]))
     (path / "medicine.test.jsonl").write_text("".join(lines[8:12]))
+    (path / "corpus").mkdir()
+    records = [
+        {"id": f"doc-{number}", "body": {"text": text}, "quality": {"score": 0.9 if number % 9 else 0.1}}
+        for number, text in enumerate(texts)
+    ]
+    for part in range(2):
+        lines_of_part = [json.dumps(record) + "\n" for record in records[part::2]]
+        (path / "corpus" / f"{part}.jsonl").write_text("".join(lines_of_part))
+    (path / "test.jsonl").write_text(lines[11])
+    (path / "more.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in articles()[280:300]))
     question = {"question": "What raises an exception?", "choices": ["the raise statement", "a comment"], "answer": 0}
     (path / "questions.jsonl").write_text(json.dumps(question) + "\n")
     return path
@@ -57,6 +68,7 @@ def test_the_commands_run_in_the_order_they_stand_in(
     monkeypatch.chdir(folder)
     monkeypatch.setenv("CRISP_STREAM_CACHE", str(folder / "cache"))
     prefix, verbs = s3.fresh_prefix(), set()
+    open_store(f"{prefix}/corpus").put_file("0.jsonl.zst", folder / "corpus.jsonl.zst")
     for line in commands():
         if line in RUN_ELSEWHERE:
             continue
@@ -69,7 +81,19 @@ def test_the_commands_run_in_the_order_they_stand_in(
         verbs.add(words[1])
         small = SMALL if words[1] == "train" else []
         assert main([*words[1:], *small]) == 0, (line, capsys.readouterr().err)
-    assert verbs == {"write", "histogram", "train", "inspect", "verify", "average", "recipes", "eval", "export"}
+    assert verbs == {
+        "write",
+        "histogram",
+        "train",
+        "inspect",
+        "verify",
+        "average",
+        "recipes",
+        "eval",
+        "export",
+        "append",
+        "tree",
+    }
     assert (folder / "gpt-medicine" / "model.safetensors").exists()
     _run_python()
 

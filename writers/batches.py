@@ -118,10 +118,10 @@ class DocumentsTask(Task):
             if number in corrupt:
                 continue
             try:
-                for document in read_input(file, self.documents, made.counts):
-                    if made.num_read == self.limit:
+                for document in read_input(file, self.documents, made.reading):
+                    if self.limit is not None and made.num_read >= self.limit:
                         return
-                    made.num_read += 1
+                    made.num_taken += 1
                     if self._sampled(number, document.row):
                         yield number, document
                     else:
@@ -149,7 +149,10 @@ class _Made:
     task: DocumentsTask
     counts: DropCounts
     ngrams: EvaluationNgrams | None
-    num_read: int = 0
+    reading: DropCounts = field(default_factory=DropCounts)
+    """What the reader dropped."""
+    num_taken: int = 0
+    """Documents that the reader gave."""
     dropped: list[Dropped] = field(default_factory=list)
     _held: list[tuple[int, Document]] = field(default_factory=list)
     _held_characters: int = 0
@@ -158,6 +161,11 @@ class _Made:
     _places: list[NDArray[Any]] = field(default_factory=list)
     _digests: list[NDArray[Any]] = field(default_factory=list)
     _sketches: list[Sketches] = field(default_factory=list)
+
+    @property
+    def num_read(self) -> int:
+        """Documents so far, dropped ones included."""
+        return self.num_taken + self.reading.total
 
     def add(self, number: int, document: Document) -> None:
         """Take a document; a batch that is full is written."""
@@ -169,6 +177,9 @@ class _Made:
     def _write_batch(self) -> None:
         if self.ngrams is not None:
             self._decontaminate(self.ngrams)
+        if not self._held:
+            self._held_characters = 0
+            return
         files = [self.task.first_file + number for number, _ in self._held]
         rows = [document.row for _, document in self._held]
         texts = [document.text for _, document in self._held]
@@ -204,6 +215,7 @@ class _Made:
         """Write what is held and the arrays over all documents; the record of the task."""
         if self._held:
             self._write_batch()
+        self.counts.merge(self.reading.as_dict())
         kinds = [f"{batch:06d}.arrow" for batch in range(len(self._documents_per_batch))]
         arrays: dict[str, NDArray[Any]] = {}
         if self._places:

@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from crisp_stream.errors import FormatError
+from crisp_stream.format import MAX_WINDOWS
+from crisp_stream.tables import read_parquet
 from crisp_stream.writers.array_files import ArrayFiles
 from crisp_stream.writers.duplicates import Removals
 from crisp_stream.writers.near_duplicates import NearDuplicates
@@ -105,7 +107,7 @@ def read_dropped(content: bytes) -> list[Dropped]:
         FormatError: not such a file.
     """
     try:
-        table = pq.read_table(io.BytesIO(content), use_threads=False)
+        table = read_parquet(content, max_rows=MAX_WINDOWS)
         records: list[dict[str, Any]] = table.select(_SCHEMA.names).cast(_SCHEMA).to_pylist()
     except (pa.ArrowException, KeyError) as error:
         raise FormatError(

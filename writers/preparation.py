@@ -44,16 +44,15 @@ class EvaluationTask(Task):
     stage: ClassVar[str] = "evaluation"
 
     files: tuple[InputFile, ...]
-    text_column: str
     words_per_gram: int
 
     def settings(self) -> Any:
         """The files, and n."""
-        return [[asdict(file) for file in self.files], self.text_column, self.words_per_gram]
+        return [[asdict(file) for file in self.files], self.words_per_gram]
 
     def make(self) -> Record:
         """Write the index."""
-        texts = (text for file in self.files for text in read_evaluation_texts(file.url, text_column=self.text_column))
+        texts = (text for file in self.files for text in read_evaluation_texts(file.url))
         ngrams = EvaluationNgrams.build(texts, ngram=self.words_per_gram)
         names = list(map(str, EvaluationNgrams.files(self.key)))
         with tempfile.TemporaryDirectory(prefix="crisp-stream-") as scratch:

@@ -21,7 +21,7 @@ from crisp_stream.errors import import_extra
 from crisp_stream.tree import ClusterTree
 from crisp_stream.writers.parts import Part
 from crisp_stream.writers.tasks import Record, Task, file_sizes
-from crisp_stream.writers.tree_quality import assign_with_quality
+from crisp_stream.writers.tree_quality import QualitySums
 from crisp_stream.writers.workspace import Workspace
 
 HASH_BITS = 40
@@ -107,28 +107,32 @@ class RunTask(Task):
         """Write keys, tokens and places, sorted by key."""
         limits = import_extra("threadpoolctl", extra="write", purpose="sorting windows").threadpool_limits
         tree = tree_of(self.workspace, self.tree)
-        keys, tokens, places, sums = [], [], [], []
-        for part in self.parts:
-            embeddings = self.workspace.load_array(f"{part.embeddings_key}.embeddings.npy")
-            with limits(1):  # a part's leaves must not depend on how many cores multiply
-                leaves, quality = assign_with_quality(tree, embeddings)
-            sums.append(quality.to_json())
-            own = part_places(part.number, self.workspace.load_array(f"{part.windows_key}.places.npy"))
-            keys.append(window_keys(leaves, own, self.seed))
-            places.append(own)
-            tokens.append(self.workspace.load_array(f"{part.windows_key}.tokens.npy"))
-        all_keys = np.concatenate(keys)
+        stored = [self.workspace.load_array(f"{part.embeddings_key}.embeddings.npy") for part in self.parts]
+        with limits(1):  # a window's leaf must not depend on how many cores multiply
+            leaves, products = tree.assign_with_products(np.concatenate(stored))  # fast for many windows at once
+        ends = np.cumsum([len(own) for own in stored])
+        bounds = list(zip([0, *ends[:-1]], ends, strict=True))
+        sums = [QualitySums.of_products(tree, leaves[start:stop], products[:, start:stop]) for start, stop in bounds]
+        places = np.concatenate(
+            [
+                part_places(part.number, self.workspace.load_array(f"{part.windows_key}.places.npy"))
+                for part in self.parts
+            ]
+        )
+        del stored, products
+        tokens = [self.workspace.load_array(f"{part.windows_key}.tokens.npy") for part in self.parts]
+        all_keys = window_keys(leaves, places, self.seed)
         order = np.argsort(all_keys, kind="stable")
         self.workspace.save_array(self.file("tokens.npy"), np.concatenate(tokens)[order])
-        self.workspace.save_array(self.file("places.npy"), np.concatenate(places)[order])
+        self.workspace.save_array(self.file("places.npy"), places[order])
         sorted_keys = all_keys[order]
         self.workspace.save_array(self.file("keys.npy"), sorted_keys)
         leaves_per_node = tree.arity ** (tree.depth - 1)
-        bounds = [node * leaves_per_node << HASH_BITS for node in range(tree.arity + 1)]
+        first_keys = [node * leaves_per_node << HASH_BITS for node in range(tree.arity + 1)]
         return {
             "num_units": len(all_keys),
-            "offsets": [_position(sorted_keys, bound) for bound in bounds],
-            "quality": sums,
+            "offsets": [_position(sorted_keys, bound) for bound in first_keys],
+            "quality": [one.to_json() for one in sums],
             "files": file_sizes(self, *map(self.file, ("tokens.npy", "places.npy", "keys.npy"))),
         }
 

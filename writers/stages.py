@@ -19,7 +19,7 @@ from crisp_stream.storage import is_remote, local_path
 from crisp_stream.writers.batches import DocumentsTask, Selection, documents_tasks
 from crisp_stream.writers.drops import DropCounts
 from crisp_stream.writers.embed import Encoder, EncoderChoice, matching_encoder
-from crisp_stream.writers.inputs import InputFile
+from crisp_stream.writers.inputs import DocumentSettings, InputFile
 from crisp_stream.writers.listing import list_input_files
 from crisp_stream.writers.lsi import LSI_NAME
 from crisp_stream.writers.models import Models
@@ -163,13 +163,12 @@ def _require_documents(options: WriteOptions, records: Sequence[Record]) -> None
 def _evaluation(runner: Runner, options: WriteOptions) -> tuple[EvaluationTask | None, int]:
     if not options.decontaminate:
         return None, 0
-    files = list_input_files(options.decontaminate, options.documents, DropCounts())
+    files = list_input_files(options.decontaminate, DocumentSettings(), DropCounts())
     task = EvaluationTask(
         workspace=runner.workspace,
         number=0,
         inputs=(),
         files=tuple(files),
-        text_column=options.text_column,
         words_per_gram=options.ngram,
     )
     [record] = runner.run([task], unit="n-grams")
@@ -190,7 +189,7 @@ def _read_until(runner: Runner, tasks: Sequence[DocumentsTask], limit: int) -> t
             break
         read.append(replace(task, limit=limit))
         records += runner.run(read[-1:], unit="documents")
-        limit -= int(records[-1]["num_read"])
+        limit -= min(limit, int(records[-1]["num_read"]))
     return read, records
 
 
