@@ -25,6 +25,7 @@ from crisp_stream.storage import MissingObjectError, Store, cache_folder, local_
 from crisp_stream.tables import CLUSTERS, SHARDS, read_clusters, read_shards
 from crisp_stream.tables import clusters_fingerprint as clusters_fingerprint
 from crisp_stream.tables import clusters_parquet as clusters_parquet
+from crisp_stream.tables import generation_path as generation_path
 from crisp_stream.tables import shards_fingerprint as shards_fingerprint
 from crisp_stream.tables import shards_parquet as shards_parquet
 
@@ -38,6 +39,7 @@ MAX_LEAVES = 1 << 24  # 64 ** 4
 MAX_WINDOWS = 1 << 48
 MAX_SHARDS = 1 << 24
 MAX_ARITY = 64
+MAX_GENERATION = 999_999
 
 DOCUMENTS = "provenance/documents"
 SOURCES = "provenance/sources.parquet"
@@ -61,6 +63,11 @@ class TokenizerRecord:
     """The end-of-text token that stands between documents."""
     eot_id: int
     """Its id."""
+
+
+def kept_manifest(generation: int) -> str:
+    """Where the manifest of an older generation is kept: manifest.g0.json, …"""
+    return f"manifest.g{generation}.json"
 
 
 def places_path(shard_path: str) -> str:
@@ -118,6 +125,8 @@ class Manifest:
     """sha256 over the tree's shape and centroids."""
     tokenizer: TokenizerRecord
     encoder: EncoderRecord
+    generation: int = field(default=0, metadata={"optional": True})
+    """How often the dataset has grown; its tables have names of their own, see `generation_path`."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Where the windows came from and what was dropped; not part of the fingerprint."""
 
@@ -141,6 +150,8 @@ class Manifest:
         record = dataclasses.asdict(self)
         if self.encoder.reads == "first":  # optional keys are written only where they say something
             del record["encoder"]["reads"]
+        if self.generation == 0:
+            del record["generation"]
         return record
 
     def to_json(self) -> bytes:
@@ -214,6 +225,7 @@ def _check_manifest(manifest: Manifest) -> None:
         "num_shards",
         f"must be 1 to num_windows and at most {MAX_SHARDS:,}",
     )
+    require(0 <= manifest.generation <= MAX_GENERATION, "generation", f"must be 0 to {MAX_GENERATION:,}")
     for key in ("clusters_fingerprint", "shards_fingerprint", "tree_fingerprint"):
         require(_SHA256.fullmatch(getattr(manifest, key)) is not None, key, "must be a sha256 hex digest")
     vocab_size, eot_id = manifest.tokenizer.vocab_size, manifest.tokenizer.eot_id
@@ -226,27 +238,48 @@ def _check_manifest(manifest: Manifest) -> None:
 class Dataset:
     """An opened dataset root: manifest, cluster table, shard table; windows are read on demand."""
 
-    def __init__(self, root: str, *, timeout: float = 120.0) -> None:
+    def __init__(self, root: str, *, generation: int | None = None, timeout: float = 120.0) -> None:
         """Args:
             root: local folder or object-store prefix.
+            generation: 0 is the dataset before it first grew; the newest when None.
             timeout: seconds after which a failing request is given up.
 
         Raises:
             FormatError: the root holds no dataset, or one that breaks FORMAT.md.
+            InputError: there is no such generation.
             StorageError: the storage refused or failed.
         """
         self.store: Store = open_store(root, timeout=timeout)
         self._timeout = timeout
         self.root = self.store.url
-        self.manifest = Manifest.from_json(self._required(MANIFEST))
+        self.manifest = self._manifest_of(generation)
         self._clusters = self._cluster_table()
-        self.shards = read_shards(self._required(SHARDS), self.manifest)
+        self.shards = read_shards(self._required(self.own_path(SHARDS)), self.manifest)
         windows_per_shard = np.array([row.num_windows for row in self.shards], np.int64)
         self.first_window_per_shard: NDArray[np.int64] = np.cumsum(windows_per_shard) - windows_per_shard
 
+    def _manifest_of(self, generation: int | None) -> Manifest:
+        newest = Manifest.from_json(self._required(MANIFEST))
+        if generation is None or generation == newest.generation:
+            return newest
+        try:
+            kept = Manifest.from_json(self.store.get(kept_manifest(generation)))
+        except MissingObjectError as error:
+            raise InputError(
+                f"{self.root}: generation must be one that is there, got {generation}; the newest is "
+                f"{newest.generation}, and {kept_manifest(generation)} is missing (append --prune deletes older ones)."
+            ) from error
+        if kept.generation != generation:
+            raise FormatError(f"{self.root}: {kept_manifest(generation)} is of generation {kept.generation}.")
+        return kept
+
+    def own_path(self, path: str) -> str:
+        """Where this generation has one of its tables, such as `TABLES`."""
+        return generation_path(path, self.manifest.generation)
+
     def _cluster_table(self) -> SharedArrays | dict[str, NDArray[Any]]:
         def read() -> dict[str, NDArray[Any]]:
-            return read_clusters(self._required(CLUSTERS), self.manifest)
+            return read_clusters(self._required(self.own_path(CLUSTERS)), self.manifest)
 
         if self.manifest.num_leaves < SHARED_ROWS:
             return read()
@@ -338,11 +371,17 @@ class Dataset:
             return reader.read(np.asarray(window_ids, np.int64))
 
 
-def open_dataset(root: str | Path, *, timeout: float = 120.0) -> Dataset:
+def open_dataset(root: str | Path, *, generation: int | None = None, timeout: float = 120.0) -> Dataset:
     """Open the dataset at `root`, a local folder or s3://, gs://, az://, https:// prefix.
+
+    Args:
+        root: where it is.
+        generation: of a dataset that has grown (`crisp-stream append`); the newest when None.
+        timeout: seconds after which a failing request is given up.
 
     Raises:
         FormatError: the root holds no dataset, or one that breaks FORMAT.md.
+        InputError: there is no such generation.
         StorageError: the storage refused or failed.
     """
-    return Dataset(str(root), timeout=timeout)
+    return Dataset(str(root), generation=generation, timeout=timeout)
