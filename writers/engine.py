@@ -6,7 +6,10 @@ its object store may be small, and local processes and Ray give the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -25,6 +28,9 @@ ENCODERS_PER_GPU = 2
 _RETRIES = 5
 _AHEAD = 2
 """Ray tasks submitted per worker."""
+_CONNECT_SECONDS = 10.0
+_STORE_BYTES = 128 << 20
+"""Of Ray's object store where a cluster is started here; no data goes through it."""
 
 
 def open_engine(
@@ -36,6 +42,11 @@ def open_engine(
             raise InputError(f"address: must be left out with the local engine, got {address}. Add --engine ray.")
         return LocalEngine(processes=processes, memory_bytes=memory_bytes)
     if name == "ray":
+        if memory_bytes is not None:
+            raise InputError(
+                f"memory: must be left out with the Ray engine, got {memory_bytes >> 20} MB. "
+                "Limit --processes instead; Ray watches the memory of its machines by itself."
+            )
         return RayEngine(processes=processes, address=address)
     raise InputError(f"engine: must be local or ray, got {name!r}.")
 
@@ -163,14 +174,16 @@ class RayEngine:
             options |= {
                 "num_cpus": num_processes(processes),
                 "include_dashboard": False,
-                "object_store_memory": 128 << 20,  # no data goes through it
+                "object_store_memory": _STORE_BYTES,
             }
+        else:
+            _require_reachable(address)
         try:
             self._ray.init(address=address or "local", **options)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise InputError(
-                f"address {address}: must be a running Ray cluster, got: {error}. Start one with: ray start --head"
-            ) from error
+        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+            self._ray.shutdown()
+            reason = str(error).strip().partition("\n")[0]
+            raise _no_cluster(address or "local", reason) from error
         resources = self._ray.cluster_resources()
         self._cpus = min(int(resources.get("CPU", 1)), processes or 1 << 30)
         self._gpus = int(resources.get("GPU", 0))
@@ -201,14 +214,11 @@ class RayEngine:
             yield from self._as_they_come(tasks, [remote.remote] * workers)
 
     def _run_in_actors(self, tasks: Iterable[Task], workers: int) -> Iterator[tuple[int, Record]]:
-        actor_type = self._ray.remote(max_restarts=-1, max_task_retries=_RETRIES)(_Actor)
-        options = {"num_cpus": 1, "num_gpus": 1 / ENCODERS_PER_GPU if self._gpus else 0}
-        actors = [actor_type.options(**options).remote() for _ in range(workers)]
+        team = _Team(self._ray, workers, on_gpus=self._gpus > 0)
         try:
-            yield from self._as_they_come(tasks, [actor.run.remote for actor in actors])
+            yield from team.run(tasks)
         finally:
-            for actor in actors:
-                self._ray.kill(actor)
+            team.close()
 
     def _as_they_come(self, tasks: Iterable[Task], slots: list[Any]) -> Iterator[tuple[int, Record]]:
         """Keep `_AHEAD` tasks submitted per slot; a slot is a function that submits."""
@@ -226,26 +236,151 @@ class RayEngine:
         done, _ = self._ray.wait(list(slot_of), num_returns=1)
         for reference in done:
             free.append(slot_of.pop(reference))
-            try:
-                yield self._ray.get(reference)
-            except self._ray.exceptions.RayTaskError as error:
-                cause = error.cause
-                if isinstance(cause, CrispError):
-                    raise cause from None
-                raise
-            except self._ray.exceptions.RayError as error:
-                raise CrispError(
-                    f"a task was lost {_RETRIES} times with its machine or process, most often for memory: "
-                    f"{str(error).strip().partition(chr(10))[0]} Finished work is kept; run the same command again."
-                ) from error
+            yield _outcome(self._ray, reference)
 
     def close(self) -> None:
         """Leave the cluster; one that was started here ends."""
         self._ray.shutdown()
 
 
+def _require_reachable(address: str) -> None:
+    """Ray itself tries for minutes. Raises InputError where nobody listens at host:port or ray://host:port."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # auto, or another name that Ray resolves
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, str(error)) from error
+
+
+def _no_cluster(address: str, reason: str) -> InputError:
+    return InputError(
+        f"address: must be a running Ray cluster, got {address}: {reason.rstrip('.')}. "
+        "Start one with: ray start --head, or leave --address out to run on this machine."
+    )
+
+
+def _outcome(ray: Any, reference: Any) -> tuple[int, Record]:
+    """What a task returned. Raises its own CrispError, or one that says that it was lost."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, CrispError):
+            raise error.cause from None
+        raise
+    except ray.exceptions.RayError as error:
+        raise _lost(error) from error
+
+
+def _lost(error: BaseException) -> CrispError:
+    reason = str(error).strip().partition("\n")[0]
+    return CrispError(
+        f"a task was lost {_RETRIES} times with its process or machine, most often for memory: {reason} "
+        "Finished work is kept; run the same command again."
+    )
+
+
 class _Actor:
     """Holds an encoder between tasks, by the cache of `load_encoder`."""
 
+    def ready(self) -> None:
+        """Answers once the actor has its place."""
+
     def run(self, task: Task) -> tuple[int, Record]:
+        """Run a task."""
         return _run(task)
+
+
+class _Team:
+    """Actors that each hold an encoder.
+
+    Ray would start a lost actor again with its tasks, but on a cluster that has shrunk there may be no room for it, and
+    its tasks would wait for ever. So a lost actor's tasks go to those that are there, and a new one joins when it can.
+    """
+
+    def __init__(self, ray: Any, size: int, *, on_gpus: bool) -> None:
+        """Args:
+        ray: the module, connected.
+        size: actors.
+        on_gpus: a part of a GPU each, and no CPU, which tasks that feed them need; else a CPU each.
+        """
+        self._ray = ray
+        options = {"num_cpus": 0, "num_gpus": 1 / ENCODERS_PER_GPU} if on_gpus else {"num_cpus": 1}
+        self._type: Any = ray.remote(max_restarts=0, max_task_retries=0, **options)(_Actor)
+        self._starting: dict[Any, Any] = {}
+        self._members: set[Any] = set()
+        self._free: list[Any] = []
+        self._running: dict[Any, tuple[Task, Any]] = {}
+        self._waiting: list[Task] = []
+        """Tasks whose actor was lost."""
+        self._times_lost: Counter[int] = Counter()
+        """By number of the task; -1 counts actors that were lost before they had a task."""
+        for _ in range(size):
+            self._recruit()
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[int, Record]]:
+        """(number, record) of every task, as they come."""
+        for task in tasks:
+            while not self._free:
+                yield from self._next()
+            self._submit(task)
+        while self._running or self._waiting:
+            yield from self._next()
+
+    def close(self) -> None:
+        """End all actors."""
+        for actor in (*self._members, *self._starting.values()):
+            with contextlib.suppress(self._ray.exceptions.RayError):
+                self._ray.kill(actor)
+
+    def _recruit(self) -> None:
+        actor = self._type.remote()
+        self._starting[actor.ready.remote()] = actor
+
+    def _submit(self, task: Task) -> None:
+        actor = self._free.pop(0)
+        self._running[actor.run.remote(task)] = (task, actor)
+
+    def _next(self) -> Iterator[tuple[int, Record]]:
+        """Take note of one actor that has started, or one task that has ended."""
+        while self._waiting and self._free:
+            self._submit(self._waiting.pop())
+        [reference], _ = self._ray.wait([*self._starting, *self._running], num_returns=1)
+        if reference in self._starting:
+            actor = self._starting.pop(reference)
+            try:
+                self._ray.get(reference)
+            except self._ray.exceptions.RayError as error:
+                self._count_loss(-1, error)
+                self._recruit()
+            else:
+                self._members.add(actor)
+                self._free += [actor] * _AHEAD
+            return
+        task, actor = self._running.pop(reference)
+        try:
+            outcome = _outcome(self._ray, reference)
+        except CrispError as error:
+            if not isinstance(error.__cause__, self._ray.exceptions.RayActorError):
+                raise
+            self._dismiss(actor)
+            self._count_loss(task.number, error.__cause__)
+            self._waiting.append(task)
+        else:
+            if actor in self._members:
+                self._free.append(actor)
+            yield outcome
+
+    def _dismiss(self, actor: Any) -> None:
+        if actor in self._members:
+            self._members.remove(actor)
+            self._free = [one for one in self._free if one is not actor]
+            with contextlib.suppress(self._ray.exceptions.RayError):
+                self._ray.kill(actor)
+            self._recruit()
+
+    def _count_loss(self, number: int, error: BaseException) -> None:
+        self._times_lost[number] += 1
+        if self._times_lost[number] >= _RETRIES:
+            raise _lost(error) from error

@@ -98,6 +98,9 @@ def publish(staged: str, root: str, manifest: bytes, *, log: Log) -> int:
 def move_staged(staged: Path, root: Path) -> None:
     """Rename every staged folder and table into a local root; what an interrupted run moved is passed over."""
     root.mkdir(parents=True, exist_ok=True)
+    left_by_killed = [file for name in FOLDERS for file in (staged / name).rglob("*.tmp")]
+    for file in (*left_by_killed, *(file for name in FILES for file in staged.glob(f".{name}.*.tmp"))):
+        file.unlink()
     for name in (*FOLDERS, *FILES):
         source = staged / name
         if not source.exists():

@@ -11,6 +11,8 @@ import dataclasses
 import errno
 import hashlib
 import json
+import re
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -92,13 +94,26 @@ def execute(task: Task) -> Record:
         record = task.make()
         task.workspace.write(task.record_name, json.dumps(record, sort_keys=True).encode())
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not _is_full(error):
             raise
+        where = task.workspace.url if task.workspace.folder is not None else tempfile.gettempdir()
         raise StorageError(
-            f"{task.workspace.url}: there is no room left for {task.stage} (disk full). "
-            "Free some space, or name another --work folder; the same command goes on where it stopped."
+            f"{where}: there is no room left for {task.stage} (disk full). Free some space, or name another --work "
+            "folder (or TMPDIR for a remote one); the same command goes on where it stopped."
         ) from error
     return record
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether a disk without room is behind an error; numpy reports short writes without a number."""
+    while error is not None:
+        if isinstance(error, OSError):
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                return True
+            if error.errno is None and re.search(r"\d+ requested and \d+ written", str(error)):
+                return True
+        error = error.__cause__
+    return False
 
 
 class Engine(Protocol):
@@ -219,3 +234,11 @@ class Runner:
 def file_sizes(task: Task, *names: str) -> dict[str, int]:
     """Name to bytes of files that a task has just written; becomes `files` of its record."""
     return {name: task.workspace.store.object_bytes(name) for name in names}
+
+
+def write_files(task: Task, files: dict[str, bytes], **known: Any) -> Record:
+    """Write small files below a task's key; its record, with what else is known."""
+    names = [f"{task.key}/{name}" for name in files]
+    for name, content in zip(names, files.values(), strict=True):
+        task.workspace.write(name, content)
+    return {**known, "files": file_sizes(task, *names)}

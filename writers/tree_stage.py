@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError
 from crisp_stream.writers.fit_tree import Subtree, fit_root, fit_subtree, join_subtrees, root_labels
 from crisp_stream.writers.parts import Part
 from crisp_stream.writers.sorting import HASH_BITS, part_places, window_hashes
-from crisp_stream.writers.tasks import Record, Runner, Task, file_sizes
+from crisp_stream.writers.tasks import Record, Runner, Task, file_sizes, write_files
 from crisp_stream.writers.tree_settings import TreeSettings
 
 _SAMPLE_SALT = 1
@@ -45,15 +44,13 @@ class TreeSampleTask(Task):
         if not num_sampled:
             raise InputError("inputs: must give windows to fit a tree on, got none. Give more text.")
         dim = self.workspace.array(f"{chosen[0][0].embeddings_key}.embeddings.npy").shape[1]
-        with self.workspace.created(arrays[0]) as path:
-            sample = open_memmap(path, "w+", np.float16, (num_sampled, dim))
-            filled = 0
+        header = {"descr": "<f2", "fortran_order": False, "shape": (num_sampled, dim)}
+        with self.workspace.created(arrays[0]) as path, path.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)  # not through a map: a full disk would end the process
             for part, rows in chosen:
                 embeddings = self.workspace.load_array(f"{part.embeddings_key}.embeddings.npy")
-                sample[filled : filled + len(rows)] = embeddings[rows]
+                file.write(np.ascontiguousarray(embeddings[rows], "<f2").data)
                 places.append(part_places(part.number, rows.astype(np.uint32)))
-                filled += len(rows)
-            del sample
         self.workspace.save_array(arrays[1], np.concatenate(places))
         return {"num_units": num_sampled, "num_sampled": num_sampled, "files": file_sizes(self, *arrays)}
 
@@ -152,39 +149,13 @@ class TreeTask(Task):
                 branches.append(Subtree.load(path))
         tree = join_subtrees(self.workspace.load_array(self.root), branches, self.tree)
         below = [branch.seconds_per_level for branch in branches]
-        return save_tree_files(
+        return write_files(
             self,
             tree.to_files(),
             num_leaves=tree.num_leaves,
             seconds_below_root=[sum(level) for level in zip(*below, strict=True)],
             devices=sorted({branch.device for branch in branches}),
         )
-
-
-def save_tree_files(task: Task, files: dict[str, bytes], **known: Any) -> Record:
-    """Write files below a task's key; the record of the task."""
-    names = [f"{task.key}/{name}" for name in files]
-    for name, content in zip(names, files.values(), strict=True):
-        task.workspace.write(name, content)
-    return {**known, "files": file_sizes(task, *names)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class GivenTreeTask(Task):
-    """A tree that exists already, brought into the workspace."""
-
-    stage: ClassVar[str] = "tree"
-
-    tree_fingerprint: str
-    files: dict[str, bytes]
-
-    def settings(self) -> Any:
-        """Which tree."""
-        return self.tree_fingerprint
-
-    def make(self) -> Record:
-        """Write its files below the task's key."""
-        return save_tree_files(self, self.files)
 
 
 @dataclass(frozen=True, kw_only=True)
