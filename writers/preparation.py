@@ -22,7 +22,7 @@ from crisp_stream.writers.lsi import LSI_FILES, LsiEncoder
 from crisp_stream.writers.near_duplicates import NearSettings, find_near_duplicates
 from crisp_stream.writers.parts import TOKENIZER_NAMES, Part, WindowSettings, tokenizer_of
 from crisp_stream.writers.sorting import part_places, window_hashes
-from crisp_stream.writers.tasks import Record, Task, file_sizes
+from crisp_stream.writers.tasks import Record, Task, file_sizes, write_files
 from crisp_stream.writers.windows import (
     DocumentTokenizer,
     copy_tokenizer,
@@ -195,16 +195,15 @@ class TokenizerTask(Task):
             tokenizer = DocumentTokenizer(folder)
             reasons: list[str] = []
             fast = tokenizer.equals_tiktoken(probe_texts(self._texts()), log=reasons.append)
-            names = [f"{self.key}/{name}" for name in TOKENIZER_NAMES if (folder / name).is_file()]
-            for name in names:
-                self.workspace.write(name, (folder / name.rpartition("/")[2]).read_bytes())
-            return {
-                "vocab_size": tokenizer.vocab_size,
-                "token_dtype": tokenizer.token_dtype,
-                "fast": fast,
-                "reasons": reasons,
-                "files": file_sizes(self, *names),
-            }
+            files = {name: (folder / name).read_bytes() for name in TOKENIZER_NAMES if (folder / name).is_file()}
+            return write_files(
+                self,
+                files,
+                vocab_size=tokenizer.vocab_size,
+                token_dtype=tokenizer.token_dtype,
+                fast=fast,
+                reasons=reasons,
+            )
 
     def _texts(self) -> Iterator[str]:
         for batch in self.batches:
@@ -250,10 +249,8 @@ class LsiTask(Task):
         encoder = LsiEncoder.fit(self._texts(), seed=self.seed)
         with tempfile.TemporaryDirectory(prefix="crisp-stream-") as scratch:
             encoder.save(Path(scratch))
-            for name in LSI_FILES:
-                self.workspace.write(f"{self.key}/{name}", (Path(scratch) / name).read_bytes())
-        names = [f"{self.key}/{name}" for name in LSI_FILES]
-        return {"weights_sha256": encoder.weights_sha256, "files": file_sizes(self, *names)}
+            files = {name: (Path(scratch) / name).read_bytes() for name in LSI_FILES}
+        return write_files(self, files, weights_sha256=encoder.weights_sha256)
 
     def _texts(self) -> list[str]:
         tokenizer = tokenizer_of(self.workspace, self.windows)
@@ -270,20 +267,30 @@ class LsiTask(Task):
 
 @dataclass(frozen=True, kw_only=True)
 class GivenFilesTask(Task):
-    """The files of an LSI that exists already, brought into the workspace."""
-
-    stage: ClassVar[str] = "lsi"
+    """Files that exist already, brought into the workspace."""
 
     digest: str
+    """Of their content."""
     files: dict[str, bytes]
 
     def settings(self) -> Any:
-        """Which LSI."""
+        """Which files."""
         return self.digest
 
     def make(self) -> Record:
-        """Write its files below the task's key."""
-        names = [f"{self.key}/{name}" for name in self.files]
-        for name, content in zip(names, self.files.values(), strict=True):
-            self.workspace.write(name, content)
-        return {"weights_sha256": self.digest, "files": file_sizes(self, *names)}
+        """Write them below the task's key."""
+        return write_files(self, self.files, weights_sha256=self.digest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenLsiTask(GivenFilesTask):
+    """An LSI that exists already."""
+
+    stage: ClassVar[str] = "lsi"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenTreeTask(GivenFilesTask):
+    """A tree that exists already."""
+
+    stage: ClassVar[str] = "tree"

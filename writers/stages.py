@@ -36,7 +36,8 @@ from crisp_stream.writers.preparation import (
     BatchName,
     DuplicatesTask,
     EvaluationTask,
-    GivenFilesTask,
+    GivenLsiTask,
+    GivenTreeTask,
     LsiTask,
     TokenizerTask,
     batch_names,
@@ -44,7 +45,7 @@ from crisp_stream.writers.preparation import (
 )
 from crisp_stream.writers.tasks import Record, Runner
 from crisp_stream.writers.tree_settings import TreeSettings
-from crisp_stream.writers.tree_stage import FittedTree, GivenTreeTask, fit_tree_in_stages
+from crisp_stream.writers.tree_stage import FittedTree, fit_tree_in_stages
 from crisp_stream.writers.windows import SAMPLE_CHARACTERS
 
 DUPLICATES_BYTES = 2 << 30
@@ -86,7 +87,7 @@ class Given:
     models: Models
     encoder: EncoderChoice
     tree: GivenTreeTask
-    lsi: GivenFilesTask | None
+    lsi: GivenLsiTask | None
 
 
 def read_documents_in_stages(runner: Runner, options: WriteOptions, *, memory_bytes: int | None) -> ReadDocuments:
@@ -215,13 +216,13 @@ def given_by(runner: Runner, models: Models, options: WriteOptions) -> Given:
         workspace=workspace,
         number=0,
         inputs=(),
-        tree_fingerprint=models.tree.fingerprint,
+        digest=models.tree.fingerprint,
         files=models.tree.to_files(),
     )
     lsi = None
     if models.encoder.name == LSI_NAME:
         digest = models.encoder.weights_sha256
-        lsi = GivenFilesTask(workspace=workspace, number=0, inputs=(), digest=digest, files=models.lsi_files())
+        lsi = GivenLsiTask(workspace=workspace, number=0, inputs=(), digest=digest, files=models.lsi_files())
     return Given(models=models, encoder=choice, tree=tree, lsi=lsi)
 
 
@@ -285,7 +286,7 @@ class EmbeddedParts:
     """Of the windows."""
     summary: PartsSummary
     tokenizer: WindowSettings
-    lsi: LsiTask | GivenFilesTask | None
+    lsi: LsiTask | GivenLsiTask | None
 
     @property
     def window_tokens(self) -> int:
@@ -331,7 +332,7 @@ def parts_in_stages(
         )
         for number, batch in enumerate(read.batches)
     ]
-    lsi: LsiTask | GivenFilesTask | None = None
+    lsi: LsiTask | GivenLsiTask | None = None
     if both_at_once and encoder.name != LSI_NAME:
         embeddings = _embeddings_tasks(windows, tokenizer, encoder)
         records, embedded = runner.run_both(windows, embeddings, unit="windows")
