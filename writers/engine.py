@@ -362,10 +362,11 @@ class _Team:
         try:
             outcome = _outcome(self._ray, reference)
         except CrispError as error:
-            if not isinstance(error.__cause__, self._ray.exceptions.RayActorError):
+            cause = error.__cause__
+            if cause is None or not isinstance(cause, self._ray.exceptions.RayActorError):
                 raise
             self._dismiss(actor)
-            self._count_loss(task.number, error.__cause__)
+            self._count_loss(task.number, cause)
             self._waiting.append(task)
         else:
             if actor in self._members:
