@@ -1,22 +1,18 @@
-"""Looking at a dataset or a histogram, and verifying every byte of a dataset."""
+"""Looking at a dataset or a histogram."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
-from crisp_stream.errors import CrispError, FormatError, import_extra
-from crisp_stream.format import Dataset, open_dataset
+from crisp_stream.errors import FormatError, import_extra
+from crisp_stream.format import Dataset
 from crisp_stream.histogram import Histogram
-from crisp_stream.mds import checksums, index_bytes, sample_dtype
-
-VERIFY_CHUNK_BYTES = 8 << 20
+from crisp_stream.verify import VerifyReport as VerifyReport
+from crisp_stream.verify import verify_dataset as verify_dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,115 +99,6 @@ def size_histogram(dataset: Dataset, level: int) -> Histogram:
         counts=counts,
         provenance={"name": "generalist"},
     )
-
-
-@dataclass(kw_only=True)
-class VerifyReport:
-    """What verification found."""
-
-    num_windows: int = 0
-    """Windows whose checksum and cluster were compared."""
-    num_bytes: int = 0
-    """Bytes of shards read."""
-    problems: list[str] = field(default_factory=list)
-    """One line each; empty when the dataset is whole."""
-
-
-def verify_dataset(root: str, *, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
-    """Read the whole dataset and compare everything that can be compared (FORMAT.md, "Verification").
-
-    Args:
-        root: dataset root.
-        progress: called with (shards done, shards).
-
-    Raises:
-        FormatError, StorageError: the dataset cannot be opened at all.
-    """
-    dataset = open_dataset(root)
-    report = VerifyReport()
-    for check in (lambda: dataset.tree, dataset.tokenizer_path):
-        try:
-            check()
-        except CrispError as error:
-            report.problems.append(str(error))
-    report.problems += _wrong_indexes(dataset)
-    for number, problem in enumerate(_shard_problems(dataset, report), 1):
-        if problem:
-            report.problems.append(problem)
-        if progress is not None:
-            progress(number, len(dataset.shards))
-    return report
-
-
-def _shard_problems(dataset: Dataset, report: VerifyReport) -> Iterator[str | None]:
-    for shard in range(len(dataset.shards)):
-        try:
-            yield _shard_problem(dataset, shard, report)
-        except CrispError as error:
-            yield str(error)
-
-
-def _shard_problem(dataset: Dataset, shard: int, report: VerifyReport) -> str | None:
-    row, manifest = dataset.shards[shard], dataset.manifest
-    found_bytes = dataset.store.object_bytes(row.path)
-    if found_bytes != row.shard_bytes:
-        return f"{row.path}: has {found_bytes} bytes, the shard table says {row.shard_bytes}"
-    dtype = sample_dtype(manifest.window_tokens, manifest.token_dtype)
-    header = dataset.store.get_range(row.path, 0, row.first_sample_offset)
-    hasher = xxhash.xxh3_128(header)
-    first = int(dataset.first_window_per_shard[shard])
-    problem = None
-    windows_per_chunk = max(1, VERIFY_CHUNK_BYTES // dtype.itemsize)
-    for start in range(0, row.num_windows, windows_per_chunk):
-        count = min(windows_per_chunk, row.num_windows - start)
-        content = dataset.store.get_range(
-            row.path, row.first_sample_offset + start * dtype.itemsize, count * dtype.itemsize
-        )
-        hasher.update(content)
-        samples = np.frombuffer(content, dtype)
-        problem = problem or _sample_problem(dataset, row.path, samples, first + start)
-        report.num_windows += count
-        report.num_bytes += len(content)
-    if problem is None and hasher.hexdigest() != row.shard_hash:
-        problem = f"{row.path}: its hash is {hasher.hexdigest()}, the shard table says {row.shard_hash}"
-    return problem
-
-
-def _sample_problem(dataset: Dataset, path: str, samples: NDArray[Any], first: int) -> str | None:
-    window_ids = np.arange(first, first + len(samples))
-    damaged = checksums(samples) != samples["checksum"]
-    if damaged.any():
-        return (
-            f"{path}: window {window_ids[damaged][0]} does not match its checksum ({int(damaged.sum())} such windows)"
-        )
-    misplaced = samples["cluster"] != dataset.leaf_of_windows(window_ids)
-    if misplaced.any():
-        window = int(window_ids[misplaced][0])
-        return (
-            f"{path}: window {window} is of cluster {samples['cluster'][misplaced][0]}, the cluster table says "
-            f"{dataset.leaf_of_windows(np.array([window]))[0]}"
-        )
-    folder = dataset.leaf_of_windows(window_ids) // dataset.manifest.arity ** (dataset.manifest.depth - 1)
-    if not (folder == int(path.split("/")[1])).all():
-        return f"{path}: holds windows of the level-1 clusters {sorted(set(folder.tolist()))}"
-    return None
-
-
-def _wrong_indexes(dataset: Dataset) -> list[str]:
-    manifest = dataset.manifest
-    folders = sorted({row.path.rpartition("/")[0] for row in dataset.shards})
-    problems = []
-    for below in ["shards", *folders]:
-        rows = [row for row in dataset.shards if row.path.startswith(below + "/")]
-        expected = index_bytes(
-            rows, below=below, window_tokens=manifest.window_tokens, token_dtype=manifest.token_dtype
-        )
-        try:
-            if dataset.store.get(f"{below}/index.json") != expected:
-                problems.append(f"{below}/index.json: does not list the shards of the shard table")
-        except CrispError as error:
-            problems.append(str(error))
-    return problems
 
 
 def describe_dataset(dataset: Dataset, *, level: int, limit: int) -> str:

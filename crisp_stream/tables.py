@@ -161,9 +161,7 @@ def read_clusters(content: bytes, manifest: Manifest) -> dict[str, NDArray[Any]]
         raise FormatError(f"{name}: leaf must be strictly increasing and below arity ** depth.")
     first = np.cumsum(counts)
     if (counts < 1).any() or (counts > manifest.num_windows).any() or int(first[-1]) != manifest.num_windows:
-        raise FormatError(
-            f"{name}: num_windows must be positive and sum to {manifest.num_windows}, got {first[-1]}."
-        )
+        raise FormatError(f"{name}: num_windows must be positive and sum to {manifest.num_windows}, got {first[-1]}.")
     first -= counts
     _check_fingerprint(name, clusters_fingerprint(leaves, counts), manifest.clusters_fingerprint)
     return {"leaf": leaves, "num_windows": counts, "first_window": first}
