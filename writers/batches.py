@@ -59,10 +59,11 @@ def group_files(files: Sequence[InputFile], *, group_bytes: int = GROUP_BYTES) -
     groups: list[tuple[int, int]] = []
     start = held = 0
     for number, file in enumerate(files):
-        if number > start and (held + file.num_bytes > group_bytes or number - start == GROUP_FILES):
+        file_bytes = group_bytes if file.kind == "hub" else file.num_bytes  # a shard of unknown size
+        if number > start and (held + file_bytes > group_bytes or number - start == GROUP_FILES):
             groups.append((start, number))
             start, held = number, 0
-        held += file.num_bytes
+        held += file_bytes
     return [*groups, (start, len(files))] if files else []
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from crisp_stream.format import (
@@ -18,6 +19,7 @@ from crisp_stream.format import (
     SHARDS,
     SOURCES,
     TABLES,
+    Dataset,
     Manifest,
     clusters_fingerprint,
     clusters_parquet,
@@ -53,10 +55,12 @@ class DocumentsTableTask(Task):
     """Dataset root, or a folder in which it is staged."""
     spans: tuple[str, ...]
     """Names of the spans of the group's parts, in order."""
+    first_file: int = 0
+    """Added to the numbers of files; another than 0 where a dataset grows."""
 
     def settings(self) -> Any:
-        """Where it goes."""
-        return self.root
+        """Where it goes, and how files are numbered."""
+        return [self.root, self.first_file] if self.first_file else self.root
 
     @property
     def table(self) -> str:
@@ -69,7 +73,10 @@ class DocumentsTableTask(Task):
         with pq.ParquetWriter(sink, SPANS, compression="zstd", write_page_checksum=True) as writer:
             for name in self.spans:
                 with self.workspace.opened(name) as path, pa.OSFile(str(path), "rb") as source:
-                    writer.write_table(pa.ipc.open_file(source).read_all(), row_group_size=1 << 20)
+                    spans = pa.ipc.open_file(source).read_all()
+                    numbered = pc.add(spans["file"], pa.scalar(self.first_file, pa.uint32()))
+                    spans = spans.set_column(spans.schema.get_field_index("file"), SPANS.field("file"), numbered)
+                    writer.write_table(spans, row_group_size=1 << 20)
         open_store(self.root).put(self.table, sink.getvalue())
         return {"num_units": len(self.spans)}
 
@@ -124,10 +131,9 @@ def shard_tasks(
     *,
     seed: int,
     memory_bytes: int,
-    grown: str | None = None,
-    grown_fingerprint: str | None = None,
+    grown: Dataset | None = None,
 ) -> list[ShardsTask]:
-    """One task per level-1 cluster."""
+    """One task per level-1 cluster; with `grown`, each takes over that dataset's windows."""
     leaves_per_node = tree.arity ** (tree.depth - 1)
     runs = tuple(
         Run(key=task.key, offsets=tuple(record["offsets"]))
@@ -138,13 +144,14 @@ def shard_tasks(
         ShardsTask(
             workspace=runner.workspace,
             number=node,
-            inputs=(*fingerprints, *((grown_fingerprint,) if grown_fingerprint else ())),
+            inputs=(*fingerprints, *((grown.manifest.fingerprint,) if grown else ())),
             first_leaf=node * leaves_per_node,
             end_leaf=(node + 1) * leaves_per_node,
             runs=runs,
             shards=settings,
             memory_bytes=memory_bytes,
-            grown=grown,
+            grown=grown.root if grown else None,
+            grown_generation=grown.manifest.generation if grown else 0,
             sort_seed=seed,
         )
         for node in range(tree.arity)
@@ -159,7 +166,13 @@ def sort_memory(asked: int, work_bytes: int | None) -> int:
 
 
 def documents_tables(
-    runner: Runner, embedded: EmbeddedParts, groups: Sequence[int], root: str, *, first_group: int = 0
+    runner: Runner,
+    embedded: EmbeddedParts,
+    groups: Sequence[int],
+    root: str,
+    *,
+    first_group: int = 0,
+    first_file: int = 0,
 ) -> list[DocumentsTableTask]:
     """One task per group of input files that gave parts.
 
@@ -169,6 +182,7 @@ def documents_tables(
         groups: [num_parts], group of each part.
         root: where the tables go.
         first_group: added to the groups' numbers.
+        first_file: added to the files' numbers.
     """
     by_group: dict[int, list[int]] = {}
     for at, group in enumerate(groups):
@@ -179,6 +193,7 @@ def documents_tables(
             number=first_group + group,
             inputs=tuple(embedded.windows[at].fingerprint for at in members),
             root=root,
+            first_file=first_file,
             spans=tuple(embedded.windows[at].file("spans.arrow") for at in members),
         )
         for group, members in by_group.items()
@@ -186,7 +201,11 @@ def documents_tables(
 
 
 def forget_lost(
-    runner: Runner, shards: Sequence[ShardsTask], tables: Sequence[DocumentsTableTask], roots: Sequence[str], made: str
+    runner: Runner,
+    shards: Sequence[ShardsTask],
+    tables: Sequence[DocumentsTableTask],
+    roots: Sequence[str],
+    made: str | None = None,
 ) -> None:
     """Let tasks run again whose files are in none of the roots any more.
 
@@ -195,7 +214,7 @@ def forget_lost(
         shards: of all nodes.
         tables: of all groups.
         roots: where files may stand: staged, or published already.
-        made: name of the manifest that was made of them, which is then made again, too.
+        made: name of the manifest that was made of them, if one is kept, which is then made again, too.
     """
     done = finished(runner.workspace, shards)
     tables_done = finished(runner.workspace, tables)
@@ -211,7 +230,7 @@ def forget_lost(
             lost.append(task)
     for task in lost:
         runner.workspace.store.delete(task.record_name)
-    if lost and runner.workspace.read_if_there(made) is not None:
+    if lost and made is not None and runner.workspace.read_if_there(made) is not None:
         runner.workspace.store.delete(made)
 
 
@@ -220,9 +239,9 @@ def tables_parquet(tables: Sequence[str], first_parts: Sequence[int]) -> bytes:
     return _parquet(pa.table({"table": list(tables), "first_part": pa.array(first_parts, pa.uint32())}))
 
 
-def sources_parquet(names: Sequence[str], first_file: int = 0) -> bytes:
+def sources_parquet(names: Sequence[str]) -> bytes:
     """The input files: `file`, their number in the tables of documents, and `name`."""
-    numbers = pa.array(range(first_file, first_file + len(names)), pa.uint32())
+    numbers = pa.array(range(len(names)), pa.uint32())
     return _parquet(pa.table({"file": numbers, "name": list(names)}))
 
 
@@ -251,26 +270,32 @@ def write_small_files(runner: Runner, store: Store, contents: Contents) -> Manif
     """Write everything but shards and documents' tables to a root, and make the manifest, which is not written."""
     embedded, shards, tree = contents.embedded, contents.shards, contents.tree
     tokenizer = tokenizer_of(runner.workspace, embedded.tokenizer)
-    _check_windows(shards, embedded.parts)
-    index = index_bytes(
-        shards.rows, below="shards", window_tokens=embedded.window_tokens, token_dtype=embedded.summary.token_dtype
-    )
-    store.put("shards/index.json", index)
-    store.put(CLUSTERS, clusters_parquet(shards.leaves, shards.windows_per_leaf))
-    store.put(SHARDS, shards_parquet(shards.rows))
-    store.put(SOURCES, sources_parquet(contents.sources))
-    store.put(TABLES, tables_parquet([task.table for task in contents.tables], contents.first_parts))
+    check_windows(shards, embedded.parts)
+    files = {
+        "shards/index.json": index_bytes(
+            shards.rows,
+            below="shards",
+            window_tokens=embedded.window_tokens,
+            token_dtype=embedded.summary.token_dtype,
+        ),
+        CLUSTERS: clusters_parquet(shards.leaves, shards.windows_per_leaf),
+        SHARDS: shards_parquet(shards.rows),
+        SOURCES: sources_parquet(contents.sources),
+        TABLES: tables_parquet([task.table for task in contents.tables], contents.first_parts),
+        **{f"tree/{name}": content for name, content in tree.to_files().items()},
+    }
     if contents.dropped:
-        store.put(DROPPED, dropped_parquet(contents.dropped))
-    for name, content in tree.to_files().items():
-        store.put(f"tree/{name}", content)
+        files[DROPPED] = dropped_parquet(contents.dropped)
     for name in TOKENIZER_NAMES:
         content = runner.workspace.read_if_there(f"{embedded.tokenizer.tokenizer}/{name}")
         if content is not None:
-            store.put(f"tokenizer/{name}", content)
+            files[f"tokenizer/{name}"] = content
     if embedded.lsi is not None:
-        for name in LSI_FILES:
-            store.put(f"encoder/{name}", runner.workspace.read(f"{embedded.lsi.key}/{name}"))
+        files |= {f"encoder/{name}": runner.workspace.read(f"{embedded.lsi.key}/{name}") for name in LSI_FILES}
+    for name, content in files.items():
+        store.put(name, content)
+    if store.is_local:
+        _sweep(store, {*files, *(task.table for task in contents.tables), *_shard_files(shards)})
     return Manifest(
         window_tokens=embedded.window_tokens,
         token_dtype=embedded.summary.token_dtype,
@@ -290,13 +315,26 @@ def write_small_files(runner: Runner, store: Store, contents: Contents) -> Manif
     )
 
 
-def _check_windows(shards: ShardsSummary, parts: Sequence[Part]) -> None:
-    expected = sum(part.num_windows for part in parts)
+def _shard_files(shards: ShardsSummary) -> Iterator[str]:
+    for row in shards.rows:
+        yield from (row.path, places_path(row.path), f"{row.path.rpartition('/')[0]}/index.json")
+
+
+def _sweep(staged: Store, expected: set[str]) -> None:
+    """Delete what an earlier run with other options left in the folder that is about to be published."""
+    for name, _ in staged.list():
+        if name not in expected:
+            staged.delete(name)
+
+
+def check_windows(shards: ShardsSummary, parts: Sequence[Part], *, more: int = 0) -> None:
+    """Raises AssertionError where the shards do not hold the windows of the parts, and `more`, sorted by leaf."""
+    expected = sum(part.num_windows for part in parts) + more
     if int(shards.windows_per_leaf.sum()) != expected or (np.diff(shards.leaves.astype(np.int64)) <= 0).any():
         raise AssertionError(f"{shards.windows_per_leaf.sum()} windows were sorted of {expected}")
 
 
-def tree_provenance(tree: ClusterTree, shards: ShardsSummary, sums: QualitySums) -> list[dict[str, Any]]:
+def tree_provenance(tree: ClusterTree, shards: ShardsSummary, sums: QualitySums | None) -> list[dict[str, Any]]:
     """How well the tree fits all windows, level by level, for the manifest."""
     levels = quality_of_counts(tree, shards.leaves, shards.windows_per_leaf, sums=sums).to_json()["levels"]
     return [

@@ -191,6 +191,20 @@ def test_changed_options_use_of_unfinished_work_what_they_can(
     assert f"embeddings: {num_parts} of {num_parts} tasks were done by an earlier run" in lines
 
 
+def test_shards_of_an_interrupted_write_with_other_options_are_not_published(
+    text_file: Path, tmp_path: Path, word_encoder: WordEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(small_options(text_file, tmp_path / "whole"), log=quiet)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "execute", _killed_in("provenance"))
+        with pytest.raises(KeyboardInterrupt):
+            write(small_options(text_file, tmp_path / "out", shard_bytes=2_000), log=quiet)
+    staged = list((tmp_path / ".out.write").glob("staged-*/shards/*/shard.00003.mds"))
+    assert staged, "smaller shards, so more of them"
+    write(small_options(text_file, tmp_path / "out"), log=quiet)
+    assert files_below(tmp_path / "out") == files_below(tmp_path / "whole")
+
+
 def test_a_changed_input_file_is_read_again(text_file: Path, tmp_path: Path, word_encoder: WordEncoder) -> None:
     own = tmp_path / "own.jsonl"
     shutil.copy(text_file, own)
