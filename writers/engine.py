@@ -16,6 +16,7 @@ from typing import Any
 from crisp_stream.errors import CrispError, InputError, import_extra
 from crisp_stream.writers.pool import Pool, num_processes
 from crisp_stream.writers.tasks import Kind, Record, Task, execute
+from crisp_stream.writers.workspace import delete_abandoned_scratch
 
 ENCODER_BYTES = 1400 << 20
 """Memory of a process with torch, sentence-transformers and all-MiniLM-L6-v2 on the CPU (measured 1.3 GB)."""
@@ -125,6 +126,7 @@ class LocalEngine:
         if self._light is not None:
             self._light.close()
             self._light = None
+        delete_abandoned_scratch()
 
 
 def _num_gpus() -> int:
@@ -241,6 +243,7 @@ class RayEngine:
     def close(self) -> None:
         """Leave the cluster; one that was started here ends."""
         self._ray.shutdown()
+        delete_abandoned_scratch()
 
 
 def _require_reachable(address: str) -> None:

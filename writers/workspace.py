@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import hashlib
 import io
 import os
@@ -73,8 +74,8 @@ class Workspace:
         if folder is not None:
             yield folder / name
             return
-        with tempfile.TemporaryDirectory(prefix="crisp-stream-") as scratch:
-            copy = Path(scratch) / Path(name).name
+        with scratch_folder() as scratch:
+            copy = scratch / Path(name).name
             copy.write_bytes(self.store.get(name))
             yield copy
 
@@ -94,8 +95,8 @@ class Workspace:
             finally:
                 temporary.unlink(missing_ok=True)
             return
-        with tempfile.TemporaryDirectory(prefix="crisp-stream-") as scratch:
-            temporary = Path(scratch) / Path(name).name
+        with scratch_folder() as scratch:
+            temporary = scratch / Path(name).name
             yield temporary
             self.store.put_file(name, temporary)
 
@@ -135,11 +136,34 @@ def _kept_copy(url: str, name: str) -> Path:
     return found
 
 
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder on local disk for as long as the block; where the process is killed, another deletes it."""
+    with tempfile.TemporaryDirectory(dir=_process_scratch()) as folder:
+        yield Path(folder)
+
+
+_SCRATCH = "crisp-stream-"
+
+
 @lru_cache(maxsize=1)
 def _process_scratch() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="crisp-stream-"))
+    """Locked while its process lives, so that it can be seen to be abandoned."""
+    delete_abandoned_scratch()
+    folder = Path(tempfile.mkdtemp(prefix=_SCRATCH))
+    lock = os.open(folder / "locking", os.O_CREAT | os.O_WRONLY)  # held to the end of the process
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    (folder / "locking").rename(folder / "lock")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
+
+
+def delete_abandoned_scratch() -> None:
+    """Delete the scratch folders of processes that were killed."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*/lock"):
+        with contextlib.suppress(OSError), path.open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path.parent, ignore_errors=True)
 
 
 class StoredArray:

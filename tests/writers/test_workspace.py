@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import os
 import pickle
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +12,7 @@ import numpy as np
 import pytest
 
 from crisp_stream.storage import MissingObjectError
-from crisp_stream.writers.workspace import Workspace
+from crisp_stream.writers.workspace import Workspace, delete_abandoned_scratch
 from tests.seaweed import S3Server
 
 Place = Callable[[], Workspace]
@@ -75,3 +79,31 @@ def test_kept_files_stand_in_one_folder_and_are_copied_once(workspace: Workspace
     assert [path.read_bytes() for path in first] == [b"one", b"two"]
     assert len({path.parent for path in first}) == 1
     assert workspace.kept("model/one", "model/two") == first
+
+
+def test_the_scratch_of_a_killed_process_is_deleted_by_another_and_that_of_a_living_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = (
+        "import sys\nfrom crisp_stream.writers.workspace import scratch_folder\n"
+        "with scratch_folder() as folder:\n"
+        "    (folder / 'copy').write_bytes(b'x')\n    print(folder, flush=True)\n    sys.stdin.read()\n"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    folders = []
+    for process in processes:
+        assert process.stdout is not None
+        folders.append(Path(process.stdout.readline().strip()))
+    processes[0].send_signal(signal.SIGKILL)
+    processes[0].communicate()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    delete_abandoned_scratch()
+    assert [folder.exists() for folder in folders] == [False, True]
+    processes[1].communicate()
+    assert list(tmp_path.iterdir()) == []
