@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from crisp_stream.format import (
@@ -74,8 +73,8 @@ class DocumentsTableTask(Task):
             for name in self.spans:
                 with self.workspace.opened(name) as path, pa.OSFile(str(path), "rb") as source:
                     spans = pa.ipc.open_file(source).read_all()
-                    numbered = pc.add(spans["file"], pa.scalar(self.first_file, pa.uint32()))
-                    spans = spans.set_column(spans.schema.get_field_index("file"), SPANS.field("file"), numbered)
+                    numbered = pa.array(spans["file"].to_numpy() + np.uint32(self.first_file))
+                    spans = spans.set_column(SPANS.get_field_index("file"), SPANS.field("file"), numbered)
                     writer.write_table(spans, row_group_size=1 << 20)
         open_store(self.root).put(self.table, sink.getvalue())
         return {"num_units": len(self.spans)}

@@ -22,6 +22,7 @@ from crisp_stream.errors import InputError, import_extra
 from crisp_stream.format import Manifest, open_dataset
 from crisp_stream.storage import cache_folder, is_remote, local_path, open_store
 from crisp_stream.writers import finish, stages
+from crisp_stream.writers.batches import BATCH_CHARACTERS
 from crisp_stream.writers.dropped import Dropped
 from crisp_stream.writers.engine import LocalEngine, RayEngine, open_engine
 from crisp_stream.writers.models import Models, models_of_dataset, models_of_folder
@@ -34,7 +35,7 @@ from crisp_stream.writers.stages import EmbeddedParts
 from crisp_stream.writers.tasks import PlanEnds, Runner, fingerprint
 from crisp_stream.writers.workspace import Workspace
 
-_QUICK_EXTRAS = ("tokenizers", "tiktoken", "sklearn", "faiss", "threadpoolctl")
+QUICK_EXTRAS = ("tokenizers", "tiktoken", "sklearn", "faiss", "threadpoolctl")
 """Looked for before hours of work; sentence_transformers is too slow to import for that, and needed first anyway."""
 _PUBLISHING = "publishing.json"
 
@@ -91,7 +92,7 @@ def write(options: WriteOptions, *, log: Log = print) -> WriteReport:
         MissingExtraError: a library of the write extra is not installed.
     """
     started = time.monotonic()
-    for module in _QUICK_EXTRAS:
+    for module in QUICK_EXTRAS:
         import_extra(module, extra="write", purpose="writing a dataset")
     models = models_of(options)
     _check_root(options)
@@ -224,7 +225,7 @@ def _make(
         embedded=embedded,
         tree=tree,
         seed=options.seed,
-        provenance=_provenance(
+        provenance=provenance_record(
             options, embedded, read, finish.tree_provenance(tree, shards, ordered.quality_sums), models
         ),
         sources=[file.name for file in read.files],
@@ -255,7 +256,7 @@ def dropped_documents(read: stages.ReadDocuments, embedded: EmbeddedParts) -> li
     return sorted(dropped, key=lambda row: (row.file, row.row))
 
 
-def _provenance(
+def provenance_record(
     options: WriteOptions,
     embedded: EmbeddedParts,
     read: stages.ReadDocuments,
@@ -292,6 +293,8 @@ def _provenance(
         "decontaminated": [PurePosixPath(source.rstrip("/")).name for source in options.decontaminate],
         "ngram": options.ngram if options.decontaminate else None,
         "unchecked_examples": read.unchecked_examples,
+        "part_characters": options.part_characters if options.part_characters != BATCH_CHARACTERS else None,
+        "shard_level": options.shard_level if options.shard_level > 1 else None,
         "corrupt_files": [name for name, _ in read.corrupt],
     }
     return {**record, **{name: value for name, value in asked.items() if value}}

@@ -10,7 +10,6 @@ ones are made.
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -33,10 +32,11 @@ from crisp_stream.mds import (
     sample_dtype,
     write_shard,
 )
+from crisp_stream.provenance import read_places
 from crisp_stream.storage import is_remote, local_path, open_store
 from crisp_stream.writers.sorting import HASH_BITS, Run, key_ranges, window_keys
 from crisp_stream.writers.tasks import Record, Task
-from crisp_stream.writers.workspace import StoredArray
+from crisp_stream.writers.workspace import StoredArray, scratch_folder
 
 SORT_MEMORY_BYTES = 64 << 20
 """Tokens of a piece; sorting and encoding hold about four times as much per process."""
@@ -82,6 +82,8 @@ class ShardsTask(Task):
     memory_bytes: int
     grown: str | None = None
     """Root of a dataset whose windows are taken over."""
+    grown_generation: int = 0
+    """Of that dataset."""
     sort_seed: int = 0
 
     def settings(self) -> Any:
@@ -89,14 +91,20 @@ class ShardsTask(Task):
         return [self.first_leaf, self.end_leaf, self.shards, self.grown, self.sort_seed]
 
     def make(self) -> Record:
-        """Write shards, places and index of the node."""
+        """Write shards, places and index of the node; nothing, where a dataset grows by no window in it."""
+        grown = None if self.grown is None else open_dataset(self.grown, generation=self.grown_generation)
+        if grown is not None and not any(
+            stop > start for start, stop in (run.slice_of(self.number) for run in self.runs)
+        ):
+            return self._unchanged(grown)
         settings = self.shards
         windows_per_shard = max_windows_per_shard(settings.shard_bytes, settings.window_tokens, settings.token_dtype)
         windows_per_range = max(1, self.memory_bytes // self._token_bytes)
         windows_of_leaf: dict[int, int] = {}
         with ExitStack() as stack:
-            slices = stack.enter_context(self._slices())
-            sink = stack.enter_context(ShardSink(settings.root, self.number, first_shard=self._first_shard()))
+            slices = stack.enter_context(self._slices(grown))
+            first_shard = None if grown is None else self._first_shard(grown)
+            sink = stack.enter_context(ShardSink(settings.root, self.number, first_shard=first_shard))
             pending = _Samples.none(settings)
             ranges = key_ranges(
                 [one.keys for one in slices],
@@ -128,17 +136,17 @@ class ShardsTask(Task):
         return self.shards.window_tokens * np.dtype(self.shards.token_dtype).itemsize
 
     @contextmanager
-    def _slices(self) -> Iterator[list[Slice]]:
+    def _slices(self, grown: Dataset | None) -> Iterator[list[Slice]]:
         """The node's windows in every run; those of an object store are brought to local disk first."""
         runs = [(run, *run.slice_of(self.number)) for run in self.runs]
         present = [(run, start, stop) for run, start, stop in runs if stop > start]
         with ExitStack() as stack:
             remote = self.workspace.folder is None
-            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crisp-stream-"))) if remote else None
-            grown = [] if self.grown is None else self._grown_slices(open_dataset(self.grown), stack)
+            scratch = stack.enter_context(scratch_folder()) if remote else None
+            old = [] if grown is None else self._grown_slices(grown, stack)
             with ThreadPoolExecutor(_SLICE_THREADS) as threads:
                 found = threads.map(lambda one: self._slice(one[0], one[1], one[2], scratch), present)
-                yield [*grown, *found]
+                yield [*old, *found]
 
     def _slice(self, run: Run, start: int, stop: int, scratch: Path | None) -> Slice:
         arrays = {kind: self.workspace.array(f"{run.key}.{kind}.npy") for kind in ("keys", "tokens", "places")}
@@ -152,11 +160,11 @@ class ShardsTask(Task):
         """The node's shards of the dataset that grows."""
         folder = None
         if not dataset.store.is_local:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crisp-stream-")))
+            folder = stack.enter_context(scratch_folder())
         dtype = sample_dtype(self.shards.window_tokens, self.shards.token_dtype)
         slices = []
-        for row in dataset.shards:
-            if int(row.path.split("/")[1]) != self.number:
+        for shard, row in enumerate(dataset.shards):
+            if self._node_of(row) != self.number:
                 continue
             if folder is None:
                 path = local_path(dataset.root) / row.path
@@ -164,10 +172,16 @@ class ShardsTask(Task):
                 path = folder / row.path.rpartition("/")[2]
                 path.write_bytes(dataset.store.get(row.path))
             samples = np.memmap(path, dtype, "r", row.first_sample_offset, row.num_windows)
-            places = StoredArray(dataset.store, places_path(row.path)).rows(0, row.num_windows)
+            places = read_places(dataset, shard, 0, row.num_windows).view(np.uint32).reshape(-1, 2)
+            keys = window_keys(np.asarray(samples["cluster"]), places, self.sort_seed)
+            if (keys[1:] < keys[:-1]).any():
+                raise CorruptDataError(
+                    f"{self.grown}: the windows of {row.path} must stand in the order that {places_path(row.path)} "
+                    "gives, but do not. Run crisp-stream verify --deep on it; nothing was added."
+                )
             slices.append(
                 Slice(
-                    keys=window_keys(np.asarray(samples["cluster"]), places, self.sort_seed),
+                    keys=keys,
                     tokens=samples["tokens"],
                     places=places,
                     checksums=samples["checksum"],
@@ -175,15 +189,27 @@ class ShardsTask(Task):
             )
         return slices
 
-    def _first_shard(self) -> int:
-        if self.grown is None:
-            return 0
+    def _first_shard(self, grown: Dataset) -> int:
+        """Shards of a generation never take the name of one of an older generation."""
         numbers = [
             int(row.path.rpartition(".mds")[0].rpartition(".")[2])
-            for row in open_dataset(self.grown).shards
-            if int(row.path.split("/")[1]) == self.number
+            for row in grown.shards
+            if self._node_of(row) == self.number
         ]
         return max(numbers, default=-1) + 1
+
+    def _unchanged(self, grown: Dataset) -> Record:
+        own = (grown.leaves >= self.first_leaf) & (grown.leaves < self.end_leaf)
+        return {
+            "num_units": int(grown.windows_per_leaf[own].sum()),
+            "rows": [asdict(row) for row in grown.shards if self._node_of(row) == self.number],
+            "leaves": grown.leaves[own].tolist(),
+            "windows_per_leaf": grown.windows_per_leaf[own].tolist(),
+        }
+
+    @staticmethod
+    def _node_of(row: ShardRow) -> int:
+        return int(row.path.split("/")[1])
 
 
 def _on_disk(array: StoredArray, start: int, stop: int, scratch: Path | None, key: str) -> NDArray[Any]:
@@ -223,8 +249,15 @@ class _Samples:
 class ShardSink:
     """Writes the shards of a node below a root, in the background where that is an object store."""
 
-    def __init__(self, root: str, node: int, *, first_shard: int = 0) -> None:
-        self._root, self._below, self._next = root, directory_name(node), first_shard
+    def __init__(self, root: str, node: int, *, first_shard: int | None = None) -> None:
+        """Args:
+        root: dataset root, or a folder in which it is staged.
+        node: whose shards.
+        first_shard: number of the first one where a dataset grows: other shards of the folder stay, and its index is
+            left to whoever publishes.
+        """
+        self._root, self._below, self._next = root, directory_name(node), first_shard or 0
+        self._is_alone = first_shard is None
         self._rows: list[ShardRow] = []
         self._uploads: list[Future[None]] = []
         self._remote = is_remote(root)
@@ -232,11 +265,11 @@ class ShardSink:
     def __enter__(self) -> ShardSink:
         self._stack = ExitStack()
         if self._remote:
-            self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="crisp-stream-")))
+            self._folder = self._stack.enter_context(scratch_folder())
             self._threads = self._stack.enter_context(ThreadPoolExecutor(UPLOADS_AHEAD))
         else:
             self._folder = local_path(self._root)
-            if self._next == 0:
+            if self._is_alone:
                 shutil.rmtree(self._folder / self._below, ignore_errors=True)
         self._store = open_store(self._root)
         return self
@@ -266,10 +299,10 @@ class ShardSink:
             file.unlink()
 
     def finish(self, window_tokens: int, token_dtype: TokenDtype) -> list[ShardRow]:
-        """Write the node's index once its shards are there; the rows of the shard table."""
+        """Write the node's index once its shards are there, where they are all of them; the rows of the shard table."""
         for upload in self._uploads:
             upload.result()
-        if self._rows:
+        if self._rows and self._is_alone:
             index = index_bytes(self._rows, below=self._below, window_tokens=window_tokens, token_dtype=token_dtype)
             self._store.put(f"{self._below}/index.json", index)
         return self._rows

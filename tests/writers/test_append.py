@@ -1,0 +1,434 @@
+"""`crisp-stream append`: a dataset grows to what one write of all documents would have given."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from crisp_stream.errors import CorruptDataError, InputError
+from crisp_stream.format import Dataset, open_dataset
+from crisp_stream.inspection import verify_dataset
+from crisp_stream.provenance import document_spans, read_places
+from crisp_stream.storage import open_store
+from crisp_stream.writers import engine, generations
+from crisp_stream.writers.append import append
+from crisp_stream.writers.dropped import read_dropped
+from crisp_stream.writers.embed import DEFAULT_ENCODER, EncoderChoice
+from crisp_stream.writers.options import WriteOptions
+from crisp_stream.writers.run import write
+from crisp_stream.writers.tasks import Record, Task, execute
+from tests.seaweed import S3Server
+from tests.writers.conftest import TOPICS, WordEncoder, files_below, small_options
+
+
+def quiet(line: str) -> None:
+    """Takes log lines."""
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Three files of documents."""
+    folder = tmp_path_factory.mktemp("texts")
+    paths = []
+    for number, name in enumerate(("a.jsonl", "b.jsonl", "c.jsonl")):
+        path = folder / name
+        path.write_text("".join(json.dumps({"text": text[:1500]}) + "\n" for text in TOPICS[number::3]))
+        paths.append(str(path))
+    return paths
+
+
+@pytest.fixture(autouse=True)
+def words(word_encoder: WordEncoder, monkeypatch: pytest.MonkeyPatch) -> WordEncoder:
+    """The fast encoder, which datasets that were written with it find again."""
+    monkeypatch.setattr(
+        "crisp_stream.writers.stages.matching_encoder", lambda record, name, root: EncoderChoice(name=DEFAULT_ENCODER)
+    )
+    return word_encoder
+
+
+def options_for(inputs: list[str], out: Path | str, **changes: Any) -> WriteOptions:
+    """Every file is a group of its own, so that parts end at the ends of files."""
+    return small_options(Path(inputs[0]), out, **{"inputs": inputs, "group_bytes": 1, **changes})
+
+
+def places_of(dataset: Dataset) -> np.ndarray:
+    return np.concatenate([read_places(dataset, n, 0, row.num_windows) for n, row in enumerate(dataset.shards)])
+
+
+def all_windows(dataset: Dataset) -> np.ndarray:
+    return dataset.read_windows(np.arange(dataset.manifest.num_windows))
+
+
+def assert_same_windows(grown: Dataset, whole: Dataset) -> None:
+    """Windows, their order, cluster table and places."""
+    assert all_windows(grown).tobytes() == all_windows(whole).tobytes()
+    assert grown.manifest.clusters_fingerprint == whole.manifest.clusters_fingerprint
+    assert places_of(grown).tobytes() == places_of(whole).tobytes()
+
+
+def assert_whole(root: Path | str, generation: int | None = None) -> None:
+    assert verify_dataset(str(root), deep=True, generation=generation).problems == []
+
+
+@pytest.fixture
+def base(texts: list[str], tmp_path: Path) -> Path:
+    root = tmp_path / "root"
+    write(options_for(texts[:1], root), log=quiet)
+    return root
+
+
+@pytest.fixture
+def whole(base: Path, texts: list[str], tmp_path: Path) -> Dataset:
+    """One write of the first two files with the tree of the first."""
+    write(options_for(texts[:2], tmp_path / "whole", like=str(base)), log=quiet)
+    return open_dataset(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("changes", [{}, {"packing": "document", "shard_level": 2}])
+def test_appending_gives_the_windows_of_one_write_of_all_documents(
+    changes: dict[str, Any], texts: list[str], tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    write(options_for(texts[:1], root, **changes), log=quiet)
+    before = files_below(root)
+    write(options_for(texts, tmp_path / "whole", like=str(root), **changes), log=quiet)
+    lines: list[str] = []
+    report = append(options_for(texts[1:2], root), log=lines.append)
+    assert report.generation == 1
+    assert_whole(root)
+    append(options_for(texts[2:], root), log=quiet)
+    grown = open_dataset(root)
+    assert_same_windows(grown, open_dataset(tmp_path / "whole"))
+    assert grown.manifest.generation == 2
+    for key in ("documents", "characters", "tokens", "parts", "dropped_tokens", "dropped_documents"):
+        assert grown.manifest.provenance[key] == open_dataset(tmp_path / "whole").manifest.provenance[key]
+    assert [entry["inputs"] for entry in grown.manifest.provenance["appended"]] == [["b.jsonl"], ["c.jsonl"]]
+    for generation in range(3):
+        assert_whole(root, generation)
+    assert all_windows(open_dataset(root, generation=0)).tobytes() == all_windows(_from(before, tmp_path)).tobytes()
+    after = files_below(root)
+    replaced = {name for name, content in before.items() if after[name] != content}
+    assert {name.rpartition("/")[2] for name in replaced} <= {"manifest.json", "index.json"}
+    assert after["manifest.g0.json"] == before["manifest.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["old", "root", "whole"]
+    assert lines[-1] == report.table()
+    assert re.search(rf"windows added +{report.windows} to {report.windows_before}\n", lines[-1])
+    assert re.search(rf"shards +{report.shards}, {report.new_shards} of them new\n", lines[-1])
+
+
+def _from(files: dict[str, bytes], folder: Path) -> Dataset:
+    for name, content in files.items():
+        target = folder / "old" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    return open_dataset(folder / "old")
+
+
+def test_windows_of_every_generation_name_their_documents(base: Path, texts: list[str], tmp_path: Path) -> None:
+    other = tmp_path / "elsewhere" / "a.jsonl"
+    other.parent.mkdir()
+    shutil.copy(texts[1], other)
+    append(options_for([str(other)], base), log=quiet)
+    append(options_for([texts[2]], base), log=quiet)
+    dataset = open_dataset(base)
+    sources = document_spans(dataset, np.arange(dataset.manifest.num_windows))
+    assert {span.source for source in sources for span in source.documents} == {"a.jsonl", "a.jsonl~2", "c.jsonl"}
+    old = open_dataset(base, generation=0)
+    before = document_spans(old, np.arange(old.manifest.num_windows))
+    assert {span.source for source in before for span in source.documents} == {"a.jsonl"}
+
+
+def test_level_1_clusters_without_new_windows_keep_their_shards(base: Path, texts: list[str], tmp_path: Path) -> None:
+    few = tmp_path / "few.jsonl"
+    few.write_text(json.dumps({"text": TOPICS[1][:400]}) + "\n")
+    old = open_dataset(base)
+    report = append(options_for([str(few)], base), log=quiet)
+    grown = open_dataset(base)
+    assert 0 < report.windows < 4
+    kept = [row for row in grown.shards if row in old.shards]
+    touched = {int(leaf) // 16 for leaf in grown.leaf_of_windows(_new_windows(grown, old))}
+    assert {row.path for row in kept} == {row.path for row in old.shards if int(row.path.split("/")[1]) not in touched}
+    assert kept
+    assert report.new_shards == len(grown.shards) - len(kept)
+    assert_whole(base)
+
+
+def _new_windows(grown: Dataset, old: Dataset) -> np.ndarray:
+    return np.flatnonzero(~np.isin(places_of(grown), places_of(old)))
+
+
+# mosaicml-streaming leaves the shard files that it reads to the garbage collector.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_plain_streaming_reads_the_newest_generation(base: Path, texts: list[str], tmp_path: Path) -> None:
+    from streaming import StreamingDataset
+
+    append(options_for(texts[1:2], base), log=quiet)
+    expected = all_windows(open_dataset(base))
+    streamed = StreamingDataset(remote=str(base / "shards"), local=str(tmp_path / "cache"), batch_size=1, shuffle=False)
+    assert len(streamed) == len(expected)
+    for window in range(len(expected)):
+        np.testing.assert_array_equal(streamed[window]["tokens"], expected["tokens"][window])
+
+
+def test_a_dataset_of_lsi_grows_with_its_own_encoder(texts: list[str], tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        from crisp_stream.writers import embed, parts, stages
+
+        patch.setattr(stages, "matching_encoder", embed.matching_encoder)
+        patch.setattr(parts, "load_encoder", lambda choice, device: choice.open())
+        write(options_for(texts[:1], tmp_path / "root", encoder="lsi"), log=quiet)
+        write(options_for(texts[:2], tmp_path / "whole", like=str(tmp_path / "root"), max_length=None), log=quiet)
+        append(options_for(texts[1:2], tmp_path / "root"), log=quiet)
+    assert_same_windows(open_dataset(tmp_path / "root"), open_dataset(tmp_path / "whole"))
+    assert_whole(tmp_path / "root")
+
+
+def test_duplicates_are_dropped_among_the_new_documents_only_and_listed(texts: list[str], tmp_path: Path) -> None:
+    root, twice = tmp_path / "root", tmp_path / "twice.jsonl"
+    write(options_for(texts[:1], root, dedup="exact"), log=quiet)
+    lines = Path(texts[1]).read_text().splitlines()
+    twice.write_text("\n".join([lines[0], lines[1], lines[0], Path(texts[0]).read_text().splitlines()[0]]) + "\n")
+    append(options_for([str(twice)], root, dedup="exact"), log=quiet)
+    append(options_for([str(twice)], root, dedup="exact"), log=quiet)
+    dropped = read_dropped((root / "provenance/dropped.g2.parquet").read_bytes())
+    assert [(row.file, row.row, row.detail) for row in dropped] == [
+        ("twice.jsonl", 2, "row 0 of twice.jsonl"),
+        ("twice.jsonl~2", 2, "row 0 of twice.jsonl~2"),
+    ]
+    assert_whole(root)
+
+
+def _killed_in(stage: str) -> Callable[[Task], Record]:
+    """Runs tasks, but is killed in the second of a stage, or in its only one."""
+    run = 0
+
+    def execute_or_die(task: Task) -> Record:
+        nonlocal run
+        if task.stage == stage:
+            run += 1
+            if run > 1 or stage in ("documents", "tokenizer", "runs", "provenance"):
+                raise KeyboardInterrupt
+        return execute(task)
+
+    return execute_or_die
+
+
+def _fail(*arguments: object, **options: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _move_half(staged: Path, root: Path) -> None:
+    files = [path for path in sorted(staged.rglob("*")) if path.is_file()]
+    for file in files[: len(files) // 2]:
+        (root / file.relative_to(staged)).parent.mkdir(parents=True, exist_ok=True)
+        file.rename(root / file.relative_to(staged))
+    raise KeyboardInterrupt
+
+
+BEFORE_THE_MANIFEST = ["documents", "windows", "embeddings", "runs", "shards", "provenance", "move", "exchange"]
+
+
+@pytest.mark.parametrize("point", BEFORE_THE_MANIFEST)
+def test_an_append_killed_before_the_manifest_leaves_the_old_dataset_and_goes_on(
+    point: str, base: Path, whole: Dataset, texts: list[str], tmp_path: Path, words: WordEncoder
+) -> None:
+    before = files_below(base)
+    options = options_for(texts[1:2], base)
+    words.num_calls = 0
+    with pytest.MonkeyPatch.context() as patch:
+        if point == "move":
+            patch.setattr(generations, "move_staged_files", _move_half)
+        elif point == "exchange":
+            patch.setattr(generations, "exchange_manifest", _fail)
+        else:
+            patch.setattr(engine, "execute", _killed_in(point))
+        with pytest.raises(KeyboardInterrupt):
+            append(options, log=quiet)
+    after = files_below(base)
+    assert {name: after[name] for name in before} == before
+    assert open_dataset(base).manifest.generation == 0
+    assert_whole(base)
+    calls = words.num_calls
+    append(options, log=quiet)
+    if point in BEFORE_THE_MANIFEST[3:]:
+        assert words.num_calls == calls, "no window is embedded again"
+    assert_same_windows(open_dataset(base), whole)
+    assert_whole(base)
+    assert_whole(base, 0)
+    assert not (base / "append.json").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["root", "whole"]
+
+
+@pytest.mark.parametrize("name", ["write_indexes", "delete_older", "end"])
+def test_an_append_killed_after_the_manifest_only_finishes(
+    name: str, base: Path, whole: Dataset, texts: list[str], tmp_path: Path, words: WordEncoder
+) -> None:
+    options = options_for(texts[1:2], base)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generations, name, _fail)
+        with pytest.raises(KeyboardInterrupt):
+            append(options, prune=True, log=quiet)
+    assert open_dataset(base).manifest.generation == 1
+    calls = words.num_calls
+    report = append(options, prune=True, log=quiet)
+    assert report.generation == 1
+    assert report.windows == whole.manifest.num_windows - report.windows_before
+    assert words.num_calls == calls
+    assert_same_windows(open_dataset(base), whole)
+    assert_whole(base)
+    assert not (base / "append.json").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["root", "whole"]
+
+
+def test_another_append_after_one_killed_at_its_end_finishes_that_and_adds_its_own(
+    base: Path, texts: list[str], tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generations, "write_indexes", _fail)
+        with pytest.raises(KeyboardInterrupt):
+            append(options_for(texts[1:2], base), log=quiet)
+    assert append(options_for(texts[2:], base), log=quiet).generation == 2
+    write(options_for(texts, tmp_path / "whole", like=str(base)), log=quiet)
+    assert_same_windows(open_dataset(base), open_dataset(tmp_path / "whole"))
+    assert_whole(base)
+
+
+def test_two_appends_at_once_do_not_mix(base: Path, texts: list[str], tmp_path: Path) -> None:
+    first, second = options_for(texts[1:2], base), options_for(texts[2:], base, work=str(tmp_path / "work"))
+
+    def in_between(task: Task) -> Record:
+        if task.stage == "shards":
+            with pytest.raises(InputError, match="must be grown by one append at a time"):
+                append(second, log=quiet)
+            with pytest.raises(InputError, match="must be written by one process at a time"):
+                append(first, log=quiet)
+        return execute(task)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "execute", in_between)
+        append(first, log=quiet)
+    append(second, log=quiet)
+    write(options_for(texts, tmp_path / "whole", like=str(base)), log=quiet)
+    assert_same_windows(open_dataset(base), open_dataset(tmp_path / "whole"))
+
+
+def test_a_manifest_that_changed_meanwhile_is_never_replaced(base: Path, texts: list[str]) -> None:
+    original = generations.move_staged_files
+
+    def other_writer(staged: Path, root: Path) -> None:
+        original(staged, root)
+        (root / "manifest.json").write_text("theirs")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generations, "move_staged_files", other_writer)
+        with pytest.raises(InputError, match="the dataset changed meanwhile, so nothing was added to it"):
+            append(options_for(texts[1:2], base), log=quiet)
+    assert (base / "manifest.json").read_text() == "theirs"
+    assert not (base / "append.json").exists()
+
+
+def test_an_append_that_was_given_up_leaves_nothing_that_another_could_take(
+    base: Path, whole: Dataset, texts: list[str], tmp_path: Path
+) -> None:
+    given_up, other = options_for(texts[2:], base), options_for(texts[1:2], base)
+    for options, refused in ((given_up, None), (other, given_up)):
+        if refused is not None:
+            with pytest.raises(InputError, match=r"to give it up, delete .*/append\.json"):
+                append(options, log=quiet)
+            (base / "append.json").unlink()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(generations, "exchange_manifest", _fail)
+            with pytest.raises(KeyboardInterrupt):
+                append(options, log=quiet)
+    (base / "append.json").unlink()
+    append(other, log=quiet)
+    assert_same_windows(open_dataset(base), whole)
+    assert_whole(base)
+
+
+def test_pruning_leaves_just_what_the_newest_generation_uses(base: Path, whole: Dataset, texts: list[str]) -> None:
+    append(options_for(texts[1:2], base), prune=True, log=quiet)
+    grown = open_dataset(base)
+    assert_same_windows(grown, whole)
+    assert_whole(base)
+    names = set(files_below(base))
+    assert {name for name in names if name.endswith(".mds")} == {row.path for row in grown.shards}
+    assert {name for name in names if "/" not in name} == {"manifest.json", "clusters.g1.parquet", "shards.g1.parquet"}
+    assert not {"provenance/tables.parquet", "provenance/sources.parquet"} & names
+    with pytest.raises(InputError, match=r"generation must be one that is there, got 0; the newest is 1, .* --prune"):
+        open_dataset(base, generation=0)
+
+
+def test_appending_is_refused_where_it_cannot_be_right(base: Path, texts: list[str], tmp_path: Path) -> None:
+    for name in ("tables", "sources"):
+        (base / f"provenance/{name}.parquet").rename(tmp_path / f"{name}.parquet")
+    with pytest.raises(InputError, match=r"was written without provenance\. Write all documents again, with its tree"):
+        append(options_for(texts[1:2], base), log=quiet)
+    for name in ("tables", "sources"):
+        (tmp_path / f"{name}.parquet").rename(base / f"provenance/{name}.parquet")
+    with pytest.raises(InputError, match="tokenizer: must be left out, because"):
+        append(options_for(texts[1:2], base, tokenizer="x"), log=quiet)
+    with pytest.raises(InputError, match="the text column 'body' must exist"):
+        append(options_for(texts[1:2], base, text_column="body"), log=quiet)
+    assert not (base / "append.json").exists()
+    assert open_dataset(base).manifest.generation == 0
+
+
+def _flip(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_dataset_does_not_grow(base: Path, texts: list[str]) -> None:
+    row = open_dataset(base).shards[0]
+    shutil.copytree(base, base.with_name("other"))
+    _flip(base / row.path, row.first_sample_offset + 20)
+    with pytest.raises(CorruptDataError, match=r"does not match its checksum\. Run crisp-stream verify"):
+        append(options_for(texts[1:2], base), log=quiet)
+    places = base.with_name("other") / "provenance" / row.path.split("/")[1] / "shard.00000.npy"
+    _flip(places, 128 + 8 * 3 + 4)
+    with pytest.raises(CorruptDataError, match=r"must stand in the order that provenance/.* gives"):
+        append(options_for(texts[1:2], base.with_name("other")), log=quiet)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("CRISP_STREAM_CACHE", str(tmp_path / "cache"))
+    yield tmp_path / "cache"
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+
+
+@pytest.mark.parametrize("kept_on_s3", [False, True])
+def test_a_dataset_on_s3_grows_as_a_local_one(
+    kept_on_s3: bool, s3: S3Server, cache: Path, base: Path, texts: list[str]
+) -> None:
+    root = s3.fresh_prefix("grown")
+    store = open_store(root)
+    for name, content in files_below(base).items():
+        store.put(name, content)
+    append(options_for(texts[1:2], base), log=quiet)
+    changes = {"work": s3.fresh_prefix("work")} if kept_on_s3 else {}
+    options = options_for(texts[1:2], root, **changes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "execute", _killed_in("shards"))
+        with pytest.raises(KeyboardInterrupt):
+            append(options, log=quiet)
+    assert_whole(root)
+    with pytest.raises(InputError, match="must be grown by one append at a time"):
+        append(options_for(texts[2:], root, **changes), log=quiet)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generations, "exchange_manifest", _fail)
+        with pytest.raises(KeyboardInterrupt):
+            append(options, log=quiet)
+    append(options, log=quiet)
+    assert {path: store.get(path) for path, _ in store.list()} == files_below(base)
+    assert_whole(root)
+    assert_whole(root, 0)
