@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from crisp_stream import Histogram
 from crisp_stream.errors import FormatError
-from crisp_stream.format import Dataset
+from crisp_stream.format import (
+    Dataset,
+    clusters_fingerprint,
+    clusters_parquet,
+    open_dataset,
+    places_path,
+    shards_fingerprint,
+    shards_parquet,
+)
 from crisp_stream.inspection import (
     describe_dataset,
     describe_histogram,
@@ -21,8 +32,12 @@ from crisp_stream.inspection import (
     verify_dataset,
     window_text,
 )
-from crisp_stream.mds import encode_samples
-from tests.synthetic import EOT_ID, synthetic_tree, write_synthetic_dataset
+from crisp_stream.mds import encode_samples, sample_dtype, write_shard
+from crisp_stream.writers.generations import write_indexes
+from tests.seaweed import S3Server
+from tests.synthetic import EOT_ID, synthetic_tree, upload, write_synthetic_dataset
+from tests.test_format import GOLDEN
+from tests.words import write_texts, write_words
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +129,223 @@ def test_verification_names_the_damage(
     problems = verify_dataset(str(root)).problems
     assert len(problems) == 1
     assert re.search(message, problems[0]), problems
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """A dataset of real text, with provenance: several shards and leaves, three tables of documents."""
+    folder = tmp_path_factory.mktemp("verified")
+    return write_words(write_texts(folder / "in"), folder / "root", group_bytes=1, depth=5, min_examples_to_split=4)
+
+
+@pytest.fixture
+def written_root(written: Dataset, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(written.root, tmp_path / "copy"))
+
+
+def flip(path: Path, at: int, bit: int = 1) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= bit
+    path.write_bytes(content)
+
+
+def long_leaf(dataset: Dataset) -> tuple[int, int]:
+    """A shard and the row in it at which three windows of one leaf begin."""
+    leaves = dataset.leaf_of_windows(np.arange(dataset.manifest.num_windows))
+    for shard, row in enumerate(dataset.shards):
+        first = int(dataset.first_window_per_shard[shard])
+        for at in range(row.num_windows - 3):
+            if shard > 0 and len(set(leaves[first + at : first + at + 3].tolist())) == 1:
+                return shard, at
+    raise AssertionError("no leaf is long enough")
+
+
+def alone(dataset: Dataset) -> tuple[int, int]:
+    """A shard and a row in it whose window is the only one of its leaf, so that no order shows its place."""
+    window = int(dataset.first_window_per_leaf[np.flatnonzero(dataset.windows_per_leaf == 1)[0]])
+    shard = int(np.searchsorted(dataset.first_window_per_shard, window, side="right")) - 1
+    return shard, window - int(dataset.first_window_per_shard[shard])
+
+
+def flip_shard(root: Path, dataset: Dataset) -> str:
+    row = dataset.shards[2]
+    flip(root / row.path, row.first_sample_offset + 3 * dataset.manifest.sample_bytes + 50)
+    return rf"{row.path}: window \d+ does not match its checksum \(1 such windows\)"
+
+
+def flip_places(root: Path, dataset: Dataset) -> str:
+    shard, at = long_leaf(dataset)
+    path = places_path(dataset.shards[shard].path)
+    flip(root / path, 128 + 8 * (at + 1) + 4)
+    return rf"{path}: damaged at window \d+ or the one before"
+
+
+def flip_place_that_no_order_shows(root: Path, dataset: Dataset) -> str:
+    shard, at = alone(dataset)
+    path = places_path(dataset.shards[shard].path)
+    flip(root / path, 128 + 8 * at + 7, bit=64)
+    return (
+        rf"{path}: window {dataset.first_window_per_shard[shard] + at} is said to be place \d+ of part \d+, which has"
+    )
+
+
+def repeat_place_that_no_order_shows(root: Path, dataset: Dataset) -> str:
+    shard, at = alone(dataset)
+    other = places_path(dataset.shards[0 if shard else 1].path)
+    path = places_path(dataset.shards[shard].path)
+    overwrite(root / path, 128 + 8 * at, (root / other).read_bytes()[128:136])
+    return r"window \d+ is said to be place \d+ of part \d+, as is window \d+ in .*; one of the two files is damaged"
+
+
+def flip_part(root: Path, dataset: Dataset) -> str:
+    path = places_path(dataset.shards[1].path)
+    flip(root / path, 128 + 8 * 2 + 3)
+    return rf"{path}: window \d+ is said to be of part \d+, which no table of documents has"
+
+
+def flip_header_of_places(root: Path, dataset: Dataset) -> str:
+    path = places_path(dataset.shards[1].path)
+    flip(root / path, 20)
+    return rf"{path}: is not a .npy file of u32"
+
+
+def cut_places(root: Path, dataset: Dataset) -> str:
+    path = places_path(dataset.shards[1].path)
+    (root / path).write_bytes((root / path).read_bytes()[:-8])
+    return rf"{path}: has \d+ bytes, the places of \d+ windows need \d+"
+
+
+def remove_a_shard(root: Path, dataset: Dataset) -> str:
+    (root / dataset.shards[3].path).unlink()
+    return rf"{dataset.shards[3].path} does not exist"
+
+
+def remove_places(root: Path, dataset: Dataset) -> str:
+    path = places_path(dataset.shards[3].path)
+    (root / path).unlink()
+    return rf"{path} does not exist"
+
+
+def edit_manifest(root: Path, **changes: object) -> None:
+    record = json.loads((root / "manifest.json").read_text())
+    (root / "manifest.json").write_text(json.dumps({**record, **changes}))
+
+
+def reorder_leaf(root: Path, dataset: Dataset) -> str:
+    """Two windows of a leaf change places, and all that has a hash of them is made anew."""
+    shard, at = long_leaf(dataset)
+    row = dataset.shards[shard]
+    dtype = sample_dtype(dataset.manifest.window_tokens, dataset.manifest.token_dtype)
+    samples = np.frombuffer((root / row.path).read_bytes(), dtype, offset=row.first_sample_offset).copy()
+    places = np.load(root / places_path(row.path))
+    samples[[at, at + 1]], places[[at, at + 1]] = samples[[at + 1, at]], places[[at + 1, at]]
+    np.save(root / places_path(row.path), places)
+    rows = list(dataset.shards)
+    rows[shard] = write_shard(root / row.path, samples, root=root)
+    (root / "shards.parquet").write_bytes(shards_parquet(rows))
+    edit_manifest(root, shards_fingerprint=shards_fingerprint(rows))
+    write_indexes(open_dataset(root))
+    window = int(dataset.first_window_per_shard[shard]) + at + 1
+    return rf"{row.path}: window {window} stands out of order: windows of a leaf are sorted by their hash"
+
+
+def miscount(root: Path, dataset: Dataset) -> str:
+    counts = dataset.windows_per_leaf.copy()
+    at = int(np.argmax(counts[:-1]))
+    counts[at] -= 1
+    counts[at + 1] += 1
+    (root / "clusters.parquet").write_bytes(clusters_parquet(dataset.leaves, counts))
+    edit_manifest(root, clusters_fingerprint=clusters_fingerprint(dataset.leaves, counts))
+    return (
+        rf"clusters.parquet: says {counts[at]} windows of leaf {dataset.leaves[at]}, the shards hold {counts[at] + 1} "
+        r"\(2 such leaves\)"
+    )
+
+
+def flip_documents(root: Path, dataset: Dataset) -> str:
+    path = root / "provenance/documents/000001.parquet"
+    column = pq.read_metadata(path).row_group(0).column(4)
+    flip(path, column.data_page_offset + column.total_compressed_size - 3)
+    return r"provenance/documents/000001.parquet: not a readable table"
+
+
+def lose_a_part(root: Path, dataset: Dataset) -> str:
+    path = root / "provenance/documents/000002.parquet"
+    table = pq.ParquetFile(path, pre_buffer=False).read(use_threads=False)
+    last = max(table["part"].to_pylist())
+    pq.write_table(table.filter(pc.field("part") != last), path)
+    return rf"provenance/.*\.npy: window \d+ is said to be of part {last}, which no table of documents has"
+
+
+def lose_a_document(root: Path, dataset: Dataset) -> str:
+    path = root / "provenance/documents/000002.parquet"
+    table = pq.ParquetFile(path, pre_buffer=False).read(use_threads=False)
+    pq.write_table(table.slice(1), path)
+    return r"provenance/documents/000002.parquet: the documents of part \d+ do not follow one another"
+
+
+DEEP_DAMAGE = [
+    flip_shard,
+    flip_places,
+    flip_place_that_no_order_shows,
+    repeat_place_that_no_order_shows,
+    flip_part,
+    flip_header_of_places,
+    cut_places,
+    remove_a_shard,
+    remove_places,
+    reorder_leaf,
+    miscount,
+    flip_documents,
+    lose_a_document,
+]
+
+
+@pytest.mark.parametrize("damage", DEEP_DAMAGE)
+def test_deep_verification_names_the_damage_in_one_line(
+    damage: Callable[[Path, Dataset], str], written_root: Path, written: Dataset
+) -> None:
+    message = damage(written_root, written)
+    problems = verify_dataset(str(written_root), deep=True).problems
+    assert len(problems) == 1, problems
+    assert re.search(message, problems[0]), problems
+
+
+def test_deep_verification_says_which_part_the_documents_lack(written_root: Path, written: Dataset) -> None:
+    message = lose_a_part(written_root, written)
+    problems = verify_dataset(str(written_root), deep=True).problems
+    assert problems
+    assert all(re.search(message, problem) for problem in problems)
+
+
+def test_a_reordered_leaf_with_fitting_hashes_is_seen_by_nothing_less_deep(
+    written_root: Path, written: Dataset
+) -> None:
+    reorder_leaf(written_root, written)
+    assert verify_dataset(str(written_root)).problems == []
+
+
+def test_a_whole_dataset_verifies_deeply_a_chunk_at_a_time(written: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crisp_stream.verify.VERIFY_CHUNK_BYTES", 5 * written.manifest.sample_bytes)
+    report = verify_dataset(written.root, deep=True)
+    assert report.problems == []
+    assert report.num_windows == written.manifest.num_windows
+
+
+def test_a_dataset_on_s3_verifies_deeply(s3: S3Server, written_root: Path, written: Dataset, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("CRISP_STREAM_CACHE", str(tmp_path / "cache"))
+        assert verify_dataset(upload(written, s3.fresh_prefix()), deep=True).problems == []
+        message = flip_places(written_root, written)
+        problems = verify_dataset(upload(open_dataset(written_root), s3.fresh_prefix()), deep=True).problems
+    assert len(problems) == 1
+    assert re.search(message, problems[0]), problems
+
+
+def test_without_provenance_a_deep_verification_says_what_it_cannot_compare() -> None:
+    assert verify_dataset(str(GOLDEN)).problems == []
+    [problem] = verify_dataset(str(GOLDEN), deep=True).problems
+    assert problem.startswith("provenance: missing, because the dataset was written without it")
 
 
 def test_a_dataset_is_described_with_its_largest_clusters(dataset: Dataset) -> None:
