@@ -75,6 +75,7 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         replication: int = 1,
         drop_last: bool = True,
         num_samples: int | None = None,
+        generation: int | None = None,
     ) -> None:
         """Args:
             remote: dataset root, a local folder (read in place) or s3://, gs://, az://, https:// prefix.
@@ -91,6 +92,7 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
                 on all ranks; what cannot be shared equally is left out.
             num_samples: samples that training will take, over all ranks, when an open-ended mixture has a known end:
                 nothing beyond is planned or fetched ahead. It never changes what is served.
+            generation: of a dataset that has grown; the newest when None.
 
         Raises:
             FormatError, StorageError: the root cannot be opened.
@@ -99,7 +101,7 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         for name, value in (("batch_size", batch_size), ("lookahead", lookahead), ("num_samples", num_samples)):
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}.")
-        self.dataset = open_dataset(remote, timeout=timeout)
+        self.dataset = open_dataset(remote, generation=generation, timeout=timeout)
         self.mixture = mixture
         self.batch_size = batch_size
         self.seed = seed
@@ -378,6 +380,15 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         place = {} if worker is None else {"worker": worker.id, "num_workers": worker.num_workers}
         return {**served, **place, **self._identity, **self._stream.state(served["position"])}
 
+    def _remedy(self, trained_on: Any) -> str:
+        generation = self.dataset.generation_with(trained_on) if isinstance(trained_on, str) else None
+        if generation is None:
+            return "Resume with what the checkpoint was trained with"
+        return (
+            f"The checkpoint was trained on generation {generation} of {self.dataset.root}, which has grown: continue "
+            f"it exactly with generation={generation} (in a recipe data.generation={generation})"
+        )
+
     def load_state_dict(self, obj: dict[str, Any]) -> None:
         """Continue from a saved state; call before iterating. Any number of nodes, ranks and workers may continue it.
 
@@ -397,7 +408,7 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         if changed:
             parts = "; ".join(f"{key} was {str(then)[:12]}, is {str(now)[:12]}" for key, then, now in changed)
             raise ResumeError(
-                f"cannot resume: {parts}. Resume with what the checkpoint was trained with, "
+                f"cannot resume: {parts}. {self._remedy(obj.get('dataset'))}, "
                 "or start a new run from its weights (load_weights_only)."
             )
         self._stream.restore(obj)

@@ -273,6 +273,17 @@ class Dataset:
             raise FormatError(f"{self.root}: {kept_manifest(generation)} is of generation {kept.generation}.")
         return kept
 
+    def generation_with(self, fingerprint: str) -> int | None:
+        """Which other generation of this root has that fingerprint, if it is there."""
+        newest = Manifest.from_json(self._required(MANIFEST)).generation
+        for generation in range(newest, -1, -1):
+            try:
+                if self._manifest_of(generation).fingerprint == fingerprint != self.manifest.fingerprint:
+                    return generation
+            except InputError:
+                continue  # pruned
+        return None
+
     def own_path(self, path: str) -> str:
         """Where this generation has one of its tables, such as `TABLES`."""
         return generation_path(path, self.manifest.generation)

@@ -84,7 +84,7 @@ def prepare(recipe: Recipe, *, load_path: Path | None, weights_only: bool) -> Pr
     dist = import_extra("composer.utils.dist", extra="train", purpose="training")
     _check_device(recipe)
     per_rank, microbatch_size = _batch_sizes(recipe, dist.get_world_size())
-    dataset = open_dataset(recipe.data.remote, timeout=recipe.data.timeout)
+    dataset = open_dataset(recipe.data.remote, generation=recipe.data.generation, timeout=recipe.data.timeout)
     manifest = dataset.manifest
     tokens_per_batch = recipe.global_train_batch_size * manifest.window_tokens
     num_batches = batches_of(recipe.max_duration, tokens_per_batch=tokens_per_batch)
@@ -99,6 +99,7 @@ def prepare(recipe: Recipe, *, load_path: Path | None, weights_only: bool) -> Pr
         yield_batches=True,
         timeout=recipe.data.timeout,
         lookahead=recipe.data.lookahead,
+        generation=recipe.data.generation,
         num_samples=num_batches * recipe.global_train_batch_size,
     )
     provenance = {"dataset": manifest.fingerprint, "packing": manifest.packing, "window_tokens": manifest.window_tokens}

@@ -22,6 +22,9 @@ class DataRecipe:
     remote: str
     """Root of a dataset written by `crisp-stream write`: a folder, or s3:// gs:// az:// https://."""
 
+    generation: int | None = None
+    """Of a dataset that has grown, by `crisp-stream append`. Nothing: the newest; a run of an older one names it."""
+
     local: str | None = None
     """Folder of this node's cache of a remote dataset. Local datasets are read in place."""
 
