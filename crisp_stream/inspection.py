@@ -116,6 +116,8 @@ def describe_dataset(dataset: Dataset, *, level: int, limit: int) -> str:
     out.write(f"  tokenizer    {manifest.tokenizer.vocab_size:,} ids, {manifest.tokenizer.fingerprint[:12]}\n")
     out.write(f"  encoder      {manifest.encoder.name}, first {manifest.encoder.max_length} word pieces\n")
     out.write(f"  fingerprint  {manifest.fingerprint[:16]}\n")
+    if manifest.generation:
+        out.write(f"  generation   {manifest.generation}\n")
     for key, value in manifest.provenance.items():
         out.write(f"  {key:<12} {value}\n")
     out.write(f"\nLargest clusters of level {level}:\n")

@@ -72,6 +72,8 @@ def test_must_2_a_newer_format_version_is_refused(root: Path) -> None:
         ({"tokenizer": 3}, "tokenizer must be an object"),
         ({"encoder": {}}, "encoder.name is missing"),
         ({"extra": 1}, "extra is not a key of format version 1"),
+        ({"generation": -1}, "generation must be 0 to 999,999"),
+        ({"generation": "1"}, "generation must be int, got '1'"),
         ({"format_version": True}, "format_version must be a positive integer"),
     ],
 )
@@ -98,6 +100,32 @@ def test_must_3_an_optional_key_is_written_only_where_it_says_something(root: Pa
         stated["encoder"]["reads"] = value
         with pytest.raises(FormatError, match=message):
             Manifest.from_json(json.dumps(stated).encode())
+
+
+def test_must_12_a_generation_has_tables_of_its_own_and_the_older_ones_stay(root: Path) -> None:
+    old = open_dataset(root)
+    assert b'"generation"' not in old.manifest.to_json()
+    grown = dataclasses.replace(old.manifest, generation=1)
+    assert Manifest.from_json(grown.to_json()) == grown
+    assert grown.fingerprint != old.manifest.fingerprint
+    (root / "manifest.g0.json").write_bytes((root / "manifest.json").read_bytes())
+    (root / "manifest.json").write_bytes(grown.to_json())
+    with pytest.raises(FormatError, match=r"clusters\.g1\.parquet is missing; it is damaged"):
+        open_dataset(root)
+    for name in ("clusters", "shards"):
+        shutil.copy(root / f"{name}.parquet", root / f"{name}.g1.parquet")
+    assert open_dataset(root).manifest == open_dataset(root, generation=1).manifest == grown
+    assert open_dataset(root, generation=0).manifest == old.manifest
+    assert open_dataset(root).generation_with(old.manifest.fingerprint) == 0
+    assert open_dataset(root).generation_with("0" * 64) is None
+    for generation in (-1, 2):
+        with pytest.raises(
+            InputError, match=f"generation must be one that is there, got {generation}; the newest is 1"
+        ):
+            open_dataset(root, generation=generation)
+    (root / "manifest.g0.json").write_bytes(grown.to_json())
+    with pytest.raises(FormatError, match=r"manifest\.g0\.json is of generation 1"):
+        open_dataset(root, generation=0)
 
 
 @given(st.binary(max_size=200))

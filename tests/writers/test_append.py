@@ -15,7 +15,7 @@ import pytest
 from crisp_stream.errors import CorruptDataError, InputError
 from crisp_stream.format import Dataset, open_dataset
 from crisp_stream.inspection import verify_dataset
-from crisp_stream.provenance import document_spans, read_places
+from crisp_stream.provenance import read_places
 from crisp_stream.storage import open_store
 from crisp_stream.writers import engine, generations
 from crisp_stream.writers.append import append
@@ -131,20 +131,6 @@ def _from(files: dict[str, bytes], folder: Path) -> Dataset:
     return open_dataset(folder / "old")
 
 
-def test_windows_of_every_generation_name_their_documents(base: Path, texts: list[str], tmp_path: Path) -> None:
-    other = tmp_path / "elsewhere" / "a.jsonl"
-    other.parent.mkdir()
-    shutil.copy(texts[1], other)
-    append(options_for([str(other)], base), log=quiet)
-    append(options_for([texts[2]], base), log=quiet)
-    dataset = open_dataset(base)
-    sources = document_spans(dataset, np.arange(dataset.manifest.num_windows))
-    assert {span.source for source in sources for span in source.documents} == {"a.jsonl", "a.jsonl~2", "c.jsonl"}
-    old = open_dataset(base, generation=0)
-    before = document_spans(old, np.arange(old.manifest.num_windows))
-    assert {span.source for source in before for span in source.documents} == {"a.jsonl"}
-
-
 def test_level_1_clusters_without_new_windows_keep_their_shards(base: Path, texts: list[str], tmp_path: Path) -> None:
     few = tmp_path / "few.jsonl"
     few.write_text(json.dumps({"text": TOPICS[1][:400]}) + "\n")
@@ -162,19 +148,6 @@ def test_level_1_clusters_without_new_windows_keep_their_shards(base: Path, text
 
 def _new_windows(grown: Dataset, old: Dataset) -> np.ndarray:
     return np.flatnonzero(~np.isin(places_of(grown), places_of(old)))
-
-
-# mosaicml-streaming leaves the shard files that it reads to the garbage collector.
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_plain_streaming_reads_the_newest_generation(base: Path, texts: list[str], tmp_path: Path) -> None:
-    from streaming import StreamingDataset
-
-    append(options_for(texts[1:2], base), log=quiet)
-    expected = all_windows(open_dataset(base))
-    streamed = StreamingDataset(remote=str(base / "shards"), local=str(tmp_path / "cache"), batch_size=1, shuffle=False)
-    assert len(streamed) == len(expected)
-    for window in range(len(expected)):
-        np.testing.assert_array_equal(streamed[window]["tokens"], expected["tokens"][window])
 
 
 def test_a_dataset_of_lsi_grows_with_its_own_encoder(texts: list[str], tmp_path: Path) -> None:
