@@ -206,12 +206,16 @@ class EmbeddingsTask(Task):
     """Embed the windows of a part."""
 
     stage: ClassVar[str] = "embeddings"
-    kind: ClassVar[Kind] = "encoder"
 
     windows_key: str
     """Of the part's `WindowsTask`."""
     windows: WindowSettings
     encoder: EncoderSettings
+
+    @property
+    def kind(self) -> Kind:
+        """An LSI is light."""
+        return "encoder" if self.encoder.lsi is None else "light"
 
     def settings(self) -> Any:
         """The weights; all else is in the inputs."""

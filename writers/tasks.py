@@ -52,7 +52,6 @@ class Task(ABC):
     """Folder of the workspace that its files stand in."""
     version: ClassVar[int] = 1
     """Goes up when the same inputs give other files."""
-    kind: ClassVar[Kind] = "light"
 
     workspace: Workspace
     number: int
@@ -67,6 +66,11 @@ class Task(ABC):
     @abstractmethod
     def make(self) -> Record:
         """Write the files; return a record that JSON can hold. `num_units` in it is what progress counts."""
+
+    @property
+    def kind(self) -> Kind:
+        """Which workers run it; the same for all of a stage."""
+        return "light"
 
     @property
     def fingerprint(self) -> str:

@@ -12,7 +12,7 @@ import pytest
 
 from crisp_stream.errors import StorageError
 from crisp_stream.writers.engine import LocalEngine
-from crisp_stream.writers.tasks import PlanEnds, Record, Runner, Task, execute, file_sizes, fingerprint, finished
+from crisp_stream.writers.tasks import Kind, PlanEnds, Record, Runner, Task, execute, file_sizes, fingerprint, finished
 from crisp_stream.writers.workspace import Workspace
 
 
@@ -128,9 +128,12 @@ class Halves(Task):
     """Reads what a task of the first stage wrote."""
 
     stage: ClassVar[str] = "halves"
-    kind: ClassVar[Any] = "encoder"
 
     of: str
+
+    @property
+    def kind(self) -> Kind:
+        return "encoder"
 
     def settings(self) -> Any:
         return self.of
