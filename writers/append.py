@@ -37,6 +37,7 @@ from crisp_stream.provenance import documents_tables, has_provenance, source_nam
 from crisp_stream.storage import local_path, open_store
 from crisp_stream.writers import finish, generations, stages
 from crisp_stream.writers.append_report import AppendReport, report_of
+from crisp_stream.writers.document_stages import ReadDocuments, read_documents_in_stages
 from crisp_stream.writers.dropped import Dropped, dropped_parquet, read_dropped
 from crisp_stream.writers.drops import DropCounts
 from crisp_stream.writers.engine import LocalEngine, RayEngine
@@ -49,9 +50,9 @@ from crisp_stream.writers.pool import Log
 from crisp_stream.writers.run import QUICK_EXTRAS, dropped_documents, engine_of, provenance_record, work_folder
 from crisp_stream.writers.shards import ShardSettings, ShardsSummary
 from crisp_stream.writers.sorting import tree_of
-from crisp_stream.writers.stages import EmbeddedParts, ReadDocuments
+from crisp_stream.writers.stages import EmbeddedParts
 from crisp_stream.writers.tasks import Runner, fingerprint
-from crisp_stream.writers.workspace import Workspace
+from crisp_stream.writers.workspace import Workspace, remote_or_absolute
 
 _SUMS = ("documents", "characters", "tokens", "parts")
 _OF_THE_DATASET = ("tree", "tokenizer", "levels")
@@ -201,7 +202,7 @@ class _Grown:
         """
         options, runner, work_bytes = self._options, self._runner, engine.work_bytes()
         given = stages.given_by(runner, models_of_dataset(self._dataset), options)
-        read = stages.read_documents_in_stages(runner, options, memory_bytes=options.memory_bytes)
+        read = read_documents_in_stages(runner, options, memory_bytes=options.memory_bytes)
         tokenizer = stages.tokenizer_in_stages(runner, options, read, given)
         embedded = stages.parts_in_stages(
             runner,
@@ -242,7 +243,7 @@ class _Grown:
         shards = ShardsSummary.of(runner.run(tasks, unit="windows"))
         runner.run(tables, unit="parts")
         finish.check_windows(shards, embedded.parts, more=self._dataset.manifest.num_windows)
-        if root != stages.remote_or_absolute(options.out):
+        if root != remote_or_absolute(options.out):
             generations.move_staged_files(Path(root), local_path(self._dataset.root))
         first_parts = [
             self._before.next_part + groups.index(table.number - self._before.next_group) for table in tables
@@ -253,7 +254,7 @@ class _Grown:
 
     def _begin(self, staged: str) -> list[str]:
         """Where files of this append may stand: in the root only where an earlier run of it began."""
-        root = stages.remote_or_absolute(self._options.out)
+        root = remote_or_absolute(self._options.out)
         has_begun = generations.begin(self._dataset.store, self._own)
         return [*([staged] if staged != root else []), *([root] if has_begun else [])]
 
@@ -325,7 +326,7 @@ class _Grown:
 
 def _staged_root(options: WriteOptions, workspace: Workspace, own: Append) -> str:
     """Where new files are written: the root itself on an object store, else a folder of this very append."""
-    root = stages.remote_or_absolute(options.out)
+    root = remote_or_absolute(options.out)
     if open_store(options.out).is_local and workspace.folder is not None:
         return str(workspace.folder / f"staged-{fingerprint(root, own)}")
     return root

@@ -23,6 +23,7 @@ from crisp_stream.format import Manifest, open_dataset
 from crisp_stream.storage import cache_folder, is_remote, local_path, open_store
 from crisp_stream.writers import finish, stages
 from crisp_stream.writers.batches import BATCH_CHARACTERS
+from crisp_stream.writers.document_stages import ReadDocuments, read_documents_in_stages
 from crisp_stream.writers.dropped import Dropped
 from crisp_stream.writers.engine import LocalEngine, RayEngine, open_engine
 from crisp_stream.writers.models import Models, models_of_dataset, models_of_folder
@@ -33,7 +34,7 @@ from crisp_stream.writers.shards import ShardSettings, ShardsSummary
 from crisp_stream.writers.sorting import tree_of
 from crisp_stream.writers.stages import EmbeddedParts
 from crisp_stream.writers.tasks import PlanEnds, Runner, fingerprint
-from crisp_stream.writers.workspace import Workspace
+from crisp_stream.writers.workspace import Workspace, remote_or_absolute
 
 QUICK_EXTRAS = ("tokenizers", "tiktoken", "sklearn", "faiss", "threadpoolctl")
 """Looked for before hours of work; sentence_transformers is too slow to import for that, and needed first anyway."""
@@ -179,7 +180,7 @@ def _make(
     """Every stage up to a staged dataset and its manifest."""
     work_bytes = None if engine is None else engine.work_bytes()
     given = None if models is None else stages.given_by(runner, models, options)
-    read = stages.read_documents_in_stages(runner, options, memory_bytes=options.memory_bytes)
+    read = read_documents_in_stages(runner, options, memory_bytes=options.memory_bytes)
     tokenizer = stages.tokenizer_in_stages(runner, options, read, given)
     embedded = stages.parts_in_stages(
         runner, options, read, tokenizer, given, both_at_once=engine is not None and engine.has_gpus
@@ -238,7 +239,7 @@ def _make(
     return written, embedded, read.dropped
 
 
-def dropped_documents(read: stages.ReadDocuments, embedded: EmbeddedParts) -> list[Dropped]:
+def dropped_documents(read: ReadDocuments, embedded: EmbeddedParts) -> list[Dropped]:
     """What the evaluation sets and the search for duplicates removed, by file and row."""
     names = [file.name for file in read.files]
     dropped = [Dropped(**row) for record in read.records for row in record["dropped_list"]]
@@ -259,7 +260,7 @@ def dropped_documents(read: stages.ReadDocuments, embedded: EmbeddedParts) -> li
 def provenance_record(
     options: WriteOptions,
     embedded: EmbeddedParts,
-    read: stages.ReadDocuments,
+    read: ReadDocuments,
     levels: list[dict[str, Any]],
     models: Models | None,
 ) -> dict[str, Any]:
@@ -303,7 +304,7 @@ def provenance_record(
 def work_url(options: WriteOptions) -> str:
     """Where the intermediate files of a write stand."""
     if options.work is not None:
-        return stages.remote_or_absolute(options.work)
+        return remote_or_absolute(options.work)
     if not is_remote(options.out):
         root = local_path(options.out).resolve()
         return str(root.parent / f".{root.name}.write")
@@ -315,13 +316,13 @@ def work_url(options: WriteOptions) -> str:
 def staged_root(options: WriteOptions, workspace: Workspace) -> str:
     """Where shards are written: the root itself on an object store, else a folder that is moved when it is whole."""
     if is_remote(options.out) or workspace.folder is None:
-        return stages.remote_or_absolute(options.out)
-    return str(workspace.folder / f"staged-{fingerprint(stages.remote_or_absolute(options.out))[:8]}")
+        return remote_or_absolute(options.out)
+    return str(workspace.folder / f"staged-{fingerprint(remote_or_absolute(options.out))[:8]}")
 
 
 def _begin_publishing(options: WriteOptions, workspace: Workspace, content: str) -> None:
     """From here on files may stand in a remote root; remember which, so that only the same write takes them over."""
-    record = {"root": stages.remote_or_absolute(options.out), "content": content}
+    record = {"root": remote_or_absolute(options.out), "content": content}
     begun = workspace.read_if_there(_PUBLISHING)
     if begun is None or json.loads(begun)["root"] != record["root"]:
         workspace.write(_PUBLISHING, json.dumps(record).encode())
@@ -338,7 +339,7 @@ def _check_root(options: WriteOptions) -> None:
     """Refuse a root that is taken, but not by an earlier run of this write. Raises InputError, StorageError."""
     workspace = Workspace(work_url(options))
     begun = workspace.read_if_there(_PUBLISHING)
-    ours = begun is not None and json.loads(begun)["root"] == stages.remote_or_absolute(options.out)
+    ours = begun is not None and json.loads(begun)["root"] == remote_or_absolute(options.out)
     check_root(options.out, ours=ours, manifests=made_manifests(workspace) if ours else [])
 
 

@@ -15,6 +15,7 @@ from crisp_stream.format import MANIFEST, Dataset, open_dataset
 from crisp_stream.storage import is_remote, open_store
 from crisp_stream.tree import ClusterTree
 from crisp_stream.writers import stages
+from crisp_stream.writers.document_stages import read_documents_in_stages
 from crisp_stream.writers.lsi import LSI_FILES
 from crisp_stream.writers.models import FITTED, fitted_json, models_of_folder
 from crisp_stream.writers.options import WriteOptions
@@ -46,7 +47,7 @@ def fit(options: WriteOptions, *, log: Log = print) -> TreeReport:
         raise InputError(f"out: must be a new local folder, got {options.out}. Choose another --out.")
     with contextlib.closing(engine_of(options)) as engine, work_folder(options, log) as workspace:
         runner = Runner(engine, workspace, log=log)
-        read = stages.read_documents_in_stages(runner, options, memory_bytes=options.memory_bytes)
+        read = read_documents_in_stages(runner, options, memory_bytes=options.memory_bytes)
         tokenizer = stages.tokenizer_in_stages(runner, options, read, None)
         embedded = stages.parts_in_stages(runner, options, read, tokenizer, None, both_at_once=engine.has_gpus)
         fitted = stages.tree_in_stages(runner, options, embedded.parts)

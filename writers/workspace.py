@@ -27,6 +27,11 @@ from numpy.typing import NDArray
 from crisp_stream.storage import MissingObjectError, Store, is_remote, local_path, open_store
 
 
+def remote_or_absolute(url: str) -> str:
+    """A url that means the same in every process."""
+    return url.rstrip("/") if is_remote(url) else str(local_path(url).resolve())
+
+
 class Workspace:
     """Named files below one url. Can be pickled, and then works in any process that reaches the url."""
 
