@@ -23,7 +23,7 @@ DRIVER_BYTES = 448 << 20
 ENCODER_BYTES = 1400 << 20
 """Memory of a process with torch, sentence-transformers and all-MiniLM-L6-v2 on the CPU (measured 1.3 GB)."""
 LIGHT_BYTES = 384 << 20
-"""Memory of a process that reads, tokenises, fits, assigns or sorts, before the data it holds (measured 0.12 to 0.36 GB)."""
+"""Memory of a process that tokenises, fits, assigns or sorts, before the data it holds (measured 0.12 to 0.36 GB)."""
 LEAST_WORK_BYTES = 64 << 20
 """Data that a process must be able to hold beside."""
 ENCODERS_PER_GPU = 2

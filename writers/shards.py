@@ -2,9 +2,9 @@
 
 A cluster takes its key range a piece at a time: keys are cut so that a piece fits the memory budget, also inside one
 huge leaf, because the hash is part of the key. Every piece is gathered in run order and sorted stably, so the bytes
-depend neither on the budget nor on the number of processes. Runs of a local workspace are mapped; from an object store
-a cluster first brings its slice of every run to local disk, one request each. Shards go to their root while the next
-ones are made.
+depend neither on the budget nor on the number of processes. Runs of a local workspace are read in place; from an object
+store a cluster first brings its slice of every run to local disk, one request each. Shards go to their root while the
+next ones are made.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from crisp_stream.provenance import read_places
 from crisp_stream.storage import is_remote, local_path, open_store
 from crisp_stream.writers.sorting import HASH_BITS, Run, key_ranges, window_keys
 from crisp_stream.writers.tasks import Record, Task
-from crisp_stream.writers.workspace import StoredArray, scratch_folder
+from crisp_stream.writers.workspace import RowsOnDisk, StoredArray, scratch_folder
 
 SORT_MEMORY_BYTES = 64 << 20
 """Tokens of a piece; sorting and encoding hold about four times as much per process."""
@@ -47,10 +47,10 @@ _SLICE_THREADS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """The windows of one level-1 node in one run: mapped or in memory, [num_windows] each, sorted by key."""
+    """The windows of one level-1 node in one run: on disk or in memory, [num_windows] each, sorted by key."""
 
     keys: NDArray[np.uint64]
-    tokens: NDArray[Any]
+    tokens: NDArray[Any] | RowsOnDisk
     places: NDArray[np.uint32]
     checksums: NDArray[np.uint32] | None = None
     """Of the stored samples, where they come from a dataset, to be compared when they are written again."""
@@ -212,12 +212,12 @@ class ShardsTask(Task):
         return int(row.path.split("/")[1])
 
 
-def _on_disk(array: StoredArray, start: int, stop: int, scratch: Path | None, key: str) -> NDArray[Any]:
+def _on_disk(array: StoredArray, start: int, stop: int, scratch: Path | None, key: str) -> RowsOnDisk:
     if scratch is None:
-        return array.rows(start, stop)
-    path = scratch / f"{key.replace('/', '-')}.npy"
-    np.save(path, array.rows(start, stop), allow_pickle=False)
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+        return array.on_disk(start, stop)
+    name = f"{key.replace('/', '-')}.npy"
+    np.save(scratch / name, array.rows(start, stop), allow_pickle=False)
+    return StoredArray(open_store(str(scratch)), name).on_disk(0, stop - start)
 
 
 def directory_name(node: int) -> str:
