@@ -113,6 +113,7 @@ def append(options: WriteOptions, *, prune: bool = False, log: Log = print) -> A
 def _check_dataset(dataset: Dataset, content: bytes) -> None:
     if Manifest.from_json(content) != dataset.manifest:
         raise InputError(f"{dataset.root}: the dataset changed meanwhile. Run the command again.")
+    dataset.store.list(generations.APPENDING)  # a web server, which cannot be written to, refuses this already
     if not has_provenance(dataset):
         raise InputError(
             f"{dataset.root}: must say where its windows came from to grow, but was written without provenance. Write "

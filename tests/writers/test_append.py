@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from crisp_stream.errors import CorruptDataError, InputError
+from crisp_stream.errors import CorruptDataError, InputError, StorageError
 from crisp_stream.format import Dataset, open_dataset
 from crisp_stream.inspection import verify_dataset
 from crisp_stream.provenance import read_places
@@ -158,7 +161,10 @@ def test_a_dataset_of_lsi_grows_with_its_own_encoder(texts: list[str], tmp_path:
         patch.setattr(parts, "load_encoder", lambda choice, device: choice.open())
         write(options_for(texts[:1], tmp_path / "root", encoder="lsi"), log=quiet)
         write(options_for(texts[:2], tmp_path / "whole", like=str(tmp_path / "root"), max_length=None), log=quiet)
+        shutil.copytree(tmp_path / "root", tmp_path / "two")
         append(options_for(texts[1:2], tmp_path / "root"), log=quiet)
+        append(options_for(texts[1:2], tmp_path / "two", processes=2), log=quiet)
+    assert files_below(tmp_path / "two") == files_below(tmp_path / "root"), "two processes give the bytes of one"
     assert_same_windows(open_dataset(tmp_path / "root"), open_dataset(tmp_path / "whole"))
     assert_whole(tmp_path / "root")
 
@@ -352,6 +358,17 @@ def test_appending_is_refused_where_it_cannot_be_right(base: Path, texts: list[s
         append(options_for(texts[1:2], base, text_column="body"), log=quiet)
     assert not (base / "append.json").exists()
     assert open_dataset(base).manifest.generation == 0
+
+
+def test_a_root_on_a_web_server_is_refused_before_any_work(base: Path, texts: list[str], words: WordEncoder) -> None:
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(base))
+    words.num_calls = 0
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(StorageError, match="a web server can be read, not listed"):
+            append(options_for(texts[1:2], f"http://127.0.0.1:{server.server_address[1]}"), log=quiet)
+        server.shutdown()
+    assert words.num_calls == 0
 
 
 def _flip(path: Path, at: int) -> None:
