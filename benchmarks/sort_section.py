@@ -25,7 +25,7 @@ from crisp_stream.mds import encode_samples, write_shard
 from crisp_stream.tree import ClusterTree
 from crisp_stream.writers.parts import Part
 from crisp_stream.writers.shards import SORT_MEMORY_BYTES, ShardSettings, ShardSink, ShardsTask
-from crisp_stream.writers.sorting import HASH_BITS, Run, RunTask, group_parts, part_places, window_keys
+from crisp_stream.writers.sorting import HASH_BITS, RUN_BYTES, Run, RunTask, group_parts, part_places, window_keys
 from crisp_stream.writers.tasks import Record, Runner
 from crisp_stream.writers.workspace import Workspace
 
@@ -90,11 +90,11 @@ def make_parts(folder: Path, num_bytes: int) -> list[Part]:
     return parts
 
 
-def run_tasks(workspace: Workspace, parts: list[Part]) -> list[RunTask]:
+def run_tasks(workspace: Workspace, parts: list[Part], *, run_bytes: int = RUN_BYTES) -> list[RunTask]:
     """The tasks that sort the parts into runs."""
     return [
         RunTask(workspace=workspace, number=number, inputs=(), parts=members, tree="tree", seed=0)
-        for number, members in enumerate(group_parts(parts, WINDOW_BYTES))
+        for number, members in enumerate(group_parts(parts, WINDOW_BYTES, run_bytes=run_bytes))
     ]
 
 
@@ -141,7 +141,7 @@ def sorted_by_tasks(folder: str, num_bytes: int, processes: int, memory_bytes: i
         ]
         runner.run(warm, unit="windows")
         started, cpu = time.perf_counter(), cpu_of_all()
-        runs = run_tasks(workspace, parts)
+        runs = run_tasks(workspace, parts, run_bytes=memory_bytes or RUN_BYTES)
         records = runner.run(runs, unit="windows")
         sorting = time.perf_counter() - started
         memory = memory_bytes or SORT_MEMORY_BYTES
