@@ -24,13 +24,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
-        return parsed.run(parsed) or 0
+        code = parsed.run(parsed) or 0
+        sys.stdout.flush()
+        return code
     except CrispError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -123,6 +128,7 @@ def _add_inspect(verbs: Any) -> None:
     verb.add_argument("--data", metavar="ROOT", help="for a histogram: the dataset to take sample text from")
     verb.add_argument("--level", type=int, default=1, metavar="L", help="for a dataset: level of the clusters shown")
     verb.add_argument("--top", type=int, default=10, metavar="N", help="clusters shown")
+    verb.add_argument("--generation", type=int, metavar="G", help="an older generation of a dataset that has grown")
     verb.add_argument(
         "--window", type=int, metavar="N", help="for a dataset: show this window, its place in the tree, its documents"
     )
@@ -140,7 +146,7 @@ def _inspect(asked: argparse.Namespace) -> None:
         dataset = open_dataset(asked.data) if asked.data else None
         print(describe_histogram(Histogram.load(asked.target), dataset, limit=asked.top), end="")
         return
-    dataset = open_dataset(asked.target)
+    dataset = open_dataset(asked.target, generation=asked.generation)
     if asked.window is not None:
         from crisp_stream.provenance import describe_window
 
@@ -155,6 +161,7 @@ def _add_verify(verbs: Any) -> None:
         verbs, "verify", _verify, "Read every byte of a dataset and compare it with its tables. Exit 1 on problems."
     )
     verb.add_argument("root", metavar="ROOT", help="dataset root")
+    verb.add_argument("--generation", type=int, metavar="G", help="an older generation of a dataset that has grown")
     verb.add_argument(
         "--deep",
         action="store_true",
@@ -173,7 +180,7 @@ def _verify(asked: argparse.Namespace) -> int:
             bar.total = total
             bar.update(done - bar.n)
 
-        report = verify_dataset(asked.root, deep=asked.deep, progress=advance)
+        report = verify_dataset(asked.root, deep=asked.deep, generation=asked.generation, progress=advance)
     for problem in report.problems:
         print(f"problem: {problem}", file=sys.stderr)
     state = f"{len(report.problems)} problems" if report.problems else "whole"

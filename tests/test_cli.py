@@ -175,3 +175,10 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, dataset: Dat
     monkeypatch.setattr("crisp_stream.inspection.verify_dataset", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run("verify", dataset.root)
+
+
+def test_a_reader_of_a_pipe_that_has_seen_enough_is_no_error(dataset: Dataset) -> None:
+    command = f"{sys.executable} -m crisp_stream inspect {dataset.root} --top 5 | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=60)
+    assert done.stderr == ""
+    assert int(done.stdout) in (0, 141)
