@@ -27,7 +27,7 @@ from crisp_stream.writers.workspace import Workspace
 Record = dict[str, Any]
 Kind = Literal["light", "encoder"]
 """Which workers run a task: light ones, or those that hold an encoder and a GPU where there are any."""
-_RECORD_THREADS = 16
+_RECORD_THREADS = 64
 
 
 def fingerprint(*parts: Any) -> str:
