@@ -123,6 +123,13 @@ def _add_work(verb: argparse.ArgumentParser) -> None:
     work.add_argument("--processes", type=int, metavar="N", help="one per core when absent")
     work.add_argument("--memory", metavar="SIZE", help="of all processes together, such as 8G; not limited when absent")
     work.add_argument(
+        "--run-mb",
+        type=float,
+        default=64.0,
+        metavar="MB",
+        help="tokens of a sorted run; 512 where there are trillions, for fewer requests",
+    )
+    work.add_argument(
         "--work", metavar="DIR", help="folder or prefix for intermediate files, up to 3x the dataset; found again"
     )
     work.add_argument("--keep-work", action="store_true", help="keep the intermediate files for another write")
@@ -169,6 +176,7 @@ def _documents_options(asked: argparse.Namespace) -> dict[str, Any]:
         "address": asked.address,
         "processes": asked.processes,
         "memory_bytes": memory_bytes(asked.memory),
+        "run_bytes": int(asked.run_mb * (1 << 20)),
         "work": asked.work,
         "keep_work": asked.keep_work,
     }

@@ -47,11 +47,12 @@ from crisp_stream.writers.listing import list_input_files
 from crisp_stream.writers.models import models_of_dataset
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.pool import Log
-from crisp_stream.writers.run import QUICK_EXTRAS, dropped_documents, engine_of, provenance_record, work_folder
+from crisp_stream.writers.run import QUICK_EXTRAS, dropped_documents, engine_of, provenance_record
 from crisp_stream.writers.shards import ShardSettings, ShardsSummary
 from crisp_stream.writers.sorting import tree_of
 from crisp_stream.writers.stages import EmbeddedParts
 from crisp_stream.writers.tasks import Runner, fingerprint
+from crisp_stream.writers.work import work_folder
 from crisp_stream.writers.workspace import Workspace, remote_or_absolute
 
 _SUMS = ("documents", "characters", "tokens", "parts")
@@ -216,7 +217,13 @@ class _Grown:
         )
         runner.run([given.tree], unit="trees")
         ordered = finish.sort_in_stages(
-            runner, embedded, given.tree.key, given.tree.fingerprint, seed=options.seed, work_bytes=work_bytes
+            runner,
+            embedded,
+            given.tree.key,
+            given.tree.fingerprint,
+            seed=options.seed,
+            work_bytes=work_bytes,
+            run_bytes=options.run_bytes,
         )
         tree = tree_of(runner.workspace, given.tree.key)
         root = _staged_root(options, runner.workspace, self._own)

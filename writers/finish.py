@@ -94,7 +94,14 @@ class Sorted:
 
 
 def sort_in_stages(
-    runner: Runner, embedded: EmbeddedParts, tree_key: str, tree_fingerprint: str, *, seed: int, work_bytes: int | None
+    runner: Runner,
+    embedded: EmbeddedParts,
+    tree_key: str,
+    tree_fingerprint: str,
+    *,
+    seed: int,
+    work_bytes: int | None,
+    run_bytes: int = RUN_BYTES,
 ) -> Sorted:
     """Assign all windows to leaves and sort them into runs.
 
@@ -104,10 +111,12 @@ def sort_in_stages(
         tree_key: where the tree's files are.
         tree_fingerprint: of the tree's task.
         seed: of the order inside a leaf.
-        work_bytes: what a process may hold; None takes runs of 64 MB.
+        work_bytes: what a process may hold, which bounds runs further; None does not.
+        run_bytes: tokens of a run at most.
     """
     window_bytes = embedded.window_tokens * np.dtype(embedded.summary.token_dtype).itemsize
-    run_bytes = RUN_BYTES if work_bytes is None else min(RUN_BYTES, max(work_bytes // _COPIES_IN_SORTING, 1))
+    if work_bytes is not None:
+        run_bytes = min(run_bytes, max(work_bytes // _COPIES_IN_SORTING, 1))
     tasks = [
         RunTask(
             workspace=runner.workspace,

@@ -14,6 +14,7 @@ from crisp_stream.writers.inputs import DocumentSettings, Layout
 from crisp_stream.writers.lsi import LSI_NAME
 from crisp_stream.writers.near_duplicates import NearSettings
 from crisp_stream.writers.shards import SORT_MEMORY_BYTES
+from crisp_stream.writers.sorting import RUN_BYTES
 
 FIT_WINDOWS = 1_000_000
 SHARD_BYTES = 64 << 20
@@ -23,7 +24,7 @@ DEDUPLICATIONS = ("exact", "near")
 @dataclass(frozen=True, kw_only=True)
 class WriteOptions:
     """What to write, from what, and how. Everything but engine, address, processes, memory_bytes, work, keep_work,
-    group_bytes and sort_memory_bytes determines the bytes.
+    group_bytes, run_bytes and sort_memory_bytes determines the bytes.
 
     Raises:
         InputError: a value out of range.
@@ -104,6 +105,8 @@ class WriteOptions:
     """Leave the intermediate files, so that another write with other options finds what it can use."""
     group_bytes: int = GROUP_BYTES
     """Input files up to this size together are read by one task."""
+    run_bytes: int = RUN_BYTES
+    """Tokens of a sorted run at most; fewer and larger ones mean fewer requests, and five times as much memory."""
     sort_memory_bytes: int = SORT_MEMORY_BYTES
     """Tokens sorted at once per process at most; sorting holds about four times as much."""
 
@@ -134,6 +137,7 @@ class WriteOptions:
         require(1 <= self.shard_level <= self.depth, "shard_level", f"1 to {self.depth}, the depth of the tree")
         require(self.part_characters >= 1, "part_characters", "at least 1")
         require(self.fit_windows >= self.arity, "fit_windows", "at least the arity")
+        require(self.run_bytes >= 1, "run_bytes", "at least 1")
         require(self.sort_memory_bytes >= 1, "sort_memory_bytes", "at least 1")
         require(
             self.encoder != LSI_NAME or self.reads == "first", "reads", "left out with --encoder lsi, which reads all"

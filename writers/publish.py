@@ -68,7 +68,7 @@ def _taken_name(store: Store) -> str | None:
     return next((f"{name}/" for name in FOLDERS if store.list(name)), None)
 
 
-def publish(staged: str, root: str, manifest: bytes, *, log: Log) -> int:
+def publish(staged: str, root: str, manifest: bytes, *, log: Log) -> None:
     """Move what is staged to its root, then create the manifest.
 
     Args:
@@ -76,9 +76,6 @@ def publish(staged: str, root: str, manifest: bytes, *, log: Log) -> int:
         root: local folder or object-store prefix.
         manifest: content of manifest.json.
         log: receives a line.
-
-    Returns:
-        Bytes of the dataset.
 
     Raises:
         StorageError: the storage refused or failed, or another writer's manifest appeared.
@@ -88,11 +85,14 @@ def publish(staged: str, root: str, manifest: bytes, *, log: Log) -> int:
     store = open_store(root)
     if not (store.exists(MANIFEST) and store.get(MANIFEST) == manifest):
         store.put(MANIFEST, manifest, create=True)
+    log(f"published: {root}")
+
+
+def published_bytes(root: str) -> int:
+    """Size of the dataset at a root. Raises StorageError."""
     names = (MANIFEST, *FILES)
     below = tuple(f"{folder}/" for folder in FOLDERS)
-    dataset_bytes = sum(size for path, size in store.list() if path in names or path.startswith(below))
-    log(f"published: {root}")
-    return dataset_bytes
+    return sum(size for path, size in open_store(root).list() if path in names or path.startswith(below))
 
 
 def move_staged(staged: Path, root: Path) -> None:

@@ -8,19 +8,14 @@ uninterrupted run. It needs up to three times the room of the dataset, and is de
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
-import json
-import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from crisp_stream.errors import InputError, import_extra
 from crisp_stream.format import Manifest, open_dataset
-from crisp_stream.storage import cache_folder, is_remote, local_path, open_store
+from crisp_stream.storage import is_remote, open_store
 from crisp_stream.writers import finish, stages
 from crisp_stream.writers.batches import BATCH_CHARACTERS
 from crisp_stream.writers.document_stages import ReadDocuments, read_documents_in_stages
@@ -29,16 +24,23 @@ from crisp_stream.writers.engine import LocalEngine, RayEngine, open_engine
 from crisp_stream.writers.models import Models, models_of_dataset, models_of_folder
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.pool import Log
-from crisp_stream.writers.publish import MADE, check_root, made_manifests, publish
+from crisp_stream.writers.publish import MADE, publish, published_bytes
 from crisp_stream.writers.shards import ShardSettings, ShardsSummary
 from crisp_stream.writers.sorting import tree_of
 from crisp_stream.writers.stages import EmbeddedParts
 from crisp_stream.writers.tasks import PlanEnds, Runner, fingerprint
-from crisp_stream.writers.workspace import Workspace, remote_or_absolute
+from crisp_stream.writers.work import (
+    begin_publishing,
+    check_taken,
+    published_before,
+    staged_root,
+    work_folder,
+    work_url,
+)
+from crisp_stream.writers.workspace import Workspace
 
 QUICK_EXTRAS = ("tokenizers", "tiktoken", "sklearn", "faiss", "threadpoolctl")
 """Looked for before hours of work; sentence_transformers is too slow to import for that, and needed first anyway."""
-_PUBLISHING = "publishing.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,20 +98,25 @@ def write(options: WriteOptions, *, log: Log = print) -> WriteReport:
     for module in QUICK_EXTRAS:
         import_extra(module, extra="write", purpose="writing a dataset")
     models = models_of(options)
-    _check_root(options)
-    with contextlib.closing(engine_of(options)) as engine, work_folder(options, log) as workspace:
-        runner = Runner(engine, workspace, log=log)
-        manifest, embedded, dropped = _make(options, models, runner, engine)
-        dataset_bytes = publish(staged_root(options, workspace), options.out, manifest.to_json(), log=log)
+    check_taken(options)
+    if published_before(options):
+        log(f"work: {options.out} was published by an earlier run, which was stopped before it could tidy up")
+        manifest = open_dataset(options.out).manifest
+        with work_folder(options, log):
+            pass  # deletes it
+    else:
+        with contextlib.closing(engine_of(options)) as engine, work_folder(options, log) as workspace:
+            manifest = _make(options, models, Runner(engine, workspace, log=log), engine)
+            publish(staged_root(options, workspace), options.out, manifest.to_json(), log=log)
     report = WriteReport(
         root=options.out,
         fingerprint=manifest.fingerprint,
-        documents=embedded.summary.num_documents,
+        documents=manifest.provenance["documents"],
         windows=manifest.num_windows,
-        tokens=embedded.summary.num_tokens,
-        dropped_documents=dropped,
-        dropped_tokens=embedded.summary.dropped_tokens,
-        dataset_bytes=dataset_bytes,
+        tokens=manifest.provenance["tokens"],
+        dropped_documents=manifest.provenance["dropped_documents"],
+        dropped_tokens=manifest.provenance["dropped_tokens"],
+        dataset_bytes=published_bytes(options.out),
         leaves=manifest.num_leaves,
         shards=manifest.num_shards,
         seconds=max(time.monotonic() - started, 1e-9),
@@ -128,7 +135,7 @@ def models_of(options: WriteOptions) -> Models | None:
 def plan(options: WriteOptions) -> str:
     """What `write` would run now, as a table; runs nothing. Raises as `write` does for what it looks at."""
     models = models_of(options)
-    _check_root(options)
+    check_taken(options)
     runner = Runner(None, Workspace(work_url(options)), log=lambda line: None)
     with contextlib.suppress(PlanEnds):
         _make(options, models, runner, None)
@@ -176,7 +183,7 @@ def engine_of(options: WriteOptions) -> LocalEngine | RayEngine:
 
 def _make(
     options: WriteOptions, models: Models | None, runner: Runner, engine: LocalEngine | RayEngine | None
-) -> tuple[Manifest, EmbeddedParts, dict[str, int]]:
+) -> Manifest:
     """Every stage up to a staged dataset and its manifest."""
     work_bytes = None if engine is None else engine.work_bytes()
     given = None if models is None else stages.given_by(runner, models, options)
@@ -189,7 +196,13 @@ def _make(
         runner.run([given.tree], unit="trees")
     fitted = given.tree if given is not None else stages.tree_in_stages(runner, options, embedded.parts)
     ordered = finish.sort_in_stages(
-        runner, embedded, fitted.key, fitted.fingerprint, seed=options.seed, work_bytes=work_bytes
+        runner,
+        embedded,
+        fitted.key,
+        fitted.fingerprint,
+        seed=options.seed,
+        work_bytes=work_bytes,
+        run_bytes=options.run_bytes,
     )
     tree = tree_of(runner.workspace, fitted.key)
     root = staged_root(options, runner.workspace)
@@ -212,7 +225,7 @@ def _make(
     tables = finish.documents_tables(runner, embedded, groups, root)
     made = f"{MADE}/{fingerprint([task.fingerprint for task in (*tasks, *tables)])}.json"
     if runner.engine is not None:
-        _begin_publishing(options, runner.workspace, made)
+        begin_publishing(options, runner.workspace, made)
         finish.forget_lost(runner, tasks, tables, [root, options.out], made)
     shards = ShardsSummary.of(runner.run(tasks, unit="windows"))
     runner.run(tables, unit="parts")
@@ -220,7 +233,7 @@ def _make(
         raise PlanEnds
     manifest = runner.workspace.read_if_there(made)
     if manifest is not None:  # its publishing was interrupted
-        return Manifest.from_json(manifest), embedded, read.dropped
+        return Manifest.from_json(manifest)
     contents = finish.Contents(
         shards=shards,
         embedded=embedded,
@@ -236,7 +249,7 @@ def _make(
     )
     written = finish.write_small_files(runner, open_store(root), contents)
     runner.workspace.write(made, written.to_json())
-    return written, embedded, read.dropped
+    return written
 
 
 def dropped_documents(read: ReadDocuments, embedded: EmbeddedParts) -> list[Dropped]:
@@ -299,89 +312,3 @@ def provenance_record(
         "corrupt_files": [name for name, _ in read.corrupt],
     }
     return {**record, **{name: value for name, value in asked.items() if value}}
-
-
-def work_url(options: WriteOptions) -> str:
-    """Where the intermediate files of a write stand."""
-    if options.work is not None:
-        return remote_or_absolute(options.work)
-    if not is_remote(options.out):
-        root = local_path(options.out).resolve()
-        return str(root.parent / f".{root.name}.write")
-    if options.engine == "ray":
-        return f"{options.out.rstrip('/')}.write"
-    return str(cache_folder() / "work" / hashlib.sha256(options.out.rstrip("/").encode()).hexdigest()[:12])
-
-
-def staged_root(options: WriteOptions, workspace: Workspace) -> str:
-    """Where shards are written: the root itself on an object store, else a folder that is moved when it is whole."""
-    if is_remote(options.out) or workspace.folder is None:
-        return remote_or_absolute(options.out)
-    return str(workspace.folder / f"staged-{fingerprint(remote_or_absolute(options.out))[:8]}")
-
-
-def _begin_publishing(options: WriteOptions, workspace: Workspace, content: str) -> None:
-    """From here on files may stand in a remote root; remember which, so that only the same write takes them over."""
-    record = {"root": remote_or_absolute(options.out), "content": content}
-    begun = workspace.read_if_there(_PUBLISHING)
-    if begun is None or json.loads(begun)["root"] != record["root"]:
-        workspace.write(_PUBLISHING, json.dumps(record).encode())
-    elif json.loads(begun) != record and is_remote(options.out) and open_store(options.out).list("shards"):
-        raise InputError(
-            f"{options.out}: the output root must not hold files of another write, but an unfinished one with other "
-            "options or inputs left shards there. Delete them, finish that write, or choose another --out."
-        )
-    else:
-        workspace.write(_PUBLISHING, json.dumps(record).encode())
-
-
-def _check_root(options: WriteOptions) -> None:
-    """Refuse a root that is taken, but not by an earlier run of this write. Raises InputError, StorageError."""
-    workspace = Workspace(work_url(options))
-    begun = workspace.read_if_there(_PUBLISHING)
-    ours = begun is not None and json.loads(begun)["root"] == remote_or_absolute(options.out)
-    check_root(options.out, ours=ours, manifests=made_manifests(workspace) if ours else [])
-
-
-@contextlib.contextmanager
-def work_folder(options: WriteOptions, log: Log) -> Iterator[Workspace]:
-    """The workspace of a write, locked where it is a folder of this machine; deleted on success, and on a failure that
-    left nothing to go on from."""
-    url = work_url(options)
-    workspace = Workspace(url)
-    folder = workspace.folder
-    is_new = folder is not None and not folder.exists()
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-    with _locked(options, folder):
-        try:
-            yield workspace
-        except BaseException:
-            if folder is None or any(folder.glob("*/*.json")):
-                log(f"work: kept in {url}; run the same command again to go on")
-            elif is_new:
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
-        if options.keep_work:
-            log(f"work: kept in {url}")
-        elif folder is not None:
-            shutil.rmtree(folder)
-        else:
-            for name, _ in workspace.store.list():
-                workspace.store.delete(name)
-
-
-@contextlib.contextmanager
-def _locked(options: WriteOptions, folder: Path | None) -> Iterator[None]:
-    if folder is None:
-        yield
-        return
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(
-                f"{options.out}: must be written by one process at a time, but the same write is running. "
-                "Wait for it to end."
-            ) from error
-        yield

@@ -21,13 +21,14 @@ from crisp_stream.writers.models import FITTED, fitted_json, models_of_folder
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.parts import TOKENIZER_NAMES
 from crisp_stream.writers.pool import Log
-from crisp_stream.writers.run import engine_of, work_folder
+from crisp_stream.writers.run import engine_of
 from crisp_stream.writers.sorting import tree_of
 from crisp_stream.writers.stages import EmbeddedParts
 from crisp_stream.writers.tasks import Runner
 from crisp_stream.writers.tree_quality import QualitySums
 from crisp_stream.writers.tree_report import TreeReport, inspect_tree
 from crisp_stream.writers.tree_stage import FittedTree
+from crisp_stream.writers.work import work_folder
 
 EMBEDDINGS = "embeddings.npy"
 

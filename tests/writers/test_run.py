@@ -439,3 +439,37 @@ def test_a_work_folder_on_s3_gives_the_same_bytes(
     store = open_store(root)
     assert {path: store.get(path) for path, _ in store.list()} == files_below(tmp_path / "local")
     assert {name.split("/")[0] for name, _ in open_store(work).list()} >= {"documents", "windows", "runs"}
+
+
+def test_a_run_killed_while_it_tidies_up_has_published_its_dataset(
+    text_file: Path, tmp_path: Path, word_encoder: WordEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = small_options(text_file, tmp_path / "out")
+    original = shutil.rmtree
+
+    def killed(path: Path, **named: object) -> None:
+        if Path(path).name == "runs":
+            raise KeyboardInterrupt
+        original(path, **named)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write(options, log=quiet)
+    published, calls = files_below(tmp_path / "out"), word_encoder.num_calls
+    with pytest.raises(InputError, match="must not hold a dataset"):
+        write(small_options(text_file, tmp_path / "out", seed=1), log=quiet)
+    lines: list[str] = []
+    report = write(options, log=lines.append)
+    assert any("was published by an earlier run" in line for line in lines)
+    assert (report.windows, word_encoder.num_calls) == (open_dataset(tmp_path / "out").manifest.num_windows, calls)
+    assert files_below(tmp_path / "out") == published
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_size_of_runs_has_no_effect_on_the_bytes(
+    text_file: Path, tmp_path: Path, word_encoder: WordEncoder
+) -> None:
+    write(small_options(text_file, tmp_path / "one"), log=quiet)
+    write(small_options(text_file, tmp_path / "many", run_bytes=1, sort_memory_bytes=1), log=quiet)
+    assert files_below(tmp_path / "one") == files_below(tmp_path / "many")
