@@ -34,6 +34,8 @@ PROBE_DOCUMENTS = 64
 PROBE_CHARACTERS = 1 << 20
 LSI_WINDOWS = 50_000
 """Windows that an LSI is fitted on at most, about; chosen by a hash where there are more."""
+LSI_TOKENS = 20_000_000
+"""Tokens of these windows at most, about: 20,000 windows of 1,024 tokens, whose text and words fit in 0.5 GB."""
 _LSI_SALT = 2
 
 
@@ -242,7 +244,7 @@ class LsiTask(Task):
 
     def settings(self) -> Any:
         """What chooses the windows."""
-        return [self.seed, [part.number for part in self.parts]]
+        return [self.seed, LSI_WINDOWS, LSI_TOKENS, [part.number for part in self.parts]]
 
     def make(self) -> Record:
         """Write the LSI's files below the task's key."""
@@ -254,7 +256,8 @@ class LsiTask(Task):
 
     def _texts(self) -> list[str]:
         tokenizer = tokenizer_of(self.workspace, self.windows)
-        share = min(1.0, LSI_WINDOWS / max(1, sum(part.num_windows for part in self.parts)))
+        num_windows = max(1, sum(part.num_windows for part in self.parts))
+        share = min(1.0, min(LSI_WINDOWS, LSI_TOKENS / self.windows.window_tokens) / num_windows)
         texts: list[str] = []
         for part in self.parts:
             places = part_places(part.number, np.arange(part.num_windows, dtype=np.uint32))
