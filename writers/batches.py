@@ -24,7 +24,7 @@ from crisp_stream.writers.drops import NOT_SAMPLED, DropCounts
 from crisp_stream.writers.duplicates import text_digests
 from crisp_stream.writers.inputs import DocumentSettings, InputFile
 from crisp_stream.writers.near_duplicates import NearSettings, Sketches, sketch_texts
-from crisp_stream.writers.tasks import Record, Task, file_sizes, fingerprint
+from crisp_stream.writers.tasks import Record, Task, file_sizes
 from crisp_stream.writers.workspace import Workspace
 
 BATCH_CHARACTERS = 2 << 20
@@ -297,8 +297,3 @@ def documents_tasks(
         )
         for number, (start, stop) in enumerate(group_files(files, group_bytes=group_bytes))
     ]
-
-
-def batch_fingerprint(task: DocumentsTask, batch: int) -> str:
-    """Of one batch of a task."""
-    return fingerprint(task.fingerprint, batch)

@@ -30,7 +30,6 @@ __all__ = [
     "DocumentSettings",
     "DropCounts",
     "InputFile",
-    "list_document_files",
     "list_input_files",
     "read_documents",
     "read_input",
@@ -68,12 +67,6 @@ def read_input(file: InputFile, settings: DocumentSettings, counts: DropCounts) 
             yield document
         else:
             counts.add(document)
-
-
-def list_document_files(inputs: Sequence[str], *, counts: DropCounts | None = None) -> list[str]:
-    """The addresses of the files behind `inputs` that hold documents, in reading order. Raises as list_input_files."""
-    files = list_input_files(inputs, DocumentSettings(), DropCounts() if counts is None else counts)
-    return [file.url for file in files]
 
 
 def read_documents(

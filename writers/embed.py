@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,7 +46,6 @@ from crisp_stream.writers.pieces import (
     says_everything,
     unit_vectors,
 )
-from crisp_stream.writers.prefetch import prefetched
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -345,23 +344,6 @@ def matching_encoder(record: EncoderRecord, name: str | None, root: str) -> Enco
             f"(sha256 {record.weights_sha256[:12]}…), got {digest[:12]}…. {remedy}."
         )
     return choice
-
-
-def embed_stream(
-    encoder: TextEncoder, sources: Iterable[Callable[[], Pieces]], *, ahead: int = 2
-) -> Iterator[NDArray[np.float16]]:
-    """Embed several parts on one device, which does not wait while the next are loaded and padded.
-
-    Args:
-        encoder: of this process.
-        sources: load the pieces of a part each; called in order, in another thread.
-        ahead: parts that are held ready.
-
-    Yields:
-        What `embed_pieces` gives for each.
-    """
-    for prepared in prefetched((encoder.prepare(source()) for source in sources), ahead):
-        yield encoder.embed_prepared(prepared)
 
 
 def _to_device(array: NDArray[Any], device: Any) -> Any:

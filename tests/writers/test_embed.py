@@ -6,8 +6,6 @@ import pydoc_data.topics
 import shutil
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +19,10 @@ from crisp_stream.writers import embed
 from crisp_stream.writers.embed import (
     Encoder,
     EncoderChoice,
-    embed_stream,
     matching_encoder,
 )
 from crisp_stream.writers.encoder_files import DEFAULT_ENCODER, DEFAULT_WEIGHTS_SHA256, resolve_encoder
 from crisp_stream.writers.pieces import Pieces, pad_batches, says_everything, splits_at_blanks
-from crisp_stream.writers.prefetch import prefetched
 from crisp_stream.writers.windows import DocumentTokenizer, train_tokenizer
 
 TOPICS = [text for _, text in sorted(pydoc_data.topics.topics.items())]
@@ -190,28 +186,6 @@ def test_batches_hold_every_sequence_once_within_the_budget_on_either_side() -> 
                 np.testing.assert_array_equal(padded, np.concatenate(expected))
     one = list(pad_batches(pieces, 8, pad_id=0, left=False))
     assert one[0].ids.shape == (1, lengths.max())
-
-
-def test_a_stream_gives_what_each_part_gives_alone(encoder: Encoder) -> None:
-    parts = [encoder.pieces(TOPICS[at : at + 3]) for at in range(0, 9, 3)]
-    found = list(embed_stream(encoder, [lambda part=part: part for part in parts]))
-    assert len(found) == 3
-    for vectors, part in zip(found, parts, strict=True):
-        np.testing.assert_array_equal(vectors, encoder.embed_pieces(part))
-
-
-def test_prefetching_hands_on_errors_and_ends_its_thread() -> None:
-    def items() -> Iterator[int]:
-        yield from range(3)
-        raise InputError("the fourth is broken")
-
-    taken: list[int] = []
-    with pytest.raises(InputError, match="the fourth is broken"):
-        taken.extend(prefetched(items(), 2))
-    left_open = prefetched(iter(range(1000)), 2)
-    assert next(left_open) == 0
-    left_open.close()  # type: ignore[attr-defined]
-    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
 
 
 def test_the_benchmark_of_this_stage_times_every_side_in_turn(tmp_path: Path) -> None:

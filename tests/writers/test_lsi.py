@@ -11,7 +11,7 @@ import pytest
 from crisp_stream.errors import FormatError, InputError
 from crisp_stream.format import EncoderRecord
 from crisp_stream.storage import open_store
-from crisp_stream.writers.embed import EncoderChoice, embed_stream, matching_encoder
+from crisp_stream.writers.embed import EncoderChoice, matching_encoder
 from crisp_stream.writers.lsi import LSI_FILES, LsiEncoder
 from tests.seaweed import S3Server
 
@@ -80,8 +80,7 @@ def test_a_row_depends_on_its_text_alone(lsi: LsiEncoder) -> None:
     for row in (0, 7, 39):
         np.testing.assert_array_equal(lsi.embed([TEXTS[row]])[0], together[row])
     parts = [lsi.pieces(TEXTS[:20]), lsi.pieces(TEXTS[20:40])]
-    streamed = list(embed_stream(lsi, [lambda part=part: part for part in parts]))
-    np.testing.assert_array_equal(np.concatenate(streamed), together)
+    np.testing.assert_array_equal(np.concatenate([lsi.embed_pieces(part) for part in parts]), together)
 
 
 def test_a_text_without_known_terms_gets_the_first_axis(lsi: LsiEncoder) -> None:
