@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from crisp_stream.format import Dataset
+from crisp_stream.writers.pool import aligned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +48,7 @@ class AppendReport:
             ("shards", f"{self.shards:,}, {self.new_shards:,} of them new"),
             ("rate", f"{self.windows / self.seconds:,.1f} windows/s in {self.seconds:,.0f} s"),
         ]
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+        return aligned(rows)
 
 
 def report_of(dataset: Dataset, seconds: float) -> AppendReport:

@@ -23,7 +23,7 @@ from crisp_stream.writers.dropped import Dropped
 from crisp_stream.writers.engine import LocalEngine, RayEngine, open_engine
 from crisp_stream.writers.models import Models, models_of_dataset, models_of_folder
 from crisp_stream.writers.options import WriteOptions
-from crisp_stream.writers.pool import Log
+from crisp_stream.writers.pool import Log, aligned
 from crisp_stream.writers.publish import MADE, publish, published_bytes
 from crisp_stream.writers.shards import ShardSettings, ShardsSummary
 from crisp_stream.writers.sorting import tree_of
@@ -78,8 +78,7 @@ class WriteReport:
             ("bytes", f"{self.dataset_bytes:,}"),
             ("rate", f"{self.windows / self.seconds:,.1f} windows/s in {self.seconds:,.0f} s"),
         ]
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+        return aligned(rows)
 
 
 def write(options: WriteOptions, *, log: Log = print) -> WriteReport:

@@ -51,15 +51,14 @@ def begin_publishing(options: WriteOptions, workspace: Workspace, content: str) 
     """From here on files may stand in a remote root; remember which, so that only the same write takes them over."""
     record = {"root": remote_or_absolute(options.out), "content": content, "options": _identity(options)}
     begun = workspace.read_if_there(_PUBLISHING)
-    if begun is None or json.loads(begun)["root"] != record["root"]:
-        workspace.write(_PUBLISHING, json.dumps(record).encode())
-    elif json.loads(begun) != record and is_remote(options.out) and open_store(options.out).list("shards"):
+    earlier = record if begun is None else json.loads(begun)
+    others = earlier["root"] == record["root"] and earlier != record
+    if others and is_remote(options.out) and open_store(options.out).list("shards"):
         raise InputError(
             f"{options.out}: the output root must not hold files of another write, but an unfinished one with other "
             "options or inputs left shards there. Delete them, finish that write, or choose another --out."
         )
-    else:
-        workspace.write(_PUBLISHING, json.dumps(record).encode())
+    workspace.write(_PUBLISHING, json.dumps(record).encode())
 
 
 def _identity(options: WriteOptions) -> str:
