@@ -103,24 +103,7 @@ class ClusterTree:
         self._check_width(embeddings)
         if level == 0:
             return np.zeros(len(embeddings), np.uint32)
-        return self._descent.nodes(embeddings, level)[0]
-
-    def assign_with_products(self, embeddings: NDArray[Any]) -> tuple[NDArray[np.uint32], NDArray[np.float32]]:
-        """Leaves, and how close the windows are to the centroids on their way.
-
-        Args:
-            embeddings: [num_windows, dim], L2-normalised, float16 or float32.
-
-        Returns:
-            [num_windows] leaf ids; [depth, num_windows] inner products with the centroid of the node at each level
-            (below a leaf: the leaf's). The last bits of the products may differ between machines; the leaves do not.
-
-        Raises:
-            InputError: wrong width, values that are not finite.
-        """
-        self._check_width(embeddings)
-        leaves, products = self._descent.nodes(embeddings, self.depth, with_products=True)
-        return leaves, np.asarray(products)
+        return self._descent.nodes(embeddings, level)
 
     @cached_property
     def centroid_norms(self) -> list[NDArray[np.float32]]:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.descent import Family, check_finite, widen
 from crisp_stream.errors import import_extra
+from crisp_stream.families import Family, check_finite, widen
 from crisp_stream.writers.tree_settings import TreeSettings
 
 

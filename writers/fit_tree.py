@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.descent import cuts
 from crisp_stream.errors import FormatError, InputError, import_extra
+from crisp_stream.families import cuts
 from crisp_stream.tree import ClusterTree
 from crisp_stream.writers.balanced_kmeans import closest, fit_node, search_device, unit_rows
 from crisp_stream.writers.tree_settings import TreeSettings

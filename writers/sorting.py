@@ -109,17 +109,19 @@ class RunTask(Task):
         tree = tree_of(self.workspace, self.tree)
         stored = [self.workspace.load_array(f"{part.embeddings_key}.embeddings.npy") for part in self.parts]
         with limits(1):  # a window's leaf must not depend on how many cores multiply
-            leaves, products = tree.assign_with_products(np.concatenate(stored))  # fast for many windows at once
+            leaves = tree.assign(np.concatenate(stored))  # fast for many windows at once
         ends = np.cumsum([len(own) for own in stored])
         bounds = list(zip([0, *ends[:-1]], ends, strict=True))
-        sums = [QualitySums.of_products(tree, leaves[start:stop], products[:, start:stop]) for start, stop in bounds]
+        sums = [
+            QualitySums.of(tree, own, leaves[start:stop]) for own, (start, stop) in zip(stored, bounds, strict=True)
+        ]
         places = np.concatenate(
             [
                 part_places(part.number, self.workspace.load_array(f"{part.windows_key}.places.npy"))
                 for part in self.parts
             ]
         )
-        del stored, products
+        del stored
         tokens = [self.workspace.load_array(f"{part.windows_key}.tokens.npy") for part in self.parts]
         all_keys = window_keys(leaves, places, self.seed)
         order = np.argsort(all_keys, kind="stable")
