@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from crisp_stream.errors import InputError
 from crisp_stream.writers.batches import DocumentsTask, Selection, documents_tasks
 from crisp_stream.writers.drops import DropCounts
+from crisp_stream.writers.engine import holding
 from crisp_stream.writers.inputs import DocumentSettings, InputFile
 from crisp_stream.writers.listing import list_input_files
+from crisp_stream.writers.memory_limit import DRIVER_BYTES, LEAST_WORK_BYTES
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.preparation import BatchName, DuplicatesTask, EvaluationTask, batch_names
 from crisp_stream.writers.tasks import Record, Runner
@@ -84,10 +86,13 @@ def read_documents_in_stages(runner: Runner, options: WriteOptions, *, memory_by
             inputs=tuple(task.fingerprint for task in tasks),
             groups=tuple(t.key for t, record in zip(tasks, records, strict=True) if record["documents_per_batch"]),
             near=options.sketches,
-            memory_bytes=memory_bytes or DUPLICATES_BYTES,
+            memory_bytes=_search_bytes(memory_bytes),
         )
     _require_documents(options, records)
-    found = runner.run([duplicates], unit="duplicates")[0] if duplicates else {"exact": 0, "near": 0}
+    found = {"exact": 0, "near": 0}
+    if duplicates is not None:
+        with holding(runner.engine, "finding duplicates", 0):  # which takes what there is
+            [found] = runner.run([duplicates], unit="duplicates")
     read = ReadDocuments(
         files=files,
         tasks=tasks,
@@ -100,6 +105,10 @@ def read_documents_in_stages(runner: Runner, options: WriteOptions, *, memory_by
     for name, reason in read.corrupt:
         runner.log(f"documents: left out {name}: {reason}")
     return read
+
+
+def _search_bytes(memory_bytes: int | None) -> int:
+    return DUPLICATES_BYTES if memory_bytes is None else max(memory_bytes - DRIVER_BYTES, LEAST_WORK_BYTES)
 
 
 def _with(dropped: dict[str, int], counts: DropCounts) -> dict[str, int]:

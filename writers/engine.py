@@ -14,18 +14,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from crisp_stream.errors import CrispError, InputError, import_extra
+from crisp_stream.writers.memory_limit import MemoryLimit, bound_allocators, return_memory
 from crisp_stream.writers.pool import Pool, num_processes
-from crisp_stream.writers.tasks import Kind, Record, Task, execute
+from crisp_stream.writers.tasks import Engine, Kind, Record, Task, execute
 from crisp_stream.writers.workspace import delete_abandoned_scratch
 
-DRIVER_BYTES = 448 << 20
-"""Memory of the process that runs the others: it lists, trains the tokenizer, joins (measured 0.4 GB)."""
-ENCODER_BYTES = 1400 << 20
-"""Memory of a process with torch, sentence-transformers and all-MiniLM-L6-v2 on the CPU (measured 1.3 GB)."""
-LIGHT_BYTES = 384 << 20
-"""Memory of a process that tokenises, fits, assigns or sorts, before the data it holds (measured 0.12 to 0.36 GB)."""
-LEAST_WORK_BYTES = 64 << 20
-"""Data that a process must be able to hold beside."""
 ENCODERS_PER_GPU = 2
 """While one loads its next windows, the other computes."""
 _RETRIES = 5
@@ -58,6 +51,12 @@ def _run(task: Task) -> tuple[int, Record]:
     return task.number, execute(task)
 
 
+def _run_bounded(task: Task) -> tuple[int, Record]:
+    record = execute(task)
+    return_memory()
+    return task.number, record
+
+
 class LocalEngine:
     """Processes of this machine."""
 
@@ -65,19 +64,11 @@ class LocalEngine:
 
     def __init__(self, *, processes: int | None = None, memory_bytes: int | None = None) -> None:
         """Args:
-            processes: at most; None is one per core.
-            memory_bytes: of all processes together; fewer run where it is short.
-
-        Raises:
-            InputError: not even one process fits.
+        processes: at most; None is one per core.
+        memory_bytes: of all processes together; fewer run where it is short. Raises InputError where none fits.
         """
         self._processes = num_processes(processes)
-        self._memory_bytes = memory_bytes
-        least = LIGHT_BYTES + LEAST_WORK_BYTES
-        if memory_bytes is not None and memory_bytes < least:
-            raise InputError(
-                f"memory: must be at least {least >> 20} MB, what one process needs, got {memory_bytes >> 20} MB."
-            )
+        self.limit = None if memory_bytes is None else MemoryLimit(memory_bytes)
         self._light: Pool | None = None
 
     @property
@@ -89,49 +80,60 @@ class LocalEngine:
         """Processes at once."""
         if kind == "encoder" and (gpus := _num_gpus()):
             return gpus * ENCODERS_PER_GPU
-        if self._memory_bytes is None:
-            return self._processes
-        each = ENCODER_BYTES if kind == "encoder" else LIGHT_BYTES + LEAST_WORK_BYTES
-        fitting = (self._memory_bytes - DRIVER_BYTES) // each
-        if fitting <= 1:
-            fitting = self._memory_bytes // each and 1  # in the driver itself
-        if fitting < 1:
-            raise InputError(
-                f"memory: embedding needs {each >> 20} MB for one process, got {self._memory_bytes >> 20} MB. "
-                "Give more, or use --encoder lsi, which needs no neural network."
-            )
-        return min(self._processes, fitting)
+        return self._processes if self.limit is None else min(self._processes, self.limit.processes(kind))
 
     def work_bytes(self) -> int | None:
         """Data that one light process may hold; None where memory is not limited."""
-        if self._memory_bytes is None:
-            return None
-        workers = self.workers("light")
-        return (self._memory_bytes - (DRIVER_BYTES if workers > 1 else 0)) // workers - LIGHT_BYTES
+        return None if self.limit is None else self.limit.work_bytes(self.workers("light"))
+
+    @contextlib.contextmanager
+    def holding(self, purpose: str, num_bytes: int) -> Iterator[None]:
+        """Run fewer processes while `num_bytes` are needed beside them. Raises InputError where none fits."""
+        if self.limit is None:
+            yield
+            return
+        self._close_light()
+        with self.limit.beside(purpose, num_bytes):
+            yield
+        self._close_light()
 
     def run(self, tasks: Iterable[Task], *, kind: Kind, num_tasks: int | None = None) -> Iterator[tuple[int, Record]]:
         """See Engine. The processes of light tasks are kept for the next stage, those with an encoder are not."""
         processes = self.workers(kind)
+        run, start = (_run, None) if self.limit is None else (_run_bounded, bound_allocators)
         if num_tasks is not None:
             processes = min(processes, num_tasks)
         if processes == 1:
-            yield from map(_run, tasks)
+            yield from map(run, tasks)
         elif kind == "encoder":
-            pool = Pool(processes)
+            pool = Pool(processes, start=start)
             try:
-                yield from pool.map_unordered(_run, tasks)
+                yield from pool.map_unordered(run, tasks)
             finally:
                 pool.close()
         else:
-            self._light = self._light or Pool(self.workers("light"))
-            yield from self._light.map_unordered(_run, tasks)
+            self._light = self._light or Pool(self.workers("light"), start=start)
+            yield from self._light.map_unordered(run, tasks)
 
     def close(self) -> None:
         """End the processes."""
+        self._close_light()
+        delete_abandoned_scratch()
+
+    def _close_light(self) -> None:
         if self._light is not None:
             self._light.close()
             self._light = None
-        delete_abandoned_scratch()
+
+
+def limit_of(engine: Engine | None) -> MemoryLimit | None:
+    """The limit of an engine that has one."""
+    return engine.limit if isinstance(engine, LocalEngine) else None
+
+
+def holding(engine: Engine | None, purpose: str, num_bytes: int) -> contextlib.AbstractContextManager[None]:
+    """`LocalEngine.holding`; other engines have no limit."""
+    return engine.holding(purpose, num_bytes) if isinstance(engine, LocalEngine) else contextlib.nullcontext()
 
 
 def _num_gpus() -> int:

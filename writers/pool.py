@@ -35,8 +35,10 @@ def worker_index() -> int:
     return _worker_index
 
 
-def _start_worker(counter: Any) -> None:
+def _start_worker(counter: Any, start: Callable[[], None] | None) -> None:
     global _worker_index
+    if start is not None:
+        start()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with counter.get_lock():
@@ -76,14 +78,15 @@ def map_unordered(function: Callable[[Task], Result], tasks: Iterable[Task], *, 
 class Pool:
     """Worker processes."""
 
-    def __init__(self, processes: int) -> None:
+    def __init__(self, processes: int, *, start: Callable[[], None] | None = None) -> None:
         """Args:
         processes: at least 1; started with the first task.
+        start: run first in each.
         """
         self._processes = processes
         context = multiprocessing.get_context("spawn")
         self._executor = ProcessPoolExecutor(
-            processes, mp_context=context, initializer=_start_worker, initargs=(context.Value("i", 0),)
+            processes, mp_context=context, initializer=_start_worker, initargs=(context.Value("i", 0), start)
         )
 
     def map_unordered(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:

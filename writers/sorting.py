@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from crisp_stream.draws import splitmix64_finalise
 from crisp_stream.errors import import_extra
 from crisp_stream.tree import ClusterTree
-from crisp_stream.writers.parts import Part
+from crisp_stream.writers.parts import Part, forget_encoders
 from crisp_stream.writers.tasks import Record, Task, file_sizes
 from crisp_stream.writers.tree_quality import QualitySums
 from crisp_stream.writers.workspace import Workspace
@@ -105,6 +105,7 @@ class RunTask(Task):
 
     def make(self) -> Record:
         """Write keys, tokens and places, sorted by key."""
+        forget_encoders()  # of the stage before
         limits = import_extra("threadpoolctl", extra="write", purpose="sorting windows").threadpool_limits
         tree = tree_of(self.workspace, self.tree)
         stored = [self.workspace.load_array(f"{part.embeddings_key}.embeddings.npy") for part in self.parts]

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from crisp_stream.errors import InputError
 from crisp_stream.mds import TokenDtype
 from crisp_stream.writers.document_stages import ReadDocuments
 from crisp_stream.writers.embed import Encoder, EncoderChoice, matching_encoder
-from crisp_stream.writers.lsi import LSI_NAME
+from crisp_stream.writers.encoder_files import resolve_encoder, weights_file
+from crisp_stream.writers.engine import LocalEngine, holding, limit_of
+from crisp_stream.writers.lsi import FIT_BYTES, FIT_BYTES_PER_CHARACTER, LSI_NAME
 from crisp_stream.writers.models import Models
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.parts import (
@@ -27,8 +29,10 @@ from crisp_stream.writers.parts import (
     PartsSummary,
     WindowSettings,
     WindowsTask,
+    forget_encoders,
 )
 from crisp_stream.writers.preparation import (
+    LSI_TOKENS,
     GivenLsiTask,
     GivenTreeTask,
     LsiTask,
@@ -40,6 +44,12 @@ from crisp_stream.writers.tree_settings import TreeSettings
 from crisp_stream.writers.tree_stage import FittedTree, fit_tree_in_stages
 from crisp_stream.writers.windows import SAMPLE_CHARACTERS
 
+_LSI_FIT = "fitting an LSI on this much text"
+_INDEX_BYTES = 16
+"""Per window that a tree is fitted on: two numbers."""
+_CHARACTERS_PER_TOKEN = 5
+"""Rather more than English has, with a vocabulary of 32,000."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
@@ -49,6 +59,7 @@ class Given:
     encoder: EncoderChoice
     tree: GivenTreeTask
     lsi: GivenLsiTask | None
+    """Without its files, which are 50 MB."""
 
 
 def given_by(runner: Runner, models: Models, options: WriteOptions) -> Given:
@@ -79,7 +90,9 @@ def given_by(runner: Runner, models: Models, options: WriteOptions) -> Given:
     lsi = None
     if models.encoder.name == LSI_NAME:
         digest = models.encoder.weights_sha256
-        lsi = GivenLsiTask(workspace=workspace, number=0, inputs=(), digest=digest, files=models.lsi_files())
+        lsi = GivenLsiTask(workspace=workspace, number=0, inputs=(), digest=digest, files={})
+    else:
+        _count_encoder(runner, choice.name)
     return Given(models=models, encoder=choice, tree=tree, lsi=lsi)
 
 
@@ -176,6 +189,7 @@ def parts_in_stages(
         InputError: not one window.
     """
     encoder = _encoder_settings(options, given)
+    _require_memory(runner, encoder, given, read)
     windows = [
         WindowsTask(
             workspace=runner.workspace,
@@ -198,12 +212,18 @@ def parts_in_stages(
         records = runner.run(windows, unit="windows")
         _require_windows(records, tokenizer)
         if encoder.name == LSI_NAME:
-            lsi = given.lsi if given else _lsi_task(runner, windows, records, tokenizer, options.seed)
-            assert lsi is not None
-            [fitted] = runner.run([lsi], unit="encoders")
+            if given is None:
+                lsi = _lsi_task(runner, windows, records, tokenizer, options.seed)
+                with holding(runner.engine, _LSI_FIT, _lsi_fit_bytes(read)):
+                    [fitted] = runner.run([lsi], unit="encoders")
+            else:
+                lsi = given.lsi
+                assert lsi is not None
+                [fitted] = runner.run([replace(lsi, files=given.models.lsi_files())], unit="encoders")
             encoder = EncoderSettings(name=LSI_NAME, weights_sha256=fitted["weights_sha256"], lsi=lsi.key)
         embeddings = _embeddings_tasks(windows, tokenizer, encoder)
         embedded = runner.run(embeddings, unit="windows")
+    forget_encoders()
     parts = tuple(
         Part(
             number=window.number,
@@ -218,6 +238,29 @@ def parts_in_stages(
     return EmbeddedParts(
         parts=parts, windows=windows, records=records, summary=summary, tokenizer=tokenizer.settings, lsi=lsi
     )
+
+
+def _require_memory(runner: Runner, encoder: EncoderSettings, given: Given | None, read: ReadDocuments) -> None:
+    """Before documents are cut. Raises InputError where the limit is too low for the encoder that is used."""
+    limit = limit_of(runner.engine)
+    if limit is None:
+        return
+    if encoder.name != LSI_NAME:
+        _count_encoder(runner, encoder.name)
+    elif given is None:
+        limit.require(_LSI_FIT, _lsi_fit_bytes(read))
+
+
+def _count_encoder(runner: Runner, name: str | None) -> None:
+    engine = runner.engine
+    if isinstance(engine, LocalEngine) and engine.limit is not None and not engine.has_gpus:
+        engine.limit.count_encoder(weights_file(resolve_encoder(name)[0]).stat().st_size)
+
+
+def _lsi_fit_bytes(read: ReadDocuments) -> int:
+    """Known before documents are cut."""
+    num_characters = sum(batch.num_characters for batch in read.batches)
+    return FIT_BYTES + FIT_BYTES_PER_CHARACTER * min(num_characters, LSI_TOKENS * _CHARACTERS_PER_TOKEN)
 
 
 def _duplicates_input(read: ReadDocuments) -> tuple[str, ...]:
@@ -301,8 +344,13 @@ def _require_windows(records: Sequence[Record], tokenizer: Tokenizer) -> None:
 
 
 def tree_in_stages(runner: Runner, options: WriteOptions, parts: tuple[Part, ...]) -> FittedTree:
-    """Fit the tree of a write."""
-    return fit_tree_in_stages(runner, parts, tree_settings(options), fit_windows=options.fit_windows)
+    """Fit the tree of a write. The sample is mapped into all processes, where its pages count once."""
+    num_sampled, num_bytes = min(options.fit_windows, sum(part.num_windows for part in parts)), 0
+    if limit_of(runner.engine) is not None:
+        dim = runner.workspace.array(f"{parts[0].embeddings_key}.embeddings.npy").shape[1]
+        num_bytes = num_sampled * (2 * dim + _INDEX_BYTES)
+    with holding(runner.engine, f"fitting a tree on {num_sampled:,} windows", num_bytes):
+        return fit_tree_in_stages(runner, parts, tree_settings(options), fit_windows=options.fit_windows)
 
 
 def tree_settings(options: WriteOptions) -> TreeSettings:
