@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from crisp_stream.errors import InputError
 from crisp_stream.writers.batches import DocumentsTask, Selection, documents_tasks
 from crisp_stream.writers.drops import DropCounts
-from crisp_stream.writers.engine import holding
+from crisp_stream.writers.engine import holding, limit_of
 from crisp_stream.writers.inputs import DocumentSettings, InputFile
 from crisp_stream.writers.listing import list_input_files
 from crisp_stream.writers.memory_limit import DRIVER_BYTES, LEAST_WORK_BYTES
@@ -54,6 +54,9 @@ def read_documents_in_stages(runner: Runner, options: WriteOptions, *, memory_by
     Raises:
         InputError: nothing to read, or input that cannot be read as asked. StorageError.
     """
+    limit = limit_of(runner.engine)
+    if limit is not None:
+        limit.count_shards(options.shard_bytes)
     counts = DropCounts()
     files = list_input_files(options.inputs, options.documents, counts)
     evaluation, unchecked = _evaluation(runner, options)

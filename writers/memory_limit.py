@@ -28,6 +28,10 @@ LIGHT_BYTES = 384 << 20
 0.12 to 0.36 GB)."""
 LEAST_WORK_BYTES = 64 << 20
 """Data that a process must be able to hold beside."""
+SORTER_BYTES = 160 << 20
+"""Memory of a process of the pool that sorts and holds no encoder (measured 0.14 GB), before the shard it makes."""
+_COPIES_OF_SHARD = 2.5
+"""A shard that is not full and what is appended to it are held twice, and sorted windows beside."""
 _M_ARENA_MAX, _M_MMAP_THRESHOLD = -8, -3
 _LARGE_BLOCK_BYTES = 256 << 10
 
@@ -40,12 +44,13 @@ class MemoryLimit:
         self._limit_bytes = limit_bytes
         self._encoder_bytes = ENCODER_BYTES
         self._beside_bytes = 0
+        self._light_bytes = LIGHT_BYTES + LEAST_WORK_BYTES
         self.require("one process", 0)
         bound_allocators()
 
     def processes(self, kind: Kind) -> int:
         """How many fit at once; one runs in the driver itself. Raises InputError where none does."""
-        each = self._encoder_bytes if kind == "encoder" else LIGHT_BYTES + LEAST_WORK_BYTES
+        each = self._encoder_bytes if kind == "encoder" else self._light_bytes
         free = self._limit_bytes - self._beside_bytes
         fitting = (free - DRIVER_BYTES) // each
         if kind == "encoder" and fitting < 1 and free < each:
@@ -78,6 +83,17 @@ class MemoryLimit:
             yield
         finally:
             self._beside_bytes = 0
+
+    def count_shards(self, shard_bytes: int) -> None:
+        """Count a shard, which its process holds until it is full. Raises InputError where it does not fit."""
+        held = int(_COPIES_OF_SHARD * shard_bytes)
+        self._light_bytes = max(LIGHT_BYTES + LEAST_WORK_BYTES, SORTER_BYTES + held)
+        least = DRIVER_BYTES + max(LEAST_WORK_BYTES, held)
+        if self._limit_bytes < least:
+            raise InputError(
+                f"memory: must be at least {_megabytes(least)} MB for shards of {_megabytes(shard_bytes)} MB, got "
+                f"{self._limit_bytes >> 20} MB. Give more, or smaller shards (--shard-mb)."
+            )
 
     def count_encoder(self, weights_bytes: int) -> None:
         """Count the weights of the neural encoder that is used. Raises InputError where it does not fit."""

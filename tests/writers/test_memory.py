@@ -69,11 +69,26 @@ def test_writes_stay_below_their_limits(tmp_path: Path) -> None:
         for number in range(3_000):
             text = "\n\n".join(paragraphs[(number * 37 + at * 101) % len(paragraphs)] for at in range(12))
             file.write(json.dumps({"text": text}) + "\n")
-    options = ["--encoder", "lsi", "--window-tokens", "256", "--arity", "8", "--depth", "2", "--processes", "2"]
+    options = [
+        "--encoder",
+        "lsi",
+        "--window-tokens",
+        "256",
+        "--arity",
+        "8",
+        "--depth",
+        "2",
+        "--processes",
+        "2",
+        "--shard-mb",
+        "24",
+    ]
     peak, processes = write_measured(source, tmp_path / "out", LIMIT, *options)
     assert processes >= 2
     assert 200 * MB < peak < LIMIT
-    peak, processes = write_measured(source, tmp_path / "more", ALONE, "--like", str(tmp_path / "out"))
+    peak, processes = write_measured(
+        source, tmp_path / "more", ALONE, "--like", str(tmp_path / "out"), "--shard-mb", "24"
+    )
     assert processes == 0
     assert 200 * MB < peak < ALONE
     first, again = (
@@ -140,6 +155,18 @@ def test_the_weights_of_a_larger_encoder_count() -> None:
     assert limit.processes("encoder") == 1
     with pytest.raises(InputError, match="memory: embedding needs 1500 MB for one process, got 1400 MB"):
         limit.count_encoder(ENCODER_WEIGHTS_BYTES + 100 * MB)
+
+
+def test_shards_that_do_not_fit_are_refused_before_anything_is_read(text_file: Path, tmp_path: Path) -> None:
+    log: list[str] = []
+    options = small_options(text_file, tmp_path / "out", encoder="lsi", memory_bytes=ALONE, shard_bytes=64 * MB)
+    with pytest.raises(InputError, match="memory: must be at least 608 MB for shards of 64 MB, got 512 MB"):
+        write(options, log=log.append)
+    assert not log
+    limit = MemoryLimit(LIMIT)
+    assert limit.processes("light") == 2
+    limit.count_shards(192 * MB)
+    assert limit.processes("light") == 1
 
 
 FREED = """
