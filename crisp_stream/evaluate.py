@@ -22,14 +22,14 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.checkpoint import LoadedGPT, load_gpt
 from crisp_stream.errors import InputError, import_extra
-from crisp_stream.storage import open_input
+from crisp_stream.questions import read_questions
 
 if TYPE_CHECKING:
     import torch
@@ -244,54 +244,6 @@ def comparison_table(names: Sequence[str], results: Sequence[PerplexityResult]) 
     return "\n".join(lines)
 
 
-def read_questions(path: str | Path, *, limit: int | None = None) -> list[dict[str, Any]]:
-    """Questions from JSONL: `{"question": text, "choices": [text, text, …], "answer": index}` a line.
-
-    Args:
-        path: a local file or an object URL; `.gz` and `.zst` are decompressed.
-        limit: most questions to read. None: all.
-
-    Raises:
-        InputError: no questions, or a bad line, named as file:line.
-        StorageError: no such file.
-    """
-    import pyarrow as pa
-
-    compression = {".gz": "gzip", ".zst": "zstd"}.get(Path(path).suffix.lower())
-    with open_input(str(path)) as raw:
-        try:
-            content = raw.read() if compression is None else pa.CompressedInputStream(raw, compression).read()
-            lines = content.decode("utf-8").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} is not {compression or 'UTF-8 text'}: {error}") from error
-    questions = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip() and (limit is None or len(questions) < limit):
-            questions.append(_question(line, f"{path}:{number}"))
-    if not questions:
-        raise InputError(f"{path} holds no questions. Each line is a JSON object with question, choices and answer.")
-    return questions
-
-
-def _question(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{where}: not JSON ({error}).") from error
-    if not isinstance(row, dict) or not {"question", "choices", "answer"} <= row.keys():
-        raise InputError(f"{where}: a question needs the keys question, choices and answer.")
-    question, choices, answer = row["question"], row["choices"], row["answer"]
-    if not isinstance(question, str) or not question.strip():
-        raise InputError(f"{where}: question must be text, got {question!r}.")
-    if not isinstance(choices, list) or not all(isinstance(choice, str) and choice for choice in choices):
-        raise InputError(f"{where}: choices must be a list of texts, got {choices!r}.")
-    if len(choices) < 2:
-        raise InputError(f"{where}: a question needs at least two choices, got {len(choices)}.")
-    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
-        raise InputError(f"{where}: answer must be the index of a choice, 0 to {len(choices) - 1}; got {answer!r}.")
-    return {"question": question, "choices": choices, "answer": answer}
-
-
 _TASK = """\
 task: crisp_mcq
 dataset_path: json
@@ -336,7 +288,7 @@ def multiple_choice(
         folder = Path(name)
         model = Path(checkpoint) if Path(checkpoint).is_dir() else export(str(checkpoint), folder / "model")
         data = folder / "questions.jsonl"
-        data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        data.write_text("".join(json.dumps(row.to_json()) + "\n" for row in rows), encoding="utf-8")
         (folder / "tasks").mkdir()
         text = _TASK.format(data=json.dumps(str(data)), cache=json.dumps(str(folder / "cache")))
         (folder / "tasks" / "crisp_mcq.yaml").write_text(text, encoding="utf-8")

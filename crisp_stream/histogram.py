@@ -51,6 +51,8 @@ class Histogram:
     """The tree whose nodes are counted."""
     counts: NDArray[np.int64] | None = None
     """[num_nodes], windows counted per node; None where the histogram was computed from others."""
+    examples: NDArray[np.int64] | None = None
+    """[sum of counts], the example (a document, a question) each window came from, node by node; None: not known."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Where it came from."""
 
@@ -75,10 +77,23 @@ class Histogram:
         object.__setattr__(self, "proportions", _own(proportions, kept, np.float64))
         if self.counts is not None:
             object.__setattr__(self, "counts", _own(np.asarray(self.counts), kept, np.int64))
+        if self.counts is None:
+            object.__setattr__(self, "examples", None)
+        elif self.examples is not None and len(self.examples) != int(self.counts.sum()):
+            raise InputError(
+                f"examples must be as many as windows were counted, {int(self.counts.sum())}, "
+                f"got {len(self.examples)}. Count them again."
+            )
 
     @classmethod
     def from_leaves(
-        cls, leaves: ArrayLike, tree: ClusterTree, level: int, provenance: dict[str, Any] | None = None
+        cls,
+        leaves: ArrayLike,
+        tree: ClusterTree,
+        level: int,
+        provenance: dict[str, Any] | None = None,
+        *,
+        examples: ArrayLike | None = None,
     ) -> Histogram:
         """Count assigned examples at a level.
 
@@ -87,6 +102,7 @@ class Histogram:
             tree: the tree that assigned them.
             level: 1 to depth.
             provenance: kept with the histogram.
+            examples: [num_windows], numbers of the examples that the windows came from.
 
         Raises:
             InputError: no examples, or a level the tree does not have.
@@ -95,7 +111,8 @@ class Histogram:
             raise InputError(
                 f"level {level} is not in the tree, which has levels 1 to {tree.depth}. Choose one of them."
             )
-        nodes, counts = np.unique(tree.node_of(leaves, level), return_counts=True)
+        nodes_of_windows = tree.node_of(leaves, level)
+        nodes, counts = np.unique(nodes_of_windows, return_counts=True)
         if not len(nodes):
             raise InputError("a histogram needs at least one example, got none.")
         return cls(
@@ -106,6 +123,7 @@ class Histogram:
             depth=tree.depth,
             tree_fingerprint=tree.fingerprint,
             counts=counts,
+            examples=None if examples is None else _by_node(np.asarray(examples, np.int64), nodes_of_windows),
             provenance=provenance or {},
         )
 
@@ -216,7 +234,7 @@ class Histogram:
         return self.nodes[empty][np.argsort(-self.proportions[empty], kind="stable")]
 
     def save(self, path: str | Path) -> None:
-        """Write a small Parquet file with the columns node, proportion, count."""
+        """Write a small Parquet file with the columns node, proportion, count and, where known, examples."""
         counts = pa.nulls(len(self.nodes), pa.int64()) if self.counts is None else pa.array(self.counts, pa.int64())
         metadata = {
             "histogram_version": HISTOGRAM_VERSION,
@@ -226,7 +244,12 @@ class Histogram:
             "tree_fingerprint": self.tree_fingerprint,
             "provenance": self.provenance,
         }
-        table = pa.table({"node": self.nodes, "proportion": self.proportions, "count": counts})
+        columns: dict[str, Any] = {"node": self.nodes, "proportion": self.proportions, "count": counts}
+        if self.examples is not None and self.counts is not None:
+            ends = np.cumsum(self.counts, dtype=np.int32)
+            offsets = pa.array(np.append(np.int32(0), ends), pa.int32())
+            columns["examples"] = pa.ListArray.from_arrays(offsets, pa.array(self.examples, pa.int64()))
+        table = pa.table(columns)
         table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -258,6 +281,7 @@ class Histogram:
             if not (2 <= arity <= 64 and 1 <= depth <= 24):
                 raise FormatError(f"{path}: arity must be 2 to 64 and depth 1 to 24, got {arity} and {depth}.")
             columns = _columns(content) if num_rows < SHARED_ROWS else _shared_columns(content)
+            counted = len(columns["count"]) > 0
             return cls(
                 level=int(metadata["level"]),
                 nodes=columns["node"],
@@ -265,7 +289,8 @@ class Histogram:
                 arity=arity,
                 depth=depth,
                 tree_fingerprint=str(metadata["tree_fingerprint"]),
-                counts=columns["count"] if len(columns["count"]) else None,
+                counts=columns["count"] if counted else None,
+                examples=columns["examples"] if counted and len(columns["examples"]) else None,
                 provenance=dict(metadata["provenance"]),
             )
         except StorageError:
@@ -275,20 +300,34 @@ class Histogram:
 
 
 def _columns(content: bytes) -> dict[str, NDArray[Any]]:
-    """node, proportion and count of a histogram file; no counts where they are null."""
+    """node, proportion, count and examples of a histogram file; no counts where they are null."""
     table = read_parquet(content, max_rows=MAX_LEAVES)
     if table["node"].null_count or table["proportion"].null_count:
         raise FormatError("node and proportion must not be null. Restore the file.")
     nodes, proportions = numbers(table["node"], pa.uint32()), numbers(table["proportion"], pa.float64())
     counts = np.empty(0, np.int64) if table["count"].null_count else numbers(table["count"], pa.int64())
-    return {"node": nodes, "proportion": proportions, "count": counts}
+    examples = np.empty(0, np.int64)
+    if "examples" in table.column_names:
+        of_nodes = table["examples"].combine_chunks()
+        if not pa.types.is_list(of_nodes.type) or of_nodes.null_count:
+            raise FormatError("examples must be a list for every node. Restore the file.")
+        lengths = of_nodes.value_lengths().to_numpy(zero_copy_only=False)
+        if len(lengths) != len(counts) or (lengths != counts).any():
+            raise FormatError("examples must be as many as windows were counted. Restore the file.")
+        examples = numbers(pa.chunked_array([of_nodes.flatten()]), pa.int64())
+    return {"node": nodes, "proportion": proportions, "count": counts, "examples": examples}
 
 
 def _shared_columns(content: bytes) -> dict[str, NDArray[Any]]:
     """The same, one copy for all processes of the machine."""
     name = f"{xxhash.xxh3_128_hexdigest(content)}.arrays"
     shared = shared_arrays(cache_folder() / "histograms" / name, lambda: _columns(content))
-    return {column: shared[column] for column in ("node", "proportion", "count")}
+    return {column: shared[column] for column in ("node", "proportion", "count", "examples")}
+
+
+def _by_node(examples: NDArray[np.int64], nodes: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """Sorted by node, then by number."""
+    return examples[np.lexsort((examples, nodes))]
 
 
 def _own(values: NDArray[Any], kept: NDArray[np.bool_], dtype: type[np.generic]) -> NDArray[Any]:

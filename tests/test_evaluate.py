@@ -13,8 +13,9 @@ import torch
 
 from crisp_stream.checkpoint import LoadedGPT, load_gpt
 from crisp_stream.errors import InputError, StorageError
-from crisp_stream.evaluate import evaluate, example_rows, multiple_choice, perplexity, read_questions
+from crisp_stream.evaluate import evaluate, example_rows, multiple_choice, perplexity
 from crisp_stream.export import export
+from crisp_stream.questions import read_questions
 from tests.small_runs import SmallRun, small_run
 
 TEXTS = ["a short one", "b", "longer than the context of thirty-two tokens, and then some", "x" * 64, "q" * 33]
@@ -185,7 +186,7 @@ def test_questions_may_be_compressed(tmp_path: Path) -> None:
         path = tmp_path / f"questions.jsonl{suffix}"
         with pa.CompressedOutputStream(str(path), codec) as stream:
             stream.write((tmp_path / "questions.jsonl").read_bytes())
-        assert [row["question"] for row in read_questions(path)] == [question for question, _, _ in rows]
+        assert [row.question for row in read_questions(path)] == [question for question, _, _ in rows]
         assert len(read_questions(path, limit=3)) == 3
     (tmp_path / "plain.jsonl.gz").write_text("{}")
     with pytest.raises(InputError, match="is not gzip"):

@@ -90,6 +90,18 @@ def assign_with_quality(tree: ClusterTree, embeddings: NDArray[Any]) -> tuple[ND
     return leaves, QualitySums.of(tree, embeddings, leaves)
 
 
+def leaf_cosines(tree: ClusterTree, embeddings: NDArray[Any], leaves: NDArray[np.uint32]) -> NDArray[np.float32]:
+    """[num_windows], between windows [num_windows, dim] of norm 1 and the centroids of their leaves."""
+    *_, (centroid_level, rows) = _passed(tree, leaves)
+    cosines = np.empty(len(leaves), np.float32)
+    for level in np.unique(centroid_level):
+        chosen = centroid_level == level
+        centroids = tree.centroids_per_level[level][rows[chosen]]
+        products = np.einsum("ij,ij->i", np.asarray(embeddings[chosen], np.float32), centroids)
+        cosines[chosen] = products / np.maximum(tree.centroid_norms[level][rows[chosen]], np.finfo(np.float32).tiny)
+    return cosines
+
+
 def _passed(tree: ClusterTree, leaves: NDArray[np.uint32]) -> Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Per level 1 … depth: of each window's node (or leaf above), its index of the level, from 0, and row in it."""
     levels, rows = np.zeros(len(leaves), np.int64), np.zeros(len(leaves), np.int64)
