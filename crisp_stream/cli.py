@@ -10,9 +10,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from crisp_stream.cli_histogram import add_histogram_commands, with_count
 from crisp_stream.cli_write import add_write_commands
 from crisp_stream.errors import CrispError, InputError
-from crisp_stream.verbs import Formatter, add_inputs, add_verb, print_line
+from crisp_stream.verbs import Formatter, add_verb, print_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,7 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 when it did what was asked; 1 when `verify` found problems; 2 for an expected error, printed as one line.
     """
-    parsed = _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    parsed = _parser().parse_args(with_count(given))
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         code = parsed.run(parsed) or 0
@@ -48,8 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=_version())
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_write_commands(verbs)
-    _add_histogram(verbs)
-    _add_average(verbs)
+    add_histogram_commands(verbs)
     _add_inspect(verbs)
     _add_verify(verbs)
     _add_train(verbs)
@@ -64,60 +65,6 @@ def _version() -> str:
     from crisp_stream import __version__
 
     return f"crisp-stream {__version__}"
-
-
-def _add_histogram(verbs: Any) -> None:
-    verb = add_verb(verbs, "histogram", _histogram, "Count in which clusters a task's examples fall.")
-    add_inputs(verb, "task", "examples of the task")
-    verb.add_argument("--data", required=True, metavar="ROOT", help="dataset whose tree is meant")
-    verb.add_argument("--level", type=int, required=True, metavar="L", help="level of the tree, 1 to its depth")
-    verb.add_argument("--out", required=True, metavar="FILE", help="histogram to write, a small .parquet file")
-    verb.add_argument(
-        "--packing",
-        choices=["joined", "document"],
-        default="document",
-        help="document: every example has windows of its own; joined: as the paper cuts corpora",
-    )
-    verb.add_argument(
-        "--encoder", metavar="NAME", help="where the dataset's encoder is, if not under its recorded name"
-    )
-    verb.add_argument("--processes", type=int, metavar="N", help="one per core when absent")
-
-
-def _histogram(asked: argparse.Namespace) -> None:
-    from crisp_stream.format import open_dataset
-    from crisp_stream.inspection import describe_histogram
-    from crisp_stream.writers.examples import count_examples
-
-    histogram = count_examples(
-        asked.task,
-        data=asked.data,
-        level=asked.level,
-        text_column=asked.text_column,
-        limit=asked.limit,
-        packing=asked.packing,
-        encoder=asked.encoder,
-        processes=asked.processes,
-        log=print_line,
-    )
-    histogram.save(asked.out)
-    print(describe_histogram(histogram, open_dataset(asked.data), limit=5), end="")
-    print(f"written to {asked.out}")
-
-
-def _add_average(verbs: Any) -> None:
-    verb = add_verb(verbs, "average", _average, "Average histograms of one tree and level: a multitask mixture.")
-    verb.add_argument("histograms", nargs="+", metavar="H", help="histogram files")
-    verb.add_argument("--weights", nargs="+", type=float, metavar="W", help="one per histogram; equal when absent")
-    verb.add_argument("--out", required=True, metavar="FILE", help="histogram to write")
-
-
-def _average(asked: argparse.Namespace) -> None:
-    from crisp_stream.histogram import Histogram
-
-    average = Histogram.average([Histogram.load(path) for path in asked.histograms], asked.weights)
-    average.save(asked.out)
-    print(f"{len(average.nodes):,} clusters of level {average.level}, written to {asked.out}")
 
 
 def _add_inspect(verbs: Any) -> None:

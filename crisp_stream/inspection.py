@@ -8,11 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from crisp_stream.arithmetic import compare, effective_clusters, generalist_histogram
 from crisp_stream.errors import FormatError, import_extra
 from crisp_stream.format import Dataset
 from crisp_stream.histogram import Histogram
+from crisp_stream.mixture import windows_per_node
+from crisp_stream.terms import node_terms
 from crisp_stream.verify import VerifyReport as VerifyReport
 from crisp_stream.verify import verify_dataset as verify_dataset
+
+_TERMS_SHOWN = 6
+_WINDOWS_FOR_TERMS = 4_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +35,8 @@ class NodeSummary:
     """Windows of the dataset in the node."""
     text: str
     """Start of one of its windows."""
+    terms: tuple[str, ...] = ()
+    """What sets it apart from other clusters of its level, strongest first."""
 
     @property
     def weight(self) -> float:
@@ -45,7 +53,9 @@ def window_text(dataset: Dataset, window_ids: NDArray[np.int64]) -> list[str]:
     return [text.replace(dataset.manifest.tokenizer.eot_token, "\n\n").strip() for text in texts]
 
 
-def top_nodes(dataset: Dataset, histogram: Histogram, limit: int = 10, characters: int = 160) -> list[NodeSummary]:
+def top_nodes(
+    dataset: Dataset, histogram: Histogram, limit: int = 10, characters: int = 160, *, num_terms: int = 0
+) -> list[NodeSummary]:
     """The heaviest clusters of a histogram, with a line of sample text each.
 
     Args:
@@ -53,6 +63,7 @@ def top_nodes(dataset: Dataset, histogram: Histogram, limit: int = 10, character
         histogram: whose nodes are ranked.
         limit: how many nodes.
         characters: length of the sample text.
+        num_terms: terms that characterise each node (terms.py); reads up to 4,000 windows when not 0.
 
     Raises:
         FormatError: the histogram was counted with another tree.
@@ -62,47 +73,39 @@ def top_nodes(dataset: Dataset, histogram: Histogram, limit: int = 10, character
             f"the histogram was counted with tree {histogram.tree_fingerprint[:12]}, {dataset.root} has "
             f"{dataset.manifest.tree_fingerprint[:12]}. Count it again with --data {dataset.root}"
         )
-    nodes_of_leaves = dataset.leaves.astype(np.int64) // histogram.arity ** (histogram.depth - histogram.level)
     heaviest = np.argsort(-histogram.proportions, kind="stable")[:limit]
-    nodes, shares = histogram.nodes[heaviest].astype(np.int64), histogram.proportions[heaviest]
-    present, first_row, row_of = np.unique(nodes_of_leaves, return_index=True, return_inverse=True)
-    windows_of_node = dict(zip(present, np.bincount(row_of, weights=dataset.windows_per_leaf).astype(int), strict=True))
-    first_of_node = dict(zip(present, dataset.first_window_per_leaf[first_row], strict=True))
-    occupied = [int(node) for node in nodes if node in windows_of_node]
-    texts = dict(
-        zip(occupied, window_text(dataset, np.array([first_of_node[n] for n in occupied], np.int64)), strict=True)
-    )
+    nodes, shares = histogram.nodes[heaviest], histogram.proportions[heaviest]
+    windows = windows_per_node(histogram, dataset)[heaviest]
+    occupied = windows > 0
+    texts = [""] * len(nodes)
+    terms: list[tuple[str, ...]] = [()] * len(nodes)
+    if num_terms and occupied.any():
+        found = node_terms(
+            dataset, histogram.level, nodes=nodes[occupied], max_windows=_WINDOWS_FOR_TERMS, terms_per_node=num_terms
+        )
+        for at, own, text in zip(np.flatnonzero(occupied), found.terms, found.texts, strict=True):
+            terms[at], texts[at] = own, text
+    else:
+        leaves_per_node = histogram.arity ** (histogram.depth - histogram.level)
+        first = np.searchsorted(dataset.leaves, (nodes[occupied].astype(np.int64) * leaves_per_node).astype(np.uint32))
+        found_texts = window_text(dataset, dataset.first_window_per_leaf[first])
+        for at, text in zip(np.flatnonzero(occupied), found_texts, strict=True):
+            texts[at] = text
     return [
         NodeSummary(
             node=int(node),
             share=float(share),
-            generalist_share=windows_of_node.get(node, 0) / dataset.manifest.num_windows,
-            num_windows=int(windows_of_node.get(node, 0)),
-            text=" ".join(texts.get(int(node), "").split())[:characters],
+            generalist_share=int(count) / dataset.manifest.num_windows,
+            num_windows=int(count),
+            text=" ".join(text.split())[:characters],
+            terms=own,
         )
-        for node, share in zip(nodes, shares, strict=True)
+        for node, share, count, text, own in zip(nodes, shares, windows, texts, terms, strict=True)
     ]
 
 
-def size_histogram(dataset: Dataset, level: int) -> Histogram:
-    """The generalist histogram P(c | D^g) of a level, from the cluster table."""
-    nodes_of_leaves = dataset.leaves.astype(np.int64) // dataset.manifest.arity ** (dataset.manifest.depth - level)
-    nodes, row_of = np.unique(nodes_of_leaves, return_inverse=True)
-    counts = np.bincount(row_of, weights=dataset.windows_per_leaf).astype(np.int64)
-    return Histogram(
-        level=level,
-        nodes=nodes.astype(np.uint32),
-        proportions=counts / counts.sum(),
-        arity=dataset.manifest.arity,
-        depth=dataset.manifest.depth,
-        tree_fingerprint=dataset.manifest.tree_fingerprint,
-        counts=counts,
-        provenance={"name": "generalist"},
-    )
-
-
 def describe_dataset(dataset: Dataset, *, level: int, limit: int) -> str:
-    """A page of text about a dataset: what it holds, and its largest clusters with sample text."""
+    """A page of text about a dataset: what it holds, and its largest clusters with terms and sample text."""
     manifest = dataset.manifest
     shard_bytes = sum(row.shard_bytes for row in dataset.shards)
     inner = manifest.arity**manifest.depth
@@ -121,17 +124,18 @@ def describe_dataset(dataset: Dataset, *, level: int, limit: int) -> str:
     for key, value in manifest.provenance.items():
         out.write(f"  {key:<12} {value}\n")
     out.write(f"\nLargest clusters of level {level}:\n")
-    out.write(format_nodes(top_nodes(dataset, size_histogram(dataset, level), limit), with_weight=False))
+    largest = top_nodes(dataset, generalist_histogram(dataset, level), limit, num_terms=_TERMS_SHOWN)
+    out.write(format_nodes(largest, with_weight=False))
     return out.getvalue()
 
 
 def describe_histogram(histogram: Histogram, dataset: Dataset | None, *, limit: int) -> str:
-    """A page of text about a histogram; with the dataset, its heaviest clusters with sample text and w(c)."""
-    entropy = float(-(histogram.proportions * np.log(histogram.proportions)).sum())
+    """A page of text about a histogram; with the dataset, its heaviest clusters with terms, text and w(c)."""
     out = io.StringIO()
     out.write(f"histogram of level {histogram.level} (arity {histogram.arity}, depth {histogram.depth})\n")
     out.write(
-        f"  clusters     {len(histogram.nodes):,} with mass, effectively {np.exp(entropy):,.1f} (exp of the entropy)\n"
+        f"  clusters     {len(histogram.nodes):,} with mass, effectively {effective_clusters(histogram):,.1f} "
+        "(exp of the entropy)\n"
     )
     if histogram.counts is not None:
         out.write(f"  counted      {int(histogram.counts.sum()):,} windows\n")
@@ -139,8 +143,12 @@ def describe_histogram(histogram: Histogram, dataset: Dataset | None, *, limit: 
     for key, value in histogram.provenance.items():
         out.write(f"  {key:<12} {value}\n")
     if dataset is not None:
+        nodes = top_nodes(dataset, histogram, limit, num_terms=_TERMS_SHOWN)
+        if histogram.level:
+            distance = compare(histogram, generalist_histogram(dataset, histogram.level)).total_variation
+            out.write(f"  off corpus   {distance:.1%} (total variation)\n")
         out.write("\nHeaviest clusters:\n")
-        out.write(format_nodes(top_nodes(dataset, histogram, limit), with_weight=True))
+        out.write(format_nodes(nodes, with_weight=True))
     else:
         heaviest = np.argsort(-histogram.proportions, kind="stable")[:limit]
         rows = (f"  {histogram.nodes[i]:>9}  {histogram.proportions[i]:>7.2%}\n" for i in heaviest)
@@ -149,10 +157,11 @@ def describe_histogram(histogram: Histogram, dataset: Dataset | None, *, limit: 
 
 
 def format_nodes(nodes: list[NodeSummary], *, with_weight: bool) -> str:
-    """A table, one line per node."""
+    """A table, two lines per node: its figures and terms, and its text."""
     weight = f"{'w(c)':>8}" if with_weight else ""
-    lines = [f"  {'cluster':>9} {'share':>8}{weight} {'windows':>9}  text"]
+    lines = [f"  {'cluster':>9} {'share':>8}{weight} {'windows':>9}  terms / text"]
     for node in nodes:
         shown = f"{node.weight:>8.2f}" if with_weight else ""
-        lines.append(f"  {node.node:>9} {node.share:>8.2%}{shown} {node.num_windows:>9,}  {node.text}")
+        start = f"  {node.node:>9} {node.share:>8.2%}{shown} {node.num_windows:>9,}  "
+        lines += [start + (" · ".join(node.terms) or "-"), " " * len(start) + node.text]
     return "\n".join(lines) + "\n"

@@ -98,3 +98,109 @@ def test_no_examples_and_a_wrong_column_are_refused(
         count_examples([str(tmp_path / "empty.jsonl")], data=str(written[0]), level=1, log=quiet)
     with pytest.raises(InputError, match="the text column 'question' must exist, got: text"):
         count_examples([str(task_file)], data=str(written[0]), level=1, text_column="question", log=quiet)
+
+
+def questions(path: Path) -> Path:
+    rows = [
+        {"question": "What does import find?", "choices": ["a module", "a loop"], "answer": 0},
+        {
+            "question": "What has a metaclass?",
+            "choices": ["a loop", "a class", "a name"],
+            "answer": 1,
+            "topic": "Python",
+        },
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_questions_are_counted_with_the_right_answer_or_with_all(
+    written: tuple[Path, WriteReport], tmp_path: Path
+) -> None:
+    root, path = str(written[0]), str(questions(tmp_path / "q.jsonl"))
+    tree, encoder = open_dataset(root).tree, Encoder(max_length=32, device="cpu")
+    mmlu = "The following are multiple choice questions (with answers) about Python.\n"
+    right = ["Question: What does import find?\nAnswer: a module"]
+    right.append(f"{mmlu}Question: What has a metaclass?\nAnswer: a class")
+    counted = count_examples([path], data=root, answers="right", log=quiet)
+    assert counted.level == 3
+    assert counted.counts is not None
+    assert np.repeat(counted.nodes, counted.counts).tolist() == sorted(tree.assign(encoder.embed(right)).tolist())
+    assert counted.provenance["answers"] == "right"
+    every = count_examples([path], data=root, answers="all", log=quiet)
+    assert every.examples is not None
+    assert sorted(every.examples.tolist()) == [0, 0, 1, 1, 1]
+    assert every.provenance["examples"] == 2
+    assert count_examples([path], data=root, answers="all", limit=1, log=quiet).provenance["windows"] == 2
+    with pytest.raises(InputError, match="answers: must be right or all, got 'best'"):
+        count_examples([path], data=root, answers="best", log=quiet)  # pyright: ignore[reportArgumentType]
+
+
+def test_every_window_knows_its_example(written: tuple[Path, WriteReport], tmp_path: Path) -> None:
+    texts = ["A class has a metaclass. " * 30, "Loops repeat.", "The import statement finds a module. " * 20]
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    apart = count_examples([str(path)], data=str(written[0]), log=quiet)
+    joined = count_examples([str(path)], data=str(written[0]), packing="joined", log=quiet)
+    assert apart.examples is not None
+    assert joined.examples is not None
+    windows = np.bincount(apart.examples)
+    assert windows[1] == 1
+    assert windows[0] > 1
+    assert windows[2] > 1
+    assert set(joined.examples.tolist()) <= {0, 1, 2}
+    assert np.bincount(joined.examples)[0] == windows[0]  # the one behind the others begins in the first, too
+    assert len(joined.examples) == joined.provenance["windows"]
+
+
+def test_embeddings_count_as_the_text_they_came_from(
+    written: tuple[Path, WriteReport], task_file: Path, tmp_path: Path
+) -> None:
+    root = str(written[0])
+    texts = ["The import statement finds a module.", "Loops repeat."]
+    vectors = Encoder(max_length=32, device="cpu").embed(texts)
+    np.save(tmp_path / "e.npy", vectors)
+    from_text = count_examples([str(task_file)], data=root, limit=2, log=quiet)
+    from_vectors = count_examples([str(tmp_path / "e.npy")], data=root, log=quiet)
+    assert from_vectors.fingerprint == from_text.fingerprint
+    assert from_vectors.provenance["packing"] == "embeddings"
+    assert count_examples([str(tmp_path / "e.npy")], data=root, limit=1, log=quiet).provenance["windows"] == 1
+    np.save(tmp_path / "long.npy", 2 * vectors)
+    np.save(tmp_path / "narrow.npy", vectors[:, :5])
+    np.save(tmp_path / "nan.npy", np.where(np.arange(2)[:, None] == 1, np.nan, vectors.astype(np.float32)))
+    (tmp_path / "text.npy").write_text("no array")
+    for name, message in (
+        ("long", "norm 1, got 2.000 in row 0"),
+        ("narrow", r"must be \[num_windows, 384\] numbers"),
+        ("nan", "norm 1, got nan in row 1"),
+        ("text", "must be a .npy file of embeddings"),
+        ("none", "must be a .npy file of embeddings"),
+    ):
+        with pytest.raises(InputError, match=message):
+            count_examples([str(tmp_path / f"{name}.npy")], data=root, log=quiet)
+    with pytest.raises(InputError, match="embeddings: must be given alone"):
+        count_examples([str(tmp_path / "e.npy"), str(task_file)], data=root, log=quiet)
+
+
+def test_text_unlike_the_corpus_and_a_task_larger_than_it_are_warned_of(
+    written: tuple[Path, WriteReport], task_file: Path, tmp_path: Path
+) -> None:
+    root = written[0]
+    lines: list[str] = []
+    near = count_examples([str(task_file)], data=str(root), log=lines.append)
+    assert not any("warning" in line for line in lines)
+    chinese = tmp_path / "chinese.jsonl"
+    texts = [
+        "今天的天气很好,我们去公园散步。",
+        "机器学习是人工智能的一个重要分支。",
+        "请在下午五点之前提交您的申请材料。",
+    ]
+    chinese.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    far = count_examples([str(chinese)], data=str(root), log=lines.append)
+    assert far.provenance["cosine"] < 0.5 * far.provenance["corpus_cosine"] < near.provenance["cosine"]
+    assert any("the examples are far from the corpus" in line for line in lines)
+    windows = open_dataset(str(root)).manifest.num_windows
+    vectors = np.tile(open_dataset(str(root)).tree.centroids_per_level[-1][:1], (windows + 1, 1))
+    np.save(tmp_path / "many.npy", vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    count_examples([str(tmp_path / "many.npy")], data=str(root), log=lines.append)
+    assert any(f"fill {windows + 1:,} windows, more than the {windows:,} of the corpus" in line for line in lines)
