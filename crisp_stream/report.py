@@ -13,12 +13,9 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from crisp_stream.charts import Curve, line_chart, linear_axis, smoothed, thinned
 from crisp_stream.inspection import NodeSummary
-
-_MAX_POINTS = 240
-"""Points of a drawn curve; more cannot be told apart at the width of the page."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +171,7 @@ def _loss_section(comparison: Comparison) -> str:
     legend = " ".join(
         f'<span class="key"><span class="swatch {kind}"></span>{escape(run.name)}</span>' for run, kind in runs
     )
-    ends = ", ".join(f"{run.name} {_smoothed(run.losses)[-1][1]:.2f}" for run, _ in runs)
+    ends = ", ".join(f"{run.name} {smoothed(run.losses)[-1][1]:.2f}" for run, _ in runs)
     wide = _loss_chart(runs, width=720, height=300, described=f"Training loss by batch; at the end: {ends}.")
     narrow = _loss_chart(runs, width=360, height=260, described="")
     return f"""<section aria-labelledby="loss">
@@ -189,56 +186,14 @@ CRISP's mixture is the narrower one, so the curves do not say which run is bette
 </section>"""
 
 
-def _thinned(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    keep = np.unique(np.linspace(0, len(points) - 1, min(len(points), _MAX_POINTS)).round().astype(int))
-    return points[keep]
-
-
-def _smoothed(losses: Sequence[tuple[int, float]]) -> NDArray[np.float64]:
-    """[num_points, 2]: centred mean over about a thirtieth of the run."""
-    points = np.asarray(losses, np.float64)
-    half = max(1, len(points) // 60)
-    sums = np.concatenate([[0.0], np.cumsum(points[:, 1])])
-    first = np.maximum(np.arange(len(points)) - half, 0)
-    last = np.minimum(np.arange(len(points)) + half + 1, len(points))
-    return np.column_stack([points[:, 0], (sums[last] - sums[first]) / (last - first)])
-
-
-def _ticks(low: float, high: float, count: int) -> list[float]:
-    """Round numbers inside [low, high]."""
-    step = 10 ** np.floor(np.log10(max(high - low, 1e-9) / count))
-    step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= count)
-    return [float(value) for value in np.arange(np.ceil(low / step), np.floor(high / step + 1e-9) + 1) * step]
-
-
 def _loss_chart(runs: Sequence[tuple[RunResult, str]], *, width: int, height: int, described: str) -> str:
-    left, right, top, bottom = 40, 12, 8, 40
-    curves = [(np.asarray(run.losses, np.float64), _smoothed(run.losses), kind) for run, kind in runs]
-    x_low, x_high = 0.0, max(float(raw[-1, 0]) for raw, _, _ in curves)
-    y_low = min(float(raw[:, 1].min()) for raw, _, _ in curves)
-    y_high = max(float(raw[:, 1].max()) for raw, _, _ in curves)
-    margin = 0.04 * (y_high - y_low) or 1.0
-    y_low, y_high = y_low - margin, y_high + margin
-
-    def place(points: NDArray[np.float64]) -> str:
-        x = left + (points[:, 0] - x_low) / (x_high - x_low) * (width - left - right)
-        y = top + (y_high - points[:, 1]) / (y_high - y_low) * (height - top - bottom)
-        return " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
-
-    parts: list[str] = []
-    for value in _ticks(y_low, y_high, 5):
-        y = top + (y_high - value) / (y_high - y_low) * (height - top - bottom)
-        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
-    for value in _ticks(x_low, x_high, 4 if width < 500 else 8):
-        x = left + (value - x_low) / (x_high - x_low) * (width - left - right)
-        parts.append(f'<text x="{x:.1f}" y="{height - bottom + 18}" text-anchor="middle">{value:g}</text>')
-    parts.append(f'<text x="{(left + width - right) / 2:.0f}" y="{height - 4}" text-anchor="middle">batch</text>')
-    parts += [f'<polyline class="raw {kind}" points="{place(_thinned(raw))}"/>' for raw, _, kind in curves]
-    parts += [f'<polyline class="curve {kind}" points="{place(_thinned(mean))}"/>' for _, mean, kind in curves]
-    label = f'role="img" aria-label="{escape(described)}"' if described else 'aria-hidden="true"'
-    size = "wide" if described else "narrow"
-    return f'<svg class="chart {size}" viewBox="0 0 {width} {height}" {label}>{"".join(parts)}</svg>'
+    losses = [(np.asarray(run.losses, np.float64), kind) for run, kind in runs]
+    curves = [Curve(points=thinned(raw), kind=f"raw {kind}") for raw, kind in losses]
+    curves += [Curve(points=thinned(smoothed(raw)), kind=f"curve {kind}") for raw, kind in losses]
+    every = np.concatenate([raw for raw, _ in losses])
+    x = linear_axis([0.0, every[:, 0].max()], count=4 if width < 500 else 8, label="batch")
+    y = linear_axis(every[:, 1], count=5, margin=0.04)
+    return line_chart(curves, x, y, width=width, height=height, described=described)
 
 
 def _cluster_section(comparison: Comparison) -> str:

@@ -1,0 +1,115 @@
+"""Line charts as inline SVG: colours come from the page's CSS variables, so they follow light, dark and print.
+
+A plotting library's SVG holds its own fonts and colours, and weighs ten times as much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+MAX_POINTS = 240
+"""Points of a drawn curve; more cannot be told apart at the width of a page."""
+
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 8, 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One line of a chart."""
+
+    points: NDArray[np.float64]
+    """[num_points, 2]: x and y."""
+    kind: str
+    """CSS classes, such as `curve base`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """How one direction of a chart is divided."""
+
+    low: float
+    high: float
+    ticks: Sequence[float]
+    label: str = ""
+    logarithmic: bool = False
+    write: Callable[[float], str] = "{:g}".format
+    """A tick as text."""
+
+    def place(self, values: ArrayLike) -> NDArray[np.float64]:
+        """0 at `low`, 1 at `high`."""
+        if self.logarithmic:
+            return np.log(np.asarray(values, np.float64) / self.low) / np.log(self.high / self.low)
+        return (np.asarray(values, np.float64) - self.low) / (self.high - self.low)
+
+
+def linear_axis(values: ArrayLike, *, count: int, label: str = "", margin: float = 0.0) -> Axis:
+    """An axis that holds all values, with a margin on both sides as a share of their range."""
+    low, high = float(np.min(values)), float(np.max(values))
+    beyond = margin * (high - low) or (0.0 if high > low else 1.0)
+    low, high = low - beyond, high + beyond
+    return Axis(low=low, high=high, ticks=ticks(low, high, count), label=label)
+
+
+def ticks(low: float, high: float, count: int) -> list[float]:
+    """At most `count` + 1 round numbers inside [low, high]."""
+    step = 10 ** np.floor(np.log10(max(high - low, 1e-9) / count))
+    step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= count)
+    return [float(value) for value in np.arange(np.ceil(low / step), np.floor(high / step + 1e-9) + 1) * step]
+
+
+def thinned(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """At most MAX_POINTS of the rows, evenly spaced, the ends included."""
+    keep = np.unique(np.linspace(0, len(points) - 1, min(len(points), MAX_POINTS)).round().astype(int))
+    return points[keep]
+
+
+def smoothed(points: ArrayLike) -> NDArray[np.float64]:
+    """[num_points, 2]: centred mean of y over about a thirtieth of the run."""
+    rows = np.asarray(points, np.float64)
+    half = max(1, len(rows) // 60)
+    sums = np.concatenate([[0.0], np.cumsum(rows[:, 1])])
+    first = np.maximum(np.arange(len(rows)) - half, 0)
+    last = np.minimum(np.arange(len(rows)) + half + 1, len(rows))
+    return np.column_stack([rows[:, 0], (sums[last] - sums[first]) / (last - first)])
+
+
+def line_chart(curves: Sequence[Curve], x: Axis, y: Axis, *, width: int, height: int, described: str) -> str:
+    """An SVG element.
+
+    Args:
+        curves: later ones are drawn over earlier ones.
+        x: horizontal.
+        y: vertical.
+        width: of the drawing, in its own units; it is scaled to the page.
+        height: likewise.
+        described: what a reader who cannot see it should know; empty for a second drawing of the same.
+    """
+    inner_width, inner_height = width - _LEFT - _RIGHT, height - _TOP - _BOTTOM
+
+    def across(values: ArrayLike) -> NDArray[np.float64]:
+        return _LEFT + x.place(values) * inner_width
+
+    def down(values: ArrayLike) -> NDArray[np.float64]:
+        return _TOP + (1 - y.place(values)) * inner_height
+
+    parts: list[str] = []
+    for value, at in zip(y.ticks, down(y.ticks), strict=True):
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{escape(y.write(value))}</text>')
+    for value, at in zip(x.ticks, across(x.ticks), strict=True):
+        label = escape(x.write(value))
+        parts.append(f'<text x="{at:.1f}" y="{height - _BOTTOM + 18}" text-anchor="middle">{label}</text>')
+    middle = (_LEFT + width - _RIGHT) / 2
+    parts.append(f'<text x="{middle:.0f}" y="{height - 4}" text-anchor="middle">{escape(x.label)}</text>')
+    for curve in curves:
+        rows = np.column_stack([across(curve.points[:, 0]), down(curve.points[:, 1])])
+        placed = " ".join(f"{a:.1f},{b:.1f}" for a, b in rows.tolist())
+        parts.append(f'<polyline class="{curve.kind}" points="{placed}"/>')
+    label = f'role="img" aria-label="{escape(described)}"' if described else 'aria-hidden="true"'
+    size = "wide" if described else "narrow"
+    return f'<svg class="chart {size}" viewBox="0 0 {width} {height}" {label}>{"".join(parts)}</svg>'

@@ -1,0 +1,60 @@
+"""The command `report`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from crisp_stream.errors import InputError
+from crisp_stream.verbs import add_verb, print_line
+
+_MIN_WINDOWS = 100
+
+
+def add_report(verbs: Any) -> None:
+    """Declare the command."""
+    verb = add_verb(
+        verbs,
+        "report",
+        _report,
+        "Make one self-contained HTML page about a dataset, histograms and runs. The tree as a map coloured by task, "
+        "with terms, sample text and search; histograms side by side; which data helps which task; training curves.",
+    )
+    verb.add_argument("root", metavar="ROOT", help="dataset root")
+    verb.add_argument(
+        "shown", nargs="*", metavar="H|RUN", help="histogram files, and folders that runs saved to (save_folder)"
+    )
+    verb.add_argument("--out", required=True, metavar="FILE", help="page to write, an .html file")
+    verb.add_argument("--generation", type=int, metavar="G", help="an older generation of a dataset that has grown")
+    verb.add_argument(
+        "--windows", type=int, default=50_000, metavar="N", help="read about N windows per level for terms and text"
+    )
+
+
+def _report(asked: argparse.Namespace) -> None:
+    from crisp_stream.format import open_dataset
+    from crisp_stream.histogram import Histogram
+    from crisp_stream.page import write_page
+    from crisp_stream.page_runs import read_run
+    from crisp_stream.storage import is_remote, local_path
+
+    if asked.windows < _MIN_WINDOWS:
+        raise InputError(f"--windows: must be at least {_MIN_WINDOWS}, got {asked.windows}.")
+    dataset = open_dataset(asked.root, generation=asked.generation)
+    histograms, runs = {}, []
+    for shown in asked.shown:
+        if is_remote(shown) or local_path(shown).is_dir():
+            runs.append(read_run(shown, dataset))
+        else:
+            histograms[_unused(local_path(shown).stem, histograms)] = Histogram.load(shown)
+    path = write_page(asked.out, dataset, histograms, runs, max_windows=asked.windows, log=print_line)
+    print(f"written to {path}, {path.stat().st_size / 1e6:.1f} MB")
+
+
+def _unused(name: str, taken: dict[str, Any]) -> str:
+    """The name, numbered if another file has it already."""
+    number, found = 1, name
+    while found in taken:
+        number += 1
+        found = f"{name} {number}"
+    return found
