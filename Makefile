@@ -1,5 +1,5 @@
 # make demo [DATA=s3://bucket/prefix]   the whole method on real text, from a clean clone
-# make test                             format, lint, types, all tests
+# make test                             format, lint, types, all tests (on Debian installs Chromium if there is none)
 # make lint | make install | make bench | make constraints
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -22,7 +22,7 @@ PYTEST_ARGS ?=
 # OpenMP threads that sleep while they wait: on a busy machine 4 times faster than spinning ones (see crisp_stream/demo.py).
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install demo test lint bench constraints
+.PHONY: help install demo test lint browser bench constraints
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
 
@@ -46,7 +46,15 @@ lint: $(STAMP)
 	"$(RUN)/ruff" format --check .
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 "$(RUN)/pyright" --pythonpath "$(RUN)/python"
 
-test: lint
+# The tests of the report page look at it in the system's Chromium.
+browser:
+	@for name in chromium chromium-browser google-chrome google-chrome-stable; do command -v "$$name" >/dev/null && exit 0; done; \
+	command -v apt-get >/dev/null || exit 0; \
+	sudo=; test "$$(id -u)" = 0 || sudo=sudo; \
+	{ $$sudo apt-get update -q && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends chromium; } \
+	|| echo "chromium could not be installed; the tests of the report page will fail" >&2
+
+test: lint browser
 	"$(RUN)/python" -m pytest $(PYTEST_ARGS)
 
 bench: $(STAMP)

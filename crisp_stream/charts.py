@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 MAX_POINTS = 240
 """Points of a drawn curve; more cannot be told apart at the width of a page."""
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 8, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 18, 8, 40
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,8 +86,8 @@ def histogram_section(histograms: Mapping[str, Histogram], tasks: Sequence[TaskS
     return f"""<section aria-labelledby="histograms">
 <h2 id="histograms">Histograms side by side</h2>
 <p class="note">The heaviest clusters of each task. The bar is the task's share of the cluster, the mark in it the
-corpus's own share; w is the ratio of the two. <i>Effectively</i>: how many equally heavy clusters would be as spread out (exp of
-the entropy). <i>Off the corpus</i>: total variation, 0 for the corpus itself, 1 for nothing in common.</p>
+corpus's own share; w is the ratio of the two. <i>Effectively</i>: how many equally heavy clusters would be as spread
+out (exp of the entropy). <i>Off the corpus</i>: total variation, 0 for the corpus itself, 1 for nothing in common.</p>
 <div class="cards">
 {cards}
 </div>

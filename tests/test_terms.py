@@ -11,30 +11,8 @@ from crisp_stream.errors import InputError
 from crisp_stream.format import Dataset, open_dataset
 from crisp_stream.terms import MAX_WINDOWS_PER_NODE, TEXT_TOKENS, node_terms
 from tests.seaweed import S3Server
-from tests.synthetic import EOT_ID, upload, write_synthetic_dataset
-
-TOPICS = {
-    0: "the fever and the doctor of a patient",
-    1: "the fever with a tumor of the kidney",
-    5: "an orchestra and the violin of a concert",
-    15: "the compiler and a pointer to the kernel",
-}
-WINDOWS = {0: 40, 1: 30, 5: 300, 15: 20}
-TOKENS = 48
-
-
-def topic_dataset(path: Path, topics: dict[int, str] = TOPICS, windows: dict[int, int] = WINDOWS) -> Dataset:
-    """A dataset whose leaves each repeat a sentence, every window from another word on."""
-    rows = []
-    for leaf, sentence in topics.items():
-        words = sentence.split()
-        for window in range(windows[leaf]):
-            turn = window % len(words)
-            text = " ".join(words[turn:] + words[:turn]).encode()[:TOKENS]
-            rows.append(
-                np.pad(np.frombuffer(text, np.uint8).astype(np.uint16), (0, TOKENS - len(text)), constant_values=EOT_ID)
-            )
-    return write_synthetic_dataset(path, windows, window_tokens=TOKENS, tokens=np.array(rows))
+from tests.synthetic import upload, write_synthetic_dataset
+from tests.topics import TOPICS, topic_dataset
 
 
 @pytest.fixture(scope="module")
