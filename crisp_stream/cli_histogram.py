@@ -162,18 +162,27 @@ def _smooth(asked: argparse.Namespace) -> None:
 def _add_compare(verbs: Any) -> None:
     verb = add_verb(verbs, "compare", _compare, "How two histograms differ, at the coarser one's level.")
     verb.add_argument("first", metavar="H", help="histogram file")
-    verb.add_argument("second", metavar="H", help="another one, of the same tree")
+    verb.add_argument("second", nargs="?", metavar="H", help="another one, of the same tree; or --data")
+    verb.add_argument("--data", metavar="ROOT", help="compare with the dataset's own proportions")
     verb.add_argument("--top", type=int, default=10, metavar="N", help="clusters shown")
     verb.add_argument("--json", metavar="FILE", help="write the numbers there, too")
 
 
 def _compare(asked: argparse.Namespace) -> None:
-    from crisp_stream.arithmetic import compare, effective_clusters
+    from crisp_stream.arithmetic import compare, effective_clusters, generalist_histogram
+    from crisp_stream.format import open_dataset
     from crisp_stream.histogram import Histogram
 
     if asked.top < 1:
         raise InputError(f"--top: must be at least 1, got {asked.top}.")
-    first, second = Histogram.load(asked.first), Histogram.load(asked.second)
+    if (asked.second is None) == (asked.data is None):
+        raise InputError("compare: needs a second histogram or --data ROOT, one of the two.")
+    first = Histogram.load(asked.first)
+    second = (
+        Histogram.load(asked.second)
+        if asked.data is None
+        else generalist_histogram(open_dataset(asked.data), first.level)
+    )
     comparison = compare(first, second, limit=asked.top)
     if asked.json:
         _write_json(asked.json, comparison.to_json())

@@ -82,6 +82,36 @@ def test_average_writes_a_histogram(histogram: Path, dataset: Dataset, tmp_path:
     assert Histogram.load(tmp_path / "avg.parquet").proportions == pytest.approx([0.5, 0.25, 0.25])
 
 
+def test_histograms_are_cut_mixed_smoothed_compared_and_tuned(
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, counted, out = dataset.root, tmp_path / "task.parquet", tmp_path / "out.parquet"
+    Histogram.from_leaves([0, 0, 15] * 10, dataset.tree, 2).save(counted)
+    assert run("histogram", "cut", counted, "--level", 1, "--out", out) == 0
+    assert Histogram.load(out).level == 1
+    assert run("histogram", "interpolate", counted, "--data", root, "--base-share", 0.5, "--out", out) == 0
+    assert run("histogram", "smooth", counted, "--data", root, "--strength", 3, "--level", 1, "--out", out) == 0
+    assert Histogram.load(out).provenance["strength"] == 3
+    assert run("histogram", "average", counted, counted, "--out", out) == 0
+    assert Histogram.load(out).proportions == pytest.approx([2 / 3, 1 / 3])
+    capsys.readouterr()
+    files = ["--json", tmp_path / "t.json", "--plot", tmp_path / "t.svg", "--out", tmp_path / "tuned.parquet"]
+    assert run("histogram", "tune", counted, "--data", root, *files) == 0
+    chosen = json.loads((tmp_path / "t.json").read_text())["chosen"]
+    assert f"chosen: level {chosen['level']}, strength {chosen['strength']:g}" in capsys.readouterr().out
+    assert Histogram.load(tmp_path / "tuned.parquet").level == chosen["level"]
+    assert run("histogram", "compare", counted, out, "--json", tmp_path / "c.json") == 0
+    assert json.loads((tmp_path / "c.json").read_text())["total_variation"] == pytest.approx(0, abs=1e-12)
+    assert run("histogram", "compare", counted, "--data", root) == 0
+    assert "total variation" in capsys.readouterr().out
+    assert "one of the two" in error_of(capsys, "histogram", "compare", counted)
+    assert "one of the two" in error_of(capsys, "histogram", "compare", counted, out, "--data", root)
+    assert "must have counts" in error_of(capsys, "histogram", "tune", out, "--data", root)
+    assert "got 2" in error_of(
+        capsys, "histogram", "interpolate", counted, "--data", root, "--base-share", 2, "--out", out
+    )
+
+
 def test_verify_tells_whole_from_damaged(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("verify", dataset.root) == 0
     assert "200 windows" in capsys.readouterr().out
