@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from crisp_stream.cli_histogram import add_histogram_commands, with_count
+from crisp_stream.cli_report import add_report
 from crisp_stream.cli_write import add_write_commands
 from crisp_stream.errors import CrispError, InputError
 from crisp_stream.verbs import Formatter, add_verb, print_line
@@ -52,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     add_write_commands(verbs)
     add_histogram_commands(verbs)
     _add_inspect(verbs)
+    add_report(verbs)
     _add_verify(verbs)
     _add_train(verbs)
     _add_eval(verbs)
