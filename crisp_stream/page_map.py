@@ -168,7 +168,7 @@ def map_payload(
         "depth": deepest.level,
         "smallest_share": SMALLEST_SHARE,
         "codes": _CODES,
-        "tasks": [{"name": task.name, "level": task.level} for task in tasks],
+        "tasks": [{"name": visible(task.name), "level": task.level} for task in tasks],
         "texts": texts,
     }
     return pack(header, arrays)
