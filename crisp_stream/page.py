@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crisp_stream.mixture import check_tree
+from crisp_stream.page_forecast import forecast_section
 from crisp_stream.page_map import TaskShares, gather_terms, levels_of, map_payload, task_shares, visible
 from crisp_stream.page_runs import Run, run_section, served_shares
 from crisp_stream.page_sections import (
@@ -28,6 +29,7 @@ from crisp_stream.page_sections import (
 )
 
 if TYPE_CHECKING:
+    from crisp_stream.forecast import Forecast
     from crisp_stream.format import Dataset
     from crisp_stream.histogram import Histogram
 
@@ -40,6 +42,7 @@ def write_page(
     histograms: Mapping[str, Histogram],
     runs: Sequence[Run] = (),
     *,
+    forecasts: Mapping[str, Forecast | str] | None = None,
     max_windows: int = 50_000,
     log: Callable[[str], None] = lambda line: None,
 ) -> Path:
@@ -50,6 +53,7 @@ def write_page(
         dataset: the opened dataset.
         histograms: name to histogram, of the dataset's tree, of any levels.
         runs: from `read_run`.
+        forecasts: name of a histogram to the forecast of a run of it, or to the reason why there is none.
         max_windows: about how many windows are read per level for terms and sample text.
         log: takes a line of progress.
 
@@ -59,7 +63,7 @@ def write_page(
     Raises:
         InputError: a histogram of another tree.
     """
-    html = page_html(dataset, histograms, runs, max_windows=max_windows, log=log)
+    html = page_html(dataset, histograms, runs, forecasts=forecasts, max_windows=max_windows, log=log)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(target.name + ".tmp")
@@ -73,6 +77,7 @@ def page_html(
     histograms: Mapping[str, Histogram],
     runs: Sequence[Run] = (),
     *,
+    forecasts: Mapping[str, Forecast | str] | None = None,
     max_windows: int = 50_000,
     log: Callable[[str], None] = lambda line: None,
 ) -> str:
@@ -94,6 +99,8 @@ def page_html(
         sections["specificity"] = ("Specificity", specificity_section(tasks, tree))
     if len(tasks) > 1:
         sections["transfer"] = ("Transfer", transfer_section(transfer(tasks, tree)))
+    if forecasts:
+        sections["forecast"] = ("Forecast", forecast_section(forecasts, tree))
     if runs:
         sections["runs"] = ("Runs", run_section(runs, served, tree))
     sections["dataset"] = ("Dataset", _dataset_section(dataset, tree))
