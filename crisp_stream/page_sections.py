@@ -198,13 +198,19 @@ def transfer_section(found: Transfer) -> str:
     """Two heat maps with numbers: who shares clusters with whom, and whose data raises whose likelihood."""
     gain_rows = [*found.names, "all, averaged"]
     overlap = _heat_table(
-        found.overlap, found.names, found.names, "Overlap: 1 - total variation. 1: the same clusters alike.", "{:.2f}"
+        found.overlap,
+        found.names,
+        found.names,
+        "Overlap",
+        "1 - total variation: 1 for the same clusters in the same shares, 0 for none in common.",
+        "{:.2f}",
     )
     gain = _heat_table(
         found.gain,
         gain_rows,
         found.names,
-        "Gain: row A, column B. How much likelier, in nats per example, the clusters of B's examples are under A's "
+        "Gain",
+        "Row A, column B: how much likelier, in nats per example, the clusters of B's examples are under A's "
         f"mixture (with {BASE_SHARE:.0%} of the corpus mixed in) than under the corpus. Below 0: worse than no "
         "selection. The best row of another task is bold.",
         "{:+.2f}",
@@ -219,7 +225,7 @@ little even when their tasks are alike; compare those at a coarser level.</p>
 
 
 def _heat_table(
-    values: NDArray[np.float64], rows: Sequence[str], columns: Sequence[str], caption: str, write: str
+    values: NDArray[np.float64], rows: Sequence[str], columns: Sequence[str], title: str, caption: str, write: str
 ) -> str:
     own = np.eye(len(rows), len(columns), dtype=bool)
     best = np.where(own, -np.inf, values)[: len(columns)].argmax(axis=0)
@@ -234,7 +240,8 @@ def _heat_table(
         )
         body.append(f'<tr><th scope="row"><bdi>{escape(visible(name))}</bdi></th>{cells}</tr>')
     head = "".join(f'<th scope="col"><span><bdi>{escape(visible(name))}</bdi></span></th>' for name in columns)
-    return f"""<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption.partition(":")[0])}">
+    return f"""<div class="scroll" tabindex="0" role="region" aria-label="{title}">
+<h3>{title}</h3>
 <table class="matrix">
 <caption>{caption}</caption>
 <thead><tr><td></td>{head}</tr></thead>

@@ -114,9 +114,9 @@ class Treemap {
     const { source, palette } = this;
     const weight = source.weightOf(tile), hit = source.hitOf(tile);
     const gap = tile.width > 6 && tile.height > 6 ? 1 : 0.25;
-    const shown = tile.cells.length && tile.strip ? tile.strip - 1 : tile.height - gap;
+    const shown = tile.cells.length ? tile.strip - 1 : Math.max(0.5, tile.height - gap);
     context.fillStyle = palette.fill(weight);
-    context.fillRect(tile.x, tile.y, Math.max(0.5, tile.width - gap), Math.max(0.5, shown));
+    if (shown > 0) context.fillRect(tile.x, tile.y, Math.max(0.5, tile.width - gap), shown);
     for (const cell of tile.cells) {
       const thin = cell.width > 5 && cell.height > 5 ? 1 : cell.width > 2.5 && cell.height > 2.5 ? 0.5 : 0;
       context.fillStyle = palette.fill(source.weightOf(cell));
