@@ -26,6 +26,8 @@ from crisp_stream.errors import FormatError, InputError
 from crisp_stream.format import MANIFEST, Dataset, Manifest, open_dataset
 from crisp_stream.histogram import Histogram
 from crisp_stream.inspection import top_nodes
+from crisp_stream.page import write_page
+from crisp_stream.page_runs import read_run
 from crisp_stream.recipe import Recipe
 from crisp_stream.report import Comparison, RunResult, format_bytes, write_report
 from crisp_stream.storage import cache_folder, is_remote, open_store
@@ -75,7 +77,9 @@ class DemoResult:
     comparison: Comparison
     """The numbers."""
     report: Path
-    """The page."""
+    """The page that compares the runs."""
+    map_page: Path
+    """The page of the tree, the task and the runs."""
     kept: tuple[str, ...]
     """Outputs of earlier runs that were used as they stood: `dataset`, `histogram`, `base`, `crisp`."""
     seconds: float
@@ -116,7 +120,7 @@ def run_demo(
     scale: DemoScale | None = None,
     log: Log = print,
 ) -> DemoResult:
-    """Fetch text, write the dataset, count the task, train base and CRISP, judge them, write the page.
+    """Fetch text, write the dataset, count the task, train base and CRISP, judge them, write the pages.
 
     Args:
         out: root of the dataset, a folder or an object-store prefix. Default: `data` in the run folder.
@@ -156,8 +160,12 @@ def run_demo(
     )
     log("\n" + comparison_text(comparison))
     report = write_report(folder / "report.html", comparison)
-    log(f"\nreport: {report}  (all done in {_clock(steps.seconds)})")
-    return DemoResult(comparison=comparison, report=report, kept=tuple(steps.kept), seconds=steps.seconds)
+    shown = [read_run(str(run.folder), dataset) for run in runs.values()]
+    map_page = write_page(folder / "map.html", dataset, {TASK: histogram}, shown)
+    log(f"\nreport: {report}, the tree as a map: {map_page}  (all done in {_clock(steps.seconds)})")
+    return DemoResult(
+        comparison=comparison, report=report, map_page=map_page, kept=tuple(steps.kept), seconds=steps.seconds
+    )
 
 
 def comparison_text(comparison: Comparison) -> str:

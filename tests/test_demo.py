@@ -93,10 +93,14 @@ def test_the_dataset_has_a_tree_of_two_levels_and_the_task_its_clusters(demo: Lo
     assert [cluster.share for cluster in clusters] == sorted((cluster.share for cluster in clusters), reverse=True)
 
 
-def test_the_page_is_written(demo: LocalDemo) -> None:
+def test_the_pages_are_written(demo: LocalDemo) -> None:
     page = demo.result.report.read_text(encoding="utf-8")
     assert demo.result.report == demo.folder / "report.html"
     assert f"{demo.result.comparison.crisp.specialist_perplexity:,.1f}" in page
+    assert demo.result.map_page == demo.folder / "map.html"
+    tree = demo.result.map_page.read_text(encoding="utf-8")
+    assert "medical abstracts" in tree
+    assert 'id="runs"' in tree
 
 
 def test_a_second_run_keeps_everything_and_says_so(demo: LocalDemo) -> None:
