@@ -105,7 +105,7 @@ def node_terms(
     whole = np.array([dataset.manifest.num_windows])
     common, _ = _sample(dataset, np.zeros(1, np.int64), whole, background, rng)
     windows = np.unique(np.concatenate([own, common]))
-    texts = _read_texts(dataset, windows)
+    texts = _read_texts(dataset, windows, _stretch(quota))
     place = np.searchsorted(windows, own)
     is_common = np.isin(windows, common)
     terms, best = _characterise(texts, place, own_row, is_common, (len(asked), len(ranges.nodes)), terms_per_node)
@@ -142,7 +142,7 @@ def _sample(
     dataset: Dataset, first: Int64s, sizes: Int64s, quota: int, rng: np.random.Generator
 ) -> tuple[Int64s, Int64s]:
     """About `quota` windows of each range in stretches at evenly spaced places, and the range of each window."""
-    stretch = -(-quota // -(-quota // _STRETCH))
+    stretch = _stretch(quota)
     places = -(-np.minimum(quota, sizes) // stretch)
     row = np.repeat(np.arange(len(first)), places)
     nth = np.arange(len(row)) - np.repeat(np.cumsum(places) - places, places)
@@ -159,13 +159,24 @@ def _sample(
     return pairs[:, 1], pairs[:, 0]
 
 
-def _read_texts(dataset: Dataset, windows: Int64s) -> list[str]:
-    """The beginning of each window as one line of text, a pilcrow where one document ends and the next begins."""
+def _stretch(quota: int) -> int:
+    """How many neighbours are read at a place: at most _STRETCH, with little left over."""
+    return -(-quota // -(-quota // _STRETCH))
+
+
+def _read_texts(dataset: Dataset, windows: Int64s, stretch: int) -> list[str]:
+    """The beginning of each window as one line of text, a pilcrow where one document ends and the next begins.
+
+    Args:
+        dataset: the opened dataset.
+        windows: [num_windows], sorted.
+        stretch: how many of a leaf are fetched together.
+    """
     tokenizers = import_extra("tokenizers", extra="write", purpose="showing text")
     tokenizer = tokenizers.Tokenizer.from_file(str(dataset.tokenizer_path() / "tokenizer.json"))
     end_of_text = dataset.manifest.tokenizer.eot_token
     plan = RunPlan(dataset)
-    plan.run_windows = min(plan.run_windows, _STRETCH)
+    plan.run_windows = min(plan.run_windows, stretch)
     texts: list[str] = []
     with WindowReader(dataset, runs=plan) as reader:
         for start in range(0, len(windows), _DECODE_ROWS):
