@@ -10,8 +10,23 @@ all of it when the run is short, else some of its blocks (`Reads.how`).
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crisp_stream.draws import BLOCK_SAMPLES
+from crisp_stream.errors import InputError
+from crisp_stream.forecast_advice import Advice as Advice
+from crisp_stream.forecast_advice import advise
+from crisp_stream.forecast_counts import Counts, count
+from crisp_stream.forecast_estimate import count_reads, estimate, moments, stretches
+from crisp_stream.forecast_reads import Loader as Loader
+from crisp_stream.forecast_reads import Plans, walk_all
+from crisp_stream.forecast_reads import Reads as Reads
+from crisp_stream.mixture import windows_per_node
+from crisp_stream.stream import Stream
 
 if TYPE_CHECKING:
     from crisp_stream.format import Dataset
@@ -20,6 +35,11 @@ if TYPE_CHECKING:
 REQUEST_PRICE = 0.0004
 """US dollars for 1,000 GET requests: Amazon S3 Standard, US East (N. Virginia), from its public price list."""
 QUANTILES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0)
+MAX_BLOCKS = 12
+"""Blocks that are walked for requests."""
+_EXACT_BINS = 64
+_BIN_GROWTH = 1.1
+_SHOWN_QUANTILES = (0.1, 0.5, 0.9, 0.99, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,46 +81,6 @@ class ClusterRepeats:
     def epochs(self) -> float:
         """Draws per window."""
         return self.draws / self.windows
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reads:
-    """What each node asks of the object store, with a cache that holds the working set. Tables are not counted."""
-
-    how: str
-    """`walked`: the whole order was walked. `sampled`: requests from `blocks` blocks, bytes counted over the leaves."""
-    blocks: int
-    """Blocks of 2^18 samples that were walked."""
-    bytes_exact: bool
-    requests_exact: bool
-    """One process per node makes exactly these requests; of several, who asks first for a run is a matter of timing."""
-    bytes_per_node: tuple[int, ...]
-    """[nodes]"""
-    requests_per_node: tuple[int, ...]
-    """[nodes]"""
-    working_set_bytes: int
-    """Of the fullest node, at the fullest of the moments looked at: read before, and to be read again."""
-    cache_limit: int | None
-    price_per_1000_requests: float
-    """US dollars."""
-
-    @property
-    def requests(self) -> int:
-        """Of all nodes."""
-        return sum(self.requests_per_node)
-
-    @property
-    def cost(self) -> float:
-        """Of the requests of all nodes, US dollars."""
-        return self.requests / 1000 * self.price_per_1000_requests
-
-
-@dataclass(frozen=True, kw_only=True)
-class Advice:
-    """Something to think about before the run, and what to do about it."""
-
-    finding: str
-    remedy: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,13 +138,218 @@ class Forecast:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
-        return dataclasses.asdict(self)
+        content = dataclasses.asdict(self)
+        content["mean_occurrences"] = self.mean_occurrences
+        content["reads"] |= {"requests": self.reads.requests, "cost": self.reads.cost}
+        return content
 
     def table(self) -> str:
         """As lines of text."""
-        raise NotImplementedError
+        rows = [
+            ("run", f"{self.samples:,} samples, {self.tokens:,} tokens ({self.draw} draws, seed {self.seed})"),
+            *((f"phase {number}", _phase_text(phase)) for number, phase in enumerate(self.phases, 1)),
+            ("windows", _of(self.windows_served, self.windows, "served")),
+            ("", _of(self.windows_reachable, self.windows, "within reach of the mixture")),
+            (f"clusters L{self.level}", _of(self.clusters_hit, self.clusters_reachable, "with mass are drawn")),
+            ("leaves", _of(self.leaves_hit, self.leaves_reachable, "with mass are drawn")),
+            ("occurrences", f"{self.mean_occurrences:.2f} on average, of a window that is served"),
+            ("", f"{_quantile_text(self.quantiles_reachable)}, of windows within reach"),
+            ("", f"{_quantile_text(self.quantiles_all)}, of all windows"),
+            ("mixture error", f"{self.mixture_error:.5f} total variation (bound {self.mixture_error_bound:.5f})"),
+            *self.reads.rows(),
+        ]
+        lines = [f"{name:<14} {text}" for name, text in rows]
+        lines += [
+            "",
+            f"{'cluster':>10} {'windows':>11} {'draws':>13} {'epochs':>9}   most repeated of level {self.level}",
+        ]
+        for entry in self.most_repeated:
+            lines.append(f"{entry.cluster:>10} {entry.windows:>11,} {entry.draws:>13,} {entry.epochs:>9.2f}")
+        for warning in self.warnings:
+            lines += ["", f"! {warning.finding}", f"  {warning.remedy}"]
+        return "\n".join(lines)
 
 
-def forecast(dataset: Dataset, mixture: Mixture, *, samples: int | None = None, seed: int = 0) -> Forecast:
-    """Count what a run will serve and read."""
-    raise NotImplementedError
+def _phase_text(phase: PhaseForecast) -> str:
+    name = "base" if phase.level == 0 else f"level {phase.level}, {phase.clusters:,} clusters"
+    return f"{phase.samples:,} samples of {name}: {phase.leaves:,} leaves, {phase.windows:,} windows"
+
+
+def _of(part: int, whole: int, what: str) -> str:
+    return f"{part:,} of {whole:,} ({part / whole:.1%}) {what}"
+
+
+def _quantile_text(quantiles: tuple[tuple[float, int], ...]) -> str:
+    shown = (f"{share:.0%} at most {times:,}" for share, times in quantiles if share in _SHOWN_QUANTILES)
+    return ", ".join(shown)
+
+
+def forecast(
+    dataset: Dataset,
+    mixture: Mixture,
+    *,
+    samples: int | None = None,
+    seed: int = 0,
+    loader: Loader | None = None,
+    price_per_1000_requests: float = REQUEST_PRICE,
+    top: int = 10,
+    max_blocks: int = MAX_BLOCKS,
+) -> Forecast:
+    """Count what a run will serve and read.
+
+    Args:
+        dataset: that is read; of a local one, reads are those of a copy in an object store.
+        mixture: that is followed.
+        samples: over all ranks; those of the mixture when None. The loader serves whole global batches: rounded up for
+            a mixture that goes on, or else down.
+        seed: of the order.
+        loader: the processes that read; a single one when None.
+        price_per_1000_requests: US dollars for 1,000 GET requests.
+        top: how many of the most repeated clusters are named.
+        max_blocks: a longer run, in blocks of 2^18 samples, is not walked as a whole to count its requests.
+
+    Raises:
+        InputError: the mixture does not fit the dataset, has no end and `samples` is None, or is shorter than
+            `samples`; or a number is out of range.
+    """
+    loader = Loader() if loader is None else loader
+    for name, value, least in (("top", top, 1), ("max_blocks", max_blocks, 1)):
+        if value < least:
+            raise InputError(f"{name}: must be at least {least}, got {value}.")
+    if not (math.isfinite(price_per_1000_requests) and price_per_1000_requests >= 0):
+        raise InputError(f"request price: must be a number of dollars >= 0, got {price_per_1000_requests}.")
+    stop = _stop(mixture, samples, loader.global_batch_size)
+    served = stop // loader.global_batch_size * loader.global_batch_size
+    stream = Stream(dataset, mixture, seed=seed)
+    level = max(1, *(phase.histogram.level for phase in mixture.phases))
+    counts = count(dataset, stream.fresh_order(), served, draw=mixture.draw, level=level, top=top)
+    known = stop if mixture.draw == "systematic" else None
+    plans = Plans(dataset, stream.fresh_order, served, stop=known, draw=mixture.draw, loader=loader)
+    quantiles = _quantiles(counts, dataset.manifest.num_windows)
+    found = Forecast(
+        dataset=dataset.root,
+        dataset_fingerprint=dataset.manifest.fingerprint,
+        mixture_fingerprint=mixture.fingerprint,
+        seed=seed,
+        draw=mixture.draw,
+        samples=served,
+        tokens=served * dataset.manifest.window_tokens,
+        phases=_phases(dataset, mixture, counts),
+        windows=dataset.manifest.num_windows,
+        windows_reachable=counts.windows_reachable,
+        windows_served=counts.windows_served,
+        leaves_reachable=counts.leaves_reachable,
+        leaves_hit=counts.leaves_hit,
+        level=level,
+        clusters=counts.clusters,
+        clusters_reachable=counts.clusters_reachable,
+        clusters_hit=counts.clusters_hit,
+        most_repeated=tuple(
+            ClusterRepeats(cluster=cluster, windows=windows, draws=draws)
+            for cluster, windows, draws in counts.top.tolist()
+        ),
+        quantiles_reachable=quantiles[0],
+        quantiles_all=quantiles[1],
+        distribution=_bins(counts, dataset.manifest.num_windows),
+        mixture_error=counts.misplaced / served,
+        mixture_error_bound=min(1.0, sum(phase.error_bound for phase in counts.phases) / served),
+        reads=_reads(plans, price_per_1000_requests, max_blocks),
+    )
+    left_out = 0 if samples is not None and mixture.num_samples is None else stop - served
+    warnings = advise(found, loader, sample_bytes=dataset.manifest.sample_bytes, left_out=left_out)
+    return dataclasses.replace(found, warnings=warnings)
+
+
+def _stop(mixture: Mixture, samples: int | None, global_batch: int) -> int:
+    """Position after the last sample that the loader may need."""
+    end = mixture.num_samples
+    if samples is None:
+        if end is None:
+            raise InputError("the mixture has no end: say how long the run is, with samples= (--samples or --tokens).")
+        wanted = end
+    else:
+        if samples < 1:
+            raise InputError(f"samples: must be at least 1, got {samples}.")
+        if end is not None and samples > end:
+            raise InputError(
+                f"samples: the phases of the mixture have {end:,}, got {samples:,}. Ask for no more, or leave the last "
+                "phase open."
+            )
+        wanted = -(-samples // global_batch) * global_batch
+    stop = wanted if end is None else min(wanted, end)
+    if stop < global_batch:
+        raise InputError(
+            f"samples: {stop:,} do not fill a global batch of {global_batch:,}, so nothing would be served. "
+            "Train longer, or with a smaller batch."
+        )
+    return stop
+
+
+def _phases(dataset: Dataset, mixture: Mixture, counts: Counts) -> tuple[PhaseForecast, ...]:
+    found = []
+    for phase, counted in zip(mixture.phases, counts.phases, strict=False):  # the run may end before the last phases
+        windows = windows_per_node(phase.histogram, dataset)
+        found.append(
+            PhaseForecast(
+                level=phase.histogram.level,
+                samples=counted.samples,
+                clusters=int((windows > 0).sum()),
+                leaves=counted.leaves,
+                windows=counted.windows,
+                missing_mass=float(phase.histogram.proportions.sum(where=windows == 0)),
+            )
+        )
+    return tuple(found)
+
+
+def _quantiles(counts: Counts, num_windows: int) -> tuple[tuple[tuple[float, int], ...], ...]:
+    """Over the reachable windows, and over all."""
+    found = []
+    for unreachable in (0, num_windows - counts.windows_reachable):
+        occurrences = np.append(0, counts.occurrences)
+        ends = np.cumsum(np.append(unreachable, counts.windows_per_occurrence))
+        # The value of which at least that share of the windows is no larger: the smallest for quantile 0.
+        places = [max(1, math.ceil(share * int(ends[-1]))) for share in QUANTILES]
+        at = np.searchsorted(ends, places)
+        found.append(tuple(zip(QUANTILES, occurrences[at].tolist(), strict=True)))
+    return tuple(found)
+
+
+def _bins(counts: Counts, num_windows: int) -> tuple[OccurrenceBin, ...]:
+    values, windows = counts.occurrences, counts.windows_per_occurrence
+    unreachable = num_windows - counts.windows_reachable
+    if len(values) and values[0] == 0:
+        windows = np.append(windows[0] + unreachable, windows[1:])
+    elif unreachable:
+        values, windows = np.append(0, values), np.append(unreachable, windows)
+    above = np.log(np.maximum(values, _EXACT_BINS) / _EXACT_BINS) / math.log(_BIN_GROWTH)
+    keys = np.where(values <= _EXACT_BINS, values, _EXACT_BINS + 1 + above.astype(np.int64))
+    first = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
+    last = np.append(first[1:], len(keys)) - 1
+    sums = np.add.reduceat(windows, first)
+    return tuple(
+        OccurrenceBin(least=least, most=most, windows=total)
+        for least, most, total in zip(values[first].tolist(), values[last].tolist(), sums.tolist(), strict=True)
+    )
+
+
+def _reads(plans: Plans, price: float, max_blocks: int) -> Reads:
+    loader, sample_bytes = plans.loader, plans.dataset.manifest.sample_bytes
+    borders = stretches(plans, max_blocks)
+    counted = count_reads(plans, np.unique(np.concatenate([borders, moments(plans)])))
+    walked = plans.samples <= max_blocks * BLOCK_SAMPLES
+    reading = walk_all(plans) if walked else estimate(plans, counted, borders)
+    nodes_per_reader = loader.nodes // loader.num_readers
+    windows = reading.windows_per_reader.repeat(nodes_per_reader)
+    fullest = float(windows.max()) / counted.windows
+    return Reads(
+        how="walked" if reading.walked else "sampled",
+        blocks=reading.blocks,
+        bytes_exact=reading.windows_exact,
+        requests_exact=reading.walked and loader.processes_per_node == 1,
+        bytes_per_node=tuple((windows * sample_bytes).tolist()),
+        requests_per_node=tuple(reading.requests_per_reader.repeat(nodes_per_reader).tolist()),
+        working_set_bytes=math.ceil(int(counted.windows_kept.max()) * fullest * sample_bytes),
+        cache_limit=loader.cache_limit,
+        price_per_1000_requests=price,
+    )

@@ -96,6 +96,11 @@ class SampleOrder:
         last = self.plans[-1]
         return None if last.served is None else last.first_sample + last.served
 
+    @property
+    def lane_of_interval(self) -> Int64s:
+        """[num_lanes], the lane that has each of the equal intervals of the CDF, in leaf order."""
+        return np.argsort(self._interval_of_lane)
+
     def append(self, shares: Callable[[], LeafShares], num_samples: int | None) -> None:
         """Let the stream, which must have an end, go on with another phase."""
         last, first_sample = self.plans[-1], self.num_samples
@@ -294,9 +299,8 @@ class SampleOrder:
         offset = int(block_offsets(self._seed, plan.number, number, number + 1)[0])
         entries = plan.entries_of_draws(draws, offset)
         entry_of_place = np.empty(draws, np.int64)
-        lane_of_interval = np.argsort(self._interval_of_lane)
         start = 0
-        for lane in lane_of_interval:
+        for lane in self.lane_of_interval:
             own = entries[start : start + (draws - int(lane) + self._num_lanes - 1) // self._num_lanes]
             bits = random_bits(self._seed, "spread", phase=plan.number, block=number, lane=int(lane), count=len(own))
             entry_of_place[lane :: self._num_lanes] = own[_spread(own, uniforms(bits))]
