@@ -24,7 +24,7 @@ def add_report(verbs: Any) -> None:
     verb.add_argument(
         "shown", nargs="*", metavar="H|RUN", help="histogram files, and folders that runs saved to (save_folder)"
     )
-    verb.add_argument("--out", required=True, metavar="FILE", help="page to write, an .html file")
+    verb.add_argument("--out", default="report.html", metavar="FILE", help="page to write")
     verb.add_argument("--generation", type=int, metavar="G", help="an older generation of a dataset that has grown")
     verb.add_argument(
         "--windows", type=int, default=50_000, metavar="N", help="read about N windows per level for terms and text"

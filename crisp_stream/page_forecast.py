@@ -10,14 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.charts import Axis, Curve, line_chart
+from crisp_stream.errors import InputError
+from crisp_stream.forecast import Forecast, forecast
+from crisp_stream.mixture import Mixture
 from crisp_stream.page_map import visible
 from crisp_stream.page_sections import NUM_COLOURS, Tree, legend, node_button
 from crisp_stream.report import format_bytes
 
 if TYPE_CHECKING:
-    from crisp_stream.forecast import Forecast
+    from crisp_stream.format import Dataset
+    from crisp_stream.histogram import Histogram
 
-_LEAST_SHARE = 1e-5
+_LEAST_SHARE = 1e-4
 
 
 def forecast_section(forecasts: Mapping[str, Forecast | str], tree: Tree) -> str:
@@ -51,7 +55,7 @@ of the run, for the seed of the forecast.</p>
 <div class="scroll"><table class="stack">
 <caption>Requests and bytes of all nodes, with a cache that holds the working set.</caption>
 <thead><tr><th scope="col">Histogram</th><th scope="col" class="number">Of the corpus</th>
-<th scope="col" class="number">Clusters hit</th><th scope="col" class="number">A served window, on average</th>
+<th scope="col" class="number">Clusters hit</th><th scope="col" class="number">Times served, mean</th>
 <th scope="col" class="number">Read</th><th scope="col" class="number">Requests</th>
 <th scope="col" class="number">Mixture error</th><th scope="col">Most repeated cluster</th></tr></thead>
 <tbody>
@@ -66,7 +70,7 @@ def _row(name: str, forecast: Forecast, tree: Tree) -> str:
     cells = [
         ("of the corpus", f"{forecast.windows_served / forecast.windows:.1%}"),
         ("clusters hit", f"{forecast.clusters_hit:,} of {forecast.clusters_reachable:,}"),
-        ("served", f"{forecast.mean_occurrences:.2f} times"),
+        ("times served, mean", f"{forecast.mean_occurrences:.2f}"),
         ("read", format_bytes(sum(forecast.reads.bytes_per_node))),
         ("requests", f"{forecast.reads.requests:,}"),
         ("mixture error", f"{forecast.mixture_error:.4f}"),
@@ -115,4 +119,16 @@ def _served_at_least(forecast: Forecast) -> NDArray[np.float64]:
     windows = np.array([entry.windows for entry in bins], np.float64)
     shares = np.cumsum(windows[::-1])[::-1] / forecast.windows
     times = np.array([max(entry.least, 1) for entry in bins], np.float64)
-    return np.column_stack([times, np.maximum(shares, _LEAST_SHARE)])
+    points = np.column_stack([np.append(1, times), np.append(shares[0], shares)])
+    return points[points[:, 1] >= _LEAST_SHARE]
+
+
+def forecast_each(dataset: Dataset, histograms: Mapping[str, Histogram], samples: int) -> dict[str, Forecast | str]:
+    """The forecast of a run of each histogram alone, or the reason why it cannot be trained on as it is."""
+    found: dict[str, Forecast | str] = {}
+    for name, histogram in histograms.items():
+        try:
+            found[name] = forecast(dataset, Mixture.from_histogram(histogram), samples=samples)
+        except InputError as error:
+            found[name] = str(error)
+    return found
