@@ -27,6 +27,12 @@ def add_report(verbs: Any) -> None:
     verb.add_argument("--out", default="report.html", metavar="FILE", help="page to write")
     verb.add_argument("--generation", type=int, metavar="G", help="an older generation of a dataset that has grown")
     verb.add_argument(
+        "--samples",
+        type=int,
+        metavar="N",
+        help="forecast a run of N samples of each histogram, none for 0; as many as there are windows when absent",
+    )
+    verb.add_argument(
         "--windows", type=int, default=50_000, metavar="N", help="read about N windows per level for terms and text"
     )
 
@@ -35,11 +41,14 @@ def _report(asked: argparse.Namespace) -> None:
     from crisp_stream.format import open_dataset
     from crisp_stream.histogram import Histogram
     from crisp_stream.page import write_page
+    from crisp_stream.page_forecast import forecast_each
     from crisp_stream.page_runs import read_run
     from crisp_stream.storage import is_remote, local_path
 
     if asked.windows < _MIN_WINDOWS:
         raise InputError(f"--windows: must be at least {_MIN_WINDOWS}, got {asked.windows}.")
+    if asked.samples is not None and asked.samples < 0:
+        raise InputError(f"--samples: must be at least 0, got {asked.samples}.")
     dataset = open_dataset(asked.root, generation=asked.generation)
     histograms, runs = {}, []
     for shown in asked.shown:
@@ -47,7 +56,11 @@ def _report(asked: argparse.Namespace) -> None:
             runs.append(read_run(shown, dataset))
         else:
             histograms[_unused(local_path(shown).stem, histograms)] = Histogram.load(shown)
-    path = write_page(asked.out, dataset, histograms, runs, max_windows=asked.windows, log=print_line)
+    samples = dataset.manifest.num_windows if asked.samples is None else asked.samples
+    forecasts = forecast_each(dataset, histograms, samples) if samples else {}
+    path = write_page(
+        asked.out, dataset, histograms, runs, forecasts=forecasts, max_windows=asked.windows, log=print_line
+    )
     print(f"written to {path}, {path.stat().st_size / 1e6:.1f} MB")
 
 

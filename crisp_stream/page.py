@@ -183,7 +183,8 @@ to go inside. With the keyboard: arrows move, Enter goes in, Escape goes out.</p
 <div class="controls">{chooser}
 <label class="search">Search <input id="search" type="search" placeholder="term, text, or path such as 37/5"
 autocomplete="off" spellcheck="false"></label>
-<div class="scale" id="scale" role="img" aria-label="Colours: importance weight from at most 1/32 to at least 32"></div></div>
+<div class="scale" id="scale" role="img"
+aria-label="Colours: importance weight from at most 1/32 to at least 32"></div></div>
 <div id="results" class="results" hidden><p id="found" aria-live="polite"></p><ol id="hits"></ol></div>
 <nav id="breadcrumb" class="breadcrumb" aria-label="Place in the tree"></nav>
 <div class="stage">

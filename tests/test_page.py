@@ -21,6 +21,7 @@ from crisp_stream.errors import FormatError, InputError
 from crisp_stream.forecast import Advice, ClusterRepeats, Forecast, OccurrenceBin, Reads
 from crisp_stream.format import Dataset
 from crisp_stream.page import page_html, write_page
+from crisp_stream.page_forecast import forecast_each
 from crisp_stream.page_map import TaskShares, levels_of, map_payload, shares_at, task_shares, visible
 from crisp_stream.page_runs import read_run, served_shares
 from crisp_stream.page_sections import BASE_SHARE, Tree, transfer
@@ -309,6 +310,16 @@ def test_curves_of_the_page_stay_inside_their_charts(dataset: Dataset) -> None:
             assert all(0 <= x <= float(width) and 0 <= y <= float(height) for x, y in points)
 
 
+def test_a_histogram_that_cannot_be_trained_on_says_why(dataset: Dataset) -> None:
+    tasks = {"whole": histogram_of(dataset, {0: 2, 5: 2}), "missing": histogram_of(dataset, {0: 1, 9: 1})}
+    found = forecast_each(dataset, tasks, 200)
+    assert isinstance(found["whole"], Forecast)
+    assert found["whole"].samples == 200
+    assert 139 <= found["whole"].windows_served <= 141  # all 40 of one, 100 of the other, within a draw
+    assert "50.0% of the histogram stands on 1 clusters of level 2 without windows" in str(found["missing"])
+    assert "Of the corpus" in page_html(dataset, tasks, forecasts=found)
+
+
 def command(*arguments: str) -> None:
     parser = argparse.ArgumentParser()
     add_report(parser.add_subparsers())
@@ -326,6 +337,15 @@ def test_the_command_takes_histograms_and_runs_in_any_order(
     assert f"written to {out}" in capsys.readouterr().out
     for name in ("task", "task 2", "served to small"):
         assert f">{name}</option>" in html
+    assert "504 samples each" in html
+
+
+def test_the_command_leaves_the_forecast_out_on_request(run: SmallRun, tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    command(run.dataset.root, str(run.histogram), "--out", str(out), "--samples", "0")
+    assert "What a run would read" not in out.read_text(encoding="utf-8")
+    with pytest.raises(InputError, match="--samples: must be at least 0, got -1"):
+        command(run.dataset.root, "--samples", "-1", "--out", str(out))
 
 
 def test_the_command_refuses_what_is_neither_file_nor_folder(run: SmallRun, tmp_path: Path) -> None:
