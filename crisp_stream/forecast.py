@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -143,8 +144,12 @@ class Forecast:
         content["reads"] |= {"requests": self.reads.requests, "cost": self.reads.cost}
         return content
 
-    def table(self) -> str:
-        """As lines of text."""
+    def table(self, terms: Mapping[int, str] | None = None) -> str:
+        """As lines of text.
+
+        Args:
+            terms: what the most repeated clusters are about.
+        """
         rows = [
             ("run", f"{self.samples:,} samples, {self.tokens:,} tokens ({self.draw} draws, seed {self.seed})"),
             *((f"phase {number}", _phase_text(phase)) for number, phase in enumerate(self.phases, 1)),
@@ -164,7 +169,9 @@ class Forecast:
             f"{'cluster':>10} {'windows':>11} {'draws':>13} {'epochs':>9}   most repeated of level {self.level}",
         ]
         for entry in self.most_repeated:
-            lines.append(f"{entry.cluster:>10} {entry.windows:>11,} {entry.draws:>13,} {entry.epochs:>9.2f}")
+            named = (terms or {}).get(entry.cluster, "")
+            line = f"{entry.cluster:>10} {entry.windows:>11,} {entry.draws:>13,} {entry.epochs:>9.2f}   {named}"
+            lines.append(line.rstrip())
         for warning in self.warnings:
             lines += ["", f"! {warning.finding}", f"  {warning.remedy}"]
         return "\n".join(lines)
