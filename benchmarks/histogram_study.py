@@ -61,14 +61,18 @@ def about(dataset: Dataset, tasks: dict[str, Histogram]) -> str:
 def scores(tunings: dict[str, Tuning]) -> str:
     """Tuned against raw, by size."""
     sizes = sorted({size.examples for tuning in tunings.values() for size in tuning.sizes[:-1]})
-    head = "| task | level, strength | " + " | ".join(f"{size:,}" for size in sizes) + " | all but a fold |"
+    head = "| task | level: strengths | " + " | ".join(f"{size:,}" for size in sizes) + " | all but a fold |"
     lines = [head, "|---" * (len(sizes) + 3) + "|"]
     for name, tuning in tunings.items():
         found = {size.examples: size for size in tuning.sizes[:-1]}
         cells = [f"{found[size].tuned:.2f} / {max(found[size].raw):.2f}" if size in found else "" for size in sizes]
         last = tuning.sizes[-1]
         cells.append(f"{last.tuned:.2f} / {max(last.raw):.2f} ({last.examples:,})")
-        lines.append(f"| {name} | {tuning.chosen.level}, {tuning.chosen.strength:g} | " + " | ".join(cells) + " |")
+        lines.append(
+            f"| {name} | {tuning.chosen.level}: {', '.join(f'{one:g}' for one in tuning.chosen.strengths)} | "
+            + " | ".join(cells)
+            + " |"
+        )
     won = sum(size.tuned > max(size.raw) for tuning in tunings.values() for size in tuning.sizes)
     of = sum(len(tuning.sizes) for tuning in tunings.values())
     return "\n".join([*lines, "", f"The tuned one is better in {won} of {of} rows and sizes."])

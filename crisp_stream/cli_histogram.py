@@ -144,7 +144,12 @@ def _add_smooth(verbs: Any) -> None:
     )
     _add_source(verb)
     verb.add_argument(
-        "--strength", type=float, required=True, metavar="N", help="examples that the corpus counts as below each node"
+        "--strength",
+        type=float,
+        nargs="+",
+        required=True,
+        metavar="N",
+        help="examples that the corpus counts as below each node: one number, or one per level from 1 on",
     )
     verb.add_argument("--level", type=int, metavar="L", help="of the result; the histogram's own when absent")
     _add_out(verb)
@@ -156,7 +161,8 @@ def _smooth(asked: argparse.Namespace) -> None:
     from crisp_stream.smoothing import smooth
 
     histogram, dataset = Histogram.load(asked.histogram), open_dataset(asked.data)
-    _save(smooth(histogram, dataset, strength=asked.strength, level=asked.level), asked.out)
+    strength = asked.strength[0] if len(asked.strength) == 1 else asked.strength
+    _save(smooth(histogram, dataset, strength=strength, level=asked.level), asked.out)
 
 
 def _add_compare(verbs: Any) -> None:
@@ -201,7 +207,7 @@ def _add_tune(verbs: Any) -> None:
     )
     verb.add_argument("histogram", metavar="H", help="counted at the finest level that may be chosen")
     verb.add_argument("--data", required=True, metavar="ROOT", help="dataset of its tree")
-    verb.add_argument("--strengths", type=float, nargs="+", metavar="N", help="candidates; 0.3 to 1,000 when absent")
+    verb.add_argument("--strengths", type=float, nargs="+", metavar="N", help="candidates; 0.1 to 1,000 when absent")
     verb.add_argument("--folds", type=int, default=5, metavar="K", help="of the cross-validation over examples")
     verb.add_argument("--draws", type=int, default=10, metavar="N", help="example sets drawn of each size")
     verb.add_argument("--seed", type=int, default=0, metavar="S", help="of folds and sets")
@@ -234,7 +240,7 @@ def _tune(asked: argparse.Namespace) -> None:
         print(f"written to {plot_tuning(tuning, asked.plot, title=Path(asked.histogram).stem)}")
     if asked.out:
         chosen = tuning.chosen
-        _save(smooth(histogram, dataset, strength=chosen.strength, level=chosen.level), asked.out)
+        _save(smooth(histogram, dataset, strength=chosen.strengths, level=chosen.level), asked.out)
 
 
 def _add_source(verb: argparse.ArgumentParser) -> None:

@@ -6,14 +6,15 @@ posterior whose prior is the corpus: with n_c examples in child c of node p,
 
     P(c | p) = (n_c + strength · P(c | p, D^g)) / (n_p + strength)
 
-and P(c) is the product from the root down to `level`, below which windows are drawn uniformly, as for any histogram.
-`strength` counts as so many examples distributed like the corpus: 0 gives the raw counts, infinity the base mixture.
-Nodes without examples pass what they have on as the corpus spreads below them. Examples in clusters of which the
-corpus has no window count for the nodes above.
+with a strength for each level, and P(c) is the product from the root down to `level`, below which windows are drawn
+uniformly, as for any histogram. A strength counts as so many examples distributed like the corpus: 0 gives the raw
+counts, infinity the base mixture. Nodes without examples pass what they have on as the corpus spreads below them.
+Examples in clusters of which the corpus has no window count for the nodes above.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,13 +56,16 @@ def levels_of(dataset: Dataset, level: int) -> list[LevelNodes]:
     return levels
 
 
-def smooth(histogram: Histogram, dataset: Dataset, *, strength: float, level: int | None = None) -> Histogram:
+def smooth(
+    histogram: Histogram, dataset: Dataset, *, strength: float | Sequence[float], level: int | None = None
+) -> Histogram:
     """Back a counted histogram off towards the corpus, level by level.
 
     Args:
         histogram: with counts, of the dataset's tree.
         dataset: the corpus.
-        strength: examples that the prior counts as, 0 or more; `tuning.tune` finds one.
+        strength: examples that the prior counts as, 0 or more: for all levels, or one for each from 1 on;
+            `tuning.tune` finds them.
         level: of the result, at most the histogram's own, which it is when None.
 
     Returns:
@@ -76,15 +80,19 @@ def smooth(histogram: Histogram, dataset: Dataset, *, strength: float, level: in
         raise InputError("smooth: the histogram must have counts; it was computed from others. Smooth those first.")
     if not 1 <= level <= histogram.level:
         raise InputError(f"smooth: level must be 1 to {histogram.level}, that of the histogram, got {level}.")
-    if not (np.isfinite(strength) and strength >= 0):
-        raise InputError(f"smooth: strength must be a finite number >= 0, got {strength}.")
+    strengths = [strength] * level if isinstance(strength, int | float) else list(strength)
+    if len(strengths) != level or not all(np.isfinite(one) and one >= 0 for one in strengths):
+        raise InputError(
+            f"smooth: strength must be a finite number >= 0, or one for each of the levels 1 to {level}, "
+            f"got {strength}."
+        )
     mass = np.ones(1)
     levels = levels_of(dataset, level)
-    for number, own in enumerate(levels, start=1):
+    for number, (own, prior) in enumerate(zip(levels, strengths, strict=True), start=1):
         counts = _counts_at(histogram, own.nodes, number)
         of_parents = np.bincount(own.parents, weights=counts, minlength=len(mass))
-        totals = of_parents[own.parents] + strength
-        posterior = (counts + strength * own.share_of_parent) / np.where(totals > 0, totals, 1.0)
+        totals = of_parents[own.parents] + prior
+        posterior = (counts + prior * own.share_of_parent) / np.where(totals > 0, totals, 1.0)
         posterior = np.where(totals > 0, posterior, own.share_of_parent)  # no examples, and no prior
         mass = mass[own.parents] * posterior
     return Histogram(
@@ -94,7 +102,7 @@ def smooth(histogram: Histogram, dataset: Dataset, *, strength: float, level: in
         arity=histogram.arity,
         depth=histogram.depth,
         tree_fingerprint=histogram.tree_fingerprint,
-        provenance={"smooth": histogram.provenance, "strength": float(strength), "level": level},
+        provenance={"smooth": histogram.provenance, "strength": [float(one) for one in strengths], "level": level},
     )
 
 

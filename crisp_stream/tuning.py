@@ -2,7 +2,10 @@
 
 The score of a histogram is the mean over held-out windows of log w(c) = log P(c | histogram) / P(c | D^g), in nats: how
 much likelier the mixture makes windows like the task's than the corpus does. Levels compare, because below its level a
-histogram spreads windows as the corpus does, and the base mixture scores 0. Examples, not windows, are held out.
+histogram spreads windows as the corpus does, and the base mixture scores 0. The score is a sum over the levels down to
+the histogram's, of mean log P(c | p) / P(c | p, D^g), each of which depends on that level's strength alone: so every
+level gets the strength that is best for it, and the best level is that down to which the sum is largest. Examples, not
+windows, are held out.
 
 A raw histogram gives clusters that it has not seen nothing, so one unseen example costs it everything. Where it is
 compared, `FLOOR` of it is replaced by the base mixture, at each level.
@@ -26,7 +29,7 @@ from crisp_stream.smoothing import levels_of
 if TYPE_CHECKING:
     from crisp_stream.format import Dataset
 
-STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 FOLDS = 5
 SIZES = (50, 100, 200, 500, 1000, 2000, 5000)
 FLOOR = 0.01
@@ -36,10 +39,14 @@ _LEAST_EXAMPLES = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """A level and a strength."""
+    """A level, and the strengths of the levels down to it."""
 
     level: int
-    strength: float
+    strengths: tuple[float, ...]
+    """[level]."""
+
+    def __str__(self) -> str:
+        return f"level {self.level}, strengths {', '.join(f'{one:g}' for one in self.strengths)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +65,7 @@ class SizeResult:
     unseen: tuple[float, ...]
     """[levels], share of held-out windows in clusters that the set does not hit: what a raw histogram cannot draw."""
     curves: tuple[tuple[float, ...], ...]
-    """[levels][strengths], scores on examples outside of the set."""
+    """[levels][strengths], each level's part of the score, on examples outside of the set."""
 
     @property
     def typical(self) -> Choice:
@@ -75,7 +82,7 @@ class Tuning:
     levels: tuple[int, ...]
     strengths: tuple[float, ...]
     scores: tuple[tuple[float, ...], ...]
-    """[levels][strengths], by cross-validation over all examples, nats per held-out window."""
+    """[levels][strengths], each level's part of the score, by cross-validation over all examples."""
     sizes: tuple[SizeResult, ...]
     num_examples: int
     num_windows: int
@@ -93,19 +100,21 @@ class Tuning:
         lines = [
             f"{self.num_examples:,} examples, {self.num_windows:,} windows"
             + (f" ({self.left_out:,} in clusters without windows of the corpus)" if self.left_out else ""),
-            f"chosen: level {self.chosen.level}, strength {self.chosen.strength:g}",
+            f"chosen: {self.chosen}",
             "",
             "Score: mean log w(c) of windows held out, in nats; the base mixture scores 0. raw: the counts of that",
-            f"level, {FLOOR:.0%} of base added. new: windows held out in clusters that the set does not hit. Means over",
-            f"{self.sizes[0].draws} sets of each size; the last row holds out each of {self.sizes[-1].draws} parts of all.",
+            f"level, {FLOOR:.0%} of base added. new: windows held out in clusters that the set does not hit.",
+            f"Means over {self.sizes[0].draws} sets of each size; the last row: each of {self.sizes[-1].draws} parts "
+            "of all examples is held out.",
             "",
-            f"{'examples':>9} {'level':>5} {'strength':>8} {'tuned':>8}{raw}{unseen}",
+            f"{'examples':>9} {'level':>5} {'strengths':>14} {'tuned':>8}{raw}{unseen}",
         ]
         for size in self.sizes:
             choice = size.typical
+            strengths = ", ".join(f"{one:g}" for one in choice.strengths)
             raw = "".join(f"{value:>9.3f}" for value in size.raw)
             unseen = "".join(f"{value:>8.1%}" for value in size.unseen)
-            lines.append(f"{size.examples:>9,} {choice.level:>5} {choice.strength:>8g} {size.tuned:>8.3f}{raw}{unseen}")
+            lines.append(f"{size.examples:>9,} {choice.level:>5} {strengths:>14} {size.tuned:>8.3f}{raw}{unseen}")
         return "\n".join(lines)
 
 
@@ -215,15 +224,15 @@ class _Paths:
         return np.stack([own[held_out] for own in self.log_share])
 
 
-def _smoothed_scores(
+def _parts_of_score(
     counts: _Paths, training: NDArray[np.int64], held_out: NDArray[np.int64], strengths: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """[levels, strengths]: mean log w(c) of windows held out, for histograms made of the training windows."""
+    """[levels, strengths]: mean log P(c | p) / P(c | p, D^g) of windows held out, P made of the training windows."""
     seen, log_shares = counts.seen(training, held_out), counts.log_shares(held_out)
     scores = np.empty((len(log_shares), len(strengths)))
     for column, strength in enumerate(strengths):
         posterior = (seen[1:] + strength * np.exp(log_shares)) / (seen[:-1] + strength)
-        scores[:, column] = np.cumsum(np.log(posterior) - log_shares, axis=0).mean(axis=1)
+        scores[:, column] = (np.log(posterior) - log_shares).mean(axis=1)
     return scores
 
 
@@ -243,15 +252,16 @@ def _cross_validate(
     folds: int,
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.float64], Choice]:
-    """[levels, strengths] mean scores over folds, weighted by their windows; and the best."""
+    """[levels, strengths] parts of the score, means over folds weighted by their windows; and the best choice."""
     total, weight = 0.0, 0
     for fold in np.array_split(rng.permutation(examples), folds):
         training, held_out = counts.windows_of(np.setdiff1d(examples, fold)), counts.windows_of(fold)
-        total = total + len(held_out) * _smoothed_scores(counts, training, held_out, strengths)
+        total = total + len(held_out) * _parts_of_score(counts, training, held_out, strengths)
         weight += len(held_out)
     scores = np.asarray(total) / weight
-    level, column = np.unravel_index(int(scores.argmax()), scores.shape)
-    return scores, Choice(level=int(level) + 1, strength=float(strengths[column]))
+    level = int(np.cumsum(scores.max(axis=1)).argmax()) + 1
+    best = strengths[scores.argmax(axis=1)[:level]]
+    return scores, Choice(level=level, strengths=tuple(best.tolist()))
 
 
 def _result(
@@ -267,10 +277,11 @@ def _result(
     for training_examples, others in parts:
         choice = _cross_validate(counts, training_examples, strengths, folds, rng)[1]
         training, held_out = counts.windows_of(training_examples), counts.windows_of(others)
-        scores = _smoothed_scores(counts, training, held_out, strengths)
+        scores = _parts_of_score(counts, training, held_out, strengths)
         chosen.append(choice)
         curves.append(scores)
-        tuned.append(scores[choice.level - 1, int(np.searchsorted(strengths, choice.strength))])
+        columns = np.searchsorted(strengths, choice.strengths)
+        tuned.append(scores[np.arange(choice.level), columns].sum())
         own_raw, own_unseen = _raw_scores(counts, training, held_out)
         raw.append(own_raw)
         unseen.append(own_unseen)

@@ -1,4 +1,4 @@
-"""The curves of a tuning as a picture: held-out score against strength and level, and against set size."""
+"""The curves of a tuning as a picture: what each level adds to the held-out score, and the score by set size."""
 
 from __future__ import annotations
 
@@ -30,23 +30,19 @@ def plot_tuning(tuning: Tuning, path: str | Path, *, title: str) -> Path:
     rows = -(-panels // columns)
     figure = Figure(figsize=(3.4 * columns, 2.9 * rows + 0.5), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flat
-    figure.suptitle(f"{title} (dotted: raw counts with {FLOOR:.0%} of base)")
+    figure.suptitle(f"{title}: mean log w(c) of held-out windows, by level (raw: with {FLOOR:.0%} of base)")
     for axis, size in zip(axes, tuning.sizes, strict=False):
         for level, curve in zip(tuning.levels, size.curves, strict=True):
             axis.plot(tuning.strengths, curve, marker=".", color=f"C{level - 1}", label=f"level {level}")
-        for level, raw in zip(tuning.levels, size.raw, strict=True):
-            axis.axhline(raw, linestyle=":", color=f"C{level - 1}")
+        axis.axhline(0, color="gray", linewidth=0.8)
         axis.set_xscale("log")
         axis.set_title(f"{size.examples:,} examples", fontsize=10)
         axis.set_xlabel("strength", fontsize=9)
-    axes[0].set_ylabel("log w(c) of held-out windows, nats", fontsize=9)
+    axes[0].set_ylabel("what the level adds, nats", fontsize=9)
     axes[0].legend(fontsize=8)
     _by_size(axes[panels - 1], tuning)
     for axis in axes[panels:]:
         axis.set_axis_off()
-    bottom = min(min(min(curve) for curve in size.curves) for size in tuning.sizes)
-    for axis in axes[: panels - 1]:  # raw scores of fine levels lie far below
-        axis.set_ylim(bottom=min(0.0, bottom))
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, metadata={"Date": None} if target.suffix == ".svg" else None)

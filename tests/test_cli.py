@@ -91,14 +91,14 @@ def test_histograms_are_cut_mixed_smoothed_compared_and_tuned(
     assert Histogram.load(out).level == 1
     assert run("histogram", "interpolate", counted, "--data", root, "--base-share", 0.5, "--out", out) == 0
     assert run("histogram", "smooth", counted, "--data", root, "--strength", 3, "--level", 1, "--out", out) == 0
-    assert Histogram.load(out).provenance["strength"] == 3
+    assert Histogram.load(out).provenance["strength"] == [3]
     assert run("histogram", "average", counted, counted, "--out", out) == 0
     assert Histogram.load(out).proportions == pytest.approx([2 / 3, 1 / 3])
     capsys.readouterr()
     files = ["--json", tmp_path / "t.json", "--plot", tmp_path / "t.svg", "--out", tmp_path / "tuned.parquet"]
     assert run("histogram", "tune", counted, "--data", root, *files) == 0
     chosen = json.loads((tmp_path / "t.json").read_text())["chosen"]
-    assert f"chosen: level {chosen['level']}, strength {chosen['strength']:g}" in capsys.readouterr().out
+    assert f"chosen: level {chosen['level']}, strengths" in capsys.readouterr().out
     assert Histogram.load(tmp_path / "tuned.parquet").level == chosen["level"]
     assert run("histogram", "compare", counted, out, "--json", tmp_path / "c.json") == 0
     assert json.loads((tmp_path / "c.json").read_text())["total_variation"] == pytest.approx(0, abs=1e-12)
