@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from crisp_stream.cli_forecast import add_forecast
 from crisp_stream.cli_histogram import add_histogram_commands, with_count
 from crisp_stream.cli_report import add_report
 from crisp_stream.cli_write import add_write_commands
@@ -53,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     add_write_commands(verbs)
     add_histogram_commands(verbs)
     _add_inspect(verbs)
+    add_forecast(verbs)
     add_report(verbs)
     _add_verify(verbs)
     _add_train(verbs)
