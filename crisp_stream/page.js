@@ -2,7 +2,7 @@
 // textContent.
 
 const byId = (id) => document.getElementById(id);
-const percent = (share) => (share >= 0.0995 ? `${(100 * share).toFixed(0)}%` : share > 0 ? `${(100 * share).toPrecision(2)}%` : "0%");
+const percent = (share) => (share >= 0.0995 ? `${(100 * share).toFixed(0)}%` : share >= 1e-6 ? `${(100 * share).toPrecision(2)}%` : share > 0 ? "<0.0001%" : "0%");
 const times = (w) => (!(w > 0) ? "0" : w >= 100 ? w.toFixed(0) : w >= 10 ? w.toFixed(1) : w >= 0.01 ? w.toPrecision(2) : "<0.01");
 
 /** Header and arrays of the deflated block (page_map.pack). */
@@ -162,7 +162,7 @@ class Explorer {
       childrenOf: (node) => tree.childrenOf(node),
       windowsOf: (node) => tree.windowsOf(node),
       weightOf: (node) => (this.task ? tree.weightOf(this.task, node) : 1),
-      labelOf: (node) => tree.aboutOf(node).terms || tree.pathOf(node),
+      labelOf: (node) => { const about = tree.aboutOf(node); return (about.from.level === node.level && about.terms) || tree.pathOf(node); },
       hitOf: (node) => (this.hits ? this.hits[node.level].has(node.row) : null),
     });
     this.listen();

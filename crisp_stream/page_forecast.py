@@ -39,13 +39,6 @@ def forecast_section(forecasts: Mapping[str, Forecast | str], tree: Tree) -> str
     )
     samples = f"{next(iter(found.values())).samples:,} samples each. " if found else ""
     rows = "\n".join(_row(name, forecast, tree) for name, forecast in found.items())
-    advice = "\n".join(
-        f"<li><bdi>{escape(visible(name))}</bdi>: {escape(visible(warning.finding))} "
-        f"<b>{escape(visible(warning.remedy))}</b></li>"
-        for name, forecast in found.items()
-        for warning in forecast.warnings
-    )
-    listed = f'<h3>Before you start</h3>\n<ul class="advice">\n{advice}\n</ul>' if advice else ""
     return f"""<section aria-labelledby="forecast">
 <h2 id="forecast">What a run would read</h2>
 <p class="note">A run of each histogram alone, {samples}Counted in the loader's own order, so the numbers are those
@@ -62,8 +55,24 @@ of the run, for the seed of the forecast.</p>
 {rows}
 </tbody>
 </table></div>
-{listed}
+{_advice(found)}
 </section>"""
+
+
+def _advice(found: Mapping[str, Forecast]) -> str:
+    """What to think about, the histograms with the same remedy together."""
+    findings: dict[str, list[str]] = {}
+    for name, one in found.items():
+        for warning in one.warnings:
+            finding = f"<li><bdi>{escape(visible(name))}</bdi>: {escape(visible(warning.finding))}</li>"
+            findings.setdefault(warning.remedy, []).append(finding)
+    if not findings:
+        return ""
+    parts = (
+        f'<p class="remedy">{escape(visible(remedy))}</p>\n<ul class="advice">\n{"".join(listed)}\n</ul>'
+        for remedy, listed in findings.items()
+    )
+    return "<h3>Before you start</h3>\n" + "\n".join(parts)
 
 
 def _row(name: str, forecast: Forecast, tree: Tree) -> str:

@@ -294,7 +294,8 @@ def test_a_forecast_shows_occurrences_costs_and_warnings(dataset: Dataset) -> No
     section = html[html.index('<section aria-labelledby="forecast"') :]
     for said in ("1,000 samples", "87.2%", "3 of 3", "2.94", "50.0 kB", ">15<", "0.0012", "13.0 times", "0/1"):
         assert said in section
-    assert "cluster 1 &lt;repeats&gt; 13 times <b>Use a coarser level.</b>" in section
+    assert "medicine</bdi>: cluster 1 &lt;repeats&gt; 13 times</li>" in section
+    assert section.index("Use a coarser level.</p>") < section.index("cluster 1 &lt;repeats&gt;")
     assert "tiny</bdi>: too few &lt;windows&gt;." in section
     assert "medicine: at most 13 times" in section
 
