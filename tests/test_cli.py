@@ -51,7 +51,20 @@ def test_help_lists_every_verb_and_shows_defaults() -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "crisp_stream", "--help"], capture_output=True, text=True, check=True
     ).stdout
-    for verb in ("write", "histogram", "average", "inspect", "verify", "train", "eval", "export", "recipes", "demo"):
+    for verb in (
+        "write",
+        "histogram",
+        "average",
+        "forecast",
+        "report",
+        "inspect",
+        "verify",
+        "train",
+        "eval",
+        "export",
+        "recipes",
+        "demo",
+    ):
         assert f"\n    {verb}" in shown
         text = subprocess.run(
             [sys.executable, "-m", "crisp_stream", verb, "--help"], capture_output=True, text=True, check=True

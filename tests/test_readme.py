@@ -83,7 +83,9 @@ def test_the_commands_run_in_the_order_they_stand_in(
         assert main([*words[1:], *small]) == 0, (line, capsys.readouterr().err)
     assert verbs == {
         "write",
+        "forecast",
         "histogram",
+        "report",
         "train",
         "inspect",
         "verify",
