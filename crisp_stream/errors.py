@@ -6,6 +6,7 @@ Every message names the subject, the rule, what was found instead, and the remed
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from types import ModuleType
 
 
@@ -56,6 +57,20 @@ def import_extra(module: str, *, extra: str, purpose: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
             raise
-        raise MissingExtraError(
-            f"{purpose} needs {module}, which is not installed. Run: pip install 'crisp-stream[{extra}]'"
-        ) from error
+        raise _missing(module, extra, purpose) from error
+
+
+def require_extra(module: str, *, extra: str, purpose: str) -> None:
+    """Look whether an optional dependency is installed, without the time and memory of importing it.
+
+    Raises:
+        MissingExtraError: as `import_extra`.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise _missing(module, extra, purpose)
+
+
+def _missing(module: str, extra: str, purpose: str) -> MissingExtraError:
+    return MissingExtraError(
+        f"{purpose} needs {module}, which is not installed. Run: pip install 'crisp-stream[{extra}]'"
+    )

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from crisp_stream.errors import InputError, import_extra
+from crisp_stream.errors import InputError, require_extra
 from crisp_stream.format import (
     CLUSTERS,
     DROPPED,
@@ -76,7 +76,7 @@ def append(options: WriteOptions, *, prune: bool = False, log: Log = print) -> A
     """
     started = time.monotonic()
     for module in QUICK_EXTRAS:
-        import_extra(module, extra="write", purpose="growing a dataset")
+        require_extra(module, extra="write", purpose="growing a dataset")
     store = open_store(options.out)
     found, current = generations.append_in_progress(store), open_dataset(options.out)
     if found is not None and found.generation == current.manifest.generation:

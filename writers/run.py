@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from crisp_stream.errors import InputError, import_extra
+from crisp_stream.errors import InputError, require_extra
 from crisp_stream.format import Manifest, open_dataset
 from crisp_stream.storage import is_remote, open_store
 from crisp_stream.writers import finish, stages
@@ -40,7 +40,7 @@ from crisp_stream.writers.work import (
 from crisp_stream.writers.workspace import Workspace
 
 QUICK_EXTRAS = ("tokenizers", "tiktoken", "sklearn", "faiss", "threadpoolctl")
-"""Looked for before hours of work; sentence_transformers is too slow to import for that, and needed first anyway."""
+"""Looked for before hours of work; sentence_transformers is needed first anyway."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ def write(options: WriteOptions, *, log: Log = print) -> WriteReport:
     """
     started = time.monotonic()
     for module in QUICK_EXTRAS:
-        import_extra(module, extra="write", purpose="writing a dataset")
+        require_extra(module, extra="write", purpose="writing a dataset")
     models = models_of(options)
     check_taken(options)
     if published_before(options):
