@@ -19,7 +19,7 @@ _COUNT = "Count in which clusters a task's examples fall."
 def add_histogram_commands(verbs: Any) -> None:
     """Declare `histogram` with its own commands, and `average`."""
     text = (
-        "Make histograms: count, average, interpolate, cut, smooth; compare them; tune level and smoothing. "
+        "Make histograms: count, average, interpolate, cut, smooth; weigh and compare them; tune level and smoothing. "
         "`histogram TASK…` is short for `histogram count TASK…`."
     )
     verb = verbs.add_parser(
@@ -31,12 +31,13 @@ def add_histogram_commands(verbs: Any) -> None:
     _add_interpolate(own)
     _add_cut(own)
     _add_smooth(own)
+    _add_weights(own)
     _add_compare(own)
     _add_tune(own)
     _add_average(verbs)
 
 
-HISTOGRAM_VERBS = ("count", "average", "interpolate", "cut", "smooth", "compare", "tune")
+HISTOGRAM_VERBS = ("count", "average", "interpolate", "cut", "smooth", "weights", "compare", "tune")
 
 
 def with_count(arguments: list[str]) -> list[str]:
@@ -163,6 +164,38 @@ def _smooth(asked: argparse.Namespace) -> None:
     histogram, dataset = Histogram.load(asked.histogram), open_dataset(asked.data)
     strength = asked.strength[0] if len(asked.strength) == 1 else asked.strength
     _save(smooth(histogram, dataset, strength=strength, level=asked.level), asked.out)
+
+
+def _add_weights(verbs: Any) -> None:
+    verb = add_verb(
+        verbs,
+        "weights",
+        _weights,
+        "Write the importance weight w(c) = P(c | task) / P(c | corpus) of every cluster as CSV: node, share of the "
+        "task, share of the corpus, w(c); heaviest first. Clusters without windows in the corpus have w(c) inf.",
+    )
+    _add_source(verb)
+    verb.add_argument("--out", metavar="FILE", help="CSV file to write; standard output when absent")
+
+
+def _weights(asked: argparse.Namespace) -> None:
+    from crisp_stream.arithmetic import importance_weights
+    from crisp_stream.format import open_dataset
+    from crisp_stream.histogram import Histogram
+
+    histogram = Histogram.load(asked.histogram)
+    weights = importance_weights(histogram, open_dataset(asked.data))
+    lines = ["node,share,corpus_share,weight"]
+    for at in (-histogram.proportions).argsort(kind="stable"):
+        share, weight = float(histogram.proportions[at]), float(weights[at])
+        lines.append(f"{histogram.nodes[at]},{share!r},{share / weight!r},{weight!r}")
+    if asked.out is None:
+        print("\n".join(lines))
+        return
+    target = Path(asked.out)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(f"{len(lines) - 1:,} clusters of level {histogram.level}, written to {target}")
 
 
 def _add_compare(verbs: Any) -> None:

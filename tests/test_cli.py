@@ -117,6 +117,12 @@ def test_histograms_are_cut_mixed_smoothed_compared_and_tuned(
     assert json.loads((tmp_path / "c.json").read_text())["total_variation"] == pytest.approx(0, abs=1e-12)
     assert run("histogram", "compare", counted, "--data", root) == 0
     assert "total variation" in capsys.readouterr().out
+    assert run("histogram", "weights", counted, "--data", root) == 0
+    rows = [line.split(",") for line in capsys.readouterr().out.splitlines()]
+    assert rows[0] == ["node", "share", "corpus_share", "weight"]
+    assert [float(value) for value in rows[1]] == pytest.approx([0, 2 / 3, 0.5, 4 / 3])
+    assert run("histogram", "weights", counted, "--data", root, "--out", tmp_path / "w" / "w.csv") == 0
+    assert len((tmp_path / "w" / "w.csv").read_text().splitlines()) == 3
     assert "one of the two" in error_of(capsys, "histogram", "compare", counted)
     assert "one of the two" in error_of(capsys, "histogram", "compare", counted, out, "--data", root)
     assert "must have counts" in error_of(capsys, "histogram", "tune", out, "--data", root)
