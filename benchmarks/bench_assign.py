@@ -10,6 +10,7 @@ machine. The first `--check` windows are also assigned in batches of other sizes
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 import time
 from collections.abc import Callable
@@ -31,7 +32,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--check", type=int, default=20_000)
     arguments = parser.parse_args()
-    import torch  # noqa: F401 - assignment uses it where it is loaded
+    importlib.import_module("torch")  # assignment uses it where it is loaded
     from threadpoolctl import threadpool_limits
 
     tree, embeddings = synthetic(max(arguments.rows))
