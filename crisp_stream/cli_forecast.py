@@ -63,8 +63,8 @@ def add_forecast(verbs: Any) -> None:
         nargs="+",
         required=True,
         metavar="M",
-        help="a recipe (YAML file, or name of a packaged one) and key=value of it; or phases in order, each H[:SAMPLES] "
-        "with H a histogram file or `base`; the last may leave its samples to --samples",
+        help="a recipe (YAML file, or name of a packaged one) and key=value of it; or phases in order, H[:SAMPLES] "
+        "each, H a histogram file or `base`; the last may leave its samples to --samples",
     )
     verb.add_argument("--samples", type=int, metavar="N", help="length of the run in windows over all ranks")
     verb.add_argument("--tokens", type=int, metavar="N", help="the same in tokens, rounded up to windows")
@@ -120,15 +120,15 @@ def _run(asked: argparse.Namespace) -> _Run:
     overrides = [item for item in asked.mixture if _is_override(item)]
     if len(phases) == 1 and not _is_phase(phases[0]):
         return _of_recipe(asked, phases[0], overrides)
-    if overrides:
-        raise InputError(f"--mixture: {overrides[0]} is a key of a recipe, but no recipe is named. Name one alone.")
     recipes = [item for item in phases if not _is_phase(item)]
     if recipes or not phases:
-        named = f"{recipes[0]} among {len(phases)} phases" if recipes else "nothing"
+        named = f"{recipes[0]} among {len(phases)} phases" if recipes else "neither"
         raise InputError(
             f"--mixture: must be one recipe, or phases H[:SAMPLES] of histogram files or base; got {named}. "
             "A missing histogram is made with: crisp-stream histogram TASK… --data ROOT --out H"
         )
+    if overrides:
+        raise InputError(f"--mixture: {overrides[0]} is a key of a recipe, but no recipe is named. Name one alone.")
     return _of_phases(asked, phases)
 
 

@@ -8,6 +8,7 @@ its lane; leaves that several nodes draw from are read by each with the probabil
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -82,22 +83,26 @@ def estimate(plans: Plans, reads: LeafReads, borders: Int64s) -> Reading:
         reads: counted at positions that hold all of `borders`.
         borders: of the stretches.
     """
-    loader, sample_bytes = plans.loader, plans.dataset.manifest.sample_bytes
-    asked, walked = np.zeros(len(borders) - 1), np.zeros(len(borders) - 1)
-    for stretch, (start, end) in enumerate(zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True)):
-        fetched = plans.begun(start, min(start + BLOCK_SAMPLES, end))
-        asked[stretch] = requests(fetched, sample_bytes, loader.num_readers).sum()
-        walked[stretch] = len(fetched.fetch)
-    overall = asked.sum() / max(walked.sum(), 1)
-    ratio = np.divide(asked, walked, out=np.full(len(asked), overall), where=walked > 0)
+    readers, sample_bytes = plans.loader.num_readers, plans.dataset.manifest.sample_bytes
     begun = np.diff(reads.runs_begun[np.searchsorted(reads.positions, borders)])
-    per_window = float((begun * ratio).sum()) / max(reads.windows, 1)
+    asked, windows, runs_unseen = np.zeros(readers), np.zeros(readers), 0
+    for runs, start, end in zip(begun.tolist(), borders[:-1].tolist(), borders[1:].tolist(), strict=True):
+        fetched = plans.begun(start, min(start + BLOCK_SAMPLES, end))
+        if not len(fetched.fetch):
+            runs_unseen += runs
+            continue
+        weight = runs / len(fetched.fetch)
+        asked += weight * requests(fetched, sample_bytes, readers)
+        windows += weight * np.bincount(fetched.reader, fetched.num_windows, readers)
+    asked *= 1 + runs_unseen / max(int(begun.sum()) - runs_unseen, 1)
+    if readers > 1:
+        asked *= reads.windows_per_reader / np.maximum(windows, 1)
     return Reading(
         windows_per_reader=np.rint(reads.windows_per_reader).astype(np.int64),
-        requests_per_reader=np.rint(reads.windows_per_reader * per_window).astype(np.int64),
-        blocks=len(walked),
+        requests_per_reader=np.rint(asked).astype(np.int64),
+        blocks=len(begun),
         walked=False,
-        windows_exact=loader.num_readers == 1 and plans.stop is not None,
+        windows_exact=readers == 1 and plans.stop is not None,
     )
 
 
@@ -112,27 +117,20 @@ def count_reads(plans: Plans, positions: Int64s) -> LeafReads:
     reads.runs_begun = np.zeros(len(positions), np.int64)
     reads.windows_kept = np.zeros(len(positions), np.int64)
     reads.windows_per_reader = np.zeros(plans.loader.num_readers)
-    phases = phases_before(plans.order, plans.samples)
-    ends = [plan.first_sample + served for plan, served in phases]
+    phases = [(plan, plan.first_sample + served) for plan, served in phases_before(plans.order, plans.samples)]
     cuts = _ShardCuts(plans)
     for rows in slices(len(plans.dataset.leaves), _slice_size(plans)):
         windows = plans.dataset.windows_per_leaf[rows]
-        needed = sorted({*positions.tolist(), *ends, plans.samples, plans.stop or 0})
+        needed = sorted({*positions.tolist(), *(end for _, end in phases), plans.samples, plans.stop or 0})
         drawn_at = {position: plans.drawn_before(rows, position) for position in needed}  # ascending is fastest
         leaves = _Leaves.of(plans, rows, windows, drawn_at)
         for moment, position in enumerate(positions.tolist()):
             drawn = drawn_at[position]
             reads.runs_begun[moment] += int(leaves.runs_begun(drawn).sum()) + cuts.begun(leaves, drawn)
             reads.windows_kept[moment] += int(leaves.windows_kept(drawn).sum())
-        read = leaves.windows_read(leaves.total)
-        reads.windows += int(read.sum())
+        reads.windows += int(leaves.windows_read(leaves.total).sum())
         if plans.loader.num_readers > 1:
-            held, before = np.zeros((len(rows), plans.loader.num_readers)), np.zeros(len(rows), np.int64)
-            for (plan, _), end in zip(phases, ends, strict=True):
-                held += _touched(plans, plan, rows, drawn_at[end] - before, windows)
-                np.minimum(held, read[:, None], out=held)
-                before = drawn_at[end]
-            reads.windows_per_reader += held.sum(axis=0)
+            reads.windows_per_reader += _read_by_each(plans, leaves, [(plan, drawn_at[end]) for plan, end in phases])
     if plans.loader.num_readers == 1:
         reads.windows_per_reader[0] = reads.windows
     return reads
@@ -185,22 +183,36 @@ class _Leaves:
     def windows_read(self, drawn: Int64s) -> Int64s:
         """[num_leaves], windows in the runs read from."""
         known = np.minimum(self.planned, self.windows)
-        read = np.minimum(_rounded_up(drawn, self.width), known)
+        read = np.minimum(self._run_end(np.minimum(drawn, self.windows)), known)
         return np.where(self.whole & (drawn > 0), self.windows, read)
 
     def windows_kept(self, drawn: Int64s) -> Int64s:
         """[num_leaves], windows in runs that were read from and will be read from again."""
-        width, read, left = self.width, self.windows_read(drawn), self.total - drawn
+        return self.windows_between(drawn, self.total, self.windows_read(drawn))
+
+    def windows_between(self, drawn: Int64s, until: Int64s, read: Int64s) -> Int64s:
+        """[num_leaves], windows in the runs that draws `drawn` … `until` - 1 fall in, of the first `read` windows."""
+        left = until - drawn
         place = drawn % self.windows
-        end, run = place + left, place // width * width
-        ahead = np.minimum(_rounded_up(np.minimum(end, self.windows), width), read) - run
-        again = np.minimum(_rounded_up(np.maximum(end - self.windows, 0), width), np.minimum(run, read))
-        kept = np.where(self.whole, read, np.maximum(ahead, 0) + again)
-        return np.where(left > 0, kept, 0)
+        begin, end = self._run_begin(place), place + left
+        ahead = np.minimum(self._run_end(np.minimum(end, self.windows)), read) - begin
+        again = np.minimum(self._run_end(np.maximum(end - self.windows, 0)), np.minimum(begin, read))
+        return np.where(left > 0, np.where(self.whole, read, np.maximum(ahead, 0) + again), 0)
 
+    def windows_begun(self, drawn: Int64s) -> Int64s:
+        """[num_leaves], those of the run that the next draw falls in that were drawn before."""
+        place = drawn % self.windows
+        return np.where(self.whole, np.minimum(drawn, self.windows), place - self._run_begin(place))
 
-def _rounded_up(windows: Int64s, width: int) -> Int64s:
-    return -(-windows // width) * width
+    def _run_begin(self, turn: Int64s) -> Int64s:
+        """The turn at which the run of a turn begins; where the leaf ends, it is cut."""
+        begin, wrap = turn // self.width * self.width, self.windows - self.starts
+        return np.where((wrap <= turn) & (wrap > begin), wrap, begin)
+
+    def _run_end(self, turn: Int64s) -> Int64s:
+        """The same for the end of the run of the turn before."""
+        end, wrap = -(-turn // self.width) * self.width, self.windows - self.starts
+        return np.where((turn <= wrap) & (wrap < end), wrap, end)
 
 
 class _ShardCuts:
@@ -234,31 +246,49 @@ class _ShardCuts:
         return extra + int((back & whole & first_of_leaf).sum())
 
 
-def _touched(plans: Plans, plan: PhasePlan, rows: Rows, draws: Int64s, windows: Int64s) -> NDArray[np.float64]:
-    """[num_leaves, num_readers], windows in the runs that each reader draws from in a phase, as expected."""
-    readers = plans.loader.num_readers
-    distinct = np.minimum(draws, windows)
-    lanes = len(plans.order.lane_of_interval)
-    shares = np.full((1, readers), 1 / readers) if lanes % readers else _reader_shares(plans, plan, rows, lanes)
-    per_run = np.minimum(plans.runs.run_windows, distinct) * draws / np.maximum(distinct, 1)
-    return distinct[:, None] * (1 - (1 - shares) ** per_run[:, None])
+def _read_by_each(
+    plans: Plans, leaves: _Leaves, drawn_after_phase: list[tuple[PhasePlan, Int64s]]
+) -> NDArray[np.float64]:
+    """[num_readers], windows of a slice of the leaves in the runs that each reader reads, as expected.
+
+    Of a run that a phase left half drawn, the reader that draws the rest has to read all, unless it drew before.
+    """
+    readers, read = plans.loader.num_readers, leaves.windows_read(leaves.total)
+    held, likely = np.zeros((len(read), readers)), np.zeros((len(read), readers))
+    before = np.zeros(len(read), np.int64)
+    for plan, drawn in drawn_after_phase:
+        shares = _reader_shares(plans, plan, leaves.rows)
+        distinct = np.minimum(drawn - before, leaves.windows)
+        draws_of_run = np.minimum(leaves.width, distinct) * (drawn - before) / np.maximum(distinct, 1)
+        held_before = np.minimum(leaves.windows_begun(before), read)[:, None] * likely
+        likely = 1 - (1 - shares) ** draws_of_run[:, None]
+        touched = leaves.windows_between(before, drawn, read)[:, None]
+        held = np.minimum(held + likely * np.maximum(touched - held_before, 0), read[:, None])
+        before = drawn
+    return held.sum(axis=0)
 
 
-def _reader_shares(plans: Plans, plan: PhasePlan, rows: Rows, lanes: int) -> NDArray[np.float64]:
-    """[num_leaves, num_readers], which part of each leaf's draws a reader has, by the lanes that the leaf lies in."""
-    readers = plans.loader.num_readers
+def _reader_shares(plans: Plans, plan: PhasePlan, rows: Rows) -> NDArray[np.float64]:
+    """[num_leaves, num_readers], which part of each leaf's draws a reader has, by the lanes that the leaf lies in.
+
+    Position i belongs to reader i mod readers and lane i mod lanes, so a lane's positions go to the readers that are
+    congruent to it modulo the greatest common divisor.
+    """
+    readers, lane_of_interval = plans.loader.num_readers, plans.order.lane_of_interval
+    lanes = len(lane_of_interval)
+    classes = math.gcd(readers, lanes)
+    class_of_interval = (lane_of_interval + plan.first_sample) % classes
     entries, own = plan.entries_of(rows)
     cdf = plan.cdf
     begin = np.where(entries > 0, cdf[entries - 1], 0.0) * lanes
     end = np.maximum(cdf[entries] * lanes, begin + 1e-12)
-    reader_of_interval = (plans.order.lane_of_interval + plan.first_sample) % readers
-    shares = np.zeros((len(rows), readers))
+    shares = np.zeros((len(rows), classes))
     lowest = np.minimum(begin.astype(np.int64), lanes - 1)
     highest = np.minimum(np.ceil(end).astype(np.int64) - 1, lanes - 1)
     alone = own & (lowest >= highest)
-    shares[alone, reader_of_interval[lowest[alone]]] = 1.0
+    shares[alone, class_of_interval[lowest[alone]]] = 1.0
     for leaf in np.flatnonzero(own & ~alone):
         intervals = np.arange(lowest[leaf], highest[leaf] + 1)
         parts = np.minimum(intervals + 1, end[leaf]) - np.maximum(intervals, begin[leaf])
-        np.add.at(shares[leaf], reader_of_interval[intervals], parts / (end[leaf] - begin[leaf]))
-    return np.minimum(shares, 1.0)
+        np.add.at(shares[leaf], class_of_interval[intervals], parts / (end[leaf] - begin[leaf]))
+    return np.tile(np.minimum(shares, 1.0) * (classes / readers), (1, readers // classes))
