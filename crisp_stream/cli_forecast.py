@@ -87,7 +87,7 @@ def add_forecast(verbs: Any) -> None:
         metavar="USD",
         help="for 1,000 GET requests; the default is that of Amazon S3 Standard in US East (N. Virginia)",
     )
-    verb.add_argument("--blocks", type=int, default=12, metavar="N", help="blocks of 2^18 samples walked for requests")
+    verb.add_argument("--blocks", type=int, default=16, metavar="N", help="blocks of 2^18 samples walked for requests")
     verb.add_argument("--top", type=int, default=10, metavar="N", help="most repeated clusters shown")
     verb.add_argument("--terms", action="store_true", help="what these are about; reads up to 4,000 windows")
     verb.add_argument("--out", metavar="FILE", help="JSON file to write, too")

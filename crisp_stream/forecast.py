@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 REQUEST_PRICE = 0.0004
 """US dollars for 1,000 GET requests: Amazon S3 Standard, US East (N. Virginia), from its public price list."""
 QUANTILES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0)
-MAX_BLOCKS = 12
+MAX_BLOCKS = 16
 """Blocks that are walked for requests."""
 _EXACT_BINS = 64
 _BIN_GROWTH = 1.1

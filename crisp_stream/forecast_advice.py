@@ -58,7 +58,9 @@ def _of_repeats(forecast: Forecast) -> Iterator[tuple[str, str]]:
         yield (
             f"{samples:,} samples are {_number(samples / reachable)} times the {reachable:,} windows of {of_corpus}, "
             "so windows must repeat.",
-            "Train for fewer samples, write more documents, or choose a mixture that reaches more windows.",
+            "Train for fewer samples, or write more documents."
+            if reachable == forecast.windows
+            else "Train for fewer samples, or let the mixture reach more: by a coarser level, or a share of base.",
         )
     seldom = sum(entry.least * entry.windows for entry in forecast.distribution if entry.most <= MANY_TIMES)
     share = 1 - seldom / samples
@@ -67,9 +69,11 @@ def _of_repeats(forecast: Forecast) -> Iterator[tuple[str, str]]:
         yield (
             f"{share:.0%} of the samples are windows that are served more than {MANY_TIMES} times; cluster "
             f"{worst.cluster} of level {forecast.level} is gone through {_number(worst.epochs)} times "
-            f"({worst.windows:,} windows).",
+            f"({worst.windows:,} window{'s' * (worst.windows > 1)}).",
             "Use a coarser level, a histogram closer to base (histogram interpolate), fewer samples, or a limit with "
-            "max_repeats and on_excess=cap.",
+            "max_repeats and on_excess=cap."
+            if any(phase.level for phase in forecast.phases)
+            else "Train for fewer samples, or write more documents.",
         )
 
 

@@ -100,7 +100,7 @@ def test_the_cost_is_that_of_the_requests(run: SmallRun, tmp_path: Path, capsys:
 def test_most_repeated_clusters_are_named_by_their_terms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset = topic_dataset(tmp_path / "topics")
     leaf_histogram(dataset, [5, 15]).save(tmp_path / "h.parquet")
-    call("--data", dataset.root, "--mixture", tmp_path / "h.parquet", "--samples", 96, "--terms")
+    call("--data", dataset.root, "--mixture", f"{tmp_path / 'h.parquet'}:96", "--terms")
     lines = capsys.readouterr().out.splitlines()
     head = next(number for number, line in enumerate(lines) if "most repeated of level 2" in line)
     named = [set(line.replace("·", " ").split()) for line in lines[head + 1 : head + 3]]

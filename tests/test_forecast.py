@@ -321,7 +321,7 @@ def test_a_sampled_forecast_is_close_to_the_walk(tmp_path: Path, nodes: int) -> 
         assert found[0].bytes_per_node == found[1].bytes_per_node
     assert np.array(found[0].bytes_per_node) == pytest.approx(np.array(found[1].bytes_per_node), rel=0.03)
     assert np.array(found[0].requests_per_node) == pytest.approx(np.array(found[1].requests_per_node), rel=0.25, abs=50)
-    assert found[0].requests == pytest.approx(found[1].requests, rel=0.1)
+    assert found[0].requests == pytest.approx(found[1].requests, rel=0.15)
 
 
 def test_what_a_cache_must_hold_is_what_was_read_and_is_read_again(tmp_path: Path) -> None:
