@@ -220,11 +220,7 @@ def forecast(
             `samples`; or a number is out of range.
     """
     loader = Loader() if loader is None else loader
-    for name, value, least in (("top", top, 1), ("max_blocks", max_blocks, 1)):
-        if value < least:
-            raise InputError(f"{name}: must be at least {least}, got {value}.")
-    if not (math.isfinite(price_per_1000_requests) and price_per_1000_requests >= 0):
-        raise InputError(f"request price: must be a number of dollars >= 0, got {price_per_1000_requests}.")
+    _check_numbers(top, max_blocks, price_per_1000_requests)
     stop = _stop(mixture, samples, loader.global_batch_size)
     served = stop // loader.global_batch_size * loader.global_batch_size
     stream = Stream(dataset, mixture, seed=seed)
@@ -232,7 +228,6 @@ def forecast(
     counts = count(dataset, stream.fresh_order(), served, draw=mixture.draw, level=level, top=top)
     known = stop if mixture.draw == "systematic" else None
     plans = Plans(dataset, stream.fresh_order, served, stop=known, draw=mixture.draw, loader=loader)
-    quantiles = _quantiles(counts, dataset.manifest.num_windows)
     found = Forecast(
         dataset=dataset.root,
         dataset_fingerprint=dataset.manifest.fingerprint,
@@ -243,28 +238,44 @@ def forecast(
         tokens=served * dataset.manifest.window_tokens,
         phases=_phases(dataset, mixture, counts),
         windows=dataset.manifest.num_windows,
-        windows_reachable=counts.windows_reachable,
-        windows_served=counts.windows_served,
-        leaves_reachable=counts.leaves_reachable,
-        leaves_hit=counts.leaves_hit,
         level=level,
-        clusters=counts.clusters,
-        clusters_reachable=counts.clusters_reachable,
-        clusters_hit=counts.clusters_hit,
-        most_repeated=tuple(
-            ClusterRepeats(cluster=cluster, windows=windows, draws=draws)
-            for cluster, windows, draws in counts.top.tolist()
-        ),
-        quantiles_reachable=quantiles[0],
-        quantiles_all=quantiles[1],
-        distribution=_bins(counts, dataset.manifest.num_windows),
-        mixture_error=counts.misplaced / served,
-        mixture_error_bound=min(1.0, sum(phase.error_bound for phase in counts.phases) / served),
+        **_counted(counts, dataset.manifest.num_windows, served),
         reads=_reads(plans, price_per_1000_requests, max_blocks),
     )
     left_out = 0 if samples is not None and mixture.num_samples is None else stop - served
     warnings = advise(found, loader, sample_bytes=dataset.manifest.sample_bytes, left_out=left_out)
     return dataclasses.replace(found, warnings=warnings)
+
+
+def _check_numbers(top: int, max_blocks: int, price: float) -> None:
+    for name, value, least in (("top", top, 1), ("max_blocks", max_blocks, 1)):
+        if value < least:
+            raise InputError(f"{name}: must be at least {least}, got {value}.")
+    if not (math.isfinite(price) and price >= 0):
+        raise InputError(f"request price: must be a number of dollars >= 0, got {price}.")
+
+
+def _counted(counts: Counts, num_windows: int, served: int) -> dict[str, Any]:
+    """The fields that follow from how often windows are served."""
+    reachable, every = _quantiles(counts, num_windows)
+    repeats = (
+        ClusterRepeats(cluster=cluster, windows=windows, draws=draws) for cluster, windows, draws in counts.top.tolist()
+    )
+    return {
+        "windows_reachable": counts.windows_reachable,
+        "windows_served": counts.windows_served,
+        "leaves_reachable": counts.leaves_reachable,
+        "leaves_hit": counts.leaves_hit,
+        "clusters": counts.clusters,
+        "clusters_reachable": counts.clusters_reachable,
+        "clusters_hit": counts.clusters_hit,
+        "most_repeated": tuple(repeats),
+        "quantiles_reachable": reachable,
+        "quantiles_all": every,
+        "distribution": _bins(counts, num_windows),
+        "mixture_error": counts.misplaced / served,
+        "mixture_error_bound": min(1.0, sum(phase.error_bound for phase in counts.phases) / served),
+    }
 
 
 def _stop(mixture: Mixture, samples: int | None, global_batch: int) -> int:
