@@ -275,16 +275,19 @@ def requests(fetched: Fetched, sample_bytes: int, num_readers: int) -> Int64s:
 
 def walk_all(plans: Plans) -> Reading:
     """Walk the whole order: what one process per node will do exactly."""
-    loader, found = plans.loader, []
-    for start in range(0, plans.samples, BLOCK_SAMPLES):
-        found.append(plans.walked(start, min(start + BLOCK_SAMPLES, plans.samples)))
-    fetched = _earliest(Fetched(*(np.concatenate(values) for values in zip(*found, strict=True))))
+    loader, blocks = plans.loader, range(0, plans.samples, BLOCK_SAMPLES)
+    fetched, waiting = plans.walked(0, min(BLOCK_SAMPLES, plans.samples)), []
+    for start in blocks[1:]:
+        waiting.append(plans.walked(start, min(start + BLOCK_SAMPLES, plans.samples)))
+        if start == blocks[-1] or sum(len(block.fetch) for block in waiting) > len(fetched.fetch):
+            parts, waiting = (fetched, *waiting), []
+            fetched = _earliest(Fetched(*(np.concatenate(values) for values in zip(*parts, strict=True))))
     windows = np.zeros(loader.num_readers, np.int64)
     np.add.at(windows, fetched.reader, fetched.num_windows)
     return Reading(
         windows_per_reader=windows,
         requests_per_reader=requests(fetched, plans.dataset.manifest.sample_bytes, loader.num_readers),
-        blocks=len(found),
+        blocks=len(blocks),
         walked=True,
         windows_exact=True,
     )
