@@ -70,8 +70,8 @@ def _of_repeats(forecast: Forecast) -> Iterator[tuple[str, str]]:
             f"{share:.0%} of the samples are windows that are served more than {MANY_TIMES} times; cluster "
             f"{worst.cluster} of level {forecast.level} is gone through {_number(worst.epochs)} times "
             f"({worst.windows:,} window{'s' * (worst.windows > 1)}).",
-            "Use smoothing (histogram tune), a coarser level, a histogram closer to base (histogram interpolate), fewer "
-            "samples, or a limit with max_repeats and on_excess=cap."
+            "Use smoothing (histogram tune), a coarser level, a histogram closer to base (histogram interpolate), "
+            "fewer samples, or a limit with max_repeats and on_excess=cap."
             if any(phase.level for phase in forecast.phases)
             else "Train for fewer samples, or write more documents.",
         )
