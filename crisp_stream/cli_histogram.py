@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crisp_stream.errors import InputError
-from crisp_stream.verbs import add_inputs, add_verb, print_line
+from crisp_stream.verbs import add_inputs, add_selection, add_verb, print_line
 
 if TYPE_CHECKING:
     from crisp_stream.histogram import Histogram
@@ -50,6 +50,7 @@ def with_count(arguments: list[str]) -> list[str]:
 def _add_count(verbs: Any) -> None:
     verb = add_verb(verbs, "count", _count, _COUNT)
     add_inputs(verb, "task", "examples of the task, or .npy files of their embeddings")
+    add_selection(verb)
     verb.add_argument("--data", required=True, metavar="ROOT", help="dataset whose tree is meant")
     verb.add_argument("--level", type=int, metavar="L", help="level of the tree, 1 to its depth; its depth when absent")
     verb.add_argument("--out", required=True, metavar="FILE", help="histogram to write, a small .parquet file")
@@ -85,6 +86,8 @@ def _count(asked: argparse.Namespace) -> None:
         limit=asked.limit,
         packing=asked.packing,
         answers=asked.questions,
+        filters=asked.filter,
+        layout=asked.layout,
         encoder=asked.encoder,
         processes=asked.processes,
         log=print_line,

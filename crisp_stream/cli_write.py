@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from crisp_stream.errors import InputError
-from crisp_stream.verbs import add_inputs, add_verb, print_line
+from crisp_stream.verbs import add_inputs, add_selection, add_verb, print_line
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -36,19 +36,7 @@ def _add_documents(verb: argparse.ArgumentParser) -> None:
         "--sample", type=float, metavar="SHARE", help="keep this share of the documents, 0 to 1, at random"
     )
     documents.add_argument("--id-column", metavar="NAME", help="key, column or dotted path of the documents' own ids")
-    documents.add_argument(
-        "--filter",
-        action="append",
-        default=[],
-        metavar="EXPR",
-        help="keep documents where it holds, such as 'quality.score >= 0.5'; may be repeated",
-    )
-    documents.add_argument(
-        "--layout",
-        choices=["files", "redpajama-v2"],
-        default="files",
-        help="redpajama-v2: documents/ and quality_signals/, English head and middle",
-    )
+    add_selection(documents)
     documents.add_argument(
         "--skip-corrupt", action="store_true", help="leave out, name and count files that cannot be read to their end"
     )

@@ -32,6 +32,23 @@ def add_inputs(verb: argparse.ArgumentParser, name: str, what: str) -> None:
     verb.add_argument("--limit", type=int, metavar="N", help="read at most N documents")
 
 
+def add_selection(group: Any) -> None:
+    """Which documents of the inputs are meant: filters, and the layout of the files."""
+    group.add_argument(
+        "--filter",
+        action="append",
+        default=[],
+        metavar="EXPR",
+        help="keep documents where it holds, such as 'quality.score >= 0.5'; may be repeated",
+    )
+    group.add_argument(
+        "--layout",
+        choices=["files", "redpajama-v2"],
+        default="files",
+        help="redpajama-v2: documents/ and quality_signals/, English head and middle",
+    )
+
+
 def print_line(line: str) -> None:
     """Progress goes to standard output, line by line."""
     print(line, flush=True)

@@ -15,7 +15,7 @@ from crisp_stream.errors import InputError
 from crisp_stream.writers.drops import BROKEN_UNICODE, EMPTY_TEXT, NOT_SAMPLED, NULL_TEXT, OTHER_FILE, DropCounts
 from crisp_stream.writers.fields import MISSING, field_names, find_field
 from crisp_stream.writers.hub import read_hub
-from crisp_stream.writers.inputs import DocumentSettings, InputFile
+from crisp_stream.writers.inputs import DocumentSettings, InputFile, Layout
 from crisp_stream.writers.listing import list_input_files
 from crisp_stream.writers.readers import TXT_FIELD, Record, read_arrow, read_lines, read_parquet, read_txt
 from crisp_stream.writers.redpajama import read_redpajama
@@ -75,6 +75,8 @@ def read_documents(
     text_column: str = "text",
     limit: int | None = None,
     sample: float | None = None,
+    filters: Sequence[str] = (),
+    layout: Layout = "files",
     counts: DropCounts,
 ) -> Iterator[str]:
     """Stream the texts of all documents in a fixed order.
@@ -84,7 +86,9 @@ def read_documents(
         text_column: dotted path of the key (JSONL) or column (Parquet, Arrow) that holds the text; not used for .txt.
         limit: read at most this many documents, dropped ones included.
         sample: keep about this share of the documents, above 0 and at most 1, chosen by a hash of their number.
-        counts: receives what was dropped and why: empty, null or undecodable texts.
+        filters: of DocumentSettings.
+        layout: of DocumentSettings.
+        counts: receives what was dropped and why: empty, null or undecodable texts, and each filter.
 
     Raises:
         InputError: nothing to read, a broken line, a missing column, a text that is not a string, or no document at
@@ -94,7 +98,7 @@ def read_documents(
         raise InputError(f"limit: must be at least 1 document, got {limit}. Leave it out to read all.")
     if sample is not None and not 0 < sample <= 1:
         raise InputError(f"sample: must be above 0 and at most 1, got {sample}. Leave it out to read all.")
-    settings = DocumentSettings(text_field=text_column)
+    settings = DocumentSettings(text_field=text_column, filters=tuple(filters), layout=layout)
     files = list_input_files(inputs, settings, counts)
     num_read = num_kept = 0
     for file in files:

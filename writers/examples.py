@@ -22,6 +22,7 @@ from crisp_stream.questions import read_questions
 from crisp_stream.tree import ClusterTree
 from crisp_stream.writers.documents import DropCounts, read_documents
 from crisp_stream.writers.embed import EncoderChoice, matching_encoder
+from crisp_stream.writers.inputs import Layout
 from crisp_stream.writers.parts import load_encoder, load_tokenizer, worker_device
 from crisp_stream.writers.pool import Log, Progress, map_unordered, num_processes
 from crisp_stream.writers.preparation import probe_texts
@@ -77,6 +78,8 @@ def count_examples(
     limit: int | None = None,
     packing: Packing = "document",
     answers: Answers | None = None,
+    filters: Sequence[str] = (),
+    layout: Layout = "files",
     encoder: str | None = None,
     processes: int | None = None,
     log: Log = print,
@@ -93,6 +96,8 @@ def count_examples(
         packing: document, or joined to let examples share windows.
         answers: the inputs are multiple-choice questions (`read_questions`): each is counted as the prompt of the
             paper's Table 7 with its right answer, or once with all of its choices.
+        filters: only documents where all of them hold, as for `write`.
+        layout: of the inputs, as for `write`.
         encoder: folder or hub name of the dataset's encoder, where it cannot be found by its recorded name.
         processes: worker processes; one per core when None.
         log: receives progress, and warnings of examples that are unlike the corpus.
@@ -122,7 +127,7 @@ def count_examples(
             raise InputError("embeddings: must be given alone, got other inputs, too. Count them apart and average.")
         batches = _read_embeddings(inputs, dataset.tree, limit)
     else:
-        sources = _Sources(tuple(inputs), text_column, limit, answers)
+        sources = _Sources(tuple(inputs), text_column, limit, answers, tuple(filters), layout)
         choice = matching_encoder(manifest.encoder, encoder, data)
         settings = _settings(dataset, choice, packing, sources, log)
         batches = _embed_all(sources.read(dropped), settings, num_processes(processes))
@@ -156,13 +161,24 @@ class _Sources:
     text_column: str
     limit: int | None
     answers: Answers | None
+    filters: tuple[str, ...]
+    layout: Layout
 
     def read(self, dropped: DropCounts) -> Iterator[Example]:
         """Texts, numbered by example."""
         if self.answers is None:
             return enumerate(
-                read_documents(self.inputs, text_column=self.text_column, limit=self.limit, counts=dropped)
+                read_documents(
+                    self.inputs,
+                    text_column=self.text_column,
+                    limit=self.limit,
+                    filters=self.filters,
+                    layout=self.layout,
+                    counts=dropped,
+                )
             )
+        if self.filters or self.layout != "files":
+            raise InputError("questions: filters and layouts are for documents. Leave them out.")
         if self.answers not in get_args(Answers):
             raise InputError(f"answers: must be right or all, got {self.answers!r}.")
         questions = [question for path in self.inputs for question in read_questions(path)][: self.limit]

@@ -136,6 +136,22 @@ def test_questions_are_counted_with_the_right_answer_or_with_all(
         count_examples([path], data=root, answers="best", log=quiet)  # pyright: ignore[reportArgumentType]
 
 
+def test_filters_and_layouts_choose_examples_as_they_choose_documents(
+    written: tuple[Path, WriteReport], tmp_path: Path
+) -> None:
+    path = tmp_path / "scored.jsonl"
+    rows = [{"text": f"Loops repeat {number} times.", "score": number} for number in range(6)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    counted = count_examples([str(path)], data=str(written[0]), filters=["score >= 4"], log=quiet)
+    assert counted.provenance["examples"] == 2
+    assert sum(counted.provenance["dropped_examples"].values()) == 4
+    with pytest.raises(InputError, match="layout: must be one of files, redpajama-v2"):
+        count_examples([str(path)], data=str(written[0]), layout="flat", log=quiet)  # pyright: ignore[reportArgumentType]
+    asked = str(questions(tmp_path / "q.jsonl"))
+    with pytest.raises(InputError, match="filters and layouts are for documents"):
+        count_examples([asked], data=str(written[0]), answers="right", filters=["score > 1"], log=quiet)
+
+
 def test_every_window_knows_its_example(written: tuple[Path, WriteReport], tmp_path: Path) -> None:
     texts = ["A class has a metaclass. " * 30, "Loops repeat.", "The import statement finds a module. " * 20]
     path = tmp_path / "long.jsonl"
