@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from crisp_stream.arithmetic import generalist_histogram
 from crisp_stream.errors import InputError
 from crisp_stream.histogram import Histogram
 from crisp_stream.mixture import check_tree
@@ -43,16 +44,14 @@ class LevelNodes:
 
 def levels_of(dataset: Dataset, level: int) -> list[LevelNodes]:
     """Levels 1 to `level` of a dataset's tree, with the windows below each node."""
-    arity, depth = dataset.manifest.arity, dataset.manifest.depth
-    above, counts_above = np.zeros(1, np.uint32), np.array([dataset.manifest.num_windows])
     levels = []
-    for depth_now in range(1, level + 1):
-        ids = dataset.leaves // np.uint32(arity ** (depth - depth_now))
-        first = np.flatnonzero(np.append(True, ids[1:] != ids[:-1]))
-        nodes, counts = ids[first], np.add.reduceat(dataset.windows_per_leaf, first)
-        parents = np.searchsorted(above, nodes // np.uint32(arity))
-        levels.append(LevelNodes(nodes=nodes, parents=parents, share_of_parent=counts / counts_above[parents]))
-        above, counts_above = nodes, counts
+    above = generalist_histogram(dataset, 0)
+    for number in range(1, level + 1):
+        own = generalist_histogram(dataset, number)
+        parents = np.searchsorted(above.nodes, own.nodes // np.uint32(own.arity))
+        share = own.proportions / above.proportions[parents]
+        levels.append(LevelNodes(nodes=own.nodes, parents=parents, share_of_parent=share))
+        above = own
     return levels
 
 
