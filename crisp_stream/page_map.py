@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crisp_stream.arithmetic import generalist_histogram
+from crisp_stream.mixture import windows_per_node
 from crisp_stream.terms import NodeTerms, node_terms
 
 if TYPE_CHECKING:
@@ -73,15 +75,12 @@ class TaskShares:
 
 def levels_of(dataset: Dataset) -> list[MapLevel]:
     """Levels 1 to the deepest of at most MAX_MAP_NODES nodes."""
-    manifest = dataset.manifest
     levels: list[MapLevel] = []
-    for level in range(1, manifest.depth + 1):
-        above = dataset.leaves // np.uint32(manifest.arity ** (manifest.depth - level))
-        first = np.flatnonzero(np.append(True, above[1:] != above[:-1]))
-        if levels and len(first) > MAX_MAP_NODES:
+    for level in range(1, dataset.manifest.depth + 1):
+        own = generalist_histogram(dataset, level)
+        if levels and len(own.nodes) > MAX_MAP_NODES:
             break
-        windows = np.add.reduceat(dataset.windows_per_leaf, first)
-        levels.append(MapLevel(level=level, nodes=above[first], windows=windows))
+        levels.append(MapLevel(level=level, nodes=own.nodes, windows=windows_per_node(own, dataset)))
     return levels
 
 
