@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from crisp_stream.batches import PackedBatch, tensors
+from crisp_stream.continuation import PhaseRecords, check_identity
 from crisp_stream.control import Control
 from crisp_stream.draws import Int64s
-from crisp_stream.errors import InputError, ResumeError, StorageError
+from crisp_stream.errors import InputError, StorageError
 from crisp_stream.format import open_dataset
 from crisp_stream.histogram import Histogram
 from crisp_stream.mixture import Mixture
@@ -116,6 +117,7 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
             "dataset": self.dataset.manifest.fingerprint,
             "mixture": mixture.fingerprint,
         }
+        self._phase_records = PhaseRecords(mixture, self.dataset)
         self._control = Control()
         self._start = _Start()
         self._iterations = 0
@@ -365,7 +367,26 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         if not from_beginning and begun == self._start.pass_number:
             base = self._start.position
         position = base + num_samples
-        return {"position": position, **self._identity, **self._stream.state(position)}
+        known = not self._stream.changed and (end is None or position <= end)
+        phases = {"phases": self._phase_records.before(position)} if known else {}
+        return {"position": position, **self._identity, **self._stream.state(position), **phases}
+
+    def continued_state(self, obj: dict[str, Any]) -> dict[str, Any]:
+        """The state to load to go on with this mixture where another one stood: continued pretraining.
+
+        Up to there both mixtures must be the same: begun at the same samples, drawn by the same histograms and in the
+        same blocks (`Phase.whole_blocks`, unless the checkpoint stands at the end of the phase).
+
+        Args:
+            obj: of `state_dict(num_samples)`, over the same dataset and with the same seed.
+
+        Raises:
+            ResumeError: they are not the same, or the state does not say.
+        """
+        identity = {key: value for key, value in self._identity.items() if key != "mixture"}
+        check_identity(obj, identity, self.dataset)
+        self._phase_records.check_continue(obj)
+        return {"position": obj["position"], **self._identity}
 
     def _own_state(self) -> dict[str, Any]:
         worker = get_worker_info()
@@ -380,15 +401,6 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         place = {} if worker is None else {"worker": worker.id, "num_workers": worker.num_workers}
         return {**served, **place, **self._identity, **self._stream.state(served["position"])}
 
-    def _remedy(self, trained_on: Any) -> str:
-        generation = self.dataset.generation_with(trained_on) if isinstance(trained_on, str) else None
-        if generation is None:
-            return "Resume with what the checkpoint was trained with"
-        return (
-            f"The checkpoint was trained on generation {generation} of {self.dataset.root}, which has grown: continue "
-            f"it exactly with generation={generation} (in a recipe data.generation={generation})"
-        )
-
     def load_state_dict(self, obj: dict[str, Any]) -> None:
         """Continue from a saved state; call before iterating. Any number of nodes, ranks and workers may continue it.
 
@@ -397,20 +409,10 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         Raises:
             ResumeError: the state belongs to another dataset, mixture, seed or order version, or is not a state.
         """
-        position, samples = obj.get("position"), obj.get("samples", 0)
-        if not isinstance(position, int) or position < 0 or not isinstance(samples, int) or samples < 0:
-            raise ResumeError(f"not a state of MixtureDataset: position must be an integer >= 0, got {position!r}.")
-        changed = [(key, obj.get(key), now) for key, now in self._identity.items() if obj.get(key) != now]
         worker = get_worker_info()
         place = (None, None) if worker is None else (worker.id, worker.num_workers)
-        if obj.get("num_workers") is not None and place != (obj.get("worker"), obj["num_workers"]):
-            changed.append(("DataLoader worker", (obj.get("worker"), obj["num_workers"]), place))
-        if changed:
-            parts = "; ".join(f"{key} was {str(then)[:12]}, is {str(now)[:12]}" for key, then, now in changed)
-            raise ResumeError(
-                f"cannot resume: {parts}. {self._remedy(obj.get('dataset'))}, "
-                "or start a new run from its weights (load_weights_only)."
-            )
+        check_identity(obj, self._identity, self.dataset, worker=place)
+        position, samples = obj["position"], obj.get("samples", 0)
         self._stream.restore(obj)
         end = self._stream.pass_samples
         number = obj.get("pass", 0 if end is None else position // end)

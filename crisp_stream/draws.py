@@ -96,9 +96,10 @@ class PhasePlan:
     first_sample: int = 0
     """Position of the phase's first sample."""
     num_samples: int | None = None
-    """How many samples were planned, which decides the size of its last block; None: open-ended."""
+    """How many samples were planned, which decides the size of its last block; None: all blocks are whole."""
     served: int | None = None
-    """How many samples it really has: fewer than planned when the mixture was changed while running."""
+    """How many samples it really has: fewer than planned when the mixture was changed while running, and any number
+    where all blocks are whole; None: open-ended."""
 
     @property
     def rows(self) -> Rows:

@@ -49,6 +49,10 @@ class Phase:
     on_excess: OnExcess = "error"
     """What becomes of clusters beyond `max_repeats`. error: InputError, which names them. cap: they get `max_repeats`,
     and what is left goes to the others in proportion; reported as a warning."""
+    whole_blocks: bool = False
+    """Draw as an open-ended phase does, and end at `samples` within a block if need be: another phase can then go on
+    from any sample of it (continued pretraining from a checkpoint). Otherwise the last block is as large as what is
+    left, and its counts are within 1 of their share. Recipes' phases end so."""
 
     def __post_init__(self) -> None:
         self._check_repeats()
@@ -128,6 +132,7 @@ class Mixture:
         parts = [
             [phase.histogram.fingerprint, phase.samples]
             + ([] if phase.max_repeats is None else [float(phase.max_repeats), phase.on_excess])
+            + (["whole blocks"] if phase.whole_blocks and phase.samples is not None else [])
             for phase in self.phases
         ]
         return hashlib.sha256(json.dumps([self.draw, parts]).encode()).hexdigest()
@@ -149,15 +154,17 @@ class Mixture:
 
     def proportions_of_phase(self, index: int, dataset: Dataset) -> NDArray[np.float64]:
         """One item of `leaf_proportions`; `index` counts from 0, messages from 1."""
-        phase, what = self.phases[index], f"phase {index + 1}"
-        histogram = phase.histogram
-        check_tree(histogram, dataset, what=what)
-        if phase.max_repeats is not None:
-            histogram = within_repeats(phase, dataset, what=what)
+        histogram, what = self.histogram_of_phase(index, dataset), f"phase {index + 1}"
         proportions, missing = histogram.expand(dataset.leaves, dataset.windows_per_leaf)
         if missing > 0:
             report_missing(histogram, dataset, missing, limit=self.max_missing_mass, what=what)
         return proportions / proportions.sum()
+
+    def histogram_of_phase(self, index: int, dataset: Dataset) -> Histogram:
+        """What is drawn by: the phase's histogram, capped where the phase asks for that. Raises as above."""
+        phase, what = self.phases[index], f"phase {index + 1}"
+        check_tree(phase.histogram, dataset, what=what)
+        return phase.histogram if phase.max_repeats is None else within_repeats(phase, dataset, what=what)
 
 
 def check_tree(histogram: Histogram, dataset: Dataset, *, what: str) -> None:

@@ -101,8 +101,8 @@ class SampleOrder:
         """[num_lanes], the lane that has each of the equal intervals of the CDF, in leaf order."""
         return np.argsort(self._interval_of_lane)
 
-    def append(self, shares: Callable[[], LeafShares], num_samples: int | None) -> None:
-        """Let the stream, which must have an end, go on with another phase."""
+    def append(self, shares: Callable[[], LeafShares], num_samples: int | None, *, whole_blocks: bool = False) -> None:
+        """Let the stream, which must have an end, go on with another phase; `whole_blocks` as of a Phase."""
         last, first_sample = self.plans[-1], self.num_samples
         assert first_sample is not None
         self.plans.append(
@@ -110,7 +110,7 @@ class SampleOrder:
                 shares=shares,
                 number=last.number + 1,
                 first_sample=first_sample,
-                num_samples=num_samples,
+                num_samples=None if whole_blocks else num_samples,
                 served=num_samples,
             )
         )

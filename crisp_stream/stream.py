@@ -69,7 +69,7 @@ class Stream:
         """Have the phases of all passes up to one. Does nothing when the mixture is open-ended."""
         while self.pass_samples is not None and self._passes <= number:
             for index, phase in enumerate(self.mixture.phases):
-                self.order.append(_Source(self, index), phase.samples)
+                self.order.append(_Source(self, index), phase.samples, whole_blocks=phase.whole_blocks)
             self._passes += 1
 
     def change(self, at: int, histogram: Histogram, *, planned_before: int) -> None:
@@ -168,11 +168,10 @@ class Stream:
         plans: list[PhasePlan] = []
         at = 0
         for number, phase in enumerate(self.mixture.phases):
+            planned = None if phase.whole_blocks else phase.samples
             source = _Source(self, number)
             plans.append(
-                PhasePlan(
-                    shares=source, number=number, first_sample=at, num_samples=phase.samples, served=phase.samples
-                )
+                PhasePlan(shares=source, number=number, first_sample=at, num_samples=planned, served=phase.samples)
             )
             at += phase.samples or 0
         return self._order_of(plans, None)

@@ -374,3 +374,35 @@ def test_block_samples_beyond_the_fixed_point_range_are_refused() -> None:
 
 GOLDEN_IDS = [99, 5, 6, 0, 124, 137, 19, 6, 112, 112]
 GOLDEN_MULTINOMIAL = [14, 10, 5, 1, 6, 7, 15, 16]
+
+
+@given(orders(), st.data())
+def test_a_phase_of_whole_blocks_is_the_beginning_of_an_open_one(made: tuple, data: st.DataObject) -> None:
+    sample_order, windows, phases = made
+    (proportions, _), (others, _) = phases[0], phases[-1]
+    end = data.draw(st.integers(1, 300))
+
+    def order_of(plans: list[PhasePlan]) -> SampleOrder:
+        return SampleOrder(
+            np.arange(len(windows)) * 3,
+            windows,
+            plans,
+            seed=sample_order._seed,
+            block_samples=sample_order._block_samples,
+            num_lanes=sample_order._num_lanes,
+        )
+
+    first, second = LeafShares.of(proportions), LeafShares.of(others)
+    generic = order_of([PhasePlan(shares=lambda: first)])
+    ended = PhasePlan(shares=lambda: first, served=end)
+    switched = order_of([ended, PhasePlan(shares=lambda: second, number=1, first_sample=end)])
+    before, after = switched.window_ids(np.arange(end)), switched.window_ids(np.arange(end, end + 150))
+    assert (before == generic.window_ids(np.arange(end))).all()
+    # The cursors stand where the first phase left them: each leaf is read on, front to back.
+    served = np.concatenate([before, after])
+    first_window = np.cumsum(windows) - windows
+    starts = draws.leaf_starts(sample_order._seed, np.arange(len(windows)) * 3, windows)
+    for leaf in range(len(windows)):
+        own = served[leaf_rows(served, windows) == leaf]
+        assert (own == first_window[leaf] + (starts[leaf] + np.arange(len(own))) % windows[leaf]).all()
+    assert (clone(switched).window_ids(np.arange(end, end + 150)) == after).all()
