@@ -12,6 +12,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any, TextIO
 
 import numpy as np
@@ -28,6 +29,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from crisp_stream.checkpoint import LoadedGPT
 from crisp_stream.dataset import MixtureDataset
 from crisp_stream.evaluate import encode_examples, row_losses, summarise
+from crisp_stream.run_start import START_KEY, RunStart
 
 _REFRESH_SECONDS = 0.2
 
@@ -35,8 +37,9 @@ _REFRESH_SECONDS = 0.2
 class CountedStream(IterableDataset[dict[str, torch.Tensor]]):
     """A MixtureDataset whose read counters are visible in the training process, also from DataLoader workers."""
 
-    def __init__(self, stream: MixtureDataset, *, num_workers: int) -> None:
+    def __init__(self, stream: MixtureDataset, *, num_workers: int, start: RunStart) -> None:
         self.stream = stream
+        self._start = start
         self._counters = torch.zeros((max(num_workers, 1), 2), dtype=torch.int64).share_memory_()
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -57,12 +60,13 @@ class CountedStream(IterableDataset[dict[str, torch.Tensor]]):
         return int(self._counters[:, 1].sum())
 
     def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
-        """As MixtureDataset.state_dict; Composer calls it at every checkpoint."""
-        return self.stream.state_dict(num_samples, from_beginning)
+        """As MixtureDataset.state_dict; Composer calls it at every checkpoint, with the samples of its own count."""
+        position = num_samples - self._start.samples + self._start.position
+        return {**self.stream.state_dict(position, from_beginning), START_KEY: asdict(self._start)}
 
     def load_state_dict(self, obj: dict[str, Any]) -> None:
         """As MixtureDataset.load_state_dict; Composer calls it before iterating. Raises ResumeError."""
-        self.stream.load_state_dict(obj)
+        self.stream.load_state_dict({key: value for key, value in obj.items() if key != START_KEY})
 
 
 class MeanOfShardedGradients(Algorithm):
@@ -93,13 +97,17 @@ class MeanOfShardedGradients(Algorithm):
 class RunAccount(Callback):
     """Losses, learning rates, served clusters, bytes, requests, time: of the whole run, resumed parts included."""
 
-    def __init__(self, leaves: NDArray[np.uint32], reads: CountedStream, *, log_windows: bool = False) -> None:
+    def __init__(
+        self, leaves: NDArray[np.uint32], reads: CountedStream, *, start: RunStart, log_windows: bool = False
+    ) -> None:
         """Args:
         leaves: [num_leaves], sorted ids of the dataset's leaves.
         reads: the dataset whose counters are added up.
+        start: where the run began to count, which is where the account begins.
         log_windows: also keep the window ids of every batch.
         """
         self.leaves = leaves
+        self.start = start
         self.served_per_leaf = np.zeros(len(leaves), np.int64)
         self.losses: list[float] = []
         self.learning_rates: list[float] = []
@@ -118,7 +126,7 @@ class RunAccount(Callback):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         self._started = time.monotonic()
-        if int(state.timestamp.batch) > 0:
+        if int(state.timestamp.batch) > self.start.batch:
             self.resumed_at = int(state.timestamp.batch)
 
     def after_dataloader(self, state: State, logger: Logger) -> None:
@@ -151,6 +159,7 @@ class RunAccount(Callback):
             "served_leaves": torch.from_numpy(self.leaves[served].astype(np.int64)),
             "served_windows": torch.from_numpy(self.served_per_leaf[served]),
             "totals": self.totals,
+            "start": asdict(self.start),
         }
         if self.windows_per_batch is not None:
             saved["windows_per_batch"] = self.windows_per_batch
@@ -162,6 +171,7 @@ class RunAccount(Callback):
         at = np.searchsorted(self.leaves, state["served_leaves"].numpy())
         self.served_per_leaf[at] = state["served_windows"].numpy()
         self._before = dict(state["totals"])
+        self.start = RunStart(**state["start"])
         if self.windows_per_batch is not None:
             self.windows_per_batch = [list(windows) for windows in state.get("windows_per_batch", [])]
 
@@ -206,6 +216,33 @@ class Progress(Callback):
         )
         start, end = ("\r\x1b[K", "\n" if last else "") if self._terminal else ("", "\n")
         print(start + line, end=end, file=self._stream, flush=True)
+
+
+class RecipeRates(Callback):
+    """Learning rate, betas and weight decay are those of the recipe, also after a checkpoint with others was loaded.
+
+    A loaded optimiser brings the values it was saved with, so a recipe's new learning rate would be ignored silently.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._groups = [
+            {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
+        ]
+
+    def after_load(self, state: State, logger: Logger) -> None:
+        groups = state.optimizers[0].param_groups
+        for group, own in zip(groups, self._groups, strict=True):
+            group.update(own, initial_lr=own["lr"])
+        now = state.timestamp
+        batch, token = int(now.batch), int(now.token)
+        if batch:  # Composer's rate of a batch is that of the count before the batch that came before it
+            state.timestamp = now.copy(batch=batch - 1, token=token - token // batch)
+        for scheduler in state.schedulers:
+            assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
+            scheduler.base_lrs = [own["lr"] for own in self._groups]
+            for group, own, share_at in zip(groups, self._groups, scheduler.lr_lambdas, strict=True):
+                group["lr"] = own["lr"] * share_at(scheduler.last_epoch)
+        state.timestamp = now
 
 
 class HeldOutPerplexity(Callback):

@@ -15,7 +15,7 @@ from crisp_stream.cli_histogram import add_histogram_commands, with_count
 from crisp_stream.cli_report import add_report
 from crisp_stream.cli_write import add_write_commands
 from crisp_stream.errors import CrispError, InputError
-from crisp_stream.verbs import Formatter, add_verb, print_line
+from crisp_stream.verbs import Formatter, add_recipe_arguments, add_verb, print_line, recipes_and_overrides
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -146,15 +146,14 @@ def _add_train(verbs: Any) -> None:
         _train,
         "Train a GPT by a recipe. One process; several ranks: composer -n 8 -m crisp_stream train RECIPE key=value…",
     )
-    verb.add_argument("recipe", metavar="RECIPE", help="YAML file, or the name of a packaged recipe")
-    verb.add_argument("overrides", nargs="*", metavar="key=value", help="recipe keys, such as data.remote=ROOT seed=1")
+    add_recipe_arguments(verb)
 
 
 def _train(asked: argparse.Namespace) -> None:
     from crisp_stream.config import load_recipe
     from crisp_stream.train import train
 
-    report = train(load_recipe(asked.recipe, asked.overrides))
+    report = train(load_recipe(*recipes_and_overrides(asked.recipe)))
     if os.environ.get("RANK", "0") == "0":
         print(report.table())
 
@@ -211,14 +210,25 @@ def _export(asked: argparse.Namespace) -> None:
 
 
 def _add_recipes(verbs: Any) -> None:
-    verb = add_verb(verbs, "recipes", _recipes, "List the packaged recipes, show one, or copy one to edit it.")
-    verb.add_argument("action", nargs="?", choices=["list", "show", "copy"], default="list", help="what to do")
-    verb.add_argument("name", nargs="?", metavar="RECIPE", help="for show and copy")
+    verb = add_verb(
+        verbs,
+        "recipes",
+        _recipes,
+        "List the packaged recipes, show one, resolve some laid over one another into all their keys, or copy one to "
+        "edit it.",
+    )
+    verb.add_argument(
+        "action", nargs="?", choices=["list", "show", "resolve", "copy"], default="list", help="what to do"
+    )
+    verb.add_argument(
+        "names", nargs="*", metavar="RECIPE", help="for show and copy one; for resolve as for train, with key=value"
+    )
     verb.add_argument("--out", metavar="FILE", help="for copy; RECIPE.yaml here when absent")
 
 
 def _recipes(asked: argparse.Namespace) -> None:
-    from crisp_stream.config import copy_recipe, list_recipes, read_recipe
+    from crisp_stream.config import dump_recipe, load_recipe
+    from crisp_stream.recipe_files import copy_recipe, list_recipes, read_recipe
 
     if asked.action == "list":
         recipes = list_recipes()
@@ -226,12 +236,18 @@ def _recipes(asked: argparse.Namespace) -> None:
         for name, title in recipes.items():
             print(f"{name:<{width}}  {title}")
         return
-    if asked.name is None:
-        raise InputError(f"recipes {asked.action} needs the name of a recipe. `crisp-stream recipes` lists them.")
+    if asked.action == "resolve":
+        print(dump_recipe(load_recipe(*recipes_and_overrides(asked.names))), end="")
+        return
+    if len(asked.names) != 1:
+        raise InputError(
+            f"recipes {asked.action} needs the name of one recipe, got {len(asked.names)}. "
+            "`crisp-stream recipes` lists them."
+        )
     if asked.action == "show":
-        print(read_recipe(asked.name), end="")
+        print(read_recipe(asked.names[0]), end="")
     else:
-        print(f"written to {copy_recipe(asked.name, asked.out)}")
+        print(f"written to {copy_recipe(asked.names[0], asked.out)}")
 
 
 def _add_demo(verbs: Any) -> None:

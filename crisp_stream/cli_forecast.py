@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crisp_stream.errors import InputError
-from crisp_stream.verbs import add_verb
+from crisp_stream.verbs import add_verb, recipes_and_overrides
 
 if TYPE_CHECKING:
     from crisp_stream.forecast import Forecast
@@ -63,8 +63,8 @@ def add_forecast(verbs: Any) -> None:
         nargs="+",
         required=True,
         metavar="M",
-        help="a recipe (YAML file, or name of a packaged one) and key=value of it; or phases in order, H[:SAMPLES] "
-        "each, H a histogram file or `base`; the last may leave its samples to --samples",
+        help="recipes (YAML files, or names of packaged ones, as for train) and key=value; or phases in order, "
+        "H[:SAMPLES] each, H a histogram file or `base`; the last may leave its samples to --samples",
     )
     verb.add_argument("--samples", type=int, metavar="N", help="length of the run in windows over all ranks")
     verb.add_argument("--tokens", type=int, metavar="N", help="the same in tokens, rounded up to windows")
@@ -116,24 +116,19 @@ def _forecast(asked: argparse.Namespace) -> None:
 
 
 def _run(asked: argparse.Namespace) -> _Run:
-    phases = [item for item in asked.mixture if not _is_override(item)]
-    overrides = [item for item in asked.mixture if _is_override(item)]
-    if len(phases) == 1 and not _is_phase(phases[0]):
-        return _of_recipe(asked, phases[0], overrides)
+    phases, overrides = recipes_and_overrides(asked.mixture)
+    if phases and not _is_phase(phases[0]):
+        return _of_recipe(asked, phases, overrides)
     recipes = [item for item in phases if not _is_phase(item)]
     if recipes or not phases:
         named = f"{recipes[0]} among {len(phases)} phases" if recipes else "neither"
         raise InputError(
-            f"--mixture: must be one recipe, or phases H[:SAMPLES] of histogram files or base; got {named}. "
+            f"--mixture: must be recipes, or phases H[:SAMPLES] of histogram files or base; got {named}. "
             "A missing histogram is made with: crisp-stream histogram TASK… --data ROOT --out H"
         )
     if overrides:
         raise InputError(f"--mixture: {overrides[0]} is a key of a recipe, but no recipe is named. Name one alone.")
     return _of_phases(asked, phases)
-
-
-def _is_override(item: str) -> bool:
-    return "=" in item and not Path(item).exists()
 
 
 def _is_phase(item: str) -> bool:
@@ -152,7 +147,7 @@ def _split(item: str) -> tuple[str, str | None]:
     return item, None
 
 
-def _of_recipe(asked: argparse.Namespace, name: str, overrides: list[str]) -> _Run:
+def _of_recipe(asked: argparse.Namespace, names: list[str], overrides: list[str]) -> _Run:
     from crisp_stream.config import load_recipe
     from crisp_stream.durations import batches_of
     from crisp_stream.format import open_dataset
@@ -163,7 +158,12 @@ def _of_recipe(asked: argparse.Namespace, name: str, overrides: list[str]) -> _R
             raise InputError(f"--{option.replace('_', '-')}: a recipe says this itself. Write {key}… behind its name.")
     if asked.data is not None:
         overrides = [*overrides, f"data.remote={json.dumps(asked.data)}"]
-    recipe = load_recipe(name, overrides)
+    recipe = load_recipe(names, overrides)
+    if recipe.from_checkpoint or ("data" in recipe.restarts and "schedule" not in recipe.restarts):
+        raise InputError(
+            "--mixture: how much of this run is left stands in its checkpoint. Forecast the whole run (continued), or "
+            "its phases: --data ROOT --mixture H --samples N"
+        )
     data = recipe.data
     dataset = open_dataset(data.remote, generation=data.generation, timeout=data.timeout)
     tokens = recipe.global_train_batch_size * dataset.manifest.window_tokens

@@ -1,4 +1,4 @@
-"""Recipes: one YAML file says everything about a training run; this file turns it into checked, typed values.
+"""Recipes: YAML says everything about a training run; this file turns it into checked, typed values.
 
 A recipe is plain data (safe YAML), keys are spelled as Composer and llm-foundry spell them, and every mistake is found
 before torch is imported: a misspelt key, a value of the wrong type, values that contradict each other. The alternative,
@@ -11,38 +11,37 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from crisp_stream.errors import InputError, RecipeError
+from crisp_stream.errors import RecipeError
 from crisp_stream.recipe import Recipe
+from crisp_stream.recipe_files import compose, did_you_mean, kind
+
+_MISSING = {
+    "mixture": " Add a method behind the size, such as base or crisp: crisp-stream train gpt-1.3b crisp",
+    "model": " Name a size before the method, such as demo or gpt-350m: crisp-stream train gpt-350m crisp",
+}
+"""What to do about a key that only some of the packaged recipes have."""
 
 
-def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe and check everything that can be checked without the dataset.
+def load_recipe(names: str | Path | Sequence[str | Path], overrides: Sequence[str] = ()) -> Recipe:
+    """Read recipes, lay them over one another, and check everything that can be checked without the dataset.
 
     Args:
-        path_or_name: a YAML file, or the name of a packaged recipe such as `demo-crisp`.
+        names: a YAML file or the name of a packaged recipe, or several, the last on top: `["demo", "crisp"]`.
         overrides: `key=value` or `key.sub=value`; the value is YAML. List items are addressed by number
             (`mixture.phases.0.histogram=h.parquet`). Later ones win.
 
     Raises:
         RecipeError: no such recipe, not YAML, an unknown or missing key, a wrong type, or a contradiction.
     """
-    text, origin = _recipe_text(path_or_name)
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{origin} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
-        raise RecipeError(f"{origin} must be a mapping of recipe keys, not {_kind(tree)}.")
+    tree, origin = compose(names)
     for override in overrides:
         _apply_override(tree, override)
     try:
@@ -51,64 +50,15 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
         raise RecipeError(f"{origin}: {error}") from error
 
 
-def list_recipes() -> dict[str, str]:
-    """Packaged recipes: name and the first line of the header, sorted by name."""
-    folder = resources.files("crisp_stream").joinpath("recipes")
-    names = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-    return {name: read_recipe(name).partition("\n")[0].lstrip("# ").strip() for name in names}
+def dump_recipe(recipe: Recipe) -> str:
+    """All keys of a recipe as YAML, defaults included; `load_recipe` reads it back."""
+    return yaml.safe_dump(_plain(dataclasses.asdict(recipe)), sort_keys=False)
 
 
-def read_recipe(name: str) -> str:
-    """Text of a packaged recipe, comments included.
-
-    Raises:
-        RecipeError: there is none of that name.
-    """
-    folder = resources.files("crisp_stream").joinpath("recipes")
-    entry = folder.joinpath(f"{name}.yaml")
-    if "/" in name or "\\" in name or not entry.is_file():
-        names = sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
-        raise RecipeError(
-            f"{name!r} is not a packaged recipe{_did_you_mean(name, names)} There are: {', '.join(names)}."
-        )
-    return entry.read_text(encoding="utf-8")
-
-
-def copy_recipe(name: str, destination: str | Path | None = None) -> Path:
-    """Write a packaged recipe where the user can edit it.
-
-    Args:
-        name: of a packaged recipe.
-        destination: a file, or a folder; default `NAME.yaml` here.
-
-    Raises:
-        RecipeError: no such recipe.
-        InputError: the file exists already.
-    """
-    text = read_recipe(name)
-    path = Path(f"{name}.yaml") if destination is None else Path(destination)
-    if path.is_dir():
-        path = path / f"{name}.yaml"
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError as error:
-        raise InputError(f"{path} exists already and is not overwritten. Name another file, or remove it.") from error
-    return path
-
-
-def _recipe_text(path_or_name: str | Path) -> tuple[str, str]:
-    path = Path(path_or_name)
-    if path.is_file():
-        try:
-            return path.read_text(encoding="utf-8"), str(path)
-        except UnicodeDecodeError as error:
-            raise RecipeError(f"{path} is not UTF-8 text.") from error
-    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        raise RecipeError(
-            f"{path} does not exist. Name a YAML file, or a packaged recipe: {', '.join(list_recipes())}."
-        )
-    return read_recipe(str(path_or_name)), f"recipe {path_or_name}"
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
@@ -134,7 +84,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
             if not last and node.get(key) is None:
                 node[key] = {}
         else:
-            raise RecipeError(f"`{'.'.join(keys[:depth])}` is {_kind(node)} and has no key {key!r} ({override!r}).")
+            raise RecipeError(f"`{'.'.join(keys[:depth])}` is {kind(node)} and has no key {key!r} ({override!r}).")
         if last:
             node[position] = value
         else:
@@ -146,7 +96,7 @@ def _build(kind: type, tree: Mapping[Any, Any], prefix: str) -> Any:
     hints = typing.get_type_hints(kind)
     for key in tree:
         if key not in hints:
-            close = _did_you_mean(str(key), list(hints), prefix)
+            close = did_you_mean(str(key), list(hints), prefix)
             raise RecipeError(f"`{prefix}{key}` is not a recipe key{close}")
     values: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
@@ -154,7 +104,7 @@ def _build(kind: type, tree: Mapping[Any, Any], prefix: str) -> Any:
         if field.name in tree:
             values[field.name] = _convert(hints[field.name], tree[field.name], f"{prefix}{field.name}")
         elif required:
-            raise RecipeError(f"`{prefix}{field.name}` is missing; it has no default.")
+            raise RecipeError(f"`{prefix}{field.name}` is missing; it has no default.{_MISSING.get(field.name, '')}")
     return kind(**values)
 
 
@@ -171,7 +121,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         return _convert_tuple(args, value, key)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
-            raise RecipeError(f"`{key}` must be a mapping of keys; got {_kind(value)}.")
+            raise RecipeError(f"`{key}` must be a mapping of keys; got {kind(value)}.")
         return _build(hint, value, f"{key}.")
     return _convert_scalar(hint, value, key)
 
@@ -189,12 +139,12 @@ def _convert_union(args: tuple[Any, ...], value: Any, key: str) -> Any:
                 if len(choices) == 1 or wants_list:
                     raise
     names = " or ".join("a list" if typing.get_origin(choice) is tuple else _name(choice) for choice in choices)
-    raise RecipeError(f"`{key}` must be {names}; got {_kind(value)} ({value!r}).")
+    raise RecipeError(f"`{key}` must be {names}; got {kind(value)} ({value!r}).")
 
 
 def _convert_tuple(args: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]:
     if not isinstance(value, list):
-        raise RecipeError(f"`{key}` must be a list; got {_kind(value)}.")
+        raise RecipeError(f"`{key}` must be a list; got {kind(value)}.")
     if args[-1] is Ellipsis:
         return tuple(_convert(args[0], item, f"{key}.{index}") for index, item in enumerate(value))
     if len(value) != len(args):
@@ -213,28 +163,9 @@ def _convert_scalar(hint: Any, value: Any, key: str) -> Any:
     if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise RecipeError(f"`{key}` must be {_name(hint)}; got {_kind(value)} ({value!r}).")
+        raise RecipeError(f"`{key}` must be {_name(hint)}; got {kind(value)} ({value!r}).")
     return value
 
 
 def _name(hint: Any) -> str:
     return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(hint, str(hint))
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "nothing"
-    names = {
-        bool: "true/false",
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        list: "a list",
-        dict: "a mapping",
-    }
-    return names.get(type(value), type(value).__name__)
-
-
-def _did_you_mean(word: str, names: list[str], prefix: str = "") -> str:
-    close = difflib.get_close_matches(word, names, n=1)
-    return f"; did you mean `{prefix}{close[0]}`?" if close else "."

@@ -8,6 +8,7 @@ table of leaves and would tie a checkpoint to one way of counting them.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,17 +25,24 @@ class PhaseRecords:
 
     def __init__(self, mixture: Mixture, dataset: Dataset) -> None:
         self._mixture, self._dataset = mixture, dataset
-        self._encoded: dict[int, bytes] = {}
+        self._encoded: dict[int, str] = {}
 
     def before(self, position: int) -> list[dict[str, Any]]:
         """Of the phases begun before a position of the first pass: `first_sample`, `samples` that the blocks were
-        planned for (None: whole blocks) and `histogram`, encoded."""
+        planned for (None: whole blocks), `histogram`, in base64, and `draw`: all of it fit for JSON."""
         records, first_sample = [], 0
         for index, phase in enumerate(self._mixture.phases):
             if first_sample >= position:
                 break
             planned = None if phase.whole_blocks else phase.samples
-            records.append({"first_sample": first_sample, "samples": planned, "histogram": self._histogram(index)})
+            records.append(
+                {
+                    "first_sample": first_sample,
+                    "samples": planned,
+                    "histogram": self._histogram(index),
+                    "draw": self._mixture.draw,
+                }
+            )
             first_sample += phase.samples or position
         return records
 
@@ -48,6 +56,8 @@ class PhaseRecords:
                     if then["first_sample"] != now["first_sample"]
                     else "was drawn by another histogram"
                     if then["histogram"] != now["histogram"]
+                    else f"had {then['draw']} draws, now {now['draw']}"
+                    if then["draw"] != now["draw"]
                     else f"was drawn in other blocks ({_blocks(then)}, now {_blocks(now)})"
                 )
                 raise ResumeError(f"cannot continue: phase {number} {what}. {_REMEDY}")
@@ -57,9 +67,10 @@ class PhaseRecords:
                 f"{len(own)} in this mixture. {_REMEDY}"
             )
 
-    def _histogram(self, index: int) -> bytes:
+    def _histogram(self, index: int) -> str:
         if index not in self._encoded:
-            self._encoded[index] = encode_histogram(self._mixture.histogram_of_phase(index, self._dataset))
+            histogram = self._mixture.histogram_of_phase(index, self._dataset)
+            self._encoded[index] = base64.b64encode(encode_histogram(histogram)).decode()
         return self._encoded[index]
 
 
@@ -82,10 +93,10 @@ def phases_of_state(state: dict[str, Any], dataset: Dataset, *, until: int) -> l
         if planned not in (None, samples):
             raise ResumeError(
                 f"cannot continue at sample {end:,}: phase {number} was planned for {planned:,} samples and "
-                f"{samples:,} were served. Continue a checkpoint of the end of the phase, or of a phase of whole blocks."
+                f"{samples:,} were served. Continue from the end of the phase, or from a phase of whole blocks."
             )
         try:
-            histogram = decode_histogram(record["histogram"], dataset)
+            histogram = decode_histogram(base64.b64decode(record["histogram"], validate=True), dataset)
         except (TypeError, ValueError) as error:
             raise ResumeError(f"the saved phase {number} is damaged ({error}). Use another checkpoint.") from error
         phases.append(Phase(histogram, samples, whole_blocks=planned is None))

@@ -277,7 +277,7 @@ def _recipe(name: str, scale: DemoScale, root: str, folder: Path, histogram: Pat
         overrides.append(f"data.local={json.dumps(str(folder / 'cache'))}")
     if name == "crisp":
         overrides.append(f"mixture.phases.0.histogram={json.dumps(str(histogram))}")
-    return load_recipe(f"demo-{name}", overrides)
+    return load_recipe(["demo", name], overrides)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,7 +297,7 @@ def _train(recipe: Recipe, dataset: Dataset, histogram: Histogram, fresh: bool, 
 
     folder = Path(recipe.checkpoint_folder or "")
     name = folder.name
-    steps.begin(f"train {name}: {recipe.max_duration}, recipe demo-{name}")
+    steps.begin(f"train {name}: {recipe.max_duration}, recipe demo {name}")
     key = _fingerprint(dataclasses.asdict(recipe), dataset.manifest.fingerprint, histogram.fingerprint)
     key_file = folder / "demo-key"
     if folder.is_dir() and (fresh or not key_file.is_file() or key_file.read_text() != key):

@@ -1,4 +1,4 @@
-"""Lengths of training as Composer writes them: `400ba`, `1000000tok`."""
+"""Lengths of training as Composer writes them: `400ba`, `1000000tok`, and shares of a run: `0.1dur`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Literal
 from crisp_stream.errors import RecipeError
 
 DURATION = re.compile(r"(\d+)(ba|tok)")
+SHARE = re.compile(r"(0?\.\d+|0|1)dur")
 
 
 def parse_duration(text: str) -> tuple[int, Literal["ba", "tok"]]:
@@ -22,7 +23,19 @@ def parse_duration(text: str) -> tuple[int, Literal["ba", "tok"]]:
     return int(match[1]), "ba" if match[2] == "ba" else "tok"
 
 
-def batches_of(text: str, *, tokens_per_batch: int) -> int:
-    """Number of whole batches of a duration; tokens are rounded up to the batch that reaches them."""
+def batches_of(text: str, *, tokens_per_batch: int, run_batches: int | None = None) -> int:
+    """Number of whole batches of a duration.
+
+    Args:
+        text: tokens are rounded up to the batch that reaches them, a share to the nearest batch.
+        tokens_per_batch: over all ranks.
+        run_batches: length of the run, for a share of it.
+
+    Raises:
+        RecipeError: not a duration, or a share where there is no run to take it of.
+    """
+    share = SHARE.fullmatch(text)
+    if share is not None and run_batches is not None:
+        return round(float(share[1]) * run_batches)
     count, unit = parse_duration(text)
     return count if unit == "ba" else -(-count // tokens_per_batch)

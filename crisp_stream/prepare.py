@@ -6,27 +6,27 @@ on every rank.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crisp_stream.checkpoint import (
-    has_checkpoints,
-    latest_checkpoint,
-    local_copy,
-    model_config_of,
-    read_checkpoint,
-    tokenizer_of,
-)
+from crisp_stream.checkpoint import read_checkpoint
 from crisp_stream.durations import batches_of
-from crisp_stream.errors import CrispError, InputError, RecipeError, import_extra
+from crisp_stream.errors import RecipeError, import_extra
 from crisp_stream.format import Dataset, open_dataset
 from crisp_stream.histogram import Histogram
 from crisp_stream.mixture import Mixture, Phase, within_repeats
 from crisp_stream.recipe import PhaseRecipe, Recipe
-from crisp_stream.storage import is_remote
+from crisp_stream.run_start import (
+    RunStart,
+    StartingPoint,
+    check_model,
+    check_something_left,
+    phases_before,
+    run_start,
+    state_to_load,
+)
 
 if TYPE_CHECKING:
     from transformers import GPT2Config
@@ -51,29 +51,24 @@ class PreparedRun:
     microbatch_size: int
     """Windows per forward pass of a rank."""
 
-    load_path: Path | None
-    """Local file to start from."""
+    start: RunStart
+    """Where it began to count."""
 
-    weights_only: bool
+    checkpoint: StartingPoint
+    """What it starts from."""
+
+    dataset_state: dict[str, Any] | None
+    """Of the dataset, to go on with; None: from the beginning."""
+
     held_out: list[str]
     """Texts to measure during the run."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class StartingPoint:
-    """The checkpoint that a run starts from; None: from random weights."""
-
-    url: str | None
-    path: Path | None
-    weights_only: bool
-
-
-def prepare(recipe: Recipe, *, load_path: Path | None, weights_only: bool) -> PreparedRun:
+def prepare(recipe: Recipe, checkpoint: StartingPoint) -> PreparedRun:
     """Try everything that a run needs before its model is built.
 
     Args:
-        load_path: local checkpoint to start from.
-        weights_only: take its weights alone.
+        checkpoint: to start from.
 
     Raises:
         as `train.train`.
@@ -88,7 +83,11 @@ def prepare(recipe: Recipe, *, load_path: Path | None, weights_only: bool) -> Pr
     manifest = dataset.manifest
     tokens_per_batch = recipe.global_train_batch_size * manifest.window_tokens
     num_batches = batches_of(recipe.max_duration, tokens_per_batch=tokens_per_batch)
-    mixture = build_mixture(recipe, dataset)
+    saved = None if checkpoint.path is None else read_checkpoint(checkpoint.path)
+    start = run_start(recipe, saved, own=checkpoint.own)
+    if saved is not None and not checkpoint.own:
+        check_something_left(recipe, saved, num_batches)
+    mixture = build_mixture(recipe, dataset, start=start, before=phases_before(recipe, saved, dataset, start))
     stream = MixtureDataset(
         recipe.data.remote,
         mixture,
@@ -100,7 +99,7 @@ def prepare(recipe: Recipe, *, load_path: Path | None, weights_only: bool) -> Pr
         timeout=recipe.data.timeout,
         lookahead=recipe.data.lookahead,
         generation=recipe.data.generation,
-        num_samples=num_batches * recipe.global_train_batch_size,
+        num_samples=start.position + (num_batches - start.batch) * recipe.global_train_batch_size,
     )
     provenance = {"dataset": manifest.fingerprint, "packing": manifest.packing, "window_tokens": manifest.window_tokens}
     config = gpt_config(
@@ -113,8 +112,11 @@ def prepare(recipe: Recipe, *, load_path: Path | None, weights_only: bool) -> Pr
     tokenizer = load_tokenizer(
         dataset.tokenizer_path(), eot_token=manifest.tokenizer.eot_token, n_positions=config.n_positions
     )
-    if load_path is not None:
-        _check_checkpoint(load_path, config, tokenizer, stream, weights_only=weights_only)
+    dataset_state = None
+    if saved is not None:
+        check_model(saved, checkpoint.path or Path(), config, tokenizer)
+        if checkpoint.own or not recipe.load_weights_only:
+            dataset_state = state_to_load(recipe, saved, stream, start, own=checkpoint.own)
     return PreparedRun(
         recipe=recipe,
         dataset=dataset,
@@ -124,47 +126,74 @@ def prepare(recipe: Recipe, *, load_path: Path | None, weights_only: bool) -> Pr
         config=config,
         num_batches=num_batches,
         microbatch_size=microbatch_size,
-        load_path=load_path,
-        weights_only=weights_only,
+        start=start,
+        checkpoint=checkpoint,
+        dataset_state=dataset_state,
         held_out=_held_out_texts(recipe),
     )
 
 
-def build_mixture(recipe: Recipe, dataset: Dataset) -> Mixture:
+def build_mixture(
+    recipe: Recipe, dataset: Dataset, *, start: RunStart | None = None, before: Sequence[Phase] = ()
+) -> Mixture:
     """The recipe's phases with their lengths in samples: whole global batches, so that a switch falls between steps.
+
+    They end within whole blocks, so that any other run can go on from any of their checkpoints.
+
+    Args:
+        start: where the run began to count; at 0 when None.
+        before: what `histogram: checkpoint` stands for.
 
     Raises:
         RecipeError: phases that do not fit into the run.
         InputError, FormatError: a histogram that is not there, or is of another tree; clusters beyond `max_repeats`.
     """
+    start = start or RunStart()
     batch = recipe.global_train_batch_size
     tokens_per_batch = batch * dataset.manifest.window_tokens
     num_batches = batches_of(recipe.max_duration, tokens_per_batch=tokens_per_batch)
-    phases, start = [], 0
+    _check_order_known(recipe, start)
+    phases, begun = list(before), start.batch if recipe.from_checkpoint or start.samples > start.position else 0
     for index, phase in enumerate(recipe.mixture.phases):
+        if recipe.from_checkpoint and index == 0:
+            continue
         histogram = _histogram(phase, dataset)
         last = index == len(recipe.mixture.phases) - 1
-        until = num_batches if phase.until is None else batches_of(phase.until, tokens_per_batch=tokens_per_batch)
+        until = num_batches
+        if phase.until is not None:
+            until = batches_of(phase.until, tokens_per_batch=tokens_per_batch, run_batches=num_batches)
         if last and until < num_batches:
             raise RecipeError(
                 f"`mixture.phases.{index}.until` is batch {until}, but the run has {num_batches}. "
                 "Drop `until` from the last phase."
             )
-        if not last and not start < until < num_batches:
+        if not last and not begun < until < num_batches:
             raise RecipeError(
-                f"`mixture.phases.{index}.until` is batch {until}; it must lie after batch {start}, where the phase "
+                f"`mixture.phases.{index}.until` is batch {until}; it must lie after batch {begun}, where the phase "
                 f"starts, and before batch {num_batches}, where the run ends."
             )
-        samples = (min(until, num_batches) - start) * batch
-        limited = Phase(histogram, samples, max_repeats=phase.max_repeats, on_excess=phase.on_excess)
-        if last and phase.on_excess == "error":
-            # Checked for the length of the run, then left open, so that a finished run can be lengthened.
-            if phase.max_repeats is not None:
-                within_repeats(limited, dataset, what=f"phase {index + 1}")
-            limited = Phase(histogram)
-        phases.append(limited)
-        start = until
+        phases.append(_phase(phase, histogram, (min(until, num_batches) - begun) * batch, dataset, last, len(phases)))
+        begun = until
     return Mixture(phases, draw=recipe.mixture.draw)
+
+
+def _phase(phase: PhaseRecipe, histogram: Histogram, samples: int, dataset: Dataset, last: bool, number: int) -> Phase:
+    limited = Phase(histogram, samples, max_repeats=phase.max_repeats, on_excess=phase.on_excess, whole_blocks=True)
+    if not last or phase.on_excess == "cap":
+        return limited
+    # Checked for the length of the run, then left open, so that a finished run can be lengthened.
+    if phase.max_repeats is not None:
+        within_repeats(limited, dataset, what=f"phase {number + 1}")
+    return Phase(histogram)
+
+
+def _check_order_known(recipe: Recipe, start: RunStart) -> None:
+    """Raises RecipeError: the order of samples goes on from a checkpoint, but the phases do not say what was served."""
+    if start.position > start.samples and not recipe.from_checkpoint:
+        raise RecipeError(
+            "the schedule starts afresh and the order of samples goes on, so the first of `mixture.phases` must be "
+            "`histogram: checkpoint`. Or start the data afresh, too: load_restart=[schedule, data]"
+        )
 
 
 def _histogram(phase: PhaseRecipe, dataset: Dataset) -> Histogram:
@@ -212,72 +241,3 @@ def _held_out_texts(recipe: Recipe) -> list[str]:
     inputs = [recipe.eval.inputs] if isinstance(recipe.eval.inputs, str) else list(recipe.eval.inputs)
     column, limit = recipe.eval.text_column, recipe.eval.limit
     return list(read_documents(inputs, text_column=column, limit=limit, counts=DropCounts()))
-
-
-@contextlib.contextmanager
-def starting_checkpoint(recipe: Recipe) -> Iterator[StartingPoint]:
-    """What to start from, as a file of this node.
-
-    Rank 0 decides, so that all ranks agree; one rank per node downloads.
-    """
-    dist = import_extra("composer.utils.dist", extra="train", purpose="training")
-    found: list[Any] = [None]
-    if dist.get_global_rank() == 0:
-        found = [_find_start(recipe)]
-    dist.broadcast_object_list(found, src=0)
-    if isinstance(found[0], CrispError):
-        raise found[0]
-    url, weights_only = found[0]
-    with contextlib.ExitStack() as stack:
-        path: Any = None
-        if url is not None and (not is_remote(url) or dist.get_local_rank() == 0):
-            path = stack.enter_context(local_copy(url))
-        paths = dist.all_gather_object(path)
-        on_node = paths[dist.get_global_rank() - dist.get_local_rank()] if path is None else path
-        yield StartingPoint(url=url, path=on_node, weights_only=weights_only)
-        dist.barrier()
-
-
-def _find_start(recipe: Recipe) -> tuple[str | None, bool] | CrispError:
-    folder = recipe.checkpoint_folder
-    try:
-        if folder is not None and recipe.autoresume:
-            latest = latest_checkpoint(folder)
-            if latest is not None:
-                return latest, False
-        elif folder is not None and has_checkpoints(folder):
-            continues = recipe.load_path is not None and not recipe.load_weights_only
-            if not (continues and str(recipe.load_path).startswith(folder)):
-                raise InputError(
-                    f"save_folder {folder} holds checkpoints of an earlier run. "
-                    "Add autoresume=true to continue it, or name another save_folder."
-                )
-    except CrispError as error:
-        return error
-    return recipe.load_path, recipe.load_weights_only
-
-
-def _check_checkpoint(
-    path: Path, config: GPT2Config, tokenizer: PreTrainedTokenizerFast, stream: MixtureDataset, *, weights_only: bool
-) -> None:
-    checkpoint = read_checkpoint(path)
-    saved = model_config_of(checkpoint, path)
-    for key in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
-        if saved[key] != getattr(config, key):
-            raise InputError(
-                f"{path} holds a model with {key} = {saved[key]}, the recipe and dataset make {getattr(config, key)}. "
-                "The model section, the tokenizer and the window length must be those of the checkpoint."
-            )
-    if tokenizer_of(checkpoint, path).get_vocab() != tokenizer.get_vocab():
-        raise InputError(
-            f"{path} was trained with another tokenizer than that of the dataset. "
-            "Write the dataset with the checkpoint's: crisp-stream write … --like ROOT."
-        )
-    if weights_only:
-        return
-    state = (checkpoint["state"].get("dataset_state") or {}).get("train")
-    if state is None:
-        raise InputError(
-            f"{path} holds no position in a dataset. Add load_weights_only=true to start a new run from it."
-        )
-    stream.load_state_dict(state)

@@ -10,9 +10,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from crisp_stream.errors import RecipeError
-from crisp_stream.recipe_checks import check
+from crisp_stream.recipe_checks import CHECKPOINT, check
 
 _BYTES = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]?)b?")
+
+
+Restart = Literal["optimizer", "schedule", "data"]
+"""A part of a checkpoint besides its weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +64,12 @@ class PhaseRecipe:
     """One stretch of the run with one mixture."""
 
     histogram: str | tuple[str, ...]
-    """`base` (the dataset's own frequencies), the path of a histogram, or a list of paths (their plain average)."""
+    """`base` (the dataset's own frequencies), the path of a histogram, or a list of paths (their plain average).
+    `checkpoint`, in the first phase alone: what the checkpoint of `load_path` was served, up to where it stands."""
 
     until: str | None = None
-    """Where the phase ends, counted from the start of the run: `928ba` or `…tok`. Nothing: at the end of the run."""
+    """Where the phase ends, counted from the start of the run: `928ba`, `…tok`, or a share of the run (`0.9dur`).
+    Nothing: at the end of the run."""
 
     max_repeats: float | None = None
     """How often a window may be drawn during the phase, on average over its cluster. Nothing: no limit."""
@@ -179,7 +185,7 @@ class Recipe:
     """Everything about one training run."""
 
     run_name: str
-    """Name of the run; replaces `{run_name}` in `save_folder`."""
+    """Name of the run; replaces `{run_name}` in `save_folder`. By default the names of the recipes: `demo-crisp`."""
 
     max_duration: str
     """Length of the run: `400ba` (batches) or `40000000000tok` (tokens, rounded up to whole batches)."""
@@ -219,10 +225,15 @@ class Recipe:
     """Continue from the newest checkpoint in `save_folder`, if there is one. It goes before `load_path`."""
 
     load_path: str | None = None
-    """Checkpoint to start from: a file or an object URL."""
+    """Checkpoint to start from: a file or an object URL. All of it is continued but what `load_restart` names. The
+    learning rate and other keys of `optimizer` and `scheduler` are always those of the recipe."""
+
+    load_restart: tuple[Restart, ...] = ()
+    """What starts afresh: `optimizer` (its moments), `schedule` (learning rate and step count; with it `max_duration`
+    and `until` count from the checkpoint), `data` (the order of samples; needed for another dataset)."""
 
     load_weights_only: bool = False
-    """True: take the weights alone and start a new run. False: continue the saved run exactly where it stood."""
+    """True: as `load_restart` of all three."""
 
     log_interval: int = 10
     """Batches between two lines of progress when no terminal is attached."""
@@ -244,6 +255,16 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check(self)
+
+    @property
+    def restarts(self) -> frozenset[Restart]:
+        """What of a checkpoint at `load_path` starts afresh."""
+        return frozenset(("optimizer", "schedule", "data") if self.load_weights_only else self.load_restart)
+
+    @property
+    def from_checkpoint(self) -> bool:
+        """Whether the mixture goes on from what a checkpoint was served."""
+        return self.mixture.phases[0].histogram == CHECKPOINT
 
     @property
     def checkpoint_folder(self) -> str | None:

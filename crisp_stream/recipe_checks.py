@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
-from crisp_stream.durations import DURATION, parse_duration
+from crisp_stream.durations import DURATION, SHARE, parse_duration
 from crisp_stream.errors import RecipeError
 
 if TYPE_CHECKING:
     from crisp_stream.recipe import Recipe
 
-_FRACTION = re.compile(r"(0?\.\d+|0|1)dur")
+
+CHECKPOINT = "checkpoint"
+"""Histogram of a first phase that stands for what the checkpoint of `load_path` was served."""
 
 
 def check(recipe: Recipe) -> None:
@@ -79,7 +80,7 @@ def _check_times(recipe: Recipe) -> None:
     if recipe.eval_interval is not None:
         times["eval_interval"] = recipe.eval_interval
     for key, text in times.items():
-        if _FRACTION.fullmatch(text) is None:
+        if SHARE.fullmatch(text) is None:
             _require(
                 DURATION.fullmatch(text.replace("_", "")) is not None,
                 _bad_time(key, text, " or a share such as 0.1dur"),
@@ -113,12 +114,10 @@ def _bad_time(key: str, text: str, also: str = "") -> str:
 def _check_phases(recipe: Recipe) -> None:
     phases = recipe.mixture.phases
     _require(len(phases) > 0, "`mixture.phases` must hold at least one phase.")
-    previous: dict[str, int] = {"ba": 0, "tok": 0}
-    total, total_unit = parse_duration(recipe.max_duration)
     for index, phase in enumerate(phases):
         key = f"mixture.phases.{index}"
-        _require(phase.histogram != () and phase.histogram != "", f"`{key}.histogram` names no histogram.")
-        last = index == len(phases) - 1
+        names = (phase.histogram,) if isinstance(phase.histogram, str) else phase.histogram
+        _require(names != () and "" not in names, f"`{key}.histogram` names no histogram.")
         _require(
             phase.max_repeats is None or 0 < phase.max_repeats < float("inf"),
             f"`{key}.max_repeats` must be above 0; got {phase.max_repeats}.",
@@ -127,25 +126,71 @@ def _check_phases(recipe: Recipe) -> None:
             phase.max_repeats is not None or phase.on_excess == "error",
             f"`{key}.on_excess` is cap, but there is no `{key}.max_repeats` to cap at.",
         )
+        if CHECKPOINT in names:
+            _check_checkpoint_phase(recipe, index)
+    _check_ends(recipe)
+
+
+def _check_checkpoint_phase(recipe: Recipe, index: int) -> None:
+    """Of a phase that stands for what a checkpoint was served."""
+    key, phase = f"mixture.phases.{index}", recipe.mixture.phases[index]
+    _require(
+        index == 0 and phase.histogram == CHECKPOINT,
+        f"`{key}.histogram` is checkpoint, which only the first phase can be, and alone.",
+    )
+    _require(
+        phase.until is None and phase.max_repeats is None,
+        f"`{key}` is what the checkpoint was served, which is known: it has neither `until` nor `max_repeats`.",
+    )
+    _require(
+        len(recipe.mixture.phases) > 1,
+        f"`{key}` is what the checkpoint was served; say in a second phase what comes after it.",
+    )
+    _require(recipe.load_path is not None, f"`{key}.histogram` is checkpoint, which needs `load_path`; there is none.")
+    _require(
+        "data" not in recipe.restarts,
+        f"`{key}.histogram` is checkpoint, but the order of samples is to start afresh. "
+        "Drop the phase, or data from `load_restart`.",
+    )
+
+
+def _check_ends(recipe: Recipe) -> None:
+    """Where phases end, as far as it can be compared without the dataset."""
+    phases, total = recipe.mixture.phases, recipe.max_duration
+    previous: dict[str, float] = {}
+    for index, phase in enumerate(phases):
+        key, last = f"mixture.phases.{index}", index == len(phases) - 1
         if phase.until is None:
-            _require(last, f"`{key}.until` is missing: only the last phase may run to the end.")
+            known = last or phase.histogram == CHECKPOINT
+            _require(known, f"`{key}.until` is missing: only the last phase may run to the end.")
             continue
-        _require(DURATION.fullmatch(phase.until.replace("_", "")) is not None, _bad_time(f"{key}.until", phase.until))
-        count, unit = parse_duration(phase.until)
-        _require(count > previous[unit], f"`{key}.until` must lie after the phase before it; got {phase.until}.")
-        previous[unit] = count
-        if unit == total_unit and last:
+        end, unit = _end(phase.until, key)
+        _require(end > previous.get(unit, 0), f"`{key}.until` must lie after the phase before it; got {phase.until}.")
+        previous[unit] = end
+        run, run_unit = (1.0, "dur") if unit == "dur" else parse_duration(total)
+        if unit == run_unit and last:
             _require(
-                count >= total,
-                f"`{key}.until` is {phase.until}, but the run lasts `max_duration` = {recipe.max_duration}. "
+                end >= run,
+                f"`{key}.until` is {phase.until}, but the run lasts `max_duration` = {total}. "
                 "Drop `until` from the last phase, or shorten the run.",
             )
-        elif unit == total_unit:
+        elif unit == run_unit:
             _require(
-                count < total,
-                f"`{key}.until` is {phase.until}, but the run lasts only {recipe.max_duration}: "
-                f"phase {index + 1} would never start.",
+                end < run,
+                f"`{key}.until` is {phase.until}, but the run lasts only {total}: phase {index + 1} would never start.",
             )
+
+
+def _end(until: str, key: str) -> tuple[float, str]:
+    """Number and unit of an `until`."""
+    share = SHARE.fullmatch(until)
+    if share is not None:
+        return float(share[1]), "dur"
+    _require(
+        DURATION.fullmatch(until.replace("_", "")) is not None,
+        _bad_time(f"{key}.until", until, " or a share such as 0.9dur"),
+    )
+    return parse_duration(until)
 
 
 def _check_folders(recipe: Recipe) -> None:
@@ -162,9 +207,14 @@ def _check_folders(recipe: Recipe) -> None:
         not recipe.autoresume or recipe.save_folder is not None,
         "`autoresume` needs `save_folder`, where the checkpoints are; there is none.",
     )
+    for key in ("load_weights_only", "load_restart"):
+        _require(
+            not getattr(recipe, key) or recipe.load_path is not None,
+            f"`{key}` needs `load_path`, the checkpoint to take the weights from; there is none.",
+        )
     _require(
-        not recipe.load_weights_only or recipe.load_path is not None,
-        "`load_weights_only` needs `load_path`, the checkpoint to take the weights from; there is none.",
+        not (recipe.load_weights_only and recipe.load_restart),
+        "`load_weights_only` restarts all of `load_restart`. Keep one of them.",
     )
     _require(
         not recipe.log_windows or recipe.save_folder is not None,

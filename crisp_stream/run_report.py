@@ -115,7 +115,7 @@ def make_report(
     batches = len(account.losses)
     samples = int(account.served_per_leaf.sum())
     proportions = mixture.leaf_proportions(dataset)
-    served = _samples_per_phase(mixture, samples)
+    served = _samples_per_phase(mixture, account.start.position, samples)
     asked = sum(count * shares for count, shares in zip(served, proportions, strict=True)) / max(samples, 1)
     totals = account.totals
     return TrainReport(
@@ -124,7 +124,7 @@ def make_report(
         dataset=dataset.root,
         dataset_fingerprint=dataset.manifest.fingerprint,
         mixture_fingerprint=mixture.fingerprint,
-        phases=_phase_rows(recipe, dataset, proportions, served),
+        phases=_phase_rows(recipe, dataset, proportions, served, first_batch=account.start.batch + 1),
         num_parameters=num_parameters,
         batches=batches,
         samples=samples,
@@ -150,37 +150,42 @@ def save_report(report: TrainReport, account: RunAccount, folder: str) -> None:
     """
     store = open_store(folder)
     rows = zip(account.losses, account.learning_rates, strict=True)
-    lines = [f"{batch},{loss!r},{rate!r}" for batch, (loss, rate) in enumerate(rows, start=1)]
+    first = account.start.batch + 1
+    lines = [f"{batch},{loss!r},{rate!r}" for batch, (loss, rate) in enumerate(rows, start=first)]
     store.put("losses.csv", "\n".join(["batch,loss,learning_rate", *lines, ""]).encode())
     if account.windows_per_batch is not None:
         ids = (" ".join(map(str, windows)) for windows in account.windows_per_batch)
-        numbered = [f"{batch},{windows}" for batch, windows in enumerate(ids, start=1)]
+        numbered = [f"{batch},{windows}" for batch, windows in enumerate(ids, start=first)]
         store.put("windows.csv", "\n".join(["batch,windows", *numbered, ""]).encode())
     record = dataclasses.asdict(report)
     del record["losses"]
     store.put("run.json", (json.dumps(record, indent=2) + "\n").encode())
 
 
-def _samples_per_phase(mixture: Mixture, samples: int) -> list[int]:
-    served, left = [], samples
+def _samples_per_phase(mixture: Mixture, position: int, samples: int) -> list[int]:
+    """Of each phase, how many of the samples from a position on were of it."""
+    served, phase_start, end = [], 0, position + samples
     for phase in mixture.phases:
-        count = left if phase.samples is None else min(phase.samples, left)
-        served.append(count)
-        left -= count
+        phase_end = end if phase.samples is None else phase_start + phase.samples
+        served.append(max(0, min(phase_end, end) - max(phase_start, position)))
+        phase_start = phase_end
     return served
 
 
 def _phase_rows(
-    recipe: Recipe, dataset: Dataset, proportions: list[NDArray[np.float64]], served: list[int]
+    recipe: Recipe, dataset: Dataset, proportions: list[NDArray[np.float64]], served: list[int], *, first_batch: int
 ) -> list[dict[str, Any]]:
     rows, start = [], 0
-    for phase, shares, samples in zip(recipe.mixture.phases, proportions, served, strict=True):
+    listed = list(recipe.mixture.phases)
+    if recipe.from_checkpoint:
+        listed = [listed[0]] * (len(served) - len(listed) + 1) + listed[1:]
+    for phase, shares, samples in zip(listed, proportions, served, strict=True):
         mass = shares[shares > 0]
         top = np.argsort(-shares, kind="stable")[:_TOP_LEAVES]
         rows.append(
             {
                 "histogram": phase.histogram,
-                "first_batch": start // recipe.global_train_batch_size + 1,
+                "first_batch": start // recipe.global_train_batch_size + first_batch,
                 "samples": samples,
                 "leaves": len(mass),
                 "effective_leaves": float(np.exp(-(mass * np.log(mass)).sum())),

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crisp_stream.errors import import_extra
-from crisp_stream.prepare import PreparedRun, device_name, prepare, starting_checkpoint
+from crisp_stream.prepare import PreparedRun, device_name, prepare
 from crisp_stream.recipe import Recipe
 from crisp_stream.run_report import TrainReport, make_report, save_report
+from crisp_stream.run_start import parts_to_load, starting_checkpoint
 from crisp_stream.storage import is_remote
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def train(recipe: Recipe) -> TrainReport:
     if dist.get_world_size() > 1:
         dist.initialize_dist(device_name())
     with starting_checkpoint(recipe) as start:
-        run = prepare(recipe, load_path=start.path, weights_only=start.weights_only)
+        run = prepare(recipe, start)
         trainer, account, held_out = _build_trainer(run)
     try:
         if trainer.state.timestamp < recipe.max_duration.replace("_", ""):
@@ -66,17 +67,23 @@ def train(recipe: Recipe) -> TrainReport:
 def _build_trainer(run: PreparedRun) -> tuple[Trainer, RunAccount, HeldOutPerplexity | None]:
     from composer import Trainer
 
-    from crisp_stream.callbacks import CountedStream, Progress, RunAccount
+    from crisp_stream.callbacks import CountedStream, Progress, RecipeRates, RunAccount
     from crisp_stream.model import build_gpt, composer_model
 
     recipe = run.recipe
-    stream = CountedStream(run.stream, num_workers=recipe.data.num_workers)
+    stream = CountedStream(run.stream, num_workers=recipe.data.num_workers, start=run.start)
     gpt = build_gpt(run.config, seed=recipe.seed)
     model = composer_model(gpt, run.tokenizer, activation_checkpointing=recipe.model.activation_checkpointing)
-    account = RunAccount(run.dataset.leaves, stream, log_windows=recipe.log_windows)
+    optimizer = _optimizer(recipe, gpt)
+    account = RunAccount(run.dataset.leaves, stream, start=run.start, log_windows=recipe.log_windows)
     held_out = _held_out_callback(run, gpt)
     progress = Progress(num_batches=run.num_batches, log_interval=recipe.log_interval)
-    callbacks: list[Callback] = [account, progress, *([] if held_out is None else [held_out])]
+    callbacks: list[Callback] = [
+        account,
+        progress,
+        RecipeRates(optimizer),
+        *([] if held_out is None else [held_out]),
+    ]
     trainer = Trainer(
         model=model,
         run_name=recipe.run_name,
@@ -85,7 +92,7 @@ def _build_trainer(run: PreparedRun) -> tuple[Trainer, RunAccount, HeldOutPerple
         precision=recipe.precision,
         train_dataloader=_data_spec(recipe, stream),
         max_duration=recipe.max_duration.replace("_", ""),
-        optimizers=_optimizer(recipe, gpt),
+        optimizers=optimizer,
         schedulers=_scheduler(recipe),
         algorithms=_algorithms(recipe),
         device_train_microbatch_size=run.microbatch_size,
@@ -96,13 +103,20 @@ def _build_trainer(run: PreparedRun) -> tuple[Trainer, RunAccount, HeldOutPerple
         save_interval=recipe.save_interval.replace("_", ""),
         save_num_checkpoints_to_keep=recipe.save_num_checkpoints_to_keep,
         save_overwrite=recipe.autoresume,  # what lies beyond the newest complete checkpoint is written again
-        load_path=None if run.load_path is None else str(run.load_path),
-        load_weights_only=run.weights_only,
+        load_path=None if run.checkpoint.path is None else str(run.checkpoint.path),
+        load_weights_only=run.dataset_state is None,
+        load_ignore_keys=_parts_to_load(run),
         load_progress_bar=False,
         parallelism_config=_parallelism(recipe),
         compile_config=_compile(recipe),
     )
     return trainer, account, held_out
+
+
+def _parts_to_load(run: PreparedRun) -> Any:
+    if run.checkpoint.own or run.dataset_state is None:
+        return None
+    return parts_to_load(run.recipe, run.dataset_state)
 
 
 def _algorithms(recipe: Recipe) -> list[Algorithm]:

@@ -11,6 +11,7 @@ import pytest
 
 from crisp_stream import Histogram
 from crisp_stream.cli import main
+from crisp_stream.config import load_recipe
 from crisp_stream.format import Dataset
 from tests.seaweed import S3Server
 from tests.synthetic import synthetic_tree, write_synthetic_dataset
@@ -145,14 +146,17 @@ def test_verify_tells_whole_from_damaged(dataset: Dataset, tmp_path: Path, capsy
 def test_recipes_are_listed_shown_and_copied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("recipes") == 0
     assert "gpt-1.3b" in capsys.readouterr().out
-    assert run("recipes", "show", "demo-base") == 0
+    assert run("recipes", "show", "demo") == 0
     shown = capsys.readouterr().out
-    assert run("recipes", "copy", "demo-base", "--out", tmp_path / "mine.yaml") == 0
+    assert run("recipes", "copy", "demo", "--out", tmp_path / "mine.yaml") == 0
     assert (tmp_path / "mine.yaml").read_text() == shown
     capsys.readouterr()
-    assert "did you mean" in error_of(capsys, "recipes", "show", "demo-bse")
-    assert "needs the name of a recipe" in error_of(capsys, "recipes", "show")
-    assert "exists already" in error_of(capsys, "recipes", "copy", "demo-base", "--out", tmp_path / "mine.yaml")
+    assert "did you mean" in error_of(capsys, "recipes", "show", "dmo")
+    assert "needs the name of one recipe, got 0" in error_of(capsys, "recipes", "show")
+    assert run("recipes", "resolve", "gpt-350m", "continued", "seed=3") == 0
+    (tmp_path / "resolved.yaml").write_text(capsys.readouterr().out)
+    assert load_recipe(tmp_path / "resolved.yaml") == load_recipe(["gpt-350m", "continued"], ["seed=3"])
+    assert "exists already" in error_of(capsys, "recipes", "copy", "demo", "--out", tmp_path / "mine.yaml")
 
 
 def test_bad_documents_are_one_line_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -199,9 +203,9 @@ def test_bad_levels_roots_and_files_are_one_line_errors(
 def test_bad_recipes_are_one_line_errors(
     dataset: Dataset, histogram: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ["train", "demo-crisp", f"data.remote={dataset.root}", f"mixture.phases.0.histogram={histogram}"]
+    given = ["train", "demo", "crisp", f"data.remote={dataset.root}", f"mixture.phases.0.histogram={histogram}"]
     assert "did you mean `max_duration`" in error_of(capsys, *given, "max_duratoin=3ba")
-    assert "is not a packaged recipe" in error_of(capsys, "train", "demo-crips")
+    assert "is not a packaged recipe" in error_of(capsys, "train", "demo", "crips")
     assert "holds no dataset" in error_of(capsys, *given, f"data.remote={tmp_path}")
     other = tmp_path / "other.parquet"
     Histogram.from_leaves([0], synthetic_tree(4, 2, seed=2), 2).save(other)

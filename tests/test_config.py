@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from crisp_stream.config import copy_recipe, list_recipes, load_recipe, read_recipe
+from crisp_stream.config import dump_recipe, load_recipe
 from crisp_stream.durations import batches_of, parse_duration
 from crisp_stream.errors import InputError, RecipeError
+from crisp_stream.recipe_files import copy_recipe, list_recipes, read_recipe
 
 SMALLEST: dict[str, Any] = {
     "run_name": "small",
@@ -111,12 +112,22 @@ def test_the_run_name_is_filled_into_the_save_folder(recipe_file: Path) -> None:
         ("mixture.phases.0.on_excess=cap", r"`mixture.phases.0.on_excess` is cap, but there is no .*to cap at"),
         ("mixture.phases=[{histogram: base}, {histogram: a}]", r"`mixture.phases.0.until` is missing"),
         ("mixture.phases=[{histogram: base, until: 10ba}, {histogram: a}]", r"phase 1 would never start"),
+        ("mixture.phases=[{histogram: base, until: 1dur}, {histogram: a}]", r"phase 1 would never start"),
+        ("mixture.phases=[{histogram: base, until: 0dur}, {histogram: a}]", r"must lie after the phase before it"),
+        ("mixture.phases=[{histogram: base, until: 9ep}, {histogram: a}]", r"or a share such as 0.9dur; got '9ep'"),
+        ("mixture.phases=[{histogram: base, until: 2ba}, {histogram: checkpoint}]", r"only the first phase can be"),
+        ("mixture.phases=[{histogram: [checkpoint, a]}, {histogram: b}]", r"only the first phase can be, and alone"),
+        ("mixture.phases=[{histogram: checkpoint, until: 2ba}, {histogram: a}]", r"has neither `until` nor"),
+        ("mixture.phases=[{histogram: checkpoint}]", r"say in a second phase what comes after it"),
+        ("mixture.phases=[{histogram: checkpoint}, {histogram: a}]", r"needs `load_path`; there is none"),
         (
             "mixture.phases=[{histogram: a, until: 4ba}, {histogram: b, until: 4ba}, {histogram: c}]",
             r"`mixture.phases.1.until` must lie after the phase before it",
         ),
         ("autoresume=true", r"`autoresume` needs `save_folder`"),
         ("load_weights_only=true", r"`load_weights_only` needs `load_path`"),
+        ("load_restart=[data]", r"`load_restart` needs `load_path`"),
+        ("load_restart=[weights]", r"`load_restart.0` must be one of optimizer, schedule, data; got 'weights'"),
         ("log_windows=true", r"`log_windows` needs `save_folder`"),
         ("eval_interval=1ba", r"`eval_interval` needs `eval`"),
         ("save_folder=gs://bucket/run", r"`save_folder` must be a local folder or an s3:// URL; got gs://bucket/run"),
@@ -129,7 +140,7 @@ def test_a_mistake_is_named_with_its_key(recipe_file: Path, override: str, messa
         load_recipe(recipe_file, [override])
 
 
-@pytest.mark.parametrize("key", ["run_name", "max_duration", "data", "mixture", "model", "optimizer"])
+@pytest.mark.parametrize("key", ["max_duration", "data", "mixture", "model", "optimizer"])
 def test_a_required_key_that_is_missing_is_named(tmp_path: Path, key: str) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(yaml.safe_dump({name: value for name, value in SMALLEST.items() if name != key}))
@@ -155,22 +166,22 @@ def test_yaml_that_would_run_code_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_recipe_that_does_not_exist_is_told_with_the_packaged_ones() -> None:
-    with pytest.raises(RecipeError, match=r"'demo-crips' is not a packaged recipe; did you mean `demo-crisp`\?"):
-        load_recipe("demo-crips")
-    with pytest.raises(RecipeError, match=r"nowhere.yaml does not exist.*demo-base"):
+    with pytest.raises(RecipeError, match=r"'crips' is not a packaged recipe; did you mean `crisp`\?"):
+        load_recipe(["demo", "crips"])
+    with pytest.raises(RecipeError, match=r"nowhere.yaml does not exist.*demo"):
         load_recipe("nowhere.yaml")
     with pytest.raises(RecipeError, match="is not a packaged recipe"):
         read_recipe("../pyproject")
 
 
 def test_packaged_recipes_are_listed_and_copied_once(tmp_path: Path) -> None:
-    assert "demo-crisp" in list_recipes()
-    path = copy_recipe("demo-crisp", tmp_path)
-    assert path == tmp_path / "demo-crisp.yaml"
-    assert path.read_text() == read_recipe("demo-crisp")
+    assert "gpt-1.3b" in list_recipes()
+    path = copy_recipe("gpt-1.3b", tmp_path)
+    assert path == tmp_path / "gpt-1.3b.yaml"
+    assert path.read_text() == read_recipe("gpt-1.3b")
     with pytest.raises(InputError, match="exists already"):
-        copy_recipe("demo-crisp", tmp_path)
-    assert load_recipe(path) == load_recipe("demo-crisp")
+        copy_recipe("gpt-1.3b", tmp_path)
+    assert load_recipe([path, "crisp"]) == load_recipe(["gpt-1.3b", "crisp"])
 
 
 def test_durations_become_whole_batches() -> None:
@@ -188,3 +199,56 @@ def test_durations_become_whole_batches() -> None:
 def test_a_cache_limit_is_a_number_of_bytes(recipe_file: Path, limit: Any, expected: int | None) -> None:
     override = f"data.cache_limit={'null' if limit is None else limit}"
     assert load_recipe(recipe_file, [override]).data.cache_limit_bytes == expected
+
+
+def test_later_recipes_are_laid_over_earlier_ones_key_by_key(recipe_file: Path, tmp_path: Path) -> None:
+    over = tmp_path / "over.yaml"
+    over.write_text("optimizer: {weight_decay: 0.5}\nmixture: {phases: [{histogram: h.parquet}]}")
+    recipe = load_recipe([recipe_file, over], ["optimizer.eps=1e-6", "save_folder=runs/{run_name}"])
+    assert (recipe.optimizer.lr, recipe.optimizer.weight_decay, recipe.optimizer.eps) == (0.001, 0.5, 1e-6)
+    assert [phase.histogram for phase in recipe.mixture.phases] == ["h.parquet"]
+    assert recipe.checkpoint_folder == "runs/small"
+
+
+def test_a_run_is_named_by_its_recipes_unless_one_names_it(recipe_file: Path, tmp_path: Path) -> None:
+    unnamed = tmp_path / "mine.yaml"
+    unnamed.write_text(yaml.safe_dump({key: value for key, value in SMALLEST.items() if key != "run_name"}))
+    assert load_recipe(unnamed).run_name == "mine"
+    assert load_recipe([unnamed, "crisp"]).run_name == "mine-crisp"
+    assert load_recipe([recipe_file, "crisp"]).run_name == "small"
+    assert load_recipe(["gpt-1.3b", "crisp"]).run_name == "gpt-1.3b-crisp"
+
+
+def test_a_file_extends_packaged_recipes_and_its_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/tiny.yaml").write_text("extends: [demo, ./lr.yaml]\nmodel: {n_layer: 1}")
+    (tmp_path / "sub/lr.yaml").write_text("optimizer: {lr: 0.5}")
+    recipe = load_recipe([tmp_path / "sub/tiny.yaml", "crisp"])
+    assert (recipe.model.n_layer, recipe.model.n_embd, recipe.optimizer.lr) == (1, 128, 0.5)
+    assert recipe.run_name == "tiny-crisp"
+    (tmp_path / "sub/lr.yaml").write_text("extends: tiny.yaml")
+    with pytest.raises(RecipeError, match=r"tiny.yaml extends itself, by .*tiny.yaml -> .*lr.yaml -> .*tiny.yaml"):
+        load_recipe(tmp_path / "sub/tiny.yaml")
+    (tmp_path / "sub/lr.yaml").write_text("extends: {a: 1}")
+    with pytest.raises(RecipeError, match=r"`extends` must be a recipe or a list of recipes; got \{'a': 1\}"):
+        load_recipe(tmp_path / "sub/tiny.yaml")
+
+
+def test_a_size_or_a_method_alone_is_told_what_is_missing() -> None:
+    with pytest.raises(RecipeError, match=r"recipe gpt-1.3b: `mixture` is missing.* Add a method behind the size"):
+        load_recipe("gpt-1.3b")
+    with pytest.raises(RecipeError, match=r"recipe crisp: .*is missing"):
+        load_recipe("crisp")
+
+
+def test_a_resolved_recipe_is_read_back_as_it_was(tmp_path: Path) -> None:
+    recipe = load_recipe(["gpt-6.7b", "from-checkpoint"], ["load_restart=[schedule]", "eval.inputs=[a, b]"])
+    (tmp_path / "resolved.yaml").write_text(dump_recipe(recipe))
+    assert load_recipe(tmp_path / "resolved.yaml") == recipe
+
+
+def test_shares_of_a_run_become_the_nearest_batch() -> None:
+    assert batches_of("0.90625dur", tokens_per_batch=100, run_batches=1_024_000) == 928_000
+    assert batches_of("0.5dur", tokens_per_batch=100, run_batches=3) == 2
+    with pytest.raises(RecipeError, match="a duration is a number of batches or tokens"):
+        batches_of("0.5dur", tokens_per_batch=100)

@@ -1,39 +1,118 @@
-"""The packaged recipes: they load, say what they are, and hold the paper's numbers."""
+"""The packaged recipes: they load in every combination, say what they are, and hold the paper's numbers."""
 
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
+
 import pytest
 
-from crisp_stream.config import list_recipes, load_recipe, read_recipe
+from crisp_stream.config import load_recipe
 from crisp_stream.durations import batches_of, parse_duration
+from crisp_stream.recipe_files import list_recipes, read_recipe
+from crisp_stream.train import train
+from tests.seaweed import S3Server
+from tests.small_runs import SmallRun, leaf_histogram, small_run, write_dataset
+from tests.synthetic import upload
 
-NAMES = sorted(list_recipes())
+SIZES = ["demo", "gpt-350m", "gpt-1.3b", "gpt-6.7b"]
+METHODS = ["base", "crisp", "multitask", "continued", "from-checkpoint", "finetune", "only-specialist"]
+TOY = [
+    "model.n_embd=32",
+    "model.n_layer=2",
+    "model.n_head=2",
+    "model.n_positions=null",
+    "global_train_batch_size=8",
+    "device_train_microbatch_size=4",
+    "max_duration=10ba",
+    "save_interval=2ba",
+    "scheduler.t_warmup=2ba",
+    "precision=fp32",
+    "compile_config=null",
+]
+"""What makes a run of a few seconds on a CPU of any size; precision and compilation are for GPUs."""
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    return small_run(tmp_path_factory)
 
 
 def test_every_recipe_of_the_project_is_packaged() -> None:
-    demos = {"base", "crisp", "multitask", "continued", "continue-from-checkpoint", "finetune"}
-    assert {f"demo-{name}" for name in demos} | {"gpt-350m", "gpt-1.3b", "gpt-6.7b"} == set(NAMES)
+    assert {*SIZES, *METHODS, "gpt"} == set(list_recipes())
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_recipe_loads_and_is_named_like_its_run(name: str) -> None:
-    assert load_recipe(name).run_name == name
+@pytest.mark.parametrize(("size", "method"), list(itertools.product(SIZES, METHODS)))
+def test_every_size_loads_with_every_method(size: str, method: str) -> None:
+    assert load_recipe([size, method]).run_name == f"{size}-{method}"
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_header_says_what_it_is_what_it_needs_and_how_to_launch_it(name: str) -> None:
+@pytest.mark.parametrize("name", [*SIZES, *METHODS, "gpt"])
+def test_a_header_says_what_it_is_what_it_needs_what_it_costs_and_how_to_launch_it(name: str) -> None:
     header = read_recipe(name).split("\n\n")[0]
     assert all(line.startswith("#") for line in header.splitlines())
     assert header.splitlines()[0].endswith(".")
-    for part in ("What must exist first", "Launch", "One override", name):
+    for part in ("What must exist first", "Launch", "Cost", "One override", name):
         assert part in header
 
 
-def test_base_and_crisp_differ_in_the_data_alone() -> None:
-    base, crisp = load_recipe("demo-base"), load_recipe("demo-crisp")
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("method", ["crisp", "multitask", "continued"])
+def test_methods_differ_from_base_in_the_mixture_alone(size: str, method: str) -> None:
+    base, other = load_recipe([size, "base"]), load_recipe([size, method])
     for key in ("seed", "model", "optimizer", "scheduler", "max_duration", "global_train_batch_size", "data"):
-        assert getattr(base, key) == getattr(crisp, key)
-    assert base.mixture.phases[0].histogram == "base" != crisp.mixture.phases[0].histogram
+        assert getattr(base, key) == getattr(other, key)
+    assert base.mixture.phases[0].histogram == "base"
+    assert base.mixture != other.mixture
+
+
+def test_continued_pretraining_switches_where_the_paper_does() -> None:
+    recipe = load_recipe(["gpt-1.3b", "continued"], ["max_duration=1024000ba"])
+    until = recipe.mixture.phases[0].until
+    assert until is not None
+    assert batches_of(until, tokens_per_batch=112 * 1024, run_batches=1_024_000) == 928_000
+
+
+@pytest.fixture(scope="module", params=["local", "s3"])
+def roots(request: pytest.FixtureRequest, done: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A corpus and a specialist dataset: folders, or prefixes of a real object store."""
+    specialist = write_dataset(tmp_path_factory.mktemp("specialist") / "dataset", seed=8)
+    if request.param == "local":
+        return done.dataset.root, specialist.root
+    server: S3Server = request.getfixturevalue("s3")
+    return upload(done.dataset, server.fresh_prefix("corpus")), upload(specialist, server.fresh_prefix("specialist"))
+
+
+@pytest.mark.parametrize(("size", "method"), list(itertools.product(SIZES, METHODS)))
+def test_every_recipe_trains_two_batches_at_toy_width_from_a_local_and_from_an_s3_dataset(
+    done: SmallRun, tmp_path: Path, roots: tuple[str, str], size: str, method: str
+) -> None:
+    """Where a recipe starts from a checkpoint, that of eight of ten batches comes first."""
+    root, specialist = roots
+    other = tmp_path / "other.parquet"
+    leaf_histogram(done.dataset, [2, 9]).save(other)
+    histogram = {
+        "crisp": [f"mixture.phases.0.histogram={done.histogram}"],
+        "multitask": [f"mixture.phases.0.histogram=[{done.histogram}, {other}]"],
+        "continued": [f"mixture.phases.1.histogram={done.histogram}", "mixture.phases.0.until=0.5dur"],
+        "from-checkpoint": [f"mixture.phases.1.histogram={done.histogram}"],
+    }.get(method, [])
+    data = [f"data.remote={specialist if method in ('finetune', 'only-specialist') else root}"]
+    toy = [*TOY, f"data.local={tmp_path / 'cache'}", "data.num_workers=0"]
+    length, batches = ["max_duration=2ba", "scheduler.t_warmup=1ba"], range(1, 3)
+    if method in ("from-checkpoint", "finetune"):
+        generic = load_recipe([size, "base"], [*toy, f"data.remote={root}", f"save_folder={tmp_path}/generic"])
+        checkpoint = str(train(generic).checkpoint).replace("ba10", "ba8")
+        length, batches = [f"load_path={checkpoint}"], range(9, 11)
+    report = train(load_recipe([size, method], [*toy, *data, *histogram, *length, f"save_folder={tmp_path}/run"]))
+    first_batches = {phase["first_batch"] for phase in report.phases if phase["samples"]}
+    assert (tmp_path / "run" / f"ep0-ba{batches[-1]}-rank0.pt").exists()
+    if method == "continued":
+        assert first_batches == {1, 2}
+    elif method == "from-checkpoint":
+        assert (report.batches, first_batches) == (10, {1, 9})
+    else:
+        assert (report.batches, first_batches) == (2, {batches[0]})
 
 
 @pytest.mark.parametrize(
@@ -55,12 +134,13 @@ def test_the_large_recipes_hold_table_4(
     steps: int,
     total_tokens: float,
 ) -> None:
-    recipe = load_recipe(name)
+    recipe = load_recipe([name, "base"])
     assert (recipe.model.n_embd, recipe.model.n_head, recipe.model.n_layer) == (width, heads, depth)
     assert recipe.model.n_positions == 1024
     tokens_per_batch = recipe.global_train_batch_size * 1024
     assert tokens_per_batch == pytest.approx(batch_tokens, rel=0.03)
     assert recipe.optimizer.lr == pytest.approx(lr)
+    assert recipe.optimizer.betas == (0.9, 0.95)
     assert recipe.gradient_clipping == clipping
     assert batches_of(recipe.max_duration, tokens_per_batch=tokens_per_batch) == steps
     assert steps * tokens_per_batch == pytest.approx(total_tokens, rel=0.05)

@@ -51,7 +51,7 @@ def test_a_run_learns_and_accounts_for_itself(done: SmallRun, tmp_path: Path) ->
     assert [phase["samples"] for phase in report.phases] == [240, 80]
     assert [phase["first_batch"] for phase in report.phases] == [1, 31]
     assert [phase["leaves"] for phase in report.phases] == [16, 3]
-    assert report.mixture_error < 0.02
+    assert report.mixture_error < 0.03
     assert report.checkpoint == str(tmp_path / "run" / "ep0-ba40-rank0.pt")
     record = account_of(tmp_path / "run")
     assert record["dataset_fingerprint"] == done.dataset.manifest.fingerprint
@@ -142,8 +142,9 @@ def test_weights_alone_start_a_new_run(done: SmallRun, tmp_path: Path) -> None:
     ("overrides", "part"),
     [
         (["seed=6"], "seed was 5, is 6"),
-        (["mixture.phases.0.until=7ba"], "mixture was"),
-        (["mixture.draw=multinomial"], "mixture was"),
+        (["mixture.phases.0.until=7ba"], "phases begun before sample 64: 1 in the checkpoint, 2 in this mixture"),
+        (["mixture.phases.0.histogram={histogram}"], "phase 1 was drawn by another histogram"),
+        (["mixture.draw=multinomial"], "phase 1 had systematic draws, now multinomial"),
         (["data.remote={other}"], "dataset was"),
     ],
 )
@@ -152,7 +153,7 @@ def test_resuming_something_else_fails_before_a_model_is_built(
 ) -> None:
     write_dataset(tmp_path / "other", seed=9)
     monkeypatch.setattr(model, "build_gpt", None)
-    changed = [override.format(other=tmp_path / "other") for override in overrides]
+    changed = [override.format(other=tmp_path / "other", histogram=done.histogram) for override in overrides]
     with pytest.raises(ResumeError, match=part):
         train(done.recipe(f"save_folder={tmp_path}/run", f"load_path={done.checkpoint(8)}", *changed))
 

@@ -108,7 +108,9 @@ def test_after_pruning_a_resume_of_the_old_generation_is_refused_as_of_another_d
 
 def test_a_recipe_names_the_generation_it_trains_on(base: Path, texts: list[str], tmp_path: Path) -> None:
     from crisp_stream.prepare import prepare
+    from crisp_stream.run_start import StartingPoint
 
+    from_random_weights = StartingPoint(url=None, path=None, own=False)
     append_words(texts[1:2], base)
     recipe = {
         "run_name": "small",
@@ -122,8 +124,8 @@ def test_a_recipe_names_the_generation_it_trains_on(base: Path, texts: list[str]
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps(recipe))
     for override, generation in (([], 1), (["data.generation=0"], 0)):
-        run = prepare(load_recipe(path, override), load_path=None, weights_only=False)
+        run = prepare(load_recipe(path, override), from_random_weights)
         assert run.dataset.manifest.generation == generation
         assert run.stream.dataset.manifest.generation == generation
     with pytest.raises(InputError, match="generation must be one that is there, got 7; the newest is 1"):
-        prepare(load_recipe(path, ["data.generation=7"]), load_path=None, weights_only=False)
+        prepare(load_recipe(path, ["data.generation=7"]), from_random_weights)
