@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 LATEST = "latest-rank0.pt"
 """Composer's link to the newest checkpoint of a folder (in object storage a text object ending in `.symlink`)."""
 
+_CHECKPOINT = re.compile(r"ep\d+-ba(\d+)-rank0\.pt")
 _COPY_BYTES = 8 << 20
 
 
@@ -63,6 +64,20 @@ def has_checkpoints(folder: str) -> bool:
     if is_remote(folder):
         return any(name.endswith(".pt") for name, _ in open_store(folder).list())
     return any(local_path(folder).glob("*.pt"))
+
+
+def checkpoints_by_batch(folder: str) -> dict[int, str]:
+    """The checkpoints of a run's `save_folder`: batch and URL, in order.
+
+    Raises:
+        StorageError: the storage refused or failed.
+    """
+    if is_remote(folder):
+        names = [name for name, _ in open_store(folder).list()]
+    else:
+        names = [path.name for path in local_path(folder).glob("*.pt")]
+    found = {int(match[1]): name for name in names if (match := _CHECKPOINT.fullmatch(name))}
+    return {batch: f"{folder.rstrip('/')}/{found[batch]}" for batch in sorted(found)}
 
 
 @contextlib.contextmanager

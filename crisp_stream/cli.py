@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from crisp_stream.cli_finetune import add_finetune
 from crisp_stream.cli_forecast import add_forecast
 from crisp_stream.cli_histogram import add_histogram_commands, with_count
 from crisp_stream.cli_report import add_report
@@ -58,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     add_report(verbs)
     _add_verify(verbs)
     _add_train(verbs)
+    add_finetune(verbs)
     _add_eval(verbs)
     _add_export(verbs)
     _add_recipes(verbs)
@@ -147,15 +149,24 @@ def _add_train(verbs: Any) -> None:
         "Train a GPT by a recipe. One process; several ranks: composer -n 8 -m crisp_stream train RECIPE key=value…",
     )
     add_recipe_arguments(verb)
+    verb.add_argument(
+        "--each",
+        nargs="+",
+        metavar="H",
+        default=[],
+        help="train once for each of these histograms, which take the place of that of the last phase; the runs are "
+        "named after their files",
+    )
 
 
 def _train(asked: argparse.Namespace) -> None:
-    from crisp_stream.config import load_recipe
+    from crisp_stream.config import load_each
     from crisp_stream.train import train
 
-    report = train(load_recipe(*recipes_and_overrides(asked.recipe)))
-    if os.environ.get("RANK", "0") == "0":
-        print(report.table())
+    for recipe in load_each(*recipes_and_overrides(asked.recipe), asked.each):
+        report = train(recipe)
+        if os.environ.get("RANK", "0") == "0":
+            print(report.table(), flush=True)
 
 
 def _add_eval(verbs: Any) -> None:

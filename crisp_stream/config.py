@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -48,6 +49,39 @@ def load_recipe(names: str | Path | Sequence[str | Path], overrides: Sequence[st
         return _build(Recipe, tree, "")
     except RecipeError as error:
         raise RecipeError(f"{origin}: {error}") from error
+
+
+def load_each(
+    names: str | Path | Sequence[str | Path], overrides: Sequence[str], histograms: Sequence[str]
+) -> list[Recipe]:
+    """A recipe for each histogram, in the place of that of the last phase; the recipe alone where there are none.
+
+    Raises:
+        RecipeError: as load_recipe; two runs would be one, or have one folder.
+    """
+    recipe = load_recipe(names, overrides)
+    if not histograms:
+        return [recipe]
+    stems = [Path(histogram).stem for histogram in histograms]
+    if len(set(stems)) < len(stems):
+        raise RecipeError(f"--each: the runs are named after the files, so these must differ; got {', '.join(stems)}.")
+    if recipe.save_folder is not None and "{run_name}" not in recipe.save_folder:
+        raise RecipeError(
+            "--each: `save_folder` must hold {run_name}, or all runs would have one folder; "
+            f"got {recipe.save_folder}."
+        )
+    last = len(recipe.mixture.phases) - 1
+    return [
+        load_recipe(
+            names,
+            [
+                *overrides,
+                f"run_name={json.dumps(f'{recipe.run_name}-{stem}')}",
+                f"mixture.phases.{last}.histogram={json.dumps(histogram)}",
+            ],
+        )
+        for stem, histogram in zip(stems, histograms, strict=True)
+    ]
 
 
 def dump_recipe(recipe: Recipe) -> str:

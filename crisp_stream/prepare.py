@@ -129,7 +129,7 @@ def prepare(recipe: Recipe, checkpoint: StartingPoint) -> PreparedRun:
         start=start,
         checkpoint=checkpoint,
         dataset_state=dataset_state,
-        held_out=_held_out_texts(recipe),
+        held_out=held_out_texts(recipe),
     )
 
 
@@ -233,7 +233,7 @@ def _check_device(recipe: Recipe) -> None:
         raise RecipeError(f"`precision` {recipe.precision} needs a GPU and there is none. Add: precision=fp32")
 
 
-def _held_out_texts(recipe: Recipe) -> list[str]:
+def held_out_texts(recipe: Recipe) -> list[str]:
     if recipe.eval is None:
         return []
     from crisp_stream.writers.documents import DropCounts, read_documents

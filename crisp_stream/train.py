@@ -12,6 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crisp_stream.durations import SHARE, batches_of
 from crisp_stream.errors import import_extra
 from crisp_stream.prepare import PreparedRun, device_name, prepare
 from crisp_stream.recipe import Recipe
@@ -100,7 +101,7 @@ def _build_trainer(run: PreparedRun) -> tuple[Trainer, RunAccount, HeldOutPerple
         callbacks=callbacks,
         progress_bar=False,
         save_folder=recipe.checkpoint_folder,
-        save_interval=recipe.save_interval.replace("_", ""),
+        save_interval=_interval(recipe.save_interval, run),
         save_num_checkpoints_to_keep=recipe.save_num_checkpoints_to_keep,
         save_overwrite=recipe.autoresume,  # what lies beyond the newest complete checkpoint is written again
         load_path=None if run.checkpoint.path is None else str(run.checkpoint.path),
@@ -111,6 +112,13 @@ def _build_trainer(run: PreparedRun) -> tuple[Trainer, RunAccount, HeldOutPerple
         compile_config=_compile(recipe),
     )
     return trainer, account, held_out
+
+
+def _interval(text: str, run: PreparedRun) -> str:
+    """An interval for Composer, which cannot take a share of a run whose dataloader has no length."""
+    if SHARE.fullmatch(text) is None:
+        return text.replace("_", "")
+    return f"{max(1, batches_of(text, tokens_per_batch=1, run_batches=run.num_batches))}ba"
 
 
 def _parts_to_load(run: PreparedRun) -> Any:
@@ -138,7 +146,7 @@ def _held_out_callback(run: PreparedRun, gpt: Any) -> HeldOutPerplexity | None:
     return HeldOutPerplexity(
         LoadedGPT(gpt=gpt, tokenizer=run.tokenizer, provenance=run.config.crisp_stream),
         run.held_out,
-        interval=run.recipe.eval_interval or "1dur",
+        interval=_interval(run.recipe.eval_interval or "1dur", run),
         batch_size=run.microbatch_size,
     )
 

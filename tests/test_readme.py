@@ -12,7 +12,8 @@ import pyarrow as pa
 import pytest
 
 from crisp_stream.cli import main
-from crisp_stream.config import list_recipes, load_recipe
+from crisp_stream.config import load_recipe
+from crisp_stream.recipe_files import list_recipes
 from crisp_stream.storage import open_store
 from tests.seaweed import S3Server
 

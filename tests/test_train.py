@@ -225,6 +225,19 @@ def test_microbatches_do_not_change_the_loss_when_windows_are_padded(done: Small
     np.testing.assert_allclose(split, whole, rtol=1e-5)
 
 
+def test_intervals_and_warm_up_may_be_shares_of_the_run(done: SmallRun, tmp_path: Path) -> None:
+    (tmp_path / "held.jsonl").write_text('{"text": "abcdefgh"}\n')
+    shares = ["save_interval=0.5dur", "eval_interval=.25dur", "scheduler.t_warmup=0.25dur", "scheduler.alpha_f=1"]
+    report = train(done.recipe(f"save_folder={tmp_path}/run", f"eval.inputs={tmp_path}/held.jsonl", *shares))
+    assert sorted(path.name for path in (tmp_path / "run").glob("ep0*")) == ["ep0-ba12-rank0.pt", "ep0-ba6-rank0.pt"]
+    assert [batch for batch, _ in report.held_out] == [3, 6, 9, 12]
+    rates = [float(line.split(",")[2]) for line in (tmp_path / "run" / "losses.csv").read_text().splitlines()[1:]]
+    assert rates[:4] == pytest.approx([0, 0, 0.01 / 3, 0.02 / 3])
+    assert rates[4:] == pytest.approx([0.01] * 8)
+    train(done.recipe(f"save_folder={tmp_path}/default", "save_interval=1dur"))
+    assert [path.name for path in (tmp_path / "default").glob("ep0*")] == ["ep0-ba12-rank0.pt"]
+
+
 def test_held_out_perplexity_during_the_run_is_that_of_its_checkpoint(done: SmallRun, tmp_path: Path) -> None:
     from crisp_stream.evaluate import perplexity
 
