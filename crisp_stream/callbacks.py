@@ -3,6 +3,7 @@
 One small all-gather per batch collects every rank's cluster and window ids and counters. So every rank holds the
 account of the whole run, it travels in the checkpoint, and a run resumed on another number of ranks continues it.
 (Summing only when a checkpoint is due would save microseconds and would tie the account to the number of ranks.)
+It is started before the step and read after it, when the trainer has waited for the device anyway.
 """
 
 from __future__ import annotations
@@ -118,6 +119,7 @@ class RunAccount(Callback):
         self._session = dict(self._before)
         self._started = time.monotonic()
         self._cpu_started = cpu_seconds()
+        self._gathering: tuple[torch.Tensor, torch.distributed.Work | None] | None = None
 
     @property
     def totals(self) -> dict[str, float]:
@@ -133,21 +135,27 @@ class RunAccount(Callback):
         clusters, windows = state.batch["cluster"], state.batch["window"]
         counters = [self._reads.bytes_read, self._reads.requests, int(1000 * (cpu_seconds() - self._cpu_started))]
         local = torch.cat([clusters.to(torch.int64), windows.to(torch.int64), torch.tensor(counters)])
-        gathered = [rank.cpu() for rank in dist.all_gather(state.device.tensor_to_device(local))]
-        size = len(clusters)
-        ids = torch.cat([rank[:size] for rank in gathered]).numpy()
-        np.add.at(self.served_per_leaf, np.searchsorted(self.leaves, ids), 1)
-        bytes_read, requests, cpu_milliseconds = (
-            torch.stack([rank[2 * size :] for rank in gathered]).sum(dim=0).tolist()
-        )
+        self._gathering = _start_gathering(local, state)
+
+    def _account_batch(self) -> None:
+        """Add what all ranks were served in the batch that has just ended."""
+        assert self._gathering is not None
+        gathered, work = self._gathering
+        if work is not None:
+            work.wait()
+        ranks = gathered.cpu().numpy()  # [world_size, 2 x windows per rank + 3]
+        clusters, windows, counters = np.split(ranks, [(ranks.shape[1] - 3) // 2, ranks.shape[1] - 3], axis=1)
+        np.add.at(self.served_per_leaf, np.searchsorted(self.leaves, clusters.ravel()), 1)
+        bytes_read, requests, cpu_milliseconds = counters.sum(axis=0).tolist()
         self._session |= {"bytes_read": bytes_read, "requests": requests, "cpu_seconds": cpu_milliseconds / 1000}
         if self.windows_per_batch is not None:
-            self.windows_per_batch.append(sorted(torch.cat([rank[size : 2 * size] for rank in gathered]).tolist()))
+            self.windows_per_batch.append(sorted(windows.ravel().tolist()))
 
     def batch_start(self, state: State, logger: Logger) -> None:
         self.learning_rates.append(float(state.optimizers[0].param_groups[0]["lr"]))
 
     def batch_end(self, state: State, logger: Logger) -> None:
+        self._account_batch()
         self.losses.append(float(state.total_loss_dict["loss/train/total"]))
         self._session["wall_seconds"] = time.monotonic() - self._started
 
@@ -297,6 +305,20 @@ class HeldOutPerplexity(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.measured = [(int(batch), float(perplexity)) for batch, perplexity in state["measured"]]
+
+
+def _start_gathering(local: torch.Tensor, state: State) -> tuple[torch.Tensor, torch.distributed.Work | None]:
+    """Start collecting a vector of every rank: [world_size, len(local)], complete after `Work.wait`.
+
+    It stays on the device, so that a GPU's process need not wait for it.
+    """
+    world_size = dist.get_world_size()
+    if world_size == 1:
+        return local[None], None
+    sent = state.device.tensor_to_device(local)
+    gathered = torch.empty(world_size * len(local), dtype=local.dtype, device=sent.device)
+    work = torch.distributed.all_gather_into_tensor(gathered, sent, async_op=True)
+    return gathered.view(world_size, len(local)), work
 
 
 def cpu_seconds() -> float:

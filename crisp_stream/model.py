@@ -2,7 +2,10 @@
 
 Why `transformers`' GPT-2 and not a model of our own: the exported checkpoint is a plain Hugging Face folder that every
 tool reads, and the paper's sizes (CRISP, Table 4, after Brown et al. 2020) are this architecture at other widths.
-Attention is torch's scaled dot product. Initial weights depend on the seed alone, not on the rank or the device.
+Attention is torch's scaled dot product, without a mask. The activation is GPT-2's own (GELU by tanh) as torch's one
+kernel: `gelu_new` is the same function in eight, and keeps four tensors of the feed-forward width for the backward pass
+where this keeps one.
+Initial weights depend on the seed alone, not on the rank or the device.
 """
 
 from __future__ import annotations
@@ -83,6 +86,7 @@ def gpt_config(
         resid_pdrop=model.dropout,
         embd_pdrop=model.dropout,
         attn_pdrop=model.dropout,
+        activation_function="gelu_pytorch_tanh",
         bos_token_id=eot_id,
         eos_token_id=eot_id,
         use_cache=False,

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from crisp_stream.callbacks import CountedStream, HeldOutPerplexity, RunAccount
 
+_NUM_LABELS = "num_labels"
+
 
 def train(recipe: Recipe) -> TrainReport:
     """Run a recipe to its end; all ranks call this and get the same report.
@@ -134,7 +136,8 @@ def _algorithms(recipe: Recipe) -> list[Algorithm]:
 
     clipping = recipe.gradient_clipping
     mean = [] if _parallelism(recipe) is None else [MeanOfShardedGradients()]
-    return [*mean, *([] if clipping is None else [GradientClipping("norm", clipping)])]
+    # Composer runs algorithms in reverse order after an event: what is clipped is the mean.
+    return [*([] if clipping is None else [GradientClipping("norm", clipping)]), *mean]
 
 
 def _held_out_callback(run: PreparedRun, gpt: Any) -> HeldOutPerplexity | None:
@@ -161,13 +164,27 @@ def _data_spec(recipe: Recipe, stream: CountedStream) -> DataSpec:
         num_workers=recipe.data.num_workers,
         pin_memory=torch.cuda.is_available(),
     )
+    return DataSpec(loader, split_batch=_split_batch, get_num_tokens_in_batch=_count_tokens)
 
-    def count_tokens(batch: dict[str, torch.Tensor]) -> dict[str, int]:
-        # The model predicts labels[1:], so a label at the start of a window counts for nothing.
-        predicted = int((batch["labels"][:, 1:] != -100).sum())
-        return {"total": batch["input_ids"].numel(), "loss_generating": predicted}
 
-    return DataSpec(loader, get_num_tokens_in_batch=count_tokens)
+def _split_batch(batch: dict[str, Any], microbatch_size: int | float) -> list[dict[str, Any]]:
+    """Microbatches that know how many labels they have: the trainer asks when they are on the device already, where
+    counting would have the process wait for everything that the device is still doing."""
+    from composer.core.data_spec import default_split_batch
+
+    return [{**part, _NUM_LABELS: _num_labels(part)} for part in default_split_batch(batch, microbatch_size)]
+
+
+def _count_tokens(batch: dict[str, Any]) -> dict[str, int]:
+    labels = batch[_NUM_LABELS] if _NUM_LABELS in batch else _num_labels(batch)
+    return {"total": batch["input_ids"].numel(), "loss_generating": labels}
+
+
+def _num_labels(batch: dict[str, Any]) -> int:
+    """Tokens to predict. The model predicts labels[1:], so a label at the start of a window counts for nothing."""
+    from crisp_stream.batches import IGNORED_LABEL
+
+    return int((batch["labels"][:, 1:] != IGNORED_LABEL).sum())
 
 
 def _optimizer(recipe: Recipe, gpt: torch.nn.Module) -> torch.optim.Optimizer:
@@ -180,7 +197,7 @@ def _optimizer(recipe: Recipe, gpt: torch.nn.Module) -> torch.optim.Optimizer:
         lr=recipe.optimizer.lr,
         betas=recipe.optimizer.betas,
         eps=recipe.optimizer.eps,
-        fused=recipe.precision != "amp_fp16" and recipe.fsdp is None,
+        fused=recipe.precision != "amp_fp16",
     )
 
 

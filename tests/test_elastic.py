@@ -30,6 +30,9 @@ pytestmark = pytest.mark.timeout(900)
 UNSCALED = ("optimizer.eps=1e-3", "gradient_clipping=50.0")
 """With these a gradient twice too large shows; clipping and Adam's usual eps would hide it."""
 
+CLIPPED = ("optimizer.eps=1e-3", "gradient_clipping=0.02")
+"""With these every gradient is clipped, to so little that a run without clipping goes elsewhere."""
+
 
 def served_by(topology: Topology, start: int, batch: int, num_workers: int, num_batches: int) -> list[np.ndarray]:
     """A rank's positions, batch by batch as its DataLoader hands them out: worker w makes batches w, w + W, …"""
@@ -108,12 +111,13 @@ def launch(done: SmallRun, processes: int, runs: list[list[str]], folder: Path) 
 
 @pytest.fixture(scope="module")
 def two_processes(done: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Save folders of two processes: `resumed` from batch 4 of the run of one, and `sharded` from the beginning."""
+    """Save folders of two processes: `resumed` from batch 4 of the run of one; from the start `sharded`, `clipped`."""
     folder = tmp_path_factory.mktemp("two")
     copy_until(done.save_folder, 4, folder / "resumed")
     resumed = [f"save_folder={folder}/resumed", "autoresume=true", "data.num_workers=2"]
     sharded = [f"save_folder={folder}/sharded", "device_train_microbatch_size=2", "fsdp={}", "data.num_workers=1"]
-    launch(done, 2, [resumed, [*sharded, *UNSCALED]], folder)
+    clipped = [f"save_folder={folder}/clipped", "fsdp={}", *CLIPPED]
+    launch(done, 2, [resumed, [*sharded, *UNSCALED], clipped], folder)
     return folder
 
 
@@ -181,3 +185,14 @@ def test_a_sharded_model_trains_alike_and_saves_a_whole_checkpoint(
     one_model, two_model = (read_checkpoint(folder / "ep0-ba12-rank0.pt")["state"]["model"] for folder in folders)
     for key, value in one_model.items():
         torch.testing.assert_close(two_model[key], value, rtol=1e-2, atol=1e-3)
+
+
+def test_the_gradient_of_a_sharded_model_is_clipped_as_a_whole(
+    done: SmallRun, two_processes: Path, tmp_path: Path
+) -> None:
+    train(done.recipe(f"save_folder={tmp_path}/run", *CLIPPED))
+    train(done.recipe(f"save_folder={tmp_path}/unclipped", *UNSCALED))
+    runs = (tmp_path / "run", two_processes / "clipped", tmp_path / "unclipped")
+    one, two, unclipped = (np.array(losses_of(folder), float) for folder in runs)
+    np.testing.assert_allclose(two, one, rtol=1e-4)
+    assert abs(unclipped - one).max() > 0.1

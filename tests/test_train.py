@@ -19,7 +19,7 @@ from crisp_stream.callbacks import Progress
 from crisp_stream.checkpoint import latest_checkpoint, local_copy, read_checkpoint
 from crisp_stream.errors import CrispError, FormatError, InputError, RecipeError, ResumeError, StorageError
 from crisp_stream.format import open_dataset
-from crisp_stream.train import train
+from crisp_stream.train import _count_tokens, _split_batch, train
 from tests.seaweed import S3Server
 from tests.small_runs import (
     BATCHES,
@@ -269,6 +269,20 @@ def test_a_run_saves_to_and_resumes_from_object_storage(
         assert read_checkpoint(path)["state"]["timestamp"]["Timestamp"]["batch"] == 12
     with pytest.raises(StorageError):
         train(done.recipe(f"save_folder={tmp_path}/other", f"load_path={folder}/ep0-ba9-rank0.pt"))
+
+
+def test_labels_are_counted_before_a_microbatch_is_on_the_device() -> None:
+    labels = torch.tensor([[-100, 1, 2, 3], [5, 6, -100, -100], [7, 8, 9, -100]])
+    batch = {"input_ids": torch.zeros((3, 4), dtype=torch.int64), "labels": labels}
+    parts = _split_batch(batch, 2)
+    without_values = [
+        {key: value.to("meta") if key in batch else value for key, value in part.items()} for part in parts
+    ]
+    assert [_count_tokens(part) for part in without_values] == [
+        {"total": 8, "loss_generating": 4},
+        {"total": 4, "loss_generating": 2},
+    ]
+    assert _count_tokens(batch) == {"total": 12, "loss_generating": 6}
 
 
 class _Terminal(io.StringIO):
