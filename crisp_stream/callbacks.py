@@ -179,7 +179,7 @@ class RunAccount(Callback):
         at = np.searchsorted(self.leaves, state["served_leaves"].numpy())
         self.served_per_leaf[at] = state["served_windows"].numpy()
         self._before = dict(state["totals"])
-        self.start = RunStart(**state["start"])
+        self.start = RunStart(**state.get("start", {}))
         if self.windows_per_batch is not None:
             self.windows_per_batch = [list(windows) for windows in state.get("windows_per_batch", [])]
 

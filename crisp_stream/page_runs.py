@@ -87,7 +87,7 @@ def read_run(folder: str, dataset: Dataset) -> Run:
         )
     return Run(
         name=str(record.get("run_name") or state["run_name"]),
-        losses=losses or list(enumerate(state["losses"], start=1)),
+        losses=losses or list(enumerate(state["losses"], start=state["first_batch"])),
         held_out=[(float(batch), float(value)) for batch, value in record.get("held_out") or state.get("measured", [])],
         record=record,
         served_leaves=np.asarray(state.get("served_leaves", []), np.int64),
@@ -128,6 +128,7 @@ def _saved_account(state: dict[str, Any], checkpoint: str) -> dict[str, Any]:
     return {
         "run_name": state.get("run_name") or "run",
         "losses": account["losses"].tolist(),
+        "first_batch": account.get("start", {}).get("batch", 0) + 1,
         "served_leaves": account["served_leaves"].tolist(),
         "served_windows": account["served_windows"].tolist(),
         "totals": account["totals"],

@@ -117,7 +117,9 @@ def two_processes(done: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> P
     resumed = [f"save_folder={folder}/resumed", "autoresume=true", "data.num_workers=2"]
     sharded = [f"save_folder={folder}/sharded", "device_train_microbatch_size=2", "fsdp={}", "data.num_workers=1"]
     clipped = [f"save_folder={folder}/clipped", "fsdp={}", *CLIPPED]
-    launch(done, 2, [resumed, [*sharded, *UNSCALED], clipped], folder)
+    phases = f"[{{histogram: checkpoint}}, {{histogram: {done.histogram}}}]"
+    continued = [f"save_folder={folder}/continued", f"load_path={done.checkpoint(8)}", f"mixture.phases={phases}"]
+    launch(done, 2, [resumed, [*sharded, *UNSCALED], clipped, [*continued, "fsdp={}"]], folder)
     return folder
 
 
@@ -185,6 +187,15 @@ def test_a_sharded_model_trains_alike_and_saves_a_whole_checkpoint(
     one_model, two_model = (read_checkpoint(folder / "ep0-ba12-rank0.pt")["state"]["model"] for folder in folders)
     for key, value in one_model.items():
         torch.testing.assert_close(two_model[key], value, rtol=1e-2, atol=1e-3)
+
+
+def test_sharded_processes_go_on_from_a_checkpoint_of_one_process_as_after_a_switch(
+    done: SmallRun, two_processes: Path
+) -> None:
+    assert windows_of(two_processes / "continued") == windows_of(done.save_folder)
+    one, two = (np.array(losses_of(folder), float) for folder in (done.save_folder, two_processes / "continued"))
+    np.testing.assert_allclose(two, one, rtol=1e-3)
+    assert [phase["samples"] for phase in account_of(two_processes / "continued")["phases"]] == [64, 32]
 
 
 def test_the_gradient_of_a_sharded_model_is_clipped_as_a_whole(
