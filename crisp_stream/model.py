@@ -10,6 +10,7 @@ Initial weights depend on the seed alone, not on the rank or the device.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,19 +155,54 @@ def composer_model(
     The training loss is the model's own mean over labelled tokens. Any evaluation dataloader gets token-level
     cross-entropy and perplexity. The tokenizer travels in every checkpoint, so that an export needs nothing else.
     """
-    models = import_extra("composer.models", extra="train", purpose="training")
+    wrapper = import_extra("crisp_stream.composer_gpt", extra="train", purpose="training")
     nlp = import_extra("composer.metrics", extra="train", purpose="training")
     transformers = import_extra("transformers", extra="train", purpose="training")
     if activation_checkpointing:
-        gpt.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    block = transformers.models.gpt2.modeling_gpt2.GPT2Block
-    gpt.fsdp_wrap_fn = lambda module: isinstance(module, block)  # pyright: ignore[reportArgumentType]
-    return models.HuggingFaceModel(
+        save_activations_per_block(gpt)
+    gpt2 = transformers.models.gpt2.modeling_gpt2
+    gpt.fsdp_wrap_fn = lambda module: isinstance(module, gpt2.GPT2Block)  # pyright: ignore[reportArgumentType]
+    for module in gpt.modules():
+        if isinstance(module, gpt2.GPT2Attention):  # eager attention's masks: unused, and DDP sends them at every step
+            module.register_buffer("bias", None, persistent=False)
+            module.register_buffer("masked_bias", None, persistent=False)
+    return wrapper.TrainedGPT(
         model=gpt,
         tokenizer=tokenizer,
         use_logits=True,
         eval_metrics=[nlp.LanguageCrossEntropy(), nlp.LanguagePerplexity()],
     )
+
+
+def save_activations_per_block(gpt: GPT2LMHeadModel) -> None:
+    """Keep only each block's input for the backward pass, which computes the rest again (activation checkpointing)."""
+    gpt.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def compile_blocks(gpt: GPT2LMHeadModel, *, backend: str | Callable[..., Any] = "inductor", **options: Any) -> None:
+    """Compile the training step: one graph that all blocks share, and the loss. Evaluation stays as it is.
+
+    Not the model as a whole, as Composer does: DDP and FSDP2 break that graph, with `fullgraph` they fail, and in eval
+    mode attention would get a mask. Blocks are whole with either, and texts of any length do not compile anew.
+    Checkpoint keys stay what they are.
+
+    Args:
+        backend: of `torch.compile`.
+        options: others of `torch.compile`: mode, fullgraph, dynamic.
+    """
+    torch = import_extra("torch", extra="train", purpose="training")
+    for block in gpt.transformer.h:
+        block.forward = _in_training(block, torch.compile(block.forward, backend=backend, **options), block.forward)
+    gpt.loss_function = torch.compile(gpt.loss_function, backend=backend, **options)
+
+
+def _in_training(
+    module: torch.nn.Module, compiled: Callable[..., Any], plain: Callable[..., Any]
+) -> Callable[..., Any]:
+    def forward(*arguments: Any, **named: Any) -> Any:
+        return (compiled if module.training else plain)(*arguments, **named)
+
+    return forward
 
 
 def parameter_groups(gpt: torch.nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:

@@ -154,7 +154,7 @@ class FSDPRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class CompileRecipe:
-    """Arguments of `torch.compile`. Minutes on a CPU: for GPU runs."""
+    """Arguments of `torch.compile`, for the blocks and the loss. Minutes on a CPU: for GPU runs."""
 
     mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
     """Trade of compilation time for speed."""
@@ -251,7 +251,7 @@ class Recipe:
     """Shard the model over the ranks. Nothing: plain data parallelism."""
 
     compile_config: CompileRecipe | None = None
-    """Compile the model with `torch.compile`. Nothing: not."""
+    """Compile the training step with `torch.compile`: `{}` for its defaults. Nothing: not."""
 
     def __post_init__(self) -> None:
         check(self)

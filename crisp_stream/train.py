@@ -9,6 +9,7 @@ Several processes: `composer -n 8 -m crisp_stream train RECIPE key=value…`.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,7 @@ def train(recipe: Recipe) -> TrainReport:
         dist.initialize_dist(device_name())
     with starting_checkpoint(recipe) as start:
         run = prepare(recipe, start)
-        trainer, account, held_out = _build_trainer(run)
+        trainer, account, held_out = build_trainer(run)
     try:
         if trainer.state.timestamp < recipe.max_duration.replace("_", ""):
             trainer.fit()
@@ -67,16 +68,19 @@ def train(recipe: Recipe) -> TrainReport:
     return report
 
 
-def _build_trainer(run: PreparedRun) -> tuple[Trainer, RunAccount, HeldOutPerplexity | None]:
+def build_trainer(run: PreparedRun) -> tuple[Trainer, RunAccount, HeldOutPerplexity | None]:
+    """Composer's Trainer for a prepared run, and the two of its callbacks that are read afterwards."""
     from composer import Trainer
 
     from crisp_stream.callbacks import CountedStream, Progress, RecipeRates, RunAccount
-    from crisp_stream.model import build_gpt, composer_model
+    from crisp_stream.model import build_gpt, compile_blocks, composer_model
 
     recipe = run.recipe
     stream = CountedStream(run.stream, num_workers=recipe.data.num_workers, start=run.start)
     gpt = build_gpt(run.config, seed=recipe.seed)
     model = composer_model(gpt, run.tokenizer, activation_checkpointing=recipe.model.activation_checkpointing)
+    if recipe.compile_config is not None:
+        compile_blocks(gpt, **dataclasses.asdict(recipe.compile_config))
     optimizer = _optimizer(recipe, gpt)
     account = RunAccount(run.dataset.leaves, stream, start=run.start, log_windows=recipe.log_windows)
     held_out = _held_out_callback(run, gpt)
@@ -111,7 +115,6 @@ def _build_trainer(run: PreparedRun) -> tuple[Trainer, RunAccount, HeldOutPerple
         load_ignore_keys=_parts_to_load(run),
         load_progress_bar=False,
         parallelism_config=_parallelism(recipe),
-        compile_config=_compile(recipe),
     )
     return trainer, account, held_out
 
@@ -224,13 +227,6 @@ def _parallelism(recipe: Recipe) -> Any:
             mixed_precision=recipe.fsdp.mixed_precision,
         )
     )
-
-
-def _compile(recipe: Recipe) -> dict[str, Any] | None:
-    if recipe.compile_config is None:
-        return None
-    compile_config = recipe.compile_config
-    return {"mode": compile_config.mode, "fullgraph": compile_config.fullgraph, "dynamic": compile_config.dynamic}
 
 
 def _saved_name(recipe: Recipe, local: str) -> str:
