@@ -120,6 +120,8 @@ def test_most_repeated_clusters_are_named_by_their_terms(tmp_path: Path, capsys:
         (["--data", "ROOT", "--mixture", "seed=1"], "got neither"),
         (["--data", "ROOT", "--mixture", "none.parquet:5"], "none.parquet: no such file"),
         (["--data", "ROOT", "--mixture", "demo", "crips"], "did you mean `crisp`"),
+        (["--mixture", "RECIPE", "from-checkpoint"], "how much of this run is left stands in its checkpoint"),
+        (["--mixture", "RECIPE", "finetune"], "Forecast the whole run"),
         (["--mixture", "RECIPE", "--seed", "1"], "--seed: a recipe says this itself. Write seed=…"),
         (["--mixture", "RECIPE", "--cache-limit", "1gb"], "--cache-limit: a recipe says this itself"),
         (["--mixture", "RECIPE", "--nodes", "3"], "must be a multiple of the 3 groups of ranks"),
