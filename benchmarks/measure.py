@@ -31,10 +31,13 @@ class UnavailableError(Exception):
 class Child:
     """A task in a process of its own that may stop at `pause` until `resume`."""
 
-    def __init__(self, task: str, options: Mapping[str, Any], env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, task: str, options: Mapping[str, Any], env: Mapping[str, str] | None = None, ranks: int = 1
+    ) -> None:
         self.task = task
+        composer = [str(Path(sys.executable).with_name("composer")), "-n", str(ranks)]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.child", task, json.dumps(options)],
+            [*([sys.executable] if ranks == 1 else composer), "-m", "benchmarks.child", task, json.dumps(options)],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
             stdin=subprocess.PIPE,
@@ -69,10 +72,15 @@ class Child:
 
 
 def run_task(
-    task: str, options: Mapping[str, Any], *, env: Mapping[str, str] | None = None, timeout: float = 600.0
+    task: str,
+    options: Mapping[str, Any],
+    *,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 600.0,
+    ranks: int = 1,
 ) -> dict[str, Any]:
-    """Run a task in a fresh process and return its result."""
-    return Child(task, options, env).result(timeout)
+    """Run a task in a fresh process, or in several of Composer's launcher, and return the result of the first."""
+    return Child(task, options, env, ranks).result(timeout)
 
 
 def run_repeated(task: str, options: Mapping[str, Any], *, times: int, timeout: float = 600.0) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def memory(sizes: list[str]) -> tuple[list[Row], list[str]]:
             for checkpointing in (False, True):
                 peaks = {windows: _peak(size, layout, ranks, checkpointing, windows) for windows in MICROBATCHES[size]}
                 named = {"size": size, "layout": name, "checkpointing": "yes" if checkpointing else "no"}
-                rows.append(_row(peaks, named))
+                rows.append(table_row(peaks, named))
     return rows, _notes()
 
 
@@ -62,10 +62,10 @@ def _peak(size: str, layout: Layout, ranks: int, checkpointing: bool, windows: i
         )
     model = {**asdict(GPT_SIZES[size].recipe()), "activation_checkpointing": checkpointing}
     step = Step(model=model, microbatch=windows, layout=layout, ranks=ranks)
-    return run_task("training_memory:peak", asdict(step))["Total"]
+    return run_task("training_memory:peak", step.options())["Total"]
 
 
-def _row(peaks: dict[int, float], named: dict[str, Any]) -> Row:
+def table_row(peaks: dict[int, float], named: dict[str, Any]) -> Row:
     """The peak is the largest of several sums, each linear in the windows: that of many windows is one of them."""
     (few, peak_of_few), (many, peak_of_many) = peaks.items()
     slope = (peak_of_many - peak_of_few) / (many - few)
@@ -95,11 +95,12 @@ def _notes() -> list[str]:
                 window_tokens=512,
                 bf16=bf16,
             )
-            computed = run_task("training_memory:peak", asdict(step))["Total"]
+            computed = run_task("training_memory:peak", step.options())["Total"]
             ratios.append(measured_peak(step) / computed)
     return [
         "Computed, not measured on a GPU: bf16 autocast, 1,024 tokens per window, a vocabulary of 32,768, fused AdamW, "
-        "two microbatches per step, no torch.compile.",
+        "two microbatches per step, no torch.compile. FSDP2 with `reshard_after_forward: true`; false adds 2 bytes per "
+        "parameter.",
         f"{HEADROOM:.0%} of the card stay free. A card's GB are 10^9 bytes. {MOST_WINDOWS} windows: at least as many.",
         "A 6-block GPT of width 256 trained on a CPU needed "
         f"{min(ratios):.3f} to {max(ratios):.3f} of what this computes for it (float32 and bf16, checkpointed or not).",

@@ -29,6 +29,8 @@ from crisp_stream.tree import ClusterTree
 Sizes = Literal["lognormal", "zipf", "equal"]
 
 VOCAB_SIZE = 257
+"""Of the tokenizer unless a plan says more: bytes and end-of-text."""
+
 EOT_ID = 256
 SHARD_BYTES = 64 << 20
 _ID_TOKENS = 4
@@ -52,6 +54,8 @@ class DatasetPlan:
     """Levels; the smallest that has room for the leaves when None."""
     dim: int = 4
     """Width of the random centroids."""
+    vocab_size: int = VOCAB_SIZE
+    """Entries of the tokenizer; those beyond the bytes and end-of-text stand in no window."""
     seed: int = 0
     shard_bytes: int = SHARD_BYTES
     """Limit of a shard."""
@@ -108,11 +112,12 @@ def random_tokens(ids: NDArray[np.int64], window_tokens: int, rng: np.random.Gen
     return tokens
 
 
-def write_byte_tokenizer(folder: Path) -> str:
-    """A tokenizer.json of 256 one-character tokens and an end-of-text token; returns its fingerprint."""
+def write_byte_tokenizer(folder: Path, vocab_size: int = VOCAB_SIZE) -> str:
+    """A tokenizer.json of 256 one-character tokens, end-of-text, and unused entries; returns its fingerprint."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # GPT-2's characters for the bytes
     others = [byte for byte in range(256) if byte not in printable]
     vocab = {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+    vocab |= {f"unused {entry}": entry for entry in range(VOCAB_SIZE, vocab_size)}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     record = {
@@ -194,8 +199,8 @@ def write_dataset(root: Path, plan: DatasetPlan, *, with_tree: bool = True) -> M
         shards_fingerprint=fmt.shards_fingerprint(rows),
         tree_fingerprint=tree.fingerprint,
         tokenizer=TokenizerRecord(
-            fingerprint=write_byte_tokenizer(root / "tokenizer"),
-            vocab_size=VOCAB_SIZE,
+            fingerprint=write_byte_tokenizer(root / "tokenizer", plan.vocab_size),
+            vocab_size=plan.vocab_size,
             eot_token="<|endoftext|>",
             eot_id=EOT_ID,
         ),

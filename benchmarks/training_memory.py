@@ -55,6 +55,10 @@ class Step:
     bf16: bool = True
     """As `amp_bf16`; else float32."""
 
+    def options(self) -> dict[str, Any]:
+        """As the tasks take it."""
+        return asdict(self)
+
     @property
     def recipe(self) -> ModelRecipe:
         """The recipe's `model:` section."""
@@ -104,7 +108,7 @@ def real_peak(**options: Any) -> dict[str, float]:
 
 def measured_peak(step: Step) -> float:
     """`real_peak` in a fresh process, whose allocator gives every large block back at once."""
-    return run_task("training_memory:real_peak", asdict(step), env={"MALLOC_MMAP_THRESHOLD_": "65536"})["Total"]
+    return run_task("training_memory:real_peak", step.options(), env={"MALLOC_MMAP_THRESHOLD_": "65536"})["Total"]
 
 
 @contextlib.contextmanager
