@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 import torch
@@ -31,6 +31,9 @@ from crisp_stream.checkpoint import LoadedGPT
 from crisp_stream.dataset import MixtureDataset
 from crisp_stream.evaluate import encode_examples, row_losses, summarise
 from crisp_stream.run_start import START_KEY, RunStart
+
+if TYPE_CHECKING:
+    from crisp_stream.monitor import RunMonitor
 
 _REFRESH_SECONDS = 0.2
 
@@ -190,14 +193,23 @@ class Progress(Callback):
     Composer's own bar prints its configuration first and its console logger a block of lines per interval.
     """
 
-    def __init__(self, *, num_batches: int, log_interval: int, stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        num_batches: int,
+        log_interval: int,
+        monitor: RunMonitor | None = None,
+        stream: TextIO | None = None,
+    ) -> None:
         """Args:
         num_batches: length of the run.
         log_interval: batches between lines without a terminal; the last batch always has one.
+        monitor: whose mixture error and wait for data are shown, too; it goes before this among the callbacks.
         stream: where to; standard error when None.
         """
         self._num_batches = num_batches
         self._log_interval = log_interval
+        self._monitor = monitor
         self._stream = sys.stderr if stream is None else stream
         self._terminal = self._stream.isatty()
         self._started = (0.0, 0, 0)
@@ -222,6 +234,8 @@ class Progress(Callback):
             f"  {tokens:,} tokens  {(tokens - first_tokens) / seconds:,.0f} tokens/s"
             f"  {minutes_left}:{seconds_left:02d} left"
         )
+        if self._monitor is not None:
+            line += f"  mixture error {self._monitor.mixture_error:.4f}  waiting {self._monitor.wait_share:.1%}"
         start, end = ("\r\x1b[K", "\n" if last else "") if self._terminal else ("", "\n")
         print(start + line, end=end, file=self._stream, flush=True)
 

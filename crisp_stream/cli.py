@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from crisp_stream.cli_histogram import add_histogram_commands, with_count
 from crisp_stream.cli_report import add_report
 from crisp_stream.cli_write import add_write_commands
 from crisp_stream.errors import CrispError, InputError
+from crisp_stream.launch import launch, processes
 from crisp_stream.verbs import Formatter, add_recipe_arguments, add_verb, print_line, recipes_and_overrides
 
 
@@ -23,7 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0 when it did what was asked; 1 when `verify` found problems; 2 for an expected error, printed as one line.
+        0 when it did what was asked; 1 when `verify` found problems; 2 for an expected error, printed as one line;
+        143 or 130 when SIGTERM or Ctrl-C stopped a training.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     parsed = _parser().parse_args(with_count(given))
@@ -146,7 +149,8 @@ def _add_train(verbs: Any) -> None:
         verbs,
         "train",
         _train,
-        "Train a GPT by a recipe. One process; several ranks: composer -n 8 -m crisp_stream train RECIPE key=value…",
+        "Train a GPT by a recipe. SIGTERM or Ctrl-C ends the run after the batch in progress, with a checkpoint (exit "
+        "143 or 130).",
     )
     add_recipe_arguments(verb)
     verb.add_argument(
@@ -157,16 +161,43 @@ def _add_train(verbs: Any) -> None:
         help="train once for each of these histograms, which take the place of that of the last phase; the runs are "
         "named after their files",
     )
+    verb.add_argument(
+        "--nproc",
+        type=processes,
+        default=argparse.SUPPRESS,
+        metavar="N|auto",
+        help="start N processes on this node with Composer's launcher; auto: one per GPU. Further nodes: WORLD_SIZE, "
+        "NODE_RANK, MASTER_ADDR and MASTER_PORT in the environment. Absent: this process trains",
+    )
+    verb.add_argument(
+        "--rank-logs",
+        metavar="DIR",
+        help="with --nproc: folder for what the ranks of this node but its first print; else shown if they fail",
+    )
 
 
-def _train(asked: argparse.Namespace) -> None:
+def _train(asked: argparse.Namespace) -> int:
     from crisp_stream.config import load_each
+
+    recipes = load_each(*recipes_and_overrides(asked.recipe), asked.each)
+    if "nproc" in asked:
+        arguments = ["train", *asked.recipe, *(["--each", *asked.each] if asked.each else [])]
+        return launch(arguments, nproc=asked.nproc, rank_logs=asked.rank_logs)
+    if asked.rank_logs is not None:
+        raise InputError("--rank-logs is for the processes that --nproc starts; there is no --nproc.")
     from crisp_stream.train import train
 
-    for recipe in load_each(*recipes_and_overrides(asked.recipe), asked.each):
-        report = train(recipe)
-        if os.environ.get("RANK", "0") == "0":
-            print(report.table(), flush=True)
+    try:
+        for recipe in recipes:
+            report = train(recipe)
+            if os.environ.get("RANK", "0") == "0":
+                print(report.table(), flush=True)
+            if report.interrupted_by is not None:
+                return 128 + signal.Signals[report.interrupted_by]
+    finally:
+        if "RANK" in os.environ:  # a launcher ends the ranks that end last, and hands on their exit codes
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return 0
 
 
 def _add_eval(verbs: Any) -> None:

@@ -305,12 +305,16 @@ def _train(recipe: Recipe, dataset: Dataset, histogram: Histogram, fresh: bool, 
             f"{name}: an earlier training with other settings is removed" if not fresh else f"{name}: trained anew"
         )
         shutil.rmtree(folder)
-    if (folder / "run.json").is_file():
+    record = folder / "run.json"
+    if record.is_file() and json.loads(record.read_text()).get("interrupted_at") is None:
         steps.keep(name, str(folder))
     else:
         folder.mkdir(parents=True, exist_ok=True)
         key_file.write_text(key)
-        steps.log(train(recipe).table())
+        report = train(recipe)
+        steps.log(report.table())
+        if report.interrupted_by is not None:
+            raise KeyboardInterrupt
     with (folder / "losses.csv").open(newline="") as file:
         losses = [(int(row["batch"]), float(row["loss"])) for row in csv.DictReader(file)]
     return _Run(folder=folder, key=key, record=json.loads((folder / "run.json").read_text()), losses=losses)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from crisp_stream.errors import RecipeError
+from crisp_stream.loggers import LoggersRecipe
 from crisp_stream.recipe_checks import CHECKPOINT, check
 
 _BYTES = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]?)b?")
@@ -219,7 +220,7 @@ class Recipe:
     """Between checkpoints: `1000ba`, `…tok`, or a share of the run (`0.1dur`). The last step is always saved."""
 
     save_num_checkpoints_to_keep: int = -1
-    """Newest checkpoints kept in a local folder; -1 keeps all. Object storage keeps all."""
+    """Newest checkpoints kept; -1 keeps all. Object storage keeps at least one."""
 
     autoresume: bool = False
     """Continue from the newest checkpoint in `save_folder`, if there is one. It goes before `load_path`."""
@@ -237,6 +238,11 @@ class Recipe:
 
     log_interval: int = 10
     """Batches between two lines of progress when no terminal is attached."""
+
+    loggers: LoggersRecipe = field(default_factory=LoggersRecipe)
+
+    cluster_losses: bool = True
+    """Log the loss of every level-1 cluster and write it to `cluster_losses.csv`."""
 
     log_windows: bool = False
     """Also write `windows.csv`: the window ids of every batch, sorted. For audits and tests; it grows with the run."""

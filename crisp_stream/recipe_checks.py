@@ -220,3 +220,7 @@ def _check_folders(recipe: Recipe) -> None:
         not recipe.log_windows or recipe.save_folder is not None,
         "`log_windows` needs `save_folder`, where windows.csv goes; there is none.",
     )
+    _require(
+        not recipe.loggers or recipe.save_folder is not None,
+        "`loggers` need `save_folder`, where their files go; there is none.",
+    )

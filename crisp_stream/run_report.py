@@ -1,6 +1,7 @@
 """The account of a finished run: what was asked, what was served, what it cost, how it went.
 
-`run.json` holds it beside the checkpoints, `losses.csv` every step. Both appear complete or not at all.
+`run.json` holds it beside the checkpoints, `losses.csv` every step, `cluster_losses.csv` the loss of every level-1
+cluster by interval. Each appears complete or not at all.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from crisp_stream.storage import open_store
 
 if TYPE_CHECKING:
     from crisp_stream.callbacks import RunAccount
+    from crisp_stream.monitor import RunMonitor
 
 _TOP_LEAVES = 10
 
@@ -38,7 +40,8 @@ class TrainReport:
     dataset_fingerprint: str
     mixture_fingerprint: str
     phases: list[dict[str, Any]]
-    """Of each phase: first batch, samples, leaves with mass, effective leaves (exp of the entropy), top leaves."""
+    """Of each phase: first batch, samples, mixture error, leaves with mass, effective leaves (exp of the entropy), top
+    leaves."""
 
     num_parameters: int
     batches: int
@@ -57,6 +60,9 @@ class TrainReport:
     mixture_error: float
     """Total variation between the leaf frequencies asked for and those served, in [0, 1]."""
 
+    repeated_share: float
+    """Share of the samples whose window had been served before in this run."""
+
     bytes_read: int
     """From storage, by all ranks."""
 
@@ -68,6 +74,15 @@ class TrainReport:
 
     cpu_seconds: float
     """Of all ranks."""
+
+    data_wait_share: float
+    """Share of the training time that the slowest rank of each batch waited for the loader."""
+
+    interrupted_at: int | None
+    """Batch after which a signal ended the run before its time."""
+
+    interrupted_by: str | None
+    """That signal: SIGTERM or SIGINT."""
 
     resumed_at: int | None
     """Batch at which this process took over an interrupted run."""
@@ -87,10 +102,14 @@ class TrainReport:
             "tokens": f"{self.tokens:,}",
             "loss": f"{self.losses[0]:.4f} -> {self.final_loss:.4f}" if self.losses else "-",
             "mixture error": f"{self.mixture_error:.4f} (total variation over {self.samples:,} windows)",
+            "repeated": f"{self.repeated_share:.2%} of the windows served had been served before",
             "read": f"{self.bytes_read:,} bytes in {self.requests:,} requests",
-            "time": f"{self.wall_seconds:,.1f} s wall, {self.cpu_seconds:,.1f} s CPU",
+            "time": f"{self.wall_seconds:,.1f} s wall, {self.data_wait_share:.1%} of it waiting for data; "
+            f"{self.cpu_seconds:,.1f} s CPU",
             "checkpoint": self.checkpoint or "none saved",
         }
+        if self.interrupted_by is not None:
+            rows["interrupted"] = f"by {self.interrupted_by} after batch {self.interrupted_at:,}"
         if self.held_out:
             rows["held-out perplexity"] = ", ".join(
                 f"{value:.3f} at batch {batch}" for batch, value in self.held_out[-3:]
@@ -105,8 +124,10 @@ def make_report(
     dataset: Dataset,
     mixture: Mixture,
     account: RunAccount,
+    monitor: RunMonitor,
     num_parameters: int,
     held_out: list[tuple[int, float]],
+    interrupted_by: str | None,
     checkpoint: str | None,
 ) -> TrainReport:
     """Bring together what the recipe asked for and what the run counted."""
@@ -115,7 +136,7 @@ def make_report(
     batches = len(account.losses)
     samples = int(account.served_per_leaf.sum())
     proportions = mixture.leaf_proportions(dataset)
-    served = _samples_per_phase(mixture, account.start.position, samples)
+    served = samples_per_phase(mixture, account.start.position, samples)
     asked = sum(count * shares for count, shares in zip(served, proportions, strict=True)) / max(samples, 1)
     totals = account.totals
     return TrainReport(
@@ -124,7 +145,7 @@ def make_report(
         dataset=dataset.root,
         dataset_fingerprint=dataset.manifest.fingerprint,
         mixture_fingerprint=mixture.fingerprint,
-        phases=_phase_rows(recipe, dataset, proportions, served, first_batch=account.start.batch + 1),
+        phases=_phase_rows(recipe, dataset, proportions, served, monitor, first_batch=account.start.batch + 1),
         num_parameters=num_parameters,
         batches=batches,
         samples=samples,
@@ -132,18 +153,22 @@ def make_report(
         losses=list(account.losses),
         final_loss=float(np.mean(account.losses[-max(1, batches // 10) :])) if batches else float("nan"),
         mixture_error=total_variation(account.served_per_leaf, np.asarray(asked)),
+        repeated_share=monitor.repeated_share,
         bytes_read=int(totals["bytes_read"]),
         requests=int(totals["requests"]),
         wall_seconds=totals["wall_seconds"],
         cpu_seconds=totals["cpu_seconds"],
+        data_wait_share=monitor.data_wait_share,
+        interrupted_at=None if interrupted_by is None else account.start.batch + batches,
+        interrupted_by=interrupted_by,
         resumed_at=account.resumed_at,
         held_out=list(held_out),
         checkpoint=checkpoint,
     )
 
 
-def save_report(report: TrainReport, account: RunAccount, folder: str) -> None:
-    """Write `run.json`, `losses.csv` and, if kept, `windows.csv` into a run's `save_folder`.
+def save_report(report: TrainReport, account: RunAccount, monitor: RunMonitor, folder: str) -> None:
+    """Write `run.json`, `losses.csv` and, if kept, `cluster_losses.csv` and `windows.csv` into a run's `save_folder`.
 
     Raises:
         StorageError: the storage refused or failed.
@@ -153,6 +178,8 @@ def save_report(report: TrainReport, account: RunAccount, folder: str) -> None:
     first = account.start.batch + 1
     lines = [f"{batch},{loss!r},{rate!r}" for batch, (loss, rate) in enumerate(rows, start=first)]
     store.put("losses.csv", "\n".join(["batch,loss,learning_rate", *lines, ""]).encode())
+    if monitor.cluster_losses is not None:
+        store.put("cluster_losses.csv", monitor.cluster_losses.csv(account.start.batch + report.batches).encode())
     if account.windows_per_batch is not None:
         ids = (" ".join(map(str, windows)) for windows in account.windows_per_batch)
         numbered = [f"{batch},{windows}" for batch, windows in enumerate(ids, start=first)]
@@ -162,7 +189,7 @@ def save_report(report: TrainReport, account: RunAccount, folder: str) -> None:
     store.put("run.json", (json.dumps(record, indent=2) + "\n").encode())
 
 
-def _samples_per_phase(mixture: Mixture, position: int, samples: int) -> list[int]:
+def samples_per_phase(mixture: Mixture, position: int, samples: int) -> list[int]:
     """Of each phase, how many of the samples from a position on were of it."""
     served, phase_start, end = [], 0, position + samples
     for phase in mixture.phases:
@@ -173,9 +200,16 @@ def _samples_per_phase(mixture: Mixture, position: int, samples: int) -> list[in
 
 
 def _phase_rows(
-    recipe: Recipe, dataset: Dataset, proportions: list[NDArray[np.float64]], served: list[int], *, first_batch: int
+    recipe: Recipe,
+    dataset: Dataset,
+    proportions: list[NDArray[np.float64]],
+    served: list[int],
+    monitor: RunMonitor,
+    *,
+    first_batch: int,
 ) -> list[dict[str, Any]]:
     rows, start = [], 0
+    errors = monitor.phase_errors
     listed = list(recipe.mixture.phases)
     if recipe.from_checkpoint:
         listed = [listed[0]] * (len(served) - len(listed) + 1) + listed[1:]
@@ -187,6 +221,7 @@ def _phase_rows(
                 "histogram": phase.histogram,
                 "first_batch": start // recipe.global_train_batch_size + first_batch,
                 "samples": samples,
+                "mixture_error": errors.get(len(rows)),
                 "leaves": len(mass),
                 "effective_leaves": float(np.exp(-(mass * np.log(mass)).sum())),
                 "top_leaves": [

@@ -84,8 +84,12 @@ def starting_checkpoint(recipe: Recipe) -> Iterator[StartingPoint]:
 
 
 def _find_start(recipe: Recipe) -> tuple[str | None, bool] | CrispError:
+    from crisp_stream.saving import try_folder
+
     folder = recipe.checkpoint_folder
     try:
+        if folder is not None:
+            try_folder(folder)
         if folder is not None and recipe.autoresume:
             latest = latest_checkpoint(folder)
             if latest is not None:

@@ -4,18 +4,22 @@ The optimiser is torch's AdamW, not Composer's DecoupledAdamW: there a step shri
 `weight_decay x lr / peak lr`, so the 0.1 of Brown et al. would mean a thousand times more decay than they used.
 The loss of a global batch is the mean over its labelled tokens, whatever the number of ranks and microbatches.
 
-Several processes: `composer -n 8 -m crisp_stream train RECIPE key=value…`.
+Several processes: `crisp-stream train RECIPE key=value… --nproc 8` (launch.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crisp_stream.durations import SHARE, batches_of
 from crisp_stream.errors import import_extra
+from crisp_stream.loggers import build_loggers, require_loggers
 from crisp_stream.prepare import PreparedRun, device_name, prepare
+from crisp_stream.ranks import together
 from crisp_stream.recipe import Recipe
 from crisp_stream.run_report import TrainReport, make_report, save_report
 from crisp_stream.run_start import parts_to_load, starting_checkpoint
@@ -24,9 +28,45 @@ from crisp_stream.storage import is_remote
 if TYPE_CHECKING:
     import torch
     from composer import Trainer
+    from composer.callbacks import CheckpointSaver
     from composer.core import Algorithm, Callback, DataSpec
 
     from crisp_stream.callbacks import CountedStream, HeldOutPerplexity, RunAccount
+    from crisp_stream.graceful_stop import GracefulStop
+    from crisp_stream.log_files import LogFiles
+    from crisp_stream.monitor import RunMonitor, TimedLoader
+
+_TIMEOUT_SECONDS = 1800.0
+"""How long ranks wait for one of them: rank 0 uploads the last checkpoint, the first rank of a node fetches one."""
+
+_STATELESS = (
+    "CheckpointSaver",
+    "FileLogger",
+    "GracefulStop",
+    "LogFiles",
+    "TensorboardLogger",
+    "UploadedCheckpoints",
+    "WandBLogger",
+)
+"""What a run may have that the one before had not, at no loss; Composer warns of each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRun:
+    """What a run consists of."""
+
+    trainer: Trainer
+    account: RunAccount
+    monitor: RunMonitor
+    held_out: HeldOutPerplexity | None
+    stop: GracefulStop
+    logs: LogFiles
+
+    def close(self) -> None:
+        """End loggers and uploads, in this order: loggers write their last lines when they end."""
+        self.trainer.close()
+        self.logs.finish()
+
 
 _NUM_LABELS = "num_labels"
 
@@ -34,89 +74,154 @@ _NUM_LABELS = "num_labels"
 def train(recipe: Recipe) -> TrainReport:
     """Run a recipe to its end; all ranks call this and get the same report.
 
-    Rank 0 writes `run.json` and `losses.csv` beside the checkpoints.
+    Rank 0 writes `run.json`, `losses.csv` and `cluster_losses.csv` beside the checkpoints. SIGTERM or Ctrl-C ends the
+    run after the batch in progress, with a checkpoint; the report says so (`interrupted_by`).
 
     Raises:
         RecipeError: values that do not fit the dataset, the device or the number of processes.
         InputError, FormatError, StorageError: dataset, histogram, held-out text or checkpoint missing or unfit.
         ResumeError: the checkpoint belongs to another dataset, mixture or seed.
-        MissingExtraError: Composer or transformers is not installed.
+        MissingExtraError: Composer, transformers or a logger's package is not installed.
     """
     dist = import_extra("composer.utils.dist", extra="train", purpose="training")
+    require_loggers(recipe.loggers)
+    from crisp_stream.saving import working_folder
+
     if dist.get_world_size() > 1:
-        dist.initialize_dist(device_name())
-    with starting_checkpoint(recipe) as start:
-        run = prepare(recipe, start)
-        trainer, account, held_out = build_trainer(run)
-    try:
-        if trainer.state.timestamp < recipe.max_duration.replace("_", ""):
-            trainer.fit()
-    finally:
-        trainer.close()
-    saved = trainer.saved_checkpoints
-    report = make_report(
-        recipe=recipe,
-        dataset=run.dataset,
-        mixture=run.mixture,
-        account=account,
-        num_parameters=sum(parameter.numel() for parameter in trainer.state.model.parameters()),
-        held_out=[] if held_out is None else held_out.measured,
-        checkpoint=_saved_name(recipe, saved[-1]) if saved else start.url,
-    )
-    if dist.get_global_rank() == 0 and recipe.checkpoint_folder is not None:
-        save_report(report, account, recipe.checkpoint_folder)
+        dist.initialize_dist(device_name(), timeout=_TIMEOUT_SECONDS)
+    with working_folder(recipe) as folder:
+        with starting_checkpoint(recipe) as start:
+            prepared = together(lambda: prepare(recipe, start))
+            run = build_trainer(prepared, folder)
+        # A signal may come twice, from a batch system and from the launcher: the report is still written.
+        with run.stop.listening():
+            try:
+                if run.trainer.state.timestamp < recipe.max_duration.replace("_", ""):
+                    run.trainer.fit()
+            finally:
+                run.close()
+            report = _report(prepared, run, start.url)
+            if dist.get_global_rank() == 0 and recipe.checkpoint_folder is not None:
+                save_report(report, run.account, run.monitor, recipe.checkpoint_folder)
+            dist.barrier()  # a launcher ends the other ranks soon after the first has ended
     return report
 
 
-def build_trainer(run: PreparedRun) -> tuple[Trainer, RunAccount, HeldOutPerplexity | None]:
-    """Composer's Trainer for a prepared run, and the two of its callbacks that are read afterwards."""
-    from composer import Trainer
+def _report(prepared: PreparedRun, run: TrainingRun, started_from: str | None) -> TrainReport:
+    saved = run.trainer.saved_checkpoints
+    return make_report(
+        recipe=prepared.recipe,
+        dataset=prepared.dataset,
+        mixture=prepared.mixture,
+        account=run.account,
+        monitor=run.monitor,
+        num_parameters=sum(parameter.numel() for parameter in run.trainer.state.model.parameters()),
+        held_out=[] if run.held_out is None else run.held_out.measured,
+        interrupted_by=None if run.stop.stopped_by is None else run.stop.stopped_by.name,
+        checkpoint=_saved_name(prepared.recipe, saved[-1]) if saved else started_from,
+    )
 
+
+def build_trainer(run: PreparedRun, folder: Path | None) -> TrainingRun:
+    """Composer's Trainer for a prepared run, and those of its callbacks that are read afterwards.
+
+    Args:
+        folder: where this process writes; None: nothing is saved.
+    """
     from crisp_stream.callbacks import CountedStream, Progress, RecipeRates, RunAccount
+    from crisp_stream.graceful_stop import GracefulStop
+    from crisp_stream.log_files import LogFiles
     from crisp_stream.model import build_gpt, compile_blocks, composer_model
+    from crisp_stream.monitor import RunMonitor
+    from crisp_stream.window_losses import WindowLosses
 
     recipe = run.recipe
     stream = CountedStream(run.stream, num_workers=recipe.data.num_workers, start=run.start)
+    loader = _loader(recipe, stream)
     gpt = build_gpt(run.config, seed=recipe.seed)
+    window_losses = WindowLosses() if recipe.cluster_losses else None
+    if window_losses is not None:
+        gpt.loss_function = window_losses
     model = composer_model(gpt, run.tokenizer, activation_checkpointing=recipe.model.activation_checkpointing)
     if recipe.compile_config is not None:
         compile_blocks(gpt, **dataclasses.asdict(recipe.compile_config))
     optimizer = _optimizer(recipe, gpt)
     account = RunAccount(run.dataset.leaves, stream, start=run.start, log_windows=recipe.log_windows)
-    held_out = _held_out_callback(run, gpt)
-    progress = Progress(num_batches=run.num_batches, log_interval=recipe.log_interval)
-    callbacks: list[Callback] = [
+    monitor = RunMonitor(
         account,
-        progress,
-        RecipeRates(optimizer),
-        *([] if held_out is None else [held_out]),
-    ]
-    trainer = Trainer(
-        model=model,
-        run_name=recipe.run_name,
-        seed=recipe.seed,
-        device=device_name(),
-        precision=recipe.precision,
-        train_dataloader=_data_spec(recipe, stream),
-        max_duration=recipe.max_duration.replace("_", ""),
-        optimizers=optimizer,
-        schedulers=_scheduler(recipe),
-        algorithms=_algorithms(recipe),
-        device_train_microbatch_size=run.microbatch_size,
-        accumulate_train_batch_on_tokens=True,
-        callbacks=callbacks,
-        progress_bar=False,
-        save_folder=recipe.checkpoint_folder,
-        save_interval=_interval(recipe.save_interval, run),
-        save_num_checkpoints_to_keep=recipe.save_num_checkpoints_to_keep,
-        save_overwrite=recipe.autoresume,  # what lies beyond the newest complete checkpoint is written again
-        load_path=None if run.checkpoint.path is None else str(run.checkpoint.path),
-        load_weights_only=run.dataset_state is None,
-        load_ignore_keys=_parts_to_load(run),
-        load_progress_bar=False,
-        parallelism_config=_parallelism(recipe),
+        run.mixture,
+        run.dataset,
+        loader,
+        num_batches=run.num_batches,
+        log_interval=recipe.log_interval,
+        window_losses=window_losses,
     )
-    return trainer, account, held_out
+    held_out, stop = _held_out_callback(run, gpt), GracefulStop()
+    progress = Progress(num_batches=run.num_batches, log_interval=recipe.log_interval, monitor=monitor)
+    loggers = [] if folder is None else build_loggers(recipe, folder / "logs")
+    interval = _interval(recipe.save_interval, run)
+    logs = LogFiles(recipe, loggers, folder, copy_interval=interval)
+    rates, saver = RecipeRates(optimizer), _saver(recipe, folder, interval)
+    callbacks: list[Callback | None] = [account, monitor, progress, rates, held_out, logs, stop, saver]
+    trainer = _trainer(
+        run,
+        model=model,
+        train_dataloader=_data_spec(loader),
+        optimizers=optimizer,
+        callbacks=[callback for callback in callbacks if callback is not None],
+        loggers=loggers,
+    )
+    return TrainingRun(trainer=trainer, account=account, monitor=monitor, held_out=held_out, stop=stop, logs=logs)
+
+
+def _trainer(run: PreparedRun, **parts: Any) -> Trainer:
+    """Composer's trainer of the recipe, with what was made for it."""
+    from composer import Trainer
+
+    recipe = run.recipe
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", f"({'|'.join(_STATELESS)}) is not in the state_dict", UserWarning)
+        return Trainer(
+            run_name=recipe.run_name,
+            seed=recipe.seed,
+            device=device_name(),
+            precision=recipe.precision,
+            max_duration=recipe.max_duration.replace("_", ""),
+            schedulers=_scheduler(recipe),
+            algorithms=_algorithms(recipe),
+            device_train_microbatch_size=run.microbatch_size,
+            accumulate_train_batch_on_tokens=True,
+            progress_bar=False,
+            load_path=None if run.checkpoint.path is None else str(run.checkpoint.path),
+            load_weights_only=run.dataset_state is None,
+            load_ignore_keys=_parts_to_load(run),
+            load_progress_bar=False,
+            parallelism_config=_parallelism(recipe),
+            dist_timeout=_TIMEOUT_SECONDS,
+            **parts,
+        )
+
+
+def _saver(recipe: Recipe, folder: Path | None, interval: str) -> CheckpointSaver | None:
+    from composer.callbacks import CheckpointSaver
+
+    from crisp_stream.saving import UploadedCheckpoints
+
+    if folder is None or recipe.checkpoint_folder is None:
+        return None
+    keep = recipe.save_num_checkpoints_to_keep
+    overwrite = recipe.autoresume  # what lies beyond the newest complete checkpoint is written again
+    if is_remote(recipe.checkpoint_folder):
+        url = recipe.checkpoint_folder
+        return UploadedCheckpoints(url, folder, save_interval=interval, overwrite=overwrite, keep=keep)
+    return CheckpointSaver(
+        folder,
+        remote_file_name=None,
+        latest_remote_file_name=None,
+        save_interval=interval,
+        overwrite=overwrite,
+        num_checkpoints_to_keep=keep,
+    )
 
 
 def _interval(text: str, run: PreparedRun) -> str:
@@ -157,16 +262,24 @@ def _held_out_callback(run: PreparedRun, gpt: Any) -> HeldOutPerplexity | None:
     )
 
 
-def _data_spec(recipe: Recipe, stream: CountedStream) -> DataSpec:
+def _loader(recipe: Recipe, stream: CountedStream) -> TimedLoader:
     import torch
-    from composer.core import DataSpec
 
-    loader = torch.utils.data.DataLoader(
+    from crisp_stream.graceful_stop import shield_worker
+    from crisp_stream.monitor import TimedLoader
+
+    return TimedLoader(
         stream,
         batch_size=None,
         num_workers=recipe.data.num_workers,
+        worker_init_fn=shield_worker,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _data_spec(loader: TimedLoader) -> DataSpec:
+    from composer.core import DataSpec
+
     return DataSpec(loader, split_batch=_split_batch, get_num_tokens_in_batch=_count_tokens)
 
 

@@ -76,9 +76,9 @@ def test_the_commands_run_in_the_order_they_stand_in(
         if line in RUN_ELSEWHERE:
             continue
         words = shlex.split(line.replace("s3://bucket", prefix).replace("-ba360-", "-ba9-"))
-        if words[0] == "composer":  # eight GPUs: the recipe and its overrides are read
-            assert words[3:6] == ["-m", "crisp_stream", "train"]
-            load_recipe(*recipes_and_overrides(words[6:]))
+        if "--nproc" in words:  # eight GPUs: the recipes and their overrides are read
+            assert words[:4] == ["crisp-stream", "train", "--nproc", "8"]
+            load_recipe(*recipes_and_overrides(words[4:]))
             continue
         assert words[0] == "crisp-stream", line
         verbs.add(words[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import os
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from composer.utils import RemoteUploader
 
 from crisp_stream import model
 from crisp_stream.callbacks import Progress
@@ -251,13 +249,7 @@ def test_held_out_perplexity_during_the_run_is_that_of_its_checkpoint(done: Smal
     assert losses_of(tmp_path / "run") == losses_of(done.save_folder)
 
 
-def test_a_run_saves_to_and_resumes_from_object_storage(
-    done: SmallRun, tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    impatient = functools.partialmethod(
-        RemoteUploader.check_remote_files_exist_async, wait_before_next_try_in_seconds=0.2
-    )  # Composer looks for an upload every 30 seconds
-    monkeypatch.setattr(RemoteUploader, "check_remote_files_exist_async", impatient)
+def test_a_run_saves_to_and_resumes_from_object_storage(done: SmallRun, tmp_path: Path, s3: S3Server) -> None:
     folder = s3.fresh_prefix("runs")
     report = train(done.recipe(f"save_folder={folder}", f"load_path={done.checkpoint(4)}"))
     assert report.checkpoint == f"{folder}/ep0-ba12-rank0.pt"

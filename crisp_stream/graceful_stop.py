@@ -1,0 +1,84 @@
+"""SIGTERM, or one Ctrl-C, ends a run after the batch in progress, with a checkpoint.
+
+A signal may reach one rank only, and ranks that stop at different batches wait for each other for ever. So the ranks
+ask each other after every batch (one integer), and all stop where any of them was asked to. Composer stops in order
+then: the last step is saved, loggers are flushed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+import torch
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class GracefulStop(Callback):
+    """Stops the run after a batch in which a signal had come. It goes last among the callbacks.
+
+    Held-out text is measured at the end of a run; a run that is told to stop has no time for it.
+    """
+
+    def __init__(self) -> None:
+        self.stopped_by: signal.Signals | None = None
+        """The signal that ended the run."""
+        self._received = 0
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Receive signals instead of dying of them. A second Ctrl-C is a KeyboardInterrupt at once.
+
+        Other threads than the main one cannot receive signals; there nothing changes.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._received == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._received = max(self._received, number)
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        received = state.device.tensor_to_device(torch.tensor([self._received]))
+        dist.all_reduce(received, reduce_operation="MAX")
+        number = int(received.item())
+        finished = state.max_duration is not None and state.timestamp >= state.max_duration
+        if number == 0 or finished:
+            return
+        self.stopped_by = signal.Signals(number)
+        if dist.get_global_rank() == 0:
+            print(
+                f"\n{self.stopped_by.name}: stopping after batch {int(state.timestamp.batch):,}",
+                file=sys.stderr,
+                flush=True,
+            )
+        state.stop_training()
+
+
+def shield_worker(_: int) -> None:
+    """For a DataLoader worker: signals that stop the run go to the whole process group, and the batch is still needed.
+
+    Ctrl-C is ignored, and SIGTERM once: DataLoader ends a worker that does not answer with SIGTERM.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _only_once)
+
+
+def _only_once(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
