@@ -66,7 +66,9 @@ class ServedMixture:
         """Args:
         position: where in the order of samples the run began; of phases before it nothing was served here.
         """
-        self._mixture, self._dataset, self._start = mixture, dataset, position
+        self._mixture, self._dataset = mixture, dataset
+        self.position = position
+        """Where the counts that are compared begin."""
         self._served_before = np.zeros(len(dataset.leaves), np.int64)
         self._asked_before: NDArray[np.float64] | None = None
         self._proportions: tuple[int, NDArray[np.float64]] | None = None
@@ -80,21 +82,26 @@ class ServedMixture:
         return min(len(self._finished), len(self._ends) - 1)
 
     def advance(self, served_per_leaf: NDArray[np.int64], samples: int) -> None:
-        """Note the end of a phase. Called after every batch: phases end between batches.
+        """Note the ends of phases. Called at the start and after every batch: phases end between batches.
 
         Args:
             served_per_leaf: [num_leaves], windows since the start of the run.
             samples: their sum.
         """
-        if len(self._finished) < len(self._ends) and self._start + samples == self._ends[len(self._finished)]:
-            self._finished.append(self._phase_error(served_per_leaf))
+        while (end := self._next_end()) is not None and end <= self.position + samples:
+            # Beyond its end a phase can only be where a checkpoint of other phases is continued.
+            self._finished.append(self._phase_error(served_per_leaf) if end == self.position + samples else None)
             self._served_before = served_per_leaf.copy()
             self._asked_before = None
+
+    def _next_end(self) -> int | None:
+        """Position at which the phase that is being served ends; None: at no known one, or it was the last."""
+        return self._ends[len(self._finished)] if len(self._finished) < len(self._ends) else None
 
     def error(self, served_per_leaf: NDArray[np.int64]) -> float:
         """Since the start of the run, over phases: against the sum of what each of them asked for."""
         samples = int(served_per_leaf.sum())
-        per_phase = samples_per_phase(self._mixture, self._start, samples)
+        per_phase = samples_per_phase(self._mixture, self.position, samples)
         current = self.phase
         if self._asked_before is None:
             self._asked_before = np.zeros(len(served_per_leaf))
@@ -256,6 +263,8 @@ class RunMonitor(Callback):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         self._samples = int(self._account.served_per_leaf.sum())
+        self.served.position = self._account.start.position  # of the loaded account, if one was loaded
+        self.served.advance(self._account.served_per_leaf, self._samples)
         self._marks = (time.monotonic(), self._loader.waited)
 
     def after_forward(self, state: State, logger: Logger) -> None:

@@ -152,6 +152,30 @@ def test_losses_of_padded_windows_count_their_tokens(done: SmallRun, tmp_path: P
         assert np.average([row["loss"] for row in part], weights=weights) == pytest.approx(loss, rel=1e-6)
 
 
+def test_a_run_that_goes_on_from_another_measures_the_phases_that_it_serves(done: SmallRun, tmp_path: Path) -> None:
+    train(done.recipe(f"save_folder={tmp_path}/generic", "mixture.phases=[{histogram: base}]"))
+    start = [f"load_path={tmp_path}/generic/ep0-ba8-rank0.pt", "log_interval=2"]
+    start.append(f"mixture.phases=[{{histogram: checkpoint}}, {{histogram: {done.histogram}}}]")
+    train(done.recipe(f"save_folder={tmp_path}/same", *start))
+    whole, same = account_of(done.save_folder), account_of(tmp_path / "same")
+    assert [row["mixture_error"] for row in same["phases"]] == [row["mixture_error"] for row in whole["phases"]]
+    assert all(row["mixture_error"] is not None for row in whole["phases"])
+    restarted = ["load_restart=[schedule]", "max_duration=6ba", "loggers.file=true"]
+    train(done.recipe(f"save_folder={tmp_path}/restarted", *start, *restarted))
+    account, served = account_of(tmp_path / "restarted"), np.array(windows_of(tmp_path / "restarted"))
+    counts = np.bincount(done.dataset.leaf_of_windows(served.ravel()), minlength=16)
+    asked = np.array([1 / 3] * 3 + [0] * 13)
+    error = np.abs(counts / counts.sum() - asked).sum() / 2
+    assert [row["mixture_error"] for row in account["phases"]] == [None, pytest.approx(error)]
+    assert account["mixture_error"] == pytest.approx(error)
+    assert metrics_of(tmp_path / "restarted")["mixture/error"][6] == pytest.approx(error, abs=1e-4)
+    assert {(row["first_batch"], row["last_batch"]) for row in rows_of(tmp_path / "restarted")} == {
+        (1, 2),
+        (3, 4),
+        (5, 6),
+    }
+
+
 def small_gpt() -> tuple[Any, torch.Tensor]:
     model = ModelRecipe(n_embd=16, n_layer=1, n_head=2)
     gpt = build_gpt(gpt_config(model, vocab_size=50, window_tokens=12, eot_id=0), seed=1)
