@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.data import IterableDataset
 
 from crisp_stream.format import open_dataset
-from crisp_stream.model import build_gpt, gpt_config
+from crisp_stream.model import build_gpt, compile_blocks, gpt_config
 from crisp_stream.monitor import ClusterLosses, ServedMixture, TimedLoader
 from crisp_stream.prepare import build_mixture
 from crisp_stream.recipe import ModelRecipe
@@ -203,14 +204,16 @@ def test_the_loss_and_its_gradients_are_those_of_transformers() -> None:
     torch.testing.assert_close(kept.sums[0] / kept.tokens[0], alone)
 
 
-def test_a_compiled_model_keeps_the_losses_of_its_windows_in_one_graph() -> None:
+def test_a_compiled_training_step_keeps_the_losses_of_its_windows() -> None:
     gpt, labels = small_gpt()
     gpt.loss_function = kept = WindowLosses()
-    compiled = torch.compile(gpt, backend="aot_eager", fullgraph=True)
+    graphs = CompileCounterWithBackend("aot_eager")
+    compile_blocks(gpt, backend=graphs, fullgraph=True)
     for rows in (labels, labels.flip(0)):
-        loss = compiled(input_ids=rows.clamp(min=0), labels=rows).loss
+        loss = gpt(input_ids=rows.clamp(min=0), labels=rows).loss
         loss.backward()
         torch.testing.assert_close(loss.detach(), kept.sums.sum() / kept.tokens.sum())
+    assert graphs.frame_count == 2  # the block, and the loss
     assert kept.tokens.tolist() == [0, 11, 4, 11]
     assert not kept.sums.requires_grad
 
