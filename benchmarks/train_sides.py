@@ -89,12 +89,12 @@ def _ours(
         log_interval=10**9,
     )
     with starting_checkpoint(recipe) as start:
-        trainer, _, _ = build_trainer(prepare(recipe, start))
+        trainer = build_trainer(prepare(recipe, start), None).trainer
     real = trainer.state.train_dataloader
     assert real is not None
     loader, times = Kept(real), StepTimes()
     trainer.state.callbacks.append(times)
-    spec = trainer._train_data_spec  # pyright: ignore[reportPrivateUsage]
+    spec = trainer._train_data_spec
     assert spec is not None
     split, count = spec.split_batch, spec.get_num_tokens_in_batch
     held = next(iter(loader))

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 LATEST = "latest-rank0.pt"
 """Composer's link to the newest checkpoint of a folder (in object storage a text object ending in `.symlink`)."""
 
-_CHECKPOINT = re.compile(r"ep\d+-ba(\d+)-rank0\.pt")
+CHECKPOINT_NAME = re.compile(r"ep\d+-ba(\d+)-rank0\.pt")
+"""File name of a checkpoint; its group is the batch."""
+
 _COPY_BYTES = 8 << 20
 
 
@@ -76,7 +78,7 @@ def checkpoints_by_batch(folder: str) -> dict[int, str]:
         names = [name for name, _ in open_store(folder).list()]
     else:
         names = [path.name for path in local_path(folder).glob("*.pt")]
-    found = {int(match[1]): name for name in names if (match := _CHECKPOINT.fullmatch(name))}
+    found = {int(match[1]): name for name in names if (match := CHECKPOINT_NAME.fullmatch(name))}
     return {batch: f"{folder.rstrip('/')}/{found[batch]}" for batch in sorted(found)}
 
 

@@ -11,14 +11,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from crisp_stream.cli_finetune import add_finetune
 from crisp_stream.cli_forecast import add_forecast
 from crisp_stream.cli_histogram import add_histogram_commands, with_count
 from crisp_stream.cli_report import add_report
+from crisp_stream.cli_train import add_finetune, add_train
 from crisp_stream.cli_write import add_write_commands
-from crisp_stream.errors import CrispError, InputError
-from crisp_stream.launch import launch, processes
-from crisp_stream.verbs import Formatter, add_recipe_arguments, add_verb, print_line, recipes_and_overrides
+from crisp_stream.errors import CrispError, InputError, RunInterruptedError
+from crisp_stream.verbs import Formatter, add_verb, print_line, recipes_and_overrides
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = parsed.run(parsed) or 0
         sys.stdout.flush()
         return code
+    except RunInterruptedError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return 128 + signal.Signals[error.signal_name]
     except CrispError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -61,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     add_forecast(verbs)
     add_report(verbs)
     _add_verify(verbs)
-    _add_train(verbs)
+    add_train(verbs)
     add_finetune(verbs)
     _add_eval(verbs)
     _add_export(verbs)
@@ -142,62 +144,6 @@ def _verify(asked: argparse.Namespace) -> int:
     state = f"{len(report.problems)} problems" if report.problems else "whole"
     print(f"{asked.root}: {report.num_windows:,} windows, {report.num_bytes / 1e6:,.1f} MB read: {state}")
     return 1 if report.problems else 0
-
-
-def _add_train(verbs: Any) -> None:
-    verb = add_verb(
-        verbs,
-        "train",
-        _train,
-        "Train a GPT by a recipe. SIGTERM or Ctrl-C ends the run after the batch in progress, with a checkpoint (exit "
-        "143 or 130).",
-    )
-    add_recipe_arguments(verb)
-    verb.add_argument(
-        "--each",
-        nargs="+",
-        metavar="H",
-        default=[],
-        help="train once for each of these histograms, which take the place of that of the last phase; the runs are "
-        "named after their files",
-    )
-    verb.add_argument(
-        "--nproc",
-        type=processes,
-        default=argparse.SUPPRESS,
-        metavar="N|auto",
-        help="start N processes on this node with Composer's launcher; auto: one per GPU. Further nodes: WORLD_SIZE, "
-        "NODE_RANK, MASTER_ADDR and MASTER_PORT in the environment. Absent: this process trains",
-    )
-    verb.add_argument(
-        "--rank-logs",
-        metavar="DIR",
-        help="with --nproc: folder for what the ranks of this node but its first print; else shown if they fail",
-    )
-
-
-def _train(asked: argparse.Namespace) -> int:
-    from crisp_stream.config import load_each
-
-    recipes = load_each(*recipes_and_overrides(asked.recipe), asked.each)
-    if "nproc" in asked:
-        arguments = ["train", *asked.recipe, *(["--each", *asked.each] if asked.each else [])]
-        return launch(arguments, nproc=asked.nproc, rank_logs=asked.rank_logs)
-    if asked.rank_logs is not None:
-        raise InputError("--rank-logs is for the processes that --nproc starts; there is no --nproc.")
-    from crisp_stream.train import train
-
-    try:
-        for recipe in recipes:
-            report = train(recipe)
-            if os.environ.get("RANK", "0") == "0":
-                print(report.table(), flush=True)
-            if report.interrupted_by is not None:
-                return 128 + signal.Signals[report.interrupted_by]
-    finally:
-        if "RANK" in os.environ:  # a launcher ends the ranks that end last, and hands on their exit codes
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    return 0
 
 
 def _add_eval(verbs: Any) -> None:

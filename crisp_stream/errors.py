@@ -42,6 +42,14 @@ class StorageError(CrispError, OSError):
     """The storage refused or failed: missing object, missing container, credentials, network."""
 
 
+class RunInterruptedError(CrispError):
+    """A signal ended a run in order, with a checkpoint; its name is `signal_name`."""
+
+    def __init__(self, message: str, *, signal_name: str) -> None:
+        super().__init__(message)
+        self.signal_name = signal_name
+
+
 class MissingExtraError(CrispError, ImportError):
     """An optional dependency of the activity is not installed."""
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from crisp_stream.checkpoint import checkpoints_by_batch
 from crisp_stream.durations import parse_duration
-from crisp_stream.errors import InputError, RecipeError, import_extra
+from crisp_stream.errors import InputError, RecipeError, RunInterruptedError, import_extra
 from crisp_stream.recipe import Recipe
 from crisp_stream.storage import open_store
 
@@ -149,6 +149,12 @@ def _finetuned(recipe: Recipe, total: int, batch: int, start: str | None) -> Fin
         save_interval="1dur",
     )
     report = train(own)
+    if report.interrupted_by is not None:
+        raise RunInterruptedError(
+            f"{own.run_name} was stopped by {report.interrupted_by} after batch {report.interrupted_at:,}. The same "
+            "command goes on there.",
+            signal_name=report.interrupted_by,
+        )
     gc.collect()  # the model of the last run, before the next one is built
     assert report.held_out, "the recipe has `eval`, which is measured at the end"
     assert report.checkpoint is not None, "the last step is always saved"

@@ -9,7 +9,6 @@ signal that is sent to the whole process group, as a batch system does to stop a
 from __future__ import annotations
 
 import contextlib
-import re
 import shutil
 import tempfile
 import uuid
@@ -21,12 +20,10 @@ from composer.callbacks import CheckpointSaver
 from composer.core import State
 from composer.loggers import Logger
 
-from crisp_stream.checkpoint import LATEST
+from crisp_stream.checkpoint import CHECKPOINT_NAME, LATEST
 from crisp_stream.errors import StorageError
 from crisp_stream.recipe import Recipe
 from crisp_stream.storage import is_remote, local_path, open_store
-
-_NAME = re.compile(r"ep\d+-ba(\d+)-rank0\.pt")
 
 
 def try_folder(folder: str) -> None:
@@ -128,7 +125,7 @@ class UploadedCheckpoints(CheckpointSaver):
             self._delete_older(path.name)
 
     def _delete_older(self, newest: str) -> None:
-        batches = {name: int(match[1]) for name, _ in self._store.list() if (match := _NAME.fullmatch(name))}
+        batches = {name: int(match[1]) for name, _ in self._store.list() if (match := CHECKPOINT_NAME.fullmatch(name))}
         older = sorted((name for name in batches if batches[name] < batches[newest]), key=batches.__getitem__)
         for name in older[: max(len(older) + 1 - max(self._keep, 1), 0)]:
             self._store.delete(name)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-IGNORED_LABEL = -100
+from crisp_stream.batches import IGNORED_LABEL
 
 
 class WindowLosses:
