@@ -26,7 +26,8 @@ if (($# == 0)); then
 fi
 
 NPROC=${NPROC:-${SLURM_GPUS_ON_NODE:-1}} # processes per node
-MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+MASTER_ADDR=${nodes%%$'\n'*}
 MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 10000))}
 WORLD_SIZE=$((SLURM_JOB_NUM_NODES * NPROC))
 export NPROC MASTER_ADDR MASTER_PORT WORLD_SIZE
