@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import csv
 import os
-import secrets
 import signal
 import socket
 import subprocess
@@ -166,17 +166,29 @@ def test_a_number_of_processes_is_a_number_or_auto(
     assert "--nproc" in capsys.readouterr().err
 
 
-def test_what_other_ranks_print_is_kept_where_asked(done: SmallRun, tmp_path: Path) -> None:
-    logs = tmp_path / secrets.token_hex(2)
+def cluster_losses(folder: Path) -> tuple[list[list[str]], list[float]]:
+    """Intervals, clusters, windows and tokens as text; the losses as numbers."""
+    with (folder / "cluster_losses.csv").open() as file:
+        rows = list(csv.reader(file))[1:]
+    return [row[:-1] for row in rows], [float(row[-1]) for row in rows]
+
+
+def test_two_sharded_processes_measure_as_one_does_and_keep_what_each_prints(done: SmallRun, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "crisp_stream", "train", str(done.recipe_file), f"save_folder={tmp_path}/run"]
-    command += ["loggers.file=true", "--nproc", "2", "--rank-logs", str(logs)]
+    command += ["fsdp={}", "device_train_microbatch_size=2", "loggers.file=true", "data.num_workers=1"]
+    command += ["--nproc", "2", "--rank-logs", f"{tmp_path}/ranks"]
     finished = subprocess.run(
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=600
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
-    assert sorted(path.name for path in logs.iterdir()) == ["rank1.stderr.txt", "rank1.stdout.txt"]
+    (counts, losses), (whole_counts, whole_losses) = (
+        cluster_losses(run) for run in (tmp_path / "run", done.save_folder)
+    )
+    assert counts == whole_counts
+    assert losses == pytest.approx(whole_losses, rel=1e-3)
+    for key in ("mixture_error", "repeated_share", "phases"):
+        assert account_of(tmp_path / "run")[key] == account_of(done.save_folder)[key]
+    assert sorted(path.name for path in (tmp_path / "ranks").iterdir()) == ["rank1.stderr.txt", "rank1.stdout.txt"]
     assert "batch 12/12" in finished.stderr
-    assert {path.name.rpartition("-")[2] for path in (tmp_path / "run" / "logs").glob("*.txt")} == {
-        "rank0.txt",
-        "rank1.txt",
-    }
+    logs = (tmp_path / "run" / "logs").glob("*.txt")
+    assert sorted(path.name.rpartition("-")[2] for path in logs) == ["rank0.txt", "rank1.txt"]

@@ -204,6 +204,15 @@ def test_the_loss_and_its_gradients_are_those_of_transformers() -> None:
     torch.testing.assert_close(kept.sums[0] / kept.tokens[0], alone)
 
 
+def test_losses_of_windows_are_float32_where_the_model_computes_in_bfloat16() -> None:
+    gpt, labels = small_gpt()
+    gpt.loss_function = kept = WindowLosses()
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = gpt(input_ids=labels.clamp(min=0), labels=labels)
+    assert (outputs.logits.dtype, kept.sums.dtype, outputs.loss.dtype) == (torch.bfloat16, torch.float32, torch.float32)
+    torch.testing.assert_close(outputs.loss.detach(), kept.sums.sum() / kept.tokens.sum())
+
+
 def test_a_compiled_training_step_keeps_the_losses_of_its_windows() -> None:
     gpt, labels = small_gpt()
     gpt.loss_function = kept = WindowLosses()
