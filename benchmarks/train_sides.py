@@ -94,7 +94,7 @@ def _ours(
     assert real is not None
     loader, times = Kept(real), StepTimes()
     trainer.state.callbacks.append(times)
-    spec = trainer._train_data_spec
+    spec = trainer._train_data_spec  # pyright: ignore[reportPrivateUsage]
     assert spec is not None
     split, count = spec.split_batch, spec.get_num_tokens_in_batch
     held = next(iter(loader))

@@ -8,6 +8,7 @@ then: the last step is saved, loggers are flushed.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -74,11 +75,16 @@ class GracefulStop(Callback):
 def shield_worker(_: int) -> None:
     """For a DataLoader worker: signals that stop the run go to the whole process group, and the batch is still needed.
 
-    Ctrl-C is ignored, and SIGTERM once: DataLoader ends a worker that does not answer with SIGTERM.
+    Ctrl-C is ignored, and SIGTERM unless it comes from the process whose worker this is, which ends its workers so.
+    Where the system does not say who sent a signal (macOS), SIGTERM ends the worker.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _only_once)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_for, args=(os.getppid(),), daemon=True).start()
 
 
-def _only_once(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_DFL)
+def _end_for(sender: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != sender:
+        pass
+    os._exit(0)

@@ -132,3 +132,24 @@ def test_a_signal_to_the_launcher_or_to_one_rank_stops_all_ranks_at_one_batch(
     assert account_of(folder)["resumed_at"] == record["interrupted_at"]
     assert len(losses_of(folder)) == 120
     assert (tmp_path / "ranks" / "rank1.stdout.txt").is_file()
+
+
+def test_a_process_ends_though_its_loader_still_has_workers() -> None:
+    """As after an error: workers that shield themselves from a batch system still end with their process."""
+    script = (
+        "import torch\n"
+        "from crisp_stream.graceful_stop import shield_worker\n"
+        "rows = torch.utils.data.TensorDataset(torch.arange(1000))\n"
+        "loader = torch.utils.data.DataLoader(rows, num_workers=2, worker_init_fn=shield_worker)\n"
+        "batches = iter(loader)\n"
+        "print(next(batches)[0].item(), *(worker.pid for worker in batches._workers), flush=True)\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    first, *workers = map(int, done.stdout.split())
+    assert first == 0
+    assert len(workers) == 2
+    assert not any(psutil.pid_exists(worker) for worker in workers)
