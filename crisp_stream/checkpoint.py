@@ -174,18 +174,29 @@ def load_gpt(checkpoint: str) -> LoadedGPT:
     """
     if not is_remote(checkpoint) and local_path(checkpoint).is_dir():
         return _load_folder(local_path(checkpoint))
-    transformers = import_extra("transformers", extra="train", purpose="loading a checkpoint")
     with local_copy(checkpoint) as path:
-        contents = read_checkpoint(path)
-        config = transformers.GPT2Config(**model_config_of(contents, checkpoint))
-        gpt = transformers.GPT2LMHeadModel(config)
-        weights = {key.removeprefix("model."): value for key, value in contents["state"]["model"].items()}
-        try:
-            gpt.load_state_dict(weights)
-        except RuntimeError as error:
-            raise FormatError(f"{checkpoint}: the weights do not fit the model: {error}") from error
-        tokenizer = tokenizer_of(contents, checkpoint)
-    return _loaded(gpt, tokenizer)
+        return gpt_of(read_checkpoint(path), checkpoint)
+
+
+def gpt_of(contents: dict[str, Any], origin: Path | str) -> LoadedGPT:
+    """The model in the contents of a checkpoint, in float32 on the CPU.
+
+    Args:
+        contents: of `read_checkpoint`.
+        origin: names it in errors.
+
+    Raises:
+        FormatError: not a GPT-2 checkpoint.
+    """
+    transformers = import_extra("transformers", extra="train", purpose="loading a checkpoint")
+    config = transformers.GPT2Config(**model_config_of(contents, origin))
+    gpt = transformers.GPT2LMHeadModel(config)
+    weights = {key.removeprefix("model."): value for key, value in contents["state"]["model"].items()}
+    try:
+        gpt.load_state_dict(weights)
+    except RuntimeError as error:
+        raise FormatError(f"{origin}: the weights do not fit the model: {error}") from error
+    return _loaded(gpt, tokenizer_of(contents, origin))
 
 
 def _loaded(gpt: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast) -> LoadedGPT:

@@ -186,15 +186,24 @@ def _eval(asked: argparse.Namespace) -> None:
 
 
 def _add_export(verbs: Any) -> None:
-    verb = add_verb(verbs, "export", _export, "Write a checkpoint as a Hugging Face folder with its tokenizer.")
-    verb.add_argument("checkpoint", metavar="CKPT", help="Composer checkpoint")
-    verb.add_argument("--out", required=True, metavar="DIR", help="folder to create")
+    verb = add_verb(
+        verbs,
+        "export",
+        _export,
+        "Write a checkpoint as a Hugging Face folder. It holds safetensors, tokenizer, generation config, a model card "
+        "and training.json, which says what the model was trained on.",
+    )
+    verb.add_argument("checkpoint", metavar="CKPT", help="Composer checkpoint (.pt), local or in object storage")
+    verb.add_argument("out", metavar="OUT", help="folder or object-store prefix to create")
+    verb.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights; float32 is exact"
+    )
 
 
 def _export(asked: argparse.Namespace) -> None:
     from crisp_stream.export import export
 
-    print(f"written to {export(asked.checkpoint, asked.out)}")
+    print(f"written to {export(asked.checkpoint, asked.out, dtype=asked.dtype)}")
 
 
 def _add_recipes(verbs: Any) -> None:

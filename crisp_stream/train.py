@@ -130,6 +130,7 @@ def build_trainer(run: PreparedRun, folder: Path | None) -> TrainingRun:
     """
     from crisp_stream.callbacks import CountedStream, Progress, RecipeRates, RunAccount
     from crisp_stream.graceful_stop import GracefulStop
+    from crisp_stream.lineage import Lineage, describe_run
     from crisp_stream.log_files import LogFiles
     from crisp_stream.model import build_gpt, compile_blocks, composer_model
     from crisp_stream.monitor import RunMonitor
@@ -162,7 +163,17 @@ def build_trainer(run: PreparedRun, folder: Path | None) -> TrainingRun:
     interval = _interval(recipe.save_interval, run)
     logs = LogFiles(recipe, loggers, folder, copy_interval=interval)
     rates, saver = RecipeRates(optimizer), _saver(recipe, folder, interval)
-    callbacks: list[Callback | None] = [account, monitor, progress, rates, held_out, logs, stop, saver]
+    callbacks: list[Callback | None] = [
+        account,
+        monitor,
+        progress,
+        rates,
+        Lineage(describe_run(run)),
+        held_out,
+        logs,
+        stop,
+        saver,
+    ]
     trainer = _trainer(
         run,
         model=model,

@@ -1,0 +1,150 @@
+"""What a run was made of, recorded in each of its checkpoints, so that a model can say where it comes from.
+
+The state of a dataset names fingerprints alone, and a checkpoint outlives the recipe and the dataset of its run. So
+every checkpoint holds what these were: a few kilobytes, whatever their size. It holds the same of the checkpoint that
+the run began from, and of that one's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from composer.core import Callback
+
+from crisp_stream import __version__
+from crisp_stream.checkpoint import read_checkpoint
+from crisp_stream.format import Dataset
+from crisp_stream.mixture import Mixture
+from crisp_stream.recipe import Recipe
+from crisp_stream.recipe_checks import CHECKPOINT
+from crisp_stream.training_record import file_name, public_address, training_record
+
+if TYPE_CHECKING:
+    from crisp_stream.prepare import PreparedRun
+
+_PACKAGES = {"composer": "mosaicml", "torch": "torch", "transformers": "transformers"}
+
+
+class Lineage(Callback):
+    """Puts what a run was made of into its checkpoints. Nothing is restored: every process knows it anew."""
+
+    def __init__(self, record: dict[str, Any]) -> None:
+        """Args:
+        record: of `describe_run`.
+        """
+        self.record = record
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.record
+
+
+def describe_run(run: PreparedRun) -> dict[str, Any]:
+    """What a run is made of, as plain values.
+
+    Raises:
+        FormatError: what the checkpoint that it starts from says of itself is damaged.
+    """
+    recipe, mixture = run.recipe, run.mixture
+    parent = _parent_of(run)
+    return {
+        "run_name": recipe.run_name,
+        "dataset": _describe_dataset(run.dataset),
+        "mixture": {
+            "fingerprint": mixture.fingerprint,
+            "draw": mixture.draw,
+            "phases": _describe_phases(recipe, mixture, parent or {}),
+        },
+        "seed": recipe.seed,
+        "training": {
+            "max_duration": recipe.max_duration,
+            "global_train_batch_size": recipe.global_train_batch_size,
+            "optimizer": {"name": "AdamW", **dataclasses.asdict(recipe.optimizer)},
+            "scheduler": dataclasses.asdict(recipe.scheduler),
+            "gradient_clipping": recipe.gradient_clipping,
+            "precision": recipe.precision,
+        },
+        "held_out": _describe_texts(run.held_out) if run.held_out else None,
+        "versions": {
+            "crisp_stream": __version__,
+            **{name: metadata.version(package) for name, package in _PACKAGES.items()},
+        },
+        "parent": parent,
+    }
+
+
+def _parent_of(run: PreparedRun) -> dict[str, Any] | None:
+    """The record of the checkpoint that the run began from; of one of its own, that one's parent."""
+    path, url = run.checkpoint.path, run.checkpoint.url
+    if path is None:
+        return None
+    record = training_record(read_checkpoint(path), path)
+    unchanged = not run.recipe.restarts and record["mixture"]["fingerprint"] == run.mixture.fingerprint
+    if run.checkpoint.own or unchanged:
+        return record["parent"]
+    address = None if url is None else public_address(url)
+    return {"checkpoint": address or path.resolve().name, **record}
+
+
+def _describe_dataset(dataset: Dataset) -> dict[str, Any]:
+    manifest = dataset.manifest
+    return {
+        "fingerprint": manifest.fingerprint,
+        "root": public_address(dataset.root),
+        "generation": manifest.generation,
+        "num_windows": manifest.num_windows,
+        "window_tokens": manifest.window_tokens,
+        "packing": manifest.packing,
+        "tree": {
+            "fingerprint": manifest.tree_fingerprint,
+            "arity": manifest.arity,
+            "depth": manifest.depth,
+            "leaves_with_windows": manifest.num_leaves,
+        },
+        "tokenizer": dataclasses.asdict(manifest.tokenizer),
+        "encoder": dataclasses.asdict(manifest.encoder),
+    }
+
+
+def _describe_phases(recipe: Recipe, mixture: Mixture, parent: dict[str, Any]) -> list[dict[str, Any]]:
+    own = [_histogram_name(phase.histogram) for phase in recipe.mixture.phases if phase.histogram != CHECKPOINT]
+    names: list[str | None] = [*[None] * (len(mixture.phases) - len(own)), *own]
+    inherited = {phase.get("fingerprint"): phase.get("histogram") for phase in _phases_of(parent)}
+    described, first_sample = [], 0
+    for phase, name in zip(mixture.phases, names, strict=True):
+        fingerprint = phase.histogram.fingerprint
+        limit = {} if phase.max_repeats is None else {"max_repeats": phase.max_repeats, "on_excess": phase.on_excess}
+        described.append(
+            {
+                "histogram": inherited.get(fingerprint) if name is None else name,
+                "fingerprint": fingerprint,
+                "level": phase.histogram.level,
+                "clusters": len(phase.histogram.nodes),
+                "first_sample": first_sample,
+                **limit,
+            }
+        )
+        first_sample += phase.samples or 0
+    return described
+
+
+def _phases_of(record: dict[str, Any]) -> list[dict[str, Any]]:
+    return (record.get("mixture") or {}).get("phases") or []
+
+
+def _histogram_name(histogram: str | tuple[str, ...]) -> str:
+    """`base`, the file's name, or those of the files that were averaged; never a folder."""
+    names = [file_name(path) for path in ((histogram,) if isinstance(histogram, str) else histogram)]
+    return names[0] if len(names) == 1 else f"average of {', '.join(names)}"
+
+
+def _describe_texts(texts: Sequence[str]) -> dict[str, Any]:
+    """Their number, and the sha256 over them in their order, each with its length in bytes before it."""
+    digest = hashlib.sha256()
+    for text in texts:
+        content = text.encode("utf-8", "surrogatepass")
+        digest.update(len(content).to_bytes(8, "little") + content)
+    return {"documents": len(texts), "fingerprint": digest.hexdigest()}
