@@ -153,7 +153,9 @@ def build_mixture(
     tokens_per_batch = batch * dataset.manifest.window_tokens
     num_batches = batches_of(recipe.max_duration, tokens_per_batch=tokens_per_batch)
     _check_order_known(recipe, start)
-    phases, begun = list(before), start.batch if recipe.from_checkpoint or start.samples > start.position else 0
+    # Without them, and where the order of samples goes on, the phases count from the beginning of what is continued.
+    own_order = recipe.from_checkpoint or start.samples > start.position
+    phases, begun = list(before), start.batch if own_order else 0
     for index, phase in enumerate(recipe.mixture.phases):
         if recipe.from_checkpoint and index == 0:
             continue

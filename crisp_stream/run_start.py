@@ -8,7 +8,7 @@ checkpoint records where both began.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -207,11 +207,11 @@ def state_to_load(
     return {**state, START_KEY: asdict(start)}
 
 
-def parts_to_load(recipe: Recipe, dataset_state: dict[str, Any]) -> Any:
+def parts_to_load(recipe: Recipe, dataset_state: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
     """A function for Composer's `load_ignore_keys`: takes out of another run's checkpoint what starts afresh, and puts
     in where the dataset goes on."""
     restarts = recipe.restarts
-    keep: Sequence[str] = ("model", "optimizers", "algorithms", "integrations", "metadata")
+    keep = ("model", "optimizers", "algorithms", "integrations", "metadata")
 
     def edit(checkpoint: dict[str, Any]) -> None:
         state = checkpoint["state"]

@@ -50,6 +50,9 @@ _STATELESS = (
 )
 """What a run may have that the one before had not, at no loss; Composer warns of each."""
 
+_NUM_LABELS = "num_labels"
+"""Key of a microbatch: how many tokens of it are predicted."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRun:
@@ -66,9 +69,6 @@ class TrainingRun:
         """End loggers and uploads, in this order: loggers write their last lines when they end."""
         self.trainer.close()
         self.logs.finish()
-
-
-_NUM_LABELS = "num_labels"
 
 
 def train(recipe: Recipe) -> TrainReport:

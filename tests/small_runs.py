@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +93,33 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
     run.recipe_file.write_text(yaml.safe_dump(recipe))
     train(run.recipe())
     return run
+
+
+def launch(done: SmallRun, processes: int, runs: list[list[str]], folder: Path, *, before: str = "") -> None:
+    """Train several variants of the recipe, one after the other, in `processes` processes of Composer's launcher.
+
+    Args:
+        folder: gets the script that they run.
+        before: Python that each process runs first.
+    """
+    script = folder / f"{processes}-processes.py"
+    script.write_text(
+        f"{before}\n"
+        "import sys\n"
+        "from crisp_stream.cli import main\n"
+        "if __name__ == '__main__':\n"
+        f"    sys.exit(max(main(['train', {str(done.recipe_file)!r}, *run]) for run in {runs!r}))\n"
+    )
+    launcher = Path(sys.executable).with_name("composer")
+    finished = subprocess.run(
+        [str(launcher), "-n", str(processes), str(script)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=800,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
 
 
 def copy_until(run: Path, batch: int, folder: Path, *, first: int = 4, every: int = 4) -> None:

@@ -5,9 +5,6 @@ One run is interrupted three times and goes on with another number of processes 
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +19,7 @@ from crisp_stream.dataset import Topology
 from crisp_stream.order import SampleOrder
 from crisp_stream.prepare import build_mixture
 from crisp_stream.train import train
-from tests.small_runs import BATCHES, SmallRun, account_of, copy_until, losses_of, small_run, windows_of
+from tests.small_runs import BATCHES, SmallRun, account_of, copy_until, launch, losses_of, small_run, windows_of
 
 # Seven processes import Composer, 10 s of CPU each: minutes on a busy machine.
 pytestmark = pytest.mark.timeout(900)
@@ -86,27 +83,6 @@ def test_any_nodes_ranks_and_workers_serve_the_global_batches_of_one_process(
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
     return small_run(tmp_path_factory)
-
-
-def launch(done: SmallRun, processes: int, runs: list[list[str]], folder: Path) -> None:
-    """Train several variants of the recipe, one after the other, in `processes` processes of Composer's launcher."""
-    script = folder / f"{processes}-processes.py"
-    script.write_text(
-        "import sys\n"
-        "from crisp_stream.cli import main\n"
-        "if __name__ == '__main__':\n"
-        f"    sys.exit(max(main(['train', {str(done.recipe_file)!r}, *run]) for run in {runs!r}))\n"
-    )
-    launcher = Path(sys.executable).with_name("composer")
-    finished = subprocess.run(
-        [str(launcher), "-n", str(processes), str(script)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=800,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stdout + finished.stderr
 
 
 @pytest.fixture(scope="module")
