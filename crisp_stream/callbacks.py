@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -236,6 +237,8 @@ class Progress(Callback):
         )
         if self._monitor is not None:
             line += f"  mixture error {self._monitor.mixture_error:.4f}  waiting {self._monitor.wait_share:.1%}"
+        if self._terminal:  # a longer line would wrap, and then stay
+            line = line[: shutil.get_terminal_size().columns - 1]
         start, end = ("\r\x1b[K", "\n" if last else "") if self._terminal else ("", "\n")
         print(start + line, end=end, file=self._stream, flush=True)
 

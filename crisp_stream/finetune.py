@@ -8,8 +8,10 @@ pretraining's learning-rate schedule or began a new one it does not say; here it
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import gc
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -168,6 +170,8 @@ def _finetuned(recipe: Recipe, total: int, batch: int, start: str | None) -> Fin
 
 
 def _csv(models: Sequence[FinetunedModel]) -> str:
-    names = [field.name for field in dataclasses.fields(FinetunedModel)]
-    rows = [",".join("" if getattr(m, name) is None else str(getattr(m, name)) for name in names) for m in models]
-    return "\n".join([",".join(names), *rows, ""])
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(FinetunedModel)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(model) for model in models)
+    return text.getvalue()
