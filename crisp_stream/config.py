@@ -22,7 +22,7 @@ import yaml
 
 from crisp_stream.errors import RecipeError
 from crisp_stream.recipe import Recipe
-from crisp_stream.recipe_files import compose, did_you_mean, kind
+from crisp_stream.recipe_files import compose, did_you_mean, kind_of
 
 _MISSING = {
     "mixture": " Add a method behind the size, such as base or crisp: crisp-stream train gpt-1.3b crisp",
@@ -118,7 +118,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
             if not last and node.get(key) is None:
                 node[key] = {}
         else:
-            raise RecipeError(f"`{'.'.join(keys[:depth])}` is {kind(node)} and has no key {key!r} ({override!r}).")
+            raise RecipeError(f"`{'.'.join(keys[:depth])}` is {kind_of(node)} and has no key {key!r} ({override!r}).")
         if last:
             node[position] = value
         else:
@@ -155,7 +155,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         return _convert_tuple(args, value, key)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
-            raise RecipeError(f"`{key}` must be a mapping of keys; got {kind(value)}.")
+            raise RecipeError(f"`{key}` must be a mapping of keys; got {kind_of(value)}.")
         return _build(hint, value, f"{key}.")
     return _convert_scalar(hint, value, key)
 
@@ -173,12 +173,12 @@ def _convert_union(args: tuple[Any, ...], value: Any, key: str) -> Any:
                 if len(choices) == 1 or wants_list:
                     raise
     names = " or ".join("a list" if typing.get_origin(choice) is tuple else _name(choice) for choice in choices)
-    raise RecipeError(f"`{key}` must be {names}; got {kind(value)} ({value!r}).")
+    raise RecipeError(f"`{key}` must be {names}; got {kind_of(value)} ({value!r}).")
 
 
 def _convert_tuple(args: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]:
     if not isinstance(value, list):
-        raise RecipeError(f"`{key}` must be a list; got {kind(value)}.")
+        raise RecipeError(f"`{key}` must be a list; got {kind_of(value)}.")
     if args[-1] is Ellipsis:
         return tuple(_convert(args[0], item, f"{key}.{index}") for index, item in enumerate(value))
     if len(value) != len(args):
@@ -197,7 +197,7 @@ def _convert_scalar(hint: Any, value: Any, key: str) -> Any:
     if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise RecipeError(f"`{key}` must be {_name(hint)}; got {kind(value)} ({value!r}).")
+        raise RecipeError(f"`{key}` must be {_name(hint)}; got {kind_of(value)} ({value!r}).")
     return value
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from crisp_stream.checkpoint import checkpoints_by_batch
 from crisp_stream.durations import parse_duration
 from crisp_stream.errors import InputError, RecipeError, RunInterruptedError, import_extra
+from crisp_stream.ranks import join_ranks, together
 from crisp_stream.recipe import Recipe
 from crisp_stream.storage import open_store
 
@@ -64,6 +65,7 @@ def finetune(
         InputError: fractions out of range, or no checkpoint near one.
     """
     dist = import_extra("composer.utils.dist", extra="train", purpose="training")
+    join_ranks()
     folder = recipe.checkpoint_folder
     if folder is None or recipe.eval is None:
         missing = "save_folder" if folder is None else "eval"
@@ -130,11 +132,11 @@ def _pretrained_alone(recipe: Recipe, checkpoint: str, dist: Any) -> FinetunedMo
     from crisp_stream.evaluate import perplexity
     from crisp_stream.prepare import held_out_texts
 
-    found: list[float] = [0.0]
-    if dist.get_global_rank() == 0:
-        found = [perplexity(checkpoint, held_out_texts(recipe)).perplexity]
-    dist.broadcast_object_list(found, src=0)
-    return FinetunedModel(fraction=0.0, start=checkpoint, batches=0, perplexity=found[0], checkpoint=checkpoint)
+    def judge() -> float:
+        return perplexity(checkpoint, held_out_texts(recipe)).perplexity if dist.get_global_rank() == 0 else 0.0
+
+    found = dist.all_gather_object(together(judge))[0]
+    return FinetunedModel(fraction=0.0, start=checkpoint, batches=0, perplexity=found, checkpoint=checkpoint)
 
 
 def _finetuned(recipe: Recipe, total: int, batch: int, start: str | None) -> FinetunedModel:

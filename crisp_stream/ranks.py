@@ -1,4 +1,4 @@
-"""Ranks that fail together: where one of them cannot go on, the others do not wait for it."""
+"""Ranks that begin together, and fail together: where one of them cannot go on, the others do not wait for it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,18 @@ from typing import TypeVar
 from crisp_stream.errors import CrispError, import_extra
 
 T = TypeVar("T")
+
+TIMEOUT_SECONDS = 1800.0
+"""How long ranks wait for one of them: rank 0 uploads the last checkpoint, the first rank of a node fetches one."""
+
+
+def join_ranks() -> None:
+    """Have the processes of a launcher know each other; a single process needs no other. May be called again."""
+    dist = import_extra("composer.utils.dist", extra="train", purpose="training")
+    if dist.get_world_size() > 1:
+        from crisp_stream.prepare import device_name
+
+        dist.initialize_dist(device_name(), timeout=TIMEOUT_SECONDS)
 
 
 def together(act: Callable[[], T]) -> T:

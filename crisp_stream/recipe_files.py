@@ -118,7 +118,7 @@ def _tree(name: str | Path, above: tuple[str, ...], folder: Path | None = None) 
     except yaml.YAMLError as error:
         raise RecipeError(f"{origin} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
-        raise RecipeError(f"{origin} must be a mapping of recipe keys, not {kind(tree)}.")
+        raise RecipeError(f"{origin} must be a mapping of recipe keys, not {kind_of(tree)}.")
     extended = tree.pop(EXTENDS, [])
     extended = [extended] if isinstance(extended, str) else extended
     if not isinstance(extended, list) or not all(isinstance(item, str) for item in extended):
@@ -157,7 +157,7 @@ def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     """What a YAML value is, in words."""
     if value is None:
         return "nothing"

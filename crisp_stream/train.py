@@ -19,7 +19,7 @@ from crisp_stream.durations import SHARE, batches_of
 from crisp_stream.errors import import_extra
 from crisp_stream.loggers import build_loggers, require_loggers
 from crisp_stream.prepare import PreparedRun, device_name, prepare
-from crisp_stream.ranks import together
+from crisp_stream.ranks import TIMEOUT_SECONDS, join_ranks, together
 from crisp_stream.recipe import Recipe
 from crisp_stream.run_report import TrainReport, make_report, save_report
 from crisp_stream.run_start import parts_to_load, starting_checkpoint
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from crisp_stream.graceful_stop import GracefulStop
     from crisp_stream.log_files import LogFiles
     from crisp_stream.monitor import RunMonitor, TimedLoader
-
-_TIMEOUT_SECONDS = 1800.0
-"""How long ranks wait for one of them: rank 0 uploads the last checkpoint, the first rank of a node fetches one."""
 
 _STATELESS = (
     "CheckpointSaver",
@@ -87,8 +84,7 @@ def train(recipe: Recipe) -> TrainReport:
     require_loggers(recipe.loggers)
     from crisp_stream.saving import working_folder
 
-    if dist.get_world_size() > 1:
-        dist.initialize_dist(device_name(), timeout=_TIMEOUT_SECONDS)
+    join_ranks()
     with working_folder(recipe) as folder:
         with starting_checkpoint(recipe) as start:
             prepared = together(lambda: prepare(recipe, start))
@@ -108,7 +104,10 @@ def train(recipe: Recipe) -> TrainReport:
 
 
 def _report(prepared: PreparedRun, run: TrainingRun, started_from: str | None) -> TrainReport:
-    saved = run.trainer.saved_checkpoints
+    from composer.utils import dist
+
+    saved = run.trainer.saved_checkpoints  # of rank 0 alone, where checkpoints are whole
+    newest = _saved_name(prepared.recipe, saved[-1]) if saved else started_from
     return make_report(
         recipe=prepared.recipe,
         dataset=prepared.dataset,
@@ -118,7 +117,7 @@ def _report(prepared: PreparedRun, run: TrainingRun, started_from: str | None) -
         num_parameters=sum(parameter.numel() for parameter in run.trainer.state.model.parameters()),
         held_out=[] if run.held_out is None else run.held_out.measured,
         interrupted_by=None if run.stop.stopped_by is None else run.stop.stopped_by.name,
-        checkpoint=_saved_name(prepared.recipe, saved[-1]) if saved else started_from,
+        checkpoint=dist.all_gather_object(newest)[0],
     )
 
 
@@ -208,7 +207,7 @@ def _trainer(run: PreparedRun, **parts: Any) -> Trainer:
             load_ignore_keys=_parts_to_load(run),
             load_progress_bar=False,
             parallelism_config=_parallelism(recipe),
-            dist_timeout=_TIMEOUT_SECONDS,
+            dist_timeout=TIMEOUT_SECONDS,
             **parts,
         )
 
