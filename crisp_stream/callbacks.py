@@ -30,7 +30,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from crisp_stream.checkpoint import LoadedGPT
 from crisp_stream.dataset import MixtureDataset
-from crisp_stream.evaluate import encode_examples, row_losses, summarise
+from crisp_stream.evaluation.perplexity import encode_texts, in_batches, row_losses
 from crisp_stream.run_start import START_KEY, RunStart
 
 if TYPE_CHECKING:
@@ -278,15 +278,16 @@ class HeldOutPerplexity(Callback):
         loaded: the model in training, with its tokenizer.
         texts: the held-out examples.
         interval: as `eval_interval` of a recipe.
-        batch_size: rows per forward pass.
+        batch_size: full contexts per forward pass.
         """
         self.measured: list[tuple[int, float]] = []
         """(batch, perplexity) of each measurement."""
         self._due = create_interval_scheduler(interval, checkpoint_events=False, final_events={Event.BATCH_END})
-        encoded = encode_examples(loaded, texts)
-        self._tokens_per_example = np.array([sum(len(row) - 1 for row in rows) for rows in encoded])
-        rows = sorted(((e, row) for e, rows_ in enumerate(encoded) for row in rows_), key=lambda item: len(item[1]))
-        self._batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+        encoded = encode_texts(loaded, texts)
+        self._tokens_per_example = np.array([text.num_tokens for text in encoded])
+        rows = ((example, row) for example, text in enumerate(encoded) for row in text.rows)
+        n_positions = int(loaded.gpt.config.n_positions)
+        self._batches = list(in_batches(rows, batch_size=batch_size, n_positions=n_positions))
 
     def batch_end(self, state: State, logger: Logger) -> None:
         if not self._due(state, Event.BATCH_END):
@@ -307,7 +308,8 @@ class HeldOutPerplexity(Callback):
         gpt.train()
         gathered = dist.all_gather(state.device.tensor_to_device(torch.from_numpy(loss_sums)))
         summed = torch.stack([part.cpu() for part in gathered]).sum(dim=0).numpy()
-        perplexity = summarise(summed, self._tokens_per_example).perplexity
+        kept = self._tokens_per_example > 0
+        perplexity = math.exp((summed[kept] / self._tokens_per_example[kept]).mean())
         self.measured.append((int(state.timestamp.batch), perplexity))
         logger.log_metrics({"metrics/eval/perplexity": perplexity})
         if rank == 0:

@@ -328,7 +328,7 @@ def _judge(label: str, run: _Run, corpora: Corpora, log: Log) -> RunResult:
     measured: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     if measured.get("key") != key:
         from crisp_stream.checkpoint import load_gpt
-        from crisp_stream.evaluate import perplexity
+        from crisp_stream.evaluation.perplexity import perplexity
 
         loaded = load_gpt(run.record["checkpoint"])
         measured = {"key": key} | {name: perplexity(loaded, _texts(test)).perplexity for name, test in tests.items()}

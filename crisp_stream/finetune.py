@@ -129,7 +129,7 @@ def table(models: Sequence[FinetunedModel]) -> str:
 
 def _pretrained_alone(recipe: Recipe, checkpoint: str, dist: Any) -> FinetunedModel:
     """The yardstick: the pretraining run to its end."""
-    from crisp_stream.evaluate import perplexity
+    from crisp_stream.evaluation.perplexity import perplexity
     from crisp_stream.prepare import held_out_texts
 
     def judge() -> float:

@@ -13,7 +13,8 @@ import torch
 
 from crisp_stream.checkpoint import LoadedGPT, load_gpt
 from crisp_stream.errors import InputError, StorageError
-from crisp_stream.evaluate import evaluate, example_rows, multiple_choice, perplexity
+from crisp_stream.evaluate import evaluate, multiple_choice
+from crisp_stream.evaluation.perplexity import example_rows, perplexity
 from crisp_stream.export import export
 from crisp_stream.questions import read_questions
 from tests.small_runs import SmallRun, small_run

@@ -21,7 +21,7 @@ from crisp_stream import __version__
 from crisp_stream.checkpoint import load_gpt
 from crisp_stream.cli import main
 from crisp_stream.errors import CrispError, FormatError, InputError, StorageError
-from crisp_stream.evaluate import perplexity
+from crisp_stream.evaluation.perplexity import perplexity
 from crisp_stream.export import export
 from crisp_stream.histogram import Histogram
 from crisp_stream.model import build_gpt, composer_model, gpt_config

@@ -27,7 +27,7 @@ HEAVY = {
     "transformers",
 }
 TORCH_FREE = ["format", "histogram", "mixture", "order"]
-TRAINING_SIDE = {"config", "evaluate", "export", "model", "train"}
+TRAINING_SIDE = {"config", "evaluate", "evaluation", "export", "model", "train"}
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from crisp_stream.checkpoint import read_checkpoint
-from crisp_stream.evaluate import perplexity
+from crisp_stream.evaluation.perplexity import perplexity
 from crisp_stream.export import export
 from crisp_stream.train import train
 from tests.small_runs import SmallRun, account_of, launch, losses_of, small_run, windows_of

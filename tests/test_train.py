@@ -237,7 +237,7 @@ def test_intervals_and_warm_up_may_be_shares_of_the_run(done: SmallRun, tmp_path
 
 
 def test_held_out_perplexity_during_the_run_is_that_of_its_checkpoint(done: SmallRun, tmp_path: Path) -> None:
-    from crisp_stream.evaluate import perplexity
+    from crisp_stream.evaluation.perplexity import perplexity
 
     texts = ["abcdefgh" * length for length in range(1, 12)]
     (tmp_path / "held.jsonl").write_text("".join(f'{{"text": "{text}"}}\n' for text in texts))

@@ -1,0 +1,1 @@
+"""Judging models: perplexity, multiple choice, and where one model is better than another."""

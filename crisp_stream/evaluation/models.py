@@ -1,0 +1,145 @@
+"""Models to be judged: loaded, checked, and described so that results say which model they are of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from crisp_stream.checkpoint import LATEST, LoadedGPT, gpt_of, load_gpt, local_copy, read_checkpoint
+from crisp_stream.errors import FormatError, InputError
+from crisp_stream.export import RECORD_FILE
+from crisp_stream.storage import is_remote, local_path
+from crisp_stream.training_record import file_name, public_address, training_record
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecord:
+    """What results say of the model they are of; plain data. None: the checkpoint does not say."""
+
+    name: str
+    """As tables call the model: that of its run and batch, `demo-crisp-ba400`, unless named otherwise."""
+    checkpoint: str
+    """Address in object storage, or the file's own name; no folder of a machine."""
+    run_name: str | None
+    batch: int | None
+    """Batches trained."""
+    tokens: int | None
+    """Tokens trained on."""
+    num_parameters: int
+    n_positions: int
+    """Context limit in tokens."""
+    packing: str | None
+    """`joined` or `document`; decides whether a text's first token is predicted."""
+    tokenizer_fingerprint: str
+    """Equal where two tokenizers cut every text alike."""
+    dataset_fingerprint: str | None
+    histograms: list[str] = field(default_factory=list)
+    """Of the phases of its mixture, in order."""
+    mixture_fingerprint: str | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    """The whole training record (docs/export.md)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedModel:
+    """A model with its description."""
+
+    loaded: LoadedGPT
+    record: ModelRecord
+
+
+def open_model(checkpoint: str, *, name: str | None = None) -> JudgedModel:
+    """Load a model to be judged, in float32 on the CPU.
+
+    Args:
+        checkpoint: a Composer `.pt` file or an exported folder; a run's `save_folder` means its newest checkpoint.
+        name: for tables; made of run and batch when absent.
+
+    Raises:
+        InputError, FormatError, StorageError: it is not there, not a GPT-2 checkpoint, or its tokenizer is of another
+            model.
+    """
+    checkpoint = _newest_of_run(checkpoint)
+    if not is_remote(checkpoint) and local_path(checkpoint).is_dir():
+        loaded, training = load_gpt(checkpoint), _record_of_folder(checkpoint)
+    else:
+        with local_copy(checkpoint) as path:
+            contents = read_checkpoint(path)
+            loaded, training = gpt_of(contents, checkpoint), training_record(contents, checkpoint)
+    _check_tokenizer(loaded, checkpoint)
+    return JudgedModel(loaded=loaded, record=_describe(loaded, training, checkpoint, name))
+
+
+def tokenizer_fingerprint(loaded: LoadedGPT) -> str:
+    """sha256 of everything that decides how the tokenizer cuts texts."""
+    return hashlib.sha256(loaded.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
+
+def check_names(records: Sequence[ModelRecord]) -> None:
+    """Raises InputError where two models have one name."""
+    names = [record.name for record in records]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{names.count(name)} models are called {name}. Give each its own with --name.")
+
+
+def _newest_of_run(checkpoint: str) -> str:
+    path = local_path(checkpoint)
+    if not is_remote(checkpoint) and (path / LATEST).exists():
+        return str(path / LATEST)
+    return checkpoint
+
+
+def _record_of_folder(folder: str) -> dict[str, Any]:
+    path = local_path(folder) / RECORD_FILE
+    if not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FormatError(f"{path} is damaged ({error}). Export the model again.") from error
+    return record if isinstance(record, dict) else {}
+
+
+def _check_tokenizer(loaded: LoadedGPT, checkpoint: str) -> None:
+    largest, rows = max(loaded.tokenizer.get_vocab().values()), int(loaded.gpt.config.vocab_size)
+    if largest >= rows:
+        raise FormatError(
+            f"{checkpoint}: its tokenizer has ids up to {largest:,}, the model an embedding of {rows:,}. They are not "
+            "of one model; export it again."
+        )
+    eot_id = loaded.gpt.config.eos_token_id
+    if loaded.tokenizer.eos_token_id != eot_id:
+        raise FormatError(
+            f"{checkpoint}: end-of-text is {loaded.tokenizer.eos_token_id} in its tokenizer and {eot_id} in the model. "
+            "They are not of one model; export it again."
+        )
+
+
+def _describe(loaded: LoadedGPT, training: dict[str, Any], checkpoint: str, name: str | None) -> ModelRecord:
+    progress, mixture = training.get("progress") or {}, training.get("mixture") or {}
+    run_name, batch = training.get("run_name"), progress.get("batches")
+    address = public_address(checkpoint) or file_name(str(local_path(checkpoint).resolve()))
+    return ModelRecord(
+        name=name or (f"{run_name}-ba{batch}" if run_name and batch is not None else file_name(checkpoint)),
+        checkpoint=address,
+        run_name=run_name,
+        batch=batch,
+        tokens=progress.get("tokens"),
+        num_parameters=sum(weight.numel() for weight in loaded.gpt.parameters()),
+        n_positions=int(loaded.gpt.config.n_positions),
+        packing=loaded.provenance.get("packing"),
+        tokenizer_fingerprint=tokenizer_fingerprint(loaded),
+        dataset_fingerprint=loaded.provenance.get("dataset"),
+        histograms=[str(phase.get("histogram")) for phase in mixture.get("phases") or []],
+        mixture_fingerprint=mixture.get("fingerprint"),
+        training=training,
+    )
+
+
+def plain_record(record: ModelRecord) -> dict[str, Any]:
+    """As a file of results holds it."""
+    return asdict(record)

@@ -1,0 +1,351 @@
+"""Perplexity on held-out text, as the paper defines it (CRISP, Sec. 3.1).
+
+Perplexity is exp of the mean over examples of the mean token loss of each example, so a short text counts as much as a
+long one; the token-level perplexity, where every token counts the same, and bits per byte, which can be compared
+between tokenizers, are reported beside it. What the paper leaves open is decided here:
+
+* A model trained on joined documents saw end-of-text before every document, so each text is preceded by it, and every
+  token of the text is predicted. A model trained with packing "document" never saw that, so its first token is given.
+* No end-of-text is predicted at the end: a text may be an excerpt.
+* A text longer than the context is cut into non-overlapping runs; each token is predicted exactly once, and the text
+  stays one example, whose loss is the mean over all its tokens.
+
+Everything is computed in float32, whatever the training precision. Texts are read and judged in blocks, so memory does
+not grow with the set; within a block, rows of similar length share a forward pass, which holds as many rows as fit
+`batch_size` full contexts. The batch size changes results by rounding only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crisp_stream.checkpoint import LoadedGPT
+from crisp_stream.errors import InputError, import_extra
+from crisp_stream.evaluation.bootstrap import Interval, bootstrap_interval, exp_mean, ratio_of_sums
+from crisp_stream.evaluation.models import JudgedModel, ModelRecord, open_model, plain_record
+from crisp_stream.evaluation.results import TextResults, example_hash
+
+if TYPE_CHECKING:
+    import torch
+
+_BLOCK_CHARACTERS = 8 << 20
+"""Characters of text tokenised and sorted at once; each is held as about a third of a token id."""
+
+Progress = Callable[[int], None]
+"""Takes how many more examples are done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexityResult:
+    """Perplexities of one model on one set of texts, each with its 95 % interval over examples."""
+
+    perplexity: float
+    """exp of the mean over examples of their mean token loss (CRISP, Sec. 3.1)."""
+
+    interval: Interval
+
+    token_level_perplexity: float
+    """exp of the mean loss over all tokens."""
+
+    token_level_interval: Interval
+
+    bits_per_byte: float
+    """Loss of all tokens in bits, over the UTF-8 bytes they stand for."""
+
+    bits_per_byte_interval: Interval
+
+    num_examples: int
+    """Texts that had a token to predict."""
+
+    num_tokens: int
+    """Tokens predicted."""
+
+    num_empty: int
+    """Texts without a token to predict, left out."""
+
+    example_losses: NDArray[np.float64]
+    """[num_examples], nats per token, in the order of the texts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedText:
+    """A text as the model reads it."""
+
+    rows: list[list[int]]
+    """Runs of 2 to n_positions + 1 tokens: the inputs are `row[:-1]`, the predictions `row[1:]`."""
+    num_bytes: int
+    """UTF-8 bytes of what is predicted."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens predicted."""
+        return sum(len(row) - 1 for row in self.rows)
+
+
+def perplexity(
+    checkpoint: str | Path | LoadedGPT, texts: Iterable[str], *, batch_size: int = 8, device: str | None = None
+) -> PerplexityResult:
+    """Perplexity of a model on texts (see the top of this file for what exactly is predicted), by this process alone.
+
+    Args:
+        checkpoint: a Composer `.pt` file, an exported folder, or a loaded model.
+        texts: the examples; at least one must have a token to predict.
+        batch_size: full contexts per forward pass.
+        device: torch device. Default: a GPU if there is one.
+
+    Raises:
+        InputError: no text, or none with a token to predict.
+        FormatError: not a checkpoint of a GPT-2 model.
+    """
+    loaded = checkpoint if isinstance(checkpoint, LoadedGPT) else open_model(str(checkpoint)).loaded
+    sums = _judge(loaded, texts, batch_size=batch_size, device=device, progress=lambda more: None, shared=False)
+    return summarise(sums.results(model={"name": ""}, set_name=""))
+
+
+def judge_texts(
+    model: JudgedModel,
+    texts: Iterable[str],
+    *,
+    set_name: str,
+    batch_size: int = 8,
+    device: str | None = None,
+    progress: Progress = lambda more: None,
+) -> TextResults:
+    """Loss of every text, ready to be saved. Processes of a launcher share the work; all of them call this.
+
+    Args:
+        model: of `open_model`.
+        texts: the examples, the same on every process; at least one must have a token to predict.
+        set_name: as tables call the set.
+        batch_size: full contexts per forward pass.
+        device: torch device. Default: a GPU if there is one.
+        progress: told how many more examples are done.
+
+    Raises:
+        InputError: no text, or none with a token to predict.
+    """
+    record: ModelRecord = model.record
+    sums = _judge(model.loaded, texts, batch_size=batch_size, device=device, progress=progress, shared=True)
+    return sums.results(model=plain_record(record), set_name=set_name)
+
+
+def summarise(results: TextResults) -> PerplexityResult:
+    """The perplexities of results, with their intervals."""
+    losses, sums, tokens, num_bytes = results.losses, results.loss_sums, results.num_tokens, results.num_bytes
+    per_token = bootstrap_interval(ratio_of_sums, sums, tokens)
+    per_byte = bootstrap_interval(ratio_of_sums, sums, num_bytes)
+    return PerplexityResult(
+        perplexity=math.exp(losses.mean()),
+        interval=bootstrap_interval(exp_mean, losses),
+        token_level_perplexity=math.exp(sums.sum() / tokens.sum()),
+        token_level_interval=Interval(*np.exp(per_token)),
+        bits_per_byte=float(sums.sum() / num_bytes.sum() / math.log(2)),
+        bits_per_byte_interval=Interval(*(np.array(per_byte) / math.log(2))),
+        num_examples=len(losses),
+        num_tokens=int(tokens.sum()),
+        num_empty=results.num_empty,
+        example_losses=losses,
+    )
+
+
+def example_rows(tokens: Sequence[int], *, context_token: int | None, n_positions: int) -> list[list[int]]:
+    """Cut one tokenised text into runs for the model: the inputs are `row[:-1]`, the predictions `row[1:]`.
+
+    Args:
+        tokens: token ids of the text.
+        context_token: stands before the text and is not predicted. None: the text's first token is not predicted.
+        n_positions: context limit.
+
+    Returns:
+        Rows of 2 to n_positions + 1 tokens; a row begins with the last token of the row before it. Empty if there is
+        nothing to predict.
+    """
+    sequence = list(tokens) if context_token is None else [context_token, *tokens]
+    return [sequence[start : start + n_positions + 1] for start in range(0, len(sequence) - 1, n_positions)]
+
+
+def context_token_of(loaded: LoadedGPT) -> int | None:
+    """The token that stands before a text: end-of-text, or None for a model trained on separate documents."""
+    if loaded.provenance.get("packing") == "document":
+        return None
+    eot_id = loaded.gpt.config.eos_token_id
+    if not isinstance(eot_id, int):
+        raise InputError("the model's config.json names no eos_token_id. Export it again with crisp-stream.")
+    return eot_id
+
+
+def encode_texts(loaded: LoadedGPT, texts: Sequence[str]) -> list[EncodedText]:
+    """Texts as the model reads them; special tokens in a text count as plain text."""
+    if not texts:
+        return []
+    context_token = context_token_of(loaded)
+    n_positions = int(loaded.gpt.config.n_positions)
+    encoded: Any = loaded.tokenizer(
+        list(texts),
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_attention_mask=False,
+        return_offsets_mapping=context_token is None,
+        verbose=False,
+    )
+    found = []
+    for number, (text, tokens) in enumerate(zip(texts, encoded["input_ids"], strict=True)):
+        rows = example_rows(tokens, context_token=context_token, n_positions=n_positions)
+        predicted = text
+        if context_token is None and tokens:
+            predicted = text[encoded["offset_mapping"][number][0][1] :]
+        found.append(EncodedText(rows=rows, num_bytes=len(predicted.encode("utf-8", "surrogatepass"))))
+    return found
+
+
+Row = tuple[int, list[int]]
+"""Number of the example, and tokens."""
+
+
+def in_batches(rows: Iterable[Row], *, batch_size: int, n_positions: int) -> Iterator[list[Row]]:
+    """Rows of similar length together, in batches of at most batch_size x n_positions inputs, padding included.
+
+    Raises:
+        InputError: batch_size is not positive.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size must be 1 or more, got {batch_size}.")
+    batch: list[Row] = []
+    for row in sorted(rows, key=lambda item: len(item[1])):
+        if batch and (len(batch) + 1) * (len(row[1]) - 1) > batch_size * n_positions:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def token_losses(gpt: torch.nn.Module, rows: Sequence[Sequence[int]], *, device: torch.device) -> torch.Tensor:
+    """Loss of every predicted token, in nats: one forward pass over all rows.
+
+    Rows are padded at the end, which a causal model cannot see.
+
+    Returns:
+        [num_rows, longest row - 1], float32 on the device; 0 where a row has ended.
+    """
+    import torch
+
+    width = max(len(row) for row in rows) - 1
+    padded = np.full((len(rows), width + 1), -100, np.int64)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = row
+    whole = torch.from_numpy(padded).to(device)
+    with torch.no_grad():
+        logits = gpt(input_ids=whole[:, :-1].clamp(min=0), use_cache=False).logits.float()
+        losses = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), whole[:, 1:].flatten(), ignore_index=-100, reduction="none"
+        )
+    return losses.view(len(rows), width)
+
+
+def row_losses(gpt: torch.nn.Module, rows: Sequence[Sequence[int]], *, device: torch.device) -> NDArray[np.float64]:
+    """Summed loss of each row, in nats: one forward pass over all of them.
+
+    Returns:
+        [num_rows]
+    """
+    return token_losses(gpt, rows, device=device).double().sum(dim=1).cpu().numpy()
+
+
+@dataclass
+class _Sums:
+    """What is known of the examples so far."""
+
+    loss_sums: list[NDArray[np.float64]]
+    num_tokens: list[int]
+    num_bytes: list[int]
+    example_ids: list[int]
+
+    def results(self, *, model: dict[str, object], set_name: str) -> TextResults:
+        """Examples without a token to predict are left out. Raises InputError: none is left."""
+        tokens = np.array(self.num_tokens, np.int64)
+        kept = tokens > 0
+        if not kept.any():
+            problem = "no text was given" if not len(kept) else f"none of the {len(kept)} texts has a token to predict"
+            raise InputError(f"perplexity needs at least one text: {problem}.")
+        return TextResults(
+            model=model,
+            set_name=set_name,
+            example_ids=np.array(self.example_ids, np.uint64)[kept],
+            loss_sums=np.concatenate(self.loss_sums)[kept],
+            num_tokens=tokens[kept],
+            num_bytes=np.array(self.num_bytes, np.int64)[kept],
+            num_empty=int((~kept).sum()),
+        )
+
+
+def _judge(
+    loaded: LoadedGPT,
+    texts: Iterable[str],
+    *,
+    batch_size: int,
+    device: str | None,
+    progress: Progress,
+    shared: bool,
+) -> _Sums:
+    """`shared`: each process of a launcher takes a part of the batches."""
+    torch = import_extra("torch", extra="train", purpose="computing perplexity")
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    loaded.gpt.to(chosen).eval()
+    n_positions = int(loaded.gpt.config.n_positions)
+    sums = _Sums([], [], [], [])
+    for block in _blocks(texts):
+        encoded = encode_texts(loaded, block)
+        rows = ((example, row) for example, text in enumerate(encoded) for row in text.rows)
+        loss_sums = np.zeros(len(block))
+        batches = list(in_batches(rows, batch_size=batch_size, n_positions=n_positions))
+        for batch in _own_part(batches) if shared else batches:
+            np.add.at(
+                loss_sums,
+                [example for example, _ in batch],
+                row_losses(loaded.gpt, [row for _, row in batch], device=chosen),
+            )
+        sums.loss_sums.append(_sum_over_ranks(loss_sums) if shared else loss_sums)
+        sums.num_tokens += [text.num_tokens for text in encoded]
+        sums.num_bytes += [text.num_bytes for text in encoded]
+        sums.example_ids += [example_hash(text) for text in block]
+        progress(len(block))
+    return sums
+
+
+def _blocks(texts: Iterable[str]) -> Iterator[list[str]]:
+    block: list[str] = []
+    characters = 0
+    for text in texts:
+        block.append(text)
+        characters += len(text)
+        if characters >= _BLOCK_CHARACTERS:
+            yield block
+            block, characters = [], 0
+    if block:
+        yield block
+
+
+def _own_part(batches: list[list[Row]]) -> list[list[Row]]:
+    """The batches of this process among those of a launcher."""
+    import torch.distributed as processes
+
+    if not processes.is_initialized():
+        return batches
+    return batches[processes.get_rank() :: processes.get_world_size()]
+
+
+def _sum_over_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    import torch.distributed as processes
+
+    if not processes.is_initialized() or processes.get_world_size() == 1:
+        return values
+    dist = import_extra("composer.utils.dist", extra="train", purpose="several processes")
+    return np.sum(dist.all_gather_object(values), axis=0)
