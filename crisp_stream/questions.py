@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
 from crisp_stream.errors import InputError
+from crisp_stream.example_hashes import example_hash
 from crisp_stream.storage import open_input
 
 
@@ -30,6 +32,20 @@ class Question:
     def to_json(self) -> dict[str, object]:
         """A JSON object, as a line of the file holds it."""
         return {"question": self.question, "choices": list(self.choices), "answer": self.answer}
+
+
+def question_hash(question: Question) -> int:
+    """64 bits that stand for a question: its text, and its choices in any order.
+
+    Case, white space and Unicode composition (NFKC) do not count; which choice is right and the topic neither. So
+    copies of a question in two files have one hash, also where the choices were shuffled.
+    """
+    choices = sorted(_normalised(choice) for choice in question.choices)
+    return example_hash(json.dumps([_normalised(question.question), choices], ensure_ascii=False))
+
+
+def _normalised(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def read_questions(path: str | Path, *, limit: int | None = None) -> list[Question]:

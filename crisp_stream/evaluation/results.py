@@ -19,20 +19,15 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import xxhash
 from numpy.typing import NDArray
 
 from crisp_stream.errors import FormatError, InputError
+from crisp_stream.example_hashes import example_hash as example_hash
 from crisp_stream.storage import is_remote, local_path, open_store
 
 RESULTS_VERSION = 1
 SUFFIX = ".results.parquet"
 _METADATA_KEY = b"crisp_stream.results"
-
-
-def example_hash(content: str) -> int:
-    """64 bits that stand for an example: xxh3 of its UTF-8."""
-    return xxhash.xxh3_64_intdigest(content.encode("utf-8", "surrogatepass"))
 
 
 def set_fingerprint(example_ids: NDArray[np.uint64]) -> str:
