@@ -38,6 +38,12 @@ if TYPE_CHECKING:
 _BLOCK_CHARACTERS = 8 << 20
 """Characters of text tokenised and sorted at once; each is held as about a third of a token id."""
 
+_LOGITS_AT_ONCE = 1 << 20
+"""Logits whose losses are computed together: what is computed between stays in the cache of a CPU, and memory grows
+little beyond the logits themselves."""
+
+_LOGITS_AT_ONCE_GPU = 1 << 27
+
 Progress = Callable[[int], None]
 """Takes how many more examples are done."""
 
@@ -243,11 +249,14 @@ def token_losses(gpt: torch.nn.Module, rows: Sequence[Sequence[int]], *, device:
         padded[index, : len(row)] = row
     whole = torch.from_numpy(padded).to(device)
     with torch.no_grad():
-        logits = gpt(input_ids=whole[:, :-1].clamp(min=0), use_cache=False).logits.float()
-        losses = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), whole[:, 1:].flatten(), ignore_index=-100, reduction="none"
-        )
-    return losses.view(len(rows), width)
+        logits = gpt(input_ids=whole[:, :-1].clamp(min=0), use_cache=False).logits.flatten(0, 1)
+        targets = whole[:, 1:].flatten()
+        at_once = max(1, (_LOGITS_AT_ONCE if device.type == "cpu" else _LOGITS_AT_ONCE_GPU) // logits.shape[1])
+        losses = [
+            torch.nn.functional.cross_entropy(part.float(), own, ignore_index=-100, reduction="none")
+            for part, own in zip(logits.split(at_once), targets.split(at_once), strict=True)
+        ]
+    return torch.cat(losses).view(len(rows), width)
 
 
 def row_losses(gpt: torch.nn.Module, rows: Sequence[Sequence[int]], *, device: torch.device) -> NDArray[np.float64]:
