@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from crisp_stream.cli_contamination import add_contamination
 from crisp_stream.cli_forecast import add_forecast
 from crisp_stream.cli_histogram import add_histogram_commands, with_count
 from crisp_stream.cli_report import add_report
@@ -69,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     add_finetune(verbs)
     _add_eval(verbs)
     add_results(verbs)
+    add_contamination(verbs)
     _add_export(verbs)
     _add_recipes(verbs)
     _add_demo(verbs)

@@ -23,7 +23,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,19 @@ class _Example:
     words: str
     """All its words, with single spaces."""
     num_words: int
+
+
+class _Hit(NamedTuple):
+    """An n-gram whose hash stands in a text; sorted by where it begins, of those that begin together the longest."""
+
+    begin: int
+    """Word of the batch."""
+    rank: int
+    """Of its length among all, the longest first."""
+    ngram: int
+    """Row of the index."""
+    text: int
+    """Of the batch."""
 
 
 class EvaluationNgrams:
@@ -151,12 +164,43 @@ class EvaluationNgrams:
         """The first match in each document, by where it begins; of matches that begin together the longest."""
         hashed = hash_words(texts)
         found: list[ContaminationMatch | None] = [None] * len(texts)
+        for hit in sorted(self._hits(hashed)):
+            if found[hit.text] is None and self._is_confirmed(hashed, hit):
+                example = self._examples[int(self._entries[hit.ngram]["example"])]
+                words = self.words_of_ngram(hit.ngram)
+                found[hit.text] = ContaminationMatch(source=example.source, row=example.row, words=words)
+        return found
+
+    def find_ngrams(self, texts: Sequence[str]) -> dict[int, int]:
+        """Every n-gram that stands in a document, by its number below `num_ngrams`, and the first document with it."""
+        hashed = hash_words(texts)
+        found: dict[int, int] = {}
+        for hit in sorted(self._hits(hashed)):
+            if hit.ngram not in found and self._is_confirmed(hashed, hit):
+                found[hit.ngram] = hit.text
+        return found
+
+    def ngrams_of(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+        """The numbers of the n-grams of texts that the index was built from, in their order; none of a short text."""
+        hashed = hash_words(texts)
+        found: list[NDArray[np.int64]] = []
+        for first, end in itertools.pairwise(hashed.first_word.tolist()):
+            checked = end - first >= self.min_words
+            length = min(self.ngram, end - first) if checked else self.ngram
+            found.append(np.searchsorted(self._hashes, ngram_hashes(hashed.hashes[first:end], length)))
+        return found
+
+    def words_of_ngram(self, ngram: int) -> str:
+        """The words of an n-gram by its number, case folded, with single spaces."""
+        return " ".join(self._ngram_words(self._entries[ngram]))
+
+    def _hits(self, hashed: HashedWords) -> Iterator[_Hit]:
+        """Where the hash of an n-gram stands in a batch of texts."""
         at = self._candidates(hashed.hashes)
         if not len(at):
-            return found
+            return
         text_of = np.searchsorted(hashed.first_word, at, side="right") - 1
         words_left = hashed.first_word[text_of + 1] - at
-        hits: list[tuple[int, int, int, int]] = []
         for rank, length in enumerate(self._lengths):
             fits = words_left >= length
             begins = at[fits]
@@ -165,11 +209,7 @@ class EvaluationNgrams:
             entry = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
             equal = np.flatnonzero(self._hashes[entry] == hashes)
             columns = (begins[equal], np.full(len(equal), rank), entry[equal], text_of[fits][equal])
-            hits += zip(*(column.tolist() for column in columns), strict=True)
-        for begin, rank, entry, text in sorted(hits):
-            if found[text] is None:
-                found[text] = self._confirmed(hashed, begin, self._lengths[rank], entry)
-        return found
+            yield from map(_Hit, *(column.tolist() for column in columns))
 
     @staticmethod
     def files(stem: str) -> tuple[str, str]:
@@ -263,12 +303,10 @@ class EvaluationNgrams:
         first = int(entry["first_word"])
         return words[first : first + self.ngram]
 
-    def _confirmed(self, hashed: HashedWords, begin: int, length: int, entry: int) -> ContaminationMatch | None:
-        words = hashed.words(begin, begin + length)
-        if words != self._ngram_words(self._entries[entry]):
-            return None
-        example = self._examples[int(self._entries[entry]["example"])]
-        return ContaminationMatch(source=example.source, row=example.row, words=" ".join(words))
+    def _is_confirmed(self, hashed: HashedWords, hit: _Hit) -> bool:
+        return hashed.words(hit.begin, hit.begin + self._lengths[hit.rank]) == self._ngram_words(
+            self._entries[hit.ngram]
+        )
 
 
 def _in_batches(texts: Iterable[tuple[str, int, str]]) -> Iterator[list[tuple[str, int, str]]]:

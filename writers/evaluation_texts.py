@@ -9,6 +9,8 @@ from pathlib import PurePosixPath
 from typing import IO, Any, NamedTuple
 
 from crisp_stream.errors import CrispError, InputError
+from crisp_stream.example_hashes import example_hash
+from crisp_stream.questions import Question, question_hash
 from crisp_stream.storage import open_input
 
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -25,8 +27,33 @@ class EvaluationText(NamedTuple):
     text: str
 
 
+class EvaluationExample(NamedTuple):
+    """A document, or a question with its choices."""
+
+    source: str
+    """Name of the evaluation file."""
+    row: int
+    """As in `EvaluationText`."""
+    texts: list[str]
+    """The document; or the question, then the question with each choice."""
+    question: Question | None
+    """None for a document. Which choice is right is not read."""
+
+    @property
+    def example_id(self) -> int:
+        """`example_hash` of the document, or `question_hash`."""
+        return example_hash(self.texts[0]) if self.question is None else question_hash(self.question)
+
+
 def read_evaluation_texts(file: str, *, text_column: str = "text") -> Iterator[EvaluationText]:
-    """Read the texts of an evaluation file: .jsonl, .json or .ndjson with an object per line, .txt, or .parquet.
+    """The texts of the examples of a file; see `read_evaluation_examples`."""
+    for example in read_evaluation_examples(file, text_column=text_column):
+        for text in example.texts:
+            yield EvaluationText(example.source, example.row, text)
+
+
+def read_evaluation_examples(file: str, *, text_column: str = "text") -> Iterator[EvaluationExample]:
+    """Read an evaluation file: .jsonl, .json or .ndjson with an object per line, .txt, or .parquet.
 
     A record with `text_column` is a document. Else it is a question: `question` alone, and `question` with each of
     `choices` (a list, or an object with the list `text`, as ARC has it), or with `answer` where that is a text.
@@ -55,8 +82,7 @@ def read_evaluation_texts(file: str, *, text_column: str = "text") -> Iterator[E
             else:
                 records = _line_records(file, _lines(raw, compression))
             for row, record in records:
-                for text in _texts(record, text_column, f"{file}:{row}"):
-                    yield EvaluationText(name.name, row, text)
+                yield _example(record, text_column, name.name, row, f"{file}:{row}")
     except CrispError:
         raise
     except (OSError, EOFError, ValueError) as error:
@@ -97,10 +123,10 @@ def _parquet_records(raw: IO[bytes]) -> Iterator[tuple[int, Mapping[str, Any]]]:
             yield row, record
 
 
-def _texts(record: Mapping[str, Any], text_column: str, place: str) -> list[str]:
+def _example(record: Mapping[str, Any], text_column: str, source: str, row: int, place: str) -> EvaluationExample:
     text, question = record.get(text_column), record.get("question")
     if isinstance(text, str):
-        return [text]
+        return EvaluationExample(source, row, [text], None)
     if not isinstance(question, str):
         raise InputError(
             f"{place}: must hold a text in {text_column!r} or in 'question', got the keys "
@@ -114,4 +140,5 @@ def _texts(record: Mapping[str, Any], text_column: str, place: str) -> list[str]
     answer = record.get("answer")
     if not choices and isinstance(answer, str):
         choices = [answer]
-    return [question, *(f"{question} {choice}" for choice in choices)]
+    texts = [question, *(f"{question} {choice}" for choice in choices)]
+    return EvaluationExample(source, row, texts, Question(question=question, choices=tuple(choices), answer=0))

@@ -257,12 +257,12 @@ class DocumentTokenizer:
         library: Any = import_extra("tiktoken", extra="write", purpose="tokenising documents")
         vocab = content["model"]["vocab"]
         ids = np.array([vocab[piece] for piece in ranks_or_reason], self.token_dtype)
-        byte_of = _byte_of_character()
+        byte_of = byte_of_character()
         ranks = {bytes(byte_of[c] for c in piece): rank for rank, piece in enumerate(ranks_or_reason)}
         return library.Encoding("documents", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens={}), None, ids
 
 
-def _byte_of_character() -> dict[str, int]:
+def byte_of_character() -> dict[str, int]:
     """GPT-2's printable stand-in of each byte, inverted."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -284,7 +284,7 @@ def _byte_ranks(content: dict[str, Any]) -> list[str] | str:
     if any(not token.get("special") for token in content.get("added_tokens", [])):
         return "it has added tokens that plain text can become"
     vocab = model["vocab"]
-    bytes_first = list(_byte_of_character())
+    bytes_first = list(byte_of_character())
     if any(character not in vocab for character in bytes_first):
         return "its vocabulary lacks single bytes"
     merged = ["".join(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
