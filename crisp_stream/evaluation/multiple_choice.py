@@ -1,0 +1,104 @@
+"""Multiple choice through lm-eval: zero-shot, with the prompts of the paper's Table 7 and the scores of Appendix D.
+
+Each choice is scored by its log probability after the prompt, which holds none of the choices. `acc` compares these,
+`acc_norm` divides them by the characters of the choice first.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crisp_stream.checkpoint import LoadedGPT
+from crisp_stream.errors import InputError, import_extra
+from crisp_stream.evaluation.models import JudgedModel, plain_record
+from crisp_stream.evaluation.perplexity import Progress
+from crisp_stream.evaluation.question_sets import QuestionSet
+from crisp_stream.evaluation.results import QuestionResults
+
+if TYPE_CHECKING:
+    from crisp_stream.evaluation.harness import ShareDone
+
+
+def judge_questions(
+    model: JudgedModel,
+    questions: QuestionSet,
+    *,
+    batch_size: int = 8,
+    device: str | None = None,
+    progress: Progress = lambda more: None,
+) -> QuestionResults:
+    """Log probability of every choice, ready to be saved. Processes of a launcher share the work; all call this.
+
+    Args:
+        model: of `open_model`.
+        questions: of `open_question_set`, the same on every process.
+        batch_size: full contexts per forward pass.
+        device: torch device. Default: a GPU if there is one.
+        progress: told how many more questions are done.
+
+    Raises:
+        InputError: batch_size is not positive, or the model gives no number for a choice.
+        MissingExtraError: lm-eval is not installed.
+    """
+    torch = import_extra("torch", extra="eval", purpose="multiple choice")
+    model.loaded.gpt.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))).eval()
+    told = 0
+
+    def share_done(share: float) -> None:
+        nonlocal told
+        done = int(share * len(questions.questions))
+        progress(done - told)
+        told = done
+
+    return ask_model(
+        model.loaded, questions, described=plain_record(model.record), batch_size=batch_size, share_done=share_done
+    )
+
+
+def ask_model(
+    loaded: LoadedGPT,
+    questions: QuestionSet,
+    *,
+    described: dict[str, Any],
+    batch_size: int,
+    share_done: ShareDone = lambda share: None,
+) -> QuestionResults:
+    """As `judge_questions`, of a model in eval mode on its device, which may be sharded.
+
+    Args:
+        described: the model, as results hold it.
+        share_done: told the share of the work that is done.
+
+    Raises:
+        InputError: batch_size is not positive, or the model gives no number for a choice.
+        RuntimeError: lm-eval has other accuracies.
+    """
+    import_extra("lm_eval", extra="eval", purpose="multiple choice")
+    from crisp_stream.evaluation.harness import HarnessLM, ask
+
+    asked = ask(HarnessLM(loaded, batch_size=batch_size, share_done=share_done), questions)
+    if not all(math.isfinite(log_prob) for row in asked.log_probs for log_prob in row):
+        raise InputError(
+            f"{questions.name}: the model gives no finite log probability for a choice. Its weights broke."
+        )
+    results = QuestionResults(
+        model=described,
+        set_name=questions.name,
+        example_ids=questions.example_ids,
+        notes=questions.notes(),
+        metric=questions.metric,
+        answers=np.array([question.answer for question in questions.questions], np.int64),
+        log_probs=asked.log_probs,
+        num_characters=[[len(choice) for choice in question.choices] for question in questions.questions],
+        topics=[question.topic for question in questions.questions],
+    )
+    for name, own, theirs in (
+        ("acc", results.right.mean(), asked.acc),
+        ("acc_norm", results.right_normalised.mean(), asked.acc_norm),
+    ):
+        if not math.isclose(own, theirs, abs_tol=1e-9):
+            raise RuntimeError(f"{questions.name}: {name} is {own} by its log probabilities, and {theirs} by lm-eval")
+    return results

@@ -1,0 +1,263 @@
+"""Multiple choice on models in memory: against lm-eval's own model, a plain computation, and several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from crisp_stream.checkpoint import LoadedGPT, load_gpt
+from crisp_stream.errors import InputError
+from crisp_stream.evaluation import multiple_choice
+from crisp_stream.evaluation.harness import Asked, HarnessLM, ScoredRow, row_scores, rows_of
+from crisp_stream.evaluation.models import JudgedModel, open_model
+from crisp_stream.evaluation.multiple_choice import judge_questions
+from crisp_stream.evaluation.perplexity import judge_texts
+from crisp_stream.evaluation.question_sets import TASK_FOLDER, QuestionSet, open_question_set
+from crisp_stream.evaluation.results import load_results
+from crisp_stream.export import export
+from tests.small_runs import SmallRun, small_run
+
+TEXTS = ["a short one", "b", "longer than the context of thirty-two tokens, and then some", "", "x" * 64, "q" * 33]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    return small_run(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def model(done: SmallRun) -> JudgedModel:
+    return open_model(str(done.checkpoint(12)))
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> QuestionSet:
+    """Prompts within and beyond the context of 32 tokens, of 2 to 5 choices of 1 to 12 letters."""
+    return open_question_set(write_questions(tmp_path_factory.mktemp("questions") / "own.jsonl", 30))
+
+
+def write_questions(path: Path, number: int, *, seed: int = 0, longest: int = 12) -> str:
+    rng = np.random.default_rng(seed)
+
+    def word(low: int, high: int) -> str:
+        return "".join(map(chr, rng.integers(97, 123, rng.integers(low, high))))
+
+    rows = []
+    for _ in range(number):
+        choices = [word(1, longest + 1) for _ in range(rng.integers(2, 6))]
+        rows.append({"question": word(3, 25), "choices": choices, "answer": int(rng.integers(len(choices)))})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def plain_log_prob(loaded: LoadedGPT, context: str, continuation: str) -> float:
+    """Token by token, without batches."""
+    tokens = loaded.tokenizer.encode(context + continuation)
+    total = 0.0
+    for position in range(len(loaded.tokenizer.encode(context)), len(tokens)):
+        kept = tokens[-33:]
+        seen = kept[: len(kept) - (len(tokens) - position)]
+        with torch.no_grad():
+            logits = loaded.gpt(torch.tensor([seen])).logits[0, -1]
+        total += torch.log_softmax(logits.double(), dim=-1)[tokens[position]].item()
+    return total
+
+
+def flat(rows: list[list[float]]) -> list[float]:
+    return [value for row in rows for value in row]
+
+
+def requests_of(pairs: list[tuple[Any, ...]], kind: Any = "loglikelihood") -> list[Instance]:
+    return [Instance(request_type=kind, doc={}, arguments=pair, idx=0) for pair in pairs]
+
+
+def pairs_of(questions: QuestionSet) -> list[tuple[str, str]]:
+    return [(question.context, f" {choice}") for question in questions.questions for choice in question.choices]
+
+
+def test_log_probabilities_equal_a_plain_computation(model: JudgedModel, questions: QuestionSet) -> None:
+    results = judge_questions(model, questions, device="cpu")
+    plain = [
+        [plain_log_prob(model.loaded, question.context, f" {choice}") for choice in question.choices]
+        for question in questions.questions
+    ]
+    assert [len(row) for row in results.log_probs] == [len(row) for row in plain]
+    np.testing.assert_allclose(flat(results.log_probs), flat(plain), atol=1e-4)
+    right = [int(np.argmax(row)) == question.answer for row, question in zip(plain, questions.questions, strict=True)]
+    assert results.right.tolist() == right
+    assert 0 < sum(right) < len(right)
+
+
+def test_log_probabilities_equal_those_of_lm_evals_own_model(
+    model: JudgedModel, done: SmallRun, questions: QuestionSet, tmp_path: Path
+) -> None:
+    folder = export(str(done.checkpoint(12)), tmp_path / "model")
+    hugging_face: Any = HFLM
+    theirs = hugging_face(pretrained=str(folder), device="cpu", dtype="float32", batch_size=4)
+    spaced = [("ends in spaces  ", "word"), ("", " without a prompt"), ("one", "x")]
+    pairs = [*pairs_of(questions), *spaced]
+    expected = theirs.loglikelihood(requests_of(pairs), disable_tqdm=True)
+    found = HarnessLM(model.loaded).loglikelihood(requests_of(pairs))
+    np.testing.assert_allclose([row[0] for row in found], [row[0] for row in expected], atol=1e-4)
+    assert [row[1] for row in found] == [row[1] for row in expected]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_the_batch_size_changes_rounding_only(model: JudgedModel, questions: QuestionSet, batch_size: int) -> None:
+    few, many = (judge_questions(model, questions, batch_size=size, device="cpu") for size in (batch_size, 8))
+    np.testing.assert_allclose(flat(few.log_probs), flat(many.log_probs), atol=1e-5)
+
+
+def test_an_answer_longer_than_the_context_is_scored_whole(model: JudgedModel) -> None:
+    answer = " " + "".join(chr(97 + 7 * index % 26) for index in range(70))
+    ((found, _),) = HarnessLM(model.loaded).loglikelihood(requests_of([("Question?", answer)]))
+    encode = model.loaded.tokenizer.encode
+    tokens = [*encode("Question?")[-1:], *encode(answer)]
+    with torch.no_grad():
+        expected = sum(
+            torch.log_softmax(model.loaded.gpt(torch.tensor([tokens[start:end]])).logits[0].double(), -1)[
+                range(end - start), tokens[start + 1 : end + 1]
+            ].sum()
+            for start, end in ((0, 32), (32, 64), (64, 71))
+        )
+    assert found == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_rows_are_cut_from_the_left_and_score_the_whole_continuation() -> None:
+    assert rows_of([1, 2, 3], [4, 5], 8) == [ScoredRow([1, 2, 3, 4, 5], 2)]
+    assert rows_of([1, 2, 3], [4, 5], 3) == [ScoredRow([2, 3, 4, 5], 2)]
+    assert rows_of([1, 2, 3], [4, 5, 6], 3) == [ScoredRow([3, 4, 5, 6], 3)]
+    assert rows_of([1, 2, 3], [4, 5, 6, 7], 3) == [ScoredRow([3, 4, 5, 6], 3), ScoredRow([6, 7], 1)]
+
+
+def test_greedy_means_that_every_token_is_the_likeliest(model: JudgedModel) -> None:
+    tokens = model.loaded.tokenizer.encode("abc")
+    with torch.no_grad():
+        for _ in range(4):
+            tokens.append(int(model.loaded.gpt(torch.tensor([tokens])).logits[0, -1].argmax()))
+    other = [*tokens[:-1], tokens[-1] ^ 1]
+    _, greedy = row_scores(model.loaded.gpt, [ScoredRow(tokens, 4), ScoredRow(other, 4)], device=torch.device("cpu"))
+    assert greedy.tolist() == [True, False]
+
+
+def test_rolling_log_probabilities_are_the_sums_of_perplexity(model: JudgedModel) -> None:
+    found = HarnessLM(model.loaded).loglikelihood_rolling(requests_of([(text,) for text in TEXTS], "x"))
+    assert found[3] == 0
+    expected = judge_texts(model, TEXTS, set_name="texts", device="cpu").loss_sums
+    np.testing.assert_allclose([-row for row in found if row], expected, rtol=1e-5)
+
+
+def test_the_tasks_run_in_lm_eval_as_they_are(model: JudgedModel, questions: QuestionSet, tmp_path: Path) -> None:
+    """The packaged file, with a data folder of its own, and lm-eval's word and byte perplexity beside it."""
+    (tmp_path / "data.jsonl").write_text(
+        "".join(json.dumps(question.to_json()) + "\n" for question in questions.questions)
+    )
+    files = (
+        f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path}/data.jsonl}}, cache_dir: {tmp_path}}}\n"
+    )
+    (tmp_path / "own.yaml").write_text(f"include: {TASK_FOLDER}/questions.yaml\ntask: own\n{files}")
+    (tmp_path / "rolling.yaml").write_text(
+        f"task: rolling\noutput_type: loglikelihood_rolling\ntest_split: test\ndoc_to_text: ''\n{files}"
+        "doc_to_target: question\nmetric_list: [{metric: byte_perplexity}, {metric: word_perplexity}]\n"
+    )
+    found: Any = simple_evaluate(
+        HarnessLM(model.loaded),
+        tasks=["own", "rolling"],
+        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
+        bootstrap_iters=0,
+    )
+    results = judge_questions(model, questions, device="cpu")
+    assert found["results"]["own"]["acc,none"] == pytest.approx(results.right.mean())
+    assert found["results"]["own"]["acc_norm,none"] == pytest.approx(results.right_normalised.mean())
+    texts = judge_texts(model, [row.question for row in questions.questions], set_name="texts", device="cpu")
+    expected = np.exp(texts.loss_sums.sum() / texts.num_bytes.sum())
+    assert found["results"]["rolling"]["byte_perplexity,none"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_results_are_saved_with_all_that_tables_need(
+    model: JudgedModel, questions: QuestionSet, tmp_path: Path
+) -> None:
+    results = judge_questions(model, questions, device="cpu")
+    loaded = load_results(results.save(tmp_path))
+    assert (loaded.set_name, loaded.model_name, loaded.fingerprint) == ("own", "small-ba12", questions.fingerprint)
+    assert loaded.notes == questions.notes()
+    assert (results.metric, results.topics) == ("acc_norm", [None] * 30)
+    assert results.num_characters == [[len(choice) for choice in row.choices] for row in questions.questions]
+
+
+def test_accuracies_other_than_lm_evals_stop_the_evaluation(
+    model: JudgedModel, questions: QuestionSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from crisp_stream.evaluation import harness
+
+    def wrong(lm: HarnessLM, asked: QuestionSet) -> Asked:
+        return true_ask(lm, asked)._replace(acc_norm=1.5)
+
+    true_ask = harness.ask
+    monkeypatch.setattr(harness, "ask", wrong)
+    with pytest.raises(RuntimeError, match=r"acc_norm is .* by its log probabilities, and 1\.5 by lm-eval"):
+        judge_questions(model, questions, device="cpu")
+
+
+def test_a_model_that_gives_no_number_is_an_error(done: SmallRun, questions: QuestionSet) -> None:
+    broken = load_gpt(str(done.checkpoint(12)))
+    with torch.no_grad():
+        broken.gpt.transformer.wte.weight[ord("a")] = float("nan")
+    with pytest.raises(InputError, match="own: the model gives no finite log probability"):
+        multiple_choice.ask_model(broken, questions, described={}, batch_size=8)
+
+
+def test_nothing_is_printed_and_no_random_state_is_touched(
+    model: JudgedModel, questions: QuestionSet, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = torch.random.get_rng_state(), np.random.get_state(legacy=False)
+    told: list[int] = []
+    judge_questions(model, questions, device="cpu", progress=told.append)
+    assert capfd.readouterr() == ("", "")
+    assert sum(told) == 30
+    assert torch.equal(before[0], torch.random.get_rng_state())
+    assert str(before[1]) == str(np.random.get_state(legacy=False))
+
+
+def test_two_processes_find_what_one_finds(
+    model: JudgedModel, done: SmallRun, questions: QuestionSet, tmp_path: Path
+) -> None:
+    source = write_questions(tmp_path / "own.jsonl", 30)
+    script = tmp_path / "two.py"
+    script.write_text(
+        "import json, os\n"
+        "import torch.distributed\n"
+        "from crisp_stream.evaluation.models import open_model\n"
+        "from crisp_stream.evaluation.multiple_choice import judge_questions\n"
+        "from crisp_stream.evaluation.question_sets import open_question_set\n"
+        "torch.distributed.init_process_group('gloo')\n"
+        f"results = judge_questions(open_model({str(done.checkpoint(12))!r}), open_question_set({source!r}),"
+        " batch_size=1, device='cpu')\n"
+        f"open({str(tmp_path)!r} + '/' + os.environ['RANK'], 'w').write(json.dumps(results.log_probs))\n"
+        "torch.distributed.destroy_process_group()\n"
+    )
+    finished = subprocess.run(
+        [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "2", "--standalone", str(script)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    first, second = (json.loads((tmp_path / rank).read_text()) for rank in ("0", "1"))
+    assert first == second
+    alone = judge_questions(model, questions, batch_size=1, device="cpu").log_probs
+    np.testing.assert_allclose(flat(first), flat(alone), atol=1e-5)
