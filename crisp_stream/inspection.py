@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from crisp_stream.arithmetic import compare, effective_clusters, generalist_histogram
 from crisp_stream.errors import FormatError, import_extra
+from crisp_stream.example_sketch import without_hashes
 from crisp_stream.format import Dataset
 from crisp_stream.histogram import Histogram
 from crisp_stream.mixture import windows_per_node
@@ -140,7 +141,7 @@ def describe_histogram(histogram: Histogram, dataset: Dataset | None, *, limit: 
     if histogram.counts is not None:
         out.write(f"  counted      {int(histogram.counts.sum()):,} windows\n")
     out.write(f"  tree         {histogram.tree_fingerprint[:16]}\n")
-    for key, value in histogram.provenance.items():
+    for key, value in without_hashes(histogram.provenance).items():
         out.write(f"  {key:<12} {value}\n")
     if dataset is not None:
         nodes = top_nodes(dataset, histogram, limit, num_terms=_TERMS_SHOWN)

@@ -1,8 +1,9 @@
 """What a run was made of, recorded in each of its checkpoints, so that a model can say where it comes from.
 
 The state of a dataset names fingerprints alone, and a checkpoint outlives the recipe and the dataset of its run. So
-every checkpoint holds what these were: a few kilobytes, whatever their size. It holds the same of the checkpoint that
-the run began from, and of that one's.
+every checkpoint holds what these were: a few kilobytes, whatever their size, and up to 87 kB for each phase that name
+the examples its histogram was counted from. It holds the same of the checkpoint that the run began from, and of that
+one's.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from composer.core import Callback
 
 from crisp_stream import __version__
 from crisp_stream.checkpoint import read_checkpoint
+from crisp_stream.example_sketch import RECORD_HASHES, sketch_of
 from crisp_stream.format import Dataset
+from crisp_stream.histogram import Histogram
 from crisp_stream.mixture import Mixture
 from crisp_stream.recipe import Recipe
 from crisp_stream.recipe_checks import CHECKPOINT
@@ -49,14 +52,14 @@ def describe_run(run: PreparedRun) -> dict[str, Any]:
         FormatError: what the checkpoint that it starts from says of itself is damaged.
     """
     recipe, mixture = run.recipe, run.mixture
-    parent = _parent_of(run)
+    begun_from = _record_of_start(run)
     return {
         "run_name": recipe.run_name,
         "dataset": _describe_dataset(run.dataset),
         "mixture": {
             "fingerprint": mixture.fingerprint,
             "draw": mixture.draw,
-            "phases": _describe_phases(recipe, mixture, parent or {}),
+            "phases": _describe_phases(recipe, mixture, begun_from or {}),
         },
         "seed": recipe.seed,
         "training": {
@@ -72,16 +75,21 @@ def describe_run(run: PreparedRun) -> dict[str, Any]:
             "crisp_stream": __version__,
             **{name: metadata.version(package) for name, package in _PACKAGES.items()},
         },
-        "parent": parent,
+        "parent": _parent_of(run, begun_from),
     }
 
 
-def _parent_of(run: PreparedRun) -> dict[str, Any] | None:
+def _record_of_start(run: PreparedRun) -> dict[str, Any] | None:
+    """The record of the checkpoint that the run goes on from, which may be one of its own."""
+    path = run.checkpoint.path
+    return None if path is None else training_record(read_checkpoint(path), path)
+
+
+def _parent_of(run: PreparedRun, record: dict[str, Any] | None) -> dict[str, Any] | None:
     """The record of the checkpoint that the run began from; of one of its own, that one's parent."""
     path, url = run.checkpoint.path, run.checkpoint.url
-    if path is None:
+    if path is None or record is None:
         return None
-    record = training_record(read_checkpoint(path), path)
     unchanged = not run.recipe.restarts and record["mixture"]["fingerprint"] == run.mixture.fingerprint
     if run.checkpoint.own or unchanged:
         return record["parent"]
@@ -109,26 +117,38 @@ def _describe_dataset(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _describe_phases(recipe: Recipe, mixture: Mixture, parent: dict[str, Any]) -> list[dict[str, Any]]:
+def _describe_phases(recipe: Recipe, mixture: Mixture, begun_from: dict[str, Any]) -> list[dict[str, Any]]:
+    """Args:
+    recipe: of the run.
+    mixture: of the run; its first phases may be those of the checkpoint that it goes on from.
+    begun_from: the record of that checkpoint; {} without one.
+    """
     own = [_histogram_name(phase.histogram) for phase in recipe.mixture.phases if phase.histogram != CHECKPOINT]
     names: list[str | None] = [*[None] * (len(mixture.phases) - len(own)), *own]
-    inherited = {phase.get("fingerprint"): phase.get("histogram") for phase in _phases_of(parent)}
+    inherited = {phase.get("first_sample"): phase for phase in _phases_of(begun_from)}
     described, first_sample = [], 0
     for phase, name in zip(mixture.phases, names, strict=True):
-        fingerprint = phase.histogram.fingerprint
         limit = {} if phase.max_repeats is None else {"max_repeats": phase.max_repeats, "on_excess": phase.on_excess}
+        served = inherited.get(first_sample) or {}
         described.append(
             {
-                "histogram": inherited.get(fingerprint) if name is None else name,
-                "fingerprint": fingerprint,
+                "histogram": served.get("histogram") if name is None else name,
+                "fingerprint": phase.histogram.fingerprint,
                 "level": phase.histogram.level,
                 "clusters": len(phase.histogram.nodes),
                 "first_sample": first_sample,
+                "examples": served.get("examples") if name is None else _describe_examples(phase.histogram),
                 **limit,
             }
         )
         first_sample += phase.samples or 0
     return described
+
+
+def _describe_examples(histogram: Histogram) -> dict[str, Any] | None:
+    """Those that the histogram was counted from, as a sketch; None where it does not say."""
+    sketch = sketch_of(histogram.provenance)
+    return None if sketch is None else sketch.thinned(RECORD_HASHES).to_json()
 
 
 def _phases_of(record: dict[str, Any]) -> list[dict[str, Any]]:

@@ -16,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError
+from crisp_stream.example_hashes import example_hash
+from crisp_stream.example_sketch import PROVENANCE_KEY, SketchBuilder
 from crisp_stream.format import Dataset, Packing, open_dataset
 from crisp_stream.histogram import Histogram
-from crisp_stream.questions import read_questions
+from crisp_stream.questions import Question, question_hash, read_questions
 from crisp_stream.tree import ClusterTree
 from crisp_stream.writers.documents import DropCounts, read_documents
 from crisp_stream.writers.embed import EncoderChoice, matching_encoder
@@ -104,7 +106,8 @@ def count_examples(
 
     Returns:
         Window counts per node at `level`; an example longer than a window counts once per window. The provenance has
-        the mean cosine between the windows and the centroids of their leaves, and that of the corpus.
+        the mean cosine between the windows and the centroids of their leaves, and that of the corpus; and which
+        examples these were, as hashes (`example_sketch`).
 
     Raises:
         InputError: a level the tree does not have, an encoder with other weights, nothing to count, broken input.
@@ -120,7 +123,7 @@ def count_examples(
         )
     if packing not in get_args(Packing):
         raise InputError(f"packing: must be joined or document, got {packing!r}.")
-    dropped = DropCounts()
+    dropped, sketch = DropCounts(), SketchBuilder()
     given = [source.endswith(".npy") for source in inputs]
     if any(given):
         if not all(given) or answers is not None:
@@ -130,7 +133,7 @@ def count_examples(
         sources = _Sources(tuple(inputs), text_column, limit, answers, tuple(filters), layout)
         choice = matching_encoder(manifest.encoder, encoder, data)
         settings = _settings(dataset, choice, packing, sources, log)
-        batches = _embed_all(sources.read(dropped), settings, num_processes(processes))
+        batches = _embed_all(sources.read(dropped, sketch), settings, num_processes(processes))
     counted = _assign_all(dataset.tree, batches, log)
     if not len(counted.leaves):
         raise InputError(
@@ -150,6 +153,8 @@ def count_examples(
         "cosine": round(counted.cosine, 4),
         "corpus_cosine": None if corpus is None else round(corpus, 4),
     } | ({} if answers is None else {"answers": answers})
+    if not any(given):
+        provenance[PROVENANCE_KEY] = sketch.finish().to_json()
     return Histogram.from_leaves(counted.leaves, dataset.tree, level, provenance, examples=counted.examples)
 
 
@@ -164,34 +169,39 @@ class _Sources:
     filters: tuple[str, ...]
     layout: Layout
 
-    def read(self, dropped: DropCounts) -> Iterator[Example]:
-        """Texts, numbered by example."""
+    def read(self, dropped: DropCounts, sketch: SketchBuilder) -> Iterator[Example]:
+        """Texts, numbered by example; `sketch` counts the examples."""
         if self.answers is None:
-            return enumerate(
-                read_documents(
-                    self.inputs,
-                    text_column=self.text_column,
-                    limit=self.limit,
-                    filters=self.filters,
-                    layout=self.layout,
-                    counts=dropped,
-                )
-            )
+            return self._documents(dropped, sketch)
         if self.filters or self.layout != "files":
             raise InputError("questions: filters and layouts are for documents. Leave them out.")
         if self.answers not in get_args(Answers):
             raise InputError(f"answers: must be right or all, got {self.answers!r}.")
-        questions = [question for path in self.inputs for question in read_questions(path)][: self.limit]
-        return (
-            (number, question.text(choice))
-            for number, question in enumerate(questions)
-            for choice in (range(len(question.choices)) if self.answers == "all" else [question.answer])
+        return self._questions([question for path in self.inputs for question in read_questions(path)], sketch)
+
+    def _documents(self, dropped: DropCounts, sketch: SketchBuilder) -> Iterator[Example]:
+        texts = read_documents(
+            self.inputs,
+            text_column=self.text_column,
+            limit=self.limit,
+            filters=self.filters,
+            layout=self.layout,
+            counts=dropped,
         )
+        for number, text in enumerate(texts):
+            sketch.add(example_hash(text))
+            yield number, text
+
+    def _questions(self, questions: list[Question], sketch: SketchBuilder) -> Iterator[Example]:
+        for number, question in enumerate(questions[: self.limit]):
+            sketch.add(question_hash(question))
+            for choice in range(len(question.choices)) if self.answers == "all" else [question.answer]:
+                yield number, question.text(choice)
 
 
 def _settings(dataset: Dataset, encoder: EncoderChoice, packing: Packing, sources: _Sources, log: Log) -> _Settings:
     folder: Path = dataset.tokenizer_path()
-    probed = probe_texts(text for _, text in sources.read(DropCounts()))
+    probed = probe_texts(text for _, text in sources.read(DropCounts(), SketchBuilder()))
     return _Settings(
         tokenizer_folder=folder,
         fast_tokenizer=DocumentTokenizer(folder).equals_tiktoken(probed, log=log),

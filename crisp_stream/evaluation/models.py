@@ -10,6 +10,7 @@ from typing import Any
 
 from crisp_stream.checkpoint import LATEST, LoadedGPT, gpt_of, load_gpt, local_copy, read_checkpoint
 from crisp_stream.errors import FormatError, InputError
+from crisp_stream.example_sketch import without_hashes
 from crisp_stream.export import RECORD_FILE
 from crisp_stream.storage import is_remote, local_path
 from crisp_stream.training_record import file_name, public_address, training_record
@@ -141,5 +142,5 @@ def _describe(loaded: LoadedGPT, training: dict[str, Any], checkpoint: str, name
 
 
 def plain_record(record: ModelRecord) -> dict[str, Any]:
-    """As a file of results holds it."""
-    return asdict(record)
+    """As a file of results holds it: without the hashes of counted examples."""
+    return without_hashes(asdict(record))

@@ -1,0 +1,141 @@
+"""Whether a model's data was chosen by the examples that it is to be judged on.
+
+A test half of a question set says something only while no histogram was counted from it. Histograms know their examples
+(`example_sketch`), checkpoints those of their phases and of the checkpoints before them, so this is looked up and not
+left to file names. It says nothing of what stands in the corpus itself: that is `contamination`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from crisp_stream.example_sketch import ExampleSketch
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountedIn:
+    """A histogram that a model was trained by, and how many of some examples it was counted from."""
+
+    histogram: str
+    """Its file's name."""
+    run: str | None
+    """Name of the run; it may be the one that the model's run began from."""
+    num_seen: int | None
+    """Examples that it was counted from, of all that were asked for; scaled up from a sample where not `exact`. None:
+    the histogram does not say, or none of the examples is in its sample."""
+    exact: bool
+    """Every example was looked up in all that were counted."""
+    complete: bool
+    """The histogram was made from nothing but examples that are known."""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it is known of all its sources that, or how many, examples were counted."""
+        return self.num_seen is not None and self.complete
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a model's training record says of some examples."""
+
+    num_examples: int
+    """Different examples asked for."""
+    histograms: list[CountedIn]
+    """Of the phases that the model was trained in, those of its parents after its own. Empty: the record says nothing
+    of its phases."""
+
+    @property
+    def found(self) -> list[CountedIn]:
+        """The histograms that were counted from any of the examples."""
+        return [counted for counted in self.histograms if counted.num_seen]
+
+    @property
+    def is_known(self) -> bool:
+        """Whether every histogram says which examples it was counted from."""
+        return bool(self.histograms) and all(counted.is_known for counted in self.histograms)
+
+    def error(self, set_name: str) -> str | None:
+        """The message of an InputError that refuses the examples; None where none was found.
+
+        Args:
+            set_name: of the examples, as tables call it.
+        """
+        if not self.found:
+            return None
+        parts = [
+            f"{'' if counted.exact else 'about '}{counted.num_seen:,} of {self.num_examples:,} were counted in "
+            f"{counted.histogram}" + (f" of run {counted.run}" if counted.run else "")
+            for counted in self.found
+        ]
+        return (
+            f"{set_name}: the model must not have been trained by a histogram of the examples that it is judged on, "
+            f"but {', '.join(parts)}. Judge it on others (the test half of `crisp-stream split`), or give --allow-seen."
+        )
+
+    def warning(self, set_name: str) -> str | None:
+        """What to say where the record leaves it open whether examples were counted; None where it does not."""
+        if self.is_known:
+            return None
+        names = [counted.histogram for counted in self.histograms if not counted.is_known]
+        of = f"histogram {', '.join(dict.fromkeys(names))} does" if names else "its checkpoint does"
+        return (
+            f"warning: {set_name}: whether the model was trained by a histogram of these examples is not known: {of} "
+            "not say (of an earlier version, of embeddings, or of a small sample)."
+        )
+
+
+def seen_examples(training: dict[str, Any], example_ids: ArrayLike) -> Seen:
+    """Look up examples in all histograms that a model was trained by.
+
+    Args:
+        training: of `ModelRecord`, a checkpoint's `training_record`, or training.json.
+        example_ids: [num_examples], uint64: `example_hash` of documents, `question_hash` of questions.
+
+    Raises:
+        FormatError: the record is damaged.
+    """
+    asked = np.unique(np.asarray(example_ids, np.uint64))
+    found: list[CountedIn] = []
+    for record in _with_parents(training):
+        for phase in (record.get("mixture") or {}).get("phases") or []:
+            if phase.get("samples") != 0:  # a phase that has not begun changed nothing
+                found.append(_counted(phase, record.get("run_name"), asked))
+    return Seen(num_examples=len(asked), histograms=_once(found))
+
+
+def _with_parents(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    current: dict[str, Any] | None = record
+    while current:
+        yield current
+        current = current.get("parent")
+
+
+def _counted(phase: dict[str, Any], run: str | None, asked: NDArray[np.uint64]) -> CountedIn:
+    name = phase.get("histogram") or "a histogram without a name"
+    if phase.get("examples") is None:
+        is_base = phase.get("level") == 0  # all mass on the root is the corpus's own distribution
+        return CountedIn(histogram=name, run=run, num_seen=0 if is_base else None, exact=is_base, complete=is_base)
+    sketch = ExampleSketch.from_json(phase["examples"])
+    decided = asked if sketch.exact else asked[asked <= sketch.hashes[-1]]
+    hits = int(np.isin(decided, sketch.hashes).sum())
+    num_seen = None if not len(decided) else round(hits / len(decided) * len(asked))
+    return CountedIn(
+        histogram=name,
+        run=run,
+        num_seen=num_seen if num_seen is None else max(num_seen, hits),
+        exact=sketch.exact,
+        complete=sketch.complete,
+    )
+
+
+def _once(found: list[CountedIn]) -> list[CountedIn]:
+    """Without repetition: a run that goes on from another's phases has these in its own record, too."""
+    first: dict[tuple[Any, ...], CountedIn] = {}
+    for counted in found:
+        first.setdefault((counted.histogram, counted.num_seen, counted.exact, counted.complete), counted)
+    return list(first.values())

@@ -1,0 +1,164 @@
+"""Which examples a histogram was counted from, kept in a bounded number of bytes.
+
+Kept are the hashes of the examples, and of many the smallest 16,384: a uniform sample, of which one can say for every
+other example whose hash is below the largest kept one whether it was among them (KMV, or bottom-k, sketches: Bar-Yossef
+et al. 2002, Cohen & Kaplan 2007). Sketches of several sets join into that of their union. So a test set that shares an
+example with a task of up to 16,384 is found for certain, of a larger one as part of a sample, at 131 kB per histogram;
+a Bloom filter for as many examples would be smaller and neither joins nor thins.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crisp_stream.errors import FormatError
+
+MAX_HASHES = 16_384
+"""Hashes that a histogram keeps."""
+RECORD_HASHES = 8_192
+"""Hashes that a checkpoint keeps of each phase, 87 kB as text."""
+PROVENANCE_KEY = "example_hashes"
+"""Of a histogram's provenance."""
+
+_HASHES = "hashes"
+_BUFFERED = 1 << 18
+_WITHOUT_EXAMPLES = ("base", "generalist")
+"""Names of histograms that come from the corpus alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleSketch:
+    """The examples of a set: all of their hashes, or the smallest."""
+
+    hashes: NDArray[np.uint64]
+    """[num_hashes], sorted, each once."""
+    num_examples: int
+    """Examples that were counted, repeated ones each time."""
+    exact: bool
+    """All hashes are kept. Otherwise all that are at most the last one."""
+    complete: bool = True
+    """All sources of the set are known. Otherwise it was made from others, too, that do not say."""
+
+    def thinned(self, max_hashes: int) -> ExampleSketch:
+        """The same set by at most so many hashes."""
+        if len(self.hashes) <= max_hashes:
+            return self
+        return ExampleSketch(
+            hashes=self.hashes[:max_hashes], num_examples=self.num_examples, exact=False, complete=self.complete
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data: `number` of examples, `exact`, `complete` and `hashes`, little-endian u64 in base64."""
+        return {
+            "number": self.num_examples,
+            "exact": self.exact,
+            "complete": self.complete,
+            _HASHES: base64.b64encode(np.ascontiguousarray(self.hashes, "<u8").tobytes()).decode(),
+        }
+
+    @classmethod
+    def from_json(cls, record: Any) -> ExampleSketch:
+        """What `to_json` gave. Raises FormatError."""
+        try:
+            hashes = np.frombuffer(base64.b64decode(record[_HASHES], validate=True), "<u8").astype(np.uint64)
+            if (hashes[1:] <= hashes[:-1]).any():
+                raise ValueError("they are not sorted")
+            if not len(hashes) and not record["exact"]:
+                raise ValueError("there are none")
+            return cls(
+                hashes=hashes,
+                num_examples=int(record["number"]),
+                exact=bool(record["exact"]),
+                complete=bool(record["complete"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise FormatError(f"the hashes of counted examples are damaged ({error!r}). Count them again.") from error
+
+
+class SketchBuilder:
+    """Makes the sketch of examples that come one by one."""
+
+    def __init__(self) -> None:
+        self._held: list[int] = []
+        self._kept = np.empty(0, np.uint64)
+        self._num_examples = 0
+        self._exact = True
+
+    def add(self, example: int) -> None:
+        """Count an example by its hash."""
+        self._held.append(example)
+        self._num_examples += 1
+        if len(self._held) >= _BUFFERED:
+            self._merge()
+
+    def finish(self) -> ExampleSketch:
+        """The sketch of all examples so far."""
+        self._merge()
+        return ExampleSketch(hashes=self._kept, num_examples=self._num_examples, exact=self._exact)
+
+    def _merge(self) -> None:
+        self._kept = np.unique(np.concatenate([self._kept, np.array(self._held, np.uint64)]))
+        self._held = []
+        if len(self._kept) > MAX_HASHES:
+            self._kept, self._exact = self._kept[:MAX_HASHES], False
+
+
+def join_sketches(sketches: Iterable[ExampleSketch | None]) -> ExampleSketch | None:
+    """The sketch of the union of sets; None where no set is known."""
+    given = list(sketches)
+    known = [sketch for sketch in given if sketch is not None]
+    if not known:
+        return None
+    hashes = np.unique(np.concatenate([sketch.hashes for sketch in known]))
+    sampled = [sketch.hashes[-1] for sketch in known if not sketch.exact]
+    if sampled:
+        hashes = hashes[hashes <= min(sampled)]
+    joined = ExampleSketch(
+        hashes=hashes,
+        num_examples=sum(sketch.num_examples for sketch in known),
+        exact=not sampled,
+        complete=len(known) == len(given) and all(sketch.complete for sketch in known),
+    )
+    return joined.thinned(MAX_HASHES)
+
+
+def sketch_of(provenance: Any) -> ExampleSketch | None:
+    """The examples that a histogram was made from, however it was computed from others.
+
+    Args:
+        provenance: of the histogram.
+
+    Returns:
+        None where it does not say: an older histogram, one of embeddings, or one made by other code.
+
+    Raises:
+        FormatError: damaged hashes.
+    """
+    if not isinstance(provenance, dict):
+        return None
+    if PROVENANCE_KEY in provenance:
+        return ExampleSketch.from_json(provenance[PROVENANCE_KEY])
+    if provenance.get("name") in _WITHOUT_EXAMPLES:
+        return ExampleSketch(hashes=np.empty(0, np.uint64), num_examples=0, exact=True)
+    for key in ("smooth", "interpolate"):
+        if key in provenance:
+            return sketch_of(provenance[key])
+    averaged = provenance.get("average")
+    return join_sketches(map(sketch_of, averaged)) if isinstance(averaged, Sequence) else None
+
+
+def without_hashes(record: dict[str, Any]) -> dict[str, Any]:
+    """A provenance or a training record to be read by people: sketches at any depth without their hashes."""
+
+    def shown(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: shown(item) for key, item in value.items() if key != _HASHES}
+        return [shown(item) for item in value] if isinstance(value, list) else value
+
+    return shown(record)
