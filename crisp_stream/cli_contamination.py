@@ -29,7 +29,8 @@ def add_contamination(verbs: Any) -> None:
         "files",
         nargs="+",
         metavar="FILE",
-        help="documents or questions: .jsonl, .json, .ndjson, .txt or .parquet, also .gz or .zst",
+        help="documents or questions: .jsonl, .json, .ndjson, .txt or .parquet, also .gz or .zst; or a task of the "
+        "paper, TASK or TASK=FILE, as for eval",
     )
     verb.add_argument("--out", required=True, metavar="FILE", help="result, FILE.parquet, to write")
     verb.add_argument("--text-column", default="text", metavar="NAME", help="key or column of documents")

@@ -39,6 +39,12 @@ class EvaluationExample(NamedTuple):
     question: Question | None
     """None for a document. Which choice is right is not read."""
 
+    @classmethod
+    def of_question(cls, source: str, row: int, question: Question) -> EvaluationExample:
+        """A question that was read elsewhere."""
+        asked = question.question
+        return cls(source, row, [asked, *(f"{asked} {choice}" for choice in question.choices)], question)
+
     @property
     def example_id(self) -> int:
         """`example_hash` of the document, or `question_hash`."""
@@ -56,7 +62,8 @@ def read_evaluation_examples(file: str, *, text_column: str = "text") -> Iterato
     """Read an evaluation file: .jsonl, .json or .ndjson with an object per line, .txt, or .parquet.
 
     A record with `text_column` is a document. Else it is a question: `question` alone, and `question` with each of
-    `choices` (a list, or an object with the list `text`, as ARC has it), or with `answer` where that is a text.
+    `choices` (a list, or an object with the list `text`, as ARC has it), or with `answer` where that is a text; or, as
+    RewardBench has it, `prompt` with `chosen` and with `rejected`.
 
     Args:
         file: a local path or a url; also .gz or .zst.
@@ -127,6 +134,9 @@ def _example(record: Mapping[str, Any], text_column: str, source: str, row: int,
     text, question = record.get(text_column), record.get("question")
     if isinstance(text, str):
         return EvaluationExample(source, row, [text], None)
+    if question is None and all(isinstance(record.get(key), str) for key in ("prompt", "chosen", "rejected")):
+        pair = Question(question=record["prompt"], choices=(record["chosen"], record["rejected"]), answer=0)
+        return EvaluationExample.of_question(source, row, pair)
     if not isinstance(question, str):
         raise InputError(
             f"{place}: must hold a text in {text_column!r} or in 'question', got the keys "
@@ -140,5 +150,4 @@ def _example(record: Mapping[str, Any], text_column: str, source: str, row: int,
     answer = record.get("answer")
     if not choices and isinstance(answer, str):
         choices = [answer]
-    texts = [question, *(f"{question} {choice}" for choice in choices)]
-    return EvaluationExample(source, row, texts, Question(question=question, choices=tuple(choices), answer=0))
+    return EvaluationExample.of_question(source, row, Question(question=question, choices=tuple(choices), answer=0))

@@ -17,7 +17,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from crisp_stream.errors import FormatError, InputError
+from crisp_stream.evaluation.question_sets import TASKS, open_question_set
 from crisp_stream.evaluation.window_ngrams import NOT_FOUND, find_in_windows
 from crisp_stream.format import open_dataset
 from crisp_stream.storage import open_store
@@ -61,11 +62,11 @@ class Contamination:
     text_bytes: int
     """UTF-8 bytes of their text."""
     files: list[str]
-    """Names of the evaluation files, in the order given."""
+    """Names of the evaluation files and tasks, in the order given."""
     file: NDArray[np.int64]
     """[num_examples], index into `files`."""
     row: NDArray[np.int64]
-    """[num_examples], line of a JSONL file, row of a Parquet file, from 1."""
+    """[num_examples], line of a JSONL file, row of a Parquet file, question of a task, from 1."""
     example_ids: NDArray[np.uint64]
     """[num_examples], `example_hash` of a document, `question_hash` of a question."""
     checked: NDArray[np.bool_]
@@ -195,7 +196,8 @@ def check_contamination(
 
     Args:
         root: of the dataset, local or in object storage.
-        files: of documents or questions, see `read_evaluation_examples`.
+        files: of documents or questions, see `read_evaluation_examples`; or tasks, TASK or TASK=FILE, as
+            `open_question_set` reads them.
         text_column: key or column of documents.
         ngram: words of a match, 2 to 64; texts that are shorter are looked for as a whole from 8 words on.
         generation: of a dataset that has grown; the newest when None.
@@ -222,7 +224,7 @@ def check_contamination(
         min_words=ngrams.min_words,
         num_windows=places.num_windows,
         text_bytes=places.text_bytes,
-        files=[file_name(file) for file in files],
+        files=[file.partition("=")[0] if _is_task(file) else file_name(file) for file in files],
         file=np.array([number for number, _ in held], np.int64),
         row=np.array([example.row for _, example in held], np.int64),
         example_ids=np.array([example.example_id for _, example in held], np.uint64),
@@ -242,13 +244,25 @@ class _Judged:
     window: int
 
 
-def _examples(file: str, text_column: str) -> Iterator[EvaluationExample]:
-    """The examples of a file; plain text in the pieces in which it is read as documents everywhere else."""
-    if ".txt" in PurePosixPath(file).suffixes:
-        for row, text in enumerate(read_documents([file], counts=DropCounts()), start=1):
-            yield EvaluationExample(file_name(file), row, [text], None)
+def _examples(source: str, text_column: str) -> Iterator[EvaluationExample]:
+    """The examples of a file, or of a task of the paper.
+
+    Plain text comes in the pieces in which it is read as documents everywhere else.
+    """
+    if _is_task(source):
+        found = open_question_set(source)
+        for row, question in enumerate(found.questions, start=1):
+            yield EvaluationExample.of_question(found.name, row, question)
+    elif ".txt" in PurePosixPath(source).suffixes:
+        for row, text in enumerate(read_documents([source], counts=DropCounts()), start=1):
+            yield EvaluationExample(file_name(source), row, [text], None)
     else:
-        yield from read_evaluation_examples(file, text_column=text_column)
+        yield from read_evaluation_examples(source, text_column=text_column)
+
+
+def _is_task(source: str) -> bool:
+    task, separator, _ = source.partition("=")
+    return task in TASKS and (bool(separator) or not Path(source).exists())
 
 
 def _judged(

@@ -14,6 +14,7 @@ from crisp_stream.cli import main
 from crisp_stream.errors import CorruptDataError, FormatError, InputError
 from crisp_stream.evaluation import window_ngrams
 from crisp_stream.evaluation.contamination import Contamination, check_contamination
+from crisp_stream.evaluation.question_sets import open_question_set
 from crisp_stream.evaluation.window_texts import WindowDecoder
 from crisp_stream.example_hashes import example_hash
 from crisp_stream.format import Dataset, open_dataset
@@ -165,6 +166,27 @@ def test_a_file_says_what_was_looked_for_where_and_other_files_are_refused(tmp_p
 def _with_version(table: pa.Table, version: int) -> pa.Table:
     (key, value) = next(iter(table.schema.metadata.items()))
     return table.replace_schema_metadata({key: json.dumps(json.loads(value) | {"contamination_version": version})})
+
+
+def test_tasks_are_read_as_they_are_judged_and_pairs_of_answers_like_questions(tmp_path: Path) -> None:
+    root = planted(tmp_path / "data").root
+    rows: list[dict[str, object]] = [
+        {"id": "1", "question": question, "choices": {"text": CHOICES, "label": ["A", "B"]}, "answerKey": "B"}
+        for question in (sentence(12, 10), QUESTION)
+    ]
+    pairs: list[dict[str, object]] = [
+        {"prompt": QUESTION, "chosen": CHOICES[1], "rejected": "no", "subset": subset}
+        for subset in ("hep-cpp", "other")
+    ]
+    arc, pair = write_lines(tmp_path / "arc.jsonl", rows), write_lines(tmp_path / "pairs.jsonl", pairs)
+    names = [f"arc_easy={arc}", f"rewardbench_reasoning={pair}", arc, pair]
+    found = check_contamination(root, names, processes=1, log=quiet)
+    assert found.files == ["arc_easy", "rewardbench_reasoning", "arc.jsonl", "pairs.jsonl"]
+    assert found.contaminated.tolist() == [False, True, True, False, True, True, True]
+    assert found.file.tolist() == [0, 0, 1, 2, 2, 3, 3]
+    for name, own in ((names[0], found.file == 0), (names[1], found.file == 1), (names[0], found.file == 2)):
+        assert open_question_set(name).example_ids.tolist() == found.example_ids[own].tolist()
+    assert found.example_ids[2] == found.example_ids[5]
 
 
 def test_what_is_found_is_what_comparing_all_words_finds(tmp_path: Path) -> None:
