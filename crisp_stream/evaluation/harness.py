@@ -1,12 +1,14 @@
 """lm-eval on our models: a model in memory answers its requests, and its tasks are asked of our question sets.
 
 lm-eval makes the requests of a task, and the metrics of what comes back. Scoring is ours and not lm-eval's `HFLM`,
-which wants an exported folder, pads rows of unlike length, computes the logits of whole prompts, and wants one process
-per part of the questions: here rows of similar length share a forward pass, only logits from the first answer on are
-computed, and the processes of a launcher share the rows and all see all results. A model in training can be asked,
-sharded too: all ranks make the same number of forward passes. `lm_eval.simple_evaluate` is not used for that reason:
-it seeds every random generator of the process, returns nothing on ranks but the first, and asks git and pip about the
-machine, for seconds.
+which wants an exported folder, reads the prompt again for every choice, computes the logits of whole prompts, and wants
+a share of the questions per process: here the choices of a question share a row (packed_rows.py), rows of similar
+length share a forward pass, only logits from the first answer on are computed, and the processes of a launcher share
+the rows and all see all results. A model in training can be asked, sharded too: all ranks make the same number of
+forward passes.
+
+`lm_eval.simple_evaluate` is not used, but `evaluate`, which is most of it: the former seeds every random generator of
+the process, returns nothing on ranks but the first, and asks git and pip about the machine, for seconds.
 
 What HFLM does is done here: a context is cut from the left where context and answer are longer than the model's, and
 no end-of-text stands before it. An answer that is itself longer than the model's context, which HFLM refuses, is scored
@@ -29,9 +31,12 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from crisp_stream.checkpoint import LoadedGPT
-from crisp_stream.evaluation.perplexity import encode_texts, example_rows, in_batches
+from crisp_stream.evaluation.packed_rows import PackedRow, add_scores, pack_rows
+from crisp_stream.evaluation.perplexity import encode_texts, in_batches
+from crisp_stream.evaluation.prompts import ReadRecord
 from crisp_stream.evaluation.question_sets import QuestionSet, read_task
 
 ShareDone = Callable[[float], None]
@@ -42,15 +47,6 @@ Request = tuple[tuple[str, str], list[int], list[int]]
 
 _ENCODED_CHARACTERS = 1 << 20
 """Characters tokenised at once; the tokenizer keeps about 100 bytes per token until it is read."""
-
-
-class ScoredRow(NamedTuple):
-    """Tokens of a forward pass: the inputs are `tokens[:-1]`."""
-
-    tokens: list[int]
-    """2 to n_positions + 1."""
-    num_scored: int
-    """So many at the end count, 1 to len(tokens) - 1."""
 
 
 class HarnessLM(TemplateLM):
@@ -68,6 +64,10 @@ class HarnessLM(TemplateLM):
         self._loaded = loaded
         self._batch_size = batch_size
         self._share_done = share_done
+        self._tokenizer = Tokenizer.from_str(loaded.tokenizer.backend_tokenizer.to_str())
+        self._tokenizer.encode_special_tokens = True
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
         self._device = next(loaded.gpt.parameters()).device
         self.max_length = int(loaded.gpt.config.n_positions)
         """Context limit in tokens, as HFLM calls it."""
@@ -92,109 +92,48 @@ class HarnessLM(TemplateLM):
         return self._loglikelihood_tokens(encoded)
 
     def _loglikelihood_tokens(self, requests: list[Request], **kwargs: Any) -> list[tuple[float, bool]]:
-        rows, owners = [], []
-        for number, (_, context, continuation) in enumerate(requests):
-            own = rows_of(context, continuation, self.max_length)
-            rows += own
-            owners += [number] * len(own)
-        log_probs, greedy = np.zeros(len(requests)), np.ones(len(requests), np.bool_)
-        row_log_probs, row_greedy = self.score(rows)
-        np.add.at(log_probs, owners, row_log_probs)
-        np.logical_and.at(greedy, owners, row_greedy)
+        rows = pack_rows(((context, continuation) for _, context, continuation in requests), self.max_length)
+        log_probs, greedy = self._score(rows, len(requests))
         return list(zip(log_probs.tolist(), greedy.tolist(), strict=True))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log probability of whole texts, cut and begun as for perplexity.py: the sums are those of `judge_texts`."""
         texts = encode_texts(self._loaded, [request.args[0] for request in requests])
-        rows = [ScoredRow(row, len(row) - 1) for text in texts for row in text.rows]
-        owners = [number for number, text in enumerate(texts) for _ in text.rows]
-        log_probs = np.zeros(len(requests))
-        np.add.at(log_probs, owners, self.score(rows)[0])
-        return log_probs.tolist()
+        rows = [PackedRow(row[:1], [row[1:]], [number]) for number, text in enumerate(texts) for row in text.rows]
+        return self._score(rows, len(requests))[0].tolist()
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         raise NotImplementedError("tasks that generate text need lm-eval's own model, on an exported folder")
 
-    def score(self, rows: Sequence[ScoredRow]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Log probabilities of rows, shared among the processes of a launcher; all of them call this.
+    def _score(self, rows: Sequence[PackedRow], num_requests: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Score rows, shared among the processes of a launcher; all of them call this.
 
         Returns:
-            [num_rows], nats; [num_rows], whether every scored token is the likeliest one.
+            [num_requests], log probabilities in nats; [num_requests], whether every token is the likeliest one.
         """
-        log_probs, greedy = np.zeros(len(rows)), np.zeros(len(rows), np.bool_)
-        numbered = ((number, row.tokens) for number, row in enumerate(rows))
-        batches = [
-            [number for number, _ in batch]
-            for batch in in_batches(numbered, batch_size=self._batch_size, n_positions=self.max_length)
-        ]
+        log_probs, greedy = np.zeros(num_requests), np.ones(num_requests, np.bool_)
+        numbered = ((number, [0] * (row.num_inputs + 1)) for number, row in enumerate(rows))
+        batches = list(in_batches(numbered, batch_size=self._batch_size, n_positions=self.max_length))
         rank, world_size = _place_among_processes()
         for first in range(0, len(batches), world_size):
             # A sharded model needs every rank in every forward pass: a rank without a batch repeats the first.
             mine = first + rank
-            batch = batches[mine if mine < len(batches) else 0]
-            scores = row_scores(self._loaded.gpt, [rows[number] for number in batch], device=self._device)
-            if mine < len(batches):
-                log_probs[batch], greedy[batch] = scores
+            batch = [rows[number] for number, _ in batches[mine if mine < len(batches) else 0]]
+            to_keep = (log_probs, greedy) if mine < len(batches) else (log_probs.copy(), greedy.copy())
+            add_scores(self._loaded.gpt, batch, *to_keep, device=self._device)
             self._share_done(min(1.0, (first + world_size) / len(batches)))
         if world_size > 1:
             from composer.utils import dist
 
             gathered = dist.all_gather_object((log_probs, greedy))
             log_probs = np.sum([part for part, _ in gathered], axis=0)
-            greedy = np.any([part for _, part in gathered], axis=0)
+            greedy = np.all([part for _, part in gathered], axis=0)
         return log_probs, greedy
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each; special tokens in a text count as plain text, as for perplexity."""
-        found: list[list[int]] = []
-        for block in _blocks(texts):
-            encoded: Any = self._loaded.tokenizer(
-                block,
-                add_special_tokens=False,
-                split_special_tokens=True,
-                return_attention_mask=False,
-                verbose=False,
-            )
-            found += encoded["input_ids"]
-        return found
-
-
-def rows_of(context: Sequence[int], continuation: Sequence[int], n_positions: int) -> list[ScoredRow]:
-    """Tokens of a request as rows: one, unless the continuation alone is longer than the context limit."""
-    if len(continuation) <= n_positions:
-        tokens = [*context, *continuation][-(n_positions + 1) :]
-        return [ScoredRow(tokens, len(continuation))]
-    runs = example_rows(continuation, context_token=context[-1], n_positions=n_positions)
-    return [ScoredRow(run, len(run) - 1) for run in runs]
-
-
-def row_scores(
-    gpt: torch.nn.Module, rows: Sequence[ScoredRow], *, device: torch.device
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Log probability of what is scored of each row, in nats, and whether it is what the model likes best.
-
-    One forward pass over all rows, with logits from the first scored token of any row on. Rows are padded at the end,
-    which a causal model cannot see.
-    """
-    width = max(len(row.tokens) for row in rows) - 1
-    first = min(len(row.tokens) - 1 - row.num_scored for row in rows)
-    inputs = np.zeros((len(rows), width), np.int64)
-    targets = np.full((len(rows), width - first), -100, np.int64)
-    for index, (tokens, num_scored) in enumerate(rows):
-        inputs[index, : len(tokens) - 1] = tokens[:-1]
-        end = len(tokens) - 1 - first
-        targets[index, end - num_scored : end] = tokens[-num_scored:]
-    expected = torch.from_numpy(targets).to(device)
-    with torch.no_grad():
-        kept = torch.arange(first, width, device=device)
-        outputs = gpt(input_ids=torch.from_numpy(inputs).to(device), use_cache=False, logits_to_keep=kept)
-        logits = outputs.logits.float()
-        losses = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), expected.flatten(), ignore_index=-100, reduction="none"
-        )
-        likeliest = (logits.argmax(dim=-1) == expected) | (expected == -100)
-    sums = losses.view_as(expected).double().sum(dim=1)
-    return -sums.cpu().numpy(), likeliest.all(dim=1).cpu().numpy()
+        blocks = (self._tokenizer.encode_batch_fast(block, add_special_tokens=False) for block in _blocks(texts))
+        return [encoding.ids for block in blocks for encoding in block]
 
 
 class _Records(list[Mapping[str, Any]]):
@@ -209,7 +148,7 @@ class QuestionTask(ConfigurableTask):
     """A task of ours, asked of a question set."""
 
     def __init__(self, questions: QuestionSet) -> None:
-        records = _Records(question.to_json() for question in questions.questions)
+        records = _Records(ReadRecord(question) for question in questions.questions)
         config = dict(read_task(questions.task))
         config |= {key: pkgutil.resolve_name(config[key]) for key in ("doc_to_text", "doc_to_choice", "doc_to_target")}
         config |= {"custom_dataset": lambda **about: {config["test_split"]: records}, "process_docs": None}

@@ -8,27 +8,37 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from crisp_stream.questions import question_of
+from crisp_stream.questions import Question, question_of
 
 REASONING = frozenset(("math-prm", "hep-cpp", "hep-go", "hep-java", "hep-js", "hep-python", "hep-rust"))
 """Subsets of RewardBench that are its Reasoning category."""
 
-_PLACE = "a question"
+
+class ReadRecord(dict[str, Any]):
+    """A record whose question is known: lm-eval asks for its parts seven times."""
+
+    def __init__(self, question: Question) -> None:
+        super().__init__(question.to_json())
+        self.question = question
+
+
+def _question(record: Mapping[str, Any]) -> Question:
+    return record.question if isinstance(record, ReadRecord) else question_of(record, "a question")
 
 
 def context(record: Mapping[str, Any]) -> str:
     """The prompt up to the answer."""
-    return question_of(record, _PLACE).context
+    return _question(record).context
 
 
 def choices(record: Mapping[str, Any]) -> list[str]:
     """The answers to choose from."""
-    return list(question_of(record, _PLACE).choices)
+    return list(_question(record).choices)
 
 
 def answer(record: Mapping[str, Any]) -> int:
     """Index of the right answer."""
-    return question_of(record, _PLACE).answer
+    return _question(record).answer
 
 
 def reasoning(records: Any) -> Any:

@@ -20,7 +20,7 @@ from lm_eval.tasks import TaskManager
 from crisp_stream.checkpoint import LoadedGPT, load_gpt
 from crisp_stream.errors import InputError
 from crisp_stream.evaluation import multiple_choice
-from crisp_stream.evaluation.harness import Asked, HarnessLM, ScoredRow, row_scores, rows_of
+from crisp_stream.evaluation.harness import Asked, HarnessLM
 from crisp_stream.evaluation.models import JudgedModel, open_model
 from crisp_stream.evaluation.multiple_choice import judge_questions
 from crisp_stream.evaluation.perplexity import judge_texts
@@ -135,21 +135,16 @@ def test_an_answer_longer_than_the_context_is_scored_whole(model: JudgedModel) -
     assert found == pytest.approx(float(expected), abs=1e-4)
 
 
-def test_rows_are_cut_from_the_left_and_score_the_whole_continuation() -> None:
-    assert rows_of([1, 2, 3], [4, 5], 8) == [ScoredRow([1, 2, 3, 4, 5], 2)]
-    assert rows_of([1, 2, 3], [4, 5], 3) == [ScoredRow([2, 3, 4, 5], 2)]
-    assert rows_of([1, 2, 3], [4, 5, 6], 3) == [ScoredRow([3, 4, 5, 6], 3)]
-    assert rows_of([1, 2, 3], [4, 5, 6, 7], 3) == [ScoredRow([3, 4, 5, 6], 3), ScoredRow([6, 7], 1)]
-
-
 def test_greedy_means_that_every_token_is_the_likeliest(model: JudgedModel) -> None:
-    tokens = model.loaded.tokenizer.encode("abc")
+    loaded = model.loaded
+    tokens = loaded.tokenizer.encode("abc")
     with torch.no_grad():
         for _ in range(4):
-            tokens.append(int(model.loaded.gpt(torch.tensor([tokens])).logits[0, -1].argmax()))
-    other = [*tokens[:-1], tokens[-1] ^ 1]
-    _, greedy = row_scores(model.loaded.gpt, [ScoredRow(tokens, 4), ScoredRow(other, 4)], device=torch.device("cpu"))
-    assert greedy.tolist() == [True, False]
+            tokens.append(int(loaded.gpt(torch.tensor([tokens])).logits[0, -1].argmax()))
+    liked = loaded.tokenizer.decode(tokens)[3:]
+    other = liked[:-1] + chr(ord(liked[-1]) ^ 1)
+    found = HarnessLM(loaded).loglikelihood(requests_of([("abc", liked), ("abc", other), ("abc", liked[:2])]))
+    assert [greedy for _, greedy in found] == [True, False, True]
 
 
 def test_rolling_log_probabilities_are_the_sums_of_perplexity(model: JudgedModel) -> None:
