@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from crisp_stream.cli_contamination import add_contamination
+from crisp_stream.cli_eval import add_eval
 from crisp_stream.cli_forecast import add_forecast
 from crisp_stream.cli_histogram import add_histogram_commands, with_count
 from crisp_stream.cli_report import add_report
@@ -68,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_verify(verbs)
     add_train(verbs)
     add_finetune(verbs)
-    _add_eval(verbs)
+    add_eval(verbs)
     add_results(verbs)
     add_contamination(verbs)
     _add_export(verbs)
@@ -149,45 +150,6 @@ def _verify(asked: argparse.Namespace) -> int:
     state = f"{len(report.problems)} problems" if report.problems else "whole"
     print(f"{asked.root}: {report.num_windows:,} windows, {report.num_bytes / 1e6:,.1f} MB read: {state}")
     return 1 if report.problems else 0
-
-
-def _add_eval(verbs: Any) -> None:
-    verb = add_verb(
-        verbs,
-        "eval",
-        _eval,
-        "Judge one checkpoint, or compare two: perplexity on held-out text (paper, Section 3.1), or multiple choice.",
-    )
-    verb.add_argument(
-        "checkpoints", nargs="+", metavar="CKPT", help="Composer checkpoint or exported folder; one or two"
-    )
-    verb.add_argument("--text", nargs="+", default=[], metavar="INPUT", help="held-out documents")
-    verb.add_argument("--mcq", metavar="FILE", help='questions as JSONL: {"question", "choices", "answer": index}')
-    verb.add_argument("--text-column", default="text", metavar="NAME", help="key or column of the text")
-    verb.add_argument("--limit", type=int, metavar="N", help="use at most N documents or questions")
-    verb.add_argument(
-        "--batch-size", type=int, default=8, metavar="N", help="sequences per forward pass; no effect on results"
-    )
-
-
-def _eval(asked: argparse.Namespace) -> None:
-    from crisp_stream.evaluate import evaluate, multiple_choice
-
-    if not asked.text and not asked.mcq:
-        raise InputError("eval needs --text INPUT… or --mcq FILE, got neither.")
-    if asked.text:
-        evaluate(
-            asked.checkpoints,
-            asked.text,
-            text_column=asked.text_column,
-            limit=asked.limit,
-            batch_size=asked.batch_size,
-        )
-    if asked.mcq:
-        print(f"{'accuracy':>9} {'normalised':>10} {'questions':>9}  checkpoint")
-        for checkpoint in asked.checkpoints:
-            result = multiple_choice(checkpoint, asked.mcq, limit=asked.limit, batch_size=asked.batch_size)
-            print(f"{result.acc:>9.3f} {result.acc_norm:>10.3f} {result.num_questions:>9,}  {checkpoint}")
 
 
 def _add_export(verbs: Any) -> None:

@@ -79,9 +79,8 @@ def tokenizer_fingerprint(loaded: LoadedGPT) -> str:
     return hashlib.sha256(loaded.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
-def check_names(records: Sequence[ModelRecord]) -> None:
+def check_names(names: Sequence[str]) -> None:
     """Raises InputError where two models have one name."""
-    names = [record.name for record in records]
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"{names.count(name)} models are called {name}. Give each its own with --name.")

@@ -114,7 +114,7 @@ def test_a_save_folder_means_its_newest_checkpoint(done: SmallRun) -> None:
 
 def test_two_models_of_one_name_are_an_error(model: JudgedModel) -> None:
     with pytest.raises(InputError, match="2 models are called small-ba12"):
-        check_names([model.record, model.record])
+        check_names([model.record.name, model.record.name])
 
 
 def test_training_lowers_the_perplexity_of_text_like_the_corpus(done: SmallRun) -> None:
