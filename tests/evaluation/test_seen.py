@@ -285,3 +285,17 @@ def test_a_histogram_or_a_checkpoint_that_does_not_say_is_warned_of(half: HalfRu
     assert "is not known: histogram half.parquet does not say" in str(seen.warning("half.test"))
     assert "is not known: its checkpoint does not say" in str(seen_examples({}, ids_of(HALF)).warning("half.test"))
     assert not seen_examples(record_of(done.checkpoint(12)), ids_of(HALF)).is_known
+
+
+def test_eval_refuses_the_examples_that_the_mixture_was_made_from(
+    half: HalfRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = str(half.folder / "ep0-ba8-rank0.pt")
+    for name, texts in (("half", HALF), ("test", TEST_HALF)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    assert main(["eval", checkpoint, "--text", str(tmp_path / "test.jsonl")]) == 0
+    assert "warning" not in capsys.readouterr().out
+    assert main(["eval", checkpoint, "--text", str(tmp_path / "half.jsonl")]) == 2
+    assert "20 of 20 were counted in half.parquet" in capsys.readouterr().err
+    assert main(["eval", checkpoint, "--text", str(tmp_path / "half.jsonl"), "--allow-seen"]) == 0
+    assert "warning: half: the model must not have been trained by" in capsys.readouterr().out
