@@ -130,15 +130,16 @@ class EvaluationNgrams:
         is_checked: dict[tuple[str, int], bool] = {}
         for batch in _in_batches(texts):
             hashed = hash_words([text for _, _, text in batch])
+            runs, prefixes = ngram_hashes(hashed.hashes, ngram), ngram_hashes(hashed.hashes, min_words)
             bounds = hashed.first_word.tolist()
             for (source, row, _), (first, end) in zip(batch, itertools.pairwise(bounds), strict=True):
                 checked = end - first >= min_words
                 is_checked[source, row] = checked or is_checked.get((source, row), False)
                 if checked:
-                    hashes = ngram_hashes(hashed.hashes[first:end], min(ngram, end - first))
+                    hashes = _ngrams_of_text(hashed, runs, first, end, ngram)
                     entry = np.zeros(len(hashes), _ENTRY)
                     entry["hash"], entry["example"] = hashes, len(examples)
-                    entry["prefix"] = ngram_hashes(hashed.hashes[first:end], min_words)[: len(hashes)]
+                    entry["prefix"] = prefixes[first : first + len(hashes)]
                     entry["first_word"] = np.arange(len(hashes))
                     entries.append(entry)
                     words = " ".join(hashed.words(first, end))
@@ -183,12 +184,14 @@ class EvaluationNgrams:
     def ngrams_of(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
         """The numbers of the n-grams of texts that the index was built from, in their order; none of a short text."""
         hashed = hash_words(texts)
-        found: list[NDArray[np.int64]] = []
-        for first, end in itertools.pairwise(hashed.first_word.tolist()):
-            checked = end - first >= self.min_words
-            length = min(self.ngram, end - first) if checked else self.ngram
-            found.append(np.searchsorted(self._hashes, ngram_hashes(hashed.hashes[first:end], length)))
-        return found
+        runs = ngram_hashes(hashed.hashes, self.ngram)
+        none = np.zeros(0, np.uint64)
+        own = [
+            _ngrams_of_text(hashed, runs, first, end, self.ngram) if end - first >= self.min_words else none
+            for first, end in itertools.pairwise(hashed.first_word.tolist())
+        ]
+        found = np.searchsorted(self._hashes, np.concatenate([none, *own]))
+        return np.split(found, np.cumsum([len(hashes) for hashes in own])[:-1])
 
     def words_of_ngram(self, ngram: int) -> str:
         """The words of an n-gram by its number, case folded, with single spaces."""
@@ -307,6 +310,23 @@ class EvaluationNgrams:
         return hashed.words(hit.begin, hit.begin + self._lengths[hit.rank]) == self._ngram_words(
             self._entries[hit.ngram]
         )
+
+
+def _ngrams_of_text(
+    hashed: HashedWords, runs: NDArray[np.uint64], first: int, end: int, ngram: int
+) -> NDArray[np.uint64]:
+    """The hashes of the n-grams of one text of a batch, or of a shorter text as a whole.
+
+    Args:
+        hashed: the words of the batch.
+        runs: hashes of all runs of `ngram` words of the batch.
+        first: word of the batch where the text begins.
+        end: word behind it.
+        ngram: words of an n-gram.
+    """
+    if end - first >= ngram:
+        return runs[first : end - ngram + 1]
+    return ngram_hashes(hashed.hashes[first:end], end - first)
 
 
 def _in_batches(texts: Iterable[tuple[str, int, str]]) -> Iterator[list[tuple[str, int, str]]]:
