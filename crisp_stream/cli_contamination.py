@@ -71,6 +71,8 @@ def _print(found: Contamination, out: str, seconds: float, processes: int) -> No
             f"row {found.row[at]} of {found.files[found.file[at]]}: {found.shares[at]:.1%} of its n-grams; window "
             f"{found.windows[at]}: {shown}"
         )
+    if not found.num_borders:
+        print("borders of windows were not looked across: words that two windows share are not seen")
     print(
         f"{out}: {int(found.contaminated.sum()):,} of {found.num_examples:,} examples contaminated; "
         f"{found.num_windows:,} windows, {megabytes:,.1f} MB of text in {seconds:.1f} s, "

@@ -5,10 +5,10 @@ An example is contaminated when any 13 consecutive words of it stand in a window
 round. Every match is confirmed word by word. Examples shorter than 13 words are looked for as a whole; below 8 words
 they are not looked for, and said to be unchecked. Words: case folded, without punctuation.
 
-Windows cut documents, and the windows of a dataset are sorted by cluster, so the next window of a document is
-somewhere else: words across the border of two windows are not seen. Of a copy of at least 26 words at least 13 stand
-on one side of a border, so it is found; a single run of 13 words is missed with a chance of about 12 in the number of
-words of a window (1.6 % at 1,024 tokens).
+Windows cut documents. Where the dataset has provenance, and not too many windows for that to be cheap, the text across
+their borders is looked through, too (`window_borders`). Elsewhere words across a border are not seen: of a copy of at
+least 26 words at least 13 stand on one side, so it is found; a single run of 13 words is missed with a chance of about
+12 in the number of words of a window (1.6 % at 1,024 tokens).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _METADATA_KEY = b"crisp_stream.contamination"
 _MIN_WORDS = 8
 _BATCH_EXAMPLES = 4096
 _MAX_EXAMPLES = 1 << 28
-_FACTS = ("dataset", "fingerprint", "ngram", "min_words", "num_windows", "text_bytes", "files")
+_FACTS = ("dataset", "fingerprint", "ngram", "min_words", "num_windows", "text_bytes", "num_borders", "files")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +61,8 @@ class Contamination:
     """Windows read."""
     text_bytes: int
     """UTF-8 bytes of their text."""
+    num_borders: int
+    """Borders of windows that were looked across; 0 where only windows were looked through."""
     files: list[str]
     """Names of the evaluation files and tasks, in the order given."""
     file: NDArray[np.int64]
@@ -78,7 +80,7 @@ class Contamination:
     words: list[str | None]
     """[num_examples], the first n-gram of the example that does."""
     windows: NDArray[np.int64]
-    """[num_examples], the first window with these words; -1 without any."""
+    """[num_examples], the first window with these words, or in which they begin; -1 without any."""
 
     @property
     def num_examples(self) -> int:
@@ -224,6 +226,7 @@ def check_contamination(
         min_words=ngrams.min_words,
         num_windows=places.num_windows,
         text_bytes=places.text_bytes,
+        num_borders=places.num_borders,
         files=[file.partition("=")[0] if _is_task(file) else file_name(file) for file in files],
         file=np.array([number for number, _ in held], np.int64),
         row=np.array([example.row for _, example in held], np.int64),

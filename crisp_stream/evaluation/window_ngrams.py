@@ -1,4 +1,6 @@
-"""Which n-grams of evaluation sets stand in which window of a dataset: one pass over the shards, in parallel.
+"""Which n-grams of evaluation sets stand in which window of a dataset, or across the border of two.
+
+One pass over the shards, in parallel, then one over the borders (`window_borders`) where they are known.
 
 A task is a few MB of one shard, so that the processes share also a single shard; bytes go to no cache folder. What
 does not match its checksum is read again by the dataset's own reader, which mends or explains it.
@@ -17,9 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError
+from crisp_stream.evaluation.window_borders import WindowBorders, can_join, edges_of
 from crisp_stream.evaluation.window_texts import WindowDecoder
 from crisp_stream.format import Dataset, open_dataset
 from crisp_stream.mds import checksums, sample_dtype
+from crisp_stream.provenance import read_places
 from crisp_stream.writers.decontamination import EvaluationNgrams
 from crisp_stream.writers.pool import Progress, map_unordered
 
@@ -33,20 +37,34 @@ class NgramPlaces:
     """Where n-grams stand in a dataset."""
 
     first_window: NDArray[np.int64]
-    """[num_ngrams], the first window that holds each; `NOT_FOUND` where none does."""
+    """[num_ngrams], the first window that holds each; of those in no window, the first in which one begins that ends
+    in the next; `NOT_FOUND` where there is none."""
     num_windows: int
     """Windows read."""
     text_bytes: int
     """UTF-8 bytes of their text."""
+    num_borders: int
+    """Borders of windows that were looked across; 0 where it is not known which windows followed one another."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Task:
+class _Scan:
+    """What is looked for, and where."""
+
     root: str
     generation: int
     fingerprint: str
     index: tuple[Path, Path]
     """Files of the n-grams."""
+    with_edges: bool
+    """Whether windows are to be joined afterwards."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Windows:
+    """Some windows of a shard."""
+
+    scan: _Scan
     shard: int
     start: int
     """Window of the shard."""
@@ -54,11 +72,25 @@ class _Task:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Scanned:
+class _Borders:
+    """Some borders of windows."""
+
+    scan: _Scan
+    windows: NDArray[np.int64]
+    """[num_borders], the window before each."""
+    tokens: NDArray[Any]
+    """[num_borders, 2 · edge_tokens]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
     ngrams: list[int]
     windows: list[int]
     num_windows: int
-    text_bytes: int
+    text_bytes: int = 0
+    first: int = 0
+    edges: tuple[NDArray[Any], NDArray[Any]] | None = None
+    """`edges_of` the windows from `first` on, and their places."""
 
 
 def find_in_windows(
@@ -77,53 +109,95 @@ def find_in_windows(
         InputError: the dataset was replaced meanwhile.
     """
     first_window = np.full(ngrams.num_ngrams, NOT_FOUND, np.int64)
-    num_windows = text_bytes = 0
-    progress = Progress("contamination", "windows", log=log, total=dataset.manifest.num_windows)
+    across = first_window.copy()
+    num_windows = text_bytes = num_borders = 0
     with tempfile.TemporaryDirectory(prefix="crisp-stream-") as scratch:
-        first, second = EvaluationNgrams.files("evaluation")
-        index = (Path(scratch) / first, Path(scratch) / second)
-        ngrams.save(index)
-        for done in map_unordered(_scan, _tasks(dataset, index), processes=processes):
+        scan = _prepared(dataset, ngrams, Path(scratch))
+        borders = WindowBorders(dataset, Path(scratch)) if scan.with_edges else None
+        progress = Progress("contamination", "windows", log=log, total=dataset.manifest.num_windows)
+        for done in map_unordered(_look_in_windows, _tasks(dataset, scan), processes=processes):
             np.minimum.at(first_window, done.ngrams, done.windows)
             num_windows += done.num_windows
             text_bytes += done.text_bytes
+            if borders is not None and done.edges is not None:
+                borders.add(done.first, *done.edges)
             progress.add(done.num_windows)
-    progress.finish()
-    return NgramPlaces(first_window=first_window, num_windows=num_windows, text_bytes=text_bytes)
+        progress.finish()
+        if borders is not None:
+            progress = Progress("across borders", "borders", log=log)
+            tasks = (_Borders(scan=scan, windows=windows, tokens=tokens) for windows, tokens in borders.joined())
+            for done in map_unordered(_look_across, tasks, processes=processes):
+                np.minimum.at(across, done.ngrams, done.windows)
+                num_borders += done.num_windows
+                progress.add(done.num_windows)
+            progress.finish()
+    return NgramPlaces(
+        first_window=np.where(first_window == NOT_FOUND, across, first_window),
+        num_windows=num_windows,
+        text_bytes=text_bytes,
+        num_borders=num_borders,
+    )
 
 
-def _tasks(dataset: Dataset, index: tuple[Path, Path]) -> Iterator[_Task]:
-    manifest = dataset.manifest
-    windows_per_task = max(1, _TASK_BYTES // manifest.sample_bytes)
+def _prepared(dataset: Dataset, ngrams: EvaluationNgrams, folder: Path) -> _Scan:
+    first, second = EvaluationNgrams.files("evaluation")
+    index = (folder / first, folder / second)
+    ngrams.save(index)
+    return _Scan(
+        root=dataset.root,
+        generation=dataset.manifest.generation,
+        fingerprint=dataset.manifest.fingerprint,
+        index=index,
+        with_edges=can_join(dataset),
+    )
+
+
+def _tasks(dataset: Dataset, scan: _Scan) -> Iterator[_Windows]:
+    windows_per_task = max(1, _TASK_BYTES // dataset.manifest.sample_bytes)
     for shard, row in enumerate(dataset.shards):
         for start in range(0, row.num_windows, windows_per_task):
-            yield _Task(
-                root=dataset.root,
-                generation=manifest.generation,
-                fingerprint=manifest.fingerprint,
-                index=index,
-                shard=shard,
-                start=start,
-                count=min(windows_per_task, row.num_windows - start),
-            )
+            yield _Windows(scan=scan, shard=shard, start=start, count=min(windows_per_task, row.num_windows - start))
 
 
-def _scan(task: _Task) -> _Scanned:
-    dataset, decoder = _opened(task.root, task.generation, task.fingerprint)
-    ngrams = _ngrams(task.index)
+def _look_in_windows(task: _Windows) -> _Found:
+    dataset, decoder = _opened(task.scan.root, task.scan.generation, task.scan.fingerprint)
     tokens = _tokens(dataset, task)
     first = int(dataset.first_window_per_shard[task.shard]) + task.start
+    found, text_bytes = _look(decoder, _ngrams(task.scan.index), tokens, np.arange(first, first + task.count))
+    edges = None
+    if task.scan.with_edges:
+        edges = (edges_of(tokens), read_places(dataset, task.shard, task.start, task.count))
+    return _Found(
+        ngrams=list(found),
+        windows=list(found.values()),
+        num_windows=task.count,
+        text_bytes=text_bytes,
+        first=first,
+        edges=edges,
+    )
+
+
+def _look_across(task: _Borders) -> _Found:
+    _, decoder = _opened(task.scan.root, task.scan.generation, task.scan.fingerprint)
+    found, _ = _look(decoder, _ngrams(task.scan.index), task.tokens, task.windows)
+    return _Found(ngrams=list(found), windows=list(found.values()), num_windows=len(task.windows))
+
+
+def _look(
+    decoder: WindowDecoder, ngrams: EvaluationNgrams, tokens: NDArray[Any], windows: NDArray[np.int64]
+) -> tuple[dict[int, int], int]:
+    """N-grams with the first of the ascending windows that hold them, and the UTF-8 bytes of all text."""
     found: dict[int, int] = {}
     text_bytes = 0
-    for start in range(0, task.count, _DECODED_WINDOWS):
+    for start in range(0, len(tokens), _DECODED_WINDOWS):
         texts, owners = decoder.documents(tokens[start : start + _DECODED_WINDOWS])
         text_bytes += sum(len(text) if text.isascii() else len(text.encode("utf-8", "replace")) for text in texts)
         for ngram, text in ngrams.find_ngrams(texts).items():
-            found.setdefault(ngram, first + start + int(owners[text]))
-    return _Scanned(ngrams=list(found), windows=list(found.values()), num_windows=task.count, text_bytes=text_bytes)
+            found.setdefault(ngram, int(windows[start + int(owners[text])]))
+    return found, text_bytes
 
 
-def _tokens(dataset: Dataset, task: _Task) -> NDArray[Any]:
+def _tokens(dataset: Dataset, task: _Windows) -> NDArray[Any]:
     """[count, window_tokens], verified."""
     row = dataset.shards[task.shard]
     dtype = sample_dtype(dataset.manifest.window_tokens, dataset.manifest.token_dtype)

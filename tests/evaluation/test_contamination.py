@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,17 @@ import pytest
 
 from crisp_stream.cli import main
 from crisp_stream.errors import CorruptDataError, FormatError, InputError
-from crisp_stream.evaluation import window_ngrams
+from crisp_stream.evaluation import window_borders, window_ngrams
 from crisp_stream.evaluation.contamination import Contamination, check_contamination
 from crisp_stream.evaluation.question_sets import open_question_set
 from crisp_stream.evaluation.window_texts import WindowDecoder
 from crisp_stream.example_hashes import example_hash
 from crisp_stream.format import Dataset, open_dataset
+from crisp_stream.provenance import read_places
 from crisp_stream.questions import question_hash, read_questions
 from tests.seaweed import S3Server
 from tests.synthetic import EOT_ID, upload, write_synthetic_dataset
+from tests.words import write_words
 
 WINDOW_TOKENS = 256
 LEAVES = dict.fromkeys(range(16), 3)
@@ -211,6 +214,43 @@ def test_what_is_found_is_what_comparing_all_words_finds(tmp_path: Path) -> None
             assert (found.words[at], found.windows[at]) == (there[0], holders[there[0]][0])
             assert found.shares[at] == len(set(there)) / len(set(runs))
     assert 20 < found.contaminated.sum() < found.checked.sum()
+
+
+@pytest.mark.parametrize("packing", ["joined", "document"])
+def test_words_across_the_border_of_two_windows_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: str
+) -> None:
+    documents = [sentence(100 + number, 150) for number in range(12)]
+    source = write_lines(tmp_path / "source.jsonl", [{"text": text} for text in documents])
+    dataset = write_words([source], tmp_path / "data", packing=packing, window_tokens=128, part_characters=2400)
+    runs = [" ".join(text.split()[at : at + 13]) for text in documents for at in range(138)]
+    others = [f"{' '.join(one.split()[-7:])} {' '.join(two.split()[:6])}" for one, two in pairwise(documents)]
+    path = write_lines(tmp_path / "examples.jsonl", [{"text": text} for text in (*runs, *others)])
+    found = check_contamination(dataset.root, [path], processes=1, log=quiet)
+    texts = WindowDecoder(dataset).documents(dataset.read_windows(np.arange(dataset.manifest.num_windows))["tokens"])
+    whole = np.array([any(run in text for text in texts[0]) for run in runs])
+    assert 0.05 < 1 - whole.mean() < 0.6
+    is_found = found.contaminated[: len(runs)]
+    assert is_found[whole].all()
+    kept = 1.0 if packing == "document" else 0.75  # the last partial window of a part is in no dataset
+    assert kept <= is_found.mean() <= 1.0
+    assert not found.contaminated[len(runs) :].any()
+    parts = {
+        part for shard, row in enumerate(dataset.shards) for part, _ in read_places(dataset, shard, 0, row.num_windows)
+    }
+    assert len(parts) == 3
+    assert found.num_borders == dataset.manifest.num_windows - len(parts)
+    holders = [owner for run in runs for text, owner in zip(*texts, strict=True) if run in text]
+    assert found.windows[: len(runs)][whole].tolist() == holders
+    for at in np.flatnonzero(is_found & ~whole).tolist():
+        own = " | ".join(text for text, owner in zip(*texts, strict=True) if owner == found.windows[at])
+        assert own.endswith(tuple(runs[at][:length] for length in range(1, len(runs[at]))))
+    again = check_contamination(dataset.root, [path], processes=2, log=quiet)
+    assert again.windows.tolist() == found.windows.tolist()
+    monkeypatch.setattr(window_borders, "MAX_WINDOWS", 4)
+    alone = check_contamination(dataset.root, [path], processes=1, log=quiet)
+    assert alone.contaminated[: len(runs)].tolist() == whole.tolist()
+    assert alone.num_borders == 0
 
 
 def test_a_damaged_window_is_named(tmp_path: Path) -> None:
