@@ -133,6 +133,22 @@ def place_questions(
     return found
 
 
+def learnable_questions(path: str | Path) -> list[Question]:
+    """As `read_questions`, of what a histogram may be counted of.
+
+    Raises:
+        InputError: as there, or a question is of the test half of a set.
+    """
+    found = place_questions(path)
+    for place, question in found:
+        if question.half == "test":
+            raise InputError(
+                f"{place}: the question is of a test half, which is kept to judge by. Count the specialist half, which "
+                "`crisp-stream split` wrote beside it."
+            )
+    return [question for _, question in found]
+
+
 def question_of(record: Mapping[str, Any], place: str) -> Question:
     """A question from a record of one of the schemas.
 

@@ -20,7 +20,7 @@ from crisp_stream.example_hashes import example_hash
 from crisp_stream.example_sketch import PROVENANCE_KEY, SketchBuilder
 from crisp_stream.format import Dataset, Packing, open_dataset
 from crisp_stream.histogram import Histogram
-from crisp_stream.questions import Question, question_hash, read_questions
+from crisp_stream.questions import Question, learnable_questions, question_hash
 from crisp_stream.tree import ClusterTree
 from crisp_stream.writers.documents import DropCounts, read_documents
 from crisp_stream.writers.embed import EncoderChoice, matching_encoder
@@ -96,7 +96,7 @@ def count_examples(
         text_column: key or column of the text.
         limit: read at most this many examples.
         packing: document, or joined to let examples share windows.
-        answers: the inputs are multiple-choice questions (`read_questions`): each is counted as the prompt of the
+        answers: the inputs are multiple-choice questions (`learnable_questions`): each is counted as the prompt of the
             paper's Table 7 with its right answer, or once with all of its choices.
         filters: only documents where all of them hold, as for `write`.
         layout: of the inputs, as for `write`.
@@ -177,7 +177,7 @@ class _Sources:
             raise InputError("questions: filters and layouts are for documents. Leave them out.")
         if self.answers not in get_args(Answers):
             raise InputError(f"answers: must be right or all, got {self.answers!r}.")
-        return self._questions([question for path in self.inputs for question in read_questions(path)], sketch)
+        return self._questions([question for path in self.inputs for question in learnable_questions(path)], sketch)
 
     def _documents(self, dropped: DropCounts, sketch: SketchBuilder) -> Iterator[Example]:
         texts = read_documents(

@@ -73,6 +73,8 @@ class QuestionSet:
         total = len(self.questions) if self.num_asked_of is None else self.num_asked_of
         if self.num_expected not in (None, total):
             found.append(f"{self.name} has {total:,} questions, in the paper {self.num_expected:,}.")
+        if any(question.half == "specialist" for question in self.questions):
+            found.append(f"{self.name} has questions of a specialist half, which models may have learnt from.")
         if self.num_repeated:
             found.append(f"{self.name}: {self.num_repeated:,} questions are repeated; each counts again.")
         if self.num_contradicting:
@@ -144,7 +146,7 @@ def open_question_set(source: str, *, metric: Metric | None = None, name: str | 
         questions=[question for _, question in found],
         num_repeated=repeated,
         num_contradicting=contradicting,
-        num_expected=about.get("num_questions"),
+        num_expected=None if any(question.half for _, question in found) else about.get("num_questions"),
     )
 
 

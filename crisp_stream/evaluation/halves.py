@@ -1,0 +1,204 @@
+"""A question set in two halves: one to learn from, by its histogram, and one to judge by (`crisp-stream split`).
+
+Halves are drawn at random by seed. Questions that are alike fall into the same half, so that no question of the test
+half was nearly learnt from: the same words, or near-duplicates, which share 60 % of the word pairs of question and
+choices. That is more than is called a duplicate elsewhere: it also joins questions about one passage, and forms with
+other numbers filled in. Groups are joined by likeness, so two questions of a group may be less alike than that.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from crisp_stream.errors import CrispError, InputError
+from crisp_stream.evaluation.question_sets import QuestionSet
+from crisp_stream.evaluation.results import set_fingerprint
+from crisp_stream.questions import Half, Question, question_hash
+from crisp_stream.storage import open_store
+
+SPLIT_VERSION = 1
+LIKENESS = 0.6
+"""Share of word pairs in common, estimated, from which two questions are near-duplicates."""
+
+_WORDS_PER_GRAM = 2
+_MEMORY_BYTES = 1 << 27
+
+
+@dataclass(frozen=True, kw_only=True)
+class Halves:
+    """Both halves of a set, each in the order of the set."""
+
+    specialist: list[Question]
+    test: list[Question]
+    group_sizes: list[int]
+    """Of the groups of two or more, largest first."""
+
+    def of(self, half: Half) -> list[Question]:
+        """One of them."""
+        return self.specialist if half == "specialist" else self.test
+
+
+def cut_in_halves(questions: Sequence[Question], *, seed: int = 0) -> Halves:
+    """Draw the halves. Their sizes differ by one at most, or by as little as the groups allow.
+
+    Raises:
+        InputError: fewer than two groups, or questions that are of a half already.
+        MissingExtraError: datasketch or scipy is not installed.
+    """
+    if any(question.half is not None for question in questions):
+        raise InputError("split: the questions are a half of a set already. Cut the whole set.")
+    groups = like_groups(questions)
+    if len(groups) < 2:
+        raise InputError(
+            f"split: at least two questions that are not alike are needed, got {len(groups)} of {len(questions)}. "
+            "Use a larger set."
+        )
+    drawn = _draw([len(group) for group in groups], np.random.default_rng(seed))
+    chosen = {member for group, is_drawn in zip(groups, drawn, strict=True) if is_drawn for member in group}
+    return Halves(
+        specialist=[replace(row, half="specialist") for number, row in enumerate(questions) if number in chosen],
+        test=[replace(row, half="test") for number, row in enumerate(questions) if number not in chosen],
+        group_sizes=sorted((len(group) for group in groups if len(group) > 1), reverse=True),
+    )
+
+
+def like_groups(questions: Sequence[Question]) -> list[list[int]]:
+    """The questions, by number, in groups of those that are alike; most are alone.
+
+    Returns:
+        Every question once; members and groups in the order of the set, a group where its first member is.
+    """
+    from crisp_stream.writers.near_duplicates import NearSettings, find_near_duplicates, sketch_texts
+    from crisp_stream.writers.words import hash_words
+
+    root = list(range(len(questions)))
+
+    def find(number: int) -> int:
+        while root[number] != number:
+            root[number] = number = root[root[number]]
+        return number
+
+    def join(one: int, other: int) -> None:
+        first, second = sorted((find(one), find(other)))
+        root[second] = first
+
+    texts = ["\n".join([row.question, *sorted(row.choices, key=str.casefold)]) for row in questions]
+    hashed = hash_words(texts)
+    seen: dict[bytes | int, int] = {}
+    for number, (first, end) in enumerate(pairwise(hashed.first_word.tolist())):
+        words = hashed.hashes[first:end].tobytes()
+        for key in (words, question_hash(questions[number])) if words else (question_hash(questions[number]),):
+            join(number, seen.setdefault(key, number))
+    settings = NearSettings(threshold=LIKENESS, words_per_gram=_WORDS_PER_GRAM)
+    sketches = sketch_texts(texts, settings)
+    with tempfile.TemporaryDirectory(prefix="crisp-split-") as folder:
+        keys, minima = Path(folder, "keys.npy"), Path(folder, "minima.npy")
+        np.save(keys, sketches.keys)
+        np.save(minima, sketches.minima)
+        for one, other in find_near_duplicates([keys], [minima], settings, memory_bytes=_MEMORY_BYTES).removals:
+            join(int(one), int(other))
+    groups: dict[int, list[int]] = {}
+    for number in range(len(questions)):
+        groups.setdefault(find(number), []).append(number)
+    return list(groups.values())
+
+
+def _draw(sizes: Sequence[int], rng: np.random.Generator) -> list[bool]:
+    """Which groups are drawn, so that their sizes add up to half of all, or as near to it as they can.
+
+    Groups of two or more fall by the coin as long as what is left can still make up the half; then those of one fill
+    it. `reach[i]` has bit s where groups i, i + 1, … of two or more can add up to s.
+    """
+    large = [index for index in rng.permutation(len(sizes)).tolist() if sizes[index] > 1]
+    alone = [index for index in rng.permutation(len(sizes)).tolist() if sizes[index] == 1]
+    reach = [1]
+    for index in reversed(large):
+        reach.append(reach[-1] | reach[-1] << sizes[index])
+    reach.reverse()
+
+    def possible(wanted: int, first: int) -> bool:
+        """Whether large groups from `first` on, and single ones, can add up to `wanted`."""
+        if wanted < 0:
+            return False
+        fewest = max(0, wanted - len(alone))
+        return bool(reach[first] >> fewest & ((1 << (wanted - fewest + 1)) - 1))
+
+    total = sum(sizes)
+    wanted = next(size for size in range(total // 2, -1, -1) if possible(size, 0))
+    drawn = [False] * len(sizes)
+    for place, index in enumerate(large):
+        ways = [take for take in (False, True) if possible(wanted - take * sizes[index], place + 1)]
+        drawn[index] = ways[int(rng.integers(len(ways)))]
+        wanted -= drawn[index] * sizes[index]
+    for index in alone[:wanted]:
+        drawn[index] = True
+    return drawn
+
+
+def write_halves(questions: QuestionSet, halves: Halves, out: str, *, seed: int, source: str) -> list[str]:
+    """Write OUT.specialist.jsonl, OUT.test.jsonl and OUT.split.json: all of them, or none.
+
+    Args:
+        source: what was cut, for the record; only its last part is kept.
+
+    Returns:
+        Where they are.
+
+    Raises:
+        InputError: another split is there. StorageError: the storage refused or failed.
+    """
+    folder, _, prefix = out.rpartition("/")
+    if not prefix:
+        raise InputError(f"--out: must be the beginning of file names, such as splits/arc; got {out!r}.")
+    contents, about = {}, {}
+    for half in ("specialist", "test"):
+        rows = halves.of(half)
+        name = f"{prefix}.{half}.jsonl"
+        contents[name] = "".join(json.dumps(row.to_json(), ensure_ascii=False) + "\n" for row in rows).encode()
+        ids = np.array([question_hash(row) for row in rows], np.uint64)
+        about[half] = {"file": name, "questions": len(rows), "fingerprint": set_fingerprint(ids)}
+    record = {
+        "split_version": SPLIT_VERSION,
+        "seed": seed,
+        "source": source.rpartition("/")[2],
+        "task": questions.task,
+        "fingerprint": questions.fingerprint,
+        "questions": len(questions.questions),
+        "halves": about,
+        "alike": {
+            "from": LIKENESS,
+            "groups_by_size": {str(size): count for size, count in sorted(Counter(halves.group_sizes).items())},
+        },
+    }
+    contents[f"{prefix}.split.json"] = (json.dumps(record, indent=2) + "\n").encode()
+    _put_all(folder or ("/" if out.startswith("/") else "."), contents)
+    return [f"{folder}/{name}" if folder else name for name in contents]
+
+
+def _put_all(folder: str, contents: dict[str, bytes]) -> None:
+    store = open_store(folder)
+    there = [name for name in contents if store.exists(name)]
+    if len(there) == len(contents) and all(store.get(name) == content for name, content in contents.items()):
+        return
+    if there:
+        raise InputError(
+            f"{folder}/{there[0]}: another split is there, and halves that were learnt from must stay as they are. "
+            "Choose another --out, or remove it."
+        )
+    done: list[str] = []
+    try:
+        for name, content in contents.items():
+            store.put(name, content)
+            done.append(name)
+    except (CrispError, KeyboardInterrupt):
+        for name in done:
+            store.delete(name)
+        raise
