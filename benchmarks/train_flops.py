@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from crisp_stream.model import count_parameters
 from crisp_stream.recipe import ModelRecipe
+from crisp_stream.training_cost import flops_per_token
 
 PEAK_FLOPS = {
     "H200 NVL": None,
@@ -24,11 +25,10 @@ NVIDIA's data sheets of H100 and H200 (which give twice that, with sparsity), A1
 
 @dataclass(frozen=True, kw_only=True)
 class Flops:
-    """FLOPs of a trained token: forward and backward pass, without recomputation.
+    """FLOPs of a trained token, of `flops_per_token`.
 
-    6N + 12 x layers x width x window (Chowdhery et al. 2022, PaLM, App. B). N is every trained parameter: the tied
-    embedding once, which is the output layer's product; looking it up costs nothing. Causal attention needs only half
-    of the second term, and a kernel that skips the other half does half the work; both are given.
+    Causal attention needs only half of what it counts for attention, and a kernel that skips the other half does half
+    the work; both are given.
     """
 
     parameters: int
@@ -39,8 +39,9 @@ class Flops:
     def of(cls, model: ModelRecipe, *, vocab_size: int, window_tokens: int) -> Flops:
         """Of a model at a vocabulary and window."""
         parameters = count_parameters(model, vocab_size=vocab_size, window_tokens=window_tokens)
-        attention = 12.0 * model.n_layer * model.n_embd * window_tokens
-        return cls(parameters=parameters, full=6 * parameters + attention, causal=6 * parameters + attention / 2)
+        shape = {"n_layer": model.n_layer, "n_embd": model.n_embd, "window_tokens": window_tokens}
+        full, parameters_alone = flops_per_token(parameters, **shape), 6.0 * parameters
+        return cls(parameters=parameters, full=full, causal=(full + parameters_alone) / 2)
 
 
 def peak_flops(device: str) -> float | None:

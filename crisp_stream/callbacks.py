@@ -121,6 +121,8 @@ class RunAccount(Callback):
         self._reads = reads
         self._before = dict.fromkeys(("bytes_read", "requests", "wall_seconds", "cpu_seconds"), 0.0)
         self._session = dict(self._before)
+        self._device_seconds: dict[str, float] | None = {}  # of the parts before this one
+        self._device = "CPU"
         self._started = time.monotonic()
         self._cpu_started = cpu_seconds()
         self._gathering: tuple[torch.Tensor, torch.distributed.Work | None] | None = None
@@ -130,8 +132,19 @@ class RunAccount(Callback):
         """`bytes_read`, `requests`, `cpu_seconds` over all ranks and `wall_seconds`, resumed parts included."""
         return {name: self._before[name] + self._session[name] for name in self._before}
 
+    @property
+    def device_seconds(self) -> dict[str, float] | None:
+        """`wall_seconds` times the number of processes, by the device's name, resumed parts on any number of processes
+        included; None where a part was saved without."""
+        before = self._device_seconds
+        if before is None:
+            return None
+        own = self._session["wall_seconds"] * dist.get_world_size()
+        return {**before, self._device: before.get(self._device, 0.0) + own}
+
     def fit_start(self, state: State, logger: Logger) -> None:
         self._started = time.monotonic()
+        self._device = torch.cuda.get_device_name() if state.device.name == "gpu" else state.device.name.upper()
         if int(state.timestamp.batch) > self.start.batch:
             self.resumed_at = int(state.timestamp.batch)
 
@@ -171,6 +184,7 @@ class RunAccount(Callback):
             "served_leaves": torch.from_numpy(self.leaves[served].astype(np.int64)),
             "served_windows": torch.from_numpy(self.served_per_leaf[served]),
             "totals": self.totals,
+            "device_seconds": self.device_seconds,
             "start": asdict(self.start),
         }
         if self.windows_per_batch is not None:
@@ -183,6 +197,7 @@ class RunAccount(Callback):
         at = np.searchsorted(self.leaves, state["served_leaves"].numpy())
         self.served_per_leaf[at] = state["served_windows"].numpy()
         self._before = dict(state["totals"])
+        self._device_seconds = state.get("device_seconds")
         self.start = RunStart(**state.get("start", {}))
         if self.windows_per_batch is not None:
             self.windows_per_batch = [list(windows) for windows in state.get("windows_per_batch", [])]

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from crisp_stream.errors import InputError
 from crisp_stream.verbs import Formatter, add_verb
 
 
@@ -20,6 +21,8 @@ def add_results(verbs: Any) -> None:
     _add_table(own)
     _add_better(own)
     _add_transfer(own)
+    _add_curve(own)
+    _add_cost(own)
 
 
 def _add(verbs: Any, name: str, run: Any, text: str, *, plot: bool, than: bool | None) -> argparse.ArgumentParser:
@@ -101,3 +104,68 @@ def _transfer(asked: argparse.Namespace) -> None:
 
     found = transfer(load_all(asked.results))
     _finish(transfer_text(found), transfer_csv(found), asked)
+
+
+def _add_curve(verbs: Any) -> None:
+    verb = _add(
+        verbs,
+        "curve",
+        _curve,
+        "Perplexity or accuracy over training, from results of several checkpoints of each run (paper, Figure 8). "
+        "Beside it the perplexity of the loss that was optimised.",
+        plot=True,
+        than=None,
+    )
+    verb.add_argument("--x", choices=["batch", "tokens"], default="batch", help="what the plot is over")
+
+
+def _curve(asked: argparse.Namespace) -> None:
+    from crisp_stream.evaluation.curves import curves, curves_csv, curves_text, plot_curves
+    from crisp_stream.evaluation.results import load_all
+
+    found = curves(load_all(asked.results))
+    _finish(curves_text(found), curves_csv(found), asked)
+    if asked.plot:
+        print(f"written to {plot_curves(found, asked.plot, x=asked.x)}")
+
+
+def _add_cost(verbs: Any) -> None:
+    verb = _add(
+        verbs,
+        "cost",
+        _cost,
+        "What each method reaches for what training costs, over checkpoints of all sizes (paper, Figure 10). The cost "
+        "of what a run began from is added.",
+        plot=True,
+        than=None,
+    )
+    verb.add_argument(
+        "--cost",
+        choices=["device-hours", "flops", "tokens"],
+        default="device-hours",
+        help="what it is counted in; device-hours are those inside the training loop, over all processes",
+    )
+    verb.add_argument(
+        "--method",
+        action="append",
+        default=[],
+        metavar="NAME=PATTERN",
+        help="models whose names match, such as base='gpt-*-base-*', are of this method; may be repeated. Others are "
+        "named after their histograms",
+    )
+
+
+def _cost(asked: argparse.Namespace) -> None:
+    from crisp_stream.evaluation.costs import costs, costs_csv, costs_text, plot_costs
+    from crisp_stream.evaluation.results import load_all
+
+    methods = {}
+    for given in asked.method:
+        name, equals, pattern = given.partition("=")
+        if not (name and equals and pattern):
+            raise InputError(f"--method: must be NAME=PATTERN, got {given!r}.")
+        methods[pattern] = name
+    found = costs(load_all(asked.results), axis=asked.cost, methods=methods)
+    _finish(costs_text(found), costs_csv(found), asked)
+    if asked.plot:
+        print(f"written to {plot_costs(found, asked.plot)}")

@@ -53,6 +53,7 @@ def describe_run(run: PreparedRun) -> dict[str, Any]:
     """
     recipe, mixture = run.recipe, run.mixture
     begun_from = _record_of_start(run)
+    parent, restarted = _parent_of(run, begun_from)
     return {
         "run_name": recipe.run_name,
         "dataset": _describe_dataset(run.dataset),
@@ -75,7 +76,8 @@ def describe_run(run: PreparedRun) -> dict[str, Any]:
             "crisp_stream": __version__,
             **{name: metadata.version(package) for name, package in _PACKAGES.items()},
         },
-        "parent": _parent_of(run, begun_from),
+        "parent": parent,
+        "restarted": restarted,
     }
 
 
@@ -85,16 +87,17 @@ def _record_of_start(run: PreparedRun) -> dict[str, Any] | None:
     return None if path is None else training_record(read_checkpoint(path), path)
 
 
-def _parent_of(run: PreparedRun, record: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The record of the checkpoint that the run began from; of one of its own, that one's parent."""
+def _parent_of(run: PreparedRun, record: dict[str, Any] | None) -> tuple[dict[str, Any] | None, list[str] | None]:
+    """The record of the checkpoint that the run began from, and what of it started afresh; of one of its own, what that
+    one says."""
     path, url = run.checkpoint.path, run.checkpoint.url
     if path is None or record is None:
-        return None
+        return None, None
     unchanged = not run.recipe.restarts and record["mixture"]["fingerprint"] == run.mixture.fingerprint
     if run.checkpoint.own or unchanged:
-        return record["parent"]
+        return record["parent"], record["restarted"]
     address = None if url is None else public_address(url)
-    return {"checkpoint": address or path.resolve().name, **record}
+    return {"checkpoint": address or path.resolve().name, **record}, sorted(run.recipe.restarts)
 
 
 def _describe_dataset(dataset: Dataset) -> dict[str, Any]:

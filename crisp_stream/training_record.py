@@ -63,7 +63,7 @@ def training_record(checkpoint: dict[str, Any], origin: Path | str) -> dict[str,
 
 def _record(state: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     callbacks = state.get("callbacks") or {}
-    lineage = callbacks.get(LINEAGE_STATE) or {}
+    lineage, account = callbacks.get(LINEAGE_STATE) or {}, callbacks.get("RunAccount") or {}
     served = (state.get("dataset_state") or {}).get("train") or {}
     position = served.get("position")
     timestamp = state["timestamp"]["Timestamp"]
@@ -77,7 +77,8 @@ def _record(state: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
             "position": position,
             "began_at_batch": int((served.get("start") or {}).get("batch", 0)),
         },
-        "loss": _loss(callbacks.get("RunAccount") or {}),
+        "loss": _loss(account),
+        "device_seconds": account.get("device_seconds"),
         "held_out": _held_out(callbacks.get("HeldOutPerplexity") or {}, lineage.get("held_out")),
         "dataset": lineage.get("dataset") or _dataset_of(config, served),
         "mixture": _mixture(lineage.get("mixture") or {}, served, position),
@@ -86,6 +87,7 @@ def _record(state: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
         "training": lineage.get("training"),
         "versions": lineage.get("versions") or _versions(state),
         "parent": lineage.get("parent"),
+        "restarted": lineage.get("restarted"),
     }
 
 

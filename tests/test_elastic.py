@@ -119,6 +119,20 @@ def one_process_again(done: SmallRun, four_processes: Path, tmp_path_factory: py
     return folder
 
 
+def test_device_time_is_that_of_all_processes_of_each_part(
+    done: SmallRun, two_processes: Path, four_processes: Path, one_process_again: Path
+) -> None:
+    stretches = [(done.save_folder, 4, 1), (two_processes / "resumed", 8, 2), (four_processes, 10, 4)]
+    expected, before = 0.0, 0.0
+    for folder, batch, processes in [*stretches, (one_process_again, BATCHES, 1)]:
+        account = read_checkpoint(folder / f"ep0-ba{batch}-rank0.pt")["state"]["callbacks"]["RunAccount"]
+        wall = account["totals"]["wall_seconds"]
+        expected, before = expected + processes * (wall - before), wall
+        assert account["device_seconds"] == {"CPU": pytest.approx(expected)}
+        assert wall > 0
+    assert expected > before
+
+
 def check_equal_run(done: SmallRun, folder: Path) -> None:
     """The windows of every global batch are those of the pure order; losses and account are those of one process."""
     mixture = build_mixture(done.recipe(), done.dataset)

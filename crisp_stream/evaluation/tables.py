@@ -26,6 +26,9 @@ CLEAN = "_without_contaminated"
 """Suffix of a measure of the examples that are not in the training data."""
 RATIO, RATIO_OF_BITS, DIFFERENCE = "ratio_of_perplexities", "ratio_of_bits_per_byte", "difference_of_"
 
+WRITTEN = {PERPLEXITY: "perplexity", BITS_PER_BYTE: "bits/byte", "acc": "acc %", "acc_norm": "acc_norm %"}
+"""The measures of `figure_of` as headings."""
+
 INTERVALS = f"[low, high]: {CONFIDENCE:.0%} intervals over examples, bootstrap of {RESAMPLES:,} resamples"
 
 
@@ -97,6 +100,21 @@ def question_estimates(results: QuestionResults) -> dict[str, Estimate]:
     return estimates
 
 
+def figure_of(judged: JudgedSet, results: AnyResults) -> tuple[str, Estimate]:
+    """The figure that counts for a set: the accuracy that the paper reports, perplexity, or bits per byte where not all
+    of its models predict the same tokens.
+
+    Returns:
+        Its measure and the estimate; accuracies as shares.
+    """
+    if isinstance(results, QuestionResults):
+        return results.metric, accuracy_of(results.reported)
+    if judged.comparable:
+        return PERPLEXITY, perplexity_of(results.losses)
+    columns = results.loss_sums / math.log(2), results.num_bytes.astype(np.float64)
+    return BITS_PER_BYTE, Estimate(float(ratio_of_sums(*columns)), bootstrap_interval(ratio_of_sums, *columns))
+
+
 def perplexity_of(losses: NDArray[np.float64]) -> Estimate:
     """exp of the mean of losses of examples; NaN of none."""
     return Estimate(math.exp(losses.mean()), bootstrap_interval(exp_mean, losses)) if len(losses) else _nothing()
@@ -110,6 +128,13 @@ def accuracy_of(right: NDArray[np.bool_]) -> Estimate:
 def mean_of(values: NDArray[np.float64]) -> Estimate:
     """Mean over examples; NaN of none."""
     return Estimate(float(values.mean()), bootstrap_interval(np.mean, values)) if len(values) else _nothing()
+
+
+def figure_cell(measure: str, estimate: Estimate) -> str:
+    """A figure of `figure_of` with its interval; accuracies in per cent."""
+    if measure.startswith("acc"):
+        return estimate.cell(1, scale=100)
+    return estimate.cell(4 if measure == BITS_PER_BYTE else 2)
 
 
 def _nothing() -> Estimate:

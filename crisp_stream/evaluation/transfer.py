@@ -14,14 +14,7 @@ from typing import Any
 
 from crisp_stream.evaluation.cells import NONE, Estimate, aligned
 from crisp_stream.evaluation.pairing import AnyResults, JudgedSet, judged_sets, model_names
-from crisp_stream.evaluation.results import QuestionResults
-from crisp_stream.evaluation.tables import (
-    BITS_PER_BYTE,
-    PERPLEXITY,
-    accuracy_of,
-    comparability_notes,
-    text_estimates,
-)
+from crisp_stream.evaluation.tables import BITS_PER_BYTE, comparability_notes, figure_cell, figure_of
 
 _ARC = re.compile(r"(^|_)arc_(e|c|easy|challenge)(_|$)")
 _BEST = "*"
@@ -94,14 +87,9 @@ def _task(set_name: str) -> str:
 
 
 def _column(judged: JudgedSet) -> TransferColumn:
-    of_texts = PERPLEXITY if judged.comparable else BITS_PER_BYTE
-    measure = judged.questions[0].metric if judged.questions else of_texts
-    estimates = {
-        found.model_name: accuracy_of(found.reported)
-        if isinstance(found, QuestionResults)
-        else text_estimates(found)[measure]
-        for found in judged.results
-    }
+    figures = {found.model_name: figure_of(judged, found) for found in judged.results}
+    measure = next(measure for measure, _ in figures.values())
+    estimates = {model: estimate for model, (_, estimate) in figures.items()}
     return TransferColumn(judged=judged, measure=measure, estimates=estimates)
 
 
@@ -140,8 +128,7 @@ def _heading(column: TransferColumn) -> str:
 def _cell(estimate: Estimate | None, column: TransferColumn) -> str:
     if estimate is None:
         return NONE
-    decimals, scale = (1, 100) if column.higher_is_better else (4 if column.measure == BITS_PER_BYTE else 2, 1)
-    return Estimate(estimate.value).cell(decimals, scale=scale) + _mark(estimate.value == column.best)
+    return figure_cell(column.measure, Estimate(estimate.value)) + _mark(estimate.value == column.best)
 
 
 def _multi_cell(multi: dict[str, float], model: str) -> str:

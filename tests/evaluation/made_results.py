@@ -32,7 +32,7 @@ def text_results(
     losses: Sequence[float],
     *,
     set_name: str = "news",
-    tokens: Sequence[int] | None = None,
+    num_tokens: Sequence[int] | None = None,
     num_bytes: Sequence[int] | None = None,
     ids: Sequence[int] | None = None,
     contaminated: Sequence[bool] | None = None,
@@ -41,13 +41,13 @@ def text_results(
 ) -> TextResults:
     """Texts of given mean losses in nats; of 1 token and 4 bytes each unless told otherwise."""
     count = len(losses)
-    num_tokens = np.array([1] * count if tokens is None else tokens, np.int64)
+    tokens = np.array([1] * count if num_tokens is None else num_tokens, np.int64)
     return TextResults(
         model=model(name, **changes),
         set_name=set_name,
         example_ids=np.array(range(count) if ids is None else ids, np.uint64),
-        loss_sums=np.array(losses, np.float64) * num_tokens,
-        num_tokens=num_tokens,
+        loss_sums=np.array(losses, np.float64) * tokens,
+        num_tokens=tokens,
         num_bytes=np.array([4] * count if num_bytes is None else num_bytes, np.int64),
         contaminated=None if contaminated is None else np.array(contaminated),
         num_empty=num_empty,

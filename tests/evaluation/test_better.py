@@ -25,9 +25,9 @@ def test_a_tie_counts_as_half() -> None:
 
 
 def test_perplexity_is_compared_per_token_and_not_per_text() -> None:
-    base = text_results("base", [2.0], tokens=[10])
-    crisp = text_results("crisp", [1.0], tokens=[10])
-    longer = text_results("longer", [1.0], tokens=[30])  # a greater sum, a lower perplexity
+    base = text_results("base", [2.0], num_tokens=[10])
+    crisp = text_results("crisp", [1.0], num_tokens=[10])
+    longer = text_results("longer", [1.0], num_tokens=[30])  # a greater sum, a lower perplexity
     rows = better_rows([base, crisp, longer], baseline="base")
     assert [row.fraction.value for row in rows] == [1.0, 1.0]
 
@@ -52,8 +52,8 @@ def test_questions_are_compared_by_the_probability_of_the_right_answer() -> None
 
 
 def test_other_tokenizers_are_compared_by_bits_per_byte() -> None:
-    base = text_results("base", [1.0, 1.0], tokens=[8, 8])
-    other = text_results("other", [3.0, 5.0], tokens=[2, 2], tokenizer_fingerprint="u" * 64)
+    base = text_results("base", [1.0, 1.0], num_tokens=[8, 8])
+    other = text_results("other", [3.0, 5.0], num_tokens=[2, 2], tokenizer_fingerprint="u" * 64)
     (row,) = better_rows([base, other], baseline="base")
     assert row.measure == "bits_per_byte"
     assert row.fraction.value == 0.5  # 6 nats against 8, 10 against 8, over equal bytes

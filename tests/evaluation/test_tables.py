@@ -28,7 +28,7 @@ LN2 = math.log(2)
 
 
 def test_the_figures_of_two_texts_are_those_worked_by_hand() -> None:
-    (row,) = result_rows([text_results("a", [LN2, 3 * LN2], tokens=[4, 2], num_bytes=[12, 8])])
+    (row,) = result_rows([text_results("a", [LN2, 3 * LN2], num_tokens=[4, 2], num_bytes=[12, 8])])
     assert row.estimates[PERPLEXITY].value == pytest.approx(4)
     assert row.estimates[TOKEN_LEVEL].value == pytest.approx(2 ** (10 / 6))
     assert row.estimates[BITS_PER_BYTE].value == pytest.approx(10 / 20)
@@ -58,9 +58,9 @@ def test_a_ratio_is_paired_by_example() -> None:
 
 
 def test_models_of_other_tokenizers_or_packings_are_compared_by_bits_per_byte_alone() -> None:
-    base = text_results("base", [1.0, 2.0], tokens=[4, 4])
+    base = text_results("base", [1.0, 2.0], num_tokens=[4, 4])
     for key, value in (("tokenizer_fingerprint", "u" * 64), ("packing", "document")):
-        other = text_results("other", [1.0, 2.0], tokens=[2, 2])
+        other = text_results("other", [1.0, 2.0], num_tokens=[2, 2])
         other.model[key] = value
         row = result_rows([base, other], baseline="base")[1]
         assert RATIO not in row.estimates

@@ -73,8 +73,8 @@ def test_perplexities_of_texts_have_a_table_of_their_own_where_the_lowest_is_bes
 
 def test_a_column_of_models_that_predict_other_tokens_is_in_bits_per_byte() -> None:
     found = [
-        text_results("base", [1.0], tokens=[4]),
-        text_results("other", [1.9], tokens=[2], tokenizer_fingerprint="u" * 64),
+        text_results("base", [1.0], num_tokens=[4]),
+        text_results("other", [1.9], num_tokens=[2], tokenizer_fingerprint="u" * 64),
     ]
     text = transfer_text(transfer(found))
     assert "news (bits/byte)" in text
