@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crisp_stream.errors import InputError
-from crisp_stream.verbs import Formatter, add_verb
+from crisp_stream.verbs import Formatter, add_verb, print_line
+
+if TYPE_CHECKING:
+    from crisp_stream.evaluation.distances import Distances
 
 
 def add_results(verbs: Any) -> None:
@@ -23,6 +26,7 @@ def add_results(verbs: Any) -> None:
     _add_transfer(own)
     _add_curve(own)
     _add_cost(own)
+    _add_distance(own)
 
 
 def _add(verbs: Any, name: str, run: Any, text: str, *, plot: bool, than: bool | None) -> argparse.ArgumentParser:
@@ -169,3 +173,63 @@ def _cost(asked: argparse.Namespace) -> None:
     _finish(costs_text(found), costs_csv(found), asked)
     if asked.plot:
         print(f"written to {plot_costs(found, asked.plot)}")
+
+
+def _add_distance(verbs: Any) -> None:
+    verb = _add(
+        verbs,
+        "distance",
+        _distance,
+        "How much better each model is by how far an example is from the specialist set (paper, Figure 7). With "
+        "--specialist the distances are computed, and saved with --distances; with --distances alone they are read.",
+        plot=True,
+        than=True,
+    )
+    verb.add_argument("--distances", metavar="FILE", help="small .parquet file of distances, to write or to read")
+    verb.add_argument("--specialist", nargs="+", default=[], metavar="INPUT", help="the specialist set")
+    verb.add_argument("--specialist-test", nargs="+", default=[], metavar="INPUT", help="those kept for testing")
+    verb.add_argument("--texts", nargs="+", default=[], metavar="INPUT", help="generalist text that was judged")
+    verb.add_argument("--mcq", action="store_true", help="the specialist files are multiple-choice questions")
+    verb.add_argument("--text-column", default="text", metavar="NAME", help="key or column of the text")
+    verb.add_argument("--limit", type=int, metavar="N", help="read at most N texts, as they were judged")
+    verb.add_argument("--data", metavar="ROOT", help="dataset whose encoder, tokenizer and windows are meant")
+    verb.add_argument("--encoder", metavar="NAME", help="folder or hub name of its encoder, where it is elsewhere now")
+    verb.add_argument("--processes", type=int, metavar="N", help="one per core when absent")
+    verb.add_argument("--bins", type=int, default=10, metavar="N", help="groups of equal size by distance")
+
+
+def _distance(asked: argparse.Namespace) -> None:
+    from crisp_stream.evaluation.distances import distance_bins, distances_csv, distances_text, plot_distances
+    from crisp_stream.evaluation.results import load_all
+
+    results = load_all(asked.results)
+    distances = _distances(asked)
+    bins = distance_bins(results, distances, baseline=asked.than, bins=asked.bins)
+    text = distances_text(bins, distances, baseline=asked.than)
+    _finish(text, distances_csv(bins, distances, baseline=asked.than), asked)
+    if asked.plot:
+        print(f"written to {plot_distances(bins, distances, asked.plot, baseline=asked.than)}")
+
+
+def _distances(asked: argparse.Namespace) -> Distances:
+    from crisp_stream.evaluation.distances import Distances
+    from crisp_stream.evaluation.embedded_sets import DistanceInputs, measure_distances
+
+    if not asked.specialist:
+        if not asked.distances:
+            raise InputError("distance needs --distances FILE, or --specialist, --texts and --data to compute them.")
+        return Distances.load(asked.distances)
+    if not (asked.texts and asked.data):
+        raise InputError("--specialist: distances need --texts INPUT… and --data ROOT, too.")
+    inputs = DistanceInputs(
+        texts=asked.texts,
+        specialist=asked.specialist,
+        specialist_test=asked.specialist_test,
+        questions=asked.mcq,
+        text_column=asked.text_column,
+        limit=asked.limit,
+    )
+    found = measure_distances(inputs, data=asked.data, encoder=asked.encoder, processes=asked.processes, log=print_line)
+    if asked.distances:
+        print(f"written to {found.save(asked.distances)}")
+    return found

@@ -130,10 +130,10 @@ def count_examples(
             raise InputError("embeddings: must be given alone, got other inputs, too. Count them apart and average.")
         batches = _read_embeddings(inputs, dataset.tree, limit)
     else:
-        sources = _Sources(tuple(inputs), text_column, limit, answers, tuple(filters), layout)
+        sources = ExampleSources(tuple(inputs), text_column, limit, answers, tuple(filters), layout)
         choice = matching_encoder(manifest.encoder, encoder, data)
-        settings = _settings(dataset, choice, packing, sources, log)
-        batches = _embed_all(sources.read(dropped, sketch), settings, num_processes(processes))
+        settings = embedding_settings(dataset, choice, packing, sources, log)
+        batches = embed_examples(sources.read(dropped, sketch), settings, num_processes(processes))
     counted = _assign_all(dataset.tree, batches, log)
     if not len(counted.leaves):
         raise InputError(
@@ -159,7 +159,7 @@ def count_examples(
 
 
 @dataclass(frozen=True)
-class _Sources:
+class ExampleSources:
     """The texts of the examples, as often as they are asked for."""
 
     inputs: tuple[str, ...]
@@ -199,7 +199,10 @@ class _Sources:
                 yield number, question.text(choice)
 
 
-def _settings(dataset: Dataset, encoder: EncoderChoice, packing: Packing, sources: _Sources, log: Log) -> _Settings:
+def embedding_settings(
+    dataset: Dataset, encoder: EncoderChoice, packing: Packing, sources: ExampleSources, log: Log
+) -> _Settings:
+    """How examples are embedded as the windows of a dataset were."""
     folder: Path = dataset.tokenizer_path()
     probed = probe_texts(text for _, text in sources.read(DropCounts(), SketchBuilder()))
     return _Settings(
@@ -310,7 +313,8 @@ def split_in_batches(examples: Iterable[Example], characters: int) -> Iterator[l
         yield held
 
 
-def _embed_all(examples: Iterator[Example], settings: _Settings, processes: int) -> Iterator[_Embedded]:
+def embed_examples(examples: Iterator[Example], settings: _Settings, processes: int) -> Iterator[_Embedded]:
+    """The windows of all examples, in batches; these in any order with several processes."""
     batches = split_in_batches(examples, BATCH_CHARACTERS)
     first = next(batches)
     second = next(batches, None)
