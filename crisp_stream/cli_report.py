@@ -17,14 +17,23 @@ def add_report(verbs: Any) -> None:
         verbs,
         "report",
         _report,
-        "Make one self-contained HTML page about a dataset, histograms and runs. The tree as a map coloured by task, "
-        "with terms, sample text and search; histograms side by side; which data helps which task; training curves.",
+        "Make one self-contained HTML page about a dataset, histograms, runs and results. The tree as a map coloured "
+        "by task, with terms, sample text and search; histograms side by side; which data helps which task; training "
+        "curves; what was judged.",
     )
     verb.add_argument("root", metavar="ROOT", help="dataset root")
     verb.add_argument(
-        "shown", nargs="*", metavar="H|RUN", help="histogram files, and folders that runs saved to (save_folder)"
+        "shown",
+        nargs="*",
+        metavar="H|RUN|RESULTS",
+        help="histogram files, folders that runs saved to (save_folder), and folders or files of results (eval --out)",
     )
     verb.add_argument("--out", default="report.html", metavar="FILE", help="page to write")
+    verb.add_argument(
+        "--than",
+        metavar="MODEL",
+        help="compare results with this model's; one called base when absent, if there is one",
+    )
     verb.add_argument("--generation", type=int, metavar="G", help="an older generation of a dataset that has grown")
     verb.add_argument(
         "--samples",
@@ -38,9 +47,11 @@ def add_report(verbs: Any) -> None:
 
 
 def _report(asked: argparse.Namespace) -> None:
+    from crisp_stream.evaluation.results import load_all
     from crisp_stream.format import open_dataset
     from crisp_stream.histogram import Histogram
     from crisp_stream.page import write_page
+    from crisp_stream.page_evaluation import Evaluation, holds_results
     from crisp_stream.page_forecast import forecast_each
     from crisp_stream.page_runs import read_run
     from crisp_stream.storage import is_remote, local_path
@@ -50,16 +61,28 @@ def _report(asked: argparse.Namespace) -> None:
     if asked.samples is not None and asked.samples < 0:
         raise InputError(f"--samples: must be at least 0, got {asked.samples}.")
     dataset = open_dataset(asked.root, generation=asked.generation)
-    histograms, runs = {}, []
+    histograms, runs, judged = {}, [], []
     for shown in asked.shown:
-        if is_remote(shown) or local_path(shown).is_dir():
+        if holds_results(shown):
+            judged.append(shown)
+        elif is_remote(shown) or local_path(shown).is_dir():
             runs.append(read_run(shown, dataset))
         else:
             histograms[_unused(local_path(shown).stem, histograms)] = Histogram.load(shown)
+    if asked.than and not judged:
+        raise InputError(f"--than {asked.than}: there are no results to compare. Name a folder of results, too.")
     samples = dataset.manifest.num_windows if asked.samples is None else asked.samples
     forecasts = forecast_each(dataset, histograms, samples) if samples else {}
+    evaluation = Evaluation(results=load_all(judged), baseline=asked.than) if judged else None
     path = write_page(
-        asked.out, dataset, histograms, runs, forecasts=forecasts, max_windows=asked.windows, log=print_line
+        asked.out,
+        dataset,
+        histograms,
+        runs,
+        forecasts=forecasts,
+        evaluation=evaluation,
+        max_windows=asked.windows,
+        log=print_line,
     )
     print(f"written to {path}, {path.stat().st_size / 1e6:.1f} MB")
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crisp_stream.mixture import check_tree
+from crisp_stream.page_evaluation import Evaluation, evaluation_section
 from crisp_stream.page_forecast import forecast_section
 from crisp_stream.page_map import TaskShares, gather_terms, levels_of, map_payload, task_shares, visible
 from crisp_stream.page_runs import Run, run_section, served_shares
@@ -43,6 +44,7 @@ def write_page(
     runs: Sequence[Run] = (),
     *,
     forecasts: Mapping[str, Forecast | str] | None = None,
+    evaluation: Evaluation | None = None,
     max_windows: int = 50_000,
     log: Callable[[str], None] = lambda line: None,
 ) -> Path:
@@ -54,6 +56,7 @@ def write_page(
         histograms: name to histogram, of the dataset's tree, of any levels.
         runs: from `read_run`.
         forecasts: name of a histogram to the forecast of a run of it, or to the reason why there is none.
+        evaluation: results of judged models.
         max_windows: about how many windows are read per level for terms and sample text.
         log: takes a line of progress.
 
@@ -61,9 +64,11 @@ def write_page(
         The path written.
 
     Raises:
-        InputError: a histogram of another tree.
+        InputError: a histogram of another tree, or results without the baseline.
     """
-    html = page_html(dataset, histograms, runs, forecasts=forecasts, max_windows=max_windows, log=log)
+    html = page_html(
+        dataset, histograms, runs, forecasts=forecasts, evaluation=evaluation, max_windows=max_windows, log=log
+    )
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(target.name + ".tmp")
@@ -78,6 +83,7 @@ def page_html(
     runs: Sequence[Run] = (),
     *,
     forecasts: Mapping[str, Forecast | str] | None = None,
+    evaluation: Evaluation | None = None,
     max_windows: int = 50_000,
     log: Callable[[str], None] = lambda line: None,
 ) -> str:
@@ -103,6 +109,8 @@ def page_html(
         sections["forecast"] = ("Forecast", forecast_section(forecasts, tree))
     if runs:
         sections["runs"] = ("Runs", run_section(runs, served, tree))
+    if evaluation is not None:
+        sections["evaluation"] = ("Evaluation", evaluation_section(evaluation))
     sections["dataset"] = ("Dataset", _dataset_section(dataset, tree))
     payload = map_payload(levels, shown, terms, arity=manifest.arity)
     return _document(_name(dataset), _summary(dataset, len(tasks), len(runs)), sections, payload)

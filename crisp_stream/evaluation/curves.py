@@ -87,7 +87,7 @@ def _is_placed(results: AnyResults) -> bool:
 
 def _run_names(results: Sequence[AnyResults]) -> dict[int, str]:
     """By id of the results; different runs of one name are told apart by what they differ in."""
-    identities = {id(found): _identity(found) for found in results}
+    identities = {id(found): run_identity(found) for found in results}
     runs = list(dict.fromkeys(identities.values()))
     found = {}
     for key, (name, parameters, mixture, seed) in identities.items():
@@ -101,10 +101,13 @@ def _run_names(results: Sequence[AnyResults]) -> dict[int, str]:
     return found
 
 
-def _identity(results: AnyResults) -> tuple[str, int, str | None, int | None]:
+def run_identity(results: AnyResults) -> tuple[str, int, str | None, int | None]:
+    """What all checkpoints of a run have in common: name, parameters, mixture, seed. A model of no known run is alone,
+    under its own name."""
     model = results.model
     seed = (model.get("training") or {}).get("seed")
-    return model["run_name"], model["num_parameters"], model.get("mixture_fingerprint"), seed
+    name = model["run_name"] if _is_placed(results) else results.model_name
+    return name, model["num_parameters"], model.get("mixture_fingerprint"), seed
 
 
 def _point(run: str, judged: JudgedSet, results: AnyResults) -> CurvePoint:

@@ -172,7 +172,7 @@ def rows_text(rows: Sequence[ResultRow]) -> str:
         parts.append(_text_table(texts))
     if questions:
         parts.append(_question_table(questions))
-    return "\n\n".join([*parts, "\n".join([INTERVALS, *_notes(rows)])])
+    return "\n\n".join([*parts, "\n".join([INTERVALS, *row_notes(rows)])])
 
 
 def _text_table(rows: Sequence[ResultRow]) -> str:
@@ -211,10 +211,11 @@ def _accuracy_cell(row: ResultRow, metric: str) -> str:
 
 def _than_column(rows: Sequence[ResultRow]) -> dict[str, list[str]]:
     than = next((row.than for row in rows if row.than), None)
-    return {} if than is None else {f"than {than}": [_than_cell(row) for row in rows]}
+    return {} if than is None else {f"than {than}": [than_cell(row) for row in rows]}
 
 
-def _than_cell(row: ResultRow) -> str:
+def than_cell(row: ResultRow) -> str:
+    """How a model compares with the baseline: `x` a ratio of perplexities, `bits x` one of bits per byte, or points."""
     for measure, found in row.estimates.items():
         if measure == RATIO:
             return f"x {found.cell(4)}"
@@ -231,18 +232,20 @@ def _contaminated_columns(rows: Sequence[ResultRow]) -> dict[str, list[str]]:
         return {}
     return {
         "contaminated": [NONE if row.num_contaminated is None else f"{row.num_contaminated:,}" for row in rows],
-        "without them": [_clean_cell(row) for row in rows],
+        "without them": [clean_cell(row) for row in rows],
     }
 
 
-def _clean_cell(row: ResultRow) -> str:
+def clean_cell(row: ResultRow) -> str:
+    """The figure of the examples that are not in the training data."""
     for measure, found in row.estimates.items():
         if measure.endswith(CLEAN):
             return found.cell(2) if isinstance(row.results, TextResults) else found.cell(1, scale=100)
     return NONE
 
 
-def _notes(rows: Sequence[ResultRow]) -> list[str]:
+def row_notes(rows: Sequence[ResultRow]) -> list[str]:
+    """What a reader of the figures must know, a line each."""
     notes = []
     if any(isinstance(row.results, QuestionResults) for row in rows):
         notes.append("*: the metric that counts for the set, as the paper reports it")
