@@ -67,8 +67,8 @@ def finetune(
     dist = import_extra("composer.utils.dist", extra="train", purpose="training")
     join_ranks()
     folder = recipe.checkpoint_folder
-    if folder is None or recipe.eval is None:
-        missing = "save_folder" if folder is None else "eval"
+    if folder is None or recipe.eval is None or not recipe.eval.inputs:
+        missing = "save_folder" if folder is None else "eval" if recipe.eval is None else "eval.inputs"
         raise RecipeError(f"fine-tuning needs `{missing}`; there is none.")
     total, unit = parse_duration(recipe.max_duration)
     if unit != "ba":

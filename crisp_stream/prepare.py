@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from crisp_stream.checkpoint import read_checkpoint
 from crisp_stream.durations import batches_of
-from crisp_stream.errors import RecipeError, import_extra
+from crisp_stream.errors import RecipeError, import_extra, require_extra
 from crisp_stream.format import Dataset, open_dataset
 from crisp_stream.histogram import Histogram
 from crisp_stream.mixture import Mixture, Phase, within_repeats
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
 
     from crisp_stream.dataset import MixtureDataset
+    from crisp_stream.evaluation.question_sets import QuestionSet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,9 @@ class PreparedRun:
 
     held_out: list[str]
     """Texts to measure during the run."""
+
+    question_sets: list[QuestionSet]
+    """Questions to ask during the run."""
 
 
 def prepare(recipe: Recipe, checkpoint: StartingPoint) -> PreparedRun:
@@ -130,6 +134,7 @@ def prepare(recipe: Recipe, checkpoint: StartingPoint) -> PreparedRun:
         checkpoint=checkpoint,
         dataset_state=dataset_state,
         held_out=held_out_texts(recipe),
+        question_sets=sampled_questions(recipe),
     )
 
 
@@ -236,10 +241,32 @@ def _check_device(recipe: Recipe) -> None:
 
 
 def held_out_texts(recipe: Recipe) -> list[str]:
-    if recipe.eval is None:
+    """Documents whose perplexity is measured during the run. Raises InputError, StorageError."""
+    if recipe.eval is None or not recipe.eval.inputs:
         return []
     from crisp_stream.writers.documents import DropCounts, read_documents
 
     inputs = [recipe.eval.inputs] if isinstance(recipe.eval.inputs, str) else list(recipe.eval.inputs)
     column, limit = recipe.eval.text_column, recipe.eval.limit
     return list(read_documents(inputs, text_column=column, limit=limit, counts=DropCounts()))
+
+
+def sampled_questions(recipe: Recipe) -> list[QuestionSet]:
+    """Samples of the question sets that are asked during the run.
+
+    Raises:
+        RecipeError: two sets have one name. InputError, StorageError: a bad question, or no such file.
+        MissingExtraError: lm-eval is not installed.
+    """
+    if recipe.eval is None or not recipe.eval.questions:
+        return []
+    from crisp_stream.evaluation.question_sets import open_question_set
+
+    require_extra("lm_eval", extra="eval", purpose="multiple choice")
+    sources = [recipe.eval.questions] if isinstance(recipe.eval.questions, str) else list(recipe.eval.questions)
+    sets = [open_question_set(source).sample(recipe.eval.question_limit) for source in sources]
+    names = [questions.name for questions in sets]
+    for name in names:
+        if names.count(name) > 1:
+            raise RecipeError(f"`eval.questions` has {names.count(name)} sets called {name}. Rename the files.")
+    return sets

@@ -169,9 +169,9 @@ class CompileRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalRecipe:
-    """Held-out text whose perplexity is measured during the run (CRISP, Sec. 3.1)."""
+    """What is measured during the run: perplexity of held-out text (CRISP, Sec. 3.1), multiple choice, or both."""
 
-    inputs: str | tuple[str, ...]
+    inputs: str | tuple[str, ...] = ()
     """Files, folders or globs of held-out documents, local or in object storage."""
 
     text_column: str = "text"
@@ -179,6 +179,12 @@ class EvalRecipe:
 
     limit: int | None = 500
     """Most documents to use. Nothing: all."""
+
+    questions: str | tuple[str, ...] = ()
+    """Question sets: a file, a task of the paper (`arc_easy`), or `TASK=FILE`, each."""
+
+    question_limit: int | None = 500
+    """Most questions of each set, chosen at random and the same in all runs. Nothing: all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +254,7 @@ class Recipe:
     """Also write `windows.csv`: the window ids of every batch, sorted. For audits and tests; it grows with the run."""
 
     eval: EvalRecipe | None = None
-    """Held-out text to measure during the run."""
+    """Held-out text and questions to measure during the run."""
 
     eval_interval: str | None = None
     """Between two measurements: `100ba`, `…tok`, or a share of the run (`0.1dur`). Needs `eval`."""

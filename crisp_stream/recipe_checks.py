@@ -45,6 +45,7 @@ def _check_sizes(recipe: Recipe) -> None:
         "optimizer.eps": optimizer.eps,
         "gradient_clipping": recipe.gradient_clipping,
         "eval.limit": recipe.eval.limit if recipe.eval else None,
+        "eval.question_limit": recipe.eval.question_limit if recipe.eval else None,
     }
     for key, value in positive.items():
         _require(value is None or value > 0, f"`{key}` must be above 0; got {value}.")
@@ -103,7 +104,11 @@ def _check_times(recipe: Recipe) -> None:
         )
     _require(
         recipe.eval_interval is None or recipe.eval is not None,
-        "`eval_interval` needs `eval` (the held-out text to measure); there is none.",
+        "`eval_interval` needs `eval` (the held-out text or questions to measure); there is none.",
+    )
+    _require(
+        recipe.eval is None or bool(recipe.eval.inputs) or bool(recipe.eval.questions),
+        "`eval` needs `eval.inputs` (held-out text) or `eval.questions`; there is neither.",
     )
 
 

@@ -90,6 +90,9 @@ class TrainReport:
     held_out: list[tuple[int, float]]
     """(batch, perplexity) measured during the run."""
 
+    questions: list[tuple[int, str, float, float]]
+    """(batch, question set, acc, acc_norm) measured during the run."""
+
     checkpoint: str | None
     """Newest checkpoint."""
 
@@ -114,6 +117,8 @@ class TrainReport:
             rows["held-out perplexity"] = ", ".join(
                 f"{value:.3f} at batch {batch}" for batch, value in self.held_out[-3:]
             )
+        for _, name, acc, acc_norm in [row for row in self.questions if row[0] == self.questions[-1][0]]:
+            rows[name] = f"acc {acc:.3f}, acc_norm {acc_norm:.3f} at batch {self.questions[-1][0]}"
         width = max(map(len, rows))
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
 
@@ -127,6 +132,7 @@ def make_report(
     monitor: RunMonitor,
     num_parameters: int,
     held_out: list[tuple[int, float]],
+    questions: list[tuple[int, str, float, float]],
     interrupted_by: str | None,
     checkpoint: str | None,
 ) -> TrainReport:
@@ -163,6 +169,7 @@ def make_report(
         interrupted_by=interrupted_by,
         resumed_at=account.resumed_at,
         held_out=list(held_out),
+        questions=list(questions),
         checkpoint=checkpoint,
     )
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from composer.core import Algorithm, Callback, DataSpec
 
     from crisp_stream.callbacks import CountedStream, HeldOutPerplexity, RunAccount
+    from crisp_stream.evaluation.question_accuracy import QuestionAccuracy
     from crisp_stream.graceful_stop import GracefulStop
     from crisp_stream.log_files import LogFiles
     from crisp_stream.monitor import RunMonitor, TimedLoader
@@ -59,6 +60,7 @@ class TrainingRun:
     account: RunAccount
     monitor: RunMonitor
     held_out: HeldOutPerplexity | None
+    questions: QuestionAccuracy | None
     stop: GracefulStop
     logs: LogFiles
 
@@ -116,6 +118,7 @@ def _report(prepared: PreparedRun, run: TrainingRun, started_from: str | None) -
         monitor=run.monitor,
         num_parameters=sum(parameter.numel() for parameter in run.trainer.state.model.parameters()),
         held_out=[] if run.held_out is None else run.held_out.measured,
+        questions=[] if run.questions is None else run.questions.measured,
         interrupted_by=None if run.stop.stopped_by is None else run.stop.stopped_by.name,
         checkpoint=dist.all_gather_object(newest)[0],
     )
@@ -156,7 +159,7 @@ def build_trainer(run: PreparedRun, folder: Path | None) -> TrainingRun:
         log_interval=recipe.log_interval,
         window_losses=window_losses,
     )
-    held_out, stop = _held_out_callback(run, gpt), GracefulStop()
+    (held_out, questions), stop = _evaluations(run, gpt), GracefulStop()
     progress = Progress(num_batches=run.num_batches, log_interval=recipe.log_interval, monitor=monitor)
     loggers = [] if folder is None else build_loggers(recipe, folder / "logs")
     interval = _interval(recipe.save_interval, run)
@@ -169,6 +172,7 @@ def build_trainer(run: PreparedRun, folder: Path | None) -> TrainingRun:
         rates,
         Lineage(describe_run(run)),
         held_out,
+        questions,
         logs,
         stop,
         saver,
@@ -181,7 +185,15 @@ def build_trainer(run: PreparedRun, folder: Path | None) -> TrainingRun:
         callbacks=[callback for callback in callbacks if callback is not None],
         loggers=loggers,
     )
-    return TrainingRun(trainer=trainer, account=account, monitor=monitor, held_out=held_out, stop=stop, logs=logs)
+    return TrainingRun(
+        trainer=trainer,
+        account=account,
+        monitor=monitor,
+        held_out=held_out,
+        questions=questions,
+        stop=stop,
+        logs=logs,
+    )
 
 
 def _trainer(run: PreparedRun, **parts: Any) -> Trainer:
@@ -258,17 +270,21 @@ def _algorithms(recipe: Recipe) -> list[Algorithm]:
     return [*([] if clipping is None else [GradientClipping("norm", clipping)]), *mean]
 
 
-def _held_out_callback(run: PreparedRun, gpt: Any) -> HeldOutPerplexity | None:
-    if run.recipe.eval is None:
-        return None
+def _evaluations(run: PreparedRun, gpt: Any) -> tuple[HeldOutPerplexity | None, QuestionAccuracy | None]:
+    """What is measured during the run, as far as the recipe asks for it."""
     from crisp_stream.callbacks import HeldOutPerplexity
     from crisp_stream.checkpoint import LoadedGPT
+    from crisp_stream.evaluation.question_accuracy import QuestionAccuracy
 
-    return HeldOutPerplexity(
-        LoadedGPT(gpt=gpt, tokenizer=run.tokenizer, provenance=run.config.crisp_stream),
-        run.held_out,
-        interval=_interval(run.recipe.eval_interval or "1dur", run),
-        batch_size=run.microbatch_size,
+    loaded = LoadedGPT(gpt=gpt, tokenizer=run.tokenizer, provenance=run.config.crisp_stream)
+    when: dict[str, Any] = {
+        "interval": _interval(run.recipe.eval_interval or "1dur", run),
+        "batch_size": run.microbatch_size,
+    }
+    has_texts = run.recipe.eval is not None and bool(run.recipe.eval.inputs)
+    return (
+        HeldOutPerplexity(loaded, run.held_out, **when) if has_texts else None,
+        QuestionAccuracy(loaded, run.question_sets, **when) if run.question_sets else None,
     )
 
 

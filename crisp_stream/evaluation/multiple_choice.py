@@ -53,9 +53,14 @@ def judge_questions(
         progress(done - told)
         told = done
 
-    return ask_model(
+    results = ask_model(
         model.loaded, questions, described=plain_record(model.record), batch_size=batch_size, share_done=share_done
     )
+    if not all(math.isfinite(log_prob) for row in results.log_probs for log_prob in row):
+        raise InputError(
+            f"{questions.name}: the model gives no finite log probability for a choice. Its weights broke."
+        )
+    return results
 
 
 def ask_model(
@@ -73,17 +78,13 @@ def ask_model(
         share_done: told the share of the work that is done.
 
     Raises:
-        InputError: batch_size is not positive, or the model gives no number for a choice.
+        InputError: batch_size is not positive.
         RuntimeError: lm-eval has other accuracies.
     """
     import_extra("lm_eval", extra="eval", purpose="multiple choice")
     from crisp_stream.evaluation.harness import HarnessLM, ask
 
     asked = ask(HarnessLM(loaded, batch_size=batch_size, share_done=share_done), questions)
-    if not all(math.isfinite(log_prob) for row in asked.log_probs for log_prob in row):
-        raise InputError(
-            f"{questions.name}: the model gives no finite log probability for a choice. Its weights broke."
-        )
     results = QuestionResults(
         model=described,
         set_name=questions.name,

@@ -17,7 +17,7 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from crisp_stream.checkpoint import LoadedGPT, load_gpt
+from crisp_stream.checkpoint import LoadedGPT
 from crisp_stream.errors import InputError
 from crisp_stream.evaluation import multiple_choice
 from crisp_stream.evaluation.harness import Asked, HarnessLM
@@ -207,11 +207,12 @@ def test_accuracies_other_than_lm_evals_stop_the_evaluation(
 
 
 def test_a_model_that_gives_no_number_is_an_error(done: SmallRun, questions: QuestionSet) -> None:
-    broken = load_gpt(str(done.checkpoint(12)))
+    broken = open_model(str(done.checkpoint(12)))
     with torch.no_grad():
-        broken.gpt.transformer.wte.weight[ord("a")] = float("nan")
+        broken.loaded.gpt.transformer.wte.weight[ord("a")] = float("nan")
     with pytest.raises(InputError, match="own: the model gives no finite log probability"):
-        multiple_choice.ask_model(broken, questions, described={}, batch_size=8)
+        judge_questions(broken, questions, device="cpu")
+    assert multiple_choice.ask_model(broken.loaded, questions, described={}, batch_size=8).num_examples == 30
 
 
 def test_nothing_is_printed_and_no_random_state_is_touched(
