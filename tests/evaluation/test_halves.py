@@ -19,7 +19,7 @@ from crisp_stream.example_sketch import SketchBuilder
 from crisp_stream.questions import Question, read_questions
 from crisp_stream.storage import FolderStore
 from crisp_stream.writers.documents import DropCounts
-from crisp_stream.writers.examples import _Sources
+from crisp_stream.writers.examples import ExampleSources
 
 VOCABULARY = [f"{first}{second}" for first in ("bar", "kel", "mun", "tor", "vix") for second in "aeiou"]
 
@@ -157,7 +157,7 @@ def test_a_histogram_is_counted_of_the_specialist_half_alone(tmp_path: Path) -> 
     assert main(["split", source, "--out", str(tmp_path / "set")]) == 0
 
     def texts(name: str) -> list[str]:
-        sources = _Sources((str(tmp_path / name),), "text", None, "right", (), "files")
+        sources = ExampleSources((str(tmp_path / name),), "text", None, "right", (), "files")
         return [text for _, text in sources.read(DropCounts(), SketchBuilder())]
 
     assert len(texts("set.specialist.jsonl")) == 10
@@ -168,7 +168,7 @@ def test_a_histogram_is_counted_of_the_specialist_half_alone(tmp_path: Path) -> 
 def test_a_histogram_can_be_counted_of_the_hubs_files(tmp_path: Path) -> None:
     pair = {"prompt": "Add.", "chosen": "a + b", "rejected": "a - b", "subset": "hep-go"}
     (tmp_path / "rewards.jsonl").write_text(json.dumps(pair) + "\n")
-    sources = _Sources((str(tmp_path / "rewards.jsonl"),), "text", None, "right", (), "files")
+    sources = ExampleSources((str(tmp_path / "rewards.jsonl"),), "text", None, "right", (), "files")
     assert list(sources.read(DropCounts(), SketchBuilder())) == [
         (0, "Follow the instructions below.\nInstructions: Add.\nAnswer: a + b")
     ]
