@@ -82,7 +82,7 @@ def add_eval(verbs: Any) -> None:
 
 def _eval(asked: argparse.Namespace) -> int:
     if not asked.text and not asked.mcq and not asked.task:
-        raise InputError("eval needs --text INPUT…, --mcq FILE… or --task TASK…, got none of them.")
+        raise InputError("eval needs --text INPUT…, --mcq FILE… or --task TASK…, got neither.")
     if (code := handed_over(asked)) is not None:
         return code
     from crisp_stream.evaluation.contamination import Contamination

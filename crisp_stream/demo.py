@@ -11,11 +11,12 @@ import csv
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,7 @@ def run_demo(
     shown = [read_run(str(run.folder), dataset) for run in runs.values()]
     map_page = write_page(folder / "map.html", dataset, {TASK: histogram}, shown)
     log(f"\nreport: {report}, the tree as a map: {map_page}  (all done in {_clock(steps.seconds)})")
+    log(f"every example of it: crisp-stream results better {judged_folder(folder)} --than base")
     return DemoResult(
         comparison=comparison, report=report, map_page=map_page, kept=tuple(steps.kept), seconds=steps.seconds
     )
@@ -321,28 +323,42 @@ def _train(recipe: Recipe, dataset: Dataset, histogram: Histogram, fresh: bool, 
 
 
 def _judge(label: str, run: _Run, corpora: Corpora, log: Log) -> RunResult:
-    """Perplexity on both held-out sets, remembered beside the checkpoint."""
-    path = run.folder / "perplexity.json"
-    tests = {"specialist": corpora.specialist_test, "generalist": corpora.generalist_test}
-    key = _fingerprint(run.key, *(test.name for test in tests.values()))
-    measured: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    if measured.get("key") != key:
-        from crisp_stream.checkpoint import load_gpt
-        from crisp_stream.evaluation.perplexity import perplexity
-
-        loaded = load_gpt(run.record["checkpoint"])
-        measured = {"key": key} | {name: perplexity(loaded, _texts(test)).perplexity for name, test in tests.items()}
-        path.write_text(json.dumps(measured))
-    log(f"{label}: {measured['specialist']:.1f} on {TASK}, {measured['generalist']:.1f} on the corpus")
+    """Perplexity on both held-out sets; the results of every example are kept in `judged`."""
+    specialist, generalist = (
+        _perplexity(label.lower(), run, name, test)
+        for name, test in (("task", corpora.specialist_test), ("corpus", corpora.generalist_test))
+    )
+    log(f"{label}: {specialist:.1f} on {TASK}, {generalist:.1f} on the corpus")
     return RunResult(
         name=label,
-        specialist_perplexity=measured["specialist"],
-        generalist_perplexity=measured["generalist"],
+        specialist_perplexity=specialist,
+        generalist_perplexity=generalist,
         losses=run.losses,
         num_tokens=run.record["tokens"],
         bytes_read=run.record["bytes_read"],
         mixture_error=run.record["mixture_error"],
     )
+
+
+def _perplexity(name: str, run: _Run, set_name: str, test: Path) -> float:
+    from crisp_stream.evaluation.models import open_model
+    from crisp_stream.evaluation.perplexity import judge_texts
+    from crisp_stream.evaluation.results import TextResults, load_results, results_path
+
+    folder = judged_folder(run.folder.parent)
+    key = _fingerprint(run.key, test.name)
+    path = results_path(folder, name, set_name)
+    found = load_results(path) if Path(path).is_file() else None
+    if not isinstance(found, TextResults) or found.notes.get("key") != key:
+        model = open_model(run.record["checkpoint"], name=name)
+        found = replace(judge_texts(model, _texts(test), set_name=set_name), notes={"key": key})
+        found.save(folder)
+    return math.exp(found.losses.mean())
+
+
+def judged_folder(run_folder: Path) -> Path:
+    """Where the results of every example are: for `crisp-stream results`."""
+    return run_folder / "judged"
 
 
 def _texts(path: Path) -> list[str]:

@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "corpus.jsonl.zst").write_bytes(pa.compress("".join(lines).encode(), "zstd", asbytes=True))
     (path / "medicine.jsonl.zst").write_bytes(pa.compress("".join(lines[:30]).encode(), "zstd", asbytes=True))
     (path / "law.jsonl").write_text("".join(lines[-8:]))
-    (path / "medicine.test.jsonl").write_text("".join(lines[8:12]))
+    (path / "medicine.test.jsonl").write_text("".join(lines[30:34]))
     (path / "corpus").mkdir()
     records = [
         {"id": f"doc-{number}", "body": {"text": text}, "quality": {"score": 0.9 if number % 9 else 0.1}}
@@ -59,8 +59,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (path / "corpus" / f"{part}.jsonl").write_text("".join(lines_of_part))
     (path / "test.jsonl").write_text(lines[11])
     (path / "more.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in articles()[280:300]))
-    question = {"question": "What raises an exception?", "choices": ["the raise statement", "a comment"], "answer": 0}
-    (path / "questions.jsonl").write_text(json.dumps(question) + "\n")
+    questions = [
+        {
+            "question": f"Which of the two {what}, as the language reference says?",
+            "choices": [right, wrong],
+            "answer": 0,
+        }
+        for what, right, wrong in (
+            ("raises an exception", "the raise statement", "a comment"),
+            ("binds a name", "an assignment", "an expression"),
+            ("leaves a loop", "the break statement", "the pass statement"),
+            ("defines a function", "the def statement", "the class statement"),
+        )
+    ]
+    (path / "questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
     return path
 
 
@@ -96,6 +108,9 @@ def test_the_commands_run_in_the_order_they_stand_in(
         "verify",
         "recipes",
         "eval",
+        "results",
+        "contamination",
+        "split",
         "export",
         "append",
         "tree",

@@ -102,9 +102,9 @@ class Results:
         table = pa.table(columns).replace_schema_metadata({_METADATA_KEY: json.dumps(described).encode()})
         sink = io.BytesIO()
         pq.write_table(table, sink, compression="zstd")
-        name = f"{_file_part(self.model_name)}.{_file_part(self.set_name)}{SUFFIX}"
-        open_store(str(folder)).put(name, sink.getvalue())
-        return f"{str(folder).rstrip('/')}/{name}"
+        path = results_path(folder, self.model_name, self.set_name)
+        open_store(str(folder)).put(path.rpartition("/")[2], sink.getvalue())
+        return path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +198,11 @@ class QuestionResults(Results):
             "num_characters": table["characters"].to_pylist(),
             "topics": table["topic"].to_pylist(),
         }
+
+
+def results_path(folder: str | Path, model_name: str, set_name: str) -> str:
+    """Where `save` writes."""
+    return f"{str(folder).rstrip('/')}/{_file_part(model_name)}.{_file_part(set_name)}{SUFFIX}"
 
 
 def load_results(path: str | Path) -> TextResults | QuestionResults:
