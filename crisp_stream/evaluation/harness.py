@@ -21,7 +21,7 @@ import contextlib
 import logging
 import os
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,15 +85,21 @@ class HarnessLM(TemplateLM):
         contexts = list(dict.fromkeys(context for context, _ in pairs))
         tokens_of = dict(zip(contexts, self._encode(contexts), strict=True))
         wholes = self._encode([context + continuation for context, continuation in pairs])
-        encoded: list[Request] = []
-        for (context, continuation), whole in zip(pairs, wholes, strict=True):
-            own = tokens_of[context]
-            encoded.append(((context, continuation), own or [self.prefix_token_id], whole[len(own) :] or whole[-1:]))
-        return self._loglikelihood_tokens(encoded)
+        owns = (tokens_of[context] for context, _ in pairs)
+        return self._answers(
+            (
+                (own or [self.prefix_token_id], whole[len(own) :] or whole[-1:])
+                for own, whole in zip(owns, wholes, strict=True)
+            ),
+            len(requests),
+        )
 
     def _loglikelihood_tokens(self, requests: list[Request], **kwargs: Any) -> list[tuple[float, bool]]:
-        rows = pack_rows(((context, continuation) for _, context, continuation in requests), self.max_length)
-        log_probs, greedy = self._score(rows, len(requests))
+        return self._answers(((context, continuation) for _, context, continuation in requests), len(requests))
+
+    def _answers(self, requests: Iterable[tuple[list[int], list[int]]], num_requests: int) -> list[tuple[float, bool]]:
+        """Of (context, continuation) as tokens."""
+        log_probs, greedy = self._score(pack_rows(requests, self.max_length), num_requests)
         return list(zip(log_probs.tolist(), greedy.tolist(), strict=True))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:

@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 
 from crisp_stream.evaluation.perplexity import example_rows
 
-_LOGITS_AT_ONCE = 1 << 24
+_LOGITS_AT_ONCE = 1 << 20
+"""Logits turned into log probabilities together: what is computed between stays in the cache of a CPU."""
+
+_LOGITS_AT_ONCE_GPU = 1 << 27
 
 
 class PackedRow(NamedTuple):
@@ -134,12 +137,14 @@ def add_scores(
             use_cache=False,
             logits_to_keep=torch.arange(first, width, device=device),
         ).logits.flatten(0, 1)
-        step = max(1, _LOGITS_AT_ONCE // logits.shape[1])
+        step = max(1, (_LOGITS_AT_ONCE if device.type == "cpu" else _LOGITS_AT_ONCE_GPU) // logits.shape[1])
+        at, expected = (torch.tensor(values, device=device) for values in (places, targets))
         found, likeliest = [], []
-        for start in range(0, len(places), step):
-            part = logits[torch.tensor(places[start : start + step], device=device)].float()
-            expected = torch.tensor(targets[start : start + step], device=device)
-            found.append(-torch.nn.functional.cross_entropy(part, expected, reduction="none").double())
-            likeliest.append(part.argmax(dim=1) == expected)
+        for own, tokens in zip(at.split(step), expected.split(step), strict=True):
+            part = logits[own].float()
+            scores, best = part.gather(1, tokens[:, None])[:, 0], part.amax(dim=1)
+            sums = part.sub_(best[:, None]).exp_().sum(dim=1)  # in place, and once over the logits for both answers
+            found.append((scores - best - sums.log()).double())
+            likeliest.append(scores == best)
     np.add.at(log_probs, owners, torch.cat(found).cpu().numpy())
     np.logical_and.at(greedy, owners, torch.cat(likeliest).cpu().numpy())
