@@ -20,7 +20,7 @@ from crisp_stream.example_hashes import example_hash
 from crisp_stream.example_sketch import PROVENANCE_KEY, SketchBuilder
 from crisp_stream.format import Dataset, Packing, open_dataset
 from crisp_stream.histogram import Histogram
-from crisp_stream.questions import Question, learnable_questions, question_hash
+from crisp_stream.questions import Question, learnable_questions, question_hash, read_questions
 from crisp_stream.tree import ClusterTree
 from crisp_stream.writers.documents import DropCounts, read_documents
 from crisp_stream.writers.embed import EncoderChoice, matching_encoder
@@ -168,6 +168,8 @@ class ExampleSources:
     answers: Answers | None
     filters: tuple[str, ...]
     layout: Layout
+    test_halves: bool = False
+    """Questions that are kept to judge by may be read, too: nothing is learnt from them."""
 
     def read(self, dropped: DropCounts, sketch: SketchBuilder) -> Iterator[Example]:
         """Texts, numbered by example; `sketch` counts the examples."""
@@ -177,7 +179,8 @@ class ExampleSources:
             raise InputError("questions: filters and layouts are for documents. Leave them out.")
         if self.answers not in get_args(Answers):
             raise InputError(f"answers: must be right or all, got {self.answers!r}.")
-        return self._questions([question for path in self.inputs for question in learnable_questions(path)], sketch)
+        read = read_questions if self.test_halves else learnable_questions
+        return self._questions([question for path in self.inputs for question in read(path)], sketch)
 
     def _documents(self, dropped: DropCounts, sketch: SketchBuilder) -> Iterator[Example]:
         texts = read_documents(

@@ -58,7 +58,8 @@ def embed_first_windows(
         StorageError: the storage refused or failed.
     """
     dataset = open_dataset(data)
-    sources = ExampleSources(tuple(inputs), text_column, limit, "right" if questions else None, (), "files")
+    answers = "right" if questions else None
+    sources = ExampleSources(tuple(inputs), text_column, limit, answers, (), "files", test_halves=True)
     choice = matching_encoder(dataset.manifest.encoder, encoder, data)
     settings = embedding_settings(dataset, choice, "document", sources, log)
     hashes: list[int] = []

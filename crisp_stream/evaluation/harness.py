@@ -80,8 +80,17 @@ class HarnessLM(TemplateLM):
         return self._encode([string])[0]
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """As lm-eval defines it, with all texts tokenised together."""
-        pairs = [_whole_words(*request.args) for request in requests]
+        """As lm-eval defines it, with all texts tokenised together.
+
+        What is asked twice is scored once: rounding must not tell equal choices of a question apart.
+        """
+        asked = [_whole_words(*request.args) for request in requests]
+        places = {pair: place for place, pair in enumerate(dict.fromkeys(asked))}
+        answers = self._pair_answers(list(places))
+        return [answers[places[pair]] for pair in asked]
+
+    def _pair_answers(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
+        """Of different (context, continuation) as texts."""
         contexts = list(dict.fromkeys(context for context, _ in pairs))
         tokens_of = dict(zip(contexts, self._encode(contexts), strict=True))
         wholes = self._encode([context + continuation for context, continuation in pairs])
@@ -91,7 +100,7 @@ class HarnessLM(TemplateLM):
                 (own or [self.prefix_token_id], whole[len(own) :] or whole[-1:])
                 for own, whole in zip(owns, wholes, strict=True)
             ),
-            len(requests),
+            len(pairs),
         )
 
     def _loglikelihood_tokens(self, requests: list[Request], **kwargs: Any) -> list[tuple[float, bool]]:

@@ -243,10 +243,11 @@ def load_results(path: str | Path) -> TextResults | QuestionResults:
 
 
 def load_all(paths: Sequence[str | Path]) -> list[TextResults | QuestionResults]:
-    """Read files, and all results of folders, in the order given and by name.
+    """Read files, and all results of folders, in the order given and by name. Of a model judged twice on a set the
+    first results are kept.
 
     Raises:
-        InputError: a folder without results, or one model and set twice. FormatError, StorageError: as `load_results`.
+        InputError: a folder without results, or two models of one name. FormatError, StorageError: as `load_results`.
     """
     found: list[TextResults | QuestionResults] = []
     for path in map(str, paths):
@@ -259,16 +260,15 @@ def load_all(paths: Sequence[str | Path]) -> list[TextResults | QuestionResults]
         if not names:
             raise InputError(f"{path}: holds no results (*{SUFFIX}). `crisp-stream eval --out` writes them.")
         found += [load_results(f"{path.rstrip('/')}/{name}") for name in names]
-    seen: set[tuple[str, str]] = set()
+    once: dict[tuple[str, str], TextResults | QuestionResults] = {}
     for results in found:
-        key = (results.model_name, results.fingerprint)
-        if key in seen:
+        first = once.setdefault((results.model_name, results.fingerprint), results)
+        if first.model != results.model:
             raise InputError(
-                f"{results.model_name} on {results.set_name} is there twice. Give each model its own --name, or leave "
+                f"two models are called {results.model_name} on {results.set_name}. Give each its own --name, or leave "
                 "one of the files out."
             )
-        seen.add(key)
-    return found
+    return list(once.values())
 
 
 def _file_part(name: str) -> str:

@@ -70,7 +70,7 @@ def result_rows(results: Sequence[AnyResults], *, baseline: str | None = None) -
     rows = []
     for judged in judged_sets(results):
         base = None if baseline is None else judged.of(baseline)
-        for found in judged.results:
+        for found in sorted(judged.results, key=lambda results: results is not base):
             estimates = text_estimates(found) if isinstance(found, TextResults) else question_estimates(found)
             if base is not None and found is not base:
                 estimates |= compared(found, base)
@@ -256,12 +256,12 @@ def row_notes(rows: Sequence[ResultRow]) -> list[str]:
         if isinstance(row.results, TextResults) and row.results.num_empty:
             left_out = f"{row.results.num_empty:,} texts without a token to predict were left out"
             notes.append(f"{row.judged.name}, {row.results.model_name}: {left_out}")
-        if row.num_contaminated:
-            share = row.num_contaminated / row.results.num_examples
-            notes.append(
-                f"WARNING: {row.judged.name}: {share:.1%} of the examples stand in the training data of "
-                f"{row.results.model_name}; trust the figure without them"
-            )
+    shares = {row.judged.name: row.num_contaminated / row.results.num_examples for row in rows if row.num_contaminated}
+    notes += [
+        f"WARNING: {name}: {share:.1%} of the examples stand in the training data, in part; trust the figure without "
+        "them"
+        for name, share in shares.items()
+    ]
     return notes
 
 

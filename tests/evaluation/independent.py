@@ -58,17 +58,27 @@ class Independent:
         scores = []
         for choice in row["choices"]:
             whole = self.tokenizer.encode(f"{template.format(**row)} {choice}")
-            kept = torch.tensor([whole[-self.context - 1 :]])
-            with torch.no_grad():
-                logs = self.model(kept[:, :-1]).logits[0].double().log_softmax(-1)
             scored = len(whole) - len(prompt)
-            scores.append(sum(logs[-scored:].gather(1, kept[0, -scored:, None]).flatten().tolist()))
+            if scored <= self.context:  # what does not fit is cut from the left
+                windows = [(whole[-self.context - 1 :], scored)]
+            else:  # an answer longer than the context: in windows, each after the last token before it
+                rest = whole[-scored - 1 :]
+                starts = range(0, scored, self.context)
+                windows = [(rest[start : start + self.context + 1], self.context) for start in starts]
+            scores.append(sum(self.last_tokens(window, most) for window, most in windows))
         by_length = [score / len(choice) for score, choice in zip(scores, row["choices"], strict=True)]
         return {
             "log_probs": scores,
             "right": scores.index(max(scores)) == row["answer"],
             "right_normalised": by_length.index(max(by_length)) == row["answer"],
         }
+
+    def last_tokens(self, window: list[int], most: int) -> float:
+        """Log probability of at most so many tokens at the end of a window."""
+        kept, scored = torch.tensor([window]), min(most, len(window) - 1)
+        with torch.no_grad():
+            logs = self.model(kept[:, :-1]).logits[0].double().log_softmax(-1)
+        return sum(logs[-scored:].gather(1, kept[0, -scored:, None]).flatten().tolist())
 
 
 def perplexities(examples: list[dict[str, float]]) -> dict[str, float]:

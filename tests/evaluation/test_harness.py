@@ -114,6 +114,14 @@ def test_log_probabilities_equal_those_of_lm_evals_own_model(
     assert [row[1] for row in found] == [row[1] for row in expected]
 
 
+def test_equal_choices_have_equal_scores(model: JudgedModel, tmp_path: Path) -> None:
+    rows = [{"question": "of two", "choices": ["same", "other one", "same"], "answer": 2} for _ in range(3)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    results = judge_questions(model, open_question_set(str(tmp_path / "own.jsonl")))
+    assert all(row[0] == row[2] for row in results.log_probs)
+    assert results.log_probs[0] == results.log_probs[1]
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_the_batch_size_changes_rounding_only(model: JudgedModel, questions: QuestionSet, batch_size: int) -> None:
     few, many = (judge_questions(model, questions, batch_size=size, device="cpu") for size in (batch_size, 8))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -75,14 +76,19 @@ def test_figures_of_single_examples() -> None:
     assert questions.reported.tolist() == [False, True]
 
 
-def test_results_of_the_same_model_and_set_twice_are_refused(tmp_path: Path) -> None:
+def test_results_judged_twice_count_once_and_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
     path = text_results().save(tmp_path)
     assert len(load_all([path])) == 1
-    assert [results.set_name for results in load_all([tmp_path])] == ["held/out"]
-    with pytest.raises(InputError, match="model-ba1 on held/out is there twice"):
-        load_all([tmp_path, path])
+    assert [results.set_name for results in load_all([path])] == ["held/out"]
+    assert len(load_all([tmp_path, path])) == 1
+    other = replace(text_results(), model={"name": "model-ba1", "batch": 2}).save(tmp_path / "again")
+    with pytest.raises(InputError, match="two models are called model-ba1 on held/out"):
+        load_all([tmp_path, other])
     text_results(name="other").save(tmp_path)
-    assert [results.model_name for results in load_all([tmp_path])] == ["model-ba1", "other"]
+    assert [results.model_name for results in load_all([path, tmp_path / "other.held-out.results.parquet"])] == [
+        "model-ba1",
+        "other",
+    ]
 
 
 def test_what_is_no_file_of_results_is_an_error(tmp_path: Path) -> None:

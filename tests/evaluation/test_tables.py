@@ -99,7 +99,7 @@ def test_accuracies_are_both_shown_and_the_one_that_counts_is_marked() -> None:
 def test_a_difference_of_accuracies_is_paired_and_in_points() -> None:
     base = answered("base", 2, 10, set_name="quiz")
     crisp = answered("crisp", 5, 10, set_name="quiz")
-    row = result_rows([crisp, base], baseline="base")[0]
+    row = result_rows([crisp, base], baseline="base")[1]  # the baseline comes first
     found = row.estimates["difference_of_acc"]
     assert found.value == pytest.approx(0.3)
     wins = np.array([0] * 2 + [1] * 3 + [0] * 5)
@@ -118,7 +118,7 @@ def test_contaminated_examples_are_counted_and_left_out_of_a_second_figure() -> 
     assert rows[1].estimates["acc" + CLEAN].value == 0
     text = results_table([texts, quiz])
     assert "without them" in text
-    assert "WARNING: news: 33.3% of the examples stand in the training data of a" in text
+    assert "WARNING: news: 33.3% of the examples stand in the training data" in text
     assert "contaminated" not in results_table([text_results("a", [1.0, 2.0])])
 
 

@@ -72,7 +72,12 @@ def test_the_command_measures_distances_of_documents_and_of_questions(
     assert np.allclose(found.test_distances, np.sort(expected[3:5]), atol=1e-5)
     assert found.facts["specialist_examples"] == 2
     questions = tmp_path / "questions.jsonl"
-    questions.write_text(json.dumps({"question": TEXTS[0][:80], "choices": ["wrong", "right"], "answer": 1}) + "\n")
+    row = {"question": TEXTS[0][:80], "choices": ["wrong", "right"], "answer": 1}
+    questions.write_text(json.dumps(row) + "\n")
+    kept = tmp_path / "kept.test.jsonl"  # a test half is for judging, and for seeing where it lies
+    kept.write_text(json.dumps({**row, "half": "test"}) + "\n")
+    assert main([*command, "--specialist", str(questions), "--specialist-test", str(kept), "--mcq"]) == 0
+    assert Distances.load(saved).test_distances == pytest.approx([0.0], abs=1e-5)
     assert main([*command, "--specialist", str(questions), "--mcq"]) == 0
     asked = write_texts(tmp_path / "asked.jsonl", [f"Question: {TEXTS[0][:80]}\nAnswer: right"])
     at = embed_first_windows([asked], data=str(written[0]), log=quiet).embeddings[0]
