@@ -46,6 +46,13 @@ def add_eval(verbs: Any) -> None:
         help='sets of questions of your own: JSONL or Parquet of {"question", "choices", "answer": index, "topic"}',
     )
     verb.add_argument(
+        "--mcq-text",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="perplexity of questions with their right answers, each a text (paper, Figure 8)",
+    )
+    verb.add_argument(
         "--metric",
         choices=["acc", "acc_norm"],
         default="acc_norm",
@@ -81,7 +88,7 @@ def add_eval(verbs: Any) -> None:
 
 
 def _eval(asked: argparse.Namespace) -> int:
-    if not asked.text and not asked.mcq and not asked.task:
+    if not (asked.text or asked.mcq or asked.mcq_text or asked.task):
         raise InputError("eval needs --text INPUT…, --mcq FILE… or --task TASK…, got neither.")
     if (code := handed_over(asked)) is not None:
         return code
@@ -105,7 +112,8 @@ def _eval(asked: argparse.Namespace) -> int:
                     layout=asked.layout,
                 )
                 for inputs in asked.text
-            ],
+            ]
+            + [TextSet(inputs=(file,), limit=asked.limit, questions=True) for file in asked.mcq_text],
             question_sets=[each.sample(asked.limit) for each in (*own, *map(open_question_set, asked.task))],
             contamination=Contamination.load(asked.contamination) if asked.contamination else None,
             allow_seen=asked.allow_seen,

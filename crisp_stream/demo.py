@@ -24,10 +24,12 @@ from crisp_stream import __version__
 from crisp_stream.config import load_recipe
 from crisp_stream.demo_corpora import Corpora, prepare_corpora
 from crisp_stream.errors import FormatError, InputError
+from crisp_stream.evaluation.results import TextResults, load_all, load_results, results_path
 from crisp_stream.format import MANIFEST, Dataset, Manifest, open_dataset
 from crisp_stream.histogram import Histogram
 from crisp_stream.inspection import top_nodes
 from crisp_stream.page import write_page
+from crisp_stream.page_evaluation import Evaluation
 from crisp_stream.page_runs import read_run
 from crisp_stream.recipe import Recipe
 from crisp_stream.report import Comparison, RunResult, format_bytes, write_report
@@ -162,7 +164,8 @@ def run_demo(
     log("\n" + comparison_text(comparison))
     report = write_report(folder / "report.html", comparison)
     shown = [read_run(str(run.folder), dataset) for run in runs.values()]
-    map_page = write_page(folder / "map.html", dataset, {TASK: histogram}, shown)
+    evaluation = Evaluation(results=load_all([judged_folder(folder)]), baseline="base")
+    map_page = write_page(folder / "map.html", dataset, {TASK: histogram}, shown, evaluation=evaluation)
     log(f"\nreport: {report}, the tree as a map: {map_page}  (all done in {_clock(steps.seconds)})")
     log(f"every example of it: crisp-stream results better {judged_folder(folder)} --than base")
     return DemoResult(
@@ -343,7 +346,6 @@ def _judge(label: str, run: _Run, corpora: Corpora, log: Log) -> RunResult:
 def _perplexity(name: str, run: _Run, set_name: str, test: Path) -> float:
     from crisp_stream.evaluation.models import open_model
     from crisp_stream.evaluation.perplexity import judge_texts
-    from crisp_stream.evaluation.results import TextResults, load_results, results_path
 
     folder = judged_folder(run.folder.parent)
     key = _fingerprint(run.key, test.name)

@@ -10,6 +10,7 @@ Several processes: `crisp-stream train RECIPE key=value… --nproc 8` (launch.py
 from __future__ import annotations
 
 import dataclasses
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from crisp_stream.durations import SHARE, batches_of
 from crisp_stream.errors import import_extra
+from crisp_stream.example_hashes import example_hash
 from crisp_stream.loggers import build_loggers, require_loggers
 from crisp_stream.prepare import PreparedRun, device_name, prepare
 from crisp_stream.ranks import TIMEOUT_SECONDS, join_ranks, together
@@ -160,6 +162,8 @@ def build_trainer(run: PreparedRun, folder: Path | None) -> TrainingRun:
         window_losses=window_losses,
     )
     (held_out, questions), stop = _evaluations(run, gpt), GracefulStop()
+    lineage = Lineage(describe_run(run))
+    _warn_of_seen(run, lineage.record)
     progress = Progress(num_batches=run.num_batches, log_interval=recipe.log_interval, monitor=monitor)
     loggers = [] if folder is None else build_loggers(recipe, folder / "logs")
     interval = _interval(recipe.save_interval, run)
@@ -170,7 +174,7 @@ def build_trainer(run: PreparedRun, folder: Path | None) -> TrainingRun:
         monitor,
         progress,
         rates,
-        Lineage(describe_run(run)),
+        lineage,
         held_out,
         questions,
         logs,
@@ -194,6 +198,24 @@ def build_trainer(run: PreparedRun, folder: Path | None) -> TrainingRun:
         stop=stop,
         logs=logs,
     )
+
+
+def _warn_of_seen(run: PreparedRun, record: dict[str, Any]) -> None:
+    """Say where the run measures itself on examples that its histograms were counted from; rank 0 does."""
+    from crisp_stream.evaluation.seen import seen_examples
+
+    if import_extra("composer.utils.dist", extra="train", purpose="training").get_global_rank() != 0:
+        return
+    sets = {"held-out text": [example_hash(text) for text in run.held_out]}
+    sets |= {questions.name: questions.example_ids.tolist() for questions in run.question_sets}
+    for name, example_ids in sets.items():
+        for counted in seen_examples(record, example_ids).found:
+            print(
+                f"warning: {name}: {'' if counted.exact else 'about '}{counted.num_seen:,} of {len(example_ids):,} "
+                f"examples were counted in {counted.histogram}, by which the model is trained. Measure on others.",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def _trainer(run: PreparedRun, **parts: Any) -> Trainer:

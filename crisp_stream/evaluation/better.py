@@ -134,7 +134,7 @@ def plot_better(rows: Sequence[BetterRow], path: str | Path) -> Path:
 
     sets = list(dict.fromkeys(row.judged.name for row in rows))
     models = list(dict.fromkeys(row.model for row in rows))
-    figure = Figure(figsize=(6.4, 1.3 + 0.5 * len(sets)), layout="constrained")
+    figure = Figure(figsize=(6.4, 1.3 + 0.5 * len(sets) + 0.1 * len(models)), layout="constrained")
     axis = figure.subplots()
     for number, model in enumerate(models):
         own = [row for row in rows if row.model == model]
@@ -147,7 +147,7 @@ def plot_better(rows: Sequence[BetterRow], path: str | Path) -> Path:
     axis.axvline(50, color="gray", linewidth=0.8)
     axis.set(xlim=(0, 100), ylim=(len(sets) - 0.5, -0.5), xlabel=f"% of examples better than {rows[0].baseline}")
     axis.set_yticks(range(len(sets)), sets)
-    axis.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside upper center", ncols=2)
     return save_figure(figure, path)
 
 

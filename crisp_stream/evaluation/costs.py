@@ -204,6 +204,7 @@ def plot_costs(found: Costs, path: str | Path) -> Path:
     check_picture(path)
     import_extra("matplotlib", extra="eval", purpose="drawing figures")
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     sets = list(dict.fromkeys(point.set_name for point in found.points))
     methods = list(dict.fromkeys(point.method for point in found.points))
@@ -220,7 +221,11 @@ def plot_costs(found: Costs, path: str | Path) -> Path:
                 across, up = [point.cost for point in points], [scale * point.estimate.value for point in points]
                 label = method if points is best else None
                 axis.plot(across, up, marker=marker, linewidth=width, color=colour, alpha=opacity, label=label)
-        axis.set(xscale="log", xlabel=f"{found.device} hours" if found.device else found.axis, ylabel=WRITTEN[measure])
+        axis.set_xscale("log", subs=(2, 5))
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set(xlabel=f"{found.device} hours" if found.device else found.axis, ylabel=WRITTEN[measure])
         axis.set_title(set_name, fontsize=10)
         axis.legend(fontsize=8)
     return save_figure(figure, path)

@@ -23,6 +23,7 @@ from crisp_stream.evaluation.perplexity import Progress, judge_texts
 from crisp_stream.evaluation.results import QuestionResults, TextResults
 from crisp_stream.evaluation.seen import seen_examples
 from crisp_stream.example_hashes import example_hash
+from crisp_stream.questions import Question, question_hash, read_questions
 from crisp_stream.ranks import join_ranks, together
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class TextSet:
     limit: int | None = None
     filters: tuple[str, ...] = ()
     layout: Layout = "files"
+    questions: bool = False
+    """The inputs are multiple-choice questions, each a text of its prompt with the right answer (CRISP, Figure 8b)."""
 
     @property
     def name(self) -> str:
@@ -54,10 +57,13 @@ class TextSet:
         name, rest = PurePosixPath(self.inputs[0].rstrip("/")).name, len(self.inputs) - 1
         for ending in _ENDINGS:
             name = name.removesuffix(ending)
-        return name + (f"+{rest}" if rest else "")
+        return name + (".text" if self.questions else "") + (f"+{rest}" if rest else "")
 
     def read(self, dropped: dict[str, int] | None = None) -> Iterator[str]:
         """The documents, in the order of their files; `dropped` receives how many are none, by reason."""
+        if self.questions:
+            yield from (question.text(question.answer) for question in self.read_questions())
+            return
         from crisp_stream.writers.documents import DropCounts, read_documents
 
         counts = DropCounts()
@@ -72,6 +78,10 @@ class TextSet:
         if dropped is not None:
             dropped.update(counts.as_dict())
 
+    def read_questions(self) -> list[Question]:
+        """The questions that the texts are made of."""
+        return [question for path in self.inputs for question in read_questions(path)][: self.limit]
+
 
 @dataclass(frozen=True, kw_only=True)
 class _ScannedTexts:
@@ -79,7 +89,9 @@ class _ScannedTexts:
 
     texts: TextSet
     example_ids: NDArray[np.uint64]
-    """[num_documents]"""
+    """[num_documents], as results have them."""
+    lookup_ids: NDArray[np.uint64]
+    """[num_documents], as histograms and contamination have them: of questions `question_hash`."""
     dropped: dict[str, int]
     """Documents that cannot be judged, by reason."""
 
@@ -135,8 +147,9 @@ def judge(
     for line in (*map(_dropped_line, scanned), *(line for each in question_sets for line in each.warnings)):
         if line:
             log(f"warning: {line}")
-    sets = [(each.texts.name, each.example_ids) for each in scanned]
+    sets = [(each.texts.name, each.lookup_ids) for each in scanned]
     sets += [(each.name, each.example_ids) for each in question_sets]
+    example_ids = {**dict(sets), **{each.texts.name: each.example_ids for each in scanned}}
     flags = together(lambda: {name: contamination.flags(ids) for name, ids in sets} if contamination else {})
     found: list[TextResults | QuestionResults] = []
     for number, checkpoint in enumerate(checkpoints):
@@ -145,7 +158,7 @@ def judge(
         check_names([model.record.name, *{results.model_name for results in found}])
         _warn(model, sets, contamination, allow_seen=allow_seen, log=log)
         for judged in _judge_model(model, scanned, question_sets, batch_size=batch_size, progress=progress):
-            results = _flagged(judged, dict(sets), flags)
+            results = _flagged(judged, example_ids, flags)
             found.append(results)
             if out is not None:
                 together(lambda results=results: _save(results, out))
@@ -168,7 +181,10 @@ def _check(checkpoints: Sequence[str], names: Sequence[str], set_names: Sequence
 def _scan(texts: TextSet) -> _ScannedTexts:
     dropped: dict[str, int] = {}
     example_ids = np.array([example_hash(text) for text in texts.read(dropped)], np.uint64)
-    return _ScannedTexts(texts=texts, example_ids=example_ids, dropped=dropped)
+    lookup_ids = example_ids
+    if texts.questions:
+        lookup_ids = np.array([question_hash(question) for question in texts.read_questions()], np.uint64)
+    return _ScannedTexts(texts=texts, example_ids=example_ids, lookup_ids=lookup_ids, dropped=dropped)
 
 
 def _dropped_line(scanned: _ScannedTexts) -> str | None:

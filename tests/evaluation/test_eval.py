@@ -12,7 +12,9 @@ import pytest
 
 from crisp_stream.cli import main
 from crisp_stream.evaluation.results import QuestionResults, TextResults, load_all
+from crisp_stream.example_hashes import example_hash
 from crisp_stream.export import export
+from crisp_stream.questions import read_questions
 from tests.evaluation.independent import Independent, perplexities
 from tests.evaluation.test_contamination import files, planted
 from tests.small_runs import SmallRun, small_run
@@ -102,7 +104,8 @@ def test_contaminated_examples_are_flagged_and_warned_of(
 ) -> None:
     root = planted(tmp_path / "data").root
     texts, questions = files(tmp_path)
-    asked = [done.checkpoint(12), "--text", texts, "--mcq", questions, "--out", tmp_path / "out"]
+    asked = [done.checkpoint(12), "--text", texts, "--mcq", questions, "--mcq-text", questions]
+    asked += ["--out", tmp_path / "out"]
     check = ["--contamination", tmp_path / "c.parquet"]
     assert main(["contamination", root, texts, questions, "--out", str(tmp_path / "c.parquet")]) == 0
     assert run(*asked, *check) == 0
@@ -113,7 +116,10 @@ def test_contaminated_examples_are_flagged_and_warned_of(
     assert {name: own.tolist() for name, own in flags.items() if own is not None} == {
         "texts": [True, False, False, True, False, False],
         "questions": [True, False],
+        "questions.text": [True, False],
     }
+    (as_texts,) = (results for results in load_all([tmp_path / "out"]) if results.set_name == "questions.text")
+    assert as_texts.example_ids[1] == example_hash(read_questions(questions)[1].text(1))
     Path(texts).write_text('{"text": "another"}\n')
     assert run(*asked, *check) == 2
     assert "every example must be among those that were looked for" in capsys.readouterr().err
