@@ -142,3 +142,16 @@ def test_every_section_runs_at_toy_size(section: str, tmp_path: Path) -> None:
     assert "crisp-stream" in sides
     assert "unavailable" not in sides["crisp-stream"]
     assert len(sides) >= 2
+
+
+def test_judging_is_measured_at_toy_size() -> None:
+    command = [sys.executable, "benchmarks/bench_eval.py", "--limit", "6", "--repeats", "1", "--width", "32"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split(" | ")[:2] for line in done.stdout.splitlines() if line.startswith(("| texts", "| questions"))]
+    sides = [
+        ("texts", "bare"),
+        ("texts", "eval"),
+        *(("questions", side) for side in ("bare", "eval", "lm-eval's HFLM")),
+    ]
+    assert rows == [[f"| {name}", side] for name, side in sides]
