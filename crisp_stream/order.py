@@ -132,8 +132,8 @@ class SampleOrder:
         self._block = None
         if self._history is not None and self._history.first_phase > last.number:
             self._history = self.given_history
-        if self._walk is not None and self._walk.phase >= kept:
-            self._walk = None
+        if self._walk is not None and (self._walk.phase, self._walk.block * self._block_samples) > (kept - 1, served):
+            self._walk = None  # it has counted draws that are no more
 
     def forget_before(self, position: int) -> None:
         """Sum up the phases before the one that holds a position, and drop them: they can no longer be asked for."""

@@ -191,6 +191,23 @@ def test_a_phase_cut_short_keeps_its_order_and_every_leaf_goes_on_where_it_stood
         assert (own == (start + np.arange(len(own))) % windows[row]).all()
 
 
+def test_draws_counted_beyond_a_cut_are_forgotten() -> None:
+    def made() -> SampleOrder:
+        windows = np.array([3, 5, 4])
+        phases = [(np.array([0.5, 0.25, 0.25]), 200)]
+        return SampleOrder(np.arange(3), windows, phases, seed=3, draw="multinomial", block_samples=64, num_lanes=4)
+
+    shares = LeafShares.of(np.array([0.2, 0.4, 0.4]))
+    for position in (0, 63, 64, 100, 199):
+        read, fresh = made(), made()
+        read.window_ids(np.arange(200))
+        for each in (read, fresh):
+            each.cut(position)
+            each.append(lambda: shares, 150)
+        places = np.arange(position + 150)
+        assert read.window_ids(places).tolist() == fresh.window_ids(places).tolist()
+
+
 @settings(max_examples=8)
 @given(st.integers(0, 2**63), st.sampled_from(["systematic", "multinomial"]))
 def test_hundreds_of_phases_are_summed_up_without_a_change(seed: int, way: str) -> None:
