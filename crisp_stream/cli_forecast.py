@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crisp_stream.errors import InputError
+from crisp_stream.selection import SELECTION_SUFFIX
 from crisp_stream.verbs import add_verb, recipes_and_overrides
 
 if TYPE_CHECKING:
     from crisp_stream.forecast import Forecast
     from crisp_stream.forecast_reads import Loader
     from crisp_stream.format import Dataset
-    from crisp_stream.mixture import Mixture
+    from crisp_stream.mixture import Mixture, Phase
 
 _TERMS = 5
 _WINDOWS_FOR_TERMS = 4_000
@@ -64,7 +66,8 @@ def add_forecast(verbs: Any) -> None:
         required=True,
         metavar="M",
         help="recipes (YAML files, or names of packaged ones, as for train) and key=value; or phases in order, "
-        "H[:SAMPLES] each, H a histogram file or `base`; the last may leave its samples to --samples",
+        "H[:SAMPLES] each, H a histogram file, a window selection (*.windows.parquet) or `base`; the last may leave "
+        "its samples to --samples",
     )
     verb.add_argument("--samples", type=int, metavar="N", help="length of the run in windows over all ranks")
     verb.add_argument("--tokens", type=int, metavar="N", help="the same in tokens, rounded up to windows")
@@ -182,8 +185,7 @@ def _of_recipe(asked: argparse.Namespace, names: list[str], overrides: list[str]
 
 def _of_phases(asked: argparse.Namespace, items: list[str]) -> _Run:
     from crisp_stream.format import open_dataset
-    from crisp_stream.histogram import Histogram
-    from crisp_stream.mixture import Mixture, Phase
+    from crisp_stream.mixture import Mixture
     from crisp_stream.recipe import DataRecipe
 
     if asked.data is None:
@@ -197,11 +199,12 @@ def _of_phases(asked: argparse.Namespace, items: list[str]) -> _Run:
     phases = []
     for item in items:
         name, own = _split(item)
-        histogram = Histogram.base(dataset.manifest) if name == "base" else Histogram.load(name)
         length = None if own is None else int(own)
         if length is None and asked.max_repeats is not None and samples is not None:
             length = samples - sum(phase.samples or 0 for phase in phases)  # a limit needs a length
-        phases.append(Phase(histogram, length, max_repeats=asked.max_repeats, on_excess=asked.on_excess or "error"))
+        drawn = _drawn(name, dataset)
+        limits = {"max_repeats": asked.max_repeats, "on_excess": asked.on_excess or "error"}
+        phases.append(dataclasses.replace(drawn, samples=length, **limits))
     recipe = DataRecipe(remote=asked.data, cache_limit=asked.cache_limit)
     return _Run(
         dataset=dataset,
@@ -213,6 +216,16 @@ def _of_phases(asked: argparse.Namespace, items: list[str]) -> _Run:
         lookahead=recipe.lookahead if asked.lookahead is None else asked.lookahead,
         cache_limit=recipe.cache_limit_bytes,
     )
+
+
+def _drawn(name: str, dataset: Dataset) -> Phase:
+    from crisp_stream.histogram import Histogram
+    from crisp_stream.mixture import Phase
+    from crisp_stream.selection.windows import WindowSelection
+
+    if name.endswith(SELECTION_SUFFIX):
+        return Phase.of_windows(WindowSelection.load(name), dataset)
+    return Phase(Histogram.base(dataset.manifest) if name == "base" else Histogram.load(name))
 
 
 def _loader(asked: argparse.Namespace, run: _Run) -> Loader:

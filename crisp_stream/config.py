@@ -23,6 +23,7 @@ import yaml
 from crisp_stream.errors import RecipeError
 from crisp_stream.recipe import Recipe
 from crisp_stream.recipe_files import compose, did_you_mean, kind_of
+from crisp_stream.selection import SELECTION_SUFFIX
 
 _MISSING = {
     "mixture": " Add a method behind the size, such as base or crisp: crisp-stream train gpt-1.3b crisp",
@@ -54,7 +55,8 @@ def load_recipe(names: str | Path | Sequence[str | Path], overrides: Sequence[st
 def load_each(
     names: str | Path | Sequence[str | Path], overrides: Sequence[str], histograms: Sequence[str]
 ) -> list[Recipe]:
-    """A recipe for each histogram, in the place of that of the last phase; the recipe alone where there are none.
+    """A recipe for each histogram or window selection, in the place of that of the last phase; the recipe alone where
+    there are none.
 
     Raises:
         RecipeError: as load_recipe; two runs would be one, or have one folder.
@@ -62,7 +64,7 @@ def load_each(
     recipe = load_recipe(names, overrides)
     if not histograms:
         return [recipe]
-    stems = [Path(histogram).stem for histogram in histograms]
+    stems = [Path(histogram).stem.removesuffix(Path(SELECTION_SUFFIX).stem) for histogram in histograms]
     if len(set(stems)) < len(stems):
         raise RecipeError(f"--each: the runs are named after the files, so these must differ; got {', '.join(stems)}.")
     if recipe.save_folder is not None and "{run_name}" not in recipe.save_folder:
@@ -77,11 +79,18 @@ def load_each(
             [
                 *overrides,
                 f"run_name={json.dumps(f'{recipe.run_name}-{stem}')}",
-                f"mixture.phases.{last}.histogram={json.dumps(histogram)}",
+                *_drawn_by(last, histogram),
             ],
         )
         for stem, histogram in zip(stems, histograms, strict=True)
     ]
+
+
+def _drawn_by(phase: int, path: str) -> list[str]:
+    """Overrides by which a phase draws by a histogram, or by a window selection, whatever it was drawn by."""
+    histogram, windows = (None, path) if path.endswith(SELECTION_SUFFIX) else (path, None)
+    key = f"mixture.phases.{phase}"
+    return [f"{key}.histogram={json.dumps(histogram)}", f"{key}.windows={json.dumps(windows)}"]
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -29,20 +29,22 @@ class PhaseRecords:
 
     def before(self, position: int) -> list[dict[str, Any]]:
         """Of the phases begun before a position of the first pass: `first_sample`, `samples` that the blocks were
-        planned for (None: whole blocks), `histogram`, in base64, and `draw`: all of it fit for JSON."""
+        planned for (None: whole blocks), `histogram`, in base64, `draw`, and `windows`, the fingerprint of a window
+        selection, where there is one: all of it fit for JSON."""
         records, first_sample = [], 0
         for index, phase in enumerate(self._mixture.phases):
             if first_sample >= position:
                 break
             planned = None if phase.whole_blocks else phase.samples
-            records.append(
-                {
-                    "first_sample": first_sample,
-                    "samples": planned,
-                    "histogram": self._histogram(index),
-                    "draw": self._mixture.draw,
-                }
-            )
+            record = {
+                "first_sample": first_sample,
+                "samples": planned,
+                "histogram": "" if phase.windows is not None else self._histogram(index),
+                "draw": self._mixture.draw,
+            }
+            if phase.windows is not None:
+                record["windows"] = phase.windows.fingerprint
+            records.append(record)
             first_sample += phase.samples or position
         return records
 
@@ -54,6 +56,8 @@ class PhaseRecords:
                 what = (
                     f"began at sample {then['first_sample']:,}, now {now['first_sample']:,}"
                     if then["first_sample"] != now["first_sample"]
+                    else f"was drawn from {_selection(then)}, now from {_selection(now)}"
+                    if then.get("windows") != now.get("windows")
                     else "was drawn by another histogram"
                     if then["histogram"] != now["histogram"]
                     else f"had {then['draw']} draws, now {now['draw']}"
@@ -88,6 +92,11 @@ def phases_of_state(state: dict[str, Any], dataset: Dataset, *, until: int) -> l
     records = [record for record in _saved_phases(state) if record["first_sample"] < until]
     phases = []
     for number, record in enumerate(records, 1):
+        if record.get("windows") is not None:
+            raise ResumeError(
+                f"cannot continue: phase {number} was drawn from {_selection(record)}, which a checkpoint does not "
+                "hold. Name the checkpoint's phases in the mixture (windows: FILE, with until), then what comes after."
+            )
         end = until if number == len(records) else records[number]["first_sample"]
         samples, planned = end - record["first_sample"], record["samples"]
         if planned not in (None, samples):
@@ -157,6 +166,11 @@ def _saved_phases(state: dict[str, Any]) -> Sequence[dict[str, Any]]:
             "Start a new order from its weights."
         )
     return saved
+
+
+def _selection(record: dict[str, Any]) -> str:
+    windows = record.get("windows")
+    return "all windows" if windows is None else f"the window selection {windows[:12]}"
 
 
 def _blocks(record: dict[str, Any]) -> str:

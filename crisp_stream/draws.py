@@ -100,6 +100,8 @@ class PhasePlan:
     served: int | None = None
     """How many samples it really has: fewer than planned when the mixture was changed while running, and any number
     where all blocks are whole; None: open-ended."""
+    part: int = 0
+    """0: it draws from leaves. k: from the k-th selection of the order's table."""
 
     @property
     def rows(self) -> Rows:

@@ -26,6 +26,7 @@ from crisp_stream.forecast_estimate import count_reads, estimate, moments, stret
 from crisp_stream.forecast_reads import Loader as Loader
 from crisp_stream.forecast_reads import Plans, walk_all
 from crisp_stream.forecast_reads import Reads as Reads
+from crisp_stream.forecast_selected import count_selected
 from crisp_stream.mixture import windows_per_node
 from crisp_stream.stream import Stream
 
@@ -58,6 +59,8 @@ class PhaseForecast:
     """Windows in these leaves."""
     missing_mass: float
     """Share of the histogram on clusters without windows; redistributed."""
+    selected: int | None = None
+    """Windows of its window selection; None: it has a histogram."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +182,8 @@ class Forecast:
 
 def _phase_text(phase: PhaseForecast) -> str:
     name = "base" if phase.level == 0 else f"level {phase.level}, {phase.clusters:,} clusters"
+    if phase.selected is not None:
+        return f"{phase.samples:,} samples of a selection of {phase.selected:,} windows in {phase.leaves:,} leaves"
     return f"{phase.samples:,} samples of {name}: {phase.leaves:,} leaves, {phase.windows:,} windows"
 
 
@@ -213,7 +218,8 @@ def forecast(
         loader: the processes that read; a single one when None.
         price_per_1000_requests: US dollars for 1,000 GET requests.
         top: how many of the most repeated clusters are named.
-        max_blocks: a longer run, in blocks of 2^18 samples, is not walked as a whole to count its requests.
+        max_blocks: a longer run, in blocks of 2^18 samples, is not walked as a whole to count its requests, unless a
+            phase has a window selection.
 
     Raises:
         InputError: the mixture does not fit the dataset, has no end and `samples` is None, or is shorter than
@@ -224,8 +230,10 @@ def forecast(
     stop = _stop(mixture, samples, loader.global_batch_size)
     served = stop // loader.global_batch_size * loader.global_batch_size
     stream = Stream(dataset, mixture, seed=seed)
-    level = max(1, *(phase.histogram.level for phase in mixture.phases))
-    counts = count(dataset, stream.fresh_order(), served, draw=mixture.draw, level=level, top=top)
+    level = max([1, *(phase.histogram.level for phase in mixture.phases if phase.windows is None)])
+    order = stream.fresh_order()
+    counting = count if order.table is None else count_selected
+    counts = counting(dataset, order, served, draw=mixture.draw, level=level, top=top)
     known = stop if mixture.draw == "systematic" else None
     plans = Plans(dataset, stream.fresh_order, served, stop=known, draw=mixture.draw, loader=loader)
     found = Forecast(
@@ -315,6 +323,7 @@ def _phases(dataset: Dataset, mixture: Mixture, counts: Counts) -> tuple[PhaseFo
                 leaves=counted.leaves,
                 windows=counted.windows,
                 missing_mass=float(phase.histogram.proportions.sum(where=windows == 0)),
+                selected=None if phase.windows is None else phase.windows.num_selected,
             )
         )
     return tuple(found)
@@ -353,13 +362,17 @@ def _bins(counts: Counts, num_windows: int) -> tuple[OccurrenceBin, ...]:
 
 def _reads(plans: Plans, price: float, max_blocks: int) -> Reads:
     loader, sample_bytes = plans.loader, plans.dataset.manifest.sample_bytes
-    borders = stretches(plans, max_blocks)
-    counted = count_reads(plans, np.unique(np.concatenate([borders, moments(plans)])))
-    walked = plans.samples <= max_blocks * BLOCK_SAMPLES
-    reading = walk_all(plans) if walked else estimate(plans, counted, borders)
+    if plans.order.table is not None:
+        reading = walk_all(plans)  # the runs of a selection lie as its windows do: only a walk finds them
+        working_set = int(reading.windows_per_reader.max())
+    else:
+        borders = stretches(plans, max_blocks)
+        counted = count_reads(plans, np.unique(np.concatenate([borders, moments(plans)])))
+        walked = plans.samples <= max_blocks * BLOCK_SAMPLES
+        reading = walk_all(plans) if walked else estimate(plans, counted, borders)
+        working_set = int(counted.windows_kept.max()) * (float(reading.windows_per_reader.max()) / counted.windows)
     nodes_per_reader = loader.nodes // loader.num_readers
     windows = reading.windows_per_reader.repeat(nodes_per_reader)
-    fullest = float(windows.max()) / counted.windows
     return Reads(
         how="walked" if reading.walked else "sampled",
         blocks=reading.blocks,
@@ -367,7 +380,7 @@ def _reads(plans: Plans, price: float, max_blocks: int) -> Reads:
         requests_exact=reading.walked and loader.processes_per_node == 1,
         bytes_per_node=tuple((windows * sample_bytes).tolist()),
         requests_per_node=tuple(reading.requests_per_reader.repeat(nodes_per_reader).tolist()),
-        working_set_bytes=math.ceil(int(counted.windows_kept.max()) * fullest * sample_bytes),
+        working_set_bytes=math.ceil(working_set * sample_bytes),
         cache_limit=loader.cache_limit,
         price_per_1000_requests=price,
     )

@@ -21,6 +21,7 @@ _LARGE_ERROR = 0.02
 _SHARED_READS = 1.2
 _FEW_WINDOWS = 2.0
 _MANY_REQUESTS = 100_000
+_SELECT_MORE = "Train for fewer samples, or select more windows (a lower quantile)."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,7 @@ def _number(times: float) -> str:
 
 def _of_repeats(forecast: Forecast) -> Iterator[tuple[str, str]]:
     samples, reachable = forecast.samples, forecast.windows_reachable
+    selects = any(phase.selected is not None for phase in forecast.phases)
     if samples > reachable:
         of_corpus = "the whole corpus" if reachable == forecast.windows else "what the mixture can reach"
         yield (
@@ -60,6 +62,8 @@ def _of_repeats(forecast: Forecast) -> Iterator[tuple[str, str]]:
             "so windows must repeat.",
             "Train for fewer samples, or write more documents."
             if reachable == forecast.windows
+            else _SELECT_MORE
+            if selects
             else "Train for fewer samples, or let the mixture reach more: by a coarser level, or a share of base.",
         )
     seldom = sum(entry.least * entry.windows for entry in forecast.distribution if entry.most <= MANY_TIMES)
@@ -70,7 +74,9 @@ def _of_repeats(forecast: Forecast) -> Iterator[tuple[str, str]]:
             f"{share:.0%} of the samples are windows that are served more than {MANY_TIMES} times; cluster "
             f"{worst.cluster} of level {forecast.level} is gone through {_number(worst.epochs)} times "
             f"({worst.windows:,} window{'s' * (worst.windows > 1)}).",
-            "Use smoothing (histogram tune), a coarser level, a histogram closer to base (histogram interpolate), "
+            _SELECT_MORE
+            if selects
+            else "Use smoothing (histogram tune), a coarser level, a histogram closer to base (histogram interpolate), "
             "fewer samples, or a limit with max_repeats and on_excess=cap."
             if any(phase.level for phase in forecast.phases)
             else "Train for fewer samples, or write more documents.",

@@ -92,14 +92,14 @@ def count(dataset: Dataset, order: SampleOrder, samples: int, *, draw: str, leve
     """
     phases = phases_before(order, samples)
     counts = Counts(phases=[PhaseCounts(samples=served) for _, served in phases])
-    strays = [_Stray.of(plan, served) for plan, served in phases]
-    clusters = _Clusters(dataset, level, top)
+    strays = [Stray.of(plan, served) for plan, served in phases]
+    clusters = Clusters(dataset, level, top)
     for rows in slices(len(dataset.leaves)):
         windows = dataset.windows_per_leaf[rows]
         draws = order.drawn_before(rows, samples)
         asked, variance, reachable = np.zeros(len(rows)), np.zeros(len(rows)), np.zeros(len(rows), bool)
         for (plan, served), phase, stray in zip(phases, counts.phases, strays, strict=True):
-            shares, own = _shares(plan, rows)
+            shares, own = shares_of(plan, rows)
             asked += served * shares
             variance += served * shares * (1 - shares)
             reachable |= own
@@ -112,17 +112,17 @@ def count(dataset: Dataset, order: SampleOrder, samples: int, *, draw: str, leve
         counts.leaves_hit += int((draws > 0).sum())
         counts.windows_reachable += int(windows.sum(where=reachable))
         counts.windows_served += int(np.minimum(draws, windows).sum())
-        _add_occurrences(counts, draws[reachable], windows[reachable])
+        add_occurrences(counts, draws[reachable], windows[reachable])
         clusters.add(rows, windows, draws, reachable)
     for phase, stray in zip(counts.phases, strays, strict=True):
         phase.error_bound = stray.bound()
     clusters.finish(counts)
     if draw == "multinomial":
-        _bound_multinomial(counts, samples)
+        bound_multinomial(counts, samples)
     return counts
 
 
-def _shares(plan: PhasePlan, rows: Rows) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def shares_of(plan: PhasePlan, rows: Rows) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """[num_rows], proportion of each row in a phase, and whether it has any."""
     entries, own = plan.entries_of(rows)
     cdf = plan.cdf
@@ -130,7 +130,8 @@ def _shares(plan: PhasePlan, rows: Rows) -> tuple[NDArray[np.float64], NDArray[n
     return np.where(own, cdf[entries] - before, 0.0), own
 
 
-def _add_occurrences(counts: Counts, draws: Int64s, windows: Int64s) -> None:
+def add_occurrences(counts: Counts, draws: Int64s, windows: Int64s) -> None:
+    """Take in some rows: [num_rows] draws and windows, which share them as evenly as can be."""
     each, more = np.divmod(draws, windows)
     values = np.concatenate([counts.occurrences, each, each + 1])
     weights = np.concatenate([counts.windows_per_occurrence, windows - more, more])
@@ -141,7 +142,7 @@ def _add_occurrences(counts: Counts, draws: Int64s, windows: Int64s) -> None:
     counts.windows_per_occurrence = np.add.reduceat(weights[kept][order], first) if len(order) else weights[:0]
 
 
-def _bound_multinomial(counts: Counts, samples: int) -> None:
+def bound_multinomial(counts: Counts, samples: int) -> None:
     """The mean of |draws - share| is at most the standard deviation; McDiarmid's inequality bounds what is above."""
     above = math.sqrt(samples * math.log(1 / _SURE) / 2)
     for phase in counts.phases:
@@ -149,7 +150,7 @@ def _bound_multinomial(counts: Counts, samples: int) -> None:
 
 
 @dataclass(kw_only=True)
-class _Stray:
+class Stray:
     """How far the systematic draws of a phase can miss their shares, whatever the seed.
 
     In a block a leaf gets the draws whose offset lies in an arc of the length of its fractional part, so over B blocks
@@ -170,7 +171,7 @@ class _Stray:
     under_in_rest: float = 0.0
 
     @classmethod
-    def of(cls, plan: PhasePlan, served: int) -> _Stray:
+    def of(cls, plan: PhasePlan, served: int) -> Stray:
         blocks, rest = divmod(served, BLOCK_SAMPLES)
         closed = rest == plan.draws_of_block(blocks, BLOCK_SAMPLES)
         return cls(blocks=blocks, rest=rest, closed=closed, arcs=_arc_discrepancy(blocks))
@@ -204,7 +205,7 @@ def _arc_discrepancy(blocks: int) -> float:
     return float(above.max() - above.min() + _ONE_BLOCK)
 
 
-class _Clusters:
+class Clusters:
     """Sums over the leaves of each cluster, slice by slice; a cluster may go on in the next slice."""
 
     def __init__(self, dataset: Dataset, level: int, top: int) -> None:

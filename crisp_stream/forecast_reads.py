@@ -18,7 +18,7 @@ from crisp_stream.errors import InputError
 from crisp_stream.order import SampleOrder
 from crisp_stream.reader import REQUEST_BYTES
 from crisp_stream.report import format_bytes
-from crisp_stream.runs import RunPlan
+from crisp_stream.runs import RunPlan, RunsOfWindows
 
 if TYPE_CHECKING:
     from crisp_stream.format import Dataset
@@ -116,7 +116,8 @@ class Reads:
     requests_per_node: tuple[int, ...]
     """[nodes]"""
     working_set_bytes: int
-    """Of the fullest node, at the fullest of the moments looked at: read before, and to be read again."""
+    """Of the fullest node, at the fullest of the moments looked at: read before, and to be read again. With a window
+    selection, all that the node reads, which is no less."""
     cache_limit: int | None
     price_per_1000_requests: float
     """US dollars."""
@@ -246,7 +247,8 @@ class Plans:
 
 def _earliest(fetched: Fetched) -> Fetched:
     """Each run of each reader once, where it is fetched first."""
-    key = fetched.first * (int(fetched.reader.max(initial=0)) + 1) + fetched.reader
+    runs = RunsOfWindows(fetched.shard, fetched.first, fetched.num_windows)
+    key = runs.keys * (int(fetched.reader.max(initial=0)) + 1) + fetched.reader
     in_time = np.argsort(fetched.fetch, kind="stable")
     at = in_time[np.unique(key[in_time], return_index=True)[1]]
     return Fetched(*(values[at] for values in fetched))

@@ -24,6 +24,7 @@ from crisp_stream.histogram import Histogram
 from crisp_stream.mixture import Mixture
 from crisp_stream.recipe import Recipe
 from crisp_stream.recipe_checks import CHECKPOINT
+from crisp_stream.selection.windows import WindowSelection
 from crisp_stream.training_record import file_name, public_address, training_record
 
 if TYPE_CHECKING:
@@ -126,13 +127,14 @@ def _describe_phases(recipe: Recipe, mixture: Mixture, begun_from: dict[str, Any
     mixture: of the run; its first phases may be those of the checkpoint that it goes on from.
     begun_from: the record of that checkpoint; {} without one.
     """
-    own = [_histogram_name(phase.histogram) for phase in recipe.mixture.phases if phase.histogram != CHECKPOINT]
+    own = [_name(phase.source) for phase in recipe.mixture.phases if phase.histogram != CHECKPOINT]
     names: list[str | None] = [*[None] * (len(mixture.phases) - len(own)), *own]
     inherited = {phase.get("first_sample"): phase for phase in _phases_of(begun_from)}
     described, first_sample = [], 0
     for phase, name in zip(mixture.phases, names, strict=True):
         limit = {} if phase.max_repeats is None else {"max_repeats": phase.max_repeats, "on_excess": phase.on_excess}
         served = inherited.get(first_sample) or {}
+        selected = {} if phase.windows is None else {"windows": _describe_windows(phase.windows)}
         described.append(
             {
                 "histogram": served.get("histogram") if name is None else name,
@@ -142,6 +144,7 @@ def _describe_phases(recipe: Recipe, mixture: Mixture, begun_from: dict[str, Any
                 "first_sample": first_sample,
                 "examples": served.get("examples") if name is None else _describe_examples(phase.histogram),
                 **limit,
+                **selected,
             }
         )
         first_sample += phase.samples or 0
@@ -158,9 +161,13 @@ def _phases_of(record: dict[str, Any]) -> list[dict[str, Any]]:
     return (record.get("mixture") or {}).get("phases") or []
 
 
-def _histogram_name(histogram: str | tuple[str, ...]) -> str:
+def _describe_windows(selection: WindowSelection) -> dict[str, Any]:
+    return {"fingerprint": selection.fingerprint, "selected": selection.num_selected, "of": selection.num_windows}
+
+
+def _name(source: str | tuple[str, ...]) -> str:
     """`base`, the file's name, or those of the files that were averaged; never a folder."""
-    names = [file_name(path) for path in ((histogram,) if isinstance(histogram, str) else histogram)]
+    names = [file_name(path) for path in ((source,) if isinstance(source, str) else source)]
     return names[0] if len(names) == 1 else f"average of {', '.join(names)}"
 
 

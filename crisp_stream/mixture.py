@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError
 from crisp_stream.histogram import Histogram
+from crisp_stream.selection.windows import WindowSelection
 
 if TYPE_CHECKING:
     from crisp_stream.format import Dataset, Manifest
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training under one histogram."""
+    """A stretch of training under one histogram, or by one selection of windows (`of_windows`)."""
 
     histogram: Histogram
     """Whose proportions the samples follow. (A Mixture of one phase stands for its histogram.)"""
@@ -53,6 +54,9 @@ class Phase:
     """Draw as an open-ended phase does, and end at `samples` within a block if need be: another phase can then go on
     from any sample of it (continued pretraining from a checkpoint). Otherwise the last block is as large as what is
     left, and its counts are within 1 of their share. Recipes' phases end so."""
+    windows: WindowSelection | None = None
+    """The windows that are drawn, each as often as any other; `histogram` then counts them per leaf. None: all, in the
+    proportions of the histogram."""
 
     def __post_init__(self) -> None:
         self._check_repeats()
@@ -62,6 +66,36 @@ class Phase:
             object.__setattr__(self, "histogram", self.histogram.phases[0].histogram)
         if self.samples is not None and self.samples < 1:
             raise InputError(f"a phase needs at least 1 sample, got {self.samples}. Leave the phase out.")
+        counts, level, depth = self.histogram.counts, self.histogram.level, self.histogram.depth
+        if self.windows is not None and (
+            counts is None or level != depth or int(counts.sum()) != self.windows.num_selected
+        ):
+            raise InputError("a phase has a histogram or a window selection, not both. Use Phase.of_windows.")
+
+    @classmethod
+    def of_windows(
+        cls,
+        windows: WindowSelection,
+        dataset: Dataset,
+        samples: int | None = None,
+        *,
+        max_repeats: float | None = None,
+        on_excess: OnExcess = "error",
+        whole_blocks: bool = False,
+    ) -> Phase:
+        """A phase that draws the windows of a selection, each as often as any other; arguments as of a phase.
+
+        Raises:
+            InputError: the selection is of another dataset, or of another generation of it.
+        """
+        return cls(
+            windows.histogram(dataset),
+            samples,
+            max_repeats=max_repeats,
+            on_excess=on_excess,
+            whole_blocks=whole_blocks,
+            windows=windows,
+        )
 
     def _check_repeats(self) -> None:
         if self.on_excess not in ("error", "cap"):
@@ -128,11 +162,12 @@ class Mixture:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the histograms, their samples, their limits where set, and the way of drawing."""
+        """sha256 over the histograms, samples, limits and window selections, where set, and the way of drawing."""
         parts = [
             [phase.histogram.fingerprint, phase.samples]
             + ([] if phase.max_repeats is None else [float(phase.max_repeats), phase.on_excess])
             + (["whole blocks"] if phase.whole_blocks and phase.samples is not None else [])
+            + ([] if phase.windows is None else ["windows", phase.windows.fingerprint])
             for phase in self.phases
         ]
         return hashlib.sha256(json.dumps([self.draw, parts]).encode()).hexdigest()
@@ -228,6 +263,9 @@ def within_repeats(phase: Phase, dataset: Dataset, *, what: str) -> Histogram:
     assert phase.samples is not None
     histogram = phase.histogram
     check_tree(histogram, dataset, what=what)
+    if phase.windows is not None:
+        _check_repeats_of_selection(phase, phase.windows, what)
+        return histogram
     windows = windows_per_node(histogram, dataset)
     present = windows > 0
     if not present.any():
@@ -261,6 +299,19 @@ def within_repeats(phase: Phase, dataset: Dataset, *, what: str) -> Histogram:
     return dataclasses.replace(
         histogram, proportions=np.where(present, capped * share, histogram.proportions), counts=None
     )
+
+
+def _check_repeats_of_selection(phase: Phase, selection: WindowSelection, what: str) -> None:
+    """All windows of a selection are drawn equally often, so that there is nobody to cap, and nobody to give to."""
+    assert phase.max_repeats is not None
+    assert phase.samples is not None
+    repeats = phase.samples / selection.num_selected
+    if repeats > phase.max_repeats * (1 + _ROUNDING):
+        raise InputError(
+            f"{what}: {phase.samples:,} samples of the {selection.num_selected:,} selected windows repeat each "
+            f"{repeats:.3g} times, more than max_repeats {phase.max_repeats:g}. Use fewer samples, a larger "
+            "max_repeats, or select more windows."
+        )
 
 
 def water_fill(

@@ -109,7 +109,7 @@ def _mixture(record: dict[str, Any]) -> str:
     rows = [
         (
             number,
-            plain(phase.get("histogram") or "?"),
+            plain(phase.get("histogram") or "?") + _selected(phase.get("windows")),
             _code(phase.get("fingerprint")) or "?",
             _number(phase.get("level")),
             _number(phase.get("clusters")),
@@ -120,6 +120,11 @@ def _mixture(record: dict[str, Any]) -> str:
     ]
     head = ("phase", "histogram", "fingerprint", "level", "clusters", "first sample", "samples served")
     return _facts(facts) + ("\n\n" + _table(head, rows) if rows else "")
+
+
+def _selected(windows: dict[str, Any] | None) -> str:
+    """How many windows of the dataset a selection has, behind its name."""
+    return "" if windows is None else f" ({windows['selected']:,} of {windows['of']:,} windows)"
 
 
 def _training(record: dict[str, Any]) -> str:

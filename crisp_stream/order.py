@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from crisp_stream.draw_table import DrawTable
 from crisp_stream.draws import (
     BLOCK_SAMPLES,
     Int64s,
@@ -61,6 +62,7 @@ class SampleOrder:
         draw: Literal["systematic", "multinomial"] = "systematic",
         history: DrawHistory | None = None,
         first_window_per_leaf: Int64s | None = None,
+        table: DrawTable | None = None,
         block_samples: int = BLOCK_SAMPLES,
         num_lanes: int = NUM_LANES,
     ) -> None:
@@ -72,12 +74,16 @@ class SampleOrder:
         draw: how a block's draws are shared among the leaves.
         history: draws of phases before the first given one.
         first_window_per_leaf: [num_leaves]; computed when None.
+        table: in the place of these three columns, for phases that draw from window selections.
         block_samples: draws per block, at most 2^18. Part of the contract; smaller only in tests.
         num_lanes: lanes per block. Part of the contract.
         """
         if not 1 <= block_samples <= BLOCK_SAMPLES:
             raise ValueError(f"block_samples must be 1 to {BLOCK_SAMPLES}, got {block_samples}")
-        self._leaves, self._windows_per_leaf = leaves, windows_per_leaf
+        self._leaves, self._windows_per_leaf, self.table = leaves, windows_per_leaf, table
+        if table is not None:
+            self._leaves, self._windows_per_leaf = table.leaves, table.windows_per_row
+            first_window_per_leaf = table.first_per_row
         if first_window_per_leaf is None:
             first_window_per_leaf = np.cumsum(windows_per_leaf) - windows_per_leaf
         self._first_window = first_window_per_leaf
@@ -88,6 +94,7 @@ class SampleOrder:
         self._interval_of_lane = np.argsort(random_bits(seed, "lanes", count=self._num_lanes), kind="stable")
         self.given_history = self._history = history
         self._walk: _Walk | None = None
+        self._walked_before_part: dict[int, Int64s] = {}
         self._block: _Block | None = None
 
     @property
@@ -101,7 +108,9 @@ class SampleOrder:
         """[num_lanes], the lane that has each of the equal intervals of the CDF, in leaf order."""
         return np.argsort(self._interval_of_lane)
 
-    def append(self, shares: Callable[[], LeafShares], num_samples: int | None, *, whole_blocks: bool = False) -> None:
+    def append(
+        self, shares: Callable[[], LeafShares], num_samples: int | None, *, whole_blocks: bool = False, part: int = 0
+    ) -> None:
         """Let the stream, which must have an end, go on with another phase; `whole_blocks` as of a Phase."""
         last, first_sample = self.plans[-1], self.num_samples
         assert first_sample is not None
@@ -112,6 +121,7 @@ class SampleOrder:
                 first_sample=first_sample,
                 num_samples=None if whole_blocks else num_samples,
                 served=num_samples,
+                part=part,
             )
         )
         self._phase_starts = np.append(self._phase_starts, first_sample)
@@ -134,9 +144,15 @@ class SampleOrder:
             self._history = self.given_history
         if self._walk is not None and (self._walk.phase, self._walk.block * self._block_samples) > (kept - 1, served):
             self._walk = None  # it has counted draws that are no more
+        self._walked_before_part.clear()
 
     def forget_before(self, position: int) -> None:
-        """Sum up the phases before the one that holds a position, and drop them: they can no longer be asked for."""
+        """Sum up the phases before the one that holds a position, and drop them: they can no longer be asked for.
+
+        Does nothing where phases draw from selections, which begin where leaves stood when they were first used.
+        """
+        if self.table is not None:
+            return
         phase = int(np.searchsorted(self._phase_starts, position, side="right")) - 1
         if phase > COUNTED_PHASES:
             self.given_history = self._history = self.history_before(position)
@@ -152,7 +168,8 @@ class SampleOrder:
         return self.draws(positions)[0]
 
     def draws(self, positions: Int64s) -> tuple[Int64s, Int64s]:
-        """The windows at some positions, and their leaves as rows of the cluster table; each [num_positions]."""
+        """The windows at some positions, and their leaves as rows of the cluster table, or what was drawn from as rows
+        of `table`; each [num_positions]."""
         ids, rows = np.empty(len(positions), np.int64), np.empty(len(positions), np.int64)
         phase_of = np.searchsorted(self._phase_starts, positions, side="right") - 1
         within = positions - self._phase_starts[phase_of]
@@ -162,11 +179,33 @@ class SampleOrder:
             block = self._open_block(self.plans[int(key >> 40)], int(key & ((1 << 40) - 1)))
             places = within[here] - block.number * self._block_samples
             ids[here], rows[here] = block.window_of_place[places], block.row_of_place[places]
-        return ids, rows
+        return (ids if self.table is None else self.table.window_ids(ids)), rows
 
     def starts(self, rows: Rows) -> Int64s:
-        """Which of its windows each leaf (a row of the cluster table) begins with."""
-        return leaf_starts(self._seed, self._leaves[rows], self._windows_per_leaf[rows])
+        """Which of its windows each leaf (a row of the cluster table, or of `table`) begins with."""
+        if self.table is None:
+            return leaf_starts(self._seed, self._leaves[rows], self._windows_per_leaf[rows])
+        own, part = self.table.leaf_rows(rows), self.table.part_of(rows)
+        starts = leaf_starts(self._seed, self._leaves[own], self._windows_per_leaf[own])
+        for number in np.unique(part[part > 0]).tolist():
+            at = np.flatnonzero(part == number)
+            place = (starts[at] + self._drawn_before_part(number, own[at])) % self._windows_per_leaf[own[at]]
+            starts[at] = self.table.nth_of_row(number, rows[at], self._first_window[own[at]] + place)
+        return starts
+
+    def _drawn_before_part(self, part: int, rows: Rows) -> Int64s:
+        """[len(rows)]: draws of some leaves before the first phase that draws from a selection."""
+        phase = next(at for at, plan in enumerate(self.plans) if plan.part == part)
+        if self._draw == "multinomial":
+            number = self.plans[phase].number
+            if number not in self._walked_before_part:
+                self._walked_before_part[number] = self._walked_to(self.plans[phase], 0).drawn.copy()
+            return self._walked_before_part[number][rows]
+        counts = np.zeros(len(rows), np.int64)
+        for plan in self.plans[:phase]:
+            if plan.part == 0:
+                counts += self._drawn_in_phase(plan, rows)
+        return counts
 
     def drawn_before(self, rows: Rows, position: int) -> Int64s:
         """How often each of some leaves is drawn before a position.

@@ -6,6 +6,7 @@ on every rank.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from crisp_stream.run_start import (
     run_start,
     state_to_load,
 )
+from crisp_stream.selection.windows import WindowSelection
 
 if TYPE_CHECKING:
     from transformers import GPT2Config
@@ -151,7 +153,8 @@ def build_mixture(
 
     Raises:
         RecipeError: phases that do not fit into the run.
-        InputError, FormatError: a histogram that is not there, or is of another tree; clusters beyond `max_repeats`.
+        InputError, FormatError: a histogram or a window selection that is not there, or is of another tree or dataset;
+            clusters beyond `max_repeats`.
     """
     start = start or RunStart()
     batch = recipe.global_train_batch_size
@@ -164,7 +167,7 @@ def build_mixture(
     for index, phase in enumerate(recipe.mixture.phases):
         if recipe.from_checkpoint and index == 0:
             continue
-        histogram = _histogram(phase, dataset)
+        drawn = _drawn(phase, dataset)
         last = index == len(recipe.mixture.phases) - 1
         until = num_batches
         if phase.until is not None:
@@ -179,19 +182,21 @@ def build_mixture(
                 f"`mixture.phases.{index}.until` is batch {until}; it must lie after batch {begun}, where the phase "
                 f"starts, and before batch {num_batches}, where the run ends."
             )
-        phases.append(_phase(phase, histogram, (min(until, num_batches) - begun) * batch, dataset, last, len(phases)))
+        phases.append(_phase(phase, drawn, (min(until, num_batches) - begun) * batch, dataset, last, len(phases)))
         begun = until
     return Mixture(phases, draw=recipe.mixture.draw)
 
 
-def _phase(phase: PhaseRecipe, histogram: Histogram, samples: int, dataset: Dataset, last: bool, number: int) -> Phase:
-    limited = Phase(histogram, samples, max_repeats=phase.max_repeats, on_excess=phase.on_excess, whole_blocks=True)
+def _phase(phase: PhaseRecipe, drawn: Phase, samples: int, dataset: Dataset, last: bool, number: int) -> Phase:
+    limited = dataclasses.replace(
+        drawn, samples=samples, max_repeats=phase.max_repeats, on_excess=phase.on_excess, whole_blocks=True
+    )
     if not last or phase.on_excess == "cap":
         return limited
     # Checked for the length of the run, then left open, so that a finished run can be lengthened.
     if phase.max_repeats is not None:
         within_repeats(limited, dataset, what=f"phase {number + 1}")
-    return Phase(histogram)
+    return drawn
 
 
 def _check_order_known(recipe: Recipe, start: RunStart) -> None:
@@ -203,16 +208,19 @@ def _check_order_known(recipe: Recipe, start: RunStart) -> None:
         )
 
 
-def _histogram(phase: PhaseRecipe, dataset: Dataset) -> Histogram:
-    paths = [phase.histogram] if isinstance(phase.histogram, str) else list(phase.histogram)
+def _drawn(phase: PhaseRecipe, dataset: Dataset) -> Phase:
+    """An open-ended phase, drawn by what the recipe names."""
+    if phase.windows is not None:
+        return Phase.of_windows(WindowSelection.load(phase.windows), dataset)
+    paths = [phase.source] if isinstance(phase.source, str) else list(phase.source)
     if paths == ["base"]:
-        return Histogram.base(dataset.manifest)
+        return Phase(Histogram.base(dataset.manifest))
     if "base" in paths:
         raise RecipeError(
             "`base` cannot be averaged with histograms of a level. Use phases, or `crisp-stream average`."
         )
     histograms = [Histogram.load(path) for path in paths]
-    return histograms[0] if len(histograms) == 1 else Histogram.average(histograms)
+    return Phase(histograms[0] if len(histograms) == 1 else Histogram.average(histograms))
 
 
 def _batch_sizes(recipe: Recipe, world_size: int) -> tuple[int, int]:

@@ -64,6 +64,7 @@ class WindowReader:
         """
         self.dataset = dataset
         self._dtype = sample_dtype(dataset.manifest.window_tokens, dataset.manifest.token_dtype)
+        self._leaves = dataset.leaves if runs is None else runs.leaves
         self._source: _LocalShards | _FetchedRuns
         if dataset.store.is_local:
             self._source = _LocalShards(dataset)
@@ -77,7 +78,8 @@ class WindowReader:
 
         Args:
             window_ids: [num_windows].
-            rows: [num_windows], the row of each one's leaf in the cluster table; looked up when None.
+            rows: [num_windows], the row of each one's leaf in the cluster table, or of the table of the order that
+                `runs` knows; looked up when None.
         """
         self._source.prefetch(window_ids, self._rows(window_ids, rows))
 
@@ -89,7 +91,7 @@ class WindowReader:
             StorageError: the storage refused, failed or stalled.
         """
         rows = self._rows(window_ids, rows)
-        samples, leaves = np.empty(len(window_ids), self._dtype), self.dataset.leaves[rows]
+        samples, leaves = np.empty(len(window_ids), self._dtype), self._leaves[rows]
         self._source.fill(window_ids, rows, samples)
         wrong = _wrong(samples, leaves)
         if wrong.any():
@@ -212,10 +214,10 @@ class _FetchedRuns:
     def _runs(self, window_ids: Int64s, rows: Int64s) -> tuple[list[Run], list[NDArray[np.intp]]]:
         """The runs of some windows, sorted, and for each the places of its windows."""
         found = self._plan.runs(window_ids, rows)
-        order = np.argsort(found.first, kind="stable")
-        first, at = np.unique(found.first[order], return_index=True)
-        shards, counts = found.shard[order[at]].tolist(), found.num_windows[order[at]].tolist()
-        return list(map(Run, shards, first.tolist(), counts)), np.split(order, at[1:])
+        order = np.argsort(found.keys, kind="stable")
+        at = np.unique(found.keys[order], return_index=True)[1]
+        runs = map(Run, *(column[order[at]].tolist() for column in found))
+        return list(runs), np.split(order, at[1:])
 
     def prefetch(self, window_ids: Int64s, rows: Int64s) -> None:
         runs, places_of_run = self._runs(window_ids, rows)
@@ -321,7 +323,7 @@ class _FetchedRuns:
             again = np.empty(len(bad), samples.dtype)
             self.fill(window_ids[bad], rows[bad], again)
             samples[bad] = again
-            wrong[bad] = _wrong(again, self._dataset.leaves[rows[bad]])
+            wrong[bad] = _wrong(again, self._plan.leaves[rows[bad]])
             if not wrong.any():
                 return
         for run in self._runs(window_ids[wrong], rows[wrong])[0]:

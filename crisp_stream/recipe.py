@@ -64,9 +64,14 @@ class DataRecipe:
 class PhaseRecipe:
     """One stretch of the run with one mixture."""
 
-    histogram: str | tuple[str, ...]
+    histogram: str | tuple[str, ...] | None = None
     """`base` (the dataset's own frequencies), the path of a histogram, or a list of paths (their plain average).
-    `checkpoint`, in the first phase alone: what the checkpoint of `load_path` was served, up to where it stands."""
+    `checkpoint`, in the first phase alone: what the checkpoint of `load_path` was served, up to where it stands.
+    Nothing: `windows` says what is drawn."""
+
+    windows: str | None = None
+    """Instead of `histogram`: the path of a window selection, made by `crisp-stream select`, whose windows are drawn,
+    each as often as any other."""
 
     until: str | None = None
     """Where the phase ends, counted from the start of the run: `928ba`, `…tok`, or a share of the run (`0.9dur`).
@@ -77,6 +82,11 @@ class PhaseRecipe:
 
     on_excess: Literal["error", "cap"] = "error"
     """Clusters beyond `max_repeats`: `error` names them before the run; `cap` gives what is left to the others."""
+
+    @property
+    def source(self) -> str | tuple[str, ...]:
+        """What is drawn by: `histogram`, or `windows`."""
+        return self.windows or self.histogram or ()
 
 
 @dataclass(frozen=True, kw_only=True)

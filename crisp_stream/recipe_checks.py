@@ -121,8 +121,14 @@ def _check_phases(recipe: Recipe) -> None:
     _require(len(phases) > 0, "`mixture.phases` must hold at least one phase.")
     for index, phase in enumerate(phases):
         key = f"mixture.phases.{index}"
-        names = (phase.histogram,) if isinstance(phase.histogram, str) else phase.histogram
-        _require(names != () and "" not in names, f"`{key}.histogram` names no histogram.")
+        names = (phase.source,) if isinstance(phase.source, str) else phase.source
+        _require(
+            phase.windows is None or phase.histogram is None,
+            f"`{key}` has both `histogram` and `windows`, and needs one of them. Drop the other: {key}.histogram=null",
+        )
+        _require(
+            names != () and "" not in names, f"`{key}.histogram` names no histogram, nor `{key}.windows` a selection."
+        )
         _require(
             phase.max_repeats is None or 0 < phase.max_repeats < float("inf"),
             f"`{key}.max_repeats` must be above 0; got {phase.max_repeats}.",
@@ -131,7 +137,7 @@ def _check_phases(recipe: Recipe) -> None:
             phase.max_repeats is not None or phase.on_excess == "error",
             f"`{key}.on_excess` is cap, but there is no `{key}.max_repeats` to cap at.",
         )
-        if CHECKPOINT in names:
+        if CHECKPOINT in names and phase.windows is None:
             _check_checkpoint_phase(recipe, index)
     _check_ends(recipe)
 

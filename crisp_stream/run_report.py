@@ -225,7 +225,7 @@ def _phase_rows(
         top = np.argsort(-shares, kind="stable")[:_TOP_LEAVES]
         rows.append(
             {
-                "histogram": phase.histogram,
+                "histogram": phase.source,
                 "first_batch": start // recipe.global_train_batch_size + first_batch,
                 "samples": samples,
                 "mixture_error": errors.get(len(rows)),

@@ -3,6 +3,10 @@
 A run is up to 64 windows of one leaf. The order reads a leaf front to back from its start, so runs are counted from
 that start, and end where the order stops drawing from the leaf: then every byte of every run is used. Runs aligned to
 the stored leaf, the plain choice, read two runs for a leaf of 64 draws.
+
+Of a window selection a run is what lies between its first and last selected windows, of 64 stored ones, where no more
+than 4 in a row are not selected. So at most 5 windows are read for each that is used; measured for windows selected at
+random, 1.2 of a selection of 2.5 %, 2.0 of 25 %, 1.8 of half the corpus. Longer gaps would save few requests.
 """
 
 from __future__ import annotations
@@ -12,12 +16,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from crisp_stream.draws import Int64s
     from crisp_stream.format import Dataset
     from crisp_stream.order import SampleOrder
 
 MAX_RUN_WINDOWS = 64
 MAX_RUN_BYTES = 1 << 20
+MAX_GAP = 4
+"""Windows in a row within a run that a selection does not have."""
 
 
 class RunsOfWindows(NamedTuple):
@@ -26,6 +34,12 @@ class RunsOfWindows(NamedTuple):
     shard: Int64s
     first: Int64s
     num_windows: Int64s
+
+    @property
+    def keys(self) -> Int64s:
+        """Equal for equal runs, and in the order of their windows. A window may stand in two runs: one of its leaf, and
+        one of a selection."""
+        return self.first * (MAX_RUN_WINDOWS + 1) + self.num_windows
 
 
 class RunPlan:
@@ -45,13 +59,39 @@ class RunPlan:
         """The order changed, and with it what will be asked for."""
         self._stop = None
 
+    @property
+    def leaves(self) -> NDArray[np.uint32]:
+        """The leaf of each row that `runs` takes."""
+        table = None if self._order is None else self._order.table
+        return self._dataset.leaves if table is None else table.leaves
+
     def runs(self, window_ids: Int64s, rows: Int64s) -> RunsOfWindows:
         """The run of each window.
 
         Args:
             window_ids: [num_windows].
-            rows: [num_windows], the row of each one's leaf in the cluster table.
+            rows: [num_windows], the row of each one's leaf in the cluster table, or in the table of the order.
         """
+        dataset = self._dataset
+        table = None if self._order is None else self._order.table
+        shard = np.searchsorted(dataset.first_window_per_shard, window_ids, side="right") - 1
+        if table is None:
+            first, stop = self._of_leaves(window_ids, rows)
+        else:
+            first, stop, part_of_window = window_ids.copy(), window_ids + 1, table.part_of(rows)
+            for number in np.unique(part_of_window).tolist():
+                at = np.flatnonzero(part_of_window == number)
+                if number == 0:
+                    first[at], stop[at] = self._of_leaves(window_ids[at], rows[at])
+                else:
+                    words = table.parts[number - 1].bits.words
+                    first[at], stop[at] = _selected_runs(words, window_ids[at], self.run_windows)
+        shard_stop = np.append(dataset.first_window_per_shard[1:], dataset.manifest.num_windows)[shard]
+        first, stop = np.maximum(first, dataset.first_window_per_shard[shard]), np.minimum(stop, shard_stop)
+        return RunsOfWindows(shard, first, stop - first)
+
+    def _of_leaves(self, window_ids: Int64s, rows: Int64s) -> tuple[Int64s, Int64s]:
+        """First and stop of the run of each window, not cut at the borders of shards."""
         dataset = self._dataset
         leaf_first, leaf_windows = dataset.first_window_per_leaf[rows], dataset.windows_per_leaf[rows]
         start = np.zeros(len(rows), np.int64) if self._order is None else self._order.starts(rows)
@@ -69,8 +109,23 @@ class RunPlan:
         wrapped = place < start
         first = leaf_first + np.maximum(place - (turn - begin), np.where(wrapped, 0, start))
         stop = leaf_first + np.minimum(place + (end - turn), np.where(wrapped, start, leaf_windows))
-        shard = np.searchsorted(dataset.first_window_per_shard, window_ids, side="right") - 1
-        shard_first = dataset.first_window_per_shard[shard]
-        shard_stop = np.append(dataset.first_window_per_shard[1:], dataset.manifest.num_windows)[shard]
-        first, stop = np.maximum(first, shard_first), np.minimum(stop, shard_stop)
-        return RunsOfWindows(shard, first, stop - first)
+        return first, stop
+
+
+def _selected_runs(words: NDArray[np.uint64], window_ids: Int64s, run_windows: int) -> tuple[Int64s, Int64s]:
+    """First and stop of the run of each of some selected windows."""
+    width = 1 << (run_windows.bit_length() - 1)
+    cells, cell_of_window = np.unique(window_ids // width, return_inverse=True)
+    in_word = np.unpackbits(words[cells * width // 64].view(np.uint8), bitorder="little").reshape(
+        -1, 64 // width, width
+    )
+    chosen = in_word[np.arange(len(cells)), cells % (64 // width)].astype(bool)
+    place, row, own = np.arange(width), cell_of_window, window_ids % width
+    last = np.maximum.accumulate(np.where(chosen, place, -1), axis=1)
+    before = np.pad(last[:, :-1], ((0, 0), (1, 0)), constant_values=-1)  # the selected window before each place
+    begins = chosen & ((before < 0) | (place - before > MAX_GAP + 1))
+    first = np.maximum.accumulate(np.where(begins, place, -1), axis=1)
+    following = np.minimum.accumulate(np.where(begins, place, width)[:, ::-1], axis=1)[:, ::-1]
+    next_run = np.pad(following, ((0, 0), (0, 1)), constant_values=width)[row, own + 1]
+    start = cells[row] * width
+    return start + first[row, own], start + last[row, next_run - 1] + 1

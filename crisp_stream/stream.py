@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crisp_stream.draw_table import DrawTable
 from crisp_stream.draws import LeafShares, PhasePlan
 from crisp_stream.errors import InputError, ResumeError
 from crisp_stream.histogram import Histogram
@@ -40,6 +41,7 @@ class Stream:
         self._dataset, self.mixture, self._seed = dataset, mixture, seed
         self._shares_of_phase: dict[int, LeafShares | SharedArrays] = {}
         self._shares_of_change: OrderedDict[int, tuple[Histogram, LeafShares]] = OrderedDict()
+        self._table, self._part_of_phase = DrawTable.of(dataset, mixture.phases)
         for number in range(len(mixture.phases)):
             self._shares(number)
         self.pass_samples = mixture.num_samples
@@ -69,7 +71,8 @@ class Stream:
         """Have the phases of all passes up to one. Does nothing when the mixture is open-ended."""
         while self.pass_samples is not None and self._passes <= number:
             for index, phase in enumerate(self.mixture.phases):
-                self.order.append(_Source(self, index), phase.samples, whole_blocks=phase.whole_blocks)
+                part = self._part_of_phase[index]
+                self.order.append(_Source(self, index), phase.samples, whole_blocks=phase.whole_blocks, part=part)
             self._passes += 1
 
     def change(self, at: int, histogram: Histogram, *, planned_before: int) -> None:
@@ -100,8 +103,9 @@ class Stream:
         """What `restore` needs to go on from a position, where that is more than the mixture; else nothing."""
         if not self.changed:
             return {}
-        phase = self.order.phase_at(position)
-        history = self.order.history_before(position)
+        # Selections begin where leaves stood when they were first used, so a stream of them keeps all its phases.
+        phase = 0 if self._table else self.order.phase_at(position)
+        history = None if self._table else self.order.history_before(position)
         drawn = None if history is None else zlib.compress(history.drawn.astype("<i8").tobytes(), 1)
         plans = [plan for plan in self._described_plans() if plan["number"] >= phase]
         return {"stream": {"plans": plans, "drawn": drawn, "passes": self._passes, "last_change": self.last_change}}
@@ -145,7 +149,10 @@ class Stream:
     def _shares(self, number: int) -> LeafShares:
         shares = self._shares_of_phase.get(number)
         if shares is None:
-            if self._dataset.manifest.num_leaves < SHARED_ROWS:
+            if self._table is not None and self._part_of_phase[number]:
+                self.mixture.histogram_of_phase(number, self._dataset)  # raises where windows would repeat too often
+                shares = self._table.shares(self._part_of_phase[number])
+            elif self._dataset.manifest.num_leaves < SHARED_ROWS:
                 shares = LeafShares.of(self.mixture.proportions_of_phase(number, self._dataset))
             else:
                 shares = self._shared(number)
@@ -171,7 +178,14 @@ class Stream:
             planned = None if phase.whole_blocks else phase.samples
             source = _Source(self, number)
             plans.append(
-                PhasePlan(shares=source, number=number, first_sample=at, num_samples=planned, served=phase.samples)
+                PhasePlan(
+                    shares=source,
+                    number=number,
+                    first_sample=at,
+                    num_samples=planned,
+                    served=phase.samples,
+                    part=self._part_of_phase[number],
+                )
             )
             at += phase.samples or 0
         return self._order_of(plans, None)
@@ -186,6 +200,7 @@ class Stream:
             draw=self.mixture.draw,
             history=history,
             first_window_per_leaf=dataset.first_window_per_leaf,
+            table=self._table,
         )
 
     def _described_plans(self) -> list[dict[str, Any]]:
@@ -206,7 +221,8 @@ class Stream:
         else:
             source = decode_histogram(described["histogram"], self._dataset)
         placed = {name: described[name] for name in ("number", "first_sample", "num_samples", "served")}
-        return PhasePlan(shares=_Source(self, source), **placed)
+        part = self._part_of_phase[source] if isinstance(source, int) else 0
+        return PhasePlan(shares=_Source(self, source), part=part, **placed)
 
 
 class _Source:

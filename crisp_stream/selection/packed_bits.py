@@ -91,6 +91,12 @@ class PackedBits:
 
     def select(self, ranks: Int64s) -> Int64s:
         """The member of which so many are smaller, for each of some ranks below `num_members`."""
+        in_order = np.argsort(ranks)  # searching in order is six times as fast
+        found = np.empty(len(ranks), np.int64)
+        found[in_order] = self._select(ranks[in_order])
+        return found
+
+    def _select(self, ranks: Int64s) -> Int64s:
         word = np.searchsorted(self.before, ranks, side="right") - 1
         in_bytes = _bytes(self.words[word]).reshape(-1, 8)
         ends = np.cumsum(_BITS_IN_BYTE[in_bytes], axis=1, dtype=np.int64)

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from crisp_stream.errors import FormatError, InputError
+from crisp_stream.histogram import Histogram
 from crisp_stream.selection.packed_bits import PackedBits, Words, indexed, members, num_words, pack, unpack
 from crisp_stream.shared_arrays import SHARED_ROWS, keep_newest, shared_arrays
 from crisp_stream.storage import cache_folder
@@ -118,6 +119,37 @@ class WindowSelection:
         self.check_dataset(dataset)
         ends = np.append(dataset.first_window_per_leaf, dataset.manifest.num_windows)
         return np.diff(self.bits.rank(ends))
+
+    def histogram(self, dataset: Dataset) -> Histogram:
+        """The selected windows counted per leaf: in these proportions they are drawn.
+
+        Raises:
+            InputError: of another dataset.
+        """
+        self.check_dataset(dataset)
+        manifest = dataset.manifest
+        if manifest.num_leaves < SHARED_ROWS:
+            columns: Any = self._columns(dataset)
+        else:
+            folder = cache_folder() / "selections"
+            path = folder / f"{self.fingerprint[:32]}-leaves.arrays"
+            columns = shared_arrays(path, lambda: self._columns(dataset))
+        return Histogram(
+            level=manifest.depth,
+            nodes=columns["node"],
+            proportions=columns["proportion"],
+            counts=columns["count"],
+            arity=manifest.arity,
+            depth=manifest.depth,
+            tree_fingerprint=manifest.tree_fingerprint,
+            provenance={"windows": self.fingerprint, **self.provenance},
+        )
+
+    def _columns(self, dataset: Dataset) -> dict[str, NDArray[Any]]:
+        counts = self.selected_per_leaf(dataset)
+        present = counts > 0
+        nodes, counts = dataset.leaves[present], counts[present]
+        return {"node": nodes, "proportion": counts / self.num_selected, "count": counts}
 
     def check_dataset(self, dataset: Dataset, *, what: str = "the window selection") -> None:
         """Raise InputError if this is a selection of another dataset or generation; `what` names it in the message."""
