@@ -17,6 +17,7 @@ from crisp_stream.cli_forecast import add_forecast
 from crisp_stream.cli_histogram import add_histogram_commands, with_count
 from crisp_stream.cli_report import add_report
 from crisp_stream.cli_results import add_results
+from crisp_stream.cli_select import add_select
 from crisp_stream.cli_split import add_split
 from crisp_stream.cli_train import add_finetune, add_train
 from crisp_stream.cli_write import add_write_commands
@@ -70,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_verify(verbs)
     add_train(verbs)
     add_finetune(verbs)
+    add_select(verbs)
     add_eval(verbs)
     add_results(verbs)
     add_split(verbs)

@@ -39,7 +39,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
 
 
 def test_every_recipe_of_the_project_is_packaged() -> None:
-    assert {*SIZES, *METHODS, "gpt"} == set(list_recipes())
+    assert {*SIZES, *METHODS, "gpt", "gpt-110m"} == set(list_recipes())
 
 
 @pytest.mark.parametrize(("size", "method"), list(itertools.product(SIZES, METHODS)))
@@ -47,7 +47,7 @@ def test_every_size_loads_with_every_method(size: str, method: str) -> None:
     assert load_recipe([size, method]).run_name == f"{size}-{method}"
 
 
-@pytest.mark.parametrize("name", [*SIZES, *METHODS, "gpt"])
+@pytest.mark.parametrize("name", [*SIZES, *METHODS, "gpt", "gpt-110m"])
 def test_a_header_says_what_it_is_what_it_needs_what_it_costs_and_how_to_launch_it(name: str) -> None:
     header = read_recipe(name).split("\n\n")[0]
     assert all(line.startswith("#") for line in header.splitlines())
