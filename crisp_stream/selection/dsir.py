@@ -1,0 +1,291 @@
+"""DSIR: windows selected by importance resampling on hashed n-grams (Xie et al. 2023, arXiv:2302.03169).
+
+Two bags of hashed n-grams are fitted, one to the task's examples and one to the corpus. A window's importance weight
+is the ratio of its likelihoods under the two, and N windows are drawn without replacement in proportion to the weights,
+by the Gumbel top-k trick. As in the paper and its authors' code the weight is a product over all n-grams of the window,
+not normalised by their number. With windows of 1,024 tokens the log weights lie hundreds of nats apart, so the draw is
+almost the choice of the heaviest; `heaviest_share` says how nearly.
+
+The corpus is read twice, for its distribution and for the weights: 42 MB of text per second and core each. Its
+distribution is fitted on a billion n-grams, as the authors do, so a corpus beyond about 488,000 windows of 1,024 tokens
+is sampled for it: evenly over the windows, which lie in leaf order, so that the sample is stratified over the tree.
+Their filter of short and odd documents has no counterpart: windows are all of one length, and a corpus is filtered when
+it is written.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crisp_stream.errors import InputError
+from crisp_stream.evaluation.window_reading import DatasetKey, opened, read_tokens
+from crisp_stream.example_sketch import PROVENANCE_KEY, SketchBuilder
+from crisp_stream.format import Dataset, open_dataset
+from crisp_stream.selection.hashed_ngrams import (
+    NUM_BUCKETS,
+    SMOOTHING,
+    count_ngrams,
+    log_ratios,
+    log_weights,
+)
+from crisp_stream.selection.windows import WindowSelection
+from crisp_stream.writers.documents import DropCounts
+from crisp_stream.writers.examples import ExampleSources, split_in_batches
+from crisp_stream.writers.pool import Progress, map_unordered, num_processes
+
+FITTED_NGRAMS = 100_000 * NUM_BUCKETS
+"""N-grams of the corpus that its distribution is fitted on, at most about so many."""
+_RUN_WINDOWS = 64
+_TASK_BYTES = 8 << 20
+_BATCH_CHARACTERS = 1 << 20
+_DECODED_WINDOWS = 256
+_GUMBEL_KEY = 0x4753_4952
+
+
+@dataclass(frozen=True, kw_only=True)
+class DsirSelection:
+    """The windows that were drawn, and what they were drawn by."""
+
+    selection: WindowSelection
+    """Of the dataset."""
+    log_weights: NDArray[np.float64]
+    """[num_windows], nats, of every window of the dataset."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """Some windows of a shard."""
+
+    dataset: DatasetKey
+    shard: int
+    start: int
+    """Window of the shard."""
+    count: int
+    ratios: NDArray[np.float64] | None = None
+    """[NUM_BUCKETS], to weigh by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Done:
+    first: int
+    """Window of the dataset."""
+    count: int
+    values: NDArray[Any]
+    """[NUM_BUCKETS] counts, or [count] log weights."""
+    text_bytes: int
+
+
+def select_dsir(
+    task: ExampleSources,
+    *,
+    data: str,
+    num_windows: int,
+    seed: int = 0,
+    fitted_windows: int | None = None,
+    generation: int | None = None,
+    processes: int | None = None,
+    log: Callable[[str], None] = print,
+) -> DsirSelection:
+    """Draw windows of a dataset that are like a task.
+
+    Args:
+        task: its examples.
+        data: root of the dataset.
+        num_windows: windows to select.
+        seed: of the draw; weights do not depend on it.
+        fitted_windows: windows that the corpus's distribution is fitted on; as many as have FITTED_NGRAMS when None.
+        generation: of a dataset that has grown; the newest when None.
+        processes: worker processes; one per core when None. The result does not depend on it.
+        log: receives progress.
+
+    Raises:
+        InputError: a number out of range, a corpus without a word, broken input.
+        FormatError, CorruptDataError: the dataset is damaged. StorageError: the storage refused or failed.
+    """
+    started, workers = time.monotonic(), num_processes(processes)
+    dataset = open_dataset(data, generation=generation)
+    all_windows = dataset.manifest.num_windows
+    if not 1 <= num_windows <= all_windows:
+        raise InputError(f"windows: must be 1 to {all_windows:,}, those of {data}, got {num_windows:,}.")
+    fitted = _num_fitted(dataset, fitted_windows)
+    dropped, sketch = DropCounts(), SketchBuilder()
+    of_task, num_examples = _count_task(task, dropped, sketch)
+    of_corpus, fitted = _count_corpus(dataset, fitted, workers, log)
+    weights, text_bytes = _weigh(dataset, log_ratios(of_task, of_corpus), workers, log)
+    chosen = gumbel_top_k(weights, num_windows, seed=seed)
+    provenance: dict[str, Any] = {
+        **_described(task),
+        "examples": num_examples,
+        "dropped_examples": dropped.as_dict(),
+        "task_ngrams": int(of_task.sum()),
+        "corpus_ngrams": int(of_corpus.sum()),
+        "fitted_windows": fitted,
+        "seed": seed,
+        "heaviest_share": heaviest_share(weights, chosen),
+        "text_bytes": text_bytes,
+        "seconds": round(time.monotonic() - started, 1),
+        "processes": workers,
+        PROVENANCE_KEY: sketch.finish().to_json(),
+    }
+    selection = WindowSelection(
+        dataset_fingerprint=dataset.manifest.fingerprint,
+        windows=chosen,
+        num_windows=all_windows,
+        provenance=provenance,
+    )
+    return DsirSelection(selection=selection, log_weights=weights)
+
+
+def _num_fitted(dataset: Dataset, asked: int | None) -> int:
+    """Windows to fit the corpus's distribution on. Raises InputError below 1."""
+    # No token has more than two n-grams: itself, and it with the one before.
+    fitted = FITTED_NGRAMS // (2 * dataset.manifest.window_tokens) if asked is None else asked
+    if fitted < 1:
+        raise InputError(f"fitted windows: must be at least 1, got {fitted}. Leave it out for the authors' number.")
+    return min(fitted, dataset.manifest.num_windows)
+
+
+def _described(task: ExampleSources) -> dict[str, Any]:
+    """What was asked for, without folders, and by which features."""
+    return {
+        "method": "dsir",
+        "inputs": [PurePosixPath(source.rstrip("/")).name for source in task.inputs],
+        "answers": task.answers,
+        "buckets": NUM_BUCKETS,
+        "smoothing": SMOOTHING,
+    }
+
+
+def gumbel_top_k(weights: NDArray[np.float64], count: int, *, seed: int) -> NDArray[np.int64]:
+    """Draw without replacement, each next one in proportion to the weights of those that are left.
+
+    The `count` largest of log w + Gumbel noise are such a draw (Kool et al. 2019, arXiv:1903.06059).
+
+    Args:
+        weights: [num_windows], natural logarithms of weights, which need not be normalised.
+        count: 1 to num_windows.
+        seed: of the noise: another seed gives an independent draw.
+
+    Returns:
+        [count], sorted.
+    """
+    key = np.array([seed & 0xFFFFFFFFFFFFFFFF, _GUMBEL_KEY], np.uint64)
+    bits = np.random.Philox(key=key).random_raw(len(weights))
+    uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53  # never 0 or 1
+    return _largest(weights - np.log(-np.log(uniform)), count)
+
+
+def heaviest_share(weights: NDArray[np.float64], chosen: NDArray[np.int64]) -> float:
+    """Share of the chosen windows that are among as many heaviest ones."""
+    return len(np.intersect1d(chosen, _largest(weights, len(chosen)), assume_unique=True)) / len(chosen)
+
+
+def _largest(values: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """[count], sorted places of the largest values."""
+    places = np.argpartition(values, len(values) - count)[len(values) - count :]
+    return np.sort(places).astype(np.int64)
+
+
+def _count_task(task: ExampleSources, dropped: DropCounts, sketch: SketchBuilder) -> tuple[NDArray[np.int64], int]:
+    """[NUM_BUCKETS] n-grams of the examples, and the number of examples."""
+    counts, num_examples = np.zeros(NUM_BUCKETS, np.int64), 0
+    for batch in split_in_batches(task.read(dropped, sketch), _BATCH_CHARACTERS):
+        counts += count_ngrams([text for _, text in batch])
+        num_examples = batch[-1][0] + 1
+    return counts, num_examples
+
+
+def _count_corpus(
+    dataset: Dataset, fitted: int, processes: int, log: Callable[[str], None]
+) -> tuple[NDArray[np.int64], int]:
+    """[NUM_BUCKETS] n-grams of about so many windows of the dataset, and their exact number."""
+    parts = _parts(dataset, None) if fitted == dataset.manifest.num_windows else _sampled_parts(dataset, fitted)
+    counts, num_windows = np.zeros(NUM_BUCKETS, np.int64), 0
+    progress = Progress("n-grams", "windows", log=log, total=fitted)
+    for done in map_unordered(_count_part, parts, processes=processes):
+        counts += done.values
+        num_windows += done.count
+        progress.add(done.count)
+    progress.finish()
+    if not counts.any():
+        raise InputError(f"{dataset.root}: must hold at least one word, got none in {num_windows:,} windows.")
+    return counts, num_windows
+
+
+def _weigh(
+    dataset: Dataset, ratios: NDArray[np.float64], processes: int, log: Callable[[str], None]
+) -> tuple[NDArray[np.float64], int]:
+    """[num_windows] log weights, and the bytes of all text."""
+    weights, text_bytes = np.zeros(dataset.manifest.num_windows), 0
+    progress = Progress("weights", "windows", log=log, total=len(weights))
+    for done in map_unordered(_weigh_part, _parts(dataset, ratios), processes=processes):
+        weights[done.first : done.first + done.count] = done.values
+        text_bytes += done.text_bytes
+        progress.add(done.count)
+    progress.finish()
+    return weights, text_bytes
+
+
+def _parts(dataset: Dataset, ratios: NDArray[np.float64] | None) -> Iterator[_Part]:
+    """All windows."""
+    key, most = DatasetKey.of(dataset), max(1, _TASK_BYTES // dataset.manifest.sample_bytes)
+    for shard, row in enumerate(dataset.shards):
+        for start in range(0, row.num_windows, most):
+            count = min(most, row.num_windows - start)
+            yield _Part(dataset=key, shard=shard, start=start, count=count, ratios=ratios)
+
+
+def _sampled_parts(dataset: Dataset, fitted: int) -> Iterator[_Part]:
+    """Runs of windows at even distances; one that a shard's end cuts is shorter."""
+    key, length = DatasetKey.of(dataset), min(_RUN_WINDOWS, fitted)
+    num_runs = fitted // length
+    firsts = ((np.arange(num_runs) + 0.5) * (dataset.manifest.num_windows / num_runs) - length / 2).astype(np.int64)
+    shards = np.searchsorted(dataset.first_window_per_shard, firsts, side="right") - 1
+    for shard, first in zip(shards.tolist(), firsts.tolist(), strict=True):
+        start = first - int(dataset.first_window_per_shard[shard])
+        count = min(length, dataset.shards[shard].num_windows - start)
+        yield _Part(dataset=key, shard=shard, start=start, count=count)
+
+
+def _count_part(part: _Part) -> _Done:
+    counts, text_bytes = np.zeros(NUM_BUCKETS, np.int64), 0
+    for texts, _, _ in _texts(part):
+        counts += count_ngrams(texts)
+        text_bytes += _utf8_bytes(texts)
+    return _done(part, counts, text_bytes)
+
+
+def _weigh_part(part: _Part) -> _Done:
+    assert part.ratios is not None
+    weights, text_bytes = [], 0
+    for texts, owners, num_windows in _texts(part):
+        weights.append(log_weights(texts, owners, num_windows, part.ratios))
+        text_bytes += _utf8_bytes(texts)
+    return _done(part, np.concatenate(weights), text_bytes)
+
+
+def _texts(part: _Part) -> Iterator[tuple[list[str], NDArray[np.int64], int]]:
+    """Texts of a few windows, the window each stands in, counted from the first of these, and how many these are."""
+    dataset, decoder = opened(part.dataset)
+    tokens = read_tokens(dataset, part.shard, part.start, part.count)
+    for start in range(0, len(tokens), _DECODED_WINDOWS):
+        windows = tokens[start : start + _DECODED_WINDOWS]
+        texts, owners = decoder.documents(windows)
+        yield texts, owners, len(windows)
+
+
+def _done(part: _Part, values: NDArray[Any], text_bytes: int) -> _Done:
+    dataset, _ = opened(part.dataset)
+    first = int(dataset.first_window_per_shard[part.shard]) + part.start
+    return _Done(first=first, count=part.count, values=values, text_bytes=text_bytes)
+
+
+def _utf8_bytes(texts: Iterable[str]) -> int:
+    return sum(len(text) if text.isascii() else len(text.encode("utf-8", "replace")) for text in texts)

@@ -1,0 +1,76 @@
+"""Texts as bags of hashed n-grams: the features of DSIR (Xie et al. 2023, arXiv:2302.03169, Section 4).
+
+The n-grams of a text are its tokens and its pairs of neighbouring tokens, by lower case, punctuation apart
+(`hash_tokens`). Each falls in one of 10,000 buckets by its hash. A set of texts is the distribution of its n-grams over
+the buckets, and a text is taken to be n-grams drawn from one: its likelihood is a product over its n-grams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crisp_stream.writers.words import hash_tokens, ngram_hashes
+
+NUM_BUCKETS = 10_000
+SMOOTHING = 1e-8
+"""Added to the probability of every bucket, so that one without n-grams has a logarithm; as in the authors' code."""
+
+
+def ngram_buckets(texts: Sequence[str], owners: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The buckets of all n-grams of some texts, and whose they are. No pair crosses the border of two texts.
+
+    Args:
+        texts: in any number.
+        owners: [num_texts], such as the window each stands in.
+
+    Returns:
+        [num_ngrams] below NUM_BUCKETS, and [num_ngrams] of `owners`.
+    """
+    hashed = hash_tokens(texts)
+    text_of = np.repeat(np.arange(len(texts)), np.diff(hashed.first_word))
+    inside = text_of[1:] == text_of[:-1]
+    hashes = np.concatenate([hashed.hashes, ngram_hashes(hashed.hashes, 2)[inside]])
+    # The upper half of a uniform hash, scaled: as uniform as the remainder, in a third of the time.
+    buckets = ((hashes >> np.uint64(32)) * np.uint64(NUM_BUCKETS)) >> np.uint64(32)
+    of_token = owners[text_of]
+    return buckets.astype(np.int64), np.concatenate([of_token, of_token[1:][inside]])
+
+
+def count_ngrams(texts: Sequence[str]) -> NDArray[np.int64]:
+    """[NUM_BUCKETS], how many n-grams of the texts fall in each bucket."""
+    buckets, _ = ngram_buckets(texts, np.zeros(len(texts), np.int64))
+    return np.bincount(buckets, minlength=NUM_BUCKETS)
+
+
+def log_ratios(task: NDArray[np.int64], corpus: NDArray[np.int64]) -> NDArray[np.float64]:
+    """log P(bucket | task) - log P(bucket | corpus), both smoothed.
+
+    Args:
+        task: [NUM_BUCKETS], n-grams counted, at least one.
+        corpus: [NUM_BUCKETS], likewise.
+
+    Returns:
+        [NUM_BUCKETS], nats.
+    """
+    return np.log(task / task.sum() + SMOOTHING) - np.log(corpus / corpus.sum() + SMOOTHING)
+
+
+def log_weights(
+    texts: Sequence[str], owners: NDArray[np.int64], num_owners: int, ratios: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The log importance weight of each owner: the sum of the log ratios of its n-grams, not divided by their number.
+
+    Args:
+        texts: of all owners.
+        owners: [num_texts], each below `num_owners`.
+        num_owners: how many there are; one without n-grams has weight 0.
+        ratios: [NUM_BUCKETS], see `log_ratios`.
+
+    Returns:
+        [num_owners], nats.
+    """
+    buckets, of_ngram = ngram_buckets(texts, owners)
+    return np.bincount(of_ngram, weights=ratios[buckets], minlength=num_owners).astype(np.float64)
