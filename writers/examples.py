@@ -59,7 +59,7 @@ class _Batch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Embedded:
+class Embedded:
     """Windows of some examples."""
 
     embeddings: NDArray[Any]
@@ -128,7 +128,7 @@ def count_examples(
     if any(given):
         if not all(given) or answers is not None:
             raise InputError("embeddings: must be given alone, got other inputs, too. Count them apart and average.")
-        batches = _read_embeddings(inputs, dataset.tree, limit)
+        batches = read_embeddings(inputs, dataset.tree.dim, limit)
     else:
         sources = ExampleSources(tuple(inputs), text_column, limit, answers, tuple(filters), layout)
         choice = matching_encoder(manifest.encoder, encoder, data)
@@ -226,7 +226,7 @@ class _Counted:
     dropped_tokens: DropCounts
 
 
-def _assign_all(tree: ClusterTree, batches: Iterable[_Embedded], log: Log) -> _Counted:
+def _assign_all(tree: ClusterTree, batches: Iterable[Embedded], log: Log) -> _Counted:
     leaves, examples, cosines = [np.empty(0, np.uint32)], [np.empty(0, np.int64)], 0.0
     num_examples, dropped = 0, DropCounts()
     progress = Progress("examples", "windows", log=log)
@@ -272,7 +272,7 @@ def _warn(counted: _Counted, corpus: float | None, dataset: Dataset, log: Log) -
         )
 
 
-def _read_embeddings(inputs: Sequence[str], tree: ClusterTree, limit: int | None) -> Iterator[_Embedded]:
+def read_embeddings(inputs: Sequence[str], dim: int, limit: int | None) -> Iterator[Embedded]:
     """The rows of .npy files, each an example of its own."""
     first = 0
     for path in inputs:
@@ -282,9 +282,9 @@ def _read_embeddings(inputs: Sequence[str], tree: ClusterTree, limit: int | None
             raise InputError(
                 f"{path}: must be a .npy file of embeddings, got: {error}. Save them by numpy.save."
             ) from error
-        if rows.ndim != 2 or rows.shape[1] != tree.dim or not np.issubdtype(rows.dtype, np.floating):
+        if rows.ndim != 2 or rows.shape[1] != dim or not np.issubdtype(rows.dtype, np.floating):
             raise InputError(
-                f"{path}: must be [num_windows, {tree.dim}] numbers of the dataset's encoder, got "
+                f"{path}: must be [num_windows, {dim}] numbers of the dataset's encoder, got "
                 f"{list(rows.shape)} of {rows.dtype}. Embed with the dataset's encoder."
             )
         count = len(rows) if limit is None else max(0, min(len(rows), limit - first))
@@ -298,7 +298,7 @@ def _read_embeddings(inputs: Sequence[str], tree: ClusterTree, limit: int | None
                     "Divide them by their norms."
                 )
             numbers = np.arange(first + start, first + start + len(own))
-            yield _Embedded(embeddings=own, examples=numbers, num_examples=first + start + len(own), dropped_tokens={})
+            yield Embedded(embeddings=own, examples=numbers, num_examples=first + start + len(own), dropped_tokens={})
         first += count
 
 
@@ -316,7 +316,7 @@ def split_in_batches(examples: Iterable[Example], characters: int) -> Iterator[l
         yield held
 
 
-def embed_examples(examples: Iterator[Example], settings: _Settings, processes: int) -> Iterator[_Embedded]:
+def embed_examples(examples: Iterator[Example], settings: _Settings, processes: int) -> Iterator[Embedded]:
     """The windows of all examples, in batches; these in any order with several processes."""
     batches = split_in_batches(examples, BATCH_CHARACTERS)
     first = next(batches)
@@ -334,7 +334,7 @@ def embed_examples(examples: Iterator[Example], settings: _Settings, processes: 
     yield from map_unordered(_embed, tasks(), processes=processes)
 
 
-def _embed(batch: _Batch) -> _Embedded:
+def _embed(batch: _Batch) -> Embedded:
     settings = batch.settings
     tokenizer = load_tokenizer(settings.tokenizer_folder, settings.fast_tokenizer)
     tokens = tokenizer.encode([text for _, text in batch.examples])
@@ -348,7 +348,7 @@ def _embed(batch: _Batch) -> _Embedded:
     texts = window_texts(cut.tokens, tokenizer, tokenizer.eot_id)
     embeddings = load_encoder(settings.encoder, worker_device()).embed(texts)
     numbers = np.array([number for number, _ in batch.examples], np.int64)
-    return _Embedded(
+    return Embedded(
         embeddings=embeddings,
         examples=numbers[_text_of_windows(cut, [len(own) for own in tokens], settings)],
         num_examples=int(numbers.max()) + 1,

@@ -1,0 +1,231 @@
+"""The paper's classifier (Section 3.2): a logistic regression on embeddings of windows tells a task from the corpus.
+
+Positives are the windows of the task's examples, negatives windows of the corpus drawn at random, which may hold some
+that are like the task: what counts is the order of the scores. Both classes weigh the same in the loss.
+
+Table 5 lists regularisation strengths None, 1000 … 0.001. They are taken as scikit-learn's C, the inverse of the
+strength, None as no penalty at all: so read, the list goes from none to the strongest, as one would write it. The grid
+is the same for the other reading, since it holds with each value its inverse; only a single strength that is asked for
+depends on it. The strength with the least log loss on held-out examples is chosen, and the classifier fitted again on
+all. The threshold is chosen by training models, so it is left to the caller (`scores.QUANTILES`).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crisp_stream.errors import InputError, import_extra
+from crisp_stream.selection.scores import QuantileOf, Rows, check_rows, select_above, slices, threshold_of
+from crisp_stream.selection.windows import WindowSelection
+
+if TYPE_CHECKING:
+    from crisp_stream.format import Dataset
+    from crisp_stream.selection.task_embeddings import TaskEmbeddings
+
+REGULARISATIONS: tuple[float | None, ...] = (None, 1000, 100, 10, 1, 0.1, 0.01, 0.001)
+"""C of the paper's search (Table 5); None: no penalty."""
+HELD_OUT = 0.2
+MIN_NEGATIVES = 10_000
+MIN_EXAMPLES = 5
+_MAX_STEPS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A regularisation strength, measured on what it was not fitted on."""
+
+    regularisation: float | None
+    """C; None: no penalty."""
+    log_loss: float
+    """Nats per window, both classes weighing the same."""
+    auc: float
+    """Share of pairs of a task's and a corpus's window of which the task's scores higher."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier:
+    """Scores windows: the log odds that a window is of the task, at equal numbers of both."""
+
+    weights: NDArray[np.float32]
+    """[dim]"""
+    intercept: float
+    trials: tuple[Trial, ...]
+    """In the order in which the strengths were given."""
+    chosen: Trial
+    positives: int
+    negatives: int
+    """Windows it was fitted on."""
+
+    def scores(self, embeddings: Rows) -> NDArray[np.float32]:
+        """[num_windows], in slices, so that a mapped array of any length will do."""
+        scores = np.empty(len(embeddings), np.float32)
+        for part, rows in slices(embeddings):
+            scores[part] = rows @ self.weights + np.float32(self.intercept)
+        return scores
+
+
+def fit_classifier(
+    task: TaskEmbeddings,
+    corpus: Rows,
+    *,
+    regularisations: Sequence[float | None] = REGULARISATIONS,
+    num_negatives: int | None = None,
+    held_out: float = HELD_OUT,
+    seed: int = 0,
+) -> Classifier:
+    """Fit the classifier, with the regularisation that is best on held-out examples.
+
+    Args:
+        task: positives. Windows of one example are held out together.
+        corpus: embeddings of the windows of a dataset.
+        regularisations: to choose from: C, above 0, or None.
+        num_negatives: windows of the corpus; as many as positives when None, but at least 10,000, and at most all.
+        held_out: share of the examples, and of the negatives, that is held out to choose.
+        seed: of the negatives and of the split.
+
+    Raises:
+        InputError: fewer than 5 examples, nothing to choose from, a number out of range.
+        MissingExtraError: scikit-learn is not installed.
+    """
+    _check(task, regularisations, num_negatives, held_out)
+    rng = np.random.default_rng(seed)
+    wanted = max(len(task.examples), MIN_NEGATIVES) if num_negatives is None else num_negatives
+    drawn = np.sort(rng.choice(len(corpus), min(wanted, len(corpus)), replace=False))
+    rows = np.concatenate([task.embeddings, np.asarray(corpus[drawn], np.float32)])
+    labels = np.arange(len(rows)) < len(task.embeddings)
+    numbers = np.unique(task.examples)
+    kept_out = rng.permutation(numbers)[: max(1, round(held_out * len(numbers)))]
+    of_negatives = np.zeros(len(drawn), bool)
+    of_negatives[rng.permutation(len(drawn))[: max(1, round(held_out * len(drawn)))]] = True
+    validated = np.concatenate([np.isin(task.examples, kept_out), of_negatives])
+    trials = []
+    for regularisation in regularisations:
+        weights, intercept = _fitted(rows[~validated], labels[~validated], regularisation)
+        odds = rows[validated] @ weights + intercept
+        trials.append(_measured(regularisation, odds, labels[validated]))
+    chosen = min(trials, key=lambda trial: trial.log_loss)
+    weights, intercept = _fitted(rows, labels, chosen.regularisation)
+    return Classifier(
+        weights=weights,
+        intercept=intercept,
+        trials=tuple(trials),
+        chosen=chosen,
+        positives=len(task.embeddings),
+        negatives=len(drawn),
+    )
+
+
+def _check(
+    task: TaskEmbeddings, regularisations: Sequence[float | None], num_negatives: int | None, held_out: float
+) -> None:
+    examples = len(np.unique(task.examples))
+    if examples < MIN_EXAMPLES:
+        raise InputError(
+            f"a classifier needs at least {MIN_EXAMPLES} examples, got {examples}. Give more, or count a histogram."
+        )
+    if not regularisations:
+        raise InputError(
+            "regularisation: must name at least one strength, got none. Leave it out for those of Table 5."
+        )
+    for strength in regularisations:
+        if strength is not None and not (math.isfinite(strength) and strength > 0):
+            raise InputError(f"regularisation: must be above 0, or none for no penalty, got {strength}.")
+    if num_negatives is not None and num_negatives < 2:
+        raise InputError(f"negatives: must be at least 2, got {num_negatives}. Leave it out for {MIN_NEGATIVES:,}.")
+    if not 0 < held_out < 1:
+        raise InputError(f"held-out share: must be between 0 and 1, got {held_out}.")
+
+
+def _fitted(
+    rows: NDArray[np.float32], labels: NDArray[np.bool_], regularisation: float | None
+) -> tuple[NDArray[np.float32], float]:
+    library: Any = import_extra("sklearn.linear_model", extra="write", purpose="the classifier")
+    strength = np.inf if regularisation is None else regularisation
+    model = library.LogisticRegression(C=strength, class_weight="balanced", max_iter=_MAX_STEPS)
+    with warnings.catch_warnings():
+        # Without a penalty, classes that a plane parts have no best fit; that it is not good shows in its log loss.
+        warnings.simplefilter("ignore")
+        model.fit(rows, labels)
+    return model.coef_[0].astype(np.float32), float(model.intercept_[0])
+
+
+def _measured(regularisation: float | None, odds: NDArray[np.float32], labels: NDArray[np.bool_]) -> Trial:
+    library: Any = import_extra("sklearn.metrics", extra="write", purpose="the classifier")
+    losses = np.logaddexp(0, np.where(labels, -odds, odds).astype(np.float64))
+    loss = (float(losses[labels].mean()) + float(losses[~labels].mean())) / 2
+    return Trial(regularisation=regularisation, log_loss=loss, auc=float(library.roc_auc_score(labels, odds)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierSelection:
+    """What the classifier selected, and what that took."""
+
+    selection: WindowSelection
+    classifier: Classifier
+    task_accepted: float
+    """Share of the task's own windows above the threshold."""
+    fit_seconds: float
+    score_seconds: float
+
+
+def select_by_classifier(
+    task: TaskEmbeddings,
+    corpus: Rows,
+    dataset: Dataset,
+    *,
+    quantile: float,
+    quantile_of: QuantileOf = "corpus",
+    regularisations: Sequence[float | None] = REGULARISATIONS,
+    num_negatives: int | None = None,
+    seed: int = 0,
+) -> ClassifierSelection:
+    """Select the windows that the classifier finds likest the task.
+
+    Args:
+        task: its examples.
+        corpus: [num_windows, dim], embeddings of the windows of the dataset.
+        dataset: that is selected from.
+        quantile: the threshold is this quantile of scores: 0.975 selects 2.5 %.
+        quantile_of: of the corpus's scores, or of the task's (see `scores`).
+        regularisations, num_negatives, seed: of `fit_classifier`.
+
+    Raises:
+        InputError: as `fit_classifier`; embeddings of another dataset, a quantile that leaves nothing.
+    """
+    check_rows(corpus, dataset)
+    started = time.perf_counter()
+    classifier = fit_classifier(task, corpus, regularisations=regularisations, num_negatives=num_negatives, seed=seed)
+    fitted = time.perf_counter()
+    scores, own = classifier.scores(corpus), classifier.scores(task.embeddings)
+    threshold = threshold_of(scores if quantile_of == "corpus" else own, quantile)
+    selection = select_above(
+        scores,
+        threshold,
+        dataset,
+        {
+            "method": "classifier",
+            **task.provenance,
+            "quantile": quantile,
+            "quantile_of": quantile_of,
+            "regularisation": classifier.chosen.regularisation,
+            "log_loss": classifier.chosen.log_loss,
+            "auc": classifier.chosen.auc,
+            "negatives": classifier.negatives,
+            "seed": seed,
+        },
+    )
+    return ClassifierSelection(
+        selection=selection,
+        classifier=classifier,
+        task_accepted=float((own > threshold).mean()),
+        fit_seconds=fitted - started,
+        score_seconds=time.perf_counter() - fitted,
+    )

@@ -1,0 +1,93 @@
+"""Windows that lie nearest to a task's examples, by the cosine of their embeddings.
+
+A window's score is its similarity to the nearest example: the window need be like one example, not like their mean,
+which for a task of many subjects is like none of them. Nearest neighbours of a small set select training text in
+Aharoni & Goldberg (ACL 2020) and, for benchmarks, in BETR (Mizrahi et al. 2025, arXiv:2507.12466). BETR scores a sample
+of the corpus and trains a classifier to predict the score of the rest; here every window has an embedding, so that its
+own score is computed. With `neighbours` above 1 the score is the mean over so many nearest ones: steadier where single
+examples are noise.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crisp_stream.errors import InputError
+from crisp_stream.selection.scores import Rows, check_rows, select_above, slices, threshold_of
+from crisp_stream.selection.windows import WindowSelection
+
+if TYPE_CHECKING:
+    from crisp_stream.format import Dataset
+    from crisp_stream.selection.task_embeddings import TaskEmbeddings
+
+_PRODUCTS = 1 << 24
+"""Similarities held at once, 64 MB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NearestSelection:
+    """What was selected, and what that took."""
+
+    selection: WindowSelection
+    threshold: float
+    """Cosine that the selected windows exceed."""
+    score_seconds: float
+
+
+def nearest_scores(task: NDArray[np.float32], corpus: Rows, *, neighbours: int = 1) -> NDArray[np.float32]:
+    """[num_windows]: mean cosine of each window to so many examples' windows that are nearest to it.
+
+    Args:
+        task: [num_task_windows, dim], norm 1.
+        corpus: [num_windows, dim], norm 1.
+        neighbours: 1 to num_task_windows.
+
+    Raises:
+        InputError: more neighbours than windows of the task, or none.
+    """
+    if not 1 <= neighbours <= len(task):
+        raise InputError(f"neighbours: must be 1 to {len(task)}, the windows of the task, got {neighbours}.")
+    scores = np.empty(len(corpus), np.float32)
+    at_once = max(1, _PRODUCTS // len(task))
+    for part, rows in slices(corpus):
+        for start in range(0, len(rows), at_once):
+            cosines = rows[start : start + at_once] @ task.T
+            first = part.start + start
+            if neighbours == 1:
+                scores[first : first + len(cosines)] = cosines.max(axis=1)
+            else:
+                nearest = np.partition(cosines, len(task) - neighbours, axis=1)[:, len(task) - neighbours :]
+                scores[first : first + len(cosines)] = nearest.mean(axis=1)
+    return scores
+
+
+def select_nearest(
+    task: TaskEmbeddings, corpus: Rows, dataset: Dataset, *, quantile: float, neighbours: int = 1
+) -> NearestSelection:
+    """Select the windows of a dataset that are nearest to a task.
+
+    Args:
+        task: its examples.
+        corpus: [num_windows, dim], embeddings of the windows of the dataset.
+        dataset: that is selected from.
+        quantile: the threshold is this quantile of the corpus's scores: 0.975 selects 2.5 %.
+        neighbours: of `nearest_scores`.
+
+    Raises:
+        InputError: embeddings of another dataset, a quantile that leaves nothing, neighbours out of range.
+    """
+    check_rows(corpus, dataset)
+    started = time.perf_counter()
+    scores = nearest_scores(task.embeddings, corpus, neighbours=neighbours)
+    threshold = threshold_of(scores, quantile)
+    provenance = {"method": "nearest", **task.provenance, "quantile": quantile, "neighbours": neighbours}
+    return NearestSelection(
+        selection=select_above(scores, threshold, dataset, provenance),
+        threshold=threshold,
+        score_seconds=time.perf_counter() - started,
+    )
