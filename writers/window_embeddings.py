@@ -3,9 +3,9 @@
 A write keeps embeddings by part in its work folder and deletes that in the end: a dataset needs none. Methods that
 score single windows do, so this makes them again, by the dataset's encoder, in the dataset's own numbering:
 
-    DIR/embeddings.npy    f16[num_windows, dim], L2 norm 1
-    DIR/embeddings.json   written last: fingerprint of the dataset, encoder
-    DIR/work/             records of what is done, while it is not all
+    embeddings.npy    f16[num_windows, dim], L2 norm 1
+    embeddings.json   written last: fingerprint of the dataset, encoder
+    work              a folder: records of what is done, while it is not all
 
 Tasks write their rows in their places of the one file, so joining costs nothing; their records, written after the rows
 are on disk, say what is done. So a run that was stopped goes on.

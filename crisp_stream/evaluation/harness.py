@@ -35,7 +35,7 @@ from tokenizers import Tokenizer
 
 from crisp_stream.checkpoint import LoadedGPT
 from crisp_stream.evaluation.packed_rows import PackedRow, add_scores, pack_rows
-from crisp_stream.evaluation.perplexity import encode_texts, in_batches
+from crisp_stream.evaluation.perplexity import encode_texts, in_batches, text_blocks
 from crisp_stream.evaluation.prompts import ReadRecord
 from crisp_stream.evaluation.question_sets import QuestionSet, read_task
 
@@ -147,7 +147,10 @@ class HarnessLM(TemplateLM):
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each; special tokens in a text count as plain text, as for perplexity."""
-        blocks = (self._tokenizer.encode_batch_fast(block, add_special_tokens=False) for block in _blocks(texts))
+        blocks = (
+            self._tokenizer.encode_batch_fast(block, add_special_tokens=False)
+            for block in text_blocks(texts, _ENCODED_CHARACTERS)
+        )
         return [encoding.ids for block in blocks for encoding in block]
 
 
@@ -204,19 +207,6 @@ def _whole_words(context: str, continuation: str) -> tuple[str, str]:
     """Spaces at the end of the context go to the continuation: tokens of words begin with their space."""
     kept = context.rstrip()
     return kept, context[len(kept) :] + continuation
-
-
-def _blocks(texts: Sequence[str]) -> Iterator[list[str]]:
-    block: list[str] = []
-    characters = 0
-    for text in texts:
-        block.append(text)
-        characters += len(text)
-        if characters >= _ENCODED_CHARACTERS:
-            yield block
-            block, characters = [], 0
-    if block:
-        yield block
 
 
 def _place_among_processes() -> tuple[int, int]:

@@ -310,7 +310,7 @@ def _judge(
     loaded.gpt.to(chosen).eval()
     n_positions = int(loaded.gpt.config.n_positions)
     sums = _Sums([], [], [], [])
-    for block in _blocks(texts):
+    for block in text_blocks(texts, _BLOCK_CHARACTERS):
         encoded = encode_texts(loaded, block)
         rows = ((example, row) for example, text in enumerate(encoded) for row in text.rows)
         loss_sums = np.zeros(len(block))
@@ -329,13 +329,14 @@ def _judge(
     return sums
 
 
-def _blocks(texts: Iterable[str]) -> Iterator[list[str]]:
+def text_blocks(texts: Iterable[str], least_characters: int) -> Iterator[list[str]]:
+    """Texts in consecutive blocks of at least so many characters; the last may have fewer."""
     block: list[str] = []
     characters = 0
     for text in texts:
         block.append(text)
         characters += len(text)
-        if characters >= _BLOCK_CHARACTERS:
+        if characters >= least_characters:
             yield block
             block, characters = [], 0
     if block:

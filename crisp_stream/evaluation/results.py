@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +37,7 @@ def set_fingerprint(example_ids: NDArray[np.uint64]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Results:
+class Results(ABC):
     """What all kinds of results have in common."""
 
     kind: ClassVar[str] = ""
@@ -66,18 +67,18 @@ class Results:
         """Of the set: equal where the same examples were judged in the same order."""
         return set_fingerprint(self.example_ids)
 
+    @abstractmethod
     def columns(self) -> dict[str, Any]:
         """Columns of the file besides those that all kinds have."""
-        raise NotImplementedError
 
+    @abstractmethod
     def facts(self) -> dict[str, Any]:
         """Fields of a kind that are no columns, as plain data."""
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def of_columns(cls, table: pa.Table) -> dict[str, Any]:
         """Fields of the dataclass from what `columns` wrote."""
-        raise NotImplementedError
 
     def save(self, folder: str | Path) -> str:
         """Write `MODEL.SET.results.parquet`, whole or not at all, replacing an older one.
