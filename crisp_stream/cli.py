@@ -19,7 +19,7 @@ from crisp_stream.cli_report import add_report
 from crisp_stream.cli_results import add_results
 from crisp_stream.cli_select import add_select
 from crisp_stream.cli_split import add_split
-from crisp_stream.cli_study import add_study
+from crisp_stream.cli_study import add_study, with_run
 from crisp_stream.cli_train import add_finetune, add_train
 from crisp_stream.cli_write import add_write_commands
 from crisp_stream.errors import CrispError, InputError, RunInterruptedError
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         143 or 130 when SIGTERM or Ctrl-C stopped a training.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
-    parsed = _parser().parse_args(with_count(given))
+    parsed = _parser().parse_args(with_run(with_count(given)))
     parsed.given = given
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:

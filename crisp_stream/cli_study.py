@@ -14,9 +14,53 @@ if TYPE_CHECKING:
 
 def add_study(verbs: Any) -> None:
     """Declare `study` with its own commands."""
-    text = "Compare methods on one corpus at equal training tokens."
-    verb = verbs.add_parser("study", help="Compare methods on one corpus: its text", description=text)
-    _add_fetch(verb.add_subparsers(title="commands", metavar="COMMAND", required=True))
+    text = (
+        "Compare methods on one corpus at equal training tokens: run what is missing, tables and figures of what was "
+        "saved, text for it. `study FILE` is short for `study run FILE`."
+    )
+    verb = verbs.add_parser("study", help="Compare methods at equal training tokens", description=text)
+    own = verb.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_run(own)
+    _add_fetch(own)
+
+
+STUDY_VERBS = ("run", "fetch", "report")
+
+
+def with_run(arguments: list[str]) -> list[str]:
+    """`study FILE` as `study run FILE`."""
+    if arguments[:1] == ["study"] and len(arguments) > 1 and arguments[1] not in (*STUDY_VERBS, "-h", "--help"):
+        return ["study", "run", *arguments[1:]]
+    return arguments
+
+
+def _add_run(verbs: Any) -> None:
+    verb = add_verb(
+        verbs,
+        "run",
+        _run,
+        "Run what is missing of a study. Every method for every specialist and seed, each trained on the same number of "
+        "tokens; candidates are chosen by validation. The same command goes on where it was stopped. SIGTERM or Ctrl-C "
+        "ends it in order (exit 143 or 130).",
+    )
+    verb.add_argument("study", metavar="STUDY", help="YAML file of a study, or a packaged one: small, miniature, h100")
+    verb.add_argument("--out", metavar="DIR", help="folder of everything it makes; study-NAME when absent")
+    verb.add_argument("--jobs", type=int, metavar="N", help="jobs at a time; one per GPU, or per core, when absent")
+    verb.add_argument(
+        "--plan", action="store_true", help="say what is finished and what would run now, and run nothing"
+    )
+
+
+def _run(asked: argparse.Namespace) -> None:
+    from crisp_stream.study.command import plan_text, run_study
+    from crisp_stream.study.settings import load_study
+
+    study = load_study(asked.study)
+    out = Path(asked.out or f"study-{study.name}")
+    if asked.plan:
+        print(plan_text(study, out))
+        return
+    run_study(study, out, workers=asked.jobs, log=print_line)
 
 
 def _add_fetch(verbs: Any) -> None:

@@ -47,7 +47,7 @@ def load_recipe(names: str | Path | Sequence[str | Path], overrides: Sequence[st
     for override in overrides:
         _apply_override(tree, override)
     try:
-        return _build(Recipe, tree, "")
+        return build(Recipe, tree)
     except RecipeError as error:
         raise RecipeError(f"{origin}: {error}") from error
 
@@ -134,8 +134,17 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
             node = node[position]
 
 
-def _build(kind: type, tree: Mapping[Any, Any], prefix: str) -> Any:
-    """Make a recipe dataclass of a mapping; `prefix` is the dotted path of the mapping, for messages."""
+def build(kind: type, tree: Mapping[Any, Any], prefix: str = "") -> Any:
+    """Make a dataclass of a mapping whose keys are its fields, values checked by their annotations.
+
+    Args:
+        kind: the dataclass.
+        tree: plain data, as YAML has it.
+        prefix: dotted path of the mapping, for messages.
+
+    Raises:
+        RecipeError: an unknown or missing key, or a wrong type.
+    """
     hints = typing.get_type_hints(kind)
     for key in tree:
         if key not in hints:
@@ -162,10 +171,14 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         return value
     if origin is tuple:
         return _convert_tuple(args, value, key)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise RecipeError(f"`{key}` must be a mapping of keys; got {kind_of(value)}.")
+        return {str(name): _convert(args[1], item, f"{key}.{name}") for name, item in value.items()}
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise RecipeError(f"`{key}` must be a mapping of keys; got {kind_of(value)}.")
-        return _build(hint, value, f"{key}.")
+        return build(hint, value, f"{key}.")
     return _convert_scalar(hint, value, key)
 
 

@@ -235,6 +235,10 @@ class Recipe:
     save_interval: str = "1dur"
     """Between checkpoints: `1000ba`, `…tok`, or a share of the run (`0.1dur`). The last step is always saved."""
 
+    save_at: tuple[str, ...] = ()
+    """Further checkpoints, where fine-tuning or continued pretraining is to begin: `360ba`, `…tok`, `0.9dur` each,
+    counted from the start of the run."""
+
     save_num_checkpoints_to_keep: int = -1
     """Newest checkpoints kept; -1 keeps all. Object storage keeps at least one."""
 

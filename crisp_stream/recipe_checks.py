@@ -78,6 +78,7 @@ def _check_times(recipe: Recipe) -> None:
     total, unit = parse_duration(recipe.max_duration)
     _require(total > 0, "`max_duration` must be above 0.")
     times = {"scheduler.t_warmup": recipe.scheduler.t_warmup, "save_interval": recipe.save_interval}
+    times |= {f"save_at.{number}": text for number, text in enumerate(recipe.save_at)}
     if recipe.eval_interval is not None:
         times["eval_interval"] = recipe.eval_interval
     for key, text in times.items():

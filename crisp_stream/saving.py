@@ -12,13 +12,14 @@ import contextlib
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from composer.callbacks import CheckpointSaver
-from composer.core import State
+from composer.core import Event, State
 from composer.loggers import Logger
+from composer.utils import create_interval_scheduler
 
 from crisp_stream.checkpoint import CHECKPOINT_NAME, LATEST
 from crisp_stream.errors import StorageError
@@ -54,6 +55,26 @@ def working_folder(recipe: Recipe) -> Iterator[Path | None]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+SaveDue = Callable[[State, Event], bool]
+"""Whether a checkpoint is to be saved now: the form of Composer's `save_interval` that is a function."""
+
+
+def save_due(interval: str, batches: Collection[int]) -> SaveDue:
+    """At an interval, at the end, and after some batches.
+
+    Args:
+        interval: as Composer writes it.
+        batches: numbers of the batches, counted from the start of the run.
+    """
+    regular = create_interval_scheduler(interval)
+
+    def due(state: State, event: Event) -> bool:
+        asked = event == Event.BATCH_CHECKPOINT and int(state.timestamp.batch) in batches
+        return regular(state, event) or asked
+
+    return due
+
+
 class UploadedCheckpoints(CheckpointSaver):
     """Composer's saver with each checkpoint moved to an object store, in order, in the background.
 
@@ -61,7 +82,7 @@ class UploadedCheckpoints(CheckpointSaver):
     the one before. At most one upload is under way: the next checkpoint waits for it.
     """
 
-    def __init__(self, url: str, folder: Path, *, save_interval: str, overwrite: bool, keep: int) -> None:
+    def __init__(self, url: str, folder: Path, *, save_interval: SaveDue, overwrite: bool, keep: int) -> None:
         """Args:
         url: prefix in object storage.
         folder: local; a checkpoint stands there until it is uploaded.

@@ -168,7 +168,7 @@ def build_trainer(run: PreparedRun, folder: Path | None) -> TrainingRun:
     loggers = [] if folder is None else build_loggers(recipe, folder / "logs")
     interval = _interval(recipe.save_interval, run)
     logs = LogFiles(recipe, loggers, folder, copy_interval=interval)
-    rates, saver = RecipeRates(optimizer), _saver(recipe, folder, interval)
+    rates, saver = RecipeRates(optimizer), _saver(run, folder, interval)
     callbacks: list[Callback | None] = [
         account,
         monitor,
@@ -246,23 +246,29 @@ def _trainer(run: PreparedRun, **parts: Any) -> Trainer:
         )
 
 
-def _saver(recipe: Recipe, folder: Path | None, interval: str) -> CheckpointSaver | None:
+def _saver(run: PreparedRun, folder: Path | None, interval: str) -> CheckpointSaver | None:
     from composer.callbacks import CheckpointSaver
 
-    from crisp_stream.saving import UploadedCheckpoints
+    from crisp_stream.saving import UploadedCheckpoints, save_due
 
+    recipe = run.recipe
+    tokens_per_batch = recipe.global_train_batch_size * run.dataset.manifest.window_tokens
+    due = save_due(
+        interval,
+        {batches_of(text, tokens_per_batch=tokens_per_batch, run_batches=run.num_batches) for text in recipe.save_at},
+    )
     if folder is None or recipe.checkpoint_folder is None:
         return None
     keep = recipe.save_num_checkpoints_to_keep
     overwrite = recipe.autoresume  # what lies beyond the newest complete checkpoint is written again
     if is_remote(recipe.checkpoint_folder):
         url = recipe.checkpoint_folder
-        return UploadedCheckpoints(url, folder, save_interval=interval, overwrite=overwrite, keep=keep)
+        return UploadedCheckpoints(url, folder, save_interval=due, overwrite=overwrite, keep=keep)
     return CheckpointSaver(
         folder,
         remote_file_name=None,
         latest_remote_file_name=None,
-        save_interval=interval,
+        save_interval=due,
         overwrite=overwrite,
         num_checkpoints_to_keep=keep,
     )

@@ -7,7 +7,7 @@ from is kept with the histogram, because windows of one example belong together 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
@@ -117,10 +117,7 @@ def count_examples(
     dataset = open_dataset(data)
     manifest = dataset.manifest
     level = manifest.depth if level is None else level
-    if not 1 <= level <= manifest.depth:
-        raise InputError(
-            f"level: must be 1 to {manifest.depth}, the depth of the tree of {data}, got {level}. Choose one of these."
-        )
+    check_level(level, dataset)
     if packing not in get_args(Packing):
         raise InputError(f"packing: must be joined or document, got {packing!r}.")
     dropped, sketch = DropCounts(), SketchBuilder()
@@ -134,28 +131,66 @@ def count_examples(
         choice = matching_encoder(manifest.encoder, encoder, data)
         settings = embedding_settings(dataset, choice, packing, sources, log)
         batches = embed_examples(sources.read(dropped, sketch), settings, num_processes(processes))
+    told: dict[str, Any] = {"inputs": [PurePosixPath(source.rstrip("/")).name for source in inputs]}
+
+    def more() -> dict[str, Any]:
+        found = {"packing": "embeddings" if any(given) else packing, "dropped_examples": dropped.as_dict()}
+        found |= {} if answers is None else {"answers": answers}
+        return found if any(given) else found | {PROVENANCE_KEY: sketch.finish().to_json()}
+
+    return count_embedded(batches, dataset, level, told, more=more, log=log)
+
+
+def check_level(level: int, dataset: Dataset) -> None:
+    """Raises InputError: a level the tree does not have."""
+    depth = dataset.manifest.depth
+    if not 1 <= level <= depth:
+        raise InputError(
+            f"level: must be 1 to {depth}, the depth of the tree of {dataset.root}, got {level}. Choose one of these."
+        )
+
+
+def count_embedded(
+    batches: Iterable[Embedded],
+    dataset: Dataset,
+    level: int,
+    provenance: dict[str, Any],
+    *,
+    more: Callable[[], dict[str, Any]] = dict,
+    log: Log = print,
+) -> Histogram:
+    """Count in which clusters embedded examples fall.
+
+    Args:
+        batches: the examples, by the dataset's encoder.
+        dataset: whose tree is meant.
+        level: of the tree.
+        provenance: with `inputs`, names of the files.
+        more: further provenance, known once all examples were read.
+        log: receives progress, and warnings of examples that are unlike the corpus.
+
+    Raises:
+        InputError: nothing to count.
+    """
+    manifest = dataset.manifest
     counted = _assign_all(dataset.tree, batches, log)
     if not len(counted.leaves):
         raise InputError(
-            f"{', '.join(inputs)}: must fill at least one window of {manifest.window_tokens} tokens, got none from "
-            f"{counted.num_examples} examples. Use --packing document, or give more examples."
+            f"{', '.join(provenance['inputs'])}: must fill at least one window of {manifest.window_tokens} tokens, got "
+            f"none from {counted.num_examples} examples. Use --packing document, or give more examples."
         )
     corpus = _corpus_cosine(dataset)
     _warn(counted, corpus, dataset, log)
-    provenance: dict[str, Any] = {
-        "inputs": [PurePosixPath(source.rstrip("/")).name for source in inputs],
+    found = {
+        **provenance,
         "examples": counted.num_examples,
         "windows": len(counted.leaves),
-        "packing": "embeddings" if any(given) else packing,
-        "dropped_examples": dropped.as_dict(),
         "dropped_tokens": counted.dropped_tokens.as_dict(),
         "encoder": manifest.encoder.weights_sha256,
         "cosine": round(counted.cosine, 4),
         "corpus_cosine": None if corpus is None else round(corpus, 4),
-    } | ({} if answers is None else {"answers": answers})
-    if not any(given):
-        provenance[PROVENANCE_KEY] = sketch.finish().to_json()
-    return Histogram.from_leaves(counted.leaves, dataset.tree, level, provenance, examples=counted.examples)
+    }
+    return Histogram.from_leaves(counted.leaves, dataset.tree, level, found | more(), examples=counted.examples)
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,15 @@ class Pool:
                 "Run the same command again, with fewer processes if memory was short."
             ) from error
 
+    def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
+        """Have one worker do one thing. The outcome is BrokenProcessPool where a worker was killed.
+
+        Args:
+            function: importable by name.
+            arguments: of it.
+        """
+        return self._executor.submit(function, *arguments)
+
     def close(self) -> None:
         """End the workers; tasks that wait are forgotten, those that run are finished first."""
         self._executor.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,103 @@
+"""What a study consists of: jobs that leave files in folders named by what determined them.
+
+Another setting is another key, hence another folder: nothing that was finished is overwritten, and going back to an
+earlier setting finds its outcome again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from crisp_stream.errors import FormatError
+
+DONE = "done.json"
+LOG = "log.txt"
+_KEY_DIGITS = 10
+
+
+@dataclass(frozen=True)
+class JobPlace:
+    """Where and with what a job works."""
+
+    folder: Path
+    """Exists; may hold what an interrupted attempt left, to go on from."""
+    threads: int
+    """For the job's own computing."""
+    processes: int
+    """Worker processes that it may start: 1, but for whole-machine jobs."""
+    log: Callable[[str], None]
+    """Takes a line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One piece of work."""
+
+    name: str
+    """Readable, unique in a plan: `train/crisp.medicine.seed-1`."""
+    key: str
+    """sha256 over everything that determines the outcome, the keys of `needs` included."""
+    needs: tuple[str, ...] = ()
+    """Names of the jobs whose outcomes it uses."""
+    whole_machine: bool = False
+    """It starts processes of its own, and runs alone."""
+    work: Callable[[JobPlace], dict[str, Any]]
+    """Importable by name, or a partial of such; returns plain values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """A finished job."""
+
+    name: str
+    key: str
+    values: dict[str, Any]
+    """What `work` returned."""
+    wall_seconds: float
+    cpu_seconds: float
+    """Its child processes included."""
+
+
+Plan = Callable[[Mapping[str, Done]], Sequence[Job]]
+"""All jobs that can be named, given those that are finished."""
+
+
+def job_folder(out: str | Path, name: str, key: str) -> Path:
+    """Where a job leaves its files."""
+    return Path(out) / f"{name}-{key[:_KEY_DIGITS]}"
+
+
+def save_done(folder: Path, done: Done) -> None:
+    """Say that a job is finished: the last thing it does."""
+    temporary = folder / f".{DONE}.{os.getpid()}"
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(asdict(done), file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(folder / DONE)
+
+
+def load_done(out: str | Path, job: Job) -> Done | None:
+    """The outcome of a job, if it is finished.
+
+    Raises:
+        FormatError: its record is damaged, or of another job.
+    """
+    path = job_folder(out, job.name, job.key) / DONE
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        done = Done(**json.loads(content))
+    except (ValueError, TypeError) as error:
+        raise FormatError(f"{path} is damaged ({error}). Delete its folder to run the job again.") from error
+    if (done.name, done.key) != (job.name, job.key):
+        raise FormatError(f"{path} must be of job {job.name}, got {done.name}. Delete its folder to run the job again.")
+    return done

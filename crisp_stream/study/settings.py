@@ -1,0 +1,362 @@
+"""study.yaml as checked, typed values: which methods, for which specialists, on which corpus, at which size.
+
+Keys are read as those of recipes are: an unknown one is an error that names the nearest, and everything that can be
+checked without data is checked before anything runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+from crisp_stream.config import build, load_recipe
+from crisp_stream.durations import parse_duration
+from crisp_stream.errors import InputError, RecipeError
+from crisp_stream.recipe import Recipe
+from crisp_stream.selection.domain_weights import Update
+from crisp_stream.verbs import recipes_and_overrides
+
+Kind = Literal["base", "crisp", "multitask", "classifier", "nearest", "dsir", "doge", "only-specialist"]
+"""How a method finds what to train on."""
+Along = Literal["clusters", "examples", "corpus_windows", "generic_share"]
+"""What a curve is drawn along."""
+
+TEXT_FOLDER = "{text}"
+"""Stands for the folder of the fetched text in the paths of a study."""
+_BY_SHARE = ("classifier", "nearest", "dsir")
+_BY_LEVEL = ("crisp", "multitask", "doge")
+_ALL = ("base", "multitask")
+"""One model for all specialists."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSettings:
+    """A generalist dataset: one that exists, or how it is written. Keys are the options of `crisp-stream write`."""
+
+    root: str | None = None
+    """Of a dataset that exists already; the other keys are then its own affair."""
+    inputs: tuple[str, ...] = ()
+    text_column: str = "text"
+    limit: int | None = None
+    sample: float | None = None
+    window_tokens: int = 1024
+    vocab_size: int = 32_000
+    encoder: str | None = None
+    max_length: int | None = None
+    arity: int = 64
+    depth: int = 2
+    min_split: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecialistSettings:
+    """A task: documents in three files, or a set of multiple-choice questions, which is cut in halves."""
+
+    train: tuple[str, ...] = ()
+    """Documents that methods learn from: D^s."""
+    validation: tuple[str, ...] = ()
+    """Documents by which candidates are chosen."""
+    test: tuple[str, ...] = ()
+    """Documents that models are judged by."""
+    text_column: str = "text"
+    questions: str | None = None
+    """Instead of documents. One half is judged by; of the other, a fifth is for validation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSettings:
+    """A row of the table. Where a key is a list, its values are candidates, chosen by validation."""
+
+    kind: Kind | None = None
+    """Nothing: the method's name is one."""
+    dataset: str | None = None
+    """Nothing: the first one."""
+    level: int = 1
+    """Level of the tree whose clusters count, for crisp, multitask and doge."""
+    examples: int | None = None
+    """Examples of D^s that the method may see, drawn at random; the study's `examples` when nothing is said."""
+    share: tuple[float, ...] = (0.025,)
+    """Of the corpus's windows that classifier, nearest and dsir select; a threshold quantile q is the share 1 - q."""
+    neighbours: int = 1
+    """Of nearest."""
+    base_share: tuple[float, ...] = (0.0,)
+    """Share of the base mixture in the one of the method's histogram."""
+    generic_share: float = 0.0
+    """Share of the run on the base mixture, before the switch to the method's (continued pretraining)."""
+    update: Update = "paper"
+    """Of doge: form of the score."""
+    average: Literal["run", "last"] = "run"
+    """Of doge: which weights are used."""
+    mu: float = 5e-4
+    """Of doge: the Bregman coefficient."""
+    proxy: tuple[str, ...] = ()
+    """Of doge: recipe of the proxy model, a size and key=value; the study's when nothing is said."""
+    specialists: tuple[str, ...] = ()
+    """For which the method is run; all when nothing is said."""
+    num_seeds: int | None = None
+    """How many of the study's seeds it is run with; all when nothing is said."""
+    transfer: bool = False
+    """Judge its models on the test sets of the other specialists, too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneSettings:
+    """Which methods are fine-tuned, and the fractions of the steps that are tried."""
+
+    methods: tuple[str, ...]
+    fractions: tuple[float, ...] = (0.03, 0.1, 0.3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveSettings:
+    """A figure of some methods along what they differ in."""
+
+    along: Along
+    methods: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySettings:
+    """A study: what is run for every method, specialist and seed, and what is said of it."""
+
+    name: str
+    recipe: tuple[str, ...]
+    """Size of the models and `key=value`, as for `crisp-stream train`, without a method."""
+    datasets: dict[str, DatasetSettings]
+    """The first one is what methods take unless they name another, and its tokenizer and windows are used for all."""
+    specialists: dict[str, SpecialistSettings]
+    methods: dict[str, MethodSettings]
+    """In the order of the tables. One must be of kind base."""
+    fetch: Literal["small", "full"] | None = None
+    """Fetch the study's text first; `{text}` in paths is its folder."""
+    generalist_test: tuple[str, ...] = ()
+    """Held-out documents of the corpus; nothing: models are not judged on it."""
+    examples: int | None = None
+    """Examples of D^s that methods may see, drawn at random; nothing: all."""
+    validation_limit: int | None = 200
+    """Documents of each validation set, drawn at random. Nothing: all."""
+    test_limit: int | None = 500
+    """Documents of each test set, drawn at random. Nothing: all."""
+    seeds: tuple[int, ...] = (1, 2, 3)
+    """Of initial weights and order. Candidates are chosen with the first one."""
+    finetune: FinetuneSettings | None = None
+    reference: str | None = None
+    """The method that the paper's claims are checked of; the first of kind crisp when nothing is said."""
+    curves: tuple[CurveSettings, ...] = ()
+    eval_batch_size: int = 8
+    """Full contexts per forward pass when judging."""
+    tags: dict[str, str] = field(default_factory=dict)
+    """Anything to be said of the study, kept in its record."""
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def first_dataset(self) -> str:
+        """The one whose tokenizer and windows all use."""
+        return next(iter(self.datasets))
+
+    @property
+    def base(self) -> str:
+        """The method of kind base."""
+        return next(name for name, method in self.methods.items() if method.kind == "base")
+
+    def seeds_of(self, method: str) -> tuple[int, ...]:
+        """Those that a method is run with."""
+        return self.seeds[: self.methods[method].num_seeds]
+
+    def specialists_of(self, method: str) -> tuple[str, ...]:
+        """Those that a method is run for; `("",)` where one model is for all."""
+        own = self.methods[method]
+        return ("",) if own.kind in _ALL else own.specialists or tuple(self.specialists)
+
+    def recipe_of(self, kind: str, overrides: Sequence[str] = ()) -> Recipe:
+        """The study's recipe with a method of the packaged recipes."""
+        names, own = recipes_and_overrides(self.recipe)
+        return load_recipe([*names, kind], [*own, *overrides])
+
+    @property
+    def num_batches(self) -> int:
+        """Steps of every model, those of fine-tuning included."""
+        return parse_duration(self.recipe_of("base").max_duration)[0]
+
+
+def candidates_of(method: MethodSettings) -> list[dict[str, float]]:
+    """What is tried of a method: one value for each key with several; one empty candidate where nothing is."""
+    keys = [key for key in ("share", "base_share") if _counts(method, key) and len(getattr(method, key)) > 1]
+    values = itertools.product(*(getattr(method, key) for key in keys))
+    return [dict(zip(keys, own, strict=True)) for own in values]
+
+
+def with_candidate(method: MethodSettings, candidate: dict[str, float]) -> MethodSettings:
+    """The method with one value for each key that a candidate names."""
+    return replace(method, **{key: (value,) for key, value in candidate.items()})
+
+
+def _counts(method: MethodSettings, key: str) -> bool:
+    """Whether a key means something for the method's kind."""
+    return method.kind in (_BY_SHARE if key == "share" else _BY_LEVEL)
+
+
+def load_study(path: str | Path) -> StudySettings:
+    """Read a study from YAML: a file, or the name of a packaged one (`small`).
+
+    Raises:
+        InputError: no such file, not YAML, an unknown or missing key, a wrong type, or a contradiction.
+    """
+    path = _packaged(path)
+    try:
+        tree: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error}). Name the YAML file of a study, or {_names()}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: must be a mapping of keys, got {type(tree).__name__}.")
+    tree = {"name": path.stem, **tree}
+    for name, method in (tree.get("methods") or {}).items():
+        tree["methods"][name] = _with_kind(name, method)
+    try:
+        return build(StudySettings, tree)
+    except RecipeError as error:
+        raise InputError(f"{path}: {str(error).replace('recipe key', 'study key')}") from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def study_names() -> list[str]:
+    """The packaged studies."""
+    return sorted(path.stem for path in _folder().glob("*.yaml"))
+
+
+def _folder() -> Path:
+    return Path(__file__).parent.parent / "recipes" / "studies"
+
+
+def _packaged(path: str | Path) -> Path:
+    packaged = _folder() / f"{path}.yaml"
+    return packaged if str(path) in study_names() and not Path(path).exists() else Path(path)
+
+
+def _names() -> str:
+    return f"one of {', '.join(study_names())}"
+
+
+def _with_kind(name: str, method: Any) -> Any:
+    if method is None:
+        method = {}
+    if not isinstance(method, dict):
+        return method
+    if method.get("kind") is None:
+        if name not in get_args(Kind):
+            raise InputError(f"methods.{name}: `kind` must be one of {', '.join(get_args(Kind))}; it is missing.")
+        method = {**method, "kind": name}
+    many = {key: [value] for key in ("share", "base_share") if isinstance(value := method.get(key), int | float)}
+    return {**method, **many}
+
+
+def _check(study: StudySettings) -> None:
+    def require(holds: bool, message: str) -> None:
+        if not holds:
+            raise InputError(message)
+
+    require(bool(study.datasets), "datasets: at least one is needed, got none.")
+    require(bool(study.specialists), "specialists: at least one is needed, got none.")
+    require(len(study.seeds) > 0, "seeds: at least one is needed, got none.")
+    require(len(set(study.seeds)) == len(study.seeds), f"seeds: must differ, got {study.seeds}.")
+    bases = [name for name, method in study.methods.items() if method.kind == "base"]
+    require(len(bases) == 1, f"methods: exactly one must be of kind base, got {', '.join(bases) or 'none'}.")
+    for key in ("examples", "validation_limit", "test_limit", "eval_batch_size"):
+        value = getattr(study, key)
+        require(value is None or value > 0, f"{key}: must be above 0, got {value}.")
+    for name in (*study.datasets, *study.specialists, *study.methods):
+        require(_is_name(name), f"{name!r}: a name must be of letters, digits, - and _, got another sign.")
+    for name, dataset in study.datasets.items():
+        what = f"datasets.{name}"
+        require(
+            (dataset.root is None) != (not dataset.inputs), f"{what}: must have either `root` or `inputs`, not both."
+        )
+    for name, specialist in study.specialists.items():
+        _check_specialist(f"specialists.{name}", specialist)
+    for name, method in study.methods.items():
+        _check_method(f"methods.{name}", method, study)
+    _check_finetuning(study)
+    for key, names in (("reference", [study.reference] if study.reference else []), *_curve_methods(study)):
+        for name in names:
+            require(name in study.methods, f"{key}: {name} is none of the methods ({', '.join(study.methods)}).")
+    paths = [path for own in study.specialists.values() for path in (*own.train, *own.validation, *own.test)]
+    paths += [path for own in study.datasets.values() for path in own.inputs]
+    paths += [*study.generalist_test, *(own.questions for own in study.specialists.values() if own.questions)]
+    for path in paths:
+        require(
+            study.fetch is not None or TEXT_FOLDER not in path,
+            f"{path}: {TEXT_FOLDER} is the folder of fetched text, and `fetch` is not given. Set fetch: small.",
+        )
+    recipe = study.recipe_of("base")
+    require(
+        parse_duration(recipe.max_duration)[1] == "ba",
+        f"recipe: max_duration must be in batches, such as 400ba, got {recipe.max_duration}.",
+    )
+    require(recipe.load_path is None, "recipe: load_path has no place in a study, which starts from random weights.")
+
+
+def _curve_methods(study: StudySettings) -> list[tuple[str, Sequence[str]]]:
+    return [(f"curves.{number}", curve.methods) for number, curve in enumerate(study.curves)]
+
+
+def _is_name(name: str) -> bool:
+    return bool(name) and name.replace("-", "").replace("_", "").isalnum() and name.isascii()
+
+
+def _check_specialist(what: str, specialist: SpecialistSettings) -> None:
+    documents = [specialist.train, specialist.validation, specialist.test]
+    if specialist.questions is not None:
+        if any(documents):
+            raise InputError(f"{what}: must have either `questions` or documents, not both.")
+    elif not all(documents):
+        raise InputError(f"{what}: must have train, validation and test documents, or `questions`.")
+
+
+def _check_method(what: str, method: MethodSettings, study: StudySettings) -> None:
+    def require(holds: bool, message: str) -> None:
+        if not holds:
+            raise InputError(f"{what}: {message}")
+
+    names = ", ".join(study.datasets)
+    require(method.dataset is None or method.dataset in study.datasets, f"{method.dataset} is none of {names}.")
+    require(method.level >= 1, f"level must be at least 1, got {method.level}.")
+    require(method.examples is None or method.examples > 0, f"examples must be above 0, got {method.examples}.")
+    require(all(0 < share < 1 for share in method.share) and method.share != (), "share must lie between 0 and 1.")
+    require(all(0 <= share < 1 for share in method.base_share) and method.base_share != (), "base_share: 0 to 1.")
+    require(0 <= method.generic_share < 1, f"generic_share must lie in [0, 1), got {method.generic_share}.")
+    require(
+        method.generic_share == 0 or method.kind not in ("base", "only-specialist"),
+        f"generic_share has no meaning for {method.kind}.",
+    )
+    require(
+        method.num_seeds is None or 1 <= method.num_seeds <= len(study.seeds), f"num_seeds: 1 to {len(study.seeds)}."
+    )
+    for name in method.specialists:
+        require(name in study.specialists, f"{name} is none of the specialists ({', '.join(study.specialists)}).")
+
+
+def _check_finetuning(study: StudySettings) -> None:
+    if study.finetune is None:
+        return
+    for name in study.finetune.methods:
+        if name not in study.methods:
+            raise InputError(f"finetune.methods: {name} is none of the methods ({', '.join(study.methods)}).")
+        if study.methods[name].kind == "only-specialist":
+            raise InputError(f"finetune.methods: {name} is trained on the specialist text already. Leave it out.")
+    fractions = study.finetune.fractions
+    if not fractions or not all(0 < fraction < 1 for fraction in fractions) or len(set(fractions)) < len(fractions):
+        raise InputError(f"finetune.fractions: must differ and lie between 0 and 1, got {fractions}.")
+    batches = [round(study.num_batches * fraction) for fraction in fractions]
+    if 0 in batches:
+        raise InputError(f"finetune.fractions: each must be at least a step of {study.num_batches}, got {fractions}.")
