@@ -39,12 +39,15 @@ def _add_run(verbs: Any) -> None:
         verbs,
         "run",
         _run,
-        "Run what is missing of a study. Every method for every specialist and seed, each trained on the same number of "
-        "tokens; candidates are chosen by validation. The same command goes on where it was stopped. SIGTERM or Ctrl-C "
+        "Run what is missing of a study. Every method for every specialist and seed, each trained on the same "
+        "number of tokens; candidates are chosen by validation. The same command goes on where it was stopped. SIGTERM or Ctrl-C "
         "ends it in order (exit 143 or 130).",
     )
     verb.add_argument("study", metavar="STUDY", help="YAML file of a study, or a packaged one: small, miniature, h100")
     verb.add_argument("--out", metavar="DIR", help="folder of everything it makes; study-NAME when absent")
+    verb.add_argument(
+        "--text", metavar="DIR", help="take {text} of the study's paths as this folder, and fetch nothing"
+    )
     verb.add_argument("--jobs", type=int, metavar="N", help="jobs at a time; one per GPU, or per core, when absent")
     verb.add_argument(
         "--plan", action="store_true", help="say what is finished and what would run now, and run nothing"
@@ -58,9 +61,9 @@ def _run(asked: argparse.Namespace) -> None:
     study = load_study(asked.study)
     out = Path(asked.out or f"study-{study.name}")
     if asked.plan:
-        print(plan_text(study, out))
+        print(plan_text(study, out, text=asked.text))
         return
-    run_study(study, out, workers=asked.jobs, log=print_line)
+    run_study(study, out, text=asked.text, workers=asked.jobs, log=print_line)
 
 
 def _add_fetch(verbs: Any) -> None:

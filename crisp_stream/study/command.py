@@ -12,25 +12,31 @@ from crisp_stream.study.settings import StudySettings
 
 
 def run_study(
-    study: StudySettings, out: Path, *, workers: int | None = None, log: Callable[[str], None] = print
+    study: StudySettings,
+    out: Path,
+    *,
+    text: str | None = None,
+    workers: int | None = None,
+    log: Callable[[str], None] = print,
 ) -> dict[str, Done]:
     """Run what is missing of a study.
 
     Args:
         study: what is compared.
         out: folder of the study.
+        text: folder of the text, if it is not to be fetched.
         workers: jobs at a time.
         log: takes a line per job.
 
     Raises:
         InputError, CrispError, RunInterruptedError: as `run_jobs`.
     """
-    return run_jobs(StudyPlan(study, out), out, workers=workers, log=log)
+    return run_jobs(StudyPlan(study, out, text=text), out, workers=workers, log=log)
 
 
-def plan_text(study: StudySettings, out: Path) -> str:
+def plan_text(study: StudySettings, out: Path, *, text: str | None = None) -> str:
     """The jobs that can be named now, and which of them are finished."""
-    plan, done = StudyPlan(study, out), dict[str, Done]()
+    plan, done = StudyPlan(study, out, text=text), dict[str, Done]()
     while True:
         jobs = plan(done)
         found = {job.name: own for job in jobs if (own := load_done(out, job)) is not None}

@@ -62,17 +62,23 @@ def candidate_name(candidate: Candidate) -> str:
 class StudyPlan:
     """The plan of a study. Call it with what is finished."""
 
-    def __init__(self, study: StudySettings, out: str | Path) -> None:
+    def __init__(self, study: StudySettings, out: str | Path, *, text: str | Path | None = None) -> None:
+        """Args:
+        study: what is compared.
+        out: folder of the study.
+        text: folder that holds the study's text; where None it is fetched if the study says so.
+        """
         self._study, self._out = study, Path(out)
         self._jobs: dict[str, Job] = {}
         self._done: Mapping[str, Done] = {}
-        self._text: Path | None = None
+        self._text = None if text is None else Path(text)
+        self._fetches = text is None and study.fetch is not None
 
     def __call__(self, done: Mapping[str, Done]) -> list[Job]:
         """All jobs that are known by now, in the order in which they should run."""
         self._jobs, self._done = {}, done
         study = self._study
-        if study.fetch is not None:
+        if self._fetches:
             job = self._add("text", work.fetch_text, whole_machine=True, settings={"scale": study.fetch})
             self._text = self._folder(job) / work.TEXT
             if job.name not in done:
@@ -129,9 +135,10 @@ class StudyPlan:
             settings = {"root": own.root}
             self._add(f"dataset/{name}", work.open_root, settings=settings)
         else:
-            first = None if name == study.first_dataset else self._jobs[f"dataset/{study.first_dataset}"]
+            first = None if name == study.first_dataset else self._jobs[f"dataset/{own.like or study.first_dataset}"]
             inputs = self._resolved(own.inputs)
             settings = {key: value for key, value in dataclasses.asdict(own).items() if key not in ("root", "inputs")}
+            settings["like"] = own.like is not None
             self._add(
                 f"dataset/{name}",
                 work.write_dataset,
@@ -139,7 +146,7 @@ class StudyPlan:
                 whole_machine=True,
                 settings=settings,
                 inputs=inputs,
-                places={"tokenizer_of": None if first is None else self._folder(first)},
+                places={"other": None if first is None else self._folder(first)},
             )
         if any(method.kind in ("classifier", "nearest") for method in self._methods_on(name)):
             dataset = self._jobs[f"dataset/{name}"]

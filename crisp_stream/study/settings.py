@@ -51,6 +51,8 @@ class DatasetSettings:
     arity: int = 64
     depth: int = 2
     min_split: int | None = None
+    like: str | None = None
+    """Name of another dataset of the study whose tokenizer, tree and encoder are used."""
     seed: int = 0
 
 
@@ -281,6 +283,10 @@ def _check(study: StudySettings) -> None:
         what = f"datasets.{name}"
         require(
             (dataset.root is None) != (not dataset.inputs), f"{what}: must have either `root` or `inputs`, not both."
+        )
+        require(
+            dataset.like is None or dataset.like in list(study.datasets)[: list(study.datasets).index(name)],
+            f"{what}.like: must name a dataset that stands before it, got {dataset.like}.",
         )
     for name, specialist in study.specialists.items():
         _check_specialist(f"specialists.{name}", specialist)

@@ -142,30 +142,37 @@ def write_dataset(
     depth: int,
     min_split: int | None,
     seed: int,
-    tokenizer_of: Path | None,
+    like: bool,
+    other: Path | None,
 ) -> dict[str, Any]:
-    """The corpus as a dataset, with the tokenizer and the windows of another one if there is one."""
+    """The corpus as a dataset, with the tokenizer and the windows of another one if there is one, or all of it."""
     from crisp_stream.writers.options import WriteOptions
     from crisp_stream.writers.run import write
 
-    other = None if tokenizer_of is None else dataset_of(tokenizer_of)
-    options = WriteOptions(
+    written = None if other is None else dataset_of(other)
+    plain = WriteOptions(
         inputs=tuple(inputs),
         out=str(place.folder / "data"),
         text_column=text_column,
         limit=limit,
         sample=sample,
-        window_tokens=window_tokens if other is None else other.manifest.window_tokens,
-        tokenizer=None if other is None else str(other.tokenizer_path()),
-        vocab_size=vocab_size,
-        encoder=encoder,
-        max_length=max_length,
-        arity=arity,
-        depth=depth,
-        min_examples_to_split=min_split,
         seed=seed,
         processes=place.processes,
     )
+    if written is not None and like:
+        options = dataclasses.replace(plain, like=written.root)
+    else:
+        options = dataclasses.replace(
+            plain,
+            window_tokens=window_tokens if written is None else written.manifest.window_tokens,
+            tokenizer=None if written is None else str(written.tokenizer_path()),
+            vocab_size=vocab_size,
+            encoder=encoder,
+            max_length=max_length,
+            arity=arity,
+            depth=depth,
+            min_examples_to_split=min_split,
+        )
     if not (place.folder / "data" / "manifest.json").is_file():  # published, but the job was stopped before it said so
         write(options, log=place.log)
     return _noted(place, "{job}/data")
