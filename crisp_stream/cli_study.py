@@ -40,8 +40,8 @@ def _add_run(verbs: Any) -> None:
         "run",
         _run,
         "Run what is missing of a study. Every method for every specialist and seed, each trained on the same "
-        "number of tokens; candidates are chosen by validation. The same command goes on where it was stopped. SIGTERM or Ctrl-C "
-        "ends it in order (exit 143 or 130).",
+        "number of tokens; candidates are chosen by validation. The same command goes on where it was stopped. "
+        "SIGTERM or Ctrl-C ends it in order (exit 143 or 130).",
     )
     verb.add_argument("study", metavar="STUDY", help="YAML file of a study, or a packaged one: small, miniature, h100")
     verb.add_argument("--out", metavar="DIR", help="folder of everything it makes; study-NAME when absent")
