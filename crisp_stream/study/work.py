@@ -483,4 +483,6 @@ def judge_model(
         else {"perplexity": math.exp(own.losses.mean())}
         for own in found
     }
-    return {"sets": values, "set_names": names, "tokens": training_cost(found[0].model["training"]).tokens}
+    training = found[0].model["training"]
+    device = next(iter(training.get("device_seconds") or {}), "?")
+    return {"sets": values, "set_names": names, "tokens": training_cost(training).tokens, "device": device}
