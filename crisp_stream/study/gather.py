@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from crisp_stream.errors import InputError
 from crisp_stream.study import results as record
 from crisp_stream.study.jobs import Done, Job, job_folder
-from crisp_stream.study.plan import Candidate, Model, StudyPlan
+from crisp_stream.study.plan import SETTINGS, Candidate, Model, StudyPlan
 from crisp_stream.study.settings import MethodSettings, StudySettings, candidates_of
 from crisp_stream.study.work import RESULTS, SELECTION, dataset_of
 
@@ -111,8 +110,6 @@ class _Gathered:
         values = self._done[f"dataset/{dataset}"].values
         levelled = own.kind in ("crisp", "multitask", "doge")
         learns = own.kind != "base"
-        settings = dataclasses.asdict(own)
-        shown = ("share", "base_share", "update", "average", "neighbours", "mu")
         return record.StudyMethod(
             name=name,
             kind=str(own.kind),
@@ -122,7 +119,7 @@ class _Gathered:
             corpus_windows=values["windows"],
             generic_share=own.generic_share if learns else 1.0,
             finetuned=study.finetune is not None and name in study.finetune.methods,
-            settings={key: _plain(settings[key]) for key in shown},
+            settings={key: _plain(getattr(own, key)) for key in SETTINGS.get(str(own.kind), ())},
         )
 
     # Models.

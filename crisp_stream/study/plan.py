@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from crisp_stream.errors import InputError
 from crisp_stream.study import work
 from crisp_stream.study.digests import digest_of
 from crisp_stream.study.jobs import Done, Job, job_folder
@@ -25,6 +26,16 @@ from crisp_stream.study.settings import TEXT_FOLDER, MethodSettings, StudySettin
 
 PLAN_VERSION = 1
 """Of the meaning of jobs: raised when a job of equal settings gives something else."""
+
+SETTINGS = {
+    "crisp": ("level", "base_share"),
+    "multitask": ("level", "base_share"),
+    "doge": ("level", "base_share", "average"),
+    "classifier": ("share",),
+    "nearest": ("share", "neighbours"),
+    "dsir": ("share",),
+}
+"""What of a method's settings decides its selection, by its kind."""
 
 Candidate = dict[str, float]
 
@@ -420,8 +431,10 @@ class StudyPlan:
         return job_folder(self._out, job.name, job.key)
 
     def _resolved(self, paths: Sequence[str]) -> list[str]:
-        """Paths with the folder of the fetched text filled in."""
-        return [path.replace(TEXT_FOLDER, str(self._text)) if self._text else path for path in paths]
+        """Paths with the folder of the text filled in. Raises InputError: there is none."""
+        if self._text is None and any(TEXT_FOLDER in path for path in paths):
+            raise InputError(f"{paths[0]}: {TEXT_FOLDER} is the folder of --text, which is not given.")
+        return [path.replace(TEXT_FOLDER, str(self._text)) for path in paths]
 
 
 def validation_perplexity(judged: Done, specialist: str) -> float:
@@ -431,15 +444,7 @@ def validation_perplexity(judged: Done, specialist: str) -> float:
 
 def _selection_settings(method: MethodSettings, limit: int | None) -> dict[str, Any]:
     """What of a method decides its selection."""
-    keys = {
-        "crisp": ["level", "base_share"],
-        "multitask": ["level", "base_share"],
-        "doge": ["level", "base_share", "average"],
-        "classifier": ["share"],
-        "nearest": ["share", "neighbours"],
-        "dsir": ["share"],
-    }[str(method.kind)]
-    values = {key: getattr(method, key) for key in keys}
+    values = {key: getattr(method, key) for key in SETTINGS[str(method.kind)]}
     one = {key: value[0] if isinstance(value, tuple) else value for key, value in values.items()}
     return {"kind": method.kind, "options": one, "limit": limit}
 

@@ -296,14 +296,6 @@ def _check(study: StudySettings) -> None:
     for key, names in (("reference", [study.reference] if study.reference else []), *_curve_methods(study)):
         for name in names:
             require(name in study.methods, f"{key}: {name} is none of the methods ({', '.join(study.methods)}).")
-    paths = [path for own in study.specialists.values() for path in (*own.train, *own.validation, *own.test)]
-    paths += [path for own in study.datasets.values() for path in own.inputs]
-    paths += [*study.generalist_test, *(own.questions for own in study.specialists.values() if own.questions)]
-    for path in paths:
-        require(
-            study.fetch is not None or TEXT_FOLDER not in path,
-            f"{path}: {TEXT_FOLDER} is the folder of fetched text, and `fetch` is not given. Set fetch: small.",
-        )
     recipe = study.recipe_of("base")
     require(
         parse_duration(recipe.max_duration)[1] == "ba",
