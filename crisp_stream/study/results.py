@@ -12,6 +12,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,6 +102,9 @@ class StudyModel:
     repeated_share: float | None = None
     """Of its samples, those whose window had been served before in its own run."""
     validation_perplexity: float | None = None
+    """On its specialist's validation set; None where it was not validated."""
+    validation_of: dict[str, float] = field(default_factory=dict)
+    """By specialist, of a model for none or for all."""
     wall_seconds: float
     """Of its own training."""
     cpu_seconds: float
@@ -227,13 +231,15 @@ class StudyResults:
             set_name: the set.
             finetuned: those fine-tuned for the specialist, instead of those that were only pretrained.
         """
-        found = [
-            own
-            for own in self.judgements
-            if own.method == method and own.set_name == set_name and (own.fraction > 0) == finetuned
-        ]
-        own = [each for each in found if each.specialist == specialist]
-        return sorted(own or [each for each in found if each.specialist == ""], key=lambda each: each.seed)
+        found = self._by_place.get((method, specialist, set_name, finetuned))
+        return found or self._by_place.get((method, "", set_name, finetuned), [])
+
+    @cached_property
+    def _by_place(self) -> dict[tuple[str, str, str, bool], list[Judgement]]:
+        found: dict[tuple[str, str, str, bool], list[Judgement]] = {}
+        for own in sorted(self.judgements, key=lambda own: own.seed):
+            found.setdefault((own.method, own.specialist, own.set_name, own.fraction > 0), []).append(own)
+        return found
 
     def save(self, folder: str | Path) -> list[str]:
         """Write both files, study.json last, replacing older ones. Equal records give equal bytes.

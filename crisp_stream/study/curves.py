@@ -1,0 +1,120 @@
+"""How far a method is better than base along what methods differ in: clusters, examples, corpus, generic share.
+
+(CRISP, Figures 5, 11 and 12.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from crisp_stream.study.comparisons import (
+    STAGES,
+    Column,
+    Figure,
+    Stage,
+    against,
+    own_columns,
+    question_columns,
+)
+from crisp_stream.study.perplexity_tables import TITLES, has_stage
+from crisp_stream.study.results import StudyCurve, StudyMethod, StudyResults
+from crisp_stream.study.table import Cell, StudyTable, figure_line, ratio_cell
+
+AXES = {
+    "clusters": "clusters",
+    "examples": "specialist examples",
+    "corpus_windows": "windows of the corpus",
+    "generic_share": "share of the run on base",
+}
+"""What each axis is called."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """A method at its place along a curve, on one column."""
+
+    line: str
+    """What the line through it is called: the kind of method, and the encoder where there are several."""
+    method: str
+    place: float
+    column: Column
+    found: Figure | None
+    """Against base; None for base itself, which lies at no difference."""
+
+
+def curve_points(study: StudyResults, curve: StudyCurve, stage: Stage) -> list[CurvePoint]:
+    """All points of a stage, by line and place. Methods of which the place is not known are left out."""
+    columns = [own for own in (*own_columns(study, stage), *question_columns(study, stage)) if len(own.places) == 1]
+    methods = [study.method(name) for name in curve.methods]
+    encoders = {study.datasets[own.dataset].encoder for own in methods if own.kind != "base"}
+    kinds = {own.kind for own in methods if own.kind != "base"}
+    points = []
+    for method in methods:
+        for column in columns if has_stage(study, stage) else []:
+            place = _place(study, method, curve, column)
+            found = against(study, method.name, study.base, column)
+            if place is None or (found is None and method.kind != "base"):
+                continue
+            name = [method.kind, *([study.datasets[method.dataset].encoder] if len(encoders) > 1 else [])]
+            line = next(iter(kinds)) if method.kind == "base" and len(kinds) == 1 else " ".join(name)
+            points.append(
+                CurvePoint(
+                    line=line,
+                    method=method.name,
+                    place=place,
+                    column=column,
+                    found=None if method.kind == "base" else found,
+                )
+            )
+    return sorted(points, key=lambda point: (point.line, point.place))
+
+
+def _place(study: StudyResults, method: StudyMethod, curve: StudyCurve, column: Column) -> float | None:
+    """Where a method stands along a curve; base is all generic."""
+    if curve.along == "generic_share":
+        return 1.0 if method.kind == "base" else method.generic_share
+    if curve.along == "examples" and method.examples is None:
+        return float(study.specialists[column.places[0].specialist].documents)
+    value = getattr(method, curve.along)
+    return None if value is None or method.kind == "base" else float(value)
+
+
+def curve_tables(study: StudyResults) -> list[StudyTable]:
+    """A table for each curve and stage."""
+    found = [_table(study, curve, stage) for curve in study.curves for stage in STAGES]
+    return [table for table in found if table.rows]
+
+
+def _table(study: StudyResults, curve: StudyCurve, stage: Stage) -> StudyTable:
+    points = [point for point in curve_points(study, curve, stage) if point.found is not None]
+    columns = list(dict.fromkeys(point.column for point in points))
+    rows = []
+    for line, method in dict.fromkeys((point.line, point.method) for point in points):
+        own = {point.column: point for point in points if (point.line, point.method) == (line, method)}
+        found = [own[column].found if column in own else None for column in columns]
+        rows.append(
+            [Cell(line), Cell(method), Cell(_places(point.place for point in own.values())), *map(ratio_cell, found)]
+        )
+    return StudyTable(
+        name=f"curve-{curve.name}-{stage}",
+        title=f"Along {AXES[curve.along]}, {TITLES[stage]}",
+        caption=f"ratio of perplexities to {study.base}, below 1 is better, or difference of accuracies in points, "
+        "[95 % interval]",
+        head=("line", "method", AXES[curve.along], *(column.title for column in columns)),
+        rows=rows,
+        lines=[
+            figure_line(point.found, point.column, curve=curve.name, line=point.line, method=point.method)
+            | {"along": curve.along, "place": point.place}
+            for point in points
+            if point.found is not None
+        ],
+        left=2,
+    )
+
+
+def _places(places: Iterable[float]) -> str:
+    """A place, or the lowest and the highest where specialists differ."""
+    known = sorted(set(places))
+    shown = [f"{place:g}" if place < 1 else f"{place:,.0f}" for place in (known[0], known[-1])]
+    return shown[0] if len(known) == 1 else f"{shown[0]} to {shown[1]}"
