@@ -41,9 +41,14 @@ def fetch(folder: str, target: Path) -> Path:
 
 
 def checkpoints(folder: str) -> list[str]:
-    """Names of the checkpoints in object storage, by batch."""
-    names = [name for name, _ in open_store(folder).list() if name.endswith(".pt")]
+    """Names of the checkpoints in a folder of any kind, by batch."""
+    names = [name for name, _ in open_store(folder).list() if name.startswith("ep") and name.endswith(".pt")]
     return sorted(names, key=lambda name: int(name.split("-")[1].removeprefix("ba")))
+
+
+def batches_in(folder: str) -> list[int]:
+    """Their numbers of batches."""
+    return [int(name.split("-")[1].removeprefix("ba")) for name in checkpoints(folder)]
 
 
 def test_a_run_that_is_killed_goes_on_from_object_storage_bit_for_bit(
@@ -119,6 +124,31 @@ def test_as_many_checkpoints_are_kept_in_object_storage_as_asked(
     train(done.recipe(*overrides))
     assert checkpoints(folder) == [f"ep0-ba{batch}-rank0.pt" for batch in left]
     assert latest_checkpoint(folder) == f"{folder}/ep0-ba12-rank0.pt"
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_checkpoints_are_also_saved_where_asked_and_count_among_those_that_are_kept(
+    done: SmallRun, tmp_path: Path, place: str, request: pytest.FixtureRequest
+) -> None:
+    def fresh(name: str) -> str:
+        return str(tmp_path / name) if place == "local" else request.getfixturevalue("s3").fresh_prefix(name)
+
+    asked = ["save_interval=6ba", "save_at=[3ba, 1_200tok, 0.75dur]"]  # 256 tokens a batch
+    train(done.recipe(*asked, f"save_folder={(all_of := fresh('all'))}"))
+    assert batches_in(all_of) == [3, 5, 6, 9, 12]
+    train(done.recipe(*asked, f"save_folder={(few := fresh('few'))}", "save_num_checkpoints_to_keep=3"))
+    assert batches_in(few) == [6, 9, 12]
+    again = fresh("again")
+    store, name = open_store(again), "ep0-ba5-rank0.pt"
+    store.put(name, open_store(all_of).get(name))
+    if place == "local":
+        (Path(again) / "latest-rank0.pt").symlink_to(name)
+    else:
+        store.put("latest-rank0.pt.symlink", f"{again.partition('://')[2].partition('/')[2]}/{name}".encode())
+    report = train(done.recipe(*asked, f"save_folder={again}", "autoresume=true"))
+    assert report.resumed_at == 5
+    assert batches_in(again) == [5, 6, 9, 12]
+    assert fetch(again, tmp_path / "csv").joinpath("losses.csv").read_bytes() == open_store(all_of).get("losses.csv")
 
 
 def test_nothing_of_a_run_in_object_storage_stays_on_the_disk(

@@ -107,7 +107,7 @@ def embed_task(
         if not all(given) or answers is not None:
             raise InputError("embeddings: must be given alone, got other inputs, too. Embed these apart.")
         batches: Iterable[Embedded] = read_embeddings(inputs, dataset.manifest.encoder.dim, limit)
-        return _collected(batches, dataset, provenance)
+        return _collected(batches, dataset, {**provenance, "packing": "embeddings", "dropped_examples": {}})
     sources = ExampleSources(tuple(inputs), text_column, limit, answers, (), "files")
     choice = matching_encoder(dataset.manifest.encoder, encoder, dataset.root)
     settings = embedding_settings(dataset, choice, packing, sources, log)
