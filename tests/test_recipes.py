@@ -12,11 +12,12 @@ from crisp_stream.durations import batches_of, parse_duration
 from crisp_stream.recipe_files import list_recipes, read_recipe
 from crisp_stream.train import train
 from tests.seaweed import S3Server
+from tests.selection.selections import random_selection
 from tests.small_runs import SmallRun, leaf_histogram, small_run, write_dataset
 from tests.synthetic import upload
 
 SIZES = ["demo", "gpt-350m", "gpt-1.3b", "gpt-6.7b"]
-METHODS = ["base", "crisp", "multitask", "continued", "from-checkpoint", "finetune", "only-specialist"]
+METHODS = ["base", "crisp", "selected", "multitask", "continued", "from-checkpoint", "finetune", "only-specialist"]
 TOY = [
     "model.n_embd=32",
     "model.n_layer=2",
@@ -57,7 +58,7 @@ def test_a_header_says_what_it_is_what_it_needs_what_it_costs_and_how_to_launch_
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("method", ["crisp", "multitask", "continued"])
+@pytest.mark.parametrize("method", ["crisp", "selected", "multitask", "continued"])
 def test_methods_differ_from_base_in_the_mixture_alone(size: str, method: str) -> None:
     base, other = load_recipe([size, "base"]), load_recipe([size, method])
     for key in ("seed", "model", "optimizer", "scheduler", "max_duration", "global_train_batch_size", "data"):
@@ -91,8 +92,11 @@ def test_every_recipe_trains_two_batches_at_toy_width_from_a_local_and_from_an_s
     root, specialist = roots
     other = tmp_path / "other.parquet"
     leaf_histogram(done.dataset, [2, 9]).save(other)
+    chosen = tmp_path / "chosen.windows.parquet"
+    random_selection(done.dataset, 0.3).save(chosen)
     histogram = {
         "crisp": [f"mixture.phases.0.histogram={done.histogram}"],
+        "selected": [f"mixture.phases.0.windows={chosen}"],
         "multitask": [f"mixture.phases.0.histogram=[{done.histogram}, {other}]"],
         "continued": [f"mixture.phases.1.histogram={done.histogram}", "mixture.phases.0.until=0.5dur"],
         "from-checkpoint": [f"mixture.phases.1.histogram={done.histogram}"],
