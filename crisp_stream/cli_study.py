@@ -49,17 +49,22 @@ def _add_run(verbs: Any) -> None:
         "--text", metavar="DIR", help="take {text} of the study's paths as this folder, and fetch nothing"
     )
     verb.add_argument("--jobs", type=int, metavar="N", help="jobs at a time; one per GPU, or per core, when absent")
-    verb.add_argument(
+    instead = verb.add_mutually_exclusive_group()
+    instead.add_argument("--finished", action="store_true", help="run nothing: tables and figures of what is finished")
+    instead.add_argument(
         "--plan", action="store_true", help="say what is finished and what would run now, and run nothing"
     )
 
 
 def _run(asked: argparse.Namespace) -> None:
-    from crisp_stream.study.command import plan_text, run_study
+    from crisp_stream.study.command import plan_text, report_study, run_study
     from crisp_stream.study.settings import load_study
 
     study = load_study(asked.study)
     out = Path(asked.out or f"study-{study.name}")
+    if asked.finished:
+        report_study(study, out, text=asked.text, log=print_line)
+        return
     if asked.plan:
         print(plan_text(study, out, text=asked.text))
         return

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from crisp_stream.study.jobs import Done, load_done
+from crisp_stream.study.gather import gather
+from crisp_stream.study.jobs import Done, Job, load_done
 from crisp_stream.study.plan import StudyPlan
+from crisp_stream.study.report import study_text, write_study_report
 from crisp_stream.study.runner import run_jobs
 from crisp_stream.study.settings import StudySettings
+
+RECORD = "record"
+"""Folder of the record, its tables and figures, in that of the study."""
 
 
 def run_study(
@@ -18,8 +23,8 @@ def run_study(
     text: str | None = None,
     workers: int | None = None,
     log: Callable[[str], None] = print,
-) -> dict[str, Done]:
-    """Run what is missing of a study.
+) -> None:
+    """Run what is missing of a study, then write and show its record.
 
     Args:
         study: what is compared.
@@ -31,18 +36,40 @@ def run_study(
     Raises:
         InputError, CrispError, RunInterruptedError: as `run_jobs`.
     """
-    return run_jobs(StudyPlan(study, out, text=text), out, workers=workers, log=log)
+    plan = StudyPlan(study, out, text=text)
+    _report(study, plan, run_jobs(plan, out, workers=workers, log=log), out, log)
+
+
+def report_study(study: StudySettings, out: Path, *, text: str | None = None, log: Callable[[str], None]) -> None:
+    """Write and show the record of what is finished; arguments and errors as of `run_study`."""
+    plan = StudyPlan(study, out, text=text)
+    _report(study, plan, _finished(plan, out)[1], out, log)
+
+
+def _report(
+    study: StudySettings, plan: StudyPlan, done: Mapping[str, Done], out: Path, log: Callable[[str], None]
+) -> None:
+    found = gather(study, plan, done, out)
+    found.save(out / RECORD)
+    log(study_text(found))
+    page = write_study_report(out / RECORD, out / RECORD)[0]
+    log(f"\nwritten to {page.parent}: {page.name}, CSV files, figures; `crisp-stream study report` makes them again")
 
 
 def plan_text(study: StudySettings, out: Path, *, text: str | None = None) -> str:
     """The jobs that can be named now, and which of them are finished."""
-    plan, done = StudyPlan(study, out, text=text), dict[str, Done]()
+    jobs, done = _finished(StudyPlan(study, out, text=text), out)
+    lines = [f"{'finished' if job.name in done else 'to run':<9} {job.name}" for job in jobs]
+    note = "More jobs follow where candidates are chosen by validation."
+    return "\n".join([*lines, "", f"{len(done):,} of {len(jobs):,} jobs are finished. {note}"])
+
+
+def _finished(plan: StudyPlan, out: Path) -> tuple[Sequence[Job], dict[str, Done]]:
+    """The jobs that can be named now, and those of them that are finished."""
+    done: dict[str, Done] = {}
     while True:
         jobs = plan(done)
         found = {job.name: own for job in jobs if (own := load_done(out, job)) is not None}
         if found == done:
-            break
+            return jobs, done
         done = found
-    lines = [f"{'finished' if job.name in done else 'to run':<9} {job.name}" for job in jobs]
-    note = "More jobs follow where candidates are chosen by validation."
-    return "\n".join([*lines, "", f"{len(done):,} of {len(jobs):,} jobs are finished. {note}"])

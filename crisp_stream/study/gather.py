@@ -19,7 +19,6 @@ from crisp_stream.study.work import RESULTS, SELECTION, dataset_of
 _PACKAGES = ("crisp-stream", "torch", "mosaicml", "transformers", "sentence-transformers", "scikit-learn")
 _WEIGHED = ("crisp", "doge")
 _WEIGHTS_LEVEL = 1
-_ACCURACY = ".accuracy"
 _WINDOWS_FOR_TERMS = 10_000
 
 
@@ -74,7 +73,7 @@ class _Gathered:
             weights=tuple(self._weights()),
             curves=tuple(self._curves()),
             tags=study.tags,
-            judged=tuple(self._judged()),
+            judgements=tuple(self._judged()),
         )
 
     def _known(self, method: MethodSettings) -> bool:
@@ -102,6 +101,7 @@ class _Gathered:
             windows=self._done[told].values["windows"] if told in self._done else 0,
             kind=done["kind"],
             own_set=f"{name}.test",
+            text_set=None if done["kind"] == "text" else f"{name}.test.text",
         )
 
     def _method(self, name: str, own: MethodSettings) -> record.StudyMethod:
@@ -176,12 +176,12 @@ class _Gathered:
                 chosen=chosen,
                 tokens=judged["tokens"],
                 repeated_share=done["repeated_share"],
-                validation_perplexities=validated,
+                validation_of=validated,
                 wall_seconds=done["wall_seconds"],
                 cpu_seconds=done["cpu_seconds"],
             )
 
-    def _judged(self) -> Iterator[record.JudgedModel]:
+    def _judged(self) -> Iterator[record.Judgement]:
         from crisp_stream.evaluation.results import QuestionResults, load_all
 
         for model, _, chosen in (*self._each(), *self._each_finetuned()):
@@ -193,12 +193,12 @@ class _Gathered:
                 if name.endswith(".validation"):
                     continue
                 questions = isinstance(own, QuestionResults)
-                yield record.JudgedModel(
+                yield record.Judgement(
                     method=model.method,
                     specialist=model.specialist,
                     seed=model.seed,
                     fraction=model.fraction,
-                    set_name=name.removesuffix(_ACCURACY),
+                    set_name=name,
                     kind="questions" if questions else "text",
                     fingerprint=own.fingerprint,
                     values=np.asarray(own.reported if questions else own.losses, np.float32),

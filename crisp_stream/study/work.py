@@ -464,10 +464,10 @@ def judge_model(
                 inputs=(str(asked if as_questions else folders[specialist] / f"{name}.jsonl"),), questions=as_questions
             )
         )
-        names[texts[-1].name] = name
+        names[texts[-1].name] = f"{name}.text" if as_questions else name
         if as_questions:
             questions.append(open_question_set(str(asked)))
-            names[questions[-1].name] = f"{name}.accuracy"
+            names[questions[-1].name] = name
     found = judge(
         [str(trained / RUN)],
         names=[model],
