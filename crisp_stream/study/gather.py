@@ -11,10 +11,13 @@ import numpy as np
 
 from crisp_stream.errors import InputError
 from crisp_stream.study import results as record
+from crisp_stream.study.datasets import dataset_of
 from crisp_stream.study.jobs import Done, Job, job_folder
-from crisp_stream.study.plan import SETTINGS, Candidate, Model, StudyPlan
+from crisp_stream.study.models import RESULTS
+from crisp_stream.study.plan import Model, StudyPlan
+from crisp_stream.study.plan_jobs import SETTINGS, Candidate
+from crisp_stream.study.selections import SELECTION
 from crisp_stream.study.settings import MethodSettings, StudySettings, candidates_of
-from crisp_stream.study.work import RESULTS, SELECTION, dataset_of
 
 _PACKAGES = ("crisp-stream", "torch", "mosaicml", "transformers", "sentence-transformers", "scikit-learn")
 _WEIGHED = ("crisp", "doge")
@@ -94,7 +97,7 @@ class _Gathered:
 
     def _specialist(self, name: str) -> record.StudySpecialist:
         done = self._done[f"specialist/{name}"].values
-        limit, documents = self._study.examples, done["documents"]["train"]
+        limit, documents = self._study.examples, done["documents"]
         told = f"examples/{name}.{self._study.first_dataset}.{limit or 'all'}"
         return record.StudySpecialist(
             documents=min(documents, limit or documents),
