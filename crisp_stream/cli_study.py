@@ -21,6 +21,7 @@ def add_study(verbs: Any) -> None:
     verb = verbs.add_parser("study", help="Compare methods at equal training tokens", description=text)
     own = verb.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_run(own)
+    _add_report(own)
     _add_fetch(own)
 
 
@@ -69,6 +70,28 @@ def _run(asked: argparse.Namespace) -> None:
         print(plan_text(study, out, text=asked.text))
         return
     run_study(study, out, text=asked.text, workers=asked.jobs, log=print_line)
+
+
+def _add_report(verbs: Any) -> None:
+    verb = add_verb(
+        verbs,
+        "report",
+        _report,
+        "Tables and figures of the record of a study. Nothing is run, and no model is needed: methods are compared seed "
+        "by seed and example by example from what `study run` kept.",
+    )
+    verb.add_argument("records", nargs="+", metavar="FOLDER", help="record of a study, in OUT/record of `study run`")
+    verb.add_argument(
+        "--out",
+        metavar="DIR",
+        help="write the page, CSV files and figures there; of several records, below their names",
+    )
+
+
+def _report(asked: argparse.Namespace) -> None:
+    from crisp_stream.study.report_command import report_records
+
+    report_records(asked.records, out=asked.out, log=print_line)
 
 
 def _add_fetch(verbs: Any) -> None:

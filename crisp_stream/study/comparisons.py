@@ -35,6 +35,11 @@ class Column:
     questions: bool = False
     """Accuracies, and not perplexities."""
 
+    @property
+    def is_mean(self) -> bool:
+        """Whether it is of several places."""
+        return len(self.places) > 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
@@ -88,16 +93,14 @@ def _with_mean(columns: list[Column], title: str) -> list[Column]:
 
 def models_at(study: StudyResults, method: str, place: Place, stage: Stage) -> Sequence[Judgement]:
     """What a method has at a stage. After fine-tuning that is the pretrained model where validation found no better."""
-    tuned = stage == "finetuned"
-    found = study.judged(method, place.specialist, place.set_name, finetuned=tuned)
-    if not found and tuned and study.method(method).finetuned:
-        return study.judged(method, place.specialist, place.set_name)
-    return found
+    tuned = stage == "finetuned" and not is_unhelped(study, method, place.specialist)
+    return study.judged(method, place.specialist, place.set_name, finetuned=tuned)
 
 
-def is_unhelped(study: StudyResults, method: str, place: Place) -> bool:
+def is_unhelped(study: StudyResults, method: str, specialist: str) -> bool:
     """Whether fine-tuning was tried, and no fraction of it was better by validation."""
-    return study.method(method).finetuned and not study.judged(method, place.specialist, place.set_name, finetuned=True)
+    tried = [own for own in study.models if own.method == method and own.specialist == specialist and own.fraction]
+    return bool(tried) and not any(own.chosen for own in tried)
 
 
 def figure(study: StudyResults, method: str, column: Column) -> Figure | None:

@@ -57,7 +57,7 @@ def cost_tables(study: StudyResults) -> list[StudyTable]:
             ),
             rows=rows,
             notes=[
-                "repeated: share of the samples whose window had been served before; occurrences: mean per served window",
+                "repeated: share of the windows served that had been served before; occurrences: mean per window",
                 *(f"once for all: {names}" for names in shared_names),
             ],
             lines=lines,
@@ -157,5 +157,4 @@ def _tried(model: StudyModel) -> str:
 
 
 def _validated(model: StudyModel, specialist: str) -> float:
-    value = model.validation_of.get(specialist, model.validation_perplexity)
-    return math.nan if value is None else value
+    return model.validation_of.get(specialist, math.nan)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -44,40 +45,38 @@ class CurvePoint:
 
 
 def curve_points(study: StudyResults, curve: StudyCurve, stage: Stage) -> list[CurvePoint]:
-    """All points of a stage, by line and place. Methods of which the place is not known are left out."""
-    columns = [own for own in (*own_columns(study, stage), *question_columns(study, stage)) if len(own.places) == 1]
+    """All points of a stage, by line and place. Methods of which the place is not known are left out; base belongs to
+    every line."""
+    columns = [own for own in (*own_columns(study, stage), *question_columns(study, stage)) if not own.is_mean]
     methods = [study.method(name) for name in curve.methods]
-    encoders = {study.datasets[own.dataset].encoder for own in methods if own.kind != "base"}
-    kinds = {own.kind for own in methods if own.kind != "base"}
+    others = [method for method in methods if method.kind != "base"]
+    encoders = {study.datasets[method.dataset].encoder for method in others}
+    lines = {method.name: _line(study, method, with_encoder=len(encoders) > 1) for method in others}
     points = []
-    for method in methods:
-        for column in columns if has_stage(study, stage) else []:
-            place = _place(study, method, curve, column)
-            found = against(study, method.name, study.base, column)
-            if place is None or (found is None and method.kind != "base"):
-                continue
-            name = [method.kind, *([study.datasets[method.dataset].encoder] if len(encoders) > 1 else [])]
-            line = next(iter(kinds)) if method.kind == "base" and len(kinds) == 1 else " ".join(name)
-            points.append(
-                CurvePoint(
-                    line=line,
-                    method=method.name,
-                    place=place,
-                    column=column,
-                    found=None if method.kind == "base" else found,
-                )
-            )
+    for method, column in itertools.product(methods, columns if has_stage(study, stage) else []):
+        place = _place(study, method, curve, column)
+        if place is None:
+            continue
+        found = None if method.kind == "base" else against(study, method.name, study.base, column)
+        own = list(dict.fromkeys(lines.values())) if method.kind == "base" else [lines[method.name]] if found else []
+        points += [CurvePoint(line=line, method=method.name, place=place, column=column, found=found) for line in own]
     return sorted(points, key=lambda point: (point.line, point.place))
 
 
+def _line(study: StudyResults, method: StudyMethod, *, with_encoder: bool) -> str:
+    return f"{method.kind}, {study.datasets[method.dataset].encoder}" if with_encoder else method.kind
+
+
 def _place(study: StudyResults, method: StudyMethod, curve: StudyCurve, column: Column) -> float | None:
-    """Where a method stands along a curve; base is all generic."""
+    """Where a method stands along a curve. Base is one cluster, and all generic; it has no place elsewhere."""
     if curve.along == "generic_share":
         return 1.0 if method.kind == "base" else method.generic_share
+    if method.kind == "base":
+        return 1.0 if curve.along == "clusters" else None
     if curve.along == "examples" and method.examples is None:
         return float(study.specialists[column.places[0].specialist].documents)
     value = getattr(method, curve.along)
-    return None if value is None or method.kind == "base" else float(value)
+    return None if value is None else float(value)
 
 
 def curve_tables(study: StudyResults) -> list[StudyTable]:

@@ -35,6 +35,7 @@ _FILLS: dict[Stage, str] = {"pretrained": "full", "finetuned": "none"}
 _STYLES: dict[Stage, str] = {"pretrained": "-", "finetuned": "--"}
 _SHIFTS: dict[Stage, float] = {"pretrained": -0.16, "finetuned": 0.16}
 _TERM_CHARACTERS = 26
+_LEAST_RANGE = 0.02
 _TICK_RATIO = 1.8
 """Places on a logarithmic axis that are nearer than this share a tick."""
 
@@ -45,7 +46,7 @@ def study_figures(study: StudyResults) -> dict[str, Any]:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    found = {"main": main_figure(study)} if len(study.methods) > 1 else {}
+    found = {"main": main_figure(study)} if len(study.methods) > 1 and _panels(study) else {}
     for curve in study.curves:
         if any(curve_points(study, curve, stage) for stage in STAGES):
             found[f"curve-{curve.name}"] = curve_figure(study, curve)
@@ -69,19 +70,21 @@ def _blank(width: float, height: float) -> Any:
 
 def main_figure(study: StudyResults) -> Any:
     """A panel per specialist: each method against base with its interval, pretrained filled, fine-tuned open."""
-    panels = [own for own in (*own_columns(study), *question_columns(study)) if len(own.places) == 1]
+    panels = _panels(study)
     methods = [own.name for own in study.methods if own.name != study.base]
-    stages = [stage for stage in STAGES if has_stage(study, stage)]
+    stages: list[Stage] = [stage for stage in STAGES if has_stage(study, stage)]
     columns = min(4, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = _blank(1.8 + 2.3 * columns, rows * (1.2 + 0.3 * len(methods)))
     axes = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
     for axis, panel in zip(axes, panels, strict=False):
+        shown: list[float] = []
         for stage in stages:
             own = Column(title=panel.title, places=panel.places, stage=stage, questions=panel.questions)
             found = {method: against(study, method, study.base, own) for method in methods}
-            _dots(axis, methods, found, stage, far=math.inf if panel.questions else _FAR)
+            shown += _dots(axis, methods, found, stage, far=math.inf if panel.questions else _FAR)
         axis.axvline(0 if panel.questions else 1, color="gray", linewidth=0.8)
+        axis.set_xlim(_limits(axis.dataLim.intervalx, shown, none=0 if panel.questions else 1))
         axis.set_title(panel.title, fontsize=10)
         axis.set_xlabel(
             f"accuracy - {study.base}, points" if panel.questions else f"perplexity / {study.base}", fontsize=9
@@ -97,8 +100,27 @@ def main_figure(study: StudyResults) -> Any:
     return figure
 
 
-def _dots(axis: Any, methods: Sequence[str], found: Mapping[str, Figure | None], stage: Stage, *, far: float) -> None:
-    """One stage of all methods on a panel; what is beyond `far` is written at the edge."""
+def _panels(study: StudyResults) -> list[Column]:
+    return [own for own in (*own_columns(study), *question_columns(study)) if not own.is_mean]
+
+
+def _limits(drawn: Sequence[float], values: Sequence[float], *, none: float) -> tuple[float, float]:
+    """Of an axis: all values and no difference, and as much of the intervals as leaves differences to be seen."""
+    low, high = min([*values, none]), max([*values, none])
+    margin = 0.06 * max(high - low, _LEAST_RANGE)
+    room = high - low + margin
+    return max(drawn[0], low - room) - margin, min(drawn[1], high + room) + margin
+
+
+def _dots(
+    axis: Any, methods: Sequence[str], found: Mapping[str, Figure | None], stage: Stage, *, far: float
+) -> list[float]:
+    """One stage of all methods on a panel; what is beyond `far` is written at the edge.
+
+    Returns:
+        The values that are drawn.
+    """
+    shown = []
     for number, method in enumerate(methods):
         own = found[method]
         if own is None:
@@ -111,6 +133,7 @@ def _dots(axis: Any, methods: Sequence[str], found: Mapping[str, Figure | None],
             axis.text(0.98, place, text, transform=axis.get_yaxis_transform(), ha="right", va="center", fontsize=7)
             continue
         errors = None if math.isnan(low) else np.array([[value - low], [high - value]]) * scale
+        shown.append(value * scale)
         axis.errorbar(
             *([value * scale], [place]),
             xerr=errors,
@@ -121,6 +144,7 @@ def _dots(axis: Any, methods: Sequence[str], found: Mapping[str, Figure | None],
             capsize=2,
             linewidth=1,
         )
+    return shown
 
 
 def _stage_legend(figure: Any, stages: Sequence[Stage]) -> None:
@@ -135,7 +159,7 @@ def _stage_legend(figure: Any, stages: Sequence[Stage]) -> None:
 
 def curve_figure(study: StudyResults, curve: StudyCurve) -> Any:
     """A panel per specialist: against base along what the methods differ in."""
-    points = {stage: curve_points(study, curve, stage) for stage in STAGES}
+    points: dict[Stage, list[CurvePoint]] = {stage: curve_points(study, curve, stage) for stage in STAGES}
     panels = list(
         dict.fromkeys((own.column.places, own.column.questions, own.column.title) for own in points["pretrained"])
     )
@@ -145,26 +169,30 @@ def curve_figure(study: StudyResults, curve: StudyCurve) -> Any:
     figure = _blank(0.8 + 2.6 * columns, 0.6 + 2.7 * rows)
     axes = figure.subplots(rows, columns, squeeze=False).flat
     for axis, (places, questions, title) in zip(axes, panels, strict=False):
+        drawn: list[float] = []
         for stage, of_stage in points.items():
             own = [each for each in of_stage if (each.column.places, each.column.questions) == (places, questions)]
             for number, line in enumerate(lines):
-                _line(axis, [each for each in own if each.line == line], f"C{number}", stage, questions=questions)
+                on_line = [each for each in own if each.line == line]
+                drawn += _line(axis, on_line, f"C{number}", stage, questions=questions)
         axis.axhline(0 if questions else 1, color="gray", linewidth=0.8)
+        axis.set_ylim(_limits(axis.dataLim.intervaly, drawn, none=0 if questions else 1))
         axis.set_title(title, fontsize=10)
         axis.set_xlabel(AXES[curve.along], fontsize=9)
+        axis.set_ylabel(f"accuracy - {study.base}, points" if questions else f"perplexity / {study.base}", fontsize=9)
         axis.tick_params(labelsize=8)
         if curve.along != "generic_share":
             _logarithmic(axis, [each.place for of_stage in points.values() for each in of_stage])
-    axes[0].set_ylabel(f"perplexity / {study.base}" if not panels[0][1] else f"accuracy - {study.base}", fontsize=9)
     for axis in list(axes)[len(panels) :]:
         axis.set_axis_off()
     _line_legend(figure, lines, [stage for stage in STAGES if points[stage]])
     return figure
 
 
-def _line(axis: Any, points: Sequence[CurvePoint], color: str, stage: Stage, *, questions: bool) -> None:
+def _line(axis: Any, points: Sequence[CurvePoint], color: str, stage: Stage, *, questions: bool) -> list[float]:
+    """One line of one stage on a panel. Returns the values drawn."""
     if not points:
-        return
+        return []
     scale, none = (100, 0.0) if questions else (1, 1.0)
     values = [none if own.found is None else own.found.estimate.value for own in points]
     bounds = [(none, none) if own.found is None else own.found.estimate.interval for own in points]
@@ -183,6 +211,7 @@ def _line(axis: Any, points: Sequence[CurvePoint], color: str, stage: Stage, *, 
         capsize=2,
         linewidth=1,
     )
+    return [scale * value for value in values]
 
 
 def _logarithmic(axis: Any, places: Sequence[float]) -> None:

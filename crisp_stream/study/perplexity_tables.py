@@ -73,10 +73,9 @@ def values_table(study: StudyResults, name: str, title: str, caption: str, *, qu
 def _shown(study: StudyResults, column: Column) -> list[str]:
     """Methods that have a cell of their own in a column; a mean holds those that fine-tuning did not help, too."""
     names = [method.name for method in study.methods]
-    if column.stage == "pretrained" or len(column.places) > 1:
+    if column.stage == "pretrained" or column.is_mean:
         return names
-    (place,) = column.places
-    return [name for name in names if not is_unhelped(study, name, place)]
+    return [name for name in names if not is_unhelped(study, name, column.places[0].specialist)]
 
 
 def ratio_table(study: StudyResults, stage: Stage, *, questions: bool) -> StudyTable:
@@ -133,7 +132,7 @@ def generalist_tables(study: StudyResults) -> list[StudyTable]:
         name="generalist",
         title=f"Perplexity on {study.generalist_set} against {study.base}, pretrained",
         caption=f"ratio of each specialist's models to {study.base}, below 1 is better, [95 % interval]",
-        head=("method", *(f"for {column.title}" if len(column.places) == 1 else column.title for column in columns)),
+        head=("method", *(f"for {column.title}" if not column.is_mean else column.title for column in columns)),
         rows=rows,
         notes=seed_notes(figures),
         lines=lines,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from crisp_stream.evaluation.cells import write_csv
 from crisp_stream.study.cost_tables import candidate_tables, cost_tables
-from crisp_stream.study.curves import curve_tables
+from crisp_stream.study.curves import AXES, curve_tables
 from crisp_stream.study.figures import save_study_figure, study_figures
 from crisp_stream.study.perplexity_tables import generalist_tables, perplexity_tables
 from crisp_stream.study.question_tables import question_tables
@@ -19,10 +19,7 @@ from crisp_stream.study.weight_tables import weight_tables
 
 TABLES = "tables.md"
 """The page of all tables and figures."""
-_CAPTIONS = {
-    "main": "Each method against base with 95 % intervals over seeds and examples",
-    "weights": "Weights of the heaviest clusters by each method; the line is a cluster's share of the corpus",
-}
+_INTERVALS = "95 % intervals over seeds and examples"
 
 
 def study_tables(study: StudyResults) -> list[StudyTable]:
@@ -57,7 +54,7 @@ def conditions(study: StudyResults) -> list[str]:
         f"every model: {study.tokens:,} tokens in {study.batches:,} batches (checked), {study.num_parameters:,} "
         "parameters",
         f"seeds {seeds}; {study.device}" + (f"; {versions}" if versions else ""),
-        *(f"corpus {line}" for line in datasets),
+        *(f"dataset {line}" for line in datasets),
         *(f"specialist {line}" for line in specialists),
         *(f"{name}: {value}" for name, value in study.tags.items()),
     ]
@@ -77,13 +74,20 @@ def study_markdown(study: StudyResults, figures: Sequence[str] = ()) -> str:
         figures: names of the SVG files beside it.
     """
     lists = ["\n".join(f"* {line}" for line in lines) for lines in (conditions(study), verdict_lines(study)) if lines]
-    pictures = [f"![{_caption(name)}]({name}.svg)\n\n{_caption(name)}." for name in figures]
+    captions = [_caption(study, name) for name in figures]
+    pictures = [f"![{text}]({name}.svg)\n\n{text}." for name, text in zip(figures, captions, strict=True)]
     tables = [table.markdown() for table in study_tables(study)]
     return "\n\n".join([f"## Study {study.name}", *lists, *pictures, *tables]) + "\n"
 
 
-def _caption(name: str) -> str:
-    return _CAPTIONS.get(name, f"Against base, {name.removeprefix('curve-')}; 95 % intervals over seeds and examples")
+def _caption(study: StudyResults, name: str) -> str:
+    """What a figure shows."""
+    along = {f"curve-{curve.name}": AXES[curve.along] for curve in study.curves}
+    if name in along:
+        return f"Against {study.base} along {along[name]}, with {_INTERVALS}"
+    if name == "main":
+        return f"Each method against {study.base}, with {_INTERVALS}"
+    return "Weights of the heaviest clusters by each method; the line is a cluster's share of the corpus"
 
 
 def write_study_report(folder: str | Path, out: str | Path) -> list[Path]:

@@ -101,10 +101,8 @@ class StudyModel:
     """All that it was trained on, those of the model it began from included."""
     repeated_share: float | None = None
     """Of its samples, those whose window had been served before in its own run."""
-    validation_perplexity: float | None = None
-    """On its specialist's validation set; None where it was not validated."""
     validation_of: dict[str, float] = field(default_factory=dict)
-    """By specialist, of a model for none or for all."""
+    """Perplexity by specialist on its validation set; empty where the model was not validated."""
     wall_seconds: float
     """Of its own training."""
     cpu_seconds: float

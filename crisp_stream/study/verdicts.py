@@ -108,7 +108,7 @@ def _cell(verdict: Verdict) -> str:
 def verdict_lines(study: StudyResults) -> list[str]:
     """What the study says, in sentences: for each claim and stage, on how many of the specialists it holds."""
     lines = []
-    for claim in _by_claim([own for own in verdicts(study) if len(own.column.places) == 1]):
+    for claim in _by_claim([own for own in verdicts(study) if not own.column.is_mean]):
         for questions in (False, True):
             own = [each for each in claim if each.column.questions == questions]
             if own:

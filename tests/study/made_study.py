@@ -68,8 +68,9 @@ def made_study(
         for_all = kind in ("base", "multitask")
         for specialist in ("",) if for_all else tasks:
             maker.model(method, specialist, 0.0, gain, all_sets=for_all or method in transfer)
-        for specialist in tasks if method in tuned and method not in unhelped else ():
-            maker.model(method, specialist, FRACTION, gain / 2 + FINETUNING, all_sets=method in transfer)
+        for specialist in tasks if method in tuned else ():
+            chosen = method not in unhelped
+            maker.model(method, specialist, FRACTION, gain / 2 + FINETUNING, all_sets=method in transfer, chosen=chosen)
     fields: dict[str, Any] = {
         "name": "made",
         "tokens": TOKENS,
@@ -143,23 +144,27 @@ class _Maker:
         self.models: list[StudyModel] = []
         self.judgements: list[Judgement] = []
 
-    def model(self, method: str, specialist: str, fraction: float, gain: float, *, all_sets: bool) -> None:
-        """A method's models of all seeds for a specialist."""
-        for seed in self._seeds:
+    def model(
+        self, method: str, specialist: str, fraction: float, gain: float, *, all_sets: bool, chosen: bool = True
+    ) -> None:
+        """A method's models of all seeds for a specialist; one that was not chosen has the first seed alone."""
+        for seed in self._seeds if chosen else self._seeds[:1]:
             self.models.append(
                 StudyModel(
                     method=method,
                     specialist=specialist,
                     seed=seed,
                     fraction=fraction,
-                    chosen=True,
+                    chosen=chosen,
                     tokens=TOKENS,
                     repeated_share=0.5 if method == "crisp" else 0.0,
-                    validation_perplexity=float(np.exp(4.0 - gain)) if seed == self._seeds[0] else None,
+                    validation_of=self._validated(specialist, gain) if seed == self._seeds[0] else {},
                     wall_seconds=50.0,
                     cpu_seconds=90.0,
                 )
             )
+            if not chosen:
+                continue
             sets = {task: gain if specialist in ("", task) else gain / 3 for task in self._tasks}
             for task, better in sets.items() if all_sets else [(specialist, gain)]:
                 self._judge(self.models[-1], f"{task}.test", better, kind="text")
@@ -167,6 +172,9 @@ class _Maker:
                     self._judge(self.models[-1], f"{task}.test.accuracy", better, kind="questions")
             lost = 0.0 if method == "base" and not fraction else -GENERALIST_LOSS
             self._judge(self.models[-1], "generalist.test", lost, kind="text")
+
+    def _validated(self, specialist: str, gain: float) -> dict[str, float]:
+        return {task: float(np.exp(4.0 - gain)) for task in self._tasks if specialist in ("", task)}
 
     def _judge(self, model: StudyModel, set_name: str, better: float, *, kind: Any) -> None:
         of_set = np.random.default_rng(_number(set_name))
