@@ -77,8 +77,8 @@ def _add_report(verbs: Any) -> None:
         verbs,
         "report",
         _report,
-        "Tables and figures of the record of a study. Nothing is run, and no model is needed: methods are compared seed "
-        "by seed and example by example from what `study run` kept.",
+        "Tables and figures of the record of a study. Nothing is run, and no model is needed: methods are compared "
+        "seed by seed and example by example from what `study run` kept.",
     )
     verb.add_argument("records", nargs="+", metavar="FOLDER", help="record of a study, in OUT/record of `study run`")
     verb.add_argument(

@@ -76,7 +76,7 @@ def main_figure(study: StudyResults) -> Any:
     columns = min(4, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = _blank(1.8 + 2.3 * columns, rows * (1.2 + 0.3 * len(methods)))
-    axes = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
     for axis, panel in zip(axes, panels, strict=False):
         shown: list[float] = []
         for stage in stages:
@@ -167,7 +167,7 @@ def curve_figure(study: StudyResults, curve: StudyCurve) -> Any:
     columns = min(4, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = _blank(0.8 + 2.6 * columns, 0.6 + 2.7 * rows)
-    axes = figure.subplots(rows, columns, squeeze=False).flat
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis, (places, questions, title) in zip(axes, panels, strict=False):
         drawn: list[float] = []
         for stage, of_stage in points.items():
@@ -242,7 +242,7 @@ def weights_figure(compared: Sequence[ComparedWeights]) -> Any:
     rows = math.ceil(len(compared) / columns)
     tallest = max(len(own.top) for own in compared)
     figure = _blank(0.4 + 4.6 * columns, 0.6 + rows * (0.9 + 0.24 * tallest))
-    axes = figure.subplots(rows, columns, squeeze=False).flat
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis, own in zip(axes, compared, strict=False):
         places = np.arange(len(own.top))
         height = 0.8 / len(own.methods)

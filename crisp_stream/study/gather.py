@@ -151,6 +151,8 @@ class _Gathered:
                 if candidate is None:
                     continue
                 fraction = self._plan.chosen_fraction(method, specialist, self._done)
+                if fraction is None:
+                    continue  # not all were judged yet, and what is not fine-tuned would seem not to gain by it
                 for seed in self._study.seeds_of(method):
                     for each in finetune.fractions:
                         model = self._plan.model(method, specialist, seed, candidate, each)

@@ -6,8 +6,8 @@ var(a)/S + var(b)/E + var(c)/SE. It is estimated by two terms,
     (s_seed^2 / S)        s_seed: standard deviation over seeds of the means over examples
     (s_example^2 / E)     s_example: standard deviation over examples of the means over seeds
 
-and the interval is mean +- sqrt(t^2 s_seed^2/S + z^2 s_example^2/E), t of S - 1 degrees of freedom, z normal, both at
-95 %. Quantiles combined so cover at least what they say for independent variances (Banerjee, Sankhya 22, 1960). Limits:
+and the interval is mean +- sqrt(t^2 s_seed^2/S + u^2 s_example^2/E), with t of S - 1 and u of E - 1 degrees of freedom
+at 95 %. Quantiles combined so cover at least what they say for independent variances (Banerjee, Sankhya 22, 1960). Limits:
 
 * c counts in both terms, once too often; with few seeds t is large (4.3 for three). Both make intervals too wide, so
   what they call different is.
@@ -75,8 +75,10 @@ def _around(mean: float, by_seed: NDArray[np.float64], by_set: Mapping[str, NDAr
         return Interval(math.nan, math.nan)
     special = import_extra("scipy.special", extra="eval", purpose="confidence intervals")
     at = (1 + CONFIDENCE) / 2
-    of_examples = sum(float(values.var(ddof=1)) / len(values) for values in by_set.values())
-    squared = float(special.ndtri(at)) ** 2 * of_examples
+    squared = sum(
+        float(special.stdtrit(len(values) - 1, at)) ** 2 * float(values.var(ddof=1)) / len(values)
+        for values in by_set.values()
+    )
     seeds = len(by_seed)
     if seeds > 1:
         squared += float(special.stdtrit(seeds - 1, at)) ** 2 * float(by_seed.var(ddof=1)) / seeds

@@ -332,6 +332,10 @@ def _check_method(what: str, method: MethodSettings, study: StudySettings) -> No
     require(method.examples is None or method.examples > 0, f"examples must be above 0, got {method.examples}.")
     require(all(0 < share < 1 for share in method.share) and method.share != (), "share must lie between 0 and 1.")
     require(all(0 <= share < 1 for share in method.base_share) and method.base_share != (), "base_share: 0 to 1.")
+    require(
+        method.kind != "multitask" or len(method.base_share) == 1,
+        "base_share must be one value: a model for all has no validation set of its own to choose by.",
+    )
     require(0 <= method.generic_share < 1, f"generic_share must lie in [0, 1), got {method.generic_share}.")
     require(
         method.generic_share == 0 or method.kind not in ("base", "only-specialist"),

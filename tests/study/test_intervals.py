@@ -43,14 +43,14 @@ def test_an_interval_by_hand() -> None:
     found = seeded_estimate(values)
     assert found.value == 3.0
     of_seeds = stats.t.ppf(0.975, 1) * np.std([2.0, 4.0], ddof=1) / math.sqrt(2)
-    of_examples = stats.norm.ppf(0.975) * np.std([1.5, 3.5, 4.0], ddof=1) / math.sqrt(3)
+    of_examples = stats.t.ppf(0.975, 2) * np.std([1.5, 3.5, 4.0], ddof=1) / math.sqrt(3)
     half = math.hypot(of_seeds, of_examples)
     assert np.allclose(found.interval, (3 - half, 3 + half))
 
 
 def test_one_seed_leaves_the_term_of_examples_and_one_example_leaves_no_interval() -> None:
     found = seeded_estimate(np.array([[1.0, 3.0, 2.0]]))
-    half = stats.norm.ppf(0.975) / math.sqrt(3)
+    half = stats.t.ppf(0.975, 2) / math.sqrt(3)
     assert np.allclose(found.interval, (2 - half, 2 + half))
     alone = seeded_estimate(np.array([[1.0], [2.0]]))
     assert alone.value == 1.5
@@ -72,6 +72,10 @@ def test_intervals_hold_the_true_mean_about_as_often_as_they_say(
     assert bounds[0] <= found <= bounds[1], found
 
 
+def test_intervals_hold_the_true_mean_of_few_examples_too() -> None:
+    assert 0.935 <= coverage(seeds=3, examples=10, spreads=(0.0, 0.4, 0.01)) <= 0.975
+
+
 def test_an_interval_over_examples_alone_misses_the_effect_of_seeds() -> None:
     assert coverage(seeds=3, examples=100, spreads=(0.05, 0.0, 0.05), only=1) < 0.4
 
@@ -82,8 +86,10 @@ def test_the_mean_over_sets_adds_what_examples_do_and_takes_seeds_together() -> 
     sets = [SeededValues(seeds=(1, 2, 3), values=own, set_name=str(own.shape)) for own in values]
     found = mean_over_sets(sets)
     by_seed = np.mean([own.mean(axis=1) for own in values], axis=0)
-    of_examples = sum(own.mean(axis=0).var(ddof=1) / own.shape[1] / 4 for own in values)
-    squared = stats.t.ppf(0.975, 2) ** 2 * by_seed.var(ddof=1) / 3 + stats.norm.ppf(0.975) ** 2 * of_examples
+    squared = stats.t.ppf(0.975, 2) ** 2 * by_seed.var(ddof=1) / 3
+    for own in values:
+        size = own.shape[1]
+        squared += stats.t.ppf(0.975, size - 1) ** 2 * own.mean(axis=0).var(ddof=1) / size / 4
     assert found.value == pytest.approx(by_seed.mean())
     assert np.allclose(found.interval, (by_seed.mean() - squared**0.5, by_seed.mean() + squared**0.5))
 
