@@ -64,9 +64,20 @@ class Figure:
 
 
 def own_columns(study: StudyResults, stage: Stage = "pretrained") -> list[Column]:
-    """A column for each specialist with a set of texts, and one for all of them if there are several."""
-    places = [Place(name, own.perplexity_set) for name, own in study.specialists.items() if own.perplexity_set]
-    return _with_mean([Column(title=place.specialist, places=(place,), stage=stage) for place in places], "geo. mean")
+    """A column for each specialist with a set of texts, and one for all of them if there are several.
+
+    Questions count as texts, too, where they were judged with their right answers.
+    """
+    columns = [
+        Column(
+            title=name if own.kind == "text" else f"{name}, text",
+            places=(Place(name, own.perplexity_set),),
+            stage=stage,
+        )
+        for name, own in study.specialists.items()
+        if own.perplexity_set
+    ]
+    return _with_mean(columns, "geo. mean")
 
 
 def question_columns(study: StudyResults, stage: Stage = "pretrained") -> list[Column]:

@@ -68,7 +68,7 @@ def cost_tables(study: StudyResults) -> list[StudyTable]:
 def _cost_cells(own: dict[str, Any], *, has_selection: bool) -> list[str]:
     return [
         _seconds(own["selection_cpu_seconds"]) if has_selection else NONE,
-        _seconds(own["shared_cpu_seconds"]) if has_selection else NONE,
+        _seconds(own["shared_cpu_seconds"]) if own["shared_cpu_seconds"] else NONE,
         f"{own['proxy_tokens']:,.0f}" if has_selection and own["proxy_tokens"] else NONE,
         _seconds(own["training_cpu_seconds"]),
         _seconds(own["training_wall_seconds"]),

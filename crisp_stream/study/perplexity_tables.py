@@ -81,13 +81,13 @@ def _shown(study: StudyResults, column: Column) -> list[str]:
 def ratio_table(study: StudyResults, stage: Stage, *, questions: bool) -> StudyTable:
     """Each method against base at the same stage, with intervals."""
     columns = (question_columns if questions else own_columns)(study, stage)
-    rows, lines, figures = [], [], dict[str, Figure | None]()
+    rows, lines, figures = [], [], dict[str, list[Figure | None]]()
     for method in (own.name for own in study.methods if own.name != study.base):
         found = [against(study, method, study.base, column) for column in columns]
         if all(own is None for own in found):
             continue
         rows.append([Cell(method), *map(ratio_cell, found)])
-        figures |= {f"{method}, {column.title}": own for column, own in zip(columns, found, strict=True)}
+        figures[method] = found
         lines += _lines(study, method, columns, found)
     than = f"to {study.base}"
     what = (
@@ -120,13 +120,13 @@ def generalist_tables(study: StudyResults) -> list[StudyTable]:
     columns = generalist_columns(study)
     if not columns or study.generalist_set is None:
         return []
-    rows, lines, figures = [], [], dict[str, Figure | None]()
+    rows, lines, figures = [], [], dict[str, list[Figure | None]]()
     for method in (own.name for own in study.methods if own.name != study.base):
         found = [against(study, method, study.base, column) for column in columns]
         if all(own is None for own in found):
             continue
         rows.append([Cell(method), *map(ratio_cell, found)])
-        figures |= {f"{method}, {column.title}": own for column, own in zip(columns, found, strict=True)}
+        figures[method] = found
         lines += _lines(study, method, columns, found)
     ratio = StudyTable(
         name="generalist",

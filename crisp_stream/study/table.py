@@ -102,19 +102,20 @@ def figure_line(found: Figure, column: Column, **own: Any) -> dict[str, Any]:
     }
 
 
-def seed_notes(figures: Mapping[str, Figure | None]) -> list[str]:
-    """What is to be said of seeds: which were left out, and where there was only one.
+def seed_notes(figures: Mapping[str, Sequence[Figure | None]]) -> list[str]:
+    """What is to be said of seeds: where there was only one, and which were left out.
 
     Args:
         figures: by the name of what was compared.
     """
+    known = {name: [own for own in found if own is not None] for name, found in figures.items()}
+    alone = [name for name, found in known.items() if any(len(own.seeds) == 1 for own in found)]
     notes = []
-    alone = [name for name, found in figures.items() if found is not None and len(found.seeds) == 1]
     if alone:
         whom = "all" if len(alone) == len(figures) else ", ".join(alone)
         notes.append(f"one seed, so intervals are over examples alone and say nothing of other seeds: {whom}")
-    for name, found in figures.items():
-        if found is not None and found.left_out:
-            left_out = ", ".join(map(str, found.left_out))
-            notes.append(f"{name}: seed {left_out} has no pair and was left out")
+    left_out = {name: sorted({seed for own in found for seed in own.left_out}) for name, found in known.items()}
+    for seeds in dict.fromkeys(tuple(own) for own in left_out.values() if own):
+        names = ", ".join(name for name, own in left_out.items() if tuple(own) == seeds)
+        notes.append(f"without a pair and left out, seed {', '.join(map(str, seeds))}: {names}")
     return notes

@@ -85,6 +85,9 @@ def verdict_tables(study: StudyResults) -> list[StudyTable]:
             [Cell(f"{first.better} better than {first.than}"), Cell(TITLES[first.column.stage]), *map(Cell, cells)]
         )
     lines = [figure_line(own.found, own.column, method=own.better, than=own.than, answer=own.answer) for own in found]
+    by_pair: dict[str, list[Figure | None]] = {}
+    for own in found:
+        by_pair.setdefault(f"{own.better} and {own.than}", []).append(own.found)
     table = StudyTable(
         name="verdicts",
         title="Claims",
@@ -92,7 +95,7 @@ def verdict_tables(study: StudyResults) -> list[StudyTable]:
         "perplexities, below 1 is better, or the difference of accuracies in points",
         head=("claim", "stage", *titles),
         rows=rows,
-        notes=seed_notes({f"{own.better} and {own.than}, {own.column.title}": own.found for own in found}),
+        notes=seed_notes(by_pair),
         lines=lines,
         left=2,
     )

@@ -74,8 +74,8 @@ def _compared(specialist: str, level: int, weights: list[StudyWeights], top: int
 
 
 def weight_tables(study: StudyResults) -> list[StudyTable]:
-    """A table for each comparison."""
-    return [_table(found) for found in compared_weights(study)]
+    """A table for each comparison of two methods or more."""
+    return [_table(found) for found in compared_weights(study) if len(found.methods) > 1]
 
 
 def _table(found: ComparedWeights) -> StudyTable:

@@ -68,7 +68,7 @@ def test_a_seed_without_a_pair_is_left_out_and_said() -> None:
     assert found is not None
     assert (found.seeds, found.left_out) == ((1, 3), (2,))
     notes = table(perplexity_tables(study), "ratio-pretrained").notes
-    assert "crisp, medicine: seed 2 has no pair and was left out" in notes
+    assert notes == ["without a pair and left out, seed 2: crisp"]
 
 
 def test_one_seed_is_said_to_give_intervals_over_examples_alone() -> None:
@@ -256,6 +256,14 @@ def test_a_method_that_may_see_all_examples_stands_where_the_specialist_ends() -
         ("doge", 100),
         ("crisp", 500),
     }
+
+
+def test_questions_count_as_texts_too_and_weights_of_one_method_alone_are_no_comparison() -> None:
+    study = made_study(questions=("exam",), weights=made_weights(("medicine",), ("doge", "crisp"))[:1])
+    assert table(perplexity_tables(study), "ratio-pretrained").head == (
+        *("method", "medicine", "religion", "exam, text", "geo. mean"),
+    )
+    assert weight_tables(study) == []
 
 
 def test_everything_is_written_as_text_markdown_and_csv() -> None:
