@@ -67,6 +67,8 @@ def test_a_seed_without_a_pair_is_left_out_and_said() -> None:
     found = against(study, "crisp", "base", MEDICINE)
     assert found is not None
     assert (found.seeds, found.left_out) == ((1, 3), (2,))
+    differences = [losses(study, "crisp", "medicine", seed) - losses(study, "base", "", seed) for seed in (1, 3)]
+    assert found.estimate.value == pytest.approx(np.exp(np.mean(differences)))
     notes = table(perplexity_tables(study), "ratio-pretrained").notes
     assert notes == ["without a pair and left out, seed 2: crisp"]
 
