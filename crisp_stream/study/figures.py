@@ -76,7 +76,7 @@ def main_figure(study: StudyResults) -> Any:
     columns = min(4, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = _blank(1.8 + 2.3 * columns, rows * (1.2 + 0.3 * len(methods)))
-    axes = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     for axis, panel in zip(axes, panels, strict=False):
         shown: list[float] = []
         for stage in stages:
@@ -92,7 +92,7 @@ def main_figure(study: StudyResults) -> Any:
         axis.tick_params(labelsize=8)
         axis.locator_params(axis="x", nbins=5)
         axis.grid(axis="y", linewidth=0.3)
-    for axis in list(axes)[len(panels) :]:
+    for axis in axes[len(panels) :]:
         axis.set_axis_off()
     axes[0].set_yticks(range(len(methods)), methods)
     axes[0].set_ylim(len(methods) - 0.5, -0.5)
@@ -167,7 +167,7 @@ def curve_figure(study: StudyResults, curve: StudyCurve) -> Any:
     columns = min(4, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = _blank(0.8 + 2.6 * columns, 0.6 + 2.7 * rows)
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, (places, questions, title) in zip(axes, panels, strict=False):
         drawn: list[float] = []
         for stage, of_stage in points.items():
@@ -183,7 +183,7 @@ def curve_figure(study: StudyResults, curve: StudyCurve) -> Any:
         axis.tick_params(labelsize=8)
         if curve.along != "generic_share":
             _logarithmic(axis, [each.place for of_stage in points.values() for each in of_stage])
-    for axis in list(axes)[len(panels) :]:
+    for axis in axes[len(panels) :]:
         axis.set_axis_off()
     _line_legend(figure, lines, [stage for stage in STAGES if points[stage]])
     return figure
@@ -242,7 +242,7 @@ def weights_figure(compared: Sequence[ComparedWeights]) -> Any:
     rows = math.ceil(len(compared) / columns)
     tallest = max(len(own.top) for own in compared)
     figure = _blank(0.4 + 4.6 * columns, 0.6 + rows * (0.9 + 0.24 * tallest))
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, own in zip(axes, compared, strict=False):
         places = np.arange(len(own.top))
         height = 0.8 / len(own.methods)
@@ -258,7 +258,7 @@ def weights_figure(compared: Sequence[ComparedWeights]) -> Any:
         axis.set_xlabel("% of the mixture", fontsize=9)
         axis.tick_params(labelsize=7)
         axis.legend(fontsize=8, loc="lower right")
-    for axis in list(axes)[len(compared) :]:
+    for axis in axes[len(compared) :]:
         axis.set_axis_off()
     return figure
 

@@ -77,6 +77,16 @@ def test_a_model_far_off_is_written_at_the_edge_instead_of_stretching_the_axis()
     assert axis.get_xlim()[1] < 1.5
 
 
+def test_places_of_a_grid_without_a_panel_are_empty() -> None:
+    weights = made_weights(("medicine", "religion", "exam"), ("doge", "crisp"))
+    curves = (StudyCurve(name="clusters", along="clusters", methods=("crisp", "doge")),)
+    tasks = ("medicine", "religion", "encyclopedia")
+    study = made_study(specialists=tasks, questions=("exam",), weights=weights, curves=curves)
+    shown = {name: [axis.axison for axis in figure.axes] for name, figure in study_figures(study).items()}
+    assert shown["main"] == shown["curve-clusters"] == [True] * 5 + [False] * 3  # exam has two, as texts and questions
+    assert shown["weights"] == [True] * 3 + [False]
+
+
 def test_wide_intervals_of_two_seeds_leave_differences_to_be_seen() -> None:
     figure = main_figure(made_study(seeds=(1, 2), noise=0.1))
     for axis in figure.axes:
