@@ -7,7 +7,8 @@ var(a)/S + var(b)/E + var(c)/SE. It is estimated by two terms,
     (s_example^2 / E)     s_example: standard deviation over examples of the means over seeds
 
 and the interval is mean +- sqrt(t^2 s_seed^2/S + u^2 s_example^2/E), with t of S - 1 and u of E - 1 degrees of freedom
-at 95 %. Quantiles combined so cover at least what they say for independent variances (Banerjee, Sankhya 22, 1960). Limits:
+at 95 %. Quantiles combined so cover at least what they say for independent variances (Banerjee 1960).
+Limits:
 
 * c counts in both terms, once too often; with few seeds t is large (4.3 for three). Both make intervals too wide, so
   what they call different is.
