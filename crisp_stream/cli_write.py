@@ -143,6 +143,11 @@ def _add_write(verbs: Any) -> None:
         metavar="L",
         help="no shard holds windows of two nodes of this level; 2 lets to_streams make a stream per level-2 node",
     )
+    verb.add_argument(
+        "--embeddings",
+        metavar="DIR",
+        help="keep the embeddings of all windows in this folder, as `embed` makes them, without embedding twice",
+    )
     _add_work(verb)
 
 
@@ -198,6 +203,7 @@ def _write(asked: argparse.Namespace) -> None:
         tree=asked.tree,
         shard_bytes=int(asked.shard_mb * (1 << 20)),
         shard_level=asked.shard_level,
+        embeddings=asked.embeddings,
         **_documents_options(asked),
         **_models_options(asked),
     )

@@ -127,6 +127,11 @@ def _as_dataset(options: WriteOptions, dataset: Dataset) -> WriteOptions:
     for name in ("like", "tree", "tokenizer"):
         if getattr(options, name) is not None:
             raise InputError(f"{name}: must be left out, because {dataset.root} has one. Leave it out.")
+    if options.embeddings is not None:
+        raise InputError(
+            f"embeddings: must be left out, because append embeds new windows alone, got {options.embeddings}. Then "
+            f"run: crisp-stream embed {dataset.root} --out {options.embeddings}"
+        )
     manifest, known = dataset.manifest, dataset.manifest.provenance
     return replace(
         options,

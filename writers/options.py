@@ -24,7 +24,7 @@ DEDUPLICATIONS = ("exact", "near")
 @dataclass(frozen=True, kw_only=True)
 class WriteOptions:
     """What to write, from what, and how. Everything but engine, address, processes, memory_bytes, work, keep_work,
-    group_bytes, run_bytes and sort_memory_bytes determines the bytes.
+    embeddings, group_bytes, run_bytes and sort_memory_bytes determines the bytes.
 
     Raises:
         InputError: a value out of range.
@@ -103,6 +103,9 @@ class WriteOptions:
     (with Ray, beside the root)."""
     keep_work: bool = False
     """Leave the intermediate files, so that another write with other options finds what it can use."""
+    embeddings: str | None = None
+    """Folder for the embeddings of all windows, as `embed` makes them, here without embedding again; None keeps none.
+    With Ray, one that all machines see."""
     group_bytes: int = GROUP_BYTES
     """Input files up to this size together are read by one task."""
     run_bytes: int = RUN_BYTES

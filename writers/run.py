@@ -20,7 +20,9 @@ from crisp_stream.writers import finish, stages
 from crisp_stream.writers.batches import BATCH_CHARACTERS
 from crisp_stream.writers.document_stages import ReadDocuments, read_documents_in_stages
 from crisp_stream.writers.dropped import Dropped
+from crisp_stream.writers.embeddings_folder import complete, embeddings_folder, is_complete, refuse_others
 from crisp_stream.writers.engine import LocalEngine, RayEngine, open_engine
+from crisp_stream.writers.kept_embeddings import KeptEmbeddingsTask, RunEmbeddingsTask, keep_in_stages
 from crisp_stream.writers.models import Models, models_of_dataset, models_of_folder
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.pool import Log, aligned
@@ -39,6 +41,7 @@ from crisp_stream.writers.work import (
 )
 from crisp_stream.writers.workspace import Workspace
 
+_EMBEDDINGS_STAGES = (RunEmbeddingsTask.stage, KeptEmbeddingsTask.stage)
 QUICK_EXTRAS = ("tokenizers", "tiktoken", "sklearn", "faiss", "threadpoolctl")
 """Looked for before hours of work; sentence_transformers is needed first anyway."""
 
@@ -98,7 +101,7 @@ def write(options: WriteOptions, *, log: Log = print) -> WriteReport:
         require_extra(module, extra="write", purpose="writing a dataset")
     models = models_of(options)
     check_taken(options)
-    if published_before(options):
+    if published_before(options) and not _embeddings_missing(options, models):
         log(f"work: {options.out} was published by an earlier run, which was stopped before it could tidy up")
         manifest = open_dataset(options.out).manifest
         with work_folder(options, log):
@@ -106,6 +109,8 @@ def write(options: WriteOptions, *, log: Log = print) -> WriteReport:
     else:
         with contextlib.closing(engine_of(options)) as engine, work_folder(options, log) as workspace:
             manifest = _make(options, models, Runner(engine, workspace, log=log), engine)
+            if options.embeddings is not None:
+                _complete_embeddings(options.embeddings, manifest, log)
             publish(staged_root(options, workspace), options.out, manifest.to_json(), log=log)
     report = WriteReport(
         root=options.out,
@@ -122,6 +127,33 @@ def write(options: WriteOptions, *, log: Log = print) -> WriteReport:
     )
     log(report.table())
     return report
+
+
+def _embeddings_missing(options: WriteOptions, models: Models | None) -> bool:
+    """Of a dataset that is published, whether embeddings are asked for that can still be taken from its work.
+
+    Raises:
+        InputError: they can not, because parts of the work are deleted.
+    """
+    if options.embeddings is None or is_complete(embeddings_folder(options.embeddings, option="embeddings")):
+        return False
+    runner = Runner(None, Workspace(work_url(options)), log=lambda line: None)
+    with contextlib.suppress(PlanEnds):
+        _make(options, models, runner, None)
+    if runner.plan[-1][0] not in _EMBEDDINGS_STAGES:
+        raise InputError(
+            f"{options.out}: the dataset is published, and the work that its embeddings could be taken from is deleted "
+            f"in part. Embed its windows with: crisp-stream embed {options.out} --out {options.embeddings}"
+        )
+    return True
+
+
+def _complete_embeddings(path: str, manifest: Manifest, log: Log) -> None:
+    folder = embeddings_folder(path, option="embeddings")
+    refuse_others(folder, {manifest.fingerprint})
+    if not is_complete(folder):
+        complete(folder, manifest)
+    log(f"embeddings of {manifest.num_windows:,} windows: {path}")
 
 
 def models_of(options: WriteOptions) -> Models | None:
@@ -162,6 +194,7 @@ def _stages_of(options: WriteOptions) -> list[str]:
         "runs",
         "shards",
         "provenance",
+        *(_EMBEDDINGS_STAGES if options.embeddings else []),
     ]
 
 
@@ -212,13 +245,14 @@ def _make(
         shard_bytes=options.shard_bytes,
         leaves_per_shard_node=tree.arity ** (tree.depth - options.shard_level),
     )
+    memory_bytes = finish.sort_memory(options.sort_memory_bytes, work_bytes)
     tasks = finish.shard_tasks(
         runner,
         ordered,
         tree,
         settings,
         seed=options.seed,
-        memory_bytes=finish.sort_memory(options.sort_memory_bytes, work_bytes),
+        memory_bytes=memory_bytes,
     )
     groups = [batch.group for batch in read.batches]
     tables = finish.documents_tables(runner, embedded, groups, root)
@@ -228,6 +262,8 @@ def _make(
         finish.forget_lost(runner, tasks, tables, [root, options.out], made)
     shards = ShardsSummary.of(runner.run(tasks, unit="windows"))
     runner.run(tables, unit="parts")
+    if options.embeddings is not None:
+        keep_in_stages(runner, embedded, ordered, tree, options.embeddings, memory_bytes=memory_bytes)
     if runner.engine is None:
         raise PlanEnds
     manifest = runner.workspace.read_if_there(made)

@@ -152,7 +152,7 @@ class ShardsTask(Task):
         arrays = {kind: self.workspace.array(f"{run.key}.{kind}.npy") for kind in ("keys", "tokens", "places")}
         return Slice(
             keys=arrays["keys"].rows(start, stop),
-            tokens=_on_disk(arrays["tokens"], start, stop, scratch, run.key),
+            tokens=rows_on_disk(arrays["tokens"], start, stop, scratch, run.key),
             places=arrays["places"].rows(start, stop),
         )
 
@@ -212,7 +212,8 @@ class ShardsTask(Task):
         return int(row.path.split("/")[1])
 
 
-def _on_disk(array: StoredArray, start: int, stop: int, scratch: Path | None, key: str) -> RowsOnDisk:
+def rows_on_disk(array: StoredArray, start: int, stop: int, scratch: Path | None, key: str) -> RowsOnDisk:
+    """Rows of a workspace's file; those of an object store are brought to a scratch folder first."""
     if scratch is None:
         return array.on_disk(start, stop)
     name = f"{key.replace('/', '-')}.npy"

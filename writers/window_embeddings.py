@@ -1,23 +1,12 @@
 """The embeddings of all windows of a dataset, in one .npy file that is read as it lies on disk.
 
-A write keeps embeddings by part in its work folder and deletes that in the end: a dataset needs none. Methods that
-score single windows do, so this makes them again, by the dataset's encoder, in the dataset's own numbering:
-
-    embeddings.npy    f16[num_windows, dim], L2 norm 1
-    embeddings.json   written last: fingerprint of the dataset, encoder
-    work              a folder: records of what is done, while it is not all
-
-Tasks write their rows in their places of the one file, so joining costs nothing; their records, written after the rows
-are on disk, say what is done. So a run that was stopped goes on.
+A write has embeddings by part in its work folder and deletes that in the end: a dataset needs none. Methods that score
+single windows do. `write --embeddings` keeps them (kept_embeddings.py); of a dataset that was written without, this
+makes them again, by the dataset's encoder.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
-import shutil
-import uuid
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,17 +14,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from crisp_stream.errors import InputError
 from crisp_stream.format import Dataset, open_dataset
-from crisp_stream.selection.embeddings import EMBEDDINGS, EMBEDDINGS_VERSION, FACTS, WindowEmbeddings
-from crisp_stream.storage import is_remote
+from crisp_stream.selection.embeddings import WindowEmbeddings
 from crisp_stream.writers import parts
 from crisp_stream.writers.embed import EncoderChoice, matching_encoder
+from crisp_stream.writers.embeddings_folder import complete, embeddings_folder, is_complete, records_of, rows_file
 from crisp_stream.writers.engine import open_engine
 from crisp_stream.writers.pool import Log
 from crisp_stream.writers.tasks import Kind, Record, Runner, Task
 from crisp_stream.writers.windows import window_texts
-from crisp_stream.writers.workspace import Workspace, remote_or_absolute
+from crisp_stream.writers.workspace import remote_or_absolute
 
 TASK_WINDOWS = 1024
 """A minute of one core with the default encoder: what is lost when a run is stopped."""
@@ -117,19 +105,17 @@ def embed_windows(
         InputError: an encoder with other weights, a folder that holds embeddings of another dataset.
         FormatError, CorruptDataError: the dataset is damaged. StorageError: the storage refused or failed.
     """
-    if is_remote(out):
-        raise InputError(f"out: must be a folder, got {out}: the rows are written in place. Copy it there afterwards.")
-    folder, dataset = Path(out).resolve(), open_dataset(root, generation=generation)
+    folder, dataset = embeddings_folder(out, option="out"), open_dataset(root, generation=generation)
     manifest = dataset.manifest
-    if (folder / FACTS).is_file():
+    if is_complete(folder):
         found = WindowEmbeddings.load(folder, dataset)
         log(f"{out} holds the embeddings of {manifest.num_windows:,} windows already")
         return found
     choice = matching_encoder(manifest.encoder, encoder, root)
-    target = _made(folder, manifest.num_windows, manifest.encoder.dim)
+    target = rows_file(folder, manifest.num_windows, manifest.encoder.dim)
     tasks = [
         WindowEmbeddingsTask(
-            workspace=Workspace(folder / "work"),
+            workspace=records_of(folder),
             number=number,
             inputs=(manifest.fingerprint,),
             root=remote_or_absolute(root),
@@ -146,31 +132,5 @@ def embed_windows(
         Runner(running, tasks[0].workspace, log=log).run(tasks, unit="windows")
     finally:
         running.close()
-    facts = {
-        "embeddings_version": EMBEDDINGS_VERSION,
-        "dataset": manifest.fingerprint,
-        "num_windows": manifest.num_windows,
-        "encoder": dataclasses.asdict(manifest.encoder),
-    }
-    temporary = folder / f".{FACTS}.{uuid.uuid4().hex[:12]}.tmp"
-    temporary.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
-    temporary.replace(folder / FACTS)
-    shutil.rmtree(folder / "work", ignore_errors=True)
+    complete(folder, manifest)
     return WindowEmbeddings.load(folder, dataset)
-
-
-def _made(folder: Path, num_windows: int, dim: int) -> Path:
-    """The file of all rows, of zeros where it is new; of another size, it is made anew with all records forgotten."""
-    path = folder / EMBEDDINGS
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        if np.load(path, mmap_mode="r").shape == (num_windows, dim):
-            return path
-    except (OSError, ValueError, EOFError):
-        pass
-    shutil.rmtree(folder / "work", ignore_errors=True)
-    temporary = folder / f".{EMBEDDINGS}.{uuid.uuid4().hex[:12]}.tmp"
-    rows = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=(num_windows, dim))
-    rows.flush()
-    os.replace(temporary, path)  # noqa: PTH105 - read by other processes from now on
-    return path

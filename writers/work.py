@@ -7,12 +7,13 @@ import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from crisp_stream.errors import InputError
-from crisp_stream.format import MANIFEST
+from crisp_stream.format import MANIFEST, Manifest
 from crisp_stream.storage import cache_folder, is_remote, local_path, open_store
+from crisp_stream.writers.embeddings_folder import embeddings_folder, refuse_others
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.pool import Log
 from crisp_stream.writers.publish import MADE, check_root, made_manifests
@@ -23,7 +24,7 @@ _PUBLISHING = "publishing.json"
 _LAST = (_PUBLISHING, MADE, "lock")
 """Deleted last: while they are there, a published dataset is known to be the one of this folder."""
 _NEUTRAL = (
-    *("engine", "address", "processes", "memory_bytes", "work", "keep_work"),
+    *("engine", "address", "processes", "memory_bytes", "work", "keep_work", "embeddings"),
     *("group_bytes", "run_bytes", "sort_memory_bytes"),
 )
 
@@ -72,11 +73,25 @@ def check_taken(options: WriteOptions) -> None:
     begun = workspace.read_if_there(_PUBLISHING)
     record = {} if begun is None else json.loads(begun)
     same = record.get("options") == _identity(options)
+    manifests = made_manifests(workspace) if same else []
+    if options.embeddings is not None:
+        _check_embeddings(options.embeddings, options.out, manifests)
     check_root(
         options.out,
         ours=record.get("root") == remote_or_absolute(options.out),
-        manifests=made_manifests(workspace) if same else [],
+        manifests=manifests,
     )
+
+
+def _check_embeddings(folder: str, out: str, manifests: Sequence[bytes]) -> None:
+    """Raises InputError: a folder that is taken, or a dataset whose embeddings cannot be had from this write."""
+    store, here = open_store(out), embeddings_folder(folder, option="embeddings")
+    if store.exists(MANIFEST) and store.get(MANIFEST) not in manifests:
+        raise InputError(
+            f"{out}: the output root must not hold a dataset, but it has a {MANIFEST}, and no work of this write is "
+            f"left to take its embeddings from. Embed its windows with: crisp-stream embed {out} --out {folder}"
+        )
+    refuse_others(here, {Manifest.from_json(manifest).fingerprint for manifest in manifests})
 
 
 def published_before(options: WriteOptions) -> bool:

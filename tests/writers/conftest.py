@@ -50,9 +50,9 @@ def small_options(text_file: Path, out: Path | str, **changes: object) -> WriteO
 
 @pytest.fixture(scope="session")
 def written(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, WriteReport]:
-    """A dataset written by one process with the real all-MiniLM-L6-v2."""
+    """A dataset written by one process with the real all-MiniLM-L6-v2; its embeddings are kept beside it."""
     root = tmp_path_factory.mktemp("written") / "root"
-    return root, write(small_options(text_file, root), log=lambda line: None)
+    return root, write(small_options(text_file, root, embeddings=str(root.parent / "kept")), log=lambda line: None)
 
 
 class WordEncoder:

@@ -179,9 +179,11 @@ def test_ray_started_here_gives_the_same_bytes_and_leaves_nothing_running(text_f
     import ray
 
     before = {int(path.name) for path in Path("/proc").glob("[0-9]*")} if Path("/proc").is_dir() else set()
-    write(lsi_options(text_file, tmp_path / "local"), log=quiet)
-    write(lsi_options(text_file, tmp_path / "ray", engine="ray", processes=2), log=quiet)
+    kept = {name: str(tmp_path / f"embeddings-{name}") for name in ("local", "ray")}
+    write(lsi_options(text_file, tmp_path / "local", embeddings=kept["local"]), log=quiet)
+    write(lsi_options(text_file, tmp_path / "ray", embeddings=kept["ray"], engine="ray", processes=2), log=quiet)
     assert files_below(tmp_path / "ray") == files_below(tmp_path / "local")
+    assert files_below(Path(kept["ray"])) == files_below(Path(kept["local"]))
     assert not ray.is_initialized()
 
     session = f"_{os.getpid()}/"  # ends the name of the folder of Ray's processes that this one started
