@@ -9,7 +9,7 @@ table of leaves and would tie a checkpoint to one way of counting them.
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from crisp_stream.errors import ResumeError
@@ -18,6 +18,7 @@ from crisp_stream.stream import decode_histogram, encode_histogram
 
 if TYPE_CHECKING:
     from crisp_stream.format import Dataset
+    from crisp_stream.selection.windows import WindowSelection
 
 
 class PhaseRecords:
@@ -78,25 +79,26 @@ class PhaseRecords:
         return self._encoded[index]
 
 
-def phases_of_state(state: dict[str, Any], dataset: Dataset, *, until: int) -> list[Phase]:
+def phases_of_state(
+    state: dict[str, Any], dataset: Dataset, *, until: int, selections: Sequence[WindowSelection] = ()
+) -> list[Phase]:
     """The phases that a state was served by, the last one ended at a sample.
 
     Args:
         state: of `MixtureDataset.state_dict(num_samples)`.
         dataset: the one it belongs to.
         until: position at which the last of them ends, at most the state's.
+        selections: those that phases were drawn from: a state holds just their fingerprints.
 
     Raises:
-        ResumeError: the state does not say, is damaged, or ends within a phase whose blocks were planned for a length.
+        ResumeError: the state does not say, is damaged, ends within a phase whose blocks were planned for a length, or
+            was drawn from other selections.
     """
+    given = {selection.fingerprint: selection for selection in selections}
     records = [record for record in _saved_phases(state) if record["first_sample"] < until]
     phases = []
     for number, record in enumerate(records, 1):
-        if record.get("windows") is not None:
-            raise ResumeError(
-                f"cannot continue: phase {number} was drawn from {_selection(record)}, which a checkpoint does not "
-                "hold. Name the checkpoint's phases in the mixture (windows: FILE, with until), then what comes after."
-            )
+        selection = _given_selection(record, given, number)
         end = until if number == len(records) else records[number]["first_sample"]
         samples, planned = end - record["first_sample"], record["samples"]
         if planned not in (None, samples):
@@ -104,12 +106,37 @@ def phases_of_state(state: dict[str, Any], dataset: Dataset, *, until: int) -> l
                 f"cannot continue at sample {end:,}: phase {number} was planned for {planned:,} samples and "
                 f"{samples:,} were served. Continue from the end of the phase, or from a phase of whole blocks."
             )
+        if selection is not None:
+            phases.append(Phase.of_windows(selection, dataset, samples, whole_blocks=planned is None))
+            continue
         try:
             histogram = decode_histogram(base64.b64decode(record["histogram"], validate=True), dataset)
         except (TypeError, ValueError) as error:
             raise ResumeError(f"the saved phase {number} is damaged ({error}). Use another checkpoint.") from error
         phases.append(Phase(histogram, samples, whole_blocks=planned is None))
+    for unused in given.keys() - {record.get("windows") for record in records}:
+        raise ResumeError(
+            f"cannot continue: no phase up to sample {until:,} was drawn from the window selection {unused[:12]}. "
+            "Leave it out, or use another checkpoint."
+        )
     return phases
+
+
+def _given_selection(
+    record: dict[str, Any], given: Mapping[str, WindowSelection], number: int
+) -> WindowSelection | None:
+    """What a saved phase was drawn from; None: from all windows. Raises ResumeError: it is not among those given."""
+    windows = record.get("windows")
+    if windows is None:
+        return None
+    if windows not in given:
+        named = f"; named: {', '.join(other[:12] for other in given)}" if given else ""
+        raise ResumeError(
+            f"cannot continue: phase {number} was drawn from {_selection(record)}, of which a checkpoint holds no more "
+            f"than that{named}. Name its file: in a recipe mixture.phases.0.windows=FILE beside histogram: checkpoint. "
+            "Where there are several, name each phase with its own (windows: FILE, with until)."
+        )
+    return given[windows]
 
 
 def check_identity(

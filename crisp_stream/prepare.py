@@ -204,7 +204,8 @@ def _check_order_known(recipe: Recipe, start: RunStart) -> None:
     if start.position > start.samples and not recipe.from_checkpoint:
         raise RecipeError(
             "the schedule starts afresh and the order of samples goes on, so the first of `mixture.phases` must be "
-            "`histogram: checkpoint`. Or start the data afresh, too: load_restart=[schedule, data]"
+            "`histogram: checkpoint` (with `windows: FILE`, if that was drawn from a selection). Or start the data "
+            "afresh, too: load_restart=[schedule, data]"
         )
 
 

@@ -71,7 +71,7 @@ class PhaseRecipe:
 
     windows: str | None = None
     """Instead of `histogram`: the path of a window selection, made by `crisp-stream select`, whose windows are drawn,
-    each as often as any other."""
+    each as often as any other. Beside `histogram: checkpoint`: the selection that the checkpoint was served from."""
 
     until: str | None = None
     """Where the phase ends, counted from the start of the run: `928ba`, `…tok`, or a share of the run (`0.9dur`).
@@ -86,7 +86,7 @@ class PhaseRecipe:
     @property
     def source(self) -> str | tuple[str, ...]:
         """What is drawn by: `histogram`, or `windows`."""
-        return self.windows or self.histogram or ()
+        return CHECKPOINT if self.histogram == CHECKPOINT else self.windows or self.histogram or ()
 
 
 @dataclass(frozen=True, kw_only=True)

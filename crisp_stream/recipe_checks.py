@@ -124,7 +124,7 @@ def _check_phases(recipe: Recipe) -> None:
         key = f"mixture.phases.{index}"
         names = (phase.source,) if isinstance(phase.source, str) else phase.source
         _require(
-            phase.windows is None or phase.histogram is None,
+            phase.windows is None or phase.histogram in (None, CHECKPOINT),
             f"`{key}` has both `histogram` and `windows`, and needs one of them. Drop the other: {key}.histogram=null",
         )
         _require(
@@ -138,7 +138,7 @@ def _check_phases(recipe: Recipe) -> None:
             phase.max_repeats is not None or phase.on_excess == "error",
             f"`{key}.on_excess` is cap, but there is no `{key}.max_repeats` to cap at.",
         )
-        if CHECKPOINT in names and phase.windows is None:
+        if phase.histogram == CHECKPOINT or (phase.windows is None and CHECKPOINT in names):
             _check_checkpoint_phase(recipe, index)
     _check_ends(recipe)
 

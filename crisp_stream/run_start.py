@@ -23,6 +23,7 @@ from crisp_stream.checkpoint import (
 from crisp_stream.continuation import phases_of_state
 from crisp_stream.errors import CrispError, InputError, RecipeError, ResumeError, import_extra
 from crisp_stream.recipe import Recipe
+from crisp_stream.selection.windows import WindowSelection
 from crisp_stream.storage import is_remote
 
 if TYPE_CHECKING:
@@ -158,7 +159,9 @@ def phases_before(recipe: Recipe, checkpoint: dict[str, Any] | None, dataset: Da
     """What `histogram: checkpoint` stands for: the phases served before the run began; none without it.
 
     Raises:
-        ResumeError: the checkpoint is of another dataset, does not say, or cannot be continued there.
+        ResumeError: the checkpoint is of another dataset, does not say, cannot be continued there, or was served from
+            another window selection than the phase names.
+        FormatError: the file of that is missing or damaged.
     """
     if not recipe.from_checkpoint:
         return []
@@ -169,7 +172,9 @@ def phases_before(recipe: Recipe, checkpoint: dict[str, Any] | None, dataset: Da
             f"cannot continue: dataset was {str(state.get('dataset'))[:12]}, is {dataset.manifest.fingerprint[:12]}. "
             "Name the dataset of the checkpoint, or start its data afresh: load_restart=[data], without that phase."
         )
-    return phases_of_state(state, dataset, until=start.position)
+    named = recipe.mixture.phases[0].windows
+    selections = [] if named is None else [WindowSelection.load(named)]
+    return phases_of_state(state, dataset, until=start.position, selections=selections)
 
 
 def check_model(checkpoint: dict[str, Any], path: Path, config: GPT2Config, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -209,13 +209,24 @@ def test_a_checkpoint_of_the_corpus_is_continued_by_a_selection(dataset: Dataset
     assert windows_of(one_run, 50) == before + after
 
     saved = specialist.state_dict(400)
-    with pytest.raises(ResumeError, match=r"phase 2 was drawn from the window selection .*\(windows: FILE, with until"):
+    with pytest.raises(ResumeError, match=r"phase 2 was drawn from the window selection .* mixture.phases.0.windows=F"):
         phases_of_state(saved, dataset, until=400)
+    wrong = random_selection(dataset, 0.3, 7)
+    with pytest.raises(
+        ResumeError, match=rf"phase 2 was drawn from .*; named: {wrong.fingerprint[:12]}. Name its file"
+    ):
+        phases_of_state(saved, dataset, until=400, selections=[wrong])
+    with pytest.raises(ResumeError, match=rf"no phase up to sample 160 was .* {chosen.fingerprint[:12]}. Leave it out"):
+        phases_of_state(saved, dataset, until=160, selections=[chosen])
+    again = opened(*phases_of_state(saved, dataset, until=400, selections=[chosen]), Phase(base))
+    again.load_state_dict(again.continued_state(saved))
+    next_windows = windows_of(again, 5)
     further = opened(
         *one_run.mixture.phases[:1], Phase.of_windows(chosen, dataset, 240, whole_blocks=True), Phase(base)
     )
     further.load_state_dict(further.continued_state(saved))
-    assert len(np.unique(np.concatenate([*before, *windows_of(further, 5)]))) == 200
+    assert windows_of(further, 5) == next_windows
+    assert len(np.unique(np.concatenate([*before, *next_windows]))) == 200
     other = Phase.of_windows(random_selection(dataset, 0.3, 7), dataset, 240, whole_blocks=True)
     with pytest.raises(ResumeError, match=r"phase 2 was drawn from the window selection .*, now from the window"):
         opened(*one_run.mixture.phases[:1], other, Phase(base)).continued_state(saved)
