@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import numpy as np
 from crisp_stream.format import Dataset, open_dataset
 from crisp_stream.study.jobs import JobPlace
 
+EMBEDDINGS = "embeddings"
+"""Folder of the embeddings of a dataset's windows, in that of a job."""
 _ROOT = "dataset.json"
 _LSI_ARITY = 2
 
@@ -58,6 +61,7 @@ def write_dataset(
         sample=sample,
         seed=seed,
         processes=place.processes,
+        embeddings=str(place.folder / EMBEDDINGS),
     )
     if written is not None and like:
         options = dataclasses.replace(plain, like=written.root)
@@ -79,11 +83,14 @@ def write_dataset(
 
 
 def embed_dataset(place: JobPlace, *, dataset: Path) -> dict[str, Any]:
-    """Embeddings of all windows."""
+    """Embeddings of all windows: those that were kept when the dataset was written, or else made now."""
+    from crisp_stream.selection.embeddings import FACTS
     from crisp_stream.writers.window_embeddings import embed_windows
 
-    out, root = str(place.folder / "embeddings"), dataset_of(dataset).root
-    found = embed_windows(root, out, processes=place.processes, log=place.log)
+    out, kept = place.folder / EMBEDDINGS, dataset / EMBEDDINGS
+    if (kept / FACTS).is_file() and not out.exists():
+        out.symlink_to(os.path.relpath(kept, out.parent))
+    found = embed_windows(dataset_of(dataset).root, str(out), processes=place.processes, log=place.log)
     return {"windows": len(found.rows)}
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crisp_stream.format import Dataset
-from crisp_stream.study.datasets import dataset_of
+from crisp_stream.study.datasets import EMBEDDINGS, dataset_of
 from crisp_stream.study.jobs import JobPlace
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def select(
         assert specialist is not None, "the plan gives dsir the specialist"
         return _select_by_ngrams(place, opened, options["share"], specialist / f"{name}.train.jsonl", limit)
     assert embeddings is not None, "the plan gives the others embeddings"
-    return _select_windows(place, opened, kind, options, tasks[0], embeddings / "embeddings")
+    return _select_windows(place, opened, kind, options, tasks[0], embeddings / EMBEDDINGS)
 
 
 def _select_clusters(
