@@ -64,7 +64,7 @@ class Done:
 
 
 Plan = Callable[[Mapping[str, Done]], Sequence[Job]]
-"""All jobs that can be named, given those that are finished."""
+"""All jobs that can be named, given those that are finished. A job that is finished stays in the plan."""
 
 
 def job_folder(out: str | Path, name: str, key: str) -> Path:
@@ -72,12 +72,22 @@ def job_folder(out: str | Path, name: str, key: str) -> Path:
     return Path(out) / f"{name}-{key[:_KEY_DIGITS]}"
 
 
+def plain_values(values: Any) -> dict[str, Any]:
+    """What `work` returned, as it will be read from the job's record.
+
+    Raises:
+        TypeError: JSON cannot hold it.
+    """
+    if not isinstance(values, dict):
+        raise TypeError(f"a job must return a dict of plain values, got {type(values).__name__}")
+    return json.loads(json.dumps(values))
+
+
 def save_done(folder: Path, done: Done) -> None:
     """Say that a job is finished: the last thing it does."""
     temporary = folder / f".{DONE}.{os.getpid()}"
     with temporary.open("w", encoding="utf-8") as file:
-        json.dump(asdict(done), file, indent=2)
-        file.write("\n")
+        file.write(json.dumps(asdict(done), indent=2) + "\n")
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(folder / DONE)
