@@ -164,9 +164,12 @@ class _Run:
         jobs = self._jobs()
         if self._done:
             self._log(f"{len(self._done):,} of {len(jobs):,} jobs are finished already")
-        while left := [job for job in jobs if job.name not in self._done]:
+        while True:
             if self._signals.received is not None:
                 self._stop(self._signals.received)
+            left = [job for job in jobs if job.name not in self._done]
+            if not left:
+                return {job.name: self._done[job.name] for job in jobs}
             self._start(left)
             if not self._running:
                 names = ", ".join(job.name for job in left[:5])
@@ -177,7 +180,6 @@ class _Run:
             self._say(done)
             if failures:
                 raise failures[0]
-        return {job.name: self._done[job.name] for job in jobs}
 
     def _jobs(self) -> list[Job]:
         """The plan, with all that is finished."""
@@ -219,8 +221,8 @@ class _Run:
             taken = {own.number for own in self._running.values()}
             number = next(each for each in range(room.workers) if each not in taken)
             size, start = (room.threads, 1), functools.partial(room.pool, number)
-        with ctrl_c_held_back():
-            pool = self._pools.get(number) or self._pools.setdefault(number, start())
+        pool = self._pools.get(number) or self._pools.setdefault(number, start())
+        with ctrl_c_held_back():  # after the pool is made: the first starts Python's resource tracker, which lifts it
             try:
                 future = pool.submit(run_job, job, folder, *size)
             except BrokenProcessPool:  # killed while it was idle

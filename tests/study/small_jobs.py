@@ -159,7 +159,7 @@ def run_alone(kind: str, out: str, folder: str, grace: str) -> None:
     """A study in this process. Prints how it ended."""
     runner.GRACE_SECONDS = float(grace)
     where = Path(folder)
-    deaf = kind == "deaf"
+    deaf = not kind.isdigit()
     plan = functools.partial(deaf_plan, where) if deaf else functools.partial(training_plan, where, int(kind))
     try:
         done = run_jobs(plan, out, workers=4)
@@ -168,6 +168,10 @@ def run_alone(kind: str, out: str, folder: str, grace: str) -> None:
         return
     print(json.dumps({name: own.values for name, own in done.items()}))
 
+
+if __name__ == "__mp_main__" and sys.argv[1] == "slow-start":  # in a worker that starts
+    Path(sys.argv[3], "starting").touch()
+    time.sleep(2.0)
 
 if __name__ == "__main__":
     run_alone(*sys.argv[1:])
