@@ -11,7 +11,7 @@ as jobs are finished, and asking again after an interruption gives the same jobs
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,7 +61,7 @@ class StudyPlan:
         self._done: Mapping[str, Done] = {}
 
     def __call__(self, done: Mapping[str, Done]) -> list[Job]:
-        """All jobs that are known by now, in the order in which they should run."""
+        """All jobs that are known by now, in the order in which they should run: methods of all seeds come first."""
         study, self._done = self._study, done
         self._jobs = StudyJobs(study, self._out, self._text)
         if self._text is None and study.fetch is not None and self._jobs.fetched_text().name not in done:
@@ -72,12 +72,19 @@ class StudyPlan:
             self._jobs.specialist(name)
         if study.generalist_test:
             self._jobs.generalist_test()
-        for number in range(len(study.seeds)):
-            for method in study.methods:
-                self._models(method, number)
-            for method in () if study.finetune is None else study.finetune.methods:
-                self._finetuned(method, number)
+        whole = [name for name in study.methods if study.seeds_of(name) == study.seeds]
+        for names in (whole, [name for name in study.methods if name not in whole]):
+            for number in range(len(study.seeds)):
+                self._of_seed(names, number)
         return self._jobs.all
+
+    def _of_seed(self, methods: Sequence[str], number: int) -> None:
+        for method in methods:
+            self._models(method, number)
+        finetune = self._study.finetune
+        for method in () if finetune is None else finetune.methods:
+            if method in methods:
+                self._finetuned(method, number)
 
     def chosen(self, method: str, specialist: str, done: Mapping[str, Done]) -> Candidate | None:
         """The candidate with the lowest validation perplexity with the first seed; None while it is not known."""
