@@ -222,9 +222,10 @@ def load_study(path: str | Path) -> StudySettings:
     if not isinstance(tree, dict):
         raise InputError(f"{path}: must be a mapping of keys, got {type(tree).__name__}.")
     tree = {"name": path.stem, **tree}
-    for name, method in (tree.get("methods") or {}).items():
-        tree["methods"][name] = _with_kind(name, method)
+    methods = tree.get("methods")
     try:
+        if isinstance(methods, dict):
+            tree["methods"] = {name: _with_kind(str(name), method) for name, method in methods.items()}
         return build(StudySettings, tree)
     except RecipeError as error:
         raise InputError(f"{path}: {str(error).replace('recipe key', 'study key')}") from error
