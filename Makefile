@@ -1,5 +1,6 @@
 # make demo [DATA=s3://bucket/prefix]   the whole method on real text, from a clean clone
 # make test                             format, lint, types, all tests (on Debian installs Chromium if there is none)
+# make study [STUDY=small]              which method wins, at equal tokens: from the text to the tables (half an hour)
 # make lint | make install | make bench | make constraints
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -14,15 +15,17 @@ STAMP := $(VENV)/.crisp-stream-installed
 # The dataset of the demo: a folder or s3://, gs://, az://. Everything else of the demo stands in OUT.
 OUT ?= demo-out
 DATA ?= $(OUT)/data
-# Further arguments of `crisp-stream demo`, such as --fresh.
+# Further arguments of `crisp-stream demo`, such as --fresh, or of `crisp-stream study`, such as --plan.
 ARGS ?=
+# A packaged study, or the YAML file of one.
+STUDY ?= small
 # Further arguments of pytest, such as `-k order`.
 PYTEST_ARGS ?=
 
 # OpenMP threads that sleep while they wait: on a busy machine 4 times faster than spinning ones (see crisp_stream/demo.py).
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install demo test lint browser bench constraints
+.PHONY: help install demo study test lint browser bench constraints
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
 
@@ -40,6 +43,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	"$(RUN)/crisp-stream" demo --out "$(DATA)" --run-folder "$(OUT)" $(ARGS)
+
+study: $(STAMP)
+	"$(RUN)/crisp-stream" study "$(STUDY)" $(ARGS)
 
 lint: $(STAMP)
 	"$(RUN)/ruff" check .

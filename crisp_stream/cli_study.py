@@ -21,11 +21,12 @@ def add_study(verbs: Any) -> None:
     verb = verbs.add_parser("study", help="Compare methods at equal training tokens", description=text)
     own = verb.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_run(own)
+    _add_show(own)
     _add_report(own)
     _add_fetch(own)
 
 
-STUDY_VERBS = ("run", "fetch", "report")
+STUDY_VERBS = ("run", "show", "fetch", "report")
 
 
 def with_run(arguments: list[str]) -> list[str]:
@@ -70,6 +71,17 @@ def _run(asked: argparse.Namespace) -> None:
         print(plan_text(study, out, text=asked.text))
         return
     run_study(study, out, text=asked.text, workers=asked.jobs, log=print_line)
+
+
+def _add_show(verbs: Any) -> None:
+    verb = add_verb(verbs, "show", _show, "Print a packaged study, to be changed and run. Its keys: docs/study.md.")
+    verb.add_argument("name", metavar="NAME", help="small, miniature or h100")
+
+
+def _show(asked: argparse.Namespace) -> None:
+    from crisp_stream.study.settings import read_study
+
+    print(read_study(asked.name), end="")
 
 
 def _add_report(verbs: Any) -> None:

@@ -19,7 +19,8 @@ from crisp_stream.verbs import recipes_and_overrides
 from tests.seaweed import S3Server
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-RUN_ELSEWHERE = ("make demo", "make test")  # tests/test_demo.py; this suite itself
+RUN_ELSEWHERE = ("make demo", "make test", "crisp-stream study small")
+"""By tests/test_demo.py, this suite itself, tests/study/test_study.py."""
 SMALL = ["max_duration=10ba", "scheduler.t_warmup=1ba", "save_interval=1ba", "global_train_batch_size=2"]
 """What makes 400 batches 10, and the 360th the 9th."""
 

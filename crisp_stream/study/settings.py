@@ -238,6 +238,13 @@ def study_names() -> list[str]:
     return sorted(path.stem for path in _folder().glob("*.yaml"))
 
 
+def read_study(name: str) -> str:
+    """Text of a packaged study, comments included. Raises InputError: there is none of the name."""
+    if name not in study_names():
+        raise InputError(f"{name} is not a packaged study. There are {', '.join(study_names())}.")
+    return (_folder() / f"{name}.yaml").read_text(encoding="utf-8")
+
+
 def _folder() -> Path:
     return Path(__file__).parent.parent / "recipes" / "studies"
 
