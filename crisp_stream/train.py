@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crisp_stream.closing import close_trainer
 from crisp_stream.durations import SHARE, batches_of
 from crisp_stream.errors import import_extra
 from crisp_stream.example_hashes import example_hash
@@ -68,7 +69,7 @@ class TrainingRun:
 
     def close(self) -> None:
         """End loggers and uploads, in this order: loggers write their last lines when they end."""
-        self.trainer.close()
+        close_trainer(self.trainer)
         self.logs.finish()
 
 

@@ -7,6 +7,7 @@ its time.
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import os
 import resource
@@ -94,6 +95,8 @@ def run_job(job: Job, folder: Path, threads: int, processes: int) -> Done | Fail
                 message=str(error),
                 signal_name=error.signal_name if isinstance(error, RunInterruptedError) else None,
             )
+        finally:
+            gc.collect()  # trainers are circles: the next job needs the memory of their models
     return done
 
 

@@ -187,6 +187,17 @@ def test_a_worker_lives_over_many_jobs_and_one_that_was_killed_while_idle_is_rep
     assert killed
 
 
+def test_a_whole_machine_job_finds_no_idle_workers_and_has_every_core(tmp_path: Path) -> None:
+    jobs = (
+        job("before", small_jobs.environment),
+        job("whole", small_jobs.environment, "before", whole=True),
+        job("after", small_jobs.environment, "whole"),
+    )
+    done = run_jobs(fixed(*jobs), tmp_path, workers=num_processes(None), log=silent)
+    assert [own.values["OMP_NUM_THREADS"] for own in done.values()] == ["1", str(num_processes(None)), "1"]
+    assert len({own.values["pid"] for own in done.values()}) == 3
+
+
 # What goes wrong.
 
 
