@@ -244,10 +244,14 @@ class _Gathered:
         first = self._study.first_dataset
         corpus_of: dict[int, float] = {}
         terms: tuple[str, ...] = ()
+        crisp_seen = False
         for method, own in self._study.methods.items():
             plain = own.examples is None and own.base_share == (0.0,) and not own.generic_share
             if own.kind not in _WEIGHED or (own.dataset or first) != first or not plain:
                 continue
+            if own.kind == "crisp" and crisp_seen:
+                continue  # cut to one level, all of the same examples are equal
+            crisp_seen |= own.kind == "crisp"
             for specialist in self._study.specialists_of(method):
                 name = f"select/{method}.{specialist}"
                 if name not in self._done:
