@@ -60,8 +60,8 @@ def plan_text(study: StudySettings, out: Path, *, text: str | None = None) -> st
     """The jobs that can be named now, and which of them are finished."""
     jobs, done = _finished(StudyPlan(study, out, text=text), out)
     lines = [f"{'finished' if job.name in done else 'to run':<9} {job.name}" for job in jobs]
-    note = "More jobs follow where candidates are chosen by validation."
-    return "\n".join([*lines, "", f"{len(done):,} of {len(jobs):,} jobs are finished. {note}"])
+    note = "" if len(done) == len(jobs) else " More jobs follow where candidates are chosen by validation."
+    return "\n".join([*lines, "", f"{len(done):,} of {len(jobs):,} jobs are finished.{note}"])
 
 
 def _finished(plan: StudyPlan, out: Path) -> tuple[Sequence[Job], dict[str, Done]]:
