@@ -50,6 +50,8 @@ def _report(
     study: StudySettings, plan: StudyPlan, done: Mapping[str, Done], out: Path, log: Callable[[str], None]
 ) -> None:
     found = gather(study, plan, done, out)
+    for stale in (*(out / RECORD).glob("*.csv"), *(out / RECORD).glob("*.svg")):  # of methods that were taken out
+        stale.unlink()
     found.save(out / RECORD)
     log(study_text(found))
     page = write_study_report(out / RECORD, out / RECORD)[0]

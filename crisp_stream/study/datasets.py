@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from crisp_stream.errors import InputError
 from crisp_stream.format import Dataset, open_dataset
 from crisp_stream.study.jobs import JobPlace
 
@@ -25,9 +26,16 @@ def dataset_of(folder: Path) -> Dataset:
     return open_dataset(json.loads((folder / _ROOT).read_text())["root"].replace("{job}", str(folder)))
 
 
-def open_root(place: JobPlace, *, root: str) -> dict[str, Any]:
-    """A dataset that exists already."""
-    return _noted(place, root)
+def open_root(place: JobPlace, *, root: str, fingerprint: str) -> dict[str, Any]:
+    """A dataset that exists already.
+
+    Raises:
+        InputError: it was replaced since the plan was made.
+    """
+    found = _noted(place, root)
+    if found["fingerprint"] != fingerprint:
+        raise InputError(f"{root}: was replaced while the study ran. Start the study again.")
+    return found
 
 
 def write_dataset(

@@ -25,6 +25,18 @@ def digest_of(inputs: Sequence[str]) -> str:
     return found.hexdigest()
 
 
+@lru_cache(maxsize=64)
+def fingerprint_of(root: str) -> str:
+    """Of the dataset at a root, as it was when this process first asked.
+
+    Raises:
+        FormatError: there is none. StorageError: the storage refused or failed.
+    """
+    from crisp_stream.format import open_dataset
+
+    return open_dataset(root).manifest.fingerprint
+
+
 @lru_cache(maxsize=1024)
 def _content_digest(path: str, num_bytes: int, version: str) -> str:
     """Size and version are there to be keys: a file that changed is read again."""

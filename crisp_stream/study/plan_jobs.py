@@ -12,7 +12,7 @@ from typing import Any
 
 from crisp_stream.errors import InputError
 from crisp_stream.study import datasets, selections, texts
-from crisp_stream.study.digests import digest_of
+from crisp_stream.study.digests import digest_of, fingerprint_of
 from crisp_stream.study.jobs import Job, job_folder
 from crisp_stream.study.settings import TEXT_FOLDER, MethodSettings, StudySettings, with_candidate
 
@@ -68,7 +68,7 @@ class StudyJobs:
         """A dataset of the corpus, and the embeddings of its windows where a method needs them."""
         study, own = self._study, self._study.datasets[name]
         if own.root is not None:
-            settings = {"root": own.root}
+            settings = {"root": own.root, "fingerprint": fingerprint_of(own.root)}
             self.add(f"dataset/{name}", datasets.open_root, settings=settings)
         else:
             first = None if name == study.first_dataset else self._jobs[f"dataset/{own.like or study.first_dataset}"]

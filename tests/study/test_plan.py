@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from crisp_stream.errors import InputError
+from crisp_stream.study.digests import fingerprint_of
 from crisp_stream.study.jobs import Done, Job
 from crisp_stream.study.plan import StudyPlan
 from crisp_stream.study.settings import load_study
 from tests.study.written_study import METHODS, small_study, write_study, write_texts
+from tests.synthetic import write_synthetic_dataset
 
 
 @pytest.fixture
@@ -131,6 +133,21 @@ def test_keys_change_with_what_decides_an_outcome_and_with_nothing_else(tmp_path
     assert "train/only-specialist.statements.seed-1" in content
     assert "train/base.seed-1" not in content
     assert "train/classifier.exam.seed-1" not in content
+
+
+def test_a_dataset_that_exists_counts_by_what_is_in_it(tmp_path: Path, texts: Path) -> None:
+    write_synthetic_dataset(tmp_path / "one", {0: 4, 3: 5})
+    write_synthetic_dataset(tmp_path / "two", {0: 4, 3: 6})
+    root = tmp_path / "root"
+    found = []
+    for name in ("one", "two", "one"):
+        root.unlink(missing_ok=True)
+        root.symlink_to(tmp_path / name)
+        fingerprint_of.cache_clear()
+        changes = {"datasets": {"all": {"root": str(root)}}, "methods": {"base": {}}, "finetune": None, "curves": None}
+        found.append(keys(plan_of(tmp_path, texts, **changes)({})))
+    assert found[0] == found[2]
+    assert {"dataset/all", "train/base.seed-1"} <= changed_names(found[0], found[1])
 
 
 def test_methods_of_all_seeds_come_before_those_of_some(tmp_path: Path, texts: Path) -> None:
