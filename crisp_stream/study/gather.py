@@ -223,7 +223,9 @@ class _Gathered:
     def _selection(self, name: str, method: str, specialist: str, candidate: Candidate) -> record.StudySelection:
         needs = [self._done[need] for need in self._jobs[name].needs]
         own = [self._done[name], *(need for need in needs if need.name.startswith(("examples/", "proxy/")))]
-        shared = {need.name: round(need.cpu_seconds, 1) for need in needs if need.name.startswith("embeddings/")}
+        # A dataset is written for all; what there is of embedding and of the tree in it, only some methods need.
+        once = ("embeddings/",) if self._study.methods[method].kind == "dsir" else ("embeddings/", "dataset/")
+        shared = {need.name: round(need.cpu_seconds, 1) for need in needs if need.name.startswith(once)}
         costs = [need.values["cost"] or {} for need in needs if need.name.startswith("proxy/")]
         return record.StudySelection(
             method=method,

@@ -19,6 +19,9 @@ FEWER = {
     "finetune": {"methods": ["base", "crisp"], "fractions": [0.5]},
 }
 
+pytestmark = pytest.mark.timeout(900)
+"""The first test trains two dozen models, a minute and a half on a core of its own."""
+
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -54,6 +57,14 @@ def test_one_candidate_of_each_is_chosen_by_validation(ran: Path) -> None:
         best = min(tried, key=lambda each: each.validation_of[specialist])
         assert [each for each in tried if each.chosen] == [best]
         assert [each.candidate for each in own if each.fraction == 0 and each.seed == 2] == [best.candidate]
+
+
+def test_what_is_done_once_for_all_counts_for_the_methods_that_need_it(ran: Path) -> None:
+    shared = {own.method: set(own.shared) for own in StudyResults.load(ran / "out" / "record").selections}
+    assert shared["crisp"] == shared["doge"] == {"dataset/all"}
+    assert shared["classifier"] == {"dataset/all", "embeddings/all"}
+    assert shared["third"] == {"dataset/third"}
+    assert shared["dsir"] == set()
 
 
 def test_judged_perplexities_are_those_of_the_checkpoints(ran: Path) -> None:
