@@ -12,7 +12,7 @@ import contextlib
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,7 +22,9 @@ from composer.loggers import Logger
 from composer.utils import create_interval_scheduler
 
 from crisp_stream.checkpoint import CHECKPOINT_NAME, LATEST
+from crisp_stream.durations import batches_of
 from crisp_stream.errors import StorageError
+from crisp_stream.prepare import PreparedRun
 from crisp_stream.recipe import Recipe
 from crisp_stream.storage import is_remote, local_path, open_store
 
@@ -59,14 +61,12 @@ SaveDue = Callable[[State, Event], bool]
 """Whether a checkpoint is to be saved now: the form of Composer's `save_interval` that is a function."""
 
 
-def save_due(interval: str, batches: Collection[int]) -> SaveDue:
-    """At an interval, at the end, and after some batches.
-
-    Args:
-        interval: as Composer writes it.
-        batches: numbers of the batches, counted from the start of the run.
-    """
+def save_due(interval: str, run: PreparedRun) -> SaveDue:
+    """At an interval, as Composer writes it, at the end, and where the recipe's `save_at` says."""
     regular = create_interval_scheduler(interval)
+    tokens = run.recipe.global_train_batch_size * run.dataset.manifest.window_tokens
+    asked_for = run.recipe.save_at
+    batches = {batches_of(text, tokens_per_batch=tokens, run_batches=run.num_batches) for text in asked_for}
 
     def due(state: State, event: Event) -> bool:
         asked = event == Event.BATCH_CHECKPOINT and int(state.timestamp.batch) in batches

@@ -253,11 +253,7 @@ def _saver(run: PreparedRun, folder: Path | None, interval: str) -> CheckpointSa
     from crisp_stream.saving import UploadedCheckpoints, save_due
 
     recipe = run.recipe
-    tokens_per_batch = recipe.global_train_batch_size * run.dataset.manifest.window_tokens
-    due = save_due(
-        interval,
-        {batches_of(text, tokens_per_batch=tokens_per_batch, run_batches=run.num_batches) for text in recipe.save_at},
-    )
+    due = save_due(interval, run)
     if folder is None or recipe.checkpoint_folder is None:
         return None
     keep = recipe.save_num_checkpoints_to_keep
