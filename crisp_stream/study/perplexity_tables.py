@@ -81,14 +81,7 @@ def _shown(study: StudyResults, column: Column) -> list[str]:
 def ratio_table(study: StudyResults, stage: Stage, *, questions: bool) -> StudyTable:
     """Each method against base at the same stage, with intervals."""
     columns = (question_columns if questions else own_columns)(study, stage)
-    rows, lines, figures = [], [], dict[str, list[Figure | None]]()
-    for method in (own.name for own in study.methods if own.name != study.base):
-        found = [against(study, method, study.base, column) for column in columns]
-        if all(own is None for own in found):
-            continue
-        rows.append([Cell(method), *map(ratio_cell, found)])
-        figures[method] = found
-        lines += _lines(study, method, columns, found)
+    rows, lines, figures = _against_base(study, columns)
     than = f"to {study.base}"
     what = (
         f"difference of accuracies {than}, points, above 0" if questions else f"ratio of perplexities {than}, below 1"
@@ -103,6 +96,23 @@ def ratio_table(study: StudyResults, stage: Stage, *, questions: bool) -> StudyT
         notes=seed_notes(figures),
         lines=lines,
     )
+
+
+def _against_base(
+    study: StudyResults, columns: Sequence[Column]
+) -> tuple[list[list[Cell]], list[dict[str, Any]], dict[str, list[Figure | None]]]:
+    """Rows of a table, lines of its CSV file and figures by method: each method against base, where there is any."""
+    rows: list[list[Cell]] = []
+    lines: list[dict[str, Any]] = []
+    figures: dict[str, list[Figure | None]] = {}
+    for method in (own.name for own in study.methods if own.name != study.base):
+        found = [against(study, method, study.base, column) for column in columns]
+        if all(own is None for own in found):
+            continue
+        rows.append([Cell(method), *map(ratio_cell, found)])
+        figures[method] = found
+        lines += _lines(study, method, columns, found)
+    return rows, lines, figures
 
 
 def _lines(
@@ -120,14 +130,7 @@ def generalist_tables(study: StudyResults) -> list[StudyTable]:
     columns = generalist_columns(study)
     if not columns or study.generalist_set is None:
         return []
-    rows, lines, figures = [], [], dict[str, list[Figure | None]]()
-    for method in (own.name for own in study.methods if own.name != study.base):
-        found = [against(study, method, study.base, column) for column in columns]
-        if all(own is None for own in found):
-            continue
-        rows.append([Cell(method), *map(ratio_cell, found)])
-        figures[method] = found
-        lines += _lines(study, method, columns, found)
+    rows, lines, figures = _against_base(study, columns)
     ratio = StudyTable(
         name="generalist",
         title=f"Perplexity on {study.generalist_set} against {study.base}, pretrained",
