@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.tree import ClusterTree
+from crisp_stream.tree.tree import ClusterTree
 
 DIM, ARITY, DEPTH = 384, 64, 3
 PRODUCT_ROWS = 1024

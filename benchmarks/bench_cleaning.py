@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 from datasketch import MinHash
 
-from crisp_stream.writers.decontamination import EvaluationNgrams
-from crisp_stream.writers.duplicates import find_duplicates, num_passes, text_digests
-from crisp_stream.writers.evaluation_texts import read_evaluation_texts
-from crisp_stream.writers.near_duplicates import NearSettings, find_near_duplicates, sketch_texts
-from crisp_stream.writers.words import hash_words, ngram_hashes
+from crisp_stream.writers.cleaning.decontamination import EvaluationNgrams
+from crisp_stream.writers.cleaning.duplicates import find_duplicates, num_passes, text_digests
+from crisp_stream.writers.cleaning.evaluation_texts import read_evaluation_texts
+from crisp_stream.writers.cleaning.near_duplicates import NearSettings, find_near_duplicates, sketch_texts
+from crisp_stream.writers.cleaning.words import hash_words, ngram_hashes
 
 BATCH_CHARACTERS = 2 << 20
 DIGESTS, MEMORY_BYTES = 10_000_000, 256 << 20

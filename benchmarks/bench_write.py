@@ -149,7 +149,7 @@ def ray(work: Path, quick: bool, repeats: int) -> tuple[list[Row], list[str]]:
 def small_write(source: str, engine: str) -> dict[str, Any]:
     """Inside a process of its own: write, and say how long it took."""
     from benchmarks.measure import cpu_of_all
-    from crisp_stream.writers import run
+    from crisp_stream.writers import write as run
     from crisp_stream.writers.options import WriteOptions
 
     times: list[float] = []

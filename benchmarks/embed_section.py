@@ -24,8 +24,8 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.report import Column, Row, count, digits, machine_line, table
-from crisp_stream.writers.embed import Encoder
-from crisp_stream.writers.lsi import LsiEncoder
+from crisp_stream.writers.embedding.embed import Encoder
+from crisp_stream.writers.embedding.lsi import LsiEncoder
 from crisp_stream.writers.windows import DocumentTokenizer, cut_joined, train_tokenizer, window_texts
 
 WINDOW_TOKENS = 1024

@@ -51,7 +51,7 @@ def _variation(counts: NDArray[np.int64], proportions: Floats) -> float:
 
 def ours(*, leaves: int, nonzero: int, draw: str, seed: int, lengths: list[int]) -> dict[str, float]:
     """Task: the order's first T samples, for each T of `lengths`."""
-    from crisp_stream.order import SampleOrder
+    from crisp_stream.order.order import SampleOrder
 
     proportions = proportions_of(leaves, nonzero)
     windows = np.full(leaves, WINDOWS_PER_LEAF)

@@ -12,12 +12,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from crisp_stream.arithmetic import compare, effective_clusters, generalist_histogram
-from crisp_stream.format import Dataset, open_dataset
-from crisp_stream.histogram import Histogram
-from crisp_stream.inspection import top_nodes
-from crisp_stream.tuning import Tuning, tune
-from crisp_stream.tuning_plot import plot_tuning
+from crisp_stream.format.dataset import Dataset, open_dataset
+from crisp_stream.histograms.arithmetic import compare, effective_clusters, generalist_histogram
+from crisp_stream.histograms.histogram import Histogram
+from crisp_stream.histograms.tuning import Tuning, tune
+from crisp_stream.histograms.tuning_plot import plot_tuning
+from crisp_stream.inspection.summary import top_nodes
 
 _TERMS, _CLUSTERS = 6, 4
 

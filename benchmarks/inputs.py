@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.synthetic_dataset import DatasetPlan, write_dataset
-from crisp_stream.format import Dataset, open_dataset
-from crisp_stream.histogram import Histogram
-from crisp_stream.mixture import Mixture
+from crisp_stream.format.dataset import Dataset, open_dataset
+from crisp_stream.histograms.histogram import Histogram
+from crisp_stream.histograms.mixture import Mixture
 
 NARROW = 64
 """Tokens of a window where the number of clusters is what matters."""

@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.measure import run_task
 from benchmarks.report import Column, Row, count, digits
 from benchmarks.training_memory import CARD_BYTES, HEADROOM, Layout, Step, measured_peak
-from crisp_stream.model import GPT_SIZES, count_parameters
+from crisp_stream.models.gpt import GPT_SIZES, count_parameters
 
 LAYOUTS: dict[str, list[tuple[str, Layout, int]]] = {
     "350M": [("1 GPU", "one", 1), ("DDP", "ddp", 8), ("FSDP2, 8 ranks", "fsdp", 8)],

@@ -13,7 +13,7 @@ WARM_UP_BATCHES = 50
 
 
 def _open(root: str, mixture: Any, options: dict[str, Any]) -> Any:
-    from crisp_stream.dataset import MixtureDataset
+    from crisp_stream.loading.mixture_dataset import MixtureDataset
 
     return MixtureDataset(root, mixture, yield_batches=True, **options)
 
@@ -58,7 +58,7 @@ def first_batch(
     """
     from torch.utils.data import DataLoader
 
-    from crisp_stream.dataset import MixtureDataset
+    from crisp_stream.loading.mixture_dataset import MixtureDataset
 
     del DataLoader, MixtureDataset  # imported before the measurement
     if paused:

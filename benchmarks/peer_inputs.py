@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.measure import UnavailableError
-from crisp_stream import mds
-from crisp_stream.format import open_dataset
+from crisp_stream.format import mds
+from crisp_stream.format.dataset import open_dataset
 
 _LITDATA_ITEM_TOKENS = 1 << 20
 _LITDATA_CHUNK_BYTES = 64 << 20

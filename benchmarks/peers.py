@@ -53,7 +53,7 @@ def cpu_of_pread(*, root: str, histogram: str | None, verify: bool, batches: int
     import xxhash
 
     from benchmarks.inputs import mixture_of
-    from crisp_stream.dataset import MixtureDataset
+    from crisp_stream.loading.mixture_dataset import MixtureDataset
 
     dataset = MixtureDataset(root, mixture_of(root, histogram), batch_size=BATCH_SIZE)
     window_ids = dataset.order().window_ids(np.arange((WARM_UP_BATCHES + batches) * BATCH_SIZE))

@@ -17,7 +17,7 @@ def ours(*, root: str, histogram: str | None, samples: int, batch_size: int, loc
     """Read `samples` samples with an empty cache; what was read, in what time, and what of it was used."""
     from torch.utils.data import DataLoader
 
-    from crisp_stream.dataset import MixtureDataset
+    from crisp_stream.loading.mixture_dataset import MixtureDataset
 
     mixture = mixture_of(root, histogram)
     batches = samples // batch_size
@@ -55,7 +55,7 @@ def streaming(*, root: str, histogram: str | None, samples: int, local: str) -> 
         from streaming import StreamingDataset
     except ImportError as error:
         raise UnavailableError("mosaicml-streaming is not installed (pip install 'crisp-stream[train]')") from error
-    from crisp_stream.dataset import MixtureDataset
+    from crisp_stream.loading.mixture_dataset import MixtureDataset
 
     ours = MixtureDataset(root, mixture_of(root, histogram), batch_size=1)
     window_ids = np.unique(ours.order().window_ids(np.arange(samples)))
@@ -74,7 +74,7 @@ def streaming(*, root: str, histogram: str | None, samples: int, local: str) -> 
 
 def ceiling(*, root: str, paths: Sequence[str], offset_bytes: int, range_bytes: int, ranges: int) -> dict[str, float]:
     """What a bare client gets through the same way: ranges of the shards, 32 at a time."""
-    from crisp_stream.storage import open_store
+    from crisp_stream.storage.store import open_store
 
     store = open_store(root)
     places = [(paths[number % len(paths)], offset_bytes * (number // len(paths))) for number in range(ranges)]

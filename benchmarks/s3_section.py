@@ -18,7 +18,7 @@ from benchmarks.latency_proxy import LatencyProxy
 from benchmarks.local_sections import BATCH_SIZE, OURS, STREAMING
 from benchmarks.measure import cpu_of_process, medians_of, run_task
 from benchmarks.report import Column, Row, count, digits, mega
-from crisp_stream.format import open_dataset
+from crisp_stream.format.dataset import open_dataset
 from tests.seaweed import S3Server, seaweed
 
 DELAY_MS = 30.0

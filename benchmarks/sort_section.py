@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 
 from benchmarks.measure import UnavailableError, cpu_of_all, descendants, medians_of, run_task
 from benchmarks.report import Column, Row, count, digits, mega
-from crisp_stream.mds import encode_samples, write_shard
-from crisp_stream.tree import ClusterTree
-from crisp_stream.writers.parts import Part
-from crisp_stream.writers.shards import SORT_MEMORY_BYTES, ShardSettings, ShardSink, ShardsTask
-from crisp_stream.writers.sorting import HASH_BITS, RUN_BYTES, Run, RunTask, group_parts, part_places, window_keys
-from crisp_stream.writers.tasks import Record, Runner
-from crisp_stream.writers.workspace import Workspace
+from crisp_stream.format.mds import encode_samples, write_shard
+from crisp_stream.tree.tree import ClusterTree
+from crisp_stream.writers.engine.tasks import Record, Runner
+from crisp_stream.writers.engine.workspace import Workspace
+from crisp_stream.writers.stages.runs import HASH_BITS, RUN_BYTES, Run, RunTask, group_parts, part_places, window_keys
+from crisp_stream.writers.stages.shards import SORT_MEMORY_BYTES, ShardSettings, ShardSink, ShardsTask
+from crisp_stream.writers.stages.windows import Part
 
 WINDOW_TOKENS = 1024
 WINDOW_BYTES = WINDOW_TOKENS * 2
@@ -128,7 +128,7 @@ def shards_tasks(
 
 def sorted_by_tasks(folder: str, num_bytes: int, processes: int, memory_bytes: int | None = None) -> dict[str, Any]:
     """Ours: runs, then shards, in worker processes that have started."""
-    from crisp_stream.writers.engine import LocalEngine
+    from crisp_stream.writers.engine.engine import LocalEngine
 
     parts = make_parts(Path(folder), num_bytes)
     workspace = Workspace(folder)
@@ -262,8 +262,8 @@ def upload(folder: Path, num_bytes: int, repeats: int, root: str) -> tuple[list[
         repeats: turns.
         root: prefix of an object store.
     """
-    from crisp_stream.storage import open_store
-    from crisp_stream.writers.shards import UPLOADS_AHEAD
+    from crisp_stream.storage.store import open_store
+    from crisp_stream.writers.stages.shards import UPLOADS_AHEAD
 
     store = open_store(root)
     per_shard = UPLOAD_SHARD_BYTES // WINDOW_BYTES

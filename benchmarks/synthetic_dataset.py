@@ -21,10 +21,10 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream import format as fmt
-from crisp_stream import mds
-from crisp_stream.format import EncoderRecord, Manifest, TokenizerRecord
-from crisp_stream.tree import ClusterTree
+from crisp_stream.format import dataset as fmt
+from crisp_stream.format import mds
+from crisp_stream.format.dataset import EncoderRecord, Manifest, TokenizerRecord
+from crisp_stream.tree.tree import ClusterTree
 
 Sizes = Literal["lognormal", "zipf", "equal"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from crisp_stream.model import count_parameters
-from crisp_stream.recipe import ModelRecipe
-from crisp_stream.training_cost import flops_per_token
+from crisp_stream.config.recipe import ModelRecipe
+from crisp_stream.models.gpt import count_parameters
+from crisp_stream.models.training_cost import flops_per_token
 
 PEAK_FLOPS = {
     "H200 NVL": None,

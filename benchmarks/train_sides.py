@@ -19,8 +19,7 @@ from composer.loggers import Logger
 from composer.utils import dist
 
 from benchmarks.measure import UnavailableError, memory_bytes, reset_peak
-from crisp_stream.prepare import device_name, prepare
-from crisp_stream.recipe import (
+from crisp_stream.config.recipe import (
     CompileRecipe,
     DataRecipe,
     FSDPRecipe,
@@ -30,8 +29,9 @@ from crisp_stream.recipe import (
     PhaseRecipe,
     Recipe,
 )
-from crisp_stream.run_start import starting_checkpoint
-from crisp_stream.train import build_trainer
+from crisp_stream.training.prepare import device_name, prepare
+from crisp_stream.training.start import starting_checkpoint
+from crisp_stream.training.train import build_trainer
 
 WARM_UP = 3
 """First batches of every turn, which are not timed: they compile, fill caches and start workers."""

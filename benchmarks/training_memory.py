@@ -28,8 +28,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import GPT2LMHeadModel
 
 from benchmarks.measure import memory_bytes, reset_peak, run_task
-from crisp_stream.model import gpt_config, parameter_groups, save_activations_per_block
-from crisp_stream.recipe import ModelRecipe
+from crisp_stream.config.recipe import ModelRecipe
+from crisp_stream.models.gpt import gpt_config, parameter_groups, save_activations_per_block
 
 Layout = Literal["one", "ddp", "fsdp"]
 CARD_BYTES = {"80 GB": 80e9, "141 GB": 141e9}

@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.tree import ClusterTree
-from crisp_stream.writers.balanced_kmeans import search_device
-from crisp_stream.writers.fit_tree import TreeSettings, fit_tree
-from crisp_stream.writers.tree_quality import label_agreement
-from crisp_stream.writers.tree_report import inspect_tree
+from crisp_stream.tree.tree import ClusterTree
+from crisp_stream.writers.tree.balanced_kmeans import search_device
+from crisp_stream.writers.tree.fit_tree import fit_tree
+from crisp_stream.writers.tree.quality import label_agreement
+from crisp_stream.writers.tree.report import inspect_tree
+from crisp_stream.writers.tree.settings import TreeSettings
 
 HELD_OUT = 0.2
 FLAT_STEPS = 20

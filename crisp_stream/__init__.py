@@ -9,26 +9,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from crisp_stream.dataset import MixtureDataset
-    from crisp_stream.format import Manifest, open_dataset
-    from crisp_stream.histogram import Histogram
-    from crisp_stream.mixture import Mixture, Phase
-    from crisp_stream.streams import to_streams
-    from crisp_stream.tree import ClusterTree
+    from crisp_stream.format.dataset import Manifest, open_dataset
+    from crisp_stream.histograms.histogram import Histogram
+    from crisp_stream.histograms.mixture import Mixture, Phase
+    from crisp_stream.loading.mds_streams import to_streams
+    from crisp_stream.loading.mixture_dataset import MixtureDataset
+    from crisp_stream.tree.tree import ClusterTree
 
 __version__ = "0.1.0"
 
 __all__ = ["ClusterTree", "Histogram", "Manifest", "Mixture", "MixtureDataset", "Phase", "open_dataset", "to_streams"]
 
 _MODULE_OF = {
-    "ClusterTree": "tree",
-    "Histogram": "histogram",
-    "Manifest": "format",
-    "Mixture": "mixture",
-    "MixtureDataset": "dataset",
-    "Phase": "mixture",
-    "open_dataset": "format",
-    "to_streams": "streams",
+    "ClusterTree": "tree.tree",
+    "Histogram": "histograms.histogram",
+    "Manifest": "format.dataset",
+    "Mixture": "histograms.mixture",
+    "MixtureDataset": "loading.mixture_dataset",
+    "Phase": "histograms.mixture",
+    "open_dataset": "format.dataset",
+    "to_streams": "loading.mds_streams",
 }
 
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from crisp_stream.cli import main
+from crisp_stream.cli.main import main
 
 sys.exit(main())

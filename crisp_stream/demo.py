@@ -21,19 +21,19 @@ from pathlib import Path
 from typing import Any
 
 from crisp_stream import __version__
-from crisp_stream.config import load_recipe
-from crisp_stream.demo_corpora import Corpora, prepare_corpora
+from crisp_stream.config.load import load_recipe
+from crisp_stream.config.recipe import Recipe
+from crisp_stream.corpora.demo import Corpora, prepare_corpora
 from crisp_stream.errors import FormatError, InputError
-from crisp_stream.evaluation.results import TextResults, load_all, load_results, results_path
-from crisp_stream.format import MANIFEST, Dataset, Manifest, open_dataset
-from crisp_stream.histogram import Histogram
-from crisp_stream.inspection import top_nodes
-from crisp_stream.page import write_page
-from crisp_stream.page_evaluation import Evaluation
-from crisp_stream.page_runs import read_run
-from crisp_stream.recipe import Recipe
-from crisp_stream.report import Comparison, RunResult, format_bytes, write_report
-from crisp_stream.storage import cache_folder, is_remote, open_store
+from crisp_stream.format.dataset import MANIFEST, Dataset, Manifest, open_dataset
+from crisp_stream.histograms.histogram import Histogram
+from crisp_stream.inspection.summary import top_nodes
+from crisp_stream.report.demo_page import Comparison, RunResult, format_bytes, write_report
+from crisp_stream.report.evaluation import Evaluation
+from crisp_stream.report.page import write_page
+from crisp_stream.report.runs import read_run
+from crisp_stream.results.results import TextResults, load_all, load_results, results_path
+from crisp_stream.storage.store import cache_folder, is_remote, open_store
 
 Log = Callable[[str], None]
 
@@ -210,7 +210,7 @@ def _fetch(scale: DemoScale, folder: Path, cache: Path, steps: _Steps) -> Corpor
 
 def _write(scale: DemoScale, corpora: Corpora, root: str, steps: _Steps) -> Dataset:
     from crisp_stream.writers.options import WriteOptions
-    from crisp_stream.writers.run import write
+    from crisp_stream.writers.write import write
 
     steps.begin("write the corpus as a dataset: tokenizer, windows, embeddings, tree, sorted shards")
     if open_store(root).exists(MANIFEST):
@@ -253,7 +253,7 @@ def _is_ours(manifest: Manifest, scale: DemoScale, corpora: Corpora) -> bool:
 
 
 def _count(scale: DemoScale, corpora: Corpora, dataset: Dataset, folder: Path, steps: _Steps) -> tuple[Histogram, Path]:
-    from crisp_stream.writers.examples import count_examples
+    from crisp_stream.counting.count_examples import count_examples
 
     steps.begin(f"count the clusters of the task: {scale.specialist_documents} {TASK}")
     path = folder / "task.parquet"
@@ -298,7 +298,7 @@ class _Run:
 
 def _train(recipe: Recipe, dataset: Dataset, histogram: Histogram, fresh: bool, steps: _Steps) -> _Run:
     """Train, or go on with a training, or find it finished; a training of other things in this place is removed."""
-    from crisp_stream.train import train
+    from crisp_stream.training.train import train
 
     folder = Path(recipe.checkpoint_folder or "")
     name = folder.name

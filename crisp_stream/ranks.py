@@ -17,7 +17,7 @@ def join_ranks() -> None:
     """Have the processes of a launcher know each other; a single process needs no other. May be called again."""
     dist = import_extra("composer.utils.dist", extra="train", purpose="training")
     if dist.get_world_size() > 1:
-        from crisp_stream.prepare import device_name
+        from crisp_stream.training.prepare import device_name
 
         dist.initialize_dist(device_name(), timeout=TIMEOUT_SECONDS)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from crisp_stream.durations import DURATION, SHARE, parse_duration
+from crisp_stream.config.durations import DURATION, SHARE, parse_duration
 from crisp_stream.errors import RecipeError
 
 if TYPE_CHECKING:
-    from crisp_stream.recipe import Recipe
+    from crisp_stream.config.recipe import Recipe
 
 
 CHECKPOINT = "checkpoint"

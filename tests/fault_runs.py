@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 
 from crisp_stream import Histogram, Mixture, MixtureDataset, Phase
 from crisp_stream.errors import CrispError
-from crisp_stream.format import Dataset, open_dataset
+from crisp_stream.format.dataset import Dataset, open_dataset
 
 BATCH = 8
 BATCHES = 100

@@ -16,11 +16,11 @@ import pytest
 import torch
 import yaml
 
-from crisp_stream.config import load_recipe
-from crisp_stream.format import Dataset, open_dataset
-from crisp_stream.histogram import Histogram
-from crisp_stream.recipe import Recipe
-from crisp_stream.train import train
+from crisp_stream.config.load import load_recipe
+from crisp_stream.config.recipe import Recipe
+from crisp_stream.format.dataset import Dataset, open_dataset
+from crisp_stream.histograms.histogram import Histogram
+from crisp_stream.training.train import train
 from tests.synthetic import write_synthetic_dataset
 
 BATCHES = 12
@@ -106,7 +106,7 @@ def launch(done: SmallRun, processes: int, runs: list[list[str]], folder: Path, 
     script.write_text(
         f"{before}\n"
         "import sys\n"
-        "from crisp_stream.cli import main\n"
+        "from crisp_stream.cli.main import main\n"
         "if __name__ == '__main__':\n"
         f"    sys.exit(max(main(['train', {str(done.recipe_file)!r}, *run]) for run in {runs!r}))\n"
     )

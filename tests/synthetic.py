@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from crisp_stream import format as fmt
-from crisp_stream import mds
-from crisp_stream.format import Dataset, EncoderRecord, Manifest, TokenizerRecord, open_dataset
-from crisp_stream.storage import open_store
-from crisp_stream.tree import ClusterTree
-from crisp_stream.writers.shards import shard_ends
+from crisp_stream.format import dataset as fmt
+from crisp_stream.format import mds
+from crisp_stream.format.dataset import Dataset, EncoderRecord, Manifest, TokenizerRecord, open_dataset
+from crisp_stream.storage.store import open_store
+from crisp_stream.tree.tree import ClusterTree
+from crisp_stream.writers.stages.shards import shard_ends
 
 VOCAB_SIZE = 260
 EOT_ID = 256

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crisp_stream.arithmetic import (
+from crisp_stream.errors import InputError
+from crisp_stream.format.dataset import Dataset
+from crisp_stream.histograms.arithmetic import (
     compare,
     cut,
     effective_clusters,
@@ -19,9 +21,7 @@ from crisp_stream.arithmetic import (
     importance_weights,
     interpolate,
 )
-from crisp_stream.errors import InputError
-from crisp_stream.format import Dataset
-from crisp_stream.histogram import Histogram
+from crisp_stream.histograms.histogram import Histogram
 from tests.synthetic import synthetic_tree, write_synthetic_dataset
 
 TREE = synthetic_tree(4, 2)

@@ -18,7 +18,7 @@ from benchmarks.report import table
 from benchmarks.train_flops import Flops, gpu_hours, peak_flops
 from benchmarks.train_sides import out_of_memory_is_unavailable
 from benchmarks.training_memory import Step, measured_peak
-from crisp_stream.model import GPT_SIZES
+from crisp_stream.models.gpt import GPT_SIZES
 
 ROOT = Path(__file__).parent.parent
 SIDES = ["crisp-stream, real loader", "crisp-stream, tensors on the device", "transformers, eager float32"]

@@ -23,8 +23,8 @@ from benchmarks.latency_proxy import LatencyProxy
 from benchmarks.measure import run_repeated, run_task
 from benchmarks.report import Column, digits
 from benchmarks.synthetic_dataset import DatasetPlan, windows_per_leaf, write_dataset
-from crisp_stream.format import open_dataset
-from crisp_stream.inspection import verify_dataset
+from crisp_stream.format.dataset import open_dataset
+from crisp_stream.inspection.verify import verify_dataset
 
 ROOT = Path(__file__).parent.parent
 PLAN = DatasetPlan(leaves=300, windows=2_000, window_tokens=8, arity=8, depth=3, shard_bytes=2_000)

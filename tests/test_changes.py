@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from crisp_stream import Histogram, Mixture, MixtureDataset, Phase, topology
+from crisp_stream import Histogram, Mixture, MixtureDataset, Phase
 from crisp_stream.errors import InputError, ResumeError, StorageError
-from crisp_stream.format import Dataset
+from crisp_stream.format.dataset import Dataset
+from crisp_stream.loading import topology
 from tests.synthetic import write_synthetic_dataset
 
 WINDOWS = {0: 300, 3: 50, 5: 70, 9: 40, 15: 200}

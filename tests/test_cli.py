@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from crisp_stream import Histogram
-from crisp_stream.cli import main
-from crisp_stream.config import load_recipe
-from crisp_stream.format import Dataset
+from crisp_stream.cli.main import main
+from crisp_stream.config.load import load_recipe
+from crisp_stream.format.dataset import Dataset
 from tests.seaweed import S3Server
 from tests.synthetic import synthetic_tree, write_synthetic_dataset
 
@@ -225,7 +225,7 @@ def test_storage_errors_are_one_line_errors(
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, dataset: Dataset) -> None:
-    monkeypatch.setattr("crisp_stream.inspection.verify_dataset", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("crisp_stream.inspection.summary.verify_dataset", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run("verify", dataset.root)
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from crisp_stream.cli_forecast import add_forecast
+from crisp_stream.cli.forecast import add_forecast
 from crisp_stream.errors import CrispError
-from crisp_stream.forecast import Loader, forecast
-from crisp_stream.histogram import Histogram
-from crisp_stream.mixture import Mixture, Phase
+from crisp_stream.forecast.forecast import forecast
+from crisp_stream.forecast.reads import Loader
+from crisp_stream.histograms.histogram import Histogram
+from crisp_stream.histograms.mixture import Mixture, Phase
 from tests.small_runs import BATCHES, SmallRun, leaf_histogram, small_run, windows_of, write_dataset
 from tests.topics import topic_dataset
 
@@ -163,9 +164,9 @@ def test_forecasts_need_no_torch(tmp_path: Path) -> None:
 import sys
 for name in ("torch", "transformers", "composer", "streaming"):
     sys.modules[name] = None
-from crisp_stream.forecast import forecast
-from crisp_stream.format import open_dataset
-from crisp_stream.mixture import Mixture
+from crisp_stream.forecast.forecast import forecast
+from crisp_stream.format.dataset import open_dataset
+from crisp_stream.histograms.mixture import Mixture
 dataset = open_dataset({dataset.root!r})
 print(forecast(dataset, Mixture.base(dataset.manifest), samples=100).table())
 """

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from crisp_stream.composer_gpt import TrainedGPT
-from crisp_stream.train import train
+from crisp_stream.models.composer_gpt import TrainedGPT
+from crisp_stream.training.train import train
 from tests.small_runs import SmallRun, small_run
 
 

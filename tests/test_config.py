@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from crisp_stream.config import dump_recipe, load_recipe
-from crisp_stream.durations import batches_of, parse_duration
+from crisp_stream.config.durations import batches_of, parse_duration
+from crisp_stream.config.files import copy_recipe, list_recipes, read_recipe
+from crisp_stream.config.load import dump_recipe, load_recipe
 from crisp_stream.errors import InputError, RecipeError
-from crisp_stream.recipe_files import copy_recipe, list_recipes, read_recipe
 
 SMALLEST: dict[str, Any] = {
     "run_name": "small",

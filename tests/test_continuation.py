@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from crisp_stream import Histogram, Mixture, MixtureDataset, Phase
-from crisp_stream.continuation import phases_of_state
 from crisp_stream.errors import ResumeError
-from crisp_stream.format import Dataset
+from crisp_stream.format.dataset import Dataset
+from crisp_stream.loading.continuation import phases_of_state
 from tests.synthetic import write_synthetic_dataset
 
 BATCH = 8

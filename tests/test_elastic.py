@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crisp_stream import MixtureDataset
-from crisp_stream.checkpoint import read_checkpoint
-from crisp_stream.dataset import Topology
-from crisp_stream.order import SampleOrder
-from crisp_stream.prepare import build_mixture
-from crisp_stream.train import train
+from crisp_stream.loading.topology import Topology
+from crisp_stream.models.checkpoint import read_checkpoint
+from crisp_stream.order.order import SampleOrder
+from crisp_stream.training.prepare import build_mixture
+from crisp_stream.training.train import train
 from tests.small_runs import BATCHES, SmallRun, account_of, copy_until, launch, losses_of, small_run, windows_of
 
 # Seven processes import Composer, 10 s of CPU each: minutes on a busy machine.

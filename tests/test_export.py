@@ -18,17 +18,17 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from crisp_stream import __version__
-from crisp_stream.checkpoint import load_gpt
-from crisp_stream.cli import main
+from crisp_stream.cli.main import main
 from crisp_stream.errors import CrispError, FormatError, InputError, StorageError
 from crisp_stream.evaluation.perplexity import perplexity
-from crisp_stream.export import export
-from crisp_stream.histogram import Histogram
-from crisp_stream.model import build_gpt, composer_model, gpt_config
-from crisp_stream.object_store import ObjectStore
-from crisp_stream.storage import open_store
-from crisp_stream.train import train
-from crisp_stream.training_record import public_address
+from crisp_stream.histograms.histogram import Histogram
+from crisp_stream.models.checkpoint import load_gpt
+from crisp_stream.models.export import export
+from crisp_stream.models.gpt import build_gpt, composer_model, gpt_config
+from crisp_stream.models.training_record import public_address
+from crisp_stream.storage.object_store import ObjectStore
+from crisp_stream.storage.store import open_store
+from crisp_stream.training.train import train
 from tests.seaweed import S3Server
 from tests.small_runs import SmallRun, small_run
 

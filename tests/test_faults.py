@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from crisp_stream.storage import open_store
+from crisp_stream.storage.store import open_store
 from tests import fault_runs
 from tests.fault_proxy import Fault, FaultProxy, fault_proxy
 from tests.fault_runs import BATCHES, SLACK, TIMEOUT, Child, Outcome, Source, train

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from crisp_stream.checkpoint import checkpoints_by_batch
-from crisp_stream.cli import main
-from crisp_stream.config import load_each, load_recipe
+from crisp_stream.cli.main import main
+from crisp_stream.config.load import load_each, load_recipe
 from crisp_stream.errors import InputError, RecipeError
 from crisp_stream.evaluation.perplexity import perplexity
-from crisp_stream.finetune import FinetunedModel, best, finetune, table
+from crisp_stream.models.checkpoint import checkpoints_by_batch
+from crisp_stream.training.finetune import FinetunedModel, best, finetune, table
 from tests.small_runs import SmallRun, account_of, leaf_histogram, losses_of, small_run, windows_of, write_dataset
 
 

@@ -9,14 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crisp_stream import dataset as loading
-from crisp_stream.draws import BLOCK_SAMPLES
 from crisp_stream.errors import InputError
-from crisp_stream.forecast import Forecast, Loader, forecast
-from crisp_stream.format import Dataset
-from crisp_stream.histogram import Histogram
-from crisp_stream.mixture import Draw, Mixture, Phase
-from crisp_stream.stream import Stream
+from crisp_stream.forecast.forecast import Forecast, forecast
+from crisp_stream.forecast.reads import Loader
+from crisp_stream.format.dataset import Dataset
+from crisp_stream.histograms.histogram import Histogram
+from crisp_stream.histograms.mixture import Draw, Mixture, Phase
+from crisp_stream.loading import mixture_dataset as loading
+from crisp_stream.loading.stream import Stream
+from crisp_stream.order.draws import BLOCK_SAMPLES
 from tests.mixtures import LEAVES, histogram_of, two_phases
 from tests.synthetic import synthetic_tree, write_synthetic_dataset
 

@@ -11,18 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crisp_stream.dataset import MixtureDataset
-from crisp_stream.draws import BLOCK_SAMPLES
-from crisp_stream.forecast import Loader, forecast
-from crisp_stream.forecast_estimate import count_reads
-from crisp_stream.forecast_reads import Plans
-from crisp_stream.format import Dataset, open_dataset
-from crisp_stream.histogram import Histogram
-from crisp_stream.mixture import Draw, Mixture, Phase
-from crisp_stream.reader import _FetchedRuns
-from crisp_stream.run_cache import Run
-from crisp_stream.stream import Stream
-from crisp_stream.topology import Topology
+from crisp_stream.forecast.estimate import count_reads
+from crisp_stream.forecast.forecast import forecast
+from crisp_stream.forecast.reads import Loader, Plans
+from crisp_stream.format.dataset import Dataset, open_dataset
+from crisp_stream.histograms.histogram import Histogram
+from crisp_stream.histograms.mixture import Draw, Mixture, Phase
+from crisp_stream.loading.mixture_dataset import MixtureDataset
+from crisp_stream.loading.reader import _FetchedRuns
+from crisp_stream.loading.run_cache import Run
+from crisp_stream.loading.stream import Stream
+from crisp_stream.loading.topology import Topology
+from crisp_stream.order.draws import BLOCK_SAMPLES
 from tests.mixtures import LEAVES, histogram_of, two_phases
 from tests.seaweed import S3Server
 from tests.synthetic import upload, write_synthetic_dataset
@@ -149,7 +149,7 @@ def test_positions_belong_to_the_nodes_that_the_topology_gives_them(
     sample_bytes=st.sampled_from([72, 2056, 100_000, 1 << 22]),
 )
 def test_requests_are_joined_as_the_reader_joins_them(runs: list[tuple[int, int, int]], sample_bytes: int) -> None:
-    from crisp_stream.forecast_reads import Fetched, requests
+    from crisp_stream.forecast.reads import Fetched, requests
 
     shards = sorted(shard for shard, _, _ in runs)
     first, listed = 0, []

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crisp_stream import format as fmt
 from crisp_stream.errors import FormatError, InputError, StorageError
-from crisp_stream.format import Manifest, open_dataset
-from crisp_stream.mds import ShardRow
+from crisp_stream.format import dataset as fmt
+from crisp_stream.format.dataset import Manifest, open_dataset
+from crisp_stream.format.mds import ShardRow
 from tests.seaweed import S3Server
 from tests.synthetic import synthetic_tokens, upload, write_synthetic_dataset
 

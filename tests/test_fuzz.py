@@ -28,12 +28,12 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from crisp_stream import format as fmt
 from crisp_stream.errors import CrispError, FormatError
-from crisp_stream.format import Dataset, open_dataset
-from crisp_stream.histogram import Histogram
-from crisp_stream.mds import ShardRow
-from crisp_stream.tree import ClusterTree
+from crisp_stream.format import dataset as fmt
+from crisp_stream.format.dataset import Dataset, open_dataset
+from crisp_stream.format.mds import ShardRow
+from crisp_stream.histograms.histogram import Histogram
+from crisp_stream.tree.tree import ClusterTree
 from tests.synthetic import write_synthetic_dataset
 
 _EXAMPLES = int(os.environ.get("CRISP_STREAM_FUZZ", "0"))

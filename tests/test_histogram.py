@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crisp_stream.errors import FormatError, InputError
-from crisp_stream.histogram import Histogram
+from crisp_stream.histograms.histogram import Histogram
 from tests.synthetic import synthetic_tree
 
 TREE = synthetic_tree(4, 2)

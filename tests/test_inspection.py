@@ -15,24 +15,12 @@ import pytest
 
 from crisp_stream import Histogram
 from crisp_stream.errors import FormatError
-from crisp_stream.format import (
-    Dataset,
-    clusters_fingerprint,
-    clusters_parquet,
-    open_dataset,
-    places_path,
-    shards_fingerprint,
-    shards_parquet,
-)
-from crisp_stream.inspection import (
-    describe_dataset,
-    describe_histogram,
-    top_nodes,
-    verify_dataset,
-    window_text,
-)
-from crisp_stream.mds import encode_samples, sample_dtype, write_shard
-from crisp_stream.writers.generations import write_indexes
+from crisp_stream.format.dataset import Dataset, open_dataset, places_path
+from crisp_stream.format.mds import encode_samples, sample_dtype, write_shard
+from crisp_stream.format.tables import clusters_fingerprint, clusters_parquet, shards_fingerprint, shards_parquet
+from crisp_stream.inspection.summary import describe_dataset, describe_histogram, top_nodes, window_text
+from crisp_stream.inspection.verify import verify_dataset
+from crisp_stream.writers.publishing.generations import write_indexes
 from tests.seaweed import S3Server
 from tests.synthetic import EOT_ID, synthetic_tree, upload, write_synthetic_dataset
 from tests.test_format import GOLDEN
@@ -325,7 +313,7 @@ def test_a_reordered_leaf_with_fitting_hashes_is_seen_by_nothing_less_deep(
 
 
 def test_a_whole_dataset_verifies_deeply_a_chunk_at_a_time(written: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("crisp_stream.verify.VERIFY_CHUNK_BYTES", 5 * written.manifest.sample_bytes)
+    monkeypatch.setattr("crisp_stream.inspection.verify.VERIFY_CHUNK_BYTES", 5 * written.manifest.sample_bytes)
     report = verify_dataset(written.root, deep=True)
     assert report.problems == []
     assert report.num_windows == written.manifest.num_windows

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from crisp_stream.cli import main
+from crisp_stream.cli.main import main
 from tests.small_runs import SmallRun, account_of, losses_of, small_run, windows_of
 
 SLURM = Path(__file__).parent.parent / "examples" / "slurm.sh"

@@ -11,9 +11,9 @@ import numpy as np
 import obstore
 import pytest
 
-from crisp_stream import model
 from crisp_stream.errors import MissingExtraError, RecipeError
-from crisp_stream.train import train
+from crisp_stream.models import gpt as model
+from crisp_stream.training.train import train
 from tests.seaweed import S3Server
 from tests.small_runs import SmallRun, losses_of, small_run
 
@@ -125,7 +125,7 @@ def test_logs_go_to_object_storage_and_are_complete(done: SmallRun, s3: S3Server
 def test_what_was_logged_before_a_failure_is_in_object_storage(
     done: SmallRun, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from crisp_stream.callbacks import Progress
+    from crisp_stream.training.callbacks.held_out import Progress
 
     def fail(self: Progress, state: Any, logger: Any) -> None:
         if int(state.timestamp.batch) == 6:

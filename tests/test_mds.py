@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crisp_stream import mds
+from crisp_stream.format import mds
 from tests.synthetic import synthetic_tokens
 
 

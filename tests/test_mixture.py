@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crisp_stream import Histogram, Mixture, Phase
-from crisp_stream.config import load_recipe
+from crisp_stream.config.load import load_recipe
 from crisp_stream.errors import InputError
-from crisp_stream.format import Dataset
-from crisp_stream.mixture import water_fill, windows_per_node, within_repeats
-from crisp_stream.prepare import build_mixture
+from crisp_stream.format.dataset import Dataset
+from crisp_stream.histograms.mixture import water_fill, windows_per_node, within_repeats
+from crisp_stream.training.prepare import build_mixture
 from tests.synthetic import synthetic_tree, write_synthetic_dataset
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from crisp_stream.config.recipe import ModelRecipe
 from crisp_stream.errors import FormatError, RecipeError
-from crisp_stream.model import GPT_SIZES, build_gpt, count_parameters, gpt_config, load_tokenizer, parameter_groups
-from crisp_stream.recipe import ModelRecipe
+from crisp_stream.models.gpt import GPT_SIZES, build_gpt, count_parameters, gpt_config, load_tokenizer, parameter_groups
 from tests.synthetic import write_tokenizer
 
 SMALL = ModelRecipe(n_embd=32, n_layer=2, n_head=2)

@@ -14,13 +14,13 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.data import IterableDataset
 
-from crisp_stream.format import open_dataset
-from crisp_stream.model import build_gpt, compile_blocks, gpt_config
-from crisp_stream.monitor import ClusterLosses, ServedMixture, TimedLoader
-from crisp_stream.prepare import build_mixture
-from crisp_stream.recipe import ModelRecipe
-from crisp_stream.train import train
-from crisp_stream.window_losses import WindowLosses
+from crisp_stream.config.recipe import ModelRecipe
+from crisp_stream.format.dataset import open_dataset
+from crisp_stream.models.gpt import build_gpt, compile_blocks, gpt_config
+from crisp_stream.training.callbacks.cluster_losses import WindowLosses
+from crisp_stream.training.callbacks.monitor import ClusterLosses, ServedMixture, TimedLoader
+from crisp_stream.training.prepare import build_mixture
+from crisp_stream.training.train import train
 from tests.small_runs import SmallRun, account_of, copy_until, losses_of, small_run, windows_of, write_dataset
 
 LONG = ("max_duration=90ba", "mixture.phases.0.until=70ba", "log_interval=5", "loggers.file=true", "save_interval=33ba")

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crisp_stream import draws, order
-from crisp_stream.dataset import Topology
-from crisp_stream.draws import LeafShares, PhasePlan
-from crisp_stream.order import SampleOrder
+from crisp_stream.loading.topology import Topology
+from crisp_stream.order import draws, order
+from crisp_stream.order.draws import LeafShares, PhasePlan
+from crisp_stream.order.order import SampleOrder
 
 
 @st.composite

@@ -58,7 +58,7 @@ def test_the_wheel_holds_the_library_the_writers_and_the_recipes_and_nothing_els
     assert recipes
     assert writers <= names
     assert recipes <= names
-    assert {"crisp_stream/py.typed", "crisp_stream/report.css", "crisp_stream/evaluation/tasks/mmlu.yaml"} <= names
+    assert {"crisp_stream/py.typed", "crisp_stream/report/page.css", "crisp_stream/evaluation/tasks/mmlu.yaml"} <= names
     tops = {name.partition("/")[0] for name in names}
     assert tops == {"crisp_stream", f"crisp_stream-{PROJECT['version']}.dist-info"}
 

@@ -16,16 +16,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crisp_stream.cli_report import add_report
+from crisp_stream.cli.report import add_report
 from crisp_stream.errors import FormatError, InputError
-from crisp_stream.forecast import Advice, ClusterRepeats, Forecast, OccurrenceBin, Reads
-from crisp_stream.format import Dataset
-from crisp_stream.page import page_html, write_page
-from crisp_stream.page_forecast import forecast_each
-from crisp_stream.page_map import TaskShares, levels_of, map_payload, shares_at, task_shares, visible
-from crisp_stream.page_runs import read_run, served_shares
-from crisp_stream.page_sections import BASE_SHARE, Tree, transfer
-from crisp_stream.terms import node_terms
+from crisp_stream.forecast.advice import Advice
+from crisp_stream.forecast.forecast import ClusterRepeats, Forecast, OccurrenceBin
+from crisp_stream.forecast.reads import Reads
+from crisp_stream.format.dataset import Dataset
+from crisp_stream.inspection.terms import node_terms
+from crisp_stream.report.forecast import forecast_each
+from crisp_stream.report.map import TaskShares, levels_of, map_payload, shares_at, task_shares, visible
+from crisp_stream.report.page import page_html, write_page
+from crisp_stream.report.runs import read_run, served_shares
+from crisp_stream.report.tasks import BASE_SHARE, Tree, transfer
 from tests.small_runs import SmallRun, copy_until, small_run
 from tests.topics import histogram_of, topic_dataset
 
@@ -66,7 +68,7 @@ def test_the_levels_of_the_map_hold_all_windows(dataset: Dataset) -> None:
 def test_a_tree_too_large_for_the_map_ends_at_a_coarser_level(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("crisp_stream.page_map.MAX_MAP_NODES", 3)
+    monkeypatch.setattr("crisp_stream.report.map.MAX_MAP_NODES", 3)
     assert [level.level for level in levels_of(dataset)] == [1]
     html = page_html(dataset, {"task": histogram_of(dataset, {0: 1, 5: 3})})
     assert "The map ends at level 1; the tree has 2." in html

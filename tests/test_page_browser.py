@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, expect
 
-from crisp_stream import page
-from crisp_stream.format import Dataset
-from crisp_stream.page_map import MapLevel, TaskShares, map_payload
-from crisp_stream.terms import NodeTerms
+from crisp_stream.format.dataset import Dataset
+from crisp_stream.inspection.terms import NodeTerms
+from crisp_stream.report import page
+from crisp_stream.report.map import MapLevel, TaskShares, map_payload
 from tests.browser import chromium, visit
 from tests.topics import histogram_of, topic_dataset
 

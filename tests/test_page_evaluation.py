@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from crisp_stream.cli import main
+from crisp_stream.cli.main import main
 from crisp_stream.errors import InputError
-from crisp_stream.evaluation.results import QuestionResults, TextResults
-from crisp_stream.format import Dataset
-from crisp_stream.page import page_html
-from crisp_stream.page_evaluation import Evaluation, evaluation_section
+from crisp_stream.format.dataset import Dataset
+from crisp_stream.report.evaluation import Evaluation, evaluation_section
+from crisp_stream.report.page import page_html
+from crisp_stream.results.results import QuestionResults, TextResults
 from tests.evaluation.made_results import question_results, text_results
 from tests.topics import topic_dataset
 

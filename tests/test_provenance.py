@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from crisp_stream.errors import FormatError, InputError
-from crisp_stream.format import SOURCES, TABLES, Dataset, open_dataset, places_path
-from crisp_stream.provenance import PLACES_HEADER_BYTES, describe_window, document_spans, documents_tables
-from crisp_stream.storage import open_store
-from crisp_stream.writers.sorting import window_keys
+from crisp_stream.format.dataset import SOURCES, TABLES, Dataset, open_dataset, places_path
+from crisp_stream.format.provenance import PLACES_HEADER_BYTES, describe_window, document_spans, documents_tables
+from crisp_stream.storage.store import open_store
+from crisp_stream.writers.stages.runs import window_keys
 from crisp_stream.writers.windows import DocumentTokenizer
 from tests.seaweed import S3Server
 from tests.synthetic import upload

@@ -16,10 +16,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from crisp_stream.checkpoint import read_checkpoint
 from crisp_stream.evaluation.perplexity import perplexity
-from crisp_stream.export import export
-from crisp_stream.train import train
+from crisp_stream.models.checkpoint import read_checkpoint
+from crisp_stream.models.export import export
+from crisp_stream.training.train import train
 from tests.small_runs import SmallRun, account_of, launch, losses_of, small_run, windows_of
 
 pytestmark = pytest.mark.timeout(900)  # three processes import Composer, 10 s of CPU each

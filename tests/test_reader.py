@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crisp_stream import reader as reading
-from crisp_stream import shard_files
 from crisp_stream.errors import CorruptDataError, InputError, StorageError
-from crisp_stream.format import Dataset, open_dataset
-from crisp_stream.reader import WindowReader
-from crisp_stream.runs import MAX_RUN_WINDOWS, RunPlan
-from crisp_stream.storage import open_store
+from crisp_stream.format.dataset import Dataset, open_dataset
+from crisp_stream.loading import reader as reading
+from crisp_stream.loading import shard_files
+from crisp_stream.loading.reader import WindowReader
+from crisp_stream.loading.runs import MAX_RUN_WINDOWS, RunPlan
+from crisp_stream.storage.store import open_store
 from tests.seaweed import S3Server
 from tests.synthetic import write_synthetic_dataset
 

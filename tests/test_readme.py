@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from crisp_stream.cli import main
-from crisp_stream.config import load_recipe
-from crisp_stream.recipe_files import list_recipes
-from crisp_stream.storage import open_store
-from crisp_stream.verbs import recipes_and_overrides
+from crisp_stream.cli.main import main
+from crisp_stream.cli.verbs import recipes_and_overrides
+from crisp_stream.config.files import list_recipes
+from crisp_stream.config.load import load_recipe
+from crisp_stream.storage.store import open_store
 from tests.seaweed import S3Server
 
 README = (Path(__file__).parent.parent / "README.md").read_text()

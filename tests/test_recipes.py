@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from crisp_stream.config import load_recipe
-from crisp_stream.durations import batches_of, parse_duration
-from crisp_stream.recipe_files import list_recipes, read_recipe
-from crisp_stream.train import train
+from crisp_stream.config.durations import batches_of, parse_duration
+from crisp_stream.config.files import list_recipes, read_recipe
+from crisp_stream.config.load import load_recipe
+from crisp_stream.training.train import train
 from tests.seaweed import S3Server
 from tests.selection.selections import random_selection
 from tests.small_runs import SmallRun, leaf_histogram, small_run, write_dataset

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from crisp_stream.inspection import NodeSummary
-from crisp_stream.report import Comparison, RunResult, format_bytes, report_html, write_report
+from crisp_stream.inspection.summary import NodeSummary
+from crisp_stream.report.demo_page import Comparison, RunResult, format_bytes, report_html, write_report
 
 VOID = {"meta", "line", "polyline"}
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from crisp_stream import Histogram, Mixture, MixtureDataset, Phase, ring
+from crisp_stream import Histogram, Mixture, MixtureDataset, Phase
 from crisp_stream.errors import CorruptDataError
-from crisp_stream.format import Dataset
-from crisp_stream.ring import NUM_SLOTS, Ring
+from crisp_stream.format.dataset import Dataset
+from crisp_stream.loading import ring
+from crisp_stream.loading.ring import NUM_SLOTS, Ring
 from tests.synthetic import synthetic_tokens, write_synthetic_dataset
 
 

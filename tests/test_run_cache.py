@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crisp_stream import Histogram, Mixture, MixtureDataset, Phase, run_cache
+from crisp_stream import Histogram, Mixture, MixtureDataset, Phase
 from crisp_stream.errors import InputError, StorageError
-from crisp_stream.format import Dataset
-from crisp_stream.mds import sample_dtype
-from crisp_stream.order import SampleOrder
-from crisp_stream.run_cache import Run, RunCache
-from crisp_stream.runs import RunPlan
+from crisp_stream.format.dataset import Dataset
+from crisp_stream.format.mds import sample_dtype
+from crisp_stream.loading import run_cache
+from crisp_stream.loading.run_cache import Run, RunCache
+from crisp_stream.loading.runs import RunPlan
+from crisp_stream.order.order import SampleOrder
 from tests.seaweed import S3Server
 from tests.synthetic import upload, write_synthetic_dataset
 

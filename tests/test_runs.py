@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from crisp_stream.train import train
+from crisp_stream.training.train import train
 from tests.small_runs import SmallRun, account_of, losses_of, small_run, windows_of
 
 # Every process imports Composer, 10 s of CPU each: minutes on a busy machine.
@@ -138,7 +138,7 @@ def test_a_process_ends_though_its_loader_still_has_workers() -> None:
     """As after an error: workers that shield themselves from a batch system still end with their process."""
     script = (
         "import torch\n"
-        "from crisp_stream.graceful_stop import shield_worker\n"
+        "from crisp_stream.training.callbacks.graceful_stop import shield_worker\n"
         "rows = torch.utils.data.TensorDataset(torch.arange(1000))\n"
         "loader = torch.utils.data.DataLoader(rows, num_workers=2, worker_init_fn=shield_worker)\n"
         "batches = iter(loader)\n"

@@ -12,11 +12,11 @@ from pathlib import Path
 import obstore
 import pytest
 
-from crisp_stream import model
-from crisp_stream.checkpoint import latest_checkpoint
 from crisp_stream.errors import StorageError
-from crisp_stream.storage import open_store
-from crisp_stream.train import train
+from crisp_stream.models import gpt as model
+from crisp_stream.models.checkpoint import latest_checkpoint
+from crisp_stream.storage.store import open_store
+from crisp_stream.training.train import train
 from tests.seaweed import S3Server
 from tests.small_runs import SmallRun, losses_of, small_run, windows_of
 
@@ -175,7 +175,7 @@ def test_a_place_that_cannot_be_written_is_found_before_a_model_is_built(
 
 
 def test_trying_a_place_leaves_nothing_there(done: SmallRun, s3: S3Server) -> None:
-    from crisp_stream.saving import try_folder
+    from crisp_stream.training.callbacks.saving import try_folder
 
     folder = s3.fresh_prefix("tried")
     try_folder(folder)

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crisp_stream import format as fmt
 from crisp_stream.errors import StorageError
-from crisp_stream.shared_arrays import keep_newest, shared_arrays
+from crisp_stream.format import dataset as fmt
+from crisp_stream.storage.shared_arrays import keep_newest, shared_arrays
 from tests.synthetic import write_synthetic_dataset
 
 

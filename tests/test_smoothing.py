@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crisp_stream.arithmetic import generalist_histogram, interpolate
 from crisp_stream.errors import InputError
-from crisp_stream.format import Dataset
-from crisp_stream.histogram import Histogram
-from crisp_stream.smoothing import smooth
-from crisp_stream.tuning import FLOOR, tune
-from crisp_stream.tuning_plot import plot_tuning
+from crisp_stream.format.dataset import Dataset
+from crisp_stream.histograms.arithmetic import generalist_histogram, interpolate
+from crisp_stream.histograms.histogram import Histogram
+from crisp_stream.histograms.smoothing import smooth
+from crisp_stream.histograms.tuning import FLOOR, tune
+from crisp_stream.histograms.tuning_plot import plot_tuning
 from tests.synthetic import write_synthetic_dataset
 
 WINDOWS = {0: 10, 1: 30, 5: 20, 6: 5, 15: 40}

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from crisp_stream import object_helper, storage
 from crisp_stream.errors import InputError, StorageError
-from crisp_stream.storage import MissingObjectError, Store, open_store
+from crisp_stream.storage import object_helper
+from crisp_stream.storage import store as storage
+from crisp_stream.storage.store import MissingObjectError, Store, open_store
 from tests.fault_proxy import every_request, fault_proxy
 from tests.seaweed import S3Server
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from crisp_stream import Histogram, to_streams
 from crisp_stream.errors import InputError
-from crisp_stream.format import Dataset, open_dataset
-from crisp_stream.streams import _streaming_url
+from crisp_stream.format.dataset import Dataset, open_dataset
+from crisp_stream.loading.mds_streams import _streaming_url
 from tests.seaweed import S3Server
 from tests.synthetic import synthetic_tree, write_synthetic_dataset
 from tests.writers.conftest import files_below

@@ -12,13 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crisp_stream import study_corpora
-from crisp_stream.cli import main
-from crisp_stream.demo_corpora import Package, TextSource
-from crisp_stream.errors import InputError
-from crisp_stream.questions import Question, read_questions
-from crisp_stream.study_corpora import SPLITS, StudyCorpora, StudyScale, StudySources, fetch_study
-from crisp_stream.study_sources import (
+from crisp_stream.cli.main import main
+from crisp_stream.corpora import study as study_corpora
+from crisp_stream.corpora.demo import Package, TextSource
+from crisp_stream.corpora.study import SPLITS, StudyCorpora, StudyScale, StudySources, fetch_study
+from crisp_stream.corpora.study_sources import (
     CORPUS,
     QUESTIONS,
     SPECIALISTS,
@@ -30,6 +28,8 @@ from crisp_stream.study_sources import (
     parse_questions,
     pieces,
 )
+from crisp_stream.errors import InputError
+from crisp_stream.examples.questions import Question, read_questions
 
 WORDS = [f"{first}{second}{third}" for first in "bdgkmp" for second in "aeiou" for third in "lnrst"]
 SCALE = StudyScale(

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from crisp_stream.errors import InputError
-from crisp_stream.format import Dataset, open_dataset
-from crisp_stream.terms import MAX_WINDOWS_PER_NODE, TEXT_TOKENS, node_terms
+from crisp_stream.format.dataset import Dataset, open_dataset
+from crisp_stream.inspection.terms import MAX_WINDOWS_PER_NODE, TEXT_TOKENS, node_terms
 from tests.seaweed import S3Server
 from tests.synthetic import upload, write_synthetic_dataset
 from tests.topics import TOPICS, topic_dataset

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from crisp_stream.checkpoint import read_checkpoint
 from crisp_stream.errors import InputError
-from crisp_stream.model import GPT_SIZES, count_parameters
-from crisp_stream.train import train
-from crisp_stream.training_cost import flops_per_token, gpt_parameters, training_cost
-from crisp_stream.training_record import training_record
+from crisp_stream.models.checkpoint import read_checkpoint
+from crisp_stream.models.gpt import GPT_SIZES, count_parameters
+from crisp_stream.models.training_cost import flops_per_token, gpt_parameters, training_cost
+from crisp_stream.models.training_record import training_record
+from crisp_stream.training.train import train
 from tests.small_runs import SmallRun, copy_until, small_run
 
 TOKENS_PER_BATCH = 8 * 32

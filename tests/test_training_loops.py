@@ -14,8 +14,8 @@ import pytest
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from crisp_stream import Histogram, Mixture, MixtureDataset, Phase
-from crisp_stream.checkpoint import read_checkpoint
-from crisp_stream.format import Dataset
+from crisp_stream.format.dataset import Dataset
+from crisp_stream.models.checkpoint import read_checkpoint
 from tests.synthetic import write_synthetic_dataset
 
 ROOT = Path(__file__).parent.parent

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from crisp_stream.errors import FormatError, InputError
-from crisp_stream.families import Scorer, widen
-from crisp_stream.tree import ClusterTree
+from crisp_stream.tree.families import Scorer, widen
+from crisp_stream.tree.tree import ClusterTree
 from tests.synthetic import DIM, synthetic_tree
 
 
@@ -84,7 +84,7 @@ def rounded_unit_vectors(count: int, dim: int = 96) -> np.ndarray:
 @pytest.fixture(params=["float32", "bfloat16"])
 def scores(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Whether products are first made in bfloat16, on any processor."""
-    monkeypatch.setattr("crisp_stream.descent.has_fast_bfloat16", lambda *_: request.param == "bfloat16")
+    monkeypatch.setattr("crisp_stream.tree.descent.has_fast_bfloat16", lambda *_: request.param == "bfloat16")
     return request.param
 
 
@@ -145,7 +145,7 @@ def test_bfloat16_changes_no_leaf_and_decides_most_of_them_itself(monkeypatch: p
     near = vectors + 3 * tree.centroids_per_level[0][np.arange(len(vectors)) % 16]
     vectors = (near / np.linalg.norm(near, axis=1, keepdims=True)).astype(np.float16)
     expected = tree.assign(vectors)
-    monkeypatch.setattr("crisp_stream.descent.has_fast_bfloat16", lambda *_: True)
+    monkeypatch.setattr("crisp_stream.tree.descent.has_fast_bfloat16", lambda *_: True)
     exactly: list[int] = []
     choose = Scorer.choose
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from crisp_stream.format import Dataset
-from crisp_stream.histogram import Histogram
+from crisp_stream.format.dataset import Dataset
+from crisp_stream.histograms.histogram import Histogram
 from tests.synthetic import EOT_ID, write_synthetic_dataset
 
 TOPICS = {

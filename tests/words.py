@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from crisp_stream.format import Dataset, open_dataset
+from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.writers.append import append
-from crisp_stream.writers.embed import DEFAULT_ENCODER, EncoderChoice
-from crisp_stream.writers.run import write
+from crisp_stream.writers.embedding.embed import EncoderChoice
+from crisp_stream.writers.embedding.encoder_files import DEFAULT_ENCODER
+from crisp_stream.writers.write import write
 from tests.writers.conftest import TOPICS, WordEncoder, small_options
 
 
@@ -29,10 +30,11 @@ def write_texts(folder: Path, num_files: int = 3, characters: int = 1500) -> lis
 
 def _with_words(patch: pytest.MonkeyPatch) -> None:
     encoder = WordEncoder()
-    patch.setattr("crisp_stream.writers.parts.load_encoder", lambda choice, device: encoder)
-    patch.setattr("crisp_stream.writers.parts.worker_device", lambda: "cpu")
+    patch.setattr("crisp_stream.writers.stages.windows.load_encoder", lambda choice, device: encoder)
+    patch.setattr("crisp_stream.writers.stages.windows.worker_device", lambda: "cpu")
     patch.setattr(
-        "crisp_stream.writers.stages.matching_encoder", lambda record, name, root: EncoderChoice(name=DEFAULT_ENCODER)
+        "crisp_stream.writers.stages.models.matching_encoder",
+        lambda record, name, root: EncoderChoice(name=DEFAULT_ENCODER),
     )
 
 

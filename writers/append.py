@@ -17,43 +17,39 @@ from pathlib import Path
 from typing import Any
 
 from crisp_stream.errors import InputError, require_extra
-from crisp_stream.format import (
+from crisp_stream.format.dataset import DROPPED, MANIFEST, SOURCES, TABLES, Dataset, Manifest, open_dataset
+from crisp_stream.format.provenance import documents_tables, has_provenance, source_names
+from crisp_stream.format.tables import (
     CLUSTERS,
-    DROPPED,
-    MANIFEST,
     SHARDS,
-    SOURCES,
-    TABLES,
-    Dataset,
-    Manifest,
     clusters_fingerprint,
     clusters_parquet,
     generation_path,
-    open_dataset,
     shards_fingerprint,
     shards_parquet,
 )
-from crisp_stream.provenance import documents_tables, has_provenance, source_names
-from crisp_stream.storage import local_path, open_store
-from crisp_stream.writers import finish, generations, stages
+from crisp_stream.processes import Log
+from crisp_stream.storage.store import local_path, open_store
 from crisp_stream.writers.append_report import AppendReport, report_of
-from crisp_stream.writers.document_stages import ReadDocuments, read_documents_in_stages
-from crisp_stream.writers.dropped import Dropped, dropped_parquet, read_dropped
-from crisp_stream.writers.drops import DropCounts
-from crisp_stream.writers.engine import LocalEngine, RayEngine
-from crisp_stream.writers.generations import Append
-from crisp_stream.writers.inputs import DocumentSettings
-from crisp_stream.writers.listing import list_input_files
-from crisp_stream.writers.models import models_of_dataset
+from crisp_stream.writers.cleaning.dropped import Dropped, dropped_parquet, read_dropped
+from crisp_stream.writers.documents.drops import DropCounts
+from crisp_stream.writers.documents.inputs import DocumentSettings
+from crisp_stream.writers.documents.listing import list_input_files
+from crisp_stream.writers.embedding.given_models import models_of_dataset
+from crisp_stream.writers.engine.engine import LocalEngine, RayEngine
+from crisp_stream.writers.engine.tasks import Runner, fingerprint
+from crisp_stream.writers.engine.workspace import Workspace, remote_or_absolute
 from crisp_stream.writers.options import WriteOptions
-from crisp_stream.writers.pool import Log
-from crisp_stream.writers.run import QUICK_EXTRAS, dropped_documents, engine_of, provenance_record
-from crisp_stream.writers.shards import ShardSettings, ShardsSummary
-from crisp_stream.writers.sorting import tree_of
-from crisp_stream.writers.stages import EmbeddedParts
-from crisp_stream.writers.tasks import Runner, fingerprint
-from crisp_stream.writers.work import work_folder
-from crisp_stream.writers.workspace import Workspace, remote_or_absolute
+from crisp_stream.writers.publishing import generations
+from crisp_stream.writers.publishing.generations import Append
+from crisp_stream.writers.publishing.work import work_folder
+from crisp_stream.writers.stages import dataset as finish
+from crisp_stream.writers.stages import models as stages
+from crisp_stream.writers.stages.documents import ReadDocuments, read_documents_in_stages
+from crisp_stream.writers.stages.models import EmbeddedParts
+from crisp_stream.writers.stages.runs import tree_of
+from crisp_stream.writers.stages.shards import ShardSettings, ShardsSummary
+from crisp_stream.writers.write import QUICK_EXTRAS, dropped_documents, engine_of, provenance_record
 
 _SUMS = ("documents", "characters", "tokens", "parts")
 _OF_THE_DATASET = ("tree", "tokenizer", "levels")

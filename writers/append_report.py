@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from crisp_stream.format import Dataset
-from crisp_stream.writers.pool import aligned
+from crisp_stream.format.dataset import Dataset
+from crisp_stream.processes import aligned
 
 
 @dataclass(frozen=True, kw_only=True)

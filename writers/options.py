@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from typing import get_args
 
 from crisp_stream.errors import InputError
-from crisp_stream.format import MAX_ARITY, MAX_LEAVES, Packing, Reads
-from crisp_stream.mds import MAX_SHARD_BYTES
-from crisp_stream.storage import is_remote, local_path
-from crisp_stream.writers.batches import BATCH_CHARACTERS, GROUP_BYTES
-from crisp_stream.writers.inputs import DocumentSettings, Layout
-from crisp_stream.writers.lsi import LSI_NAME
-from crisp_stream.writers.near_duplicates import NearSettings
-from crisp_stream.writers.shards import SORT_MEMORY_BYTES
-from crisp_stream.writers.sorting import RUN_BYTES
+from crisp_stream.format.dataset import MAX_ARITY, MAX_LEAVES, Packing, Reads
+from crisp_stream.format.mds import MAX_SHARD_BYTES
+from crisp_stream.storage.store import is_remote, local_path
+from crisp_stream.writers.cleaning.near_duplicates import NearSettings
+from crisp_stream.writers.documents.inputs import DocumentSettings, Layout
+from crisp_stream.writers.embedding.lsi import LSI_NAME
+from crisp_stream.writers.stages.batches import BATCH_CHARACTERS, GROUP_BYTES
+from crisp_stream.writers.stages.runs import RUN_BYTES
+from crisp_stream.writers.stages.shards import SORT_MEMORY_BYTES
 
 FIT_WINDOWS = 1_000_000
 SHARD_BYTES = 64 << 20

@@ -11,24 +11,24 @@ from typing import Any
 import numpy as np
 
 from crisp_stream.errors import InputError
-from crisp_stream.format import MANIFEST, Dataset, open_dataset
-from crisp_stream.storage import is_remote, open_store
-from crisp_stream.tree import ClusterTree
-from crisp_stream.writers import stages
-from crisp_stream.writers.document_stages import read_documents_in_stages
-from crisp_stream.writers.lsi import LSI_FILES
-from crisp_stream.writers.models import FITTED, fitted_json, models_of_folder
+from crisp_stream.format.dataset import MANIFEST, Dataset, open_dataset
+from crisp_stream.processes import Log
+from crisp_stream.storage.store import is_remote, open_store
+from crisp_stream.tree.tree import ClusterTree
+from crisp_stream.writers.embedding.given_models import FITTED, fitted_json, models_of_folder
+from crisp_stream.writers.embedding.lsi import LSI_FILES
+from crisp_stream.writers.engine.tasks import Runner
 from crisp_stream.writers.options import WriteOptions
-from crisp_stream.writers.parts import TOKENIZER_NAMES
-from crisp_stream.writers.pool import Log
-from crisp_stream.writers.run import engine_of
-from crisp_stream.writers.sorting import tree_of
-from crisp_stream.writers.stages import EmbeddedParts
-from crisp_stream.writers.tasks import Runner
-from crisp_stream.writers.tree_quality import QualitySums
-from crisp_stream.writers.tree_report import TreeReport, inspect_tree
-from crisp_stream.writers.tree_stage import FittedTree
-from crisp_stream.writers.work import work_folder
+from crisp_stream.writers.publishing.work import work_folder
+from crisp_stream.writers.stages import models as stages
+from crisp_stream.writers.stages.documents import read_documents_in_stages
+from crisp_stream.writers.stages.models import EmbeddedParts
+from crisp_stream.writers.stages.runs import tree_of
+from crisp_stream.writers.stages.tree import FittedTree
+from crisp_stream.writers.stages.windows import TOKENIZER_NAMES
+from crisp_stream.writers.tree.quality import QualitySums
+from crisp_stream.writers.tree.report import TreeReport, inspect_tree
+from crisp_stream.writers.write import engine_of
 
 EMBEDDINGS = "embeddings.npy"
 

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError, import_extra
-from crisp_stream.format import TOKENIZER_FILES, Packing, TokenizerRecord
-from crisp_stream.mds import TokenDtype
+from crisp_stream.format.dataset import TOKENIZER_FILES, Packing, TokenizerRecord
+from crisp_stream.format.mds import TokenDtype
 
 EOT_TOKEN = "<|endoftext|>"
 SAMPLE_CHARACTERS = 20 << 20

@@ -28,14 +28,15 @@ from numpy.typing import ArrayLike, NDArray
 from crisp_stream.errors import FormatError, InputError
 from crisp_stream.evaluation.question_sets import TASKS, open_question_set
 from crisp_stream.evaluation.window_ngrams import NOT_FOUND, find_in_windows
-from crisp_stream.format import open_dataset
-from crisp_stream.storage import open_store
-from crisp_stream.tables import numbers, read_parquet
-from crisp_stream.training_record import file_name
-from crisp_stream.writers.decontamination import EvaluationNgrams
-from crisp_stream.writers.documents import DropCounts, read_documents
-from crisp_stream.writers.evaluation_texts import EvaluationExample, read_evaluation_examples
-from crisp_stream.writers.pool import num_processes
+from crisp_stream.format.dataset import open_dataset
+from crisp_stream.format.tables import numbers, read_parquet
+from crisp_stream.models.training_record import file_name
+from crisp_stream.processes import num_processes
+from crisp_stream.storage.store import open_store
+from crisp_stream.writers.cleaning.decontamination import EvaluationNgrams
+from crisp_stream.writers.cleaning.evaluation_texts import EvaluationExample, read_evaluation_examples
+from crisp_stream.writers.documents.documents import read_documents
+from crisp_stream.writers.documents.drops import DropCounts
 
 CONTAMINATION_VERSION = 1
 _METADATA_KEY = b"crisp_stream.contamination"

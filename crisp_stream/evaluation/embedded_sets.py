@@ -8,8 +8,8 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from crisp_stream.evaluation.distances import Distances, nearest_distances, sorted_once
-from crisp_stream.format import open_dataset
+from crisp_stream.format.dataset import open_dataset
+from crisp_stream.results.distances import Distances, nearest_distances, sorted_once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ def measure_distances(
         FormatError: the root holds no dataset.
         StorageError: the storage refused or failed.
     """
-    from crisp_stream.writers.first_windows import FirstWindows, embed_first_windows
+    from crisp_stream.evaluation.first_windows import FirstWindows, embed_first_windows
 
     def embed(files: Sequence[str], *, questions: bool, limit: int | None = None) -> FirstWindows:
         log(f"embedding {', '.join(_names(files))}")

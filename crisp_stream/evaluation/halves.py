@@ -20,9 +20,9 @@ import numpy as np
 
 from crisp_stream.errors import CrispError, InputError
 from crisp_stream.evaluation.question_sets import QuestionSet
-from crisp_stream.evaluation.results import set_fingerprint
-from crisp_stream.questions import Half, Question, question_hash
-from crisp_stream.storage import open_store
+from crisp_stream.examples.questions import Half, Question, question_hash
+from crisp_stream.results.results import set_fingerprint
+from crisp_stream.storage.store import open_store
 
 SPLIT_VERSION = 1
 LIKENESS = 0.6
@@ -76,8 +76,8 @@ def like_groups(questions: Sequence[Question]) -> list[list[int]]:
     Returns:
         Every question once; members and groups in the order of the set, a group where its first member is.
     """
-    from crisp_stream.writers.near_duplicates import NearSettings, find_near_duplicates, sketch_texts
-    from crisp_stream.writers.words import hash_words
+    from crisp_stream.writers.cleaning.near_duplicates import NearSettings, find_near_duplicates, sketch_texts
+    from crisp_stream.writers.cleaning.words import hash_words
 
     root = list(range(len(questions)))
 

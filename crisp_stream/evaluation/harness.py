@@ -33,11 +33,11 @@ from lm_eval.evaluator import evaluate
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from crisp_stream.checkpoint import LoadedGPT
 from crisp_stream.evaluation.packed_rows import PackedRow, add_scores, pack_rows
 from crisp_stream.evaluation.perplexity import encode_texts, in_batches, text_blocks
 from crisp_stream.evaluation.prompts import ReadRecord
 from crisp_stream.evaluation.question_sets import QuestionSet, read_task
+from crisp_stream.models.checkpoint import LoadedGPT
 
 ShareDone = Callable[[float], None]
 """Takes the share of the work that is done, 0 to 1."""

@@ -15,21 +15,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.checkpoint import checkpoints_by_batch
 from crisp_stream.errors import InputError, import_extra
 from crisp_stream.evaluation.models import JudgedModel, check_names, open_model
 from crisp_stream.evaluation.multiple_choice import judge_questions
 from crisp_stream.evaluation.perplexity import Progress, judge_texts
-from crisp_stream.evaluation.results import QuestionResults, TextResults
 from crisp_stream.evaluation.seen import seen_examples
-from crisp_stream.example_hashes import example_hash
-from crisp_stream.questions import Question, question_hash, read_questions
+from crisp_stream.examples.hashes import example_hash
+from crisp_stream.examples.questions import Question, question_hash, read_questions
+from crisp_stream.models.checkpoint import checkpoints_by_batch
 from crisp_stream.ranks import join_ranks, together
+from crisp_stream.results.results import QuestionResults, TextResults
 
 if TYPE_CHECKING:
     from crisp_stream.evaluation.contamination import Contamination
     from crisp_stream.evaluation.question_sets import QuestionSet
-    from crisp_stream.writers.inputs import Layout
+    from crisp_stream.writers.documents.inputs import Layout
 
 Log = Callable[[str], None]
 ProgressOf = Callable[[str, int], Progress]
@@ -64,7 +64,8 @@ class TextSet:
         if self.questions:
             yield from (question.text(question.answer) for question in self.read_questions())
             return
-        from crisp_stream.writers.documents import DropCounts, read_documents
+        from crisp_stream.writers.documents.documents import read_documents
+        from crisp_stream.writers.documents.drops import DropCounts
 
         counts = DropCounts()
         yield from read_documents(

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crisp_stream.checkpoint import LoadedGPT
 from crisp_stream.errors import InputError, import_extra
 from crisp_stream.evaluation.models import JudgedModel, plain_record
 from crisp_stream.evaluation.perplexity import Progress
 from crisp_stream.evaluation.question_sets import QuestionSet
-from crisp_stream.evaluation.results import QuestionResults
+from crisp_stream.models.checkpoint import LoadedGPT
+from crisp_stream.results.results import QuestionResults
 
 if TYPE_CHECKING:
     from crisp_stream.evaluation.harness import ShareDone

@@ -26,11 +26,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.checkpoint import LoadedGPT
 from crisp_stream.errors import InputError, import_extra
-from crisp_stream.evaluation.bootstrap import Interval, bootstrap_interval, exp_mean, ratio_of_sums
 from crisp_stream.evaluation.models import JudgedModel, ModelRecord, open_model, plain_record
-from crisp_stream.evaluation.results import TextResults, example_hash
+from crisp_stream.examples.hashes import example_hash
+from crisp_stream.models.checkpoint import LoadedGPT
+from crisp_stream.results.bootstrap import Interval, bootstrap_interval, exp_mean, ratio_of_sums
+from crisp_stream.results.results import TextResults
 
 if TYPE_CHECKING:
     import torch

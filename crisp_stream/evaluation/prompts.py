@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from crisp_stream.questions import Question, question_of
+from crisp_stream.examples.questions import Question, question_of
 
 REASONING = frozenset(("math-prm", "hep-cpp", "hep-go", "hep-java", "hep-js", "hep-python", "hep-rust"))
 """Subsets of RewardBench that are its Reasoning category."""

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from crisp_stream.errors import CrispError, InputError
 from crisp_stream.evaluation.prompts import REASONING
-from crisp_stream.evaluation.results import set_fingerprint
-from crisp_stream.questions import PlacedQuestion, Question, place_questions, question_hash, question_of
+from crisp_stream.examples.questions import PlacedQuestion, Question, place_questions, question_hash, question_of
+from crisp_stream.results.results import set_fingerprint
 
 Metric = Literal["acc", "acc_norm"]
 
@@ -170,7 +170,7 @@ def hub_source(task: str) -> str:
 
 def hub_records(source: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Rows of a dataset of the hub, or of a local folder. Raises InputError, StorageError."""
-    from crisp_stream.writers.hub import list_hub_shards, read_hub
+    from crisp_stream.writers.documents.hub import list_hub_shards, read_hub
 
     for shard in list_hub_shards(source):
         for _, record in read_hub(shard, columns):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from crisp_stream.example_sketch import ExampleSketch
+from crisp_stream.examples.sketch import ExampleSketch
 
 
 @dataclass(frozen=True, kw_only=True)

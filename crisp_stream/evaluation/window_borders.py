@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.format import Dataset
-from crisp_stream.provenance import PLACE, has_provenance
+from crisp_stream.format.dataset import Dataset
+from crisp_stream.format.provenance import PLACE, has_provenance
 
 EDGE_TOKENS = 48
 MAX_WINDOWS = 1 << 24

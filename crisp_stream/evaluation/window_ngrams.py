@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.evaluation.window_borders import WindowBorders, can_join, edges_of
-from crisp_stream.evaluation.window_reading import DatasetKey, opened, read_tokens
-from crisp_stream.evaluation.window_texts import WindowDecoder
-from crisp_stream.format import Dataset
-from crisp_stream.provenance import read_places
-from crisp_stream.writers.decontamination import EvaluationNgrams
-from crisp_stream.writers.pool import Progress, map_unordered
+from crisp_stream.format.dataset import Dataset
+from crisp_stream.format.provenance import read_places
+from crisp_stream.inspection.window_reading import DatasetKey, opened, read_tokens
+from crisp_stream.inspection.window_texts import WindowDecoder
+from crisp_stream.processes import Progress, map_unordered
+from crisp_stream.writers.cleaning.decontamination import EvaluationNgrams
 
 NOT_FOUND = np.iinfo(np.int64).max
 _TASK_BYTES = 8 << 20

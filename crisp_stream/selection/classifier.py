@@ -23,12 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError, import_extra
+from crisp_stream.histograms.window_selection import WindowSelection
 from crisp_stream.selection.scores import QuantileOf, Rows, check_rows, select_above, slices, threshold_of
-from crisp_stream.selection.windows import WindowSelection
 
 if TYPE_CHECKING:
-    from crisp_stream.format import Dataset
-    from crisp_stream.selection.task_embeddings import TaskEmbeddings
+    from crisp_stream.counting.task_embeddings import TaskEmbeddings
+    from crisp_stream.format.dataset import Dataset
 
 REGULARISATIONS: tuple[float | None, ...] = (None, 1000, 100, 10, 1, 0.1, 0.01, 0.001)
 """C of the paper's search (Table 5); None: no penalty."""

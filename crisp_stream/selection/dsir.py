@@ -24,10 +24,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crisp_stream.counting.count_examples import ExampleSources, split_in_batches
 from crisp_stream.errors import InputError
-from crisp_stream.evaluation.window_reading import DatasetKey, opened, read_tokens
-from crisp_stream.example_sketch import PROVENANCE_KEY, SketchBuilder
-from crisp_stream.format import Dataset, open_dataset
+from crisp_stream.examples.sketch import PROVENANCE_KEY, SketchBuilder
+from crisp_stream.format.dataset import Dataset, open_dataset
+from crisp_stream.histograms.window_selection import WindowSelection
+from crisp_stream.inspection.window_reading import DatasetKey, opened, read_tokens
+from crisp_stream.processes import Progress, map_unordered, num_processes
 from crisp_stream.selection.hashed_ngrams import (
     NUM_BUCKETS,
     SMOOTHING,
@@ -35,10 +38,7 @@ from crisp_stream.selection.hashed_ngrams import (
     log_ratios,
     log_weights,
 )
-from crisp_stream.selection.windows import WindowSelection
-from crisp_stream.writers.documents import DropCounts
-from crisp_stream.writers.examples import ExampleSources, split_in_batches
-from crisp_stream.writers.pool import Progress, map_unordered, num_processes
+from crisp_stream.writers.documents.drops import DropCounts
 
 FITTED_NGRAMS = 100_000 * NUM_BUCKETS
 """N-grams of the corpus that its distribution is fitted on, at most about so many."""

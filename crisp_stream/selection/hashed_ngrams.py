@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.writers.words import hash_tokens, ngram_hashes
+from crisp_stream.writers.cleaning.words import hash_tokens, ngram_hashes
 
 NUM_BUCKETS = 10_000
 SMOOTHING = 1e-8

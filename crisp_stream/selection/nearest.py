@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError
+from crisp_stream.histograms.window_selection import WindowSelection
 from crisp_stream.selection.scores import Rows, check_rows, select_above, slices, threshold_of
-from crisp_stream.selection.windows import WindowSelection
 
 if TYPE_CHECKING:
-    from crisp_stream.format import Dataset
-    from crisp_stream.selection.task_embeddings import TaskEmbeddings
+    from crisp_stream.counting.task_embeddings import TaskEmbeddings
+    from crisp_stream.format.dataset import Dataset
 
 _PRODUCTS = 1 << 24
 """Similarities held at once, 64 MB."""

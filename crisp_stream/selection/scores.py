@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError
-from crisp_stream.selection.windows import WindowSelection
+from crisp_stream.histograms.window_selection import WindowSelection
 
 if TYPE_CHECKING:
-    from crisp_stream.format import Dataset
+    from crisp_stream.format.dataset import Dataset
 
 QUANTILES = (0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 0.95, 0.975, 0.98, 0.9875, 0.99, 0.995, 0.9975)
 """Of the paper's search (Table 5)."""

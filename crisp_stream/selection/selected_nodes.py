@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from crisp_stream.format import Dataset
-from crisp_stream.selection.windows import WindowSelection
+from crisp_stream.format.dataset import Dataset
+from crisp_stream.histograms.window_selection import WindowSelection
 
 
 class SelectedNode(NamedTuple):

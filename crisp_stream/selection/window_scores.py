@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from crisp_stream.errors import FormatError, InputError
-from crisp_stream.storage import open_store
-from crisp_stream.tables import numbers, read_parquet
+from crisp_stream.format.tables import numbers, read_parquet
+from crisp_stream.storage.store import open_store
 
 SCORES_VERSION = 1
 _METADATA_KEY = b"crisp_stream.window_scores"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from crisp_stream.study.gather import gather
-from crisp_stream.study.jobs import Done, Job, load_done
-from crisp_stream.study.plan import StudyPlan
-from crisp_stream.study.report import study_text, write_study_report
-from crisp_stream.study.runner import run_jobs
+from crisp_stream.study.jobs.job import Done, Job, load_done
+from crisp_stream.study.jobs.plan import StudyPlan
+from crisp_stream.study.jobs.runner import run_jobs
+from crisp_stream.study.record.gather import gather
 from crisp_stream.study.settings import StudySettings
+from crisp_stream.study.tables.report import study_text, write_study_report
 
 RECORD = "record"
 """Folder of the record, its tables and figures, in that of the study."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from crisp_stream.errors import InputError
 
 if TYPE_CHECKING:
-    from crisp_stream.study.results import StudyModel, StudyResults
+    from crisp_stream.study.record.record import StudyModel, StudyResults
 
 
 def check_names(study: StudyResults) -> None:

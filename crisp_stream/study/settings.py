@@ -14,12 +14,12 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from crisp_stream.config import build, load_recipe
-from crisp_stream.durations import parse_duration
+from crisp_stream.cli.verbs import recipes_and_overrides
+from crisp_stream.config.durations import parse_duration
+from crisp_stream.config.load import build, load_recipe
+from crisp_stream.config.recipe import Recipe
 from crisp_stream.errors import InputError, RecipeError
-from crisp_stream.recipe import Recipe
-from crisp_stream.selection.domain_weights import Update
-from crisp_stream.verbs import recipes_and_overrides
+from crisp_stream.selection.doge.domain_weights import Update
 
 Kind = Literal["base", "crisp", "multitask", "classifier", "nearest", "dsir", "doge", "only-specialist"]
 """How a method finds what to train on."""

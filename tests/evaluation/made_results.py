@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from crisp_stream.evaluation.results import QuestionResults, TextResults
+from crisp_stream.results.results import QuestionResults, TextResults
 
 
 def model(name: str, **changes: Any) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crisp_stream.cli import main
+from crisp_stream.cli.main import main
 from crisp_stream.errors import InputError
-from crisp_stream.evaluation.better import better_csv, better_rows, better_text, natural_baseline, plot_better
+from crisp_stream.results.better import better_csv, better_rows, better_text, natural_baseline, plot_better
 from tests.evaluation.made_results import question_results, text_results
 
 

@@ -11,16 +11,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from crisp_stream.cli import main
+from crisp_stream.cli.main import main
 from crisp_stream.errors import CorruptDataError, FormatError, InputError
 from crisp_stream.evaluation import window_borders, window_ngrams
 from crisp_stream.evaluation.contamination import Contamination, check_contamination
 from crisp_stream.evaluation.question_sets import open_question_set
-from crisp_stream.evaluation.window_texts import WindowDecoder
-from crisp_stream.example_hashes import example_hash
-from crisp_stream.format import Dataset, open_dataset
-from crisp_stream.provenance import read_places
-from crisp_stream.questions import question_hash, read_questions
+from crisp_stream.examples.hashes import example_hash
+from crisp_stream.examples.questions import question_hash, read_questions
+from crisp_stream.format.dataset import Dataset, open_dataset
+from crisp_stream.format.provenance import read_places
+from crisp_stream.inspection.window_texts import WindowDecoder
 from tests.seaweed import S3Server
 from tests.synthetic import EOT_ID, upload, write_synthetic_dataset
 from tests.words import write_words

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from crisp_stream.cli import main
+from crisp_stream.cli.main import main
 from crisp_stream.errors import InputError
-from crisp_stream.evaluation.costs import CostAxis, costs, method_of
-from crisp_stream.evaluation.results import QuestionResults
+from crisp_stream.results.costs import CostAxis, costs, method_of
+from crisp_stream.results.results import QuestionResults
 from tests.evaluation.made_results import answered, text_results
 
 SMALL, LARGE = 10, 100

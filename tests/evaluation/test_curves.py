@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from crisp_stream.cli import main
+from crisp_stream.cli.main import main
 from crisp_stream.errors import InputError
-from crisp_stream.evaluation.curves import TRAINING_LOSS, curves, curves_text, plot_curves
+from crisp_stream.results.curves import TRAINING_LOSS, curves, curves_text, plot_curves
 from tests.evaluation.made_results import answered, text_results
 
 

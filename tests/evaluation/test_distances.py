@@ -10,15 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from crisp_stream.cli import main
+from crisp_stream.cli.main import main
 from crisp_stream.errors import FormatError, InputError
-from crisp_stream.evaluation.distances import (
-    Distances,
-    distance_bins,
-    distances_text,
-    nearest_distances,
-    sorted_once,
-)
+from crisp_stream.results.distances import Distances, distance_bins, distances_text, nearest_distances, sorted_once
 from tests.evaluation.made_results import text_results
 
 
@@ -39,7 +33,7 @@ def unit_rows(count: int, dim: int, seed: int) -> np.ndarray:
 
 @pytest.mark.parametrize("block", [7, 4096])
 def test_the_nearest_neighbour_is_exact_for_any_block(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("crisp_stream.evaluation.distances._BLOCK_ROWS", block)
+    monkeypatch.setattr("crisp_stream.results.distances._BLOCK_ROWS", block)
     queries, specialist = unit_rows(50, 12, 0), unit_rows(33, 12, 1)
     squared = ((queries[:, None].astype(float) - specialist[None].astype(float)) ** 2).sum(axis=2)
     assert np.allclose(nearest_distances(queries, specialist), squared.min(axis=1) / 2, atol=1e-6)

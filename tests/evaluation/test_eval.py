@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crisp_stream.cli import main
-from crisp_stream.evaluation.results import QuestionResults, TextResults, load_all
-from crisp_stream.example_hashes import example_hash
-from crisp_stream.export import export
-from crisp_stream.questions import read_questions
+from crisp_stream.cli.main import main
+from crisp_stream.examples.hashes import example_hash
+from crisp_stream.examples.questions import read_questions
+from crisp_stream.models.export import export
+from crisp_stream.results.results import QuestionResults, TextResults, load_all
 from tests.evaluation.independent import Independent, perplexities
 from tests.evaluation.test_contamination import files, planted
 from tests.small_runs import SmallRun, small_run
@@ -79,7 +79,7 @@ def test_two_models_on_three_sets_equal_an_independent_computation(
 def test_two_processes_save_what_one_saves(done: SmallRun, folder: Path, tmp_path: Path) -> None:
     asked = [done.checkpoint(12), "--text", folder / "held.jsonl", "--mcq", folder / "mine.jsonl", "--batch-size", "1"]
     assert run(*asked, "--out", tmp_path / "one") == 0
-    command = [sys.executable, "-m", "crisp_stream.cli", "eval", "--nproc", "2", *asked, "--out", tmp_path / "two"]
+    command = [sys.executable, "-m", "crisp_stream.cli.main", "eval", "--nproc", "2", *asked, "--out", tmp_path / "two"]
     shared = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, check=False)
     assert shared.returncode == 0, shared.stdout + shared.stderr
     assert shared.stdout.count("small-ba12  ") == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from crisp_stream.questions import Question, question_hash
+from crisp_stream.examples.questions import Question, question_hash
 
 QUESTION = Question(question="Which gas do plants take up?", choices=("Oxygen", "Carbon dioxide"), answer=1)
 

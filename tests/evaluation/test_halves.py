@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crisp_stream.cli import main
+from crisp_stream.cli.main import main
+from crisp_stream.counting.count_examples import ExampleSources
 from crisp_stream.errors import InputError, StorageError
 from crisp_stream.evaluation.halves import _draw, cut_in_halves, like_groups
 from crisp_stream.evaluation.question_sets import open_question_set
-from crisp_stream.example_sketch import SketchBuilder
-from crisp_stream.questions import Question, read_questions
-from crisp_stream.storage import FolderStore
-from crisp_stream.writers.documents import DropCounts
-from crisp_stream.writers.examples import ExampleSources
+from crisp_stream.examples.questions import Question, read_questions
+from crisp_stream.examples.sketch import SketchBuilder
+from crisp_stream.storage.store import FolderStore
+from crisp_stream.writers.documents.drops import DropCounts
 
 VOCABULARY = [f"{first}{second}" for first in ("bar", "kel", "mun", "tor", "vix") for second in "aeiou"]
 

@@ -17,7 +17,6 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from crisp_stream.checkpoint import LoadedGPT
 from crisp_stream.errors import InputError
 from crisp_stream.evaluation import multiple_choice
 from crisp_stream.evaluation.harness import Asked, HarnessLM
@@ -25,8 +24,9 @@ from crisp_stream.evaluation.models import JudgedModel, open_model
 from crisp_stream.evaluation.multiple_choice import judge_questions
 from crisp_stream.evaluation.perplexity import judge_texts
 from crisp_stream.evaluation.question_sets import TASK_FOLDER, QuestionSet, open_question_set
-from crisp_stream.evaluation.results import load_results
-from crisp_stream.export import export
+from crisp_stream.models.checkpoint import LoadedGPT
+from crisp_stream.models.export import export
+from crisp_stream.results.results import load_results
 from tests.small_runs import SmallRun, small_run
 
 TEXTS = ["a short one", "b", "longer than the context of thirty-two tokens, and then some", "", "x" * 64, "q" * 33]

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crisp_stream.checkpoint import LoadedGPT
 from crisp_stream.errors import FormatError, InputError
 from crisp_stream.evaluation import perplexity as module
 from crisp_stream.evaluation.models import JudgedModel, check_names, open_model
@@ -20,8 +19,9 @@ from crisp_stream.evaluation.perplexity import (
     perplexity,
     summarise,
 )
-from crisp_stream.evaluation.results import example_hash
-from crisp_stream.export import export
+from crisp_stream.examples.hashes import example_hash
+from crisp_stream.models.checkpoint import LoadedGPT
+from crisp_stream.models.export import export
 from tests.evaluation.independent import Independent, perplexities
 from tests.small_runs import SmallRun, small_run
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from crisp_stream.config import load_recipe
+from crisp_stream.config.load import load_recipe
 from crisp_stream.errors import InputError, MissingExtraError, RecipeError
 from crisp_stream.evaluation.models import open_model
 from crisp_stream.evaluation.multiple_choice import judge_questions
 from crisp_stream.evaluation.question_sets import open_question_set
-from crisp_stream.prepare import sampled_questions
-from crisp_stream.train import train
+from crisp_stream.training.prepare import sampled_questions
+from crisp_stream.training.train import train
 from tests.evaluation.test_harness import write_questions
 from tests.small_runs import SmallRun, launch, small_run
 
@@ -93,7 +93,7 @@ def test_asking_does_not_change_the_training(folder: Path, done: SmallRun) -> No
 def test_a_bad_question_stops_the_run_before_its_model_is_built(
     done: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("crisp_stream.model.build_gpt", None)
+    monkeypatch.setattr("crisp_stream.models.gpt.build_gpt", None)
     (tmp_path / "bad.jsonl").write_text('{"question": "q", "choices": ["a"], "answer": 0}\n')
     with pytest.raises(InputError, match=r"bad\.jsonl:1: a question needs at least two choices, got 1"):
         train(done.recipe(f"save_folder={tmp_path}/run", f"eval.questions={tmp_path}/bad.jsonl"))

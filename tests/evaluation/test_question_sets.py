@@ -15,7 +15,7 @@ import pytest
 from crisp_stream.errors import CrispError, InputError
 from crisp_stream.evaluation import question_sets
 from crisp_stream.evaluation.question_sets import TASKS, QuestionSet, hub_source, open_question_set, read_task
-from crisp_stream.questions import Question, place_questions, question_hash, question_of, read_questions
+from crisp_stream.examples.questions import Question, place_questions, question_hash, question_of, read_questions
 
 ARC = {"question": "Which?", "choices": {"text": ["one", "two", "three"], "label": ["A", "B", "C"]}, "answerKey": "B"}
 MMLU = {"question": "How many?", "subject": "abstract_algebra", "choices": ["0", "4", "2", "6"], "answer": 1}

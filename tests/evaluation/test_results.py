@@ -10,13 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from crisp_stream.errors import FormatError, InputError
-from crisp_stream.evaluation.bootstrap import bootstrap_interval, exp_mean
-from crisp_stream.evaluation.results import (
-    QuestionResults,
-    TextResults,
-    load_all,
-    load_results,
-)
+from crisp_stream.results.bootstrap import bootstrap_interval, exp_mean
+from crisp_stream.results.results import QuestionResults, TextResults, load_all, load_results
 
 
 def text_results(name: str = "model-ba1", set_name: str = "held/out") -> TextResults:

@@ -10,23 +10,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crisp_stream import example_sketch
-from crisp_stream.arithmetic import cut, interpolate
-from crisp_stream.checkpoint import read_checkpoint
-from crisp_stream.cli import main
+from crisp_stream.cli.main import main
+from crisp_stream.counting.count_examples import count_examples
 from crisp_stream.errors import FormatError
 from crisp_stream.evaluation.models import open_model, plain_record
 from crisp_stream.evaluation.seen import seen_examples
-from crisp_stream.example_hashes import example_hash
-from crisp_stream.example_sketch import PROVENANCE_KEY, ExampleSketch, SketchBuilder, join_sketches, sketch_of
-from crisp_stream.histogram import Histogram
-from crisp_stream.inspection import describe_histogram
-from crisp_stream.questions import question_hash, read_questions
-from crisp_stream.smoothing import smooth
-from crisp_stream.train import train
-from crisp_stream.training_record import training_record
-from crisp_stream.writers.embed import DEFAULT_ENCODER, EncoderChoice
-from crisp_stream.writers.examples import count_examples
+from crisp_stream.examples import sketch as example_sketch
+from crisp_stream.examples.hashes import example_hash
+from crisp_stream.examples.questions import question_hash, read_questions
+from crisp_stream.examples.sketch import PROVENANCE_KEY, ExampleSketch, SketchBuilder, join_sketches, sketch_of
+from crisp_stream.histograms.arithmetic import cut, interpolate
+from crisp_stream.histograms.histogram import Histogram
+from crisp_stream.histograms.smoothing import smooth
+from crisp_stream.inspection.summary import describe_histogram
+from crisp_stream.models.checkpoint import read_checkpoint
+from crisp_stream.models.training_record import training_record
+from crisp_stream.training.train import train
+from crisp_stream.writers.embedding.embed import EncoderChoice
+from crisp_stream.writers.embedding.encoder_files import DEFAULT_ENCODER
 from tests.small_runs import SmallRun, copy_until, leaf_histogram, small_run
 from tests.synthetic import DIM
 from tests.writers.conftest import WordEncoder
@@ -49,7 +50,7 @@ def count(done: SmallRun, path: Path, rows: list[dict[str, Any]], **options: Any
     encoder.dim = DIM
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.MonkeyPatch.context() as patch:
-        where = "crisp_stream.writers.examples"
+        where = "crisp_stream.counting.count_examples"
         patch.setattr(f"{where}.load_encoder", lambda choice, device: encoder)
         patch.setattr(f"{where}.worker_device", lambda: "cpu")
         patch.setattr(f"{where}.matching_encoder", lambda *_: EncoderChoice(name=DEFAULT_ENCODER))

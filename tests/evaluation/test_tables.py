@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crisp_stream.cli import main
+from crisp_stream.cli.main import main
 from crisp_stream.errors import InputError
-from crisp_stream.evaluation.results import load_all
-from crisp_stream.evaluation.tables import (
+from crisp_stream.results.results import load_all
+from crisp_stream.results.tables import (
     BITS_PER_BYTE,
     CLEAN,
     PERPLEXITY,

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from crisp_stream.cli import main
-from crisp_stream.evaluation.results import QuestionResults
-from crisp_stream.evaluation.transfer import mean_over_tasks, transfer, transfer_csv, transfer_text
+from crisp_stream.cli.main import main
+from crisp_stream.results.results import QuestionResults
+from crisp_stream.results.transfer import mean_over_tasks, transfer, transfer_csv, transfer_text
 from tests.evaluation.made_results import answered, text_results
 
 SETS = ("arc_easy", "arc_challenge", "mmlu", "rewardbench_reasoning")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from crisp_stream.format import Dataset
-from crisp_stream.selection.windows import WindowSelection
+from crisp_stream.format.dataset import Dataset
+from crisp_stream.histograms.window_selection import WindowSelection
 
 LEAVES = {0: 300, 1: 64, 2: 65, 3: 7, 5: 1, 6: 200, 9: 130, 12: 63, 13: 40, 15: 90}
 

@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crisp_stream.cli import main
-from crisp_stream.config import load_recipe
-from crisp_stream.durations import batches_of
+from crisp_stream.cli.main import main
+from crisp_stream.config.durations import batches_of
+from crisp_stream.config.load import load_recipe
+from crisp_stream.config.recipe import Recipe
 from crisp_stream.errors import FormatError, InputError, RecipeError, ResumeError
-from crisp_stream.format import Dataset
-from crisp_stream.histogram import Histogram
-from crisp_stream.model import count_parameters
-from crisp_stream.recipe import Recipe
-from crisp_stream.selection.doge import DogeSettings, weigh_by_doge
-from crisp_stream.selection.doge_report import compared_clusters
-from crisp_stream.selection.target_text import read_target_text
+from crisp_stream.format.dataset import Dataset
+from crisp_stream.histograms.histogram import Histogram
+from crisp_stream.models.gpt import count_parameters
+from crisp_stream.selection.doge.doge import DogeSettings, weigh_by_doge
+from crisp_stream.selection.doge.doge_report import compared_clusters
+from crisp_stream.selection.doge.target_text import read_target_text
 from tests.synthetic import write_synthetic_dataset
 
 LETTERS = ["abcdef", "ghijkl", "mnopqr"]

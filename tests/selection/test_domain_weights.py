@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from crisp_stream.selection.domain_weights import DomainWeights, gain_factor, scores
+from crisp_stream.selection.doge.domain_weights import DomainWeights, gain_factor, scores
 
 
 def test_an_update_multiplies_each_weight_by_the_exponential_of_its_score_over_mu() -> None:

@@ -14,15 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from crisp_stream import Histogram, Mixture, MixtureDataset, Phase, draw_table
-from crisp_stream.continuation import phases_of_state
-from crisp_stream.draws import BLOCK_SAMPLES, leaf_starts
+from crisp_stream import Histogram, Mixture, MixtureDataset, Phase
 from crisp_stream.errors import InputError, ResumeError
-from crisp_stream.format import Dataset
-from crisp_stream.mixture import Draw
-from crisp_stream.runs import MAX_GAP, RunPlan
-from crisp_stream.selection.windows import WindowSelection
-from crisp_stream.stream import Stream
+from crisp_stream.format.dataset import Dataset
+from crisp_stream.histograms.mixture import Draw
+from crisp_stream.histograms.window_selection import WindowSelection
+from crisp_stream.loading.continuation import phases_of_state
+from crisp_stream.loading.runs import MAX_GAP, RunPlan
+from crisp_stream.loading.stream import Stream
+from crisp_stream.order import draw_table
+from crisp_stream.order.draws import BLOCK_SAMPLES, leaf_starts
 from tests.mixtures import histogram_of
 from tests.seaweed import S3Server
 from tests.selection.selections import LEAVES, random_selection, select

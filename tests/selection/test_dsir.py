@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crisp_stream.cli import main
+from crisp_stream.cli.main import main
+from crisp_stream.counting.count_examples import ExampleSources
 from crisp_stream.errors import InputError
-from crisp_stream.format import Dataset
+from crisp_stream.format.dataset import Dataset
+from crisp_stream.histograms.window_selection import WindowSelection
 from crisp_stream.selection import dsir
 from crisp_stream.selection.dsir import gumbel_top_k, heaviest_share, select_dsir
 from crisp_stream.selection.hashed_ngrams import SMOOTHING
 from crisp_stream.selection.window_scores import WindowScores
-from crisp_stream.selection.windows import WindowSelection
-from crisp_stream.writers.examples import ExampleSources
 from tests.selection.test_hashed_ngrams import bucket, ngrams
 from tests.synthetic import EOT_ID, write_synthetic_dataset
 from tests.topics import TOPICS, WINDOWS, topic_dataset

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crisp_stream.cli import main
+from crisp_stream.cli.main import main
 from crisp_stream.errors import FormatError, InputError
-from crisp_stream.format import open_dataset
-from crisp_stream.selection.embeddings import WindowEmbeddings
-from crisp_stream.selection.windows import WindowSelection
-from crisp_stream.writers import window_embeddings
-from crisp_stream.writers.run import WriteReport
-from crisp_stream.writers.window_embeddings import embed_windows
+from crisp_stream.format.dataset import open_dataset
+from crisp_stream.format.embeddings import WindowEmbeddings
+from crisp_stream.histograms.window_selection import WindowSelection
+from crisp_stream.writers import embed_windows as window_embeddings
+from crisp_stream.writers.embed_windows import embed_windows
 from crisp_stream.writers.windows import DocumentTokenizer, window_texts
+from crisp_stream.writers.write import WriteReport
 from tests.synthetic import write_synthetic_dataset
 from tests.writers.conftest import TOPICS, text_file, written
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crisp_stream import Histogram, Mixture, MixtureDataset, Phase, forecast_selected
-from crisp_stream.cli import main
-from crisp_stream.forecast import forecast
-from crisp_stream.format import Dataset
-from crisp_stream.mixture import Draw
-from crisp_stream.stream import Stream
+from crisp_stream import Histogram, Mixture, MixtureDataset, Phase
+from crisp_stream.cli.main import main
+from crisp_stream.forecast import selected as forecast_selected
+from crisp_stream.forecast.forecast import forecast
+from crisp_stream.format.dataset import Dataset
+from crisp_stream.histograms.mixture import Draw
+from crisp_stream.loading.stream import Stream
 from tests.mixtures import histogram_of
 from tests.seaweed import S3Server
 from tests.selection.selections import LEAVES, random_selection

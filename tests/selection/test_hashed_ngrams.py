@@ -20,7 +20,7 @@ from crisp_stream.selection.hashed_ngrams import (
     log_weights,
     ngram_buckets,
 )
-from crisp_stream.writers.words import hash_tokens
+from crisp_stream.writers.cleaning.words import hash_tokens
 
 SIGNS = st.text(
     st.sampled_from("ab_Zß9 \n.,-'\u00a0\u0301é中文²½٣İ\U0001f600") | st.characters(codec="utf-8"), max_size=30

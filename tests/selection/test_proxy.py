@@ -13,13 +13,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from crisp_stream.config import load_recipe
-from crisp_stream.model import gpt_config
-from crisp_stream.recipe import Recipe
-from crisp_stream.selection.domain_gradients import Windows
-from crisp_stream.selection.domain_weights import Update
-from crisp_stream.selection.proxy import Proxy, schedule_share, warmup_steps
-from crisp_stream.train import train
+from crisp_stream.config.load import load_recipe
+from crisp_stream.config.recipe import Recipe
+from crisp_stream.models.gpt import gpt_config
+from crisp_stream.selection.doge.domain_gradients import Windows
+from crisp_stream.selection.doge.domain_weights import Update
+from crisp_stream.selection.doge.proxy import Proxy, schedule_share, warmup_steps
+from crisp_stream.training.train import train
 from tests.small_runs import write_dataset
 
 TOY = [

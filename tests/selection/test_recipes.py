@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crisp_stream import model
-from crisp_stream.checkpoint import read_checkpoint
-from crisp_stream.config import load_each
+from crisp_stream.config.load import load_each
 from crisp_stream.errors import CrispError, InputError, RecipeError, ResumeError
-from crisp_stream.export import export
-from crisp_stream.prepare import build_mixture
-from crisp_stream.train import train
-from crisp_stream.training_record import training_record
+from crisp_stream.models import gpt as model
+from crisp_stream.models.checkpoint import read_checkpoint
+from crisp_stream.models.export import export
+from crisp_stream.models.training_record import training_record
+from crisp_stream.training.prepare import build_mixture
+from crisp_stream.training.train import train
 from tests.selection.selections import random_selection
 from tests.small_runs import SmallRun, account_of, losses_of, small_run, windows_of
 from tests.synthetic import write_synthetic_dataset

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from crisp_stream.counting.task_embeddings import TaskEmbeddings
 from crisp_stream.errors import InputError
-from crisp_stream.format import Dataset
+from crisp_stream.format.dataset import Dataset
 from crisp_stream.selection.classifier import REGULARISATIONS, fit_classifier, select_by_classifier
 from crisp_stream.selection.nearest import nearest_scores, select_nearest
 from crisp_stream.selection.scores import QUANTILES, select_above, threshold_of
-from crisp_stream.selection.task_embeddings import TaskEmbeddings
 from tests.synthetic import DIM, write_synthetic_dataset
 
 

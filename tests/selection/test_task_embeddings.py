@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from crisp_stream.counting import count_examples as examples
+from crisp_stream.counting.count_examples import count_examples
+from crisp_stream.counting.task_embeddings import TaskEmbeddings, embed_task, histogram_of_task
 from crisp_stream.errors import FormatError, InputError
-from crisp_stream.format import open_dataset
-from crisp_stream.selection.task_embeddings import TaskEmbeddings, embed_task, histogram_of_task
-from crisp_stream.writers import examples
-from crisp_stream.writers.examples import count_examples
-from crisp_stream.writers.run import WriteReport
+from crisp_stream.format.dataset import open_dataset
+from crisp_stream.writers.write import WriteReport
 from tests.writers.conftest import text_file, written
 
 __all__ = ["text_file", "written"]  # fixtures

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crisp_stream.errors import FormatError, InputError
-from crisp_stream.selection import windows as selections
-from crisp_stream.selection.packed_bits import PackedBits, indexed, members, pack, unpack
-from crisp_stream.selection.windows import WindowSelection
+from crisp_stream.histograms import window_selection as selections
+from crisp_stream.histograms.window_selection import WindowSelection
+from crisp_stream.order.packed_bits import PackedBits, indexed, members, pack, unpack
 from tests.synthetic import write_synthetic_dataset
 
 FINGERPRINT = "a" * 64

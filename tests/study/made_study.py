@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from crisp_stream.study.results import (
+from crisp_stream.study.record.record import (
     Judgement,
     StudyCurve,
     StudyDataset,

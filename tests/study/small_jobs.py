@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from crisp_stream.errors import InputError, RunInterruptedError
-from crisp_stream.study import runner
-from crisp_stream.study.jobs import Done, Job, JobPlace
-from crisp_stream.study.runner import run_jobs
+from crisp_stream.study.jobs import runner
+from crisp_stream.study.jobs.job import Done, Job, JobPlace
+from crisp_stream.study.jobs.runner import run_jobs
 
 PATIENCE_SECONDS = 60.0
 """Of work that waits for something that comes at once, unless the machine is busy."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from crisp_stream.cli import main
-from crisp_stream.study.results import StudyResults
+from crisp_stream.cli.main import main
+from crisp_stream.study.record.record import StudyResults
 
 RECORD = Path(__file__).parents[2] / "docs" / "study" / "miniature"
 

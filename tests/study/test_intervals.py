@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from crisp_stream.evaluation.bootstrap import Interval
-from crisp_stream.evaluation.cells import Estimate
-from crisp_stream.study.intervals import SeededValues, exponential, mean_over_sets, seeded_estimate
+from crisp_stream.results.bootstrap import Interval
+from crisp_stream.results.estimates import Estimate
+from crisp_stream.study.tables.intervals import SeededValues, exponential, mean_over_sets, seeded_estimate
 
 TRIALS = 1500
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from crisp_stream.errors import InputError
-from crisp_stream.study.digests import fingerprint_of
-from crisp_stream.study.jobs import Done, Job
-from crisp_stream.study.plan import StudyPlan
+from crisp_stream.study.jobs.digests import fingerprint_of
+from crisp_stream.study.jobs.job import Done, Job
+from crisp_stream.study.jobs.plan import StudyPlan
 from crisp_stream.study.settings import load_study
 from tests.study.written_study import METHODS, small_study, write_study, write_texts
 from tests.synthetic import write_synthetic_dataset

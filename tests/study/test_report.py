@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crisp_stream.cli import main
-from crisp_stream.study.figures import main_figure, study_figures
-from crisp_stream.study.report import write_study_report
-from crisp_stream.study.results import StudyCurve
+from crisp_stream.cli.main import main
+from crisp_stream.study.record.record import StudyCurve
+from crisp_stream.study.tables.figures import main_figure, study_figures
+from crisp_stream.study.tables.report import write_study_report
 from tests.study.made_study import full_study, made_study, made_weights
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from crisp_stream.errors import FormatError, InputError
-from crisp_stream.study.results import StudyResults
+from crisp_stream.study.record.record import StudyResults
 from tests.study.made_study import full_study, made_study
 
 

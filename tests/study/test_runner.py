@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from crisp_stream.errors import CrispError, FormatError, InputError, StorageError
-from crisp_stream.study.jobs import DONE, LOG, Done, Job, job_folder
-from crisp_stream.study.runner import _Room, run_jobs
-from crisp_stream.study.worker import run_job
-from crisp_stream.writers.pool import num_processes
+from crisp_stream.processes import num_processes
+from crisp_stream.study.jobs.job import DONE, LOG, Done, Job, job_folder
+from crisp_stream.study.jobs.runner import _Room, run_jobs
+from crisp_stream.study.jobs.worker import run_job
 from tests.study import small_jobs
 from tests.study.small_jobs import fixed, job, lines_of, silent
 

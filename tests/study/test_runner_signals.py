@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from crisp_stream.errors import RunInterruptedError
-from crisp_stream.study.jobs import Done, Job, job_folder
-from crisp_stream.study.runner import run_jobs
+from crisp_stream.study.jobs.job import Done, Job, job_folder
+from crisp_stream.study.jobs.runner import run_jobs
 from tests.study import small_jobs
 from tests.study.small_jobs import PATIENCE_SECONDS, fixed, job, lines_of, silent
 

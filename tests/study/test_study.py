@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from crisp_stream.cli import main
+from crisp_stream.cli.main import main
 from crisp_stream.evaluation.perplexity import perplexity
-from crisp_stream.histogram import Histogram
-from crisp_stream.study.results import StudyResults
+from crisp_stream.histograms.histogram import Histogram
+from crisp_stream.study.record.record import StudyResults
 from tests.study.written_study import METHODS, write_study, write_texts
 
 FEWER = {

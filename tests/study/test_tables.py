@@ -8,18 +8,18 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from crisp_stream.evaluation.cells import csv_text
-from crisp_stream.study.comparisons import Column, Place, against, figure, own_columns
-from crisp_stream.study.cost_tables import candidate_tables, cost_tables
-from crisp_stream.study.curves import curve_points, curve_tables
-from crisp_stream.study.perplexity_tables import generalist_tables, perplexity_tables
-from crisp_stream.study.question_tables import question_tables
-from crisp_stream.study.report import conditions, study_tables, study_text
-from crisp_stream.study.results import StudyCurve, StudyModel, StudyResults
-from crisp_stream.study.table import StudyTable
-from crisp_stream.study.transfer_tables import transfer_tables
-from crisp_stream.study.verdicts import verdict_lines, verdict_tables, verdicts
-from crisp_stream.study.weight_tables import weight_tables
+from crisp_stream.results.estimates import csv_text
+from crisp_stream.study.record.record import StudyCurve, StudyModel, StudyResults
+from crisp_stream.study.tables.cells import StudyTable
+from crisp_stream.study.tables.comparisons import Column, Place, against, figure, own_columns
+from crisp_stream.study.tables.costs import candidate_tables, cost_tables
+from crisp_stream.study.tables.curves import curve_points, curve_tables
+from crisp_stream.study.tables.methods import generalist_tables, perplexity_tables
+from crisp_stream.study.tables.question_tables import question_tables
+from crisp_stream.study.tables.report import conditions, study_tables, study_text
+from crisp_stream.study.tables.transfer import transfer_tables
+from crisp_stream.study.tables.verdicts import verdict_lines, verdict_tables, verdicts
+from crisp_stream.study.tables.weights import weight_tables
 from tests.study.made_study import full_study, made_study, made_weights
 
 MEDICINE = Column(title="medicine", places=(Place("medicine", "medicine.test"),))

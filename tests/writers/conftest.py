@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from crisp_stream.format import EncoderRecord
+from crisp_stream.format.dataset import EncoderRecord
+from crisp_stream.writers.embedding.pieces import Pieces
 from crisp_stream.writers.options import WriteOptions
-from crisp_stream.writers.pieces import Pieces
-from crisp_stream.writers.run import WriteReport, write
+from crisp_stream.writers.write import WriteReport, write
 
 TOPICS: list[str] = [text for _, text in sorted(pydoc_data.topics.topics.items())]
 
@@ -91,8 +91,8 @@ class WordEncoder:
 def word_encoder(monkeypatch: pytest.MonkeyPatch) -> WordEncoder:
     """Replaces the encoder of this process."""
     encoder = WordEncoder()
-    monkeypatch.setattr("crisp_stream.writers.parts.load_encoder", lambda choice, device: encoder)
-    monkeypatch.setattr("crisp_stream.writers.parts.worker_device", lambda: "cpu")
+    monkeypatch.setattr("crisp_stream.writers.stages.windows.load_encoder", lambda choice, device: encoder)
+    monkeypatch.setattr("crisp_stream.writers.stages.windows.worker_device", lambda: "cpu")
     return encoder
 
 

@@ -16,17 +16,19 @@ import numpy as np
 import pytest
 
 from crisp_stream.errors import CorruptDataError, InputError, StorageError
-from crisp_stream.format import Dataset, open_dataset
-from crisp_stream.inspection import verify_dataset
-from crisp_stream.provenance import read_places
-from crisp_stream.storage import open_store
-from crisp_stream.writers import engine, generations
+from crisp_stream.format.dataset import Dataset, open_dataset
+from crisp_stream.format.provenance import read_places
+from crisp_stream.inspection.verify import verify_dataset
+from crisp_stream.storage.store import open_store
 from crisp_stream.writers.append import append
-from crisp_stream.writers.dropped import read_dropped
-from crisp_stream.writers.embed import DEFAULT_ENCODER, EncoderChoice
+from crisp_stream.writers.cleaning.dropped import read_dropped
+from crisp_stream.writers.embedding.embed import EncoderChoice
+from crisp_stream.writers.embedding.encoder_files import DEFAULT_ENCODER
+from crisp_stream.writers.engine import engine
+from crisp_stream.writers.engine.tasks import Record, Task, execute
 from crisp_stream.writers.options import WriteOptions
-from crisp_stream.writers.run import write
-from crisp_stream.writers.tasks import Record, Task, execute
+from crisp_stream.writers.publishing import generations
+from crisp_stream.writers.write import write
 from tests.seaweed import S3Server
 from tests.writers.conftest import TOPICS, WordEncoder, files_below, small_options
 
@@ -51,7 +53,8 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def words(word_encoder: WordEncoder, monkeypatch: pytest.MonkeyPatch) -> WordEncoder:
     """The fast encoder, which datasets that were written with it find again."""
     monkeypatch.setattr(
-        "crisp_stream.writers.stages.matching_encoder", lambda record, name, root: EncoderChoice(name=DEFAULT_ENCODER)
+        "crisp_stream.writers.stages.models.matching_encoder",
+        lambda record, name, root: EncoderChoice(name=DEFAULT_ENCODER),
     )
     return word_encoder
 
@@ -155,7 +158,9 @@ def _new_windows(grown: Dataset, old: Dataset) -> np.ndarray:
 
 def test_a_dataset_of_lsi_grows_with_its_own_encoder(texts: list[str], tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        from crisp_stream.writers import embed, parts, stages
+        from crisp_stream.writers.embedding import embed
+        from crisp_stream.writers.stages import models as stages
+        from crisp_stream.writers.stages import windows as parts
 
         patch.setattr(stages, "matching_encoder", embed.matching_encoder)
         patch.setattr(parts, "load_encoder", lambda choice, device: choice.open())

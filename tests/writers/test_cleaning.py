@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from crisp_stream.errors import InputError
-from crisp_stream.format import DROPPED, open_dataset
-from crisp_stream.writers.dropped import Dropped, read_dropped
-from crisp_stream.writers.run import write
+from crisp_stream.format.dataset import DROPPED, open_dataset
+from crisp_stream.writers.cleaning.dropped import Dropped, read_dropped
+from crisp_stream.writers.write import write
 from tests.writers.conftest import TOPICS, WordEncoder, files_below, small_options
 
 # Different also in their first 1,200 characters.

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crisp_stream.format import open_dataset
-from crisp_stream.storage import open_store
+from crisp_stream.format.dataset import open_dataset
+from crisp_stream.storage.store import open_store
 from tests.fault_proxy import fault_proxy
 from tests.seaweed import S3Server
 from tests.writers.conftest import files_below

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crisp_stream.errors import FormatError, InputError
-from crisp_stream.writers import words as words_module
-from crisp_stream.writers.decontamination import EvaluationNgrams
-from crisp_stream.writers.dropped import Dropped, dropped_parquet, read_dropped
-from crisp_stream.writers.evaluation_texts import read_evaluation_texts
-from crisp_stream.writers.words import hash_words, ngram_hashes
+from crisp_stream.writers.cleaning import words as words_module
+from crisp_stream.writers.cleaning.decontamination import EvaluationNgrams
+from crisp_stream.writers.cleaning.dropped import Dropped, dropped_parquet, read_dropped
+from crisp_stream.writers.cleaning.evaluation_texts import read_evaluation_texts
+from crisp_stream.writers.cleaning.words import hash_words, ngram_hashes
 
 QUESTION = "Which of the following organs makes most of the bile that the gall bladder stores?"
 

@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from crisp_stream.errors import InputError
-from crisp_stream.storage import open_store
-from crisp_stream.writers import documents, readers
-from crisp_stream.writers.documents import DropCounts, read_documents
+from crisp_stream.storage.store import open_store
+from crisp_stream.writers.documents import documents, readers
+from crisp_stream.writers.documents.documents import read_documents
+from crisp_stream.writers.documents.drops import DropCounts
 from tests.seaweed import S3Server
 
 

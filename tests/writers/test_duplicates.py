@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from crisp_stream.errors import FormatError, InputError
-from crisp_stream.writers import near_duplicates
-from crisp_stream.writers.array_files import ArrayFiles
-from crisp_stream.writers.dropped import dropped_documents
-from crisp_stream.writers.duplicates import (
+from crisp_stream.writers.cleaning import near_duplicates
+from crisp_stream.writers.cleaning.array_files import ArrayFiles
+from crisp_stream.writers.cleaning.dropped import dropped_documents
+from crisp_stream.writers.cleaning.duplicates import (
     SMALLEST_MEMORY_BYTES,
     find_duplicates,
     num_passes,
@@ -26,14 +26,14 @@ from crisp_stream.writers.duplicates import (
     sort_removals,
     text_digests,
 )
-from crisp_stream.writers.near_duplicates import (
+from crisp_stream.writers.cleaning.near_duplicates import (
     NearDuplicates,
     NearSettings,
     find_near_duplicates,
     sketch_texts,
     text_minima,
 )
-from crisp_stream.writers.words import hash_words, ngram_hashes
+from crisp_stream.writers.cleaning.words import hash_words, ngram_hashes
 
 MEMORY_BYTES = SMALLEST_MEMORY_BYTES
 SETTINGS = NearSettings()

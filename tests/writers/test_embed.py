@@ -14,15 +14,11 @@ import pytest
 
 from benchmarks import embed_section
 from crisp_stream.errors import InputError
-from crisp_stream.format import EncoderRecord
-from crisp_stream.writers import embed
-from crisp_stream.writers.embed import (
-    Encoder,
-    EncoderChoice,
-    matching_encoder,
-)
-from crisp_stream.writers.encoder_files import DEFAULT_ENCODER, DEFAULT_WEIGHTS_SHA256, resolve_encoder
-from crisp_stream.writers.pieces import Pieces, pad_batches, says_everything, splits_at_blanks
+from crisp_stream.format.dataset import EncoderRecord
+from crisp_stream.writers.embedding import embed
+from crisp_stream.writers.embedding.embed import Encoder, EncoderChoice, matching_encoder
+from crisp_stream.writers.embedding.encoder_files import DEFAULT_ENCODER, DEFAULT_WEIGHTS_SHA256, resolve_encoder
+from crisp_stream.writers.embedding.pieces import Pieces, pad_batches, says_everything, splits_at_blanks
 from crisp_stream.writers.windows import DocumentTokenizer, train_tokenizer
 
 TOPICS = [text for _, text in sorted(pydoc_data.topics.topics.items())]
@@ -145,7 +141,7 @@ def test_a_text_of_one_stretch_is_embedded_alike_in_both_ways(encoder: Encoder, 
 
 def test_pieces_need_neither_torch_nor_the_model() -> None:
     script = (
-        "import sys; from crisp_stream.writers.embed import Encoder; "
+        "import sys; from crisp_stream.writers.embedding.embed import Encoder; "
         "print(Encoder().pieces(['A cat.', 'sat']).ids.tolist(), "
         "{'torch', 'transformers', 'sentence_transformers'} & set(sys.modules))"
     )

@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 import pytest
 
 from crisp_stream.errors import CrispError, InputError, StorageError
-from crisp_stream.storage import open_store
-from crisp_stream.writers.engine import LocalEngine, RayEngine, open_engine
-from crisp_stream.writers.run import WriteReport, write
-from crisp_stream.writers.tasks import Kind, Record, Runner, Task
-from crisp_stream.writers.workspace import Workspace
+from crisp_stream.storage.store import open_store
+from crisp_stream.writers.engine.engine import LocalEngine, RayEngine, open_engine
+from crisp_stream.writers.engine.tasks import Kind, Record, Runner, Task
+from crisp_stream.writers.engine.workspace import Workspace
+from crisp_stream.writers.write import WriteReport, write
 from tests.seaweed import S3Server
 from tests.writers.conftest import files_below, small_options
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from crisp_stream.counting import count_examples as examples
+from crisp_stream.counting.count_examples import count_examples
 from crisp_stream.errors import InputError
-from crisp_stream.format import open_dataset
-from crisp_stream.writers import examples
-from crisp_stream.writers.documents import EMPTY_TEXT
-from crisp_stream.writers.embed import Encoder
-from crisp_stream.writers.examples import count_examples
-from crisp_stream.writers.run import WriteReport
+from crisp_stream.format.dataset import open_dataset
+from crisp_stream.writers.documents.drops import EMPTY_TEXT
+from crisp_stream.writers.embedding.embed import Encoder
+from crisp_stream.writers.write import WriteReport
 
 
 def quiet(line: str) -> None:

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crisp_stream.cli import main
+from crisp_stream.cli.main import main
 from crisp_stream.errors import InputError
-from crisp_stream.evaluation.distances import Distances
-from crisp_stream.example_hashes import example_hash
-from crisp_stream.format import open_dataset
-from crisp_stream.writers.embed import Encoder
-from crisp_stream.writers.first_windows import embed_first_windows
-from crisp_stream.writers.run import WriteReport
+from crisp_stream.evaluation.first_windows import embed_first_windows
+from crisp_stream.examples.hashes import example_hash
+from crisp_stream.format.dataset import open_dataset
+from crisp_stream.results.distances import Distances
+from crisp_stream.writers.embedding.embed import Encoder
 from crisp_stream.writers.windows import DocumentTokenizer
+from crisp_stream.writers.write import WriteReport
 from tests.evaluation.made_results import text_results
 from tests.writers.conftest import TOPICS
 

@@ -14,16 +14,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from crisp_stream.errors import FormatError, InputError
-from crisp_stream.writers.balanced_kmeans import balance, gpu_resources
-from crisp_stream.writers.fit_tree import (
-    Subtree,
-    TreeSettings,
-    fit_root,
-    fit_subtree,
-    fit_tree,
-    join_subtrees,
-    root_labels,
-)
+from crisp_stream.writers.tree.balanced_kmeans import balance, gpu_resources
+from crisp_stream.writers.tree.fit_tree import Subtree, fit_root, fit_subtree, fit_tree, join_subtrees, root_labels
+from crisp_stream.writers.tree.settings import TreeSettings
 
 
 def blobs(num_blobs: int, per_blob: int, dim: int = 12, spread: float = 0.1, seed: int = 0) -> NDArray[np.float32]:

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from crisp_stream import Histogram, Mixture, MixtureDataset, Phase
-from crisp_stream.config import load_recipe
+from crisp_stream.config.load import load_recipe
 from crisp_stream.errors import InputError, ResumeError
-from crisp_stream.format import open_dataset
-from crisp_stream.inspection import describe_dataset
-from crisp_stream.provenance import document_spans
-from crisp_stream.writers.generations import delete_older
+from crisp_stream.format.dataset import open_dataset
+from crisp_stream.format.provenance import document_spans
+from crisp_stream.inspection.summary import describe_dataset
+from crisp_stream.writers.publishing.generations import delete_older
 from tests.words import append_words, write_texts, write_words
 
 
@@ -107,8 +107,8 @@ def test_after_pruning_a_resume_of_the_old_generation_is_refused_as_of_another_d
 
 
 def test_a_recipe_names_the_generation_it_trains_on(base: Path, texts: list[str], tmp_path: Path) -> None:
-    from crisp_stream.prepare import prepare
-    from crisp_stream.run_start import StartingPoint
+    from crisp_stream.training.prepare import prepare
+    from crisp_stream.training.start import StartingPoint
 
     from_random_weights = StartingPoint(url=None, path=None, own=False)
     append_words(texts[1:2], base)

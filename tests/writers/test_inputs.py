@@ -13,11 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from crisp_stream.errors import CorruptInputError, InputError, StorageError
-from crisp_stream.storage import open_store
-from crisp_stream.writers import readers
-from crisp_stream.writers.documents import Document, DocumentSettings, DropCounts, InputFile, read_documents, read_input
-from crisp_stream.writers.drops import EMPTY_TEXT, NULL_TEXT, OTHER_FILE
-from crisp_stream.writers.listing import list_input_files
+from crisp_stream.storage.store import open_store
+from crisp_stream.writers.documents import readers
+from crisp_stream.writers.documents.documents import Document, read_documents, read_input
+from crisp_stream.writers.documents.drops import EMPTY_TEXT, NULL_TEXT, OTHER_FILE, DropCounts
+from crisp_stream.writers.documents.inputs import DocumentSettings, InputFile
+from crisp_stream.writers.documents.listing import list_input_files
 from tests.seaweed import S3Server
 
 
@@ -207,8 +208,8 @@ def test_settings_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
 _MEASURE = """
 import sys, tracemalloc
 import pyarrow as pa
-from crisp_stream.writers.documents import DocumentSettings, DropCounts, read_input
-from crisp_stream.writers.listing import list_input_files
+from crisp_stream.writers.documents.documents import DocumentSettings, DropCounts, read_input
+from crisp_stream.writers.documents.listing import list_input_files
 settings = DocumentSettings()
 [file] = list_input_files(sys.argv[1:], settings, DropCounts())
 tracemalloc.start()

@@ -10,9 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from crisp_stream.errors import CorruptInputError, InputError
-from crisp_stream.storage import open_store
-from crisp_stream.writers.documents import DocumentSettings, DropCounts, read_input
-from crisp_stream.writers.listing import list_input_files
+from crisp_stream.storage.store import open_store
+from crisp_stream.writers.documents.documents import read_input
+from crisp_stream.writers.documents.drops import DropCounts
+from crisp_stream.writers.documents.inputs import DocumentSettings
+from crisp_stream.writers.documents.listing import list_input_files
 from tests.seaweed import S3Server
 
 _RNG = random.Random(0)

@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from crisp_stream.errors import CorruptInputError, InputError, StorageError
-from crisp_stream.storage import open_store
-from crisp_stream.writers.documents import Document, DocumentSettings, DropCounts, InputFile, read_input
-from crisp_stream.writers.drops import OTHER_FILE
-from crisp_stream.writers.listing import list_input_files
+from crisp_stream.storage.store import open_store
+from crisp_stream.writers.documents.documents import Document, read_input
+from crisp_stream.writers.documents.drops import OTHER_FILE, DropCounts
+from crisp_stream.writers.documents.inputs import DocumentSettings, InputFile
+from crisp_stream.writers.documents.listing import list_input_files
 from tests.seaweed import S3Server
 
 SETTINGS = DocumentSettings(id_field="meta.id", filters=("meta.id != 4",))

@@ -11,10 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from crisp_stream.errors import InputError
-from crisp_stream.writers.documents import DocumentSettings, DropCounts, read_input
-from crisp_stream.writers.fields import MISSING, field_names, find_field
-from crisp_stream.writers.filters import parse_filter
-from crisp_stream.writers.listing import list_input_files
+from crisp_stream.writers.documents.documents import read_input
+from crisp_stream.writers.documents.drops import DropCounts
+from crisp_stream.writers.documents.fields import MISSING, field_names, find_field
+from crisp_stream.writers.documents.filters import parse_filter
+from crisp_stream.writers.documents.inputs import DocumentSettings
+from crisp_stream.writers.documents.listing import list_input_files
 
 SIGNALS = {
     "rps_doc_word_count": [[0, 900, 120]],

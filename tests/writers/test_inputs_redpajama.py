@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from crisp_stream.errors import CorruptInputError, InputError
-from crisp_stream.storage import open_store
-from crisp_stream.writers.documents import Document, DocumentSettings, DropCounts, read_input
-from crisp_stream.writers.drops import OTHER_BUCKET
-from crisp_stream.writers.listing import list_input_files
+from crisp_stream.storage.store import open_store
+from crisp_stream.writers.documents.documents import Document, read_input
+from crisp_stream.writers.documents.drops import OTHER_BUCKET, DropCounts
+from crisp_stream.writers.documents.inputs import DocumentSettings
+from crisp_stream.writers.documents.listing import list_input_files
 from tests.seaweed import S3Server
 
 BUCKETS = ("en_head", "en_middle", "en_tail", "de_head")

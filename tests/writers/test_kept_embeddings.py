@@ -9,16 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crisp_stream.cli import main
+from crisp_stream.cli.main import main
 from crisp_stream.errors import InputError
-from crisp_stream.format import open_dataset
-from crisp_stream.selection.embeddings import EMBEDDINGS, FACTS, WindowEmbeddings
-from crisp_stream.writers import engine, publish
+from crisp_stream.format.dataset import open_dataset
+from crisp_stream.format.embeddings import EMBEDDINGS, FACTS, WindowEmbeddings
 from crisp_stream.writers.append import append
-from crisp_stream.writers.run import WriteReport, plan, write
-from crisp_stream.writers.tasks import Record, Task, execute
-from crisp_stream.writers.window_embeddings import embed_windows
+from crisp_stream.writers.embed_windows import embed_windows
+from crisp_stream.writers.engine import engine
+from crisp_stream.writers.engine.tasks import Record, Task, execute
+from crisp_stream.writers.publishing import publish
 from crisp_stream.writers.windows import DocumentTokenizer, window_texts
+from crisp_stream.writers.write import WriteReport, plan, write
 from tests.seaweed import S3Server
 from tests.writers.conftest import WordEncoder, files_below, small_options
 
@@ -113,7 +114,7 @@ def test_a_killed_write_goes_on_with_the_embeddings_that_are_missing(
         if killed == "publishing":
             patch.setattr(publish, "move_staged", _die)
         elif killed == "tidying":
-            patch.setattr("crisp_stream.writers.work._delete_folder", _die)
+            patch.setattr("crisp_stream.writers.publishing.work._delete_folder", _die)
         else:
             stage = "kept-embeddings" if killed == "folder lost" else killed
             patch.setattr(engine, "execute", _killed_after(2, stage))

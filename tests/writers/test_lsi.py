@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from crisp_stream.errors import FormatError, InputError
-from crisp_stream.format import EncoderRecord
-from crisp_stream.storage import open_store
-from crisp_stream.writers.embed import EncoderChoice, matching_encoder
-from crisp_stream.writers.lsi import LSI_FILES, LsiEncoder
+from crisp_stream.format.dataset import EncoderRecord
+from crisp_stream.storage.store import open_store
+from crisp_stream.writers.embedding.embed import EncoderChoice, matching_encoder
+from crisp_stream.writers.embedding.lsi import LSI_FILES, LsiEncoder
 from tests.seaweed import S3Server
 
 TEXTS = [text[at : at + 800] for text in pydoc_data.topics.topics.values() for at in range(0, len(text), 800)][:300]

@@ -13,8 +13,8 @@ import pytest
 
 from benchmarks.measure import descendants, run_task
 from crisp_stream.errors import InputError
-from crisp_stream.writers.engine import LocalEngine
-from crisp_stream.writers.memory_limit import (
+from crisp_stream.writers.engine.engine import LocalEngine
+from crisp_stream.writers.engine.memory_limit import (
     DRIVER_BYTES,
     ENCODER_BYTES,
     ENCODER_WEIGHTS_BYTES,
@@ -22,7 +22,7 @@ from crisp_stream.writers.memory_limit import (
     LIGHT_BYTES,
     MemoryLimit,
 )
-from crisp_stream.writers.run import write
+from crisp_stream.writers.write import write
 from tests.writers.conftest import TOPICS, small_options
 
 MB = 1 << 20
@@ -144,7 +144,7 @@ def test_an_lsi_that_cannot_be_fitted_is_refused_before_documents_are_cut(text_f
 
 
 def test_an_encoder_that_does_not_fit_is_refused_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("crisp_stream.writers.engine._num_gpus", lambda: 0)
+    monkeypatch.setattr("crisp_stream.writers.engine.engine._num_gpus", lambda: 0)
     with pytest.raises(InputError, match="memory: embedding needs 1400 MB for one process, got 800 MB"):
         LocalEngine(processes=2, memory_bytes=800 * MB).workers("encoder")
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from crisp_stream.errors import InputError
-from crisp_stream.format import open_dataset
-from crisp_stream.writers import engine, publish
-from crisp_stream.writers.run import plan, write
-from crisp_stream.writers.tasks import Record, Task, execute
+from crisp_stream.format.dataset import open_dataset
+from crisp_stream.writers.engine import engine
+from crisp_stream.writers.engine.tasks import Record, Task, execute
+from crisp_stream.writers.publishing import publish
+from crisp_stream.writers.write import plan, write
 from tests.seaweed import S3Server
 from tests.writers.conftest import WordEncoder, files_below, small_options
 
@@ -72,7 +73,7 @@ def test_a_killed_run_goes_on_and_publishes_the_same_bytes(
 
 
 def _open_store_that_is_killed_at_put(killed: object) -> object:
-    from crisp_stream.storage import open_store
+    from crisp_stream.storage.store import open_store
 
     def opened(url: str) -> object:
         store = open_store(url)
@@ -161,7 +162,7 @@ def test_the_plan_says_what_would_run_and_runs_nothing(
 def test_a_write_to_s3_can_be_stopped_and_gives_the_same_bytes(
     s3: S3Server, text_file: Path, tmp_path: Path, word_encoder: WordEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from crisp_stream.storage import open_store
+    from crisp_stream.storage.store import open_store
 
     monkeypatch.setenv("CRISP_STREAM_CACHE", str(tmp_path / "cache"))
     root = s3.fresh_prefix("written")

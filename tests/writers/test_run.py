@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 
 from crisp_stream.errors import InputError, StorageError
-from crisp_stream.format import open_dataset
-from crisp_stream.writers import engine, publish
-from crisp_stream.writers.documents import EMPTY_TEXT, DropCounts, read_documents
-from crisp_stream.writers.embed import DEFAULT_ENCODER, EncoderChoice
+from crisp_stream.format.dataset import open_dataset
+from crisp_stream.writers.documents.documents import read_documents
+from crisp_stream.writers.documents.drops import EMPTY_TEXT, DropCounts
+from crisp_stream.writers.embedding.embed import EncoderChoice
+from crisp_stream.writers.embedding.encoder_files import DEFAULT_ENCODER
+from crisp_stream.writers.engine import engine
+from crisp_stream.writers.engine.tasks import Record, Task, execute
 from crisp_stream.writers.options import WriteOptions
-from crisp_stream.writers.run import WriteReport, write
-from crisp_stream.writers.tasks import Record, Task, execute
+from crisp_stream.writers.publishing import publish
 from crisp_stream.writers.windows import LAST_PARTIAL_WINDOW, DocumentTokenizer
+from crisp_stream.writers.write import WriteReport, write
 from tests.seaweed import S3Server
 from tests.writers.conftest import WordEncoder, files_below, small_options
 
@@ -73,7 +76,7 @@ def test_the_windows_are_the_documents_and_the_report_adds_up(
 
 
 def test_the_leaf_of_every_window_is_the_one_its_text_is_assigned_to(written: tuple[Path, WriteReport]) -> None:
-    from crisp_stream.writers.embed import Encoder
+    from crisp_stream.writers.embedding.embed import Encoder
     from crisp_stream.writers.windows import window_texts
 
     dataset = open_dataset(written[0])
@@ -118,7 +121,8 @@ def test_a_write_like_another_shares_tokenizer_tree_and_windows(
     text_file: Path, tmp_path: Path, word_encoder: WordEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "crisp_stream.writers.stages.matching_encoder", lambda record, name, root: EncoderChoice(name=DEFAULT_ENCODER)
+        "crisp_stream.writers.stages.models.matching_encoder",
+        lambda record, name, root: EncoderChoice(name=DEFAULT_ENCODER),
     )
     write(small_options(text_file, tmp_path / "a"), log=quiet)
     options = small_options(text_file, tmp_path / "b", like=str(tmp_path / "a"), window_tokens=99, limit=40)
@@ -253,7 +257,7 @@ def test_options_out_of_range_are_refused(changes: dict[str, object], message: s
 
 def test_a_worker_that_is_killed_gives_an_error_not_a_hang() -> None:
     from crisp_stream.errors import CrispError
-    from crisp_stream.writers.pool import map_unordered
+    from crisp_stream.processes import map_unordered
 
     with pytest.raises(CrispError, match="a worker process was killed"):
         list(map_unordered(_die, range(4), processes=2))
@@ -269,7 +273,7 @@ def _die(task: int) -> None:
 def test_a_work_folder_on_s3_gives_the_same_bytes(
     s3: S3Server, text_file: Path, tmp_path: Path, word_encoder: WordEncoder
 ) -> None:
-    from crisp_stream.storage import open_store
+    from crisp_stream.storage.store import open_store
 
     write(small_options(text_file, tmp_path / "local"), log=quiet)
     root, work = s3.fresh_prefix("out"), s3.fresh_prefix("work")

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from crisp_stream.errors import CorruptDataError
-from crisp_stream.mds import ShardRow, sample_dtype
-from crisp_stream.tree import ClusterTree
-from crisp_stream.writers import shards
-from crisp_stream.writers.parts import Part
-from crisp_stream.writers.shards import ShardSettings, ShardsSummary, ShardsTask, Slice, shard_ends
-from crisp_stream.writers.sorting import (
+from crisp_stream.format.mds import ShardRow, sample_dtype
+from crisp_stream.tree.tree import ClusterTree
+from crisp_stream.writers.engine.tasks import Record, execute
+from crisp_stream.writers.engine.workspace import Workspace
+from crisp_stream.writers.stages import shards
+from crisp_stream.writers.stages.runs import (
     HASH_BITS,
     Run,
     RunTask,
@@ -25,8 +25,8 @@ from crisp_stream.writers.sorting import (
     window_hashes,
     window_keys,
 )
-from crisp_stream.writers.tasks import Record, execute
-from crisp_stream.writers.workspace import Workspace
+from crisp_stream.writers.stages.shards import ShardSettings, ShardsSummary, ShardsTask, Slice, shard_ends
+from crisp_stream.writers.stages.windows import Part
 from tests.seaweed import S3Server
 from tests.synthetic import DIM, synthetic_tokens, synthetic_tree
 from tests.writers.conftest import files_below
@@ -204,7 +204,7 @@ def test_a_node_that_was_interrupted_is_written_again(tmp_path: Path, monkeypatc
 
 
 def test_runs_and_shards_of_an_object_store_have_the_bytes_of_local_ones(s3: S3Server, tmp_path: Path) -> None:
-    from crisp_stream.storage import open_store
+    from crisp_stream.storage.store import open_store
 
     tree = synthetic_tree(arity=4, depth=2)
     sort_and_write(tmp_path, tree, memory_windows=20)

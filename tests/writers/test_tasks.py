@@ -11,9 +11,19 @@ import numpy as np
 import pytest
 
 from crisp_stream.errors import StorageError
-from crisp_stream.writers.engine import LocalEngine
-from crisp_stream.writers.tasks import Kind, PlanEnds, Record, Runner, Task, execute, file_sizes, fingerprint, finished
-from crisp_stream.writers.workspace import Workspace
+from crisp_stream.writers.engine.engine import LocalEngine
+from crisp_stream.writers.engine.tasks import (
+    Kind,
+    PlanEnds,
+    Record,
+    Runner,
+    Task,
+    execute,
+    file_sizes,
+    fingerprint,
+    finished,
+)
+from crisp_stream.writers.engine.workspace import Workspace
 
 
 @dataclass(frozen=True, kw_only=True)

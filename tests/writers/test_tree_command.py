@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crisp_stream.cli import main
+from crisp_stream.cli.main import main
 from crisp_stream.errors import FormatError, InputError
-from crisp_stream.format import open_dataset
-from crisp_stream.writers.lsi import LSI_FILES
-from crisp_stream.writers.models import models_of_folder
-from crisp_stream.writers.run import write
+from crisp_stream.format.dataset import open_dataset
+from crisp_stream.writers.embedding.given_models import models_of_folder
+from crisp_stream.writers.embedding.lsi import LSI_FILES
 from crisp_stream.writers.tree_command import fit, inspect
+from crisp_stream.writers.write import write
 from tests.writers.conftest import files_below, small_options
 
 

@@ -11,16 +11,16 @@ import pytest
 from numpy.typing import NDArray
 
 from crisp_stream.errors import FormatError, InputError, MissingExtraError
-from crisp_stream.tree import ClusterTree
-from crisp_stream.writers.fit_tree import fit_tree
-from crisp_stream.writers.tree_quality import (
+from crisp_stream.tree.tree import ClusterTree
+from crisp_stream.writers.tree.fit_tree import fit_tree
+from crisp_stream.writers.tree.quality import (
     QualitySums,
     assign_with_quality,
     label_agreement,
     quality_of_counts,
     tree_quality,
 )
-from crisp_stream.writers.tree_report import inspect_tree
+from crisp_stream.writers.tree.report import inspect_tree
 
 
 def unit_vectors(count: int, dim: int = 24, seed: int = 0) -> NDArray[np.float32]:

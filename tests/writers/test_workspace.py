@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crisp_stream.storage import MissingObjectError
-from crisp_stream.writers.workspace import Workspace, delete_abandoned_scratch
+from crisp_stream.storage.store import MissingObjectError
+from crisp_stream.writers.engine.workspace import Workspace, delete_abandoned_scratch
 from tests.seaweed import S3Server
 
 Place = Callable[[], Workspace]
@@ -87,7 +87,7 @@ def test_the_scratch_of_a_killed_process_is_deleted_by_another_and_that_of_a_liv
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = (
-        "import sys\nfrom crisp_stream.writers.workspace import scratch_folder\n"
+        "import sys\nfrom crisp_stream.writers.engine.workspace import scratch_folder\n"
         "with scratch_folder() as folder:\n"
         "    (folder / 'copy').write_bytes(b'x')\n    print(folder, flush=True)\n    sys.stdin.read()\n"
     )

@@ -1,0 +1,256 @@
+"""The command `forecast`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crisp_stream.cli.verbs import add_verb, recipes_and_overrides
+from crisp_stream.errors import InputError
+from crisp_stream.selection import SELECTION_SUFFIX
+
+if TYPE_CHECKING:
+    from crisp_stream.forecast.forecast import Forecast
+    from crisp_stream.forecast.reads import Loader
+    from crisp_stream.format.dataset import Dataset
+    from crisp_stream.histograms.mixture import Mixture, Phase
+
+_TERMS = 5
+_WINDOWS_FOR_TERMS = 4_000
+_OF_A_RECIPE = {
+    "seed": "seed=",
+    "draw": "mixture.draw=",
+    "max_repeats": "mixture.phases.0.max_repeats=",
+    "on_excess": "mixture.phases.0.on_excess=",
+    "samples": "max_duration=",
+    "tokens": "max_duration=",
+    "batch": "global_train_batch_size=",
+    "workers": "data.num_workers=",
+    "lookahead": "data.lookahead=",
+    "cache_limit": "data.cache_limit=",
+    "generation": "data.generation=",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What is forecast."""
+
+    dataset: Dataset
+    mixture: Mixture
+    samples: int | None
+    seed: int
+    batch: int | None
+    workers: int
+    lookahead: int
+    cache_limit: int | None
+
+
+def add_forecast(verbs: Any) -> None:
+    """Declare the command."""
+    verb = add_verb(
+        verbs,
+        "forecast",
+        _forecast,
+        "Say what a run will serve and read, before it is started. How often windows repeat, clusters hit, share of "
+        "the corpus used, bytes, requests and their cost, cache, mixture error; with what to do about it.",
+    )
+    verb.add_argument("--data", metavar="ROOT", help="dataset root; with a recipe, instead of its data.remote")
+    verb.add_argument(
+        "--mixture",
+        nargs="+",
+        required=True,
+        metavar="M",
+        help="recipes (YAML files, or names of packaged ones, as for train) and key=value; or phases in order, "
+        "H[:SAMPLES] each, H a histogram file, a window selection (*.windows.parquet) or `base`; the last may leave "
+        "its samples to --samples",
+    )
+    verb.add_argument("--samples", type=int, metavar="N", help="length of the run in windows over all ranks")
+    verb.add_argument("--tokens", type=int, metavar="N", help="the same in tokens, rounded up to windows")
+    verb.add_argument("--seed", type=int, metavar="S", help="of the sample order; 0 when absent")
+    verb.add_argument("--draw", choices=["systematic", "multinomial"], help="systematic when absent")
+    verb.add_argument("--max-repeats", type=float, metavar="R", help="limit of each phase, see Phase")
+    verb.add_argument("--on-excess", choices=["error", "cap"], help="what becomes of clusters beyond it")
+    verb.add_argument("--generation", type=int, metavar="G", help="an older generation of a dataset that has grown")
+    verb.add_argument("--nodes", type=int, default=1, metavar="N", help="machines with a cache each")
+    verb.add_argument("--ranks-per-node", type=int, default=1, metavar="N", help="training processes of a node")
+    verb.add_argument("--replication", type=int, default=1, metavar="K", help="consecutive ranks with equal samples")
+    verb.add_argument("--batch", type=int, metavar="N", help="windows of a step over all ranks; 1 per rank when absent")
+    verb.add_argument("--workers", type=int, metavar="N", help="DataLoader workers of a rank; 0 when absent")
+    verb.add_argument("--lookahead", type=int, metavar="N", help="windows planned ahead; 4,096 when absent")
+    verb.add_argument("--cache-limit", metavar="SIZE", help="of a node's cache, such as 200gb; no limit when absent")
+    verb.add_argument(
+        "--request-price",
+        type=float,
+        default=0.0004,
+        metavar="USD",
+        help="for 1,000 GET requests; the default is that of Amazon S3 Standard in US East (N. Virginia)",
+    )
+    verb.add_argument("--blocks", type=int, default=16, metavar="N", help="blocks of 2^18 samples walked for requests")
+    verb.add_argument("--top", type=int, default=10, metavar="N", help="most repeated clusters shown")
+    verb.add_argument("--terms", action="store_true", help="what these are about; reads up to 4,000 windows")
+    verb.add_argument("--out", metavar="FILE", help="JSON file to write, too")
+
+
+def _forecast(asked: argparse.Namespace) -> None:
+    from crisp_stream.forecast.forecast import forecast
+
+    run = _run(asked)
+    found = forecast(
+        run.dataset,
+        run.mixture,
+        samples=run.samples,
+        seed=run.seed,
+        loader=_loader(asked, run),
+        price_per_1000_requests=asked.request_price,
+        top=asked.top,
+        max_blocks=asked.blocks,
+    )
+    print(found.table(_terms(found, run.dataset) if asked.terms else None))
+    if asked.out:
+        target = Path(asked.out)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(found.to_json(), indent=2) + "\n", encoding="utf-8")
+        print(f"\nwritten to {target}")
+
+
+def _run(asked: argparse.Namespace) -> _Run:
+    phases, overrides = recipes_and_overrides(asked.mixture)
+    if phases and not _is_phase(phases[0]):
+        return _of_recipe(asked, phases, overrides)
+    recipes = [item for item in phases if not _is_phase(item)]
+    if recipes or not phases:
+        named = f"{recipes[0]} among {len(phases)} phases" if recipes else "neither"
+        raise InputError(
+            f"--mixture: must be recipes, or phases H[:SAMPLES] of histogram files or base; got {named}. "
+            "A missing histogram is made with: crisp-stream histogram TASK… --data ROOT --out H"
+        )
+    if overrides:
+        raise InputError(f"--mixture: {overrides[0]} is a key of a recipe, but no recipe is named. Name one alone.")
+    return _of_phases(asked, phases)
+
+
+def _is_phase(item: str) -> bool:
+    name = _split(item)[0]
+    return name == "base" or name.endswith(".parquet") or (Path(name).is_file() and Path(name).suffix not in _YAML)
+
+
+_YAML = (".yaml", ".yml")
+
+
+def _split(item: str) -> tuple[str, str | None]:
+    """Name and samples of a phase; a colon before anything but a number belongs to the name."""
+    name, colon, samples = item.rpartition(":")
+    if colon and samples.replace("_", "").isdigit() and not Path(item).is_file():
+        return name, samples
+    return item, None
+
+
+def _of_recipe(asked: argparse.Namespace, names: list[str], overrides: list[str]) -> _Run:
+    from crisp_stream.config.durations import batches_of
+    from crisp_stream.config.load import load_recipe
+    from crisp_stream.format.dataset import open_dataset
+    from crisp_stream.training.prepare import build_mixture
+
+    for option, key in _OF_A_RECIPE.items():
+        if getattr(asked, option) is not None:
+            raise InputError(f"--{option.replace('_', '-')}: a recipe says this itself. Write {key}… behind its name.")
+    if asked.data is not None:
+        overrides = [*overrides, f"data.remote={json.dumps(asked.data)}"]
+    recipe = load_recipe(names, overrides)
+    if recipe.from_checkpoint or ("data" in recipe.restarts and "schedule" not in recipe.restarts):
+        raise InputError(
+            "--mixture: how much of this run is left stands in its checkpoint. Forecast the whole run (continued), or "
+            "its phases: --data ROOT --mixture H --samples N"
+        )
+    data = recipe.data
+    dataset = open_dataset(data.remote, generation=data.generation, timeout=data.timeout)
+    tokens = recipe.global_train_batch_size * dataset.manifest.window_tokens
+    batches = batches_of(recipe.max_duration, tokens_per_batch=tokens)
+    return _Run(
+        dataset=dataset,
+        mixture=build_mixture(recipe, dataset),
+        samples=batches * recipe.global_train_batch_size,
+        seed=recipe.seed,
+        batch=recipe.global_train_batch_size,
+        workers=data.num_workers,
+        lookahead=data.lookahead,
+        cache_limit=data.cache_limit_bytes,
+    )
+
+
+def _of_phases(asked: argparse.Namespace, items: list[str]) -> _Run:
+    from crisp_stream.config.recipe import DataRecipe
+    from crisp_stream.format.dataset import open_dataset
+    from crisp_stream.histograms.mixture import Mixture
+
+    if asked.data is None:
+        raise InputError("--data: histograms need the dataset root, got none.")
+    if asked.samples is not None and asked.tokens is not None:
+        raise InputError("--samples and --tokens both say how long the run is. Give one of them.")
+    dataset = open_dataset(asked.data, generation=asked.generation)
+    samples = asked.samples
+    if asked.tokens is not None:
+        samples = -(-asked.tokens // dataset.manifest.window_tokens)
+    phases = []
+    for item in items:
+        name, own = _split(item)
+        length = None if own is None else int(own)
+        if length is None and asked.max_repeats is not None and samples is not None:
+            length = samples - sum(phase.samples or 0 for phase in phases)  # a limit needs a length
+        drawn = _drawn(name, dataset)
+        limits = {"max_repeats": asked.max_repeats, "on_excess": asked.on_excess or "error"}
+        phases.append(dataclasses.replace(drawn, samples=length, **limits))
+    recipe = DataRecipe(remote=asked.data, cache_limit=asked.cache_limit)
+    return _Run(
+        dataset=dataset,
+        mixture=Mixture(phases, draw=asked.draw or "systematic"),
+        samples=samples,
+        seed=asked.seed or 0,
+        batch=asked.batch,
+        workers=asked.workers or 0,
+        lookahead=recipe.lookahead if asked.lookahead is None else asked.lookahead,
+        cache_limit=recipe.cache_limit_bytes,
+    )
+
+
+def _drawn(name: str, dataset: Dataset) -> Phase:
+    from crisp_stream.histograms.histogram import Histogram
+    from crisp_stream.histograms.mixture import Phase
+    from crisp_stream.histograms.window_selection import WindowSelection
+
+    if name.endswith(SELECTION_SUFFIX):
+        return Phase.of_windows(WindowSelection.load(name), dataset)
+    return Phase(Histogram.base(dataset.manifest) if name == "base" else Histogram.load(name))
+
+
+def _loader(asked: argparse.Namespace, run: _Run) -> Loader:
+    from crisp_stream.forecast.reads import Loader
+
+    one = Loader(nodes=asked.nodes, ranks_per_node=asked.ranks_per_node, replication=asked.replication)
+    if run.batch is not None and (run.batch < 1 or run.batch % one.global_batch_size):
+        raise InputError(
+            f"the batch of a step must be a multiple of the {one.global_batch_size:,} groups of ranks that get "
+            f"different samples, got {run.batch}."
+        )
+    return Loader(
+        nodes=asked.nodes,
+        ranks_per_node=asked.ranks_per_node,
+        replication=asked.replication,
+        batch_size=1 if run.batch is None else run.batch // one.global_batch_size,
+        num_workers=run.workers,
+        lookahead=run.lookahead,
+        cache_limit=run.cache_limit,
+    )
+
+
+def _terms(found: Forecast, dataset: Dataset) -> dict[int, str]:
+    from crisp_stream.inspection.terms import node_terms
+
+    nodes = [entry.cluster for entry in found.most_repeated]
+    named = node_terms(dataset, found.level, nodes=nodes, max_windows=_WINDOWS_FOR_TERMS, terms_per_node=_TERMS)
+    return {node: " · ".join(terms) for node, terms in zip(nodes, named.terms, strict=True)}

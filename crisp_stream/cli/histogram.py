@@ -1,0 +1,299 @@
+"""The commands around histograms: counting, arithmetic, smoothing, choosing level and strength."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crisp_stream.cli.verbs import add_inputs, add_selection, add_verb, print_line
+from crisp_stream.errors import InputError
+
+if TYPE_CHECKING:
+    from crisp_stream.histograms.histogram import Histogram
+
+_COUNT = "Count in which clusters a task's examples fall."
+
+
+def add_histogram_commands(verbs: Any) -> None:
+    """Declare `histogram` with its own commands, and `average`."""
+    text = (
+        "Make histograms: count, average, interpolate, cut, smooth; weigh and compare them; tune level and smoothing. "
+        "`histogram TASK…` is short for `histogram count TASK…`."
+    )
+    verb = verbs.add_parser(
+        "histogram", help="Count a task's clusters; arithmetic, smoothing, tuning", description=text
+    )
+    own = verb.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_count(own)
+    _add_average(own)
+    _add_interpolate(own)
+    _add_cut(own)
+    _add_smooth(own)
+    _add_weights(own)
+    _add_compare(own)
+    _add_tune(own)
+    _add_average(verbs)
+
+
+HISTOGRAM_VERBS = ("count", "average", "interpolate", "cut", "smooth", "weights", "compare", "tune")
+
+
+def with_count(arguments: list[str]) -> list[str]:
+    """`histogram TASK…` as `histogram count TASK…`."""
+    if arguments[:1] == ["histogram"] and len(arguments) > 1 and arguments[1] not in (*HISTOGRAM_VERBS, "-h", "--help"):
+        return ["histogram", "count", *arguments[1:]]
+    return arguments
+
+
+def _add_count(verbs: Any) -> None:
+    verb = add_verb(verbs, "count", _count, _COUNT)
+    add_inputs(verb, "task", "examples of the task, or .npy files of their embeddings")
+    add_selection(verb)
+    verb.add_argument("--data", required=True, metavar="ROOT", help="dataset whose tree is meant")
+    verb.add_argument("--level", type=int, metavar="L", help="level of the tree, 1 to its depth; its depth when absent")
+    verb.add_argument("--out", required=True, metavar="FILE", help="histogram to write, a small .parquet file")
+    verb.add_argument(
+        "--packing",
+        choices=["joined", "document"],
+        default="document",
+        help="document: every example has windows of its own; joined: as the paper cuts corpora",
+    )
+    verb.add_argument(
+        "--questions",
+        choices=["right", "all"],
+        metavar="right|all",
+        help='the task is multiple-choice questions, JSONL of {"question", "choices", "answer": index}: count each '
+        "with its right answer, or once with all choices",
+    )
+    verb.add_argument(
+        "--encoder", metavar="NAME", help="where the dataset's encoder is, if not under its recorded name"
+    )
+    verb.add_argument("--processes", type=int, metavar="N", help="one per core when absent")
+
+
+def _count(asked: argparse.Namespace) -> None:
+    from crisp_stream.counting.count_examples import count_examples
+    from crisp_stream.format.dataset import open_dataset
+    from crisp_stream.inspection.summary import describe_histogram
+
+    histogram = count_examples(
+        asked.task,
+        data=asked.data,
+        level=asked.level,
+        text_column=asked.text_column,
+        limit=asked.limit,
+        packing=asked.packing,
+        answers=asked.questions,
+        filters=asked.filter,
+        layout=asked.layout,
+        encoder=asked.encoder,
+        processes=asked.processes,
+        log=print_line,
+    )
+    histogram.save(asked.out)
+    print(describe_histogram(histogram, open_dataset(asked.data), limit=5), end="")
+    print(f"written to {asked.out}")
+
+
+def _add_average(verbs: Any) -> None:
+    verb = add_verb(verbs, "average", _average, "Average histograms of one tree and level: a multitask mixture.")
+    verb.add_argument("histograms", nargs="+", metavar="H", help="histogram files")
+    verb.add_argument("--weights", nargs="+", type=float, metavar="W", help="one per histogram; equal when absent")
+    _add_out(verb)
+
+
+def _average(asked: argparse.Namespace) -> None:
+    from crisp_stream.histograms.histogram import Histogram
+
+    _save(Histogram.average([Histogram.load(path) for path in asked.histograms], asked.weights), asked.out)
+
+
+def _add_interpolate(verbs: Any) -> None:
+    verb = add_verb(verbs, "interpolate", _interpolate, "Mix a histogram with the corpus's own proportions.")
+    _add_source(verb)
+    verb.add_argument("--base-share", type=float, required=True, metavar="λ", help="share of the corpus's own, 0 to 1")
+    _add_out(verb)
+
+
+def _interpolate(asked: argparse.Namespace) -> None:
+    from crisp_stream.format.dataset import open_dataset
+    from crisp_stream.histograms.arithmetic import interpolate
+    from crisp_stream.histograms.histogram import Histogram
+
+    _save(interpolate(Histogram.load(asked.histogram), open_dataset(asked.data), asked.base_share), asked.out)
+
+
+def _add_cut(verbs: Any) -> None:
+    verb = add_verb(verbs, "cut", _cut, "Add a histogram up to a coarser level of the tree.")
+    verb.add_argument("histogram", metavar="H", help="histogram file")
+    verb.add_argument("--level", type=int, required=True, metavar="L", help="level, at most the histogram's own")
+    _add_out(verb)
+
+
+def _cut(asked: argparse.Namespace) -> None:
+    from crisp_stream.histograms.arithmetic import cut
+    from crisp_stream.histograms.histogram import Histogram
+
+    _save(cut(Histogram.load(asked.histogram), asked.level), asked.out)
+
+
+def _add_smooth(verbs: Any) -> None:
+    verb = add_verb(
+        verbs,
+        "smooth",
+        _smooth,
+        "Back a counted histogram off along the tree towards the corpus. `histogram tune` finds level and strength.",
+    )
+    _add_source(verb)
+    verb.add_argument(
+        "--strength",
+        type=float,
+        nargs="+",
+        required=True,
+        metavar="N",
+        help="examples that the corpus counts as below each node: one number, or one per level from 1 on",
+    )
+    verb.add_argument("--level", type=int, metavar="L", help="of the result; the histogram's own when absent")
+    _add_out(verb)
+
+
+def _smooth(asked: argparse.Namespace) -> None:
+    from crisp_stream.format.dataset import open_dataset
+    from crisp_stream.histograms.histogram import Histogram
+    from crisp_stream.histograms.smoothing import smooth
+
+    histogram, dataset = Histogram.load(asked.histogram), open_dataset(asked.data)
+    strength = asked.strength[0] if len(asked.strength) == 1 else asked.strength
+    _save(smooth(histogram, dataset, strength=strength, level=asked.level), asked.out)
+
+
+def _add_weights(verbs: Any) -> None:
+    verb = add_verb(
+        verbs,
+        "weights",
+        _weights,
+        "Write the importance weight w(c) = P(c | task) / P(c | corpus) of every cluster as CSV: node, share of the "
+        "task, share of the corpus, w(c); heaviest first. Clusters without windows in the corpus have w(c) inf.",
+    )
+    _add_source(verb)
+    verb.add_argument("--out", metavar="FILE", help="CSV file to write; standard output when absent")
+
+
+def _weights(asked: argparse.Namespace) -> None:
+    from crisp_stream.format.dataset import open_dataset
+    from crisp_stream.histograms.arithmetic import importance_weights
+    from crisp_stream.histograms.histogram import Histogram
+
+    histogram = Histogram.load(asked.histogram)
+    weights = importance_weights(histogram, open_dataset(asked.data))
+    lines = ["node,share,corpus_share,weight"]
+    for at in (-histogram.proportions).argsort(kind="stable"):
+        share, weight = float(histogram.proportions[at]), float(weights[at])
+        lines.append(f"{histogram.nodes[at]},{share!r},{share / weight!r},{weight!r}")
+    if asked.out is None:
+        print("\n".join(lines))
+        return
+    target = Path(asked.out)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(f"{len(lines) - 1:,} clusters of level {histogram.level}, written to {target}")
+
+
+def _add_compare(verbs: Any) -> None:
+    verb = add_verb(verbs, "compare", _compare, "How two histograms differ, at the coarser one's level.")
+    verb.add_argument("first", metavar="H", help="histogram file")
+    verb.add_argument("second", nargs="?", metavar="H", help="another one, of the same tree; or --data")
+    verb.add_argument("--data", metavar="ROOT", help="compare with the dataset's own proportions")
+    verb.add_argument("--top", type=int, default=10, metavar="N", help="clusters shown")
+    verb.add_argument("--json", metavar="FILE", help="write the numbers there, too")
+
+
+def _compare(asked: argparse.Namespace) -> None:
+    from crisp_stream.format.dataset import open_dataset
+    from crisp_stream.histograms.arithmetic import compare, effective_clusters, generalist_histogram
+    from crisp_stream.histograms.histogram import Histogram
+
+    if asked.top < 1:
+        raise InputError(f"--top: must be at least 1, got {asked.top}.")
+    if (asked.second is None) == (asked.data is None):
+        raise InputError("compare: needs a second histogram or --data ROOT, one of the two.")
+    first = Histogram.load(asked.first)
+    second = (
+        Histogram.load(asked.second)
+        if asked.data is None
+        else generalist_histogram(open_dataset(asked.data), first.level)
+    )
+    comparison = compare(first, second, limit=asked.top)
+    if asked.json:
+        _write_json(asked.json, comparison.to_json())
+    for name, histogram in (("first", first), ("second", second)):
+        print(f"{name:<6} {effective_clusters(histogram):>10,.1f} effective clusters of level {histogram.level}")
+    print(comparison.table())
+
+
+def _add_tune(verbs: Any) -> None:
+    verb = add_verb(
+        verbs,
+        "tune",
+        _tune,
+        "Choose level and smoothing by held-out likelihood, and see what more examples would bring. "
+        "Prints a table over set sizes; writes the smoothed histogram.",
+    )
+    verb.add_argument("histogram", metavar="H", help="counted at the finest level that may be chosen")
+    verb.add_argument("--data", required=True, metavar="ROOT", help="dataset of its tree")
+    verb.add_argument("--strengths", type=float, nargs="+", metavar="N", help="candidates; 0.1 to 1,000 when absent")
+    verb.add_argument("--folds", type=int, default=5, metavar="K", help="of the cross-validation over examples")
+    verb.add_argument("--draws", type=int, default=10, metavar="N", help="example sets drawn of each size")
+    verb.add_argument("--seed", type=int, default=0, metavar="S", help="of folds and sets")
+    verb.add_argument("--plot", metavar="FILE", help="draw the curves: .svg, .png or .pdf")
+    verb.add_argument("--json", metavar="FILE", help="write the numbers there, too")
+    verb.add_argument("--out", metavar="FILE", help="histogram of the chosen level and strength to write")
+
+
+def _tune(asked: argparse.Namespace) -> None:
+    from crisp_stream.format.dataset import open_dataset
+    from crisp_stream.histograms.histogram import Histogram
+    from crisp_stream.histograms.smoothing import smooth
+    from crisp_stream.histograms.tuning import STRENGTHS, tune
+
+    histogram, dataset = Histogram.load(asked.histogram), open_dataset(asked.data)
+    tuning = tune(
+        histogram,
+        dataset,
+        strengths=asked.strengths or STRENGTHS,
+        folds=asked.folds,
+        draws=asked.draws,
+        seed=asked.seed,
+    )
+    print(tuning.table())
+    if asked.json:
+        _write_json(asked.json, tuning.to_json())
+    if asked.plot:
+        from crisp_stream.histograms.tuning_plot import plot_tuning
+
+        print(f"written to {plot_tuning(tuning, asked.plot, title=Path(asked.histogram).stem)}")
+    if asked.out:
+        chosen = tuning.chosen
+        _save(smooth(histogram, dataset, strength=chosen.strengths, level=chosen.level), asked.out)
+
+
+def _add_source(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("histogram", metavar="H", help="histogram file")
+    verb.add_argument("--data", required=True, metavar="ROOT", help="dataset of its tree")
+
+
+def _add_out(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--out", required=True, metavar="FILE", help="histogram to write")
+
+
+def _save(histogram: Histogram, path: str) -> None:
+    histogram.save(path)
+    print(f"{len(histogram.nodes):,} clusters of level {histogram.level}, written to {path}")
+
+
+def _write_json(path: str, content: dict[str, Any]) -> None:
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,96 @@
+"""The command `report`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from crisp_stream.cli.verbs import add_verb, print_line
+from crisp_stream.errors import InputError
+
+_MIN_WINDOWS = 100
+
+
+def add_report(verbs: Any) -> None:
+    """Declare the command."""
+    verb = add_verb(
+        verbs,
+        "report",
+        _report,
+        "Make one self-contained HTML page about a dataset, histograms, runs and results. The tree as a map coloured "
+        "by task, with terms, sample text and search; histograms side by side; which data helps which task; training "
+        "curves; what was judged.",
+    )
+    verb.add_argument("root", metavar="ROOT", help="dataset root")
+    verb.add_argument(
+        "shown",
+        nargs="*",
+        metavar="H|RUN|RESULTS",
+        help="histogram files, folders that runs saved to (save_folder), and folders or files of results (eval --out)",
+    )
+    verb.add_argument("--out", default="report.html", metavar="FILE", help="page to write")
+    verb.add_argument(
+        "--than",
+        metavar="MODEL",
+        help="compare results with this model's; one called base when absent, if there is one",
+    )
+    verb.add_argument("--generation", type=int, metavar="G", help="an older generation of a dataset that has grown")
+    verb.add_argument(
+        "--samples",
+        type=int,
+        metavar="N",
+        help="forecast a run of N samples of each histogram, none for 0; as many as there are windows when absent",
+    )
+    verb.add_argument(
+        "--windows", type=int, default=50_000, metavar="N", help="read about N windows per level for terms and text"
+    )
+
+
+def _report(asked: argparse.Namespace) -> None:
+    from crisp_stream.format.dataset import open_dataset
+    from crisp_stream.histograms.histogram import Histogram
+    from crisp_stream.report.evaluation import Evaluation, holds_results
+    from crisp_stream.report.forecast import forecast_each
+    from crisp_stream.report.page import write_page
+    from crisp_stream.report.runs import read_run
+    from crisp_stream.results.results import load_all
+    from crisp_stream.storage.store import is_remote, local_path
+
+    if asked.windows < _MIN_WINDOWS:
+        raise InputError(f"--windows: must be at least {_MIN_WINDOWS}, got {asked.windows}.")
+    if asked.samples is not None and asked.samples < 0:
+        raise InputError(f"--samples: must be at least 0, got {asked.samples}.")
+    dataset = open_dataset(asked.root, generation=asked.generation)
+    histograms, runs, judged = {}, [], []
+    for shown in asked.shown:
+        if holds_results(shown):
+            judged.append(shown)
+        elif is_remote(shown) or local_path(shown).is_dir():
+            runs.append(read_run(shown, dataset))
+        else:
+            histograms[_unused(local_path(shown).stem, histograms)] = Histogram.load(shown)
+    if asked.than and not judged:
+        raise InputError(f"--than {asked.than}: there are no results to compare. Name a folder of results, too.")
+    samples = dataset.manifest.num_windows if asked.samples is None else asked.samples
+    forecasts = forecast_each(dataset, histograms, samples) if samples else {}
+    evaluation = Evaluation(results=load_all(judged), baseline=asked.than) if judged else None
+    path = write_page(
+        asked.out,
+        dataset,
+        histograms,
+        runs,
+        forecasts=forecasts,
+        evaluation=evaluation,
+        max_windows=asked.windows,
+        log=print_line,
+    )
+    print(f"written to {path}, {path.stat().st_size / 1e6:.1f} MB")
+
+
+def _unused(name: str, taken: dict[str, Any]) -> str:
+    """The name, numbered if another file has it already."""
+    number, found = 1, name
+    while found in taken:
+        number += 1
+        found = f"{name} {number}"
+    return found

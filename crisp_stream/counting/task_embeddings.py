@@ -1,0 +1,176 @@
+"""The examples of a task in the space of a dataset's encoder: all their windows, embedded as histograms count them."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from crisp_stream.errors import FormatError, InputError
+from crisp_stream.examples.sketch import PROVENANCE_KEY, SketchBuilder
+from crisp_stream.format.dataset import Packing
+from crisp_stream.histograms.histogram import Histogram
+from crisp_stream.models.training_record import file_name
+from crisp_stream.storage.store import open_store
+
+if TYPE_CHECKING:
+    from crisp_stream.counting.count_examples import Answers, Embedded
+    from crisp_stream.format.dataset import Dataset
+    from crisp_stream.processes import Log
+
+
+TASK_EMBEDDINGS_VERSION = 1
+_METADATA_KEY = b"crisp_stream.task_embeddings"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskEmbeddings:
+    """The windows of a task's examples."""
+
+    embeddings: NDArray[np.float32]
+    """[num_windows, dim], norm 1."""
+    examples: NDArray[np.int64]
+    """[num_windows], number of the example that each begins in; those of one example belong together."""
+    provenance: dict[str, Any]
+    """What a selection says of them, as histograms do: files, numbers, hashes of the examples."""
+
+    def save(self, path: str | Path) -> None:
+        """Write a Parquet file, whole or not at all, replacing an older one.
+
+        Raises:
+            StorageError: the storage refused or failed.
+        """
+        dim = self.embeddings.shape[1]
+        rows = pa.FixedSizeListArray.from_arrays(pa.array(self.embeddings.ravel(), pa.float32()), dim)
+        table = pa.table({"example": pa.array(self.examples, pa.int64()), "embedding": rows})
+        sink = io.BytesIO()
+        told = {_METADATA_KEY: json.dumps({"version": TASK_EMBEDDINGS_VERSION, **self.provenance}).encode()}
+        pq.write_table(table.replace_schema_metadata(told), sink, compression="zstd", write_page_checksum=True)
+        folder, _, name = str(path).rpartition("/")
+        open_store(folder or ".").put(name, sink.getvalue())
+
+    @classmethod
+    def load(cls, path: str | Path) -> TaskEmbeddings:
+        """Read what `save` wrote.
+
+        Raises:
+            FormatError: not such a file, or damaged. StorageError: the storage refused or failed.
+        """
+        folder, _, name = str(path).rpartition("/")
+        content = open_store(folder or ".").get(name)
+        try:
+            table = pq.read_table(io.BytesIO(content), use_threads=False, page_checksum_verification=True)
+            provenance = json.loads((table.schema.metadata or {})[_METADATA_KEY])
+            version = provenance.pop("version")
+            column = table["embedding"].combine_chunks()
+            rows = column.flatten().to_numpy().reshape(len(column), -1)
+            examples = table["example"].to_numpy()
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise FormatError(f"{path} holds no embeddings of a task ({error!r}). Embed the task again.") from error
+        if version != TASK_EMBEDDINGS_VERSION:
+            raise FormatError(
+                f"{path}: version {version} is not that of this reader ({TASK_EMBEDDINGS_VERSION}). Embed the task "
+                "again."
+            )
+        return cls(embeddings=np.asarray(rows, np.float32), examples=examples, provenance=provenance)
+
+
+def embed_task(
+    inputs: Sequence[str],
+    dataset: Dataset,
+    *,
+    text_column: str = "text",
+    limit: int | None = None,
+    packing: Packing = "document",
+    answers: Answers | None = None,
+    encoder: str | None = None,
+    processes: int | None = None,
+    log: Log = print,
+) -> TaskEmbeddings:
+    """Embed a task's examples; arguments and errors as of `writers.examples.count_examples`."""
+    from crisp_stream.counting.count_examples import ExampleSources, embed_examples, embedding_settings, read_embeddings
+    from crisp_stream.processes import num_processes
+    from crisp_stream.writers.documents.drops import DropCounts
+    from crisp_stream.writers.embedding.embed import matching_encoder
+
+    provenance: dict[str, Any] = {"inputs": [file_name(path.rstrip("/")) for path in inputs]}
+    given = [path.endswith(".npy") for path in inputs]
+    if any(given):
+        if not all(given) or answers is not None:
+            raise InputError("embeddings: must be given alone, got other inputs, too. Embed these apart.")
+        batches: Iterable[Embedded] = read_embeddings(inputs, dataset.manifest.encoder.dim, limit)
+        return _collected(batches, dataset, {**provenance, "packing": "embeddings", "dropped_examples": {}})
+    sources = ExampleSources(tuple(inputs), text_column, limit, answers, (), "files")
+    choice = matching_encoder(dataset.manifest.encoder, encoder, dataset.root)
+    settings = embedding_settings(dataset, choice, packing, sources, log)
+    sketch, dropped = SketchBuilder(), DropCounts()
+    batches = embed_examples(sources.read(dropped, sketch), settings, num_processes(processes))
+    found = _collected(batches, dataset, provenance)
+    return TaskEmbeddings(
+        embeddings=found.embeddings,
+        examples=found.examples,
+        provenance={
+            **found.provenance,
+            "packing": packing,
+            "dropped_examples": dropped.as_dict(),
+            PROVENANCE_KEY: sketch.finish().to_json(),
+            **({} if answers is None else {"answers": answers}),
+        },
+    )
+
+
+def histogram_of_task(task: TaskEmbeddings, dataset: Dataset, level: int, *, log: Log = print) -> Histogram:
+    """The histogram that `writers.examples.count_examples` counts of the same examples, without embedding them again.
+
+    Args:
+        task: by the dataset's encoder.
+        dataset: whose tree is meant.
+        level: of the tree, 1 to its depth.
+        log: receives warnings of examples that are unlike the corpus.
+
+    Raises:
+        InputError: a level the tree does not have.
+    """
+    from crisp_stream.counting.count_examples import Embedded, check_level, count_embedded
+
+    check_level(level, dataset)
+    batch = Embedded(
+        embeddings=task.embeddings,
+        examples=task.examples,
+        num_examples=task.provenance["examples"],
+        dropped_tokens=task.provenance["dropped_tokens"],
+    )
+    return count_embedded([batch], dataset, level, task.provenance, log=log)
+
+
+def _collected(batches: Iterable[Embedded], dataset: Dataset, provenance: dict[str, Any]) -> TaskEmbeddings:
+    from crisp_stream.writers.documents.drops import DropCounts
+
+    done = list(batches)
+    embeddings = [np.asarray(batch.embeddings, np.float32) for batch in done]
+    rows = np.concatenate([np.empty((0, dataset.manifest.encoder.dim), np.float32), *embeddings])
+    examples = np.concatenate([np.empty(0, np.int64), *(batch.examples for batch in done)])
+    if not len(rows):
+        raise InputError(
+            f"{', '.join(provenance['inputs'])}: must fill at least one window of {dataset.manifest.window_tokens} "
+            "tokens, got none. Use --packing document, or give more examples."
+        )
+    in_order = np.argsort(examples, kind="stable")  # batches come in any order
+    dropped_tokens = DropCounts()
+    for batch in done:
+        dropped_tokens.merge(batch.dropped_tokens)
+    counted = {
+        "examples": max(batch.num_examples for batch in done),
+        "windows": len(rows),
+        "dropped_tokens": dropped_tokens.as_dict(),
+    }
+    rows = rows[in_order] / np.linalg.norm(rows[in_order], axis=1, keepdims=True)
+    return TaskEmbeddings(embeddings=rows, examples=examples[in_order], provenance={**provenance, **counted})

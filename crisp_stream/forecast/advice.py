@@ -1,0 +1,131 @@
+"""What to think about before a run, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from crisp_stream.order.order import NUM_LANES
+from crisp_stream.report.demo_page import format_bytes
+
+if TYPE_CHECKING:
+    from crisp_stream.forecast.forecast import Forecast
+    from crisp_stream.forecast.reads import Loader
+
+MANY_TIMES = 4
+"""Up to here repeating is nearly as good as new text (Muennighoff et al., 2023)."""
+_MANY_SAMPLES = 0.1
+_FEW_CLUSTERS = 0.9
+_LARGE_ERROR = 0.02
+_SHARED_READS = 1.2
+_FEW_WINDOWS = 2.0
+_MANY_REQUESTS = 100_000
+_SELECT_MORE = "Train for fewer samples, or select more windows (a lower quantile)."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """Something to think about before the run, and what to do about it."""
+
+    finding: str
+    remedy: str
+
+
+def advise(forecast: Forecast, loader: Loader, *, sample_bytes: int, left_out: int) -> tuple[Advice, ...]:
+    """Look for what may be wrong with a run.
+
+    Args:
+        forecast: of the run.
+        loader: that reads.
+        sample_bytes: of a window.
+        left_out: samples at the end that do not fill a global batch.
+    """
+    found = [*_of_repeats(forecast), *_of_proportions(forecast), *_of_reads(forecast, loader, sample_bytes)]
+    if left_out:
+        finding = f"The last {left_out:,} samples do not fill a global batch of {loader.global_batch_size:,}."
+        found.append((finding, "They are left out; give the phases a multiple of the batch."))
+    return tuple(Advice(finding=finding, remedy=remedy) for finding, remedy in found)
+
+
+def _number(times: float) -> str:
+    return f"{times:,.1f}" if times < 100 else f"{times:,.0f}"
+
+
+def _of_repeats(forecast: Forecast) -> Iterator[tuple[str, str]]:
+    samples, reachable = forecast.samples, forecast.windows_reachable
+    selects = any(phase.selected is not None for phase in forecast.phases)
+    if samples > reachable:
+        of_corpus = "the whole corpus" if reachable == forecast.windows else "what the mixture can reach"
+        yield (
+            f"{samples:,} samples are {_number(samples / reachable)} times the {reachable:,} windows of {of_corpus}, "
+            "so windows must repeat.",
+            "Train for fewer samples, or write more documents."
+            if reachable == forecast.windows
+            else _SELECT_MORE
+            if selects
+            else "Train for fewer samples, or let the mixture reach more: by a coarser level, or a share of base.",
+        )
+    seldom = sum(entry.least * entry.windows for entry in forecast.distribution if entry.most <= MANY_TIMES)
+    share = 1 - seldom / samples
+    if share > _MANY_SAMPLES:
+        worst = forecast.most_repeated[0]
+        yield (
+            f"{share:.0%} of the samples are windows that are served more than {MANY_TIMES} times; cluster "
+            f"{worst.cluster} of level {forecast.level} is gone through {_number(worst.epochs)} times "
+            f"({worst.windows:,} window{'s' * (worst.windows > 1)}).",
+            _SELECT_MORE
+            if selects
+            else "Use smoothing (histogram tune), a coarser level, a histogram closer to base (histogram interpolate), "
+            "fewer samples, or a limit with max_repeats and on_excess=cap."
+            if any(phase.level for phase in forecast.phases)
+            else "Train for fewer samples, or write more documents.",
+        )
+
+
+def _of_proportions(forecast: Forecast) -> Iterator[tuple[str, str]]:
+    for number, phase in enumerate(forecast.phases, 1):
+        if phase.missing_mass > 0:
+            yield (
+                f"Phase {number}: {phase.missing_mass:.2%} of the histogram stands on clusters without windows; the "
+                "others get it in proportion.",
+                "Use a coarser level, or write more documents.",
+            )
+    if forecast.clusters_hit < _FEW_CLUSTERS * forecast.clusters_reachable:
+        missed = forecast.clusters_reachable - forecast.clusters_hit
+        yield (
+            f"{missed:,} of {forecast.clusters_reachable:,} clusters with mass are never drawn: the run is short for "
+            f"level {forecast.level}.",
+            "Use a coarser level, or train longer.",
+        )
+    if forecast.mixture_error > _LARGE_ERROR:
+        remedy = "Use a coarser level, or train longer."
+        if forecast.draw == "multinomial":
+            remedy = "Draw systematically, which is more exact, or train longer."
+        yield f"The proportions served are {forecast.mixture_error:.1%} (total variation) off those asked for.", remedy
+
+
+def _of_reads(forecast: Forecast, loader: Loader, sample_bytes: int) -> Iterator[tuple[str, str]]:
+    reads, limit = forecast.reads, loader.cache_limit
+    if limit is not None and reads.working_set_bytes > limit:
+        yield (
+            f"A node reads again up to {format_bytes(reads.working_set_bytes)} of what it has read; its cache holds "
+            f"{format_bytes(limit)}, so runs of windows will be fetched more than once.",
+            f"Raise cache_limit to {format_bytes(reads.working_set_bytes)} or more; bytes and requests are more than "
+            "said here.",
+        )
+    needed = forecast.windows_served * sample_bytes
+    per_reader = sum(reads.bytes_per_node) / (loader.nodes / loader.num_readers)
+    if NUM_LANES % loader.num_readers and per_reader > _SHARED_READS * needed:
+        yield (
+            f"{loader.num_readers} nodes do not divide the {NUM_LANES} lanes of the order: together they read "
+            f"{per_reader / needed:.2g} times what they serve.",
+            "Use 2, 4, 8, 16, 32 or 64 nodes.",
+        )
+    windows = sum(reads.bytes_per_node) / sample_bytes
+    if reads.requests > _MANY_REQUESTS and windows < _FEW_WINDOWS * reads.requests:
+        yield (
+            f"A request brings {windows / reads.requests:.2g} windows: leaves are drawn too seldom for runs to form.",
+            "Storage that answers many requests at once serves this as fast; else add DataLoader workers, or copy the "
+            "dataset to a local disk.",
+        )

@@ -1,0 +1,340 @@
+"""Where windows came from: input file, document, tokens of it.
+
+A shard has a file of places beside it, (part, place in the part) of every window in its order; tables of documents
+hold the line of tokens of every part. So one window costs 8 bytes of the one and a row group of the other, wherever
+the dataset is, and nothing is kept per window but these 8 bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from crisp_stream.errors import CrispError, FormatError, InputError
+from crisp_stream.format.dataset import DOCUMENTS, SOURCES, TABLES, Dataset, places_path
+from crisp_stream.format.tables import numbers
+from crisp_stream.storage.store import local_path, open_input
+
+PLACES_HEADER_BYTES = 128
+"""Of a file of places; after it, 8 bytes per window."""
+PLACE = np.dtype([("part", "<u4"), ("place", "<u4")])
+
+_TABLE_PATH = re.compile(re.escape(DOCUMENTS) + r"/[0-9]{6,9}\.parquet")
+_COLUMNS = {"part": pa.uint32(), "file": pa.uint32(), "row": pa.int64(), "first_token": pa.int64()}
+_COLUMNS["num_tokens"] = pa.int64()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentSpan:
+    """The part of a document that is in a window."""
+
+    source: str
+    """Name of the input file."""
+    row: int
+    """Number of the document in its file."""
+    id: str | None
+    """The document's own id, where the write named an id column."""
+    first_token: int
+    """Of the document, that is in the window."""
+    num_tokens: int
+    """Of the document in the window; end-of-text is not one of them."""
+    at: int
+    """Token of the window where the document's begin."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowSource:
+    """Where a window came from."""
+
+    window: int
+    part: int
+    place: int
+    """It holds the tokens place · window_tokens and on of the part."""
+    documents: list[DocumentSpan]
+    """In the order in which they stand in the window."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartSpans:
+    """The documents of a part as columns, [num_documents] each."""
+
+    part: int
+    files: NDArray[np.uint32]
+    rows: NDArray[np.int64]
+    ids: list[str | None]
+    first_tokens: NDArray[np.int64]
+    """In the part's line of tokens, which end-of-text and padding belong to."""
+    num_tokens: NDArray[np.int64]
+
+
+class DocumentsTable:
+    """One table of documents: the parts of a group of input files."""
+
+    def __init__(self, dataset: Dataset, path: str, first_part: int) -> None:
+        """Args:
+        dataset: whose it is.
+        path: below the root.
+        first_part: the table's first part, as the list of tables says.
+        """
+        self.path, self.first_part = path, first_part
+        self._dataset = dataset
+
+    @cached_property
+    def _file(self) -> pq.ParquetFile:
+        try:
+            source = _open(self._dataset, self.path)
+            file = pq.ParquetFile(pa.PythonFile(source, "r"), pre_buffer=False, page_checksum_verification=True)
+            missing = [name for name in (*_COLUMNS, "id") if name not in file.schema_arrow.names]
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(self.path, error) from error
+        if missing:
+            raise FormatError(f"{self.path}: column {missing[0]} is missing, it has {file.schema_arrow.names}.")
+        return file
+
+    def parts(self) -> Iterator[PartSpans]:
+        """All parts with documents, in order; one is in memory at a time. Raises FormatError."""
+        groups = ((self._row_group(number), number) for number in range(self._file.metadata.num_row_groups))
+        pieces = (piece for group, _ in groups for piece in _by_part(group))
+        for _, same in groupby(pieces, key=lambda piece: piece.part):
+            yield _joined(list(same))
+
+    def part(self, part: int) -> PartSpans | None:
+        """One part, of which just its row groups are read; None where it has no documents. Raises FormatError."""
+        found: list[PartSpans] = []
+        column = self._file.schema_arrow.names.index("part")
+        for number in range(self._file.metadata.num_row_groups):
+            known = self._file.metadata.row_group(number).column(column).statistics
+            if known is None or not known.has_min_max or known.min <= part <= known.max:
+                found += [piece for piece in _by_part(self._row_group(number)) if piece.part == part]
+        return _joined(found) if found else None
+
+    def _row_group(self, number: int) -> pa.Table:
+        try:
+            return self._file.read_row_group(number, columns=[*_COLUMNS, "id"], use_threads=False)
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(self.path, error) from error
+
+    def close(self) -> None:
+        """Close the file, if it is open."""
+        if "_file" in self.__dict__:
+            self._file.close(force=True)
+            del self.__dict__["_file"]
+
+
+def has_provenance(dataset: Dataset) -> bool:
+    """Whether the dataset says where its windows came from; those of early versions do not. Raises StorageError."""
+    return dataset.store.exists(dataset.own_path(TABLES))
+
+
+def documents_tables(dataset: Dataset) -> list[DocumentsTable]:
+    """The tables of documents in the order of their parts.
+
+    Raises:
+        InputError: the dataset was written without provenance.
+        FormatError: the list of tables is damaged. StorageError.
+    """
+    path = dataset.own_path(TABLES)
+    if not has_provenance(dataset):
+        raise InputError(
+            f"{dataset.root}: where windows came from is not known, because {path} is missing: the dataset was written "
+            "without provenance. Write it again with this version of crisp-stream."
+        )
+    table = _small_table(dataset, path, {"table": pa.string(), "first_part": pa.uint32()})
+    first_parts = numbers(table["first_part"], pa.uint32()).astype(np.int64)
+    for name in table["table"].to_pylist():
+        if not isinstance(name, str) or not _TABLE_PATH.fullmatch(name):
+            raise FormatError(f"{path}: table must look like {DOCUMENTS}/000000.parquet, got {name!r}. Restore it.")
+    if (np.diff(first_parts) <= 0).any():
+        raise FormatError(f"{path}: first_part must be strictly increasing. Restore it.")
+    tables = zip(table["table"].to_pylist(), first_parts.tolist(), strict=True)
+    return [DocumentsTable(dataset, name, first) for name, first in tables]
+
+
+def source_names(dataset: Dataset) -> list[str]:
+    """The names of the input files, by their number in the tables of documents. Raises FormatError, StorageError."""
+    path = dataset.own_path(SOURCES)
+    table = _small_table(dataset, path, {"file": pa.uint32(), "name": pa.string()})
+    if not np.array_equal(numbers(table["file"], pa.uint32()), np.arange(len(table))):
+        raise FormatError(f"{path}: file must count from 0. Restore it.")
+    return [str(name) for name in table["name"].to_pylist()]
+
+
+def read_places(dataset: Dataset, shard: int, start: int, count: int) -> NDArray[Any]:
+    """[count] of PLACE: the places of some windows of a shard, in one range request.
+
+    Raises:
+        FormatError: the file is cut short. StorageError: it is missing, or the storage failed.
+    """
+    path = places_path(dataset.shards[shard].path)
+    content = dataset.store.get_range(path, PLACES_HEADER_BYTES + start * PLACE.itemsize, count * PLACE.itemsize)
+    if len(content) != count * PLACE.itemsize:
+        raise FormatError(f"{path}: ends before the places of all windows of its shard. Restore it.")
+    return np.frombuffer(content, PLACE)
+
+
+def document_spans(dataset: Dataset, window_ids: NDArray[np.int64]) -> list[WindowSource]:
+    """The documents in some windows.
+
+    Args:
+        dataset: written with provenance.
+        window_ids: [num_windows].
+
+    Returns:
+        One per window, in the order asked.
+
+    Raises:
+        InputError: an id outside the dataset, or a dataset without provenance.
+        FormatError: provenance is damaged. StorageError.
+    """
+    ids = np.asarray(window_ids, np.int64)
+    if len(ids) and not 0 <= ids.min() <= ids.max() < dataset.manifest.num_windows:
+        raise InputError(f"{dataset.root}: window ids must be 0 to {dataset.manifest.num_windows - 1}.")
+    tables, names = documents_tables(dataset), source_names(dataset)
+    first_parts = np.array([table.first_part for table in tables])
+    shards = np.searchsorted(dataset.first_window_per_shard, ids, side="right") - 1
+    places = [
+        read_places(dataset, int(shard), int(window - dataset.first_window_per_shard[shard]), 1)[0]
+        for shard, window in zip(shards, ids, strict=True)
+    ]
+    found: dict[int, WindowSource] = {}
+    spans: PartSpans | None = None
+    opened: DocumentsTable | None = None
+    for at in sorted(range(len(ids)), key=lambda at: (int(places[at]["part"]), at)):
+        part, place = int(places[at]["part"]), int(places[at]["place"])
+        if spans is None or spans.part != part:
+            table = tables[max(0, int(np.searchsorted(first_parts, part, side="right")) - 1)]
+            if opened is not None and opened is not table:
+                opened.close()
+            opened, spans = table, table.part(part)
+        if spans is None:
+            raise FormatError(f"{dataset.root}: window {ids[at]} is of part {part}, which no table of documents has.")
+        documents = _spans_of_place(dataset, spans, place, names)
+        found[at] = WindowSource(window=int(ids[at]), part=part, place=place, documents=documents)
+    if opened is not None:
+        opened.close()
+    return [found[at] for at in range(len(ids))]
+
+
+def _spans_of_place(dataset: Dataset, spans: PartSpans, place: int, names: list[str]) -> list[DocumentSpan]:
+    start = place * dataset.manifest.window_tokens
+    stop = start + dataset.manifest.window_tokens
+    ends = spans.first_tokens + spans.num_tokens
+    inside = np.flatnonzero((spans.first_tokens < stop) & (ends > start))
+    return [
+        DocumentSpan(
+            source=names[file] if (file := int(spans.files[row])) < len(names) else f"file {file}",
+            row=int(spans.rows[row]),
+            id=spans.ids[row],
+            first_token=max(0, start - int(spans.first_tokens[row])),
+            num_tokens=min(stop, int(ends[row])) - max(start, int(spans.first_tokens[row])),
+            at=max(0, int(spans.first_tokens[row]) - start),
+        )
+        for row in inside
+    ]
+
+
+def describe_window(dataset: Dataset, window: int) -> str:
+    """A page of text about a window: its text, its path in the tree, where it is stored, its documents.
+
+    Raises:
+        InputError: no such window. FormatError, CorruptDataError, StorageError.
+    """
+    from crisp_stream.inspection.summary import window_text
+
+    manifest = dataset.manifest
+    [text] = window_text(dataset, np.array([window]))
+    leaf = int(dataset.leaf_of_windows(np.array([window]))[0])
+    shard = int(np.searchsorted(dataset.first_window_per_shard, window, side="right")) - 1
+    row = dataset.shards[shard]
+    first_byte = row.first_sample_offset + (window - int(dataset.first_window_per_shard[shard])) * manifest.sample_bytes
+    out = io.StringIO()
+    out.write(f"window {window:,} of {manifest.num_windows:,} in {dataset.root}\n")
+    out.write(f"  cluster    {_path_in_tree(dataset, leaf)}; leaf id {leaf}\n")
+    out.write(f"  stored in  {row.path}, bytes {first_byte} to {first_byte + manifest.sample_bytes - 1}\n")
+    if has_provenance(dataset):
+        [source] = document_spans(dataset, np.array([window]))
+        out.write(f"  cut from   part {source.part}, place {source.place}\n")
+        for span in source.documents:
+            named = "" if span.id is None else f" (id {span.id})"
+            last = span.first_token + span.num_tokens - 1
+            out.write(f"  from token {span.at:>4}  {span.source}, document {span.row}{named}, ")
+            out.write(f"its tokens {span.first_token} to {last}\n")
+    else:
+        out.write("  documents  not known: this dataset was written without provenance\n")
+    return f"{out.getvalue()}\n{text}\n"
+
+
+def _path_in_tree(dataset: Dataset, leaf: int) -> str:
+    """Node ids from level 1 down to the leaf, which may stand above the deepest level."""
+    path = []
+    for level, nodes in enumerate(dataset.tree.nodes_per_level, 1):
+        node = int(dataset.tree.node_of(leaf, level))
+        at = int(np.searchsorted(nodes, node))
+        if at == len(nodes) or nodes[at] != node:
+            break
+        path.append(f"{node} (level {level})")
+    return " > ".join(path)
+
+
+def _by_part(table: pa.Table) -> Iterator[PartSpans]:
+    """Consecutive rows of one part each."""
+    if table["part"].null_count or any(table[name].null_count for name in _COLUMNS):
+        raise FormatError(f"{DOCUMENTS}: only ids may be null. Restore the table.")
+    columns: dict[str, NDArray[Any]] = {name: numbers(table[name], kind) for name, kind in _COLUMNS.items()}
+    ids = table["id"].to_pylist()
+    borders = np.flatnonzero(np.diff(columns["part"].astype(np.int64))) + 1
+    for start, stop in zip([0, *borders.tolist()], [*borders.tolist(), len(table)], strict=True):
+        if stop > start:
+            yield PartSpans(
+                part=int(columns["part"][start]),
+                files=columns["file"][start:stop],
+                rows=columns["row"][start:stop],
+                ids=ids[start:stop],
+                first_tokens=columns["first_token"][start:stop],
+                num_tokens=columns["num_tokens"][start:stop],
+            )
+
+
+def _joined(pieces: list[PartSpans]) -> PartSpans:
+    if len(pieces) == 1:
+        return pieces[0]
+    return PartSpans(
+        part=pieces[0].part,
+        files=np.concatenate([piece.files for piece in pieces]),
+        rows=np.concatenate([piece.rows for piece in pieces]),
+        ids=[name for piece in pieces for name in piece.ids],
+        first_tokens=np.concatenate([piece.first_tokens for piece in pieces]),
+        num_tokens=np.concatenate([piece.num_tokens for piece in pieces]),
+    )
+
+
+def _small_table(dataset: Dataset, path: str, columns: dict[str, pa.DataType]) -> pa.Table:
+    try:
+        with _open(dataset, path) as source:
+            file = pq.ParquetFile(source, pre_buffer=False, page_checksum_verification=True)
+            table = file.read(columns=list(columns), use_threads=False)
+            return pa.table([table[name].cast(kind) for name, kind in columns.items()], names=list(columns))
+    except (pa.ArrowException, KeyError, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _open(dataset: Dataset, path: str) -> IO[bytes]:
+    """A file of the dataset for reading by range."""
+    root = local_path(dataset.root) if dataset.store.is_local else dataset.root
+    return open_input(f"{root}/{path}")
+
+
+def _unreadable(path: str, error: Exception) -> Exception:
+    if isinstance(error, CrispError):
+        return error
+    return FormatError(f"{path}: not a readable table ({' '.join(str(error).split())}). Restore it.")

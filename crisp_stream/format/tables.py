@@ -1,0 +1,206 @@
+"""The two tables of a dataset, clusters.parquet and shards.parquet: bytes, fingerprints, validated reading.
+
+Tables are input: row counts are compared with the manifest before anything is decoded, so that a table cannot make
+its reader allocate more than the manifest admits, which itself is bounded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from crisp_stream.errors import FormatError
+from crisp_stream.format.mds import ShardRow, header_bytes
+
+if TYPE_CHECKING:
+    from crisp_stream.format.dataset import Manifest
+
+CLUSTERS = "clusters.parquet"
+SHARDS = "shards.parquet"
+
+_SHARD_PATH = re.compile(r"shards/[0-9]{2}/shard\.[0-9]{5,9}\.mds")
+_BATCH_ROWS = 1 << 20
+_ROW_BYTES = 512
+"""No row of a table is longer: paths and hashes have fixed forms."""
+
+
+def generation_path(path: str, generation: int) -> str:
+    """The name of a table of a generation: clusters.parquet, and from generation 1 on clusters.g1.parquet."""
+    stem, dot, suffix = path.rpartition(".")
+    return path if generation == 0 else f"{stem}.g{generation}{dot}{suffix}"
+
+
+def _table_bytes(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def clusters_parquet(leaves: NDArray[np.uint32], windows_per_leaf: NDArray[np.int64]) -> bytes:
+    """clusters.parquet: one row per non-empty leaf, in leaf order."""
+    return _table_bytes(pa.table({"leaf": leaves.astype(np.uint32), "num_windows": windows_per_leaf.astype(np.int64)}))
+
+
+def clusters_fingerprint(leaves: NDArray[np.uint32], windows_per_leaf: NDArray[np.int64]) -> str:
+    """sha256 over the columns, so that it does not depend on how Parquet encodes them."""
+    digest = hashlib.sha256(np.ascontiguousarray(leaves, "<u4").data)
+    digest.update(np.ascontiguousarray(windows_per_leaf, "<i8").data)
+    return digest.hexdigest()
+
+
+def shards_parquet(rows: list[ShardRow]) -> bytes:
+    """shards.parquet: one row per shard, in window order."""
+    schema = pa.schema(
+        [
+            ("path", pa.string()),
+            ("num_windows", pa.int64()),
+            ("shard_bytes", pa.int64()),
+            ("first_sample_offset", pa.int64()),
+            ("shard_hash", pa.string()),
+        ]
+    )
+    return _table_bytes(pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=schema))
+
+
+def shards_fingerprint(rows: list[ShardRow]) -> str:
+    """sha256 over the rows as JSON."""
+    return hashlib.sha256(json.dumps([dataclasses.astuple(row) for row in rows]).encode()).hexdigest()
+
+
+def read_parquet(content: bytes, *, max_rows: int) -> pa.Table:
+    """A Parquet file in memory as a table, read by this thread alone. Raises ValueError beyond `max_rows` rows.
+
+    pq.read_table leaves reads to threads of Arrow, which may outlive the interpreter and then abort a finished process.
+    """
+    file = pq.ParquetFile(pa.BufferReader(content), pre_buffer=False)
+    if file.metadata.num_rows > max_rows:
+        raise ValueError(f"at most {max_rows:,} rows, got {file.metadata.num_rows:,}")
+    return file.read(use_threads=False)
+
+
+def numbers(column: pa.Array | pa.ChunkedArray, kind: pa.DataType) -> NDArray[Any]:
+    """A column without nulls as numpy, cast to a type of whole or floating numbers.
+
+    Arrow's own conversion imports pandas, 0.5 s and 50 MB in every process. Raises ArrowException when it does not fit.
+    """
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    dtype = np.dtype(kind.to_pandas_dtype())
+    arrays = []
+    for chunk in chunks:
+        cast = chunk.cast(kind)
+        if len(cast):
+            arrays.append(np.frombuffer(cast.buffers()[1], dtype, len(cast), cast.offset * dtype.itemsize))
+    return arrays[0] if len(arrays) == 1 else np.concatenate([np.empty(0, dtype), *arrays])
+
+
+def _column_bytes(metadata: pq.FileMetaData, columns: tuple[str, ...]) -> int:
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    parts = (group.column(number) for group in groups for number in range(group.num_columns))
+    return sum(part.total_uncompressed_size for part in parts if part.path_in_schema in columns)
+
+
+def _check_bytes(name: str, found: int, num_rows: int) -> None:
+    if found > (limit := _ROW_BYTES * num_rows + (1 << 20)):
+        raise FormatError(f"{name}: {num_rows} rows must need at most {limit} bytes, they need {found}. Restore it.")
+
+
+def _batches(content: bytes, name: str, columns: tuple[str, ...], num_rows: int) -> Iterator[pa.RecordBatch]:
+    """The columns of a table that must have `num_rows` rows, a million rows at a time."""
+    try:
+        # strings stay in their dictionary, so that one long string of a small file is not copied to every row
+        strings = [column for column in ("path", "shard_hash") if column in columns]
+        file = pq.ParquetFile(pa.BufferReader(content), pre_buffer=False, read_dictionary=strings)
+        missing = [column for column in columns if column not in file.schema_arrow.names]
+        if missing:
+            raise FormatError(f"{name}: column {missing[0]} is missing, it has {file.schema_arrow.names}.")
+        if file.metadata.num_rows != num_rows:
+            raise FormatError(f"{name}: must have {num_rows} rows, got {file.metadata.num_rows}.")
+        _check_bytes(name, _column_bytes(file.metadata, columns), num_rows)
+        read = 0
+        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=list(columns), use_threads=False):
+            read += len(batch)
+            if read > num_rows:
+                break
+            _check_bytes(name, batch.nbytes, num_rows)
+            yield batch
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise FormatError(f"{name}: not a readable Parquet file ({error}). Restore it.") from error
+    if read != num_rows:
+        raise FormatError(f"{name}: must have {num_rows} rows, got {read}.")
+
+
+def read_clusters(content: bytes, manifest: Manifest) -> dict[str, NDArray[Any]]:
+    """leaf u32, num_windows i64 and first_window i64 of every non-empty leaf, each [num_leaves].
+
+    Raises:
+        FormatError: the table is not readable, breaks MUST 4, or is not the manifest's.
+    """
+    name = generation_path(CLUSTERS, manifest.generation)
+    leaves, counts = np.empty(manifest.num_leaves, np.uint32), np.empty(manifest.num_leaves, np.int64)
+    at = 0
+    for batch in _batches(content, name, ("leaf", "num_windows"), manifest.num_leaves):
+        try:
+            if batch["leaf"].null_count or batch["num_windows"].null_count:
+                raise FormatError(f"{name}: must have {manifest.num_leaves} rows without nulls.")
+            leaves[at : at + len(batch)] = numbers(batch["leaf"], pa.uint32())
+            counts[at : at + len(batch)] = numbers(batch["num_windows"], pa.int64())
+        except pa.ArrowException as error:
+            raise FormatError(f"{name}: columns must be uint32 and int64 ({error}).") from error
+        at += len(batch)
+    if (leaves[1:] <= leaves[:-1]).any() or int(leaves[-1]) >= manifest.arity**manifest.depth:
+        raise FormatError(f"{name}: leaf must be strictly increasing and below arity ** depth.")
+    first = np.cumsum(counts)
+    if (counts < 1).any() or (counts > manifest.num_windows).any() or int(first[-1]) != manifest.num_windows:
+        raise FormatError(f"{name}: num_windows must be positive and sum to {manifest.num_windows}, got {first[-1]}.")
+    first -= counts
+    _check_fingerprint(name, clusters_fingerprint(leaves, counts), manifest.clusters_fingerprint)
+    return {"leaf": leaves, "num_windows": counts, "first_window": first}
+
+
+def read_shards(content: bytes, manifest: Manifest) -> list[ShardRow]:
+    """The rows of shards.parquet.
+
+    Raises:
+        FormatError: the table is not readable, breaks MUST 5, or is not the manifest's.
+    """
+    table = generation_path(SHARDS, manifest.generation)
+    names = tuple(field.name for field in dataclasses.fields(ShardRow))
+    records = [row for batch in _batches(content, table, names, manifest.num_shards) for row in batch.to_pylist()]
+    rows = []
+    for record in records:
+        path = record["path"]
+        if not isinstance(path, str) or not _SHARD_PATH.fullmatch(path):
+            raise FormatError(f"{table}: path must look like shards/07/shard.00000.mds below the root, got {path!r}.")
+        if any(not isinstance(record[name], int) for name in names[1:4]) or record["num_windows"] < 1:
+            raise FormatError(f"{table}: {path}: counts and sizes must be positive integers, got {record}.")
+        rows.append(ShardRow(**record))
+    if len({row.path for row in rows}) != len(rows):
+        raise FormatError(f"{table}: every path must stand once.")
+    header_0 = len(header_bytes(0, manifest.window_tokens, manifest.token_dtype))
+    for row in rows:
+        offset = header_0 + 4 * row.num_windows
+        expected = (offset, offset + row.num_windows * manifest.sample_bytes)
+        if (row.first_sample_offset, row.shard_bytes) != expected:
+            raise FormatError(
+                f"{table}: {row.path}: {row.num_windows} windows need offset and size {expected}, "
+                f"got {(row.first_sample_offset, row.shard_bytes)}."
+            )
+    if sum(row.num_windows for row in rows) != manifest.num_windows:
+        raise FormatError(f"{table}: num_windows must sum to {manifest.num_windows}.")
+    _check_fingerprint(table, shards_fingerprint(rows), manifest.shards_fingerprint)
+    return rows
+
+
+def _check_fingerprint(name: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise FormatError(f"{name}: fingerprint {found[:12]} is not the manifest's {expected[:12]}. Restore the file.")

@@ -1,0 +1,206 @@
+"""Arithmetic of histograms: the generalist one, interpolation with it, importance weights, coarser levels, comparison.
+
+Averages stand in histogram.py, smoothing in smoothing.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crisp_stream.errors import InputError
+from crisp_stream.histograms.histogram import Histogram
+from crisp_stream.histograms.mixture import check_tree, windows_per_node
+
+if TYPE_CHECKING:
+    from crisp_stream.format.dataset import Dataset
+
+_TOP = 10
+
+
+def generalist_histogram(dataset: Dataset, level: int) -> Histogram:
+    """P(c | D^g) of a level, from the cluster table: windows per node over all windows.
+
+    Raises:
+        InputError: a level the tree does not have; level 0 is its root, which holds everything.
+    """
+    manifest = dataset.manifest
+    if not 0 <= level <= manifest.depth:
+        raise InputError(
+            f"level: must be 0 to {manifest.depth}, the depth of the tree, got {level}. Choose one of these."
+        )
+    nodes_of_leaves = dataset.leaves // np.uint32(manifest.arity ** (manifest.depth - level))
+    first = np.flatnonzero(np.append(True, nodes_of_leaves[1:] != nodes_of_leaves[:-1]))
+    counts = np.add.reduceat(dataset.windows_per_leaf, first)
+    return Histogram(
+        level=level,
+        nodes=nodes_of_leaves[first],
+        proportions=counts / counts.sum(),
+        arity=manifest.arity,
+        depth=manifest.depth,
+        tree_fingerprint=manifest.tree_fingerprint,
+        counts=counts,
+        provenance={"name": "generalist"},
+    )
+
+
+def interpolate(histogram: Histogram, dataset: Dataset, base_share: float) -> Histogram:
+    """Mix a task's histogram with the corpus's own: λ P(c | D^g) + (1 - λ) P(c | D^s).
+
+    Args:
+        histogram: of the dataset's tree.
+        dataset: whose windows are counted for P(c | D^g).
+        base_share: λ, 0 for the histogram itself to 1 for the base mixture.
+
+    Raises:
+        InputError: a histogram of another tree, a share outside 0 to 1.
+    """
+    check_tree(histogram, dataset, what="interpolate")
+    if not 0 <= base_share <= 1:
+        raise InputError(f"base share: must be 0 to 1, got {base_share}.")
+    base = generalist_histogram(dataset, histogram.level)
+    mixed = Histogram.average([histogram, base], [1 - base_share, base_share])
+    return dataclasses.replace(mixed, provenance={"interpolate": histogram.provenance, "base_share": float(base_share)})
+
+
+def importance_weights(histogram: Histogram, dataset: Dataset) -> NDArray[np.float64]:
+    """w(c) = P(c | D^s) / P(c | D^g) of each of a histogram's nodes (paper, Equation 3).
+
+    Returns:
+        [num_nodes]; inf for nodes without windows in the dataset.
+
+    Raises:
+        InputError: a histogram of another tree.
+    """
+    check_tree(histogram, dataset, what="importance weights")
+    shares = windows_per_node(histogram, dataset) / dataset.manifest.num_windows
+    return np.divide(histogram.proportions, shares, out=np.full(len(shares), np.inf), where=shares > 0)
+
+
+def cut(histogram: Histogram, level: int) -> Histogram:
+    """The same mass on the nodes of a coarser level: counts, proportions and examples add up.
+
+    Raises:
+        InputError: a finer level than the histogram's, or none of the tree.
+    """
+    if not 0 <= level <= histogram.level:
+        raise InputError(
+            f"level: must be 0 to {histogram.level}, that of the histogram, got {level}. "
+            "For a finer one count the examples at that level."
+        )
+    above = histogram.nodes // np.uint32(histogram.arity ** (histogram.level - level))
+    first = np.flatnonzero(np.append(True, above[1:] != above[:-1]))
+    proportions = np.add.reduceat(histogram.proportions, first)
+    return dataclasses.replace(
+        histogram,
+        level=level,
+        nodes=above[first],
+        proportions=proportions / proportions.sum(),
+        counts=None if histogram.counts is None else np.add.reduceat(histogram.counts, first),
+        provenance={**histogram.provenance, "cut_from_level": histogram.level},
+    )
+
+
+def effective_clusters(histogram: Histogram) -> float:
+    """exp of the entropy: how many equally heavy clusters would be as spread out."""
+    return float(np.exp(-(histogram.proportions * np.log(histogram.proportions)).sum()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One cluster of two histograms."""
+
+    node: int
+    first: float
+    """Proportion in the first."""
+    second: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """How two histograms of one level differ."""
+
+    level: int
+    total_variation: float
+    """Half the sum of absolute differences, 0 to 1; 1 - it is what they share."""
+    first_from_second: float
+    """KL(first || second) in nats; inf where the second lacks a cluster of the first."""
+    second_from_first: float
+    """KL(second || first) in nats."""
+    jensen_shannon: float
+    """In nats, 0 to log 2."""
+    differences: tuple[Difference, ...]
+    """The clusters that differ most, largest difference first."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; infinite divergences are null."""
+        content = dataclasses.asdict(self)
+        for name in ("first_from_second", "second_from_first"):
+            content[name] = content[name] if np.isfinite(content[name]) else None
+        return content
+
+    def table(self) -> str:
+        """As lines of text."""
+        lines = [
+            f"level                    {self.level}",
+            f"total variation          {self.total_variation:.4f} (0: equal, 1: disjoint)",
+            f"KL(first || second)      {self.first_from_second:.4f} nats",
+            f"KL(second || first)      {self.second_from_first:.4f} nats",
+            f"Jensen-Shannon           {self.jensen_shannon:.4f} nats of at most {np.log(2):.4f}",
+            "",
+            f"{'cluster':>9} {'first':>8} {'second':>8} {'difference':>10}",
+        ]
+        lines += [
+            f"{row.node:>9} {row.first:>8.2%} {row.second:>8.2%} {row.first - row.second:>+10.2%}"
+            for row in self.differences
+        ]
+        return "\n".join(lines)
+
+
+def compare(first: Histogram, second: Histogram, *, limit: int = _TOP) -> Comparison:
+    """Compare two histograms of one tree; the finer one is cut to the level of the other.
+
+    Args:
+        first: a histogram.
+        second: another one.
+        limit: most differences that are named.
+
+    Raises:
+        InputError: histograms of different trees, or one of them of level 0.
+    """
+    if first.tree_fingerprint != second.tree_fingerprint:
+        raise InputError(
+            f"histograms must come from one tree, got {first.tree_fingerprint[:12]} and "
+            f"{second.tree_fingerprint[:12]}. Count them again with one --data."
+        )
+    level = min(first.level, second.level)
+    if level == 0:
+        raise InputError("compare: the base mixture has no level of its own. Use the generalist histogram of a level.")
+    first, second = cut(first, level), cut(second, level)
+    nodes = np.union1d(first.nodes, second.nodes)
+    shares = np.zeros((2, len(nodes)))
+    for row, histogram in zip(shares, (first, second), strict=True):
+        row[np.searchsorted(nodes, histogram.nodes)] = histogram.proportions
+    middle = shares.mean(axis=0)
+    order = np.argsort(-np.abs(shares[0] - shares[1]), kind="stable")[:limit]
+    return Comparison(
+        level=level,
+        total_variation=float(np.abs(shares[0] - shares[1]).sum() / 2),
+        first_from_second=_kl(shares[0], shares[1]),
+        second_from_first=_kl(shares[1], shares[0]),
+        jensen_shannon=(_kl(shares[0], middle) + _kl(shares[1], middle)) / 2,
+        differences=tuple(
+            Difference(node=int(nodes[at]), first=float(shares[0, at]), second=float(shares[1, at])) for at in order
+        ),
+    )
+
+
+def _kl(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    own = first > 0
+    if (second[own] == 0).any():
+        return float("inf")
+    return float((first[own] * np.log(first[own] / second[own])).sum())

@@ -1,0 +1,342 @@
+"""Histograms: how often a set of examples falls in each cluster of one level of the tree (paper, Section 3.4)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+from numpy.typing import ArrayLike, NDArray
+
+from crisp_stream.errors import FormatError, InputError, StorageError
+from crisp_stream.format.dataset import MAX_LEAVES
+from crisp_stream.format.tables import numbers, read_parquet
+from crisp_stream.storage.shared_arrays import SHARED_ROWS, shared_arrays
+from crisp_stream.storage.store import cache_folder
+
+if TYPE_CHECKING:
+    from crisp_stream.format.dataset import Manifest
+    from crisp_stream.tree.tree import ClusterTree
+
+HISTOGRAM_VERSION = 1
+_SUM_TOLERANCE = 1e-6
+_METADATA_KEY = b"crisp_stream.histogram"
+_SLICE = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histogram:
+    """Cluster frequencies P(c | D) at one level of one tree. They sum to 1.
+
+    Raises:
+        InputError: nodes unsorted or outside the level, proportions negative, not finite or not summing to 1.
+    """
+
+    level: int
+    """Level of the tree, 1 to depth; 0 is the root, whose only histogram is the base mixture."""
+    nodes: NDArray[np.uint32]
+    """[num_nodes], sorted ids of the nodes that have mass."""
+    proportions: NDArray[np.float64]
+    """[num_nodes], positive, summing to 1."""
+    arity: int
+    depth: int
+    tree_fingerprint: str
+    """The tree whose nodes are counted."""
+    counts: NDArray[np.int64] | None = None
+    """[num_nodes], windows counted per node; None where the histogram was computed from others."""
+    examples: NDArray[np.int64] | None = None
+    """[sum of counts], the example (a document, a question) each window came from, node by node; None: not known."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Where it came from."""
+
+    def __post_init__(self) -> None:
+        nodes = np.asarray(self.nodes)
+        proportions = np.asarray(self.proportions, np.float64)
+        if not 0 <= self.level <= self.depth:
+            raise InputError(f"level {self.level} is not in the tree, which has levels 1 to {self.depth}.")
+        if len(nodes) == 0 or nodes.shape != proportions.shape or nodes.ndim != 1:
+            raise InputError(
+                f"a histogram needs as many proportions as nodes, got {proportions.shape} and {nodes.shape}."
+            )
+        if (nodes[1:] <= nodes[:-1]).any() or nodes[0] < 0 or nodes[-1] >= self.arity**self.level:
+            raise InputError(f"nodes must be sorted, unique and below {self.arity**self.level} at level {self.level}.")
+        if not np.isfinite(proportions).all() or (proportions < 0).any():
+            raise InputError("proportions must be finite and not negative. Check the counts.")
+        total = float(proportions.sum())
+        if abs(total - 1.0) > _SUM_TOLERANCE:
+            raise InputError(f"proportions must sum to 1, got {total:.6f}. Divide them by their sum.")
+        kept = proportions > 0
+        object.__setattr__(self, "nodes", _own(nodes, kept, np.uint32))
+        object.__setattr__(self, "proportions", _own(proportions, kept, np.float64))
+        if self.counts is not None:
+            object.__setattr__(self, "counts", _own(np.asarray(self.counts), kept, np.int64))
+        if self.counts is None:
+            object.__setattr__(self, "examples", None)
+        elif self.examples is not None and len(self.examples) != int(self.counts.sum()):
+            raise InputError(
+                f"examples must be as many as windows were counted, {int(self.counts.sum())}, "
+                f"got {len(self.examples)}. Count them again."
+            )
+
+    @classmethod
+    def from_leaves(
+        cls,
+        leaves: ArrayLike,
+        tree: ClusterTree,
+        level: int,
+        provenance: dict[str, Any] | None = None,
+        *,
+        examples: ArrayLike | None = None,
+    ) -> Histogram:
+        """Count assigned examples at a level.
+
+        Args:
+            leaves: [num_windows], leaf ids from `tree.assign`.
+            tree: the tree that assigned them.
+            level: 1 to depth.
+            provenance: kept with the histogram.
+            examples: [num_windows], numbers of the examples that the windows came from.
+
+        Raises:
+            InputError: no examples, or a level the tree does not have.
+        """
+        if level < 1:
+            raise InputError(
+                f"level {level} is not in the tree, which has levels 1 to {tree.depth}. Choose one of them."
+            )
+        nodes_of_windows = tree.node_of(leaves, level)
+        nodes, counts = np.unique(nodes_of_windows, return_counts=True)
+        if not len(nodes):
+            raise InputError("a histogram needs at least one example, got none.")
+        return cls(
+            level=level,
+            nodes=nodes,
+            proportions=counts / counts.sum(),
+            arity=tree.arity,
+            depth=tree.depth,
+            tree_fingerprint=tree.fingerprint,
+            counts=counts,
+            examples=None if examples is None else _by_node(np.asarray(examples, np.int64), nodes_of_windows),
+            provenance=provenance or {},
+        )
+
+    @classmethod
+    def base(cls, manifest: Manifest) -> Histogram:
+        """All mass on the root: expanded by size, it is the distribution of the generalist corpus itself."""
+        return cls(
+            level=0,
+            nodes=np.zeros(1, np.uint32),
+            proportions=np.ones(1),
+            arity=manifest.arity,
+            depth=manifest.depth,
+            tree_fingerprint=manifest.tree_fingerprint,
+            provenance={"name": "base"},
+        )
+
+    @classmethod
+    def average(cls, histograms: Sequence[Histogram], weights: Sequence[float] | None = None) -> Histogram:
+        """The weighted mean of histograms: multitask training (paper, Section 5.4; equal weights by default).
+
+        Args:
+            histograms: of one tree and one level.
+            weights: one per histogram, not negative, with a positive sum; they are normalised.
+
+        Raises:
+            InputError: no histograms, different trees or levels, bad weights.
+        """
+        if not histograms:
+            raise InputError("an average needs at least one histogram, got none.")
+        first = histograms[0]
+        for other in histograms[1:]:
+            if other.tree_fingerprint != first.tree_fingerprint:
+                raise InputError(
+                    f"histograms must come from one tree, got {first.tree_fingerprint[:12]} and "
+                    f"{other.tree_fingerprint[:12]}. Count them again with one --data."
+                )
+            if other.level != first.level:
+                raise InputError(f"histograms must have one level, got {first.level} and {other.level}.")
+        shares = np.ones(len(histograms)) if weights is None else np.asarray(weights, np.float64)
+        if (
+            shares.shape != (len(histograms),)
+            or not np.isfinite(shares).all()
+            or (shares < 0).any()
+            or shares.sum() <= 0
+        ):
+            raise InputError(f"weights must be {len(histograms)} numbers >= 0 with a positive sum, got {weights}.")
+        shares = shares / shares.sum()
+        nodes = np.unique(np.concatenate([histogram.nodes for histogram in histograms]))
+        proportions = np.zeros(len(nodes))
+        for share, histogram in zip(shares, histograms, strict=True):
+            proportions[np.searchsorted(nodes, histogram.nodes)] += share * histogram.proportions
+        return cls(
+            level=first.level,
+            nodes=nodes,
+            proportions=proportions,
+            arity=first.arity,
+            depth=first.depth,
+            tree_fingerprint=first.tree_fingerprint,
+            provenance={"average": [h.provenance for h in histograms], "weights": shares.tolist()},
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over level, nodes, proportions and tree."""
+        digest = hashlib.sha256(json.dumps([self.level, self.tree_fingerprint]).encode())
+        digest.update(np.ascontiguousarray(self.nodes, "<u4").data)
+        digest.update(np.ascontiguousarray(self.proportions, "<f8").data)
+        return digest.hexdigest()
+
+    def expand(
+        self, leaves: NDArray[np.uint32], windows_per_leaf: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float64], float]:
+        """Spread each node's mass over its non-empty leaves by size: p(leaf) = h(node) · n_leaf / n_node.
+
+        That is exactly Uniform(D^g ∩ K(node)) of Algorithm 1, line 8.
+
+        Args:
+            leaves: [num_leaves], sorted ids of the non-empty leaves.
+            windows_per_leaf: [num_leaves].
+
+        Returns:
+            [num_leaves] proportions summing to 1 - missing; and missing, the mass on nodes without windows.
+        """
+        windows_per_node = np.zeros(len(self.nodes))
+        for part in _slices(len(leaves)):
+            at, hit = self._nodes_above(leaves[part])
+            np.add.at(windows_per_node, at[hit], windows_per_leaf[part][hit])
+        present = windows_per_node > 0
+        missing = float(self.proportions[~present].sum())
+        per_window = np.divide(self.proportions, windows_per_node, out=windows_per_node, where=present)
+        expanded = np.empty(len(leaves))
+        for part in _slices(len(leaves)):
+            at, hit = self._nodes_above(leaves[part])
+            expanded[part] = np.where(hit, per_window[at] * windows_per_leaf[part], 0.0)
+        return expanded, missing
+
+    def _nodes_above(self, leaves: NDArray[np.uint32]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+        """Index into `nodes` of the node above each leaf, and whether the histogram has it."""
+        nodes = leaves // np.uint32(self.arity ** (self.depth - self.level))
+        at = np.searchsorted(self.nodes, nodes)
+        at[at == len(self.nodes)] = 0
+        return at, self.nodes[at] == nodes
+
+    def missing_nodes(self, leaves: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """The nodes with mass that hold no window, heaviest first."""
+        occupied = np.unique(leaves.astype(np.int64) // self.arity ** (self.depth - self.level))
+        empty = ~np.isin(self.nodes, occupied)
+        return self.nodes[empty][np.argsort(-self.proportions[empty], kind="stable")]
+
+    def save(self, path: str | Path) -> None:
+        """Write a small Parquet file with the columns node, proportion, count and, where known, examples."""
+        counts = pa.nulls(len(self.nodes), pa.int64()) if self.counts is None else pa.array(self.counts, pa.int64())
+        metadata = {
+            "histogram_version": HISTOGRAM_VERSION,
+            "level": self.level,
+            "arity": self.arity,
+            "depth": self.depth,
+            "tree_fingerprint": self.tree_fingerprint,
+            "provenance": self.provenance,
+        }
+        columns: dict[str, Any] = {"node": self.nodes, "proportion": self.proportions, "count": counts}
+        if self.examples is not None and self.counts is not None:
+            ends = np.cumsum(self.counts, dtype=np.int32)
+            offsets = pa.array(np.append(np.int32(0), ends), pa.int32())
+            columns["examples"] = pa.ListArray.from_arrays(offsets, pa.array(self.examples, pa.int64()))
+        table = pa.table(columns)
+        table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(target.name + ".tmp")
+        pq.write_table(table, temporary)
+        temporary.replace(target)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Histogram:
+        """Read a saved histogram.
+
+        Raises:
+            FormatError: not a histogram file, or a damaged one.
+        """
+        if not Path(path).is_file():
+            raise FormatError(f"{path}: no such file. Make a histogram with: crisp-stream histogram TASK… --out {path}")
+        content = Path(path).read_bytes()
+        try:
+            schema = pq.read_schema(pa.BufferReader(content))
+            num_rows = pq.read_metadata(pa.BufferReader(content)).num_rows
+            metadata = json.loads((schema.metadata or {})[_METADATA_KEY])
+        except (pa.ArrowException, OSError, KeyError, ValueError, RecursionError) as error:
+            raise FormatError(f"{path}: not a histogram file of crisp-stream ({error!r}).") from error
+        version = metadata.get("histogram_version") if isinstance(metadata, dict) else None
+        if version != HISTOGRAM_VERSION:
+            raise FormatError(f"{path}: histogram_version {version} is not {HISTOGRAM_VERSION}. Upgrade crisp-stream.")
+        try:
+            arity, depth = int(metadata["arity"]), int(metadata["depth"])
+            if not (2 <= arity <= 64 and 1 <= depth <= 24):
+                raise FormatError(f"{path}: arity must be 2 to 64 and depth 1 to 24, got {arity} and {depth}.")
+            columns = _columns(content) if num_rows < SHARED_ROWS else _shared_columns(content)
+            counted = len(columns["count"]) > 0
+            return cls(
+                level=int(metadata["level"]),
+                nodes=columns["node"],
+                proportions=columns["proportion"],
+                arity=arity,
+                depth=depth,
+                tree_fingerprint=str(metadata["tree_fingerprint"]),
+                counts=columns["count"] if counted else None,
+                examples=columns["examples"] if counted and len(columns["examples"]) else None,
+                provenance=dict(metadata["provenance"]),
+            )
+        except StorageError:
+            raise
+        except (KeyError, TypeError, ValueError, OverflowError, OSError, pa.ArrowException) as error:
+            raise FormatError(f"{path}: {error}") from error
+
+
+def _columns(content: bytes) -> dict[str, NDArray[Any]]:
+    """node, proportion, count and examples of a histogram file; no counts where they are null."""
+    table = read_parquet(content, max_rows=MAX_LEAVES)
+    if table["node"].null_count or table["proportion"].null_count:
+        raise FormatError("node and proportion must not be null. Restore the file.")
+    nodes, proportions = numbers(table["node"], pa.uint32()), numbers(table["proportion"], pa.float64())
+    counts = np.empty(0, np.int64) if table["count"].null_count else numbers(table["count"], pa.int64())
+    examples = np.empty(0, np.int64)
+    if "examples" in table.column_names:
+        of_nodes = table["examples"].combine_chunks()
+        if not pa.types.is_list(of_nodes.type) or of_nodes.null_count:
+            raise FormatError("examples must be a list for every node. Restore the file.")
+        lengths = of_nodes.value_lengths().to_numpy(zero_copy_only=False)
+        if len(lengths) != len(counts) or (lengths != counts).any():
+            raise FormatError("examples must be as many as windows were counted. Restore the file.")
+        examples = numbers(pa.chunked_array([of_nodes.flatten()]), pa.int64())
+    return {"node": nodes, "proportion": proportions, "count": counts, "examples": examples}
+
+
+def _shared_columns(content: bytes) -> dict[str, NDArray[Any]]:
+    """The same, one copy for all processes of the machine."""
+    name = f"{xxhash.xxh3_128_hexdigest(content)}.arrays"
+    shared = shared_arrays(cache_folder() / "histograms" / name, lambda: _columns(content))
+    return {column: shared[column] for column in ("node", "proportion", "count", "examples")}
+
+
+def _by_node(examples: NDArray[np.int64], nodes: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """Sorted by node, then by number."""
+    return examples[np.lexsort((examples, nodes))]
+
+
+def _own(values: NDArray[Any], kept: NDArray[np.bool_], dtype: type[np.generic]) -> NDArray[Any]:
+    """The values to keep: a copy, unless they are all kept and nobody can change them."""
+    if values.dtype == dtype and not values.flags.writeable and kept.all():
+        return values
+    return values[kept].astype(dtype, copy=False)
+
+
+def _slices(length: int) -> Iterator[slice]:
+    """Stretches short enough that arrays over them cost little memory."""
+    return (slice(start, start + _SLICE) for start in range(0, length, _SLICE))

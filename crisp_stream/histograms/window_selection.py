@@ -1,0 +1,242 @@
+"""Selections of windows: those of a dataset that training may draw, each as often as any other.
+
+What a histogram is to clusters, a selection is to single windows: the result of methods that score every window, such
+as the paper's classifier (Section 3.2). A phase of a mixture draws from it (FORMAT.md, "Window selections").
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import ArrayLike, NDArray
+
+from crisp_stream.errors import FormatError, InputError
+from crisp_stream.format.tables import numbers
+from crisp_stream.histograms.histogram import Histogram
+from crisp_stream.order.packed_bits import PackedBits, Words, indexed, members, num_words, pack, unpack
+from crisp_stream.storage.shared_arrays import SHARED_ROWS, keep_newest, shared_arrays
+from crisp_stream.storage.store import cache_folder
+
+if TYPE_CHECKING:
+    from crisp_stream.format.dataset import Dataset
+
+WINDOWS_VERSION = 1
+MAX_WINDOWS = 1 << 36
+"""Of a dataset that can be selected from: 8 GB of bits."""
+
+_METADATA_KEY = b"crisp_stream.windows"
+_KEPT_SELECTIONS = 16
+
+
+class WindowSelection:
+    """Some windows of one generation of one dataset. Never empty; immutable; equal to others of equal fingerprint."""
+
+    def __init__(
+        self,
+        *,
+        dataset_fingerprint: str,
+        windows: ArrayLike,
+        num_windows: int,
+        provenance: dict[str, Any] | None = None,
+    ) -> None:
+        """Args:
+            dataset_fingerprint: of the manifest of the dataset.
+            windows: [num_selected], window ids, sorted and unique; or [num_windows] bool, whether each is selected.
+            num_windows: of the dataset.
+            provenance: where the selection came from; fit for JSON, and not part of the fingerprint.
+
+        Raises:
+            InputError: no windows, or ids that are not sorted, not unique or not of the dataset.
+        """
+        if not 1 <= num_windows <= MAX_WINDOWS:
+            raise InputError(f"num_windows must be 1 to {MAX_WINDOWS:,}, got {num_windows}.")
+        chosen = np.asarray(windows)
+        if chosen.ndim != 1 or not (chosen.dtype == np.bool_ or np.issubdtype(chosen.dtype, np.integer)):
+            raise InputError(
+                f"a window selection needs a list of window ids, got {chosen.dtype} of shape {chosen.shape}. "
+                "If it is empty, select more."
+            )
+        if chosen.dtype == np.bool_:
+            if len(chosen) != num_windows:
+                raise InputError(
+                    f"a selection needs one bool for each of {num_windows:,} windows, got {len(chosen):,}."
+                )
+            words = _packed(chosen)
+        else:
+            if (chosen[1:] <= chosen[:-1]).any():
+                raise InputError("window ids must be sorted and unique. Use numpy.unique.")
+            if len(chosen) and not 0 <= int(chosen[0]) <= int(chosen[-1]) < num_windows:
+                raise InputError(f"window ids must be 0 to {num_windows - 1:,}, got {chosen[0]:,} to {chosen[-1]:,}.")
+            words = pack(chosen.astype(np.int64, copy=False), num_windows)
+        self._hold(dataset_fingerprint, words, num_windows, provenance or {})
+
+    def _hold(self, dataset_fingerprint: str, words: Words, num_windows: int, provenance: dict[str, Any]) -> None:
+        self.dataset_fingerprint = dataset_fingerprint
+        self.num_windows = num_windows
+        """Of the dataset."""
+        self.provenance = provenance
+        digest = hashlib.sha256(json.dumps([dataset_fingerprint, num_windows]).encode())
+        digest.update(np.ascontiguousarray(words, "<u8").view(np.uint8).data)
+        self.fingerprint = digest.hexdigest()
+        """sha256 over the dataset's fingerprint and the bits."""
+        self.bits = _indexed(words, self.fingerprint)
+        if not self.bits.num_members:
+            raise InputError("a window selection must hold at least one window, got none. Select more.")
+
+    @property
+    def num_selected(self) -> int:
+        """Windows in it."""
+        return self.bits.num_members
+
+    @property
+    def share(self) -> float:
+        """Of the dataset's windows, in (0, 1]."""
+        return self.num_selected / self.num_windows
+
+    @property
+    def windows(self) -> NDArray[np.int64]:
+        """[num_selected], sorted window ids in the dataset's own numbering; made anew each time."""
+        return members(self.bits.words)
+
+    def contains(self, first: int, stop: int) -> NDArray[np.bool_]:
+        """[stop - first]: whether each of some consecutive windows is selected."""
+        return unpack(self.bits.words, first, stop)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, WindowSelection) and other.fingerprint == self.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    def selected_per_leaf(self, dataset: Dataset) -> NDArray[np.int64]:
+        """[num_leaves]: how many windows of each leaf are selected. Raises InputError: of another dataset."""
+        self.check_dataset(dataset)
+        ends = np.append(dataset.first_window_per_leaf, dataset.manifest.num_windows)
+        return np.diff(self.bits.rank(ends))
+
+    def histogram(self, dataset: Dataset) -> Histogram:
+        """The selected windows counted per leaf: in these proportions they are drawn.
+
+        Raises:
+            InputError: of another dataset.
+        """
+        self.check_dataset(dataset)
+        manifest = dataset.manifest
+        if manifest.num_leaves < SHARED_ROWS:
+            columns: Any = self._columns(dataset)
+        else:
+            folder = cache_folder() / "selections"
+            path = folder / f"{self.fingerprint[:32]}-leaves.arrays"
+            columns = shared_arrays(path, lambda: self._columns(dataset))
+        return Histogram(
+            level=manifest.depth,
+            nodes=columns["node"],
+            proportions=columns["proportion"],
+            counts=columns["count"],
+            arity=manifest.arity,
+            depth=manifest.depth,
+            tree_fingerprint=manifest.tree_fingerprint,
+            provenance={"windows": self.fingerprint, **self.provenance},
+        )
+
+    def _columns(self, dataset: Dataset) -> dict[str, NDArray[Any]]:
+        counts = self.selected_per_leaf(dataset)
+        present = counts > 0
+        nodes, counts = dataset.leaves[present], counts[present]
+        return {"node": nodes, "proportion": counts / self.num_selected, "count": counts}
+
+    def check_dataset(self, dataset: Dataset, *, what: str = "the window selection") -> None:
+        """Raise InputError if this is a selection of another dataset or generation; `what` names it in the message."""
+        manifest = dataset.manifest
+        if (self.dataset_fingerprint, self.num_windows) == (manifest.fingerprint, manifest.num_windows):
+            return
+        generation = dataset.generation_with(self.dataset_fingerprint)
+        if generation is not None:
+            raise InputError(
+                f"{what} is one of generation {generation} of {dataset.root}, which is opened in generation "
+                f"{manifest.generation}: windows are numbered anew. Select again, or open generation={generation}."
+            )
+        raise InputError(
+            f"{what} was made for dataset {self.dataset_fingerprint[:12]} of {self.num_windows:,} windows, "
+            f"{dataset.root} is {manifest.fingerprint[:12]} of {manifest.num_windows:,}. "
+            f"Select again with --data {dataset.root}"
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write a Parquet file, by convention *.windows.parquet, with one column of 64 windows in a row."""
+        metadata = {
+            "windows_version": WINDOWS_VERSION,
+            "dataset_fingerprint": self.dataset_fingerprint,
+            "num_windows": self.num_windows,
+            "num_selected": self.num_selected,
+            "provenance": self.provenance,
+        }
+        table = pa.table({"selected": pa.array(self.bits.words, pa.uint64())})
+        table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(target.name + ".tmp")
+        pq.write_table(table, temporary, compression="zstd", use_dictionary=False, write_page_checksum=True)
+        temporary.replace(target)
+
+    @classmethod
+    def load(cls, path: str | Path) -> WindowSelection:
+        """Read a saved selection.
+
+        Raises:
+            FormatError: not a selection, or a damaged one.
+        """
+        if not Path(path).is_file():
+            raise FormatError(f"{path}: no such file. Make a selection with: crisp-stream select METHOD … --out {path}")
+        try:
+            with pq.ParquetFile(str(path), pre_buffer=False, page_checksum_verification=True) as file:
+                content = json.loads((file.schema_arrow.metadata or {})[_METADATA_KEY])
+                version = content.get("windows_version") if isinstance(content, dict) else None
+                if version != WINDOWS_VERSION:
+                    raise FormatError(
+                        f"{path}: windows_version {version} is not {WINDOWS_VERSION}. Upgrade crisp-stream."
+                    )
+                return cls._read(file, content)
+        except FormatError as error:
+            raise FormatError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise FormatError(f"{path}: not a window selection of crisp-stream, or damaged ({error!r}).") from error
+
+    @classmethod
+    def _read(cls, file: pq.ParquetFile, content: dict[str, Any]) -> WindowSelection:
+        num_windows, rows = int(content["num_windows"]), file.metadata.num_rows
+        if not 1 <= num_windows <= MAX_WINDOWS or rows != num_words(num_windows):
+            raise FormatError(f"{rows:,} rows cannot hold {num_windows:,} windows of a dataset. Restore the file.")
+        words = numbers(file.read(["selected"], use_threads=False)["selected"], pa.uint64())
+        if len(words) != rows or (num_windows % 64 and int(words[-1]) >> (num_windows % 64)):
+            raise FormatError("windows are selected that the dataset does not have. Restore the file.")
+        selection = cls.__new__(cls)
+        selection._hold(str(content["dataset_fingerprint"]), words, num_windows, dict(content["provenance"]))
+        if selection.num_selected != content["num_selected"]:
+            raise FormatError(
+                f"must hold {content['num_selected']:,} windows, got {selection.num_selected:,}. Restore the file."
+            )
+        return selection
+
+
+def _packed(chosen: NDArray[np.bool_]) -> Words:
+    packed = np.zeros(num_words(len(chosen)) * 8, np.uint8)
+    bits = np.packbits(chosen, bitorder="little")
+    packed[: len(bits)] = bits
+    return packed.view("<u8")
+
+
+def _indexed(words: Words, fingerprint: str) -> PackedBits:
+    """The bits with their counts; of a large dataset one copy for all processes of the machine."""
+    if len(words) < SHARED_ROWS:
+        return PackedBits(indexed(words))
+    folder = cache_folder() / "selections"
+    arrays = shared_arrays(folder / f"{fingerprint[:32]}.arrays", lambda: indexed(words))
+    keep_newest(folder, "*.arrays", _KEPT_SELECTIONS)
+    return PackedBits(arrays)

@@ -1,0 +1,204 @@
+"""Continued pretraining: another mixture goes on where a checkpoint's mixture stood, with its cursors.
+
+A state says which phases were begun before its position: where, in which blocks, by which histogram. A mixture may go
+on from there if its own phases up to there are the same, because then every position before has the same window, and
+no window comes again before its leaf is exhausted. The alternative, cursors saved for each leaf, is as long as the
+table of leaves and would tie a checkpoint to one way of counting them.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from crisp_stream.errors import ResumeError
+from crisp_stream.histograms.mixture import Mixture, Phase
+from crisp_stream.loading.stream import decode_histogram, encode_histogram
+
+if TYPE_CHECKING:
+    from crisp_stream.format.dataset import Dataset
+    from crisp_stream.histograms.window_selection import WindowSelection
+
+
+class PhaseRecords:
+    """The phases of one mixture over one dataset, as a state keeps them."""
+
+    def __init__(self, mixture: Mixture, dataset: Dataset) -> None:
+        self._mixture, self._dataset = mixture, dataset
+        self._encoded: dict[int, str] = {}
+
+    def before(self, position: int) -> list[dict[str, Any]]:
+        """Of the phases begun before a position of the first pass: `first_sample`, `samples` that the blocks were
+        planned for (None: whole blocks), `histogram`, in base64, `draw`, and `windows`, the fingerprint of a window
+        selection, where there is one: all of it fit for JSON."""
+        records, first_sample = [], 0
+        for index, phase in enumerate(self._mixture.phases):
+            if first_sample >= position:
+                break
+            planned = None if phase.whole_blocks else phase.samples
+            record = {
+                "first_sample": first_sample,
+                "samples": planned,
+                "histogram": "" if phase.windows is not None else self._histogram(index),
+                "draw": self._mixture.draw,
+            }
+            if phase.windows is not None:
+                record["windows"] = phase.windows.fingerprint
+            records.append(record)
+            first_sample += phase.samples or position
+        return records
+
+    def check_continue(self, state: dict[str, Any]) -> None:
+        """Raises ResumeError: up to the state's position these phases are not those that it was served by."""
+        saved, own = _saved_phases(state), self.before(state["position"])
+        for number, (then, now) in enumerate(zip(saved, own, strict=False), 1):
+            if then != now:
+                what = (
+                    f"began at sample {then['first_sample']:,}, now {now['first_sample']:,}"
+                    if then["first_sample"] != now["first_sample"]
+                    else f"was drawn from {_selection(then)}, now from {_selection(now)}"
+                    if then.get("windows") != now.get("windows")
+                    else "was drawn by another histogram"
+                    if then["histogram"] != now["histogram"]
+                    else f"had {then['draw']} draws, now {now['draw']}"
+                    if then["draw"] != now["draw"]
+                    else f"was drawn in other blocks ({_blocks(then)}, now {_blocks(now)})"
+                )
+                raise ResumeError(f"cannot continue: phase {number} {what}. {_REMEDY}")
+        if len(saved) != len(own):
+            raise ResumeError(
+                f"cannot continue: phases begun before sample {state['position']:,}: {len(saved)} in the checkpoint, "
+                f"{len(own)} in this mixture. {_REMEDY}"
+            )
+
+    def _histogram(self, index: int) -> str:
+        if index not in self._encoded:
+            histogram = self._mixture.histogram_of_phase(index, self._dataset)
+            self._encoded[index] = base64.b64encode(encode_histogram(histogram)).decode()
+        return self._encoded[index]
+
+
+def phases_of_state(
+    state: dict[str, Any], dataset: Dataset, *, until: int, selections: Sequence[WindowSelection] = ()
+) -> list[Phase]:
+    """The phases that a state was served by, the last one ended at a sample.
+
+    Args:
+        state: of `MixtureDataset.state_dict(num_samples)`.
+        dataset: the one it belongs to.
+        until: position at which the last of them ends, at most the state's.
+        selections: those that phases were drawn from: a state holds just their fingerprints.
+
+    Raises:
+        ResumeError: the state does not say, is damaged, ends within a phase whose blocks were planned for a length, or
+            was drawn from other selections.
+    """
+    given = {selection.fingerprint: selection for selection in selections}
+    records = [record for record in _saved_phases(state) if record["first_sample"] < until]
+    phases = []
+    for number, record in enumerate(records, 1):
+        selection = _given_selection(record, given, number)
+        end = until if number == len(records) else records[number]["first_sample"]
+        samples, planned = end - record["first_sample"], record["samples"]
+        if planned not in (None, samples):
+            raise ResumeError(
+                f"cannot continue at sample {end:,}: phase {number} was planned for {planned:,} samples and "
+                f"{samples:,} were served. Continue from the end of the phase, or from a phase of whole blocks."
+            )
+        if selection is not None:
+            phases.append(Phase.of_windows(selection, dataset, samples, whole_blocks=planned is None))
+            continue
+        try:
+            histogram = decode_histogram(base64.b64decode(record["histogram"], validate=True), dataset)
+        except (TypeError, ValueError) as error:
+            raise ResumeError(f"the saved phase {number} is damaged ({error}). Use another checkpoint.") from error
+        phases.append(Phase(histogram, samples, whole_blocks=planned is None))
+    for unused in given.keys() - {record.get("windows") for record in records}:
+        raise ResumeError(
+            f"cannot continue: no phase up to sample {until:,} was drawn from the window selection {unused[:12]}. "
+            "Leave it out, or use another checkpoint."
+        )
+    return phases
+
+
+def _given_selection(
+    record: dict[str, Any], given: Mapping[str, WindowSelection], number: int
+) -> WindowSelection | None:
+    """What a saved phase was drawn from; None: from all windows. Raises ResumeError: it is not among those given."""
+    windows = record.get("windows")
+    if windows is None:
+        return None
+    if windows not in given:
+        named = f"; named: {', '.join(other[:12] for other in given)}" if given else ""
+        raise ResumeError(
+            f"cannot continue: phase {number} was drawn from {_selection(record)}, of which a checkpoint holds no more "
+            f"than that{named}. Name its file: in a recipe mixture.phases.0.windows=FILE beside histogram: checkpoint. "
+            "Where there are several, name each phase with its own (windows: FILE, with until)."
+        )
+    return given[windows]
+
+
+def check_identity(
+    state: dict[str, Any],
+    identity: dict[str, Any],
+    dataset: Dataset,
+    *,
+    worker: tuple[int | None, int | None] = (None, None),
+) -> None:
+    """Refuse what is no state of a dataset, or that of another one.
+
+    Args:
+        state: what was saved.
+        identity: what of it must be equal.
+        dataset: that is to go on.
+        worker: number and count of the DataLoader workers, in a worker.
+
+    Raises:
+        ResumeError: names each part that differs, and what to do.
+    """
+    position, samples = state.get("position"), state.get("samples", 0)
+    if not isinstance(position, int) or position < 0 or not isinstance(samples, int) or samples < 0:
+        raise ResumeError(f"not a state of MixtureDataset: position must be an integer >= 0, got {position!r}.")
+    changed = [(key, state.get(key), now) for key, now in identity.items() if state.get(key) != now]
+    if state.get("num_workers") is not None and worker != (state.get("worker"), state["num_workers"]):
+        changed.append(("DataLoader worker", (state.get("worker"), state["num_workers"]), worker))
+    if changed:
+        parts = "; ".join(f"{key} was {str(then)[:12]}, is {str(now)[:12]}" for key, then, now in changed)
+        raise ResumeError(
+            f"cannot resume: {parts}. {_remedy(state.get('dataset'), dataset)}, "
+            "or start a new run from its weights (load_weights_only)."
+        )
+
+
+def _remedy(trained_on: Any, dataset: Dataset) -> str:
+    generation = dataset.generation_with(trained_on) if isinstance(trained_on, str) else None
+    if generation is None:
+        return "Resume with what the checkpoint was trained with"
+    return (
+        f"The checkpoint was trained on generation {generation} of {dataset.root}, which has grown: continue "
+        f"it exactly with generation={generation} (in a recipe data.generation={generation})"
+    )
+
+
+_REMEDY = "Up to the checkpoint the phases must be those it was trained with (in a recipe: histogram: checkpoint)."
+
+
+def _saved_phases(state: dict[str, Any]) -> Sequence[dict[str, Any]]:
+    saved = state.get("phases")
+    if not isinstance(saved, list):
+        raise ResumeError(
+            "cannot continue with another mixture: the state does not say by which phases it was served (its mixture "
+            "was changed while running, or passed over more than once, or the state is older than this). "
+            "Start a new order from its weights."
+        )
+    return saved
+
+
+def _selection(record: dict[str, Any]) -> str:
+    windows = record.get("windows")
+    return "all windows" if windows is None else f"the window selection {windows[:12]}"
+
+
+def _blocks(record: dict[str, Any]) -> str:
+    return "whole blocks" if record["samples"] is None else f"planned for {record['samples']:,} samples"

@@ -1,0 +1,268 @@
+"""The mixture over time: its phases, repeated for every pass, changed while running; and the order that they give.
+
+A change replaces the mixture from some sample on. It is kept as its histogram, not as proportions of all leaves, and
+once a phase is over only the sum of what was drawn is kept, so a new mixture for every batch costs no more after a
+million batches than after ten.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections import OrderedDict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crisp_stream.errors import InputError, ResumeError
+from crisp_stream.histograms.histogram import Histogram
+from crisp_stream.histograms.mixture import Mixture, Phase
+from crisp_stream.order.draw_table import DrawTable
+from crisp_stream.order.draws import LeafShares, PhasePlan
+from crisp_stream.order.order import DrawHistory, SampleOrder
+from crisp_stream.storage.shared_arrays import SHARED_ROWS, SharedArrays, keep_newest, shared_arrays
+
+if TYPE_CHECKING:
+    from crisp_stream.format.dataset import Dataset
+
+_KEPT_CHANGES = 4
+_KEPT_PLANS = 16
+_HEAD = struct.Struct("<qI")
+_CHANGE = struct.Struct("<qq")
+
+
+class Stream:
+    """What is served at which position. Not bounded by a pass: passes are added as they are begun."""
+
+    def __init__(self, dataset: Dataset, mixture: Mixture, *, seed: int) -> None:
+        """Raises InputError: the mixture does not fit the dataset."""
+        self._dataset, self.mixture, self._seed = dataset, mixture, seed
+        self._shares_of_phase: dict[int, LeafShares | SharedArrays] = {}
+        self._shares_of_change: OrderedDict[int, tuple[Histogram, LeafShares]] = OrderedDict()
+        self._table, self._part_of_phase = DrawTable.of(dataset, mixture.phases)
+        for number in range(len(mixture.phases)):
+            self._shares(number)
+        self.pass_samples = mixture.num_samples
+        self.changed = False
+        self.last_change = 0
+        self.order = self.fresh_order()
+        self._passes = 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        phases = {
+            k: v for k, v in self._shares_of_phase.items() if isinstance(v, SharedArrays) or len(v.rows) < SHARED_ROWS
+        }
+        state = {**self.__dict__, "_shares_of_phase": phases, "_shares_of_change": OrderedDict()}
+        del state["order"]
+        return {**state, "_plans": self._described_plans(), "_history": self.order.given_history}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        plans, history = state.pop("_plans"), state.pop("_history")
+        self.__dict__.update(state)
+        self.order = self._order_of([self._plan(plan) for plan in plans], history)
+
+    def copied_order(self) -> SampleOrder:
+        """The order as it is now, with caches of its own."""
+        return self._order_of(self.order.plans, self.order.given_history)
+
+    def begin_pass(self, number: int) -> None:
+        """Have the phases of all passes up to one. Does nothing when the mixture is open-ended."""
+        while self.pass_samples is not None and self._passes <= number:
+            for index, phase in enumerate(self.mixture.phases):
+                part = self._part_of_phase[index]
+                self.order.append(_Source(self, index), phase.samples, whole_blocks=phase.whole_blocks, part=part)
+            self._passes += 1
+
+    def change(self, at: int, histogram: Histogram, *, planned_before: int) -> None:
+        """Follow another histogram from position `at` on, to the end of the pass.
+
+        Args:
+            at: where the change stands.
+            histogram: what is followed.
+            planned_before: position before which some process may have planned. A phase from there on is planned anew,
+                for the length that it now has; one before keeps the order in which it was begun.
+
+        Raises:
+            InputError: an earlier change stands at a later position, or the pass is over before.
+        """
+        end = self.order.num_samples
+        if at < self.last_change or (end is not None and at >= end):
+            reach = "" if end is None else f" and before its end at {end:,}"
+            raise InputError(f"the mixture can be changed from sample {self.last_change:,} on{reach}, got {at:,}.")
+        self.order.cut(at, planned=self.order.phase_start(at) < planned_before)
+        self.order.append(_Source(self, histogram), None if end is None else end - at)
+        self.changed, self.last_change = True, at
+
+    def check(self, histogram: Histogram) -> None:
+        """Raises InputError: the histogram does not fit the dataset."""
+        self._expanded(histogram)
+
+    def state(self, position: int) -> dict[str, Any]:
+        """What `restore` needs to go on from a position, where that is more than the mixture; else nothing."""
+        if not self.changed:
+            return {}
+        # Selections begin where leaves stood when they were first used, so a stream of them keeps all its phases.
+        phase = 0 if self._table else self.order.phase_at(position)
+        history = None if self._table else self.order.history_before(position)
+        drawn = None if history is None else zlib.compress(history.drawn.astype("<i8").tobytes(), 1)
+        plans = [plan for plan in self._described_plans() if plan["number"] >= phase]
+        return {"stream": {"plans": plans, "drawn": drawn, "passes": self._passes, "last_change": self.last_change}}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Be as the stream was that gave this state. Raises ResumeError: it is not such a state."""
+        saved = state.get("stream")
+        if saved is None:
+            self.order, self._passes, self.changed, self.last_change = self.fresh_order(), 1, False, 0
+            return
+        try:
+            history = None
+            if saved["drawn"] is not None:
+                drawn = np.frombuffer(zlib.decompress(saved["drawn"]), "<i8").astype(np.int64)
+                if len(drawn) != self._dataset.manifest.num_leaves:
+                    raise ValueError("another number of leaves")
+                history = DrawHistory(first_phase=saved["plans"][0]["number"], drawn=drawn)
+            self.order = self._order_of([self._plan(plan) for plan in saved["plans"]], history)
+            self._passes, self.last_change = int(saved["passes"]), int(saved["last_change"])
+        except (KeyError, TypeError, ValueError, IndexError, zlib.error) as error:
+            raise ResumeError(
+                f"the saved stream of mixtures is damaged ({error!r}). Use another checkpoint."
+            ) from error
+        self.changed = True
+
+    def shares_of(self, source: int | Histogram) -> LeafShares:
+        """Leaf proportions of a phase of the mixture, by its index, or of a histogram."""
+        if isinstance(source, int):
+            return self._shares(source)
+        key = id(source)  # of no other histogram as long as this one is kept here
+        if key not in self._shares_of_change:
+            self._shares_of_change[key] = (source, LeafShares.of(self._expanded(source)))
+            while len(self._shares_of_change) > _KEPT_CHANGES:
+                self._shares_of_change.popitem(last=False)
+        return self._shares_of_change[key][1]
+
+    def _expanded(self, histogram: Histogram) -> NDArray[np.float64]:
+        alone = Mixture([Phase(histogram)], max_missing_mass=self.mixture.max_missing_mass)
+        return alone.proportions_of_phase(0, self._dataset)
+
+    def _shares(self, number: int) -> LeafShares:
+        shares = self._shares_of_phase.get(number)
+        if shares is None:
+            if self._table is not None and self._part_of_phase[number]:
+                self.mixture.histogram_of_phase(number, self._dataset)  # raises where windows would repeat too often
+                shares = self._table.shares(self._part_of_phase[number])
+            elif self._dataset.manifest.num_leaves < SHARED_ROWS:
+                shares = LeafShares.of(self.mixture.proportions_of_phase(number, self._dataset))
+            else:
+                shares = self._shared(number)
+            self._shares_of_phase[number] = shares
+        return shares if isinstance(shares, LeafShares) else LeafShares(rows=shares["rows"], cdf=shares["cdf"])
+
+    def _shared(self, number: int) -> SharedArrays:
+        def make() -> dict[str, NDArray[Any]]:
+            made = LeafShares.of(self.mixture.proportions_of_phase(number, self._dataset))
+            return {"rows": made.rows, "cdf": made.cdf}
+
+        folder: Path = self._dataset.table_folder
+        name = f"{self.mixture.fingerprint[:16]}-{number}-{self.mixture.max_missing_mass:g}"
+        arrays = shared_arrays(folder / f"plan-{name}.arrays", make)
+        keep_newest(folder, "plan-*.arrays", _KEPT_PLANS)
+        return arrays
+
+    def fresh_order(self) -> SampleOrder:
+        """The order of one pass, as if nothing had been changed."""
+        plans: list[PhasePlan] = []
+        at = 0
+        for number, phase in enumerate(self.mixture.phases):
+            planned = None if phase.whole_blocks else phase.samples
+            source = _Source(self, number)
+            plans.append(
+                PhasePlan(
+                    shares=source,
+                    number=number,
+                    first_sample=at,
+                    num_samples=planned,
+                    served=phase.samples,
+                    part=self._part_of_phase[number],
+                )
+            )
+            at += phase.samples or 0
+        return self._order_of(plans, None)
+
+    def _order_of(self, plans: list[PhasePlan], history: DrawHistory | None) -> SampleOrder:
+        dataset = self._dataset
+        return SampleOrder(
+            dataset.leaves,
+            dataset.windows_per_leaf,
+            list(plans),
+            seed=self._seed,
+            draw=self.mixture.draw,
+            history=history,
+            first_window_per_leaf=dataset.first_window_per_leaf,
+            table=self._table,
+        )
+
+    def _described_plans(self) -> list[dict[str, Any]]:
+        described = []
+        for plan in self.order.plans:
+            assert isinstance(plan.shares, _Source)
+            source = plan.shares.source
+            what = {"phase": source} if isinstance(source, int) else {"histogram": encode_histogram(source)}
+            placed = {name: getattr(plan, name) for name in ("number", "first_sample", "num_samples", "served")}
+            described.append({**placed, **what})
+        return described
+
+    def _plan(self, described: dict[str, Any]) -> PhasePlan:
+        if "phase" in described:
+            source: int | Histogram = int(described["phase"])
+            if not 0 <= source < len(self.mixture.phases):
+                raise ValueError(f"phase {source}")
+        else:
+            source = decode_histogram(described["histogram"], self._dataset)
+        placed = {name: described[name] for name in ("number", "first_sample", "num_samples", "served")}
+        part = self._part_of_phase[source] if isinstance(source, int) else 0
+        return PhasePlan(shares=_Source(self, source), part=part, **placed)
+
+
+class _Source:
+    """Where the proportions of a phase come from: a function without arguments, for PhasePlan."""
+
+    def __init__(self, stream: Stream, source: int | Histogram) -> None:
+        self._stream, self.source = stream, source
+
+    def __call__(self) -> LeafShares:
+        return self._stream.shares_of(self.source)
+
+
+def encode_histogram(histogram: Histogram) -> bytes:
+    """A histogram as bytes: level, nodes, proportions; the tree is that of the dataset."""
+    head = _HEAD.pack(histogram.level, len(histogram.nodes))
+    return head + histogram.nodes.astype("<u4").tobytes() + histogram.proportions.astype("<f8").tobytes()
+
+
+def decode_histogram(content: bytes, dataset: Dataset) -> Histogram:
+    """Of `encode_histogram`. Raises ValueError when it is damaged."""
+    level, count = _HEAD.unpack(content[: _HEAD.size].ljust(_HEAD.size, b"\0"))
+    if not count or len(content) != _HEAD.size + 12 * count:
+        raise ValueError(f"{len(content)} bytes for {count} nodes")
+    manifest = dataset.manifest
+    return Histogram(
+        level=level,
+        nodes=np.frombuffer(content, "<u4", count, _HEAD.size),
+        proportions=np.frombuffer(content, "<f8", count, _HEAD.size + 4 * count),
+        arity=manifest.arity,
+        depth=manifest.depth,
+        tree_fingerprint=manifest.tree_fingerprint,
+    )
+
+
+def encode_change(at: int, histogram: Histogram, *, planned_before: int) -> bytes:
+    """The arguments of `Stream.change` as a record of the control log."""
+    return _CHANGE.pack(at, planned_before) + encode_histogram(histogram)
+
+
+def apply_change(record: bytes, stream: Stream, dataset: Dataset) -> None:
+    """Make the change of a record."""
+    at, planned_before = _CHANGE.unpack_from(record)
+    stream.change(at, decode_histogram(record[_CHANGE.size :], dataset), planned_before=planned_before)

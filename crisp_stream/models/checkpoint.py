@@ -1,0 +1,233 @@
+"""Composer checkpoints as input: found, fetched, and read without running code from them.
+
+A `.pt` file is a pickle, and Composer unpickles it whole. So a checkpoint is looked through first: only tensors, numpy
+arrays and plain values may stand in it (`torch.load(weights_only=True)` with Composer's own few types allowed). What
+passes is safe to hand to Composer; the same look finds the saved dataset position and the model's shape, so that a run
+that cannot resume fails before a model is built.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import pickle
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crisp_stream.errors import FormatError, InputError, import_extra
+from crisp_stream.storage.store import MissingObjectError, is_remote, local_path, open_input, open_store
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel
+    from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
+
+LATEST = "latest-rank0.pt"
+"""Composer's link to the newest checkpoint of a folder (in object storage a text object ending in `.symlink`)."""
+
+CHECKPOINT_NAME = re.compile(r"ep\d+-ba(\d+)-rank0\.pt")
+"""File name of a checkpoint; its group is the batch."""
+
+_COPY_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedGPT:
+    """A model ready to be evaluated or exported."""
+
+    gpt: GPT2LMHeadModel
+    tokenizer: PreTrainedTokenizerFast
+    provenance: dict[str, Any]
+    """What the model was trained on: `dataset` (fingerprint), `packing`, `window_tokens`. Empty if it does not say."""
+
+
+def latest_checkpoint(folder: str) -> str | None:
+    """Newest complete checkpoint of a run's `save_folder`, or None.
+
+    Raises:
+        StorageError: the storage refused or failed.
+    """
+    if not is_remote(folder):
+        link = local_path(folder) / LATEST
+        return str(link.resolve()) if link.exists() else None
+    try:
+        target = open_store(folder).get(f"{LATEST}.symlink").decode().strip()
+    except MissingObjectError:
+        return None
+    return f"{folder.rstrip('/')}/{target.rpartition('/')[2]}"
+
+
+def has_checkpoints(folder: str) -> bool:
+    """Whether a `save_folder` holds a checkpoint already."""
+    if is_remote(folder):
+        return any(name.endswith(".pt") for name, _ in open_store(folder).list())
+    return any(local_path(folder).glob("*.pt"))
+
+
+def checkpoints_by_batch(folder: str) -> dict[int, str]:
+    """The checkpoints of a run's `save_folder`: batch and URL, in order.
+
+    Raises:
+        StorageError: the storage refused or failed.
+    """
+    if is_remote(folder):
+        names = [name for name, _ in open_store(folder).list()]
+    else:
+        names = [path.name for path in local_path(folder).glob("*.pt")]
+    found = {int(match[1]): name for name in names if (match := CHECKPOINT_NAME.fullmatch(name))}
+    return {batch: f"{folder.rstrip('/')}/{found[batch]}" for batch in sorted(found)}
+
+
+@contextlib.contextmanager
+def local_copy(url: str) -> Iterator[Path]:
+    """The checkpoint as a local file: in place if it is one, else downloaded for as long as the context lasts.
+
+    Raises:
+        InputError: no such local file.
+        StorageError: the storage refused or failed.
+    """
+    if not is_remote(url):
+        path = local_path(url)
+        if not path.is_file():
+            raise InputError(f"{path} is not a checkpoint file. Name a .pt file that a run saved.")
+        yield path
+        return
+    parent, _, name = url.rpartition("/")
+    if name == LATEST:
+        url = latest_checkpoint(parent) or url
+    with tempfile.TemporaryDirectory(prefix="crisp-checkpoint-") as folder:
+        path = Path(folder) / "checkpoint.pt"
+        with open_input(url) as source, path.open("wb") as target:
+            while block := source.read(_COPY_BYTES):
+                target.write(block)
+        yield path
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The contents of a Composer checkpoint; tensors stay on disk until used.
+
+    Raises:
+        FormatError: not a Composer checkpoint, a damaged one, or one that holds anything but data.
+    """
+    torch = import_extra("torch", extra="train", purpose="reading a checkpoint")
+    try:
+        with torch.serialization.safe_globals(_allowed_types()):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"(Unsupported|Trying to load)[^.]*\.[^.]*", str(error))
+        reason = found[0].strip() if found else "an object of an unknown type"
+        raise FormatError(f"{path} holds something other than plain data and was not loaded: {reason}") from error
+    except (RuntimeError, EOFError, ValueError, OSError) as error:
+        raise FormatError(f"{path} is not a checkpoint, or it is damaged: {str(error).splitlines()[0]}") from error
+    if not isinstance(checkpoint, dict) or "model" not in checkpoint.get("state", {}):
+        raise FormatError(f"{path} is not a Composer checkpoint: it has no model state.")
+    return checkpoint
+
+
+def model_config_of(checkpoint: dict[str, Any], path: Path | str) -> dict[str, Any]:
+    """The config.json of the model in a checkpoint.
+
+    Raises:
+        FormatError: the checkpoint is not of a GPT-2 model trained through Composer's HuggingFaceModel.
+    """
+    try:
+        config = checkpoint["state"]["integrations"]["huggingface"]["model"]["config"]["content"]
+    except KeyError as error:
+        raise FormatError(
+            f"{path} does not say which model it holds. Use a checkpoint of `crisp-stream train`."
+        ) from error
+    if config.get("model_type") != "gpt2":
+        raise FormatError(f"{path} holds a {config.get('model_type')!r} model; only gpt2 is supported.")
+    return config
+
+
+def tokenizer_of(contents: dict[str, Any], origin: Path | str) -> PreTrainedTokenizerFast:
+    """The tokenizer that travels in a checkpoint.
+
+    Raises:
+        FormatError: there is none.
+    """
+    transformers = import_extra("transformers", extra="train", purpose="loading the tokenizer")
+    files = contents["state"].get("integrations", {}).get("huggingface", {}).get("tokenizer") or {}
+    if "tokenizer.json" not in files:
+        raise FormatError(f"{origin} holds no tokenizer. Use a checkpoint of `crisp-stream train`.")
+    with tempfile.TemporaryDirectory(prefix="crisp-tokenizer-") as folder:
+        for name, entry in files.items():
+            if Path(name).name != name or not name.endswith(".json"):
+                raise FormatError(f"{origin} holds a tokenizer file {name!r}; only .json files are accepted.")
+            Path(folder, name).write_text(json.dumps(entry["content"], ensure_ascii=False), encoding="utf-8")
+        return transformers.PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+
+
+def load_gpt(checkpoint: str) -> LoadedGPT:
+    """Load a model for evaluation or export, in float32 on the CPU.
+
+    Args:
+        checkpoint: a Composer `.pt` file, local or an object URL, or an exported Hugging Face folder.
+
+    Raises:
+        InputError, FormatError, StorageError: it is not there, or not a GPT-2 checkpoint.
+    """
+    if not is_remote(checkpoint) and local_path(checkpoint).is_dir():
+        return _load_folder(local_path(checkpoint))
+    with local_copy(checkpoint) as path:
+        return gpt_of(read_checkpoint(path), checkpoint)
+
+
+def gpt_of(contents: dict[str, Any], origin: Path | str) -> LoadedGPT:
+    """The model in the contents of a checkpoint, in float32 on the CPU.
+
+    Args:
+        contents: of `read_checkpoint`.
+        origin: names it in errors.
+
+    Raises:
+        FormatError: not a GPT-2 checkpoint.
+    """
+    transformers = import_extra("transformers", extra="train", purpose="loading a checkpoint")
+    config = transformers.GPT2Config(**model_config_of(contents, origin))
+    gpt = transformers.GPT2LMHeadModel(config)
+    weights = {key.removeprefix("model."): value for key, value in contents["state"]["model"].items()}
+    try:
+        gpt.load_state_dict(weights)
+    except RuntimeError as error:
+        raise FormatError(f"{origin}: the weights do not fit the model: {error}") from error
+    return _loaded(gpt, tokenizer_of(contents, origin))
+
+
+def _loaded(gpt: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast) -> LoadedGPT:
+    from crisp_stream.models.gpt import PROVENANCE_KEY
+
+    gpt.loss_type = "ForCausalLM"
+    gpt.eval()
+    return LoadedGPT(gpt=gpt, tokenizer=tokenizer, provenance=getattr(gpt.config, PROVENANCE_KEY, None) or {})
+
+
+def _load_folder(folder: Path) -> LoadedGPT:
+    transformers = import_extra("transformers", extra="train", purpose="loading a checkpoint")
+    if not (folder / "config.json").is_file():
+        raise InputError(
+            f"{folder} is not an exported model: it has no config.json. Name a .pt file or an export folder."
+        )
+    try:
+        gpt = transformers.GPT2LMHeadModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{folder} does not load as a GPT-2 model: {str(error).splitlines()[0]}") from error
+    return _loaded(gpt.float(), tokenizer)
+
+
+def _allowed_types() -> list[Any]:
+    """Types that Composer's checkpoints hold besides tensors. Building one runs no code of the file's choice."""
+    import numpy as np
+    from torch.torch_version import TorchVersion
+
+    dtypes = {
+        type(np.dtype(name)) for name in ("bool", "uint8", "uint32", "int32", "uint64", "int64", "float32", "float64")
+    }
+    reconstruct = np._core.multiarray._reconstruct  # pyright: ignore[reportAttributeAccessIssue]
+    return [reconstruct, np.ndarray, np.dtype, *dtypes, TorchVersion, datetime.timedelta]

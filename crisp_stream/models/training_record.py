@@ -1,0 +1,144 @@
+"""Where a model comes from, as plain data: read from a checkpoint, written as training.json of an exported folder.
+
+A file beside the model and not a key of its config.json: that is copied into every model which somebody tunes from it,
+of which it would no longer be true. Folders of the machine that trained are not part of it, and what may be secret in
+an address (a password, a signature) is taken out before anything is kept.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from crisp_stream.errors import FormatError
+from crisp_stream.models.checkpoint import model_config_of
+from crisp_stream.storage.store import is_remote
+
+RECORD_VERSION = 1
+"""Of the keys of training.json."""
+
+LINEAGE_STATE = "Lineage"
+"""Name of the callback whose saved state says what the run was made of."""
+
+_ARCHITECTURE = ("n_layer", "n_embd", "n_head", "n_positions", "vocab_size")
+
+
+def public_address(url: str) -> str | None:
+    """A URL without password, query and fragment; None for a folder of this machine."""
+    if not is_remote(url):
+        return None
+    parts = urlsplit(url)
+    account, at, host = parts.netloc.rpartition("@")
+    keep = at and ":" not in account and not parts.scheme.startswith("http")  # abfss://container@account
+    return urlunsplit((parts.scheme, f"{account}@{host}" if keep else host, parts.path, "", ""))
+
+
+def file_name(path: str) -> str:
+    """The last part of a path or URL, without what follows a `?`."""
+    return PurePosixPath(urlsplit(path).path if is_remote(path) else path).name
+
+
+def training_record(checkpoint: dict[str, Any], origin: Path | str) -> dict[str, Any]:
+    """What a checkpoint knows of the run that saved it.
+
+    Args:
+        checkpoint: contents, of `checkpoint.read_checkpoint`.
+        origin: names it in errors.
+
+    Returns:
+        The keys of training.json (docs/export.md); values that the checkpoint does not know are None.
+
+    Raises:
+        FormatError: not of a GPT-2 model, or the record is damaged.
+    """
+    config = model_config_of(checkpoint, origin)
+    try:
+        return _record(checkpoint["state"], config)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FormatError(f"{origin}: what it says of its training is damaged ({error!r}).") from error
+
+
+def _record(state: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    callbacks = state.get("callbacks") or {}
+    lineage, account = callbacks.get(LINEAGE_STATE) or {}, callbacks.get("RunAccount") or {}
+    served = (state.get("dataset_state") or {}).get("train") or {}
+    position = served.get("position")
+    timestamp = state["timestamp"]["Timestamp"]
+    progress = {name: int(timestamp[key]) for name, key in _COUNTS.items()}
+    return {
+        "format_version": RECORD_VERSION,
+        "run_name": lineage.get("run_name") or state.get("run_name"),
+        "model": {"architecture": config["model_type"], **{key: config[key] for key in _ARCHITECTURE}},
+        "progress": {
+            **progress,
+            "position": position,
+            "began_at_batch": int((served.get("start") or {}).get("batch", 0)),
+        },
+        "loss": _loss(account),
+        "device_seconds": account.get("device_seconds"),
+        "held_out": _held_out(callbacks.get("HeldOutPerplexity") or {}, lineage.get("held_out")),
+        "dataset": lineage.get("dataset") or _dataset_of(config, served),
+        "mixture": _mixture(lineage.get("mixture") or {}, served, position),
+        "seed": served.get("seed", lineage.get("seed")),
+        "order_version": served.get("order_version"),
+        "training": lineage.get("training"),
+        "versions": lineage.get("versions") or _versions(state),
+        "parent": lineage.get("parent"),
+        "restarted": lineage.get("restarted"),
+    }
+
+
+_COUNTS = {"batches": "batch", "samples": "sample", "tokens": "token"}
+
+
+def _loss(account: dict[str, Any]) -> dict[str, Any] | None:
+    """Mean loss of the last tenth of the batches, nats per token, as `train` reports it."""
+    losses = [float(loss) for loss in account.get("losses", [])]
+    if not losses:
+        return None
+    last = losses[-max(1, len(losses) // 10) :]
+    mean = sum(last) / len(last)
+    return {"final": mean if math.isfinite(mean) else None, "batches": len(last)}
+
+
+def _held_out(measured: dict[str, Any], texts: dict[str, Any] | None) -> dict[str, Any] | None:
+    rows = [(int(batch), float(perplexity)) for batch, perplexity in measured.get("measured", [])]
+    if not rows:
+        return None
+    batch, perplexity = rows[-1]
+    return {"perplexity": perplexity if math.isfinite(perplexity) else None, "batch": batch, **(texts or {})}
+
+
+def _dataset_of(config: dict[str, Any], served: dict[str, Any]) -> dict[str, Any]:
+    """What checkpoints without a lineage say."""
+    known = config.get("crisp_stream") or {}
+    fingerprint = known.get("dataset") or served.get("dataset")
+    return {"fingerprint": fingerprint, **{key: known.get(key) for key in ("packing", "window_tokens")}}
+
+
+def _mixture(mixture: dict[str, Any], served: dict[str, Any], position: int | None) -> dict[str, Any]:
+    """The mixture with the samples served in each phase, which is None where the position is not known."""
+    phases = [dict(phase) for phase in mixture.get("phases") or served.get("phases") or []]
+    ends = [phase["first_sample"] for phase in phases[1:]] + [position]
+    for phase, end in zip(phases, ends, strict=True):
+        if not mixture:  # of a checkpoint without a lineage; the state holds the histograms themselves
+            phase.pop("histogram", None)
+        phase["samples"] = None if position is None else max(0, min(end, position) - phase["first_sample"])
+    return {"fingerprint": mixture.get("fingerprint") or served.get("mixture"), **mixture, "phases": phases}
+
+
+def _versions(state: dict[str, Any]) -> dict[str, str]:
+    metadata = state.get("metadata") or {}
+    known = {
+        "composer": (metadata.get("composer_env_info") or {}).get("composer_version"),
+        "torch": metadata.get("torch_version"),
+    }
+    return {name: str(version) for name, version in known.items() if version is not None}
+
+
+def plain(text: object) -> str:
+    """Text on one line, as a card can hold it: no control characters, no markup."""
+    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", " ".join(str(text).split()))

@@ -1,0 +1,143 @@
+"""Forecasts on the page: how often windows would repeat in a run of each histogram alone, and what it would read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crisp_stream.errors import InputError
+from crisp_stream.forecast.forecast import Forecast, forecast
+from crisp_stream.histograms.mixture import Mixture
+from crisp_stream.report.charts import Axis, Curve, line_chart
+from crisp_stream.report.demo_page import format_bytes
+from crisp_stream.report.map import visible
+from crisp_stream.report.tasks import NUM_COLOURS, Tree, legend, node_button
+
+if TYPE_CHECKING:
+    from crisp_stream.format.dataset import Dataset
+    from crisp_stream.histograms.histogram import Histogram
+
+_LEAST_SHARE = 1e-4
+
+
+def forecast_section(forecasts: Mapping[str, Forecast | str], tree: Tree) -> str:
+    """A chart of occurrences, a table, and what to think about before each run.
+
+    Args:
+        forecasts: name of a histogram to its forecast, or why there is none.
+        tree: for the terms of clusters.
+    """
+    found = {name: forecast for name, forecast in forecasts.items() if not isinstance(forecast, str)}
+    refused = "\n".join(
+        f'<p class="warning"><bdi>{escape(visible(name))}</bdi>: {escape(visible(reason))}</p>'
+        for name, reason in forecasts.items()
+        if isinstance(reason, str)
+    )
+    samples = f"{next(iter(found.values())).samples:,} samples each. " if found else ""
+    rows = "\n".join(_row(name, forecast, tree) for name, forecast in found.items())
+    return f"""<section aria-labelledby="forecast">
+<h2 id="forecast">What a run would read</h2>
+<p class="note">A run of each histogram alone, {samples}Counted in the loader's own order, so the numbers are those
+of the run, for the seed of the forecast.</p>
+{refused}
+{_occurrences(found, list(forecasts))}
+<div class="scroll"><table class="stack">
+<caption>Requests and bytes of all nodes, with a cache that holds the working set.</caption>
+<thead><tr><th scope="col">Histogram</th><th scope="col" class="number">Of the corpus</th>
+<th scope="col" class="number">Clusters hit</th><th scope="col" class="number">Times served, mean</th>
+<th scope="col" class="number">Read</th><th scope="col" class="number">Requests</th>
+<th scope="col" class="number">Mixture error</th><th scope="col">Most repeated cluster</th></tr></thead>
+<tbody>
+{rows}
+</tbody>
+</table></div>
+{_advice(found)}
+</section>"""
+
+
+def _advice(found: Mapping[str, Forecast]) -> str:
+    """What to think about, the histograms with the same remedy together."""
+    findings: dict[str, list[str]] = {}
+    for name, one in found.items():
+        for warning in one.warnings:
+            finding = f"<li><bdi>{escape(visible(name))}</bdi>: {escape(visible(warning.finding))}</li>"
+            findings.setdefault(warning.remedy, []).append(finding)
+    if not findings:
+        return ""
+    parts = (
+        f'<p class="remedy">{escape(visible(remedy))}</p>\n<ul class="advice">\n{"".join(listed)}\n</ul>'
+        for remedy, listed in findings.items()
+    )
+    return "<h3>Before you start</h3>\n" + "\n".join(parts)
+
+
+def _row(name: str, forecast: Forecast, tree: Tree) -> str:
+    cells = [
+        ("of the corpus", f"{forecast.windows_served / forecast.windows:.1%}"),
+        ("clusters hit", f"{forecast.clusters_hit:,} of {forecast.clusters_reachable:,}"),
+        ("times served, mean", f"{forecast.mean_occurrences:.2f}"),
+        ("read", format_bytes(sum(forecast.reads.bytes_per_node))),
+        ("requests", f"{forecast.reads.requests:,}"),
+        ("mixture error", f"{forecast.mixture_error:.4f}"),
+    ]
+    rest = "".join(f'<td class="number" data-label="{label}">{value}</td>' for label, value in cells)
+    most = ""
+    if forecast.most_repeated:
+        worst = forecast.most_repeated[0]
+        level = min(forecast.level, tree.levels[-1].level)
+        node = worst.cluster // tree.arity ** (forecast.level - level)
+        most = f"{worst.epochs:,.1f} times: {node_button(tree, level, node)}"
+    label = f'<th scope="row"><bdi>{escape(visible(name))}</bdi></th>'
+    return f'<tr>{label}{rest}<td class="sample">{most}</td></tr>'
+
+
+def _occurrences(found: Mapping[str, Forecast], names: list[str]) -> str:
+    """For each number of times, the share of the corpus that is served at least so often."""
+    steps = {name: _served_at_least(forecast) for name, forecast in found.items()}
+    steps = {name: points for name, points in steps.items() if len(points)}
+    if not steps:
+        return ""
+    most = max(float(points[-1, 0]) for points in steps.values())
+    curves = [
+        Curve(points=points, kind=f"curve colour{names.index(name) % NUM_COLOURS}") for name, points in steps.items()
+    ]
+    high = max(10.0, 10 ** np.ceil(np.log10(most)))
+    x_ticks = [float(10**power) for power in range(int(np.log10(high)) + 1)]
+    y_ticks = [float(10.0**power) for power in range(int(np.log10(_LEAST_SHARE)), 1)]
+    x = Axis(low=1, high=high, ticks=x_ticks, label="times served", logarithmic=True)
+    y = Axis(low=_LEAST_SHARE, high=1, ticks=y_ticks, logarithmic=True, write=lambda share: f"{100 * share:g}%")
+    ends = "; ".join(f"{visible(name)}: at most {points[-1, 0]:g} times" for name, points in steps.items())
+    return f"""<figure>
+<figcaption>Share of the corpus served at least so often. Where a curve begins is the share that is served at all; a
+long tail to the right are windows that the model would see again and again.</figcaption>
+{legend([(names.index(name), visible(name)) for name in steps])}
+{line_chart(curves, x, y, width=760, height=320, described=f"Occurrences of windows; {ends}.")}
+{line_chart(curves, x, y, width=360, height=280, described="")}
+</figure>"""
+
+
+def _served_at_least(forecast: Forecast) -> NDArray[np.float64]:
+    """[num_bins, 2]: a number of times, and the share of the corpus served at least so often."""
+    bins = [entry for entry in forecast.distribution if entry.most > 0]
+    if not bins:
+        return np.empty((0, 2))
+    windows = np.array([entry.windows for entry in bins], np.float64)
+    shares = np.cumsum(windows[::-1])[::-1] / forecast.windows
+    times = np.array([max(entry.least, 1) for entry in bins], np.float64)
+    points = np.column_stack([np.append(1, times), np.append(shares[0], shares)])
+    return points[points[:, 1] >= _LEAST_SHARE]
+
+
+def forecast_each(dataset: Dataset, histograms: Mapping[str, Histogram], samples: int) -> dict[str, Forecast | str]:
+    """The forecast of a run of each histogram alone, or the reason why it cannot be trained on as it is."""
+    found: dict[str, Forecast | str] = {}
+    for name, histogram in histograms.items():
+        try:
+            found[name] = forecast(dataset, Mixture.from_histogram(histogram), samples=samples)
+        except InputError as error:
+            found[name] = str(error)
+    return found

@@ -1,0 +1,203 @@
+"""What the page's map is drawn from: sizes, shares, terms and texts of the tree's nodes, packed into a few megabytes.
+
+Sizes are sent for the deepest level shown alone, the levels above are sums of it. A task's share of a node is sent as
+16 bits on a logarithmic scale, off by at most 0.03 %: the colour of a rectangle and three digits need no more, and a
+float32 would double the file. All of it is one deflated block, which the browser inflates.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crisp_stream.histograms.arithmetic import generalist_histogram
+from crisp_stream.histograms.mixture import windows_per_node
+from crisp_stream.inspection.terms import NodeTerms, node_terms
+
+if TYPE_CHECKING:
+    from crisp_stream.format.dataset import Dataset
+    from crisp_stream.histograms.histogram import Histogram
+
+MAX_MAP_NODES = 1 << 18
+"""Nodes of the deepest level shown."""
+
+MAX_NODES_WITH_TEXT = 12_000
+"""A level with more nodes has terms and text only for the tasks' heaviest and the corpus' largest."""
+
+SMALLEST_SHARE = 1e-12
+"""What is smaller counts as this; 0 stays 0."""
+
+_CODES = (1 << 16) - 2
+_TEXT_CHARACTERS = 320
+_SHORT_TEXT_CHARACTERS = 200
+_HEAVIEST_PER_TASK = 800
+# Control characters, marks that turn the direction of what follows, joiners without a look of their own, surrogates.
+_INVISIBLE = re.compile(
+    "[\\x00-\\x1f\\x7f-\\x9f\\u00ad\\u061c\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u206f\\ud800-\\udfff\\ufeff\\ufff0-\\uffff]"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapLevel:
+    """The nodes of one level that have windows."""
+
+    level: int
+    nodes: NDArray[np.uint32]
+    """[num_nodes], sorted."""
+    windows: NDArray[np.int64]
+    """[num_nodes]."""
+
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """[num_nodes], P(c | D^g)."""
+        return self.windows / self.windows.sum()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskShares:
+    """How a task (or what a run was served) is spread over the nodes of a level of the map."""
+
+    name: str
+    level: int
+    shares: NDArray[np.float64]
+    """[num_nodes of the level's MapLevel], P(c | D^s); sums to 1 - missing."""
+    missing: float
+    """Mass on nodes that have no windows."""
+
+
+def levels_of(dataset: Dataset) -> list[MapLevel]:
+    """Levels 1 to the deepest of at most MAX_MAP_NODES nodes."""
+    levels: list[MapLevel] = []
+    for level in range(1, dataset.manifest.depth + 1):
+        own = generalist_histogram(dataset, level)
+        if levels and len(own.nodes) > MAX_MAP_NODES:
+            break
+        levels.append(MapLevel(level=level, nodes=own.nodes, windows=windows_per_node(own, dataset)))
+    return levels
+
+
+def task_shares(name: str, histogram: Histogram, levels: Sequence[MapLevel]) -> TaskShares:
+    """A histogram on its own level, or on the map's deepest where it is finer."""
+    level = max(1, min(histogram.level, levels[-1].level))
+    nodes = levels[level - 1].nodes
+    if histogram.level == 0:
+        return TaskShares(name=name, level=level, shares=levels[0].shares, missing=0.0)
+    own = histogram.nodes // np.uint32(histogram.arity ** (histogram.level - level))
+    at = np.minimum(np.searchsorted(nodes, own), len(nodes) - 1)
+    present = nodes[at] == own
+    shares = sums(at[present], histogram.proportions[present], len(nodes))
+    return TaskShares(name=name, level=level, shares=shares, missing=float(histogram.proportions[~present].sum()))
+
+
+def shares_at(task: TaskShares, level: int, levels: Sequence[MapLevel], arity: int) -> NDArray[np.float64]:
+    """A task's shares of the nodes of a level: sums above its own level, by size below it."""
+    nodes = levels[level - 1].nodes
+    own = levels[task.level - 1]
+    if level <= task.level:
+        above = own.nodes // np.uint32(arity ** (task.level - level))
+        return sums(np.searchsorted(nodes, above), task.shares, len(nodes))
+    parent = np.searchsorted(own.nodes, nodes // np.uint32(arity ** (level - task.level)))
+    return task.shares[parent] * levels[level - 1].windows / own.windows[parent]
+
+
+def sums(rows: NDArray[np.intp], values: NDArray[np.float64], length: int) -> NDArray[np.float64]:
+    """[length], the sum of the values of each row."""
+    return np.asarray(np.bincount(rows, weights=values, minlength=length), np.float64)
+
+
+def gather_terms(
+    dataset: Dataset, levels: Sequence[MapLevel], tasks: Sequence[TaskShares], *, max_windows: int
+) -> list[NodeTerms]:
+    """Terms and texts of every level: of all nodes, or of those that matter most."""
+    found = []
+    for level in levels:
+        nodes = None
+        budget = min(MAX_NODES_WITH_TEXT, max_windows // 2)
+        if len(level.nodes) > budget:
+            nodes = level.nodes[_notable(level, levels, tasks, dataset.manifest.arity, budget)]
+        found.append(node_terms(dataset, level.level, nodes=nodes, max_windows=max_windows))
+    return found
+
+
+def _notable(
+    level: MapLevel, levels: Sequence[MapLevel], tasks: Sequence[TaskShares], arity: int, limit: int
+) -> NDArray[np.int64]:
+    """Rows of the nodes that are worth a text: the heaviest of each task, then the largest."""
+    ranked = np.argsort(-level.windows, kind="stable")
+    if tasks:
+        heavy = [np.argsort(-shares_at(task, level.level, levels, arity), kind="stable") for task in tasks]
+        in_turn = np.stack([order[:_HEAVIEST_PER_TASK] for order in heavy], axis=1).ravel()
+        ranked = np.concatenate([in_turn, ranked])
+    _, first = np.unique(ranked, return_index=True)
+    return np.sort(ranked[np.sort(first)[:limit]])
+
+
+def map_payload(
+    levels: Sequence[MapLevel], tasks: Sequence[TaskShares], terms: Sequence[NodeTerms], *, arity: int
+) -> str:
+    """Everything the script needs, as base64 text: see `pack`."""
+    deepest = levels[-1]
+    arrays: dict[str, NDArray[Any]] = {
+        "nodes": np.diff(deepest.nodes.astype(np.int64), prepend=0).astype(np.uint32),
+        "windows": deepest.windows.astype(np.uint32 if deepest.windows.max() < 1 << 32 else np.float64),
+    }
+    texts = []
+    for found in terms:
+        characters = _TEXT_CHARACTERS if found.level < 3 else _SHORT_TEXT_CHARACTERS
+        arrays[f"text_nodes_{found.level}"] = np.diff(found.nodes.astype(np.int64), prepend=0).astype(np.uint32)
+        texts.append(
+            {
+                "level": found.level,
+                "terms": [" ".join(visible(term) for term in row) for row in found.terms],
+                "texts": [visible(text)[:characters] for text in found.texts],
+            }
+        )
+    for number, task in enumerate(tasks):
+        arrays[f"task_{number}"] = _log_codes(task.shares)
+    header = {
+        "arity": arity,
+        "depth": deepest.level,
+        "smallest_share": SMALLEST_SHARE,
+        "codes": _CODES,
+        "tasks": [{"name": visible(task.name), "level": task.level} for task in tasks],
+        "texts": texts,
+    }
+    return pack(header, arrays)
+
+
+def visible(text: str) -> str:
+    """Corpus text without characters that cannot be seen, or that change how their surroundings are shown."""
+    return _INVISIBLE.sub("", text.replace("\t", " ").replace("\n", " ")).strip()
+
+
+def _log_codes(shares: NDArray[np.float64]) -> NDArray[np.uint16]:
+    """0 for 0, else 1 … _CODES + 1 from SMALLEST_SHARE to 1 on a logarithmic scale."""
+    bounded = np.clip(shares, SMALLEST_SHARE, 1.0)
+    codes = 1 + np.rint((1 - np.log(bounded) / np.log(SMALLEST_SHARE)) * _CODES)
+    return np.where(shares > 0, codes, 0).astype(np.uint16)
+
+
+def pack(header: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:
+    """A JSON header and arrays, deflated, as base64.
+
+    Inflated: u32 length of the header; the header, whose `arrays` lists name, numpy dtype and length of each array in
+    order; then the arrays, little-endian, each from a multiple of 8 bytes on.
+    """
+    listed = [[name, array.dtype.str[1:], len(array)] for name, array in arrays.items()]
+    # Escaped to ASCII, so that bytes are characters; UTF-16 code units of the browser need no care.
+    encoded = json.dumps({**header, "arrays": listed}, separators=(",", ":")).encode("ascii")
+    parts = [_padded(len(encoded).to_bytes(4, "little") + encoded)]
+    parts += [_padded(array.astype(array.dtype.newbyteorder("<")).tobytes()) for array in arrays.values()]
+    return base64.b64encode(zlib.compress(b"".join(parts), 6)).decode("ascii")
+
+
+def _padded(content: bytes) -> bytes:
+    return content + bytes(-len(content) % 8)

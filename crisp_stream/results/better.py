@@ -1,0 +1,156 @@
+"""On how many examples one model is better than another (CRISP, Table 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crisp_stream.errors import import_extra
+from crisp_stream.results.estimates import Estimate, aligned, check_picture, save_figure
+from crisp_stream.results.pairing import AnyResults, JudgedSet, model_names, paired_sets, pairs, same_tokens
+from crisp_stream.results.results import QuestionResults, TextResults
+from crisp_stream.results.tables import INTERVALS, comparability_notes, mean_of
+
+Measure = Literal["perplexity", "bits_per_byte", "probability_of_answer"]
+
+_WRITTEN: dict[Measure, str] = {
+    "perplexity": "lower perplexity",
+    "bits_per_byte": "fewer bits per byte",
+    "probability_of_answer": "right answer more probable",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BetterRow:
+    """One model against the baseline on one set."""
+
+    judged: JudgedSet
+    model: str
+    baseline: str
+    measure: Measure
+    fraction: Estimate
+    """Of examples on which the model is better, in [0, 1]; a tie counts as half."""
+    num_examples: int
+    num_ties: int
+
+
+def better_rows(results: Sequence[AnyResults], *, baseline: str) -> list[BetterRow]:
+    """Compare all models with a baseline, example by example, on each set that both were judged on.
+
+    Raises:
+        InputError: no results of the baseline or of another model, or of different examples.
+    """
+    rows = []
+    for judged in paired_sets(results, baseline):
+        for found, base in pairs(judged, baseline):
+            measure, gain = example_gains(found, base)
+            rows.append(
+                BetterRow(
+                    judged=judged,
+                    model=found.model_name,
+                    baseline=baseline,
+                    measure=measure,
+                    fraction=mean_of(np.where(gain == 0, 0.5, gain > 0)),
+                    num_examples=len(gain),
+                    num_ties=int((gain == 0).sum()),
+                )
+            )
+    return rows
+
+
+def example_gains(found: AnyResults, base: AnyResults) -> tuple[Measure, NDArray[np.float64]]:
+    """How much better a model is on each example, by the finest measure that is comparable.
+
+    Returns:
+        The measure, and [num_examples] differences, above 0 where the model is better: nats per token, bits per byte,
+        or nats of the right answer.
+    """
+    if isinstance(found, QuestionResults) and isinstance(base, QuestionResults):
+        return "probability_of_answer", _answer_log_probs(found) - _answer_log_probs(base)
+    assert isinstance(found, TextResults)
+    assert isinstance(base, TextResults)
+    if same_tokens(found, base):
+        return "perplexity", base.losses - found.losses
+    return "bits_per_byte", base.bits_per_byte - found.bits_per_byte
+
+
+def _answer_log_probs(results: QuestionResults) -> NDArray[np.float64]:
+    scored = zip(results.log_probs, results.answers, strict=True)
+    return np.array([row[answer] for row, answer in scored], np.float64)
+
+
+def better_text(rows: Sequence[BetterRow]) -> str:
+    """A line per set and model."""
+    lines = [
+        (
+            row.judged.name,
+            row.model,
+            row.fraction.cell(1, scale=100),
+            f"{row.num_ties:,}",
+            f"{row.num_examples:,}",
+            _WRITTEN[row.measure],
+        )
+        for row in rows
+    ]
+    head = ("set", "model", f"% better than {rows[0].baseline}", "ties", "examples", "better is")
+    sets = list({id(row.judged): row.judged for row in rows}.values())
+    return "\n".join(
+        [aligned(head, lines), "", f"A tie counts as half. {INTERVALS}", *comparability_notes(sets)],
+    )
+
+
+def better_csv(rows: Sequence[BetterRow]) -> list[dict[str, Any]]:
+    """A line per set and model."""
+    return [
+        {
+            "set": row.judged.name,
+            "model": row.model,
+            "than": row.baseline,
+            "measure": row.measure,
+            "fraction_better": row.fraction.value,
+            "low": row.fraction.interval.low,
+            "high": row.fraction.interval.high,
+            "ties": row.num_ties,
+            "examples": row.num_examples,
+        }
+        for row in rows
+    ]
+
+
+def plot_better(rows: Sequence[BetterRow], path: str | Path) -> Path:
+    """Fractions as dots with their intervals, a line per set, a colour per model.
+
+    Raises:
+        InputError: not .svg, .png or .pdf. MissingExtraError: matplotlib is not installed.
+    """
+    check_picture(path)
+    import_extra("matplotlib", extra="eval", purpose="drawing figures")
+    from matplotlib.figure import Figure
+
+    sets = list(dict.fromkeys(row.judged.name for row in rows))
+    models = list(dict.fromkeys(row.model for row in rows))
+    figure = Figure(figsize=(6.4, 1.3 + 0.5 * len(sets) + 0.1 * len(models)), layout="constrained")
+    axis = figure.subplots()
+    for number, model in enumerate(models):
+        own = [row for row in rows if row.model == model]
+        values = np.array([100 * row.fraction.value for row in own])
+        bounds = 100 * np.array([row.fraction.interval for row in own]).T
+        shift = (number - (len(models) - 1) / 2) * 0.5 / len(models)
+        errors = np.nan_to_num(np.abs(bounds - values))
+        places = [sets.index(row.judged.name) + shift for row in own]
+        axis.errorbar(values, places, xerr=errors, fmt="o", color=f"C{number}", label=model, capsize=2)
+    axis.axvline(50, color="gray", linewidth=0.8)
+    axis.set(xlim=(0, 100), ylim=(len(sets) - 0.5, -0.5), xlabel=f"% of examples better than {rows[0].baseline}")
+    axis.set_yticks(range(len(sets)), sets)
+    figure.legend(fontsize=8, loc="outside upper center", ncols=2)
+    return save_figure(figure, path)
+
+
+def natural_baseline(results: Sequence[AnyResults]) -> str | None:
+    """The first model by name that is called `base` or something with it, without which there is none."""
+    return next((name for name in sorted(model_names(results)) if "base" in name.lower()), None)

@@ -1,0 +1,235 @@
+"""How a figure moves over a training, from results of several checkpoints of each run (CRISP, Figure 8).
+
+Beside it stands the perplexity of the loss that was optimised, on the run's own mixture: what the paper's Figure 8a
+shows. It is a mean over the last tenth of the batches so far, on other text and with other windows than the sets are
+judged on, so the two have axes of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from crisp_stream.errors import InputError, import_extra
+from crisp_stream.results.estimates import NONE, Estimate, aligned, check_picture, save_figure
+from crisp_stream.results.pairing import AnyResults, JudgedSet, judged_sets
+from crisp_stream.results.tables import INTERVALS, PERPLEXITY, WRITTEN, comparability_notes, figure_cell, figure_of
+
+Progress = Literal["batch", "tokens"]
+
+_STYLES = ("-", ":", "--", "-.")
+TRAINING_LOSS = "training loss"
+"""Stands for a set where the perplexity of the loss that was optimised is meant."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """One checkpoint on one set."""
+
+    run: str
+    set_name: str
+    measure: str
+    """`perplexity`, `bits_per_byte`, `acc` or `acc_norm`."""
+    batch: int
+    tokens: int | None
+    model: str
+    estimate: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    """All points, by run, set and batch."""
+
+    points: Sequence[CurvePoint]
+    sets: Sequence[JudgedSet]
+    left_out: Sequence[str]
+    """Models that do not say of which run and batch they are."""
+
+    def lines(self) -> dict[tuple[str, str], list[CurvePoint]]:
+        """The points of each run on each set, by batch."""
+        found: dict[tuple[str, str], list[CurvePoint]] = {}
+        for point in self.points:
+            found.setdefault((point.run, point.set_name), []).append(point)
+        return {key: sorted(points, key=lambda point: point.batch) for key, points in found.items()}
+
+
+def curves(results: Sequence[AnyResults]) -> Curves:
+    """Order results by run and batch.
+
+    Raises:
+        InputError: none says of which run and batch it is, or one batch of a run was judged twice.
+    """
+    sets = judged_sets(results)
+    placed = [found for found in results if _is_placed(found)]
+    left_out = list(dict.fromkeys(found.model_name for found in results if not _is_placed(found)))
+    if not placed:
+        raise InputError(
+            f"{', '.join(left_out)}: a curve needs results of checkpoints of a run, and these do not say of which run "
+            "and batch they are. Judge checkpoints of crisp-stream train."
+        )
+    names = _run_names(placed)
+    points = [
+        _point(names[id(found)], judged, found) for judged in sets for found in judged.results if _is_placed(found)
+    ]
+    points = [*_training_losses(placed, names), *points]
+    _check_batches(points)
+    order = list(dict.fromkeys((point.run, point.set_name) for point in points))
+    points.sort(key=lambda point: (order.index((point.run, point.set_name)), point.batch))
+    return Curves(points=points, sets=sets, left_out=left_out)
+
+
+def _is_placed(results: AnyResults) -> bool:
+    return results.model.get("run_name") is not None and results.model.get("batch") is not None
+
+
+def _run_names(results: Sequence[AnyResults]) -> dict[int, str]:
+    """By id of the results; different runs of one name are told apart by what they differ in."""
+    identities = {id(found): run_identity(found) for found in results}
+    runs = list(dict.fromkeys(identities.values()))
+    found = {}
+    for key, (name, parameters, mixture, seed) in identities.items():
+        others = [run for run in runs if run[0] == name and run != identities[key]]
+        parts = [
+            *([f"{parameters:,} parameters"] if any(run[1] != parameters for run in others) else []),
+            *([f"mixture {str(mixture)[:8]}"] if any(run[2] != mixture for run in others) else []),
+            *([f"seed {seed}"] if any(run[3] != seed for run in others) else []),
+        ]
+        found[key] = f"{name} ({', '.join(parts)})" if parts else name
+    return found
+
+
+def run_identity(results: AnyResults) -> tuple[str, int, str | None, int | None]:
+    """What all checkpoints of a run have in common: name, parameters, mixture, seed. A model of no known run is alone,
+    under its own name."""
+    model = results.model
+    seed = (model.get("training") or {}).get("seed")
+    name = model["run_name"] if _is_placed(results) else results.model_name
+    return name, model["num_parameters"], model.get("mixture_fingerprint"), seed
+
+
+def _point(run: str, judged: JudgedSet, results: AnyResults) -> CurvePoint:
+    measure, estimate = figure_of(judged, results)
+    return CurvePoint(
+        run=run,
+        set_name=judged.name,
+        measure=measure,
+        batch=results.model["batch"],
+        tokens=results.model.get("tokens"),
+        model=results.model_name,
+        estimate=estimate,
+    )
+
+
+def _training_losses(results: Sequence[AnyResults], names: dict[int, str]) -> list[CurvePoint]:
+    """The perplexity of the loss that each checkpoint's run optimised."""
+    points: dict[tuple[str, int], CurvePoint] = {}
+    for found in results:
+        loss = ((found.model.get("training") or {}).get("loss") or {}).get("final")
+        if loss is None:
+            continue
+        key = names[id(found)], found.model["batch"]
+        points[key] = CurvePoint(
+            run=key[0],
+            set_name=TRAINING_LOSS,
+            measure=PERPLEXITY,
+            batch=key[1],
+            tokens=found.model.get("tokens"),
+            model=found.model_name,
+            estimate=Estimate(math.exp(loss)),
+        )
+    return list(points.values())
+
+
+def _check_batches(points: Sequence[CurvePoint]) -> None:
+    seen: dict[tuple[str, str, int], str] = {}
+    for point in points:
+        key = point.run, point.set_name, point.batch
+        if seen.setdefault(key, point.model) != point.model:
+            raise InputError(
+                f"{seen[key]} and {point.model} are both of batch {point.batch:,} of run {point.run}. Leave one out."
+            )
+
+
+def curves_text(found: Curves) -> str:
+    """A line per run, set and checkpoint."""
+    rows = [
+        (
+            point.run,
+            point.set_name,
+            f"{point.batch:,}",
+            NONE if point.tokens is None else f"{point.tokens:,}",
+            figure_cell(point.measure, point.estimate),
+            WRITTEN[point.measure],
+        )
+        for point in found.points
+    ]
+    notes = [
+        f"{TRAINING_LOSS}: on the run's own mixture, mean of the last tenth of the batches so far; no held-out text",
+        INTERVALS,
+        *comparability_notes(found.sets),
+        *([f"left out, of no known run: {', '.join(found.left_out)}"] if found.left_out else []),
+    ]
+    return "\n".join([aligned(("run", "set", "batch", "tokens", "figure", ""), rows), "", *notes])
+
+
+def curves_csv(found: Curves) -> list[dict[str, Any]]:
+    """A line per run, set and checkpoint; accuracies as shares."""
+    return [
+        {
+            "run": point.run,
+            "set": point.set_name,
+            "measure": point.measure,
+            "batch": point.batch,
+            "tokens": point.tokens,
+            "value": point.estimate.value,
+            "low": point.estimate.interval.low,
+            "high": point.estimate.interval.high,
+            "model": point.model,
+        }
+        for point in found.points
+    ]
+
+
+def plot_curves(found: Curves, path: str | Path, *, x: Progress = "batch") -> Path:
+    """A panel for the loss that was optimised, and one for each measure; a colour per run, a line style per set.
+
+    Raises:
+        InputError: not .svg, .png or .pdf, or tokens are not known. MissingExtraError: matplotlib is not installed.
+    """
+    check_picture(path)
+    import_extra("matplotlib", extra="eval", purpose="drawing figures")
+    from matplotlib.figure import Figure
+
+    if x == "tokens" and any(point.tokens is None for point in found.points):
+        raise InputError("--x tokens: some checkpoints do not say how many they were trained on. Use --x batch.")
+    runs = list(dict.fromkeys(point.run for point in found.points))
+    panels = list(dict.fromkeys((point.set_name == TRAINING_LOSS, point.measure) for point in found.points))
+    figure = Figure(figsize=(4.8 * len(panels), 3.8), layout="constrained")
+    for axis, (of_training, measure) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
+        drawn = {
+            key: line
+            for key, line in found.lines().items()
+            if (key[1] == TRAINING_LOSS) == of_training and line[0].measure == measure
+        }
+        sets = list(dict.fromkeys(set_name for _, set_name in drawn))
+        for (run, set_name), line in drawn.items():
+            style = _STYLES[sets.index(set_name) % len(_STYLES)]
+            label = run if of_training else f"{run}, {set_name}"
+            _draw(axis, line, x, measure, color=f"C{runs.index(run)}", style=style, label=label)
+        what = "perplexity of the training loss" if of_training else WRITTEN[measure]
+        axis.set(xlabel=x, ylabel=what)
+        axis.legend(fontsize=7)
+    return save_figure(figure, path)
+
+
+def _draw(
+    axis: Any, line: Sequence[CurvePoint], x: Progress, measure: str, *, color: str, style: str, label: str
+) -> None:
+    scale = 100 if measure.startswith("acc") else 1
+    across = [point.batch if x == "batch" else point.tokens for point in line]
+    axis.plot(across, [scale * point.estimate.value for point in line], style, color=color, marker=".", label=label)
+    low, high = ([scale * point.estimate.interval[bound] for point in line] for bound in (0, 1))
+    axis.fill_between(across, low, high, color=color, alpha=0.15, linewidth=0)

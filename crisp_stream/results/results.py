@@ -1,0 +1,277 @@
+"""Results of one model on one set, example by example, as a small Parquet file: what every table and plot is made of.
+
+A file is written once, by whoever ran the model, and then read by all comparisons: none of them needs a model. Examples
+are named by hashes of their content, so that two files can be compared example by example without the texts. The model
+and the set are described in the file's metadata, as JSON under one key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from crisp_stream.errors import FormatError, InputError
+from crisp_stream.examples.hashes import example_hash as example_hash
+from crisp_stream.storage.store import is_remote, local_path, open_store
+
+RESULTS_VERSION = 1
+SUFFIX = ".results.parquet"
+_METADATA_KEY = b"crisp_stream.results"
+
+
+def set_fingerprint(example_ids: NDArray[np.uint64]) -> str:
+    """sha256 over the examples of a set, in their order."""
+    return hashlib.sha256(np.ascontiguousarray(example_ids, "<u8").tobytes()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results(ABC):
+    """What all kinds of results have in common."""
+
+    kind: ClassVar[str] = ""
+    model: dict[str, Any]
+    """`ModelRecord` as plain data."""
+    set_name: str
+    """As tables call the set: `medicine.test`, `arc_easy`."""
+    example_ids: NDArray[np.uint64]
+    """[num_examples], `example_hash` of each; in the order of the set."""
+    contaminated: NDArray[np.bool_] | None = None
+    """[num_examples], whether a part of the example stands in the training data; None: not checked."""
+    notes: dict[str, Any] = field(default_factory=dict)
+    """More about the set or how it was judged, as plain data."""
+
+    @property
+    def model_name(self) -> str:
+        """As tables call the model."""
+        return self.model["name"]
+
+    @property
+    def num_examples(self) -> int:
+        """Examples judged."""
+        return len(self.example_ids)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the set: equal where the same examples were judged in the same order."""
+        return set_fingerprint(self.example_ids)
+
+    @abstractmethod
+    def columns(self) -> dict[str, Any]:
+        """Columns of the file besides those that all kinds have."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """Fields of a kind that are no columns, as plain data."""
+
+    @classmethod
+    @abstractmethod
+    def of_columns(cls, table: pa.Table) -> dict[str, Any]:
+        """Fields of the dataclass from what `columns` wrote."""
+
+    def save(self, folder: str | Path) -> str:
+        """Write `MODEL.SET.results.parquet`, whole or not at all, replacing an older one.
+
+        Returns:
+            Where it is.
+
+        Raises:
+            StorageError: the storage refused or failed.
+        """
+        described = {
+            "results_version": RESULTS_VERSION,
+            "kind": self.kind,
+            "model": self.model,
+            "set": {"name": self.set_name, "fingerprint": self.fingerprint},
+            "facts": self.facts(),
+            "notes": self.notes,
+        }
+        columns = {"example": pa.array(self.example_ids, pa.uint64()), **self.columns()}
+        if self.contaminated is not None:
+            columns["contaminated"] = pa.array(self.contaminated, pa.bool_())
+        table = pa.table(columns).replace_schema_metadata({_METADATA_KEY: json.dumps(described).encode()})
+        sink = io.BytesIO()
+        pq.write_table(table, sink, compression="zstd")
+        path = results_path(folder, self.model_name, self.set_name)
+        open_store(str(folder)).put(path.rpartition("/")[2], sink.getvalue())
+        return path
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextResults(Results):
+    """Losses of texts. Texts without a token to predict are not among them."""
+
+    kind: ClassVar[str] = "text"
+    loss_sums: NDArray[np.float64]
+    """[num_examples], nats, summed over the predicted tokens of each text."""
+    num_tokens: NDArray[np.int64]
+    """[num_examples], predicted tokens, >= 1."""
+    num_bytes: NDArray[np.int64]
+    """[num_examples], UTF-8 bytes of the predicted text."""
+    num_empty: int = 0
+    """Texts without a token to predict, left out."""
+
+    @property
+    def losses(self) -> NDArray[np.float64]:
+        """[num_examples], nats per token: the mean of each text."""
+        return self.loss_sums / self.num_tokens
+
+    @property
+    def bits_per_byte(self) -> NDArray[np.float64]:
+        """[num_examples], comparable between tokenizers."""
+        return self.loss_sums / self.num_bytes / np.log(2)
+
+    def columns(self) -> dict[str, Any]:
+        return {
+            "loss_sum": pa.array(self.loss_sums, pa.float64()),
+            "tokens": pa.array(self.num_tokens, pa.int64()),
+            "bytes": pa.array(self.num_bytes, pa.int64()),
+        }
+
+    def facts(self) -> dict[str, Any]:
+        return {"num_empty": self.num_empty}
+
+    @classmethod
+    def of_columns(cls, table: pa.Table) -> dict[str, Any]:
+        names = {"loss_sums": "loss_sum", "num_tokens": "tokens", "num_bytes": "bytes"}
+        return {name: table[column].to_numpy() for name, column in names.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionResults(Results):
+    """Log probabilities of the choices of multiple-choice questions."""
+
+    kind: ClassVar[str] = "questions"
+    metric: str
+    """The one that the paper reports for this set (Appendix D): `acc` or `acc_norm`."""
+    answers: NDArray[np.int64]
+    """[num_examples], index of the right choice."""
+    log_probs: list[list[float]]
+    """[num_examples][num_choices], nats."""
+    num_characters: list[list[int]]
+    """[num_examples][num_choices], length of each choice in characters."""
+    topics: list[str | None]
+    """[num_examples], as MMLU has them."""
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """[num_examples], whether the right choice has the highest log probability (`acc`)."""
+        return np.array([int(np.argmax(row)) for row in self.log_probs]) == self.answers
+
+    @property
+    def right_normalised(self) -> NDArray[np.bool_]:
+        """[num_examples], the same with log probabilities divided by characters (`acc_norm`)."""
+        scored = zip(self.log_probs, self.num_characters, strict=True)
+        return np.array([int(np.argmax(np.array(row) / lengths)) for row, lengths in scored]) == self.answers
+
+    @property
+    def reported(self) -> NDArray[np.bool_]:
+        """[num_examples], by `metric`."""
+        return self.right_normalised if self.metric == "acc_norm" else self.right
+
+    def columns(self) -> dict[str, Any]:
+        return {
+            "answer": pa.array(self.answers, pa.int64()),
+            "log_probs": pa.array(self.log_probs, pa.list_(pa.float64())),
+            "characters": pa.array(self.num_characters, pa.list_(pa.int64())),
+            "topic": pa.array(self.topics, pa.string()),
+        }
+
+    def facts(self) -> dict[str, Any]:
+        return {"metric": self.metric}
+
+    @classmethod
+    def of_columns(cls, table: pa.Table) -> dict[str, Any]:
+        return {
+            "answers": table["answer"].to_numpy(),
+            "log_probs": table["log_probs"].to_pylist(),
+            "num_characters": table["characters"].to_pylist(),
+            "topics": table["topic"].to_pylist(),
+        }
+
+
+def results_path(folder: str | Path, model_name: str, set_name: str) -> str:
+    """Where `save` writes."""
+    return f"{str(folder).rstrip('/')}/{_file_part(model_name)}.{_file_part(set_name)}{SUFFIX}"
+
+
+def load_results(path: str | Path) -> TextResults | QuestionResults:
+    """Read one file.
+
+    Raises:
+        FormatError: not a file of results, of a newer version, or damaged. StorageError: the storage failed.
+    """
+    folder, _, name = str(path).rpartition("/")
+    content = open_store(folder or ".").get(name)
+    try:
+        table = pq.read_table(io.BytesIO(content), use_threads=False)
+        described = json.loads((table.schema.metadata or {})[_METADATA_KEY])
+        version, kind = described["results_version"], described["kind"]
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise FormatError(
+            f"{path} is not a file of results ({error!r}). `crisp-stream eval --out` writes them."
+        ) from error
+    if version != RESULTS_VERSION:
+        raise FormatError(
+            f"{path}: results_version {version} is not that of this reader ({RESULTS_VERSION}). Upgrade crisp-stream."
+        )
+    try:
+        shared = {
+            "model": described["model"],
+            "set_name": described["set"]["name"],
+            "example_ids": table["example"].to_numpy().astype(np.uint64),
+            "contaminated": table["contaminated"].to_numpy() if "contaminated" in table.column_names else None,
+            "notes": described["notes"],
+        }
+        own = {kind.kind: kind for kind in (TextResults, QuestionResults)}[kind]
+        found = own(**shared, **own.of_columns(table), **described["facts"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"{path}: a column or key is missing ({error!r}). Judge the model again.") from error
+    if found.fingerprint != described["set"]["fingerprint"]:
+        raise FormatError(f"{path}: its examples are not those it says. Judge the model again.")
+    return found
+
+
+def load_all(paths: Sequence[str | Path]) -> list[TextResults | QuestionResults]:
+    """Read files, and all results of folders, in the order given and by name. Of a model judged twice on a set the
+    first results are kept.
+
+    Raises:
+        InputError: a folder without results, or two models of one name. FormatError, StorageError: as `load_results`.
+    """
+    found: list[TextResults | QuestionResults] = []
+    for path in map(str, paths):
+        if path.endswith(SUFFIX):
+            found.append(load_results(path))
+            continue
+        if not is_remote(path) and not local_path(path).is_dir():
+            raise InputError(f"{path}: must be a folder of results or a file ending in {SUFFIX}, got neither.")
+        names = sorted(name for name, _ in open_store(path).list() if name.endswith(SUFFIX))
+        if not names:
+            raise InputError(f"{path}: holds no results (*{SUFFIX}). `crisp-stream eval --out` writes them.")
+        found += [load_results(f"{path.rstrip('/')}/{name}") for name in names]
+    once: dict[tuple[str, str], TextResults | QuestionResults] = {}
+    for results in found:
+        first = once.setdefault((results.model_name, results.fingerprint), results)
+        if first.model != results.model:
+            raise InputError(
+                f"two models are called {results.model_name} on {results.set_name}. Give each its own --name, or leave "
+                "one of the files out."
+            )
+    return list(once.values())
+
+
+def _file_part(name: str) -> str:
+    """A name as part of a file name."""
+    return re.sub(r"[^\w.+,-]", "-", name)

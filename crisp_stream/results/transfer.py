@@ -1,0 +1,165 @@
+"""Models as rows and tasks as columns: what a model made for one task is worth on the others (CRISP, Tables 1 and 12).
+
+Multi is the mean over tasks; ARC is one task whose two sets are averaged first, as in the paper, where the four columns
+58.4, 27.5, 30.1, 62.2 of its base model make 45.1.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from crisp_stream.results.estimates import NONE, Estimate, aligned
+from crisp_stream.results.pairing import AnyResults, JudgedSet, judged_sets, model_names
+from crisp_stream.results.tables import BITS_PER_BYTE, comparability_notes, figure_cell, figure_of
+
+_ARC = re.compile(r"(^|_)arc_(e|c|easy|challenge)(_|$)")
+_BEST = "*"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferColumn:
+    """All models on one set."""
+
+    judged: JudgedSet
+    measure: str
+    """`acc` or `acc_norm` as the paper reports the set, `perplexity`, or `bits_per_byte` where tokens differ."""
+    estimates: dict[str, Estimate]
+    """By model; accuracies as shares."""
+
+    @property
+    def higher_is_better(self) -> bool:
+        return bool(self.judged.questions)
+
+    @property
+    def best(self) -> float:
+        """The figure of the best model; NaN where a single one was judged."""
+        values = [found.value for found in self.estimates.values()]
+        if len(values) < 2:
+            return math.nan
+        return max(values) if self.higher_is_better else min(values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """Models on tasks."""
+
+    models: Sequence[str]
+    columns: Sequence[TransferColumn]
+    multi: dict[str, float]
+    """By model: mean accuracy over tasks, ARC as one of them; only of models judged on all question sets, of two tasks
+    or more."""
+
+
+def transfer(results: Sequence[AnyResults]) -> Transfer:
+    """Arrange the figures that count. Raises InputError: no results, or two models of one name."""
+    models = model_names(results)
+    columns = [_column(judged) for judged in judged_sets(results)]
+    columns.sort(key=lambda column: not column.higher_is_better)  # questions first
+    tasks = {column.judged.name: column.estimates for column in columns if column.higher_is_better}
+    multi = {}
+    for model in models:
+        accuracies = {name: estimates[model].value for name, estimates in tasks.items() if model in estimates}
+        if len(accuracies) == len(tasks) and len({_task(name) for name in tasks}) > 1:
+            multi[model] = mean_over_tasks(accuracies)
+    return Transfer(models=models, columns=columns, multi=multi)
+
+
+def mean_over_tasks(accuracies: dict[str, float]) -> float:
+    """Mean of the means of each task's sets.
+
+    Args:
+        accuracies: by name of the set; sets of ARC, such as `arc_easy` and `arc_challenge`, are one task.
+    """
+    by_task: dict[str, list[float]] = {}
+    for name, accuracy in accuracies.items():
+        by_task.setdefault(_task(name), []).append(accuracy)
+    means = [sum(own) / len(own) for own in by_task.values()]
+    return sum(means) / len(means)
+
+
+def _task(set_name: str) -> str:
+    plain = re.sub(r"[^a-z0-9]+", "_", set_name.lower())
+    return "arc" if _ARC.search(plain) else set_name
+
+
+def _column(judged: JudgedSet) -> TransferColumn:
+    figures = {found.model_name: figure_of(judged, found) for found in judged.results}
+    measure = next(measure for measure, _ in figures.values())
+    estimates = {model: estimate for model, (_, estimate) in figures.items()}
+    return TransferColumn(judged=judged, measure=measure, estimates=estimates)
+
+
+def transfer_text(found: Transfer) -> str:
+    """Accuracies and perplexities, each as a table; the best of each column is marked."""
+    questions = [column for column in found.columns if column.higher_is_better]
+    texts = [column for column in found.columns if not column.higher_is_better]
+    parts = []
+    if questions:
+        parts.append(f"accuracy, %\n{_table(found, questions, with_multi=bool(found.multi))}")
+    if texts:
+        parts.append(f"perplexity\n{_table(found, texts, with_multi=False)}")
+    notes = [f"{_BEST}: best of the column", *comparability_notes([column.judged for column in found.columns])]
+    if found.multi:
+        notes.append("Multi: mean over tasks; the sets of ARC are averaged first")
+    return "\n\n".join([*parts, "\n".join(notes)])
+
+
+def _table(found: Transfer, columns: Sequence[TransferColumn], *, with_multi: bool) -> str:
+    head = ["model", *(_heading(column) for column in columns), *(["Multi"] if with_multi else [])]
+    rows = []
+    for model in found.models:
+        cells = [_cell(column.estimates.get(model), column) for column in columns]
+        if all(cell == NONE for cell in cells):
+            continue
+        if with_multi:
+            cells.append(_multi_cell(found.multi, model))
+        rows.append([model, *cells])
+    return aligned(head, rows, left=1)
+
+
+def _heading(column: TransferColumn) -> str:
+    return f"{column.judged.name} (bits/byte)" if column.measure == BITS_PER_BYTE else column.judged.name
+
+
+def _cell(estimate: Estimate | None, column: TransferColumn) -> str:
+    if estimate is None:
+        return NONE
+    return figure_cell(column.measure, Estimate(estimate.value)) + _mark(estimate.value == column.best)
+
+
+def _multi_cell(multi: dict[str, float], model: str) -> str:
+    if model not in multi:
+        return NONE
+    return f"{100 * multi[model]:.1f}{_mark(len(multi) > 1 and multi[model] == max(multi.values()))}"
+
+
+def _mark(is_best: bool) -> str:
+    return _BEST if is_best else " "
+
+
+def transfer_csv(found: Transfer) -> list[dict[str, Any]]:
+    """A line per model and set, then one per model for Multi."""
+    rows = [
+        {
+            "model": model,
+            "set": column.judged.name,
+            "measure": column.measure,
+            "value": column.estimates[model].value,
+            "low": column.estimates[model].interval.low,
+            "high": column.estimates[model].interval.high,
+            "best": column.estimates[model].value == column.best,
+        }
+        for column in found.columns
+        for model in found.models
+        if model in column.estimates
+    ]
+    best = max(found.multi.values(), default=math.nan) if len(found.multi) > 1 else math.nan
+    return rows + [
+        {"model": model, "set": "Multi", "measure": "acc", "value": value, "low": None, "high": None}
+        | {"best": value == best}
+        for model, value in found.multi.items()
+    ]

@@ -1,0 +1,148 @@
+"""Jobs that make a study's datasets: the corpus, embeddings of its windows, and specialists' own text."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crisp_stream.errors import InputError
+from crisp_stream.format.dataset import Dataset, open_dataset
+from crisp_stream.study.jobs.job import JobPlace
+
+EMBEDDINGS = "embeddings"
+"""Folder of the embeddings of a dataset's windows, in that of a job."""
+_ROOT = "dataset.json"
+_LSI_ARITY = 2
+
+
+def dataset_of(folder: Path) -> Dataset:
+    """The dataset that a job opened or wrote."""
+    return open_dataset(json.loads((folder / _ROOT).read_text())["root"].replace("{job}", str(folder)))
+
+
+def open_root(place: JobPlace, *, root: str, fingerprint: str) -> dict[str, Any]:
+    """A dataset that exists already.
+
+    Raises:
+        InputError: it was replaced since the plan was made.
+    """
+    found = _noted(place, root)
+    if found["fingerprint"] != fingerprint:
+        raise InputError(f"{root}: was replaced while the study ran. Start the study again.")
+    return found
+
+
+def write_dataset(
+    place: JobPlace,
+    *,
+    inputs: Sequence[str],
+    text_column: str,
+    limit: int | None,
+    sample: float | None,
+    window_tokens: int,
+    vocab_size: int,
+    encoder: str | None,
+    max_length: int | None,
+    arity: int,
+    depth: int,
+    min_split: int | None,
+    seed: int,
+    like: bool,
+    other: Path | None,
+) -> dict[str, Any]:
+    """The corpus as a dataset, with the tokenizer and the windows of another one if there is one, or all of it."""
+    from crisp_stream.writers.options import WriteOptions
+    from crisp_stream.writers.write import write
+
+    written = None if other is None else dataset_of(other)
+    plain = WriteOptions(
+        inputs=tuple(inputs),
+        out=str(place.folder / "data"),
+        text_column=text_column,
+        limit=limit,
+        sample=sample,
+        seed=seed,
+        processes=place.processes,
+        embeddings=str(place.folder / EMBEDDINGS),
+    )
+    if written is not None and like:
+        options = dataclasses.replace(plain, like=written.root)
+    else:
+        options = dataclasses.replace(
+            plain,
+            window_tokens=window_tokens if written is None else written.manifest.window_tokens,
+            tokenizer=None if written is None else str(written.tokenizer_path()),
+            vocab_size=vocab_size,
+            encoder=encoder,
+            max_length=max_length,
+            arity=arity,
+            depth=depth,
+            min_examples_to_split=min_split,
+        )
+    if not (place.folder / "data" / "manifest.json").is_file():  # published, but the job was stopped before it said so
+        write(options, log=place.log)
+    return _noted(place, "{job}/data")
+
+
+def embed_dataset(place: JobPlace, *, dataset: Path) -> dict[str, Any]:
+    """Embeddings of all windows: those that were kept when the dataset was written, or else made now."""
+    from crisp_stream.format.embeddings import FACTS
+    from crisp_stream.writers.embed_windows import embed_windows
+
+    out, kept = place.folder / EMBEDDINGS, dataset / EMBEDDINGS
+    if (kept / FACTS).is_file() and not out.exists():
+        out.symlink_to(os.path.relpath(kept, out.parent))
+    found = embed_windows(dataset_of(dataset).root, str(out), processes=place.processes, log=place.log)
+    return {"windows": len(found.rows)}
+
+
+def write_specialist_data(
+    place: JobPlace, *, name: str, limit: int | None, dataset: Path, specialist: Path
+) -> dict[str, Any]:
+    """A specialist's documents as a dataset of their own, of the corpus's tokens and windows.
+
+    Nothing is chosen from it, so the cheapest tree will do.
+    """
+    from crisp_stream.writers.options import WriteOptions
+    from crisp_stream.writers.write import write
+
+    corpus = dataset_of(dataset)
+    options = WriteOptions(
+        inputs=(str(specialist / f"{name}.train.jsonl"),),
+        out=str(place.folder / "data"),
+        limit=limit,
+        window_tokens=corpus.manifest.window_tokens,
+        packing=corpus.manifest.packing,
+        tokenizer=str(corpus.tokenizer_path()),
+        encoder="lsi",
+        arity=_LSI_ARITY,
+        depth=1,
+        processes=1,
+    )
+    if not (place.folder / "data" / "manifest.json").is_file():
+        write(options, log=place.log)
+    return _noted(place, "{job}/data")
+
+
+def _noted(place: JobPlace, root: str) -> dict[str, Any]:
+    """Where the dataset is, for the jobs that use it, and what there is to say of it."""
+    (place.folder / _ROOT).write_text(json.dumps({"root": root}) + "\n")
+    dataset = dataset_of(place.folder)
+    manifest = dataset.manifest
+    nodes = [
+        len(np.unique(dataset.leaves // np.uint32(manifest.arity ** (manifest.depth - level))))
+        for level in range(1, manifest.depth + 1)
+    ]
+    return {
+        "fingerprint": manifest.fingerprint,
+        "windows": manifest.num_windows,
+        "window_tokens": manifest.window_tokens,
+        "encoder": manifest.encoder.name,
+        "nodes_per_level": nodes,
+    }

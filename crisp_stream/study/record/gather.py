@@ -1,0 +1,290 @@
+"""From the finished jobs of a study to its record. What is not finished yet is not in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crisp_stream.errors import InputError
+from crisp_stream.study.jobs.datasets import dataset_of
+from crisp_stream.study.jobs.job import Done, Job, job_folder
+from crisp_stream.study.jobs.models import RESULTS
+from crisp_stream.study.jobs.plan import Model, StudyPlan
+from crisp_stream.study.jobs.plan_jobs import SETTINGS, Candidate
+from crisp_stream.study.jobs.selections import SELECTION
+from crisp_stream.study.record import record as record
+from crisp_stream.study.settings import MethodSettings, StudySettings, candidates_of
+
+_PACKAGES = ("crisp-stream", "torch", "mosaicml", "transformers", "sentence-transformers", "scikit-learn")
+_WEIGHED = ("crisp", "doge")
+_WEIGHTS_LEVEL = 1
+_WINDOWS_FOR_TERMS = 10_000
+
+
+def gather(study: StudySettings, plan: StudyPlan, done: Mapping[str, Done], out: Path) -> record.StudyResults:
+    """The record of what is finished.
+
+    Args:
+        study: the settings.
+        plan: of the same settings.
+        done: finished jobs, by name.
+        out: folder of the study.
+
+    Raises:
+        InputError: no base model was judged yet; models were trained on different numbers of tokens.
+    """
+    return _Gathered(study, plan, done, out).record()
+
+
+class _Gathered:
+    def __init__(self, study: StudySettings, plan: StudyPlan, done: Mapping[str, Done], out: Path) -> None:
+        self._study, self._plan, self._done, self._out = study, plan, done, out
+        self._jobs: dict[str, Job] = {job.name: job for job in plan(done)}
+
+    def record(self) -> record.StudyResults:
+        study = self._study
+        base = Model(study.base, "", study.seeds[0])
+        if base.judged not in self._done:
+            raise InputError(f"{self._out}: no model of {study.base} was judged yet. Let the study run on.")
+        told = self._done[f"train/{base.name}"].values
+        judged = self._done[base.judged].values
+        recipe = study.recipe_of("base")
+        windows = self._done[f"dataset/{study.first_dataset}"].values["window_tokens"]
+        tokens = study.num_batches * recipe.global_train_batch_size * windows
+        if judged["tokens"] != tokens:
+            raise InputError(f"{base.name}: must be trained on {tokens:,} tokens, got {judged['tokens']:,}.")
+        return record.StudyResults(
+            name=study.name,
+            tokens=tokens,
+            num_parameters=told["num_parameters"],
+            batches=study.num_batches,
+            window_tokens=windows,
+            seeds=study.seeds,
+            device=judged["device"],
+            versions={name: version(name) for name in _PACKAGES},
+            datasets={name: self._dataset(name) for name in study.datasets if f"dataset/{name}" in self._done},
+            specialists={name: self._specialist(name) for name in study.specialists},
+            generalist_set="generalist.test" if study.generalist_test else None,
+            methods=tuple(self._method(name, own) for name, own in study.methods.items() if self._known(own)),
+            reference=study.reference,
+            models=tuple(self._models()),
+            selections=tuple(self._selections()),
+            weights=tuple(self._weights()),
+            curves=tuple(self._curves()),
+            tags=study.tags,
+            judgements=tuple(self._judged()),
+        )
+
+    def _known(self, method: MethodSettings) -> bool:
+        return f"dataset/{method.dataset or self._study.first_dataset}" in self._done
+
+    def _folder(self, name: str) -> Path:
+        return job_folder(self._out, name, self._jobs[name].key)
+
+    def _dataset(self, name: str) -> record.StudyDataset:
+        done = self._done[f"dataset/{name}"]
+        return record.StudyDataset(
+            windows=done.values["windows"],
+            encoder=done.values["encoder"],
+            nodes_per_level=tuple(done.values["nodes_per_level"]),
+            cpu_seconds=round(done.cpu_seconds, 1),
+            wall_seconds=round(done.wall_seconds, 1),
+        )
+
+    def _specialist(self, name: str) -> record.StudySpecialist:
+        done = self._done[f"specialist/{name}"].values
+        limit, documents = self._study.examples, done["documents"]
+        told = f"examples/{name}.{self._study.first_dataset}.{limit or 'all'}"
+        return record.StudySpecialist(
+            documents=min(documents, limit or documents),
+            windows=self._done[told].values["windows"] if told in self._done else 0,
+            kind=done["kind"],
+            own_set=f"{name}.test",
+            text_set=None if done["kind"] == "text" else f"{name}.test.text",
+        )
+
+    def _method(self, name: str, own: MethodSettings) -> record.StudyMethod:
+        study = self._study
+        dataset = own.dataset or study.first_dataset
+        values = self._done[f"dataset/{dataset}"].values
+        levelled = own.kind in ("crisp", "multitask", "doge")
+        learns = own.kind != "base"
+        return record.StudyMethod(
+            name=name,
+            kind=str(own.kind),
+            dataset=dataset,
+            clusters=values["nodes_per_level"][own.level - 1] if levelled else 1 if not learns else None,
+            examples=(own.examples or study.examples) if learns else None,
+            corpus_windows=values["windows"],
+            generic_share=own.generic_share if learns else 1.0,
+            finetuned=study.finetune is not None and name in study.finetune.methods,
+            settings={key: _plain(getattr(own, key)) for key in SETTINGS.get(str(own.kind), ())},
+        )
+
+    # Models.
+
+    def _each(self) -> Iterator[tuple[Model, Candidate, bool]]:
+        """All pretrained models of the study that were judged, and whether they are of the chosen candidate."""
+        for method, own in self._study.methods.items():
+            for specialist in self._study.specialists_of(method):
+                chosen = self._plan.chosen(method, specialist, self._done)
+                for number, seed in enumerate(self._study.seeds_of(method)):
+                    for candidate in candidates_of(own) if number == 0 else [chosen]:
+                        if candidate is None:
+                            continue
+                        model = self._plan.model(method, specialist, seed, candidate)
+                        if model.judged in self._done:
+                            yield model, candidate, candidate == chosen
+
+    def _each_finetuned(self) -> Iterator[tuple[Model, Candidate, bool]]:
+        """All fine-tuned models that were judged, and whether they are of the chosen fraction."""
+        finetune = self._study.finetune
+        if finetune is None:
+            return
+        for method in finetune.methods:
+            for specialist in self._study.methods[method].specialists or tuple(self._study.specialists):
+                candidate = self._plan.chosen(method, self._own(method, specialist), self._done)
+                if candidate is None:
+                    continue
+                fraction = self._plan.chosen_fraction(method, specialist, self._done)
+                if fraction is None:
+                    continue  # not all were judged yet, and what is not fine-tuned would seem not to gain by it
+                for seed in self._study.seeds_of(method):
+                    for each in finetune.fractions:
+                        model = self._plan.model(method, specialist, seed, candidate, each)
+                        if model.judged in self._done:
+                            yield model, candidate, each == fraction
+
+    def _own(self, method: str, specialist: str) -> str:
+        """The specialist that a pretrained model of a method is for."""
+        return "" if self._study.specialists_of(method) == ("",) else specialist
+
+    def _models(self) -> Iterator[record.StudyModel]:
+        for model, candidate, chosen in (*self._each(), *self._each_finetuned()):
+            done = self._done[f"{'finetune' if model.fraction else 'train'}/{model.name}"].values
+            judged = self._done[model.judged].values
+            validated = {
+                name.removesuffix(".validation"): own["perplexity"]
+                for name, own in judged["sets"].items()
+                if name.endswith(".validation")
+            }
+            yield record.StudyModel(
+                method=model.method,
+                specialist=model.specialist,
+                seed=model.seed,
+                fraction=model.fraction,
+                candidate=dict(candidate),
+                chosen=chosen,
+                tokens=judged["tokens"],
+                repeated_share=done["repeated_share"],
+                validation_of=validated,
+                wall_seconds=done["wall_seconds"],
+                cpu_seconds=done["cpu_seconds"],
+            )
+
+    def _judged(self) -> Iterator[record.Judgement]:
+        from crisp_stream.results.results import QuestionResults, load_all
+
+        for model, _, chosen in (*self._each(), *self._each_finetuned()):
+            if not chosen:
+                continue
+            names = self._done[model.judged].values["set_names"]
+            for own in load_all([self._folder(model.judged) / RESULTS]):
+                name = names[own.set_name]
+                if name.endswith(".validation"):
+                    continue
+                questions = isinstance(own, QuestionResults)
+                yield record.Judgement(
+                    method=model.method,
+                    specialist=model.specialist,
+                    seed=model.seed,
+                    fraction=model.fraction,
+                    set_name=name,
+                    kind="questions" if questions else "text",
+                    fingerprint=own.fingerprint,
+                    values=np.asarray(own.reported if questions else own.losses, np.float32),
+                )
+
+    # Selections.
+
+    def _selections(self) -> Iterator[record.StudySelection]:
+        for method, own in self._study.methods.items():
+            for specialist in self._study.specialists_of(method):
+                for candidate in candidates_of(own):
+                    told = ",".join(f"{key}-{value:g}" for key, value in candidate.items())
+                    name = f"select/{'.'.join(part for part in (method, specialist, told) if part)}"
+                    if name in self._done:
+                        yield self._selection(name, method, specialist, candidate)
+
+    def _selection(self, name: str, method: str, specialist: str, candidate: Candidate) -> record.StudySelection:
+        needs = [self._done[need] for need in self._jobs[name].needs]
+        own = [self._done[name], *(need for need in needs if need.name.startswith(("examples/", "proxy/")))]
+        # A dataset is written for all; what there is of embedding and of the tree in it, only some methods need.
+        once = ("embeddings/",) if self._study.methods[method].kind == "dsir" else ("embeddings/", "dataset/")
+        shared = {need.name: round(need.cpu_seconds, 1) for need in needs if need.name.startswith(once)}
+        costs = [need.values["cost"] or {} for need in needs if need.name.startswith("proxy/")]
+        return record.StudySelection(
+            method=method,
+            specialist=specialist,
+            candidate=dict(candidate),
+            wall_seconds=round(sum(each.wall_seconds for each in own), 1),
+            cpu_seconds=round(sum(each.cpu_seconds for each in own), 1),
+            tokens=sum(int(cost["corpus_tokens"]) + int(cost["specialist_tokens"]) for cost in costs),
+            shared=shared,
+        )
+
+    def _weights(self) -> Iterator[record.StudyWeights]:
+        """Histograms of CRISP's reference and DoGE on the same tree, cut to its first level."""
+        from crisp_stream.histograms.arithmetic import cut, generalist_histogram
+        from crisp_stream.histograms.histogram import Histogram
+        from crisp_stream.inspection.terms import node_terms
+
+        first = self._study.first_dataset
+        corpus_of: dict[int, float] = {}
+        terms: tuple[str, ...] = ()
+        crisp_seen = False
+        for method, own in self._study.methods.items():
+            plain = own.examples is None and own.base_share == (0.0,) and not own.generic_share
+            if own.kind not in _WEIGHED or (own.dataset or first) != first or not plain:
+                continue
+            if own.kind == "crisp" and crisp_seen:
+                continue  # cut to one level, all of the same examples are equal
+            crisp_seen |= own.kind == "crisp"
+            for specialist in self._study.specialists_of(method):
+                name = f"select/{method}.{specialist}"
+                if name not in self._done:
+                    continue
+                found = Histogram.load(self._folder(name) / f"{SELECTION}.parquet")
+                weights = cut(found, _WEIGHTS_LEVEL)
+                if not corpus_of:
+                    dataset = dataset_of(self._folder(f"dataset/{first}"))
+                    corpus_of = _shares(generalist_histogram(dataset, _WEIGHTS_LEVEL))
+                    found_terms = node_terms(dataset, _WEIGHTS_LEVEL, max_windows=_WINDOWS_FOR_TERMS, terms_per_node=2)
+                    terms = tuple(" ".join(own) for own in found_terms.terms)
+                by_node = _shares(weights)
+                yield record.StudyWeights(
+                    method=method,
+                    specialist=specialist,
+                    level=_WEIGHTS_LEVEL,
+                    nodes=tuple(corpus_of),
+                    proportions=tuple(round(by_node.get(node, 0.0), 6) for node in corpus_of),
+                    corpus=tuple(round(share, 6) for share in corpus_of.values()),
+                    terms=terms,
+                )
+
+    def _curves(self) -> Iterator[record.StudyCurve]:
+        for number, curve in enumerate(self._study.curves):
+            methods = tuple(name for name in curve.methods if self._known(self._study.methods[name]))
+            yield record.StudyCurve(name=f"{curve.along}-{number}", along=curve.along, methods=methods)
+
+
+def _shares(histogram: Any) -> dict[int, float]:
+    return dict(zip(histogram.nodes.tolist(), histogram.proportions.tolist(), strict=True))
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,260 @@
+"""The figures of a study: methods against base (CRISP, Figures 2 to 4), curves (5, 11, 12), weights (13).
+
+Methods stand on the vertical axis, so that names of any number and length can be read. What lies far off, as a model of
+the specialist text alone does, is written at the edge instead of stretching the axis.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crisp_stream.errors import import_extra
+from crisp_stream.results.estimates import save_figure
+from crisp_stream.study.record.record import StudyCurve, StudyResults
+from crisp_stream.study.tables.comparisons import STAGES, Column, Figure, Stage, against, own_columns, question_columns
+from crisp_stream.study.tables.curves import AXES, CurvePoint, curve_points
+from crisp_stream.study.tables.methods import TITLES, has_stage
+from crisp_stream.study.tables.weights import ComparedWeights, compared_weights
+
+_FAR = 1.3
+"""Ratio beyond which a method is written at the edge."""
+_FILLS: dict[Stage, str] = {"pretrained": "full", "finetuned": "none"}
+_STYLES: dict[Stage, str] = {"pretrained": "-", "finetuned": "--"}
+_SHIFTS: dict[Stage, float] = {"pretrained": -0.16, "finetuned": 0.16}
+_TERM_CHARACTERS = 26
+_LEAST_RANGE = 0.02
+_TICK_RATIO = 1.8
+"""Places on a logarithmic axis that are nearer than this share a tick."""
+
+
+def study_figures(study: StudyResults) -> dict[str, Any]:
+    """All matplotlib figures that the study has something for, by the name of their files.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    found = {"main": main_figure(study)} if len(study.methods) > 1 and _panels(study) else {}
+    for curve in study.curves:
+        if any(curve_points(study, curve, stage) for stage in STAGES):
+            found[f"curve-{curve.name}"] = curve_figure(study, curve)
+    weights = [own for own in compared_weights(study) if len(own.methods) > 1]
+    return {**found, "weights": weights_figure(weights)} if weights else found
+
+
+def save_study_figure(figure: Any, path: str | Path) -> Path:
+    """Write a figure; with the same matplotlib, equal figures are equal SVG files."""
+    matplotlib = import_extra("matplotlib", extra="eval", purpose="drawing figures")
+    with matplotlib.rc_context({"svg.hashsalt": "crisp-stream"}):
+        return save_figure(figure, path)
+
+
+def _blank(width: float, height: float) -> Any:
+    import_extra("matplotlib", extra="eval", purpose="drawing figures")
+    from matplotlib.figure import Figure as Canvas
+
+    return Canvas(figsize=(width, height), layout="constrained")
+
+
+def main_figure(study: StudyResults) -> Any:
+    """A panel per specialist: each method against base with its interval, pretrained filled, fine-tuned open."""
+    panels = _panels(study)
+    methods = [own.name for own in study.methods if own.name != study.base]
+    stages: list[Stage] = [stage for stage in STAGES if has_stage(study, stage)]
+    columns = min(4, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = _blank(1.8 + 2.3 * columns, rows * (1.2 + 0.3 * len(methods)))
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
+    for axis, panel in zip(axes, panels, strict=False):
+        shown: list[float] = []
+        for stage in stages:
+            own = Column(title=panel.title, places=panel.places, stage=stage, questions=panel.questions)
+            found = {method: against(study, method, study.base, own) for method in methods}
+            shown += _dots(axis, methods, found, stage, far=math.inf if panel.questions else _FAR)
+        axis.axvline(0 if panel.questions else 1, color="gray", linewidth=0.8)
+        axis.set_xlim(_limits(axis.dataLim.intervalx, shown, none=0 if panel.questions else 1))
+        axis.set_title(panel.title, fontsize=10)
+        axis.set_xlabel(
+            f"accuracy - {study.base}, points" if panel.questions else f"perplexity / {study.base}", fontsize=9
+        )
+        axis.tick_params(labelsize=8)
+        axis.locator_params(axis="x", nbins=5)
+        axis.grid(axis="y", linewidth=0.3)
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    axes[0].set_yticks(range(len(methods)), methods)
+    axes[0].set_ylim(len(methods) - 0.5, -0.5)
+    _stage_legend(figure, stages)
+    return figure
+
+
+def _panels(study: StudyResults) -> list[Column]:
+    return [own for own in (*own_columns(study), *question_columns(study)) if not own.is_mean]
+
+
+def _limits(drawn: Sequence[float], values: Sequence[float], *, none: float) -> tuple[float, float]:
+    """Of an axis: all values and no difference, and as much of the intervals as leaves differences to be seen."""
+    low, high = min([*values, none]), max([*values, none])
+    margin = 0.06 * max(high - low, _LEAST_RANGE)
+    room = high - low + margin
+    return max(drawn[0], low - room) - margin, min(drawn[1], high + room) + margin
+
+
+def _dots(
+    axis: Any, methods: Sequence[str], found: Mapping[str, Figure | None], stage: Stage, *, far: float
+) -> list[float]:
+    """One stage of all methods on a panel; what is beyond `far` is written at the edge.
+
+    Returns:
+        The values that are drawn.
+    """
+    shown = []
+    for number, method in enumerate(methods):
+        own = found[method]
+        if own is None:
+            continue
+        scale = 100 if own.questions else 1
+        value, (low, high) = own.estimate.value, own.estimate.interval
+        place = number + _SHIFTS[stage]
+        if value > far:
+            text = f"{value:.2f} →"
+            axis.text(0.98, place, text, transform=axis.get_yaxis_transform(), ha="right", va="center", fontsize=7)
+            continue
+        errors = None if math.isnan(low) else np.array([[value - low], [high - value]]) * scale
+        shown.append(value * scale)
+        axis.errorbar(
+            *([value * scale], [place]),
+            xerr=errors,
+            fmt="o",
+            markersize=4.5,
+            fillstyle=_FILLS[stage],
+            color=f"C{number % 10}",
+            capsize=2,
+            linewidth=1,
+        )
+    return shown
+
+
+def _stage_legend(figure: Any, stages: Sequence[Stage]) -> None:
+    from matplotlib.lines import Line2D
+
+    marks = [
+        Line2D([], [], marker="o", linestyle="", fillstyle=_FILLS[stage], color="black", label=TITLES[stage])  # pyright: ignore[reportArgumentType]
+        for stage in stages
+    ]
+    figure.legend(handles=marks, fontsize=8, loc="outside upper center", ncols=len(marks), frameon=False)
+
+
+def curve_figure(study: StudyResults, curve: StudyCurve) -> Any:
+    """A panel per specialist: against base along what the methods differ in."""
+    points: dict[Stage, list[CurvePoint]] = {stage: curve_points(study, curve, stage) for stage in STAGES}
+    panels = list(
+        dict.fromkeys((own.column.places, own.column.questions, own.column.title) for own in points["pretrained"])
+    )
+    lines = list(dict.fromkeys(own.line for of_stage in points.values() for own in of_stage))
+    columns = min(4, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = _blank(0.8 + 2.6 * columns, 0.6 + 2.7 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, (places, questions, title) in zip(axes, panels, strict=False):
+        drawn: list[float] = []
+        for stage, of_stage in points.items():
+            own = [each for each in of_stage if (each.column.places, each.column.questions) == (places, questions)]
+            for number, line in enumerate(lines):
+                on_line = [each for each in own if each.line == line]
+                drawn += _line(axis, on_line, f"C{number}", stage, questions=questions)
+        axis.axhline(0 if questions else 1, color="gray", linewidth=0.8)
+        axis.set_ylim(_limits(axis.dataLim.intervaly, drawn, none=0 if questions else 1))
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel(AXES[curve.along], fontsize=9)
+        axis.set_ylabel(f"accuracy - {study.base}, points" if questions else f"perplexity / {study.base}", fontsize=9)
+        axis.tick_params(labelsize=8)
+        if curve.along != "generic_share":
+            _logarithmic(axis, [each.place for of_stage in points.values() for each in of_stage])
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    _line_legend(figure, lines, [stage for stage in STAGES if points[stage]])
+    return figure
+
+
+def _line(axis: Any, points: Sequence[CurvePoint], color: str, stage: Stage, *, questions: bool) -> list[float]:
+    """One line of one stage on a panel. Returns the values drawn."""
+    if not points:
+        return []
+    scale, none = (100, 0.0) if questions else (1, 1.0)
+    values = [none if own.found is None else own.found.estimate.value for own in points]
+    bounds = [(none, none) if own.found is None else own.found.estimate.interval for own in points]
+    errors = [
+        [value - low for value, (low, _) in zip(values, bounds, strict=True)],
+        [high - value for value, (_, high) in zip(values, bounds, strict=True)],
+    ]
+    axis.errorbar(
+        [own.place for own in points],
+        scale * np.array(values),
+        yerr=scale * np.nan_to_num(errors),
+        fmt=f"o{_STYLES[stage]}",
+        color=color,
+        fillstyle=_FILLS[stage],
+        markersize=4.5,
+        capsize=2,
+        linewidth=1,
+    )
+    return [scale * value for value in values]
+
+
+def _logarithmic(axis: Any, places: Sequence[float]) -> None:
+    """A logarithmic axis with the places themselves as its ticks, but for those too near to one another."""
+    ticks: list[float] = []
+    for place in sorted(set(places)):
+        if not ticks or place >= _TICK_RATIO * ticks[-1]:
+            ticks.append(place)
+    axis.set_xscale("log")
+    axis.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+    axis.set_xticks([], minor=True)
+    axis.margins(x=0.12)
+
+
+def _line_legend(figure: Any, lines: Sequence[str], stages: Sequence[Stage]) -> None:
+    from matplotlib.lines import Line2D
+
+    marks = [Line2D([], [], color=f"C{number}", label=line) for number, line in enumerate(lines)]
+    for stage in stages:
+        drawn: dict[str, Any] = {"linestyle": _STYLES[stage], "fillstyle": _FILLS[stage]}
+        marks.append(Line2D([], [], color="black", marker="o", label=TITLES[stage], **drawn))
+    figure.legend(handles=marks, fontsize=8, loc="outside upper center", ncols=min(5, len(marks)), frameon=False)
+
+
+def weights_figure(compared: Sequence[ComparedWeights]) -> Any:
+    """A panel per specialist: the heaviest clusters by each method, and their share of the corpus as a line."""
+    columns = min(2, len(compared))
+    rows = math.ceil(len(compared) / columns)
+    tallest = max(len(own.top) for own in compared)
+    figure = _blank(0.4 + 4.6 * columns, 0.6 + rows * (0.9 + 0.24 * tallest))
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, own in zip(axes, compared, strict=False):
+        places = np.arange(len(own.top))
+        height = 0.8 / len(own.methods)
+        for number, method in enumerate(own.methods):
+            shares = [100 * each.proportions[method] for each in own.top]
+            axis.barh(places + (number - (len(own.methods) - 1) / 2) * height, shares, height, label=method)
+        corpus = [100 * each.corpus for each in own.top]
+        axis.plot(corpus, places, "|", color="black", markersize=11, label="corpus")
+        axis.set_yticks(places, [_label(each.node, each.term) for each in own.top])
+        axis.set_ylim(len(own.top) - 0.5, -0.5)
+        apart = "" if own.total_variation is None else f", total variation {own.total_variation:.2f}"
+        axis.set_title(f"{own.specialist or 'all'}{apart}", fontsize=10)
+        axis.set_xlabel("% of the mixture", fontsize=9)
+        axis.tick_params(labelsize=7)
+        axis.legend(fontsize=8, loc="lower right")
+    for axis in axes[len(compared) :]:
+        axis.set_axis_off()
+    return figure
+
+
+def _label(node: int, term: str) -> str:
+    cut = term if len(term) <= _TERM_CHARACTERS else f"{term[: _TERM_CHARACTERS - 1]}…"
+    return f"{cut}  {node}" if cut else str(node)

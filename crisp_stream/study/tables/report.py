@@ -1,0 +1,113 @@
+"""From the record of a study to its page, CSV files and figures, in seconds and without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from crisp_stream.results.estimates import write_csv
+from crisp_stream.study.record.record import StudyResults
+from crisp_stream.study.tables.cells import StudyTable
+from crisp_stream.study.tables.costs import candidate_tables, cost_tables
+from crisp_stream.study.tables.curves import AXES, curve_tables
+from crisp_stream.study.tables.figures import save_study_figure, study_figures
+from crisp_stream.study.tables.methods import generalist_tables, perplexity_tables
+from crisp_stream.study.tables.question_tables import question_tables
+from crisp_stream.study.tables.transfer import transfer_tables
+from crisp_stream.study.tables.verdicts import verdict_lines, verdict_tables
+from crisp_stream.study.tables.weights import weight_tables
+
+TABLES = "tables.md"
+"""The page of all tables and figures."""
+_INTERVALS = "95 % intervals over seeds and examples"
+
+
+def study_tables(study: StudyResults) -> list[StudyTable]:
+    """All tables that the study has something for, in the order of the page."""
+    return [
+        *perplexity_tables(study),
+        *question_tables(study),
+        *verdict_tables(study),
+        *transfer_tables(study),
+        *curve_tables(study),
+        *generalist_tables(study),
+        *weight_tables(study),
+        *candidate_tables(study),
+        *cost_tables(study),
+    ]
+
+
+def conditions(study: StudyResults) -> list[str]:
+    """Under what the figures were measured, a line each."""
+    seeds = ", ".join(map(str, study.seeds))
+    versions = ", ".join(f"{name} {version}" for name, version in study.versions.items())
+    datasets = [
+        f"{name}: {own.windows:,} windows of {study.window_tokens:,} tokens, {own.encoder}, "
+        f"{' and '.join(f'{nodes:,}' for nodes in own.nodes_per_level)} clusters"
+        for name, own in study.datasets.items()
+    ]
+    specialists = [
+        f"{name}: {own.documents:,} {'questions' if own.kind == 'questions' else 'documents'}, {own.windows:,} windows"
+        for name, own in study.specialists.items()
+    ]
+    return [
+        f"every model: {study.tokens:,} tokens in {study.batches:,} batches (checked), {study.num_parameters:,} "
+        "parameters",
+        f"seeds {seeds}; {study.device}" + (f"; {versions}" if versions else ""),
+        *(f"dataset {line}" for line in datasets),
+        *(f"specialist {line}" for line in specialists),
+        *(f"{name}: {value}" for name, value in study.tags.items()),
+    ]
+
+
+def study_text(study: StudyResults) -> str:
+    """All tables for a terminal, claims in sentences last."""
+    parts = [f"study {study.name}", "\n".join(conditions(study)), *(table.text() for table in study_tables(study))]
+    return "\n\n".join([*parts, *(["\n".join(verdict_lines(study))] if verdict_lines(study) else [])])
+
+
+def study_markdown(study: StudyResults, figures: Sequence[str] = ()) -> str:
+    """The page.
+
+    Args:
+        study: the record.
+        figures: names of the SVG files beside it.
+    """
+    lists = ["\n".join(f"* {line}" for line in lines) for lines in (conditions(study), verdict_lines(study)) if lines]
+    captions = [_caption(study, name) for name in figures]
+    pictures = [f"![{text}]({name}.svg)\n\n{text}." for name, text in zip(figures, captions, strict=True)]
+    tables = [table.markdown() for table in study_tables(study)]
+    return "\n\n".join([f"## Study {study.name}", *lists, *pictures, *tables]) + "\n"
+
+
+def _caption(study: StudyResults, name: str) -> str:
+    """What a figure shows."""
+    along = {f"curve-{curve.name}": AXES[curve.along] for curve in study.curves}
+    if name in along:
+        return f"Against {study.base} along {along[name]}, with {_INTERVALS}"
+    if name == "main":
+        return f"Each method against {study.base}, with {_INTERVALS}"
+    return "Weights of the heaviest clusters by each method; the line is a cluster's share of the corpus"
+
+
+def write_study_report(folder: str | Path, out: str | Path) -> list[Path]:
+    """Write the page, a CSV file per table and the figures of a record. Equal records give equal files.
+
+    Args:
+        folder: of the record.
+        out: folder to write to; older files of the same names are replaced.
+
+    Returns:
+        What was written, the page first.
+
+    Raises:
+        FormatError, StorageError: as `StudyResults.load`. MissingExtraError: matplotlib or scipy is not installed.
+    """
+    study = StudyResults.load(folder)
+    target = Path(out)
+    target.mkdir(parents=True, exist_ok=True)
+    figures = study_figures(study)
+    page = target / TABLES
+    page.write_text(study_markdown(study, list(figures)), encoding="utf-8")
+    tables = [write_csv(target / f"{table.name}.csv", table.lines) for table in study_tables(study) if table.lines]
+    return [page, *tables, *(save_study_figure(own, target / f"{name}.svg") for name, own in figures.items())]

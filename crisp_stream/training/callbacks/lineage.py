@@ -1,0 +1,180 @@
+"""What a run was made of, recorded in each of its checkpoints, so that a model can say where it comes from.
+
+The state of a dataset names fingerprints alone, and a checkpoint outlives the recipe and the dataset of its run. So
+every checkpoint holds what these were: a few kilobytes, whatever their size, and up to 87 kB for each phase that name
+the examples its histogram was counted from. It holds the same of the checkpoint that the run began from, and of that
+one's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from composer.core import Callback
+
+from crisp_stream import __version__
+from crisp_stream.config.recipe import Recipe
+from crisp_stream.examples.sketch import RECORD_HASHES, sketch_of
+from crisp_stream.format.dataset import Dataset
+from crisp_stream.histograms.histogram import Histogram
+from crisp_stream.histograms.mixture import Mixture
+from crisp_stream.histograms.window_selection import WindowSelection
+from crisp_stream.models.checkpoint import read_checkpoint
+from crisp_stream.models.training_record import file_name, public_address, training_record
+from crisp_stream.recipe_checks import CHECKPOINT
+
+if TYPE_CHECKING:
+    from crisp_stream.training.prepare import PreparedRun
+
+_PACKAGES = {"composer": "mosaicml", "torch": "torch", "transformers": "transformers"}
+
+
+class Lineage(Callback):
+    """Puts what a run was made of into its checkpoints. Nothing is restored: every process knows it anew."""
+
+    def __init__(self, record: dict[str, Any]) -> None:
+        """Args:
+        record: of `describe_run`.
+        """
+        self.record = record
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.record
+
+
+def describe_run(run: PreparedRun) -> dict[str, Any]:
+    """What a run is made of, as plain values.
+
+    Raises:
+        FormatError: what the checkpoint that it starts from says of itself is damaged.
+    """
+    recipe, mixture = run.recipe, run.mixture
+    begun_from = _record_of_start(run)
+    parent, restarted = _parent_of(run, begun_from)
+    return {
+        "run_name": recipe.run_name,
+        "dataset": _describe_dataset(run.dataset),
+        "mixture": {
+            "fingerprint": mixture.fingerprint,
+            "draw": mixture.draw,
+            "phases": _describe_phases(recipe, mixture, begun_from or {}),
+        },
+        "seed": recipe.seed,
+        "training": {
+            "max_duration": recipe.max_duration,
+            "global_train_batch_size": recipe.global_train_batch_size,
+            "optimizer": {"name": "AdamW", **dataclasses.asdict(recipe.optimizer)},
+            "scheduler": dataclasses.asdict(recipe.scheduler),
+            "gradient_clipping": recipe.gradient_clipping,
+            "precision": recipe.precision,
+        },
+        "held_out": _describe_texts(run.held_out) if run.held_out else None,
+        "versions": {
+            "crisp_stream": __version__,
+            **{name: metadata.version(package) for name, package in _PACKAGES.items()},
+        },
+        "parent": parent,
+        "restarted": restarted,
+    }
+
+
+def _record_of_start(run: PreparedRun) -> dict[str, Any] | None:
+    """The record of the checkpoint that the run goes on from, which may be one of its own."""
+    path = run.checkpoint.path
+    return None if path is None else training_record(read_checkpoint(path), path)
+
+
+def _parent_of(run: PreparedRun, record: dict[str, Any] | None) -> tuple[dict[str, Any] | None, list[str] | None]:
+    """The record of the checkpoint that the run began from, and what of it started afresh; of one of its own, what that
+    one says."""
+    path, url = run.checkpoint.path, run.checkpoint.url
+    if path is None or record is None:
+        return None, None
+    unchanged = not run.recipe.restarts and record["mixture"]["fingerprint"] == run.mixture.fingerprint
+    if run.checkpoint.own or unchanged:
+        return record["parent"], record["restarted"]
+    address = None if url is None else public_address(url)
+    return {"checkpoint": address or path.resolve().name, **record}, sorted(run.recipe.restarts)
+
+
+def _describe_dataset(dataset: Dataset) -> dict[str, Any]:
+    manifest = dataset.manifest
+    return {
+        "fingerprint": manifest.fingerprint,
+        "root": public_address(dataset.root),
+        "generation": manifest.generation,
+        "num_windows": manifest.num_windows,
+        "window_tokens": manifest.window_tokens,
+        "packing": manifest.packing,
+        "tree": {
+            "fingerprint": manifest.tree_fingerprint,
+            "arity": manifest.arity,
+            "depth": manifest.depth,
+            "leaves_with_windows": manifest.num_leaves,
+        },
+        "tokenizer": dataclasses.asdict(manifest.tokenizer),
+        "encoder": dataclasses.asdict(manifest.encoder),
+    }
+
+
+def _describe_phases(recipe: Recipe, mixture: Mixture, begun_from: dict[str, Any]) -> list[dict[str, Any]]:
+    """Args:
+    recipe: of the run.
+    mixture: of the run; its first phases may be those of the checkpoint that it goes on from.
+    begun_from: the record of that checkpoint; {} without one.
+    """
+    own = [_name(phase.source) for phase in recipe.mixture.phases if phase.histogram != CHECKPOINT]
+    names: list[str | None] = [*[None] * (len(mixture.phases) - len(own)), *own]
+    inherited = {phase.get("first_sample"): phase for phase in _phases_of(begun_from)}
+    described, first_sample = [], 0
+    for phase, name in zip(mixture.phases, names, strict=True):
+        limit = {} if phase.max_repeats is None else {"max_repeats": phase.max_repeats, "on_excess": phase.on_excess}
+        served = inherited.get(first_sample) or {}
+        selected = {} if phase.windows is None else {"windows": _describe_windows(phase.windows)}
+        described.append(
+            {
+                "histogram": served.get("histogram") if name is None else name,
+                "fingerprint": phase.histogram.fingerprint,
+                "level": phase.histogram.level,
+                "clusters": len(phase.histogram.nodes),
+                "first_sample": first_sample,
+                "examples": served.get("examples") if name is None else _describe_examples(phase.histogram),
+                **limit,
+                **selected,
+            }
+        )
+        first_sample += phase.samples or 0
+    return described
+
+
+def _describe_examples(histogram: Histogram) -> dict[str, Any] | None:
+    """Those that the histogram was counted from, as a sketch; None where it does not say."""
+    sketch = sketch_of(histogram.provenance)
+    return None if sketch is None else sketch.thinned(RECORD_HASHES).to_json()
+
+
+def _phases_of(record: dict[str, Any]) -> list[dict[str, Any]]:
+    return (record.get("mixture") or {}).get("phases") or []
+
+
+def _describe_windows(selection: WindowSelection) -> dict[str, Any]:
+    return {"fingerprint": selection.fingerprint, "selected": selection.num_selected, "of": selection.num_windows}
+
+
+def _name(source: str | tuple[str, ...]) -> str:
+    """`base`, the file's name, or those of the files that were averaged; never a folder."""
+    names = [file_name(path) for path in ((source,) if isinstance(source, str) else source)]
+    return names[0] if len(names) == 1 else f"average of {', '.join(names)}"
+
+
+def _describe_texts(texts: Sequence[str]) -> dict[str, Any]:
+    """Their number, and the sha256 over them in their order, each with its length in bytes before it."""
+    digest = hashlib.sha256()
+    for text in texts:
+        content = text.encode("utf-8", "surrogatepass")
+        digest.update(len(content).to_bytes(8, "little") + content)
+    return {"documents": len(texts), "fingerprint": digest.hexdigest()}

@@ -1,0 +1,179 @@
+"""Fine-tuning as the paper does it: which fraction of the steps to spend on the specialist text is validated.
+
+"All experiments consider the same optimization effort and we validate the fraction of steps spent in fine-tuning, from
+3 % … to 100 %" (CRISP, Section 4.1). A fraction f starts from the pretraining checkpoint at (1 - f) of the steps and
+ends the run on the specialist text, so one pretraining run serves all fractions. Whether the paper ended the
+pretraining's learning-rate schedule or began a new one it does not say; here it goes on, unless the recipe restarts it.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import gc
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from crisp_stream.config.durations import parse_duration
+from crisp_stream.config.recipe import Recipe
+from crisp_stream.errors import InputError, RecipeError, RunInterruptedError, import_extra
+from crisp_stream.models.checkpoint import checkpoints_by_batch
+from crisp_stream.ranks import join_ranks, together
+from crisp_stream.storage.store import open_store
+
+_TOLERANCE = 0.25
+"""By how much of itself a fraction may differ from the one that a saved checkpoint gives."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetunedModel:
+    """A fraction of the steps, and how well the model did."""
+
+    fraction: float
+    """Of the steps spent on the specialist text: that of the checkpoint used, not the one asked for."""
+    start: str | None
+    """Pretraining checkpoint; None: random weights."""
+    batches: int
+    """Spent on the specialist text."""
+    perplexity: float
+    """Of the validation text (CRISP, Section 3.1)."""
+    checkpoint: str
+    """The model."""
+
+
+def finetune(
+    recipe: Recipe, *, pretrained: str, fractions: Sequence[float], log: Callable[[str], None]
+) -> list[FinetunedModel]:
+    """Fine-tune for each fraction and judge on the recipe's held-out text; rank 0 writes `finetune.csv`.
+
+    All ranks call this. What is finished in `save_folder` is kept where the recipe says `autoresume`.
+
+    Args:
+        recipe: a size with the overlay `finetune`: `data` is the specialist text, `eval` the validation text,
+            `max_duration` the whole effort. A folder below `save_folder` is made for each fraction.
+        pretrained: `save_folder` of the pretraining run, with checkpoints along its way.
+        fractions: in (0, 1]; 1 starts from random weights.
+        log: takes a line of progress.
+
+    Returns:
+        Models in increasing fraction; the first is the pretraining itself, at fraction 0.
+
+    Raises:
+        RecipeError: no validation text, no `save_folder`, or `max_duration` in tokens.
+        InputError: fractions out of range, or no checkpoint near one.
+    """
+    dist = import_extra("composer.utils.dist", extra="train", purpose="training")
+    join_ranks()
+    folder = recipe.checkpoint_folder
+    if folder is None or recipe.eval is None or not recipe.eval.inputs:
+        missing = "save_folder" if folder is None else "eval" if recipe.eval is None else "eval.inputs"
+        raise RecipeError(f"fine-tuning needs `{missing}`; there is none.")
+    total, unit = parse_duration(recipe.max_duration)
+    if unit != "ba":
+        raise RecipeError(f"fine-tuning needs `max_duration` in batches (400ba), got {recipe.max_duration}.")
+    saved = checkpoints_by_batch(pretrained)
+    starts = [(fraction, starting_batch(fraction, total, saved, pretrained)) for fraction in sorted(set(fractions))]
+    models = [_pretrained_alone(recipe, saved[total], dist)]
+    for fraction, batch in starts:
+        start = saved.get(batch, "random weights")
+        log(f"fine-tuning {fraction:.2%}: {total - batch:,} of {total:,} steps, from {start}")
+        models.append(_finetuned(recipe, total, batch, saved.get(batch)))
+    if dist.get_global_rank() == 0:
+        open_store(folder).put("finetune.csv", _csv(models).encode())
+    return models
+
+
+def starting_batch(fraction: float, total: int, saved: dict[int, str], pretrained: str) -> int:
+    """The saved batch nearest to the start of a fraction; 0 for all of the run.
+
+    Raises:
+        InputError: a fraction out of range, a pretraining of another length, or no checkpoint near.
+    """
+    if not 0 < fraction <= 1:
+        raise InputError(f"a fraction must lie above 0 and at most at 1, got {fraction:g}.")
+    if not saved or max(saved) != total:
+        found = f"its last checkpoint is of batch {max(saved):,}" if saved else "it holds no checkpoint"
+        raise InputError(
+            f"{pretrained}: must hold a finished run of `max_duration` = {total:,} batches, but {found}. "
+            "The effort of pretraining and fine-tuning together is that of the pretraining run."
+        )
+    if fraction == 1:
+        return 0
+    wanted = (1 - fraction) * total
+    nearest = min((batch for batch in saved if batch < total), key=lambda batch: abs(batch - wanted), default=total)
+    if abs(wanted - nearest) > _TOLERANCE * fraction * total:
+        raise InputError(
+            f"{pretrained}: has no checkpoint near batch {wanted:,.0f}, where fine-tuning {fraction:.2%} of {total:,} "
+            f"steps would start; saved are {', '.join(map(str, saved))}. Pretrain with a smaller save_interval and "
+            "save_num_checkpoints_to_keep=-1, or ask for other fractions."
+        )
+    return nearest
+
+
+def best(models: Sequence[FinetunedModel]) -> FinetunedModel:
+    """The model of the lowest validation perplexity; of equal ones the one with least fine-tuning."""
+    return min(models, key=lambda model: (model.perplexity, model.fraction))
+
+
+def table(models: Sequence[FinetunedModel]) -> str:
+    """Fractions, steps and validation perplexities as lines of text; the best is marked."""
+    chosen = best(models)
+    lines = [f"{'fine-tuning':>11} {'steps':>9} {'perplexity':>10}  checkpoint"]
+    for model in models:
+        mark = "  <- best" if model is chosen else ""
+        lines.append(f"{model.fraction:>11.1%} {model.batches:>9,} {model.perplexity:>10.3f}  {model.checkpoint}{mark}")
+    return "\n".join(lines)
+
+
+def _pretrained_alone(recipe: Recipe, checkpoint: str, dist: Any) -> FinetunedModel:
+    """The yardstick: the pretraining run to its end."""
+    from crisp_stream.evaluation.perplexity import perplexity
+    from crisp_stream.training.prepare import held_out_texts
+
+    def judge() -> float:
+        return perplexity(checkpoint, held_out_texts(recipe)).perplexity if dist.get_global_rank() == 0 else 0.0
+
+    found = dist.all_gather_object(together(judge))[0]
+    return FinetunedModel(fraction=0.0, start=checkpoint, batches=0, perplexity=found, checkpoint=checkpoint)
+
+
+def _finetuned(recipe: Recipe, total: int, batch: int, start: str | None) -> FinetunedModel:
+    from crisp_stream.training.train import train
+
+    fraction = (total - batch) / total
+    own = dataclasses.replace(
+        recipe,
+        run_name=f"{recipe.run_name}-{100 * fraction:g}",
+        save_folder=f"{recipe.checkpoint_folder}/{100 * fraction:g}",
+        load_path=start,
+        load_restart=recipe.load_restart if start else (),
+        load_weights_only=recipe.load_weights_only and start is not None,
+        save_interval="1dur",
+    )
+    report = train(own)
+    if report.interrupted_by is not None:
+        raise RunInterruptedError(
+            f"{own.run_name} was stopped by {report.interrupted_by} after batch {report.interrupted_at:,}. The same "
+            "command goes on there.",
+            signal_name=report.interrupted_by,
+        )
+    gc.collect()  # the model of the last run, before the next one is built
+    assert report.held_out, "the recipe has `eval`, which is measured at the end"
+    assert report.checkpoint is not None, "the last step is always saved"
+    return FinetunedModel(
+        fraction=fraction,
+        start=start,
+        batches=total - batch,
+        perplexity=report.held_out[-1][1],
+        checkpoint=report.checkpoint,
+    )
+
+
+def _csv(models: Sequence[FinetunedModel]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(FinetunedModel)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(model) for model in models)
+    return text.getvalue()

@@ -1,0 +1,91 @@
+"""Where a run's metrics go besides the console: Composer's own file, TensorBoard and Weights & Biases loggers.
+
+All of them write below `logs/` of the `save_folder`; log_files.py brings what they write to a folder in object storage.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from crisp_stream.errors import require_extra
+
+if TYPE_CHECKING:
+    from composer.loggers import LoggerDestination
+
+    from crisp_stream.config.recipe import Recipe
+
+_NEVER = 1 << 60
+"""Batches between TensorBoard's own flushes, each of which starts another file. We flush without that."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandBRecipe:
+    """Weights & Biases."""
+
+    project: str = "crisp-stream"
+    """Project of the run; its group is `run_name`, so that resumed parts stand together."""
+
+    entity: str | None = None
+    """User or team. Nothing: the account's default."""
+
+    mode: Literal["online", "offline"] = "online"
+    """`offline` only writes files; `wandb sync FOLDER` sends them later. `online` needs `wandb login`."""
+
+    tags: tuple[str, ...] = ()
+    """Labels of the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggersRecipe:
+    """Loggers besides the console. They write below `logs/` of `save_folder`."""
+
+    file: bool = False
+    """A text file per rank with all metrics and what the rank printed."""
+
+    tensorboard: bool = False
+    """Event files for TensorBoard."""
+
+    wandb: WandBRecipe | None = None
+    """Weights & Biases."""
+
+    def __bool__(self) -> bool:
+        return self.file or self.tensorboard or self.wandb is not None
+
+
+def require_loggers(loggers: LoggersRecipe) -> None:
+    """Raise MissingExtraError where the package of a logger is not installed."""
+    if loggers.tensorboard:
+        require_extra("tensorboard", extra="loggers", purpose="`loggers.tensorboard`")
+    if loggers.wandb is not None:
+        require_extra("wandb", extra="loggers", purpose="`loggers.wandb`")
+
+
+def build_loggers(recipe: Recipe, folder: Path) -> list[LoggerDestination]:
+    """Composer's loggers for a recipe, writing below a local folder. No file of an earlier part is written over."""
+    from composer.loggers import FileLogger, TensorboardLogger, WandBLogger
+
+    asked, found = recipe.loggers, []
+    escaped = str(folder).replace("{", "{{").replace("}", "}}")
+    if asked.file:
+        stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
+        found.append(FileLogger(f"{escaped}/{stamp}-rank{{rank}}.txt", flush_interval=recipe.log_interval))
+    if asked.tensorboard:
+        found.append(TensorboardLogger(str(folder / "tensorboard"), flush_interval=_NEVER))
+    if asked.wandb is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        init: dict[str, Any] = {"dir": str(folder), "mode": asked.wandb.mode, "config": dataclasses.asdict(recipe)}
+        found.append(
+            WandBLogger(
+                project=asked.wandb.project,
+                entity=asked.wandb.entity,
+                group=recipe.run_name,
+                name=recipe.run_name,
+                tags=list(asked.wandb.tags),
+                init_kwargs=init,
+            )
+        )
+    return found

@@ -1,0 +1,240 @@
+"""The account of a finished run: what was asked, what was served, what it cost, how it went.
+
+`run.json` holds it beside the checkpoints, `losses.csv` every step, `cluster_losses.csv` the loss of every level-1
+cluster by interval. Each appears complete or not at all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crisp_stream.config.recipe import Recipe
+from crisp_stream.format.dataset import Dataset
+from crisp_stream.histograms.mixture import Mixture
+from crisp_stream.storage.store import open_store
+
+if TYPE_CHECKING:
+    from crisp_stream.training.callbacks.held_out import RunAccount
+    from crisp_stream.training.callbacks.monitor import RunMonitor
+
+_TOP_LEAVES = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReport:
+    """What a run did, over all its ranks and resumed parts."""
+
+    run_name: str
+    recipe: dict[str, Any]
+    """The recipe, overrides included."""
+
+    dataset: str
+    """Root of the dataset."""
+
+    dataset_fingerprint: str
+    mixture_fingerprint: str
+    phases: list[dict[str, Any]]
+    """Of each phase: first batch, samples, mixture error, leaves with mass, effective leaves (exp of the entropy), top
+    leaves."""
+
+    num_parameters: int
+    batches: int
+    samples: int
+    """Windows served."""
+
+    tokens: int
+    """Window tokens served, padding included."""
+
+    losses: list[float]
+    """[batches], mean loss of each global batch in nats per predicted token."""
+
+    final_loss: float
+    """Mean over the last tenth of the batches."""
+
+    mixture_error: float
+    """Total variation between the leaf frequencies asked for and those served, in [0, 1]."""
+
+    repeated_share: float
+    """Share of the samples whose window had been served before in this run."""
+
+    bytes_read: int
+    """From storage, by all ranks."""
+
+    requests: int
+    """To storage, by all ranks."""
+
+    wall_seconds: float
+    """Inside the training loop."""
+
+    cpu_seconds: float
+    """Of all ranks."""
+
+    data_wait_share: float
+    """Share of the training time that the slowest rank of each batch waited for the loader."""
+
+    interrupted_at: int | None
+    """Batch after which a signal ended the run before its time."""
+
+    interrupted_by: str | None
+    """That signal: SIGTERM or SIGINT."""
+
+    resumed_at: int | None
+    """Batch at which this process took over an interrupted run."""
+
+    held_out: list[tuple[int, float]]
+    """(batch, perplexity) measured during the run."""
+
+    questions: list[tuple[int, str, float, float]]
+    """(batch, question set, acc, acc_norm) measured during the run."""
+
+    checkpoint: str | None
+    """Newest checkpoint."""
+
+    def table(self) -> str:
+        """The main numbers as lines of text."""
+        rows = {
+            "run": self.run_name,
+            "parameters": f"{self.num_parameters:,}",
+            "batches": f"{self.batches:,}",
+            "tokens": f"{self.tokens:,}",
+            "loss": f"{self.losses[0]:.4f} -> {self.final_loss:.4f}" if self.losses else "-",
+            "mixture error": f"{self.mixture_error:.4f} (total variation over {self.samples:,} windows)",
+            "repeated": f"{self.repeated_share:.2%} of the windows served had been served before",
+            "read": f"{self.bytes_read:,} bytes in {self.requests:,} requests",
+            "time": f"{self.wall_seconds:,.1f} s wall, {self.data_wait_share:.1%} of it waiting for data; "
+            f"{self.cpu_seconds:,.1f} s CPU",
+            "checkpoint": self.checkpoint or "none saved",
+        }
+        if self.interrupted_by is not None:
+            rows["interrupted"] = f"by {self.interrupted_by} after batch {self.interrupted_at:,}"
+        if self.held_out:
+            rows["held-out perplexity"] = ", ".join(
+                f"{value:.3f} at batch {batch}" for batch, value in self.held_out[-3:]
+            )
+        for _, name, acc, acc_norm in [row for row in self.questions if row[0] == self.questions[-1][0]]:
+            rows[name] = f"acc {acc:.3f}, acc_norm {acc_norm:.3f} at batch {self.questions[-1][0]}"
+        width = max(map(len, rows))
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+
+
+def make_report(
+    *,
+    recipe: Recipe,
+    dataset: Dataset,
+    mixture: Mixture,
+    account: RunAccount,
+    monitor: RunMonitor,
+    num_parameters: int,
+    held_out: list[tuple[int, float]],
+    questions: list[tuple[int, str, float, float]],
+    interrupted_by: str | None,
+    checkpoint: str | None,
+) -> TrainReport:
+    """Bring together what the recipe asked for and what the run counted."""
+    from crisp_stream.training.callbacks.held_out import total_variation
+
+    batches = len(account.losses)
+    samples = int(account.served_per_leaf.sum())
+    proportions = mixture.leaf_proportions(dataset)
+    served = samples_per_phase(mixture, account.start.position, samples)
+    asked = sum(count * shares for count, shares in zip(served, proportions, strict=True)) / max(samples, 1)
+    totals = account.totals
+    return TrainReport(
+        run_name=recipe.run_name,
+        recipe=dataclasses.asdict(recipe),
+        dataset=dataset.root,
+        dataset_fingerprint=dataset.manifest.fingerprint,
+        mixture_fingerprint=mixture.fingerprint,
+        phases=_phase_rows(recipe, dataset, proportions, served, monitor, first_batch=account.start.batch + 1),
+        num_parameters=num_parameters,
+        batches=batches,
+        samples=samples,
+        tokens=samples * dataset.manifest.window_tokens,
+        losses=list(account.losses),
+        final_loss=float(np.mean(account.losses[-max(1, batches // 10) :])) if batches else float("nan"),
+        mixture_error=total_variation(account.served_per_leaf, np.asarray(asked)),
+        repeated_share=monitor.repeated_share,
+        bytes_read=int(totals["bytes_read"]),
+        requests=int(totals["requests"]),
+        wall_seconds=totals["wall_seconds"],
+        cpu_seconds=totals["cpu_seconds"],
+        data_wait_share=monitor.data_wait_share,
+        interrupted_at=None if interrupted_by is None else account.start.batch + batches,
+        interrupted_by=interrupted_by,
+        resumed_at=account.resumed_at,
+        held_out=list(held_out),
+        questions=list(questions),
+        checkpoint=checkpoint,
+    )
+
+
+def save_report(report: TrainReport, account: RunAccount, monitor: RunMonitor, folder: str) -> None:
+    """Write `run.json`, `losses.csv` and, if kept, `cluster_losses.csv` and `windows.csv` into a run's `save_folder`.
+
+    Raises:
+        StorageError: the storage refused or failed.
+    """
+    store = open_store(folder)
+    rows = zip(account.losses, account.learning_rates, strict=True)
+    first = account.start.batch + 1
+    lines = [f"{batch},{loss!r},{rate!r}" for batch, (loss, rate) in enumerate(rows, start=first)]
+    store.put("losses.csv", "\n".join(["batch,loss,learning_rate", *lines, ""]).encode())
+    if monitor.cluster_losses is not None:
+        store.put("cluster_losses.csv", monitor.cluster_losses.csv(account.start.batch + report.batches).encode())
+    if account.windows_per_batch is not None:
+        ids = (" ".join(map(str, windows)) for windows in account.windows_per_batch)
+        numbered = [f"{batch},{windows}" for batch, windows in enumerate(ids, start=first)]
+        store.put("windows.csv", "\n".join(["batch,windows", *numbered, ""]).encode())
+    record = dataclasses.asdict(report)
+    del record["losses"]
+    store.put("run.json", (json.dumps(record, indent=2) + "\n").encode())
+
+
+def samples_per_phase(mixture: Mixture, position: int, samples: int) -> list[int]:
+    """Of each phase, how many of the samples from a position on were of it."""
+    served, phase_start, end = [], 0, position + samples
+    for phase in mixture.phases:
+        phase_end = end if phase.samples is None else phase_start + phase.samples
+        served.append(max(0, min(phase_end, end) - max(phase_start, position)))
+        phase_start = phase_end
+    return served
+
+
+def _phase_rows(
+    recipe: Recipe,
+    dataset: Dataset,
+    proportions: list[NDArray[np.float64]],
+    served: list[int],
+    monitor: RunMonitor,
+    *,
+    first_batch: int,
+) -> list[dict[str, Any]]:
+    rows, start = [], 0
+    errors = monitor.phase_errors
+    listed = list(recipe.mixture.phases)
+    if recipe.from_checkpoint:
+        listed = [listed[0]] * (len(served) - len(listed) + 1) + listed[1:]
+    for phase, shares, samples in zip(listed, proportions, served, strict=True):
+        mass = shares[shares > 0]
+        top = np.argsort(-shares, kind="stable")[:_TOP_LEAVES]
+        rows.append(
+            {
+                "histogram": phase.source,
+                "first_batch": start // recipe.global_train_batch_size + first_batch,
+                "samples": samples,
+                "mixture_error": errors.get(len(rows)),
+                "leaves": len(mass),
+                "effective_leaves": float(np.exp(-(mass * np.log(mass)).sum())),
+                "top_leaves": [
+                    {"leaf": int(dataset.leaves[i]), "proportion": float(shares[i])} for i in top if shares[i] > 0
+                ],
+            }
+        )
+        start += samples
+    return rows

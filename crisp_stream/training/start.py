@@ -1,0 +1,226 @@
+"""Where a run starts: from random weights, from its own newest checkpoint, or from another run's.
+
+All that can be known of a checkpoint is looked at before a model is built. A run counts batches and samples as its
+schedule does, and serves positions of its dataset's order; the two differ once one of them has started afresh, so every
+checkpoint records where both began.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crisp_stream.config.recipe import Recipe
+from crisp_stream.errors import CrispError, InputError, RecipeError, ResumeError, import_extra
+from crisp_stream.histograms.window_selection import WindowSelection
+from crisp_stream.loading.continuation import phases_of_state
+from crisp_stream.models.checkpoint import has_checkpoints, latest_checkpoint, local_copy, model_config_of, tokenizer_of
+from crisp_stream.storage.store import is_remote
+
+if TYPE_CHECKING:
+    from transformers import GPT2Config
+    from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
+
+    from crisp_stream.format.dataset import Dataset
+    from crisp_stream.histograms.mixture import Phase
+
+START_KEY = "start"
+"""Of the saved dataset state: the RunStart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartingPoint:
+    """The checkpoint that a run starts from; None: from random weights."""
+
+    url: str | None
+    path: Path | None
+    """As a file of this node."""
+    own: bool
+    """Whether it is of this very run, which goes on exactly."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStart:
+    """Where a run began to count."""
+
+    batch: int = 0
+    """Batches on the learning-rate schedule's count."""
+    samples: int = 0
+    """Samples on the same count."""
+    position: int = 0
+    """Position in the order of the dataset."""
+
+
+@contextlib.contextmanager
+def starting_checkpoint(recipe: Recipe) -> Iterator[StartingPoint]:
+    """What to start from, as a file of this node.
+
+    Rank 0 decides, so that all ranks agree; one rank per node downloads.
+    """
+    dist = import_extra("composer.utils.dist", extra="train", purpose="training")
+    found: list[Any] = [None]
+    if dist.get_global_rank() == 0:
+        found = [_find_start(recipe)]
+    dist.broadcast_object_list(found, src=0)
+    if isinstance(found[0], CrispError):
+        raise found[0]
+    url, own = found[0]
+    with contextlib.ExitStack() as stack:
+        path: Any = None
+        if url is not None and (not is_remote(url) or dist.get_local_rank() == 0):
+            path = stack.enter_context(local_copy(url))
+        paths = dist.all_gather_object(path)
+        on_node = paths[dist.get_global_rank() - dist.get_local_rank()] if path is None else path
+        yield StartingPoint(url=url, path=on_node, own=own)
+        dist.barrier()
+
+
+def _find_start(recipe: Recipe) -> tuple[str | None, bool] | CrispError:
+    from crisp_stream.training.callbacks.saving import try_folder
+
+    folder = recipe.checkpoint_folder
+    try:
+        if folder is not None:
+            try_folder(folder)
+        if folder is not None and recipe.autoresume:
+            latest = latest_checkpoint(folder)
+            if latest is not None:
+                return latest, True
+        elif folder is not None and has_checkpoints(folder):
+            continues = recipe.load_path is not None and not recipe.restarts
+            if not (continues and str(recipe.load_path).startswith(folder)):
+                raise InputError(
+                    f"save_folder {folder} holds checkpoints of an earlier run. "
+                    "Add autoresume=true to continue it, or name another save_folder."
+                )
+    except CrispError as error:
+        return error
+    return recipe.load_path, False
+
+
+def run_start(recipe: Recipe, checkpoint: dict[str, Any] | None, *, own: bool) -> RunStart:
+    """Where the run that starts from a checkpoint begins to count.
+
+    Args:
+        checkpoint: contents of the checkpoint; None: random weights.
+        own: whether it is of this very run.
+
+    Raises:
+        RecipeError: the schedule goes on, and has come to its end.
+        InputError: the checkpoint has no place in a dataset.
+    """
+    if checkpoint is None or (recipe.load_weights_only and not own):
+        return RunStart()
+    state = dataset_state_of(checkpoint, recipe)
+    if own:
+        return RunStart(**state.get(START_KEY, {}))
+    if not recipe.restarts and not recipe.from_checkpoint:
+        return RunStart(**state.get(START_KEY, {}))  # the same run, perhaps with other phases to come
+    timestamp = checkpoint["state"]["timestamp"]["Timestamp"]
+    continues = "schedule" not in recipe.restarts
+    return RunStart(
+        batch=int(timestamp["batch"]) if continues else 0,
+        samples=int(timestamp["sample"]) if continues else 0,
+        position=0 if "data" in recipe.restarts else int(state["position"]),
+    )
+
+
+def dataset_state_of(checkpoint: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """The dataset state of a checkpoint. Raises InputError: there is none."""
+    state = (checkpoint["state"].get("dataset_state") or {}).get("train")
+    if not isinstance(state, dict) or not isinstance(state.get("position"), int):
+        raise InputError(
+            f"{recipe.load_path or recipe.checkpoint_folder} holds no position in a dataset. "
+            "Add load_weights_only=true to start a new run from it."
+        )
+    return state
+
+
+def check_something_left(recipe: Recipe, checkpoint: dict[str, Any], num_batches: int) -> None:
+    """Raises RecipeError: another run's checkpoint stands where this run ends, so nothing would be trained."""
+    batch = int(checkpoint["state"]["timestamp"]["Timestamp"]["batch"])
+    if "schedule" not in recipe.restarts and batch >= num_batches:
+        raise RecipeError(
+            f"`load_path` stands at batch {batch:,} and the run ends at {num_batches:,}, so nothing is left to train. "
+            "Start from an earlier checkpoint, raise `max_duration`, or restart the schedule: load_restart=[schedule]"
+        )
+
+
+def phases_before(recipe: Recipe, checkpoint: dict[str, Any] | None, dataset: Dataset, start: RunStart) -> list[Phase]:
+    """What `histogram: checkpoint` stands for: the phases served before the run began; none without it.
+
+    Raises:
+        ResumeError: the checkpoint is of another dataset, does not say, cannot be continued there, or was served from
+            another window selection than the phase names.
+        FormatError: the file of that is missing or damaged.
+    """
+    if not recipe.from_checkpoint:
+        return []
+    assert checkpoint is not None, "checked with the recipe: there is a load_path"
+    state = dataset_state_of(checkpoint, recipe)
+    if state.get("dataset") != dataset.manifest.fingerprint:
+        raise ResumeError(
+            f"cannot continue: dataset was {str(state.get('dataset'))[:12]}, is {dataset.manifest.fingerprint[:12]}. "
+            "Name the dataset of the checkpoint, or start its data afresh: load_restart=[data], without that phase."
+        )
+    named = recipe.mixture.phases[0].windows
+    selections = [] if named is None else [WindowSelection.load(named)]
+    return phases_of_state(state, dataset, until=start.position, selections=selections)
+
+
+def check_model(checkpoint: dict[str, Any], path: Path, config: GPT2Config, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Raises InputError, FormatError: a checkpoint of another model or tokenizer."""
+    saved = model_config_of(checkpoint, path)
+    for key in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
+        if saved[key] != getattr(config, key):
+            raise InputError(
+                f"{path} holds a model with {key} = {saved[key]}, the recipe and dataset make {getattr(config, key)}. "
+                "The model section, the tokenizer and the window length must be those of the checkpoint."
+            )
+    if tokenizer_of(checkpoint, path).get_vocab() != tokenizer.get_vocab():
+        raise InputError(
+            f"{path} was trained with another tokenizer than that of the dataset. "
+            "Write the dataset with the checkpoint's: crisp-stream write … --like ROOT."
+        )
+
+
+def state_to_load(
+    recipe: Recipe, checkpoint: dict[str, Any], stream: Any, start: RunStart, *, own: bool
+) -> dict[str, Any]:
+    """The dataset state with which the run goes on, as its own checkpoints hold it.
+
+    Args:
+        stream: the MixtureDataset of the run.
+
+    Raises:
+        ResumeError: the checkpoint belongs to another dataset, mixture or seed.
+    """
+    if not own and "data" in recipe.restarts:
+        return {**stream.state_dict(0), START_KEY: asdict(start)}
+    saved = dataset_state_of(checkpoint, recipe)
+    same = own or saved.get("mixture") == stream.mixture.fingerprint
+    stream.load_state_dict(state := saved if same else stream.continued_state(saved))
+    return {**state, START_KEY: asdict(start)}
+
+
+def parts_to_load(recipe: Recipe, dataset_state: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
+    """A function for Composer's `load_ignore_keys`: takes out of another run's checkpoint what starts afresh, and puts
+    in where the dataset goes on."""
+    restarts = recipe.restarts
+    keep = ("model", "optimizers", "algorithms", "integrations", "metadata")
+
+    def edit(checkpoint: dict[str, Any]) -> None:
+        state = checkpoint["state"]
+        if "schedule" in restarts:
+            for key in set(state) - set(keep):
+                del state[key]
+        if "optimizer" in restarts:
+            state.pop("optimizers", None)
+        if restarts:
+            state.pop("callbacks", None)  # the account of the other run
+        state["dataset_state"] = {"train": dataset_state, "eval": {}}
+
+    return edit

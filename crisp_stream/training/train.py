@@ -1,0 +1,399 @@
+"""A recipe becomes a trained model: dataset and mixture into Composer's Trainer, checkpoints and an account out.
+
+The optimiser is torch's AdamW, not Composer's DecoupledAdamW: there a step shrinks weights by
+`weight_decay x lr / peak lr`, so the 0.1 of Brown et al. would mean a thousand times more decay than they used.
+The loss of a global batch is the mean over its labelled tokens, whatever the number of ranks and microbatches.
+
+Several processes: `crisp-stream train RECIPE key=value… --nproc 8` (launch.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crisp_stream.config.durations import SHARE, batches_of
+from crisp_stream.config.recipe import Recipe
+from crisp_stream.errors import import_extra
+from crisp_stream.examples.hashes import example_hash
+from crisp_stream.ranks import TIMEOUT_SECONDS, join_ranks, together
+from crisp_stream.storage.store import is_remote
+from crisp_stream.training.callbacks.composer_fixes import close_trainer
+from crisp_stream.training.loggers import build_loggers, require_loggers
+from crisp_stream.training.prepare import PreparedRun, device_name, prepare
+from crisp_stream.training.run_report import TrainReport, make_report, save_report
+from crisp_stream.training.start import parts_to_load, starting_checkpoint
+
+if TYPE_CHECKING:
+    import torch
+    from composer import Trainer
+    from composer.callbacks import CheckpointSaver
+    from composer.core import Algorithm, Callback, DataSpec
+
+    from crisp_stream.training.callbacks.graceful_stop import GracefulStop
+    from crisp_stream.training.callbacks.held_out import CountedStream, HeldOutPerplexity, RunAccount
+    from crisp_stream.training.callbacks.log_files import LogFiles
+    from crisp_stream.training.callbacks.monitor import RunMonitor, TimedLoader
+    from crisp_stream.training.callbacks.question_accuracy import QuestionAccuracy
+
+_STATELESS = (
+    "CheckpointSaver",
+    "FileLogger",
+    "GracefulStop",
+    "LogFiles",
+    "TensorboardLogger",
+    "UploadedCheckpoints",
+    "WandBLogger",
+)
+"""What a run may have that the one before had not, at no loss; Composer warns of each."""
+
+_NUM_LABELS = "num_labels"
+"""Key of a microbatch: how many tokens of it are predicted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRun:
+    """What a run consists of."""
+
+    trainer: Trainer
+    account: RunAccount
+    monitor: RunMonitor
+    held_out: HeldOutPerplexity | None
+    questions: QuestionAccuracy | None
+    stop: GracefulStop
+    logs: LogFiles
+
+    def close(self) -> None:
+        """End loggers and uploads, in this order: loggers write their last lines when they end."""
+        close_trainer(self.trainer)
+        self.logs.finish()
+
+
+def train(recipe: Recipe) -> TrainReport:
+    """Run a recipe to its end; all ranks call this and get the same report.
+
+    Rank 0 writes `run.json`, `losses.csv` and `cluster_losses.csv` beside the checkpoints. SIGTERM or Ctrl-C ends the
+    run after the batch in progress, with a checkpoint; the report says so (`interrupted_by`).
+
+    Raises:
+        RecipeError: values that do not fit the dataset, the device or the number of processes.
+        InputError, FormatError, StorageError: dataset, histogram, held-out text or checkpoint missing or unfit.
+        ResumeError: the checkpoint belongs to another dataset, mixture or seed.
+        MissingExtraError: Composer, transformers or a logger's package is not installed.
+    """
+    dist = import_extra("composer.utils.dist", extra="train", purpose="training")
+    require_loggers(recipe.loggers)
+    from crisp_stream.training.callbacks.saving import working_folder
+
+    join_ranks()
+    with working_folder(recipe) as folder:
+        with starting_checkpoint(recipe) as start:
+            prepared = together(lambda: prepare(recipe, start))
+            run = build_trainer(prepared, folder)
+        # A signal may come twice, from a batch system and from the launcher: the report is still written.
+        with run.stop.listening():
+            try:
+                if run.trainer.state.timestamp < recipe.max_duration.replace("_", ""):
+                    run.trainer.fit()
+            finally:
+                run.close()
+            report = _report(prepared, run, start.url)
+            if dist.get_global_rank() == 0 and recipe.checkpoint_folder is not None:
+                save_report(report, run.account, run.monitor, recipe.checkpoint_folder)
+            dist.barrier()  # a launcher ends the other ranks soon after the first has ended
+    return report
+
+
+def _report(prepared: PreparedRun, run: TrainingRun, started_from: str | None) -> TrainReport:
+    from composer.utils import dist
+
+    saved = run.trainer.saved_checkpoints  # of rank 0 alone, where checkpoints are whole
+    newest = _saved_name(prepared.recipe, saved[-1]) if saved else started_from
+    return make_report(
+        recipe=prepared.recipe,
+        dataset=prepared.dataset,
+        mixture=prepared.mixture,
+        account=run.account,
+        monitor=run.monitor,
+        num_parameters=sum(parameter.numel() for parameter in run.trainer.state.model.parameters()),
+        held_out=[] if run.held_out is None else run.held_out.measured,
+        questions=[] if run.questions is None else run.questions.measured,
+        interrupted_by=None if run.stop.stopped_by is None else run.stop.stopped_by.name,
+        checkpoint=dist.all_gather_object(newest)[0],
+    )
+
+
+def build_trainer(run: PreparedRun, folder: Path | None) -> TrainingRun:
+    """Composer's Trainer for a prepared run, and those of its callbacks that are read afterwards.
+
+    Args:
+        folder: where this process writes; None: nothing is saved.
+    """
+    from crisp_stream.models.gpt import build_gpt, compile_blocks, composer_model
+    from crisp_stream.training.callbacks.cluster_losses import WindowLosses
+    from crisp_stream.training.callbacks.graceful_stop import GracefulStop
+    from crisp_stream.training.callbacks.held_out import CountedStream, Progress, RecipeRates, RunAccount
+    from crisp_stream.training.callbacks.lineage import Lineage, describe_run
+    from crisp_stream.training.callbacks.log_files import LogFiles
+    from crisp_stream.training.callbacks.monitor import RunMonitor
+
+    recipe = run.recipe
+    stream = CountedStream(run.stream, num_workers=recipe.data.num_workers, start=run.start)
+    loader = _loader(recipe, stream)
+    gpt = build_gpt(run.config, seed=recipe.seed)
+    window_losses = WindowLosses() if recipe.cluster_losses else None
+    if window_losses is not None:
+        gpt.loss_function = window_losses
+    model = composer_model(gpt, run.tokenizer, activation_checkpointing=recipe.model.activation_checkpointing)
+    if recipe.compile_config is not None:
+        compile_blocks(gpt, **dataclasses.asdict(recipe.compile_config))
+    optimizer = _optimizer(recipe, gpt)
+    account = RunAccount(run.dataset.leaves, stream, start=run.start, log_windows=recipe.log_windows)
+    monitor = RunMonitor(
+        account,
+        run.mixture,
+        run.dataset,
+        loader,
+        num_batches=run.num_batches,
+        log_interval=recipe.log_interval,
+        window_losses=window_losses,
+    )
+    (held_out, questions), stop = _evaluations(run, gpt), GracefulStop()
+    lineage = Lineage(describe_run(run))
+    _warn_of_seen(run, lineage.record)
+    progress = Progress(num_batches=run.num_batches, log_interval=recipe.log_interval, monitor=monitor)
+    loggers = [] if folder is None else build_loggers(recipe, folder / "logs")
+    interval = _interval(recipe.save_interval, run)
+    logs = LogFiles(recipe, loggers, folder, copy_interval=interval)
+    rates, saver = RecipeRates(optimizer), _saver(run, folder, interval)
+    callbacks: list[Callback | None] = [
+        account,
+        monitor,
+        progress,
+        rates,
+        lineage,
+        held_out,
+        questions,
+        logs,
+        stop,
+        saver,
+    ]
+    trainer = _trainer(
+        run,
+        model=model,
+        train_dataloader=_data_spec(loader),
+        optimizers=optimizer,
+        callbacks=[callback for callback in callbacks if callback is not None],
+        loggers=loggers,
+    )
+    return TrainingRun(
+        trainer=trainer,
+        account=account,
+        monitor=monitor,
+        held_out=held_out,
+        questions=questions,
+        stop=stop,
+        logs=logs,
+    )
+
+
+def _warn_of_seen(run: PreparedRun, record: dict[str, Any]) -> None:
+    """Say where the run measures itself on examples that its histograms were counted from; rank 0 does."""
+    from crisp_stream.evaluation.seen import seen_examples
+
+    if import_extra("composer.utils.dist", extra="train", purpose="training").get_global_rank() != 0:
+        return
+    sets = {"held-out text": [example_hash(text) for text in run.held_out]}
+    sets |= {questions.name: questions.example_ids.tolist() for questions in run.question_sets}
+    for name, example_ids in sets.items():
+        for counted in seen_examples(record, example_ids).found:
+            print(
+                f"warning: {name}: {'' if counted.exact else 'about '}{counted.num_seen:,} of {len(example_ids):,} "
+                f"examples were counted in {counted.histogram}, by which the model is trained. Measure on others.",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def _trainer(run: PreparedRun, **parts: Any) -> Trainer:
+    """Composer's trainer of the recipe, with what was made for it."""
+    from composer import Trainer
+
+    recipe = run.recipe
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", f"({'|'.join(_STATELESS)}) is not in the state_dict", UserWarning)
+        return Trainer(
+            run_name=recipe.run_name,
+            seed=recipe.seed,
+            device=device_name(),
+            precision=recipe.precision,
+            max_duration=recipe.max_duration.replace("_", ""),
+            schedulers=_scheduler(recipe),
+            algorithms=_algorithms(recipe),
+            device_train_microbatch_size=run.microbatch_size,
+            accumulate_train_batch_on_tokens=True,
+            progress_bar=False,
+            load_path=None if run.checkpoint.path is None else str(run.checkpoint.path),
+            load_weights_only=run.dataset_state is None,
+            load_ignore_keys=_parts_to_load(run),
+            load_progress_bar=False,
+            parallelism_config=_parallelism(recipe),
+            dist_timeout=TIMEOUT_SECONDS,
+            **parts,
+        )
+
+
+def _saver(run: PreparedRun, folder: Path | None, interval: str) -> CheckpointSaver | None:
+    from composer.callbacks import CheckpointSaver
+
+    from crisp_stream.training.callbacks.saving import UploadedCheckpoints, save_due
+
+    recipe = run.recipe
+    due = save_due(interval, run)
+    if folder is None or recipe.checkpoint_folder is None:
+        return None
+    keep = recipe.save_num_checkpoints_to_keep
+    overwrite = recipe.autoresume  # what lies beyond the newest complete checkpoint is written again
+    if is_remote(recipe.checkpoint_folder):
+        url = recipe.checkpoint_folder
+        return UploadedCheckpoints(url, folder, save_interval=due, overwrite=overwrite, keep=keep)
+    return CheckpointSaver(
+        folder,
+        remote_file_name=None,
+        latest_remote_file_name=None,
+        save_interval=due,
+        overwrite=overwrite,
+        num_checkpoints_to_keep=keep,
+    )
+
+
+def _interval(text: str, run: PreparedRun) -> str:
+    """An interval for Composer, which cannot take a share of a run whose dataloader has no length."""
+    if SHARE.fullmatch(text) is None:
+        return text.replace("_", "")
+    return f"{max(1, batches_of(text, tokens_per_batch=1, run_batches=run.num_batches))}ba"
+
+
+def _parts_to_load(run: PreparedRun) -> Any:
+    if run.checkpoint.own or run.dataset_state is None:
+        return None
+    return parts_to_load(run.recipe, run.dataset_state)
+
+
+def _algorithms(recipe: Recipe) -> list[Algorithm]:
+    from composer.algorithms import GradientClipping
+
+    from crisp_stream.training.callbacks.held_out import MeanOfShardedGradients
+
+    clipping = recipe.gradient_clipping
+    mean = [] if _parallelism(recipe) is None else [MeanOfShardedGradients()]
+    # Composer runs algorithms in reverse order after an event: what is clipped is the mean.
+    return [*([] if clipping is None else [GradientClipping("norm", clipping)]), *mean]
+
+
+def _evaluations(run: PreparedRun, gpt: Any) -> tuple[HeldOutPerplexity | None, QuestionAccuracy | None]:
+    """What is measured during the run, as far as the recipe asks for it."""
+    from crisp_stream.models.checkpoint import LoadedGPT
+    from crisp_stream.training.callbacks.held_out import HeldOutPerplexity
+    from crisp_stream.training.callbacks.question_accuracy import QuestionAccuracy
+
+    loaded = LoadedGPT(gpt=gpt, tokenizer=run.tokenizer, provenance=run.config.crisp_stream)
+    when: dict[str, Any] = {
+        "interval": _interval(run.recipe.eval_interval or "1dur", run),
+        "batch_size": run.microbatch_size,
+    }
+    has_texts = run.recipe.eval is not None and bool(run.recipe.eval.inputs)
+    return (
+        HeldOutPerplexity(loaded, run.held_out, **when) if has_texts else None,
+        QuestionAccuracy(loaded, run.question_sets, **when) if run.question_sets else None,
+    )
+
+
+def _loader(recipe: Recipe, stream: CountedStream) -> TimedLoader:
+    import torch
+
+    from crisp_stream.training.callbacks.graceful_stop import shield_worker
+    from crisp_stream.training.callbacks.monitor import TimedLoader
+
+    return TimedLoader(
+        stream,
+        batch_size=None,
+        num_workers=recipe.data.num_workers,
+        worker_init_fn=shield_worker,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _data_spec(loader: TimedLoader) -> DataSpec:
+    from composer.core import DataSpec
+
+    return DataSpec(loader, split_batch=_split_batch, get_num_tokens_in_batch=_count_tokens)
+
+
+def _split_batch(batch: dict[str, Any], microbatch_size: int | float) -> list[dict[str, Any]]:
+    """Microbatches that know how many labels they have: the trainer asks when they are on the device already, where
+    counting would have the process wait for everything that the device is still doing."""
+    from composer.core.data_spec import default_split_batch
+
+    return [{**part, _NUM_LABELS: _num_labels(part)} for part in default_split_batch(batch, microbatch_size)]
+
+
+def _count_tokens(batch: dict[str, Any]) -> dict[str, int]:
+    labels = batch[_NUM_LABELS] if _NUM_LABELS in batch else _num_labels(batch)
+    return {"total": batch["input_ids"].numel(), "loss_generating": labels}
+
+
+def _num_labels(batch: dict[str, Any]) -> int:
+    """Tokens to predict. The model predicts labels[1:], so a label at the start of a window counts for nothing."""
+    from crisp_stream.loading.batches import IGNORED_LABEL
+
+    return int((batch["labels"][:, 1:] != IGNORED_LABEL).sum())
+
+
+def _optimizer(recipe: Recipe, gpt: torch.nn.Module) -> torch.optim.Optimizer:
+    import torch
+
+    from crisp_stream.models.gpt import parameter_groups
+
+    return torch.optim.AdamW(
+        parameter_groups(gpt, weight_decay=recipe.optimizer.weight_decay),
+        lr=recipe.optimizer.lr,
+        betas=recipe.optimizer.betas,
+        eps=recipe.optimizer.eps,
+        fused=recipe.precision != "amp_fp16",
+    )
+
+
+def _scheduler(recipe: Recipe) -> Any:
+    from composer.optim import CosineAnnealingScheduler, CosineAnnealingWithWarmupScheduler
+
+    warmup = recipe.scheduler.t_warmup.replace("_", "")
+    if float(warmup.rstrip("abdkortu")) == 0:
+        return CosineAnnealingScheduler(alpha_f=recipe.scheduler.alpha_f)
+    return CosineAnnealingWithWarmupScheduler(warmup, alpha_f=recipe.scheduler.alpha_f)
+
+
+def _parallelism(recipe: Recipe) -> Any:
+    from composer.utils import dist
+    from composer.utils.parallelism import FSDP2Config, ParallelismConfig
+
+    if recipe.fsdp is None or dist.get_world_size() == 1:
+        return None
+    # Composer takes FSDP2 only as this object; the plain dict of its documentation is silently ignored.
+    return ParallelismConfig(
+        fsdp2=FSDP2Config(
+            state_dict_type="full",
+            reshard_after_forward=recipe.fsdp.reshard_after_forward,
+            mixed_precision=recipe.fsdp.mixed_precision,
+        )
+    )
+
+
+def _saved_name(recipe: Recipe, local: str) -> str:
+    """Where a checkpoint can be loaded from: the local file, or its copy in object storage."""
+    folder = recipe.checkpoint_folder or ""
+    return f"{folder}/{Path(local).name}" if is_remote(folder) else str(local)

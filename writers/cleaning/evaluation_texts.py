@@ -1,0 +1,153 @@
+"""Evaluation files as texts: documents, or questions with their choices."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import IO, Any, NamedTuple
+
+from crisp_stream.errors import CrispError, InputError
+from crisp_stream.examples.hashes import example_hash
+from crisp_stream.examples.questions import Question, question_hash
+from crisp_stream.storage.store import open_input
+
+_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+_UTF8_BOM = "\ufeff"
+
+
+class EvaluationText(NamedTuple):
+    """A text of which no document may hold a part."""
+
+    source: str
+    """Name of the evaluation file."""
+    row: int
+    """Line of a JSONL file, row of a Parquet file, from 1; 1 for a .txt file."""
+    text: str
+
+
+class EvaluationExample(NamedTuple):
+    """A document, or a question with its choices."""
+
+    source: str
+    """Name of the evaluation file."""
+    row: int
+    """As in `EvaluationText`."""
+    texts: list[str]
+    """The document; or the question, then the question with each choice."""
+    question: Question | None
+    """None for a document. Which choice is right is not read."""
+
+    @classmethod
+    def of_question(cls, source: str, row: int, question: Question) -> EvaluationExample:
+        """A question that was read elsewhere."""
+        asked = question.question
+        return cls(source, row, [asked, *(f"{asked} {choice}" for choice in question.choices)], question)
+
+    @property
+    def example_id(self) -> int:
+        """`example_hash` of the document, or `question_hash`."""
+        return example_hash(self.texts[0]) if self.question is None else question_hash(self.question)
+
+
+def read_evaluation_texts(file: str, *, text_column: str = "text") -> Iterator[EvaluationText]:
+    """The texts of the examples of a file; see `read_evaluation_examples`."""
+    for example in read_evaluation_examples(file, text_column=text_column):
+        for text in example.texts:
+            yield EvaluationText(example.source, example.row, text)
+
+
+def read_evaluation_examples(file: str, *, text_column: str = "text") -> Iterator[EvaluationExample]:
+    """Read an evaluation file: .jsonl, .json or .ndjson with an object per line, .txt, or .parquet.
+
+    A record with `text_column` is a document. Else it is a question: `question` alone, and `question` with each of
+    `choices` (a list, or an object with the list `text`, as ARC has it), or with `answer` where that is a text; or, as
+    RewardBench has it, `prompt` with `chosen` and with `rejected`.
+
+    Args:
+        file: a local path or a url; also .gz or .zst.
+        text_column: key or column of documents.
+
+    Raises:
+        InputError: a file of another kind, a broken line, a record of another shape. StorageError: the storage failed.
+    """
+    name = PurePosixPath(file)
+    compression = _COMPRESSIONS.get(name.suffix.lower())
+    kind = PurePosixPath(name.stem).suffix.lower() if compression else name.suffix.lower()
+    if kind not in (".jsonl", ".json", ".ndjson", ".txt", ".parquet"):
+        raise InputError(
+            f"{file}: an evaluation file is .jsonl, .json or .ndjson (one object per line), .txt or .parquet, also .gz "
+            "or .zst. Convert it."
+        )
+    try:
+        with open_input(file) as raw:
+            if kind == ".parquet":
+                records = _parquet_records(raw)
+            elif kind == ".txt":
+                records = iter([(1, {text_column: "".join(_lines(raw, compression))})])
+            else:
+                records = _line_records(file, _lines(raw, compression))
+            for row, record in records:
+                yield _example(record, text_column, name.name, row, f"{file}:{row}")
+    except CrispError:
+        raise
+    except (OSError, EOFError, ValueError) as error:
+        raise InputError(f"{file}: must be readable to its end, got: {error}. Restore the file.") from error
+
+
+def _lines(raw: IO[bytes], compression: str | None) -> Iterator[str]:
+    import pyarrow as pa
+
+    stream = raw if compression is None else io.BufferedReader(pa.CompressedInputStream(raw, compression), 1 << 20)
+    with io.TextIOWrapper(stream, encoding="utf-8", newline="\n") as lines:
+        for number, line in enumerate(lines):
+            yield line.removeprefix(_UTF8_BOM) if number == 0 else line
+
+
+def _line_records(file: str, lines: Iterator[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(
+                f"{file}:{number}: every line must be a JSON object, got: {error}. Mend or remove the line."
+            ) from error
+        if not isinstance(record, dict):
+            raise InputError(f"{file}:{number}: every line must be a JSON object, got {type(record).__name__}.")
+        yield number, record
+
+
+def _parquet_records(raw: IO[bytes]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    import pyarrow.parquet as pq
+
+    row = 0
+    for batch in pq.ParquetFile(raw, pre_buffer=False).iter_batches(batch_size=1024, use_threads=False):
+        for record in batch.to_pylist():
+            row += 1
+            yield row, record
+
+
+def _example(record: Mapping[str, Any], text_column: str, source: str, row: int, place: str) -> EvaluationExample:
+    text, question = record.get(text_column), record.get("question")
+    if isinstance(text, str):
+        return EvaluationExample(source, row, [text], None)
+    if question is None and all(isinstance(record.get(key), str) for key in ("prompt", "chosen", "rejected")):
+        pair = Question(question=record["prompt"], choices=(record["chosen"], record["rejected"]), answer=0)
+        return EvaluationExample.of_question(source, row, pair)
+    if not isinstance(question, str):
+        raise InputError(
+            f"{place}: must hold a text in {text_column!r} or in 'question', got the keys "
+            f"{', '.join(map(str, record)) or 'none'}. Rename the column of the text."
+        )
+    choices = record.get("choices", [])
+    if isinstance(choices, Mapping):
+        choices = choices.get("text")
+    if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
+        raise InputError(f"{place}: 'choices' must be a list of texts, got {type(choices).__name__}. Convert the file.")
+    answer = record.get("answer")
+    if not choices and isinstance(answer, str):
+        choices = [answer]
+    return EvaluationExample.of_question(source, row, Question(question=question, choices=tuple(choices), answer=0))

@@ -1,0 +1,229 @@
+"""Documents out of files: read piece by piece in a fixed order, each with its place and its own name.
+
+Order: the inputs as given, the files of a folder by name, the lines or rows of a file as they stand. Everything
+downstream (tokenizer, parts, windows) is a function of this order, so a run that is started again sees the same
+documents. A file can be read on its own, in any process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from crisp_stream.errors import InputError
+from crisp_stream.writers.documents.drops import (
+    BROKEN_UNICODE,
+    EMPTY_TEXT,
+    NOT_SAMPLED,
+    NULL_TEXT,
+    OTHER_FILE,
+    DropCounts,
+)
+from crisp_stream.writers.documents.fields import MISSING, field_names, find_field
+from crisp_stream.writers.documents.hub import read_hub
+from crisp_stream.writers.documents.inputs import DocumentSettings, InputFile, Layout
+from crisp_stream.writers.documents.listing import list_input_files
+from crisp_stream.writers.documents.readers import TXT_FIELD, Record, read_arrow, read_lines, read_parquet, read_txt
+from crisp_stream.writers.documents.redpajama import read_redpajama
+
+__all__ = [
+    "BROKEN_UNICODE",
+    "EMPTY_TEXT",
+    "NOT_SAMPLED",
+    "NULL_TEXT",
+    "OTHER_FILE",
+    "Document",
+    "DocumentSettings",
+    "DropCounts",
+    "InputFile",
+    "list_input_files",
+    "read_documents",
+    "read_input",
+]
+
+_WORD = (1 << 64) - 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Document:
+    """One document that is kept."""
+
+    text: str
+    """Not empty, and valid Unicode."""
+    row: int
+    """Its number within its file, from 0, the dropped ones counted."""
+    id: str | None
+    """Its own name, when a field of it was given as such."""
+
+
+def read_input(file: InputFile, settings: DocumentSettings, counts: DropCounts) -> Iterator[Document]:
+    """Stream the documents of one file.
+
+    Args:
+        file: as list_input_files gave it.
+        settings: which fields, filters and layout; the same as for the listing.
+        counts: receives what was dropped and why: empty, null or undecodable texts, and each filter.
+
+    Raises:
+        InputError: a field that is missing or of another type, a filter that cannot be applied.
+        CorruptInputError: the file is damaged. StorageError: the storage refused or failed.
+    """
+    for document in _read(file, settings):
+        if isinstance(document, Document):
+            yield document
+        else:
+            counts.add(document)
+
+
+def read_documents(
+    inputs: Sequence[str],
+    *,
+    text_column: str = "text",
+    limit: int | None = None,
+    sample: float | None = None,
+    filters: Sequence[str] = (),
+    layout: Layout = "files",
+    counts: DropCounts,
+) -> Iterator[str]:
+    """Stream the texts of all documents in a fixed order.
+
+    Args:
+        inputs: files, folders, prefixes or globs, local or on an object store; datasets by name.
+        text_column: dotted path of the key (JSONL) or column (Parquet, Arrow) that holds the text; not used for .txt.
+        limit: read at most this many documents, dropped ones included.
+        sample: keep about this share of the documents, above 0 and at most 1, chosen by a hash of their number.
+        filters: of DocumentSettings.
+        layout: of DocumentSettings.
+        counts: receives what was dropped and why: empty, null or undecodable texts, and each filter.
+
+    Raises:
+        InputError: nothing to read, a broken line, a missing column, a text that is not a string, or no document at
+        all. StorageError: the storage refused or failed.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit: must be at least 1 document, got {limit}. Leave it out to read all.")
+    if sample is not None and not 0 < sample <= 1:
+        raise InputError(f"sample: must be above 0 and at most 1, got {sample}. Leave it out to read all.")
+    settings = DocumentSettings(text_field=text_column, filters=tuple(filters), layout=layout)
+    files = list_input_files(inputs, settings, counts)
+    num_read = num_kept = 0
+    for file in files:
+        for document in _read(file, settings):
+            num_read += 1
+            if sample is not None and _uniform(num_read) >= sample:
+                counts.add(NOT_SAMPLED)
+            elif isinstance(document, Document):
+                num_kept += 1
+                yield document.text
+            else:
+                counts.add(document)
+            if num_read == limit:
+                break
+        if num_read == limit:
+            break
+    if num_kept == 0:
+        raise InputError(
+            f"{', '.join(inputs)}: at least one document with text is needed, got {num_read} documents without any. "
+            "Check the files and the text column."
+        )
+
+
+def _uniform(number: int) -> float:
+    """A hash of a document's number, uniform in [0, 1): the SplitMix64 finaliser."""
+    mixed = number * 0x9E3779B97F4A7C15 & _WORD
+    mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & _WORD
+    mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB & _WORD
+    return (mixed ^ mixed >> 31) / 2**64
+
+
+def _read(file: InputFile, settings: DocumentSettings) -> Iterator[Document | str]:
+    """Every document of the file, or the reason for which it is dropped."""
+    filters = settings.parsed_filters()
+    text_path, id_path = (TXT_FIELD, None) if file.kind == "text" else (settings.text_path, settings.id_field)
+    if file.kind == "text" and filters:
+        raise InputError(
+            f"{file.url}: the filter {filters[0].expression!r} needs fields, and .txt files have none. "
+            "Leave out the filters, or give documents with fields."
+        )
+    for row, (number, record) in enumerate(_records(file, settings)):
+        text = _text(find_field(record, text_path), file, number, text_path, record)
+        reason = _reason_to_drop(text)
+        for each in filters if reason is None else ():
+            if not each.keeps(record, _place(file, number)):
+                reason = each.reason
+                break
+        if reason is not None or text is None:
+            yield reason or NULL_TEXT
+            continue
+        name = f"{file.tag}/{row}" if file.tag else None
+        if id_path is not None:
+            name = _id(find_field(record, id_path), file, number, id_path, record)
+        yield Document(text=text, row=row, id=name)
+
+
+def _records(file: InputFile, settings: DocumentSettings) -> Iterator[Record]:
+    match file.kind:
+        case "lines":
+            return read_lines(file.url)
+        case "text":
+            return read_txt(file.url)
+        case "parquet":
+            return read_parquet(file.url, settings.paths())
+        case "arrow":
+            return read_arrow(file.url, settings.paths())
+        case "redpajama-v2":
+            return read_redpajama(file)
+        case "hub":
+            return read_hub(file, settings.paths())
+
+
+def _place(file: InputFile, number: int) -> str:
+    if file.kind in ("lines", "redpajama-v2"):
+        return f"{file.url}:{number}"
+    shard = f", shard {file.shard}" if file.kind == "hub" else ""
+    return f"{file.url}{shard}: row {number}"
+
+
+def _reason_to_drop(text: str | None) -> str | None:
+    if text is None:
+        return NULL_TEXT
+    if not text or text.isspace():
+        return EMPTY_TEXT
+    if text.isascii():
+        return None
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return BROKEN_UNICODE
+    return None
+
+
+def _text(value: Any, file: InputFile, number: int, path: str, record: dict[str, Any]) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    place = _place(file, number)
+    if value is MISSING:
+        raise InputError(
+            f"{place}: the text column {path!r} must exist, got: {', '.join(field_names(record)) or 'none'}. "
+            "Name the right one with --text-column."
+        )
+    raise InputError(
+        f"{place}: the text column {path!r} must hold strings, got {type(value).__name__}. "
+        "Name another column with --text-column, or convert the values."
+    )
+
+
+def _id(value: Any, file: InputFile, number: int, path: str, record: dict[str, Any]) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if value is MISSING:
+        got = f"only: {', '.join(field_names(record)) or 'none'}"
+    else:
+        got = "null" if value is None else type(value).__name__
+    raise InputError(
+        f"{_place(file, number)}: the id column {path!r} must hold a text or a whole number, got {got}. "
+        "Name the right one with --id-column, or leave it out."
+    )

@@ -1,0 +1,170 @@
+"""Per-document filters on any field: `language == en`, `meta.score >= 0.5`, `quality_signals.rps_doc_word_count > 50`.
+
+A filter names what is kept. The quality signals of RedPajama-v2 are lists of [start, end, score] spans; a signal of the
+whole document has one span, and its score is what is compared. Signals per line have no such score and are refused.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import json
+import math
+import operator
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from crisp_stream.errors import InputError
+from crisp_stream.writers.documents.fields import MISSING, field_names, find_field
+
+_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+}
+_PARTS = re.compile(r"\s*([^<>=!~]*?)\s*([<>=!~]+)\s*(.*?)\s*", re.DOTALL)
+_LINE_SIGNAL = "rps_lines_"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filter:
+    """Keep the documents whose field compares so with the value."""
+
+    expression: str
+    """As the user wrote it; documents are counted as dropped under it."""
+    field: str
+    """Dotted path."""
+    operator: str
+    value: str | float | bool | None
+
+    @property
+    def reason(self) -> str:
+        """Under which its documents are counted as dropped."""
+        return f"filter: {self.expression}"
+
+    def keeps(self, record: dict[str, Any], place: str) -> bool:
+        """Whether the document stays. Null equals only null, and no order holds with it.
+
+        Args:
+            record: the fields of the document.
+            place: where it stands, for errors.
+
+        Raises:
+            InputError: the field is not there, or its value cannot be compared with the filter's.
+        """
+        value = find_field(record, self.field)
+        if value is MISSING:
+            raise InputError(
+                f"{place}: the field {self.field!r} of the filter {self.expression!r} must exist, got: "
+                f"{', '.join(field_names(record)) or 'none'}. Name one of these, or leave the filter out."
+            )
+        if isinstance(value, list):
+            value = self._score(value, record, place)
+        value = _plain(value)
+        if value is None or self.value is None:
+            same = value is None and self.value is None
+            return same if self.operator == "==" else not same and self.operator == "!="
+        if _type_name(value) != _type_name(self.value) or (_orders(self.operator) and isinstance(value, bool)):
+            raise InputError(
+                f"{place}: the filter {self.expression!r} compares with a {_type_name(self.value)}, got a "
+                f'{_type_name(value)} in {self.field!r}. Write a value of that type (texts may be quoted: "10").'
+            )
+        return _OPERATORS[self.operator](value, self.value)
+
+    def _score(self, spans: list[Any], record: dict[str, Any], place: str) -> Any:
+        """The score of a document's signal; None when the signal has no span."""
+        by_line = self.field.rpartition(".")[2].startswith(_LINE_SIGNAL)
+        if not spans and not by_line:
+            return None
+        if by_line or len(spans) > 1 or not _is_span(spans[0]):
+            prefix = self.field.rpartition(".")[0]
+            beside = find_field(record, prefix) if prefix else record
+            usable = _document_signals(beside if isinstance(beside, dict) else _json_object(beside))
+            raise InputError(
+                f"{place}: the filter {self.expression!r} needs one value per document, got a list of {len(spans)} in "
+                f"{self.field!r}. Use a signal of the whole document: {', '.join(usable) or 'there is none here'}."
+            )
+        return spans[0][2]
+
+
+def parse_filters(expressions: Iterable[str]) -> tuple[Filter, ...]:
+    """Filters out of `FIELD OPERATOR VALUE`. Raises InputError."""
+    return tuple(map(parse_filter, expressions))
+
+
+def parse_filter(expression: str) -> Filter:
+    """A filter out of `FIELD OPERATOR VALUE`.
+
+    The value is a number, true, false, null or a quoted text in the notation of JSON; anything else is a text as it
+    stands. Dates compare as ISO texts.
+
+    Raises:
+        InputError: no such parts, an unknown operator, or an order asked of true, false or null.
+    """
+    known = ", ".join(_OPERATORS)
+    parts = _PARTS.fullmatch(expression)
+    if parts is None or not parts[1] or not parts[3]:
+        raise InputError(
+            f"filter {expression!r}: must be FIELD OPERATOR VALUE with one of {known}. "
+            "Write for example 'language_score >= 0.8'."
+        )
+    field, sign, written = parts.groups()
+    if sign not in _OPERATORS:
+        hint = "Write == for equality." if sign == "=" else "Use one of these."
+        raise InputError(f"filter {expression!r}: the operator must be one of {known}, got {sign}. {hint}")
+    value = _literal(written)
+    if isinstance(value, list | dict) or (isinstance(value, float) and math.isnan(value)):
+        raise InputError(
+            f"filter {expression!r}: the value must be a number, a text, true, false or null, got {written}. "
+            "Write one of these."
+        )
+    if _orders(sign) and (value is None or isinstance(value, bool)):
+        raise InputError(f"filter {expression!r}: {sign} needs a number or a text, got {written}. Use == or !=.")
+    return Filter(expression=expression, field=field, operator=sign, value=value)
+
+
+def _literal(written: str) -> Any:
+    try:
+        return json.loads(written)
+    except ValueError:
+        return written
+
+
+def _orders(sign: str) -> bool:
+    return sign[0] in "<>"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, decimal.Decimal):
+        return float(value)
+    return value.isoformat() if isinstance(value, datetime.date | datetime.time) else value
+
+
+def _type_name(value: Any) -> str:
+    if isinstance(value, bool):
+        return "truth value"
+    if isinstance(value, int | float):
+        return "number"
+    return "text" if isinstance(value, str) else type(value).__name__
+
+
+def _is_span(span: Any) -> bool:
+    return isinstance(span, list | tuple) and len(span) == 3
+
+
+def _json_object(value: Any) -> dict[str, Any]:
+    parsed = _literal(value) if isinstance(value, str) else None
+    return parsed if isinstance(parsed, dict) else {}
+
+
+def _document_signals(record: dict[str, Any]) -> list[str]:
+    return [
+        name
+        for name, spans in record.items()
+        if isinstance(spans, list) and len(spans) == 1 and _is_span(spans[0]) and not name.startswith(_LINE_SIGNAL)
+    ]

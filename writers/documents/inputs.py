@@ -1,0 +1,101 @@
+"""What is read and how: the settings of a document, and one input file as tasks on other machines get it.
+
+Both are plain values: they can be pickled, and `dataclasses.asdict` of them is JSON.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal
+
+from crisp_stream.errors import InputError
+from crisp_stream.writers.documents.filters import Filter, parse_filters
+
+Kind = Literal["lines", "text", "parquet", "arrow", "redpajama-v2", "hub"]
+Layout = Literal["files", "redpajama-v2"]
+LAYOUTS: tuple[Layout, ...] = ("files", "redpajama-v2")
+
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+LINE_SUFFIXES = (".jsonl", ".ndjson", ".json")
+SUFFIXES_TEXT = ".jsonl, .ndjson, .json (one object per line), .txt (each also .gz or .zst), .parquet, .arrow"
+HUB_SCHEME = "hf://"
+
+_KINDS: dict[str, Kind] = {
+    **dict.fromkeys(LINE_SUFFIXES, "lines"),
+    ".txt": "text",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+_DEFAULT_TEXT_FIELD = "text"
+_REDPAJAMA_TEXT_FIELD = "raw_content"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentSettings:
+    """How a document is taken out of a record."""
+
+    text_field: str = _DEFAULT_TEXT_FIELD
+    """Dotted path of the text; a key that itself contains dots wins. Not used for .txt."""
+    id_field: str | None = None
+    """Dotted path of the document's own name, a text or a whole number; None: documents have none (but in the layout of
+    RedPajama-v2, where the id of the quality signals is taken)."""
+    filters: tuple[str, ...] = ()
+    """Documents are kept where all of them hold: `FIELD OPERATOR VALUE`, see filters.py."""
+    layout: Layout = "files"
+    """`redpajama-v2`: documents/ and quality_signals/ beside one another, of which the English head and middle are
+    read."""
+
+    def __post_init__(self) -> None:
+        if not self.text_field or self.id_field == "":
+            raise InputError("the text field and the id field: must be names, got an empty one. Name the field.")
+        if self.layout not in LAYOUTS:
+            raise InputError(f"layout: must be one of {', '.join(LAYOUTS)}, got {self.layout!r}. Choose one of these.")
+        parse_filters(self.filters)
+
+    @property
+    def text_path(self) -> str:
+        """Where the text is: `raw_content` in the layout of RedPajama-v2 unless another field is named."""
+        plain = self.layout == "files" or self.text_field != _DEFAULT_TEXT_FIELD
+        return self.text_field if plain else _REDPAJAMA_TEXT_FIELD
+
+    def parsed_filters(self) -> tuple[Filter, ...]:
+        """The filters, taken apart."""
+        return parse_filters(self.filters)
+
+    def paths(self) -> tuple[str, ...]:
+        """Every field that is needed, each once."""
+        named = (self.text_path, *([self.id_field] if self.id_field else []))
+        return tuple(dict.fromkeys((*named, *(each.field for each in self.parsed_filters()))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputFile:
+    """One file (or one shard of a dataset by name) that can be read on its own."""
+
+    url: str
+    """Where it is. Absolute when local."""
+    name: str
+    """Unique among the inputs and free of the machine's paths: this is what the dataset's provenance holds."""
+    kind: Kind
+    num_bytes: int
+    """As stored, compressed or not; 0 when it is not known (shards of a dataset by name)."""
+    version: str
+    """Differs when the content was replaced."""
+    signals_url: str | None = None
+    """RedPajama-v2: the file of quality signals beside it, when filters need it."""
+    tag: str | None = None
+    """RedPajama-v2: what the ids of its documents begin with, as `2023-06/0000/en_head.json.gz`."""
+    shard: int = 0
+    """Of a dataset by name: which of its shards, counted from 0."""
+    num_shards: int = 1
+
+
+def file_kind(path: str) -> Kind | None:
+    """How a file is read, by its suffix; None for a kind that holds no documents."""
+    name = PurePosixPath(path)
+    suffix = name.suffix.lower()
+    if suffix not in COMPRESSIONS:
+        return _KINDS.get(suffix)
+    kind = _KINDS.get(PurePosixPath(name.stem).suffix.lower())
+    return kind if kind in ("lines", "text") else None

@@ -1,0 +1,235 @@
+"""Records out of one file, streamed: lines of JSON, texts, Parquet, Arrow. No reader holds a whole file.
+
+Bounds: a line is a document and at most MAX_LINE_BYTES long; tables come in batches of about BATCH_BYTES, so that a
+huge row group is never decoded at once; only the columns that are needed are read.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import IO, Any
+
+from crisp_stream.errors import CorruptInputError, CrispError, InputError, StorageError
+from crisp_stream.storage.store import is_remote, open_input
+from crisp_stream.writers.documents.inputs import COMPRESSIONS
+
+Record = tuple[int, dict[str, Any]]
+"""Number of the line or row in its file, from 1; the fields."""
+
+TXT_PIECE_CHARACTERS = 16 << 20
+"""A .txt file is one document; a larger one is cut behind a line end into documents of about this length."""
+TXT_FIELD = "text"
+"""The only field of a .txt file."""
+MAX_LINE_BYTES = 256 << 20
+BATCH_BYTES = 4 << 20
+_MAX_BATCH_ROWS = 1024
+_LOCAL_BUFFER, _REMOTE_BUFFER = 1 << 20, 8 << 20
+_UTF8_BOM = b"\xef\xbb\xbf"
+_ARROW_FILE_MAGIC = b"ARROW1"
+
+
+def read_lines(url: str) -> Iterator[Record]:
+    """The objects of a file with one JSON object per line; blank lines are passed over.
+
+    Raises:
+        CorruptInputError: a line is no JSON, or the file cannot be read to its end. InputError: JSON of another form.
+        StorageError: the storage refused or failed.
+    """
+    with _Damage(url), open_input(url) as raw, _decompressed(url, raw) as stream:
+        number = 0
+        while line := stream.readline(MAX_LINE_BYTES):
+            number += 1
+            content = line.removeprefix(_UTF8_BOM) if number == 1 else line
+            if not content.strip():
+                continue
+            if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
+                raise InputError(
+                    f"{url}:{number}: a line must be shorter than {MAX_LINE_BYTES:,} bytes, got a longer one. "
+                    "Write one document per line."
+                )
+            try:
+                record = json.loads(content)
+            except (ValueError, RecursionError) as error:
+                if number == 1 and content.lstrip().startswith(b"["):
+                    raise InputError(_not_an_object(url, number, "an array over several lines")) from error
+                raise CorruptInputError(
+                    f"{url}:{number}: every line must be a JSON object, got: {error}. Mend or remove the line."
+                ) from error
+            if not isinstance(record, dict):
+                raise InputError(_not_an_object(url, number, type(record).__name__))
+            yield number, record
+
+
+def _not_an_object(url: str, number: int, got: str) -> str:
+    return f"{url}:{number}: every line must be a JSON object, got {got}. Write one object per line."
+
+
+def read_txt(url: str) -> Iterator[Record]:
+    """The text of a file, in pieces of about TXT_PIECE_CHARACTERS.
+
+    Raises:
+        CorruptInputError: not UTF-8, or it cannot be read to its end. StorageError: the storage refused or failed.
+    """
+    with (
+        _Damage(url),
+        open_input(url) as raw,
+        _decompressed(url, raw) as stream,
+        # newline="" keeps the text as it is; utf-8-sig takes a byte order mark away.
+        io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text,
+    ):
+        try:
+            for number, piece in enumerate(_text_pieces(text), start=1):
+                yield number, {TXT_FIELD: piece}
+        except UnicodeDecodeError as error:
+            raise CorruptInputError(
+                f"{url}: text files must be UTF-8, got: {error}. Convert the file to UTF-8."
+            ) from error
+
+
+def _text_pieces(text: io.TextIOWrapper) -> Iterator[str]:
+    piece = text.read(TXT_PIECE_CHARACTERS)
+    while piece:
+        if len(piece) == TXT_PIECE_CHARACTERS:
+            piece += text.readline(TXT_PIECE_CHARACTERS)
+        following = text.read(TXT_PIECE_CHARACTERS)
+        yield piece
+        piece = following
+
+
+def read_parquet(url: str, paths: Sequence[str]) -> Iterator[Record]:
+    """The rows of a Parquet file with the columns at `paths`; with all of them where one of the paths is not there.
+
+    Raises:
+        CorruptInputError: the file is damaged. StorageError: the storage refused or failed.
+    """
+    import pyarrow.parquet as pq
+
+    buffer_bytes = _REMOTE_BUFFER if is_remote(url) else _LOCAL_BUFFER
+    with _Damage(url, "a readable Parquet file"), open_input(url) as raw:
+        parquet = pq.ParquetFile(raw, pre_buffer=False, buffer_size=buffer_bytes, page_checksum_verification=True)
+        columns = _column_paths(parquet.schema_arrow, paths)
+        number = 0
+        for group in range(parquet.num_row_groups):
+            rows = parquet.iter_batches(
+                batch_size=_rows_per_batch(parquet.metadata.row_group(group), columns),
+                row_groups=[group],
+                columns=columns,
+                use_threads=False,
+            )
+            for batch in rows:
+                for record in batch.to_pylist():
+                    number += 1
+                    yield number, record
+
+
+def _rows_per_batch(group: Any, columns: list[str] | None) -> int:
+    """How many rows make about BATCH_BYTES in this row group."""
+    chunks = (group.column(index) for index in range(group.num_columns))
+    num_bytes = sum(chunk.total_uncompressed_size for chunk in chunks if _is_chosen(chunk.path_in_schema, columns))
+    bytes_per_row = num_bytes / max(group.num_rows, 1)
+    return int(min(max(BATCH_BYTES / max(bytes_per_row, 1.0), 1), _MAX_BATCH_ROWS))
+
+
+def _is_chosen(leaf: str, columns: list[str] | None) -> bool:
+    return columns is None or any(leaf == column or leaf.startswith(f"{column}.") for column in columns)
+
+
+def read_arrow(url: str, paths: Sequence[str]) -> Iterator[Record]:
+    """The rows of an Arrow file, of either IPC form (`datasets` writes streams), with the top columns of `paths`.
+
+    Raises:
+        CorruptInputError: the file is damaged. StorageError: the storage refused or failed.
+    """
+    import pyarrow as pa
+
+    with _Damage(url, "a readable Arrow file"), open_input(url) as raw:
+        as_file = raw.read(len(_ARROW_FILE_MAGIC)) == _ARROW_FILE_MAGIC
+        raw.seek(0)
+        opened = pa.ipc.open_file(raw) if as_file else pa.ipc.open_stream(raw)
+        columns = _column_paths(opened.schema, paths)
+        if columns is not None:
+            chosen = sorted({opened.schema.get_field_index(_top_column(opened.schema, path)) for path in columns})
+            raw.seek(0)
+            options = pa.ipc.IpcReadOptions(included_fields=chosen)
+            opened = pa.ipc.open_file(raw, options=options) if as_file else pa.ipc.open_stream(raw, options=options)
+        batches = (opened.get_batch(index) for index in range(opened.num_record_batches)) if as_file else opened
+        number = 0
+        for batch in batches:
+            rows = int(min(max(BATCH_BYTES * batch.num_rows / max(batch.nbytes, 1), 1), _MAX_BATCH_ROWS))
+            for start in range(0, batch.num_rows, rows):
+                for record in batch.slice(start, rows).to_pylist():
+                    number += 1
+                    yield number, record
+
+
+def _column_paths(schema: Any, paths: Sequence[str]) -> list[str] | None:
+    """What to read for `paths`: each as far as the structs go. None when one of them is not there."""
+    columns: list[str] = []
+    for path in paths:
+        column = _column_path(schema, path)
+        if column is None:
+            return None
+        columns.append(column)
+    return columns
+
+
+def _column_path(fields: Any, path: str) -> str | None:
+    import pyarrow.types as types
+
+    if path in fields.names:
+        return path
+    cut = path.rfind(".")
+    while cut > 0:
+        head, rest = path[:cut], path[cut + 1 :]
+        if head in fields.names:
+            inner = fields.field(head).type
+            if types.is_struct(inner):
+                below = _column_path(inner, rest)
+                return None if below is None else f"{head}.{below}"
+            return head if types.is_string(inner) or types.is_large_string(inner) else None
+        cut = path.rfind(".", 0, cut)
+    return None
+
+
+def _top_column(schema: Any, path: str) -> str:
+    while path not in schema.names:
+        path = path.rpartition(".")[0]
+    return path
+
+
+def _decompressed(url: str, raw: IO[bytes]) -> IO[bytes]:
+    compression = COMPRESSIONS.get(PurePosixPath(url).suffix.lower())
+    if compression is None:
+        return raw
+    import pyarrow as pa
+
+    if not raw.read(1):  # what compresses nothing still writes a header
+        raise EOFError("an empty file")
+    raw.seek(0)
+    return io.BufferedReader(pa.CompressedInputStream(raw, compression), 1 << 20)
+
+
+class _Damage:
+    """Says of an error inside the block that the file is damaged, unless it is the storage that failed."""
+
+    def __init__(self, url: str, must_be: str = "readable to its end") -> None:
+        self._url, self._must_be = url, must_be
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        import pyarrow as pa
+
+        if isinstance(error, OSError) and not isinstance(error, CrispError) and error.errno is not None:
+            raise StorageError(f"{self._url}: {error.strerror}. Check the disk and the permissions.") from error
+        if isinstance(error, CrispError) or not isinstance(
+            error, OSError | EOFError | pa.ArrowException | UnicodeDecodeError
+        ):
+            return
+        raise CorruptInputError(
+            f"{self._url}: must be {self._must_be}, got: {error}. Restore the file, or leave it out."
+        ) from error

@@ -1,0 +1,137 @@
+"""The layout of RedPajama-v2: documents/SNAPSHOT/SHARD/en_head.json.gz and, line by line beside it,
+quality_signals/SNAPSHOT/SHARD/en_head.signals.json.gz.
+
+Read are the English head and middle, the part that has quality signals and that the paper trains on. The minhash/ and
+duplicates/ folders beside them are passed over. The signals are opened only when a filter names a field that documents
+do not have: they are about as large as the documents.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from itertools import zip_longest
+from pathlib import PurePosixPath
+from typing import Any
+
+from crisp_stream.errors import CorruptInputError, InputError
+from crisp_stream.storage.store import ListedFile, describe_inputs
+from crisp_stream.writers.documents.drops import OTHER_BUCKET, DropCounts
+from crisp_stream.writers.documents.inputs import DocumentSettings, InputFile
+from crisp_stream.writers.documents.readers import Record, read_lines
+
+DOCUMENT_FIELDS = frozenset(
+    (
+        *("url", "date_download", "digest", "length", "nlines", "source_domain", "title", "raw_content", "cc_segment"),
+        *("original_nlines", "original_length", "line_ids", "language", "language_score", "perplexity", "bucket"),
+    )
+)
+"""Of a document, as CCNet writes it. Filters on anything else are about the quality signals."""
+_DOCUMENTS, _SIGNALS = "documents", "quality_signals"
+_READ = re.compile(r"en_(head|middle)\.jsonl?(\.gz|\.zst)?")
+
+
+def needs_signals(settings: DocumentSettings) -> bool:
+    """Whether a filter is about a quality signal."""
+    return any(each.field.partition(".")[0] not in DOCUMENT_FIELDS for each in settings.parsed_filters())
+
+
+def list_redpajama_files(
+    source: str, listed: list[ListedFile], settings: DocumentSettings, counts: DropCounts
+) -> list[InputFile]:
+    """The English head and middle among the listed files, each with its file of signals when filters need it.
+
+    Raises:
+        InputError: none of them, or one without its signals.
+    """
+    with_signals = needs_signals(settings)
+    known = {file.url: file for file in listed} if with_signals else {}
+    looked_up: set[str] = set()
+    files: list[InputFile] = []
+    num_others = 0
+    for file in listed:
+        root, tag = _root_and_tag(file.url)
+        if tag is None:
+            continue
+        if not _READ.fullmatch(PurePosixPath(tag).name):
+            num_others += 1
+            continue
+        signals = _signals_of(root, tag, known, looked_up) if with_signals else None
+        files.append(
+            InputFile(
+                url=file.url,
+                name=f"{_DOCUMENTS}/{tag}",
+                kind="redpajama-v2",
+                num_bytes=file.num_bytes,
+                version=f"{file.version}+{signals.version}" if signals else file.version,
+                signals_url=signals.url if signals else None,
+                tag=tag,
+            )
+        )
+    if not files:
+        raise InputError(
+            f"{source}: RedPajama-v2 is read from documents/SNAPSHOT/SHARD/en_head.json.gz and en_middle.json.gz, got "
+            f"{listed[0].path}. Name the folder that holds documents/, or leave the layout out."
+        )
+    counts.add(OTHER_BUCKET, num_others)
+    return files
+
+
+def _root_and_tag(url: str) -> tuple[str, str | None]:
+    """What stands before documents/ and behind it; None behind it when the file is not in there."""
+    root, separator, tag = url.rpartition(f"/{_DOCUMENTS}/")
+    return root, tag if separator else None
+
+
+def _signals_of(root: str, tag: str, known: dict[str, ListedFile], looked_up: set[str]) -> ListedFile:
+    folder, _, name = tag.rpartition("/")
+    stem, dot, suffixes = name.partition(".")
+    url = "/".join(part for part in (root, _SIGNALS, folder, f"{stem}.signals{dot}{suffixes}") if part)
+    snapshot = "/".join((root, _SIGNALS, *folder.split("/")[:1]))
+    if url not in known and snapshot not in looked_up:  # one listing per snapshot
+        looked_up.add(snapshot)
+        with contextlib.suppress(InputError):  # said below, with the name of the file
+            known.update((file.url, file) for file in describe_inputs(snapshot))
+    if url not in known:
+        raise InputError(
+            f"{root}/{_DOCUMENTS}/{tag}: filters need its quality signals in {url}, which does not exist. "
+            "Copy quality_signals/ beside documents/, or leave out the filters on signals."
+        )
+    return known[url]
+
+
+def read_redpajama(file: InputFile) -> Iterator[Record]:
+    """The documents of one file; with a file of signals, each joined with its own.
+
+    A joined record has the document's fields, the signals by their names, and the whole `quality_signals` and
+    `metadata`.
+
+    Raises:
+        CorruptInputError: the two files differ in length, or a line of signals belongs to another document.
+    """
+    if file.signals_url is None:
+        yield from read_lines(file.url)
+        return
+    pairs = zip_longest(read_lines(file.url), read_lines(file.signals_url))
+    for row, (document, signals) in enumerate(pairs):
+        if document is None or signals is None:
+            number = (document or signals or (0,))[0]
+            longer, shorter = (file.url, file.signals_url) if signals is None else (file.signals_url, file.url)
+            raise CorruptInputError(
+                f"{longer}:{number}: every document must have its line of signals, {shorter} ended before. "
+                "Fetch both files again."
+            )
+        expected, got = f"{file.tag}/{row}", signals[1].get("id")
+        if got != expected:
+            raise CorruptInputError(
+                f"{file.signals_url}:{signals[0]}: the signals must be those of {file.url}:{document[0]}, {expected}, "
+                f"got the id {got!r}. Fetch both files again."
+            )
+        yield document[0], _joined(document[1], signals[1])
+
+
+def _joined(document: dict[str, Any], signals: dict[str, Any]) -> dict[str, Any]:
+    quality = signals.get(_SIGNALS)
+    named = quality if isinstance(quality, dict) else {}
+    return {**named, **{key: signals[key] for key in (_SIGNALS, "metadata") if key in signals}, **document}

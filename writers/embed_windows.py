@@ -1,0 +1,142 @@
+"""The embeddings of all windows of a dataset, in one .npy file that is read as it lies on disk.
+
+A write has embeddings by part in its work folder and deletes that in the end: a dataset needs none. Methods that score
+single windows do. `write --embeddings` keeps them (kept_embeddings.py); of a dataset that was written without, this
+makes them again, by the dataset's encoder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from crisp_stream.format.dataset import Dataset, open_dataset
+from crisp_stream.format.embeddings import WindowEmbeddings
+from crisp_stream.processes import Log
+from crisp_stream.writers.embedding.embed import EncoderChoice, matching_encoder
+from crisp_stream.writers.embedding.embeddings_folder import (
+    complete,
+    embeddings_folder,
+    is_complete,
+    records_of,
+    rows_file,
+)
+from crisp_stream.writers.engine.engine import open_engine
+from crisp_stream.writers.engine.tasks import Kind, Record, Runner, Task
+from crisp_stream.writers.engine.workspace import remote_or_absolute
+from crisp_stream.writers.stages import windows as parts
+from crisp_stream.writers.windows import window_texts
+
+TASK_WINDOWS = 1024
+"""A minute of one core with the default encoder: what is lost when a run is stopped."""
+_ROWS_AT_ONCE = 128
+
+
+@lru_cache(maxsize=2)
+def _opened(root: str, generation: int) -> Dataset:
+    return open_dataset(root, generation=generation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowEmbeddingsTask(Task):
+    """Embed consecutive windows of a dataset, the `number`-th such many."""
+
+    stage: ClassVar[str] = "window-embeddings"
+
+    root: str
+    generation: int
+    dim: int
+    num_windows: int
+    """Of the dataset."""
+    target: Path
+    """The file of all embeddings, made before."""
+    choice: EncoderChoice
+
+    @property
+    def kind(self) -> Kind:
+        """An LSI is light."""
+        return "light" if self.choice.lsi else "encoder"
+
+    def settings(self) -> Any:
+        """The dataset's fingerprint, which covers its windows and its encoder, is the task's input."""
+        return [TASK_WINDOWS]
+
+    def make(self) -> Record:
+        """Read, decode, embed; put the rows in their place."""
+        dataset = _opened(self.root, self.generation)
+        first = self.number * TASK_WINDOWS
+        stop = min(first + TASK_WINDOWS, self.num_windows)
+        tokens = dataset.read_windows(np.arange(first, stop))["tokens"]
+        tokenizer = parts.load_tokenizer(dataset.tokenizer_path(), False)
+        encoder = parts.load_encoder(self.choice, None if self.choice.lsi else parts.worker_device())
+        at_once = _ROWS_AT_ONCE if self.choice.lsi else TASK_WINDOWS
+        rows = [
+            encoder.embed(window_texts(tokens[start : start + at_once], tokenizer, dataset.manifest.tokenizer.eot_id))
+            for start in range(0, len(tokens), at_once)
+        ]
+        target = np.load(self.target, mmap_mode="r+")
+        target[first:stop] = np.concatenate(rows)
+        target.flush()
+        return {"num_units": stop - first}
+
+
+def embed_windows(
+    root: str,
+    out: str,
+    *,
+    generation: int | None = None,
+    encoder: str | None = None,
+    engine: str = "local",
+    address: str | None = None,
+    processes: int | None = None,
+    log: Log = print,
+) -> WindowEmbeddings:
+    """Embed every window of a dataset; what an earlier run of the same did is kept.
+
+    Args:
+        root: of the dataset, local or in object storage.
+        out: folder to write; with Ray, one that all machines see.
+        generation: of a dataset that has grown; the newest when None.
+        encoder: folder or hub name of the dataset's encoder, where it cannot be found by its recorded name.
+        engine: local processes, or ray.
+        address: of a Ray cluster.
+        processes: worker processes; one per core when None.
+        log: receives progress.
+
+    Raises:
+        InputError: an encoder with other weights, a folder that holds embeddings of another dataset.
+        FormatError, CorruptDataError: the dataset is damaged. StorageError: the storage refused or failed.
+    """
+    folder, dataset = embeddings_folder(out, option="out"), open_dataset(root, generation=generation)
+    manifest = dataset.manifest
+    if is_complete(folder):
+        found = WindowEmbeddings.load(folder, dataset)
+        log(f"{out} holds the embeddings of {manifest.num_windows:,} windows already")
+        return found
+    choice = matching_encoder(manifest.encoder, encoder, root)
+    target = rows_file(folder, manifest.num_windows, manifest.encoder.dim)
+    tasks = [
+        WindowEmbeddingsTask(
+            workspace=records_of(folder),
+            number=number,
+            inputs=(manifest.fingerprint,),
+            root=remote_or_absolute(root),
+            generation=manifest.generation,
+            dim=manifest.encoder.dim,
+            num_windows=manifest.num_windows,
+            target=target,
+            choice=choice,
+        )
+        for number in range(-(-manifest.num_windows // TASK_WINDOWS))
+    ]
+    running = open_engine(engine, processes=processes, memory_bytes=None, address=address)
+    try:
+        Runner(running, tasks[0].workspace, log=log).run(tasks, unit="windows")
+    finally:
+        running.close()
+    complete(folder, manifest)
+    return WindowEmbeddings.load(folder, dataset)

@@ -1,0 +1,373 @@
+"""Text to unit vectors with a sentence encoder (the paper's SBERT MiniLM, Appendix A Table 6).
+
+all-MiniLM-L6-v2 reads only the first 256 word pieces of a text; a window of 1,024 tokens is therefore placed in the
+tree by its beginning. That is the paper's setting and the default; `reads="all"` takes the mean over the whole window
+instead, at about four times the cost (docs/embedding.md compares them). Both are recorded in the manifest, because
+specialist examples must be embedded the same way.
+
+The forward pass calls the model's modules on ids that are tokenised already (`pieces.py`). Batches hold sequences of
+similar length and depend only on the pieces given, and torch runs on one thread per process, so the vectors of a part
+do not depend on how many processes share the work. Small batches suit a CPU: 14.3 windows/s per core at 8 x 256 word
+pieces against 12.5 at 32 x 256, because activations stay in its cache; a GPU needs large ones. Arithmetic is float32
+everywhere: a part may be embedded on either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crisp_stream.errors import InputError, import_extra
+from crisp_stream.format.dataset import EncoderRecord, Reads
+from crisp_stream.writers.embedding.encoder_files import (
+    DEFAULT_ENCODER,
+    DEFAULT_WEIGHTS_SHA256,
+    file_sha256,
+    read_settings,
+    resolve_encoder,
+    weights_file,
+)
+from crisp_stream.writers.embedding.lsi import LSI_FOLDER, LSI_NAME, LSI_POOLING, LsiEncoder, lsi_folder
+from crisp_stream.writers.embedding.pieces import (
+    Batch,
+    FastSplitter,
+    Pieces,
+    SlowSplitter,
+    TextSplitter,
+    pad_batches,
+    says_everything,
+    unit_vectors,
+)
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+CPU_BATCH_PIECES = 2048
+CUDA_BATCH_PIECES = 1 << 16
+_LONGEST = 1 << 20
+_PROBES = ["Probe: A Naïve CAFÉ, isn't it? 中文 <s> [SEP] 🙂", "  lower UPPER\tİstanbul ﬁ Ǆ 1,234.5 e\u0301 \n\n", ""]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Pieces cut in batches: all that can be done before the device is free."""
+
+    batches: list[Batch]
+    lengths: NDArray[np.int32]
+    sequences_per_text: NDArray[np.int32]
+
+
+class TextEncoder(Protocol):
+    """Texts to unit vectors in two steps, that the second may run elsewhere: `Encoder`, or LSI."""
+
+    @property
+    def weights_sha256(self) -> str:
+        """Hex digest of what determines the vectors. Raises InputError."""
+        ...
+
+    def record(self) -> EncoderRecord:
+        """What the manifest keeps of the encoder."""
+        ...
+
+    def pieces(self, texts: Sequence[str]) -> Pieces:
+        """Tokenise on one core."""
+        ...
+
+    def prepare(self, pieces: Pieces) -> Any:
+        """All that can be done before the device is free."""
+        ...
+
+    def embed_prepared(self, prepared: Any) -> NDArray[np.float16]:
+        """[num_texts, dim], L2 norm 1 up to float16 rounding."""
+        ...
+
+    def embed_pieces(self, pieces: Pieces) -> NDArray[np.float16]:
+        """`prepare` and `embed_prepared`."""
+        ...
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float16]:
+        """`pieces` and `embed_pieces`."""
+        ...
+
+
+class Encoder:
+    """A sentence encoder with known weights."""
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        max_length: int | None = None,
+        reads: Reads = "first",
+        device: str | None = None,
+    ) -> None:
+        """Args:
+            name: folder or hub name; None is all-MiniLM-L6-v2, from its offline package when that is installed.
+            max_length: word pieces read at once, special tokens included; None is what the encoder ships with.
+            reads: first, or all for the mean over the whole text, read in stretches of max_length.
+            device: such as "cpu" or "cuda:1"; None takes CUDA when there is one.
+
+        Raises:
+            InputError: no such encoder, no weights file in it, or weights that are not the published ones of the
+            default. MissingExtraError: sentence-transformers is not installed.
+        """
+        if max_length is not None and max_length < 1:
+            raise InputError(f"encoder max_length: must be at least 1 word piece, got {max_length}.")
+        if reads not in get_args(Reads):
+            raise InputError(f"encoder reads: must be first or all, got {reads!r}.")
+        self._source, self.name = resolve_encoder(name)
+        self._max_length = max_length
+        self.reads: Reads = reads
+        self._device = device
+
+    @property
+    def weights_sha256(self) -> str:
+        """Hex digest of the weights file. Raises InputError."""
+        return self._weights_sha256
+
+    @cached_property
+    def _weights_sha256(self) -> str:
+        digest = file_sha256(weights_file(self._source))
+        if self.name == DEFAULT_ENCODER and digest != DEFAULT_WEIGHTS_SHA256:
+            raise InputError(
+                f"{self.name}: the weights must have sha256 {DEFAULT_WEIGHTS_SHA256[:12]}…, got {digest[:12]}…. "
+                f"Remove the damaged copy at {self._source} and load it again; for other weights pass their folder."
+            )
+        return digest
+
+    @cached_property
+    def max_length(self) -> int:
+        """Word pieces read at once, special tokens included; read without loading the model where its files say it."""
+        shipped = self._max_length or read_settings(self._source, "sentence_bert_config.json").get("max_seq_length")
+        length = int(shipped or self._loaded.max_seq_length or _LONGEST + 1)
+        if length > _LONGEST:
+            raise InputError(f"encoder {self.name}: states no greatest length. Pass max_length, such as 512.")
+        return length
+
+    @cached_property
+    def _prompt(self) -> str:
+        """What the model's authors want before every text; empty for nearly all."""
+        settings = read_settings(self._source, "config_sentence_transformers.json")
+        return (settings.get("prompts") or {}).get(settings.get("default_prompt_name")) or ""
+
+    @cached_property
+    def _loaded(self) -> SentenceTransformer:
+        """The model as it ships."""
+        library = import_extra("sentence_transformers", extra="write", purpose="embedding text")
+        _ = self.weights_sha256
+        local = Path(self._source).is_dir()
+        try:
+            model = library.SentenceTransformer(self._source, device=self._device, local_files_only=local)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{self.name}: must be a folder or hub name of a sentence-transformers model, got: {error}. "
+                "Check the name."
+            ) from error
+        return model.eval()
+
+    @cached_property
+    def model(self) -> SentenceTransformer:
+        """The model, checked: it reads exactly what `pieces` makes. Raises InputError."""
+        model: Any = self._loaded
+        positions = getattr(model[0].auto_model.config, "max_position_embeddings", None) or -1
+        if 0 < positions < self.max_length:
+            raise InputError(
+                f"encoder max_length: {self.name} has {positions} positions, got {self.max_length}. "
+                "Choose fewer word pieces, or read all of a window in stretches."
+            )
+        if self._prompt and not all(getattr(module, "include_prompt", True) for module in model):
+            raise InputError(f"encoder {self.name}: its pooling leaves out its prompt, which is not supported.")
+        model.max_seq_length = self.max_length
+        expected = model.tokenizer([self._prompt + probe for probe in _PROBES], truncation=True)["input_ids"]
+        found = [next(iter(sequences)) for sequences in self._splitter.sequences(_PROBES)]
+        if expected != found:
+            raise InputError(
+                f"encoder {self.name}: tokenizer.json must give the ids of its AutoTokenizer, got others. "
+                "Load it with transformers.AutoTokenizer and save_pretrained it to the encoder's folder."
+            )
+        return model
+
+    @cached_property
+    def _splitter(self) -> TextSplitter:
+        """tokenizer.json alone where it says everything, else the tokenizer as the model loads it."""
+        content = read_settings(self._source, "tokenizer.json")
+        lowers = read_settings(self._source, "sentence_bert_config.json").get("do_lower_case")
+        if content and not lowers and says_everything(content, read_settings(self._source, "tokenizer_config.json")):
+            library: Any = import_extra("tokenizers", extra="write", purpose="embedding text")
+            tokenizer = library.Tokenizer.from_str(json.dumps(content))
+        else:
+            loaded: Any = self._loaded.tokenizer
+            if not loaded.is_fast:
+                return SlowSplitter(loaded, max_length=self.max_length, reads=self.reads, prompt=self._prompt)
+            tokenizer = type(loaded.backend_tokenizer).from_str(loaded.backend_tokenizer.to_str())
+        return FastSplitter(tokenizer, max_length=self.max_length, reads=self.reads, prompt=self._prompt)
+
+    def record(self) -> EncoderRecord:
+        """What the manifest keeps of the encoder."""
+        return self._record
+
+    @cached_property
+    def _record(self) -> EncoderRecord:
+        model: Any = self.model
+        return EncoderRecord(
+            name=self.name,
+            weights_sha256=self.weights_sha256,
+            max_length=self.max_length,
+            pooling=next(filter(None, map(_pooling_mode, model)), "none"),
+            dim=self.embed(["width"]).shape[1],
+            reads=self.reads,
+        )
+
+    def pieces(self, texts: Sequence[str]) -> Pieces:
+        """Tokenise on one core; loads neither torch nor the weights.
+
+        Args:
+            texts: [num_texts].
+
+        Raises:
+            InputError: max_length leaves no place beside the special tokens.
+        """
+        return Pieces.from_sequences(self._splitter.sequences(texts), self._splitter.vocab_size)
+
+    def prepare(self, pieces: Pieces) -> Prepared:
+        """Sort sequences by length and pad them in batches; a function of the pieces and the kind of device alone."""
+        model: Any = self.model
+        budget = CPU_BATCH_PIECES if model.device.type == "cpu" else CUDA_BATCH_PIECES
+        tokenizer = model.tokenizer
+        batches = pad_batches(pieces, budget, pad_id=tokenizer.pad_token_id or 0, left=tokenizer.padding_side == "left")
+        return Prepared(list(batches), pieces.lengths, pieces.sequences_per_text)
+
+    def embed_prepared(self, prepared: Prepared) -> NDArray[np.float16]:
+        """`embed_pieces` for pieces that are prepared already."""
+        if not prepared.batches:
+            return np.zeros((0, self.record().dim), np.float16)
+        return unit_vectors(self.sequence_vectors(prepared), prepared.lengths, prepared.sequences_per_text)
+
+    def sequence_vectors(self, prepared: Prepared) -> NDArray[np.float32]:
+        """The model's vector of each sequence, not normalised: [num_sequences, dim]."""
+        import torch
+
+        model: Any = self.model
+        device = model.device
+        modules = list(model)
+        while type(modules[-1]).__name__ == "Normalize":  # stretches are averaged before they are normalised
+            modules.pop()
+        names = model.tokenizer.model_input_names
+        outputs: list[torch.Tensor] = []
+        with torch.inference_mode(), _one_torch_thread() if device.type == "cpu" else contextlib.nullcontext():
+            for batch in prepared.batches:
+                ids = _to_device(batch.ids, device).long()
+                from_start = torch.arange(ids.shape[1], device=device)
+                if model.tokenizer.padding_side == "left":
+                    from_start = from_start.flip(0)
+                mask = (from_start < _to_device(batch.lengths, device)[:, None]).long()
+                features: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+                if "token_type_ids" in names:
+                    features["token_type_ids"] = torch.zeros_like(ids)
+                for module in modules:
+                    features = module(features)
+                outputs.append(features["sentence_embedding"].float())
+            by_batch = torch.cat(outputs).cpu().numpy()
+        vectors = np.empty_like(by_batch)
+        vectors[np.concatenate([batch.rows for batch in prepared.batches])] = by_batch
+        return vectors
+
+    def embed_pieces(self, pieces: Pieces) -> NDArray[np.float16]:
+        """Embed what `pieces` of an equal encoder made.
+
+        Returns:
+            [num_texts, dim], L2 norm 1 up to float16 rounding.
+        """
+        return self.embed_prepared(self.prepare(pieces))
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float16]:
+        """Embed texts.
+
+        Args:
+            texts: [num_texts]; with reads="first", what lies beyond max_length word pieces is not read.
+
+        Returns:
+            [num_texts, dim], L2 norm 1 up to float16 rounding.
+        """
+        return self.embed_pieces(self.pieces(texts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderChoice:
+    """Which encoder a worker process opens; hashable and small, so tasks can carry it."""
+
+    name: str | None = None
+    """Folder or hub name, None for all-MiniLM-L6-v2; the folder of its files for LSI."""
+    max_length: int | None = None
+    """Word pieces read at once; None is what the encoder ships with."""
+    reads: Reads = "first"
+    lsi: bool = False
+
+    def open(self, *, device: str | None = None) -> TextEncoder:
+        """The encoder; a neural one is loaded when it is used. Raises InputError, FormatError, MissingExtraError."""
+        if self.lsi:
+            return LsiEncoder.load(Path(self.name or "."))
+        return Encoder(self.name, max_length=self.max_length, reads=self.reads, device=device)
+
+
+def matching_encoder(record: EncoderRecord, name: str | None, root: str) -> EncoderChoice:
+    """The encoder whose vectors agree with those of an existing dataset.
+
+    Args:
+        record: of the dataset's manifest.
+        name: folder or hub name where it is now; None is the recorded name, or the dataset's own files for LSI.
+        root: of the dataset.
+
+    Raises:
+        InputError: its weights are not the recorded ones.
+        FormatError: it is LSI, whose files stand in the dataset, and these are missing or broken.
+        StorageError: the storage refused or failed.
+    """
+    if record.pooling == LSI_POOLING:
+        folder = str(lsi_folder(root, record.weights_sha256)) if name in (None, LSI_NAME) else name
+        choice, remedy = EncoderChoice(name=folder, lsi=True), f"Restore {root}/{LSI_FOLDER}, or pass a copy's folder"
+    else:
+        choice = EncoderChoice(name=name or record.name, max_length=record.max_length or None, reads=record.reads)
+        remedy = f"Pass the folder or hub name of {record.name} as the encoder"
+    digest = choice.open().weights_sha256
+    if digest != record.weights_sha256:
+        raise InputError(
+            f"encoder {choice.name}: must have the weights that embedded {root} "
+            f"(sha256 {record.weights_sha256[:12]}…), got {digest[:12]}…. {remedy}."
+        )
+    return choice
+
+
+def _to_device(array: NDArray[Any], device: Any) -> Any:
+    import torch
+
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def _pooling_mode(module: Any) -> str | None:
+    """The mode of a pooling module, such as mean; its attribute changed its name within version 5 of the library."""
+    mode = getattr(module, "pooling_mode", None)
+    if mode is None and hasattr(module, "get_pooling_mode_str"):
+        mode = module.get_pooling_mode_str()
+    return mode if mode is None or isinstance(mode, str) else "+".join(mode)
+
+
+@contextlib.contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

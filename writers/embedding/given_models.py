@@ -1,0 +1,96 @@
+"""Tokenizer, encoder and tree that exist already: of a dataset (`write --like`), or of a folder of `tree fit`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crisp_stream.errors import FormatError, InputError
+from crisp_stream.format.dataset import Dataset, EncoderRecord
+from crisp_stream.storage.store import open_store
+from crisp_stream.tree.tree import ClusterTree
+from crisp_stream.writers.embedding.lsi import LSI_FILES, LSI_NAME
+
+FITTED = "fitted.json"
+"""In a folder of `tree fit`: what the tree was fitted with."""
+FITTED_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """What new windows are made and placed with."""
+
+    root: str
+    """Where they stand, for messages."""
+    window_tokens: int
+    encoder: EncoderRecord
+    tree: ClusterTree
+    tokenizer: Path
+    """Folder."""
+    origin: dict[str, Any]
+    """What the provenance of a dataset says of them."""
+
+    def lsi_files(self) -> dict[str, bytes]:
+        """The encoder's files, where it is an LSI."""
+        if self.encoder.name != LSI_NAME:
+            return {}
+        store = open_store(self.root)
+        return {name: store.get(f"encoder/{name}") for name in LSI_FILES}
+
+
+def models_of_dataset(dataset: Dataset) -> Models:
+    """Those of a dataset. Raises FormatError, StorageError."""
+    return Models(
+        root=dataset.root,
+        window_tokens=dataset.manifest.window_tokens,
+        encoder=dataset.manifest.encoder,
+        tree=dataset.tree,
+        tokenizer=dataset.tokenizer_path(),
+        origin={"like": dataset.manifest.fingerprint},
+    )
+
+
+def models_of_folder(folder: str) -> Models:
+    """Those of a folder that `tree fit` made.
+
+    Raises:
+        InputError: it is no such folder. FormatError: its files are damaged.
+    """
+    path = Path(folder)
+    if not (path / FITTED).is_file():
+        raise InputError(f"tree {folder}: must be a folder of `crisp-stream tree fit`, got none with {FITTED}.")
+    try:
+        record = json.loads((path / FITTED).read_text())
+        version = record["fitted_version"]
+        if version != FITTED_VERSION:
+            raise FormatError(f"{path / FITTED}: fitted_version must be {FITTED_VERSION}, got {version}. Fit it again.")
+        tree = ClusterTree.load(path / "tree")
+        if tree.fingerprint != record["tree_fingerprint"]:
+            raise FormatError(f"{path}: the tree is not the one of {FITTED}. Fit it again.")
+        return Models(
+            root=folder,
+            window_tokens=int(record["window_tokens"]),
+            encoder=EncoderRecord(**record["encoder"]),
+            tree=tree,
+            tokenizer=path / "tokenizer",
+            origin={"fitted": tree.fingerprint},
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, FormatError):
+            raise
+        raise FormatError(f"{path / FITTED}: not readable ({error}). Fit the tree again.") from error
+
+
+def fitted_json(window_tokens: int, encoder: EncoderRecord, tree: ClusterTree, known: dict[str, Any]) -> bytes:
+    """The content of `fitted.json`; `known` is kept beside."""
+    record = {
+        "fitted_version": FITTED_VERSION,
+        "window_tokens": window_tokens,
+        "encoder": dataclasses.asdict(encoder),
+        "tree_fingerprint": tree.fingerprint,
+        **known,
+    }
+    return (json.dumps(record, indent=2, sort_keys=True) + "\n").encode()

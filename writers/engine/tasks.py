@@ -1,0 +1,248 @@
+"""Tasks: one function from files to files each, done when its record is there.
+
+A task is named by a fingerprint of everything that determines its outcome: its stage's version, its settings, and the
+fingerprints of the tasks whose files it reads. So what is done is seen in one listing; a change of an option or an
+input gives other names to just the tasks that it touches; and whoever runs a task twice writes the same bytes twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import json
+import re
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+from crisp_stream.errors import StorageError
+from crisp_stream.processes import Log, Progress
+from crisp_stream.writers.engine.workspace import Workspace
+
+Record = dict[str, Any]
+Kind = Literal["light", "encoder"]
+"""Which workers run a task: light ones, or those that hold an encoder and a GPU where there are any."""
+_RECORD_THREADS = 64
+
+
+def fingerprint(*parts: Any) -> str:
+    """16 hex digits over anything that JSON can hold, and dataclasses and paths."""
+    content = json.dumps(parts, sort_keys=True, default=_plain)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no fingerprint")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(ABC):
+    """One piece of a stage. `make` writes files below `key` and returns what is to be known of them."""
+
+    stage: ClassVar[str]
+    """Folder of the workspace that its files stand in."""
+    version: ClassVar[int] = 1
+    """Goes up when the same inputs give other files."""
+
+    workspace: Workspace
+    number: int
+    """Within the stage."""
+    inputs: tuple[str, ...]
+    """Fingerprints of the tasks whose files it reads."""
+
+    @abstractmethod
+    def settings(self) -> Any:
+        """Everything else that determines the outcome, as `fingerprint` takes it."""
+
+    @abstractmethod
+    def make(self) -> Record:
+        """Write the files; return a record that JSON can hold. `num_units` in it is what progress counts."""
+
+    @property
+    def kind(self) -> Kind:
+        """Which workers run it; the same for all of a stage."""
+        return "light"
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over everything that determines the outcome."""
+        return fingerprint(self.stage, self.version, self.number, self.inputs, self.settings())
+
+    @property
+    def key(self) -> str:
+        """Name of the task's files, without their kind."""
+        return f"{self.stage}/{self.number:06d}-{self.fingerprint}"
+
+    def file(self, kind: str) -> str:
+        """Name of one of its files, such as tokens.npy."""
+        return f"{self.key}.{kind}"
+
+    @property
+    def record_name(self) -> str:
+        """Name of its record, which is written last."""
+        return self.file("json")
+
+
+def execute(task: Task) -> Record:
+    """Run a task and publish its record. Raises StorageError where the disk is full; other errors as they are."""
+    try:
+        record = task.make()
+        task.workspace.write(task.record_name, json.dumps(record, sort_keys=True).encode())
+    except OSError as error:
+        if not _is_full(error):
+            raise
+        where = task.workspace.url if task.workspace.folder is not None else tempfile.gettempdir()
+        raise StorageError(
+            f"{where}: there is no room left for {task.stage} (disk full). Free some space, or name another --work "
+            "folder (or TMPDIR for a remote one); the same command goes on where it stopped."
+        ) from error
+    return record
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether a disk without room is behind an error; numpy reports short writes without a number."""
+    while error is not None:
+        if isinstance(error, OSError):
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                return True
+            if error.errno is None and re.search(r"\d+ requested and \d+ written", str(error)):
+                return True
+        error = error.__cause__
+    return False
+
+
+class Engine(Protocol):
+    """Where tasks run."""
+
+    def run(self, tasks: Iterable[Task], *, kind: Kind, num_tasks: int | None = None) -> Iterator[tuple[int, Record]]:
+        """(number, record) of every task, as they come; tasks are taken from the iterable as workers keep up."""
+        ...
+
+    def workers(self, kind: Kind) -> int:
+        """How many tasks of a kind run at once."""
+        ...
+
+
+def finished(workspace: Workspace, tasks: Sequence[Task]) -> dict[int, Record]:
+    """Records of the tasks that are done, by number; those whose files are missing or cut short are not done."""
+    if not tasks:
+        return {}
+    sizes = workspace.sizes(tasks[0].stage)
+    candidates = [task for task in tasks if task.record_name in sizes]
+    with ThreadPoolExecutor(_RECORD_THREADS) as threads:
+        records = threads.map(lambda task: json.loads(workspace.read(task.record_name)), candidates)
+        return {
+            task.number: record
+            for task, record in zip(candidates, records, strict=True)
+            if all(sizes.get(name) == size for name, size in record.get("files", {}).items())
+        }
+
+
+class PlanEnds(Exception):  # noqa: N818 (not an error)
+    """A plan has come to tasks that must run before more can be known."""
+
+
+class Runner:
+    """Runs stages: what is not done of each, on an engine; or only says what would run."""
+
+    def __init__(self, engine: Engine | None, workspace: Workspace, *, log: Log) -> None:
+        """Args:
+        engine: where tasks run; None plans: a stage with anything to do ends it.
+        workspace: of the tasks.
+        log: receives progress.
+        """
+        self.engine = engine
+        self.workspace = workspace
+        self.log = log
+        self.plan: list[tuple[str, int, int]] = []
+        """Stage, tasks, tasks that are done."""
+
+    def run(self, tasks: Sequence[Task], *, unit: str) -> list[Record]:
+        """Run what is not done of a stage.
+
+        Args:
+            tasks: all of the stage, numbered in any way.
+            unit: what records count as `num_units`, in the plural.
+
+        Returns:
+            The records of all tasks, in their order.
+
+        Raises:
+            PlanEnds: without an engine, when a task is not done.
+        """
+        if not tasks:
+            return []
+        records = self._finished(tasks)
+        missing = [task for task in tasks if task.number not in records]
+        if missing:
+            self._collect(records, self._engine().run(missing, kind=tasks[0].kind, num_tasks=len(missing)), tasks, unit)
+        return [records[task.number] for task in tasks]
+
+    def run_both(
+        self, first: Sequence[Task], second: Sequence[Task], *, unit: str
+    ) -> tuple[list[Record], list[Record]]:
+        """Run two stages of which task i of the second needs task i of the first, both at once.
+
+        A task of the second stage starts as soon as its first is done: GPUs do not wait for the last CPU task.
+        """
+        records = self._finished(first)
+        missing = [task for task in first if task.number not in records]
+        of_second = self._finished(second)
+        if missing or len(of_second) < len(second):
+            engine = self._engine()
+            wanted = {one.number: other for one, other in zip(first, second, strict=True)}
+
+            def feed() -> Iterator[Task]:
+                for number, task in wanted.items():
+                    if number in records and task.number not in of_second:
+                        yield task
+                for number, record in engine.run(missing, kind="light", num_tasks=len(missing)):
+                    records[number] = record
+                    if wanted[number].number not in of_second:
+                        yield wanted[number]
+
+            self._collect(of_second, engine.run(feed(), kind="encoder"), second, unit)
+        return [records[task.number] for task in first], [of_second[task.number] for task in second]
+
+    def _engine(self) -> Engine:
+        if self.engine is None:
+            raise PlanEnds
+        return self.engine
+
+    def _finished(self, tasks: Sequence[Task]) -> dict[int, Record]:
+        records = finished(self.workspace, tasks)
+        self.plan.append((tasks[0].stage, len(tasks), len(records)))
+        if records and self.engine is not None:
+            self.log(f"{tasks[0].stage}: {len(records):,} of {len(tasks):,} tasks were done by an earlier run")
+        return records
+
+    def _collect(
+        self, records: dict[int, Record], done: Iterator[tuple[int, Record]], tasks: Sequence[Task], unit: str
+    ) -> None:
+        progress = Progress(tasks[0].stage, unit, log=self.log)
+        for number, record in done:
+            records[number] = record
+            progress.add(int(record.get("num_units", 1)))
+        progress.finish()
+
+
+def file_sizes(task: Task, *names: str) -> dict[str, int]:
+    """Name to bytes of files that a task has just written; becomes `files` of its record."""
+    return {name: task.workspace.store.object_bytes(name) for name in names}
+
+
+def write_files(task: Task, files: dict[str, bytes], **known: Any) -> Record:
+    """Write small files below a task's key; its record, with what else is known."""
+    names = [f"{task.key}/{name}" for name in files]
+    for name, content in zip(names, files.values(), strict=True):
+        task.workspace.write(name, content)
+    return {**known, "files": file_sizes(task, *names)}

@@ -1,0 +1,227 @@
+"""Where tasks leave their outcomes: a folder, or a prefix of an object store that all machines reach.
+
+Files are immutable and appear whole: written under a temporary name and renamed, or put as one object. Their names
+hold a fingerprint of everything that determined them, so two processes that make the same file make the same bytes,
+and nothing needs a lock.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import fcntl
+import hashlib
+import io
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crisp_stream.storage.store import MissingObjectError, Store, is_remote, local_path, open_store
+
+
+def remote_or_absolute(url: str) -> str:
+    """A url that means the same in every process."""
+    return url.rstrip("/") if is_remote(url) else str(local_path(url).resolve())
+
+
+class Workspace:
+    """Named files below one url. Can be pickled, and then works in any process that reaches the url."""
+
+    def __init__(self, url: str | Path) -> None:
+        self.url = str(url)
+        self._store: Store | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Workspace, (self.url,))
+
+    @property
+    def store(self) -> Store:
+        """The files as a Store."""
+        if self._store is None:
+            self._store = open_store(self.url)
+        return self._store
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder, where it is one of this machine (or of a file system that machines share)."""
+        return None if is_remote(self.url) else local_path(self.url)
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Name to bytes of every finished file below a folder of the workspace, in one listing."""
+        return {name: num_bytes for name, num_bytes in self.store.list(prefix) if not name.endswith(".tmp")}
+
+    def read(self, name: str) -> bytes:
+        """A whole small file. Raises MissingObjectError, StorageError."""
+        return self.store.get(name)
+
+    def read_if_there(self, name: str) -> bytes | None:
+        """A whole small file, or None."""
+        with contextlib.suppress(MissingObjectError):
+            return self.store.get(name)
+        return None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a small file, whole or not at all."""
+        self.store.put(name, content)
+
+    @contextlib.contextmanager
+    def opened(self, name: str) -> Iterator[Path]:
+        """A readable local file with the content of `name`; where that is remote, a copy that lives as long."""
+        folder = self.folder
+        if folder is not None:
+            yield folder / name
+            return
+        with scratch_folder() as scratch:
+            copy = scratch / Path(name).name
+            copy.write_bytes(self.store.get(name))
+            yield copy
+
+    @contextlib.contextmanager
+    def created(self, name: str) -> Iterator[Path]:
+        """A path to write to; what stands there at the end of the block becomes `name`, whole or not at all."""
+        folder = self.folder
+        if folder is not None:
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex[:12]}.tmp")
+            try:
+                yield temporary
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+                temporary.replace(target)
+            finally:
+                temporary.unlink(missing_ok=True)
+            return
+        with scratch_folder() as scratch:
+            temporary = scratch / Path(name).name
+            yield temporary
+            self.store.put_file(name, temporary)
+
+    def kept(self, *names: str) -> list[Path]:
+        """Local files with the content of `names`, for as long as this process lives; remote ones are copied once."""
+        folder = self.folder
+        if folder is not None:
+            return [folder / name for name in names]
+        return [_kept_copy(self.url, name) for name in names]
+
+    def save_array(self, name: str, array: NDArray[Any]) -> None:
+        """Write a .npy file."""
+        with self.created(name) as path, path.open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+
+    def load_array(self, name: str) -> NDArray[Any]:
+        """Read a .npy file into memory."""
+        with self.opened(name) as path:
+            return np.load(path, allow_pickle=False)
+
+    def array(self, name: str) -> StoredArray:
+        """A .npy file of which rows are read by range."""
+        return StoredArray(self.store, name)
+
+
+_copies: dict[tuple[str, str], Path] = {}
+
+
+def _kept_copy(url: str, name: str) -> Path:
+    found = _copies.get((url, name))
+    if found is None:
+        folder = _process_scratch() / hashlib.sha256(f"{url}/{PurePosixPath(name).parent}".encode()).hexdigest()[:16]
+        folder.mkdir(exist_ok=True)
+        found = folder / PurePosixPath(name).name
+        found.write_bytes(open_store(url).get(name))
+        _copies[url, name] = found
+    return found
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder on local disk for as long as the block; where the process is killed, another deletes it."""
+    with tempfile.TemporaryDirectory(dir=_process_scratch()) as folder:
+        yield Path(folder)
+
+
+_SCRATCH = "crisp-stream-"
+
+
+@lru_cache(maxsize=1)
+def _process_scratch() -> Path:
+    """Locked while its process lives, so that it can be seen to be abandoned."""
+    delete_abandoned_scratch()
+    folder = Path(tempfile.mkdtemp(prefix=_SCRATCH))
+    lock = os.open(folder / "locking", os.O_CREAT | os.O_WRONLY)  # held to the end of the process
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    (folder / "locking").rename(folder / "lock")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def delete_abandoned_scratch() -> None:
+    """Delete the scratch folders of processes that were killed."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*/lock"):
+        with contextlib.suppress(OSError), path.open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path.parent, ignore_errors=True)
+
+
+class StoredArray:
+    """A .npy file in C order whose rows are read as they are asked for: a map of a local file, ranges of an object."""
+
+    _HEADER_BYTES = 256
+
+    def __init__(self, store: Store, name: str) -> None:
+        self._store, self._name = store, name
+        self._mapped: NDArray[Any] | None = None
+        self.shape: tuple[int, ...]
+        self.dtype: np.dtype[Any]
+        if store.is_local:
+            mapped: NDArray[Any] = np.load(Path(store.url) / name, mmap_mode="r", allow_pickle=False)
+            self._mapped, self.shape, self.dtype = mapped, mapped.shape, mapped.dtype
+            return
+        header = io.BytesIO(store.get_range(name, 0, self._HEADER_BYTES))
+        version = np.lib.format.read_magic(header)
+        reader = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
+        self.shape, _, self.dtype = reader(header)
+        self._first_byte = header.tell()
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def rows(self, start: int, stop: int) -> NDArray[Any]:
+        """Rows start … stop - 1, in memory of their own where the file is remote."""
+        if self._mapped is not None:
+            return self._mapped[start:stop]
+        row_shape = self.shape[1:]
+        row_bytes = int(np.prod(row_shape, dtype=np.int64)) * self.dtype.itemsize
+        content = self._store.get_range(self._name, self._first_byte + start * row_bytes, (stop - start) * row_bytes)
+        return np.frombuffer(content, self.dtype).reshape(stop - start, *row_shape)
+
+    def on_disk(self, start: int, stop: int) -> RowsOnDisk:
+        """Rows start … stop - 1 of a local file, read when they are sliced."""
+        mapped = self._mapped
+        assert isinstance(mapped, np.memmap)
+        row_bytes = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+        first_byte = int(mapped.offset) + start * row_bytes
+        return RowsOnDisk(Path(self._store.url) / self._name, self.dtype, self.shape[1:], first_byte, row_bytes)
+
+
+class RowsOnDisk:
+    """Consecutive rows in a local file. Slices are read, not mapped: mapped pages would count as the process's."""
+
+    def __init__(
+        self, path: Path, dtype: np.dtype[Any], row_shape: tuple[int, ...], first_byte: int, row_bytes: int
+    ) -> None:
+        self._path, self._dtype, self._row_shape = path, dtype, row_shape
+        self._first_byte, self._row_bytes = first_byte, row_bytes
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        count = (rows.stop - rows.start) * (self._row_bytes // self._dtype.itemsize)
+        offset = self._first_byte + rows.start * self._row_bytes
+        return np.fromfile(self._path, self._dtype, count, offset=offset).reshape(-1, *self._row_shape)

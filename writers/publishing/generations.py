@@ -1,0 +1,185 @@
+"""How a dataset grows where it stands: a new generation is put beside the old one, then the manifest is exchanged.
+
+Files of the old generation are never touched, so jobs that read it go on, and whoever opens the root sees the old
+dataset or the new one, whole. While files are put there `append.json` says whose they are: of two appends the second
+is refused, and one that was interrupted is gone on with by the same command alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from crisp_stream.errors import InputError, StorageError
+from crisp_stream.format.dataset import (
+    DOCUMENTS,
+    DROPPED,
+    MANIFEST,
+    SOURCES,
+    TABLES,
+    Dataset,
+    Manifest,
+    kept_manifest,
+    open_dataset,
+    places_path,
+)
+from crisp_stream.format.mds import index_bytes
+from crisp_stream.format.provenance import documents_tables
+from crisp_stream.format.tables import CLUSTERS, SHARDS
+from crisp_stream.processes import Log
+from crisp_stream.storage.store import MissingObjectError, Store, local_path
+
+APPENDING = "append.json"
+"""Is in a root while an append puts files there."""
+_TABLES = (CLUSTERS, SHARDS, TABLES, SOURCES, DROPPED)
+_OF_A_GENERATION = re.compile(
+    r"manifest\.g\d+\.json"
+    r"|(clusters|shards|provenance/tables|provenance/sources|provenance/dropped)(\.g\d+)?\.parquet"
+    r"|shards/\d\d/shard\.\d+\.mds|provenance/\d\d/shard\.\d+\.npy"
+    rf"|{DOCUMENTS}/\d+\.parquet"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Append:
+    """An append that puts files into a root."""
+
+    generation: int
+    """That it makes."""
+    base: str
+    """Fingerprint of the dataset that grows."""
+    request: str
+    """Of the documents, and of all that determines what becomes of them."""
+
+
+def append_in_progress(store: Store) -> Append | None:
+    """What `append.json` of a root says; None where there is none. Raises InputError where it cannot be read."""
+    try:
+        content = store.get(APPENDING)
+    except MissingObjectError:
+        return None
+    try:
+        return Append(**json.loads(content))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{store.url}/{APPENDING}: must be what an append wrote, got: {error}. Delete it.") from error
+
+
+def check_free(store: Store, own: Append) -> bool:
+    """Whether files of this very append may be in the root already. Raises InputError for those of another."""
+    found = append_in_progress(store)
+    if found is not None and found != own:
+        raise InputError(
+            f"{store.url}: must be grown by one append at a time, but another, with other inputs or options, is "
+            "running or was interrupted. Wait for it, or run its command again to finish it; to give it up, delete "
+            f"{store.url}/{APPENDING} and then run this command again."
+        )
+    return found is not None
+
+
+def begin(store: Store, own: Append) -> bool:
+    """From here on files may be put into the root.
+
+    Returns:
+        Whether an earlier run of this append had begun. Files that it put there are still its own.
+
+    Raises:
+        InputError: another append has begun.
+    """
+    if check_free(store, own):
+        return True
+    try:
+        store.put(APPENDING, json.dumps(asdict(own)).encode(), create=True)
+    except StorageError:
+        if not check_free(store, own):
+            raise
+    return False
+
+
+def end(store: Store, own: Append) -> None:
+    """The append is over; another may begin."""
+    if append_in_progress(store) == own:
+        store.delete(APPENDING)
+
+
+def move_staged_files(staged: Path, root: Path) -> None:
+    """Rename the staged shards, places and tables of documents into a local root; those that an interrupted run moved
+    are there already."""
+    for file in sorted(staged.rglob("*")):
+        if not file.is_file():
+            continue
+        target = root / file.relative_to(staged)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file.rename(target)
+        except OSError:  # another file system
+            incoming = target.with_name(f".incoming-{target.name}")
+            shutil.copyfile(file, incoming)
+            incoming.rename(target)
+            file.unlink()
+
+
+def exchange_manifest(store: Store, old: bytes, manifest: Manifest) -> None:
+    """Keep the old manifest under its generation's name, then put the new one in its place, in one step.
+
+    Raises:
+        InputError: the root's manifest is not the old one any more.
+    """
+    if store.get(MANIFEST) != old:
+        raise InputError(
+            f"{store.url}: the dataset changed meanwhile, so nothing was added to it. Run the command again."
+        )
+    store.put(kept_manifest(manifest.generation - 1), old)
+    store.put(MANIFEST, manifest.to_json())
+
+
+def write_indexes(dataset: Dataset) -> None:
+    """Let plain mosaicml-streaming read this generation: shards/index.json, and that of every folder below."""
+    manifest, rows = dataset.manifest, dataset.shards
+    for below in ["shards", *sorted({row.path.rpartition("/")[0] for row in rows})]:
+        own = [row for row in rows if row.path.startswith(f"{below}/")]
+        index = index_bytes(own, below=below, window_tokens=manifest.window_tokens, token_dtype=manifest.token_dtype)
+        dataset.store.put(f"{below}/index.json", index)
+
+
+def settle(root: str, *, prune: bool, log: Log) -> Dataset:
+    """What is left to do once the new manifest stands. Doing it twice does no harm.
+
+    Args:
+        root: of the dataset.
+        prune: delete the files that the newest generation does not use.
+        log: receives a line.
+
+    Returns:
+        The newest generation.
+    """
+    dataset = open_dataset(root)
+    write_indexes(dataset)
+    if prune:
+        deleted = delete_older(dataset)
+        log(f"pruned: {deleted:,} files of older generations")
+    return dataset
+
+
+def delete_older(dataset: Dataset) -> int:
+    """Delete what only generations older than this one use, and what appends left that were given up.
+
+    Returns:
+        How many files.
+    """
+    used = {dataset.own_path(path) for path in _TABLES}
+    used |= {table.path for table in documents_tables(dataset)}
+    for row in dataset.shards:
+        used |= {row.path, places_path(row.path)}
+    unused = [path for path, _ in dataset.store.list() if _OF_A_GENERATION.fullmatch(path) and path not in used]
+    for path in sorted(unused, key=lambda path: not path.startswith("manifest.")):  # first, what opens them
+        dataset.store.delete(path)
+    if dataset.store.is_local:
+        for folder in local_path(dataset.root).glob("shards/[0-9][0-9]"):
+            with contextlib.suppress(OSError):
+                if {path.name for path in folder.iterdir()} == {"index.json"}:
+                    shutil.rmtree(folder)
+    return len(unused)

@@ -1,0 +1,299 @@
+"""Stage `documents`: input files to batches of documents, the unit of all later work.
+
+A task takes a group of consecutive input files (small ones together, a large one alone), reads them once, drops what
+the filters, the sample and the evaluation sets exclude, and leaves batches of about 2 million characters. What is
+needed to find duplicates among all documents is computed on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from crisp_stream.errors import CorruptInputError
+from crisp_stream.order.draws import splitmix64_finalise
+from crisp_stream.writers.cleaning.decontamination import EvaluationNgrams
+from crisp_stream.writers.cleaning.dropped import Dropped
+from crisp_stream.writers.cleaning.duplicates import text_digests
+from crisp_stream.writers.cleaning.near_duplicates import NearSettings, Sketches, sketch_texts
+from crisp_stream.writers.documents.documents import Document, read_input
+from crisp_stream.writers.documents.drops import NOT_SAMPLED, DropCounts
+from crisp_stream.writers.documents.inputs import DocumentSettings, InputFile
+from crisp_stream.writers.engine.tasks import Record, Task, file_sizes
+from crisp_stream.writers.engine.workspace import Workspace
+
+BATCH_CHARACTERS = 2 << 20
+"""A batch ends with the document that brings it to this many characters."""
+GROUP_BYTES = 16 << 20
+GROUP_FILES = 4096
+CORRUPT_FILE = "file that cannot be read to its end"
+CONTAMINATED = "shares an n-gram with an evaluation set"
+_BATCH = pa.schema([("file", pa.uint32()), ("row", pa.int64()), ("id", pa.string()), ("text", pa.large_string())])
+PLACE = np.dtype([("file", "<u4"), ("row", "<i8")])
+"""Where a document stands: number of its file, and its number there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which documents of a file are taken, beyond the filters of its settings."""
+
+    sample: float | None = None
+    """About this share of the documents, chosen by a hash of their place."""
+    skip_corrupt: bool = False
+    """Leave out files that cannot be read to their end, instead of an error."""
+    evaluation: str | None = None
+    """Task key of the n-grams that no document may share."""
+    exact: bool = False
+    """Leave digests from which equal documents are found."""
+    near: NearSettings | None = None
+    """Leave sketches from which similar documents are found."""
+
+
+def group_files(files: Sequence[InputFile], *, group_bytes: int = GROUP_BYTES) -> list[tuple[int, int]]:
+    """Ranges (start, stop) of consecutive files: small ones together, large ones alone."""
+    groups: list[tuple[int, int]] = []
+    start = held = 0
+    for number, file in enumerate(files):
+        file_bytes = group_bytes if file.kind == "hub" else file.num_bytes  # a shard of unknown size
+        if number > start and (held + file_bytes > group_bytes or number - start == GROUP_FILES):
+            groups.append((start, number))
+            start, held = number, 0
+        held += file_bytes
+    return [*groups, (start, len(files))] if files else []
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentsTask(Task):
+    """Read a group of files into batches."""
+
+    stage: ClassVar[str] = "documents"
+
+    files: tuple[InputFile, ...]
+    first_file: int
+    """Number of the first of them among all."""
+    documents: DocumentSettings
+    selection: Selection
+    batch_characters: int
+    limit: int | None = None
+    """Read at most this many documents, dropped ones included."""
+
+    def settings(self) -> Any:
+        """What determines the batches."""
+        files = [asdict(file) for file in self.files]
+        return [files, self.first_file, self.documents, self.selection, self.batch_characters, self.limit]
+
+    def batch_file(self, batch: int) -> str:
+        """Name of the file of a batch."""
+        return self.file(f"{batch:06d}.arrow")
+
+    def make(self) -> Record:
+        """Read, and begin again without a file that turns out to be corrupt where that was asked for."""
+        corrupt: dict[int, str] = {}
+        while True:
+            try:
+                return self._read(corrupt)
+            except _CorruptFileError as error:
+                if not self.selection.skip_corrupt:
+                    raise error.cause from None
+                corrupt[error.number] = str(error.cause)
+
+    def _read(self, corrupt: dict[int, str]) -> Record:
+        made = _Made(self, counts=DropCounts(), ngrams=self._ngrams())
+        made.counts.add(CORRUPT_FILE, len(corrupt))
+        for number, document in self._documents(corrupt, made):
+            made.add(number, document)
+        return made.finish(corrupt)
+
+    def _ngrams(self) -> EvaluationNgrams | None:
+        if self.selection.evaluation is None:
+            return None
+        return EvaluationNgrams.load(self.workspace.kept(*map(str, EvaluationNgrams.files(self.selection.evaluation))))
+
+    def _documents(self, corrupt: dict[int, str], made: _Made) -> Iterator[tuple[int, Document]]:
+        for number, file in enumerate(self.files):
+            if number in corrupt:
+                continue
+            try:
+                for document in read_input(file, self.documents, made.reading):
+                    if self.limit is not None and made.num_read >= self.limit:
+                        return
+                    made.num_taken += 1
+                    if self._sampled(number, document.row):
+                        yield number, document
+                    else:
+                        made.counts.add(NOT_SAMPLED)
+            except CorruptInputError as error:
+                raise _CorruptFileError(number, error) from error
+
+    def _sampled(self, number: int, row: int) -> bool:
+        if self.selection.sample is None:
+            return True
+        place = np.array([(self.first_file + number) << 40 | row], np.uint64)
+        return float(splitmix64_finalise(place + np.uint64(1))[0]) / 2**64 < self.selection.sample
+
+
+class _CorruptFileError(Exception):
+    def __init__(self, number: int, cause: CorruptInputError) -> None:
+        super().__init__(str(cause))
+        self.number, self.cause = number, cause
+
+
+@dataclass
+class _Made:
+    """What a task has made so far."""
+
+    task: DocumentsTask
+    counts: DropCounts
+    ngrams: EvaluationNgrams | None
+    reading: DropCounts = field(default_factory=DropCounts)
+    """What the reader dropped."""
+    num_taken: int = 0
+    """Documents that the reader gave."""
+    dropped: list[Dropped] = field(default_factory=list)
+    _held: list[tuple[int, Document]] = field(default_factory=list)
+    _held_characters: int = 0
+    _documents_per_batch: list[int] = field(default_factory=list)
+    _characters_per_batch: list[int] = field(default_factory=list)
+    _places: list[NDArray[Any]] = field(default_factory=list)
+    _digests: list[NDArray[Any]] = field(default_factory=list)
+    _sketches: list[Sketches] = field(default_factory=list)
+
+    @property
+    def num_read(self) -> int:
+        """Documents so far, dropped ones included."""
+        return self.num_taken + self.reading.total
+
+    def add(self, number: int, document: Document) -> None:
+        """Take a document; a batch that is full is written."""
+        self._held.append((number, document))
+        self._held_characters += len(document.text)
+        if self._held_characters >= self.task.batch_characters:
+            self._write_batch()
+
+    def _write_batch(self) -> None:
+        if self.ngrams is not None:
+            self._decontaminate(self.ngrams)
+        if not self._held:
+            self._held_characters = 0
+            return
+        files = [self.task.first_file + number for number, _ in self._held]
+        rows = [document.row for _, document in self._held]
+        texts = [document.text for _, document in self._held]
+        table = pa.table([files, rows, [document.id for _, document in self._held], texts], schema=_BATCH)
+        with self.task.workspace.created(self.task.batch_file(len(self._documents_per_batch))) as path:
+            options = pa.ipc.IpcWriteOptions(compression="zstd")
+            with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _BATCH, options=options) as writer:
+                writer.write_table(table)
+        self._documents_per_batch.append(len(texts))
+        self._characters_per_batch.append(sum(map(len, texts)))
+        self._places.append(np.array(list(zip(files, rows, strict=True)), PLACE))
+        if self.task.selection.exact:
+            self._digests.append(text_digests(texts))
+        if self.task.selection.near is not None:
+            self._sketches.append(sketch_texts(texts, self.task.selection.near))
+        self._held, self._held_characters = [], 0
+
+    def _decontaminate(self, ngrams: EvaluationNgrams) -> None:
+        clean: list[tuple[int, Document]] = []
+        matches = ngrams.find_all([document.text for _, document in self._held])
+        for (number, document), match in zip(self._held, matches, strict=True):
+            if match is None:
+                clean.append((number, document))
+                continue
+            self.counts.add(CONTAMINATED)
+            file = self.task.files[number].name
+            self.dropped.append(
+                Dropped(file=file, row=document.row, id=document.id, reason="contaminated", detail=match.describe())
+            )
+        self._held = clean
+
+    def finish(self, corrupt: dict[int, str]) -> Record:
+        """Write what is held and the arrays over all documents; the record of the task."""
+        if self._held:
+            self._write_batch()
+        self.counts.merge(self.reading.as_dict())
+        kinds = [f"{batch:06d}.arrow" for batch in range(len(self._documents_per_batch))]
+        arrays: dict[str, NDArray[Any]] = {}
+        if self._places:
+            arrays["places"] = np.concatenate(self._places)
+        if self._digests:
+            arrays["digests"] = np.concatenate(self._digests)
+        if self._sketches:
+            joined = Sketches.joined(self._sketches)
+            arrays |= {"bands": joined.keys, "minima": joined.minima}
+        for name, array in arrays.items():
+            self.task.workspace.save_array(self.task.file(f"{name}.npy"), array)
+            kinds.append(f"{name}.npy")
+        return {
+            "num_units": sum(self._documents_per_batch),
+            "num_read": self.num_read,
+            "documents_per_batch": self._documents_per_batch,
+            "characters_per_batch": self._characters_per_batch,
+            "dropped": self.counts.as_dict(),
+            "dropped_list": [asdict(row) for row in self.dropped],
+            "corrupt": [[self.task.files[number].name, reason] for number, reason in sorted(corrupt.items())],
+            "files": file_sizes(self.task, *map(self.task.file, kinds)),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Documents of a batch, as arrays of one length."""
+
+    files: NDArray[np.uint32]
+    rows: NDArray[np.int64]
+    ids: list[str | None]
+    texts: list[str]
+
+    def without(self, dropped: NDArray[np.int64]) -> Batch:
+        """The batch without the documents at these positions."""
+        kept = np.setdiff1d(np.arange(len(self.texts)), dropped)
+        return Batch(
+            files=self.files[kept],
+            rows=self.rows[kept],
+            ids=[self.ids[at] for at in kept],
+            texts=[self.texts[at] for at in kept],
+        )
+
+
+def read_batch(workspace: Workspace, name: str) -> Batch:
+    """Read a batch that a `DocumentsTask` wrote."""
+    with workspace.opened(name) as path, pa.OSFile(str(path), "rb") as source:
+        table = pa.ipc.open_file(source).read_all()
+    return Batch(
+        files=table["file"].to_numpy().astype(np.uint32),
+        rows=table["row"].to_numpy().astype(np.int64),
+        ids=table["id"].to_pylist(),
+        texts=table["text"].to_pylist(),
+    )
+
+
+def documents_tasks(
+    workspace: Workspace,
+    files: Sequence[InputFile],
+    documents: DocumentSettings,
+    selection: Selection,
+    *,
+    batch_characters: int,
+    group_bytes: int = GROUP_BYTES,
+    inputs: tuple[str, ...] = (),
+) -> list[DocumentsTask]:
+    """The tasks over all files; their outcome does not depend on how many run at once."""
+    return [
+        DocumentsTask(
+            workspace=workspace,
+            number=number,
+            inputs=inputs,
+            files=tuple(files[start:stop]),
+            first_file=start,
+            documents=documents,
+            selection=selection,
+            batch_characters=batch_characters,
+        )
+        for number, (start, stop) in enumerate(group_files(files, group_bytes=group_bytes))
+    ]

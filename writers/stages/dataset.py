@@ -1,0 +1,349 @@
+"""From embedded parts to a dataset: sorted runs, shards, provenance, and the manifest that makes them one."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from crisp_stream.format.dataset import DOCUMENTS, DROPPED, SOURCES, TABLES, Dataset, Manifest, places_path
+from crisp_stream.format.mds import ShardRow, index_bytes
+from crisp_stream.format.tables import (
+    CLUSTERS,
+    SHARDS,
+    clusters_fingerprint,
+    clusters_parquet,
+    shards_fingerprint,
+    shards_parquet,
+)
+from crisp_stream.storage.store import Store, open_store
+from crisp_stream.tree.tree import ClusterTree
+from crisp_stream.writers.cleaning.dropped import Dropped, dropped_parquet
+from crisp_stream.writers.embedding.lsi import LSI_FILES
+from crisp_stream.writers.engine.tasks import Record, Runner, Task, finished
+from crisp_stream.writers.stages.models import EmbeddedParts
+from crisp_stream.writers.stages.runs import RUN_BYTES, Run, RunTask, group_parts
+from crisp_stream.writers.stages.shards import ShardSettings, ShardsSummary, ShardsTask
+from crisp_stream.writers.stages.windows import SPANS, TOKENIZER_NAMES, Part, tokenizer_of
+from crisp_stream.writers.tree.quality import QualitySums, quality_of_counts
+
+LEAST_SORT_BYTES = 4 << 20
+_COUNTS = ("level", "num_clusters", "num_leaves", "empty_clusters")
+_COPIES_IN_SORTING = 5
+"""A process that sorts holds about so many times the tokens it sorts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentsTableTask(Task):
+    """Write which documents are in the parts of a group; `number` is the group's."""
+
+    stage: ClassVar[str] = "provenance"
+
+    root: str
+    """Dataset root, or a folder in which it is staged."""
+    spans: tuple[str, ...]
+    """Names of the spans of the group's parts, in order."""
+    first_file: int = 0
+    """Added to the numbers of files; another than 0 where a dataset grows."""
+
+    def settings(self) -> Any:
+        """Where it goes, and how files are numbered."""
+        return [self.root, self.first_file] if self.first_file else self.root
+
+    @property
+    def table(self) -> str:
+        """Path below the root."""
+        return f"{DOCUMENTS}/{self.number:06d}.parquet"
+
+    def make(self) -> Record:
+        """Write the table, a row group per part."""
+        sink = io.BytesIO()
+        with pq.ParquetWriter(sink, SPANS, compression="zstd", write_page_checksum=True) as writer:
+            for name in self.spans:
+                with self.workspace.opened(name) as path, pa.OSFile(str(path), "rb") as source:
+                    spans = pa.ipc.open_file(source).read_all()
+                    numbered = pa.array(spans["file"].to_numpy() + np.uint32(self.first_file))
+                    spans = spans.set_column(SPANS.get_field_index("file"), SPANS.field("file"), numbered)
+                    writer.write_table(spans, row_group_size=1 << 20)
+        open_store(self.root).put(self.table, sink.getvalue())
+        return {"num_units": len(self.spans)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sorted:
+    """Sorted runs of all windows."""
+
+    runs: list[RunTask]
+    records: list[Record]
+
+    @property
+    def quality_sums(self) -> QualitySums:
+        """How well the tree fits all windows; added up part by part, whatever parts a run holds."""
+        return QualitySums.merge(QualitySums.from_json(part) for record in self.records for part in record["quality"])
+
+
+def sort_in_stages(
+    runner: Runner,
+    embedded: EmbeddedParts,
+    tree_key: str,
+    tree_fingerprint: str,
+    *,
+    seed: int,
+    work_bytes: int | None,
+    run_bytes: int = RUN_BYTES,
+) -> Sorted:
+    """Assign all windows to leaves and sort them into runs.
+
+    Args:
+        runner: of the write.
+        embedded: the windows.
+        tree_key: where the tree's files are.
+        tree_fingerprint: of the tree's task.
+        seed: of the order inside a leaf.
+        work_bytes: what a process may hold, which bounds runs further; None does not.
+        run_bytes: tokens of a run at most.
+    """
+    window_bytes = embedded.window_tokens * np.dtype(embedded.summary.token_dtype).itemsize
+    if work_bytes is not None:
+        run_bytes = min(run_bytes, max(work_bytes // _COPIES_IN_SORTING, 1))
+    tasks = [
+        RunTask(
+            workspace=runner.workspace,
+            number=number,
+            inputs=(tree_fingerprint, *(part.fingerprint for part in parts)),
+            parts=parts,
+            tree=tree_key,
+            seed=seed,
+        )
+        for number, parts in enumerate(group_parts(embedded.parts, window_bytes, run_bytes=run_bytes))
+    ]
+    return Sorted(runs=tasks, records=runner.run(tasks, unit="windows"))
+
+
+def shard_tasks(
+    runner: Runner,
+    sorted_runs: Sorted,
+    tree: ClusterTree,
+    settings: ShardSettings,
+    *,
+    seed: int,
+    memory_bytes: int,
+    grown: Dataset | None = None,
+) -> list[ShardsTask]:
+    """One task per level-1 cluster; with `grown`, each takes over that dataset's windows."""
+    leaves_per_node = tree.arity ** (tree.depth - 1)
+    runs = tuple(
+        Run(key=task.key, offsets=tuple(record["offsets"]))
+        for task, record in zip(sorted_runs.runs, sorted_runs.records, strict=True)
+    )
+    fingerprints = tuple(task.fingerprint for task in sorted_runs.runs)
+    return [
+        ShardsTask(
+            workspace=runner.workspace,
+            number=node,
+            inputs=(*fingerprints, *((grown.manifest.fingerprint,) if grown else ())),
+            first_leaf=node * leaves_per_node,
+            end_leaf=(node + 1) * leaves_per_node,
+            runs=runs,
+            shards=settings,
+            memory_bytes=memory_bytes,
+            grown=grown.root if grown else None,
+            grown_generation=grown.manifest.generation if grown else 0,
+            sort_seed=seed,
+        )
+        for node in range(tree.arity)
+    ]
+
+
+def sort_memory(asked: int, work_bytes: int | None) -> int:
+    """Tokens sorted at once by a process that may hold `work_bytes`."""
+    if work_bytes is None:
+        return asked
+    return min(asked, max(LEAST_SORT_BYTES, work_bytes // _COPIES_IN_SORTING))
+
+
+def documents_tables(
+    runner: Runner,
+    embedded: EmbeddedParts,
+    groups: Sequence[int],
+    root: str,
+    *,
+    first_group: int = 0,
+    first_file: int = 0,
+) -> list[DocumentsTableTask]:
+    """One task per group of input files that gave parts.
+
+    Args:
+        runner: of the write.
+        embedded: the parts.
+        groups: [num_parts], group of each part.
+        root: where the tables go.
+        first_group: added to the groups' numbers.
+        first_file: added to the files' numbers.
+    """
+    by_group: dict[int, list[int]] = {}
+    for at, group in enumerate(groups):
+        by_group.setdefault(group, []).append(at)
+    return [
+        DocumentsTableTask(
+            workspace=runner.workspace,
+            number=first_group + group,
+            inputs=tuple(embedded.windows[at].fingerprint for at in members),
+            root=root,
+            first_file=first_file,
+            spans=tuple(embedded.windows[at].file("spans.arrow") for at in members),
+        )
+        for group, members in by_group.items()
+    ]
+
+
+def forget_lost(
+    runner: Runner,
+    shards: Sequence[ShardsTask],
+    tables: Sequence[DocumentsTableTask],
+    roots: Sequence[str],
+    made: str | None = None,
+) -> None:
+    """Let tasks run again whose files are in none of the roots any more.
+
+    Args:
+        runner: of the write.
+        shards: of all nodes.
+        tables: of all groups.
+        roots: where files may stand: staged, or published already.
+        made: name of the manifest that was made of them, if one is kept, which is then made again, too.
+    """
+    done = finished(runner.workspace, shards)
+    tables_done = finished(runner.workspace, tables)
+    if not done and not tables_done:
+        return
+    there: dict[str, int] = {}
+    for root in dict.fromkeys(roots):
+        there |= dict(open_store(root).list())
+    lost: list[Task] = [table for table in tables if table.number in tables_done and table.table not in there]
+    for task in shards:
+        rows = [ShardRow(**row) for row in done.get(task.number, {}).get("rows", [])]
+        if any(there.get(row.path) != row.shard_bytes or places_path(row.path) not in there for row in rows):
+            lost.append(task)
+    for task in lost:
+        runner.workspace.store.delete(task.record_name)
+    if lost and made is not None and runner.workspace.read_if_there(made) is not None:
+        runner.workspace.store.delete(made)
+
+
+def tables_parquet(tables: Sequence[str], first_parts: Sequence[int]) -> bytes:
+    """Which parts each table of documents holds: `table`, and `first_part` from which on."""
+    return _parquet(pa.table({"table": list(tables), "first_part": pa.array(first_parts, pa.uint32())}))
+
+
+def sources_parquet(names: Sequence[str]) -> bytes:
+    """The input files: `file`, their number in the tables of documents, and `name`."""
+    numbers = pa.array(range(len(names)), pa.uint32())
+    return _parquet(pa.table({"file": numbers, "name": list(names)}))
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    return sink.getvalue()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What a dataset's small files are made of."""
+
+    shards: ShardsSummary
+    embedded: EmbeddedParts
+    tree: ClusterTree
+    seed: int
+    provenance: dict[str, Any]
+    sources: list[str]
+    tables: list[DocumentsTableTask]
+    first_parts: list[int]
+    dropped: list[Dropped]
+
+
+def write_small_files(runner: Runner, store: Store, contents: Contents) -> Manifest:
+    """Write everything but shards and documents' tables to a root, and make the manifest, which is not written."""
+    embedded, shards, tree = contents.embedded, contents.shards, contents.tree
+    tokenizer = tokenizer_of(runner.workspace, embedded.tokenizer)
+    check_windows(shards, embedded.parts)
+    files = {
+        "shards/index.json": index_bytes(
+            shards.rows,
+            below="shards",
+            window_tokens=embedded.window_tokens,
+            token_dtype=embedded.summary.token_dtype,
+        ),
+        CLUSTERS: clusters_parquet(shards.leaves, shards.windows_per_leaf),
+        SHARDS: shards_parquet(shards.rows),
+        SOURCES: sources_parquet(contents.sources),
+        TABLES: tables_parquet([task.table for task in contents.tables], contents.first_parts),
+        **{f"tree/{name}": content for name, content in tree.to_files().items()},
+    }
+    if contents.dropped:
+        files[DROPPED] = dropped_parquet(contents.dropped)
+    for name in TOKENIZER_NAMES:
+        content = runner.workspace.read_if_there(f"{embedded.tokenizer.tokenizer}/{name}")
+        if content is not None:
+            files[f"tokenizer/{name}"] = content
+    if embedded.lsi is not None:
+        files |= {f"encoder/{name}": runner.workspace.read(f"{embedded.lsi.key}/{name}") for name in LSI_FILES}
+    for name, content in files.items():
+        store.put(name, content)
+    if store.is_local:
+        _sweep(store, {*files, *(task.table for task in contents.tables), *_shard_files(shards)})
+    return Manifest(
+        window_tokens=embedded.window_tokens,
+        token_dtype=embedded.summary.token_dtype,
+        packing=embedded.tokenizer.packing,
+        num_windows=embedded.summary.num_windows,
+        num_leaves=len(shards.leaves),
+        num_shards=len(shards.rows),
+        arity=tree.arity,
+        depth=tree.depth,
+        sort_seed=contents.seed,
+        clusters_fingerprint=clusters_fingerprint(shards.leaves, shards.windows_per_leaf),
+        shards_fingerprint=shards_fingerprint(shards.rows),
+        tree_fingerprint=tree.fingerprint,
+        tokenizer=tokenizer.record(),
+        encoder=embedded.summary.encoder,
+        provenance=contents.provenance,
+    )
+
+
+def _shard_files(shards: ShardsSummary) -> Iterator[str]:
+    for row in shards.rows:
+        yield from (row.path, places_path(row.path), f"{row.path.rpartition('/')[0]}/index.json")
+
+
+def _sweep(staged: Store, expected: set[str]) -> None:
+    """Delete what an earlier run with other options left in the folder that is about to be published."""
+    for name, _ in staged.list():
+        if name not in expected:
+            staged.delete(name)
+
+
+def check_windows(shards: ShardsSummary, parts: Sequence[Part], *, more: int = 0) -> None:
+    """Raises AssertionError where the shards do not hold the windows of the parts, and `more`, sorted by leaf."""
+    expected = sum(part.num_windows for part in parts) + more
+    if int(shards.windows_per_leaf.sum()) != expected or (np.diff(shards.leaves.astype(np.int64)) <= 0).any():
+        raise AssertionError(f"{shards.windows_per_leaf.sum()} windows were sorted of {expected}")
+
+
+def tree_provenance(tree: ClusterTree, shards: ShardsSummary, sums: QualitySums | None) -> list[dict[str, Any]]:
+    """How well the tree fits all windows, level by level, for the manifest."""
+    levels = quality_of_counts(tree, shards.leaves, shards.windows_per_leaf, sums=sums).to_json()["levels"]
+    return [
+        {
+            name: round(value, 6) if isinstance(value, float) else value
+            for name, value in level.items()
+            if value is not None
+        }
+        for level in levels
+    ]

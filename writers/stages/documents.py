@@ -1,0 +1,160 @@
+"""The stages that read and select documents: evaluation -> documents -> duplicates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from crisp_stream.errors import InputError
+from crisp_stream.writers.documents.drops import DropCounts
+from crisp_stream.writers.documents.inputs import DocumentSettings, InputFile
+from crisp_stream.writers.documents.listing import list_input_files
+from crisp_stream.writers.engine.engine import holding, limit_of
+from crisp_stream.writers.engine.memory_limit import DRIVER_BYTES, LEAST_WORK_BYTES
+from crisp_stream.writers.engine.tasks import Record, Runner
+from crisp_stream.writers.options import WriteOptions
+from crisp_stream.writers.stages.batches import DocumentsTask, Selection, documents_tasks
+from crisp_stream.writers.stages.whole_corpus import BatchName, DuplicatesTask, EvaluationTask, batch_names
+
+DUPLICATES_BYTES = 2 << 30
+"""Memory of the search for duplicates, where none is given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadDocuments:
+    """Documents in batches, and what was dropped of them."""
+
+    files: list[InputFile]
+    tasks: list[DocumentsTask]
+    records: list[Record]
+    batches: list[BatchName]
+    duplicates: DuplicatesTask | None
+    duplicates_dropped: dict[str, int]
+    unchecked_examples: int
+    """Evaluation examples that are too short to be looked for."""
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Documents dropped, by reason."""
+        counts = DropCounts()
+        for record in self.records:
+            counts.merge(record["dropped"])
+        counts.merge(self.duplicates_dropped)
+        return counts.as_dict()
+
+    @property
+    def corrupt(self) -> list[tuple[str, str]]:
+        """Files that were left out, and why."""
+        return [(name, reason) for record in self.records for name, reason in record["corrupt"]]
+
+
+def read_documents_in_stages(runner: Runner, options: WriteOptions, *, memory_bytes: int | None) -> ReadDocuments:
+    """Read, filter and select all documents.
+
+    Raises:
+        InputError: nothing to read, or input that cannot be read as asked. StorageError.
+    """
+    limit = limit_of(runner.engine)
+    if limit is not None:
+        limit.count_shards(options.shard_bytes)
+    counts = DropCounts()
+    files = list_input_files(options.inputs, options.documents, counts)
+    evaluation, unchecked = _evaluation(runner, options)
+    selection = Selection(
+        sample=options.sample,
+        skip_corrupt=options.skip_corrupt,
+        evaluation=evaluation.key if evaluation else None,
+        exact=options.dedup is not None,
+        near=options.sketches,
+    )
+    tasks = documents_tasks(
+        runner.workspace,
+        files,
+        options.documents,
+        selection,
+        batch_characters=options.part_characters,
+        group_bytes=options.group_bytes,
+        inputs=(evaluation.fingerprint,) if evaluation else (),
+    )
+    if options.limit is None:
+        records = runner.run(tasks, unit="documents")
+    else:
+        tasks, records = _read_until(runner, tasks, options.limit)
+    records[0]["dropped"] = _with(records[0]["dropped"], counts)
+    duplicates = None
+    if options.dedup is not None:
+        duplicates = DuplicatesTask(
+            workspace=runner.workspace,
+            number=0,
+            inputs=tuple(task.fingerprint for task in tasks),
+            groups=tuple(t.key for t, record in zip(tasks, records, strict=True) if record["documents_per_batch"]),
+            near=options.sketches,
+            memory_bytes=_search_bytes(memory_bytes),
+        )
+    _require_documents(options, records)
+    found = {"exact": 0, "near": 0}
+    if duplicates is not None:
+        with holding(runner.engine, "finding duplicates", 0):  # which takes what there is
+            [found] = runner.run([duplicates], unit="duplicates")
+    read = ReadDocuments(
+        files=files,
+        tasks=tasks,
+        records=records,
+        batches=batch_names(tasks, records, duplicates),
+        duplicates=duplicates,
+        duplicates_dropped={f"{kind} duplicate": found[kind] for kind in ("exact", "near") if found[kind]},
+        unchecked_examples=unchecked,
+    )
+    for name, reason in read.corrupt:
+        runner.log(f"documents: left out {name}: {reason}")
+    return read
+
+
+def _search_bytes(memory_bytes: int | None) -> int:
+    return DUPLICATES_BYTES if memory_bytes is None else max(memory_bytes - DRIVER_BYTES, LEAST_WORK_BYTES)
+
+
+def _with(dropped: dict[str, int], counts: DropCounts) -> dict[str, int]:
+    joined = DropCounts(dropped)
+    joined.merge(counts.as_dict())
+    return joined.as_dict()
+
+
+def _require_documents(options: WriteOptions, records: Sequence[Record]) -> None:
+    if not any(record["documents_per_batch"] for record in records):
+        num_read = sum(record["num_read"] for record in records)
+        raise InputError(
+            f"{', '.join(options.inputs)}: at least one document with text is needed, got {num_read} documents without "
+            "any that is kept. Check the files, the text column and the filters."
+        )
+
+
+def _evaluation(runner: Runner, options: WriteOptions) -> tuple[EvaluationTask | None, int]:
+    if not options.decontaminate:
+        return None, 0
+    files = list_input_files(options.decontaminate, DocumentSettings(), DropCounts())
+    task = EvaluationTask(
+        workspace=runner.workspace,
+        number=0,
+        inputs=(),
+        files=tuple(files),
+        words_per_gram=options.ngram,
+    )
+    [record] = runner.run([task], unit="n-grams")
+    unchecked: dict[str, int] = {name: count for name, count in record["unchecked"].items() if count}
+    for name, count in unchecked.items():
+        runner.log(f"evaluation: {count:,} examples of {name} are too short to be looked for")
+    return task, sum(unchecked.values())
+
+
+def _read_until(runner: Runner, tasks: Sequence[DocumentsTask], limit: int) -> tuple[list[DocumentsTask], list[Record]]:
+    """Read one group after the other, until the limit is reached."""
+    read: list[DocumentsTask] = []
+    records: list[Record] = []
+    for task in tasks:
+        if limit == 0:
+            break
+        read.append(replace(task, limit=limit))
+        records += runner.run(read[-1:], unit="documents")
+        limit -= min(limit, int(records[-1]["num_read"]))
+    return read, records

@@ -1,0 +1,363 @@
+"""The stages of a write from selected documents to a tree, as tasks over files.
+
+(document_stages.py ->) tokenizer -> windows -> embeddings -> tree (-> runs -> shards, see finish.py)
+
+Each function makes the tasks of its stage from what the stages before it left, and has the runner run those that are
+not done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from crisp_stream.errors import InputError
+from crisp_stream.format.mds import TokenDtype
+from crisp_stream.writers.embedding.embed import Encoder, EncoderChoice, matching_encoder
+from crisp_stream.writers.embedding.encoder_files import resolve_encoder, weights_file
+from crisp_stream.writers.embedding.given_models import Models
+from crisp_stream.writers.embedding.lsi import FIT_BYTES, FIT_BYTES_PER_CHARACTER, LSI_NAME
+from crisp_stream.writers.engine.engine import LocalEngine, holding, limit_of
+from crisp_stream.writers.engine.tasks import Record, Runner
+from crisp_stream.writers.options import WriteOptions
+from crisp_stream.writers.stages.documents import ReadDocuments
+from crisp_stream.writers.stages.tree import FittedTree, fit_tree_in_stages
+from crisp_stream.writers.stages.whole_corpus import (
+    LSI_TOKENS,
+    GivenLsiTask,
+    GivenTreeTask,
+    LsiTask,
+    TokenizerTask,
+    spread,
+)
+from crisp_stream.writers.stages.windows import (
+    EmbeddingsTask,
+    EncoderSettings,
+    Part,
+    PartsSummary,
+    WindowSettings,
+    WindowsTask,
+    forget_encoders,
+)
+from crisp_stream.writers.tree.settings import TreeSettings
+from crisp_stream.writers.windows import SAMPLE_CHARACTERS
+
+_LSI_FIT = "fitting an LSI on this much text"
+_INDEX_BYTES = 16
+"""Per window that a tree is fitted on: two numbers."""
+_CHARACTERS_PER_TOKEN = 5
+"""Rather more than English has, with a vocabulary of 32,000."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What is not made here but taken from elsewhere."""
+
+    models: Models
+    encoder: EncoderChoice
+    tree: GivenTreeTask
+    lsi: GivenLsiTask | None
+    """Without its files, which are 50 MB."""
+
+
+def given_by(runner: Runner, models: Models, options: WriteOptions) -> Given:
+    """Tokenizer, encoder and tree that exist already, for a new dataset.
+
+    Raises:
+        InputError: another encoder, or another reading of it, was asked for.
+    """
+    choice = matching_encoder(models.encoder, options.encoder, models.root)
+    for name, asked, recorded in (
+        ("max_length", options.max_length, models.encoder.max_length),
+        ("reads", None if options.reads == "first" else options.reads, models.encoder.reads),
+    ):
+        if asked is not None and asked != recorded:
+            raise InputError(f"{name}: must be left out or {recorded} to be like {models.root}, got {asked}.")
+    if options.shard_level > models.tree.depth:
+        raise InputError(
+            f"shard_level: must be 1 to {models.tree.depth}, the depth of {models.root}, got {options.shard_level}."
+        )
+    workspace = runner.workspace
+    tree = GivenTreeTask(
+        workspace=workspace,
+        number=0,
+        inputs=(),
+        digest=models.tree.fingerprint,
+        files=models.tree.to_files(),
+    )
+    lsi = None
+    if models.encoder.name == LSI_NAME:
+        digest = models.encoder.weights_sha256
+        lsi = GivenLsiTask(workspace=workspace, number=0, inputs=(), digest=digest, files={})
+    else:
+        _count_encoder(runner, choice.name)
+    return Given(models=models, encoder=choice, tree=tree, lsi=lsi)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenizer:
+    """The tokenizer of a write."""
+
+    task: TokenizerTask
+    token_dtype: TokenDtype
+    settings: WindowSettings
+
+
+def tokenizer_in_stages(runner: Runner, options: WriteOptions, read: ReadDocuments, given: Given | None) -> Tokenizer:
+    """Train the tokenizer, or bring the given one."""
+    source = str(given.models.tokenizer) if given else options.tokenizer
+    window_tokens = given.models.window_tokens if given else options.window_tokens
+    task = TokenizerTask(
+        workspace=runner.workspace,
+        number=0,
+        inputs=_selection_inputs(read),
+        given=source,
+        given_sha256=_tokenizer_sha256(source),
+        vocab_size=options.vocab_size,
+        window_tokens=window_tokens,
+        batches=tuple(spread(read.batches, SAMPLE_CHARACTERS)),
+    )
+    [record] = runner.run([task], unit="tokenizers")
+    for reason in record["reasons"]:
+        runner.log(reason)
+    if source is None:
+        runner.log(f"tokenizer: {record['vocab_size']:,} entries, trained on text from all over the corpus")
+    settings = WindowSettings(
+        tokenizer=task.key,
+        fast_tokenizer=bool(record["fast"]),
+        window_tokens=window_tokens,
+        packing=options.packing,
+    )
+    return Tokenizer(task=task, token_dtype=record["token_dtype"], settings=settings)
+
+
+def _selection_inputs(read: ReadDocuments) -> tuple[str, ...]:
+    if read.duplicates is not None:
+        return (read.duplicates.fingerprint,)
+    return tuple(task.fingerprint for task in read.tasks)
+
+
+def _tokenizer_sha256(source: str | None) -> str | None:
+    if source is None:
+        return None
+    path = Path(source) / "tokenizer.json" if Path(source).is_dir() else Path(source)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedParts:
+    """Windows with embeddings."""
+
+    parts: tuple[Part, ...]
+    windows: list[WindowsTask]
+    records: list[Record]
+    """Of the windows."""
+    summary: PartsSummary
+    tokenizer: WindowSettings
+    lsi: LsiTask | GivenLsiTask | None
+
+    @property
+    def window_tokens(self) -> int:
+        """Tokens of a window."""
+        return self.tokenizer.window_tokens
+
+
+def parts_in_stages(
+    runner: Runner,
+    options: WriteOptions,
+    read: ReadDocuments,
+    tokenizer: Tokenizer,
+    given: Given | None,
+    *,
+    first_part: int = 0,
+    both_at_once: bool = False,
+) -> EmbeddedParts:
+    """Cut and embed all documents.
+
+    Args:
+        runner: of the write.
+        options: of the write.
+        read: the documents.
+        tokenizer: cuts them.
+        given: what to embed with.
+        first_part: number of the first part; another than 0 where a dataset grows.
+        both_at_once: embed parts while others are still cut, because GPUs would wait.
+
+    Raises:
+        InputError: not one window.
+    """
+    encoder = _encoder_settings(options, given)
+    _require_memory(runner, encoder, given, read)
+    windows = [
+        WindowsTask(
+            workspace=runner.workspace,
+            number=first_part + number,
+            inputs=(read.tasks[batch.group].fingerprint, tokenizer.task.fingerprint, *_duplicates_input(read)),
+            batch=batch.name,
+            first_document=batch.first_document,
+            dropped=batch.dropped,
+            windows=tokenizer.settings,
+            encoder=encoder,
+        )
+        for number, batch in enumerate(read.batches)
+    ]
+    lsi: LsiTask | GivenLsiTask | None = None
+    if both_at_once and encoder.name != LSI_NAME:
+        embeddings = _embeddings_tasks(windows, tokenizer, encoder)
+        records, embedded = runner.run_both(windows, embeddings, unit="windows")
+        _require_windows(records, tokenizer)
+    else:
+        records = runner.run(windows, unit="windows")
+        _require_windows(records, tokenizer)
+        if encoder.name == LSI_NAME:
+            if given is None:
+                lsi = _lsi_task(runner, windows, records, tokenizer, options.seed)
+                with holding(runner.engine, _LSI_FIT, _lsi_fit_bytes(read)):
+                    [fitted] = runner.run([lsi], unit="encoders")
+            else:
+                lsi = given.lsi
+                assert lsi is not None
+                [fitted] = runner.run([replace(lsi, files=given.models.lsi_files())], unit="encoders")
+            encoder = EncoderSettings(name=LSI_NAME, weights_sha256=fitted["weights_sha256"], lsi=lsi.key)
+        embeddings = _embeddings_tasks(windows, tokenizer, encoder)
+        embedded = runner.run(embeddings, unit="windows")
+    forget_encoders()
+    parts = tuple(
+        Part(
+            number=window.number,
+            num_windows=int(record["num_windows"]),
+            windows_key=window.key,
+            embeddings_key=embedding.key,
+            fingerprint=embedding.fingerprint,
+        )
+        for window, embedding, record in zip(windows, embeddings, records, strict=True)
+    )
+    summary = PartsSummary.of(records, embedded, token_dtype=tokenizer.token_dtype)
+    return EmbeddedParts(
+        parts=parts, windows=windows, records=records, summary=summary, tokenizer=tokenizer.settings, lsi=lsi
+    )
+
+
+def _require_memory(runner: Runner, encoder: EncoderSettings, given: Given | None, read: ReadDocuments) -> None:
+    """Before documents are cut. Raises InputError where the limit is too low for the encoder that is used."""
+    limit = limit_of(runner.engine)
+    if limit is None:
+        return
+    if encoder.name != LSI_NAME:
+        _count_encoder(runner, encoder.name)
+    elif given is None:
+        limit.require(_LSI_FIT, _lsi_fit_bytes(read))
+
+
+def _count_encoder(runner: Runner, name: str | None) -> None:
+    engine = runner.engine
+    if isinstance(engine, LocalEngine) and engine.limit is not None and not engine.has_gpus:
+        engine.limit.count_encoder(weights_file(resolve_encoder(name)[0]).stat().st_size)
+
+
+def _lsi_fit_bytes(read: ReadDocuments) -> int:
+    """Known before documents are cut."""
+    num_characters = sum(batch.num_characters for batch in read.batches)
+    return FIT_BYTES + FIT_BYTES_PER_CHARACTER * min(num_characters, LSI_TOKENS * _CHARACTERS_PER_TOKEN)
+
+
+def _duplicates_input(read: ReadDocuments) -> tuple[str, ...]:
+    return (read.duplicates.fingerprint,) if read.duplicates else ()
+
+
+def _encoder_settings(options: WriteOptions, given: Given | None) -> EncoderSettings:
+    if given is not None and given.lsi is not None:
+        return EncoderSettings(name=LSI_NAME, weights_sha256=given.models.encoder.weights_sha256)
+    if given is not None:
+        return EncoderSettings(
+            name=_resolved(given.encoder.name),
+            max_length=given.encoder.max_length,
+            reads=given.encoder.reads,
+            weights_sha256=given.models.encoder.weights_sha256,
+        )
+    if options.encoder == LSI_NAME:
+        return EncoderSettings(name=LSI_NAME)
+    encoder = Encoder(options.encoder, max_length=options.max_length, reads=options.reads)
+    return EncoderSettings(
+        name=_resolved(options.encoder),
+        max_length=options.max_length,
+        reads=options.reads,
+        weights_sha256=encoder.weights_sha256,
+    )
+
+
+def _resolved(name: str | None) -> str | None:
+    """A folder by its full path, since workers may stand elsewhere."""
+    return str(Path(name).resolve()) if name is not None and Path(name).is_dir() else name
+
+
+def _embeddings_tasks(
+    windows: Sequence[WindowsTask], tokenizer: Tokenizer, encoder: EncoderSettings
+) -> list[EmbeddingsTask]:
+    return [
+        EmbeddingsTask(
+            workspace=task.workspace,
+            number=task.number,
+            inputs=(task.fingerprint,),
+            windows_key=task.key,
+            windows=tokenizer.settings,
+            encoder=encoder,
+        )
+        for task in windows
+    ]
+
+
+def _lsi_task(
+    runner: Runner, windows: Sequence[WindowsTask], records: Sequence[Record], tokenizer: Tokenizer, seed: int
+) -> LsiTask:
+    parts = tuple(
+        Part(
+            number=task.number,
+            num_windows=int(record["num_windows"]),
+            windows_key=task.key,
+            embeddings_key="",
+            fingerprint=task.fingerprint,
+        )
+        for task, record in zip(windows, records, strict=True)
+    )
+    return LsiTask(
+        workspace=runner.workspace,
+        number=0,
+        inputs=tuple(task.fingerprint for task in windows),
+        parts=parts,
+        windows=tokenizer.settings,
+        seed=seed,
+    )
+
+
+def _require_windows(records: Sequence[Record], tokenizer: Tokenizer) -> None:
+    if not any(record["num_windows"] for record in records):
+        num_documents = sum(record["num_documents"] for record in records)
+        num_tokens = sum(sum(record["dropped_tokens"].values()) for record in records)
+        raise InputError(
+            f"inputs: must fill at least one window of {tokenizer.settings.window_tokens} tokens, got "
+            f"{num_tokens} tokens in {num_documents} documents. "
+            "Give more text, a smaller --window-tokens, or --packing document."
+        )
+
+
+def tree_in_stages(runner: Runner, options: WriteOptions, parts: tuple[Part, ...]) -> FittedTree:
+    """Fit the tree of a write. The sample is mapped into all processes, where its pages count once."""
+    num_sampled, num_bytes = min(options.fit_windows, sum(part.num_windows for part in parts)), 0
+    if limit_of(runner.engine) is not None:
+        dim = runner.workspace.array(f"{parts[0].embeddings_key}.embeddings.npy").shape[1]
+        num_bytes = num_sampled * (2 * dim + _INDEX_BYTES)
+    with holding(runner.engine, f"fitting a tree on {num_sampled:,} windows", num_bytes):
+        return fit_tree_in_stages(runner, parts, tree_settings(options), fit_windows=options.fit_windows)
+
+
+def tree_settings(options: WriteOptions) -> TreeSettings:
+    """How the tree of a write is fitted."""
+    return TreeSettings(
+        arity=options.arity,
+        depth=options.depth,
+        min_examples_to_split=options.min_examples_to_split,
+        seed=options.seed,
+    )

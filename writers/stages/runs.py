@@ -1,0 +1,196 @@
+"""Stage `runs`: windows get their keys, (leaf, hash), and consecutive parts are sorted by them.
+
+A key orders all windows of a dataset: by leaf, and inside a leaf by a hash of where the window came from, so that any
+prefix of a leaf is a uniform sample of it. A run holds about 64 MB of windows, sorted; clusters then read their
+stretch of every run (shards.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crisp_stream.errors import import_extra
+from crisp_stream.order.draws import splitmix64_finalise
+from crisp_stream.tree.tree import ClusterTree
+from crisp_stream.writers.engine.tasks import Record, Task, file_sizes
+from crisp_stream.writers.engine.workspace import Workspace
+from crisp_stream.writers.stages.windows import Part, forget_encoders
+from crisp_stream.writers.tree.quality import QualitySums
+
+HASH_BITS = 40
+"""A key is leaf << 40 | hash; leaf ids have at most 24 bits."""
+RUN_BYTES = 64 << 20
+_KEY_END = 1 << 64
+
+
+def window_keys(leaves: NDArray[Any], places: NDArray[np.uint32], seed: int) -> NDArray[np.uint64]:
+    """Where windows stand in a dataset: by leaf, and inside a leaf by a uniform 40-bit hash of (part, place).
+
+    Args:
+        leaves: [num_windows], leaf ids.
+        places: [num_windows, 2], part and place in the part.
+        seed: another seed gives an unrelated order.
+
+    Returns:
+        [num_windows], leaf << 40 | hash.
+    """
+    return leaves.astype(np.uint64) << np.uint64(HASH_BITS) | window_hashes(places, seed)
+
+
+def window_hashes(places: NDArray[np.uint32], seed: int) -> NDArray[np.uint64]:
+    """A uniform 40-bit hash of (part, place) of each window; places as for `window_keys`."""
+    identity = places[:, 0].astype(np.uint64) << np.uint64(32) | places[:, 1].astype(np.uint64)
+    salt = _splitmix64(np.array([seed % _KEY_END], np.uint64))
+    return _splitmix64(identity ^ salt) >> np.uint64(64 - HASH_BITS)
+
+
+def _splitmix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    return splitmix64_finalise(values + np.uint64(0x9E3779B97F4A7C15))
+
+
+def part_places(part: int, places: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """[num_windows, 2] of (part, place) from the places of one part."""
+    return np.stack([np.full(len(places), part, np.uint32), places], axis=1)
+
+
+def group_parts(parts: Sequence[Part], window_bytes: int, *, run_bytes: int = RUN_BYTES) -> list[tuple[Part, ...]]:
+    """Consecutive parts with windows, grouped into runs of at most `run_bytes` of tokens (or one part)."""
+    groups: list[tuple[Part, ...]] = []
+    held: list[Part] = []
+    held_bytes = 0
+    for part in parts:
+        if part.num_windows == 0:
+            continue
+        if held and held_bytes + part.num_windows * window_bytes > run_bytes:
+            groups.append(tuple(held))
+            held, held_bytes = [], 0
+        held.append(part)
+        held_bytes += part.num_windows * window_bytes
+    return [*groups, tuple(held)] if held else groups
+
+
+@lru_cache(maxsize=1)
+def load_tree(folder: Path) -> ClusterTree:
+    """The tree, kept for the next task of this process."""
+    return ClusterTree.load(folder)
+
+
+def tree_of(workspace: Workspace, key: str) -> ClusterTree:
+    """The tree whose files stand below `key`, in any process."""
+    names = [name.rpartition("/")[2] for name in sorted(workspace.sizes(key))]
+    return load_tree(workspace.kept(*(f"{key}/{name}" for name in names))[0].parent)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunTask(Task):
+    """Assign the windows of some parts to leaves and sort them into one run."""
+
+    stage: ClassVar[str] = "runs"
+
+    parts: tuple[Part, ...]
+    tree: str
+    """Folder of the workspace with the tree's files; its name holds their fingerprint."""
+    seed: int
+
+    def settings(self) -> Any:
+        """What determines the run beside its parts."""
+        return [self.tree, self.seed, [part.number for part in self.parts]]
+
+    def make(self) -> Record:
+        """Write keys, tokens and places, sorted by key."""
+        forget_encoders()  # of the stage before
+        limits = import_extra("threadpoolctl", extra="write", purpose="sorting windows").threadpool_limits
+        tree = tree_of(self.workspace, self.tree)
+        stored = [self.workspace.load_array(f"{part.embeddings_key}.embeddings.npy") for part in self.parts]
+        with limits(1):  # a window's leaf must not depend on how many cores multiply
+            leaves = tree.assign(np.concatenate(stored))  # fast for many windows at once
+        ends = np.cumsum([len(own) for own in stored])
+        bounds = list(zip([0, *ends[:-1]], ends, strict=True))
+        sums = [
+            QualitySums.of(tree, own, leaves[start:stop]) for own, (start, stop) in zip(stored, bounds, strict=True)
+        ]
+        places = np.concatenate(
+            [
+                part_places(part.number, self.workspace.load_array(f"{part.windows_key}.places.npy"))
+                for part in self.parts
+            ]
+        )
+        del stored
+        tokens = [self.workspace.load_array(f"{part.windows_key}.tokens.npy") for part in self.parts]
+        all_keys = window_keys(leaves, places, self.seed)
+        order = np.argsort(all_keys, kind="stable")
+        self.workspace.save_array(self.file("tokens.npy"), np.concatenate(tokens)[order])
+        self.workspace.save_array(self.file("places.npy"), places[order])
+        sorted_keys = all_keys[order]
+        self.workspace.save_array(self.file("keys.npy"), sorted_keys)
+        leaves_per_node = tree.arity ** (tree.depth - 1)
+        first_keys = [node * leaves_per_node << HASH_BITS for node in range(tree.arity + 1)]
+        return {
+            "num_units": len(all_keys),
+            "offsets": [_position(sorted_keys, bound) for bound in first_keys],
+            "quality": [one.to_json() for one in sums],
+            "files": file_sizes(self, *map(self.file, ("tokens.npy", "places.npy", "keys.npy"))),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A sorted run as the clusters read it."""
+
+    key: str
+    offsets: tuple[int, ...]
+    """[arity + 1], where each level-1 node begins in it."""
+
+    def slice_of(self, node: int) -> tuple[int, int]:
+        """(start, stop) of a level-1 node."""
+        return self.offsets[node], self.offsets[node + 1]
+
+
+def key_ranges(
+    keys_per_run: Sequence[NDArray[np.uint64]], first_key: int, end_key: int, windows_per_range: int
+) -> Iterator[list[tuple[int, int]]]:
+    """Cut [first_key, end_key) into ranges of at most `windows_per_range` windows.
+
+    Args:
+        keys_per_run: sorted keys of each run.
+        first_key: inclusive.
+        end_key: exclusive, up to 2^64.
+        windows_per_range: at least 1; exceeded only by windows that share one key.
+
+    Yields:
+        [num_runs] of (start, stop): the slice of each run, never all empty.
+    """
+    starts = [_position(keys, first_key) for keys in keys_per_run]
+    ends = [_position(keys, end_key) for keys in keys_per_run]
+    low = first_key
+    while sum(ends) > sum(starts):
+        high = end_key
+        if sum(ends) - sum(starts) > windows_per_range:
+            high = _largest_key_bound(keys_per_run, starts, low, end_key, windows_per_range)
+        stops = [_position(keys, high) for keys in keys_per_run]
+        if sum(stops) > sum(starts):
+            yield list(zip(starts, stops, strict=True))
+        starts, low = stops, high
+
+
+def _largest_key_bound(
+    keys_per_run: Sequence[NDArray[np.uint64]], starts: Sequence[int], low: int, end_key: int, windows_per_range: int
+) -> int:
+    """The largest bound above `low` with at most `windows_per_range` windows from `starts` below it."""
+    fits, exceeds = low + 1, end_key  # one key is always taken whole
+    while exceeds - fits > 1:
+        middle = (fits + exceeds) // 2
+        count = sum(_position(keys, middle) - start for keys, start in zip(keys_per_run, starts, strict=True))
+        fits, exceeds = (middle, exceeds) if count <= windows_per_range else (fits, middle)
+    return fits
+
+
+def _position(keys: NDArray[np.uint64], bound: int) -> int:
+    return len(keys) if bound >= _KEY_END else int(np.searchsorted(keys, np.uint64(bound)))

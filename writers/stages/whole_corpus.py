@@ -1,0 +1,299 @@
+"""Stages between documents and windows, which look at all documents at once: evaluation sets, duplicates, tokenizer;
+and the LSI, which looks at all windows."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from crisp_stream.writers.cleaning.array_files import ArrayFiles
+from crisp_stream.writers.cleaning.decontamination import EvaluationNgrams
+from crisp_stream.writers.cleaning.dropped import dropped_documents
+from crisp_stream.writers.cleaning.duplicates import find_duplicates
+from crisp_stream.writers.cleaning.evaluation_texts import read_evaluation_texts
+from crisp_stream.writers.cleaning.near_duplicates import NearSettings, find_near_duplicates
+from crisp_stream.writers.documents.inputs import InputFile
+from crisp_stream.writers.embedding.lsi import LSI_FILES, LsiEncoder
+from crisp_stream.writers.engine.tasks import Record, Task, file_sizes, write_files
+from crisp_stream.writers.stages.batches import PLACE, DocumentsTask, read_batch
+from crisp_stream.writers.stages.runs import part_places, window_hashes
+from crisp_stream.writers.stages.windows import TOKENIZER_NAMES, Part, WindowSettings, tokenizer_of
+from crisp_stream.writers.windows import (
+    DocumentTokenizer,
+    copy_tokenizer,
+    train_tokenizer,
+    window_texts,
+)
+
+PROBE_DOCUMENTS = 64
+PROBE_CHARACTERS = 1 << 20
+LSI_WINDOWS = 50_000
+"""Windows that an LSI is fitted on at most, about; chosen by a hash where there are more."""
+LSI_TOKENS = 20_000_000
+"""Tokens of these windows at most, about: 20,000 windows of 1,024 tokens, whose text and words fit in 0.5 GB."""
+_LSI_SALT = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationTask(Task):
+    """Index the n-grams of evaluation sets, which no document may share."""
+
+    stage: ClassVar[str] = "evaluation"
+
+    files: tuple[InputFile, ...]
+    words_per_gram: int
+
+    def settings(self) -> Any:
+        """The files, and n."""
+        return [[asdict(file) for file in self.files], self.words_per_gram]
+
+    def make(self) -> Record:
+        """Write the index."""
+        texts = (text for file in self.files for text in read_evaluation_texts(file.url))
+        ngrams = EvaluationNgrams.build(texts, ngram=self.words_per_gram)
+        names = list(map(str, EvaluationNgrams.files(self.key)))
+        with tempfile.TemporaryDirectory(prefix="crisp-stream-") as scratch:
+            paths = [Path(scratch) / Path(name).name for name in names]
+            ngrams.save(paths)
+            for name, path in zip(names, paths, strict=True):
+                self.workspace.write(name, path.read_bytes())
+        return {
+            "num_units": ngrams.num_ngrams,
+            "unchecked": ngrams.unchecked,
+            "files": file_sizes(self, *names),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class DuplicatesTask(Task):
+    """Find the documents that repeat an earlier one, over all groups."""
+
+    stage: ClassVar[str] = "duplicates"
+
+    groups: tuple[str, ...]
+    """Keys of the `DocumentsTask`s that hold documents, in order."""
+    near: NearSettings | None
+    """None finds equal texts only."""
+    memory_bytes: int
+
+    def settings(self) -> Any:
+        """What is searched for; how much at once does not matter."""
+        return self.near
+
+    def dropped_file(self, group: int) -> str:
+        """Name of the array of a group's dropped documents; group counts among `groups`."""
+        return self.file(f"{group:06d}.npy")
+
+    def make(self) -> Record:
+        """Write the dropped documents of each group, sorted."""
+        exact = find_duplicates(self._kept("digests"), memory_bytes=self.memory_bytes)
+        near = None
+        if self.near is not None:
+            near = find_near_duplicates(
+                self._kept("bands"), self._kept("minima"), self.near, memory_bytes=self.memory_bytes
+            )
+        places = self._kept("places")
+        rows = dropped_documents(exact, near, ArrayFiles(places, PLACE))
+        ends = np.cumsum([len(np.load(path, mmap_mode="r")) for path in places])
+        names = []
+        for group, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+            first, stop = np.searchsorted(rows["document"], [start, end])
+            own = rows[first:stop].copy()
+            own["document"] -= start
+            names.append(self.dropped_file(group))
+            self.workspace.save_array(names[-1], own)
+        return {
+            "num_units": len(rows),
+            "exact": int(np.count_nonzero(~rows["near"])),
+            "near": int(np.count_nonzero(rows["near"])),
+            "files": file_sizes(self, *names),
+        }
+
+    def _kept(self, name: str) -> list[Path]:
+        return self.workspace.kept(*(f"{key}.{name}.npy" for key in self.groups))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchName:
+    """A batch of documents, and what the selection drops of it."""
+
+    name: str
+    first_document: int
+    """Number of its first document in its group."""
+    num_documents: int
+    num_characters: int
+    group: int
+    """Number of its `DocumentsTask`."""
+    dropped: str | None
+    """Array of the group's dropped documents."""
+
+
+def batch_names(
+    tasks: Sequence[DocumentsTask], records: Sequence[Record], duplicates: DuplicatesTask | None
+) -> list[BatchName]:
+    """All batches in document order."""
+    names: list[BatchName] = []
+    with_documents = 0
+    for task, record in zip(tasks, records, strict=True):
+        dropped = duplicates.dropped_file(with_documents) if duplicates and record["documents_per_batch"] else None
+        with_documents += bool(record["documents_per_batch"])
+        first = 0
+        counts = zip(record["documents_per_batch"], record["characters_per_batch"], strict=True)
+        for batch, (num_documents, num_characters) in enumerate(counts):
+            names.append(
+                BatchName(
+                    name=task.batch_file(batch),
+                    first_document=first,
+                    num_documents=num_documents,
+                    num_characters=num_characters,
+                    group=task.number,
+                    dropped=dropped,
+                )
+            )
+            first += num_documents
+    return names
+
+
+def spread(batches: Sequence[BatchName], characters: int) -> list[BatchName]:
+    """Batches from all over the corpus that together hold about that many characters; all, where there are fewer."""
+    total = sum(batch.num_characters for batch in batches)
+    num_chosen = max(1, min(len(batches), -(-len(batches) * characters // max(total, 1))))
+    return [batches[at] for at in sorted({round(at) for at in np.linspace(0, len(batches) - 1, num_chosen)})]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerTask(Task):
+    """Train a tokenizer on text from all over the corpus, or bring a given one; settle how it is used."""
+
+    stage: ClassVar[str] = "tokenizer"
+
+    given: str | None
+    """Folder, tokenizer.json or hub name; None trains."""
+    given_sha256: str | None
+    """Of a given tokenizer.json on this machine."""
+    vocab_size: int
+    window_tokens: int
+    batches: tuple[BatchName, ...]
+    """To train on, or to compare tiktoken on."""
+
+    def settings(self) -> Any:
+        """What is trained, or which tokenizer is given."""
+        given = self.given_sha256 or self.given
+        return [given, self.vocab_size if given is None else None, self.window_tokens, [b.name for b in self.batches]]
+
+    def make(self) -> Record:
+        """Write tokenizer.json and tokenizer_config.json below the task's key."""
+        with tempfile.TemporaryDirectory(prefix="crisp-stream-") as scratch:
+            folder = Path(scratch)
+            if self.given is not None:
+                copy_tokenizer(self.given, folder, window_tokens=self.window_tokens)
+            else:
+                train_tokenizer(self._texts(), folder, vocab_size=self.vocab_size, window_tokens=self.window_tokens)
+            tokenizer = DocumentTokenizer(folder)
+            reasons: list[str] = []
+            fast = tokenizer.equals_tiktoken(probe_texts(self._texts()), log=reasons.append)
+            files = {name: (folder / name).read_bytes() for name in TOKENIZER_NAMES if (folder / name).is_file()}
+            return write_files(
+                self,
+                files,
+                vocab_size=tokenizer.vocab_size,
+                token_dtype=tokenizer.token_dtype,
+                fast=fast,
+                reasons=reasons,
+            )
+
+    def _texts(self) -> Iterator[str]:
+        for batch in self.batches:
+            yield from selected_texts(self, batch)
+
+
+def probe_texts(texts: Iterable[str]) -> list[str]:
+    """The first documents, on which tiktoken is compared with the tokenizer."""
+    probed, characters = [], 0
+    for text in texts:
+        probed.append(text)
+        characters += len(text)
+        if characters >= PROBE_CHARACTERS or len(probed) == PROBE_DOCUMENTS:
+            break
+    return probed
+
+
+def selected_texts(task: Task, batch: BatchName) -> list[str]:
+    """The texts of a batch that the selection keeps."""
+    documents = read_batch(task.workspace, batch.name)
+    if batch.dropped is None:
+        return documents.texts
+    rows = task.workspace.load_array(batch.dropped)["document"] - batch.first_document
+    return documents.without(rows[(rows >= 0) & (rows < batch.num_documents)]).texts
+
+
+@dataclass(frozen=True, kw_only=True)
+class LsiTask(Task):
+    """Fit an LSI, TF-IDF and SVD, on a sample of all windows."""
+
+    stage: ClassVar[str] = "lsi"
+
+    parts: tuple[Part, ...]
+    windows: WindowSettings
+    seed: int
+
+    def settings(self) -> Any:
+        """What chooses the windows."""
+        return [self.seed, LSI_WINDOWS, LSI_TOKENS, [part.number for part in self.parts]]
+
+    def make(self) -> Record:
+        """Write the LSI's files below the task's key."""
+        encoder = LsiEncoder.fit(self._texts(), seed=self.seed)
+        with tempfile.TemporaryDirectory(prefix="crisp-stream-") as scratch:
+            encoder.save(Path(scratch))
+            files = {name: (Path(scratch) / name).read_bytes() for name in LSI_FILES}
+        return write_files(self, files, weights_sha256=encoder.weights_sha256)
+
+    def _texts(self) -> list[str]:
+        tokenizer = tokenizer_of(self.workspace, self.windows)
+        num_windows = max(1, sum(part.num_windows for part in self.parts))
+        share = min(1.0, min(LSI_WINDOWS, LSI_TOKENS / self.windows.window_tokens) / num_windows)
+        texts: list[str] = []
+        for part in self.parts:
+            places = part_places(part.number, np.arange(part.num_windows, dtype=np.uint32))
+            chosen = window_hashes(places, self.seed + _LSI_SALT) < np.uint64(round(share * (1 << 40)))
+            if chosen.any():
+                tokens = self.workspace.load_array(f"{part.windows_key}.tokens.npy")[chosen]
+                texts += window_texts(tokens, tokenizer, tokenizer.eot_id)
+        return texts
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenFilesTask(Task):
+    """Files that exist already, brought into the workspace."""
+
+    digest: str
+    """Of their content."""
+    files: dict[str, bytes]
+
+    def settings(self) -> Any:
+        """Which files."""
+        return self.digest
+
+    def make(self) -> Record:
+        """Write them below the task's key."""
+        return write_files(self, self.files, weights_sha256=self.digest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenLsiTask(GivenFilesTask):
+    """An LSI that exists already."""
+
+    stage: ClassVar[str] = "lsi"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenTreeTask(GivenFilesTask):
+    """A tree that exists already."""
+
+    stage: ClassVar[str] = "tree"

@@ -1,0 +1,350 @@
+"""`crisp-stream write`: documents in, dataset out, restartable at every task.
+
+The work folder holds what tasks made, named by fingerprints (tasks.py), so the same command goes on where an
+interrupted one stopped, a changed one makes anew just what changed, and both publish the same bytes as an
+uninterrupted run. It needs up to three times the room of the dataset, and is deleted after success.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from crisp_stream.errors import InputError, require_extra
+from crisp_stream.format.dataset import Manifest, open_dataset
+from crisp_stream.processes import Log, aligned
+from crisp_stream.storage.store import is_remote, open_store
+from crisp_stream.writers.cleaning.dropped import Dropped
+from crisp_stream.writers.embedding.embeddings_folder import complete, embeddings_folder, is_complete, refuse_others
+from crisp_stream.writers.embedding.given_models import Models, models_of_dataset, models_of_folder
+from crisp_stream.writers.engine.engine import LocalEngine, RayEngine, open_engine
+from crisp_stream.writers.engine.tasks import PlanEnds, Runner, fingerprint
+from crisp_stream.writers.engine.workspace import Workspace
+from crisp_stream.writers.options import WriteOptions
+from crisp_stream.writers.publishing.publish import MADE, publish, published_bytes
+from crisp_stream.writers.publishing.work import (
+    begin_publishing,
+    check_taken,
+    published_before,
+    staged_root,
+    work_folder,
+    work_url,
+)
+from crisp_stream.writers.stages import dataset as finish
+from crisp_stream.writers.stages import models as stages
+from crisp_stream.writers.stages.batches import BATCH_CHARACTERS
+from crisp_stream.writers.stages.documents import ReadDocuments, read_documents_in_stages
+from crisp_stream.writers.stages.kept_embeddings import KeptEmbeddingsTask, RunEmbeddingsTask, keep_in_stages
+from crisp_stream.writers.stages.models import EmbeddedParts
+from crisp_stream.writers.stages.runs import tree_of
+from crisp_stream.writers.stages.shards import ShardSettings, ShardsSummary
+
+_EMBEDDINGS_STAGES = (RunEmbeddingsTask.stage, KeptEmbeddingsTask.stage)
+QUICK_EXTRAS = ("tokenizers", "tiktoken", "sklearn", "faiss", "threadpoolctl")
+"""Looked for before hours of work; sentence_transformers is needed first anyway."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteReport:
+    """What a write did."""
+
+    root: str
+    fingerprint: str
+    """Of the dataset."""
+    documents: int
+    """In windows or dropped parts of windows; dropped documents not counted."""
+    windows: int
+    tokens: int
+    """In windows, padding not counted."""
+    dropped_documents: dict[str, int]
+    dropped_tokens: dict[str, int]
+    dataset_bytes: int
+    leaves: int
+    """Leaves that hold a window."""
+    shards: int
+    seconds: float
+    """Of this run; tasks that an earlier run had finished cost nothing."""
+
+    def table(self) -> str:
+        """The report as aligned lines."""
+        rows = [
+            ("dataset", self.root),
+            ("documents in", f"{self.documents + sum(self.dropped_documents.values()):,}"),
+            *((f"  dropped: {reason}", f"{count:,}") for reason, count in self.dropped_documents.items()),
+            ("windows out", f"{self.windows:,}"),
+            ("tokens in windows", f"{self.tokens:,}"),
+            *((f"  tokens dropped: {reason}", f"{count:,}") for reason, count in self.dropped_tokens.items()),
+            ("leaves with windows", f"{self.leaves:,}"),
+            ("shards", f"{self.shards:,}"),
+            ("bytes", f"{self.dataset_bytes:,}"),
+            ("rate", f"{self.windows / self.seconds:,.1f} windows/s in {self.seconds:,.0f} s"),
+        ]
+        return aligned(rows)
+
+
+def write(options: WriteOptions, *, log: Log = print) -> WriteReport:
+    """Write a dataset; see stages.py and finish.py for the stages.
+
+    Args:
+        options: what and how.
+        log: receives progress and the final table.
+
+    Raises:
+        InputError: bad input or options, nothing to write, or an output root that is taken.
+        StorageError: the storage refused or failed.
+        MissingExtraError: a library of the write extra is not installed.
+    """
+    started = time.monotonic()
+    for module in QUICK_EXTRAS:
+        require_extra(module, extra="write", purpose="writing a dataset")
+    models = models_of(options)
+    check_taken(options)
+    if published_before(options) and not _embeddings_missing(options, models):
+        log(f"work: {options.out} was published by an earlier run, which was stopped before it could tidy up")
+        manifest = open_dataset(options.out).manifest
+        with work_folder(options, log):
+            pass  # deletes it
+    else:
+        with contextlib.closing(engine_of(options)) as engine, work_folder(options, log) as workspace:
+            manifest = _make(options, models, Runner(engine, workspace, log=log), engine)
+            if options.embeddings is not None:
+                _complete_embeddings(options.embeddings, manifest, log)
+            publish(staged_root(options, workspace), options.out, manifest.to_json(), log=log)
+    report = WriteReport(
+        root=options.out,
+        fingerprint=manifest.fingerprint,
+        documents=manifest.provenance["documents"],
+        windows=manifest.num_windows,
+        tokens=manifest.provenance["tokens"],
+        dropped_documents=manifest.provenance["dropped_documents"],
+        dropped_tokens=manifest.provenance["dropped_tokens"],
+        dataset_bytes=published_bytes(options.out),
+        leaves=manifest.num_leaves,
+        shards=manifest.num_shards,
+        seconds=max(time.monotonic() - started, 1e-9),
+    )
+    log(report.table())
+    return report
+
+
+def _embeddings_missing(options: WriteOptions, models: Models | None) -> bool:
+    """Of a dataset that is published, whether embeddings are asked for that can still be taken from its work.
+
+    Raises:
+        InputError: they can not, because parts of the work are deleted.
+    """
+    if options.embeddings is None or is_complete(embeddings_folder(options.embeddings, option="embeddings")):
+        return False
+    runner = Runner(None, Workspace(work_url(options)), log=lambda line: None)
+    with contextlib.suppress(PlanEnds):
+        _make(options, models, runner, None)
+    if runner.plan[-1][0] not in _EMBEDDINGS_STAGES:
+        raise InputError(
+            f"{options.out}: the dataset is published, and the work that its embeddings could be taken from is deleted "
+            f"in part. Embed its windows with: crisp-stream embed {options.out} --out {options.embeddings}"
+        )
+    return True
+
+
+def _complete_embeddings(path: str, manifest: Manifest, log: Log) -> None:
+    folder = embeddings_folder(path, option="embeddings")
+    refuse_others(folder, {manifest.fingerprint})
+    if not is_complete(folder):
+        complete(folder, manifest)
+    log(f"embeddings of {manifest.num_windows:,} windows: {path}")
+
+
+def models_of(options: WriteOptions) -> Models | None:
+    """Tokenizer, encoder and tree that are given; None where they are made. Raises InputError, FormatError."""
+    if options.like is not None:
+        return models_of_dataset(open_dataset(options.like))
+    return None if options.tree is None else models_of_folder(options.tree)
+
+
+def plan(options: WriteOptions) -> str:
+    """What `write` would run now, as a table; runs nothing. Raises as `write` does for what it looks at."""
+    models = models_of(options)
+    check_taken(options)
+    runner = Runner(None, Workspace(work_url(options)), log=lambda line: None)
+    with contextlib.suppress(PlanEnds):
+        _make(options, models, runner, None)
+    lines = [f"{'stage':<14} {'tasks':>7} {'done':>7} {'to run':>7}"]
+    lines += [f"{stage:<14} {tasks:>7,} {done:>7,} {tasks - done:>7,}" for stage, tasks, done in runner.plan]
+    known = {stage for stage, _, _ in runner.plan}
+    later = [stage for stage in _stages_of(options) if stage not in known]
+    if later:
+        lines.append(f"then {', '.join(later)}: their tasks are known when these are done")
+    lines.append(f"intermediate files: {work_url(options)}")
+    return "\n".join(lines)
+
+
+def _stages_of(options: WriteOptions) -> list[str]:
+    tree = ["tree"] if options.like or options.tree else ["tree-sample", "tree-root", "tree-branches", "tree"]
+    return [
+        *(["evaluation"] if options.decontaminate else []),
+        "documents",
+        *(["duplicates"] if options.dedup else []),
+        "tokenizer",
+        "windows",
+        *(["lsi"] if options.encoder == "lsi" else []),
+        "embeddings",
+        *tree,
+        "runs",
+        "shards",
+        "provenance",
+        *(_EMBEDDINGS_STAGES if options.embeddings else []),
+    ]
+
+
+def engine_of(options: WriteOptions) -> LocalEngine | RayEngine:
+    """Where the tasks of a write run. Raises InputError, MissingExtraError."""
+    engine = open_engine(
+        options.engine, processes=options.processes, memory_bytes=options.memory_bytes, address=options.address
+    )
+    several = isinstance(engine, RayEngine) and engine.num_nodes > 1
+    if several and not is_remote(work_url(options)) and options.work is None:
+        engine.close()
+        raise InputError(
+            "work: must be reached by all machines of the Ray cluster, got a folder of this one. "
+            "Name an object-store prefix or a shared folder with --work."
+        )
+    return engine
+
+
+def _make(
+    options: WriteOptions, models: Models | None, runner: Runner, engine: LocalEngine | RayEngine | None
+) -> Manifest:
+    """Every stage up to a staged dataset and its manifest."""
+    work_bytes = None if engine is None else engine.work_bytes()
+    given = None if models is None else stages.given_by(runner, models, options)
+    read = read_documents_in_stages(runner, options, memory_bytes=options.memory_bytes)
+    tokenizer = stages.tokenizer_in_stages(runner, options, read, given)
+    embedded = stages.parts_in_stages(
+        runner, options, read, tokenizer, given, both_at_once=engine is not None and engine.has_gpus
+    )
+    if given is not None:
+        runner.run([given.tree], unit="trees")
+    fitted = given.tree if given is not None else stages.tree_in_stages(runner, options, embedded.parts)
+    ordered = finish.sort_in_stages(
+        runner,
+        embedded,
+        fitted.key,
+        fitted.fingerprint,
+        seed=options.seed,
+        work_bytes=work_bytes,
+        run_bytes=options.run_bytes,
+    )
+    tree = tree_of(runner.workspace, fitted.key)
+    root = staged_root(options, runner.workspace)
+    settings = ShardSettings(
+        root=root,
+        window_tokens=embedded.window_tokens,
+        token_dtype=embedded.summary.token_dtype,
+        shard_bytes=options.shard_bytes,
+        leaves_per_shard_node=tree.arity ** (tree.depth - options.shard_level),
+    )
+    memory_bytes = finish.sort_memory(options.sort_memory_bytes, work_bytes)
+    tasks = finish.shard_tasks(
+        runner,
+        ordered,
+        tree,
+        settings,
+        seed=options.seed,
+        memory_bytes=memory_bytes,
+    )
+    groups = [batch.group for batch in read.batches]
+    tables = finish.documents_tables(runner, embedded, groups, root)
+    made = f"{MADE}/{fingerprint([task.fingerprint for task in (*tasks, *tables)])}.json"
+    if runner.engine is not None:
+        begin_publishing(options, runner.workspace, made)
+        finish.forget_lost(runner, tasks, tables, [root, options.out], made)
+    shards = ShardsSummary.of(runner.run(tasks, unit="windows"))
+    runner.run(tables, unit="parts")
+    if options.embeddings is not None:
+        keep_in_stages(runner, embedded, ordered, tree, options.embeddings, memory_bytes=memory_bytes)
+    if runner.engine is None:
+        raise PlanEnds
+    manifest = runner.workspace.read_if_there(made)
+    if manifest is not None:  # its publishing was interrupted
+        return Manifest.from_json(manifest)
+    contents = finish.Contents(
+        shards=shards,
+        embedded=embedded,
+        tree=tree,
+        seed=options.seed,
+        provenance=provenance_record(
+            options, embedded, read, finish.tree_provenance(tree, shards, ordered.quality_sums), models
+        ),
+        sources=[file.name for file in read.files],
+        tables=tables,
+        first_parts=[groups.index(table.number) for table in tables],
+        dropped=dropped_documents(read, embedded),
+    )
+    written = finish.write_small_files(runner, open_store(root), contents)
+    runner.workspace.write(made, written.to_json())
+    return written
+
+
+def dropped_documents(read: ReadDocuments, embedded: EmbeddedParts) -> list[Dropped]:
+    """What the evaluation sets and the search for duplicates removed, by file and row."""
+    names = [file.name for file in read.files]
+    dropped = [Dropped(**row) for record in read.records for row in record["dropped_list"]]
+    for record in embedded.records:
+        for file, row, document_id, kept_file, kept_row, similarity, near in record["repeats"]:
+            dropped.append(
+                Dropped(
+                    file=names[file],
+                    row=row,
+                    id=document_id,
+                    reason="near duplicate" if near else "exact duplicate",
+                    detail=f"row {kept_row} of {names[kept_file]}" + (f", similarity {similarity:.2f}" if near else ""),
+                )
+            )
+    return sorted(dropped, key=lambda row: (row.file, row.row))
+
+
+def provenance_record(
+    options: WriteOptions,
+    embedded: EmbeddedParts,
+    read: ReadDocuments,
+    levels: list[dict[str, Any]],
+    models: Models | None,
+) -> dict[str, Any]:
+    """Where the windows came from: base names only, and no times, so that equal input gives equal bytes."""
+    summary = embedded.summary
+    fitted = {
+        "fit_windows": options.fit_windows,
+        "min_examples_to_split": options.min_examples_to_split,
+        "seed": options.seed,
+    }
+    record: dict[str, Any] = {
+        "inputs": [PurePosixPath(source.rstrip("/")).name for source in options.inputs],
+        "text_column": options.text_column,
+        "limit": options.limit,
+        "sample": options.sample,
+        "documents": summary.num_documents,
+        "characters": summary.num_characters,
+        "tokens": summary.num_tokens,
+        "parts": len(embedded.parts),
+        "dropped_documents": read.dropped,
+        "dropped_tokens": summary.dropped_tokens,
+        "tokenizer": next(iter(models.origin)) if models else "trained" if options.tokenizer is None else "given",
+        "tree": models.origin if models else fitted,
+        "levels": levels,
+    }
+    asked = {
+        "id_column": options.id_column,
+        "filters": list(options.filters),
+        "dedup": options.dedup,
+        "near_threshold": options.near_threshold if options.dedup == "near" else None,
+        "decontaminated": [PurePosixPath(source.rstrip("/")).name for source in options.decontaminate],
+        "ngram": options.ngram if options.decontaminate else None,
+        "unchecked_examples": read.unchecked_examples,
+        "part_characters": options.part_characters if options.part_characters != BATCH_CHARACTERS else None,
+        "shard_level": options.shard_level if options.shard_level > 1 else None,
+        "corrupt_files": [name for name, _ in read.corrupt],
+    }
+    return {**record, **{name: value for name, value in asked.items() if value}}
