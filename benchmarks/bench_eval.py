@@ -27,15 +27,16 @@ from typing import Any
 import torch
 import transformers
 
-from crisp_stream.config.recipe import ModelRecipe
+from crisp_stream.config.sections import ModelRecipe
 from crisp_stream.evaluation.judge import TextSet
 from crisp_stream.evaluation.models import JudgedModel, open_model
 from crisp_stream.evaluation.multiple_choice import judge_questions
 from crisp_stream.evaluation.perplexity import judge_texts
 from crisp_stream.evaluation.question_sets import QuestionSet, open_question_set
+from crisp_stream.format.tokenizer import EOT_TOKEN
 from crisp_stream.models.export import export
 from crisp_stream.models.gpt import build_gpt, gpt_config, load_tokenizer
-from crisp_stream.writers.windows import EOT_TOKEN, train_tokenizer
+from crisp_stream.writers.windows import train_tokenizer
 
 CONTEXT = 128
 Side = Callable[[], object]

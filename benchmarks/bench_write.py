@@ -77,7 +77,7 @@ def tokenise(work: Path, quick: bool, repeats: int) -> tuple[list[Row], list[str
 
 def embed(work: Path, quick: bool, repeats: int) -> tuple[list[Row], list[str]]:
     """See embed_section."""
-    from crisp_stream.writers.windows import DocumentTokenizer
+    from crisp_stream.format.tokenizer import DocumentTokenizer
 
     texts = embed_section.read_documents(None, 4_000_000)
     tokenizer = DocumentTokenizer(_tokenizer(texts, work), fast=True)

@@ -24,9 +24,10 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.report import Column, Row, count, digits, machine_line, table
+from crisp_stream.format.tokenizer import DocumentTokenizer
 from crisp_stream.writers.embedding.embed import Encoder
 from crisp_stream.writers.embedding.lsi import LsiEncoder
-from crisp_stream.writers.windows import DocumentTokenizer, cut_joined, train_tokenizer, window_texts
+from crisp_stream.writers.windows import cut_joined, train_tokenizer, window_texts
 
 WINDOW_TOKENS = 1024
 WINDOWS = 64

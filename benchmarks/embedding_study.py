@@ -21,11 +21,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from crisp_stream.format.tokenizer import DocumentTokenizer
 from crisp_stream.writers.embedding.embed import Encoder
 from crisp_stream.writers.embedding.lsi import LsiEncoder
 from crisp_stream.writers.embedding.pieces import unit_vectors
 from crisp_stream.writers.tree.fit_tree import fit_tree
-from crisp_stream.writers.windows import DocumentTokenizer, train_tokenizer, window_texts
+from crisp_stream.writers.windows import train_tokenizer, window_texts
 
 WINDOW_TOKENS = 1024
 LSI_WINDOWS = 20_000

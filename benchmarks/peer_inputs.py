@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from benchmarks.measure import UnavailableError
 from crisp_stream.format import mds
 from crisp_stream.format.dataset import open_dataset
+from crisp_stream.loading.reader import read_windows
 
 _LITDATA_ITEM_TOKENS = 1 << 20
 _LITDATA_CHUNK_BYTES = 64 << 20
@@ -88,4 +89,4 @@ def _groups(root: Path, clusters: int) -> Iterator[NDArray[Any]]:
     for rows in groups:
         first = int(dataset.first_window_per_leaf[rows[0]])
         stop = int(dataset.first_window_per_leaf[rows[-1]] + dataset.windows_per_leaf[rows[-1]])
-        yield dataset.read_windows(np.arange(first, stop))
+        yield read_windows(dataset, np.arange(first, stop))

@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 
 from benchmarks.measure import UnavailableError, cpu_of_all, descendants, medians_of, run_task
 from benchmarks.report import Column, Row, count, digits, mega
+from crisp_stream.format.keys import HASH_BITS, window_keys
 from crisp_stream.format.mds import encode_samples, write_shard
 from crisp_stream.tree.tree import ClusterTree
 from crisp_stream.writers.engine.tasks import Record, Runner
 from crisp_stream.writers.engine.workspace import Workspace
-from crisp_stream.writers.stages.runs import HASH_BITS, RUN_BYTES, Run, RunTask, group_parts, part_places, window_keys
+from crisp_stream.writers.stages.runs import RUN_BYTES, Run, RunTask, group_parts, part_places
 from crisp_stream.writers.stages.shards import SORT_MEMORY_BYTES, ShardSettings, ShardSink, ShardsTask
 from crisp_stream.writers.stages.windows import Part
 

@@ -21,9 +21,16 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.format import dataset as fmt
 from crisp_stream.format import mds
-from crisp_stream.format.dataset import EncoderRecord, Manifest, TokenizerRecord
+from crisp_stream.format.manifest import MANIFEST, MAX_LEAVES, EncoderRecord, Manifest, TokenizerRecord
+from crisp_stream.format.tables import (
+    CLUSTERS,
+    SHARDS,
+    clusters_fingerprint,
+    clusters_parquet,
+    shards_fingerprint,
+    shards_parquet,
+)
 from crisp_stream.tree.tree import ClusterTree
 
 Sizes = Literal["lognormal", "zipf", "equal"]
@@ -61,8 +68,8 @@ class DatasetPlan:
     """Limit of a shard."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.leaves <= min(self.windows, fmt.MAX_LEAVES):
-            raise ValueError(f"leaves must be 1 to min(windows, {fmt.MAX_LEAVES:,}), got {self.leaves}")
+        if not 1 <= self.leaves <= min(self.windows, MAX_LEAVES):
+            raise ValueError(f"leaves must be 1 to min(windows, {MAX_LEAVES:,}), got {self.leaves}")
         if self.window_tokens < _ID_TOKENS:
             raise ValueError(f"window_tokens must be at least {_ID_TOKENS}, got {self.window_tokens}")
         if self.leaves > self.arity**self.levels:
@@ -180,8 +187,8 @@ def write_dataset(root: Path, plan: DatasetPlan, *, with_tree: bool = True) -> M
             rows += _write_folder(root, plan, folder, clusters, first_window)
             first_window += len(clusters)
     (root / "shards" / "index.json").write_bytes(_index(rows, "shards", plan))
-    (root / fmt.CLUSTERS).write_bytes(fmt.clusters_parquet(leaves, counts))
-    (root / fmt.SHARDS).write_bytes(fmt.shards_parquet(rows))
+    (root / CLUSTERS).write_bytes(clusters_parquet(leaves, counts))
+    (root / SHARDS).write_bytes(shards_parquet(rows))
     tree = random_tree(plan)
     if with_tree:
         tree.save(root / "tree")
@@ -195,8 +202,8 @@ def write_dataset(root: Path, plan: DatasetPlan, *, with_tree: bool = True) -> M
         arity=plan.arity,
         depth=plan.levels,
         sort_seed=plan.seed,
-        clusters_fingerprint=fmt.clusters_fingerprint(leaves, counts),
-        shards_fingerprint=fmt.shards_fingerprint(rows),
+        clusters_fingerprint=clusters_fingerprint(leaves, counts),
+        shards_fingerprint=shards_fingerprint(rows),
         tree_fingerprint=tree.fingerprint,
         tokenizer=TokenizerRecord(
             fingerprint=write_byte_tokenizer(root / "tokenizer", plan.vocab_size),
@@ -206,7 +213,7 @@ def write_dataset(root: Path, plan: DatasetPlan, *, with_tree: bool = True) -> M
         ),
         encoder=EncoderRecord(name="random", weights_sha256="0" * 64, max_length=256, pooling="mean", dim=plan.dim),
     )
-    (root / fmt.MANIFEST).write_bytes(manifest.to_json())
+    (root / MANIFEST).write_bytes(manifest.to_json())
     return manifest
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from crisp_stream.config.recipe import ModelRecipe
+from crisp_stream.config.sections import ModelRecipe
 from crisp_stream.models.gpt import count_parameters
 from crisp_stream.models.training_cost import flops_per_token
 

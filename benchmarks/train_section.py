@@ -12,7 +12,7 @@ from benchmarks.report import Column, Row, count, digits
 from benchmarks.synthetic_dataset import DatasetPlan, write_dataset
 from benchmarks.train_flops import Flops, peak_flops
 from benchmarks.train_sides import out_of_memory
-from crisp_stream.config.recipe import ModelRecipe
+from crisp_stream.config.sections import ModelRecipe
 from crisp_stream.format.dataset import open_dataset
 from crisp_stream.models.gpt import GPT_SIZES
 

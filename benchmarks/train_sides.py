@@ -19,7 +19,8 @@ from composer.loggers import Logger
 from composer.utils import dist
 
 from benchmarks.measure import UnavailableError, memory_bytes, reset_peak
-from crisp_stream.config.recipe import (
+from crisp_stream.config.recipe import Recipe
+from crisp_stream.config.sections import (
     CompileRecipe,
     DataRecipe,
     FSDPRecipe,
@@ -27,9 +28,9 @@ from crisp_stream.config.recipe import (
     ModelRecipe,
     OptimizerRecipe,
     PhaseRecipe,
-    Recipe,
 )
-from crisp_stream.training.prepare import device_name, prepare
+from crisp_stream.ranks import device_name
+from crisp_stream.training.prepare import prepare
 from crisp_stream.training.start import starting_checkpoint
 from crisp_stream.training.train import build_trainer
 

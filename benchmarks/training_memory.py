@@ -28,7 +28,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import GPT2LMHeadModel
 
 from benchmarks.measure import memory_bytes, reset_peak, run_task
-from crisp_stream.config.recipe import ModelRecipe
+from crisp_stream.config.sections import ModelRecipe
 from crisp_stream.models.gpt import gpt_config, parameter_groups, save_activations_per_block
 
 Layout = Literal["one", "ddp", "fsdp"]

@@ -9,7 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from crisp_stream.format.dataset import Manifest, open_dataset
+    from crisp_stream.format.dataset import open_dataset
+    from crisp_stream.format.manifest import Manifest
     from crisp_stream.histograms.histogram import Histogram
     from crisp_stream.histograms.mixture import Mixture, Phase
     from crisp_stream.loading.mds_streams import to_streams

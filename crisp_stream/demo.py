@@ -25,15 +25,17 @@ from crisp_stream.config.load import load_recipe
 from crisp_stream.config.recipe import Recipe
 from crisp_stream.corpora.demo import Corpora, prepare_corpora
 from crisp_stream.errors import FormatError, InputError
-from crisp_stream.format.dataset import MANIFEST, Dataset, Manifest, open_dataset
+from crisp_stream.format.dataset import Dataset, open_dataset
+from crisp_stream.format.manifest import MANIFEST, Manifest
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.inspection.summary import top_nodes
-from crisp_stream.report.demo_page import Comparison, RunResult, format_bytes, write_report
+from crisp_stream.report.demo_page import Comparison, RunResult, write_report
 from crisp_stream.report.evaluation import Evaluation
 from crisp_stream.report.page import write_page
 from crisp_stream.report.runs import read_run
 from crisp_stream.results.results import TextResults, load_all, load_results, results_path
 from crisp_stream.storage.store import cache_folder, is_remote, open_store
+from crisp_stream.table import format_bytes
 
 Log = Callable[[str], None]
 

@@ -82,3 +82,7 @@ def _missing(module: str, extra: str, purpose: str) -> MissingExtraError:
     return MissingExtraError(
         f"{purpose} needs {module}, which is not installed. Run: pip install 'crisp-stream[{extra}]'"
     )
+
+
+class MissingObjectError(StorageError):
+    """The object is not there, though the storage answered."""

@@ -17,7 +17,7 @@ def join_ranks() -> None:
     """Have the processes of a launcher know each other; a single process needs no other. May be called again."""
     dist = import_extra("composer.utils.dist", extra="train", purpose="training")
     if dist.get_world_size() > 1:
-        from crisp_stream.training.prepare import device_name
+        pass
 
         dist.initialize_dist(device_name(), timeout=TIMEOUT_SECONDS)
 
@@ -39,3 +39,9 @@ def together(act: Callable[[], T]) -> T:
         if error is not None:
             raise error
     return done  # pyright: ignore[reportReturnType]
+
+
+def device_name() -> str:
+    """`gpu` if there is one, else `cpu`, as Composer names devices."""
+    torch = import_extra("torch", extra="train", purpose="training")
+    return "gpu" if torch.cuda.is_available() else "cpu"

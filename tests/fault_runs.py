@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader
 from crisp_stream import Histogram, Mixture, MixtureDataset, Phase
 from crisp_stream.errors import CrispError
 from crisp_stream.format.dataset import Dataset, open_dataset
+from crisp_stream.loading.reader import read_windows
 
 BATCH = 8
 BATCHES = 100
@@ -77,7 +78,7 @@ class Source:
         self.dataset: Dataset = open_dataset(root)
         everything = np.arange(self.dataset.manifest.num_windows)
         self._window_ids: dict[tuple[int, int], np.ndarray] = {}
-        self.tokens = torch.from_numpy(self.dataset.read_windows(everything)["tokens"].astype(np.int64))
+        self.tokens = torch.from_numpy(read_windows(self.dataset, everything)["tokens"].astype(np.int64))
 
     @property
     def mixture(self) -> Mixture:

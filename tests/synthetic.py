@@ -8,9 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from crisp_stream.format import dataset as fmt
 from crisp_stream.format import mds
-from crisp_stream.format.dataset import Dataset, EncoderRecord, Manifest, TokenizerRecord, open_dataset
+from crisp_stream.format.dataset import Dataset, open_dataset
+from crisp_stream.format.manifest import MANIFEST, EncoderRecord, Manifest, Packing, TokenizerRecord
+from crisp_stream.format.tables import (
+    CLUSTERS,
+    SHARDS,
+    clusters_fingerprint,
+    clusters_parquet,
+    shards_fingerprint,
+    shards_parquet,
+)
 from crisp_stream.storage.store import open_store
 from crisp_stream.tree.tree import ClusterTree
 from crisp_stream.writers.stages.shards import shard_ends
@@ -70,7 +78,7 @@ def write_synthetic_dataset(
     seed: int = 0,
     windows_per_shard: int = 64,
     shard_level: int = 1,
-    packing: fmt.Packing = "joined",
+    packing: Packing = "joined",
     tokens: np.ndarray | None = None,
 ) -> Dataset:
     """Write a complete dataset of format v1 with `windows_per_leaf[leaf]` windows in each leaf, and open it."""
@@ -99,8 +107,8 @@ def write_synthetic_dataset(
         rows += own_rows
     index = mds.index_bytes(rows, below="shards", window_tokens=window_tokens, token_dtype="uint16")
     (path / "shards" / "index.json").write_bytes(index)
-    (path / fmt.CLUSTERS).write_bytes(fmt.clusters_parquet(leaves, counts))
-    (path / fmt.SHARDS).write_bytes(fmt.shards_parquet(rows))
+    (path / CLUSTERS).write_bytes(clusters_parquet(leaves, counts))
+    (path / SHARDS).write_bytes(shards_parquet(rows))
     tree.save(path / "tree")
     manifest = Manifest(
         window_tokens=window_tokens,
@@ -112,8 +120,8 @@ def write_synthetic_dataset(
         arity=arity,
         depth=depth,
         sort_seed=seed,
-        clusters_fingerprint=fmt.clusters_fingerprint(leaves, counts),
-        shards_fingerprint=fmt.shards_fingerprint(rows),
+        clusters_fingerprint=clusters_fingerprint(leaves, counts),
+        shards_fingerprint=shards_fingerprint(rows),
         tree_fingerprint=tree.fingerprint,
         tokenizer=TokenizerRecord(
             fingerprint=write_tokenizer(path / "tokenizer"),
@@ -123,7 +131,7 @@ def write_synthetic_dataset(
         ),
         encoder=EncoderRecord(name="synthetic", weights_sha256="0" * 64, max_length=256, pooling="mean", dim=DIM),
     )
-    (path / fmt.MANIFEST).write_bytes(manifest.to_json())
+    (path / MANIFEST).write_bytes(manifest.to_json())
     return open_dataset(path)
 
 

@@ -25,6 +25,7 @@ from benchmarks.report import Column, digits
 from benchmarks.synthetic_dataset import DatasetPlan, windows_per_leaf, write_dataset
 from crisp_stream.format.dataset import open_dataset
 from crisp_stream.inspection.verify import verify_dataset
+from crisp_stream.loading.reader import read_windows
 
 ROOT = Path(__file__).parent.parent
 PLAN = DatasetPlan(leaves=300, windows=2_000, window_tokens=8, arity=8, depth=3, shard_bytes=2_000)
@@ -35,7 +36,7 @@ def test_a_generated_dataset_verifies_and_every_window_holds_its_id(tmp_path: Pa
     dataset = open_dataset(tmp_path / "data")
     assert (manifest.num_leaves, manifest.num_windows, manifest.depth) == (300, 2_000, 3)
     assert manifest.num_shards > 8
-    tokens = dataset.read_windows(np.arange(2_000))["tokens"].astype(np.int64)
+    tokens = read_windows(dataset, np.arange(2_000))["tokens"].astype(np.int64)
     assert (tokens[:, :4] @ (256 ** np.arange(4)) == np.arange(2_000)).all()
     assert dataset.tree.fingerprint == manifest.tree_fingerprint
     assert not verify_dataset(str(tmp_path / "data")).problems

@@ -15,7 +15,7 @@ import pytest
 from crisp_stream.cli.forecast import add_forecast
 from crisp_stream.errors import CrispError
 from crisp_stream.forecast.forecast import forecast
-from crisp_stream.forecast.reads import Loader
+from crisp_stream.forecast.result import Loader
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.histograms.mixture import Mixture, Phase
 from tests.small_runs import BATCHES, SmallRun, leaf_histogram, small_run, windows_of, write_dataset

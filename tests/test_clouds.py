@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from crisp_stream.errors import StorageError
-from crisp_stream.storage.store import MissingObjectError, Store, open_store
+from crisp_stream.errors import MissingObjectError, StorageError
+from crisp_stream.storage.store import Store, open_store
 from tests.azurite import azurite
 from tests.fault_runs import Source, train
 from tests.seaweed import seaweed

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from crisp_stream.corpora import demo as demo_corpora
-from crisp_stream.corpora.demo import Corpora, Package, TextSource, fetch_package, prepare_corpora
+from crisp_stream.corpora.demo import Corpora, TextSource, prepare_corpora
+from crisp_stream.corpora.packages import Package, fetch_package
 from crisp_stream.errors import InputError, StorageError
 
 

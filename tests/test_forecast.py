@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crisp_stream.errors import InputError
-from crisp_stream.forecast.forecast import Forecast, forecast
-from crisp_stream.forecast.reads import Loader
+from crisp_stream.forecast.forecast import forecast
+from crisp_stream.forecast.result import Forecast, Loader
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.histograms.mixture import Draw, Mixture, Phase

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from crisp_stream.forecast.estimate import count_reads
 from crisp_stream.forecast.forecast import forecast
-from crisp_stream.forecast.reads import Loader, Plans
+from crisp_stream.forecast.reads import Plans
+from crisp_stream.forecast.result import Loader
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.histograms.mixture import Draw, Mixture, Phase

@@ -16,9 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crisp_stream.errors import FormatError, InputError, StorageError
-from crisp_stream.format import dataset as fmt
-from crisp_stream.format.dataset import Manifest, open_dataset
+from crisp_stream.format.dataset import Dataset, open_dataset
+from crisp_stream.format.manifest import Manifest
 from crisp_stream.format.mds import ShardRow
+from crisp_stream.format.tables import clusters_parquet, shards_parquet
+from crisp_stream.loading.reader import read_windows
 from tests.seaweed import S3Server
 from tests.synthetic import synthetic_tokens, upload, write_synthetic_dataset
 
@@ -27,12 +29,12 @@ GOLDEN_WINDOWS_PER_LEAF = {0: 5, 3: 2, 6: 70, 13: 1}
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> fmt.Dataset:
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return write_synthetic_dataset(tmp_path_factory.mktemp("dataset"), {0: 100, 3: 50, 5: 7, 15: 200})
 
 
 @pytest.fixture
-def root(dataset: fmt.Dataset, tmp_path: Path) -> Path:
+def root(dataset: Dataset, tmp_path: Path) -> Path:
     """A copy that a test may damage."""
     return Path(shutil.copytree(dataset.root, tmp_path / "copy"))
 
@@ -135,7 +137,7 @@ def test_must_3_any_bytes_as_manifest_give_a_format_error(content: bytes) -> Non
 
 
 def replace_clusters(root: Path, leaves: list[int], counts: list[int]) -> None:
-    (root / "clusters.parquet").write_bytes(fmt.clusters_parquet(np.array(leaves, np.uint32), np.array(counts)))
+    (root / "clusters.parquet").write_bytes(clusters_parquet(np.array(leaves, np.uint32), np.array(counts)))
 
 
 @pytest.mark.parametrize(
@@ -157,9 +159,9 @@ def test_must_4_the_cluster_table_is_sorted_complete_and_adds_up(
         open_dataset(root)
 
 
-def edit_shard(root: Path, dataset: fmt.Dataset, change: Callable[[ShardRow], ShardRow]) -> None:
+def edit_shard(root: Path, dataset: Dataset, change: Callable[[ShardRow], ShardRow]) -> None:
     rows = [change(dataset.shards[0]), *dataset.shards[1:]]
-    (root / "shards.parquet").write_bytes(fmt.shards_parquet(rows))
+    (root / "shards.parquet").write_bytes(shards_parquet(rows))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,7 @@ def edit_shard(root: Path, dataset: fmt.Dataset, change: Callable[[ShardRow], Sh
     ],
 )
 def test_must_5_the_shard_table_stays_below_the_root_and_adds_up(
-    root: Path, dataset: fmt.Dataset, changes: dict, message: str
+    root: Path, dataset: Dataset, changes: dict, message: str
 ) -> None:
     edit_shard(root, dataset, lambda row: dataclasses.replace(row, **changes))
     with pytest.raises(FormatError, match=r"shards\.parquet.*" + message):
@@ -192,8 +194,8 @@ def test_must_4_and_5_a_table_that_is_missing_or_not_parquet_is_refused(root: Pa
         open_dataset(root)
 
 
-def test_must_6_windows_are_sorted_by_leaf_and_shards_by_level_1_cluster(dataset: fmt.Dataset) -> None:
-    samples = dataset.read_windows(np.arange(dataset.manifest.num_windows))
+def test_must_6_windows_are_sorted_by_leaf_and_shards_by_level_1_cluster(dataset: Dataset) -> None:
+    samples = read_windows(dataset, np.arange(dataset.manifest.num_windows))
     assert (np.diff(samples["cluster"].astype(int)) >= 0).all()
     for first, row in zip(dataset.first_window_per_shard, dataset.shards, strict=True):
         assert samples["cluster"][first] // 4 == int(row.path.split("/")[1])
@@ -201,7 +203,7 @@ def test_must_6_windows_are_sorted_by_leaf_and_shards_by_level_1_cluster(dataset
 
 # mosaicml-streaming leaves the shard files that it reads to the garbage collector.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_must_7_vanilla_streaming_reads_every_window_back(dataset: fmt.Dataset, tmp_path: Path) -> None:
+def test_must_7_vanilla_streaming_reads_every_window_back(dataset: Dataset, tmp_path: Path) -> None:
     from streaming import StreamingDataset
 
     whole = StreamingDataset(
@@ -211,7 +213,7 @@ def test_must_7_vanilla_streaming_reads_every_window_back(dataset: fmt.Dataset, 
         shuffle=False,
         validate_hash="xxh3_128",
     )
-    expected = dataset.read_windows(np.arange(dataset.manifest.num_windows))
+    expected = read_windows(dataset, np.arange(dataset.manifest.num_windows))
     assert len(whole) == dataset.manifest.num_windows
     for sample, ours in zip((whole[i] for i in range(len(whole))), expected, strict=True):
         assert (sample["tokens"] == ours["tokens"]).all()
@@ -237,26 +239,26 @@ def test_must_9_the_tokenizer_is_the_one_of_the_manifest(root: Path) -> None:
         open_dataset(root).tokenizer_path()
 
 
-def test_the_fingerprint_covers_everything_but_the_provenance(dataset: fmt.Dataset) -> None:
+def test_the_fingerprint_covers_everything_but_the_provenance(dataset: Dataset) -> None:
     manifest = dataset.manifest
     assert dataclasses.replace(manifest, provenance={"note": "x"}).fingerprint == manifest.fingerprint
     assert dataclasses.replace(manifest, sort_seed=1).fingerprint != manifest.fingerprint
     assert Manifest.from_json(manifest.to_json()) == manifest
 
 
-def test_a_vocabulary_beyond_65536_needs_uint32(dataset: fmt.Dataset) -> None:
+def test_a_vocabulary_beyond_65536_needs_uint32(dataset: Dataset) -> None:
     tokenizer = dataclasses.replace(dataset.manifest.tokenizer, vocab_size=70_000)
     with pytest.raises(FormatError, match="needs token_dtype uint32"):
         dataclasses.replace(dataset.manifest, tokenizer=tokenizer)
 
 
-def test_window_ids_outside_the_dataset_are_refused(dataset: fmt.Dataset) -> None:
+def test_window_ids_outside_the_dataset_are_refused(dataset: Dataset) -> None:
     for bad in ([-1], [357]):
         with pytest.raises(InputError, match="window ids must be 0 to 356"):
-            dataset.read_windows(np.array(bad))
+            read_windows(dataset, np.array(bad))
 
 
-def write_golden(root: Path) -> fmt.Dataset:
+def write_golden(root: Path) -> Dataset:
     """The golden dataset, from numbers that need no random generator."""
     num_windows = sum(GOLDEN_WINDOWS_PER_LEAF.values())
     tokens = synthetic_tokens(num_windows, 8)
@@ -273,7 +275,7 @@ def test_the_golden_dataset_of_format_v1_reads_back_and_is_rewritten_byte_for_by
         if not name.endswith(".parquet"):
             assert (GOLDEN / name).read_bytes() == (tmp_path / name).read_bytes(), name
     assert golden.manifest == again.manifest
-    samples = golden.read_windows(np.arange(golden.manifest.num_windows))
+    samples = read_windows(golden, np.arange(golden.manifest.num_windows))
     assert samples["tokens"][:, 0].tolist() == list(range(78))
     assert np.unique(samples["cluster"], return_counts=True)[1].tolist() == [5, 2, 70, 1]
 

@@ -15,11 +15,13 @@ import pytest
 
 from crisp_stream import Histogram
 from crisp_stream.errors import FormatError
-from crisp_stream.format.dataset import Dataset, open_dataset, places_path
+from crisp_stream.format.dataset import Dataset, open_dataset
+from crisp_stream.format.manifest import places_path
 from crisp_stream.format.mds import encode_samples, sample_dtype, write_shard
 from crisp_stream.format.tables import clusters_fingerprint, clusters_parquet, shards_fingerprint, shards_parquet
 from crisp_stream.inspection.summary import describe_dataset, describe_histogram, top_nodes, window_text
 from crisp_stream.inspection.verify import verify_dataset
+from crisp_stream.loading.reader import read_windows
 from crisp_stream.writers.publishing.generations import write_indexes
 from tests.seaweed import S3Server
 from tests.synthetic import EOT_ID, synthetic_tree, upload, write_synthetic_dataset
@@ -60,12 +62,12 @@ def flip_header(root: Path, dataset: Dataset) -> None:
 
 
 def swap_windows(root: Path, dataset: Dataset) -> None:
-    row, samples = dataset.shards[0], dataset.read_windows(np.array([1, 0]))
+    row, samples = dataset.shards[0], read_windows(dataset, np.array([1, 0]))
     overwrite(root / row.path, row.first_sample_offset, samples.tobytes())
 
 
 def move_to_another_leaf(root: Path, dataset: Dataset) -> None:
-    row, samples = dataset.shards[0], dataset.read_windows(np.array([0]))
+    row, samples = dataset.shards[0], read_windows(dataset, np.array([0]))
     overwrite(root / row.path, row.first_sample_offset, encode_samples(samples["tokens"], np.array([3])).tobytes())
 
 

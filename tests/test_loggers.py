@@ -125,7 +125,7 @@ def test_logs_go_to_object_storage_and_are_complete(done: SmallRun, s3: S3Server
 def test_what_was_logged_before_a_failure_is_in_object_storage(
     done: SmallRun, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from crisp_stream.training.callbacks.held_out import Progress
+    from crisp_stream.training.callbacks.progress import Progress
 
     def fail(self: Progress, state: Any, logger: Any) -> None:
         if int(state.timestamp.batch) == 6:

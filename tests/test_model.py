@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from crisp_stream.config.recipe import ModelRecipe
+from crisp_stream.config.sections import ModelRecipe
 from crisp_stream.errors import FormatError, RecipeError
 from crisp_stream.models.gpt import GPT_SIZES, build_gpt, count_parameters, gpt_config, load_tokenizer, parameter_groups
 from tests.synthetic import write_tokenizer

@@ -14,11 +14,12 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.data import IterableDataset
 
-from crisp_stream.config.recipe import ModelRecipe
+from crisp_stream.config.sections import ModelRecipe
 from crisp_stream.format.dataset import open_dataset
 from crisp_stream.models.gpt import build_gpt, compile_blocks, gpt_config
-from crisp_stream.training.callbacks.cluster_losses import WindowLosses
-from crisp_stream.training.callbacks.monitor import ClusterLosses, ServedMixture, TimedLoader
+from crisp_stream.training.callbacks.cluster_losses import ClusterLosses, WindowLosses
+from crisp_stream.training.callbacks.monitor import TimedLoader
+from crisp_stream.training.callbacks.served import ServedMixture
 from crisp_stream.training.prepare import build_mixture
 from crisp_stream.training.train import train
 from tests.small_runs import SmallRun, account_of, copy_until, losses_of, small_run, windows_of, write_dataset

@@ -18,9 +18,7 @@ import pytest
 
 from crisp_stream.cli.report import add_report
 from crisp_stream.errors import FormatError, InputError
-from crisp_stream.forecast.advice import Advice
-from crisp_stream.forecast.forecast import ClusterRepeats, Forecast, OccurrenceBin
-from crisp_stream.forecast.reads import Reads
+from crisp_stream.forecast.result import Advice, ClusterRepeats, Forecast, OccurrenceBin, Reads
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.inspection.terms import node_terms
 from crisp_stream.report.forecast import forecast_each

@@ -12,11 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from crisp_stream.errors import FormatError, InputError
-from crisp_stream.format.dataset import SOURCES, TABLES, Dataset, open_dataset, places_path
-from crisp_stream.format.provenance import PLACES_HEADER_BYTES, describe_window, document_spans, documents_tables
+from crisp_stream.format.dataset import Dataset, open_dataset
+from crisp_stream.format.keys import window_keys
+from crisp_stream.format.manifest import SOURCES, TABLES, places_path
+from crisp_stream.format.provenance import PLACES_HEADER_BYTES, document_spans, documents_tables
+from crisp_stream.format.tokenizer import DocumentTokenizer
+from crisp_stream.inspection.summary import describe_window
+from crisp_stream.loading.reader import read_windows
 from crisp_stream.storage.store import open_store
-from crisp_stream.writers.stages.runs import window_keys
-from crisp_stream.writers.windows import DocumentTokenizer
 from tests.seaweed import S3Server
 from tests.synthetic import upload
 from tests.test_format import GOLDEN
@@ -34,7 +37,7 @@ def assert_tokens_are_those_of_the_documents(dataset: Dataset, paths: list[str],
     documents = texts_of(paths)
     encoded = {name: tokenizer.encode([row["text"] for row in rows]) for name, rows in documents.items()}
     window_ids = np.arange(dataset.manifest.num_windows)
-    tokens = dataset.read_windows(window_ids)["tokens"]
+    tokens = read_windows(dataset, window_ids)["tokens"]
     sources = document_spans(dataset, window_ids)
     assert [source.window for source in sources] == window_ids.tolist()
     assert len({(source.part, source.place) for source in sources}) == len(window_ids)
@@ -142,7 +145,7 @@ def test_a_window_is_described_with_text_path_place_and_documents(written: Datas
     match = next(line for line in page.splitlines() if "stored in" in line)
     start = int(match.partition("bytes ")[2].partition(" to")[0])
     stored = (Path(written.root) / row.path).read_bytes()[start : start + written.manifest.sample_bytes]
-    assert stored == written.read_windows(np.array([window])).tobytes()
+    assert stored == read_windows(written, np.array([window])).tobytes()
     for span in source.documents:
         assert f"{span.source}, document {span.row} (id {span.id})" in page
     assert page.splitlines()[-1].strip()

@@ -12,8 +12,7 @@ import pyarrow as pa
 import pytest
 
 from crisp_stream.cli.main import main
-from crisp_stream.cli.verbs import recipes_and_overrides
-from crisp_stream.config.files import list_recipes
+from crisp_stream.config.files import list_recipes, recipes_and_overrides
 from crisp_stream.config.load import load_recipe
 from crisp_stream.storage.store import open_store
 from tests.seaweed import S3Server

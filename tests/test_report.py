@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from crisp_stream.inspection.summary import NodeSummary
-from crisp_stream.report.demo_page import Comparison, RunResult, format_bytes, report_html, write_report
+from crisp_stream.report.demo_page import Comparison, RunResult, report_html, write_report
+from crisp_stream.table import format_bytes
 
 VOID = {"meta", "line", "polyline"}
 

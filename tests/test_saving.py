@@ -175,7 +175,7 @@ def test_a_place_that_cannot_be_written_is_found_before_a_model_is_built(
 
 
 def test_trying_a_place_leaves_nothing_there(done: SmallRun, s3: S3Server) -> None:
-    from crisp_stream.training.callbacks.saving import try_folder
+    from crisp_stream.storage.store import try_folder
 
     folder = s3.fresh_prefix("tried")
     try_folder(folder)

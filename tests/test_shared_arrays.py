@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from crisp_stream.errors import StorageError
-from crisp_stream.format import dataset as fmt
+from crisp_stream.format.dataset import open_dataset
 from crisp_stream.storage.shared_arrays import keep_newest, shared_arrays
 from tests.synthetic import write_synthetic_dataset
 
@@ -56,13 +56,13 @@ def test_only_the_newest_plans_are_kept(tmp_path: Path) -> None:
 
 def test_a_large_dataset_shares_its_cluster_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = write_synthetic_dataset(tmp_path / "data", {0: 30, 3: 5, 15: 20})
-    monkeypatch.setattr(fmt, "SHARED_ROWS", 2)
+    monkeypatch.setattr("crisp_stream.format.dataset.SHARED_ROWS", 2)
     monkeypatch.setenv("CRISP_STREAM_CACHE", str(tmp_path / "cache"))
     for _ in range(2):
-        dataset = fmt.open_dataset(plain.root)
+        dataset = open_dataset(plain.root)
         for name in ("leaves", "windows_per_leaf", "first_window_per_leaf"):
             assert (getattr(dataset, name) == getattr(plain, name)).all()
         assert [path.name[:9] for path in dataset.table_folder.iterdir()] == ["clusters-"]
-    assert (pickle.loads(pickle.dumps(fmt.open_dataset(plain.root))).leaves == plain.leaves).all()
+    assert (pickle.loads(pickle.dumps(open_dataset(plain.root))).leaves == plain.leaves).all()
     shutil.rmtree(tmp_path / "cache")
-    assert (fmt.open_dataset(plain.root).leaves == plain.leaves).all()
+    assert (open_dataset(plain.root).leaves == plain.leaves).all()

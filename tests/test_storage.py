@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from crisp_stream.errors import InputError, StorageError
-from crisp_stream.storage import object_helper
-from crisp_stream.storage import store as storage
-from crisp_stream.storage.store import MissingObjectError, Store, open_store
+from crisp_stream.errors import InputError, MissingObjectError, StorageError
+from crisp_stream.storage import inputs, object_helper
+from crisp_stream.storage.store import Store, open_store
 from tests.fault_proxy import every_request, fault_proxy
 from tests.seaweed import S3Server
 
@@ -88,7 +87,7 @@ def read_in_child(store: Store, answer: Connection) -> None:
 
 def _stream(url: str, answer: Connection) -> None:
     try:
-        answer.send(storage.open_input(url).read())
+        answer.send(inputs.open_input(url).read())
     except StorageError as error:
         answer.send(str(error))
 
@@ -129,7 +128,7 @@ def test_hidden_files_are_left_out_but_a_hidden_folder_may_be_named(tmp_path: Pa
     (folder / ".git").mkdir(parents=True)
     for name in ("a.txt", ".b.txt", ".git/c.txt"):
         (folder / name).write_text("x")
-    assert storage.list_inputs(str(folder)) == [str(folder / "a.txt")]
+    assert inputs.list_inputs(str(folder)) == [str(folder / "a.txt")]
 
 
 def test_inputs_are_listed_as_files_folders_and_globs(tmp_path: Path, s3: S3Server) -> None:
@@ -140,14 +139,14 @@ def test_inputs_are_listed_as_files_folders_and_globs(tmp_path: Path, s3: S3Serv
         (tmp_path / name).write_bytes(b"{}")
         remote.put(name, b"{}")
     for root in (str(tmp_path), prefix):
-        assert storage.list_inputs(root) == [f"{root}/a.jsonl", f"{root}/b.jsonl", f"{root}/sub/c.txt"]
-        assert storage.list_inputs(f"{root}/*.jsonl") == [f"{root}/a.jsonl", f"{root}/b.jsonl"]
-        assert storage.list_inputs(f"{root}/a.jsonl") == [f"{root}/a.jsonl"]
-        with storage.open_input(f"{root}/a.jsonl") as file:
+        assert inputs.list_inputs(root) == [f"{root}/a.jsonl", f"{root}/b.jsonl", f"{root}/sub/c.txt"]
+        assert inputs.list_inputs(f"{root}/*.jsonl") == [f"{root}/a.jsonl", f"{root}/b.jsonl"]
+        assert inputs.list_inputs(f"{root}/a.jsonl") == [f"{root}/a.jsonl"]
+        with inputs.open_input(f"{root}/a.jsonl") as file:
             assert file.read() == b"{}"
-        assert storage.input_bytes(f"{root}/a.jsonl") == 2
+        assert inputs.input_bytes(f"{root}/a.jsonl") == 2
         with pytest.raises(InputError, match=r"none\.jsonl matches no file"):
-            storage.list_inputs(f"{root}/none.jsonl")
+            inputs.list_inputs(f"{root}/none.jsonl")
 
 
 def test_ctrl_c_is_heeded_while_a_request_waits(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:

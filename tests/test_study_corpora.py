@@ -14,7 +14,8 @@ import pytest
 
 from crisp_stream.cli.main import main
 from crisp_stream.corpora import study as study_corpora
-from crisp_stream.corpora.demo import Package, TextSource
+from crisp_stream.corpora.demo import TextSource
+from crisp_stream.corpora.packages import Package
 from crisp_stream.corpora.study import SPLITS, StudyCorpora, StudyScale, StudySources, fetch_study
 from crisp_stream.corpora.study_sources import (
     CORPUS,

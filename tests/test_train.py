@@ -16,7 +16,7 @@ from crisp_stream.errors import CrispError, FormatError, InputError, RecipeError
 from crisp_stream.format.dataset import open_dataset
 from crisp_stream.models import gpt as model
 from crisp_stream.models.checkpoint import latest_checkpoint, local_copy, read_checkpoint
-from crisp_stream.training.callbacks.held_out import Progress
+from crisp_stream.training.callbacks.progress import Progress
 from crisp_stream.training.train import _count_tokens, _split_batch, train
 from tests.seaweed import S3Server
 from tests.small_runs import (

@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.activations import ACT2FN
 
-from crisp_stream.config.recipe import ModelRecipe
+from crisp_stream.config.sections import ModelRecipe
 from crisp_stream.models.gpt import build_gpt, compile_blocks, composer_model, gpt_config, save_activations_per_block
 
 DEPTH = 10  # more than the 8 graphs that torch makes of one function before it gives up

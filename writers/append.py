@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from crisp_stream.errors import InputError, require_extra
-from crisp_stream.format.dataset import DROPPED, MANIFEST, SOURCES, TABLES, Dataset, Manifest, open_dataset
+from crisp_stream.format.dataset import Dataset, open_dataset
+from crisp_stream.format.manifest import DROPPED, MANIFEST, SOURCES, TABLES, Manifest
 from crisp_stream.format.provenance import documents_tables, has_provenance, source_names
 from crisp_stream.format.tables import (
     CLUSTERS,

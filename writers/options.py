@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from crisp_stream.errors import InputError
-from crisp_stream.format.dataset import MAX_ARITY, MAX_LEAVES, Packing, Reads
+from crisp_stream.format.manifest import MAX_ARITY, MAX_LEAVES, Packing, Reads
 from crisp_stream.format.mds import MAX_SHARD_BYTES
 from crisp_stream.storage.store import is_remote, local_path
 from crisp_stream.writers.cleaning.near_duplicates import NearSettings

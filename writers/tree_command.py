@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from crisp_stream.errors import InputError
-from crisp_stream.format.dataset import MANIFEST, Dataset, open_dataset
+from crisp_stream.format.dataset import Dataset, open_dataset
+from crisp_stream.format.manifest import MANIFEST
 from crisp_stream.processes import Log
 from crisp_stream.storage.store import is_remote, open_store
 from crisp_stream.tree.tree import ClusterTree

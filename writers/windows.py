@@ -8,13 +8,10 @@ byte-level BPE. Whether it does is checked on the first documents, id by id; any
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError, import_extra
-from crisp_stream.format.dataset import TOKENIZER_FILES, Packing, TokenizerRecord
+from crisp_stream.format.manifest import TOKENIZER_FILES, Packing
 from crisp_stream.format.mds import TokenDtype
+from crisp_stream.format.tokenizer import EOT_TOKEN, DocumentTokenizer
 
-EOT_TOKEN = "<|endoftext|>"
 SAMPLE_CHARACTERS = 20 << 20
 """Text from the start of the documents that a tokenizer is trained on, about 20 MB: 10 s of CPU for 32,000."""
 MIN_VOCAB_SIZE = 257
 LAST_PARTIAL_WINDOW = "last partial window of a part"
 ONLY_EOT = "window of end-of-text only"
-
-_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
-# tiktoken's regular expressions overflow their stack on about a million blanks in a row.
-_LONG_BLANKS = re.compile(r"\s{50000}")
 
 
 def train_tokenizer(texts: Iterable[str], folder: Path, *, vocab_size: int = 32_000, window_tokens: int = 1024) -> None:
@@ -139,159 +132,6 @@ def _save_from_hub(name: str, folder: Path) -> None:
         raise InputError(
             f"tokenizer {name}: must have a fast version (tokenizer.json), got only a slow one. Choose another."
         )
-
-
-class DocumentTokenizer:
-    """Encodes plain text to ids, never to special tokens, and decodes windows for the encoder."""
-
-    def __init__(self, folder: Path, *, fast: bool = False) -> None:
-        """Args:
-        folder: with tokenizer.json and tokenizer_config.json.
-        fast: encode through tiktoken; True only where `equals_tiktoken` said so.
-        """
-        self.folder = folder
-        self.fast = fast
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        library: Any = import_extra("tokenizers", extra="write", purpose="tokenising documents")
-        try:
-            tokenizer = library.Tokenizer.from_file(str(self.folder / TOKENIZER_FILES[0]))
-        except Exception as error:  # the library raises plain Exception
-            raise InputError(
-                f"{self.folder}: tokenizer.json must be readable, got: {error}. Restore the file."
-            ) from error
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        tokenizer.encode_special_tokens = True
-        return tokenizer
-
-    @cached_property
-    def eot_token(self) -> str:
-        """The end-of-text token: eos_token of tokenizer_config.json, else `<|endoftext|>`. Raises InputError."""
-        path = self.folder / TOKENIZER_FILES[1]
-        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        named = config.get("eos_token") or EOT_TOKEN
-        token = named["content"] if isinstance(named, dict) else str(named)
-        if self._tokenizer.token_to_id(token) is None:
-            raise InputError(
-                f"{self.folder}: the tokenizer must have an end-of-text token, got no entry {token!r}. "
-                "Add one and name it as eos_token in tokenizer_config.json."
-            )
-        return token
-
-    @cached_property
-    def eot_id(self) -> int:
-        """Id of the end-of-text token."""
-        return int(self._tokenizer.token_to_id(self.eot_token))
-
-    @cached_property
-    def vocab_size(self) -> int:
-        """One more than the largest id."""
-        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-
-    @property
-    def token_dtype(self) -> TokenDtype:
-        """The narrowest type that holds every id."""
-        return "uint16" if self.vocab_size <= 1 << 16 else "uint32"
-
-    def record(self) -> TokenizerRecord:
-        """What the manifest keeps of the tokenizer."""
-        content = (self.folder / TOKENIZER_FILES[0]).read_bytes()
-        return TokenizerRecord(
-            fingerprint=hashlib.sha256(content).hexdigest(),
-            vocab_size=self.vocab_size,
-            eot_token=self.eot_token,
-            eot_id=self.eot_id,
-        )
-
-    def check(self) -> None:
-        """Raises InputError when plain text that holds the end-of-text token's letters would become the token."""
-        for ids in self._encode_slow([f"a{self.eot_token}b", self.eot_token]):
-            if self.eot_id in ids:
-                raise InputError(
-                    f"{self.folder}: plain text must never become the end-of-text token, but {self.eot_token!r} did. "
-                    "Mark it as a special token in tokenizer.json."
-                )
-
-    def encode(self, texts: Sequence[str]) -> list[NDArray[Any]]:
-        """Ids of each text without special tokens, [num_tokens] of `token_dtype` each."""
-        if self.fast:
-            return [self._encode_fast(text) for text in texts]
-        return [np.array(ids, self.token_dtype) for ids in self._encode_slow(texts)]
-
-    def decode(self, token_runs: Sequence[NDArray[Any]]) -> list[str]:
-        """The text of each run of tokens."""
-        return self._tokenizer.decode_batch([run.tolist() for run in token_runs], skip_special_tokens=False)
-
-    def equals_tiktoken(self, texts: Sequence[str], *, log: Callable[[str], None]) -> bool:
-        """Whether tiktoken gives exactly the ids of the tokenizer on `texts`; says why not, through `log`."""
-        reason = self._tiktoken[1]
-        if reason is None:
-            probes = [*texts, f"a {EOT_TOKEN} b", "naïve  \t\n café 中文 🙂\u200d↔️ \u0000 1٣² it's I'LL"]
-            equal = all(
-                np.array_equal(self._encode_fast(text), ids)
-                for text, ids in zip(probes, self._encode_slow(probes), strict=True)
-            )
-            reason = None if equal else "its ids differ from tiktoken's on the first documents"
-        if reason is not None:
-            log(f"tokenizer: encoding with `tokenizers` (about 6 times slower), because {reason}")
-        return reason is None
-
-    def _encode_slow(self, texts: Sequence[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
-
-    def _encode_fast(self, text: str) -> NDArray[Any]:
-        encoding, _, id_of_rank = self._tiktoken
-        if len(text) >= 50_000 and _LONG_BLANKS.search(text):
-            return np.array(self._encode_slow([text])[0], self.token_dtype)
-        return id_of_rank[encoding.encode_ordinary(text)]
-
-    @cached_property
-    def _tiktoken(self) -> tuple[Any, str | None, NDArray[Any]]:
-        """(encoding, why it cannot be used, HF id of each tiktoken rank)."""
-        content = json.loads((self.folder / TOKENIZER_FILES[0]).read_bytes())
-        ranks_or_reason = _byte_ranks(content)
-        if isinstance(ranks_or_reason, str):
-            return None, ranks_or_reason, np.zeros(0, self.token_dtype)
-        library: Any = import_extra("tiktoken", extra="write", purpose="tokenising documents")
-        vocab = content["model"]["vocab"]
-        ids = np.array([vocab[piece] for piece in ranks_or_reason], self.token_dtype)
-        byte_of = byte_of_character()
-        ranks = {bytes(byte_of[c] for c in piece): rank for rank, piece in enumerate(ranks_or_reason)}
-        return library.Encoding("documents", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens={}), None, ids
-
-
-def byte_of_character() -> dict[str, int]:
-    """GPT-2's printable stand-in of each byte, inverted."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + at): byte for at, byte in enumerate(others)}
-
-
-def _byte_ranks(content: dict[str, Any]) -> list[str] | str:
-    """The vocabulary in merge order, bytes first; or why the tokenizer is not a GPT-2-style byte-level BPE."""
-    model, splitter = content["model"], content.get("pre_tokenizer") or {}
-    if model.get("type") != "BPE" or any(
-        model.get(key)
-        for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
-    ):
-        return "it is not a plain BPE"
-    if splitter.get("type") != "ByteLevel" or splitter.get("add_prefix_space") or not splitter.get("use_regex", True):
-        return "it does not split text as GPT-2 does"
-    if content.get("normalizer") is not None:
-        return "it normalises text"
-    if any(not token.get("special") for token in content.get("added_tokens", [])):
-        return "it has added tokens that plain text can become"
-    vocab = model["vocab"]
-    bytes_first = list(byte_of_character())
-    if any(character not in vocab for character in bytes_first):
-        return "its vocabulary lacks single bytes"
-    merged = ["".join(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
-    pieces = list(dict.fromkeys([*bytes_first, *merged]))
-    return (
-        pieces if all(piece in vocab for piece in pieces) else "its merges make pieces that are not in its vocabulary"
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

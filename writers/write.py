@@ -14,7 +14,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from crisp_stream.errors import InputError, require_extra
-from crisp_stream.format.dataset import Manifest, open_dataset
+from crisp_stream.format.dataset import open_dataset
+from crisp_stream.format.manifest import Manifest
 from crisp_stream.processes import Log, aligned
 from crisp_stream.storage.store import is_remote, open_store
 from crisp_stream.writers.cleaning.dropped import Dropped

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crisp_stream.cli.verbs import add_verb, recipes_and_overrides
+from crisp_stream.cli.verbs import add_verb
+from crisp_stream.config.files import recipes_and_overrides
+from crisp_stream.config.sections import SELECTION_SUFFIX
 from crisp_stream.errors import InputError
-from crisp_stream.selection import SELECTION_SUFFIX
 
 if TYPE_CHECKING:
-    from crisp_stream.forecast.forecast import Forecast
-    from crisp_stream.forecast.reads import Loader
+    from crisp_stream.forecast.result import Forecast, Loader
     from crisp_stream.format.dataset import Dataset
     from crisp_stream.histograms.mixture import Mixture, Phase
 
@@ -184,7 +184,7 @@ def _of_recipe(asked: argparse.Namespace, names: list[str], overrides: list[str]
 
 
 def _of_phases(asked: argparse.Namespace, items: list[str]) -> _Run:
-    from crisp_stream.config.recipe import DataRecipe
+    from crisp_stream.config.sections import DataRecipe
     from crisp_stream.format.dataset import open_dataset
     from crisp_stream.histograms.mixture import Mixture
 
@@ -229,7 +229,7 @@ def _drawn(name: str, dataset: Dataset) -> Phase:
 
 
 def _loader(asked: argparse.Namespace, run: _Run) -> Loader:
-    from crisp_stream.forecast.reads import Loader
+    from crisp_stream.forecast.result import Loader
 
     one = Loader(nodes=asked.nodes, ranks_per_node=asked.ranks_per_node, replication=asked.replication)
     if run.batch is not None and (run.batch < 1 or run.batch % one.global_batch_size):

@@ -42,7 +42,7 @@ def _add(verbs: Any, name: str, run: Any, text: str, *, plot: bool, than: bool |
 
 
 def _finish(text: str, rows: Sequence[Mapping[str, Any]], asked: argparse.Namespace) -> None:
-    from crisp_stream.results.estimates import write_csv
+    from crisp_stream.table import write_csv
 
     print(text)
     if asked.csv:

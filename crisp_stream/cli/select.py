@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from crisp_stream.cli.select_doge import add_select_doge
 from crisp_stream.cli.select_dsir import add_select_dsir
 from crisp_stream.cli.verbs import add_inputs, add_verb, print_line
+from crisp_stream.config.sections import SELECTION_SUFFIX
 from crisp_stream.errors import InputError
-from crisp_stream.selection import SELECTION_SUFFIX
 
 if TYPE_CHECKING:
     from crisp_stream.counting.task_embeddings import TaskEmbeddings
@@ -211,7 +211,7 @@ def _add_embed(verbs: Any) -> None:
 
 
 def _embed(asked: argparse.Namespace) -> None:
-    from crisp_stream.writers.embed_windows import embed_windows
+    from crisp_stream.selection.embed_windows import embed_windows
 
     started = time.monotonic()
     found = embed_windows(

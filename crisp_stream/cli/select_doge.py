@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from crisp_stream.cli.verbs import add_recipe_arguments, add_verb, print_line, recipes_and_overrides
+from crisp_stream.cli.verbs import add_recipe_arguments, add_verb, print_line
+from crisp_stream.config.files import recipes_and_overrides
 
 
 def add_select_doge(verbs: Any) -> None:
@@ -57,8 +58,9 @@ def _doge(asked: argparse.Namespace) -> None:
     from crisp_stream.errors import InputError
     from crisp_stream.format.dataset import open_dataset
     from crisp_stream.histograms.histogram import Histogram
-    from crisp_stream.selection.doge.doge import DogeSettings, other_path, weigh_by_doge
+    from crisp_stream.selection.doge.doge import other_path, weigh_by_doge
     from crisp_stream.selection.doge.doge_report import comparable, doge_table
+    from crisp_stream.selection.doge.settings import DogeSettings
 
     if asked.top < 1:
         raise InputError(f"--top: must be at least 1, got {asked.top}.")

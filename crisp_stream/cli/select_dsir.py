@@ -49,9 +49,9 @@ def add_select_dsir(verbs: Any) -> None:
 
 
 def _dsir(asked: argparse.Namespace) -> None:
-    from crisp_stream.counting.count_examples import ExampleSources
+    from crisp_stream.config.sections import SELECTION_SUFFIX
+    from crisp_stream.counting.embedded_examples import ExampleSources
     from crisp_stream.format.dataset import open_dataset
-    from crisp_stream.selection import SELECTION_SUFFIX
     from crisp_stream.selection.dsir import select_dsir
     from crisp_stream.selection.window_scores import WindowScores
 

@@ -7,7 +7,8 @@ import json
 from typing import Any
 
 from crisp_stream.cli.ranks import add_launch_arguments, as_a_rank, handed_over, is_first_rank
-from crisp_stream.cli.verbs import add_recipe_arguments, add_verb, print_line, recipes_and_overrides
+from crisp_stream.cli.verbs import add_recipe_arguments, add_verb, print_line
+from crisp_stream.config.files import recipes_and_overrides
 from crisp_stream.errors import RunInterruptedError
 
 _STOPPING = "SIGTERM or Ctrl-C ends the run after the batch in progress, with a checkpoint (exit 143 or 130)."

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 
@@ -59,17 +58,6 @@ def add_recipe_arguments(verb: argparse.ArgumentParser) -> None:
         help="YAML files or packaged recipes, later ones laid over earlier ones: a size, then a method, such as "
         "gpt-1.3b crisp; and recipe keys, such as data.remote=ROOT seed=1",
     )
-
-
-def recipes_and_overrides(items: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split the names of recipes from their keys."""
-    overrides = [item for item in items if is_override(item)]
-    return [item for item in items if item not in overrides], overrides
-
-
-def is_override(item: str) -> bool:
-    """Whether an argument is key=value of a recipe, and not a file of that name."""
-    return "=" in item and not Path(item).exists()
 
 
 def print_line(line: str) -> None:

@@ -8,7 +8,6 @@ eighteen copies of which seventeen are forgotten when a key changes.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import yaml
 
 from crisp_stream.errors import InputError, RecipeError
+from crisp_stream.typed import did_you_mean, kind_of
 
 EXTENDS = "extends"
 """Key of a recipe file: the recipes that it is laid over, first to last."""
@@ -87,12 +87,6 @@ def copy_recipe(name: str, destination: str | Path | None = None) -> Path:
     return path
 
 
-def did_you_mean(word: str, names: Sequence[str], prefix: str = "") -> str:
-    """The end of a message about an unknown word: the nearest known one, if one is near."""
-    close = difflib.get_close_matches(word, names, n=1)
-    return f"; did you mean `{prefix}{close[0]}`?" if close else "."
-
-
 def _packaged() -> list[str]:
     folder = resources.files("crisp_stream").joinpath("recipes")
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
@@ -157,16 +151,12 @@ def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def kind_of(value: Any) -> str:
-    """What a YAML value is, in words."""
-    if value is None:
-        return "nothing"
-    names = {
-        bool: "true/false",
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        list: "a list",
-        dict: "a mapping",
-    }
-    return names.get(type(value), type(value).__name__)
+def recipes_and_overrides(items: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split the names of recipes from their keys."""
+    overrides = [item for item in items if is_override(item)]
+    return [item for item in items if item not in overrides], overrides
+
+
+def is_override(item: str) -> bool:
+    """Whether an argument is key=value of a recipe, and not a file of that name."""
+    return "=" in item and not Path(item).exists()

@@ -5,196 +5,24 @@ Keys are spelled as Composer and llm-foundry spell them. `crisp_stream.config.lo
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from crisp_stream.config.durations import DURATION, SHARE, parse_duration
+from crisp_stream.config.sections import (
+    CHECKPOINT,
+    CompileRecipe,
+    DataRecipe,
+    EvalRecipe,
+    FSDPRecipe,
+    LoggersRecipe,
+    MixtureRecipe,
+    ModelRecipe,
+    OptimizerRecipe,
+    Restart,
+    SchedulerRecipe,
+)
 from crisp_stream.errors import RecipeError
-from crisp_stream.recipe_checks import CHECKPOINT, check
-from crisp_stream.training.loggers import LoggersRecipe
-
-_BYTES = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]?)b?")
-
-
-Restart = Literal["optimizer", "schedule", "data"]
-"""A part of a checkpoint besides its weights."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataRecipe:
-    """Where the dataset is and how each process reads it."""
-
-    remote: str
-    """Root of a dataset written by `crisp-stream write`: a folder, or s3:// gs:// az:// https://."""
-
-    generation: int | None = None
-    """Of a dataset that has grown, by `crisp-stream append`. Nothing: the newest; a run of an older one names it."""
-
-    local: str | None = None
-    """Folder of this node's cache of a remote dataset. Local datasets are read in place."""
-
-    cache_limit: str | int | None = None
-    """Most bytes the cache may hold, as a number or a size such as `200gb` (10^9 bytes each). Nothing: no limit."""
-
-    num_workers: int = 0
-    """DataLoader worker processes per rank, >= 0. With 0 the training process reads by itself."""
-
-    timeout: float = 120.0
-    """Seconds without a window after which the loader gives up with an error."""
-
-    lookahead: int = 4096
-    """Windows that each process plans, and fetches from a remote root, before they are used."""
-
-    @property
-    def cache_limit_bytes(self) -> int | None:
-        """`cache_limit` as a number of bytes.
-
-        Raises:
-            RecipeError: text that is no size.
-        """
-        if self.cache_limit is None or isinstance(self.cache_limit, int):
-            return self.cache_limit
-        match = _BYTES.fullmatch(self.cache_limit.strip().lower())
-        if match is None:
-            raise RecipeError(f"`data.cache_limit` must be bytes or a size such as 200gb; got {self.cache_limit!r}.")
-        return int(float(match[1]) * 1000 ** ("kmgt".find(match[2]) + 1 if match[2] else 0))
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhaseRecipe:
-    """One stretch of the run with one mixture."""
-
-    histogram: str | tuple[str, ...] | None = None
-    """`base` (the dataset's own frequencies), the path of a histogram, or a list of paths (their plain average).
-    `checkpoint`, in the first phase alone: what the checkpoint of `load_path` was served, up to where it stands.
-    Nothing: `windows` says what is drawn."""
-
-    windows: str | None = None
-    """Instead of `histogram`: the path of a window selection, made by `crisp-stream select`, whose windows are drawn,
-    each as often as any other. Beside `histogram: checkpoint`: the selection that the checkpoint was served from."""
-
-    until: str | None = None
-    """Where the phase ends, counted from the start of the run: `928ba`, `…tok`, or a share of the run (`0.9dur`).
-    Nothing: at the end of the run."""
-
-    max_repeats: float | None = None
-    """How often a window may be drawn during the phase, on average over its cluster. Nothing: no limit."""
-
-    on_excess: Literal["error", "cap"] = "error"
-    """Clusters beyond `max_repeats`: `error` names them before the run; `cap` gives what is left to the others."""
-
-    @property
-    def source(self) -> str | tuple[str, ...]:
-        """What is drawn by: `histogram`, or `windows`."""
-        return CHECKPOINT if self.histogram == CHECKPOINT else self.windows or self.histogram or ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class MixtureRecipe:
-    """What is trained on, phase by phase."""
-
-    phases: tuple[PhaseRecipe, ...]
-    """One or more phases in order. All but the last say `until`."""
-
-    draw: Literal["systematic", "multinomial"] = "systematic"
-    """`systematic` follows the asked proportions as closely as whole windows allow; `multinomial` draws independently,
-    as Algorithm 1 of the CRISP paper is written."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelRecipe:
-    """A GPT-2 architecture with random initial weights. The vocabulary is the dataset's."""
-
-    n_embd: int
-    """Width of the residual stream. The feed-forward layers are four times as wide."""
-
-    n_layer: int
-    """Number of blocks."""
-
-    n_head: int
-    """Attention heads per block; divides `n_embd`."""
-
-    n_positions: int | None = None
-    """Context limit in tokens, at least the dataset's `window_tokens`. Nothing: exactly `window_tokens`."""
-
-    dropout: float = 0.0
-    """Dropout of the embeddings, attention weights and residual branches, in [0, 1)."""
-
-    activation_checkpointing: bool = False
-    """Recompute each block in the backward pass: less memory for about a third more compute."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerRecipe:
-    """AdamW (Loshchilov & Hutter): each step also shrinks the weights by `lr x weight_decay`."""
-
-    lr: float
-    """Peak learning rate."""
-
-    betas: tuple[float, float] = (0.9, 0.95)
-    """Decay of the running mean and of the running square of the gradient. Default: Brown et al. (2020)."""
-
-    eps: float = 1e-8
-    """Added to the denominator."""
-
-    weight_decay: float = 0.1
-    """On weight matrices and embeddings; biases and layer norms are left alone. Default: Brown et al. (2020)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SchedulerRecipe:
-    """Linear warm-up, then a cosine down to `alpha_f` at the end of the run."""
-
-    t_warmup: str = "0ba"
-    """Length of the warm-up in the unit of `max_duration` (`3815ba`, `…tok`), or as a share of the run (`0.01dur`)."""
-
-    alpha_f: float = 0.1
-    """Final learning rate as a share of `optimizer.lr`. Default: 10 %, as in Brown et al. (2020)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FSDPRecipe:
-    """Fully sharded data parallelism (Composer's FSDP2). Checkpoints are gathered: any number of ranks can resume."""
-
-    reshard_after_forward: bool = True
-    """Free the gathered weights between forward and backward: less memory, more communication."""
-
-    mixed_precision: Literal["DEFAULT", "PURE", "FULL"] = "DEFAULT"
-    """Precision of the gathered weights and reduced gradients, as Composer names them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompileRecipe:
-    """Arguments of `torch.compile`, for the blocks and the loss. Minutes on a CPU: for GPU runs."""
-
-    mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
-    """Trade of compilation time for speed."""
-
-    fullgraph: bool = False
-    """Fail rather than fall back to Python inside the model."""
-
-    dynamic: bool | None = None
-    """Whether to compile for varying shapes. Nothing: torch decides."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalRecipe:
-    """What is measured during the run: perplexity of held-out text (CRISP, Sec. 3.1), multiple choice, or both."""
-
-    inputs: str | tuple[str, ...] = ()
-    """Files, folders or globs of held-out documents, local or in object storage."""
-
-    text_column: str = "text"
-    """Field or column that holds the text."""
-
-    limit: int | None = 500
-    """Most documents to use. Nothing: all."""
-
-    questions: str | tuple[str, ...] = ()
-    """Question sets: a file, a task of the paper (`arc_easy`), or `TASK=FILE`, each."""
-
-    question_limit: int | None = 500
-    """Most questions of each set, chosen at random and the same in all runs. Nothing: all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,3 +126,226 @@ class Recipe:
         if self.save_folder is None:
             return None
         return self.save_folder.replace("{run_name}", self.run_name).rstrip("/") or "/"
+
+
+def check(recipe: Recipe) -> None:
+    """Raises RecipeError: values out of range, or that contradict each other."""
+    _check_sizes(recipe)
+    _check_times(recipe)
+    _check_phases(recipe)
+    _check_folders(recipe)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise RecipeError(message)
+
+
+def _check_sizes(recipe: Recipe) -> None:
+    model, optimizer = recipe.model, recipe.optimizer
+    positive = {
+        "global_train_batch_size": recipe.global_train_batch_size,
+        "device_train_microbatch_size": recipe.device_train_microbatch_size,
+        "log_interval": recipe.log_interval,
+        "model.n_embd": model.n_embd,
+        "model.n_layer": model.n_layer,
+        "model.n_head": model.n_head,
+        "model.n_positions": model.n_positions,
+        "data.timeout": recipe.data.timeout,
+        "data.lookahead": recipe.data.lookahead,
+        "data.cache_limit": recipe.data.cache_limit_bytes,
+        "optimizer.lr": optimizer.lr,
+        "optimizer.eps": optimizer.eps,
+        "gradient_clipping": recipe.gradient_clipping,
+        "eval.limit": recipe.eval.limit if recipe.eval else None,
+        "eval.question_limit": recipe.eval.question_limit if recipe.eval else None,
+    }
+    for key, value in positive.items():
+        _require(value is None or value > 0, f"`{key}` must be above 0; got {value}.")
+    for key, value in {"seed": recipe.seed, "data.num_workers": recipe.data.num_workers}.items():
+        _require(value >= 0, f"`{key}` must be 0 or more; got {value}.")
+    _require(optimizer.weight_decay >= 0, f"`optimizer.weight_decay` must be 0 or more; got {optimizer.weight_decay}.")
+    _require(
+        all(0 <= beta < 1 for beta in optimizer.betas), f"`optimizer.betas` must lie in [0, 1); got {optimizer.betas}."
+    )
+    _require(0 <= model.dropout < 1, f"`model.dropout` must lie in [0, 1); got {model.dropout}.")
+    _require(
+        0 <= recipe.scheduler.alpha_f <= 1, f"`scheduler.alpha_f` must lie in [0, 1]; got {recipe.scheduler.alpha_f}."
+    )
+    _require(
+        model.n_embd % model.n_head == 0,
+        f"`model.n_head` must divide `model.n_embd`; {model.n_head} does not divide {model.n_embd}.",
+    )
+    micro, batch = recipe.device_train_microbatch_size, recipe.global_train_batch_size
+    _require(
+        micro is None or batch % micro == 0,
+        f"`device_train_microbatch_size` must divide `global_train_batch_size`; {micro} does not divide {batch}.",
+    )
+
+
+def _check_times(recipe: Recipe) -> None:
+    _require(
+        DURATION.fullmatch(recipe.max_duration.replace("_", "")) is not None,
+        _bad_time("max_duration", recipe.max_duration),
+    )
+    total, unit = parse_duration(recipe.max_duration)
+    _require(total > 0, "`max_duration` must be above 0.")
+    times = {"scheduler.t_warmup": recipe.scheduler.t_warmup, "save_interval": recipe.save_interval}
+    times |= {f"save_at.{number}": text for number, text in enumerate(recipe.save_at)}
+    if recipe.eval_interval is not None:
+        times["eval_interval"] = recipe.eval_interval
+    for key, text in times.items():
+        if SHARE.fullmatch(text) is None:
+            _require(
+                DURATION.fullmatch(text.replace("_", "")) is not None,
+                _bad_time(key, text, " or a share such as 0.1dur"),
+            )
+            _require(
+                parse_duration(text)[0] > 0 or key == "scheduler.t_warmup", f"`{key}` must be above 0; got {text}."
+            )
+        else:
+            _require(float(text[:-3]) > 0 or key == "scheduler.t_warmup", f"`{key}` must be above 0; got {text}.")
+    warmup = recipe.scheduler.t_warmup
+    if not warmup.endswith("dur"):
+        count, warmup_unit = parse_duration(warmup)
+        _require(
+            warmup_unit == unit or count == 0,
+            f"`scheduler.t_warmup` must be in the unit of `max_duration` ({recipe.max_duration}); got {warmup}.",
+        )
+        _require(
+            count <= total or count == 0,
+            f"`scheduler.t_warmup` must not be longer than `max_duration` ({recipe.max_duration}); got {warmup}.",
+        )
+    _require(
+        recipe.eval_interval is None or recipe.eval is not None,
+        "`eval_interval` needs `eval` (the held-out text or questions to measure); there is none.",
+    )
+    _require(
+        recipe.eval is None or bool(recipe.eval.inputs) or bool(recipe.eval.questions),
+        "`eval` needs `eval.inputs` (held-out text) or `eval.questions`; there is neither.",
+    )
+
+
+def _bad_time(key: str, text: str, also: str = "") -> str:
+    return f"`{key}` must be batches such as 400ba, tokens such as 1000000tok{also}; got {text!r}."
+
+
+def _check_phases(recipe: Recipe) -> None:
+    phases = recipe.mixture.phases
+    _require(len(phases) > 0, "`mixture.phases` must hold at least one phase.")
+    for index, phase in enumerate(phases):
+        key = f"mixture.phases.{index}"
+        names = (phase.source,) if isinstance(phase.source, str) else phase.source
+        _require(
+            phase.windows is None or phase.histogram in (None, CHECKPOINT),
+            f"`{key}` has both `histogram` and `windows`, and needs one of them. Drop the other: {key}.histogram=null",
+        )
+        _require(
+            names != () and "" not in names, f"`{key}.histogram` names no histogram, nor `{key}.windows` a selection."
+        )
+        _require(
+            phase.max_repeats is None or 0 < phase.max_repeats < float("inf"),
+            f"`{key}.max_repeats` must be above 0; got {phase.max_repeats}.",
+        )
+        _require(
+            phase.max_repeats is not None or phase.on_excess == "error",
+            f"`{key}.on_excess` is cap, but there is no `{key}.max_repeats` to cap at.",
+        )
+        if phase.histogram == CHECKPOINT or (phase.windows is None and CHECKPOINT in names):
+            _check_checkpoint_phase(recipe, index)
+    _check_ends(recipe)
+
+
+def _check_checkpoint_phase(recipe: Recipe, index: int) -> None:
+    """Of a phase that stands for what a checkpoint was served."""
+    key, phase = f"mixture.phases.{index}", recipe.mixture.phases[index]
+    _require(
+        index == 0 and phase.histogram == CHECKPOINT,
+        f"`{key}.histogram` is checkpoint, which only the first phase can be, and alone.",
+    )
+    _require(
+        phase.until is None and phase.max_repeats is None,
+        f"`{key}` is what the checkpoint was served, which is known: it has neither `until` nor `max_repeats`.",
+    )
+    _require(
+        len(recipe.mixture.phases) > 1,
+        f"`{key}` is what the checkpoint was served; say in a second phase what comes after it.",
+    )
+    _require(recipe.load_path is not None, f"`{key}.histogram` is checkpoint, which needs `load_path`; there is none.")
+    _require(
+        "data" not in recipe.restarts,
+        f"`{key}.histogram` is checkpoint, but the order of samples is to start afresh. "
+        "Drop the phase, or data from `load_restart`.",
+    )
+
+
+def _check_ends(recipe: Recipe) -> None:
+    """Where phases end, as far as it can be compared without the dataset."""
+    phases, total = recipe.mixture.phases, recipe.max_duration
+    previous: dict[str, float] = {}
+    for index, phase in enumerate(phases):
+        key, last = f"mixture.phases.{index}", index == len(phases) - 1
+        if phase.until is None:
+            known = last or phase.histogram == CHECKPOINT
+            _require(known, f"`{key}.until` is missing: only the last phase may run to the end.")
+            continue
+        end, unit = _end(phase.until, key)
+        _require(end > previous.get(unit, 0), f"`{key}.until` must lie after the phase before it; got {phase.until}.")
+        previous[unit] = end
+        run, run_unit = (1.0, "dur") if unit == "dur" else parse_duration(total)
+        if unit == run_unit and last:
+            _require(
+                end >= run,
+                f"`{key}.until` is {phase.until}, but the run lasts `max_duration` = {total}. "
+                "Drop `until` from the last phase, or shorten the run.",
+            )
+        elif unit == run_unit:
+            _require(
+                end < run,
+                f"`{key}.until` is {phase.until}, but the run lasts only {total}: phase {index + 1} would never start.",
+            )
+
+
+def _end(until: str, key: str) -> tuple[float, str]:
+    """Number and unit of an `until`."""
+    share = SHARE.fullmatch(until)
+    if share is not None:
+        return float(share[1]), "dur"
+    _require(
+        DURATION.fullmatch(until.replace("_", "")) is not None,
+        _bad_time(f"{key}.until", until, " or a share such as 0.9dur"),
+    )
+    return parse_duration(until)
+
+
+def _check_folders(recipe: Recipe) -> None:
+    _require(
+        recipe.run_name != "" and "/" not in recipe.run_name,
+        f"`run_name` must be a name without `/`; got {recipe.run_name!r}.",
+    )
+    folder = recipe.checkpoint_folder or ""
+    _require(
+        "://" not in folder or folder.startswith(("s3://", "file://")),
+        f"`save_folder` must be a local folder or an s3:// URL; got {folder}.",
+    )
+    _require(
+        not recipe.autoresume or recipe.save_folder is not None,
+        "`autoresume` needs `save_folder`, where the checkpoints are; there is none.",
+    )
+    for key in ("load_weights_only", "load_restart"):
+        _require(
+            not getattr(recipe, key) or recipe.load_path is not None,
+            f"`{key}` needs `load_path`, the checkpoint to take the weights from; there is none.",
+        )
+    _require(
+        not (recipe.load_weights_only and recipe.load_restart),
+        "`load_weights_only` restarts all of `load_restart`. Keep one of them.",
+    )
+    _require(
+        not recipe.log_windows or recipe.save_folder is not None,
+        "`log_windows` needs `save_folder`, where windows.csv goes; there is none.",
+    )
+    _require(
+        not recipe.loggers or recipe.save_folder is not None,
+        "`loggers` need `save_folder`, where their files go; there is none.",
+    )

@@ -20,7 +20,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from crisp_stream.corpora.demo import Package, TextSource, fetch_package, read_source, text_digest, up_to
+from crisp_stream.corpora.demo import TextSource, read_source, text_digest, up_to
+from crisp_stream.corpora.packages import Package, fetch_package
 from crisp_stream.corpora.study_sources import CORPUS, QUESTIONS, SPECIALISTS, QuestionSource, parse_questions
 from crisp_stream.errors import InputError
 from crisp_stream.examples.questions import Question

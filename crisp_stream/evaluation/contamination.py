@@ -29,10 +29,9 @@ from crisp_stream.errors import FormatError, InputError
 from crisp_stream.evaluation.question_sets import TASKS, open_question_set
 from crisp_stream.evaluation.window_ngrams import NOT_FOUND, find_in_windows
 from crisp_stream.format.dataset import open_dataset
-from crisp_stream.format.tables import numbers, read_parquet
-from crisp_stream.models.training_record import file_name
+from crisp_stream.format.parquet import numbers, read_parquet
 from crisp_stream.processes import num_processes
-from crisp_stream.storage.store import open_store
+from crisp_stream.storage.store import file_name, open_store
 from crisp_stream.writers.cleaning.decontamination import EvaluationNgrams
 from crisp_stream.writers.cleaning.evaluation_texts import EvaluationExample, read_evaluation_examples
 from crisp_stream.writers.documents.documents import read_documents

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.counting.count_examples import Example, ExampleSources, embed_examples, embedding_settings
+from crisp_stream.counting.embedded_examples import Example, ExampleSources, embed_examples, embedding_settings
 from crisp_stream.errors import InputError
 from crisp_stream.examples.hashes import example_hash
 from crisp_stream.examples.sketch import SketchBuilder

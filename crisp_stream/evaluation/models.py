@@ -12,8 +12,8 @@ from crisp_stream.errors import FormatError, InputError
 from crisp_stream.examples.sketch import without_hashes
 from crisp_stream.models.checkpoint import LATEST, LoadedGPT, gpt_of, load_gpt, local_copy, read_checkpoint
 from crisp_stream.models.export import RECORD_FILE
-from crisp_stream.models.training_record import file_name, public_address, training_record
-from crisp_stream.storage.store import is_remote, local_path
+from crisp_stream.models.training_record import public_address, training_record
+from crisp_stream.storage.store import file_name, is_remote, local_path
 
 
 @dataclass(frozen=True, kw_only=True)

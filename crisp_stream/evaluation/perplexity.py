@@ -17,7 +17,6 @@ not grow with the set; within a block, rows of similar length share a forward pa
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from crisp_stream.errors import InputError, import_extra
 from crisp_stream.evaluation.models import JudgedModel, ModelRecord, open_model, plain_record
 from crisp_stream.examples.hashes import example_hash
 from crisp_stream.models.checkpoint import LoadedGPT
-from crisp_stream.results.bootstrap import Interval, bootstrap_interval, exp_mean, ratio_of_sums
+from crisp_stream.results.perplexity import PerplexityResult, summarise
 from crisp_stream.results.results import TextResults
 
 if TYPE_CHECKING:
@@ -47,38 +46,6 @@ _LOGITS_AT_ONCE_GPU = 1 << 27
 
 Progress = Callable[[int], None]
 """Takes how many more examples are done."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PerplexityResult:
-    """Perplexities of one model on one set of texts, each with its 95 % interval over examples."""
-
-    perplexity: float
-    """exp of the mean over examples of their mean token loss (CRISP, Sec. 3.1)."""
-
-    interval: Interval
-
-    token_level_perplexity: float
-    """exp of the mean loss over all tokens."""
-
-    token_level_interval: Interval
-
-    bits_per_byte: float
-    """Loss of all tokens in bits, over the UTF-8 bytes they stand for."""
-
-    bits_per_byte_interval: Interval
-
-    num_examples: int
-    """Texts that had a token to predict."""
-
-    num_tokens: int
-    """Tokens predicted."""
-
-    num_empty: int
-    """Texts without a token to predict, left out."""
-
-    example_losses: NDArray[np.float64]
-    """[num_examples], nats per token, in the order of the texts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,25 +108,6 @@ def judge_texts(
     record: ModelRecord = model.record
     sums = _judge(model.loaded, texts, batch_size=batch_size, device=device, progress=progress, shared=True)
     return sums.results(model=plain_record(record), set_name=set_name)
-
-
-def summarise(results: TextResults) -> PerplexityResult:
-    """The perplexities of results, with their intervals."""
-    losses, sums, tokens, num_bytes = results.losses, results.loss_sums, results.num_tokens, results.num_bytes
-    per_token = bootstrap_interval(ratio_of_sums, sums, tokens)
-    per_byte = bootstrap_interval(ratio_of_sums, sums, num_bytes)
-    return PerplexityResult(
-        perplexity=math.exp(losses.mean()),
-        interval=bootstrap_interval(exp_mean, losses),
-        token_level_perplexity=math.exp(sums.sum() / tokens.sum()),
-        token_level_interval=Interval(*np.exp(per_token)),
-        bits_per_byte=float(sums.sum() / num_bytes.sum() / math.log(2)),
-        bits_per_byte_interval=Interval(*(np.array(per_byte) / math.log(2))),
-        num_examples=len(losses),
-        num_tokens=int(tokens.sum()),
-        num_empty=results.num_empty,
-        example_losses=losses,
-    )
 
 
 def example_rows(tokens: Sequence[int], *, context_token: int | None, n_positions: int) -> list[list[int]]:

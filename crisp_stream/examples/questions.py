@@ -15,7 +15,7 @@ from typing import IO, Any, Literal, NamedTuple, get_args
 
 from crisp_stream.errors import CrispError, InputError
 from crisp_stream.examples.hashes import example_hash
-from crisp_stream.storage.store import open_input
+from crisp_stream.storage.inputs import open_input
 
 Prompt = Literal["question", "instructions"]
 """`question`: ARC's and MMLU's; `instructions`: RewardBench's."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from crisp_stream.forecast.result import Advice
 from crisp_stream.order.order import NUM_LANES
-from crisp_stream.report.demo_page import format_bytes
+from crisp_stream.table import format_bytes
 
 if TYPE_CHECKING:
-    from crisp_stream.forecast.forecast import Forecast
-    from crisp_stream.forecast.reads import Loader
+    from crisp_stream.forecast.result import Forecast, Loader
 
 MANY_TIMES = 4
 """Up to here repeating is nearly as good as new text (Muennighoff et al., 2023)."""
@@ -22,14 +21,6 @@ _SHARED_READS = 1.2
 _FEW_WINDOWS = 2.0
 _MANY_REQUESTS = 100_000
 _SELECT_MORE = "Train for fewer samples, or select more windows (a lower quantile)."
-
-
-@dataclass(frozen=True, kw_only=True)
-class Advice:
-    """Something to think about before the run, and what to do about it."""
-
-    finding: str
-    remedy: str
 
 
 def advise(forecast: Forecast, loader: Loader, *, sample_bytes: int, left_out: int) -> tuple[Advice, ...]:

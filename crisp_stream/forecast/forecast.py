@@ -11,20 +11,26 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from crisp_stream.errors import InputError
-from crisp_stream.forecast.advice import Advice as Advice
 from crisp_stream.forecast.advice import advise
 from crisp_stream.forecast.counts import Counts, count
 from crisp_stream.forecast.estimate import count_reads, estimate, moments, stretches
-from crisp_stream.forecast.reads import Loader as Loader
 from crisp_stream.forecast.reads import Plans, walk_all
-from crisp_stream.forecast.reads import Reads as Reads
+from crisp_stream.forecast.result import (
+    QUANTILES,
+    REQUEST_PRICE,
+    ClusterRepeats,
+    Forecast,
+    OccurrenceBin,
+    PhaseForecast,
+)
+from crisp_stream.forecast.result import Advice as Advice
+from crisp_stream.forecast.result import Loader as Loader
+from crisp_stream.forecast.result import Reads as Reads
 from crisp_stream.forecast.selected import count_selected
 from crisp_stream.histograms.mixture import windows_per_node
 from crisp_stream.loading.stream import Stream
@@ -34,166 +40,10 @@ if TYPE_CHECKING:
     from crisp_stream.format.dataset import Dataset
     from crisp_stream.histograms.mixture import Mixture
 
-REQUEST_PRICE = 0.0004
-"""US dollars for 1,000 GET requests: Amazon S3 Standard, US East (N. Virginia), from its public price list."""
-QUANTILES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0)
 MAX_BLOCKS = 16
 """Blocks that are walked for requests."""
 _EXACT_BINS = 64
 _BIN_GROWTH = 1.1
-_SHOWN_QUANTILES = (0.1, 0.5, 0.9, 0.99, 1.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhaseForecast:
-    """One phase of the mixture, as far as the run goes."""
-
-    level: int
-    """Of its histogram; 0: base."""
-    samples: int
-    clusters: int
-    """Clusters of the histogram with mass and windows."""
-    leaves: int
-    """Leaves with mass."""
-    windows: int
-    """Windows in these leaves."""
-    missing_mass: float
-    """Share of the histogram on clusters without windows; redistributed."""
-    selected: int | None = None
-    """Windows of its window selection; None: it has a histogram."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OccurrenceBin:
-    """How many windows are served at least `least` and at most `most` times. Up to 64, `least` equals `most`."""
-
-    least: int
-    most: int
-    windows: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClusterRepeats:
-    """A cluster and how often it is gone through."""
-
-    cluster: int
-    """Node id at `Forecast.level`."""
-    windows: int
-    draws: int
-
-    @property
-    def epochs(self) -> float:
-        """Draws per window."""
-        return self.draws / self.windows
-
-
-@dataclass(frozen=True, kw_only=True)
-class Forecast:
-    """What a run of a mixture over a dataset will serve and read."""
-
-    dataset: str
-    """Root."""
-    dataset_fingerprint: str
-    mixture_fingerprint: str
-    seed: int
-    draw: str
-    samples: int
-    """Windows served over all ranks, repeats included."""
-    tokens: int
-    phases: tuple[PhaseForecast, ...]
-
-    windows: int
-    """Of the dataset."""
-    windows_reachable: int
-    """Windows in leaves with mass in some phase."""
-    windows_served: int
-    """Distinct windows served."""
-    leaves_reachable: int
-    leaves_hit: int
-
-    level: int
-    """Of the clusters below: the finest of the phases' histograms, at least 1."""
-    clusters: int
-    """Clusters of that level with windows."""
-    clusters_reachable: int
-    clusters_hit: int
-    most_repeated: tuple[ClusterRepeats, ...]
-    """Most epochs first."""
-
-    quantiles_reachable: tuple[tuple[float, int], ...]
-    """(quantile, occurrences) over reachable windows: that share of the windows is served at most so often."""
-    quantiles_all: tuple[tuple[float, int], ...]
-    """The same over all windows of the dataset."""
-    distribution: tuple[OccurrenceBin, ...]
-    """Over all windows of the dataset, in increasing order; no empty bins."""
-
-    mixture_error: float
-    """Total variation between the leaf proportions asked for and served, in [0, 1]."""
-    mixture_error_bound: float
-    """What it cannot exceed whatever the seed; for multinomial draws, what 99.9 % of seeds stay below."""
-
-    reads: Reads
-    warnings: tuple[Advice, ...] = field(default=())
-
-    @property
-    def mean_occurrences(self) -> float:
-        """Of the windows that are served."""
-        return self.samples / self.windows_served
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object."""
-        content = dataclasses.asdict(self)
-        content["mean_occurrences"] = self.mean_occurrences
-        content["reads"] |= {"requests": self.reads.requests, "cost": self.reads.cost}
-        return content
-
-    def table(self, terms: Mapping[int, str] | None = None) -> str:
-        """As lines of text.
-
-        Args:
-            terms: what the most repeated clusters are about.
-        """
-        rows = [
-            ("run", f"{self.samples:,} samples, {self.tokens:,} tokens ({self.draw} draws, seed {self.seed})"),
-            *((f"phase {number}", _phase_text(phase)) for number, phase in enumerate(self.phases, 1)),
-            ("windows", _of(self.windows_served, self.windows, "served")),
-            ("", _of(self.windows_reachable, self.windows, "within reach of the mixture")),
-            (f"clusters L{self.level}", _of(self.clusters_hit, self.clusters_reachable, "with mass are drawn")),
-            ("leaves", _of(self.leaves_hit, self.leaves_reachable, "with mass are drawn")),
-            ("occurrences", f"{self.mean_occurrences:.2f} on average, of a window that is served"),
-            ("", f"{_quantile_text(self.quantiles_reachable)}, of windows within reach"),
-            ("", f"{_quantile_text(self.quantiles_all)}, of all windows"),
-            ("mixture error", f"{self.mixture_error:.5f} total variation (bound {self.mixture_error_bound:.5f})"),
-            *self.reads.rows(),
-        ]
-        lines = [f"{name:<14} {text}" for name, text in rows]
-        lines += [
-            "",
-            f"{'cluster':>10} {'windows':>11} {'draws':>13} {'epochs':>9}   most repeated of level {self.level}",
-        ]
-        for entry in self.most_repeated:
-            named = (terms or {}).get(entry.cluster, "")
-            line = f"{entry.cluster:>10} {entry.windows:>11,} {entry.draws:>13,} {entry.epochs:>9.2f}   {named}"
-            lines.append(line.rstrip())
-        for warning in self.warnings:
-            lines += ["", f"! {warning.finding}", f"  {warning.remedy}"]
-        return "\n".join(lines)
-
-
-def _phase_text(phase: PhaseForecast) -> str:
-    name = "base" if phase.level == 0 else f"level {phase.level}, {phase.clusters:,} clusters"
-    if phase.selected is not None:
-        return f"{phase.samples:,} samples of a selection of {phase.selected:,} windows in {phase.leaves:,} leaves"
-    return f"{phase.samples:,} samples of {name}: {phase.leaves:,} leaves, {phase.windows:,} windows"
-
-
-def _of(part: int, whole: int, what: str) -> str:
-    return f"{part:,} of {whole:,} ({part / whole:.1%}) {what}"
-
-
-def _quantile_text(quantiles: tuple[tuple[float, int], ...]) -> str:
-    shown = (f"{share:.0%} at most {times:,}" for share, times in quantiles if share in _SHOWN_QUANTILES)
-    return ", ".join(shown)
 
 
 def forecast(

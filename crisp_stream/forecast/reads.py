@@ -13,147 +13,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from crisp_stream.errors import InputError
+from crisp_stream.forecast.result import Loader
 from crisp_stream.loading.reader import REQUEST_BYTES
 from crisp_stream.loading.runs import RunPlan, RunsOfWindows
 from crisp_stream.order.draws import BLOCK_SAMPLES, Int64s, Rows
 from crisp_stream.order.order import SampleOrder
-from crisp_stream.report.demo_page import format_bytes
 
 if TYPE_CHECKING:
     from crisp_stream.format.dataset import Dataset
     from crisp_stream.histograms.mixture import Draw
-
-
-@dataclass(frozen=True, kw_only=True)
-class Loader:
-    """The processes that read, as `MixtureDataset` is told of them."""
-
-    nodes: int = 1
-    ranks_per_node: int = 1
-    replication: int = 1
-    """So many consecutive ranks get the same samples."""
-    batch_size: int = 1
-    """Of a rank."""
-    num_workers: int = 0
-    """DataLoader workers of a rank."""
-    lookahead: int = 4096
-    """Windows that each process plans ahead."""
-    cache_limit: int | None = None
-    """Bytes per node."""
-
-    def __post_init__(self) -> None:
-        for name in ("nodes", "ranks_per_node", "replication", "batch_size", "lookahead"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: must be at least 1, got {getattr(self, name)}.")
-        if self.num_workers < 0:
-            raise InputError(f"num_workers: must be 0 or more, got {self.num_workers}.")
-        if self.cache_limit is not None and self.cache_limit < 1:
-            raise InputError(f"cache_limit: must be a positive number of bytes, got {self.cache_limit}.")
-        ranks, per_node = self.nodes * self.ranks_per_node, self.ranks_per_node
-        if ranks % self.replication or (per_node % self.replication and self.replication % per_node):
-            raise InputError(
-                f"replication: must divide the {per_node} ranks of a node, or be a multiple of them that divides all "
-                f"{ranks} ranks; got {self.replication}."
-            )
-
-    @property
-    def groups_per_node(self) -> int:
-        """Groups of ranks of a node that get different samples."""
-        return max(1, self.ranks_per_node // self.replication)
-
-    @property
-    def num_readers(self) -> int:
-        """Nodes that read different samples; more nodes than these read the same as another."""
-        return self.nodes * self.ranks_per_node // self.replication // self.groups_per_node
-
-    @property
-    def global_batch_size(self) -> int:
-        """Samples of a step."""
-        return self.batch_size * self.groups_per_node * self.num_readers
-
-    @property
-    def processes_per_node(self) -> int:
-        """That fetch."""
-        return self.groups_per_node * max(1, self.num_workers)
-
-    def readers(self, positions: Int64s) -> Int64s:
-        """[num_positions], which of `num_readers` nodes each position belongs to."""
-        return positions % self.num_readers
-
-    def fetches(self, positions: Int64s) -> Int64s:
-        """[num_positions], number of the group of batches with which each position is fetched.
-
-        Groups of a process have 1, 2, 4, … batches up to a quarter of `lookahead`, then stay as large. Numbers rise in
-        time when all processes advance in step, and each belongs to one process.
-        """
-        workers = max(1, self.num_workers)
-        batch = positions // self.global_batch_size
-        own = batch // workers  # the process's own batches, counted
-        largest, growing = 1, 0
-        while largest < max(1, self.lookahead // (4 * self.batch_size)):
-            largest, growing = 2 * largest, growing + 1
-        grown = np.log2((own + 1).astype(np.float64)).astype(np.int64)
-        turn = np.where(own < largest - 1, grown, growing + (own - (largest - 1)) // largest)
-        group = positions // self.num_readers % self.groups_per_node
-        process = (group * workers + batch % workers) * self.num_readers + self.readers(positions)
-        return turn * (self.processes_per_node * self.num_readers) + process
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reads:
-    """What each node asks of the object store, with a cache that holds the working set. Tables are not counted."""
-
-    how: str
-    """`walked`: the whole order was walked. `sampled`: requests from `blocks` blocks, bytes counted over the leaves."""
-    blocks: int
-    """Blocks of 2^18 samples that were walked."""
-    bytes_exact: bool
-    requests_exact: bool
-    """One process per node makes exactly these requests; of several, who asks first for a run is a matter of timing."""
-    bytes_per_node: tuple[int, ...]
-    """[nodes]"""
-    requests_per_node: tuple[int, ...]
-    """[nodes]"""
-    working_set_bytes: int
-    """Of the fullest node, at the fullest of the moments looked at: read before, and to be read again. With a window
-    selection, all that the node reads, which is no less."""
-    cache_limit: int | None
-    price_per_1000_requests: float
-    """US dollars."""
-
-    def rows(self) -> list[tuple[str, str]]:
-        """As rows of the table."""
-        nodes = len(self.bytes_per_node)
-        each = (
-            "" if nodes == 1 else f" in all, at most {format_bytes(max(self.bytes_per_node))} by one of {nodes} nodes"
-        )
-        bytes_read = f"{format_bytes(sum(self.bytes_per_node))}{each} ({'exact' if self.bytes_exact else 'estimated'})"
-        how = "estimated"
-        if self.requests_exact:
-            how = "exact"
-        elif self.how == "walked":
-            how = "processes in step"
-        how += f", from {self.blocks} blocks" if self.how == "sampled" else ""
-        limit = "no limit" if self.cache_limit is None else f"limit {format_bytes(self.cache_limit)}"
-        return [
-            ("read", bytes_read),
-            (
-                "requests",
-                f"{self.requests:,} ({how}), {self.cost:,.2f} USD at {self.price_per_1000_requests:g} per 1,000",
-            ),
-            ("working set", f"{format_bytes(self.working_set_bytes)} of a node's cache ({limit})"),
-        ]
-
-    @property
-    def requests(self) -> int:
-        """Of all nodes."""
-        return sum(self.requests_per_node)
-
-    @property
-    def cost(self) -> float:
-        """Of the requests of all nodes, US dollars."""
-        return self.requests / 1000 * self.price_per_1000_requests
 
 
 class Fetched(NamedTuple):

@@ -7,7 +7,6 @@ the dataset is, and nothing is kept per window but these 8 bytes.
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,9 +20,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from crisp_stream.errors import CrispError, FormatError, InputError
-from crisp_stream.format.dataset import DOCUMENTS, SOURCES, TABLES, Dataset, places_path
-from crisp_stream.format.tables import numbers
-from crisp_stream.storage.store import local_path, open_input
+from crisp_stream.format.dataset import Dataset
+from crisp_stream.format.manifest import DOCUMENTS, SOURCES, TABLES, places_path
+from crisp_stream.format.parquet import numbers
+from crisp_stream.storage.inputs import open_input
+from crisp_stream.storage.store import local_path
 
 PLACES_HEADER_BYTES = 128
 """Of a file of places; after it, 8 bytes per window."""
@@ -241,49 +242,6 @@ def _spans_of_place(dataset: Dataset, spans: PartSpans, place: int, names: list[
         )
         for row in inside
     ]
-
-
-def describe_window(dataset: Dataset, window: int) -> str:
-    """A page of text about a window: its text, its path in the tree, where it is stored, its documents.
-
-    Raises:
-        InputError: no such window. FormatError, CorruptDataError, StorageError.
-    """
-    from crisp_stream.inspection.summary import window_text
-
-    manifest = dataset.manifest
-    [text] = window_text(dataset, np.array([window]))
-    leaf = int(dataset.leaf_of_windows(np.array([window]))[0])
-    shard = int(np.searchsorted(dataset.first_window_per_shard, window, side="right")) - 1
-    row = dataset.shards[shard]
-    first_byte = row.first_sample_offset + (window - int(dataset.first_window_per_shard[shard])) * manifest.sample_bytes
-    out = io.StringIO()
-    out.write(f"window {window:,} of {manifest.num_windows:,} in {dataset.root}\n")
-    out.write(f"  cluster    {_path_in_tree(dataset, leaf)}; leaf id {leaf}\n")
-    out.write(f"  stored in  {row.path}, bytes {first_byte} to {first_byte + manifest.sample_bytes - 1}\n")
-    if has_provenance(dataset):
-        [source] = document_spans(dataset, np.array([window]))
-        out.write(f"  cut from   part {source.part}, place {source.place}\n")
-        for span in source.documents:
-            named = "" if span.id is None else f" (id {span.id})"
-            last = span.first_token + span.num_tokens - 1
-            out.write(f"  from token {span.at:>4}  {span.source}, document {span.row}{named}, ")
-            out.write(f"its tokens {span.first_token} to {last}\n")
-    else:
-        out.write("  documents  not known: this dataset was written without provenance\n")
-    return f"{out.getvalue()}\n{text}\n"
-
-
-def _path_in_tree(dataset: Dataset, leaf: int) -> str:
-    """Node ids from level 1 down to the leaf, which may stand above the deepest level."""
-    path = []
-    for level, nodes in enumerate(dataset.tree.nodes_per_level, 1):
-        node = int(dataset.tree.node_of(leaf, level))
-        at = int(np.searchsorted(nodes, node))
-        if at == len(nodes) or nodes[at] != node:
-            break
-        path.append(f"{node} (level {level})")
-    return " > ".join(path)
 
 
 def _by_part(table: pa.Table) -> Iterator[PartSpans]:

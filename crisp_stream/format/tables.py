@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,17 +20,15 @@ from numpy.typing import NDArray
 
 from crisp_stream.errors import FormatError
 from crisp_stream.format.mds import ShardRow, header_bytes
+from crisp_stream.format.parquet import checked_batches, numbers
 
 if TYPE_CHECKING:
-    from crisp_stream.format.dataset import Manifest
+    from crisp_stream.format.manifest import Manifest
 
 CLUSTERS = "clusters.parquet"
 SHARDS = "shards.parquet"
 
 _SHARD_PATH = re.compile(r"shards/[0-9]{2}/shard\.[0-9]{5,9}\.mds")
-_BATCH_ROWS = 1 << 20
-_ROW_BYTES = 512
-"""No row of a table is longer: paths and hashes have fixed forms."""
 
 
 def generation_path(path: str, generation: int) -> str:
@@ -77,68 +74,6 @@ def shards_fingerprint(rows: list[ShardRow]) -> str:
     return hashlib.sha256(json.dumps([dataclasses.astuple(row) for row in rows]).encode()).hexdigest()
 
 
-def read_parquet(content: bytes, *, max_rows: int) -> pa.Table:
-    """A Parquet file in memory as a table, read by this thread alone. Raises ValueError beyond `max_rows` rows.
-
-    pq.read_table leaves reads to threads of Arrow, which may outlive the interpreter and then abort a finished process.
-    """
-    file = pq.ParquetFile(pa.BufferReader(content), pre_buffer=False)
-    if file.metadata.num_rows > max_rows:
-        raise ValueError(f"at most {max_rows:,} rows, got {file.metadata.num_rows:,}")
-    return file.read(use_threads=False)
-
-
-def numbers(column: pa.Array | pa.ChunkedArray, kind: pa.DataType) -> NDArray[Any]:
-    """A column without nulls as numpy, cast to a type of whole or floating numbers.
-
-    Arrow's own conversion imports pandas, 0.5 s and 50 MB in every process. Raises ArrowException when it does not fit.
-    """
-    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    dtype = np.dtype(kind.to_pandas_dtype())
-    arrays = []
-    for chunk in chunks:
-        cast = chunk.cast(kind)
-        if len(cast):
-            arrays.append(np.frombuffer(cast.buffers()[1], dtype, len(cast), cast.offset * dtype.itemsize))
-    return arrays[0] if len(arrays) == 1 else np.concatenate([np.empty(0, dtype), *arrays])
-
-
-def _column_bytes(metadata: pq.FileMetaData, columns: tuple[str, ...]) -> int:
-    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
-    parts = (group.column(number) for group in groups for number in range(group.num_columns))
-    return sum(part.total_uncompressed_size for part in parts if part.path_in_schema in columns)
-
-
-def _check_bytes(name: str, found: int, num_rows: int) -> None:
-    if found > (limit := _ROW_BYTES * num_rows + (1 << 20)):
-        raise FormatError(f"{name}: {num_rows} rows must need at most {limit} bytes, they need {found}. Restore it.")
-
-
-def _batches(content: bytes, name: str, columns: tuple[str, ...], num_rows: int) -> Iterator[pa.RecordBatch]:
-    """The columns of a table that must have `num_rows` rows, a million rows at a time."""
-    try:
-        # strings stay in their dictionary, so that one long string of a small file is not copied to every row
-        strings = [column for column in ("path", "shard_hash") if column in columns]
-        file = pq.ParquetFile(pa.BufferReader(content), pre_buffer=False, read_dictionary=strings)
-        missing = [column for column in columns if column not in file.schema_arrow.names]
-        if missing:
-            raise FormatError(f"{name}: column {missing[0]} is missing, it has {file.schema_arrow.names}.")
-        if file.metadata.num_rows != num_rows:
-            raise FormatError(f"{name}: must have {num_rows} rows, got {file.metadata.num_rows}.")
-        _check_bytes(name, _column_bytes(file.metadata, columns), num_rows)
-        read = 0
-        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=list(columns), use_threads=False):
-            read += len(batch)
-            if read > num_rows:
-                break
-            _check_bytes(name, batch.nbytes, num_rows)
-            yield batch
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise FormatError(f"{name}: not a readable Parquet file ({error}). Restore it.") from error
-    if read != num_rows:
-        raise FormatError(f"{name}: must have {num_rows} rows, got {read}.")
-
-
 def read_clusters(content: bytes, manifest: Manifest) -> dict[str, NDArray[Any]]:
     """leaf u32, num_windows i64 and first_window i64 of every non-empty leaf, each [num_leaves].
 
@@ -148,7 +83,7 @@ def read_clusters(content: bytes, manifest: Manifest) -> dict[str, NDArray[Any]]
     name = generation_path(CLUSTERS, manifest.generation)
     leaves, counts = np.empty(manifest.num_leaves, np.uint32), np.empty(manifest.num_leaves, np.int64)
     at = 0
-    for batch in _batches(content, name, ("leaf", "num_windows"), manifest.num_leaves):
+    for batch in checked_batches(content, name, ("leaf", "num_windows"), manifest.num_leaves):
         try:
             if batch["leaf"].null_count or batch["num_windows"].null_count:
                 raise FormatError(f"{name}: must have {manifest.num_leaves} rows without nulls.")
@@ -175,7 +110,9 @@ def read_shards(content: bytes, manifest: Manifest) -> list[ShardRow]:
     """
     table = generation_path(SHARDS, manifest.generation)
     names = tuple(field.name for field in dataclasses.fields(ShardRow))
-    records = [row for batch in _batches(content, table, names, manifest.num_shards) for row in batch.to_pylist()]
+    records = [
+        row for batch in checked_batches(content, table, names, manifest.num_shards) for row in batch.to_pylist()
+    ]
     rows = []
     for record in records:
         path = record["path"]

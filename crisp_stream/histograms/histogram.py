@@ -16,13 +16,13 @@ import xxhash
 from numpy.typing import ArrayLike, NDArray
 
 from crisp_stream.errors import FormatError, InputError, StorageError
-from crisp_stream.format.dataset import MAX_LEAVES
-from crisp_stream.format.tables import numbers, read_parquet
+from crisp_stream.format.manifest import MAX_LEAVES
+from crisp_stream.format.parquet import numbers, read_parquet
 from crisp_stream.storage.shared_arrays import SHARED_ROWS, shared_arrays
 from crisp_stream.storage.store import cache_folder
 
 if TYPE_CHECKING:
-    from crisp_stream.format.dataset import Manifest
+    from crisp_stream.format.manifest import Manifest
     from crisp_stream.tree.tree import ClusterTree
 
 HISTOGRAM_VERSION = 1

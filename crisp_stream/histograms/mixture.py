@@ -24,7 +24,8 @@ from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.histograms.window_selection import WindowSelection
 
 if TYPE_CHECKING:
-    from crisp_stream.format.dataset import Dataset, Manifest
+    from crisp_stream.format.dataset import Dataset
+    from crisp_stream.format.manifest import Manifest
 
 Draw = Literal["systematic", "multinomial"]
 OnExcess = Literal["error", "cap"]

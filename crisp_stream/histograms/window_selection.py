@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from crisp_stream.errors import FormatError, InputError
-from crisp_stream.format.tables import numbers
+from crisp_stream.format.parquet import numbers
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.order.packed_bits import PackedBits, Words, indexed, members, num_words, pack, unpack
 from crisp_stream.storage.shared_arrays import SHARED_ROWS, keep_newest, shared_arrays

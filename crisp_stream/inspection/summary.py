@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from crisp_stream.errors import FormatError, import_extra
 from crisp_stream.examples.sketch import without_hashes
 from crisp_stream.format.dataset import Dataset
+from crisp_stream.format.provenance import document_spans, has_provenance
 from crisp_stream.histograms.arithmetic import compare, effective_clusters, generalist_histogram
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.histograms.mixture import windows_per_node
 from crisp_stream.inspection.terms import node_terms
 from crisp_stream.inspection.verify import VerifyReport as VerifyReport
 from crisp_stream.inspection.verify import verify_dataset as verify_dataset
+from crisp_stream.loading.reader import read_windows
 
 _TERMS_SHOWN = 6
 _WINDOWS_FOR_TERMS = 4_000
@@ -49,7 +51,7 @@ def window_text(dataset: Dataset, window_ids: NDArray[np.int64]) -> list[str]:
     """The text of some windows; a blank line stands where one document ends and the next begins."""
     tokenizers = import_extra("tokenizers", extra="write", purpose="showing text")
     tokenizer = tokenizers.Tokenizer.from_file(str(dataset.tokenizer_path() / "tokenizer.json"))
-    samples = dataset.read_windows(window_ids)
+    samples = read_windows(dataset, window_ids)
     texts = (tokenizer.decode(row.tolist(), skip_special_tokens=False) for row in samples["tokens"])
     return [text.replace(dataset.manifest.tokenizer.eot_token, "\n\n").strip() for text in texts]
 
@@ -166,3 +168,46 @@ def format_nodes(nodes: list[NodeSummary], *, with_weight: bool) -> str:
         start = f"  {node.node:>9} {node.share:>8.2%}{shown} {node.num_windows:>9,}  "
         lines += [start + (" · ".join(node.terms) or "-"), " " * len(start) + node.text]
     return "\n".join(lines) + "\n"
+
+
+def describe_window(dataset: Dataset, window: int) -> str:
+    """A page of text about a window: its text, its path in the tree, where it is stored, its documents.
+
+    Raises:
+        InputError: no such window. FormatError, CorruptDataError, StorageError.
+    """
+    pass
+
+    manifest = dataset.manifest
+    [text] = window_text(dataset, np.array([window]))
+    leaf = int(dataset.leaf_of_windows(np.array([window]))[0])
+    shard = int(np.searchsorted(dataset.first_window_per_shard, window, side="right")) - 1
+    row = dataset.shards[shard]
+    first_byte = row.first_sample_offset + (window - int(dataset.first_window_per_shard[shard])) * manifest.sample_bytes
+    out = io.StringIO()
+    out.write(f"window {window:,} of {manifest.num_windows:,} in {dataset.root}\n")
+    out.write(f"  cluster    {_path_in_tree(dataset, leaf)}; leaf id {leaf}\n")
+    out.write(f"  stored in  {row.path}, bytes {first_byte} to {first_byte + manifest.sample_bytes - 1}\n")
+    if has_provenance(dataset):
+        [source] = document_spans(dataset, np.array([window]))
+        out.write(f"  cut from   part {source.part}, place {source.place}\n")
+        for span in source.documents:
+            named = "" if span.id is None else f" (id {span.id})"
+            last = span.first_token + span.num_tokens - 1
+            out.write(f"  from token {span.at:>4}  {span.source}, document {span.row}{named}, ")
+            out.write(f"its tokens {span.first_token} to {last}\n")
+    else:
+        out.write("  documents  not known: this dataset was written without provenance\n")
+    return f"{out.getvalue()}\n{text}\n"
+
+
+def _path_in_tree(dataset: Dataset, leaf: int) -> str:
+    """Node ids from level 1 down to the leaf, which may stand above the deepest level."""
+    path = []
+    for level, nodes in enumerate(dataset.tree.nodes_per_level, 1):
+        node = int(dataset.tree.node_of(leaf, level))
+        at = int(np.searchsorted(nodes, node))
+        if at == len(nodes) or nodes[at] != node:
+            break
+        path.append(f"{node} (level {level})")
+    return " > ".join(path)

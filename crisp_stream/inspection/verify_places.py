@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.errors import CrispError, FormatError
-from crisp_stream.format.dataset import DROPPED, Dataset, places_path
+from crisp_stream.errors import CrispError, FormatError, MissingObjectError
+from crisp_stream.format.dataset import Dataset
+from crisp_stream.format.manifest import DROPPED, places_path
+from crisp_stream.format.parquet import read_parquet
 from crisp_stream.format.provenance import (
     PLACE,
     PLACES_HEADER_BYTES,
@@ -25,9 +27,7 @@ from crisp_stream.format.provenance import (
     read_places,
     source_names,
 )
-from crisp_stream.format.tables import read_parquet
-from crisp_stream.order.draws import splitmix64_finalise
-from crisp_stream.storage.store import MissingObjectError
+from crisp_stream.hashing import splitmix64_finalise
 
 SHOWN_PARTS = 4
 """Wrong parts whose places are gathered and named."""
@@ -112,7 +112,7 @@ class PlacesCheck:
         self._count_leaves(samples["cluster"])
         if not self._with_places:
             return None
-        from crisp_stream.writers.stages.runs import window_keys
+        from crisp_stream.format.keys import window_keys
 
         places = read_places(self._dataset, shard, start, len(samples))
         pairs = places.view(np.uint32).reshape(-1, 2)

@@ -16,6 +16,7 @@ from crisp_stream.errors import InputError
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.format.mds import checksums, sample_dtype
 from crisp_stream.inspection.window_texts import WindowDecoder
+from crisp_stream.loading.reader import read_windows
 
 
 class DatasetKey(NamedTuple):
@@ -68,4 +69,4 @@ def read_tokens(dataset: Dataset, shard: int, start: int, count: int) -> NDArray
         if (checksums(samples) == samples["checksum"]).all():
             return samples["tokens"]
     first = int(dataset.first_window_per_shard[shard]) + start
-    return dataset.read_windows(np.arange(first, first + count))["tokens"]
+    return read_windows(dataset, np.arange(first, first + count))["tokens"]

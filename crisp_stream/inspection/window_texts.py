@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.format.dataset import Dataset
-from crisp_stream.writers.windows import DocumentTokenizer, byte_of_character
+from crisp_stream.format.tokenizer import DocumentTokenizer, byte_of_character
 
 _PROBED_WINDOWS = 16
 

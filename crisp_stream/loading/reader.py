@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.errors import CorruptDataError, StorageError
+from crisp_stream.errors import CorruptDataError, InputError, StorageError
 from crisp_stream.format.mds import checksums, sample_dtype
 from crisp_stream.loading.run_cache import CLAIM_SECONDS, Run, RunCache
 from crisp_stream.loading.runs import RunPlan
@@ -41,6 +41,18 @@ _FIRST_POLL = 0.001
 
 Int64s = NDArray[np.int64]
 T = TypeVar("T")
+
+
+def read_windows(dataset: Dataset, window_ids: NDArray[np.int64]) -> NDArray[Any]:
+    """Read verified samples of any windows: [num_windows] of `mds.sample_dtype`, in the order of `window_ids`.
+
+    Raises:
+        CorruptDataError, StorageError, InputError: an id outside the dataset.
+    """
+    if len(window_ids) and not 0 <= min(window_ids) <= max(window_ids) < dataset.manifest.num_windows:
+        raise InputError(f"{dataset.root}: window ids must be 0 to {dataset.manifest.num_windows - 1}.")
+    with WindowReader(dataset) as reader:
+        return reader.read(np.asarray(window_ids, np.int64))
 
 
 class WindowReader:

@@ -7,9 +7,11 @@ million batches than after ten.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import zlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 from crisp_stream.errors import InputError, ResumeError
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.histograms.mixture import Mixture, Phase
-from crisp_stream.order.draw_table import DrawTable
+from crisp_stream.order.draw_table import DrawTable, SelectedPart
 from crisp_stream.order.draws import LeafShares, PhasePlan
 from crisp_stream.order.order import DrawHistory, SampleOrder
 from crisp_stream.storage.shared_arrays import SHARED_ROWS, SharedArrays, keep_newest, shared_arrays
@@ -29,8 +31,47 @@ if TYPE_CHECKING:
 
 _KEPT_CHANGES = 4
 _KEPT_PLANS = 16
+_KEPT_TABLES = 4
 _HEAD = struct.Struct("<qI")
 _CHANGE = struct.Struct("<qq")
+
+
+def draw_table_of(dataset: Dataset, phases: Sequence[Phase]) -> tuple[DrawTable | None, list[int]]:
+    """The table of a mixture's phases, None where none has a selection; and the part that each phase draws from.
+
+    Raises:
+        InputError: a selection of another dataset.
+    """
+    numbers: dict[str, int] = {}
+    parts: list[SelectedPart] = []
+    rows, number, selected = dataset.manifest.num_leaves, dataset.manifest.num_windows, []
+    part_of_phase = []
+    for index, phase in enumerate(phases, 1):
+        if phase.windows is None:
+            part_of_phase.append(0)
+            continue
+        phase.windows.check_dataset(dataset, what=f"phase {index}: the window selection")
+        if phase.windows.fingerprint not in numbers:
+            stop = rows + len(phase.histogram.nodes)
+            parts.append(SelectedPart(bits=phase.windows.bits, first_row=rows, stop_row=stop, first_number=number))
+            rows, number = stop, number + phase.windows.num_selected
+            selected.append(phase.histogram)
+            numbers[phase.windows.fingerprint] = len(parts)
+        part_of_phase.append(numbers[phase.windows.fingerprint])
+    if not parts:
+        return None, part_of_phase
+
+    def make() -> dict[str, NDArray[Any]]:
+        leaves = np.concatenate([dataset.leaves, *(histogram.nodes for histogram in selected)])
+        counts = np.concatenate([dataset.windows_per_leaf, *(histogram.counts for histogram in selected)])
+        return {"leaf": leaves, "num_windows": counts, "first_window": np.cumsum(counts) - counts}
+
+    if rows < SHARED_ROWS:
+        return DrawTable(make(), parts), part_of_phase
+    name = hashlib.sha256("".join(numbers).encode()).hexdigest()[:16]
+    arrays = shared_arrays(dataset.table_folder / f"draw-{name}.arrays", make)
+    keep_newest(dataset.table_folder, "draw-*.arrays", _KEPT_TABLES)
+    return DrawTable(arrays, parts), part_of_phase
 
 
 class Stream:
@@ -41,7 +82,7 @@ class Stream:
         self._dataset, self.mixture, self._seed = dataset, mixture, seed
         self._shares_of_phase: dict[int, LeafShares | SharedArrays] = {}
         self._shares_of_change: OrderedDict[int, tuple[Histogram, LeafShares]] = OrderedDict()
-        self._table, self._part_of_phase = DrawTable.of(dataset, mixture.phases)
+        self._table, self._part_of_phase = draw_table_of(dataset, mixture.phases)
         for number in range(len(mixture.phases)):
             self._shares(number)
         self.pass_samples = mixture.num_samples

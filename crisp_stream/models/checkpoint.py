@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crisp_stream.errors import FormatError, InputError, import_extra
-from crisp_stream.storage.store import MissingObjectError, is_remote, local_path, open_input, open_store
+from crisp_stream.errors import FormatError, InputError, MissingObjectError, import_extra
+from crisp_stream.storage.inputs import open_input
+from crisp_stream.storage.store import is_remote, local_path, open_store
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crisp_stream.config.recipe import ModelRecipe
+from crisp_stream.config.sections import ModelRecipe
 from crisp_stream.errors import FormatError, RecipeError, import_extra
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -34,11 +34,6 @@ def public_address(url: str) -> str | None:
     account, at, host = parts.netloc.rpartition("@")
     keep = at and ":" not in account and not parts.scheme.startswith("http")  # abfss://container@account
     return urlunsplit((parts.scheme, f"{account}@{host}" if keep else host, parts.path, "", ""))
-
-
-def file_name(path: str) -> str:
-    """The last part of a path or URL, without what follows a `?`."""
-    return PurePosixPath(urlsplit(path).path if is_remote(path) else path).name
 
 
 def training_record(checkpoint: dict[str, Any], origin: Path | str) -> dict[str, Any]:

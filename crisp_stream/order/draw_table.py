@@ -11,23 +11,16 @@ of one selection after the other.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.order.draws import Int64s, LeafShares, Rows
 from crisp_stream.order.packed_bits import PackedBits
-from crisp_stream.storage.shared_arrays import SHARED_ROWS, SharedArrays, keep_newest, shared_arrays
-
-if TYPE_CHECKING:
-    from crisp_stream.format.dataset import Dataset
-    from crisp_stream.histograms.mixture import Phase
-
-_KEPT_TABLES = 4
+from crisp_stream.storage.shared_arrays import SharedArrays
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,44 +46,6 @@ class DrawTable:
         self.num_leaves = self.parts[0].first_row
         self._first_rows = np.array([part.first_row for part in self.parts])
         self._first_numbers = np.array([part.first_number for part in self.parts])
-
-    @classmethod
-    def of(cls, dataset: Dataset, phases: Sequence[Phase]) -> tuple[DrawTable | None, list[int]]:
-        """The table of a mixture's phases, None where none has a selection; and the part that each phase draws from.
-
-        Raises:
-            InputError: a selection of another dataset.
-        """
-        numbers: dict[str, int] = {}
-        parts: list[SelectedPart] = []
-        rows, number, selected = dataset.manifest.num_leaves, dataset.manifest.num_windows, []
-        part_of_phase = []
-        for index, phase in enumerate(phases, 1):
-            if phase.windows is None:
-                part_of_phase.append(0)
-                continue
-            phase.windows.check_dataset(dataset, what=f"phase {index}: the window selection")
-            if phase.windows.fingerprint not in numbers:
-                stop = rows + len(phase.histogram.nodes)
-                parts.append(SelectedPart(bits=phase.windows.bits, first_row=rows, stop_row=stop, first_number=number))
-                rows, number = stop, number + phase.windows.num_selected
-                selected.append(phase.histogram)
-                numbers[phase.windows.fingerprint] = len(parts)
-            part_of_phase.append(numbers[phase.windows.fingerprint])
-        if not parts:
-            return None, part_of_phase
-
-        def make() -> dict[str, NDArray[Any]]:
-            leaves = np.concatenate([dataset.leaves, *(histogram.nodes for histogram in selected)])
-            counts = np.concatenate([dataset.windows_per_leaf, *(histogram.counts for histogram in selected)])
-            return {"leaf": leaves, "num_windows": counts, "first_window": np.cumsum(counts) - counts}
-
-        if rows < SHARED_ROWS:
-            return cls(make(), parts), part_of_phase
-        name = hashlib.sha256("".join(numbers).encode()).hexdigest()[:16]
-        arrays = shared_arrays(dataset.table_folder / f"draw-{name}.arrays", make)
-        keep_newest(dataset.table_folder, "draw-*.arrays", _KEPT_TABLES)
-        return cls(arrays, parts), part_of_phase
 
     @property
     def leaves(self) -> NDArray[np.uint32]:

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crisp_stream.hashing import splitmix64_finalise
+
 BLOCK_SAMPLES = 1 << 18
 
 _FRACTION_BITS = 44  # 18 bits of draws + 44 bits of fraction fit in int64
@@ -41,14 +43,6 @@ def random_bits(
 def uniforms(bits: NDArray[np.uint64]) -> NDArray[np.float64]:
     """Random words as float64 in [0, 1)."""
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def splitmix64_finalise(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The bijective mixing step of SplitMix64, element by element."""
-    with np.errstate(over="ignore"):
-        mixed = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
 
 
 def leaf_starts(seed: int, leaves: Rows, windows_per_leaf: Int64s) -> Int64s:

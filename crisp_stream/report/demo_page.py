@@ -16,6 +16,7 @@ import numpy as np
 
 from crisp_stream.inspection.summary import NodeSummary
 from crisp_stream.report.charts import Curve, line_chart, linear_axis, smoothed, thinned
+from crisp_stream.table import format_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,15 +118,6 @@ def report_html(comparison: Comparison) -> str:
 </body>
 </html>
 """
-
-
-def format_bytes(count: float) -> str:
-    """`1.3 MB`: decimal units, as storage is sold."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def _perplexity_section(comparison: Comparison) -> str:

@@ -14,7 +14,6 @@ from crisp_stream.report.map import visible
 from crisp_stream.report.tasks import NUM_COLOURS, legend
 from crisp_stream.results.better import BetterRow, better_rows, natural_baseline
 from crisp_stream.results.curves import TRAINING_LOSS, CurvePoint, curves, run_identity
-from crisp_stream.results.estimates import NONE
 from crisp_stream.results.pairing import AnyResults, model_names
 from crisp_stream.results.results import SUFFIX, QuestionResults, TextResults
 from crisp_stream.results.tables import (
@@ -31,6 +30,7 @@ from crisp_stream.results.tables import (
     than_cell,
 )
 from crisp_stream.storage.store import is_remote, local_path, open_store
+from crisp_stream.table import NONE
 
 Cells = Mapping[str, str]
 """Heading to text, of one row."""

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError
-from crisp_stream.forecast.forecast import Forecast, forecast
+from crisp_stream.forecast.forecast import forecast
+from crisp_stream.forecast.result import Forecast
 from crisp_stream.histograms.mixture import Mixture
 from crisp_stream.report.charts import Axis, Curve, line_chart
-from crisp_stream.report.demo_page import format_bytes
 from crisp_stream.report.map import visible
 from crisp_stream.report.tasks import NUM_COLOURS, Tree, legend, node_button
+from crisp_stream.table import format_bytes
 
 if TYPE_CHECKING:
     from crisp_stream.format.dataset import Dataset

@@ -24,7 +24,7 @@ from crisp_stream.report.runs import Run, run_section, served_shares
 from crisp_stream.report.tasks import Tree, histogram_section, specificity_section, transfer, transfer_section
 
 if TYPE_CHECKING:
-    from crisp_stream.forecast.forecast import Forecast
+    from crisp_stream.forecast.result import Forecast
     from crisp_stream.format.dataset import Dataset
     from crisp_stream.histograms.histogram import Histogram
 

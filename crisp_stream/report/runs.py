@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.errors import FormatError, InputError, MissingExtraError
+from crisp_stream.errors import FormatError, InputError, MissingExtraError, MissingObjectError
 from crisp_stream.models.checkpoint import latest_checkpoint, local_copy, read_checkpoint
 from crisp_stream.report.charts import Curve, line_chart, linear_axis, smoothed, thinned
-from crisp_stream.report.demo_page import format_bytes
 from crisp_stream.report.map import MapLevel, TaskShares, sums, visible
 from crisp_stream.report.tasks import NUM_COLOURS, Tree, legend, meter, node_button
-from crisp_stream.storage.store import MissingObjectError, is_remote, open_store
+from crisp_stream.storage.store import is_remote, open_store
+from crisp_stream.table import format_bytes
 
 if TYPE_CHECKING:
     from crisp_stream.format.dataset import Dataset

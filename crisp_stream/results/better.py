@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.errors import import_extra
-from crisp_stream.results.estimates import Estimate, aligned, check_picture, save_figure
+from crisp_stream.figure import check_picture, save_figure
+from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, model_names, paired_sets, pairs, same_tokens
 from crisp_stream.results.results import QuestionResults, TextResults
 from crisp_stream.results.tables import INTERVALS, comparability_notes, mean_of
+from crisp_stream.table import aligned
 
 Measure = Literal["perplexity", "bits_per_byte", "probability_of_answer"]
 

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from crisp_stream.errors import InputError, import_extra
-from crisp_stream.results.estimates import NONE, Estimate, aligned, check_picture, save_figure
+from crisp_stream.figure import check_picture, save_figure
+from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, judged_sets
 from crisp_stream.results.tables import INTERVALS, PERPLEXITY, WRITTEN, comparability_notes, figure_cell, figure_of
+from crisp_stream.table import NONE, aligned
 
 Progress = Literal["batch", "tokens"]
 

@@ -21,12 +21,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from crisp_stream.errors import FormatError, InputError, import_extra
-from crisp_stream.format.tables import numbers, read_parquet
+from crisp_stream.figure import check_picture, save_figure
+from crisp_stream.format.parquet import numbers, read_parquet
 from crisp_stream.results.better import Measure, example_gains
-from crisp_stream.results.estimates import Estimate, aligned, check_picture, save_figure
+from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, paired_sets, pairs
 from crisp_stream.results.tables import INTERVALS, comparability_notes, mean_of
 from crisp_stream.storage.store import open_store
+from crisp_stream.table import aligned
 
 DISTANCES_VERSION = 1
 BAND = (0.25, 0.75)

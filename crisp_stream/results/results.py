@@ -215,7 +215,7 @@ def load_results(path: str | Path) -> TextResults | QuestionResults:
     folder, _, name = str(path).rpartition("/")
     content = open_store(folder or ".").get(name)
     try:
-        table = pq.read_table(io.BytesIO(content), use_threads=False)
+        table = pq.ParquetFile(io.BytesIO(content), pre_buffer=False).read(use_threads=False)
         described = json.loads((table.schema.metadata or {})[_METADATA_KEY])
         version, kind = described["results_version"], described["kind"]
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.evaluation.perplexity import summarise
 from crisp_stream.results.bootstrap import CONFIDENCE, RESAMPLES, bootstrap_interval, exp_mean, ratio_of_sums
-from crisp_stream.results.estimates import NONE, Estimate, aligned
+from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, check_baseline, judged_sets, same_tokens
+from crisp_stream.results.perplexity import summarise
 from crisp_stream.results.results import QuestionResults, TextResults
+from crisp_stream.table import NONE, aligned
 
 PERPLEXITY, TOKEN_LEVEL, BITS_PER_BYTE = "perplexity", "token_level_perplexity", "bits_per_byte"
 CLEAN = "_without_contaminated"

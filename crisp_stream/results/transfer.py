@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from crisp_stream.results.estimates import NONE, Estimate, aligned
+from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, judged_sets, model_names
 from crisp_stream.results.tables import BITS_PER_BYTE, comparability_notes, figure_cell, figure_of
+from crisp_stream.table import NONE, aligned
 
 _ARC = re.compile(r"(^|_)arc_(e|c|easy|challenge)(_|$)")
 _BEST = "*"

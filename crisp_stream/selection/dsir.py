@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.counting.count_examples import ExampleSources, split_in_batches
+from crisp_stream.counting.embedded_examples import ExampleSources, split_in_batches
 from crisp_stream.errors import InputError
 from crisp_stream.examples.sketch import PROVENANCE_KEY, SketchBuilder
 from crisp_stream.format.dataset import Dataset, open_dataset

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from crisp_stream.errors import FormatError, InputError
-from crisp_stream.format.tables import numbers, read_parquet
+from crisp_stream.format.parquet import numbers, read_parquet
 from crisp_stream.storage.store import open_store
 
 SCORES_VERSION = 1

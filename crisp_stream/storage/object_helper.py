@@ -20,6 +20,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import IO, Any
 
 from crisp_stream.errors import StorageError
+from crisp_stream.storage.object_client import WRITES, ObjectClient
 
 THREADS = 32
 ATTEMPTS = 3
@@ -94,8 +95,6 @@ class Helper:
 
     def call(self, operation: str, path: str, *arguments: Any) -> Any:
         """Carry out an operation of ObjectStore. Raises StorageError."""
-        from crisp_stream.storage.object_store import WRITES
-
         for attempt in range(ATTEMPTS):
             try:
                 return self._process().call(operation, path, *arguments)
@@ -150,16 +149,14 @@ def _receive(pipe: IO[bytes]) -> Any:
 
 def serve(url: str, timeout: float) -> None:
     """Carry out requests from standard input until it closes: the main loop of a helper process."""
-    from crisp_stream.storage.object_store import ObjectStore
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks; this one follows it
-    store = ObjectStore(url, timeout=timeout)
+    client = ObjectClient(url, timeout)
     answer_lock = threading.Lock()
 
     def carry_out(identifier: int, operation: str, arguments: tuple[Any, ...]) -> None:
         result, failure = None, None
         try:
-            result = store.call(operation, *arguments)
+            result = client.call(operation, *arguments)
         except StorageError as error:
             failure = error.with_traceback(None)
             failure.__cause__ = failure.__context__ = None

@@ -10,34 +10,17 @@ Credentials come from the environment; docs/faults.md lists the variables of eve
 from __future__ import annotations
 
 import io
-import json
 import os
-import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any
 
-from crisp_stream.errors import StorageError
-from crisp_stream.storage.store import MissingObjectError
+from crisp_stream.errors import MissingObjectError, StorageError
+from crisp_stream.storage.object_client import ObjectClient, explain, forked_after_use
 
-UPLOAD_PART_BYTES = 16 << 20
 READ_AHEAD_BYTES = 8 << 20
-WRITES = ("put", "put_file", "delete")
-LISTINGS = ("list", "describe_all")
-
-_client_used = False
-_forked_after_use = False
-
-
-def _mark_child() -> None:
-    global _forked_after_use
-    _forked_after_use = _forked_after_use or _client_used
-
-
-os.register_at_fork(after_in_child=_mark_child)
 
 
 class ObjectStore:
@@ -48,8 +31,7 @@ class ObjectStore:
     def __init__(self, url: str, *, timeout: float) -> None:
         self.url = url
         self._timeout = timeout
-        self._opened: dict[bool, Any] = {}
-        self._opened_in_pid = -1
+        self._client = ObjectClient(url, timeout)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_reopen, (self.url, self._timeout))
@@ -106,40 +88,23 @@ class ObjectStore:
         import obstore
 
         url = f"{self.url}/{path}"
-        if _forked_after_use:
+        if forked_after_use():
             raise StorageError(f"{url}: cannot be streamed in a forked process. Start it with spawn or forkserver.")
         try:
-            opened = obstore.open_reader(self._client(writing=False), path, buffer_size=READ_AHEAD_BYTES)
+            opened = obstore.open_reader(self._client.opened(writing=False), path, buffer_size=READ_AHEAD_BYTES)
         except Exception as error:
-            raise _explain(error, url, "open") from error
+            raise explain(error, url, "open") from error
         return io.BufferedReader(_ObjectFile(opened, url), READ_AHEAD_BYTES)
 
     def call(self, operation: str, path: str, *arguments: Any) -> Any:
-        """Carry out one of _OPERATIONS. Raises StorageError, about `timeout` seconds after the start at the latest."""
-        if _forked_after_use:
+        """Carry out one of OPERATIONS. Raises StorageError, about `timeout` seconds after the start at the latest."""
+        if forked_after_use():
             from crisp_stream.storage.object_helper import helper
 
             return helper(self.url, self._timeout).call(operation, path, *arguments)
         if threading.current_thread() is threading.main_thread():
-            return _interruptible(self._carry_out, operation, path, *arguments)
-        return self._carry_out(operation, path, *arguments)
-
-    def _carry_out(self, operation: str, path: str, *arguments: Any) -> Any:
-        try:
-            client = self._client(writing=operation in WRITES)
-            _require_support(client, operation, self.url)
-            return _OPERATIONS[operation](client, path, *arguments)
-        except Exception as error:
-            raise _explain(error, f"{self.url}/{path}", _action(operation, *arguments)) from error
-
-    def _client(self, *, writing: bool) -> Any:
-        global _client_used
-        if self._opened_in_pid != os.getpid():
-            self._opened, self._opened_in_pid = {}, os.getpid()
-        if writing not in self._opened:
-            self._opened[writing] = _connect(self.url, self._timeout, writing)
-            _client_used = True
-        return self._opened[writing]
+            return _interruptible(self._client.call, operation, path, *arguments)
+        return self._client.call(operation, path, *arguments)
 
 
 def _interruptible(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -172,7 +137,7 @@ class _ObjectFile(io.RawIOBase):
         try:
             content = bytes(self._opened.read(len(buffer)))
         except Exception as error:
-            raise _explain(error, self._url, "read") from error
+            raise explain(error, self._url, "read") from error
         buffer[: len(content)] = content
         return len(content)
 
@@ -185,202 +150,3 @@ class _ObjectFile(io.RawIOBase):
 
 def _reopen(url: str, timeout: float) -> ObjectStore:
     return ObjectStore(url, timeout=timeout)
-
-
-_ENDPOINTS = {
-    **dict.fromkeys(("s3", "s3a"), ("AWS_ENDPOINT_URL", "S3_ENDPOINT_URL")),
-    "gs": ("STORAGE_EMULATOR_HOST",),
-    **dict.fromkeys(("az", "azure", "abfs", "abfss"), ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")),
-}
-"""By scheme, the variables that name a server other than the provider's own."""
-
-
-def _connect(url: str, timeout: float, writing: bool) -> Any:
-    """A client whose retries, pauses and last attempt add up to `timeout`.
-
-    A read that is silent for a fifth of it is tried again. A write has no such limit, because its silence includes the
-    time that its body takes to go out.
-    """
-    from obstore.store import from_url
-
-    silence, pause = min(timeout / 5, 20.0), min(timeout / 10, 10.0)
-    client_options: dict[str, Any] = {
-        "timeout": timedelta(seconds=min(timeout / 2, 60.0)),
-        "connect_timeout": timedelta(seconds=min(silence, 10.0)),
-    }
-    if not writing:
-        client_options["read_timeout"] = timedelta(seconds=silence)
-    options: dict[str, Any] = {
-        "retry_config": {
-            "max_retries": 1000,  # time is the limit
-            "retry_timeout": timedelta(seconds=timeout - silence - pause),
-            "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=pause), "base": 2},
-        },
-        "client_options": client_options,
-    }
-    scheme = url.partition("://")[0]
-    endpoint = next((found for name in _ENDPOINTS.get(scheme, ()) if (found := os.environ.get(name))), None)
-    if endpoint and scheme in ("s3", "s3a"):
-        options["config"] = {"endpoint": endpoint}
-    elif endpoint and scheme == "gs":
-        account = {"gcs_base_url": endpoint, "disable_oauth": True}
-        account |= dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
-        options["config"] = {"service_account_key": json.dumps(account)}  # an emulator knows no accounts
-    if (endpoint or url).startswith("http://"):
-        client_options["allow_http"] = True
-    return from_url(url, **options)
-
-
-def _require_support(client: Any, operation: str, url: str) -> None:
-    """Web servers are read by name only. Raises StorageError."""
-    from obstore.store import HTTPStore
-
-    if isinstance(client, HTTPStore) and operation in (*WRITES, *LISTINGS):
-        raise StorageError(
-            f"{url}: a web server can be read, not {'listed' if operation in LISTINGS else 'written to'}. "
-            "Use the folder that it serves, or s3://, gs:// or az://."
-        )
-
-
-def _get(client: Any, path: str) -> bytes:
-    import obstore
-
-    return bytes(obstore.get(client, path).bytes())
-
-
-def _get_range(client: Any, path: str, start: int, length: int) -> bytes:
-    import obstore
-
-    return bytes(obstore.get_range(client, path, start=start, length=length))
-
-
-def _put(client: Any, path: str, content: bytes, create: bool) -> None:
-    import obstore
-
-    obstore.put(client, path, content, mode="create" if create else "overwrite")
-
-
-def _put_file(client: Any, path: str, source: Path) -> None:
-    import obstore
-
-    obstore.put(client, path, source, chunk_size=UPLOAD_PART_BYTES)
-
-
-def _object_bytes(client: Any, path: str) -> int:
-    import obstore
-
-    return int(obstore.head(client, path)["size"])
-
-
-def _list(client: Any, prefix: str) -> list[tuple[str, int]]:
-    import obstore
-
-    listed: Any = obstore.list(client, prefix or None)
-    return sorted((meta["path"], int(meta["size"])) for batch in listed for meta in batch)
-
-
-def _described(meta: Any) -> tuple[str, int, str]:
-    return meta["path"], int(meta["size"]), (meta["e_tag"] or "").strip('"') or meta["last_modified"].isoformat()
-
-
-def _describe(client: Any, path: str) -> tuple[str, int, str]:
-    import obstore
-
-    return (path, *_described(obstore.head(client, path))[1:])
-
-
-def _describe_all(client: Any, prefix: str) -> list[tuple[str, int, str]]:
-    import obstore
-
-    listed: Any = obstore.list(client, prefix or None)
-    return sorted(_described(meta) for batch in listed for meta in batch)
-
-
-def _delete(client: Any, path: str) -> None:
-    import obstore
-
-    obstore.delete(client, path)
-
-
-_OPERATIONS: dict[str, Callable[..., Any]] = {
-    "get": _get,
-    "get_range": _get_range,
-    "put": _put,
-    "put_file": _put_file,
-    "object_bytes": _object_bytes,
-    "list": _list,
-    "describe": _describe,
-    "describe_all": _describe_all,
-    "delete": _delete,
-}
-
-
-_CAUSES = {
-    r"(?i)invalid ?certificate": "the server's certificate is not trusted; SSL_CERT_FILE may name one that is",
-    r"dns error": "the host name cannot be resolved",
-    r"kind: ConnectionRefused": "the connection was refused",
-    r"kind: ConnectionReset|kind: ConnectionAborted|kind: BrokenPipe": "the connection was reset",
-    r"IncompleteBody|IncompleteMessage": "the answer ended before its promised length",
-    r"kind: Timeout|TimedOut": "no answer in time",
-}
-
-
-_SHORTER = [
-    (r"^Generic \w+ error: ", ""),
-    (r", max_retries: .*?, retry_timeout: [0-9.]+m?s", ""),
-    (r"Error performing ([A-Z]+) (\w+://[^/ ]+)\S* in ([0-9]+(?:\.[0-9])?)[0-9]*(\S*?s)\b", r"\1 from \2 for \3 \4"),
-    (r".*Range request not supported by \S+", "the server does not serve ranges"),
-    (r"Server returned non-2xx status code: ", ""),
-    (r": <\?xml.*?<Code>(.*?)</Code>.*?<Message>(.*?)</Message>.*", r", \1: \2"),
-]
-
-
-def _cause(error: Exception) -> str:
-    """One line from obstore's error: its message without the address, and what its debug output says of the reason."""
-    message, _, debug = str(error).partition("Debug source")
-    text = " ".join(message.split())[:1000]
-    for pattern, short in _SHORTER:
-        text = re.sub(pattern, short, text)
-    text = text.rstrip(".")
-    causes = [cause for pattern, cause in _CAUSES.items() if re.search(pattern, debug)]
-    return f"{causes[0]} ({text})" if causes else text
-
-
-_ACTIONS = {
-    "get": "read",
-    "put": "write",
-    "put_file": "write",
-    "object_bytes": "look up",
-    "describe": "look up",
-    "describe_all": "list",
-}
-
-
-def _action(operation: str, *arguments: Any) -> str:
-    if operation == "get_range":
-        start, length = arguments
-        return f"read bytes {start}-{start + length - 1} of"
-    return _ACTIONS.get(operation, operation)
-
-
-def _explain(error: Exception, url: str, action: str) -> StorageError:
-    from obstore import exceptions as refused
-
-    if isinstance(error, StorageError):
-        return error
-    text = _cause(error)
-    if "NoSuchBucket" in text:
-        container = "/".join(url.split("/")[:3])
-        return StorageError(f"{container} does not exist (cannot {action} {url}). Create it, or check the name.")
-    if isinstance(error, refused.NotFoundError | FileNotFoundError):
-        return MissingObjectError(f"{url} does not exist (cannot {action} it). Check the path.")
-    if isinstance(error, refused.AlreadyExistsError):
-        return StorageError(f"{url} already exists and is not overwritten. Choose another root, or delete it first.")
-    denied = isinstance(error, refused.PermissionDeniedError | refused.UnauthenticatedError)
-    if denied or any(sign in text for sign in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied")):
-        return StorageError(
-            f"cannot {action} {url}: the credentials were refused. "
-            "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or your provider's variables) and the permissions. "
-            f"The storage said: {text[:300]}"
-        )
-    return StorageError(f"cannot {action} {url}: {text}. Check the network, the endpoint and the path.")

@@ -14,12 +14,13 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from crisp_stream.cli.verbs import recipes_and_overrides
 from crisp_stream.config.durations import parse_duration
-from crisp_stream.config.load import build, load_recipe
+from crisp_stream.config.files import recipes_and_overrides
+from crisp_stream.config.load import load_recipe
 from crisp_stream.config.recipe import Recipe
 from crisp_stream.errors import InputError, RecipeError
 from crisp_stream.selection.doge.domain_weights import Update
+from crisp_stream.typed import build
 
 Kind = Literal["base", "crisp", "multitask", "classifier", "nearest", "dsir", "doge", "only-specialist"]
 """How a method finds what to train on."""

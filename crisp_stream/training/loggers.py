@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from crisp_stream.config.sections import LoggersRecipe
 from crisp_stream.errors import require_extra
 
 if TYPE_CHECKING:
@@ -20,40 +20,6 @@ if TYPE_CHECKING:
 
 _NEVER = 1 << 60
 """Batches between TensorBoard's own flushes, each of which starts another file. We flush without that."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WandBRecipe:
-    """Weights & Biases."""
-
-    project: str = "crisp-stream"
-    """Project of the run; its group is `run_name`, so that resumed parts stand together."""
-
-    entity: str | None = None
-    """User or team. Nothing: the account's default."""
-
-    mode: Literal["online", "offline"] = "online"
-    """`offline` only writes files; `wandb sync FOLDER` sends them later. `online` needs `wandb login`."""
-
-    tags: tuple[str, ...] = ()
-    """Labels of the run."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoggersRecipe:
-    """Loggers besides the console. They write below `logs/` of `save_folder`."""
-
-    file: bool = False
-    """A text file per rank with all metrics and what the rank printed."""
-
-    tensorboard: bool = False
-    """Event files for TensorBoard."""
-
-    wandb: WandBRecipe | None = None
-    """Weights & Biases."""
-
-    def __bool__(self) -> bool:
-        return self.file or self.tensorboard or self.wandb is not None
 
 
 def require_loggers(loggers: LoggersRecipe) -> None:

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crisp_stream.config.durations import batches_of
-from crisp_stream.config.recipe import PhaseRecipe, Recipe
+from crisp_stream.config.recipe import Recipe
+from crisp_stream.config.sections import PhaseRecipe
 from crisp_stream.errors import RecipeError, import_extra, require_extra
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.histograms.mixture import Mixture, Phase, within_repeats
 from crisp_stream.histograms.window_selection import WindowSelection
 from crisp_stream.models.checkpoint import read_checkpoint
+from crisp_stream.ranks import device_name
 from crisp_stream.training.start import (
     RunStart,
     StartingPoint,
@@ -236,12 +238,6 @@ def _batch_sizes(recipe: Recipe, world_size: int) -> tuple[int, int]:
             f"({batch} over {world_size} processes); got {microbatch_size}."
         )
     return per_rank, microbatch_size
-
-
-def device_name() -> str:
-    """`gpu` if there is one, else `cpu`, as Composer names devices."""
-    torch = import_extra("torch", extra="train", purpose="training")
-    return "gpu" if torch.cuda.is_available() else "cpu"
 
 
 def _check_device(recipe: Recipe) -> None:

@@ -18,9 +18,10 @@ from crisp_stream.config.recipe import Recipe
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.histograms.mixture import Mixture
 from crisp_stream.storage.store import open_store
+from crisp_stream.training.callbacks.served import samples_per_phase
 
 if TYPE_CHECKING:
-    from crisp_stream.training.callbacks.held_out import RunAccount
+    from crisp_stream.training.callbacks.account import RunAccount
     from crisp_stream.training.callbacks.monitor import RunMonitor
 
 _TOP_LEAVES = 10
@@ -137,7 +138,7 @@ def make_report(
     checkpoint: str | None,
 ) -> TrainReport:
     """Bring together what the recipe asked for and what the run counted."""
-    from crisp_stream.training.callbacks.held_out import total_variation
+    from crisp_stream.training.callbacks.served import total_variation
 
     batches = len(account.losses)
     samples = int(account.served_per_leaf.sum())
@@ -194,16 +195,6 @@ def save_report(report: TrainReport, account: RunAccount, monitor: RunMonitor, f
     record = dataclasses.asdict(report)
     del record["losses"]
     store.put("run.json", (json.dumps(record, indent=2) + "\n").encode())
-
-
-def samples_per_phase(mixture: Mixture, position: int, samples: int) -> list[int]:
-    """Of each phase, how many of the samples from a position on were of it."""
-    served, phase_start, end = [], 0, position + samples
-    for phase in mixture.phases:
-        phase_end = end if phase.samples is None else phase_start + phase.samples
-        served.append(max(0, min(phase_end, end) - max(phase_start, position)))
-        phase_start = phase_end
-    return served
 
 
 def _phase_rows(

@@ -79,7 +79,7 @@ def starting_checkpoint(recipe: Recipe) -> Iterator[StartingPoint]:
 
 
 def _find_start(recipe: Recipe) -> tuple[str | None, bool] | CrispError:
-    from crisp_stream.training.callbacks.saving import try_folder
+    from crisp_stream.storage.store import try_folder
 
     folder = recipe.checkpoint_folder
     try:

@@ -20,11 +20,11 @@ from crisp_stream.config.durations import SHARE, batches_of
 from crisp_stream.config.recipe import Recipe
 from crisp_stream.errors import import_extra
 from crisp_stream.examples.hashes import example_hash
-from crisp_stream.ranks import TIMEOUT_SECONDS, join_ranks, together
+from crisp_stream.ranks import TIMEOUT_SECONDS, device_name, join_ranks, together
 from crisp_stream.storage.store import is_remote
 from crisp_stream.training.callbacks.composer_fixes import close_trainer
 from crisp_stream.training.loggers import build_loggers, require_loggers
-from crisp_stream.training.prepare import PreparedRun, device_name, prepare
+from crisp_stream.training.prepare import PreparedRun, prepare
 from crisp_stream.training.run_report import TrainReport, make_report, save_report
 from crisp_stream.training.start import parts_to_load, starting_checkpoint
 
@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from composer.callbacks import CheckpointSaver
     from composer.core import Algorithm, Callback, DataSpec
 
+    from crisp_stream.training.callbacks.account import CountedStream, RunAccount
     from crisp_stream.training.callbacks.graceful_stop import GracefulStop
-    from crisp_stream.training.callbacks.held_out import CountedStream, HeldOutPerplexity, RunAccount
+    from crisp_stream.training.callbacks.held_out import HeldOutPerplexity
     from crisp_stream.training.callbacks.log_files import LogFiles
     from crisp_stream.training.callbacks.monitor import RunMonitor, TimedLoader
     from crisp_stream.training.callbacks.question_accuracy import QuestionAccuracy
@@ -134,12 +135,14 @@ def build_trainer(run: PreparedRun, folder: Path | None) -> TrainingRun:
         folder: where this process writes; None: nothing is saved.
     """
     from crisp_stream.models.gpt import build_gpt, compile_blocks, composer_model
+    from crisp_stream.training.callbacks.account import CountedStream, RunAccount
     from crisp_stream.training.callbacks.cluster_losses import WindowLosses
+    from crisp_stream.training.callbacks.composer_fixes import RecipeRates
     from crisp_stream.training.callbacks.graceful_stop import GracefulStop
-    from crisp_stream.training.callbacks.held_out import CountedStream, Progress, RecipeRates, RunAccount
     from crisp_stream.training.callbacks.lineage import Lineage, describe_run
     from crisp_stream.training.callbacks.log_files import LogFiles
     from crisp_stream.training.callbacks.monitor import RunMonitor
+    from crisp_stream.training.callbacks.progress import Progress
 
     recipe = run.recipe
     stream = CountedStream(run.stream, num_workers=recipe.data.num_workers, start=run.start)
@@ -287,7 +290,7 @@ def _parts_to_load(run: PreparedRun) -> Any:
 def _algorithms(recipe: Recipe) -> list[Algorithm]:
     from composer.algorithms import GradientClipping
 
-    from crisp_stream.training.callbacks.held_out import MeanOfShardedGradients
+    from crisp_stream.training.callbacks.composer_fixes import MeanOfShardedGradients
 
     clipping = recipe.gradient_clipping
     mean = [] if _parallelism(recipe) is None else [MeanOfShardedGradients()]

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from crisp_stream.errors import FormatError, InputError
-from crisp_stream.storage.store import MissingObjectError, Store, open_store
+from crisp_stream.errors import FormatError, InputError, MissingObjectError
+from crisp_stream.storage.store import Store, open_store
 from crisp_stream.tree.descent import Descent
 
 TREE_VERSION = 1

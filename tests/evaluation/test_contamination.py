@@ -21,6 +21,7 @@ from crisp_stream.examples.questions import question_hash, read_questions
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.format.provenance import read_places
 from crisp_stream.inspection.window_texts import WindowDecoder
+from crisp_stream.loading.reader import read_windows
 from tests.seaweed import S3Server
 from tests.synthetic import EOT_ID, upload, write_synthetic_dataset
 from tests.words import write_words
@@ -227,7 +228,7 @@ def test_words_across_the_border_of_two_windows_are_found(
     others = [f"{' '.join(one.split()[-7:])} {' '.join(two.split()[:6])}" for one, two in pairwise(documents)]
     path = write_lines(tmp_path / "examples.jsonl", [{"text": text} for text in (*runs, *others)])
     found = check_contamination(dataset.root, [path], processes=1, log=quiet)
-    texts = WindowDecoder(dataset).documents(dataset.read_windows(np.arange(dataset.manifest.num_windows))["tokens"])
+    texts = WindowDecoder(dataset).documents(read_windows(dataset, np.arange(dataset.manifest.num_windows))["tokens"])
     whole = np.array([any(run in text for text in texts[0]) for run in runs])
     assert 0.05 < 1 - whole.mean() < 0.6
     is_found = found.contaminated[: len(runs)]
@@ -268,7 +269,7 @@ def test_a_damaged_window_is_named(tmp_path: Path) -> None:
 def test_windows_are_decoded_as_their_tokenizer_does_also_where_characters_are_cut(tmp_path: Path) -> None:
     dataset = dataset_of(tmp_path / "data", {0: "naïve 中文 🙂 café|zwei 文"})
     decoder = WindowDecoder(dataset)
-    tokens = dataset.read_windows(np.arange(2))["tokens"].copy()
+    tokens = read_windows(dataset, np.arange(2))["tokens"].copy()
     tokens[1, -5:] = [0xE4, 0xB8, EOT_ID, 0xAD, 0xF0]
     texts, owners = decoder.documents(tokens)
     assert texts[:2] == ["naïve 中文 🙂 café", "zwei 文"]
@@ -285,7 +286,7 @@ def test_a_tokenizer_that_is_not_of_bytes_is_used_itself(tmp_path: Path) -> None
     decoder = WindowDecoder(dataset_of(tmp_path / "data", {0: "one two"}))
     assert decoder._bytes_of_token is not None
     decoder._bytes_of_token[ord("o")] = b"0"
-    tokens = open_dataset(tmp_path / "data").read_windows(np.arange(1))["tokens"]
+    tokens = read_windows(open_dataset(tmp_path / "data"), np.arange(1))["tokens"]
     assert decoder.documents(tokens)[0][0] == "one two"
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crisp_stream.cli.main import main
-from crisp_stream.counting.count_examples import ExampleSources
+from crisp_stream.counting.embedded_examples import ExampleSources
 from crisp_stream.errors import InputError, StorageError
 from crisp_stream.evaluation.halves import _draw, cut_in_halves, like_groups
 from crisp_stream.evaluation.question_sets import open_question_set

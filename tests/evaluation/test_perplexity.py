@@ -11,17 +11,11 @@ import pytest
 from crisp_stream.errors import FormatError, InputError
 from crisp_stream.evaluation import perplexity as module
 from crisp_stream.evaluation.models import JudgedModel, check_names, open_model
-from crisp_stream.evaluation.perplexity import (
-    encode_texts,
-    example_rows,
-    in_batches,
-    judge_texts,
-    perplexity,
-    summarise,
-)
+from crisp_stream.evaluation.perplexity import encode_texts, example_rows, in_batches, judge_texts, perplexity
 from crisp_stream.examples.hashes import example_hash
 from crisp_stream.models.checkpoint import LoadedGPT
 from crisp_stream.models.export import export
+from crisp_stream.results.perplexity import summarise
 from tests.evaluation.independent import Independent, perplexities
 from tests.small_runs import SmallRun, small_run
 

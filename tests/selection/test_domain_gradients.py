@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import GPT2LMHeadModel
 
-from crisp_stream.config.recipe import ModelRecipe
+from crisp_stream.config.sections import ModelRecipe
 from crisp_stream.models.gpt import build_gpt, gpt_config
 from crisp_stream.selection.doge.domain_gradients import GradientSum, Windows, clip, inner_product, loss_gradient, norm
 

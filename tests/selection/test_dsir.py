@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from crisp_stream.cli.main import main
-from crisp_stream.counting.count_examples import ExampleSources
+from crisp_stream.counting.embedded_examples import ExampleSources
 from crisp_stream.errors import InputError
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.histograms.window_selection import WindowSelection
+from crisp_stream.loading.reader import read_windows
 from crisp_stream.selection import dsir
 from crisp_stream.selection.dsir import gumbel_top_k, heaviest_share, select_dsir
 from crisp_stream.selection.hashed_ngrams import SMOOTHING
@@ -77,7 +78,7 @@ def test_how_many_of_a_draw_are_the_heaviest_is_counted() -> None:
 
 def test_weights_are_those_of_a_plain_computation(dataset: Dataset, tmp_path: Path) -> None:
     found = select_dsir(task_of(tmp_path, MEDICINE, "Fever!"), data=dataset.root, num_windows=5, processes=1, log=quiet)
-    windows = dataset.read_windows(np.arange(dataset.manifest.num_windows))["tokens"]
+    windows = read_windows(dataset, np.arange(dataset.manifest.num_windows))["tokens"]
     texts = [bytes(token for token in window if token < 256).decode() for window in windows.tolist()]
     of_corpus = Counter(bucket(ngram) for text in texts for ngram in ngrams(text))
     of_task = Counter(bucket(ngram) for text in (MEDICINE, "Fever!") for ngram in ngrams(text))

@@ -12,10 +12,12 @@ from crisp_stream.cli.main import main
 from crisp_stream.errors import FormatError, InputError
 from crisp_stream.format.dataset import open_dataset
 from crisp_stream.format.embeddings import WindowEmbeddings
+from crisp_stream.format.tokenizer import DocumentTokenizer
 from crisp_stream.histograms.window_selection import WindowSelection
-from crisp_stream.writers import embed_windows as window_embeddings
-from crisp_stream.writers.embed_windows import embed_windows
-from crisp_stream.writers.windows import DocumentTokenizer, window_texts
+from crisp_stream.loading.reader import read_windows
+from crisp_stream.selection import embed_windows as window_embeddings
+from crisp_stream.selection.embed_windows import embed_windows
+from crisp_stream.writers.windows import window_texts
 from crisp_stream.writers.write import WriteReport
 from tests.synthetic import write_synthetic_dataset
 from tests.writers.conftest import TOPICS, text_file, written
@@ -120,7 +122,7 @@ def test_the_commands_select_windows_like_the_task(
     assert selection.provenance["examples"] == len(about)
     assert selection.provenance["example_hashes"]["number"] == len(about)
     tokenizer = DocumentTokenizer(dataset.tokenizer_path())
-    tokens = dataset.read_windows(np.arange(selection.num_windows))["tokens"]
+    tokens = read_windows(dataset, np.arange(selection.num_windows))["tokens"]
     texts = window_texts(tokens, tokenizer, dataset.manifest.tokenizer.eot_id)
     from_task = np.array(["operator" in text for text in texts])
     chosen = selection.contains(0, selection.num_windows)

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from crisp_stream.study.record.record import (
+from crisp_stream.study.record.record import StudyResults
+from crisp_stream.study.record.values import (
     Judgement,
     StudyCurve,
     StudyDataset,
     StudyMethod,
     StudyModel,
-    StudyResults,
     StudySelection,
     StudySpecialist,
     StudyWeights,

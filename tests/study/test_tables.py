@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from crisp_stream.results.estimates import csv_text
-from crisp_stream.study.record.record import StudyCurve, StudyModel, StudyResults
+from crisp_stream.study.record.record import StudyResults
+from crisp_stream.study.record.values import StudyCurve, StudyModel
 from crisp_stream.study.tables.cells import StudyTable
 from crisp_stream.study.tables.comparisons import Column, Place, against, figure, own_columns
 from crisp_stream.study.tables.costs import candidate_tables, cost_tables
@@ -20,6 +20,7 @@ from crisp_stream.study.tables.report import conditions, study_tables, study_tex
 from crisp_stream.study.tables.transfer import transfer_tables
 from crisp_stream.study.tables.verdicts import verdict_lines, verdict_tables, verdicts
 from crisp_stream.study.tables.weights import weight_tables
+from crisp_stream.table import csv_text
 from tests.study.made_study import full_study, made_study, made_weights
 
 MEDICINE = Column(title="medicine", places=(Place("medicine", "medicine.test"),))

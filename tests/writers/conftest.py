@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from crisp_stream.format.dataset import EncoderRecord
+from crisp_stream.format.manifest import EncoderRecord
 from crisp_stream.writers.embedding.pieces import Pieces
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.write import WriteReport, write

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from crisp_stream.errors import InputError
-from crisp_stream.format.dataset import DROPPED, open_dataset
+from crisp_stream.format.dataset import open_dataset
+from crisp_stream.format.manifest import DROPPED
 from crisp_stream.writers.cleaning.dropped import Dropped, read_dropped
 from crisp_stream.writers.write import write
 from tests.writers.conftest import TOPICS, WordEncoder, files_below, small_options

@@ -14,12 +14,13 @@ import pytest
 
 from benchmarks import embed_section
 from crisp_stream.errors import InputError
-from crisp_stream.format.dataset import EncoderRecord
+from crisp_stream.format.manifest import EncoderRecord
+from crisp_stream.format.tokenizer import DocumentTokenizer
 from crisp_stream.writers.embedding import embed
 from crisp_stream.writers.embedding.embed import Encoder, EncoderChoice, matching_encoder
 from crisp_stream.writers.embedding.encoder_files import DEFAULT_ENCODER, DEFAULT_WEIGHTS_SHA256, resolve_encoder
 from crisp_stream.writers.embedding.pieces import Pieces, pad_batches, says_everything, splits_at_blanks
-from crisp_stream.writers.windows import DocumentTokenizer, train_tokenizer
+from crisp_stream.writers.windows import train_tokenizer
 
 TOPICS = [text for _, text in sorted(pydoc_data.topics.topics.items())]
 ODD_TEXTS = [

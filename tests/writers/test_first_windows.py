@@ -13,9 +13,9 @@ from crisp_stream.errors import InputError
 from crisp_stream.evaluation.first_windows import embed_first_windows
 from crisp_stream.examples.hashes import example_hash
 from crisp_stream.format.dataset import open_dataset
+from crisp_stream.format.tokenizer import DocumentTokenizer
 from crisp_stream.results.distances import Distances
 from crisp_stream.writers.embedding.embed import Encoder
-from crisp_stream.writers.windows import DocumentTokenizer
 from crisp_stream.writers.write import WriteReport
 from tests.evaluation.made_results import text_results
 from tests.writers.conftest import TOPICS

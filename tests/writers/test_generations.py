@@ -16,6 +16,7 @@ from crisp_stream.errors import InputError, ResumeError
 from crisp_stream.format.dataset import open_dataset
 from crisp_stream.format.provenance import document_spans
 from crisp_stream.inspection.summary import describe_dataset
+from crisp_stream.loading.reader import read_windows
 from crisp_stream.writers.publishing.generations import delete_older
 from tests.words import append_words, write_texts, write_words
 
@@ -59,7 +60,7 @@ def test_plain_streaming_reads_the_newest_generation(base: Path, texts: list[str
 
     append_words(texts[1:2], base)
     grown = open_dataset(base)
-    expected = grown.read_windows(np.arange(grown.manifest.num_windows))
+    expected = read_windows(grown, np.arange(grown.manifest.num_windows))
     streamed = StreamingDataset(remote=str(base / "shards"), local=str(tmp_path / "cache"), batch_size=1, shuffle=False)
     assert len(streamed) == len(expected)
     for window in range(len(expected)):

@@ -13,12 +13,14 @@ from crisp_stream.cli.main import main
 from crisp_stream.errors import InputError
 from crisp_stream.format.dataset import open_dataset
 from crisp_stream.format.embeddings import EMBEDDINGS, FACTS, WindowEmbeddings
+from crisp_stream.format.tokenizer import DocumentTokenizer
+from crisp_stream.loading.reader import read_windows
+from crisp_stream.selection.embed_windows import embed_windows
 from crisp_stream.writers.append import append
-from crisp_stream.writers.embed_windows import embed_windows
 from crisp_stream.writers.engine import engine
 from crisp_stream.writers.engine.tasks import Record, Task, execute
 from crisp_stream.writers.publishing import publish
-from crisp_stream.writers.windows import DocumentTokenizer, window_texts
+from crisp_stream.writers.windows import window_texts
 from crisp_stream.writers.write import WriteReport, plan, write
 from tests.seaweed import S3Server
 from tests.writers.conftest import WordEncoder, files_below, small_options
@@ -37,7 +39,7 @@ def expected_rows(root: Path, encoder: WordEncoder) -> np.ndarray:
     """The windows as they stand in the dataset, embedded again."""
     dataset = open_dataset(root)
     tokenizer = DocumentTokenizer(dataset.tokenizer_path())
-    tokens = dataset.read_windows(np.arange(dataset.manifest.num_windows))["tokens"]
+    tokens = read_windows(dataset, np.arange(dataset.manifest.num_windows))["tokens"]
     return encoder.embed(window_texts(tokens, tokenizer, tokenizer.eot_id))
 
 

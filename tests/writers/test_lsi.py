@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from crisp_stream.errors import FormatError, InputError
-from crisp_stream.format.dataset import EncoderRecord
+from crisp_stream.format.manifest import EncoderRecord
 from crisp_stream.storage.store import open_store
 from crisp_stream.writers.embedding.embed import EncoderChoice, matching_encoder
 from crisp_stream.writers.embedding.lsi import LSI_FILES, LsiEncoder

@@ -9,6 +9,8 @@ import pytest
 
 from crisp_stream.errors import InputError, StorageError
 from crisp_stream.format.dataset import open_dataset
+from crisp_stream.format.tokenizer import DocumentTokenizer
+from crisp_stream.loading.reader import read_windows
 from crisp_stream.writers.documents.documents import read_documents
 from crisp_stream.writers.documents.drops import EMPTY_TEXT, DropCounts
 from crisp_stream.writers.embedding.embed import EncoderChoice
@@ -17,7 +19,7 @@ from crisp_stream.writers.engine import engine
 from crisp_stream.writers.engine.tasks import Record, Task, execute
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.publishing import publish
-from crisp_stream.writers.windows import LAST_PARTIAL_WINDOW, DocumentTokenizer
+from crisp_stream.writers.windows import LAST_PARTIAL_WINDOW
 from crisp_stream.writers.write import WriteReport, write
 from tests.seaweed import S3Server
 from tests.writers.conftest import WordEncoder, files_below, small_options
@@ -40,7 +42,7 @@ def test_plain_streaming_reads_every_window_back(written: tuple[Path, WriteRepor
 
     root, report = written
     dataset = open_dataset(root)
-    expected = dataset.read_windows(np.arange(report.windows))
+    expected = read_windows(dataset, np.arange(report.windows))
     streamed = StreamingDataset(remote=str(root / "shards"), local=str(tmp_path / "cache"), batch_size=1, shuffle=False)
     assert len(streamed) == report.windows
     for window in range(report.windows):
@@ -54,7 +56,7 @@ def test_the_windows_are_the_documents_and_the_report_adds_up(
 ) -> None:
     root, report = written
     manifest = open_dataset(root).manifest
-    samples = open_dataset(root).read_windows(np.arange(report.windows))
+    samples = read_windows(open_dataset(root), np.arange(report.windows))
     assert report.documents == 79
     assert report.dropped_documents == {EMPTY_TEXT: 2}
     assert report.tokens == report.windows * 64
@@ -81,7 +83,7 @@ def test_the_leaf_of_every_window_is_the_one_its_text_is_assigned_to(written: tu
 
     dataset = open_dataset(written[0])
     ids = np.arange(0, dataset.manifest.num_windows, 17)
-    samples = dataset.read_windows(ids)
+    samples = read_windows(dataset, ids)
     tokenizer = DocumentTokenizer(dataset.tokenizer_path())
     texts = window_texts(samples["tokens"], tokenizer, tokenizer.eot_id)
     leaves = dataset.tree.assign(Encoder(max_length=32, device="cpu").embed(texts))
@@ -91,7 +93,7 @@ def test_the_leaf_of_every_window_is_the_one_its_text_is_assigned_to(written: tu
 def test_another_packing_keeps_every_document_apart(text_file: Path, tmp_path: Path, word_encoder: WordEncoder) -> None:
     report = write(small_options(text_file, tmp_path / "out", packing="document"), log=quiet)
     dataset = open_dataset(tmp_path / "out")
-    tokens = dataset.read_windows(np.arange(report.windows))["tokens"]
+    tokens = read_windows(dataset, np.arange(report.windows))["tokens"]
     eot_id = dataset.manifest.tokenizer.eot_id
     assert dataset.manifest.packing == "document"
     first_end = np.where((tokens == eot_id).any(axis=1), (tokens == eot_id).argmax(axis=1), 64)
@@ -109,7 +111,7 @@ def test_a_shard_level_moves_the_ends_of_shards_and_nothing_else(
     write(small_options(text_file, aligned, shard_level=2), log=quiet)
     one, two = open_dataset(plain), open_dataset(aligned)
     everything = np.arange(one.manifest.num_windows)
-    assert one.read_windows(everything).tobytes() == two.read_windows(everything).tobytes()
+    assert read_windows(one, everything).tobytes() == read_windows(two, everything).tobytes()
     assert one.manifest.clusters_fingerprint == two.manifest.clusters_fingerprint
     nodes = two.leaf_of_windows(everything) // 4
     borders = np.flatnonzero(np.diff(nodes.astype(int))) + 1
@@ -147,7 +149,7 @@ def test_a_large_vocabulary_is_stored_in_four_bytes(text_file: Path, tmp_path: P
     report = write(small_options(text_file, tmp_path / "out", tokenizer=str(tokenizer)), log=quiet)
     dataset = open_dataset(tmp_path / "out")
     assert dataset.manifest.token_dtype == "uint32"
-    assert dataset.read_windows(np.arange(report.windows))["tokens"].dtype == np.uint32
+    assert read_windows(dataset, np.arange(report.windows))["tokens"].dtype == np.uint32
 
 
 def test_fitting_on_a_sample_of_the_windows_still_places_all_of_them(

@@ -10,21 +10,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from crisp_stream.errors import CorruptDataError
+from crisp_stream.format.keys import HASH_BITS, window_hashes, window_keys
 from crisp_stream.format.mds import ShardRow, sample_dtype
 from crisp_stream.tree.tree import ClusterTree
 from crisp_stream.writers.engine.tasks import Record, execute
 from crisp_stream.writers.engine.workspace import Workspace
 from crisp_stream.writers.stages import shards
-from crisp_stream.writers.stages.runs import (
-    HASH_BITS,
-    Run,
-    RunTask,
-    group_parts,
-    key_ranges,
-    part_places,
-    window_hashes,
-    window_keys,
-)
+from crisp_stream.writers.stages.runs import Run, RunTask, group_parts, key_ranges, part_places
 from crisp_stream.writers.stages.shards import ShardSettings, ShardsSummary, ShardsTask, Slice, shard_ends
 from crisp_stream.writers.stages.windows import Part
 from tests.seaweed import S3Server

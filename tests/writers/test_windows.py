@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError
+from crisp_stream.format.tokenizer import DocumentTokenizer
 from crisp_stream.writers import windows
-from crisp_stream.writers.windows import DocumentTokenizer, copy_tokenizer, cut_by_document, cut_joined, train_tokenizer
+from crisp_stream.writers.windows import copy_tokenizer, cut_by_document, cut_joined, train_tokenizer
 from tests.writers.conftest import TOPICS
 
 EOT = 9

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crisp_stream.storage.store import MissingObjectError
+from crisp_stream.errors import MissingObjectError
 from crisp_stream.writers.engine.workspace import Workspace, delete_abandoned_scratch
 from tests.seaweed import S3Server
 

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from crisp_stream.errors import FormatError
-from crisp_stream.format.dataset import MAX_WINDOWS
-from crisp_stream.format.tables import read_parquet
+from crisp_stream.format.manifest import MAX_WINDOWS
+from crisp_stream.format.parquet import read_parquet
 from crisp_stream.writers.cleaning.array_files import ArrayFiles
 from crisp_stream.writers.cleaning.duplicates import Removals
 from crisp_stream.writers.cleaning.near_duplicates import NearDuplicates

@@ -11,7 +11,7 @@ from typing import IO, Any, NamedTuple
 from crisp_stream.errors import CrispError, InputError
 from crisp_stream.examples.hashes import example_hash
 from crisp_stream.examples.questions import Question, question_hash
-from crisp_stream.storage.store import open_input
+from crisp_stream.storage.inputs import open_input
 
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _UTF8_BOM = "\ufeff"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from crisp_stream.errors import InputError
+from crisp_stream.hashing import uniform
 from crisp_stream.writers.documents.drops import (
     BROKEN_UNICODE,
     EMPTY_TEXT,
@@ -41,8 +42,6 @@ __all__ = [
     "read_documents",
     "read_input",
 ]
-
-_WORD = (1 << 64) - 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,7 +110,7 @@ def read_documents(
     for file in files:
         for document in _read(file, settings):
             num_read += 1
-            if sample is not None and _uniform(num_read) >= sample:
+            if sample is not None and uniform(num_read) >= sample:
                 counts.add(NOT_SAMPLED)
             elif isinstance(document, Document):
                 num_kept += 1
@@ -127,14 +126,6 @@ def read_documents(
             f"{', '.join(inputs)}: at least one document with text is needed, got {num_read} documents without any. "
             "Check the files and the text column."
         )
-
-
-def _uniform(number: int) -> float:
-    """A hash of a document's number, uniform in [0, 1): the SplitMix64 finaliser."""
-    mixed = number * 0x9E3779B97F4A7C15 & _WORD
-    mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & _WORD
-    mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB & _WORD
-    return (mixed ^ mixed >> 31) / 2**64
 
 
 def _read(file: InputFile, settings: DocumentSettings) -> Iterator[Document | str]:

@@ -13,7 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from crisp_stream.errors import CorruptInputError, InputError
-from crisp_stream.storage.store import ListedFile, describe_inputs, is_remote, local_path, open_input
+from crisp_stream.storage.inputs import ListedFile, describe_inputs, open_input
+from crisp_stream.storage.store import is_remote, local_path
 from crisp_stream.writers.documents.drops import OTHER_FILE, DropCounts
 from crisp_stream.writers.documents.hub import list_hub_shards
 from crisp_stream.writers.documents.inputs import HUB_SCHEME, SUFFIXES_TEXT, DocumentSettings, InputFile, file_kind

@@ -13,7 +13,8 @@ from pathlib import PurePosixPath
 from typing import IO, Any
 
 from crisp_stream.errors import CorruptInputError, CrispError, InputError, StorageError
-from crisp_stream.storage.store import is_remote, open_input
+from crisp_stream.storage.inputs import open_input
+from crisp_stream.storage.store import is_remote
 from crisp_stream.writers.documents.inputs import COMPRESSIONS
 
 Record = tuple[int, dict[str, Any]]

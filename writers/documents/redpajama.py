@@ -16,7 +16,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from crisp_stream.errors import CorruptInputError, InputError
-from crisp_stream.storage.store import ListedFile, describe_inputs
+from crisp_stream.storage.inputs import ListedFile, describe_inputs
 from crisp_stream.writers.documents.drops import OTHER_BUCKET, DropCounts
 from crisp_stream.writers.documents.inputs import DocumentSettings, InputFile
 from crisp_stream.writers.documents.readers import Record, read_lines

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError, import_extra
-from crisp_stream.format.dataset import EncoderRecord, Reads
+from crisp_stream.format.manifest import EncoderRecord, Reads
 from crisp_stream.writers.embedding.encoder_files import (
     DEFAULT_ENCODER,
     DEFAULT_WEIGHTS_SHA256,

@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from crisp_stream.errors import InputError
-from crisp_stream.format.dataset import Manifest
 from crisp_stream.format.embeddings import EMBEDDINGS, EMBEDDINGS_VERSION, FACTS
+from crisp_stream.format.manifest import Manifest
 from crisp_stream.storage.store import is_remote
 from crisp_stream.writers.engine.workspace import Workspace
 

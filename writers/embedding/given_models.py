@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from crisp_stream.errors import FormatError, InputError
-from crisp_stream.format.dataset import Dataset, EncoderRecord
+from crisp_stream.format.dataset import Dataset
+from crisp_stream.format.manifest import EncoderRecord
 from crisp_stream.storage.store import open_store
 from crisp_stream.tree.tree import ClusterTree
 from crisp_stream.writers.embedding.lsi import LSI_FILES, LSI_NAME

@@ -28,9 +28,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.errors import FormatError, InputError, import_extra
-from crisp_stream.format.dataset import EncoderRecord
-from crisp_stream.storage.store import MissingObjectError, cache_folder, local_path, open_store
+from crisp_stream.errors import FormatError, InputError, MissingObjectError, import_extra
+from crisp_stream.format.manifest import EncoderRecord
+from crisp_stream.storage.store import cache_folder, local_path, open_store
 from crisp_stream.writers.embedding.pieces import Pieces
 
 LSI_NAME = "lsi"

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError
-from crisp_stream.format.dataset import Reads
+from crisp_stream.format.manifest import Reads
 
 _CHARACTERS_PER_PIECE = 6
 """English has 4.4 characters for each of MiniLM's word pieces; a beginning that proves too short is made again."""

@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.storage.store import MissingObjectError, Store, is_remote, local_path, open_store
+from crisp_stream.errors import MissingObjectError
+from crisp_stream.storage.store import Store, is_remote, local_path, open_store
 
 
 def remote_or_absolute(url: str) -> str:

@@ -14,24 +14,23 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from crisp_stream.errors import InputError, StorageError
-from crisp_stream.format.dataset import (
+from crisp_stream.errors import InputError, MissingObjectError, StorageError
+from crisp_stream.format.dataset import Dataset, open_dataset
+from crisp_stream.format.manifest import (
     DOCUMENTS,
     DROPPED,
     MANIFEST,
     SOURCES,
     TABLES,
-    Dataset,
     Manifest,
     kept_manifest,
-    open_dataset,
     places_path,
 )
 from crisp_stream.format.mds import index_bytes
 from crisp_stream.format.provenance import documents_tables
 from crisp_stream.format.tables import CLUSTERS, SHARDS
 from crisp_stream.processes import Log
-from crisp_stream.storage.store import MissingObjectError, Store, local_path
+from crisp_stream.storage.store import Store, local_path
 
 APPENDING = "append.json"
 """Is in a root while an append puts files there."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crisp_stream.errors import InputError
-from crisp_stream.format.dataset import MANIFEST
+from crisp_stream.format.manifest import MANIFEST
 from crisp_stream.format.tables import CLUSTERS, SHARDS
 from crisp_stream.processes import Log
 from crisp_stream.storage.store import Store, is_remote, local_path, open_store

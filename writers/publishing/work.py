@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from crisp_stream.errors import InputError
-from crisp_stream.format.dataset import MANIFEST, Manifest
+from crisp_stream.format.manifest import MANIFEST, Manifest
 from crisp_stream.processes import Log
 from crisp_stream.storage.store import cache_folder, is_remote, local_path, open_store
 from crisp_stream.writers.embedding.embeddings_folder import embeddings_folder, refuse_others

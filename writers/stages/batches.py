@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from crisp_stream.errors import CorruptInputError
-from crisp_stream.order.draws import splitmix64_finalise
+from crisp_stream.hashing import splitmix64_finalise
 from crisp_stream.writers.cleaning.decontamination import EvaluationNgrams
 from crisp_stream.writers.cleaning.dropped import Dropped
 from crisp_stream.writers.cleaning.duplicates import text_digests

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crisp_stream.format.dataset import DOCUMENTS, DROPPED, SOURCES, TABLES, Dataset, Manifest, places_path
+from crisp_stream.format.dataset import Dataset
+from crisp_stream.format.manifest import DOCUMENTS, DROPPED, SOURCES, TABLES, Manifest, places_path
 from crisp_stream.format.mds import ShardRow, index_bytes
 from crisp_stream.format.tables import (
     CLUSTERS,

@@ -19,13 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.format.embeddings import EMBEDDINGS
+from crisp_stream.format.keys import HASH_BITS
 from crisp_stream.tree.tree import ClusterTree
 from crisp_stream.writers.embedding.embeddings_folder import embeddings_folder, is_complete, records_of, rows_file
 from crisp_stream.writers.engine.tasks import Record, Runner, Task, file_sizes
 from crisp_stream.writers.engine.workspace import RowsOnDisk, Workspace, scratch_folder
 from crisp_stream.writers.stages.dataset import Sorted
 from crisp_stream.writers.stages.models import EmbeddedParts
-from crisp_stream.writers.stages.runs import HASH_BITS, Run, key_ranges
+from crisp_stream.writers.stages.runs import Run, key_ranges
 from crisp_stream.writers.stages.shards import rows_on_disk
 from crisp_stream.writers.stages.windows import Part
 

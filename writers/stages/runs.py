@@ -17,42 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.errors import import_extra
-from crisp_stream.order.draws import splitmix64_finalise
+from crisp_stream.format.keys import HASH_BITS, KEY_END, window_keys
 from crisp_stream.tree.tree import ClusterTree
 from crisp_stream.writers.engine.tasks import Record, Task, file_sizes
 from crisp_stream.writers.engine.workspace import Workspace
 from crisp_stream.writers.stages.windows import Part, forget_encoders
 from crisp_stream.writers.tree.quality import QualitySums
 
-HASH_BITS = 40
-"""A key is leaf << 40 | hash; leaf ids have at most 24 bits."""
 RUN_BYTES = 64 << 20
-_KEY_END = 1 << 64
-
-
-def window_keys(leaves: NDArray[Any], places: NDArray[np.uint32], seed: int) -> NDArray[np.uint64]:
-    """Where windows stand in a dataset: by leaf, and inside a leaf by a uniform 40-bit hash of (part, place).
-
-    Args:
-        leaves: [num_windows], leaf ids.
-        places: [num_windows, 2], part and place in the part.
-        seed: another seed gives an unrelated order.
-
-    Returns:
-        [num_windows], leaf << 40 | hash.
-    """
-    return leaves.astype(np.uint64) << np.uint64(HASH_BITS) | window_hashes(places, seed)
-
-
-def window_hashes(places: NDArray[np.uint32], seed: int) -> NDArray[np.uint64]:
-    """A uniform 40-bit hash of (part, place) of each window; places as for `window_keys`."""
-    identity = places[:, 0].astype(np.uint64) << np.uint64(32) | places[:, 1].astype(np.uint64)
-    salt = _splitmix64(np.array([seed % _KEY_END], np.uint64))
-    return _splitmix64(identity ^ salt) >> np.uint64(64 - HASH_BITS)
-
-
-def _splitmix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    return splitmix64_finalise(values + np.uint64(0x9E3779B97F4A7C15))
 
 
 def part_places(part: int, places: NDArray[np.uint32]) -> NDArray[np.uint32]:
@@ -193,4 +165,4 @@ def _largest_key_bound(
 
 
 def _position(keys: NDArray[np.uint64], bound: int) -> int:
-    return len(keys) if bound >= _KEY_END else int(np.searchsorted(keys, np.uint64(bound)))
+    return len(keys) if bound >= KEY_END else int(np.searchsorted(keys, np.uint64(bound)))

@@ -22,7 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.errors import CorruptDataError
-from crisp_stream.format.dataset import Dataset, open_dataset, places_path
+from crisp_stream.format.dataset import Dataset, open_dataset
+from crisp_stream.format.keys import HASH_BITS, window_keys
+from crisp_stream.format.manifest import places_path
 from crisp_stream.format.mds import (
     ShardRow,
     TokenDtype,
@@ -36,7 +38,7 @@ from crisp_stream.format.provenance import read_places
 from crisp_stream.storage.store import is_remote, local_path, open_store
 from crisp_stream.writers.engine.tasks import Record, Task
 from crisp_stream.writers.engine.workspace import RowsOnDisk, StoredArray, scratch_folder
-from crisp_stream.writers.stages.runs import HASH_BITS, Run, key_ranges, window_keys
+from crisp_stream.writers.stages.runs import Run, key_ranges
 
 SORT_MEMORY_BYTES = 64 << 20
 """Tokens of a piece; sorting and encoding hold about four times as much per process."""

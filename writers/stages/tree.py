@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError
+from crisp_stream.format.keys import HASH_BITS, window_hashes
 from crisp_stream.writers.engine.tasks import Record, Runner, Task, file_sizes, write_files
-from crisp_stream.writers.stages.runs import HASH_BITS, part_places, window_hashes
+from crisp_stream.writers.stages.runs import part_places
 from crisp_stream.writers.stages.windows import Part
 from crisp_stream.writers.tree.fit_tree import Subtree, fit_root, fit_subtree, join_subtrees, root_labels
 from crisp_stream.writers.tree.settings import TreeSettings

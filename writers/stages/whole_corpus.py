@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from crisp_stream.format.keys import window_hashes
+from crisp_stream.format.tokenizer import DocumentTokenizer
 from crisp_stream.writers.cleaning.array_files import ArrayFiles
 from crisp_stream.writers.cleaning.decontamination import EvaluationNgrams
 from crisp_stream.writers.cleaning.dropped import dropped_documents
@@ -21,14 +23,9 @@ from crisp_stream.writers.documents.inputs import InputFile
 from crisp_stream.writers.embedding.lsi import LSI_FILES, LsiEncoder
 from crisp_stream.writers.engine.tasks import Record, Task, file_sizes, write_files
 from crisp_stream.writers.stages.batches import PLACE, DocumentsTask, read_batch
-from crisp_stream.writers.stages.runs import part_places, window_hashes
+from crisp_stream.writers.stages.runs import part_places
 from crisp_stream.writers.stages.windows import TOKENIZER_NAMES, Part, WindowSettings, tokenizer_of
-from crisp_stream.writers.windows import (
-    DocumentTokenizer,
-    copy_tokenizer,
-    train_tokenizer,
-    window_texts,
-)
+from crisp_stream.writers.windows import copy_tokenizer, train_tokenizer, window_texts
 
 PROBE_DOCUMENTS = 64
 PROBE_CHARACTERS = 1 << 20

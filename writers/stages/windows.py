@@ -17,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from crisp_stream.format.dataset import EncoderRecord, Packing, Reads
+from crisp_stream.format.manifest import EncoderRecord, Packing, Reads
 from crisp_stream.format.mds import TokenDtype
+from crisp_stream.format.tokenizer import DocumentTokenizer
 from crisp_stream.processes import worker_index
 from crisp_stream.writers.documents.drops import DropCounts
 from crisp_stream.writers.embedding.embed import EncoderChoice, TextEncoder
@@ -27,7 +28,7 @@ from crisp_stream.writers.embedding.pieces import Pieces
 from crisp_stream.writers.engine.tasks import Kind, Record, Task, file_sizes
 from crisp_stream.writers.engine.workspace import Workspace
 from crisp_stream.writers.stages.batches import Batch, read_batch
-from crisp_stream.writers.windows import DocumentTokenizer, cut_documents, window_texts
+from crisp_stream.writers.windows import cut_documents, window_texts
 
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json")
 _ROWS_AT_ONCE = 128

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from crisp_stream.errors import InputError
-from crisp_stream.format.dataset import MAX_ARITY, MAX_LEAVES
+from crisp_stream.format.manifest import MAX_ARITY, MAX_LEAVES
 
 BALANCE_FACTOR = 1.408
 """Balancing limit times arity: 0.022 at 64 (the paper's 1.5 / 64, as printed there)."""

@@ -16,52 +16,23 @@ uses are functions of its number, everything else is in the state beside the res
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from crisp_stream.errors import InputError, RecipeError, import_extra
+from crisp_stream.errors import RecipeError, import_extra
 from crisp_stream.format.dataset import open_dataset
 from crisp_stream.histograms.histogram import Histogram
-from crisp_stream.selection.doge.domain_weights import LAST_STEPS, Update
+from crisp_stream.selection.doge.domain_weights import LAST_STEPS
+from crisp_stream.selection.doge.settings import Average, DogeSettings
 from crisp_stream.selection.doge.target_text import read_target_text
 
 if TYPE_CHECKING:
     from crisp_stream.config.recipe import Recipe
 
-Average = Literal["run", "last"]
-"""Which average is the result: over the whole run, or over its last 20 steps (CRISP, Table 5)."""
 
-Log = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DogeSettings:
-    """What a recipe does not say."""
-
-    level: int = 1
-    """Level of the tree whose clusters are weighed. The paper has 64."""
-    mu: float = 5e-4
-    """Bregman coefficient (Table 5); a larger one moves the weights less."""
-    update: Update = "paper"
-    """Form of the score: domain_weights.scores."""
-    target_windows: int | None = None
-    """Windows of specialist text per step; as many as the batch has when None. Their gradient is in every score, so its
-    noise is all domains' noise."""
-    average: Average = "run"
-    """Which average is the result. DoGE's Algorithm 1 returns the run's."""
-
-    def __post_init__(self) -> None:
-        for name, choices in (("update", Update), ("average", Average)):
-            if getattr(self, name) not in get_args(choices):
-                raise InputError(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}.")
-        if not self.mu > 0 or not np.isfinite(self.mu):
-            raise InputError(f"mu must be a number above 0, got {self.mu}. The paper's is 5e-4.")
-        if self.target_windows is not None and self.target_windows < 1:
-            raise InputError(f"target windows must be at least 1, got {self.target_windows}.")
+from crisp_stream.processes import Log
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +111,7 @@ def other_path(out: str | Path, average: Average) -> Path:
 
 
 def _check_recipe(recipe: Recipe) -> None:
-    from crisp_stream.training.prepare import device_name
+    from crisp_stream.ranks import device_name
 
     if recipe.precision != "fp32" and device_name() == "cpu":
         raise RecipeError(f"`precision` {recipe.precision} needs a GPU and there is none. Add: precision=fp32")

@@ -31,7 +31,8 @@ from crisp_stream.selection.doge.target_text import TargetText
 
 if TYPE_CHECKING:
     from crisp_stream.config.recipe import Recipe
-    from crisp_stream.selection.doge.doge import DogeSettings, Log
+    from crisp_stream.processes import Log
+    from crisp_stream.selection.doge.settings import DogeSettings
 
 _FEWEST_DOMAINS = 2
 _SHOWN = 3

@@ -14,9 +14,10 @@ from crisp_stream.errors import InputError
 from crisp_stream.examples.hashes import example_hash
 from crisp_stream.examples.sketch import PROVENANCE_KEY, SketchBuilder
 from crisp_stream.format.dataset import Dataset
+from crisp_stream.format.tokenizer import DocumentTokenizer
 from crisp_stream.writers.documents.documents import read_documents
 from crisp_stream.writers.documents.drops import DropCounts
-from crisp_stream.writers.windows import DocumentTokenizer, cut_documents
+from crisp_stream.writers.windows import cut_documents
 
 _TEXTS_AT_ONCE = 1024
 

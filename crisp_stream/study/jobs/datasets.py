@@ -93,7 +93,7 @@ def write_dataset(
 def embed_dataset(place: JobPlace, *, dataset: Path) -> dict[str, Any]:
     """Embeddings of all windows: those that were kept when the dataset was written, or else made now."""
     from crisp_stream.format.embeddings import FACTS
-    from crisp_stream.writers.embed_windows import embed_windows
+    from crisp_stream.selection.embed_windows import embed_windows
 
     out, kept = place.folder / EMBEDDINGS, dataset / EMBEDDINGS
     if (kept / FACTS).is_file() and not out.exists():

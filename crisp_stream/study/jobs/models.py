@@ -14,7 +14,8 @@ from crisp_stream.study.jobs.job import JobPlace
 from crisp_stream.study.jobs.selections import selection_of
 
 if TYPE_CHECKING:
-    from crisp_stream.config.recipe import PhaseRecipe, Recipe
+    from crisp_stream.config.recipe import Recipe
+    from crisp_stream.config.sections import PhaseRecipe
 
 RUN, RESULTS = "run", "results"
 """Folders in those of training and of judging."""
@@ -35,7 +36,7 @@ def train_model(
     start: Path | None = None,
 ) -> dict[str, Any]:
     """A model of a method, from random weights, or from the base model's checkpoint at the share of the run."""
-    from crisp_stream.config.recipe import PhaseRecipe
+    from crisp_stream.config.sections import PhaseRecipe
 
     phase = PhaseRecipe(histogram="base") if selection is None else selection_of(selection)
     if start is None:
@@ -50,7 +51,7 @@ def train_model(
 def finetune_model(place: JobPlace, *, recipe: Recipe, fraction: float, start: Path, data: Path) -> dict[str, Any]:
     """The last steps of a run on the specialist text itself; optimiser and learning-rate schedule go on."""
     from crisp_stream.config.durations import parse_duration
-    from crisp_stream.config.recipe import PhaseRecipe
+    from crisp_stream.config.sections import PhaseRecipe
 
     batch = starting_batch(fraction, parse_duration(recipe.max_duration)[0])
     phases = (PhaseRecipe(histogram="base"),)

@@ -14,7 +14,7 @@ from crisp_stream.study.jobs.datasets import EMBEDDINGS, dataset_of
 from crisp_stream.study.jobs.job import JobPlace
 
 if TYPE_CHECKING:
-    from crisp_stream.config.recipe import PhaseRecipe
+    from crisp_stream.config.sections import PhaseRecipe
 
 SELECTION = "selection"
 """Stem of the file that a selection is in."""
@@ -46,9 +46,10 @@ def train_proxy(
     specialist: Path,
 ) -> dict[str, Any]:
     """DoGE: the proxy model, and both averages of its weights."""
-    from crisp_stream.cli.verbs import recipes_and_overrides
+    from crisp_stream.config.files import recipes_and_overrides
     from crisp_stream.config.load import load_recipe
-    from crisp_stream.selection.doge.doge import DogeSettings, weigh_by_doge
+    from crisp_stream.selection.doge.doge import weigh_by_doge
+    from crisp_stream.selection.doge.settings import DogeSettings
 
     names, overrides = recipes_and_overrides(recipe)
     remote = f"data.remote={json.dumps(dataset_of(dataset).root)}"
@@ -132,7 +133,7 @@ def _select_windows(
 def _select_by_ngrams(
     place: JobPlace, dataset: Dataset, share: float, documents: Path, limit: int | None
 ) -> dict[str, Any]:
-    from crisp_stream.counting.count_examples import ExampleSources
+    from crisp_stream.counting.embedded_examples import ExampleSources
     from crisp_stream.selection.dsir import select_dsir
 
     sources = ExampleSources((str(documents),), "text", limit, None, (), "files")
@@ -144,7 +145,7 @@ def _select_by_ngrams(
 
 def selection_of(folder: Path) -> PhaseRecipe:
     """What `select` left, as a phase of a mixture."""
-    from crisp_stream.config.recipe import PhaseRecipe
+    from crisp_stream.config.sections import PhaseRecipe
 
     windows = folder / f"{SELECTION}.windows.parquet"
     if windows.is_file():

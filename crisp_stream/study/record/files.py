@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crisp_stream.errors import FormatError
-from crisp_stream.format.tables import numbers, read_parquet
+from crisp_stream.format.parquet import numbers, read_parquet
 
 if TYPE_CHECKING:
-    from crisp_stream.study.record.record import Judgement
+    from crisp_stream.study.record.values import Judgement
 
 Record = TypeVar("Record")
 

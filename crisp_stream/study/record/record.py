@@ -10,166 +10,37 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from crisp_stream.errors import FormatError, InputError
 from crisp_stream.storage.store import open_store
 from crisp_stream.study.record.files import judgements_of_parquet, judgements_parquet, made
-from crisp_stream.study.record_checks import check_judgements, check_models, check_names
+from crisp_stream.study.record.values import (
+    STUDY_VERSION,
+    Judgement,
+    StudyCurve,
+    StudyDataset,
+    StudyMethod,
+    StudyModel,
+    StudySelection,
+    StudySpecialist,
+    StudyWeights,
+)
 
-STUDY_VERSION = 1
+if TYPE_CHECKING:
+    from crisp_stream.study.record.values import StudyModel
+
+    pass
+
+
 STUDY, RESULTS = "study.json", "results.parquet"
 """The two files of a record."""
 MAX_ROWS = 1_000_000
-
-SetKind = Literal["text", "questions"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyDataset:
-    """A generalist dataset that methods chose from."""
-
-    windows: int
-    encoder: str
-    nodes_per_level: tuple[int, ...]
-    """[depth], nodes that hold windows, by level from 1 on."""
-    cpu_seconds: float
-    """Of writing it; 0 where it existed."""
-    wall_seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudySpecialist:
-    """A task."""
-
-    documents: int
-    """Examples that methods learnt from."""
-    windows: int
-    kind: SetKind
-    own_set: str
-    """Its test set: texts, or questions whose accuracy counts."""
-    text_set: str | None = None
-    """Of questions: the set of the same questions with their right answers as texts, if judged."""
-
-    @property
-    def perplexity_set(self) -> str | None:
-        """The set that its perplexity is of."""
-        return self.own_set if self.kind == "text" else self.text_set
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyMethod:
-    """A row of the tables."""
-
-    name: str
-    kind: str
-    dataset: str
-    clusters: int | None = None
-    """Nodes of its level that hold windows; None where it has no clusters."""
-    examples: int | None = None
-    """Of D^s that it might see; None: all."""
-    corpus_windows: int
-    """Windows of its dataset."""
-    generic_share: float = 0.0
-    """Share of the run on the base mixture before the switch."""
-    finetuned: bool = False
-    """Whether fine-tuning was tried."""
-    settings: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyModel:
-    """A trained model, chosen or not."""
-
-    method: str
-    specialist: str
-    """Empty: for none, or for all."""
-    seed: int
-    fraction: float = 0.0
-    """Share of the steps of fine-tuning; 0: pretraining alone."""
-    candidate: dict[str, float] = field(default_factory=dict)
-    chosen: bool
-    """Whether tables hold it; others lost by validation."""
-    tokens: int
-    """All that it was trained on, those of the model it began from included."""
-    repeated_share: float | None = None
-    """Of its samples, those whose window had been served before in its own run."""
-    validation_of: dict[str, float] = field(default_factory=dict)
-    """Perplexity by specialist on its validation set; empty where the model was not validated."""
-    wall_seconds: float
-    """Of its own training."""
-    cpu_seconds: float
-
-    @property
-    def name(self) -> str:
-        """As errors and notes call it."""
-        parts = [self.method, self.specialist, *(f"{key}-{value:g}" for key, value in self.candidate.items())]
-        parts += [f"seed-{self.seed}", f"finetuned-{self.fraction:g}" if self.fraction else ""]
-        return ".".join(part for part in parts if part)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudySelection:
-    """What a method did before training, for one specialist."""
-
-    method: str
-    specialist: str
-    candidate: dict[str, float] = field(default_factory=dict)
-    wall_seconds: float
-    cpu_seconds: float
-    """Its own alone."""
-    tokens: int = 0
-    """That a proxy model was trained on."""
-    shared: dict[str, float] = field(default_factory=dict)
-    """CPU seconds of what was done once and serves other selections, too, such as embedding the corpus."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyWeights:
-    """Proportions of clusters by one method, for the comparison of methods."""
-
-    method: str
-    specialist: str
-    level: int
-    nodes: tuple[int, ...]
-    proportions: tuple[float, ...]
-    """[num_nodes], shares of the mixture."""
-    corpus: tuple[float, ...]
-    """[num_nodes], shares of the corpus's windows."""
-    terms: tuple[str, ...] = ()
-    """[num_nodes], what each is about; empty where it is not known."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyCurve:
-    """Methods that differ in one thing, for a figure along it."""
-
-    name: str
-    along: Literal["clusters", "examples", "corpus_windows", "generic_share"]
-    methods: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judgement:
-    """One chosen model on one set, example by example."""
-
-    method: str
-    specialist: str
-    seed: int
-    fraction: float = 0.0
-    set_name: str
-    kind: SetKind
-    values: NDArray[np.float32]
-    """[num_examples]: of texts the mean loss per token in nats; of questions 1 where the answer was right, else 0."""
-    fingerprint: str
-    """Of the set: equal where the examples are the same in the same order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,3 +157,77 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(own) for own in value]
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+
+
+def check_names(study: StudyResults) -> None:
+    """Raises InputError: something names what the record does not hold, or there is not one base method."""
+    names = [method.name for method in study.methods]
+    bases = [method.name for method in study.methods if method.kind == "base"]
+    if len(bases) != 1:
+        raise InputError(f"{study.name}: exactly one method must be of kind base, got {', '.join(bases) or 'none'}.")
+    if len(set(names)) < len(names):
+        raise InputError(f"{study.name}: names of methods must differ, got {', '.join(names)}.")
+    tasks = ["", *study.specialists]
+    named = {
+        "a method's dataset": ([method.dataset for method in study.methods], study.datasets),
+        "a model's method": ([model.method for model in study.models], names),
+        "a model's specialist": ([model.specialist for model in study.models], tasks),
+        "a selection's method": ([own.method for own in study.selections], names),
+        "a selection's specialist": ([own.specialist for own in study.selections], tasks),
+        "the method of weights": ([own.method for own in study.weights], names),
+        "the specialist of weights": ([own.specialist for own in study.weights], tasks),
+        "a curve's method": ([method for curve in study.curves for method in curve.methods], names),
+        "the reference": ([study.reference] if study.reference else [], names),
+    }
+    for what, (found, known) in named.items():
+        for name in found:
+            if name not in known:
+                raise InputError(f"{study.name}: {what} must be one of {', '.join(known)}; got {name!r}.")
+    for own in study.weights:
+        lengths = [len(own.nodes), len(own.proportions), len(own.corpus), len(own.terms) or len(own.nodes)]
+        if len(set(lengths)) > 1:
+            raise InputError(f"{study.name}: weights of {own.method} must be one per node, got lengths {lengths}.")
+
+
+def check_models(study: StudyResults) -> None:
+    """Raises InputError: a chosen model was trained on other tokens, or two candidates of a method are chosen."""
+    chosen = [model for model in study.models if model.chosen]
+    others = [model for model in chosen if model.tokens != study.tokens]
+    if others:
+        shown = ", ".join(f"{model.name}: {model.tokens:,}" for model in others)
+        raise InputError(
+            f"{study.name}: every model must be trained on {study.tokens:,} tokens, or methods cannot be compared; "
+            f"got {shown}. Train these again with the study's batches and batch size."
+        )
+    by_place: dict[tuple[Any, ...], list[StudyModel]] = defaultdict(list)
+    for model in chosen:
+        by_place[model.method, model.specialist, model.seed, model.fraction > 0].append(model)
+    for (method, specialist, seed, _), found in by_place.items():
+        if len(found) > 1:
+            raise InputError(
+                f"{study.name}: one candidate must be chosen of {method} for {specialist or 'all'} with seed {seed}, "
+                f"got {', '.join(model.name for model in found)}."
+            )
+
+
+def check_judgements(study: StudyResults) -> None:
+    """Raises InputError: one is of no chosen model, stands twice, or is of other examples than those of its set."""
+    chosen = {(own.method, own.specialist, own.seed, own.fraction) for own in study.models if own.chosen}
+    examples: dict[str, tuple[Any, ...]] = {}
+    known: set[tuple[Any, ...]] = set()
+    for own in study.judgements:
+        place = (own.method, own.specialist, own.seed, own.fraction)
+        who = f"{own.method} for {own.specialist or 'all'}, seed {own.seed}, fine-tuned {own.fraction:g}"
+        if place not in chosen:
+            raise InputError(f"{study.name}: {who} was judged on {own.set_name}, but is none of the chosen models.")
+        if (*place, own.set_name) in known:
+            raise InputError(f"{study.name}: {who} stands twice for {own.set_name}; it must be judged once.")
+        known.add((*place, own.set_name))
+        if own.kind not in ("text", "questions") or own.values.ndim != 1 or len(own.values) == 0:
+            raise InputError(f"{study.name}: {own.set_name} must be text or questions and hold examples; {who}.")
+        same = (own.kind, own.fingerprint, len(own.values))
+        if examples.setdefault(own.set_name, same) != same:
+            raise InputError(
+                f"{study.name}: all models must be judged on the same examples of {own.set_name}; those of {who} are "
+                "others. Judge it again."
+            )

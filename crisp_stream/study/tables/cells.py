@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from crisp_stream.results.estimates import NONE, aligned
 from crisp_stream.study.tables.comparisons import Column, Figure, Mark
+from crisp_stream.table import NONE, aligned
 
 _SIGNS: dict[Mark, str] = {"": "", "best": "*", "close": "≈"}
 _BEST = "{best}: best of the column"

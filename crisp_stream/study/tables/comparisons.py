@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.results.estimates import Estimate
-from crisp_stream.study.record.record import Judgement, StudyResults
+from crisp_stream.study.record.record import StudyResults
+from crisp_stream.study.record.values import Judgement
 from crisp_stream.study.tables.intervals import SeededValues, exponential, mean_over_sets
 
 Stage = Literal["pretrained", "finetuned"]

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from crisp_stream.results.estimates import NONE
-from crisp_stream.study.record.record import StudyModel, StudyResults, StudySelection
+from crisp_stream.study.record.record import StudyResults
+from crisp_stream.study.record.values import StudyModel, StudySelection
 from crisp_stream.study.tables.cells import Cell, StudyTable
+from crisp_stream.table import NONE
 
 _FRACTION = "fine-tuning"
 

@@ -9,7 +9,8 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from crisp_stream.study.record.record import StudyCurve, StudyMethod, StudyResults
+from crisp_stream.study.record.record import StudyResults
+from crisp_stream.study.record.values import StudyCurve, StudyMethod
 from crisp_stream.study.tables.cells import Cell, StudyTable, figure_line, ratio_cell
 from crisp_stream.study.tables.comparisons import STAGES, Column, Figure, Stage, against, own_columns, question_columns
 from crisp_stream.study.tables.methods import TITLES, has_stage

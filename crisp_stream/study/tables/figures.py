@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from crisp_stream.errors import import_extra
-from crisp_stream.results.estimates import save_figure
-from crisp_stream.study.record.record import StudyCurve, StudyResults
+from crisp_stream.figure import save_figure
+from crisp_stream.study.record.record import StudyResults
+from crisp_stream.study.record.values import StudyCurve
 from crisp_stream.study.tables.comparisons import STAGES, Column, Figure, Stage, against, own_columns, question_columns
 from crisp_stream.study.tables.curves import AXES, CurvePoint, curve_points
 from crisp_stream.study.tables.methods import TITLES, has_stage

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from crisp_stream.results.estimates import NONE
 from crisp_stream.study.record.record import StudyResults
 from crisp_stream.study.tables.cells import Cell, StudyTable, figure_line, ratio_cell, seed_notes, value_cell
 from crisp_stream.study.tables.comparisons import (
@@ -23,6 +22,7 @@ from crisp_stream.study.tables.comparisons import (
     question_columns,
     share_better,
 )
+from crisp_stream.table import NONE
 
 TITLES: dict[Stage, str] = {"pretrained": "pretrained", "finetuned": "after fine-tuning"}
 

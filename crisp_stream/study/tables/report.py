@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from crisp_stream.results.estimates import write_csv
 from crisp_stream.study.record.record import StudyResults
 from crisp_stream.study.tables.cells import StudyTable
 from crisp_stream.study.tables.costs import candidate_tables, cost_tables
@@ -16,6 +15,7 @@ from crisp_stream.study.tables.question_tables import question_tables
 from crisp_stream.study.tables.transfer import transfer_tables
 from crisp_stream.study.tables.verdicts import verdict_lines, verdict_tables
 from crisp_stream.study.tables.weights import weight_tables
+from crisp_stream.table import write_csv
 
 TABLES = "tables.md"
 """The page of all tables and figures."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from crisp_stream.results.estimates import NONE
 from crisp_stream.study.record.record import StudyResults
 from crisp_stream.study.tables.cells import Cell, StudyTable, figure_line, value_cell
 from crisp_stream.study.tables.comparisons import Column, Place, figure
+from crisp_stream.table import NONE
 
 
 def transfer_tables(study: StudyResults) -> list[StudyTable]:

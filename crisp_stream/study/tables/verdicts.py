@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from crisp_stream.results.estimates import NONE
 from crisp_stream.study.record.record import StudyResults
 from crisp_stream.study.tables.cells import Cell, StudyTable, figure_line, seed_notes
 from crisp_stream.study.tables.comparisons import STAGES, Column, Figure, Stage, against, own_columns, question_columns
 from crisp_stream.study.tables.methods import TITLES, has_stage
+from crisp_stream.table import NONE
 
 Answer = Literal["yes", "no", "not distinguishable"]
 _ANSWERS: dict[str, Answer] = {"better": "yes", "worse": "no", "open": "not distinguishable"}

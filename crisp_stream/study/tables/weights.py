@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from crisp_stream.study.record.record import StudyResults, StudyWeights
+from crisp_stream.study.record.record import StudyResults
+from crisp_stream.study.record.values import StudyWeights
 from crisp_stream.study.tables.cells import Cell, StudyTable
 
 TOP = 16

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional
 
+from crisp_stream.format.dataset import Dataset
 from crisp_stream.loading.batches import IGNORED_LABEL
 
 
@@ -39,3 +42,70 @@ class WindowLosses:
         tokens = (targets != IGNORED_LABEL).sum(dim=1)
         self.sums, self.tokens = sums.detach(), tokens
         return sums.sum() / tokens.sum()
+
+
+_CSV_ROWS = 1 << 16
+"""Most rows of cluster_losses.csv; longer runs get longer intervals."""
+LOGGED_CLUSTERS = 256
+"""Trees with more level-1 clusters have their losses in cluster_losses.csv alone, not as metrics."""
+
+
+class ClusterLosses:
+    """Loss by level-1 cluster, summed over intervals of batches."""
+
+    def __init__(self, dataset: Dataset, *, first_batch: int, last_batch: int, log_interval: int) -> None:
+        """Args:
+        first_batch: of the run.
+        last_batch: of the run.
+        log_interval: batches.
+        """
+        manifest = dataset.manifest
+        self.num_clusters = manifest.arity
+        self.leaves_per_cluster = manifest.arity ** (manifest.depth - 1)
+        shortest = -(-(last_batch + 1 - first_batch) * self.num_clusters // _CSV_ROWS)
+        self.interval = -(-max(shortest, 1) // log_interval) * log_interval
+        """Batches that are summed up, a multiple of `log_interval`."""
+        self.rows: list[tuple[int, int, int, int, int, float]] = []
+        """(first batch, last batch, cluster, windows, predicted tokens, mean loss in nats per token)."""
+        self._sums = np.zeros((self.num_clusters, 3))
+        self._first_batch = first_batch
+
+    def add(self, sums: NDArray[np.float64]) -> None:
+        """Add a batch: [num_clusters, 3] windows, predicted tokens, summed loss in nats."""
+        self._sums += sums
+
+    def end_interval(self, batch: int) -> list[tuple[int, int, int, int, int, float]]:
+        """Close the interval whose last batch this is; its rows."""
+        rows = self._open_rows(batch)
+        self.rows += rows
+        self._sums[:] = 0.0
+        self._first_batch = batch + 1
+        return rows
+
+    def csv(self, batch: int) -> str:
+        """cluster_losses.csv after a batch, with the interval that is still open."""
+        lines = ["first_batch,last_batch,cluster,windows,tokens,loss"]
+        lines += [
+            f"{first},{last},{cluster},{windows},{tokens},{loss!r}"
+            for first, last, cluster, windows, tokens, loss in [*self.rows, *self._open_rows(batch)]
+        ]
+        return "\n".join([*lines, ""])
+
+    def _open_rows(self, batch: int) -> list[tuple[int, int, int, int, int, float]]:
+        hit = np.flatnonzero(self._sums[:, 1])
+        numbers = [(int(cluster), *self._sums[cluster].tolist()) for cluster in hit]
+        return [
+            (self._first_batch, batch, cluster, int(windows), int(tokens), loss / tokens)
+            for cluster, windows, tokens, loss in numbers
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """All rows as one tensor, and the open interval."""
+        rows = torch.tensor(self.rows, dtype=torch.float64).view(-1, 6)
+        return {"rows": rows, "sums": torch.from_numpy(self._sums.copy()), "first_batch": self._first_batch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.rows = [(*map(int, row[:5]), row[5]) for row in state["rows"].tolist()]  # pyright: ignore[reportAttributeAccessIssue]
+        self._sums[:] = state["sums"].numpy()
+        self._first_batch = int(state["first_batch"])

@@ -9,6 +9,11 @@ from __future__ import annotations
 import atexit
 from typing import TYPE_CHECKING, Any
 
+import torch.distributed
+from composer.core import Algorithm, Callback, Event, State
+from composer.loggers import Logger
+from composer.utils import dist
+
 if TYPE_CHECKING:
     from composer import Trainer
 
@@ -30,3 +35,55 @@ def close_trainer(trainer: Trainer) -> None:
     names: Any = getattr(state_dict, "_get_fqns", None)
     if hasattr(names, "cache_clear"):  # PyTorch's issue 149100: names of parameters, by model; newer ones keep none
         names.cache_clear()
+
+
+class MeanOfShardedGradients(Algorithm):
+    """Divides sharded gradients where the backend sums what it was asked to average.
+
+    FSDP2 asks for ReduceOp.AVG. Gloo (CPU) as of torch 2.7 accepts that in `reduce_scatter_tensor` and sums, so
+    gradients come out as many times too large as there are ranks. What the backend does is measured, not assumed.
+    """
+
+    def __init__(self) -> None:
+        self._excess: float | None = None
+
+    def match(self, event: Event, state: State) -> bool:
+        return event == Event.AFTER_TRAIN_BATCH
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        if self._excess is None:
+            received = state.device.tensor_to_device(torch.zeros(1))
+            ones = state.device.tensor_to_device(torch.ones(dist.get_world_size()))
+            torch.distributed.reduce_scatter_tensor(received, ones, op=torch.distributed.ReduceOp.AVG)
+            self._excess = float(received.item())
+        if self._excess != 1.0:
+            for parameter in state.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.div_(self._excess)
+
+
+class RecipeRates(Callback):
+    """Learning rate, betas and weight decay are those of the recipe, also after a checkpoint with others was loaded.
+
+    A loaded optimiser brings the values it was saved with, so a recipe's new learning rate would be ignored silently.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._groups = [
+            {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
+        ]
+
+    def after_load(self, state: State, logger: Logger) -> None:
+        groups = state.optimizers[0].param_groups
+        for group, own in zip(groups, self._groups, strict=True):
+            group.update(own, initial_lr=own["lr"])
+        now = state.timestamp
+        batch, token = int(now.batch), int(now.token)
+        if batch:  # Composer's rate of a batch is that of the count before the batch that came before it
+            state.timestamp = now.copy(batch=batch - 1, token=token - token // batch)
+        for scheduler in state.schedulers:
+            assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
+            scheduler.base_lrs = [own["lr"] for own in self._groups]
+            for group, own, share_at in zip(groups, self._groups, scheduler.lr_lambdas, strict=True):
+                group["lr"] = own["lr"] * share_at(scheduler.last_epoch)
+        state.timestamp = now

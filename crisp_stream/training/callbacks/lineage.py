@@ -18,14 +18,15 @@ from composer.core import Callback
 
 from crisp_stream import __version__
 from crisp_stream.config.recipe import Recipe
+from crisp_stream.config.sections import CHECKPOINT
 from crisp_stream.examples.sketch import RECORD_HASHES, sketch_of
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.histograms.mixture import Mixture
 from crisp_stream.histograms.window_selection import WindowSelection
 from crisp_stream.models.checkpoint import read_checkpoint
-from crisp_stream.models.training_record import file_name, public_address, training_record
-from crisp_stream.recipe_checks import CHECKPOINT
+from crisp_stream.models.training_record import public_address, training_record
+from crisp_stream.storage.store import file_name
 
 if TYPE_CHECKING:
     from crisp_stream.training.prepare import PreparedRun

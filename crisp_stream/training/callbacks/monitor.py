@@ -19,24 +19,13 @@ import torch
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.histograms.mixture import Mixture
-from crisp_stream.training.callbacks.cluster_losses import WindowLosses
-from crisp_stream.training.callbacks.held_out import RunAccount
-from crisp_stream.training.run_report import samples_per_phase
-
-_CSV_ROWS = 1 << 16
-"""Most rows of cluster_losses.csv; longer runs get longer intervals."""
-
-_LOGGED_CLUSTERS = 256
-"""Trees with more level-1 clusters have their losses in cluster_losses.csv alone, not as metrics."""
-
-_FEW_LEAVES = 1 << 20
-"""Up to here the mixture error is computed at every log_interval (10 to 30 ms at 2^20 leaves), beyond it at every
-sixteenth."""
+from crisp_stream.training.callbacks.account import RunAccount
+from crisp_stream.training.callbacks.cluster_losses import LOGGED_CLUSTERS, ClusterLosses, WindowLosses
+from crisp_stream.training.callbacks.served import FEW_LEAVES, ServedMixture
 
 
 class TimedLoader(DataLoader[dict[str, torch.Tensor]]):
@@ -54,155 +43,6 @@ class TimedLoader(DataLoader[dict[str, torch.Tensor]]):
             if batch is None:
                 return
             yield batch
-
-
-class ServedMixture:
-    """How far the windows served lie from the mixture asked for: since the start, and within each phase.
-
-    Total variation between leaf frequencies, in [0, 1].
-    """
-
-    def __init__(self, mixture: Mixture, dataset: Dataset, *, position: int = 0) -> None:
-        """Args:
-        position: where in the order of samples the run began; of phases before it nothing was served here.
-        """
-        self._mixture, self._dataset = mixture, dataset
-        self.position = position
-        """Where the counts that are compared begin."""
-        self._served_before = np.zeros(len(dataset.leaves), np.int64)
-        self._asked_before: NDArray[np.float64] | None = None
-        self._proportions: tuple[int, NDArray[np.float64]] | None = None
-        ends = np.cumsum([phase.samples or 0 for phase in mixture.phases]).tolist()
-        self._ends = [end if phase.samples else None for phase, end in zip(mixture.phases, ends, strict=True)]
-        self._finished: list[float | None] = [None for end in self._ends if end is not None and end <= position]
-
-    @property
-    def phase(self) -> int:
-        """Number of the phase that is being served, from 0."""
-        return min(len(self._finished), len(self._ends) - 1)
-
-    def advance(self, served_per_leaf: NDArray[np.int64], samples: int) -> None:
-        """Note the ends of phases. Called at the start and after every batch: phases end between batches.
-
-        Args:
-            served_per_leaf: [num_leaves], windows since the start of the run.
-            samples: their sum.
-        """
-        while (end := self._next_end()) is not None and end <= self.position + samples:
-            # Beyond its end a phase can only be where a checkpoint of other phases is continued.
-            self._finished.append(self._phase_error(served_per_leaf) if end == self.position + samples else None)
-            self._served_before = served_per_leaf.copy()
-            self._asked_before = None
-
-    def _next_end(self) -> int | None:
-        """Position at which the phase that is being served ends; None: at no known one, or it was the last."""
-        return self._ends[len(self._finished)] if len(self._finished) < len(self._ends) else None
-
-    def error(self, served_per_leaf: NDArray[np.int64]) -> float:
-        """Since the start of the run, over phases: against the sum of what each of them asked for."""
-        samples = int(served_per_leaf.sum())
-        per_phase = samples_per_phase(self._mixture, self.position, samples)
-        current = self.phase
-        if self._asked_before is None:
-            self._asked_before = np.zeros(len(served_per_leaf))
-            for index in range(current):
-                self._asked_before += per_phase[index] * self._proportions_of(index)
-        asked = self._asked_before + per_phase[current] * self._proportions_of(current)
-        return float(np.abs(served_per_leaf - asked).sum() / (2 * max(samples, 1)))
-
-    def errors_of_phases(self, served_per_leaf: NDArray[np.int64]) -> dict[int, float]:
-        """Of every phase that was served from: its error, of the last one so far."""
-        errors = {index: error for index, error in enumerate(self._finished) if error is not None}
-        if len(self._finished) < len(self._ends) and not np.array_equal(served_per_leaf, self._served_before):
-            errors[self.phase] = self._phase_error(served_per_leaf)
-        return errors
-
-    def _phase_error(self, served_per_leaf: NDArray[np.int64]) -> float:
-        served = served_per_leaf - self._served_before
-        samples = max(int(served.sum()), 1)
-        return float(np.abs(served - samples * self._proportions_of(self.phase)).sum() / (2 * samples))
-
-    def _proportions_of(self, index: int) -> NDArray[np.float64]:
-        if self._proportions is None or self._proportions[0] != index:
-            self._proportions = (index, self._mixture.proportions_of_phase(index, self._dataset))
-        return self._proportions[1]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Finished phases, and what had been served when the last of them ended."""
-        rows = np.flatnonzero(self._served_before)
-        return {
-            "finished": list(self._finished),
-            "leaves": torch.from_numpy(self._dataset.leaves[rows].astype(np.int64)),
-            "served_before": torch.from_numpy(self._served_before[rows]),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
-        self._finished = list(state["finished"])
-        rows = np.searchsorted(self._dataset.leaves, state["leaves"].numpy())
-        self._served_before[:] = 0
-        self._served_before[rows] = state["served_before"].numpy()
-
-
-class ClusterLosses:
-    """Loss by level-1 cluster, summed over intervals of batches."""
-
-    def __init__(self, dataset: Dataset, *, first_batch: int, last_batch: int, log_interval: int) -> None:
-        """Args:
-        first_batch: of the run.
-        last_batch: of the run.
-        log_interval: batches.
-        """
-        manifest = dataset.manifest
-        self.num_clusters = manifest.arity
-        self.leaves_per_cluster = manifest.arity ** (manifest.depth - 1)
-        shortest = -(-(last_batch + 1 - first_batch) * self.num_clusters // _CSV_ROWS)
-        self.interval = -(-max(shortest, 1) // log_interval) * log_interval
-        """Batches that are summed up, a multiple of `log_interval`."""
-        self.rows: list[tuple[int, int, int, int, int, float]] = []
-        """(first batch, last batch, cluster, windows, predicted tokens, mean loss in nats per token)."""
-        self._sums = np.zeros((self.num_clusters, 3))
-        self._first_batch = first_batch
-
-    def add(self, sums: NDArray[np.float64]) -> None:
-        """Add a batch: [num_clusters, 3] windows, predicted tokens, summed loss in nats."""
-        self._sums += sums
-
-    def end_interval(self, batch: int) -> list[tuple[int, int, int, int, int, float]]:
-        """Close the interval whose last batch this is; its rows."""
-        rows = self._open_rows(batch)
-        self.rows += rows
-        self._sums[:] = 0.0
-        self._first_batch = batch + 1
-        return rows
-
-    def csv(self, batch: int) -> str:
-        """cluster_losses.csv after a batch, with the interval that is still open."""
-        lines = ["first_batch,last_batch,cluster,windows,tokens,loss"]
-        lines += [
-            f"{first},{last},{cluster},{windows},{tokens},{loss!r}"
-            for first, last, cluster, windows, tokens, loss in [*self.rows, *self._open_rows(batch)]
-        ]
-        return "\n".join([*lines, ""])
-
-    def _open_rows(self, batch: int) -> list[tuple[int, int, int, int, int, float]]:
-        hit = np.flatnonzero(self._sums[:, 1])
-        numbers = [(int(cluster), *self._sums[cluster].tolist()) for cluster in hit]
-        return [
-            (self._first_batch, batch, cluster, int(windows), int(tokens), loss / tokens)
-            for cluster, windows, tokens, loss in numbers
-        ]
-
-    def state_dict(self) -> dict[str, Any]:
-        """All rows as one tensor, and the open interval."""
-        rows = torch.tensor(self.rows, dtype=torch.float64).view(-1, 6)
-        return {"rows": rows, "sums": torch.from_numpy(self._sums.copy()), "first_batch": self._first_batch}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
-        self.rows = [(*map(int, row[:5]), row[5]) for row in state["rows"].tolist()]  # pyright: ignore[reportAttributeAccessIssue]
-        self._sums[:] = state["sums"].numpy()
-        self._first_batch = int(state["first_batch"])
 
 
 class RunMonitor(Callback):
@@ -239,7 +79,7 @@ class RunMonitor(Callback):
         self._account, self._loader, self._window_losses = account, loader, window_losses
         self._windows_per_leaf = dataset.windows_per_leaf
         self._log_interval, self._num_batches = log_interval, num_batches
-        self._error_interval = log_interval * (1 if len(dataset.leaves) <= _FEW_LEAVES else 16)
+        self._error_interval = log_interval * (1 if len(dataset.leaves) <= FEW_LEAVES else 16)
         self._seconds = {"waited": 0.0, "batches": 0.0}
         self._batch_sums: torch.Tensor | None = None
         self._samples = 0
@@ -320,7 +160,7 @@ class RunMonitor(Callback):
         if batch % self.cluster_losses.interval:
             return {}
         rows = self.cluster_losses.end_interval(batch)
-        if self.cluster_losses.num_clusters > _LOGGED_CLUSTERS:
+        if self.cluster_losses.num_clusters > LOGGED_CLUSTERS:
             return {}
         return {f"loss/cluster/{cluster}": loss for _, _, cluster, _, _, loss in rows}
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -27,18 +26,6 @@ from crisp_stream.errors import StorageError
 from crisp_stream.models.checkpoint import CHECKPOINT_NAME, LATEST
 from crisp_stream.storage.store import is_remote, local_path, open_store
 from crisp_stream.training.prepare import PreparedRun
-
-
-def try_folder(folder: str) -> None:
-    """Write and delete a small object, so that a wrong credential or place is found before the run and not after it.
-
-    Raises:
-        StorageError: it cannot be done; the message says why.
-    """
-    store = open_store(folder, timeout=30.0)
-    name = f".crisp-stream-{uuid.uuid4().hex}"
-    store.put(name, b"a run can save here")
-    store.delete(name)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ import numpy as np
 
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.format.embeddings import WindowEmbeddings
+from crisp_stream.loading.reader import read_windows
 from crisp_stream.processes import Log
 from crisp_stream.writers.embedding.embed import EncoderChoice, matching_encoder
 from crisp_stream.writers.embedding.embeddings_folder import (
@@ -70,7 +71,7 @@ class WindowEmbeddingsTask(Task):
         dataset = _opened(self.root, self.generation)
         first = self.number * TASK_WINDOWS
         stop = min(first + TASK_WINDOWS, self.num_windows)
-        tokens = dataset.read_windows(np.arange(first, stop))["tokens"]
+        tokens = read_windows(dataset, np.arange(first, stop))["tokens"]
         tokenizer = parts.load_tokenizer(dataset.tokenizer_path(), False)
         encoder = parts.load_encoder(self.choice, None if self.choice.lsi else parts.worker_device())
         at_once = _ROWS_AT_ONCE if self.choice.lsi else TASK_WINDOWS

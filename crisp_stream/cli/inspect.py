@@ -1,0 +1,78 @@
+"""crisp-stream inspect and verify."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from crisp_stream.cli.verbs import add_verb
+from crisp_stream.errors import InputError
+
+
+def add_inspect(verbs: Any) -> None:
+    verb = add_verb(
+        verbs, "inspect", _inspect, "Show what is in a dataset or a histogram, with sample text of its top clusters."
+    )
+    verb.add_argument("target", metavar="ROOT|H", help="dataset root or histogram file")
+    verb.add_argument("--data", metavar="ROOT", help="for a histogram: the dataset to take sample text from")
+    verb.add_argument("--level", type=int, default=1, metavar="L", help="for a dataset: level of the clusters shown")
+    verb.add_argument("--top", type=int, default=10, metavar="N", help="clusters shown")
+    verb.add_argument("--generation", type=int, metavar="G", help="an older generation of a dataset that has grown")
+    verb.add_argument(
+        "--window", type=int, metavar="N", help="for a dataset: show this window, its place in the tree, its documents"
+    )
+
+
+def _inspect(asked: argparse.Namespace) -> None:
+    from crisp_stream.format.dataset import open_dataset
+    from crisp_stream.histograms.histogram import Histogram
+    from crisp_stream.inspection.summary import describe_dataset, describe_histogram
+    from crisp_stream.storage.store import is_remote, local_path
+
+    if asked.top < 1:
+        raise InputError(f"--top: must be at least 1, got {asked.top}.")
+    if not is_remote(asked.target) and local_path(asked.target).is_file():
+        dataset = open_dataset(asked.data) if asked.data else None
+        print(describe_histogram(Histogram.load(asked.target), dataset, limit=asked.top), end="")
+        return
+    dataset = open_dataset(asked.target, generation=asked.generation)
+    if asked.window is not None:
+        from crisp_stream.inspection.summary import describe_window
+
+        print(describe_window(dataset, asked.window).rstrip())
+        return
+    dataset.tree.check_level(asked.level)
+    print(describe_dataset(dataset, level=asked.level, limit=asked.top), end="")
+
+
+def add_verify(verbs: Any) -> None:
+    verb = add_verb(
+        verbs, "verify", _verify, "Read every byte of a dataset and compare it with its tables. Exit 1 on problems."
+    )
+    verb.add_argument("root", metavar="ROOT", help="dataset root")
+    verb.add_argument("--generation", type=int, metavar="G", help="an older generation of a dataset that has grown")
+    verb.add_argument(
+        "--deep",
+        action="store_true",
+        help="compare the order of windows and their provenance, too; needs no more reading",
+    )
+
+
+def _verify(asked: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from crisp_stream.inspection.verify import verify_dataset
+
+    with tqdm(unit="shard", disable=not sys.stderr.isatty()) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        report = verify_dataset(asked.root, deep=asked.deep, generation=asked.generation, progress=advance)
+    for problem in report.problems:
+        print(f"problem: {problem}", file=sys.stderr)
+    state = f"{len(report.problems)} problems" if report.problems else "whole"
+    print(f"{asked.root}: {report.num_windows:,} windows, {report.num_bytes / 1e6:,.1f} MB read: {state}")
+    return 1 if report.problems else 0

@@ -1,0 +1,215 @@
+"""Examples of a task as vectors: embedded here, or read from a file of embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crisp_stream.errors import InputError
+from crisp_stream.examples.hashes import example_hash
+from crisp_stream.examples.questions import Question, learnable_questions, question_hash, read_questions
+from crisp_stream.examples.sketch import SketchBuilder
+from crisp_stream.format.dataset import Dataset
+from crisp_stream.format.manifest import Packing
+from crisp_stream.format.tokenizer import DocumentTokenizer
+from crisp_stream.processes import Log, map_unordered
+from crisp_stream.writers.documents.documents import read_documents
+from crisp_stream.writers.documents.drops import DropCounts
+from crisp_stream.writers.documents.inputs import Layout
+from crisp_stream.writers.embedding.embed import EncoderChoice
+from crisp_stream.writers.stages.whole_corpus import probe_texts
+from crisp_stream.writers.stages.windows import load_encoder, load_tokenizer, worker_device
+from crisp_stream.writers.windows import Cut, cut_documents, window_texts
+
+BATCH_CHARACTERS = 1 << 18
+"""Text of one task; a set of examples that fits in one is embedded in this process, which saves starting others."""
+_UNIT_TOLERANCE = 0.01
+_BATCH_ROWS = 1 << 14
+Answers = Literal["right", "all"]
+Example = tuple[int, str]
+"""Number of an example, from 0, and a text of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    tokenizer_folder: Path
+    fast_tokenizer: bool
+    window_tokens: int
+    packing: Packing
+    encoder: EncoderChoice
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Batch:
+    examples: list[Example]
+    settings: _Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """Windows of some examples."""
+
+    embeddings: NDArray[Any]
+    """[num_windows, dim]."""
+    examples: NDArray[np.int64]
+    """[num_windows], the example that each window begins in."""
+    num_examples: int
+    """So many examples are done with these, counted from the first of all."""
+    dropped_tokens: dict[str, int]
+
+
+@dataclass(frozen=True)
+class ExampleSources:
+    """The texts of the examples, as often as they are asked for."""
+
+    inputs: tuple[str, ...]
+    text_column: str
+    limit: int | None
+    answers: Answers | None
+    filters: tuple[str, ...]
+    layout: Layout
+    test_halves: bool = False
+    """Questions that are kept to judge by may be read, too: nothing is learnt from them."""
+
+    def read(self, dropped: DropCounts, sketch: SketchBuilder) -> Iterator[Example]:
+        """Texts, numbered by example; `sketch` counts the examples."""
+        if self.answers is None:
+            return self._documents(dropped, sketch)
+        if self.filters or self.layout != "files":
+            raise InputError("questions: filters and layouts are for documents. Leave them out.")
+        if self.answers not in get_args(Answers):
+            raise InputError(f"answers: must be right or all, got {self.answers!r}.")
+        read = read_questions if self.test_halves else learnable_questions
+        return self._questions([question for path in self.inputs for question in read(path)], sketch)
+
+    def _documents(self, dropped: DropCounts, sketch: SketchBuilder) -> Iterator[Example]:
+        texts = read_documents(
+            self.inputs,
+            text_column=self.text_column,
+            limit=self.limit,
+            filters=self.filters,
+            layout=self.layout,
+            counts=dropped,
+        )
+        for number, text in enumerate(texts):
+            sketch.add(example_hash(text))
+            yield number, text
+
+    def _questions(self, questions: list[Question], sketch: SketchBuilder) -> Iterator[Example]:
+        for number, question in enumerate(questions[: self.limit]):
+            sketch.add(question_hash(question))
+            for choice in range(len(question.choices)) if self.answers == "all" else [question.answer]:
+                yield number, question.text(choice)
+
+
+def embedding_settings(
+    dataset: Dataset, encoder: EncoderChoice, packing: Packing, sources: ExampleSources, log: Log
+) -> _Settings:
+    """How examples are embedded as the windows of a dataset were."""
+    folder: Path = dataset.tokenizer_path()
+    probed = probe_texts(text for _, text in sources.read(DropCounts(), SketchBuilder()))
+    return _Settings(
+        tokenizer_folder=folder,
+        fast_tokenizer=DocumentTokenizer(folder).equals_tiktoken(probed, log=log),
+        window_tokens=dataset.manifest.window_tokens,
+        packing=packing,
+        encoder=encoder,
+    )
+
+
+def read_embeddings(inputs: Sequence[str], dim: int, limit: int | None) -> Iterator[Embedded]:
+    """The rows of .npy files, each an example of its own."""
+    first = 0
+    for path in inputs:
+        try:
+            rows = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(
+                f"{path}: must be a .npy file of embeddings, got: {error}. Save them by numpy.save."
+            ) from error
+        if rows.ndim != 2 or rows.shape[1] != dim or not np.issubdtype(rows.dtype, np.floating):
+            raise InputError(
+                f"{path}: must be [num_windows, {dim}] numbers of the dataset's encoder, got "
+                f"{list(rows.shape)} of {rows.dtype}. Embed with the dataset's encoder."
+            )
+        count = len(rows) if limit is None else max(0, min(len(rows), limit - first))
+        for start in range(0, count, _BATCH_ROWS):
+            own = np.asarray(rows[start : min(start + _BATCH_ROWS, count)], np.float32)
+            norms = np.linalg.norm(own, axis=1)
+            bad = np.flatnonzero(~(np.abs(norms - 1) < _UNIT_TOLERANCE))
+            if len(bad):
+                raise InputError(
+                    f"{path}: embeddings must have norm 1, got {norms[bad[0]]:.3f} in row {start + bad[0]}. "
+                    "Divide them by their norms."
+                )
+            numbers = np.arange(first + start, first + start + len(own))
+            yield Embedded(embeddings=own, examples=numbers, num_examples=first + start + len(own), dropped_tokens={})
+        first += count
+
+
+def split_in_batches(examples: Iterable[Example], characters: int) -> Iterator[list[Example]]:
+    """Consecutive examples, at least `characters` of them together (the last batch may have fewer)."""
+    held: list[Example] = []
+    num_characters = 0
+    for example in examples:
+        held.append(example)
+        num_characters += len(example[1])
+        if num_characters >= characters:
+            yield held
+            held, num_characters = [], 0
+    if held:
+        yield held
+
+
+def embed_examples(examples: Iterator[Example], settings: _Settings, processes: int) -> Iterator[Embedded]:
+    """The windows of all examples, in batches; these in any order with several processes."""
+    batches = split_in_batches(examples, BATCH_CHARACTERS)
+    first = next(batches)
+    second = next(batches, None)
+    if second is None:
+        yield _embed(_Batch(examples=first, settings=settings))
+        return
+
+    def tasks() -> Iterator[_Batch]:
+        yield _Batch(examples=first, settings=settings)
+        yield _Batch(examples=second, settings=settings)
+        for batch in batches:
+            yield _Batch(examples=batch, settings=settings)
+
+    yield from map_unordered(_embed, tasks(), processes=processes)
+
+
+def _embed(batch: _Batch) -> Embedded:
+    settings = batch.settings
+    tokenizer = load_tokenizer(settings.tokenizer_folder, settings.fast_tokenizer)
+    tokens = tokenizer.encode([text for _, text in batch.examples])
+    cut = cut_documents(
+        tokens,
+        packing=settings.packing,
+        window_tokens=settings.window_tokens,
+        eot_id=tokenizer.eot_id,
+        token_dtype=tokenizer.token_dtype,
+    )
+    texts = window_texts(cut.tokens, tokenizer, tokenizer.eot_id)
+    embeddings = load_encoder(settings.encoder, worker_device()).embed(texts)
+    numbers = np.array([number for number, _ in batch.examples], np.int64)
+    return Embedded(
+        embeddings=embeddings,
+        examples=numbers[_text_of_windows(cut, [len(own) for own in tokens], settings)],
+        num_examples=int(numbers.max()) + 1,
+        dropped_tokens=cut.dropped_tokens,
+    )
+
+
+def _text_of_windows(cut: Cut, lengths: Sequence[int], settings: _Settings) -> NDArray[np.int64]:
+    """[num_windows], which text each window begins in; lengths in tokens, without end-of-text."""
+    with_end = np.asarray(lengths, np.int64) + 1
+    if settings.packing == "document":
+        return np.searchsorted(np.cumsum(-(-with_end // settings.window_tokens)), cut.places, side="right")
+    first_tokens = cut.places.astype(np.int64) * settings.window_tokens
+    return np.searchsorted(np.cumsum(with_end), first_tokens, side="right")

@@ -1,0 +1,26 @@
+"""Save a figure of matplotlib in the format that its name asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from crisp_stream.errors import InputError
+
+PICTURES = (".svg", ".png", ".pdf")
+"""What plots are written as."""
+
+
+def check_picture(path: str | Path) -> Path:
+    """Raises InputError: not a kind of picture that plots are written as."""
+    if Path(path).suffix.lower() not in PICTURES:
+        raise InputError(f"--plot: must end in {', '.join(PICTURES)}, got {path}.")
+    return Path(path)
+
+
+def save_figure(figure: Any, path: str | Path) -> Path:
+    """Write a matplotlib figure, with the folder that it is in; the same figure gives the same SVG."""
+    target = check_picture(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, metadata={"Date": None} if target.suffix.lower() == ".svg" else None)
+    return target

@@ -1,0 +1,310 @@
+"""What a forecast says: its phases, repeats, reads and advice, and their text."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from crisp_stream.errors import InputError
+from crisp_stream.order.draws import Int64s
+from crisp_stream.table import format_bytes
+
+REQUEST_PRICE = 0.0004
+"""US dollars for 1,000 GET requests: Amazon S3 Standard, US East (N. Virginia), from its public price list."""
+QUANTILES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0)
+_SHOWN_QUANTILES = (0.1, 0.5, 0.9, 0.99, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseForecast:
+    """One phase of the mixture, as far as the run goes."""
+
+    level: int
+    """Of its histogram; 0: base."""
+    samples: int
+    clusters: int
+    """Clusters of the histogram with mass and windows."""
+    leaves: int
+    """Leaves with mass."""
+    windows: int
+    """Windows in these leaves."""
+    missing_mass: float
+    """Share of the histogram on clusters without windows; redistributed."""
+    selected: int | None = None
+    """Windows of its window selection; None: it has a histogram."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OccurrenceBin:
+    """How many windows are served at least `least` and at most `most` times. Up to 64, `least` equals `most`."""
+
+    least: int
+    most: int
+    windows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterRepeats:
+    """A cluster and how often it is gone through."""
+
+    cluster: int
+    """Node id at `Forecast.level`."""
+    windows: int
+    draws: int
+
+    @property
+    def epochs(self) -> float:
+        """Draws per window."""
+        return self.draws / self.windows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What a run of a mixture over a dataset will serve and read."""
+
+    dataset: str
+    """Root."""
+    dataset_fingerprint: str
+    mixture_fingerprint: str
+    seed: int
+    draw: str
+    samples: int
+    """Windows served over all ranks, repeats included."""
+    tokens: int
+    phases: tuple[PhaseForecast, ...]
+
+    windows: int
+    """Of the dataset."""
+    windows_reachable: int
+    """Windows in leaves with mass in some phase."""
+    windows_served: int
+    """Distinct windows served."""
+    leaves_reachable: int
+    leaves_hit: int
+
+    level: int
+    """Of the clusters below: the finest of the phases' histograms, at least 1."""
+    clusters: int
+    """Clusters of that level with windows."""
+    clusters_reachable: int
+    clusters_hit: int
+    most_repeated: tuple[ClusterRepeats, ...]
+    """Most epochs first."""
+
+    quantiles_reachable: tuple[tuple[float, int], ...]
+    """(quantile, occurrences) over reachable windows: that share of the windows is served at most so often."""
+    quantiles_all: tuple[tuple[float, int], ...]
+    """The same over all windows of the dataset."""
+    distribution: tuple[OccurrenceBin, ...]
+    """Over all windows of the dataset, in increasing order; no empty bins."""
+
+    mixture_error: float
+    """Total variation between the leaf proportions asked for and served, in [0, 1]."""
+    mixture_error_bound: float
+    """What it cannot exceed whatever the seed; for multinomial draws, what 99.9 % of seeds stay below."""
+
+    reads: Reads
+    warnings: tuple[Advice, ...] = field(default=())
+
+    @property
+    def mean_occurrences(self) -> float:
+        """Of the windows that are served."""
+        return self.samples / self.windows_served
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        content = dataclasses.asdict(self)
+        content["mean_occurrences"] = self.mean_occurrences
+        content["reads"] |= {"requests": self.reads.requests, "cost": self.reads.cost}
+        return content
+
+    def table(self, terms: Mapping[int, str] | None = None) -> str:
+        """As lines of text.
+
+        Args:
+            terms: what the most repeated clusters are about.
+        """
+        rows = [
+            ("run", f"{self.samples:,} samples, {self.tokens:,} tokens ({self.draw} draws, seed {self.seed})"),
+            *((f"phase {number}", _phase_text(phase)) for number, phase in enumerate(self.phases, 1)),
+            ("windows", _of(self.windows_served, self.windows, "served")),
+            ("", _of(self.windows_reachable, self.windows, "within reach of the mixture")),
+            (f"clusters L{self.level}", _of(self.clusters_hit, self.clusters_reachable, "with mass are drawn")),
+            ("leaves", _of(self.leaves_hit, self.leaves_reachable, "with mass are drawn")),
+            ("occurrences", f"{self.mean_occurrences:.2f} on average, of a window that is served"),
+            ("", f"{_quantile_text(self.quantiles_reachable)}, of windows within reach"),
+            ("", f"{_quantile_text(self.quantiles_all)}, of all windows"),
+            ("mixture error", f"{self.mixture_error:.5f} total variation (bound {self.mixture_error_bound:.5f})"),
+            *self.reads.rows(),
+        ]
+        lines = [f"{name:<14} {text}" for name, text in rows]
+        lines += [
+            "",
+            f"{'cluster':>10} {'windows':>11} {'draws':>13} {'epochs':>9}   most repeated of level {self.level}",
+        ]
+        for entry in self.most_repeated:
+            named = (terms or {}).get(entry.cluster, "")
+            line = f"{entry.cluster:>10} {entry.windows:>11,} {entry.draws:>13,} {entry.epochs:>9.2f}   {named}"
+            lines.append(line.rstrip())
+        for warning in self.warnings:
+            lines += ["", f"! {warning.finding}", f"  {warning.remedy}"]
+        return "\n".join(lines)
+
+
+def _phase_text(phase: PhaseForecast) -> str:
+    name = "base" if phase.level == 0 else f"level {phase.level}, {phase.clusters:,} clusters"
+    if phase.selected is not None:
+        return f"{phase.samples:,} samples of a selection of {phase.selected:,} windows in {phase.leaves:,} leaves"
+    return f"{phase.samples:,} samples of {name}: {phase.leaves:,} leaves, {phase.windows:,} windows"
+
+
+def _of(part: int, whole: int, what: str) -> str:
+    return f"{part:,} of {whole:,} ({part / whole:.1%}) {what}"
+
+
+def _quantile_text(quantiles: tuple[tuple[float, int], ...]) -> str:
+    shown = (f"{share:.0%} at most {times:,}" for share, times in quantiles if share in _SHOWN_QUANTILES)
+    return ", ".join(shown)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """Something to think about before the run, and what to do about it."""
+
+    finding: str
+    remedy: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loader:
+    """The processes that read, as `MixtureDataset` is told of them."""
+
+    nodes: int = 1
+    ranks_per_node: int = 1
+    replication: int = 1
+    """So many consecutive ranks get the same samples."""
+    batch_size: int = 1
+    """Of a rank."""
+    num_workers: int = 0
+    """DataLoader workers of a rank."""
+    lookahead: int = 4096
+    """Windows that each process plans ahead."""
+    cache_limit: int | None = None
+    """Bytes per node."""
+
+    def __post_init__(self) -> None:
+        for name in ("nodes", "ranks_per_node", "replication", "batch_size", "lookahead"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: must be at least 1, got {getattr(self, name)}.")
+        if self.num_workers < 0:
+            raise InputError(f"num_workers: must be 0 or more, got {self.num_workers}.")
+        if self.cache_limit is not None and self.cache_limit < 1:
+            raise InputError(f"cache_limit: must be a positive number of bytes, got {self.cache_limit}.")
+        ranks, per_node = self.nodes * self.ranks_per_node, self.ranks_per_node
+        if ranks % self.replication or (per_node % self.replication and self.replication % per_node):
+            raise InputError(
+                f"replication: must divide the {per_node} ranks of a node, or be a multiple of them that divides all "
+                f"{ranks} ranks; got {self.replication}."
+            )
+
+    @property
+    def groups_per_node(self) -> int:
+        """Groups of ranks of a node that get different samples."""
+        return max(1, self.ranks_per_node // self.replication)
+
+    @property
+    def num_readers(self) -> int:
+        """Nodes that read different samples; more nodes than these read the same as another."""
+        return self.nodes * self.ranks_per_node // self.replication // self.groups_per_node
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples of a step."""
+        return self.batch_size * self.groups_per_node * self.num_readers
+
+    @property
+    def processes_per_node(self) -> int:
+        """That fetch."""
+        return self.groups_per_node * max(1, self.num_workers)
+
+    def readers(self, positions: Int64s) -> Int64s:
+        """[num_positions], which of `num_readers` nodes each position belongs to."""
+        return positions % self.num_readers
+
+    def fetches(self, positions: Int64s) -> Int64s:
+        """[num_positions], number of the group of batches with which each position is fetched.
+
+        Groups of a process have 1, 2, 4, … batches up to a quarter of `lookahead`, then stay as large. Numbers rise in
+        time when all processes advance in step, and each belongs to one process.
+        """
+        workers = max(1, self.num_workers)
+        batch = positions // self.global_batch_size
+        own = batch // workers  # the process's own batches, counted
+        largest, growing = 1, 0
+        while largest < max(1, self.lookahead // (4 * self.batch_size)):
+            largest, growing = 2 * largest, growing + 1
+        grown = np.log2((own + 1).astype(np.float64)).astype(np.int64)
+        turn = np.where(own < largest - 1, grown, growing + (own - (largest - 1)) // largest)
+        group = positions // self.num_readers % self.groups_per_node
+        process = (group * workers + batch % workers) * self.num_readers + self.readers(positions)
+        return turn * (self.processes_per_node * self.num_readers) + process
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reads:
+    """What each node asks of the object store, with a cache that holds the working set. Tables are not counted."""
+
+    how: str
+    """`walked`: the whole order was walked. `sampled`: requests from `blocks` blocks, bytes counted over the leaves."""
+    blocks: int
+    """Blocks of 2^18 samples that were walked."""
+    bytes_exact: bool
+    requests_exact: bool
+    """One process per node makes exactly these requests; of several, who asks first for a run is a matter of timing."""
+    bytes_per_node: tuple[int, ...]
+    """[nodes]"""
+    requests_per_node: tuple[int, ...]
+    """[nodes]"""
+    working_set_bytes: int
+    """Of the fullest node, at the fullest of the moments looked at: read before, and to be read again. With a window
+    selection, all that the node reads, which is no less."""
+    cache_limit: int | None
+    price_per_1000_requests: float
+    """US dollars."""
+
+    def rows(self) -> list[tuple[str, str]]:
+        """As rows of the table."""
+        nodes = len(self.bytes_per_node)
+        each = (
+            "" if nodes == 1 else f" in all, at most {format_bytes(max(self.bytes_per_node))} by one of {nodes} nodes"
+        )
+        bytes_read = f"{format_bytes(sum(self.bytes_per_node))}{each} ({'exact' if self.bytes_exact else 'estimated'})"
+        how = "estimated"
+        if self.requests_exact:
+            how = "exact"
+        elif self.how == "walked":
+            how = "processes in step"
+        how += f", from {self.blocks} blocks" if self.how == "sampled" else ""
+        limit = "no limit" if self.cache_limit is None else f"limit {format_bytes(self.cache_limit)}"
+        return [
+            ("read", bytes_read),
+            (
+                "requests",
+                f"{self.requests:,} ({how}), {self.cost:,.2f} USD at {self.price_per_1000_requests:g} per 1,000",
+            ),
+            ("working set", f"{format_bytes(self.working_set_bytes)} of a node's cache ({limit})"),
+        ]
+
+    @property
+    def requests(self) -> int:
+        """Of all nodes."""
+        return sum(self.requests_per_node)
+
+    @property
+    def cost(self) -> float:
+        """Of the requests of all nodes, US dollars."""
+        return self.requests / 1000 * self.price_per_1000_requests

@@ -1,0 +1,213 @@
+"""manifest.json: what a dataset is, and the checks of every value in it (FORMAT.md gives the MUST numbers)."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+from crisp_stream.errors import FormatError
+from crisp_stream.format.mds import TokenDtype, sample_dtype
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+MAX_LEAVES = 1 << 24  # 64 ** 4
+MAX_WINDOWS = 1 << 48
+MAX_SHARDS = 1 << 24
+MAX_ARITY = 64
+MAX_GENERATION = 999_999
+DOCUMENTS = "provenance/documents"
+SOURCES = "provenance/sources.parquet"
+TABLES = "provenance/tables.parquet"
+DROPPED = "provenance/dropped.parquet"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+Packing = Literal["joined", "document"]
+Reads = Literal["first", "all"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerRecord:
+    """Which tokenizer made the windows."""
+
+    fingerprint: str
+    """sha256 of tokenizer/tokenizer.json."""
+    vocab_size: int
+    """Number of ids, special tokens included."""
+    eot_token: str
+    """The end-of-text token that stands between documents."""
+    eot_id: int
+    """Its id."""
+
+
+def kept_manifest(generation: int) -> str:
+    """Where the manifest of an older generation is kept: manifest.g0.json, …"""
+    return f"manifest.g{generation}.json"
+
+
+def places_path(shard_path: str) -> str:
+    """Where a shard's windows came from: shards/07/shard.00000.mds -> provenance/07/shard.00000.npy."""
+    return "provenance/" + shard_path.removeprefix("shards/").removesuffix(".mds") + ".npy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderRecord:
+    """Which model embedded the windows; specialist examples must be embedded by the same."""
+
+    name: str
+    """Hub name or base name of the folder."""
+    weights_sha256: str
+    """sha256 of the weights file."""
+    max_length: int
+    """Word pieces read from the start of a window; the rest of it is not seen."""
+    pooling: str
+    """How token vectors become one vector, such as mean."""
+    dim: int
+    """Width of an embedding."""
+    reads: Reads = field(default="first", metadata={"optional": True})
+    """first: max_length word pieces. all: the mean over the whole window, read in stretches of max_length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """manifest.json: what a dataset is. It is written last, so its absence means that the dataset is incomplete."""
+
+    format_version: int = FORMAT_VERSION
+    """Version of the layout. Readers refuse newer ones."""
+    window_tokens: int
+    """Tokens in every window."""
+    token_dtype: TokenDtype
+    """uint16, or uint32 for vocabularies over 65,536."""
+    packing: Packing
+    """joined: documents joined by eot, then cut. document: a window never crosses a document."""
+    num_windows: int
+    """Windows in the dataset."""
+    num_leaves: int
+    """Leaves that hold at least one window: rows of clusters.parquet."""
+    num_shards: int
+    """Rows of shards.parquet."""
+    arity: int
+    """Children of a tree node, 2 to 64."""
+    depth: int
+    """Levels of the tree below its root."""
+    sort_seed: int
+    """Seed of the hash that orders the windows of a leaf."""
+    clusters_fingerprint: str
+    """sha256 over the columns of clusters.parquet."""
+    shards_fingerprint: str
+    """sha256 over the columns of shards.parquet, which hold the shards' own hashes."""
+    tree_fingerprint: str
+    """sha256 over the tree's shape and centroids."""
+    tokenizer: TokenizerRecord
+    encoder: EncoderRecord
+    generation: int = field(default=0, metadata={"optional": True})
+    """How often the dataset has grown; its tables have names of their own, see `generation_path`."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Where the windows came from and what was dropped; not part of the fingerprint."""
+
+    def __post_init__(self) -> None:
+        _check_manifest(self)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of everything but the provenance: two datasets that share it hold the same windows in the same
+        order."""
+        identity = self._as_json()
+        del identity["provenance"]
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def sample_bytes(self) -> int:
+        """Size of one sample in a shard."""
+        return sample_dtype(self.window_tokens, self.token_dtype).itemsize
+
+    def _as_json(self) -> dict[str, Any]:
+        record = dataclasses.asdict(self)
+        if self.encoder.reads == "first":  # optional keys are written only where they say something
+            del record["encoder"]["reads"]
+        if self.generation == 0:
+            del record["generation"]
+        return record
+
+    def to_json(self) -> bytes:
+        """The bytes of manifest.json."""
+        return (json.dumps(self._as_json(), indent=2, sort_keys=True) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, content: bytes) -> Manifest:
+        """Parse and validate manifest.json.
+
+        Raises:
+            FormatError: not JSON, a newer version, keys missing or unknown, values of the wrong type or range.
+        """
+        try:
+            record = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise FormatError(f"{MANIFEST}: not valid JSON ({error}). Write the dataset again.") from error
+        if not isinstance(record, dict):
+            raise FormatError(f"{MANIFEST}: must be a JSON object, got {type(record).__name__}.")
+        version = record.get("format_version")
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+            raise FormatError(f"{MANIFEST}: format_version must be a positive integer, got {version!r}.")
+        if version > FORMAT_VERSION:
+            raise FormatError(
+                f"{MANIFEST}: format_version {version} is newer than this reader ({FORMAT_VERSION}). "
+                "Upgrade crisp-stream."
+            )
+        record["tokenizer"] = _typed(TokenizerRecord, record.get("tokenizer"), "tokenizer.")
+        record["encoder"] = _typed(EncoderRecord, record.get("encoder"), "encoder.")
+        return cast(Manifest, _typed(cls, record, ""))
+
+
+_TYPE_BY_ANNOTATION = {"int": int, "str": str, "TokenDtype": str, "Packing": str, "Reads": str, "dict[str, Any]": dict}
+
+
+def _typed(record_type: Any, record: Any, prefix: str) -> Any:
+    if not isinstance(record, dict):
+        raise FormatError(f"{MANIFEST}: {prefix.rstrip('.')} must be an object, got {type(record).__name__}.")
+    fields = {f.name: f for f in dataclasses.fields(record_type)}
+    for name in sorted(record.keys() - fields.keys()):
+        raise FormatError(f"{MANIFEST}: {prefix}{name} is not a key of format version {FORMAT_VERSION}.")
+    for name, entry in fields.items():
+        if name not in record:
+            if entry.metadata.get("optional"):
+                continue
+            raise FormatError(f"{MANIFEST}: {prefix}{name} is missing. The file is damaged; write the dataset again.")
+        expected = _TYPE_BY_ANNOTATION.get(str(entry.type))
+        got = record[name]
+        if expected is not None and (not isinstance(got, expected) or isinstance(got, bool)):
+            raise FormatError(f"{MANIFEST}: {prefix}{name} must be {expected.__name__}, got {got!r}.")
+    return record_type(**record)
+
+
+def _check_manifest(manifest: Manifest) -> None:
+    def require(holds: bool, key: str, rule: str) -> None:
+        if not holds:
+            raise FormatError(f"{MANIFEST}: {key} {rule}, got {getattr(manifest, key)!r}.")
+
+    require(1 <= manifest.window_tokens <= 1 << 20, "window_tokens", "must be 1 to 1,048,576")
+    require(manifest.token_dtype in ("uint16", "uint32"), "token_dtype", "must be uint16 or uint32")
+    require(manifest.packing in ("joined", "document"), "packing", "must be joined or document")
+    if manifest.encoder.reads not in ("first", "all"):
+        raise FormatError(f"{MANIFEST}: encoder.reads must be first or all, got {manifest.encoder.reads!r}.")
+    require(2 <= manifest.arity <= MAX_ARITY, "arity", f"must be 2 to {MAX_ARITY}")
+    require(1 <= manifest.depth <= 24, "depth", "must be 1 to 24")
+    require(manifest.arity**manifest.depth <= MAX_LEAVES, "depth", f"must keep arity ** depth <= {MAX_LEAVES:,}")
+    require(1 <= manifest.num_windows <= MAX_WINDOWS, "num_windows", f"must be 1 to {MAX_WINDOWS:,}")
+    require(1 <= manifest.num_leaves <= manifest.arity**manifest.depth, "num_leaves", "must be 1 to arity ** depth")
+    require(
+        1 <= manifest.num_shards <= min(manifest.num_windows, MAX_SHARDS),
+        "num_shards",
+        f"must be 1 to num_windows and at most {MAX_SHARDS:,}",
+    )
+    require(0 <= manifest.generation <= MAX_GENERATION, "generation", f"must be 0 to {MAX_GENERATION:,}")
+    for key in ("clusters_fingerprint", "shards_fingerprint", "tree_fingerprint"):
+        require(_SHA256.fullmatch(getattr(manifest, key)) is not None, key, "must be a sha256 hex digest")
+    vocab_size, eot_id = manifest.tokenizer.vocab_size, manifest.tokenizer.eot_id
+    if not 0 <= eot_id < vocab_size:
+        raise FormatError(f"{MANIFEST}: tokenizer.eot_id must be below vocab_size {vocab_size}, got {eot_id}.")
+    if manifest.token_dtype == "uint16" and vocab_size > 1 << 16:
+        raise FormatError(f"{MANIFEST}: a vocabulary of {vocab_size} ids needs token_dtype uint32, got uint16.")

@@ -1,0 +1,185 @@
+"""Keep the account of a run: losses, the clusters that it was served, bytes read.
+
+One small all-gather per batch collects every rank's cluster and window ids and counters. So every rank holds the
+account of the whole run, it travels in the checkpoint, and a run resumed on another number of ranks continues it.
+(Summing only when a checkpoint is due would save microseconds and would tie the account to the number of ranks.)
+It is started before the step and read after it, when the trainer has waited for the device anyway.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch.distributed
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
+from numpy.typing import NDArray
+from torch.utils.data import IterableDataset, get_worker_info
+
+from crisp_stream.loading.mixture_dataset import MixtureDataset
+from crisp_stream.training.start import START_KEY, RunStart
+
+
+class CountedStream(IterableDataset[dict[str, torch.Tensor]]):
+    """A MixtureDataset whose read counters are visible in the training process, also from DataLoader workers."""
+
+    def __init__(self, stream: MixtureDataset, *, num_workers: int, start: RunStart) -> None:
+        self.stream = stream
+        self._start = start
+        self._counters = torch.zeros((max(num_workers, 1), 2), dtype=torch.int64).share_memory_()
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        worker = get_worker_info()
+        own = self._counters[0 if worker is None else worker.id]
+        for batch in self.stream:
+            own[0], own[1] = self.stream.bytes_read, self.stream.requests
+            yield batch
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes read from storage by this rank."""
+        return int(self._counters[:, 0].sum())
+
+    @property
+    def requests(self) -> int:
+        """Requests to storage by this rank."""
+        return int(self._counters[:, 1].sum())
+
+    def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
+        """As MixtureDataset.state_dict; Composer calls it at every checkpoint, with the samples of its own count."""
+        position = num_samples - self._start.samples + self._start.position
+        return {**self.stream.state_dict(position, from_beginning), START_KEY: asdict(self._start)}
+
+    def load_state_dict(self, obj: dict[str, Any]) -> None:
+        """As MixtureDataset.load_state_dict; Composer calls it before iterating. Raises ResumeError."""
+        self.stream.load_state_dict({key: value for key, value in obj.items() if key != START_KEY})
+
+
+class RunAccount(Callback):
+    """Losses, learning rates, served clusters, bytes, requests, time: of the whole run, resumed parts included."""
+
+    def __init__(
+        self, leaves: NDArray[np.uint32], reads: CountedStream, *, start: RunStart, log_windows: bool = False
+    ) -> None:
+        """Args:
+        leaves: [num_leaves], sorted ids of the dataset's leaves.
+        reads: the dataset whose counters are added up.
+        start: where the run began to count, which is where the account begins.
+        log_windows: also keep the window ids of every batch.
+        """
+        self.leaves = leaves
+        self.start = start
+        self.served_per_leaf = np.zeros(len(leaves), np.int64)
+        self.losses: list[float] = []
+        self.learning_rates: list[float] = []
+        self.windows_per_batch: list[list[int]] | None = [] if log_windows else None
+        self.resumed_at: int | None = None
+        self._reads = reads
+        self._before = dict.fromkeys(("bytes_read", "requests", "wall_seconds", "cpu_seconds"), 0.0)
+        self._session = dict(self._before)
+        self._device_seconds: dict[str, float] | None = {}  # of the parts before this one
+        self._device = "CPU"
+        self._started = time.monotonic()
+        self._cpu_started = cpu_seconds()
+        self._gathering: tuple[torch.Tensor, torch.distributed.Work | None] | None = None
+
+    @property
+    def totals(self) -> dict[str, float]:
+        """`bytes_read`, `requests`, `cpu_seconds` over all ranks and `wall_seconds`, resumed parts included."""
+        return {name: self._before[name] + self._session[name] for name in self._before}
+
+    @property
+    def device_seconds(self) -> dict[str, float] | None:
+        """`wall_seconds` times the number of processes, by the device's name, resumed parts on any number of processes
+        included; None where a part was saved without."""
+        before = self._device_seconds
+        if before is None:
+            return None
+        own = self._session["wall_seconds"] * dist.get_world_size()
+        return {**before, self._device: before.get(self._device, 0.0) + own}
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        self._started = time.monotonic()
+        self._device = torch.cuda.get_device_name() if state.device.name == "gpu" else state.device.name.upper()
+        if int(state.timestamp.batch) > self.start.batch:
+            self.resumed_at = int(state.timestamp.batch)
+
+    def after_dataloader(self, state: State, logger: Logger) -> None:
+        clusters, windows = state.batch["cluster"], state.batch["window"]
+        counters = [self._reads.bytes_read, self._reads.requests, int(1000 * (cpu_seconds() - self._cpu_started))]
+        local = torch.cat([clusters.to(torch.int64), windows.to(torch.int64), torch.tensor(counters)])
+        self._gathering = _start_gathering(local, state)
+
+    def _account_batch(self) -> None:
+        """Add what all ranks were served in the batch that has just ended."""
+        assert self._gathering is not None
+        gathered, work = self._gathering
+        if work is not None:
+            work.wait()
+        ranks = gathered.cpu().numpy()  # [world_size, 2 x windows per rank + 3]
+        clusters, windows, counters = np.split(ranks, [(ranks.shape[1] - 3) // 2, ranks.shape[1] - 3], axis=1)
+        np.add.at(self.served_per_leaf, np.searchsorted(self.leaves, clusters.ravel()), 1)
+        bytes_read, requests, cpu_milliseconds = counters.sum(axis=0).tolist()
+        self._session |= {"bytes_read": bytes_read, "requests": requests, "cpu_seconds": cpu_milliseconds / 1000}
+        if self.windows_per_batch is not None:
+            self.windows_per_batch.append(sorted(windows.ravel().tolist()))
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        self.learning_rates.append(float(state.optimizers[0].param_groups[0]["lr"]))
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        self._account_batch()
+        self.losses.append(float(state.total_loss_dict["loss/train/total"]))
+        self._session["wall_seconds"] = time.monotonic() - self._started
+
+    def state_dict(self) -> dict[str, Any]:
+        served = np.flatnonzero(self.served_per_leaf)
+        saved: dict[str, Any] = {
+            "losses": torch.tensor(self.losses, dtype=torch.float64),
+            "learning_rates": torch.tensor(self.learning_rates, dtype=torch.float64),
+            "served_leaves": torch.from_numpy(self.leaves[served].astype(np.int64)),
+            "served_windows": torch.from_numpy(self.served_per_leaf[served]),
+            "totals": self.totals,
+            "device_seconds": self.device_seconds,
+            "start": asdict(self.start),
+        }
+        if self.windows_per_batch is not None:
+            saved["windows_per_batch"] = self.windows_per_batch
+        return saved
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.losses = state["losses"].tolist()
+        self.learning_rates = state["learning_rates"].tolist()
+        at = np.searchsorted(self.leaves, state["served_leaves"].numpy())
+        self.served_per_leaf[at] = state["served_windows"].numpy()
+        self._before = dict(state["totals"])
+        self._device_seconds = state.get("device_seconds")
+        self.start = RunStart(**state.get("start", {}))
+        if self.windows_per_batch is not None:
+            self.windows_per_batch = [list(windows) for windows in state.get("windows_per_batch", [])]
+
+
+def _start_gathering(local: torch.Tensor, state: State) -> tuple[torch.Tensor, torch.distributed.Work | None]:
+    """Start collecting a vector of every rank: [world_size, len(local)], complete after `Work.wait`.
+
+    It stays on the device, so that a GPU's process need not wait for it.
+    """
+    world_size = dist.get_world_size()
+    if world_size == 1:
+        return local[None], None
+    sent = state.device.tensor_to_device(local)
+    gathered = torch.empty(world_size * len(local), dtype=local.dtype, device=sent.device)
+    work = torch.distributed.all_gather_into_tensor(gathered, sent, async_op=True)
+    return gathered.view(world_size, len(local)), work
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of its finished children."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)

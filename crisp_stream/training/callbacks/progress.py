@@ -1,0 +1,73 @@
+"""Progress of a training: a bar on a terminal, lines elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from typing import TYPE_CHECKING, TextIO
+
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
+
+if TYPE_CHECKING:
+    from crisp_stream.training.callbacks.monitor import RunMonitor
+
+
+_REFRESH_SECONDS = 0.2
+
+
+class Progress(Callback):
+    """Where the run stands, on rank 0: one line that keeps up on a terminal, one line every few batches elsewhere.
+
+    Composer's own bar prints its configuration first and its console logger a block of lines per interval.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_batches: int,
+        log_interval: int,
+        monitor: RunMonitor | None = None,
+        stream: TextIO | None = None,
+    ) -> None:
+        """Args:
+        num_batches: length of the run.
+        log_interval: batches between lines without a terminal; the last batch always has one.
+        monitor: whose mixture error and wait for data are shown, too; it goes before this among the callbacks.
+        stream: where to; standard error when None.
+        """
+        self._num_batches = num_batches
+        self._log_interval = log_interval
+        self._monitor = monitor
+        self._stream = sys.stderr if stream is None else stream
+        self._terminal = self._stream.isatty()
+        self._started = (0.0, 0, 0)
+        self._printed_at = 0.0
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        self._started = (time.monotonic(), int(state.timestamp.token), int(state.timestamp.batch))
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        batch, now = int(state.timestamp.batch), time.monotonic()
+        last = batch == self._num_batches
+        due = now - self._printed_at > _REFRESH_SECONDS if self._terminal else batch % self._log_interval == 0
+        if dist.get_global_rank() or not (due or last):
+            return
+        self._printed_at = now
+        started, first_tokens, first_batch = self._started
+        seconds = max(now - started, 1e-9)
+        tokens = int(state.timestamp.token)
+        minutes_left, seconds_left = divmod(round((self._num_batches - batch) * seconds / (batch - first_batch)), 60)
+        line = (
+            f"batch {batch:,}/{self._num_batches:,}  loss {float(state.total_loss_dict['loss/train/total']):.4f}"
+            f"  {tokens:,} tokens  {(tokens - first_tokens) / seconds:,.0f} tokens/s"
+            f"  {minutes_left}:{seconds_left:02d} left"
+        )
+        if self._monitor is not None:
+            line += f"  mixture error {self._monitor.mixture_error:.4f}  waiting {self._monitor.wait_share:.1%}"
+        if self._terminal:  # a longer line would wrap, and then stay
+            line = line[: shutil.get_terminal_size().columns - 1]
+        start, end = ("\r\x1b[K", "\n" if last else "") if self._terminal else ("", "\n")
+        print(start + line, end=end, file=self._stream, flush=True)
