@@ -64,7 +64,7 @@ test: lint browser
 	"$(RUN)/python" -m pytest $(PYTEST_ARGS)
 
 bench: $(STAMP)
-	for benchmark in benchmarks/bench_*.py; do "$(RUN)/python" "$$benchmark"; done
+	for benchmark in benchmarks/*/bench_*.py; do "$(RUN)/python" "$$benchmark"; done
 
 # The pins, compiled for Linux and macOS at once. `make constraints ARGS=--upgrade` moves to the newest versions that fit.
 constraints: $(STAMP)

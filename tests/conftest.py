@@ -7,7 +7,10 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
-from tests.seaweed import S3Server, seaweed
+from tests.support.seaweed import S3Server, seaweed
+from tests.support.written_dataset import text_file as text_file
+from tests.support.written_dataset import word_encoder as word_encoder
+from tests.support.written_dataset import written as written
 
 # Machines are shared: a slow moment is no failure.
 settings.register_profile("crisp-stream", deadline=None)

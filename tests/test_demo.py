@@ -14,7 +14,7 @@ import pytest
 from crisp_stream.demo import DemoResult, DemoScale, comparison_text, run_demo
 from crisp_stream.errors import InputError
 from crisp_stream.format.dataset import open_dataset
-from tests.seaweed import S3Server
+from tests.support.seaweed import S3Server
 
 SMALL = DemoScale(
     generalist_characters=60_000,

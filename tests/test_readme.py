@@ -15,7 +15,7 @@ from crisp_stream.cli.main import main
 from crisp_stream.config.files import list_recipes, recipes_and_overrides
 from crisp_stream.config.load import load_recipe
 from crisp_stream.storage.store import open_store
-from tests.seaweed import S3Server
+from tests.support.seaweed import S3Server
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 RUN_ELSEWHERE = ("make demo", "make test", "crisp-stream study small")

@@ -22,9 +22,9 @@ from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.format.provenance import read_places
 from crisp_stream.inspection.window_texts import WindowDecoder
 from crisp_stream.loading.reader import read_windows
-from tests.seaweed import S3Server
-from tests.synthetic import EOT_ID, upload, write_synthetic_dataset
-from tests.words import write_words
+from tests.support.seaweed import S3Server
+from tests.support.synthetic import EOT_ID, upload, write_synthetic_dataset
+from tests.support.words import write_words
 
 WINDOW_TOKENS = 256
 LEAVES = dict.fromkeys(range(16), 3)

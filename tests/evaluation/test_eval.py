@@ -15,9 +15,9 @@ from crisp_stream.examples.hashes import example_hash
 from crisp_stream.examples.questions import read_questions
 from crisp_stream.models.export import export
 from crisp_stream.results.results import QuestionResults, TextResults, load_all
-from tests.evaluation.independent import Independent, perplexities
 from tests.evaluation.test_contamination import files, planted
-from tests.small_runs import SmallRun, small_run
+from tests.support.independent import Independent, perplexities
+from tests.support.small_runs import SmallRun, small_run
 
 TEXTS = ["a short one", "b", "longer than the context of thirty-two tokens, and then some", "q" * 33]
 QUESTIONS = [

@@ -27,7 +27,7 @@ from crisp_stream.evaluation.question_sets import TASK_FOLDER, QuestionSet, open
 from crisp_stream.models.checkpoint import LoadedGPT
 from crisp_stream.models.export import export
 from crisp_stream.results.results import load_results
-from tests.small_runs import SmallRun, small_run
+from tests.support.small_runs import SmallRun, small_run
 
 TEXTS = ["a short one", "b", "longer than the context of thirty-two tokens, and then some", "", "x" * 64, "q" * 33]
 

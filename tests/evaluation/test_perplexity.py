@@ -16,8 +16,8 @@ from crisp_stream.examples.hashes import example_hash
 from crisp_stream.models.checkpoint import LoadedGPT
 from crisp_stream.models.export import export
 from crisp_stream.results.perplexity import summarise
-from tests.evaluation.independent import Independent, perplexities
-from tests.small_runs import SmallRun, small_run
+from tests.support.independent import Independent, perplexities
+from tests.support.small_runs import SmallRun, small_run
 
 TEXTS = [
     "a short one",

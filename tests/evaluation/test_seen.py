@@ -28,9 +28,9 @@ from crisp_stream.models.training_record import training_record
 from crisp_stream.training.train import train
 from crisp_stream.writers.embedding.embed import EncoderChoice
 from crisp_stream.writers.embedding.encoder_files import DEFAULT_ENCODER
-from tests.small_runs import SmallRun, copy_until, leaf_histogram, small_run
-from tests.synthetic import DIM
-from tests.writers.conftest import WordEncoder
+from tests.support.small_runs import SmallRun, copy_until, leaf_histogram, small_run
+from tests.support.synthetic import DIM
+from tests.support.written_dataset import WordEncoder
 
 TEXTS = [f"example {number} of the {'abcdefgh'[number % 8]} kind" for number in range(40)]
 HALF, TEST_HALF = TEXTS[:20], TEXTS[20:]

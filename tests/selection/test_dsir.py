@@ -21,8 +21,8 @@ from crisp_stream.selection.dsir import gumbel_top_k, heaviest_share, select_dsi
 from crisp_stream.selection.hashed_ngrams import SMOOTHING
 from crisp_stream.selection.window_scores import WindowScores
 from tests.selection.test_hashed_ngrams import bucket, ngrams
-from tests.synthetic import EOT_ID, write_synthetic_dataset
-from tests.topics import TOPICS, WINDOWS, topic_dataset
+from tests.support.synthetic import EOT_ID, write_synthetic_dataset
+from tests.support.topics import TOPICS, WINDOWS, topic_dataset
 
 MEDICINE = "the doctor of a patient with fever and a tumor"
 FIRST_OF_MUSIC, FIRST_OF_COMPUTING = 70, 370

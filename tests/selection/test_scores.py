@@ -13,7 +13,7 @@ from crisp_stream.format.dataset import Dataset
 from crisp_stream.selection.classifier import REGULARISATIONS, fit_classifier, select_by_classifier
 from crisp_stream.selection.nearest import nearest_scores, select_nearest
 from crisp_stream.selection.scores import QUANTILES, select_above, threshold_of
-from tests.synthetic import DIM, write_synthetic_dataset
+from tests.support.synthetic import DIM, write_synthetic_dataset
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

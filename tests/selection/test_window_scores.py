@@ -11,7 +11,7 @@ from crisp_stream.errors import FormatError, InputError
 from crisp_stream.histograms.window_selection import WindowSelection
 from crisp_stream.selection.selected_nodes import SelectedNode, selected_nodes, selected_nodes_text
 from crisp_stream.selection.window_scores import WindowScores
-from tests.synthetic import write_synthetic_dataset
+from tests.support.synthetic import write_synthetic_dataset
 
 
 def test_scores_come_back_from_their_file(tmp_path: Path) -> None:

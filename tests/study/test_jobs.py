@@ -9,7 +9,7 @@ import pytest
 
 from crisp_stream.errors import FormatError
 from crisp_stream.study.jobs.job import DONE, Done, job_folder, load_done, plain_values, save_done
-from tests.study.small_jobs import add, job
+from tests.support.small_jobs import add, job
 
 JOB = job("train/crisp.medicine.seed-1", add, key="0123456789abcdef" * 4)
 

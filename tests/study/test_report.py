@@ -14,7 +14,7 @@ from crisp_stream.cli.main import main
 from crisp_stream.study.record.values import StudyCurve
 from crisp_stream.study.tables.figures import main_figure, study_figures
 from crisp_stream.study.tables.report import write_study_report
-from tests.study.made_study import full_study, made_study, made_weights
+from tests.support.made_study import full_study, made_study, made_weights
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 
 from crisp_stream.errors import FormatError, InputError
 from crisp_stream.study.record.record import StudyResults
-from tests.study.made_study import full_study, made_study
+from tests.support.made_study import full_study, made_study
 
 
 def changed(study: StudyResults, what: str, number: int, **fields: Any) -> StudyResults:

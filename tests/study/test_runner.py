@@ -18,8 +18,8 @@ from crisp_stream.processes import num_processes
 from crisp_stream.study.jobs.job import DONE, LOG, Done, Job, job_folder
 from crisp_stream.study.jobs.runner import _Room, run_jobs
 from crisp_stream.study.jobs.worker import run_job
-from tests.study import small_jobs
-from tests.study.small_jobs import fixed, job, lines_of, silent
+from tests.support import small_jobs
+from tests.support.small_jobs import fixed, job, lines_of, silent
 
 # What runs, and when.
 

@@ -16,8 +16,8 @@ import pytest
 from crisp_stream.errors import RunInterruptedError
 from crisp_stream.study.jobs.job import Done, Job, job_folder
 from crisp_stream.study.jobs.runner import run_jobs
-from tests.study import small_jobs
-from tests.study.small_jobs import PATIENCE_SECONDS, fixed, job, lines_of, silent
+from tests.support import small_jobs
+from tests.support.small_jobs import PATIENCE_SECONDS, fixed, job, lines_of, silent
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -30,7 +30,7 @@ class Study:
             sys.executable,
             "-u",
             "-m",
-            "tests.study.small_jobs",
+            "tests.support.small_jobs",
             kind,
             str(folder / "out"),
             str(folder),

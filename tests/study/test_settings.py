@@ -9,7 +9,7 @@ import pytest
 
 from crisp_stream.errors import InputError
 from crisp_stream.study.settings import candidates_of, load_study, study_names, with_candidate
-from tests.study.written_study import METHODS, small_study, write_study
+from tests.support.written_study import METHODS, small_study, write_study
 
 
 def test_a_study_is_read_with_its_defaults(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from crisp_stream.cli.main import main
 from crisp_stream.evaluation.perplexity import perplexity
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.study.record.record import StudyResults
-from tests.study.written_study import METHODS, write_study, write_texts
+from tests.support.written_study import METHODS, write_study, write_texts
 
 FEWER = {
     "methods": METHODS | {name: {**METHODS[name], "num_seeds": 1} for name in ("multitask", "classifier")},

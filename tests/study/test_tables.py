@@ -21,7 +21,7 @@ from crisp_stream.study.tables.transfer import transfer_tables
 from crisp_stream.study.tables.verdicts import verdict_lines, verdict_tables, verdicts
 from crisp_stream.study.tables.weights import weight_tables
 from crisp_stream.table import csv_text
-from tests.study.made_study import full_study, made_study, made_weights
+from tests.support.made_study import full_study, made_study, made_weights
 
 MEDICINE = Column(title="medicine", places=(Place("medicine", "medicine.test"),))
 

@@ -30,8 +30,8 @@ from crisp_stream.writers.engine.tasks import Record, Task, execute
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.publishing import generations
 from crisp_stream.writers.write import write
-from tests.seaweed import S3Server
-from tests.writers.conftest import TOPICS, WordEncoder, files_below, small_options
+from tests.support.seaweed import S3Server
+from tests.support.written_dataset import TOPICS, WordEncoder, files_below, small_options
 
 
 def quiet(line: str) -> None:

@@ -20,9 +20,9 @@ import pytest
 
 from crisp_stream.format.dataset import open_dataset
 from crisp_stream.storage.store import open_store
-from tests.fault_proxy import fault_proxy
-from tests.seaweed import S3Server
-from tests.writers.conftest import files_below
+from tests.support.fault_proxy import fault_proxy
+from tests.support.seaweed import S3Server
+from tests.support.written_dataset import files_below
 
 COMMAND = str(Path(sys.executable).with_name("crisp-stream"))
 OPTIONS = [

@@ -16,8 +16,8 @@ from crisp_stream.writers.engine import engine
 from crisp_stream.writers.engine.tasks import Record, Task, execute
 from crisp_stream.writers.publishing import publish
 from crisp_stream.writers.write import plan, write
-from tests.seaweed import S3Server
-from tests.writers.conftest import WordEncoder, files_below, small_options
+from tests.support.seaweed import S3Server
+from tests.support.written_dataset import WordEncoder, files_below, small_options
 
 
 def quiet(line: str) -> None:

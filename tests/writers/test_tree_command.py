@@ -16,7 +16,7 @@ from crisp_stream.writers.embedding.given_models import models_of_folder
 from crisp_stream.writers.embedding.lsi import LSI_FILES
 from crisp_stream.writers.tree_command import fit, inspect
 from crisp_stream.writers.write import write
-from tests.writers.conftest import files_below, small_options
+from tests.support.written_dataset import files_below, small_options
 
 
 def quiet(line: str) -> None:

@@ -14,7 +14,7 @@ from crisp_stream.errors import InputError
 from crisp_stream.format.tokenizer import DocumentTokenizer
 from crisp_stream.writers import windows
 from crisp_stream.writers.windows import copy_tokenizer, cut_by_document, cut_joined, train_tokenizer
-from tests.writers.conftest import TOPICS
+from tests.support.written_dataset import TOPICS
 
 EOT = 9
 ODD_TEXTS = [

@@ -11,7 +11,7 @@ target gradient): CPU seconds on one core, 8 domains of 2 windows of 128 tokens,
 4,096: forward mode 0.32 to 0.43, backward passes 0.26, one backward pass of all together 0.25 to 0.29; 16 domains of 2
 windows of 256 tokens, 6 layers x 256, vocabulary 8,192: 8.1 to 9.8, 5.0 to 5.2, 5.9 to 6.2. So forward mode costs more,
 and the gradient that trains would come on top. It also needs attention written out, because torch's fused attention has
-no forward-mode derivative on a CPU. Both give the same products (tests/selection/test_domain_gradients.py).
+no forward-mode derivative on a CPU. Both give the same products (tests/selection/doge/test_domain_gradients.py).
 """
 
 from __future__ import annotations

@@ -1,0 +1,139 @@
+"""Continued pretraining: another mixture goes on where a checkpoint's mixture stood."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+
+from crisp_stream import Histogram, Mixture, MixtureDataset, Phase
+from crisp_stream.errors import ResumeError
+from crisp_stream.format.dataset import Dataset
+from crisp_stream.loading.continuation import phases_of_state
+from tests.support.synthetic import write_synthetic_dataset
+
+BATCH = 8
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return write_synthetic_dataset(tmp_path_factory.mktemp("mixed"), {0: 300, 3: 50, 5: 70, 15: 200})
+
+
+@pytest.fixture(scope="module")
+def task(dataset: Dataset) -> Histogram:
+    return Histogram.from_leaves([0, 0, 3, 15], dataset.tree, 2)
+
+
+def opened(dataset: Dataset, *phases: Phase, seed: int = 3, draw: Any = "systematic") -> MixtureDataset:
+    return MixtureDataset(
+        dataset.root, Mixture(phases, draw=draw), batch_size=BATCH, seed=seed, yield_batches=True, lookahead=16
+    )
+
+
+def windows(stream: MixtureDataset, batches: int) -> list[list[int]]:
+    return [batch["window"].tolist() for batch in islice(stream, batches)]
+
+
+@pytest.mark.parametrize("draw", ["systematic", "multinomial"])
+@pytest.mark.parametrize("batches", [1, 5, 23])
+def test_a_checkpoint_of_the_corpus_and_a_switch_within_one_run_give_the_same_batches(
+    dataset: Dataset, task: Histogram, batches: int, draw: Any
+) -> None:
+    base = Histogram.base(dataset.manifest)
+    generic = opened(dataset, Phase(base), draw=draw)
+    before = windows(generic, batches)
+    saved = generic.state_dict(batches * BATCH)
+
+    phases = phases_of_state(saved, dataset, until=saved["position"])
+    specialist = opened(dataset, *phases, Phase(task), draw=draw)
+    specialist.load_state_dict(specialist.continued_state(saved))
+    after = windows(specialist, 20)
+
+    one_run = opened(dataset, Phase(base, batches * BATCH, whole_blocks=True), Phase(task), draw=draw)
+    assert windows(one_run, batches + 20) == before + after
+    assert specialist.mixture.fingerprint == one_run.mixture.fingerprint
+
+
+def test_the_specialist_phase_does_not_read_again_what_the_generic_phase_took(
+    dataset: Dataset, task: Histogram
+) -> None:
+    generic = opened(dataset, Phase(Histogram.base(dataset.manifest)))
+    before = {window for batch in windows(generic, 25) for window in batch}
+    saved = generic.state_dict(25 * BATCH)
+    specialist = opened(dataset, *phases_of_state(saved, dataset, until=25 * BATCH), Phase(task))
+    specialist.load_state_dict(specialist.continued_state(saved))
+    after = np.array(windows(specialist, 4)).ravel()
+    assert len(before) == 200
+    assert before.isdisjoint(after.tolist())
+    assert set(dataset.leaf_of_windows(after)) == {0, 3, 15}
+
+
+def test_a_continued_run_can_be_continued_again_from_the_middle_of_its_second_phase(
+    dataset: Dataset, task: Histogram
+) -> None:
+    base = Histogram.base(dataset.manifest)
+    first = opened(dataset, Phase(base, 40, whole_blocks=True), Phase(task))
+    windows(first, 9)
+    saved = first.state_dict(9 * BATCH)
+    phases = phases_of_state(saved, dataset, until=9 * BATCH)
+    assert [phase.samples for phase in phases] == [40, 32]
+    again = opened(dataset, *phases, Phase(base))
+    again.load_state_dict(again.continued_state(saved))
+    expected = opened(
+        dataset, Phase(base, 40, whole_blocks=True), Phase(task, 32, whole_blocks=True), Phase(base)
+    ).order()
+    assert np.ravel(windows(again, 10)).tolist() == expected.window_ids(np.arange(72, 152)).tolist()
+
+
+def test_a_limited_phase_is_continued_by_what_it_was_capped_to(dataset: Dataset, task: Histogram) -> None:
+    capped = Phase(task, 300, max_repeats=1.1, on_excess="cap", whole_blocks=True)
+    first = opened(dataset, capped, Phase(task))
+    before = windows(first, 6)
+    saved = first.state_dict(6 * BATCH)
+    assert saved["phases"][0]["histogram"] != opened(dataset, Phase(task)).state_dict(BATCH)["phases"][0]["histogram"]
+    again = opened(dataset, *phases_of_state(saved, dataset, until=6 * BATCH), Phase(task))
+    again.load_state_dict(again.continued_state(saved))
+    assert before == windows(opened(dataset, *again.mixture.phases), 6)
+
+
+def test_what_is_not_the_same_up_to_the_checkpoint_is_refused(dataset: Dataset, task: Histogram) -> None:
+    base = Histogram.base(dataset.manifest)
+    generic = opened(dataset, Phase(base))
+    windows(generic, 6)
+    saved = generic.state_dict(48)
+    refused = {
+        "phase 1 was drawn by another histogram": opened(dataset, Phase(task, 48, whole_blocks=True), Phase(base)),
+        r"phase 1 was drawn in other blocks \(whole blocks, now planned for 48 samples\)": opened(
+            dataset, Phase(base, 48), Phase(task)
+        ),
+        "begun before sample 48: 1 in the checkpoint, 2 in this mixture": opened(
+            dataset, Phase(base, 40, whole_blocks=True), Phase(task)
+        ),
+        "seed was 3, is 4": opened(dataset, Phase(base), seed=4),
+    }
+    for message, other in refused.items():
+        with pytest.raises(ResumeError, match=message):
+            other.continued_state(saved)
+    with pytest.raises(ResumeError, match="the state does not say by which phases it was served"):
+        generic.continued_state({key: value for key, value in saved.items() if key != "phases"})
+    with pytest.raises(ResumeError, match="position must be an integer"):
+        generic.continued_state({})
+
+
+def test_a_state_within_a_planned_phase_cannot_be_continued_by_another_mixture(dataset: Dataset) -> None:
+    planned = opened(dataset, Phase(Histogram.base(dataset.manifest), 400))
+    windows(planned, 6)
+    with pytest.raises(ResumeError, match="phase 1 was planned for 400 samples and 48 were served"):
+        phases_of_state(planned.state_dict(48), dataset, until=48)
+    saved = {**planned.state_dict(48), "phases": [{"first_sample": 0, "samples": None, "histogram": "AAAA"}]}
+    with pytest.raises(ResumeError, match="saved phase 1 is damaged"):
+        phases_of_state(saved, dataset, until=48)
+
+
+def test_a_mixture_that_was_changed_while_running_does_not_say_its_phases(dataset: Dataset, task: Histogram) -> None:
+    stream = opened(dataset, Phase(Histogram.base(dataset.manifest)))
+    stream.set_proportions(task)
+    assert "phases" not in stream.state_dict(BATCH)

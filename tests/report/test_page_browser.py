@@ -1,0 +1,300 @@
+"""The report page in a real browser: it loads, is moved about in by mouse, keyboard and finger, and fits its screen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from playwright.sync_api import Browser, expect
+
+from crisp_stream.format.dataset import Dataset
+from crisp_stream.inspection.terms import NodeTerms
+from crisp_stream.report import page
+from crisp_stream.report.map import MapLevel, TaskShares, map_payload
+from tests.support.browser import chromium, visit
+from tests.support.topics import histogram_of, topic_dataset
+
+HOSTILE = "</script><img src=x onerror=alert(1)> <b>bold</b> \u202eevil\u0007 & \u05e9\u05dc\u05d5\u05dd"
+HOSTILE_NAME = "<img src=x onerror=alert(2)>"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return topic_dataset(tmp_path_factory.mktemp("page") / "corpus")
+
+
+@pytest.fixture(scope="module")
+def html(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of two tasks: medicine in clusters 0/0 and 0/1, music in 1/1 with a little of 3/3."""
+    tasks = {
+        "medicine": histogram_of(dataset, {0: 60, 1: 39, 5: 1}),
+        "music": histogram_of(dataset, {5: 95, 15: 5}),
+    }
+    return page.write_page(tmp_path_factory.mktemp("html") / "page.html", dataset, tasks)
+
+
+def test_the_page_loads_without_a_word_on_the_console_or_a_request(
+    browser: Browser, html: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with visit(browser, html) as seen:
+        seen.settle()
+        assert seen.console == []
+        assert [address for address in seen.requests if not address.startswith("data:")] == [html.as_uri()]
+        assert seen.page.locator("#trouble").is_hidden()
+        with capsys.disabled():
+            print(f"\nreport page, 4 clusters: ready after {seen.ready_milliseconds()} ms")
+
+
+def test_the_map_zooms_by_mouse_and_the_breadcrumb_leads_back(browser: Browser, html: Path) -> None:
+    with visit(browser, html) as seen:
+        whole = seen.pixels()
+        seen.page.locator("#treemap").click(position={"x": 60, "y": 100})
+        seen.settle()
+        assert seen.pixels() != whole
+        assert seen.page.locator("#breadcrumb button").count() == 2
+        assert seen.text("#panel h3").startswith("1/1")
+        seen.page.locator("#breadcrumb button").first.click()
+        seen.settle()
+        assert seen.page.locator("#breadcrumb button").count() == 1
+        assert seen.console == []
+
+
+def test_the_map_is_walked_by_keyboard(browser: Browser, html: Path) -> None:
+    with visit(browser, html) as seen:
+        seen.page.locator("#treemap").focus()
+        assert seen.text("#panel h3").startswith("1")
+        seen.page.keyboard.press("ArrowRight")
+        assert seen.text("#panel h3").startswith("0")
+        assert "fever" in seen.text("#announced")
+        seen.page.keyboard.press("Enter")
+        seen.settle()
+        assert seen.text("#breadcrumb").startswith("All clusters")
+        assert seen.text("#panel h3").startswith("0/0")
+        seen.page.keyboard.press("ArrowDown")
+        seen.page.keyboard.press("ArrowRight")
+        assert seen.text("#panel h3").startswith("0/1")
+        assert "kidney" in seen.text("#panel")
+        seen.page.keyboard.press("Escape")
+        seen.settle()
+        assert seen.page.locator("#breadcrumb button").count() == 1
+        assert seen.text("#panel h3").startswith("0")
+
+
+def test_every_control_can_be_reached_by_tab_and_shows_the_focus(browser: Browser, html: Path) -> None:
+    with visit(browser, html) as seen:
+        reached = set()
+        for _ in range(40):
+            seen.page.keyboard.press("Tab")
+            reached.add(seen.page.evaluate("document.activeElement.id || document.activeElement.className"))
+        assert {"task", "search", "treemap", "node", "inside"} <= reached
+        seen.page.locator("#treemap").focus()
+        seen.page.keyboard.press("Shift+Tab")
+        seen.page.keyboard.press("Tab")
+        style = "getComputedStyle(document.getElementById('treemap')).outlineStyle"
+        assert seen.page.evaluate(style) == "solid"
+
+
+def test_search_finds_a_cluster_by_term_by_text_and_by_path(browser: Browser, html: Path) -> None:
+    with visit(browser, html) as seen:
+        seen.page.fill("#search", "violin")
+        seen.page.wait_for_selector("#hits button")
+        assert "1/1" in seen.text("#hits")
+        assert seen.page.locator("#hits mark").first.inner_text() == "violin"
+        seen.page.press("#search", "Enter")
+        seen.settle()
+        seen.page.fill("#search", "3/3")
+        seen.page.press("#search", "Enter")
+        seen.settle()
+        assert seen.text("#panel h3").startswith("3/3")
+        assert "compiler" in seen.text("#panel")
+        seen.page.fill("#search", "zebra")
+        expect(seen.page.locator("#found")).to_have_text("Nothing found.")
+        assert seen.console == []
+
+
+def test_a_search_dims_what_it_did_not_find(browser: Browser, html: Path) -> None:
+    with visit(browser, html) as seen:
+        before = seen.colour_at(0.3, 0.6)
+        seen.page.fill("#search", "tumor")
+        seen.page.wait_for_selector("#hits button")
+        assert seen.colour_at(0.3, 0.6) != before
+        seen.page.fill("#search", "")
+        seen.page.wait_for_selector("#results", state="hidden")
+        assert seen.colour_at(0.3, 0.6) == before
+
+
+def test_the_colours_are_those_of_the_chosen_task(browser: Browser, html: Path) -> None:
+    with visit(browser, html) as seen:
+        red, _, blue = seen.colour_at(0.3, 0.6)
+        assert blue > red  # medicine falls in the music cluster less often than the corpus
+        seen.page.select_option("#task", label="music")
+        red, _, blue = seen.colour_at(0.3, 0.6)
+        assert red > blue
+        assert "chosen" in (seen.page.locator("#panel tr", has_text="music").get_attribute("class") or "")
+
+
+def test_the_panel_says_terms_counts_shares_and_text(browser: Browser, html: Path) -> None:
+    with visit(browser, html) as seen:
+        seen.page.locator("#treemap").hover(position={"x": 300, "y": 300})
+        said = seen.text("#panel")
+        for expected in ("1/1", "node 5", "orchestra", "violin", "300 windows, 77% of the corpus", "95%", "0.013"):
+            assert expected in said
+        assert "violin" in seen.text("#panel blockquote")
+        seen.page.mouse.move(2, 2)
+        assert seen.text("#panel h3").startswith("1\n") or seen.text("#panel h3").startswith("1 ")
+
+
+def test_a_cluster_of_a_card_is_shown_on_the_map(browser: Browser, html: Path) -> None:
+    with visit(browser, html) as seen:
+        seen.page.locator("button.node", has_text="tumor").first.click()
+        seen.settle()
+        assert seen.text("#panel h3").startswith("0/1")
+        assert seen.page.evaluate("document.activeElement.id") == "treemap"
+
+
+def test_a_finger_selects_first_and_goes_inside_next(browser: Browser, html: Path) -> None:
+    with visit(browser, html, width=400, height=800, has_touch=True, is_mobile=True) as seen:
+        canvas = seen.page.locator("#treemap")
+        box = canvas.bounding_box()
+        assert box
+        x, y = 20.0, box["height"] - 20
+        canvas.tap(position={"x": x, "y": y})
+        assert seen.page.locator("#breadcrumb button").count() == 1
+        assert seen.text("#panel h3").startswith("0")
+        canvas.tap(position={"x": x, "y": y})
+        seen.settle()
+        assert seen.page.locator("#breadcrumb button").count() == 2
+
+
+@pytest.mark.parametrize("width", [320, 360, 768])
+def test_a_narrow_screen_scrolls_in_one_direction_only(browser: Browser, html: Path, width: int) -> None:
+    with visit(browser, html, width=width, height=740) as seen:
+        assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
+        box = seen.page.locator("#treemap").bounding_box()
+        assert box
+        assert 0 < box["width"] <= width
+        seen.page.fill("#search", "fever")
+        seen.page.wait_for_selector("#hits button")
+        assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_dark_light_and_print_have_their_own_colours(browser: Browser, html: Path) -> None:
+    """The corner of the map's border is the ground."""
+    with visit(browser, html, color_scheme="dark") as seen:
+        assert sum(seen.colour_at(0.999, 0.999)) < 120
+        seen.page.emulate_media(color_scheme="light")
+        seen.settle()
+        assert sum(seen.colour_at(0.999, 0.999)) > 600
+        seen.page.emulate_media(color_scheme="dark", media="print")
+        seen.settle()
+        assert sum(seen.colour_at(0.999, 0.999)) > 600
+        assert seen.page.locator(".search").is_hidden()
+        assert len(seen.page.pdf()) > 10_000
+
+
+def test_who_wants_no_motion_gets_none(browser: Browser, html: Path) -> None:
+    with visit(browser, html, reduced_motion="reduce") as seen:
+        seen.page.locator("#treemap").click(position={"x": 60, "y": 100})
+        at_once = seen.pixels()
+        seen.settle()
+        assert seen.pixels() == at_once
+
+
+def test_hostile_text_and_names_stay_text(browser: Browser, tmp_path: Path) -> None:
+    dataset = topic_dataset(tmp_path / "corpus", {0: HOSTILE, 5: f"{HOSTILE} more"}, {0: 6, 5: 8}, tokens=96)
+    tasks = {HOSTILE_NAME: histogram_of(dataset, {0: 1}), "\u202eother": histogram_of(dataset, {5: 1})}
+    html = page.write_page(tmp_path / "page.html", dataset, tasks)
+    with visit(browser, html) as seen:
+        seen.page.fill("#search", "<img")
+        seen.page.wait_for_selector("#hits button")
+        seen.settle()
+        assert (seen.console, seen.dialogs) == ([], [])
+        assert seen.page.locator("img, b").count() == 0
+        assert "<img src=x onerror=alert(1)>" in seen.text("#panel blockquote")
+        assert "\u05e9\u05dc\u05d5\u05dd" in seen.text("#panel blockquote")
+        assert HOSTILE_NAME in seen.page.locator("article h3").first.inner_text()
+        everything = seen.page.evaluate("document.documentElement.textContent")
+        assert {"\u202e", "\u0007"} & set(everything) == set()
+
+
+def test_a_damaged_page_says_so_instead_of_staying_empty(browser: Browser, html: Path, tmp_path: Path) -> None:
+    text = html.read_text(encoding="utf-8")
+    at = text.index('id="payload">') + 200
+    broken = tmp_path / "broken.html"
+    broken.write_text(text[:at] + "AAAA" + text[at + 40 :], encoding="utf-8")
+    context = browser.new_context()
+    try:
+        opened = context.new_page()
+        opened.goto(broken.as_uri())
+        opened.wait_for_selector("#trouble:not([hidden])")
+        assert "The map cannot be shown" in opened.locator("#trouble").inner_text()
+    finally:
+        context.close()
+
+
+def test_without_histograms_the_map_is_still_there(browser: Browser, dataset: Dataset, tmp_path: Path) -> None:
+    html = page.write_page(tmp_path / "page.html", dataset, {})
+    with visit(browser, html) as seen:
+        assert seen.console == []
+        assert seen.page.locator("#task").count() == 0
+        assert "orchestra" in seen.text("#panel")
+
+
+def test_a_quarter_million_leaves_and_seven_dense_tasks_stay_small_and_load(
+    browser: Browser, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    leaves = rng.permutation(64**3)[:255_713]
+    leaves.sort()
+    windows = rng.integers(1, 9, len(leaves))
+    levels = []
+    for level in (1, 2, 3):
+        nodes, row = np.unique(leaves // 64 ** (3 - level), return_inverse=True)
+        sizes = np.bincount(row, weights=windows).astype(np.int64)
+        levels.append(MapLevel(level=level, nodes=nodes.astype(np.uint32), windows=sizes))
+    tasks = []
+    for number in range(7):
+        mass = windows * np.exp(rng.normal(size=len(leaves)))
+        tasks.append(TaskShares(name=f"task {number}", level=3, shares=mass / mass.sum(), missing=0.0))
+    terms = [_made_terms(level, rng) for level in levels]
+    payload = map_payload(levels, tasks, terms, arity=64)
+    html = tmp_path / "large.html"
+    html.write_text(page._document("large", "", {"map": ("Map", page._map_section(tasks))}, payload), encoding="utf-8")
+    assert html.stat().st_size < 20e6
+    with visit(browser, html) as seen:
+        milliseconds = seen.ready_milliseconds()
+        for steps in (2, 3):
+            seen.page.locator("#treemap").click(position={"x": 30, "y": 60})
+            seen.settle()
+            assert seen.page.locator("#breadcrumb button").count() == steps
+        assert seen.text("#panel h3").count("/") == 2
+        assert seen.console == []
+        with capsys.disabled():
+            size = html.stat().st_size / 1e6
+            print(f"\nreport page, 255,713 clusters, 7 dense tasks: {size:.1f} MB, ready after {milliseconds} ms")
+
+
+def _made_terms(level: MapLevel, rng: np.random.Generator) -> NodeTerms:
+    """Words and text of the usual length for up to 12,000 nodes."""
+    nodes = level.nodes[:: -(-len(level.nodes) // 12_000)]
+    words = ["".join(map(chr, rng.integers(97, 123, 8))) for _ in range(5_000)]
+    picked = rng.integers(0, len(words), (len(nodes), 48))
+    count = np.ones(len(nodes), np.int64)
+    return NodeTerms(
+        level=level.level,
+        nodes=nodes,
+        windows_per_node=count,
+        windows_read_per_node=count,
+        terms=[tuple(words[at] for at in row[:8]) for row in picked],
+        texts=[" ".join(words[at] for at in row[8:]) for row in picked],
+        text_windows=count,
+        num_windows_read=len(nodes),
+    )

@@ -1,0 +1,155 @@
+"""Runs as processes: stopped by signals, killed, continued; one process, and two of Composer's launcher."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from crisp_stream.training.train import train
+from tests.support.small_runs import SmallRun, account_of, losses_of, small_run, windows_of
+
+# Every process imports Composer, 10 s of CPU each: minutes on a busy machine.
+pytestmark = pytest.mark.timeout(900)
+
+LONG = ("max_duration=120ba", "save_interval=50ba", "log_interval=1", "mixture.phases.0.until=80ba")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    return small_run(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def whole(done: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Save folder of the long run, uninterrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert train(done.recipe(*LONG, f"save_folder={folder}")).interrupted_at is None
+    return folder
+
+
+class Running:
+    """A `crisp-stream train` that is waited for, line by line."""
+
+    def __init__(self, done: SmallRun, *arguments: str) -> None:
+        command = [sys.executable, "-m", "crisp_stream", "train", str(done.recipe_file), *LONG, *arguments]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        self.process = subprocess.Popen(
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.lines: list[str] = []
+
+    def wait_for_batch(self, batch: int) -> None:
+        """Read until the line of a batch."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if line.startswith(f"batch {batch}/"):
+                return
+        raise AssertionError("".join(self.lines))
+
+    def end(self) -> int:
+        """Read to the end; the exit code."""
+        self.lines += self.process.communicate(timeout=600)[0].splitlines(keepends=True)
+        return self.process.returncode
+
+    @property
+    def text(self) -> str:
+        return "".join(self.lines)
+
+
+def check_stopped_and_continue(done: SmallRun, whole: Path, folder: Path, name: str) -> None:
+    """The account says where it stopped, the checkpoint is there, and continuing gives the uninterrupted run."""
+    record = account_of(folder)
+    batch = record["interrupted_at"]
+    assert record["interrupted_by"] == name
+    assert 5 <= batch < 120
+    assert record["checkpoint"] == str(folder / f"ep0-ba{batch}-rank0.pt")
+    assert losses_of(folder) == losses_of(whole)[:batch]
+    report = train(done.recipe(*LONG, f"save_folder={folder}", "autoresume=true"))
+    assert (report.resumed_at, report.interrupted_at, report.interrupted_by) == (batch, None, None)
+    assert losses_of(folder) == losses_of(whole)
+    assert windows_of(folder) == windows_of(whole)
+    assert (folder / "cluster_losses.csv").read_text() == (whole / "cluster_losses.csv").read_text()
+    for key in ("mixture_error", "repeated_share", "phases"):
+        assert account_of(folder)[key] == account_of(whole)[key]
+
+
+@pytest.mark.parametrize(
+    ("sent", "to_group", "workers", "code"),
+    [
+        (signal.SIGTERM, False, 0, 143),
+        (signal.SIGTERM, True, 2, 143),  # as a batch system does
+        (signal.SIGINT, True, 2, 130),  # as a terminal does
+    ],
+)
+def test_a_signal_ends_a_run_with_a_checkpoint_that_goes_on_bit_for_bit(
+    done: SmallRun, whole: Path, tmp_path: Path, sent: signal.Signals, to_group: bool, workers: int, code: int
+) -> None:
+    folder = tmp_path / "run"
+    running = Running(done, f"save_folder={folder}", f"data.num_workers={workers}")
+    running.wait_for_batch(5)
+    (os.killpg if to_group else os.kill)(running.process.pid, sent)
+    assert running.end() == code, running.text
+    assert f"{sent.name}: stopping after batch" in running.text
+    check_stopped_and_continue(done, whole, folder, sent.name)
+
+
+def rank_pid(launcher: int, rank: int) -> int:
+    """The process of a rank below the launcher."""
+    return next(child.pid for child in psutil.Process(launcher).children() if child.environ().get("RANK") == str(rank))
+
+
+@pytest.mark.parametrize("to", ["launcher", "rank 1"])
+def test_a_signal_to_the_launcher_or_to_one_rank_stops_all_ranks_at_one_batch(
+    done: SmallRun, tmp_path: Path, to: str
+) -> None:
+    folder = tmp_path / "run"
+    running = Running(done, f"save_folder={folder}", "--nproc", "2", "--rank-logs", str(tmp_path / "ranks"))
+    running.wait_for_batch(5)
+    pid = running.process.pid if to == "launcher" else rank_pid(running.process.pid, 1)
+    sent = time.monotonic()
+    os.kill(pid, signal.SIGTERM)
+    assert running.end() == 143, running.text
+    assert time.monotonic() - sent < 25, "killed after the launcher's 30 seconds"
+    record = account_of(folder)
+    assert record["interrupted_by"] == "SIGTERM"
+    assert (folder / f"ep0-ba{record['interrupted_at']}-rank0.pt").is_file()
+    assert len(losses_of(folder)) == record["interrupted_at"]
+    again = Running(done, f"save_folder={folder}", "autoresume=true", "--nproc", "2")
+    assert again.end() == 0, again.text
+    assert account_of(folder)["resumed_at"] == record["interrupted_at"]
+    assert len(losses_of(folder)) == 120
+    assert (tmp_path / "ranks" / "rank1.stdout.txt").is_file()
+
+
+def test_a_process_ends_though_its_loader_still_has_workers() -> None:
+    """As after an error: workers that shield themselves from a batch system still end with their process."""
+    script = (
+        "import torch\n"
+        "from crisp_stream.training.callbacks.graceful_stop import shield_worker\n"
+        "rows = torch.utils.data.TensorDataset(torch.arange(1000))\n"
+        "loader = torch.utils.data.DataLoader(rows, num_workers=2, worker_init_fn=shield_worker)\n"
+        "batches = iter(loader)\n"
+        "print(next(batches)[0].item(), *(worker.pid for worker in batches._workers), flush=True)\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    first, *workers = map(int, done.stdout.split())
+    assert first == 0
+    assert len(workers) == 2
+    assert not any(psutil.pid_exists(worker) for worker in workers)

@@ -1,0 +1,214 @@
+"""Saving to object storage: killed at any moment and continued, few checkpoints kept, refused places found first."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import obstore
+import pytest
+
+from crisp_stream.errors import StorageError
+from crisp_stream.models import gpt as model
+from crisp_stream.models.checkpoint import latest_checkpoint
+from crisp_stream.storage.store import open_store
+from crisp_stream.training.train import train
+from tests.support.seaweed import S3Server
+from tests.support.small_runs import SmallRun, losses_of, small_run, windows_of
+
+# Processes import Composer, 10 s of CPU each: minutes on a busy machine.
+pytestmark = pytest.mark.timeout(900)
+
+LONG = ("max_duration=120ba", "save_interval=10ba", "log_interval=1", "mixture.phases.0.until=80ba")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    return small_run(tmp_path_factory)
+
+
+def fetch(folder: str, target: Path) -> Path:
+    """The CSV files of a run in object storage, as a local folder."""
+    target.mkdir()
+    store = open_store(folder)
+    for name in ("losses.csv", "windows.csv", "cluster_losses.csv", "run.json"):
+        (target / name).write_bytes(store.get(name))
+    return target
+
+
+def checkpoints(folder: str) -> list[str]:
+    """Names of the checkpoints in a folder of any kind, by batch."""
+    names = [name for name, _ in open_store(folder).list() if name.startswith("ep") and name.endswith(".pt")]
+    return sorted(names, key=lambda name: int(name.split("-")[1].removeprefix("ba")))
+
+
+def batches_in(folder: str) -> list[int]:
+    """Their numbers of batches."""
+    return [int(name.split("-")[1].removeprefix("ba")) for name in checkpoints(folder)]
+
+
+def test_a_run_that_is_killed_goes_on_from_object_storage_bit_for_bit(
+    done: SmallRun, s3: S3Server, tmp_path: Path
+) -> None:
+    train(done.recipe(*LONG, f"save_folder={tmp_path}/whole"))
+    folder = s3.fresh_prefix("killed")
+    arguments = [*LONG, f"save_folder={folder}", "autoresume=true", "loggers.file=true", "data.num_workers=1"]
+    command = [sys.executable, "-m", "crisp_stream", "train", str(done.recipe_file), *arguments]
+    for killed_after in (25, 70):
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert process.stderr is not None
+        with process.stderr as lines:
+            seen = []
+            for line in lines:
+                seen.append(line)
+                if line.startswith(f"batch {killed_after}/"):
+                    break
+            else:
+                raise AssertionError("".join(seen))
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(60)
+        latest = latest_checkpoint(folder)
+        assert latest is not None
+        assert latest.rpartition("/")[2] in checkpoints(folder)
+    report = train(done.recipe(*arguments))
+    assert report.resumed_at is not None
+    assert 40 <= report.resumed_at <= 70
+    assert report.checkpoint == latest_checkpoint(folder) == f"{folder}/ep0-ba120-rank0.pt"
+    run = fetch(folder, tmp_path / "run")
+    assert losses_of(run) == losses_of(tmp_path / "whole")
+    assert windows_of(run) == windows_of(tmp_path / "whole")
+    assert (run / "cluster_losses.csv").read_text() == (tmp_path / "whole" / "cluster_losses.csv").read_text()
+    logs = [name for name, _ in open_store(folder).list("logs")]
+    assert len(logs) == 3, "each part has a log, also those that were killed"
+
+
+def test_what_was_uploaded_in_part_or_beyond_the_latest_checkpoint_is_written_again(
+    done: SmallRun, s3: S3Server, tmp_path: Path
+) -> None:
+    folder = s3.fresh_prefix("beyond")
+    store = open_store(folder)
+    store.put_file("ep0-ba8-rank0.pt", done.checkpoint(8))
+    store.put("latest-rank0.pt.symlink", f"{folder.removeprefix('s3://crisp-tests/')}/ep0-ba8-rank0.pt".encode())
+    store.put("ep0-ba12-rank0.pt", b"half a checkpo")
+    train(done.recipe(f"save_folder={folder}", "autoresume=true"))
+    assert store.object_bytes("ep0-ba12-rank0.pt") > 10_000
+    assert losses_of(fetch(folder, tmp_path / "run")) == losses_of(done.save_folder)
+
+
+def test_a_checkpoint_in_object_storage_is_not_written_over_by_accident(done: SmallRun, s3: S3Server) -> None:
+    folder = s3.fresh_prefix("twice")
+    store = open_store(folder)
+    store.put_file("ep0-ba8-rank0.pt", done.checkpoint(8))
+    store.put("ep0-ba12-rank0.pt", b"of another run")
+    with pytest.raises(StorageError, match=r"ep0-ba12-rank0.pt exists already. Add autoresume=true"):
+        train(done.recipe(f"save_folder={folder}", f"load_path={folder}/ep0-ba8-rank0.pt"))
+    assert store.get("ep0-ba12-rank0.pt") == b"of another run"
+
+
+@pytest.mark.parametrize(("keep", "left"), [(-1, [2, 4, 6, 8, 10, 12]), (2, [10, 12]), (0, [12])])
+def test_as_many_checkpoints_are_kept_in_object_storage_as_asked(
+    done: SmallRun, s3: S3Server, keep: int, left: list[int]
+) -> None:
+    folder = s3.fresh_prefix("kept")
+    overrides = [f"save_folder={folder}", f"save_num_checkpoints_to_keep={keep}", "save_interval=2ba"]
+    train(done.recipe(*overrides))
+    assert checkpoints(folder) == [f"ep0-ba{batch}-rank0.pt" for batch in left]
+    assert latest_checkpoint(folder) == f"{folder}/ep0-ba12-rank0.pt"
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_checkpoints_are_also_saved_where_asked_and_count_among_those_that_are_kept(
+    done: SmallRun, tmp_path: Path, place: str, request: pytest.FixtureRequest
+) -> None:
+    def fresh(name: str) -> str:
+        return str(tmp_path / name) if place == "local" else request.getfixturevalue("s3").fresh_prefix(name)
+
+    asked = ["save_interval=6ba", "save_at=[3ba, 1_200tok, 0.75dur]"]  # 256 tokens a batch
+    train(done.recipe(*asked, f"save_folder={(all_of := fresh('all'))}"))
+    assert batches_in(all_of) == [3, 5, 6, 9, 12]
+    train(done.recipe(*asked, f"save_folder={(few := fresh('few'))}", "save_num_checkpoints_to_keep=3"))
+    assert batches_in(few) == [6, 9, 12]
+    again = fresh("again")
+    store, name = open_store(again), "ep0-ba5-rank0.pt"
+    store.put(name, open_store(all_of).get(name))
+    if place == "local":
+        (Path(again) / "latest-rank0.pt").symlink_to(name)
+    else:
+        store.put("latest-rank0.pt.symlink", f"{again.partition('://')[2].partition('/')[2]}/{name}".encode())
+    report = train(done.recipe(*asked, f"save_folder={again}", "autoresume=true"))
+    assert report.resumed_at == 5
+    assert batches_in(again) == [5, 6, 9, 12]
+    assert fetch(again, tmp_path / "csv").joinpath("losses.csv").read_bytes() == open_store(all_of).get("losses.csv")
+
+
+def test_nothing_of_a_run_in_object_storage_stays_on_the_disk(
+    done: SmallRun, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    train(done.recipe(f"save_folder={s3.fresh_prefix('clean')}", "loggers.file=true"))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_place_that_cannot_be_written_is_found_before_a_model_is_built(
+    done: SmallRun, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "build_gpt", None)
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(StorageError, match="file"):
+        train(done.recipe(f"save_folder={tmp_path}/file/run"))
+    with pytest.raises(StorageError, match="s3://no-such-place does not exist"):
+        train(done.recipe("save_folder=s3://no-such-place/run"))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(StorageError, match="the credentials were refused"):
+        train(done.recipe(f"save_folder={s3.fresh_prefix('refused')}"))
+
+
+def test_trying_a_place_leaves_nothing_there(done: SmallRun, s3: S3Server) -> None:
+    from crisp_stream.storage.store import try_folder
+
+    folder = s3.fresh_prefix("tried")
+    try_folder(folder)
+    assert open_store(folder).list() == []
+
+
+@pytest.mark.parametrize("wrong", ["key", "histogram"])
+def test_what_cannot_work_ends_two_processes_with_one_message_and_no_waiting(
+    done: SmallRun, s3: S3Server, tmp_path: Path, wrong: str
+) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    arguments = [f"save_folder={s3.fresh_prefix('refused')}"]
+    if wrong == "key":
+        environment["AWS_SECRET_ACCESS_KEY"] = "wrong"
+        message = "the credentials were refused"
+    else:
+        arguments.append("mixture.phases.1.histogram=nowhere.histogram")
+        message = "nowhere.histogram"
+    command = [sys.executable, "-m", "crisp_stream", "train", str(done.recipe_file), *arguments, "--nproc", "2"]
+    started = time.monotonic()
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert finished.returncode == 2, finished.stdout + finished.stderr
+    assert "error: " in finished.stderr
+    assert message in finished.stderr
+    assert "Traceback" not in finished.stdout + finished.stderr
+    assert time.monotonic() - started < 120
+
+
+def test_reading_back_what_was_uploaded_needs_nothing_of_this_project(done: SmallRun, s3: S3Server) -> None:
+    folder = s3.fresh_prefix("plain")
+    train(done.recipe(f"save_folder={folder}", f"load_path={done.checkpoint(8)}"))
+    store = s3.store()
+    prefix = folder.removeprefix(f"s3://{s3.bucket}/")
+    link = bytes(obstore.get(store, f"{prefix}/latest-rank0.pt.symlink").bytes()).decode()
+    assert link == f"{prefix}/ep0-ba12-rank0.pt"
+    assert obstore.head(store, link)["size"] > 10_000

@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from crisp_stream.errors import CorruptDataError
+from crisp_stream.format.keys import HASH_BITS, window_hashes, window_keys
+from crisp_stream.format.mds import ShardRow, sample_dtype
+from crisp_stream.tree.tree import ClusterTree
+from crisp_stream.writers.engine.tasks import Record, execute
+from crisp_stream.writers.engine.workspace import Workspace
+from crisp_stream.writers.stages import shards
+from crisp_stream.writers.stages.runs import Run, RunTask, group_parts, key_ranges, part_places
+from crisp_stream.writers.stages.shards import ShardSettings, ShardsSummary, ShardsTask, Slice, shard_ends
+from crisp_stream.writers.stages.windows import Part
+from tests.support.seaweed import S3Server
+from tests.support.synthetic import DIM, synthetic_tokens, synthetic_tree
+from tests.support.written_dataset import files_below
+
+WINDOWS_PER_PART = [40, 0, 33, 57, 1]
+WINDOW_TOKENS = 16
+
+
+def make_parts(workspace: Workspace) -> tuple[list[Part], NDArray[Any]]:
+    """Parts with random embeddings; and all tokens [131, 16], the first four of which tell the window."""
+    rng = np.random.default_rng(1)
+    tokens = synthetic_tokens(sum(WINDOWS_PER_PART), WINDOW_TOKENS)
+    parts, first = [], 0
+    for number, count in enumerate(WINDOWS_PER_PART):
+        part = Part(
+            number=number,
+            num_windows=count,
+            windows_key=f"windows/{number:06d}",
+            embeddings_key=f"embeddings/{number:06d}",
+            fingerprint=f"{number}",
+        )
+        workspace.save_array(f"{part.windows_key}.tokens.npy", tokens[first : first + count])
+        workspace.save_array(f"{part.windows_key}.places.npy", np.arange(count, dtype=np.uint32))
+        workspace.save_array(f"{part.embeddings_key}.embeddings.npy", rng.normal(size=(count, DIM)).astype(np.float16))
+        parts.append(part)
+        first += count
+    return parts, tokens
+
+
+def sorted_runs(workspace: Workspace, tree: ClusterTree, *, run_windows: int) -> tuple[Run, ...]:
+    """All parts in sorted runs."""
+    for name, content in tree.to_files().items():
+        workspace.write(f"tree/{name}", content)
+    parts, _ = make_parts(workspace)
+    runs = []
+    groups = group_parts(parts, WINDOW_TOKENS * 2, run_bytes=run_windows * WINDOW_TOKENS * 2)
+    for number, members in enumerate(groups):
+        task = RunTask(workspace=workspace, number=number, inputs=(), parts=members, tree="tree", seed=7)
+        record = execute(task)
+        assert record["num_units"] == record["offsets"][-1] == sum(part.num_windows for part in members)
+        runs.append(Run(key=task.key, offsets=tuple(record["offsets"])))
+    return tuple(runs)
+
+
+def sort_and_write(
+    work: Path | str,
+    tree: ClusterTree,
+    *,
+    memory_windows: int,
+    run_windows: int = 60,
+    shard_level: int = 1,
+    root: str | None = None,
+) -> list[Record]:
+    """The records of all level-1 nodes; their shards stand below `root`, or in `staged`."""
+    workspace = Workspace(work)
+    runs = sorted_runs(workspace, tree, run_windows=run_windows)
+    leaves_per_node = tree.arity ** (tree.depth - 1)
+    settings = ShardSettings(
+        root=root or str(Path(work) / "staged"),
+        window_tokens=WINDOW_TOKENS,
+        token_dtype="uint16",
+        shard_bytes=900,
+        leaves_per_shard_node=tree.arity ** (tree.depth - shard_level),
+    )
+    return [
+        execute(
+            ShardsTask(
+                workspace=workspace,
+                number=node,
+                inputs=(),
+                first_leaf=node * leaves_per_node,
+                end_leaf=(node + 1) * leaves_per_node,
+                runs=runs,
+                shards=settings,
+                memory_bytes=memory_windows * WINDOW_TOKENS * 2,
+            )
+        )
+        for node in range(tree.arity)
+    ]
+
+
+def rows_of(records: list[Record]) -> list[ShardRow]:
+    return ShardsSummary.of(records).rows
+
+
+def read_back(root: Path, records: list[Record]) -> NDArray[Any]:
+    dtype = sample_dtype(WINDOW_TOKENS, "uint16")
+    contents = [((root / row.path).read_bytes(), row.first_sample_offset) for row in rows_of(records)]
+    return np.concatenate([np.frombuffer(content, dtype, offset=offset) for content, offset in contents])
+
+
+def test_windows_are_sorted_by_leaf_and_stand_in_hash_order_inside_a_leaf(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    parts, tokens = make_parts(workspace)
+    tree = synthetic_tree(arity=4, depth=2)
+    records = sort_and_write(tmp_path, tree, memory_windows=10_000)
+    samples = read_back(tmp_path / "staged", records)
+    places = np.concatenate(
+        [part_places(n, np.arange(count, dtype=np.uint32)) for n, count in enumerate(WINDOWS_PER_PART)]
+    )
+    embeddings = [workspace.load_array(f"{part.embeddings_key}.embeddings.npy") for part in parts]
+    leaves = np.concatenate([tree.assign(part) for part in embeddings])
+    expected = np.lexsort((window_hashes(places, 7), leaves))
+    np.testing.assert_array_equal(expected, np.argsort(window_keys(leaves, places, 7)))
+    np.testing.assert_array_equal(samples["tokens"], tokens[expected])
+    np.testing.assert_array_equal(samples["cluster"], leaves[expected])
+    summary = ShardsSummary.of(records)
+    np.testing.assert_array_equal(np.repeat(summary.leaves, summary.windows_per_leaf), leaves[expected])
+    assert all(row.shard_bytes <= 900 for row in summary.rows)
+    files = sorted((tmp_path / "staged" / "provenance").rglob("*.npy"))
+    stored = np.concatenate([np.load(path) for path in files])
+    np.testing.assert_array_equal(stored, places[expected])
+    assert len(files) == len(summary.rows)
+
+
+@pytest.mark.parametrize(("memory_windows", "run_windows"), [(1, 60), (7, 1), (31, 1000)])
+def test_a_small_memory_budget_gives_the_bytes_of_a_large_one(
+    tmp_path: Path, memory_windows: int, run_windows: int
+) -> None:
+    tree = synthetic_tree(arity=2, depth=1)  # two huge leaves, cut by hash
+    outcomes = []
+    for name, memory, run in (("large", 10_000, 60), ("small", memory_windows, run_windows)):
+        sort_and_write(tmp_path / name, tree, memory_windows=memory, run_windows=run)
+        outcomes.append(files_below(tmp_path / name / "staged"))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_shards_end_at_the_nodes_of_a_level_and_hold_the_same_windows(tmp_path: Path) -> None:
+    tree = synthetic_tree(arity=4, depth=2)
+    samples, rows, staged = {}, {}, {}
+    for name, level, memory in (("1", 1, 50), ("2", 2, 50), ("2 again", 2, 3)):
+        records = sort_and_write(tmp_path / name, tree, memory_windows=memory, shard_level=level)
+        samples[name] = read_back(tmp_path / name / "staged", records)
+        rows[name] = [row.num_windows for row in rows_of(records)]
+        staged[name] = files_below(tmp_path / name / "staged")
+    assert samples["1"].tobytes() == samples["2"].tobytes()
+    assert staged["2"] == staged["2 again"]
+    assert len(rows["2"]) > len(rows["1"])
+    borders = np.flatnonzero(np.diff(samples["2"]["cluster"].astype(int))) + 1
+    assert set(borders) <= set(np.cumsum(rows["2"]))
+    full, leaf_windows = max(rows["1"]), np.diff(np.array([0, *borders, len(samples["2"])]))
+    assert len(rows["2"]) == sum(-(-windows // full) for windows in leaf_windows)
+
+
+@given(st.lists(st.integers(0, 4), max_size=60), st.integers(1, 7))
+def test_shards_cross_no_node_and_are_full_elsewhere(nodes: list[int], windows_per_shard: int) -> None:
+    ordered = np.sort(np.array(nodes, np.uint32))
+    ends = shard_ends(ordered, windows_per_shard)
+    pieces = np.split(ordered, ends)
+    for number, piece in enumerate(pieces[:-1]):
+        assert len(set(piece.tolist())) == 1
+        following = ordered[ends[number] :]
+        assert len(piece) == windows_per_shard or (len(following) and following[0] != piece[0])
+        assert len(piece) <= windows_per_shard
+    assert len(pieces[-1]) < windows_per_shard
+    assert len(set(pieces[-1].tolist())) <= 1
+
+
+def test_a_node_that_was_interrupted_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = synthetic_tree(arity=4, depth=2)
+    sort_and_write(tmp_path / "whole", tree, memory_windows=20)
+    original, calls = shards.write_shard, []
+
+    def fail_at_third(*arguments: object, **named: object) -> object:
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(*arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shards, "write_shard", fail_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        sort_and_write(tmp_path / "broken", tree, memory_windows=20)
+    sort_and_write(tmp_path / "broken", tree, memory_windows=20)
+    assert files_below(tmp_path / "broken" / "staged") == files_below(tmp_path / "whole" / "staged")
+
+
+def test_runs_and_shards_of_an_object_store_have_the_bytes_of_local_ones(s3: S3Server, tmp_path: Path) -> None:
+    from crisp_stream.storage.store import open_store
+
+    tree = synthetic_tree(arity=4, depth=2)
+    sort_and_write(tmp_path, tree, memory_windows=20)
+    root = s3.fresh_prefix("root")
+    sort_and_write(s3.fresh_prefix("work"), tree, memory_windows=7, root=root)
+    store = open_store(root)
+    assert {path: store.get(path) for path, _ in store.list()} == files_below(tmp_path / "staged")
+
+
+def test_windows_that_are_taken_over_damaged_are_refused() -> None:
+    tokens = synthetic_tokens(6, WINDOW_TOKENS)
+    keys = np.arange(6, dtype=np.uint64) << np.uint64(HASH_BITS)
+    places = part_places(0, np.arange(6, dtype=np.uint32))
+    settings = ShardSettings(
+        root="r", window_tokens=WINDOW_TOKENS, token_dtype="uint16", shard_bytes=900, leaves_per_shard_node=1
+    )
+    good = shards._gather([Slice(keys=keys, tokens=tokens, places=places)], [(0, 6)], None)
+    assert shards._Samples.none(settings).then(good) is good
+    stored = good.samples["checksum"].copy()
+    taken = Slice(keys=keys, tokens=tokens, places=places, checksums=stored)
+    shards._gather([taken], [(0, 6)], "old")
+    stored[4] ^= 1
+    with pytest.raises(CorruptDataError, match="old: a window of cluster 0 does not match its checksum"):
+        shards._gather([taken], [(0, 6)], "old")
+
+
+def test_hashes_are_uniform_distinct_and_depend_on_part_and_seed() -> None:
+    places = np.arange(20_000, dtype=np.uint32)
+    hashes = window_hashes(part_places(3, places), 0)
+    assert len(np.unique(hashes)) == 20_000
+    assert int(hashes.max()) < 1 << HASH_BITS
+    counts = np.bincount((hashes >> np.uint64(HASH_BITS - 4)).astype(int), minlength=16)
+    assert ((counts - 1250) ** 2 / 1250).sum() < 37.7  # chi-square, 15 degrees of freedom, p = 0.001
+    assert not np.isin(hashes, window_hashes(part_places(4, places), 0)).any()
+    assert (hashes != window_hashes(part_places(3, places), 1)).all()
+
+
+@given(
+    st.lists(st.lists(st.integers(0, (1 << 64) - 1) | st.integers(0, 20), max_size=30), min_size=1, max_size=4),
+    st.integers(1, 9),
+)
+def test_key_ranges_cover_every_key_once_and_fit_the_budget(keys: list[list[int]], budget: int) -> None:
+    runs = [np.sort(np.array(run, np.uint64)) for run in keys]
+    positions = [0] * len(runs)
+    for slices in key_ranges(runs, 0, 1 << 64, budget):
+        taken = np.concatenate([run[start:stop] for run, (start, stop) in zip(runs, slices, strict=True)])
+        assert len(taken) > 0
+        assert len(taken) <= budget or len(np.unique(taken)) == 1
+        assert [start for start, _ in slices] == positions
+        positions = [stop for _, stop in slices]
+    assert positions == [len(run) for run in runs]
+
+
+def test_the_last_leaf_of_the_largest_tree_has_a_key() -> None:
+    keys = np.array([((1 << 24) - 1) << HASH_BITS, (1 << 64) - 1], np.uint64)
+    assert list(key_ranges([keys], ((1 << 24) - 1) << HASH_BITS, 1 << 64, 10)) == [[(0, 2)]]
+
+
+def test_parts_are_grouped_in_order_and_empty_ones_left_out() -> None:
+    def grouped(windows_per_part: list[int], run_bytes: int) -> list[tuple[int, ...]]:
+        parts = [
+            Part(number=number, num_windows=count, windows_key="", embeddings_key="", fingerprint="")
+            for number, count in enumerate(windows_per_part)
+        ]
+        return [tuple(part.number for part in group) for group in group_parts(parts, 2, run_bytes=run_bytes)]
+
+    assert grouped([10, 0, 10, 30, 5, 5], 40) == [(0, 2), (3,), (4, 5)]
+    assert grouped([0, 0], 40) == []
