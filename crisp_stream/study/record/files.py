@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -11,10 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from crisp_stream.errors import FormatError
-from crisp_stream.format.parquet import numbers, read_parquet
+from crisp_stream.format.parquet import numbers, parquet_bytes, read_parquet
 
 if TYPE_CHECKING:
     from crisp_stream.study.record.values import Judgement
@@ -45,9 +43,7 @@ def judgements_parquet(judgements: Iterable[Judgement]) -> bytes:
     )
     texts = [name for name, kind in _COLUMNS.items() if kind == pa.string()]
     options: dict[str, Any] = {"use_dictionary": texts, "use_byte_stream_split": ["values.list.element"]}
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", compression_level=19, **options)
-    return sink.getvalue()
+    return parquet_bytes(table, compression_level=19, **options)
 
 
 def judgements_of_parquet(content: bytes, *, place: str, most: int) -> list[dict[str, Any]]:
