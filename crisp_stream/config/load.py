@@ -21,7 +21,17 @@ from crisp_stream.config.files import compose
 from crisp_stream.config.recipe import Recipe
 from crisp_stream.config.sections import SELECTION_SUFFIX
 from crisp_stream.errors import RecipeError
-from crisp_stream.typed import build, kind_of
+from crisp_stream.typed import Builder, kind_of
+
+_BUILDER = Builder(
+    error=RecipeError,
+    key_noun="recipe key",
+    missing_remedies={  # of keys that only some of the packaged recipes have
+        "mixture": "Add a method behind the size, such as base or crisp: crisp-stream train gpt-1.3b crisp",
+        "model": "Name a size before the method, such as demo or gpt-350m: crisp-stream train gpt-350m crisp",
+    },
+    lenient=True,
+)
 
 
 def load_recipe(names: str | Path | Sequence[str | Path], overrides: Sequence[str] = ()) -> Recipe:
@@ -39,7 +49,7 @@ def load_recipe(names: str | Path | Sequence[str | Path], overrides: Sequence[st
     for override in overrides:
         _apply_override(tree, override)
     try:
-        return build(Recipe, tree)
+        return _BUILDER.build(Recipe, tree)
     except RecipeError as error:
         raise RecipeError(f"{origin}: {error}") from error
 

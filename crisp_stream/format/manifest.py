@@ -7,10 +7,11 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from crisp_stream.errors import FormatError
 from crisp_stream.format.mds import TokenDtype, sample_dtype
+from crisp_stream.typed import Builder
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -25,6 +26,12 @@ SOURCES = "provenance/sources.parquet"
 TABLES = "provenance/tables.parquet"
 DROPPED = "provenance/dropped.parquet"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_BUILDER = Builder(
+    error=FormatError,
+    key_noun=f"key of format version {FORMAT_VERSION}",
+    place=MANIFEST,
+    remedy="The file is damaged; write the dataset again.",
+)
 Packing = Literal["joined", "document"]
 Reads = Literal["first", "all"]
 
@@ -67,7 +74,7 @@ class EncoderRecord:
     """How token vectors become one vector, such as mean."""
     dim: int
     """Width of an embedding."""
-    reads: Reads = field(default="first", metadata={"optional": True})
+    reads: Reads = "first"
     """first: max_length word pieces. all: the mean over the whole window, read in stretches of max_length."""
 
 
@@ -103,9 +110,9 @@ class Manifest:
     """sha256 over the tree's shape and centroids."""
     tokenizer: TokenizerRecord
     encoder: EncoderRecord
-    generation: int = field(default=0, metadata={"optional": True})
+    generation: int = 0
     """How often the dataset has grown; its tables have names of their own, see `generation_path`."""
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict, metadata={"required": True})
     """Where the windows came from and what was dropped; not part of the fingerprint."""
 
     def __post_init__(self) -> None:
@@ -157,30 +164,7 @@ class Manifest:
                 f"{MANIFEST}: format_version {version} is newer than this reader ({FORMAT_VERSION}). "
                 "Upgrade crisp-stream."
             )
-        record["tokenizer"] = _typed(TokenizerRecord, record.get("tokenizer"), "tokenizer.")
-        record["encoder"] = _typed(EncoderRecord, record.get("encoder"), "encoder.")
-        return cast(Manifest, _typed(cls, record, ""))
-
-
-_TYPE_BY_ANNOTATION = {"int": int, "str": str, "TokenDtype": str, "Packing": str, "Reads": str, "dict[str, Any]": dict}
-
-
-def _typed(record_type: Any, record: Any, prefix: str) -> Any:
-    if not isinstance(record, dict):
-        raise FormatError(f"{MANIFEST}: {prefix.rstrip('.')} must be an object, got {type(record).__name__}.")
-    fields = {f.name: f for f in dataclasses.fields(record_type)}
-    for name in sorted(record.keys() - fields.keys()):
-        raise FormatError(f"{MANIFEST}: {prefix}{name} is not a key of format version {FORMAT_VERSION}.")
-    for name, entry in fields.items():
-        if name not in record:
-            if entry.metadata.get("optional"):
-                continue
-            raise FormatError(f"{MANIFEST}: {prefix}{name} is missing. The file is damaged; write the dataset again.")
-        expected = _TYPE_BY_ANNOTATION.get(str(entry.type))
-        got = record[name]
-        if expected is not None and (not isinstance(got, expected) or isinstance(got, bool)):
-            raise FormatError(f"{MANIFEST}: {prefix}{name} must be {expected.__name__}, got {got!r}.")
-    return record_type(**record)
+        return _BUILDER.build(cls, record)
 
 
 def _check_manifest(manifest: Manifest) -> None:

@@ -20,7 +20,7 @@ from crisp_stream.config.load import load_recipe
 from crisp_stream.config.recipe import Recipe
 from crisp_stream.errors import InputError, RecipeError
 from crisp_stream.selection.doge.domain_weights import Update
-from crisp_stream.typed import build
+from crisp_stream.typed import Builder
 
 Kind = Literal["base", "crisp", "multitask", "classifier", "nearest", "dsir", "doge", "only-specialist"]
 """How a method finds what to train on."""
@@ -33,6 +33,7 @@ _BY_SHARE = ("classifier", "nearest", "dsir")
 _BY_LEVEL = ("crisp", "multitask", "doge")
 _ALL = ("base", "multitask")
 """One model for all specialists."""
+_BUILDER = Builder(error=InputError, key_noun="study key", lenient=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,10 +228,8 @@ def load_study(path: str | Path) -> StudySettings:
     try:
         if isinstance(methods, dict):
             tree["methods"] = {name: _with_kind(str(name), method) for name, method in methods.items()}
-        return build(StudySettings, tree)
-    except RecipeError as error:
-        raise InputError(f"{path}: {str(error).replace('recipe key', 'study key')}") from error
-    except InputError as error:
+        return _BUILDER.build(StudySettings, tree)
+    except (InputError, RecipeError) as error:
         raise InputError(f"{path}: {error}") from error
 
 

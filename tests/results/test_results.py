@@ -101,7 +101,7 @@ def test_what_is_no_file_of_results_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="its examples are not those it says"):
         load_results(bad)
     pq.write_table(table.drop_columns(["tokens"]), bad)
-    with pytest.raises(FormatError, match="not a file of results, or damaged .*tokens"):
+    with pytest.raises(FormatError, match=r"not a file of results, or damaged .*tokens"):
         load_results(bad)
     metadata = {
         key: value.replace(b'"results_version": 1', b'"results_version": 2')

@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from crisp_stream.errors import FormatError, InputError
 from crisp_stream.storage.store import open_store
-from crisp_stream.study.record.files import judgements_of_parquet, judgements_parquet, made
+from crisp_stream.study.record.files import judgements_of_parquet, judgements_parquet
 from crisp_stream.study.record.values import (
     STUDY_VERSION,
     Judgement,
@@ -31,12 +31,7 @@ from crisp_stream.study.record.values import (
     StudySpecialist,
     StudyWeights,
 )
-
-if TYPE_CHECKING:
-    from crisp_stream.study.record.values import StudyModel
-
-    pass
-
+from crisp_stream.typed import Builder
 
 STUDY, RESULTS = "study.json", "results.parquet"
 """The two files of a record."""
@@ -144,8 +139,13 @@ class StudyResults:
                 f"{place}: study_version {version} is not that of this reader ({STUDY_VERSION}). Upgrade crisp-stream."
             )
         rows = judgements_of_parquet(store.get(RESULTS), place=f"{str(folder).rstrip('/')}/{RESULTS}", most=MAX_ROWS)
+        builder = Builder(
+            error=FormatError,
+            place=place,
+            remedy="Run the study again, or upgrade crisp-stream.",
+        )
         try:
-            return made(cls, facts, place=place, given={"judgements": tuple(Judgement(**row) for row in rows)})
+            return builder.build(cls, facts, others={"judgements": tuple(Judgement(**row) for row in rows)})
         except InputError as error:
             raise FormatError(f"{place}: {error}") from error
 
