@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from crisp_stream.config.durations import check_time
 from crisp_stream.errors import RecipeError
 
 _BYTES = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]?)b?")
@@ -14,6 +15,18 @@ SELECTION_SUFFIX = ".windows.parquet"
 
 Restart = Literal["optimizer", "schedule", "data"]
 """A part of a checkpoint besides its weights."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise RecipeError where a condition does not hold."""
+    if not condition:
+        raise RecipeError(message)
+
+
+def require_above_zero(prefix: str = "", **values: float | None) -> None:
+    """Raise RecipeError about a value that is 0 or less; `prefix` stands before its key in the message."""
+    for key, value in values.items():
+        require(value is None or value > 0, f"`{prefix}{key}` must be above 0; got {value}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +53,10 @@ class DataRecipe:
 
     lookahead: int = 4096
     """Windows that each process plans, and fetches from a remote root, before they are used."""
+
+    def __post_init__(self) -> None:
+        require_above_zero("data.", timeout=self.timeout, lookahead=self.lookahead, cache_limit=self.cache_limit_bytes)
+        require(self.num_workers >= 0, f"`data.num_workers` must be 0 or more; got {self.num_workers}.")
 
     @property
     def cache_limit_bytes(self) -> int | None:
@@ -81,8 +98,34 @@ class PhaseRecipe:
 
     @property
     def source(self) -> str | tuple[str, ...]:
-        """What is drawn by: `histogram`, or `windows`."""
+        """The mixture: `histogram`, or `windows`."""
         return CHECKPOINT if self.histogram == CHECKPOINT else self.windows or self.histogram or ()
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """`source` as a list of names."""
+        return (self.source,) if isinstance(self.source, str) else self.source
+
+    def check(self, key: str) -> None:
+        """Check the phase by itself. Raises RecipeError, with `key` as the phase's place in the recipe."""
+        require(
+            self.windows is None or self.histogram in (None, CHECKPOINT),
+            f"`{key}` has both `histogram` and `windows`, and needs one of them. Drop the other: {key}.histogram=null",
+        )
+        require(
+            self.sources != () and "" not in self.sources,
+            f"`{key}.histogram` names no histogram, nor `{key}.windows` a selection.",
+        )
+        require(
+            self.max_repeats is None or 0 < self.max_repeats < float("inf"),
+            f"`{key}.max_repeats` must be above 0; got {self.max_repeats}.",
+        )
+        require(
+            self.max_repeats is not None or self.on_excess == "error",
+            f"`{key}.on_excess` is cap, but there is no `{key}.max_repeats` to cap at.",
+        )
+        if self.until is not None:
+            check_time(f"{key}.until", self.until, may_be_zero=True, share="0.9dur")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +138,11 @@ class MixtureRecipe:
     draw: Literal["systematic", "multinomial"] = "systematic"
     """`systematic` follows the asked proportions as closely as whole windows allow; `multinomial` draws independently,
     as Algorithm 1 of the CRISP paper is written."""
+
+    def __post_init__(self) -> None:
+        require(len(self.phases) > 0, "`mixture.phases` must hold at least one phase.")
+        for index, phase in enumerate(self.phases):
+            phase.check(f"mixture.phases.{index}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +167,20 @@ class ModelRecipe:
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory for about a third more compute."""
 
+    def __post_init__(self) -> None:
+        require_above_zero(
+            "model.",
+            n_embd=self.n_embd,
+            n_layer=self.n_layer,
+            n_head=self.n_head,
+            n_positions=self.n_positions,
+        )
+        require(0 <= self.dropout < 1, f"`model.dropout` must lie in [0, 1); got {self.dropout}.")
+        require(
+            self.n_embd % self.n_head == 0,
+            f"`model.n_head` must divide `model.n_embd`; {self.n_head} does not divide {self.n_embd}.",
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerRecipe:
@@ -136,6 +198,12 @@ class OptimizerRecipe:
     weight_decay: float = 0.1
     """On weight matrices and embeddings; biases and layer norms are left alone. Default: Brown et al. (2020)."""
 
+    def __post_init__(self) -> None:
+        require_above_zero("optimizer.", lr=self.lr, eps=self.eps)
+        require(self.weight_decay >= 0, f"`optimizer.weight_decay` must be 0 or more; got {self.weight_decay}.")
+        betas_fit = all(0 <= beta < 1 for beta in self.betas)
+        require(betas_fit, f"`optimizer.betas` must lie in [0, 1); got {self.betas}.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerRecipe:
@@ -146,6 +214,10 @@ class SchedulerRecipe:
 
     alpha_f: float = 0.1
     """Final learning rate as a share of `optimizer.lr`. Default: 10 %, as in Brown et al. (2020)."""
+
+    def __post_init__(self) -> None:
+        check_time("scheduler.t_warmup", self.t_warmup, may_be_zero=True)
+        require(0 <= self.alpha_f <= 1, f"`scheduler.alpha_f` must lie in [0, 1]; got {self.alpha_f}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +263,13 @@ class EvalRecipe:
 
     question_limit: int | None = 500
     """Most questions of each set, chosen at random and the same in all runs. Nothing: all."""
+
+    def __post_init__(self) -> None:
+        require_above_zero("eval.", limit=self.limit, question_limit=self.question_limit)
+        require(
+            bool(self.inputs) or bool(self.questions),
+            "`eval` needs `eval.inputs` (held-out text) or `eval.questions`; there is neither.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
