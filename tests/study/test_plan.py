@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from crisp_stream.errors import InputError
-from crisp_stream.study.jobs.digests import fingerprint_of
 from crisp_stream.study.jobs.job import Done, Job
 from crisp_stream.study.jobs.plan import StudyPlan
+from crisp_stream.study.jobs.plan_jobs import fingerprint_of
 from crisp_stream.study.settings import load_study
 from tests.support.synthetic import write_synthetic_dataset
 from tests.support.written_study import METHODS, small_study, write_study, write_texts

@@ -6,13 +6,13 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from crisp_stream.errors import InputError
+from crisp_stream.storage.store import is_remote, local_path
 from crisp_stream.study.jobs import datasets, selections, texts
-from crisp_stream.study.jobs.digests import digest_of, fingerprint_of
 from crisp_stream.study.jobs.job import Job, job_folder
 from crisp_stream.study.settings import TEXT_FOLDER, MethodSettings, StudySettings, with_candidate
 
@@ -290,3 +290,40 @@ def _plain(value: Any) -> Any:
         tree.get("data", {}).pop("local", None)
         return tree
     return value
+
+
+def digest_of(inputs: Sequence[str]) -> str:
+    """Digest the files behind inputs: the content of local ones, address and version of others.
+
+    Raises:
+        InputError: an input that matches nothing. StorageError: the storage cannot be listed.
+    """
+    from crisp_stream.writers.documents.drops import DropCounts
+    from crisp_stream.writers.documents.inputs import DocumentSettings
+    from crisp_stream.writers.documents.listing import list_input_files
+
+    digest = hashlib.sha256()
+    for file in list_input_files(inputs, DocumentSettings(), DropCounts()):
+        local = not is_remote(file.url) and local_path(file.url).is_file()
+        content = _content_digest(file.url, file.num_bytes, file.version) if local else f"{file.url} {file.version}"
+        digest.update(f"{content} {file.shard}\n".encode())
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=64)
+def fingerprint_of(root: str) -> str:
+    """Fingerprint of the dataset at a root, as it was when this process first read it.
+
+    Raises:
+        FormatError: there is none. StorageError: the storage refused or failed.
+    """
+    from crisp_stream.format.dataset import open_dataset
+
+    return open_dataset(root).manifest.fingerprint
+
+
+@lru_cache(maxsize=1024)
+def _content_digest(path: str, num_bytes: int, version: str) -> str:
+    """Digest a file. Size and version are keys of the cache: a file that changed is read again."""
+    with local_path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
