@@ -159,5 +159,5 @@ def test_text_is_fetched_first_where_the_study_says_so_and_no_folder_is_given(tm
     fetched = plan_of(tmp_path, None, fetch="small")({})
     assert [job.name for job in fetched] == ["text"]
     assert "text" not in {job.name for job in plan_of(tmp_path, texts, fetch="small")({})}
-    with pytest.raises(InputError, match=r"\{text\} is the folder of --text, which is not given"):
+    with pytest.raises(InputError, match=r"\{text\} is the folder of --text, which is missing"):
         plan_of(tmp_path, None)({})

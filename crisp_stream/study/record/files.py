@@ -25,11 +25,11 @@ _COLUMNS = {
     "fingerprint": pa.string(),
 }
 _FIELDS = {"set": "set_name"}
-"""Where a column is not called as the field."""
+"""Field of a column where the names differ."""
 
 
 def judgements_parquet(judgements: Iterable[Judgement]) -> bytes:
-    """A row per model and set. Bytes of floats are split by place, which stores a loss in 2.8 bytes."""
+    """Write a row per model and set. Bytes of floats are split by place, which stores a loss in 2.8 bytes."""
     rows = list(judgements)
     columns = {name: [getattr(row, _FIELDS.get(name, name)) for row in rows] for name in _COLUMNS}
     table = pa.table(
@@ -42,7 +42,7 @@ def judgements_parquet(judgements: Iterable[Judgement]) -> bytes:
 
 
 def judgements_of_parquet(content: bytes, *, place: str, most: int) -> list[dict[str, Any]]:
-    """Fields of each row. Raises FormatError: not such a table, or more than `most` rows."""
+    """Read the fields of each row. Raises FormatError: not such a table, or more than `most` rows."""
     try:
         table = read_parquet(content, max_rows=most)
         missing = [name for name in _COLUMNS if name not in table.column_names]
@@ -55,11 +55,11 @@ def judgements_of_parquet(content: bytes, *, place: str, most: int) -> list[dict
         rows = table.drop_columns(["values"]).to_pylist()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise error if isinstance(error, FormatError) else _unreadable(place, error) from error
-    found: list[dict[str, Any]] = []
-    for row, own in zip(rows, values, strict=True):
+    records: list[dict[str, Any]] = []
+    for row, figures in zip(rows, values, strict=True):
         fields = {_FIELDS.get(str(name), str(name)): value for name, value in row.items()}
-        found.append({**fields, "values": np.array(own)})
-    return found
+        records.append({**fields, "values": np.array(figures)})
+    return records
 
 
 def _unreadable(place: str, error: Exception) -> FormatError:
