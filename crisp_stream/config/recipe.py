@@ -45,7 +45,7 @@ class Recipe:
     optimizer: OptimizerRecipe
 
     seed: int = 17
-    """Of the initial weights, of dropout and of the sample order."""
+    """Seed of the initial weights, of dropout and of the sample order."""
 
     scheduler: SchedulerRecipe = field(default_factory=SchedulerRecipe)
 
@@ -56,13 +56,13 @@ class Recipe:
     """Most windows per forward pass on a device; the rest is gradient accumulation. Nothing: a rank's whole batch."""
 
     precision: Literal["fp32", "amp_bf16", "amp_fp16"] = "fp32"
-    """As Composer names them. A CPU needs `fp32`."""
+    """Precision, as Composer names them. A CPU needs `fp32`."""
 
     save_folder: str | None = None
-    """Where checkpoints, `run.json` and `losses.csv` go: a folder or an s3:// URL. Nothing: nothing is saved."""
+    """Folder of checkpoints, `run.json` and `losses.csv`: a folder or an s3:// URL. Nothing: nothing is saved."""
 
     save_interval: str = "1dur"
-    """Between checkpoints: `1000ba`, `…tok`, or a share of the run (`0.1dur`). The last step is always saved."""
+    """Time between checkpoints: `1000ba`, `…tok`, or a share of the run (`0.1dur`). The last step is always saved."""
 
     save_at: tuple[str, ...] = ()
     """Further checkpoints, where fine-tuning or continued pretraining is to begin: `360ba`, `…tok`, `0.9dur` each,
@@ -79,8 +79,8 @@ class Recipe:
     learning rate and other keys of `optimizer` and `scheduler` are always those of the recipe."""
 
     load_restart: tuple[Restart, ...] = ()
-    """What starts afresh: `optimizer` (its moments), `schedule` (learning rate and step count; with it `max_duration`
-    and `until` count from the checkpoint), `data` (the order of samples; needed for another dataset)."""
+    """Parts that start afresh: `optimizer` (its moments), `schedule` (learning rate and step count; with it
+    `max_duration` and `until` count from the checkpoint), `data` (the order of samples; needed for another dataset)."""
 
     load_weights_only: bool = False
     """True: as `load_restart` of all three."""
@@ -100,7 +100,7 @@ class Recipe:
     """Held-out text and questions to measure during the run."""
 
     eval_interval: str | None = None
-    """Between two measurements: `100ba`, `…tok`, or a share of the run (`0.1dur`). Needs `eval`."""
+    """Time between two measurements: `100ba`, `…tok`, or a share of the run (`0.1dur`). Needs `eval`."""
 
     fsdp: FSDPRecipe | None = None
     """Shard the model over the ranks. Nothing: plain data parallelism."""
@@ -113,7 +113,7 @@ class Recipe:
 
     @property
     def restarts(self) -> frozenset[Restart]:
-        """What of a checkpoint at `load_path` starts afresh."""
+        """Parts of a checkpoint at `load_path` that start afresh."""
         return frozenset(("optimizer", "schedule", "data") if self.load_weights_only else self.load_restart)
 
     @property

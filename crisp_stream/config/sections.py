@@ -31,13 +31,13 @@ def require_above_zero(prefix: str = "", **values: float | None) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class DataRecipe:
-    """Where the dataset is and how each process reads it."""
+    """Place of the dataset, and the way each process reads it."""
 
     remote: str
     """Root of a dataset written by `crisp-stream write`: a folder, or s3:// gs:// az:// https://."""
 
     generation: int | None = None
-    """Of a dataset that has grown, by `crisp-stream append`. Nothing: the newest; a run of an older one names it."""
+    """Generation of a dataset that has grown by `crisp-stream append`. Nothing: the newest."""
 
     local: str | None = None
     """Folder of this node's cache of a remote dataset. Local datasets are read in place."""
@@ -78,7 +78,7 @@ class PhaseRecipe:
     """One stretch of the run with one mixture."""
 
     histogram: str | tuple[str, ...] | None = None
-    """`base` (the dataset's own frequencies), the path of a histogram, or a list of paths (their plain average).
+    """`base` (the dataset's frequencies), the path of a histogram, or a list of paths (their plain average).
     `checkpoint`, in the first phase alone: what the checkpoint of `load_path` was served, up to where it stands.
     Nothing: `windows` says what is drawn."""
 
@@ -87,11 +87,11 @@ class PhaseRecipe:
     each as often as any other. Beside `histogram: checkpoint`: the selection that the checkpoint was served from."""
 
     until: str | None = None
-    """Where the phase ends, counted from the start of the run: `928ba`, `…tok`, or a share of the run (`0.9dur`).
+    """End of the phase, counted from the start of the run: `928ba`, `…tok`, or a share of the run (`0.9dur`).
     Nothing: at the end of the run."""
 
     max_repeats: float | None = None
-    """How often a window may be drawn during the phase, on average over its cluster. Nothing: no limit."""
+    """Most draws of a window during the phase, on average over its cluster. Nothing: no limit."""
 
     on_excess: Literal["error", "cap"] = "error"
     """Clusters beyond `max_repeats`: `error` names them before the run; `cap` gives what is left to the others."""
@@ -130,13 +130,13 @@ class PhaseRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class MixtureRecipe:
-    """What is trained on, phase by phase."""
+    """Mixture that is trained on, phase by phase."""
 
     phases: tuple[PhaseRecipe, ...]
     """One or more phases in order. All but the last say `until`."""
 
     draw: Literal["systematic", "multinomial"] = "systematic"
-    """`systematic` follows the asked proportions as closely as whole windows allow; `multinomial` draws independently,
+    """`systematic` follows the proportions as closely as whole windows allow; `multinomial` draws independently,
     as Algorithm 1 of the CRISP paper is written."""
 
     def __post_init__(self) -> None:
@@ -247,7 +247,7 @@ class CompileRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalRecipe:
-    """What is measured during the run: perplexity of held-out text (CRISP, Sec. 3.1), multiple choice, or both."""
+    """Measurements during the run: perplexity of held-out text (CRISP, Sec. 3.1), multiple choice, or both."""
 
     inputs: str | tuple[str, ...] = ()
     """Files, folders or globs of held-out documents, local or in object storage."""

@@ -38,7 +38,7 @@ Reads = Literal["first", "all"]
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerRecord:
-    """Which tokenizer made the windows."""
+    """Tokenizer that made the windows."""
 
     fingerprint: str
     """sha256 of tokenizer/tokenizer.json."""
@@ -47,22 +47,22 @@ class TokenizerRecord:
     eot_token: str
     """The end-of-text token that stands between documents."""
     eot_id: int
-    """Its id."""
+    """Id of this token."""
 
 
 def kept_manifest(generation: int) -> str:
-    """Where the manifest of an older generation is kept: manifest.g0.json, …"""
+    """Path of the manifest of an older generation: manifest.g0.json, …"""
     return f"manifest.g{generation}.json"
 
 
 def places_path(shard_path: str) -> str:
-    """Where a shard's windows came from: shards/07/shard.00000.mds -> provenance/07/shard.00000.npy."""
+    """Path of the places of a shard's windows: shards/07/shard.00000.mds -> provenance/07/shard.00000.npy."""
     return "provenance/" + shard_path.removeprefix("shards/").removesuffix(".mds") + ".npy"
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderRecord:
-    """Which model embedded the windows; specialist examples must be embedded by the same."""
+    """Model that embedded the windows; specialist examples must be embedded by the same."""
 
     name: str
     """Hub name or base name of the folder."""
@@ -71,7 +71,7 @@ class EncoderRecord:
     max_length: int
     """Word pieces read from the start of a window; the rest of it is not seen."""
     pooling: str
-    """How token vectors become one vector, such as mean."""
+    """Way in which token vectors become one vector, such as mean."""
     dim: int
     """Width of an embedding."""
     reads: Reads = "first"
@@ -105,15 +105,15 @@ class Manifest:
     clusters_fingerprint: str
     """sha256 over the columns of clusters.parquet."""
     shards_fingerprint: str
-    """sha256 over the columns of shards.parquet, which hold the shards' own hashes."""
+    """sha256 over the columns of shards.parquet, which hold the hashes of the shards."""
     tree_fingerprint: str
     """sha256 over the tree's shape and centroids."""
     tokenizer: TokenizerRecord
     encoder: EncoderRecord
     generation: int = 0
-    """How often the dataset has grown; its tables have names of their own, see `generation_path`."""
+    """Number of times the dataset has grown. Each generation has its tables, see `generation_path`."""
     provenance: dict[str, Any] = field(default_factory=dict, metadata={"required": True})
-    """Where the windows came from and what was dropped; not part of the fingerprint."""
+    """Sources of the windows and what was dropped; not part of the fingerprint."""
 
     def __post_init__(self) -> None:
         _check_manifest(self)

@@ -81,7 +81,7 @@ class Record:
 
     @property
     def num_rows(self) -> int:
-        """Rows of the table, by the file's own word."""
+        """Rows of the table, as the file claims."""
         return self.file.metadata.num_rows
 
     def table(self) -> pa.Table:
@@ -141,9 +141,9 @@ def _store_and_name(path: str | Path) -> tuple[Store, str]:
 
 
 def numbers(column: pa.Array | pa.ChunkedArray, kind: pa.DataType) -> NDArray[Any]:
-    """A column without nulls as numpy, cast to a type of whole or floating numbers.
+    """Convert a column without nulls to numpy, cast to a type of whole or floating numbers.
 
-    Arrow's own conversion imports pandas, 0.5 s and 50 MB in every process. Raises ArrowException when it does not fit.
+    The conversion of Arrow imports pandas: 0.5 s, 50 MB. Raises ArrowException where a value does not fit.
     """
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     dtype = np.dtype(kind.to_pandas_dtype())
@@ -167,7 +167,7 @@ def _check_bytes(name: str, num_bytes: int, num_rows: int) -> None:
 
 
 def checked_batches(content: bytes, name: str, columns: tuple[str, ...], num_rows: int) -> Iterator[pa.RecordBatch]:
-    """The columns of a table that must have `num_rows` rows, a million rows at a time."""
+    """Read the columns of a table that must have `num_rows` rows, a million rows at a time."""
     try:
         # strings stay in their dictionary, so that one long string of a small file is not copied to every row
         strings = [column for column in ("path", "shard_hash") if column in columns]

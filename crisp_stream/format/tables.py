@@ -130,6 +130,8 @@ def read_shards(content: bytes, manifest: Manifest) -> list[ShardRow]:
     return rows
 
 
-def _check_fingerprint(name: str, found: str, expected: str) -> None:
-    if found != expected:
-        raise FormatError(f"{name}: fingerprint {found[:12]} is not the manifest's {expected[:12]}. Restore the file.")
+def _check_fingerprint(name: str, fingerprint: str, expected: str) -> None:
+    if fingerprint != expected:
+        raise FormatError(
+            f"{name}: fingerprint {fingerprint[:12]} is not the manifest's {expected[:12]}. Restore the file."
+        )

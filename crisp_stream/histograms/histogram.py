@@ -61,7 +61,7 @@ class Histogram:
     examples: NDArray[np.int64] | None = None
     """[sum of counts], the example (a document, a question) each window came from, node by node; None: not known."""
     provenance: dict[str, Any] = field(default_factory=dict)
-    """Where it came from."""
+    """Source of the histogram."""
 
     def __post_init__(self) -> None:
         nodes = np.asarray(self.nodes)

@@ -1,4 +1,4 @@
-"""Which level and which smoothing a set of examples can bear, by held-out likelihood.
+"""Choose level and smoothing of a histogram by the likelihood of held-out examples.
 
 The score of a histogram is the mean over held-out windows of log w(c) = log P(c | histogram) / P(c | D^g), in nats: how
 much likelier the mixture makes windows like the task's than the corpus does. Levels compare, because below its level a
@@ -51,13 +51,13 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class SizeResult:
-    """What example sets of one size come to, means over the draws of such sets."""
+    """Scores of example sets of one size, means over the draws of such sets."""
 
     examples: int
     draws: int
     """Sets drawn. The last size is that of all examples but a fold; its sets are the folds' complements."""
     chosen: tuple[Choice, ...]
-    """By cross-validation within each set."""
+    """Choices by cross-validation within each set."""
     tuned: float
     """Score of the chosen ones on examples outside of the set, nats per window."""
     raw: tuple[float, ...]
@@ -75,10 +75,10 @@ class SizeResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """Level and strength for a histogram, and how much examples are worth."""
+    """Level and strength for a histogram, and scores by number of examples."""
 
     chosen: Choice
-    """By cross-validation over all examples."""
+    """Choice by cross-validation over all examples."""
     levels: tuple[int, ...]
     strengths: tuple[float, ...]
     scores: tuple[tuple[float, ...], ...]
@@ -86,15 +86,15 @@ class Tuning:
     sizes: tuple[SizeResult, ...]
     num_examples: int
     num_windows: int
-    """Of the examples; those in clusters without windows of the corpus are left out."""
+    """Windows of the examples, without those in clusters that hold no windows of the corpus."""
     left_out: int
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object."""
+        """Make a JSON object."""
         return dataclasses.asdict(self)
 
     def table(self) -> str:
-        """As lines of text: one row per size."""
+        """Format as lines of text, one row per size."""
         raw = "".join(f"{f'raw L{level}':>9}" for level in self.levels)
         unseen = "".join(f"{f'new L{level}':>8}" for level in self.levels)
         lines = [
@@ -147,7 +147,7 @@ def tune(
     if counts.num_examples < max(folds, _LEAST_EXAMPLES):
         raise InputError(
             f"tune: needs at least {max(folds, _LEAST_EXAMPLES)} examples, got {counts.num_examples}. "
-            "Give more, or smooth with a strength of your own."
+            "Give more, or choose a strength yourself and smooth with it."
         )
     if folds < 2 or draws < 1 or not strengths or not all(np.isfinite(one) and one > 0 for one in strengths):
         raise InputError("tune: needs 2 folds, 1 draw, and positive strengths.")
@@ -159,7 +159,7 @@ def tune(
     most = counts.num_examples - -(-counts.num_examples // folds)
     for size in sorted({size for size in sizes if _LEAST_EXAMPLES <= size < most}):
         sets = [rng.permutation(counts.num_examples) for _ in range(draws)]
-        parts = [(own[:size], own[size:]) for own in sets]
+        parts = [(order[:size], order[size:]) for order in sets]
         results.append(_result(counts, size, parts, candidates, folds, rng))
     order = np.array_split(rng.permutation(counts.num_examples), folds)
     parts = [(np.setdiff1d(everything, fold), fold) for fold in order]
@@ -177,7 +177,7 @@ def tune(
 
 
 class _Paths:
-    """The nodes above every window of the examples, and what the corpus has there."""
+    """The nodes above every window of the examples, and the corpus's shares of them."""
 
     def __init__(self, histogram: Histogram, dataset: Dataset) -> None:
         if histogram.counts is None:
@@ -221,7 +221,7 @@ class _Paths:
 
     def log_shares(self, held_out: NDArray[np.int64]) -> NDArray[np.float64]:
         """[levels, num_held_out] of `log_share`."""
-        return np.stack([own[held_out] for own in self.log_share])
+        return np.stack([share[held_out] for share in self.log_share])
 
 
 def _parts_of_score(
@@ -282,9 +282,9 @@ def _result(
         curves.append(scores)
         columns = np.searchsorted(strengths, choice.strengths)
         tuned.append(scores[np.arange(choice.level), columns].sum())
-        own_raw, own_unseen = _raw_scores(counts, training, held_out)
-        raw.append(own_raw)
-        unseen.append(own_unseen)
+        raw_scores, unseen_shares = _raw_scores(counts, training, held_out)
+        raw.append(raw_scores)
+        unseen.append(unseen_shares)
     return SizeResult(
         examples=size,
         draws=len(parts),

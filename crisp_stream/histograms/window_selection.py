@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from crisp_stream.format.dataset import Dataset
 
 MAX_WINDOWS = 1 << 36
-"""Of a dataset that can be selected from: 8 GB of bits."""
+"""Most windows of a dataset that can be selected from: 8 GB of bits."""
 
 _RECORD = RecordKind(
     name="a window selection of crisp-stream",
@@ -85,7 +85,7 @@ class WindowSelection:
     def _hold(self, dataset_fingerprint: str, words: Words, num_windows: int, provenance: dict[str, Any]) -> None:
         self.dataset_fingerprint = dataset_fingerprint
         self.num_windows = num_windows
-        """Of the dataset."""
+        """Windows of the dataset."""
         self.provenance = provenance
         digest = hashlib.sha256(json.dumps([dataset_fingerprint, num_windows]).encode())
         digest.update(np.ascontiguousarray(words, "<u8").view(np.uint8).data)
@@ -97,21 +97,21 @@ class WindowSelection:
 
     @property
     def num_selected(self) -> int:
-        """Windows in it."""
+        """Windows in the selection."""
         return self.bits.num_members
 
     @property
     def share(self) -> float:
-        """Of the dataset's windows, in (0, 1]."""
+        """Share of the dataset's windows, in (0, 1]."""
         return self.num_selected / self.num_windows
 
     @property
     def windows(self) -> NDArray[np.int64]:
-        """[num_selected], sorted window ids in the dataset's own numbering; made anew each time."""
+        """[num_selected], sorted window ids in the dataset's numbering; made anew each time."""
         return members(self.bits.words)
 
     def contains(self, first: int, stop: int) -> NDArray[np.bool_]:
-        """[stop - first]: whether each of some consecutive windows is selected."""
+        """[stop - first], whether each of some consecutive windows is selected."""
         return unpack(self.bits.words, first, stop)
 
     def __eq__(self, other: object) -> bool:
@@ -121,7 +121,7 @@ class WindowSelection:
         return hash(self.fingerprint)
 
     def selected_per_leaf(self, dataset: Dataset) -> NDArray[np.int64]:
-        """[num_leaves]: how many windows of each leaf are selected. Raises InputError: of another dataset."""
+        """[num_leaves], selected windows of each leaf. Raises InputError: of another dataset."""
         self.check_dataset(dataset)
         ends = np.append(dataset.first_window_per_leaf, dataset.manifest.num_windows)
         return np.diff(self.bits.rank(ends))

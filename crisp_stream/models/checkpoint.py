@@ -1,7 +1,7 @@
-"""Composer checkpoints as input: found, fetched, and read without running code from them.
+"""Find, fetch and read Composer checkpoints, without running code from them.
 
 A `.pt` file is a pickle, and Composer unpickles it whole. So a checkpoint is looked through first: only tensors, numpy
-arrays and plain values may stand in it (`torch.load(weights_only=True)` with Composer's own few types allowed). What
+arrays and plain values may stand in it (`torch.load(weights_only=True)` with the few types of Composer allowed). What
 passes is safe to hand to Composer; the same look finds the saved dataset position and the model's shape, so that a run
 that cannot resume fails before a model is built.
 """
@@ -43,7 +43,7 @@ class LoadedGPT:
     gpt: GPT2LMHeadModel
     tokenizer: PreTrainedTokenizerFast
     provenance: dict[str, Any]
-    """What the model was trained on: `dataset` (fingerprint), `packing`, `window_tokens`. Empty if it does not say."""
+    """Data that the model was trained on: `dataset` (fingerprint), `packing`, `window_tokens`. Empty: not known."""
 
 
 def latest_checkpoint(folder: str) -> str | None:
@@ -79,8 +79,8 @@ def checkpoints_by_batch(folder: str) -> dict[int, str]:
         names = [name for name, _ in open_store(folder).list()]
     else:
         names = [path.name for path in local_path(folder).glob("*.pt")]
-    found = {int(match[1]): name for name in names if (match := CHECKPOINT_NAME.fullmatch(name))}
-    return {batch: f"{folder.rstrip('/')}/{found[batch]}" for batch in sorted(found)}
+    names_by_batch = {int(match[1]): name for name in names if (match := CHECKPOINT_NAME.fullmatch(name))}
+    return {batch: f"{folder.rstrip('/')}/{names_by_batch[batch]}" for batch in sorted(names_by_batch)}
 
 
 @contextlib.contextmanager
@@ -119,8 +119,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(_allowed_types()):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"(Unsupported|Trying to load)[^.]*\.[^.]*", str(error))
-        reason = found[0].strip() if found else "an object of an unknown type"
+        match = re.search(r"(Unsupported|Trying to load)[^.]*\.[^.]*", str(error))
+        reason = match[0].strip() if match else "an object of an unknown type"
         raise FormatError(f"{path} holds something other than plain data and was not loaded: {reason}") from error
     except (RuntimeError, EOFError, ValueError, OSError) as error:
         raise FormatError(f"{path} is not a checkpoint, or it is damaged: {str(error).splitlines()[0]}") from error
