@@ -29,7 +29,7 @@ class Builder:
     error: type[CrispError]
     """Error about an unknown or missing key, or a value of the wrong type."""
     key_noun: str = "key"
-    """What a key is called in messages, such as "recipe key"."""
+    """Name of a key in messages, such as "recipe key"."""
     place: str = ""
     """File that the data stands in, for messages."""
     remedy: str = ""

@@ -57,8 +57,8 @@ def load_recipe(names: str | Path | Sequence[str | Path], overrides: Sequence[st
 def load_each(
     names: str | Path | Sequence[str | Path], overrides: Sequence[str], histograms: Sequence[str]
 ) -> list[Recipe]:
-    """A recipe for each histogram or window selection, in the place of that of the last phase; the recipe alone where
-    there are none.
+    """Load a recipe for each histogram or window selection, which replaces that of the last phase; the recipe alone
+    where there are none.
 
     Raises:
         RecipeError: as load_recipe; two runs would be one, or have one folder.
@@ -89,14 +89,14 @@ def load_each(
 
 
 def _drawn_by(phase: int, path: str) -> list[str]:
-    """Overrides by which a phase draws by a histogram, or by a window selection, whatever it was drawn by."""
+    """Overrides that set the histogram or the window selection of a phase, and unset the other."""
     histogram, windows = (None, path) if path.endswith(SELECTION_SUFFIX) else (path, None)
     key = f"mixture.phases.{phase}"
     return [f"{key}.histogram={json.dumps(histogram)}", f"{key}.windows={json.dumps(windows)}"]
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """All keys of a recipe as YAML, defaults included; `load_recipe` reads it back."""
+    """Write all keys of a recipe as YAML, defaults included; `load_recipe` reads it back."""
     return yaml.safe_dump(_plain(dataclasses.asdict(recipe)), sort_keys=False)
 
 

@@ -83,8 +83,8 @@ class PhaseRecipe:
     Nothing: `windows` says what is drawn."""
 
     windows: str | None = None
-    """Instead of `histogram`: the path of a window selection, made by `crisp-stream select`, whose windows are drawn,
-    each as often as any other. Beside `histogram: checkpoint`: the selection that the checkpoint was served from."""
+    """Path of a window selection, made by `crisp-stream select`, instead of `histogram`: its windows are drawn, each as
+    often as any other. Beside `histogram: checkpoint`: the selection that the checkpoint was served from."""
 
     until: str | None = None
     """End of the phase, counted from the start of the run: `928ba`, `…tok`, or a share of the run (`0.9dur`).

@@ -21,7 +21,7 @@ Prompt = Literal["question", "instructions"]
 """`question`: ARC's and MMLU's; `instructions`: RewardBench's."""
 
 Half = Literal["specialist", "test"]
-"""Of a set cut by `crisp-stream split`: may be learnt from, or is kept to judge by."""
+"""Half of a set cut by `crisp-stream split`: one may be learnt from, the other is kept to judge by."""
 
 _SCHEMAS = (
     "a question needs the keys question, choices and answer; or those of the hub's ARC (question, choices, answerKey), "
@@ -58,7 +58,7 @@ class Question:
 
     @property
     def equal_to_right(self) -> int:
-        """How many other choices read as the right one does."""
+        """Number of other choices that read as the right one does."""
         return self.choices.count(self.choices[self.answer]) - 1
 
     def to_json(self) -> dict[str, object]:
@@ -75,7 +75,7 @@ class Question:
 
 
 def question_hash(question: Question) -> int:
-    """64 bits that stand for a question: its text, and its choices in any order.
+    """Hash a question to 64 bits: its text, and its choices in any order.
 
     Case, white space and Unicode composition (NFKC) do not count; which choice is right and the topic neither. So
     copies of a question in two files have one hash, also where the choices were shuffled.

@@ -1,4 +1,4 @@
-"""manifest.json: what a dataset is, and the checks of every value in it (FORMAT.md gives the MUST numbers)."""
+"""manifest.json, the description of a dataset, and the checks of its values (FORMAT.md gives the MUST numbers)."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class EncoderRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """manifest.json: what a dataset is. It is written last, so its absence means that the dataset is incomplete."""
+    """manifest.json, the description of a dataset. It is written last: without it the dataset is incomplete."""
 
     format_version: int = FORMAT_VERSION
     """Version of the layout. Readers refuse newer ones."""

@@ -55,7 +55,7 @@ class RecordKind:
     version: int
     """Version that is written and read."""
     remedy: str
-    """What to do about a missing or damaged file; `{path}` stands for its path."""
+    """Last sentence about a missing or damaged file; `{path}` stands for its path."""
     max_rows: int = 1 << 31
     """Most rows that are read."""
     sort_keys: bool = False

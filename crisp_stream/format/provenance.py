@@ -103,14 +103,14 @@ class DocumentsTable:
         return file
 
     def parts(self) -> Iterator[PartSpans]:
-        """All parts with documents, in order; one is in memory at a time. Raises FormatError."""
+        """Read all parts with documents, in order; one is in memory at a time. Raises FormatError."""
         groups = ((self._row_group(number), number) for number in range(self._file.metadata.num_row_groups))
         pieces = (piece for group, _ in groups for piece in _by_part(group))
         for _, same in groupby(pieces, key=lambda piece: piece.part):
             yield _joined(list(same))
 
     def part(self, part: int) -> PartSpans | None:
-        """One part, of which just its row groups are read; None where it has no documents. Raises FormatError."""
+        """Read the row groups of one part; None where it has no documents. Raises FormatError."""
         pieces: list[PartSpans] = []
         column = self._file.schema_arrow.names.index("part")
         for number in range(self._file.metadata.num_row_groups):
@@ -171,7 +171,7 @@ def source_names(dataset: Dataset) -> list[str]:
 
 
 def read_places(dataset: Dataset, shard: int, start: int, count: int) -> NDArray[Any]:
-    """[count] of PLACE: the places of some windows of a shard, in one range request.
+    """Read the places of some windows of a shard, [count] of PLACE, in one range request.
 
     Raises:
         FormatError: the file is cut short. StorageError: it is missing, or the storage failed.
@@ -184,7 +184,7 @@ def read_places(dataset: Dataset, shard: int, start: int, count: int) -> NDArray
 
 
 def document_spans(dataset: Dataset, window_ids: NDArray[np.int64]) -> list[WindowSource]:
-    """The documents in some windows.
+    """Find the documents in some windows.
 
     Args:
         dataset: written with provenance.

@@ -36,7 +36,7 @@ def generation_path(path: str, generation: int) -> str:
 
 
 def clusters_parquet(leaves: NDArray[np.uint32], windows_per_leaf: NDArray[np.int64]) -> bytes:
-    """clusters.parquet: one row per non-empty leaf, in leaf order."""
+    """Write clusters.parquet: one row per non-empty leaf, in leaf order."""
     return parquet_bytes(pa.table({"leaf": leaves.astype(np.uint32), "num_windows": windows_per_leaf.astype(np.int64)}))
 
 
@@ -48,7 +48,7 @@ def clusters_fingerprint(leaves: NDArray[np.uint32], windows_per_leaf: NDArray[n
 
 
 def shards_parquet(rows: list[ShardRow]) -> bytes:
-    """shards.parquet: one row per shard, in window order."""
+    """Write shards.parquet: one row per shard, in window order."""
     schema = pa.schema(
         [
             ("path", pa.string()),
@@ -67,7 +67,7 @@ def shards_fingerprint(rows: list[ShardRow]) -> str:
 
 
 def read_clusters(content: bytes, manifest: Manifest) -> dict[str, NDArray[Any]]:
-    """leaf u32, num_windows i64 and first_window i64 of every non-empty leaf, each [num_leaves].
+    """Read leaf u32, num_windows i64 and first_window i64 of every non-empty leaf, each [num_leaves].
 
     Raises:
         FormatError: the table is not readable, breaks MUST 4, or is not the manifest's.
@@ -95,7 +95,7 @@ def read_clusters(content: bytes, manifest: Manifest) -> dict[str, NDArray[Any]]
 
 
 def read_shards(content: bytes, manifest: Manifest) -> list[ShardRow]:
-    """The rows of shards.parquet.
+    """Read the rows of shards.parquet.
 
     Raises:
         FormatError: the table is not readable, breaks MUST 5, or is not the manifest's.

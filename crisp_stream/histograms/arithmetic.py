@@ -23,7 +23,7 @@ _TOP = 10
 
 
 def generalist_histogram(dataset: Dataset, level: int) -> Histogram:
-    """P(c | D^g) of a level, from the cluster table: windows per node over all windows.
+    """Count P(c | D^g) of a level by the cluster table: windows per node over all windows.
 
     Raises:
         InputError: a level the tree does not have; level 0 is its root, which holds everything.
@@ -68,7 +68,7 @@ def interpolate(histogram: Histogram, dataset: Dataset, base_share: float) -> Hi
 
 
 def importance_weights(histogram: Histogram, dataset: Dataset) -> NDArray[np.float64]:
-    """w(c) = P(c | D^s) / P(c | D^g) of each of a histogram's nodes (paper, Equation 3).
+    """Weigh each node of a histogram by w(c) = P(c | D^s) / P(c | D^g) (paper, Equation 3).
 
     Returns:
         [num_nodes]; inf for nodes without windows in the dataset.
@@ -82,7 +82,7 @@ def importance_weights(histogram: Histogram, dataset: Dataset) -> NDArray[np.flo
 
 
 def cut(histogram: Histogram, level: int) -> Histogram:
-    """The same mass on the nodes of a coarser level: counts, proportions and examples add up.
+    """Move the mass to the nodes of a coarser level: counts, proportions and examples add up.
 
     Raises:
         InputError: a finer level than the histogram's, or none of the tree.
@@ -106,7 +106,7 @@ def cut(histogram: Histogram, level: int) -> Histogram:
 
 
 def effective_clusters(histogram: Histogram) -> float:
-    """exp of the entropy: how many equally heavy clusters would be as spread out."""
+    """Number of equally heavy clusters that would be as spread out: exp of the entropy."""
     return float(np.exp(-(histogram.proportions * np.log(histogram.proportions)).sum()))
 
 

@@ -197,7 +197,7 @@ class Mixture:
         return proportions / proportions.sum()
 
     def histogram_of_phase(self, index: int, dataset: Dataset) -> Histogram:
-        """What is drawn by: the phase's histogram, capped where the phase asks for that. Raises as above."""
+        """Histogram that is drawn by: the phase's, capped where the phase says so. Raises as above."""
         phase, what = self.phases[index], f"phase {index + 1}"
         check_tree(phase.histogram, dataset, what=what)
         return phase.histogram if phase.max_repeats is None else within_repeats(phase, dataset, what=what)
@@ -226,7 +226,7 @@ def report_missing(histogram: Histogram, dataset: Dataset, missing: float, *, li
 
 
 def windows_per_node(histogram: Histogram, dataset: Dataset) -> NDArray[np.int64]:
-    """[num_nodes]: windows of each node of a histogram, 0 where the dataset has none.
+    """Count the windows of each node of a histogram, [num_nodes], 0 where the dataset has none.
 
     Two binary searches per node; no array as long as the leaves.
     """

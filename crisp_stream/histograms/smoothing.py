@@ -43,7 +43,7 @@ class LevelNodes:
 
 
 def levels_of(dataset: Dataset, level: int) -> list[LevelNodes]:
-    """Levels 1 to `level` of a dataset's tree, with the windows below each node."""
+    """Make levels 1 to `level` of a dataset's tree, with the share of windows below each node."""
     levels = []
     above = generalist_histogram(dataset, 0)
     for number in range(1, level + 1):
@@ -106,7 +106,7 @@ def smooth(
 
 
 def _counts_at(histogram: Histogram, nodes: NDArray[np.uint32], level: int) -> NDArray[np.float64]:
-    """[num_nodes]: examples below each of some nodes of a level; those in nodes without windows are left out."""
+    """Count the examples below each node, [num_nodes]; those in nodes without windows are left out."""
     assert histogram.counts is not None
     above = histogram.nodes // np.uint32(histogram.arity ** (histogram.level - level))
     at = np.minimum(np.searchsorted(nodes, above), len(nodes) - 1)

@@ -194,10 +194,10 @@ class _Paths:
         self.num_windows = len(nodes)
         self.num_examples = int(self._example_of_window.max(initial=-1)) + 1
         self._rows: list[NDArray[np.int64]] = []
-        """For each level [num_windows], compact numbers of the nodes."""
+        """Compact numbers of the nodes, [num_windows] for each level."""
         self._sizes: list[int] = []
         self.log_share: list[NDArray[np.float64]] = []
-        """For each level [num_windows], log P(c | p, D^g)."""
+        """log P(c | p, D^g), [num_windows] for each level."""
         for number, level in enumerate(levels, start=1):
             above = nodes // np.uint32(histogram.arity ** (histogram.level - number))
             row = np.searchsorted(level.nodes, above)
@@ -213,21 +213,24 @@ class _Paths:
         return np.flatnonzero(chosen[self._example_of_window])
 
     def seen(self, training: NDArray[np.int64], held_out: NDArray[np.int64]) -> NDArray[np.float64]:
-        """[levels + 1, num_held_out]: training windows in the node of each window held out; level 0 is all of them."""
+        """Training windows in the node of each window held out, [levels + 1, num_held_out]; level 0 is all of them."""
         counts = [np.full(len(held_out), float(len(training)))]
         for rows, size in zip(self._rows, self._sizes, strict=True):
             counts.append(np.bincount(rows[training], minlength=size)[rows[held_out]].astype(np.float64))
         return np.stack(counts)
 
     def log_shares(self, held_out: NDArray[np.int64]) -> NDArray[np.float64]:
-        """[levels, num_held_out] of `log_share`."""
+        """Rows of `log_share` for windows held out, [levels, num_held_out]."""
         return np.stack([share[held_out] for share in self.log_share])
 
 
 def _parts_of_score(
     counts: _Paths, training: NDArray[np.int64], held_out: NDArray[np.int64], strengths: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """[levels, strengths]: mean log P(c | p) / P(c | p, D^g) of windows held out, P made of the training windows."""
+    """Score levels and strengths, [levels, strengths]: mean log P(c | p) / P(c | p, D^g) of windows held out.
+
+    P(c | p) is made of the training windows.
+    """
     seen, log_shares = counts.seen(training, held_out), counts.log_shares(held_out)
     scores = np.empty((len(log_shares), len(strengths)))
     for column, strength in enumerate(strengths):
@@ -239,7 +242,7 @@ def _parts_of_score(
 def _raw_scores(
     counts: _Paths, training: NDArray[np.int64], held_out: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """[levels] scores of raw histograms with FLOOR of base, and [levels] shares of unseen windows."""
+    """Score raw histograms with FLOOR of base, [levels], and the shares of unseen windows, [levels]."""
     seen, log_shares = counts.seen(training, held_out), counts.log_shares(held_out)
     weight = seen[1:] / len(training) / np.exp(np.cumsum(log_shares, axis=0))
     return np.log((1 - FLOOR) * weight + FLOOR).mean(axis=1), (seen[1:] == 0).mean(axis=1)
@@ -252,7 +255,7 @@ def _cross_validate(
     folds: int,
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.float64], Choice]:
-    """[levels, strengths] parts of the score, means over folds weighted by their windows; and the best choice."""
+    """Average the parts of the score, [levels, strengths], over folds by their windows, and choose the best."""
     total, weight = 0.0, 0
     for fold in np.array_split(rng.permutation(examples), folds):
         training, held_out = counts.windows_of(np.setdiff1d(examples, fold)), counts.windows_of(fold)

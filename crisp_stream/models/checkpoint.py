@@ -47,7 +47,7 @@ class LoadedGPT:
 
 
 def latest_checkpoint(folder: str) -> str | None:
-    """Newest complete checkpoint of a run's `save_folder`, or None.
+    """Find the newest complete checkpoint of a run's `save_folder`, or None.
 
     Raises:
         StorageError: the storage refused or failed.
@@ -70,7 +70,7 @@ def has_checkpoints(folder: str) -> bool:
 
 
 def checkpoints_by_batch(folder: str) -> dict[int, str]:
-    """The checkpoints of a run's `save_folder`: batch and URL, in order.
+    """List the checkpoints of a run's `save_folder`: batch and URL, in order.
 
     Raises:
         StorageError: the storage refused or failed.
@@ -85,7 +85,7 @@ def checkpoints_by_batch(folder: str) -> dict[int, str]:
 
 @contextlib.contextmanager
 def local_copy(url: str) -> Iterator[Path]:
-    """The checkpoint as a local file: in place if it is one, else downloaded for as long as the context lasts.
+    """Give the checkpoint as a local file: in place if it is one, else downloaded for as long as the context lasts.
 
     Raises:
         InputError: no such local file.
@@ -109,7 +109,7 @@ def local_copy(url: str) -> Iterator[Path]:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The contents of a Composer checkpoint; tensors stay on disk until used.
+    """Read a Composer checkpoint; tensors stay on disk until they are used.
 
     Raises:
         FormatError: not a Composer checkpoint, a damaged one, or one that holds anything but data.
@@ -130,7 +130,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def model_config_of(checkpoint: dict[str, Any], path: Path | str) -> dict[str, Any]:
-    """The config.json of the model in a checkpoint.
+    """Read the config.json of the model in a checkpoint.
 
     Raises:
         FormatError: the checkpoint is not of a GPT-2 model trained through Composer's HuggingFaceModel.
@@ -147,7 +147,7 @@ def model_config_of(checkpoint: dict[str, Any], path: Path | str) -> dict[str, A
 
 
 def tokenizer_of(contents: dict[str, Any], origin: Path | str) -> PreTrainedTokenizerFast:
-    """The tokenizer that travels in a checkpoint.
+    """Load the tokenizer that a checkpoint holds.
 
     Raises:
         FormatError: there is none.
@@ -180,7 +180,7 @@ def load_gpt(checkpoint: str) -> LoadedGPT:
 
 
 def gpt_of(contents: dict[str, Any], origin: Path | str) -> LoadedGPT:
-    """The model in the contents of a checkpoint, in float32 on the CPU.
+    """Make the model of the contents of a checkpoint, in float32 on the CPU.
 
     Args:
         contents: of `read_checkpoint`.

@@ -1,4 +1,4 @@
-"""A Composer checkpoint becomes a Hugging Face folder: weights, tokenizer, generation config, card, training record.
+"""Export a Composer checkpoint as a Hugging Face folder: weights, tokenizer, generation config, card, training record.
 
 The exporter of Composer wants the tokenizer's hub name and writes `.bin` pickles; this one needs the checkpoint alone.
 The folder is made whole beside its place, or in a temporary folder for object storage, and then moved there;
@@ -94,7 +94,7 @@ def _check_free(out: str) -> None:
 
 @contextlib.contextmanager
 def _published(out: str) -> Iterator[Path]:
-    """A folder to fill, which becomes `out` unless an error leaves the context."""
+    """Make a folder to fill, which becomes `out` unless an error leaves the context."""
     remote = is_remote(out)
     target = local_path(out)
     try:
@@ -122,7 +122,7 @@ def _published(out: str) -> Iterator[Path]:
 
 
 def _upload(folder: Path, store: Store) -> None:
-    """All files, config.json last; what arrived before a failure is deleted again."""
+    """Upload all files, config.json last. After a failure, delete what arrived."""
     names = sorted((path.name for path in folder.iterdir()), key=lambda name: (name == _CONFIG, name))
     sent: list[str] = []
     try:

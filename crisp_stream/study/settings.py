@@ -111,7 +111,7 @@ class MethodSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneSettings:
-    """Which methods are fine-tuned, and the fractions of the steps that are tried."""
+    """Methods that are fine-tuned, and the fractions of the steps that are tried."""
 
     methods: tuple[str, ...]
     fractions: tuple[float, ...] = (0.03, 0.1, 0.3)

@@ -144,7 +144,7 @@ def _select_by_ngrams(
 
 
 def selection_of(folder: Path) -> PhaseRecipe:
-    """What `select` left, as a phase of a mixture."""
+    """Open what `select` left, as a phase of a mixture."""
     from crisp_stream.config.sections import PhaseRecipe
 
     windows = folder / f"{SELECTION}.windows.parquet"

@@ -128,7 +128,7 @@ class _Gathered:
     # Models.
 
     def _each(self) -> Iterator[tuple[Model, Candidate, bool]]:
-        """All pretrained models of the study that were judged, and whether they are of the chosen candidate."""
+        """List the judged pretrained models of the study, and whether they are of the chosen candidate."""
         for method, settings in self._study.methods.items():
             for specialist in self._study.specialists_of(method):
                 chosen = self._plan.chosen(method, specialist, self._done)
@@ -141,7 +141,7 @@ class _Gathered:
                             yield model, candidate, candidate == chosen
 
     def _each_finetuned(self) -> Iterator[tuple[Model, Candidate, bool]]:
-        """All fine-tuned models that were judged, and whether they are of the chosen fraction."""
+        """List the judged fine-tuned models, and whether they are of the chosen fraction."""
         finetune = self._study.finetune
         if finetune is None:
             return
@@ -160,7 +160,7 @@ class _Gathered:
                             yield model, candidate, each == fraction
 
     def _pretrained_for(self, method: str, specialist: str) -> str:
-        """The specialist that a pretrained model of a method is for."""
+        """Specialist that a pretrained model of a method is for; empty for all."""
         return "" if self._study.specialists_of(method) == ("",) else specialist
 
     def _models(self) -> Iterator[record.StudyModel]:

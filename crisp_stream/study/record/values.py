@@ -34,9 +34,9 @@ class StudySpecialist:
     windows: int
     kind: SetKind
     own_set: str
-    """Its test set: texts, or questions whose accuracy counts."""
+    """Name of its test set: texts, or questions whose accuracy counts."""
     text_set: str | None = None
-    """Of questions: the set of the same questions with their right answers as texts, if judged."""
+    """Set of the same questions with their right answers as texts, if judged. Only for questions."""
 
     @property
     def perplexity_set(self) -> str | None:
