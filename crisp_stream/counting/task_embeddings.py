@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _RECORD = RecordKind(
     name="embeddings of a task",
-    key="task_embeddings",
+    key=b"crisp_stream.task_embeddings",
     version_key="version",
     version=1,
     remedy="Embed the task again.",

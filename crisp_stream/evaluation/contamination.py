@@ -35,7 +35,7 @@ from crisp_stream.writers.documents.drops import DropCounts
 
 _RECORD = RecordKind(
     name="a file of contaminated examples",
-    key="contamination",
+    key=b"crisp_stream.contamination",
     version_key="contamination_version",
     version=1,
     remedy="`crisp-stream contamination` writes them.",

@@ -173,10 +173,6 @@ def _check_manifest(manifest: Manifest) -> None:
             raise FormatError(f"{MANIFEST}: {key} {rule}, got {getattr(manifest, key)!r}.")
 
     require(1 <= manifest.window_tokens <= 1 << 20, "window_tokens", "must be 1 to 1,048,576")
-    require(manifest.token_dtype in ("uint16", "uint32"), "token_dtype", "must be uint16 or uint32")
-    require(manifest.packing in ("joined", "document"), "packing", "must be joined or document")
-    if manifest.encoder.reads not in ("first", "all"):
-        raise FormatError(f"{MANIFEST}: encoder.reads must be first or all, got {manifest.encoder.reads!r}.")
     require(2 <= manifest.arity <= MAX_ARITY, "arity", f"must be 2 to {MAX_ARITY}")
     require(1 <= manifest.depth <= 24, "depth", "must be 1 to 24")
     require(manifest.arity**manifest.depth <= MAX_LEAVES, "depth", f"must keep arity ** depth <= {MAX_LEAVES:,}")

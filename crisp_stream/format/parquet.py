@@ -44,12 +44,12 @@ def parquet_bytes(table: pa.Table, **options: Any) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordKind:
-    """One kind of records: Parquet files with facts as JSON under a metadata key."""
+    """A kind of records."""
 
     name: str
     """Name in messages, such as "scores of windows"."""
-    key: str
-    """Name of the metadata key behind `crisp_stream.`."""
+    key: bytes
+    """Key of the facts in the file's metadata."""
     version_key: str
     """Name of the fact that holds the version."""
     version: int
@@ -63,11 +63,6 @@ class RecordKind:
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of `pq.write_table`."""
 
-    @property
-    def metadata_key(self) -> bytes:
-        """The metadata key."""
-        return f"crisp_stream.{self.key}".encode()
-
 
 @dataclass(frozen=True)
 class Record:
@@ -78,11 +73,6 @@ class Record:
     content: bytes
     """The whole file."""
     file: pq.ParquetFile
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of the table, as the file claims."""
-        return self.file.metadata.num_rows
 
     def table(self) -> pa.Table:
         """Read the table."""
@@ -99,7 +89,7 @@ def save_record(path: str | Path, kind: RecordKind, columns: Mapping[str, Any], 
         facts: fit for JSON.
     """
     text = json.dumps({kind.version_key: kind.version, **facts}, sort_keys=kind.sort_keys)
-    table = pa.table(dict(columns)).replace_schema_metadata({kind.metadata_key: text.encode()})
+    table = pa.table(dict(columns)).replace_schema_metadata({kind.key: text.encode()})
     store, name = _store_and_name(path)
     store.put(name, parquet_bytes(table, **kind.options))
 
@@ -116,7 +106,7 @@ def load_record(path: str | Path, kind: RecordKind) -> Iterator[Record]:
         store, name = _store_and_name(path)
         content = store.get(name)
         file = pq.ParquetFile(pa.BufferReader(content), pre_buffer=False, page_checksum_verification=True)
-        facts = json.loads((file.schema_arrow.metadata or {})[kind.metadata_key])
+        facts = json.loads((file.schema_arrow.metadata or {})[kind.key])
         version = facts.pop(kind.version_key, None)
         if version != kind.version:
             raise FormatError(f"{kind.version_key} {version} is not {kind.version}. Upgrade crisp-stream.")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _SUM_TOLERANCE = 1e-6
 _RECORD = RecordKind(
     name="a histogram file of crisp-stream",
-    key="histogram",
+    key=b"crisp_stream.histogram",
     version_key="histogram_version",
     version=1,
     remedy="Make a histogram with: crisp-stream histogram TASK… --out {path}",
@@ -267,7 +267,7 @@ class Histogram:
             arity, depth = int(facts["arity"]), int(facts["depth"])
             if not (2 <= arity <= 64 and 1 <= depth <= 24):
                 raise FormatError(f"arity must be 2 to 64 and depth 1 to 24, got {arity} and {depth}.")
-            columns = _columns(record) if record.num_rows < SHARED_ROWS else _shared_columns(record)
+            columns = _columns(record) if record.file.metadata.num_rows < SHARED_ROWS else _shared_columns(record)
             counted = len(columns["count"]) > 0
             return cls(
                 level=int(facts["level"]),

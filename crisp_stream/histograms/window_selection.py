@@ -30,7 +30,7 @@ MAX_WINDOWS = 1 << 36
 
 _RECORD = RecordKind(
     name="a window selection of crisp-stream",
-    key="windows",
+    key=b"crisp_stream.windows",
     version_key="windows_version",
     version=1,
     remedy="Make a selection with: crisp-stream select METHOD … --out {path}",
@@ -196,7 +196,7 @@ class WindowSelection:
 
     @classmethod
     def _read(cls, record: Record) -> WindowSelection:
-        facts, rows = record.facts, record.num_rows
+        facts, rows = record.facts, record.file.metadata.num_rows
         num_windows = int(facts["num_windows"])
         if not 1 <= num_windows <= MAX_WINDOWS or rows != num_words(num_windows):
             raise FormatError(f"{rows:,} rows cannot hold {num_windows:,} windows of a dataset. Restore the file.")

@@ -31,7 +31,7 @@ BAND = (0.25, 0.75)
 
 _RECORD = RecordKind(
     name="distances",
-    key="distances",
+    key=b"crisp_stream.distances",
     version_key="distances_version",
     version=1,
     remedy="`crisp-stream results distance --specialist` writes them.",

@@ -27,7 +27,7 @@ from crisp_stream.storage.store import is_remote, local_path, open_store
 SUFFIX = ".results.parquet"
 _RECORD = RecordKind(
     name="a file of results",
-    key="results",
+    key=b"crisp_stream.results",
     version_key="results_version",
     version=1,
     remedy="`crisp-stream eval --out` writes them.",

@@ -19,7 +19,7 @@ from crisp_stream.format.parquet import RecordKind, load_record, numbers, save_r
 
 _RECORD = RecordKind(
     name="scores of windows",
-    key="window_scores",
+    key=b"crisp_stream.window_scores",
     version_key="scores_version",
     version=1,
     remedy="Write them again.",
