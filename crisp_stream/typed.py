@@ -1,4 +1,4 @@
-"""Build dataclasses from plain data (YAML, JSON), with an error that names the wrong key."""
+"""Build dataclasses from plain data (YAML, JSON), with an error that names the wrong key; and plain data from them."""
 
 from __future__ import annotations
 
@@ -135,6 +135,15 @@ class Builder:
 
 def _name(hint: Any) -> str:
     return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(hint, str(hint))
+
+
+def plain(value: Any) -> Any:
+    """Turn dataclasses, mappings and tuples within a value into dictionaries and lists."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {entry.name: plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def did_you_mean(word: str, names: Sequence[str], prefix: str = "") -> str:

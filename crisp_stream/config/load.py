@@ -9,7 +9,6 @@ YAML 1.1 reads `1e-4` as text; a number key accepts it anyway.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from crisp_stream.config.files import compose
 from crisp_stream.config.recipe import Recipe
 from crisp_stream.config.sections import SELECTION_SUFFIX
 from crisp_stream.errors import RecipeError
-from crisp_stream.typed import Builder, kind_of
+from crisp_stream.typed import Builder, kind_of, plain
 
 _BUILDER = Builder(
     error=RecipeError,
@@ -97,13 +96,7 @@ def _drawn_by(phase: int, path: str) -> list[str]:
 
 def dump_recipe(recipe: Recipe) -> str:
     """Write all keys of a recipe as YAML, defaults included; `load_recipe` reads it back."""
-    return yaml.safe_dump(_plain(dataclasses.asdict(recipe)), sort_keys=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+    return yaml.safe_dump(plain(recipe), sort_keys=False)
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

@@ -18,6 +18,7 @@ from crisp_stream.study.jobs.plan_jobs import SETTINGS, Candidate
 from crisp_stream.study.jobs.selections import SELECTION
 from crisp_stream.study.record import record as record
 from crisp_stream.study.settings import MethodSettings, StudySettings, candidates_of
+from crisp_stream.typed import plain
 
 _PACKAGES = ("crisp-stream", "torch", "mosaicml", "transformers", "sentence-transformers", "scikit-learn")
 _WEIGHED = ("crisp", "doge")
@@ -122,7 +123,7 @@ class _Gathered:
             corpus_windows=values["windows"],
             generic_share=method.generic_share if learns else 1.0,
             finetuned=study.finetune is not None and name in study.finetune.methods,
-            settings={key: _plain(getattr(method, key)) for key in SETTINGS.get(str(method.kind), ())},
+            settings={key: plain(getattr(method, key)) for key in SETTINGS.get(str(method.kind), ())},
         )
 
     # Models.
@@ -284,7 +285,3 @@ class _Gathered:
 
 def _shares(histogram: Any) -> dict[int, float]:
     return dict(zip(histogram.nodes.tolist(), histogram.proportions.tolist(), strict=True))
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +31,7 @@ from crisp_stream.study.record.values import (
     StudySpecialist,
     StudyWeights,
 )
-from crisp_stream.typed import Builder
+from crisp_stream.typed import Builder, plain
 
 STUDY, RESULTS = "study.json", "results.parquet"
 """The two files of a record."""
@@ -116,8 +116,8 @@ class StudyResults:
         Raises:
             StorageError: the storage refused or failed.
         """
-        facts = {entry.name: _plain(getattr(self, entry.name)) for entry in dataclasses.fields(self)}
-        del facts["judgements"]
+        names = [entry.name for entry in dataclasses.fields(self) if entry.name != "judgements"]
+        facts = {name: plain(getattr(self, name)) for name in names}
         store = open_store(str(folder))
         store.put(RESULTS, judgements_parquet(self.judgements))
         store.put(STUDY, (json.dumps({"study_version": STUDY_VERSION, **facts}, indent=1) + "\n").encode())
@@ -150,15 +150,6 @@ class StudyResults:
             return builder.build(cls, facts, others={"judgements": tuple(Judgement(**row) for row in rows)})
         except InputError as error:
             raise FormatError(f"{place}: {error}") from error
-
-
-def _plain(value: Any) -> Any:
-    """Turn dataclasses within a value into dictionaries."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
 
 
 def check_names(study: StudyResults) -> None:
