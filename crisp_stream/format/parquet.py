@@ -25,6 +25,17 @@ from crisp_stream.storage.store import Store, open_store
 _BATCH_ROWS = 1 << 20
 _ROW_BYTES = 512
 """No row of a table is longer: paths and hashes have fixed forms."""
+_DAMAGE = (
+    pa.ArrowException,
+    OSError,
+    LookupError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    AttributeError,
+    RecursionError,
+)
+"""Errors of a file that is not what it should be."""
 
 
 def read_parquet(content: bytes, *, max_rows: int) -> pa.Table:
@@ -44,7 +55,7 @@ def parquet_bytes(table: pa.Table, **options: Any) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordKind:
-    """A kind of records."""
+    """A kind of record: a Parquet table with facts about it as JSON."""
 
     name: str
     """Name in messages, such as "scores of windows"."""
@@ -102,9 +113,12 @@ def load_record(path: str | Path, kind: RecordKind) -> Iterator[Record]:
         FormatError: no such file, another kind or version, or damaged. StorageError: the storage refused or failed.
     """
     remedy = kind.remedy.format(path=path)
+    store, name = _store_and_name(path)
     try:
-        store, name = _store_and_name(path)
         content = store.get(name)
+    except MissingObjectError as error:
+        raise FormatError(f"{path}: no such file. {remedy}") from error
+    try:
         file = pq.ParquetFile(pa.BufferReader(content), pre_buffer=False, page_checksum_verification=True)
         facts = json.loads((file.schema_arrow.metadata or {})[kind.key])
         version = facts.pop(kind.version_key, None)
@@ -113,16 +127,12 @@ def load_record(path: str | Path, kind: RecordKind) -> Iterator[Record]:
         if file.metadata.num_rows > kind.max_rows:
             raise FormatError(f"must have at most {kind.max_rows:,} rows, got {file.metadata.num_rows:,}. {remedy}")
         yield Record(facts, content, file)
-    except MissingObjectError as error:
-        raise FormatError(f"{path}: no such file. {remedy}") from error
     except StorageError:
         raise
     except CrispError as error:
         raise FormatError(f"{path}: {error}") from error
-    except (pa.ArrowException, OSError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+    except _DAMAGE as error:
         raise FormatError(f"{path}: not {kind.name}, or damaged ({error!r}). {remedy}") from error
-    except RecursionError as error:
-        raise FormatError(f"{path}: not {kind.name}: its metadata is nested too deeply. {remedy}") from error
 
 
 def _store_and_name(path: str | Path) -> tuple[Store, str]:
