@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from crisp_stream.errors import FormatError, InputError
+from crisp_stream.errors import InputError
 from crisp_stream.examples.sketch import PROVENANCE_KEY, SketchBuilder
 from crisp_stream.format.manifest import Packing
+from crisp_stream.format.parquet import RecordKind, load_record, save_record
 from crisp_stream.histograms.histogram import Histogram
-from crisp_stream.storage.store import file_name, open_store
+from crisp_stream.storage.store import file_name
 
 if TYPE_CHECKING:
     from crisp_stream.counting.embedded_examples import Answers, Embedded
@@ -26,8 +24,14 @@ if TYPE_CHECKING:
     from crisp_stream.processes import Log
 
 
-TASK_EMBEDDINGS_VERSION = 1
-_METADATA_KEY = b"crisp_stream.task_embeddings"
+_RECORD = RecordKind(
+    name="embeddings of a task",
+    key=b"crisp_stream.task_embeddings",
+    version_key="version",
+    version=1,
+    remedy="Embed the task again.",
+    options={"write_page_checksum": True},
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +53,8 @@ class TaskEmbeddings:
         """
         dim = self.embeddings.shape[1]
         rows = pa.FixedSizeListArray.from_arrays(pa.array(self.embeddings.ravel(), pa.float32()), dim)
-        table = pa.table({"example": pa.array(self.examples, pa.int64()), "embedding": rows})
-        sink = io.BytesIO()
-        told = {_METADATA_KEY: json.dumps({"version": TASK_EMBEDDINGS_VERSION, **self.provenance}).encode()}
-        pq.write_table(table.replace_schema_metadata(told), sink, compression="zstd", write_page_checksum=True)
-        folder, _, name = str(path).rpartition("/")
-        open_store(folder or ".").put(name, sink.getvalue())
+        columns = {"example": pa.array(self.examples, pa.int64()), "embedding": rows}
+        save_record(path, _RECORD, columns, self.provenance)
 
     @classmethod
     def load(cls, path: str | Path) -> TaskEmbeddings:
@@ -63,25 +63,13 @@ class TaskEmbeddings:
         Raises:
             FormatError: not such a file, or damaged. StorageError: the storage refused or failed.
         """
-        folder, _, name = str(path).rpartition("/")
-        content = open_store(folder or ".").get(name)
-        try:
-            table = pq.ParquetFile(io.BytesIO(content), pre_buffer=False, page_checksum_verification=True).read(
-                use_threads=False
-            )
-            provenance = json.loads((table.schema.metadata or {})[_METADATA_KEY])
-            version = provenance.pop("version")
+        with load_record(path, _RECORD) as record:
+            table = record.table()
             column = table["embedding"].combine_chunks()
             rows = column.flatten().to_numpy().reshape(len(column), -1)
-            examples = table["example"].to_numpy()
-        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise FormatError(f"{path} holds no embeddings of a task ({error!r}). Embed the task again.") from error
-        if version != TASK_EMBEDDINGS_VERSION:
-            raise FormatError(
-                f"{path}: version {version} is not that of this reader ({TASK_EMBEDDINGS_VERSION}). Embed the task "
-                "again."
+            return cls(
+                embeddings=np.asarray(rows, np.float32), examples=table["example"].to_numpy(), provenance=record.facts
             )
-        return cls(embeddings=np.asarray(rows, np.float32), examples=examples, provenance=provenance)
 
 
 def embed_task(

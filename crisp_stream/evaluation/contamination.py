@@ -13,35 +13,36 @@ least 26 words at least 13 stand on one side, so it is found; a single run of 13
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
-from crisp_stream.errors import FormatError, InputError
+from crisp_stream.errors import InputError
 from crisp_stream.evaluation.question_sets import TASKS, open_question_set
 from crisp_stream.evaluation.window_ngrams import NOT_FOUND, find_in_windows
 from crisp_stream.format.dataset import open_dataset
-from crisp_stream.format.parquet import numbers, read_parquet
+from crisp_stream.format.parquet import RecordKind, load_record, numbers, save_record
 from crisp_stream.processes import num_processes
-from crisp_stream.storage.store import file_name, open_store
+from crisp_stream.storage.store import file_name
 from crisp_stream.writers.cleaning.decontamination import EvaluationNgrams
 from crisp_stream.writers.cleaning.evaluation_texts import EvaluationExample, read_evaluation_examples
 from crisp_stream.writers.documents.documents import read_documents
 from crisp_stream.writers.documents.drops import DropCounts
 
-CONTAMINATION_VERSION = 1
-_METADATA_KEY = b"crisp_stream.contamination"
+_RECORD = RecordKind(
+    name="a file of contaminated examples",
+    key=b"crisp_stream.contamination",
+    version_key="contamination_version",
+    version=1,
+    remedy="`crisp-stream contamination` writes them.",
+    max_rows=1 << 28,
+)
 _MIN_WORDS = 8
 _BATCH_EXAMPLES = 4096
-_MAX_EXAMPLES = 1 << 28
 _FACTS = ("dataset", "fingerprint", "ngram", "min_words", "num_windows", "text_bytes", "num_borders", "files")
 
 
@@ -129,25 +130,19 @@ class Contamination:
 
     def save(self, path: str) -> None:
         """Write the file, whole or not at all, replacing an older one. Raises StorageError, InputError."""
-        folder, name = _split(path)
-        facts = {key: getattr(self, key) for key in _FACTS}
-        described = json.dumps({"contamination_version": CONTAMINATION_VERSION, **facts}).encode()
-        table = pa.table(
-            {
-                "file": pa.array([self.files[file] for file in self.file.tolist()], pa.string()),
-                "file_number": pa.array(self.file, pa.int64()),
-                "row": pa.array(self.row, pa.int64()),
-                "example": pa.array(self.example_ids, pa.uint64()),
-                "checked": pa.array(self.checked, pa.bool_()),
-                "contaminated": pa.array(self.contaminated, pa.bool_()),
-                "share": pa.array(self.shares, pa.float64()),
-                "words": pa.array(self.words, pa.string()),
-                "window": pa.array(self.windows, pa.int64()),
-            }
-        ).replace_schema_metadata({_METADATA_KEY: described})
-        sink = io.BytesIO()
-        pq.write_table(table, sink, compression="zstd")
-        open_store(folder).put(name, sink.getvalue())
+        check_path(path)
+        columns = {
+            "file": pa.array([self.files[file] for file in self.file.tolist()], pa.string()),
+            "file_number": pa.array(self.file, pa.int64()),
+            "row": pa.array(self.row, pa.int64()),
+            "example": pa.array(self.example_ids, pa.uint64()),
+            "checked": pa.array(self.checked, pa.bool_()),
+            "contaminated": pa.array(self.contaminated, pa.bool_()),
+            "share": pa.array(self.shares, pa.float64()),
+            "words": pa.array(self.words, pa.string()),
+            "window": pa.array(self.windows, pa.int64()),
+        }
+        save_record(path, _RECORD, columns, {key: getattr(self, key) for key in _FACTS})
 
     @classmethod
     def load(cls, path: str) -> Contamination:
@@ -156,32 +151,20 @@ class Contamination:
         Raises:
             FormatError: another file, of a newer version, or damaged. StorageError: the storage failed.
         """
-        folder, name = _split(path)
-        content = open_store(folder).get(name)
-        try:
-            table = read_parquet(content, max_rows=_MAX_EXAMPLES)
-            facts: dict[str, Any] = json.loads((table.schema.metadata or {})[_METADATA_KEY])
-            version = facts["contamination_version"]
-            if version == CONTAMINATION_VERSION:
-                return cls(
-                    **{key: facts[key] for key in _FACTS},
-                    file=numbers(table["file_number"], pa.int64()),
-                    row=numbers(table["row"], pa.int64()),
-                    example_ids=numbers(table["example"], pa.uint64()),
-                    checked=np.array(table["checked"].to_pylist(), np.bool_),
-                    contaminated=np.array(table["contaminated"].to_pylist(), np.bool_),
-                    shares=numbers(table["share"], pa.float64()),
-                    words=table["words"].to_pylist(),
-                    windows=numbers(table["window"], pa.int64()),
-                )
-        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-            raise FormatError(
-                f"{path} is not a file of contaminated examples ({error!r}). `crisp-stream contamination` writes them."
-            ) from error
-        raise FormatError(
-            f"{path}: contamination_version {version} is not that of this reader ({CONTAMINATION_VERSION}). Upgrade "
-            "crisp-stream, or check again."
-        )
+        check_path(path)
+        with load_record(path, _RECORD) as record:
+            table = record.table()
+            return cls(
+                **{key: record.facts[key] for key in _FACTS},
+                file=numbers(table["file_number"], pa.int64()),
+                row=numbers(table["row"], pa.int64()),
+                example_ids=numbers(table["example"], pa.uint64()),
+                checked=np.array(table["checked"].to_pylist(), np.bool_),
+                contaminated=np.array(table["contaminated"].to_pylist(), np.bool_),
+                shares=numbers(table["share"], pa.float64()),
+                words=table["words"].to_pylist(),
+                windows=numbers(table["window"], pa.int64()),
+            )
 
 
 def check_contamination(
@@ -285,13 +268,7 @@ def _judged(
             )
 
 
-def _split(path: str) -> tuple[str, str]:
-    folder, _, name = path.rpartition("/")
-    if not name.endswith(".parquet"):
-        raise InputError(f"{path}: contaminated examples are kept in a file ending in .parquet. Name one.")
-    return folder or ("/" if path.startswith("/") else "."), name
-
-
 def check_path(path: str) -> None:
-    """Raises InputError where `Contamination.save` cannot write to the path by its name."""
-    _split(path)
+    """Raise InputError where `Contamination.save` cannot write to the path by its name."""
+    if not path.endswith(".parquet"):
+        raise InputError(f"{path}: contaminated examples are kept in a file ending in .parquet. Name one.")

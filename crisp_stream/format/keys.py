@@ -15,7 +15,7 @@ KEY_END = 1 << 64
 
 
 def window_keys(leaves: NDArray[Any], places: NDArray[np.uint32], seed: int) -> NDArray[np.uint64]:
-    """Where windows stand in a dataset: by leaf, and inside a leaf by a uniform 40-bit hash of (part, place).
+    """Order of windows in a dataset: by leaf, and inside a leaf by a uniform 40-bit hash of (part, place).
 
     Args:
         leaves: [num_windows], leaf ids.

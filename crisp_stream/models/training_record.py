@@ -1,4 +1,4 @@
-"""Where a model comes from, as plain data: read from a checkpoint, written as training.json of an exported folder.
+"""The origin of a model as plain data: read from a checkpoint, written as training.json of an exported folder.
 
 A file beside the model and not a key of its config.json: that is copied into every model which somebody tunes from it,
 of which it would no longer be true. Folders of the machine that trained are not part of it, and what may be secret in
@@ -18,7 +18,7 @@ from crisp_stream.models.checkpoint import model_config_of
 from crisp_stream.storage.store import is_remote
 
 RECORD_VERSION = 1
-"""Of the keys of training.json."""
+"""Version of the keys of training.json."""
 
 LINEAGE_STATE = "Lineage"
 """Name of the callback whose saved state says what the run was made of."""
@@ -37,7 +37,7 @@ def public_address(url: str) -> str | None:
 
 
 def training_record(checkpoint: dict[str, Any], origin: Path | str) -> dict[str, Any]:
-    """What a checkpoint knows of the run that saved it.
+    """Read what a checkpoint knows of the run that saved it.
 
     Args:
         checkpoint: contents, of `checkpoint.read_checkpoint`.
@@ -108,7 +108,7 @@ def _held_out(measured: dict[str, Any], texts: dict[str, Any] | None) -> dict[st
 
 
 def _dataset_of(config: dict[str, Any], served: dict[str, Any]) -> dict[str, Any]:
-    """What checkpoints without a lineage say."""
+    """Describe the dataset by a checkpoint without a lineage."""
     known = config.get("crisp_stream") or {}
     fingerprint = known.get("dataset") or served.get("dataset")
     return {"fingerprint": fingerprint, **{key: known.get(key) for key in ("packing", "window_tokens")}}

@@ -8,8 +8,6 @@ one core of a busy machine. Embedding takes far longer, so distances are saved, 
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,25 +15,27 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from crisp_stream.errors import FormatError, InputError, import_extra
+from crisp_stream.errors import InputError, import_extra
 from crisp_stream.figure import check_picture, save_figure
-from crisp_stream.format.parquet import numbers, read_parquet
+from crisp_stream.format.parquet import RecordKind, load_record, numbers, save_record
 from crisp_stream.results.better import Measure, example_gains
 from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, paired_sets, pairs
 from crisp_stream.results.tables import INTERVALS, comparability_notes, mean_of
-from crisp_stream.storage.store import open_store
 from crisp_stream.table import aligned
 
-DISTANCES_VERSION = 1
 BAND = (0.25, 0.75)
 """Quantiles of the distances of specialist test examples that the band lies between, as in the paper."""
 
-_METADATA_KEY = b"crisp_stream.distances"
-_MOST_ROWS = 1 << 31
+_RECORD = RecordKind(
+    name="distances",
+    key=b"crisp_stream.distances",
+    version_key="distances_version",
+    version=1,
+    remedy="`crisp-stream results distance --specialist` writes them.",
+)
 _BLOCK_ROWS = 4096
 _WRITTEN: dict[Measure, str] = {
     "perplexity": "nats/token",
@@ -60,40 +60,27 @@ class Distances:
     def save(self, path: str | Path) -> str:
         """Write one Parquet file. Raises StorageError."""
         of_test = [False] * len(self.examples) + [True] * len(self.test_distances)
-        table = pa.table(
-            {
-                "example": pa.array(np.append(self.examples, np.zeros(len(self.test_distances), np.uint64))),
-                "distance": pa.array(np.append(self.distances, self.test_distances)),
-                "test": pa.array(of_test, pa.bool_()),
-            }
-        )
-        described = {"distances_version": DISTANCES_VERSION, **self.facts}
-        sink = io.BytesIO()
-        named = table.replace_schema_metadata({_METADATA_KEY: json.dumps(described).encode()})
-        pq.write_table(named, sink, compression="zstd")
-        folder, _, name = str(path).rpartition("/")
-        open_store(folder or ".").put(name, sink.getvalue())
+        columns = {
+            "example": pa.array(np.append(self.examples, np.zeros(len(self.test_distances), np.uint64))),
+            "distance": pa.array(np.append(self.distances, self.test_distances)),
+            "test": pa.array(of_test, pa.bool_()),
+        }
+        save_record(path, _RECORD, columns, self.facts)
         return str(path)
 
     @classmethod
     def load(cls, path: str | Path) -> Distances:
         """Read what `save` wrote. Raises FormatError: it is something else. StorageError: the storage failed."""
-        folder, _, name = str(path).rpartition("/")
-        content = open_store(folder or ".").get(name)
-        try:
-            table = read_parquet(content, max_rows=_MOST_ROWS)
-            facts = json.loads((table.schema.metadata or {})[_METADATA_KEY])
-            version = facts.pop("distances_version")
+        with load_record(path, _RECORD) as record:
+            table = record.table()
             of_test = np.array(table["test"].to_pylist(), np.bool_)
             values = numbers(table["distance"], pa.float64())
-            examples = numbers(table["example"], pa.uint64())
-        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise FormatError(
-                f"{path} holds no distances ({error!r}). `crisp-stream results distance --specialist` writes them."
-            ) from error
-        if version != DISTANCES_VERSION:
-            raise FormatError(f"{path}: distances_version {version} is not {DISTANCES_VERSION}. Upgrade crisp-stream.")
-        return cls(examples=examples[~of_test], distances=values[~of_test], test_distances=values[of_test], facts=facts)
+            return cls(
+                examples=numbers(table["example"], pa.uint64())[~of_test],
+                distances=values[~of_test],
+                test_distances=values[of_test],
+                facts=record.facts,
+            )
 
     def of(self, examples: NDArray[np.uint64]) -> NDArray[np.float64]:
         """[num_asked]: NaN where an example is not known."""

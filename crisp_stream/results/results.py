@@ -8,8 +8,6 @@ and the set are described in the file's metadata, as JSON under one key.
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -19,16 +17,21 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from crisp_stream.errors import FormatError, InputError
 from crisp_stream.examples.hashes import example_hash as example_hash
+from crisp_stream.format.parquet import RecordKind, load_record, save_record
 from crisp_stream.storage.store import is_remote, local_path, open_store
 
-RESULTS_VERSION = 1
 SUFFIX = ".results.parquet"
-_METADATA_KEY = b"crisp_stream.results"
+_RECORD = RecordKind(
+    name="a file of results",
+    key=b"crisp_stream.results",
+    version_key="results_version",
+    version=1,
+    remedy="`crisp-stream eval --out` writes them.",
+)
 
 
 def set_fingerprint(example_ids: NDArray[np.uint64]) -> str:
@@ -89,8 +92,7 @@ class Results(ABC):
         Raises:
             StorageError: the storage refused or failed.
         """
-        described = {
-            "results_version": RESULTS_VERSION,
+        facts = {
             "kind": self.kind,
             "model": self.model,
             "set": {"name": self.set_name, "fingerprint": self.fingerprint},
@@ -100,11 +102,8 @@ class Results(ABC):
         columns = {"example": pa.array(self.example_ids, pa.uint64()), **self.columns()}
         if self.contaminated is not None:
             columns["contaminated"] = pa.array(self.contaminated, pa.bool_())
-        table = pa.table(columns).replace_schema_metadata({_METADATA_KEY: json.dumps(described).encode()})
-        sink = io.BytesIO()
-        pq.write_table(table, sink, compression="zstd")
         path = results_path(folder, self.model_name, self.set_name)
-        open_store(str(folder)).put(path.rpartition("/")[2], sink.getvalue())
+        save_record(path, _RECORD, columns, facts)
         return path
 
 
@@ -212,35 +211,20 @@ def load_results(path: str | Path) -> TextResults | QuestionResults:
     Raises:
         FormatError: not a file of results, of a newer version, or damaged. StorageError: the storage failed.
     """
-    folder, _, name = str(path).rpartition("/")
-    content = open_store(folder or ".").get(name)
-    try:
-        table = pq.ParquetFile(io.BytesIO(content), pre_buffer=False).read(use_threads=False)
-        described = json.loads((table.schema.metadata or {})[_METADATA_KEY])
-        version, kind = described["results_version"], described["kind"]
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        raise FormatError(
-            f"{path} is not a file of results ({error!r}). `crisp-stream eval --out` writes them."
-        ) from error
-    if version != RESULTS_VERSION:
-        raise FormatError(
-            f"{path}: results_version {version} is not that of this reader ({RESULTS_VERSION}). Upgrade crisp-stream."
-        )
-    try:
+    with load_record(path, _RECORD) as record:
+        table, facts = record.table(), record.facts
         shared = {
-            "model": described["model"],
-            "set_name": described["set"]["name"],
+            "model": facts["model"],
+            "set_name": facts["set"]["name"],
             "example_ids": table["example"].to_numpy().astype(np.uint64),
             "contaminated": table["contaminated"].to_numpy() if "contaminated" in table.column_names else None,
-            "notes": described["notes"],
+            "notes": facts["notes"],
         }
-        own = {kind.kind: kind for kind in (TextResults, QuestionResults)}[kind]
-        found = own(**shared, **own.of_columns(table), **described["facts"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise FormatError(f"{path}: a column or key is missing ({error!r}). Judge the model again.") from error
-    if found.fingerprint != described["set"]["fingerprint"]:
-        raise FormatError(f"{path}: its examples are not those it says. Judge the model again.")
-    return found
+        kind = {kind.kind: kind for kind in (TextResults, QuestionResults)}[facts["kind"]]
+        results = kind(**shared, **kind.of_columns(table), **facts["facts"])
+        if results.fingerprint != facts["set"]["fingerprint"]:
+            raise FormatError("its examples are not those it says. Judge the model again.")
+        return results
 
 
 def load_all(paths: Sequence[str | Path]) -> list[TextResults | QuestionResults]:

@@ -29,7 +29,7 @@ def run_study(
     Args:
         study: what is compared.
         out: folder of the study.
-        text: folder of the text, if it is not to be fetched.
+        text: folder of the text; None: fetch it.
         workers: jobs at a time.
         log: takes a line per job.
 
@@ -49,11 +49,11 @@ def report_study(study: StudySettings, out: Path, *, text: str | None = None, lo
 def _report(
     study: StudySettings, plan: StudyPlan, done: Mapping[str, Done], out: Path, log: Callable[[str], None]
 ) -> None:
-    found = gather(study, plan, done, out)
+    results = gather(study, plan, done, out)
     for stale in (*(out / RECORD).glob("*.csv"), *(out / RECORD).glob("*.svg")):  # of methods that were taken out
         stale.unlink()
-    found.save(out / RECORD)
-    log(study_text(found))
+    results.save(out / RECORD)
+    log(study_text(results))
     page = write_study_report(out / RECORD, out / RECORD)[0]
     log(f"\nwritten to {page.parent}: {page.name}, CSV files, figures; `crisp-stream study report` makes them again")
 
@@ -71,7 +71,7 @@ def _finished(plan: StudyPlan, out: Path) -> tuple[Sequence[Job], dict[str, Done
     done: dict[str, Done] = {}
     while True:
         jobs = plan(done)
-        found = {job.name: own for job in jobs if (own := load_done(out, job)) is not None}
-        if found == done:
+        more = {job.name: record for job in jobs if (record := load_done(out, job)) is not None}
+        if more == done:
             return jobs, done
-        done = found
+        done = more

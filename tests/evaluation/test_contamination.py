@@ -156,9 +156,9 @@ def test_a_file_says_what_was_looked_for_where_and_other_files_are_refused(tmp_p
     assert "trained on a dataset it does not name" in str(read.dataset_warning(None))
     table = pq.ParquetFile(path).read()
     for content, message in (
-        (table.replace_schema_metadata({}), "is not a file of contaminated examples"),
-        (table.drop_columns(["share"]), "is not a file of contaminated examples"),
-        (_with_version(table, 2), r"contamination_version 2 is not that of this reader \(1\)"),
+        (table.replace_schema_metadata({}), "not a file of contaminated examples"),
+        (table.drop_columns(["share"]), "not a file of contaminated examples"),
+        (_with_version(table, 2), r"contamination_version 2 is not 1\."),
     ):
         pq.write_table(content, path)
         with pytest.raises(FormatError, match=message):

@@ -118,7 +118,7 @@ def test_a_file_of_something_else_or_of_a_newer_version_is_refused(tmp_path: Pat
     pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
     (tmp_path / "text.parquet").write_text("no table")
     for name in ("other.parquet", "text.parquet"):
-        with pytest.raises(FormatError, match="holds no distances"):
+        with pytest.raises(FormatError, match="not distances, or damaged"):
             Distances.load(tmp_path / name)
     table = pq.read_table(made_distances([0.5]).save(tmp_path / "d.parquet"))
     newer = {b"crisp_stream.distances": json.dumps({"distances_version": 2}).encode()}
