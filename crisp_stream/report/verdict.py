@@ -28,7 +28,7 @@ class Effect:
     row: ResultRow
     """Model and set."""
     measure: str
-    """Perplexity, bits per byte or accuracy, in words."""
+    """Perplexity, loss in bits per byte, or accuracy."""
     change: float
     """Relative change of a perplexity or of bits per byte, or difference of accuracies."""
     low: float
@@ -180,7 +180,7 @@ def _effect(row: ResultRow) -> Effect:
     for measure, estimate in row.estimates.items():
         low, high = estimate.interval
         if measure in (RATIO, RATIO_OF_BITS):
-            words = "perplexity" if measure == RATIO else "bits per byte"
+            words = "perplexity" if measure == RATIO else "loss in bits per byte"
             return Effect(row=row, measure=words, change=estimate.value - 1, low=low - 1, high=high - 1)
         if measure.startswith(DIFFERENCE):
             return Effect(row=row, measure="accuracy", change=estimate.value, low=low, high=high)
