@@ -337,7 +337,7 @@ def _judge(runs: dict[str, _Run], corpora: Corpora, log: Log) -> list[TextResult
         for set_name, test in tests.items():
             judged = _results(model, run, set_name, test)
             results.append(replace(judged, set_name=_SETS[set_name]))
-        log(f"{model}: judged on {len(tests)} sets of {judged.num_examples} documents")
+            log(f"{model}: judged on {judged.num_examples} documents of {_SETS[set_name]}")
     return results
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 MAX_POINTS = 240
-"""Points of a drawn curve; more cannot be told apart at the width of a page."""
+"""Points of a drawn curve; more cannot be distinguished at the width of a page."""
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 18, 8, 40
 _LABEL = 18

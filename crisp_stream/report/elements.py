@@ -37,7 +37,7 @@ def against_corpus(share: float, corpus: float, scale: float, colour: str) -> st
 
 
 def legend(entries: Sequence[tuple[str, str]]) -> str:
-    """What each colour stands for: the colour's class, and text."""
+    """A legend: class of each colour, and text."""
     keys = " ".join(
         f'<span class="key"><span class="swatch {colour}" aria-hidden="true"></span>{safe(text)}</span>'
         for colour, text in entries

@@ -86,7 +86,7 @@ def _set_of(results: AnyResults) -> tuple[str, str]:
 
 
 def holds_results(path: str) -> bool:
-    """Whether a path is a file of results or a folder with some. Raises StorageError."""
+    """Tell whether a path is a file of results or a folder with some. Raises StorageError."""
     if path.endswith(SUFFIX):
         return True
     if not is_remote(path) and not local_path(path).is_dir():

@@ -1,4 +1,4 @@
-"""Where a task lives: its heaviest clusters against the corpus, with terms and a text of each."""
+"""Section `Where the task lives`: its heaviest clusters against the corpus, with terms and a text of each."""
 
 from __future__ import annotations
 

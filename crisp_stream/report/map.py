@@ -33,13 +33,13 @@ MAX_NODES_WITH_TEXT = 12_000
 """A level with more nodes has terms and text only for the tasks' heaviest and the corpus' largest."""
 
 SMALLEST_SHARE = 1e-12
-"""What is smaller counts as this; 0 stays 0."""
+"""Smallest share above 0 that the map holds; smaller ones count as this."""
 
 _CODES = (1 << 16) - 2
 _TEXT_CHARACTERS = 320
 _SHORT_TEXT_CHARACTERS = 200
 _HEAVIEST_PER_TASK = 800
-# Control characters, marks that turn the direction of what follows, joiners without a look of their own, surrogates.
+# Control characters, marks that turn the direction of what follows, invisible joiners, surrogates.
 _INVISIBLE = re.compile(
     "[\\x00-\\x1f\\x7f-\\x9f\\u00ad\\u061c\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u206f\\ud800-\\udfff\\ufeff\\ufff0-\\uffff]"
 )
@@ -117,7 +117,7 @@ def levels_of(dataset: Dataset) -> list[MapLevel]:
 
 
 def task_shares(name: str, histogram: Histogram, levels: Sequence[MapLevel]) -> TaskShares:
-    """A histogram on its own level, or on the map's deepest where it is finer."""
+    """Shares of a histogram at its level, or at the map's deepest where the histogram is finer."""
     level = max(1, min(histogram.level, levels[-1].level))
     nodes = levels[level - 1].nodes
     if histogram.level == 0:

@@ -1,10 +1,9 @@
 """One self-contained HTML page about a dataset, tasks' histograms, training runs and judged models, without network.
 
-It begins with the verdict in words and its figures; the map comes after them. The map is drawn by a script of its own
-on a canvas, because 262,144 rectangles are too many for SVG, and a plotting
-library weighs more than the data. Everything else is plain HTML and SVG, there without the script. A content security
-policy in the page forbids all requests and any other script, so corpus text could do no harm even if it were not
-escaped.
+It begins with the verdict in words and its figures; the map comes after them. The map is drawn by a small script on a
+canvas, because 262,144 rectangles are too many for SVG, and a plotting library weighs more than the data. Everything
+else is plain HTML and SVG, there without the script. A content security policy in the page forbids all requests and any
+other script, so corpus text could do no harm even if it were not escaped.
 """
 
 from __future__ import annotations
