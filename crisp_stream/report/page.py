@@ -103,26 +103,20 @@ def page_html(
     terms = gather_terms(dataset, levels, layers, max_windows=max_windows)
     log(f"{sum(one.num_windows_read for one in terms):,} windows read")
     tree = Tree(arity=manifest.arity, levels=levels, terms=terms)
-    sections: dict[str, tuple[str, str]] = {}
-    if runs or evaluation is not None:
-        sections["verdict"] = ("Verdict", verdict_section(evaluation))
-    if evaluation is not None:
-        sections["scores"] = ("Perplexity", score_section(evaluation, colours))
-    if tasks:
-        sections["heaviest"] = ("Heaviest clusters", heaviest_section(tasks, tree, colours))
-    if runs:
-        sections["runs"] = ("Runs", run_section(runs, served, tree, colours))
-    sections["map"] = ("Map", _map_section(layers, of_layers))
-    if tasks:
-        sections["histograms"] = ("Histograms", histogram_section(histograms, tasks, tree, colours))
-        sections["specificity"] = ("Specificity", specificity_section(tasks, tree, colours))
-    if len(tasks) > 1:
-        sections["transfer"] = ("Transfer", transfer_section(transfer(tasks, tree)))
-    if evaluation is not None:
-        sections["evaluation"] = ("Evaluation", evaluation_section(evaluation, colours))
-    if forecasts:
-        sections["forecast"] = ("Forecast", forecast_section(forecasts, tree, colours))
-    sections["dataset"] = ("Dataset", _dataset_section(dataset, tree))
+    parts = {
+        "verdict": ("Verdict", verdict_section(evaluation) if runs or evaluation else ""),
+        "scores": ("Perplexity", score_section(evaluation, colours) if evaluation else ""),
+        "heaviest": ("Where the task lives", heaviest_section(tasks, tree, colours) if tasks else ""),
+        "runs": ("Training runs", run_section(runs, served, tree, colours) if runs else ""),
+        "map": ("Map", _map_section(layers, of_layers)),
+        "histograms": ("Histograms", histogram_section(histograms, tasks, tree, colours) if tasks else ""),
+        "specificity": ("Specificity", specificity_section(tasks, tree, colours) if tasks else ""),
+        "transfer": ("Transfer", transfer_section(transfer(tasks, tree)) if len(tasks) > 1 else ""),
+        "evaluation": ("Evaluation", evaluation_section(evaluation, colours) if evaluation else ""),
+        "forecast": ("Forecast", forecast_section(forecasts, tree, colours) if forecasts else ""),
+        "dataset": ("Dataset", _dataset_section(dataset, tree)),
+    }
+    sections = {key: part for key, part in parts.items() if part[1]}
     payload = map_payload(tree, layers, of_layers)
     return _document(_name(dataset), _summary(dataset, len(tasks), len(runs)), sections, payload)
 

@@ -63,9 +63,9 @@ def histogram_section(
         "histograms",
         "Histograms side by side",
         f"""<p class="note">The heaviest clusters of each task: the coloured bar is the task's share of the cluster, the
-grey one that of the corpus, on one scale for all tasks; w is the ratio of the two. <i>Effective clusters</i>: how many equally
-heavy clusters would be as spread out (exp of the entropy). <i>Off the corpus</i>: total variation, 0 for the corpus
-itself, 1 for nothing in common.</p>
+grey one that of the corpus, on one scale for all tasks; w is the ratio of the two. <i>Effective clusters</i>: how many
+equally heavy clusters would be as spread out (exp of the entropy). <i>Off the corpus</i>: total variation, 0 for the
+corpus itself, 1 for nothing in common.</p>
 <div class="cards">
 {cards}
 </div>""",

@@ -99,18 +99,17 @@ class Verdict:
 
     def _further(self) -> str:
         if len(self.further) > _MAX_FURTHER_SETS:
-            counts = [sum(effect.sign == sign for effect in self.further) for sign in (1, -1, 0)]
-            better, worse, unclear = counts
+            better, worse, unclear = (sum(effect.sign == sign for effect in self.further) for sign in (1, -1, 0))
             return (
                 f"; of {len(self.further)} other sets it is better on {better}, worse on {worse} and not clearly "
                 f"different on {unclear}"
             )
-        parts = [
-            f"; on {effect.row.judged.name} "
-            f"{'it' if effect.measure == self.first.measure else f'its {effect.measure}'} is {effect.amount()}"
-            for effect in self.further
-        ]
-        return "".join(parts)
+        text, measure = "", self.first.measure
+        for effect in self.further:
+            subject = "it" if effect.measure == measure else f"its {effect.measure}"
+            text += f"; on {effect.row.judged.name} {subject} is {effect.amount()}"
+            measure = effect.measure
+        return text
 
     @property
     def conditions(self) -> dict[str, str]:
@@ -120,10 +119,10 @@ class Verdict:
         models = {self.baseline: _training(base), self.model: _training(self.first.row.results)}
         if len(set(models.values())) == 1:
             models = {f"{self.baseline} and {self.model}, each": _training(base)}
-        effects = [self.first, *self.further]
+        sets = [_set_in_words(effect.row) for effect in (self.first, *self.further)]
         return {
             **models,
-            "Judged on": ", ".join(f"{effect.row.judged.name} ({examples(effect.row.results)})" for effect in effects),
+            "Judged on": ", ".join(sets),
             "Intervals": f"{CONFIDENCE:.0%} over examples ({RESAMPLES:,} bootstrap resamples of both models together); "
             "another training seed moves the figures, too",
         }
@@ -185,6 +184,12 @@ def _effect(row: ResultRow) -> Effect:
         if measure.startswith(DIFFERENCE):
             return Effect(row=row, measure="accuracy", change=estimate.value, low=low, high=high)
     raise AssertionError(f"{row.results.model_name} was not compared")
+
+
+def _set_in_words(row: ResultRow) -> str:
+    """Name of a set, its examples, and those that are in the training data, where somebody looked."""
+    seen = f", {row.num_contaminated:,} of them in part in the training data" if row.num_contaminated else ""
+    return f"{row.judged.name} ({examples(row.results)}{seen})"
 
 
 def _training(results: AnyResults) -> str:

@@ -121,6 +121,23 @@ def test_the_conditions_name_what_the_models_share_and_what_they_do_not() -> Non
     assert conditions["Judged on"] == "task (50 texts)"
 
 
+def test_examples_of_the_training_data_are_named_among_the_conditions() -> None:
+    base, crisp = (text_results(name, [2.0, 3.0], contaminated=[True, False]) for name in ("base", "crisp"))
+    conditions = verdict_of(Evaluation(results=[base, crisp])).conditions
+    assert conditions["Judged on"] == "news (2 texts, 1 of them in part in the training data)"
+
+
+def test_a_measure_that_changes_from_set_to_set_is_named_each_time() -> None:
+    results = [
+        *(texts(model, change) for model, change in (("base", 0), ("crisp", -0.4))),
+        *(answered(model, right, 100, set_name="quiz") for model, right in (("base", 40), ("crisp", 70))),
+        *(texts(model, change, "corpus") for model, change in (("base", 0), ("crisp", 0.4))),
+    ]
+    said = sentence(*results)
+    assert "; on quiz its accuracy is 30.0 points higher" in said
+    assert "; on corpus its perplexity is 49% higher" in said
+
+
 def scores(*results: AnyResults) -> str:
     runs = [(run_identity(one), one.model.get("histograms") or []) for one in results]
     return score_section(Evaluation(results=results), assign_colours(["task"], runs))
