@@ -84,6 +84,12 @@ def smoothed(points: ArrayLike) -> NDArray[np.float64]:
     return np.column_stack([rows[:, 0], (sums[last] - sums[first]) / (last - first)])
 
 
+def drawings(curves: Sequence[Curve], x: Axis, y: Axis, *, described: str) -> str:
+    """Draw the same curves twice, for wide and for narrow screens; arguments as of `line_chart`."""
+    wide = line_chart(curves, x, y, width=760, height=310, described=described)
+    return wide + line_chart(curves, x, y, width=360, height=270, described="")
+
+
 def line_chart(curves: Sequence[Curve], x: Axis, y: Axis, *, width: int, height: int, described: str) -> str:
     """Draw curves as an SVG element.
 

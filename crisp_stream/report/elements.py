@@ -1,10 +1,15 @@
-"""Pieces of HTML that several sections use: names, bars, legends, buttons of clusters."""
+"""Pieces of HTML that several sections use: names, bars, legends, charts over batches, buttons of clusters."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 
+import numpy as np
+from numpy.typing import NDArray
+
+from crisp_stream.report.charts import Curve, drawings, linear_axis, smoothed, thinned
 from crisp_stream.report.colours import BASE
 from crisp_stream.report.map import Tree, visible
 
@@ -43,6 +48,46 @@ def legend(entries: Sequence[tuple[str, str]]) -> str:
         for colour, text in entries
     )
     return f'<p class="legend">{keys}</p>'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A figure of a run over its batches."""
+
+    label: str
+    """Name and last value, for the legend."""
+    colour: str
+    """Class of the run."""
+    points: NDArray[np.float64]
+    """[num_points, 2]: batch and value, finite."""
+
+
+def batch_figure(heading: str, caption: str, unit: str, lines: Sequence[Line], *, noisy: bool = False) -> str:
+    """Chart lines by batch; nothing without lines.
+
+    Args:
+        heading: element with the title.
+        caption: what the values are.
+        unit: label of the vertical axis.
+        lines: one of each run.
+        noisy: draw an average over neighbouring batches, and the values themselves faint.
+    """
+    if not lines:
+        return ""
+    curves = [Curve(points=thinned(line.points), kind=f"raw {line.colour}") for line in lines if noisy]
+    for line in lines:
+        points = smoothed(line.points) if noisy else line.points
+        curves.append(Curve(points=thinned(points), kind=f"curve {line.colour}"))
+    every = np.concatenate([line.points for line in lines])
+    x = linear_axis([0.0, every[:, 0].max()], count=5, label="batch")
+    y = linear_axis(every[:, 1], count=5, margin=0.04, label=unit)
+    described = f"{unit} by batch: {'; '.join(visible(line.label) for line in lines)}."
+    return f"""<figure>
+{heading}
+<figcaption>{caption}</figcaption>
+{legend([(line.colour, line.label) for line in lines])}
+{drawings(curves, x, y, described=described)}
+</figure>"""
 
 
 def definitions(facts: Mapping[str, str], *, kind: str = "") -> str:

@@ -10,9 +10,8 @@ from html import escape
 import numpy as np
 
 from crisp_stream.errors import InputError
-from crisp_stream.report.charts import Curve, line_chart, linear_axis
 from crisp_stream.report.colours import Colours, task_of_set
-from crisp_stream.report.elements import bar, dot, legend, safe, section
+from crisp_stream.report.elements import Line, bar, batch_figure, dot, safe, section
 from crisp_stream.report.map import visible
 from crisp_stream.results.better import BetterRow, better_rows, natural_baseline
 from crisp_stream.results.curves import TRAINING_LOSS, CurvePoint, curves, run_identity
@@ -219,15 +218,6 @@ def _better_row(row: BetterRow, colours: Colours) -> str:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Line:
-    """A run on a set."""
-
-    run: str
-    colour: str
-    points: list[CurvePoint]
-
-
 def _curve_part(results: Sequence[AnyResults], colours: Colours) -> str:
     """A chart per set on which several checkpoints of a run were judged."""
     try:
@@ -235,37 +225,19 @@ def _curve_part(results: Sequence[AnyResults], colours: Colours) -> str:
     except InputError:  # models of no run, or two of one batch: there is no curve to draw
         return ""
     colour_of = {judged.model_name: colours.of_run(run_identity(judged)) for judged in results}
-    by_set: dict[str, list[_Line]] = {}
+    by_set: dict[tuple[str, str], list[Line]] = {}
     for (run, set_name), points in lines.items():
         if len(points) > 1 and set_name != TRAINING_LOSS:
-            line = _Line(run=visible(run), colour=colour_of[points[0].model], points=points)
-            by_set.setdefault(set_name, []).append(line)
-    figures = "\n".join(_curve_figure(set_name, lines) for set_name, lines in by_set.items())
+            line = _line(run, points, colour_of[points[0].model])
+            by_set.setdefault((set_name, WRITTEN[points[0].measure]), []).append(line)
+    figures = "\n".join(
+        batch_figure(f"<h4>{safe(set_name)}</h4>", "Checkpoints of each run.", measure, drawn)
+        for (set_name, measure), drawn in by_set.items()
+    )
     return f'<h3>Over training</h3>\n<div class="pair">\n{figures}\n</div>' if figures else ""
 
 
-def _curve_figure(set_name: str, lines: Sequence[_Line]) -> str:
-    measure = lines[0].points[0].measure
-    scale = 100 if measure.startswith("acc") else 1
-    drawn = [
-        np.array([(point.batch, scale * point.estimate.value) for point in line.points], np.float64) for line in lines
-    ]
-    every = np.concatenate(drawn)
-    ends = "; ".join(f"{line.run} {points[-1, 1]:.4g}" for line, points in zip(lines, drawn, strict=True))
-    what = WRITTEN[measure]
-    charts = [
-        line_chart(
-            [Curve(points=points, kind=f"curve {line.colour}") for line, points in zip(lines, drawn, strict=True)],
-            linear_axis([0.0, every[:, 0].max()], count=4, label="batch"),
-            linear_axis(every[:, 1], count=5, margin=0.04, label=what),
-            width=width,
-            height=260,
-            described=described,
-        )
-        for width, described in ((520, f"{what} of {visible(set_name)} by batch; at the end: {ends}."), (360, ""))
-    ]
-    return f"""<figure>
-<h4>{safe(set_name)}</h4>
-{legend([(line.colour, line.run) for line in lines])}
-{"".join(charts)}
-</figure>"""
+def _line(run: str, points: Sequence[CurvePoint], colour: str) -> Line:
+    scale = 100 if points[0].measure.startswith("acc") else 1
+    values = np.array([(point.batch, scale * point.estimate.value) for point in points], np.float64)
+    return Line(label=f"{run}: {values[-1, 1]:.4g} at the end", colour=colour, points=values)

@@ -12,7 +12,7 @@ from crisp_stream.errors import InputError
 from crisp_stream.forecast.forecast import forecast
 from crisp_stream.forecast.result import Forecast
 from crisp_stream.histograms.mixture import Mixture
-from crisp_stream.report.charts import Axis, Curve, line_chart
+from crisp_stream.report.charts import Axis, Curve, drawings
 from crisp_stream.report.colours import Colours
 from crisp_stream.report.elements import dot, legend, node_button, safe, section
 from crisp_stream.report.map import Tree, visible
@@ -123,8 +123,7 @@ def _occurrences(forecasts: Mapping[str, Forecast], colours: Colours) -> str:
 <figcaption>Share of the corpus served at least so often. Where a curve begins is the share that is served at all; a
 long tail to the right are windows that the model would see again and again.</figcaption>
 {legend([(colours.tasks[name], name) for name in steps])}
-{line_chart(curves, x, y, width=760, height=320, described=f"Occurrences of windows; {ends}.")}
-{line_chart(curves, x, y, width=360, height=280, described="")}
+{drawings(curves, x, y, described=f"Occurrences of windows; {ends}.")}
 </figure>"""
 
 

@@ -20,8 +20,9 @@ def heaviest_section(tasks: Sequence[TaskShares], tree: Tree, colours: Colours) 
     scale = largest_share(tasks, tree, _NUM_CLUSTERS)
     first, *others = [(task, _task_part(task, tree, colours.tasks[task.name], scale)) for task in tasks]
     folded = "\n".join(f"<details>\n<summary>{safe(task.name)}</summary>\n{part}\n</details>" for task, part in others)
-    title = "Where the task lives" if not others else "Where the tasks live"
-    return section("heaviest", title, f"{first[1]}\n{folded}")
+    if not others:
+        return section("heaviest", "Where the task lives", first[1])
+    return section("heaviest", "Where the tasks live", f"<h3>{safe(first[0].name)}</h3>\n{first[1]}\n{folded}")
 
 
 def heaviest_rows(task: TaskShares, limit: int) -> NDArray[np.intp]:

@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 from crisp_stream.errors import FormatError, InputError, MissingExtraError, MissingObjectError
 from crisp_stream.models.checkpoint import latest_checkpoint, local_copy, read_checkpoint
 from crisp_stream.models.training_record import last_loss
-from crisp_stream.report.charts import Curve, line_chart, linear_axis, smoothed, thinned
 from crisp_stream.report.colours import Colours, RunKey
-from crisp_stream.report.elements import against_corpus, dot, legend, node_button, safe, section
-from crisp_stream.report.map import MapLevel, TaskShares, Tree, shares_at, sums, visible
+from crisp_stream.report.elements import Line, against_corpus, batch_figure, dot, node_button, safe, section
+from crisp_stream.report.map import MapLevel, TaskShares, Tree, shares_at, sums
 from crisp_stream.storage.store import is_remote, open_store
 from crisp_stream.table import NONE, format_bytes
 
@@ -200,74 +199,27 @@ _LAST_LOSS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Line:
-    """A run in a chart."""
-
-    run: TrainingRun
-    colour: str
-    points: NDArray[np.float64]
-    """[num_points, 2]: batch and value; finite."""
-    last: str
-    """Text of the legend about its end."""
-
-
 def _loss_figure(runs: Sequence[TrainingRun], colours: Colours) -> str:
-    lines = [
-        _Line(run=run, colour=colours.of_run(run.key), points=points, last=f"last loss {run.last_loss:.4f}")
-        for run in runs
-        if len(points := _finite(run.losses)) > 1
-    ]
-    curves = [Curve(points=thinned(line.points), kind=f"raw {line.colour}") for line in lines]
-    curves += [Curve(points=thinned(smoothed(line.points)), kind=f"curve {line.colour}") for line in lines]
+    lines = [_line(run, run.losses, f"last loss {run.last_loss:.4f}", colours) for run in runs]
     caption = (
-        "Training loss on each run's mixture, in nats per token, averaged over neighbouring batches; faint: every "
-        "batch. Mixtures differ, so these curves do not say which run is better: judged text does."
+        "Training loss on each run's mixture, averaged over neighbouring batches; faint: every batch. Mixtures differ, "
+        "so these curves do not say which run is better: judged text does."
     )
-    return _figure("Training loss", "nats per token", caption, lines, curves)
+    drawn = [line for line in lines if len(line.points) > 1]
+    return batch_figure("<h3>Training loss</h3>", caption, "nats per token", drawn, noisy=True)
 
 
 def _held_out_figure(runs: Sequence[TrainingRun], colours: Colours) -> str:
-    lines = [
-        _Line(run=run, colour=colours.of_run(run.key), points=points, last=f"{points[-1, 1]:.4g} at the end")
-        for run in runs
-        if len(points := _finite(run.held_out)) > 1
-    ]
-    curves = [Curve(points=thinned(line.points), kind=f"curve {line.colour}") for line in lines]
+    lines = [_line(run, run.held_out, f"{run.held_out[-1][1]:.4g} at the end", colours) for run in runs if run.held_out]
     caption = "Measured during training, on the text that the recipe names."
-    return _figure("Held-out perplexity", "perplexity", caption, lines, curves)
+    drawn = [line for line in lines if len(line.points) > 1]
+    return batch_figure("<h3>Held-out perplexity</h3>", caption, "perplexity", drawn)
 
 
-def _finite(points: Sequence[tuple[float, float]]) -> NDArray[np.float64]:
-    rows = np.asarray(points, np.float64).reshape(-1, 2)
-    return rows[np.isfinite(rows).all(axis=1)]
-
-
-def _figure(title: str, unit: str, caption: str, lines: Sequence[_Line], curves: Sequence[Curve]) -> str:
-    """A chart by batch, drawn for wide and for narrow screens; nothing without lines."""
-    if not lines:
-        return ""
-    every = np.concatenate([line.points for line in lines])
-    keys = [(line.colour, f"{visible(line.run.name)}: {line.last}") for line in lines]
-    ends = "; ".join(text for _, text in keys)
-    y = linear_axis(every[:, 1], count=5, margin=0.04, label=unit)
-    charts = [
-        line_chart(
-            curves,
-            linear_axis([0.0, every[:, 0].max()], count=4 if width < 500 else 8, label="batch"),
-            y,
-            width=width,
-            height=height,
-            described=described,
-        )
-        for width, height, described in ((760, 300, f"{title} by batch; {ends}."), (360, 260, ""))
-    ]
-    return f"""<figure>
-<h3>{title}</h3>
-<figcaption>{caption}</figcaption>
-{legend(keys)}
-{"".join(charts)}
-</figure>"""
+def _line(run: TrainingRun, values: Sequence[tuple[float, float]], last: str, colours: Colours) -> Line:
+    points = np.asarray(values, np.float64).reshape(-1, 2)
+    points = points[np.isfinite(points).all(axis=1)]
+    return Line(label=f"{run.name}: {last}", colour=colours.of_run(run.key), points=points)
 
 
 def _row(run: TrainingRun, colours: Colours) -> str:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from crisp_stream.histograms.arithmetic import effective_clusters
 from crisp_stream.histograms.histogram import Histogram
-from crisp_stream.report.charts import Axis, Curve, line_chart
+from crisp_stream.report.charts import Axis, Curve, drawings
 from crisp_stream.report.colours import BASE, Colours
 from crisp_stream.report.elements import against_corpus, definitions, dot, legend, node_button, safe, section
 from crisp_stream.report.heaviest import heaviest_rows, largest_share
@@ -125,8 +125,7 @@ def specificity_section(tasks: Sequence[TaskShares], tree: Tree, colours: Colour
 the task that falls in them. Grey: the corpus itself. A curve far to the left is a task that few clusters serve, and
 whose windows will repeat soonest.</figcaption>
 {legend([*keys, (BASE, "corpus")])}
-{line_chart(curves, x, y, width=760, height=320, described=described)}
-{line_chart(curves, x, y, width=360, height=280, described="")}
+{drawings(curves, x, y, described=described)}
 </figure>""",
     )
 

@@ -114,7 +114,7 @@ def test_where_it_got_better_is_a_share_with_a_bar() -> None:
 def test_curves_are_drawn_of_runs_with_several_checkpoints_inside_their_charts() -> None:
     html = section(Evaluation(results=results()))
     assert html.count("<figure>") == 1
-    assert "perplexity of news by batch; at the end: base 7.389; crisp 7.389." in html
+    assert "perplexity by batch: base: 7.389 at the end; crisp: 7.389 at the end." in html
     for width, height, chart in re.findall(r'viewBox="0 0 (\d+) (\d+)"(.*?)</svg>', html):
         lines = re.findall(r'points="([^"]+)"', chart)
         assert len(lines) == 2
