@@ -39,7 +39,7 @@ from crisp_stream.table import format_bytes
 Log = Callable[[str], None]
 
 TASK = "medical abstracts"
-CORPUS = "corpus"
+CORPUS = "the corpus"
 _SETS = {"task": TASK, "corpus": CORPUS}
 """Sets of held-out documents: name in the files of results, and title on the page."""
 _NUM_STEPS = 6

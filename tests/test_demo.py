@@ -86,7 +86,9 @@ def test_the_printed_table_holds_the_measured_numbers(demo: LocalDemo) -> None:
 
 def test_the_numbers_are_measured(demo: LocalDemo) -> None:
     measured = perplexities(demo.result)
-    assert set(measured) == {(model, name) for model in ("base", "crisp") for name in ("medical abstracts", "corpus")}
+    assert set(measured) == {
+        (model, name) for model in ("base", "crisp") for name in ("medical abstracts", "the corpus")
+    }
     assert all(1 < value < 2 * SMALL.vocab_size for value in measured.values())
     for run in demo.result.runs.values():
         assert [batch for batch, _ in run.losses] == [1, 2, 3, 4]
