@@ -102,7 +102,7 @@ def better_text(rows: Sequence[BetterRow]) -> str:
     head = ("set", "model", f"% better than {rows[0].baseline}", "ties", "examples", "better is")
     sets = list({id(row.judged): row.judged for row in rows}.values())
     return "\n".join(
-        [aligned(head, lines), "", f"A tie counts as half. {INTERVALS}", *comparability_notes(sets)],
+        [aligned([head, *lines]), "", f"A tie counts as half. {INTERVALS}", *comparability_notes(sets)],
     )
 
 

@@ -173,7 +173,9 @@ def costs_text(found: Costs) -> str:
     head = ("set", "method", "model", found.axis, "parameters", "figure", "", "")
     of_device = [f"device: {found.device}"] if found.device else []
     notes = ["costs include those of the checkpoints that a run began from", INTERVALS]
-    return "\n".join([aligned(head, rows, left=3), "", *of_device, *notes, *comparability_notes(found.sets)])
+    return "\n".join(
+        [aligned([head, *rows], words=(0, 1, 2)), "", *of_device, *notes, *comparability_notes(found.sets)]
+    )
 
 
 def costs_csv(found: Costs) -> list[dict[str, Any]]:

@@ -174,7 +174,7 @@ def curves_text(found: Curves) -> str:
         *comparability_notes(found.sets),
         *([f"left out, of no known run: {', '.join(found.left_out)}"] if found.left_out else []),
     ]
-    return "\n".join([aligned(("run", "set", "batch", "tokens", "figure", ""), rows), "", *notes])
+    return "\n".join([aligned([("run", "set", "batch", "tokens", "figure", ""), *rows]), "", *notes])
 
 
 def curves_csv(found: Curves) -> list[dict[str, Any]]:

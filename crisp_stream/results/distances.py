@@ -240,7 +240,7 @@ def distances_text(bins: Sequence[DistanceBin], distances: Distances, *, baselin
         )
     notes += [INTERVALS, *comparability_notes(sets)]
     return "\n".join(
-        [aligned(("set", "model", "distance", "examples", f"better than {baseline}", "", ""), rows), "", *notes]
+        [aligned([("set", "model", "distance", "examples", f"better than {baseline}", "", ""), *rows]), "", *notes]
     )
 
 

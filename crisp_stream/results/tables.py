@@ -188,7 +188,7 @@ def _text_table(rows: Sequence[ResultRow]) -> str:
         "tokens": [f"{row.results.num_tokens.sum():,}" for row in rows if isinstance(row.results, TextResults)],
         **_contaminated_columns(rows),
     }
-    return aligned(list(columns), list(zip(*columns.values(), strict=True)))
+    return aligned([list(columns), *zip(*columns.values(), strict=True)])
 
 
 def _question_table(rows: Sequence[ResultRow]) -> str:
@@ -201,7 +201,7 @@ def _question_table(rows: Sequence[ResultRow]) -> str:
         "questions": [f"{row.results.num_examples:,}" for row in rows],
         **_contaminated_columns(rows),
     }
-    return aligned(list(columns), list(zip(*columns.values(), strict=True)))
+    return aligned([list(columns), *zip(*columns.values(), strict=True)])
 
 
 def _accuracy_cell(row: ResultRow, metric: str) -> str:

@@ -119,7 +119,7 @@ def _table(found: Transfer, columns: Sequence[TransferColumn], *, with_multi: bo
         if with_multi:
             cells.append(_multi_cell(found.multi, model))
         rows.append([model, *cells])
-    return aligned(head, rows, left=1)
+    return aligned([head, *rows], words=(0,))
 
 
 def _heading(column: TransferColumn) -> str:
