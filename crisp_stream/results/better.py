@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, model_names, paired_sets, pairs, same_tokens
 from crisp_stream.results.results import QuestionResults, TextResults
 from crisp_stream.results.tables import INTERVALS, comparability_notes, mean_of
-from crisp_stream.table import aligned
+from crisp_stream.table import Table, TableGroup
 
 Measure = Literal["perplexity", "bits_per_byte", "probability_of_answer"]
 
@@ -86,42 +86,41 @@ def _answer_log_probs(results: QuestionResults) -> NDArray[np.float64]:
     return np.array([row[answer] for row, answer in scored], np.float64)
 
 
-def better_text(rows: Sequence[BetterRow]) -> str:
-    """A line per set and model."""
-    lines = [
-        (
-            row.judged.name,
-            row.model,
-            row.fraction.cell(1, scale=100),
-            f"{row.num_ties:,}",
-            f"{row.num_examples:,}",
-            _WRITTEN[row.measure],
-        )
-        for row in rows
-    ]
-    head = ("set", "model", f"% better than {rows[0].baseline}", "ties", "examples", "better is")
-    sets = list({id(row.judged): row.judged for row in rows}.values())
-    return "\n".join(
-        [aligned([head, *lines]), "", f"A tie counts as half. {INTERVALS}", *comparability_notes(sets)],
+def better_table(rows: Sequence[BetterRow]) -> TableGroup:
+    """Tabulate rows of `better_rows`, one line per set and model."""
+    table = Table(
+        head=("set", "model", f"% better than {rows[0].baseline}", "ties", "examples", "better is"),
+        rows=[
+            (
+                row.judged.name,
+                row.model,
+                row.fraction.cell(1, scale=100),
+                f"{row.num_ties:,}",
+                f"{row.num_examples:,}",
+                _WRITTEN[row.measure],
+            )
+            for row in rows
+        ],
+        words=(0, 1),
     )
-
-
-def better_csv(rows: Sequence[BetterRow]) -> list[dict[str, Any]]:
-    """A line per set and model."""
-    return [
-        {
-            "set": row.judged.name,
-            "model": row.model,
-            "than": row.baseline,
-            "measure": row.measure,
-            "fraction_better": row.fraction.value,
-            "low": row.fraction.interval.low,
-            "high": row.fraction.interval.high,
-            "ties": row.num_ties,
-            "examples": row.num_examples,
-        }
-        for row in rows
-    ]
+    return TableGroup(
+        tables=[table],
+        notes=[f"A tie counts as half. {INTERVALS}", *comparability_notes([row.judged for row in rows])],
+        records=[
+            {
+                "set": row.judged.name,
+                "model": row.model,
+                "than": row.baseline,
+                "measure": row.measure,
+                "fraction_better": row.fraction.value,
+                "low": row.fraction.interval.low,
+                "high": row.fraction.interval.high,
+                "ties": row.num_ties,
+                "examples": row.num_examples,
+            }
+            for row in rows
+        ],
+    )
 
 
 def plot_better(rows: Sequence[BetterRow], path: str | Path) -> Path:

@@ -18,7 +18,7 @@ from crisp_stream.models.training_cost import TrainingCost, training_cost
 from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, judged_sets
 from crisp_stream.results.tables import INTERVALS, WRITTEN, comparability_notes, figure_cell, figure_of
-from crisp_stream.table import aligned
+from crisp_stream.table import Table, TableGroup
 
 CostAxis = Literal["device-hours", "flops", "tokens"]
 
@@ -155,47 +155,53 @@ def _method_points(judged: JudgedSet, method: str, by_cost: Sequence[tuple[AnyRe
     return points
 
 
-def costs_text(found: Costs) -> str:
-    """A line per set, method and checkpoint, by cost."""
-    rows = [
-        (
-            point.set_name,
-            point.method,
-            point.model,
-            f"{point.cost:.4g}" if found.axis == "device-hours" else f"{point.cost:.3e}",
-            f"{point.num_parameters:,}",
-            figure_cell(point.measure, point.estimate),
-            WRITTEN[point.measure],
-            "best so far, another size" if point.size_changes else "best so far" if point.best_so_far else "",
-        )
-        for point in found.points
-    ]
-    head = ("set", "method", "model", found.axis, "parameters", "figure", "", "")
-    of_device = [f"device: {found.device}"] if found.device else []
-    notes = ["costs include those of the checkpoints that a run began from", INTERVALS]
-    return "\n".join(
-        [aligned([head, *rows], words=(0, 1, 2)), "", *of_device, *notes, *comparability_notes(found.sets)]
+def costs_table(compared: Costs) -> TableGroup:
+    """Tabulate checkpoints, one line per set, method and checkpoint, by cost."""
+    return TableGroup(
+        tables=[
+            Table(
+                head=("set", "method", "model", compared.axis, "parameters", "figure", "", ""),
+                rows=[_cells(point, compared.axis) for point in compared.points],
+                words=(0, 1, 2),
+            )
+        ],
+        notes=[
+            *([f"device: {compared.device}"] if compared.device else []),
+            "costs include those of the checkpoints that a run began from",
+            INTERVALS,
+            *comparability_notes(compared.sets),
+        ],
+        records=[
+            {
+                "set": point.set_name,
+                "method": point.method,
+                compared.axis.replace("-", "_"): point.cost,
+                "parameters": point.num_parameters,
+                "measure": point.measure,
+                "value": point.estimate.value,
+                "low": point.estimate.interval.low,
+                "high": point.estimate.interval.high,
+                "best_so_far": point.best_so_far,
+                "size_changes": point.size_changes,
+                "device": compared.device,
+                "model": point.model,
+            }
+            for point in compared.points
+        ],
     )
 
 
-def costs_csv(found: Costs) -> list[dict[str, Any]]:
-    """A line per set, method and checkpoint; accuracies as shares."""
+def _cells(point: CostPoint, axis: CostAxis) -> list[str]:
+    best = "best so far, another size" if point.size_changes else "best so far" if point.best_so_far else ""
     return [
-        {
-            "set": point.set_name,
-            "method": point.method,
-            found.axis.replace("-", "_"): point.cost,
-            "parameters": point.num_parameters,
-            "measure": point.measure,
-            "value": point.estimate.value,
-            "low": point.estimate.interval.low,
-            "high": point.estimate.interval.high,
-            "best_so_far": point.best_so_far,
-            "size_changes": point.size_changes,
-            "device": found.device,
-            "model": point.model,
-        }
-        for point in found.points
+        point.set_name,
+        point.method,
+        point.model,
+        f"{point.cost:.4g}" if axis == "device-hours" else f"{point.cost:.3e}",
+        f"{point.num_parameters:,}",
+        figure_cell(point.measure, point.estimate),
+        WRITTEN[point.measure],
+        best,
     ]
 
 

@@ -18,7 +18,7 @@ from crisp_stream.figure import check_picture, save_figure
 from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, judged_sets
 from crisp_stream.results.tables import INTERVALS, PERPLEXITY, WRITTEN, comparability_notes, figure_cell, figure_of
-from crisp_stream.table import NONE, aligned
+from crisp_stream.table import NONE, Table, TableGroup
 
 Progress = Literal["batch", "tokens"]
 
@@ -155,44 +155,47 @@ def _check_batches(points: Sequence[CurvePoint]) -> None:
             )
 
 
-def curves_text(found: Curves) -> str:
-    """A line per run, set and checkpoint."""
-    rows = [
-        (
-            point.run,
-            point.set_name,
-            f"{point.batch:,}",
-            NONE if point.tokens is None else f"{point.tokens:,}",
-            figure_cell(point.measure, point.estimate),
-            WRITTEN[point.measure],
-        )
-        for point in found.points
-    ]
-    notes = [
-        f"{TRAINING_LOSS}: on the run's own mixture, mean of the last tenth of the batches so far; no held-out text",
-        INTERVALS,
-        *comparability_notes(found.sets),
-        *([f"left out, of no known run: {', '.join(found.left_out)}"] if found.left_out else []),
-    ]
-    return "\n".join([aligned([("run", "set", "batch", "tokens", "figure", ""), *rows]), "", *notes])
-
-
-def curves_csv(found: Curves) -> list[dict[str, Any]]:
-    """A line per run, set and checkpoint; accuracies as shares."""
-    return [
-        {
-            "run": point.run,
-            "set": point.set_name,
-            "measure": point.measure,
-            "batch": point.batch,
-            "tokens": point.tokens,
-            "value": point.estimate.value,
-            "low": point.estimate.interval.low,
-            "high": point.estimate.interval.high,
-            "model": point.model,
-        }
-        for point in found.points
-    ]
+def curves_table(drawn: Curves) -> TableGroup:
+    """Tabulate checkpoints, one line per run, set and checkpoint."""
+    table = Table(
+        head=("run", "set", "batch", "tokens", "figure", ""),
+        rows=[
+            (
+                point.run,
+                point.set_name,
+                f"{point.batch:,}",
+                NONE if point.tokens is None else f"{point.tokens:,}",
+                figure_cell(point.measure, point.estimate),
+                WRITTEN[point.measure],
+            )
+            for point in drawn.points
+        ],
+        words=(0, 1),
+    )
+    return TableGroup(
+        tables=[table],
+        notes=[
+            f"{TRAINING_LOSS}: on the run's own mixture, mean of the last tenth of the batches so far; no held-out "
+            "text",
+            INTERVALS,
+            *comparability_notes(drawn.sets),
+            *([f"left out, of no known run: {', '.join(drawn.left_out)}"] if drawn.left_out else []),
+        ],
+        records=[
+            {
+                "run": point.run,
+                "set": point.set_name,
+                "measure": point.measure,
+                "batch": point.batch,
+                "tokens": point.tokens,
+                "value": point.estimate.value,
+                "low": point.estimate.interval.low,
+                "high": point.estimate.interval.high,
+                "model": point.model,
+            }
+            for point in drawn.points
+        ],
+    )
 
 
 def plot_curves(found: Curves, path: str | Path, *, x: Progress = "batch") -> Path:

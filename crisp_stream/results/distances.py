@@ -28,7 +28,7 @@ from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, paired_sets, pairs
 from crisp_stream.results.tables import INTERVALS, comparability_notes, mean_of
 from crisp_stream.storage.store import open_store
-from crisp_stream.table import aligned
+from crisp_stream.table import Table, TableGroup
 
 DISTANCES_VERSION = 1
 BAND = (0.25, 0.75)
@@ -215,56 +215,61 @@ def _bins_of(
     ]
 
 
-def distances_text(bins: Sequence[DistanceBin], distances: Distances, *, baseline: str) -> str:
-    """A line per set, model and bin; bins that the band touches are marked."""
-    band = distances.band
-    rows = [
-        (
-            own.judged.name,
-            own.model,
-            f"{own.low:.3f} to {own.high:.3f}",
-            f"{own.num_examples:,}",
-            own.improvement.cell(4, signed=True),
-            _WRITTEN[own.measure],
-            "band" if band is not None and own.low <= band[1] and own.high >= band[0] else "",
-        )
-        for own in bins
-    ]
-    sets = list({id(own.judged): own.judged for own in bins}.values())
-    count = distances.facts.get("specialist_examples", 0)
-    notes = [f"distance: 1 - cos to the nearest of {count:,} specialist examples, by the first window of each text"]
-    if band is not None:
-        notes.append(
-            f"band: the middle half of {len(distances.test_distances):,} specialist test examples, at distances "
-            f"{band[0]:.3f} to {band[1]:.3f}"
-        )
-    notes += [INTERVALS, *comparability_notes(sets)]
-    return "\n".join(
-        [aligned([("set", "model", "distance", "examples", f"better than {baseline}", "", ""), *rows]), "", *notes]
+def distances_table(bins: Sequence[DistanceBin], distances: Distances, *, baseline: str) -> TableGroup:
+    """Tabulate bins, one line per set, model and bin; bins that the band touches are marked."""
+    low, high = distances.band or (None, None)
+    table = Table(
+        head=("set", "model", "distance", "examples", f"better than {baseline}", "", ""),
+        rows=[
+            (
+                group.judged.name,
+                group.model,
+                f"{group.low:.3f} to {group.high:.3f}",
+                f"{group.num_examples:,}",
+                group.improvement.cell(4, signed=True),
+                _WRITTEN[group.measure],
+                "band" if _touches(group, distances.band) else "",
+            )
+            for group in bins
+        ],
+        words=(0, 1),
+    )
+    return TableGroup(
+        tables=[table],
+        notes=[*_band_notes(distances), INTERVALS, *comparability_notes([group.judged for group in bins])],
+        records=[
+            {
+                "set": group.judged.name,
+                "model": group.model,
+                "than": baseline,
+                "measure": group.measure,
+                "distance": group.distance,
+                "distance_low": group.low,
+                "distance_high": group.high,
+                "examples": group.num_examples,
+                "improvement": group.improvement.value,
+                "low": group.improvement.interval.low,
+                "high": group.improvement.interval.high,
+                "band_low": low,
+                "band_high": high,
+            }
+            for group in bins
+        ],
     )
 
 
-def distances_csv(bins: Sequence[DistanceBin], distances: Distances, *, baseline: str) -> list[dict[str, Any]]:
-    """A line per set, model and bin, with the band on each."""
-    band = distances.band or (None, None)
-    return [
-        {
-            "set": own.judged.name,
-            "model": own.model,
-            "than": baseline,
-            "measure": own.measure,
-            "distance": own.distance,
-            "distance_low": own.low,
-            "distance_high": own.high,
-            "examples": own.num_examples,
-            "improvement": own.improvement.value,
-            "low": own.improvement.interval.low,
-            "high": own.improvement.interval.high,
-            "band_low": band[0],
-            "band_high": band[1],
-        }
-        for own in bins
-    ]
+def _touches(group: DistanceBin, band: tuple[float, float] | None) -> bool:
+    return band is not None and group.low <= band[1] and group.high >= band[0]
+
+
+def _band_notes(distances: Distances) -> list[str]:
+    count = distances.facts.get("specialist_examples", 0)
+    notes = [f"distance: 1 - cos to the nearest of {count:,} specialist examples, by the first window of each text"]
+    if distances.band is not None:
+        low, high = distances.band
+        examples = f"{len(distances.test_distances):,} specialist test examples"
+        notes.append(f"band: the middle half of {examples}, at distances {low:.3f} to {high:.3f}")
+    return notes
 
 
 def plot_distances(bins: Sequence[DistanceBin], distances: Distances, path: str | Path, *, baseline: str) -> Path:

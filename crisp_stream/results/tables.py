@@ -20,7 +20,7 @@ from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, check_baseline, judged_sets, same_tokens
 from crisp_stream.results.perplexity import summarise
 from crisp_stream.results.results import QuestionResults, TextResults
-from crisp_stream.table import NONE, aligned
+from crisp_stream.table import NONE, Table, TableGroup
 
 PERPLEXITY, TOKEN_LEVEL, BITS_PER_BYTE = "perplexity", "token_level_perplexity", "bits_per_byte"
 CLEAN = "_without_contaminated"
@@ -61,7 +61,7 @@ def results_table(results: Sequence[AnyResults], *, baseline: str | None = None)
     Raises:
         InputError: no results, none of the baseline or of another, or two models of one name.
     """
-    return rows_text(result_rows(results, baseline=baseline))
+    return result_tables(result_rows(results, baseline=baseline)).text()
 
 
 def result_rows(results: Sequence[AnyResults], *, baseline: str | None = None) -> list[ResultRow]:
@@ -164,44 +164,46 @@ def _ratio_of_ratios(
     return ratio_of_sums(sums, num_bytes, axis) / ratio_of_sums(other_sums, other_bytes, axis)
 
 
-def rows_text(rows: Sequence[ResultRow]) -> str:
-    """Texts and questions each as a table, with notes on what may not be compared."""
+def result_tables(rows: Sequence[ResultRow]) -> TableGroup:
+    """Tabulate texts and questions, each apart, with notes on what may not be compared."""
     texts = [row for row in rows if isinstance(row.results, TextResults)]
     questions = [row for row in rows if isinstance(row.results, QuestionResults)]
-    parts = []
-    if texts:
-        parts.append(_text_table(texts))
-    if questions:
-        parts.append(_question_table(questions))
-    return "\n\n".join([*parts, "\n".join([INTERVALS, *row_notes(rows)])])
+    tables = [*([_text_table(texts)] if texts else []), *([_question_table(questions)] if questions else [])]
+    return TableGroup(tables=tables, notes=[INTERVALS, *row_notes(rows)], records=_records(rows))
 
 
-def _text_table(rows: Sequence[ResultRow]) -> str:
-    columns = {
-        "set": [row.judged.name for row in rows],
-        "model": [row.results.model_name for row in rows],
-        "perplexity": [row.estimates[PERPLEXITY].cell(2) for row in rows],
-        "token level": [row.estimates[TOKEN_LEVEL].cell(2) for row in rows],
-        "bits/byte": [row.estimates[BITS_PER_BYTE].cell(4) for row in rows],
-        **_than_column(rows),
-        "examples": [f"{row.results.num_examples:,}" for row in rows],
-        "tokens": [f"{row.results.num_tokens.sum():,}" for row in rows if isinstance(row.results, TextResults)],
-        **_contaminated_columns(rows),
-    }
-    return aligned([list(columns), *zip(*columns.values(), strict=True)])
+def _text_table(rows: Sequence[ResultRow]) -> Table:
+    return _table_of_columns(
+        {
+            "set": [row.judged.name for row in rows],
+            "model": [row.results.model_name for row in rows],
+            "perplexity": [row.estimates[PERPLEXITY].cell(2) for row in rows],
+            "token level": [row.estimates[TOKEN_LEVEL].cell(2) for row in rows],
+            "bits/byte": [row.estimates[BITS_PER_BYTE].cell(4) for row in rows],
+            **_than_column(rows),
+            "examples": [f"{row.results.num_examples:,}" for row in rows],
+            "tokens": [f"{row.results.num_tokens.sum():,}" for row in rows if isinstance(row.results, TextResults)],
+            **_contaminated_columns(rows),
+        }
+    )
 
 
-def _question_table(rows: Sequence[ResultRow]) -> str:
-    columns = {
-        "set": [row.judged.name for row in rows],
-        "model": [row.results.model_name for row in rows],
-        "acc %": [_accuracy_cell(row, "acc") for row in rows],
-        "acc_norm %": [_accuracy_cell(row, "acc_norm") for row in rows],
-        **_than_column(rows),
-        "questions": [f"{row.results.num_examples:,}" for row in rows],
-        **_contaminated_columns(rows),
-    }
-    return aligned([list(columns), *zip(*columns.values(), strict=True)])
+def _question_table(rows: Sequence[ResultRow]) -> Table:
+    return _table_of_columns(
+        {
+            "set": [row.judged.name for row in rows],
+            "model": [row.results.model_name for row in rows],
+            "acc %": [_accuracy_cell(row, "acc") for row in rows],
+            "acc_norm %": [_accuracy_cell(row, "acc_norm") for row in rows],
+            **_than_column(rows),
+            "questions": [f"{row.results.num_examples:,}" for row in rows],
+            **_contaminated_columns(rows),
+        }
+    )
+
+
+def _table_of_columns(columns: dict[str, list[str]]) -> Table:
+    return Table(head=list(columns), rows=list(zip(*columns.values(), strict=True)), words=(0, 1))
 
 
 def _accuracy_cell(row: ResultRow, metric: str) -> str:
@@ -252,7 +254,7 @@ def row_notes(rows: Sequence[ResultRow]) -> list[str]:
         notes.append("*: the metric that counts for the set, as the paper reports it")
     if any(row.than for row in rows):
         notes.append("than: ratio of perplexities (below 1 is better), difference of accuracies in points; paired")
-    notes += comparability_notes(list({id(row.judged): row.judged for row in rows}.values()))
+    notes += comparability_notes([row.judged for row in rows])
     for row in rows:
         if isinstance(row.results, TextResults) and row.results.num_empty:
             left_out = f"{row.results.num_empty:,} texts without a token to predict were left out"
@@ -267,9 +269,10 @@ def row_notes(rows: Sequence[ResultRow]) -> list[str]:
 
 
 def comparability_notes(sets: Sequence[JudgedSet]) -> list[str]:
-    """What may not be compared, and why, a line per set; empty where all may."""
+    """Say what may not be compared, and why, a line per set; nothing where all may. Sets may come more than once."""
     notes = []
-    for judged in sets:
+    once = {judged.name: judged for judged in sets}.values()
+    for judged in once:
         if judged.texts and not judged.comparable:
             notes.append(
                 f"{judged.name}: models of different tokenizers or packings predict different tokens: compare their "
@@ -279,14 +282,14 @@ def comparability_notes(sets: Sequence[JudgedSet]) -> list[str]:
         if len(contexts) > 1:
             shown = ", ".join(f"{found.model_name} {found.model.get('n_positions')}" for found in judged.texts)
             notes.append(f"{judged.name}: the models read contexts of different lengths ({shown} tokens)")
-    shared = [judged.name for judged in sets if judged.name != judged.results[0].set_name]
+    shared = [judged.name for judged in once if judged.name != judged.results[0].set_name]
     if shared:
         notes.append(f"{', '.join(shared)}: different examples; do not compare across them")
     return notes
 
 
-def csv_rows(rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
-    """A line per model, set and measure: value and bounds in full precision, accuracies as shares."""
+def _records(rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
+    """Make a line per model, set and measure: value and bounds in full precision, accuracies as shares."""
     return [
         {
             "set": row.judged.name,

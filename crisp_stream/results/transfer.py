@@ -15,10 +15,9 @@ from typing import Any
 from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, judged_sets, model_names
 from crisp_stream.results.tables import BITS_PER_BYTE, comparability_notes, figure_cell, figure_of
-from crisp_stream.table import NONE, aligned
+from crisp_stream.table import NONE, Marked, Table, TableGroup
 
 _ARC = re.compile(r"(^|_)arc_(e|c|easy|challenge)(_|$)")
-_BEST = "*"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,32 +93,28 @@ def _column(judged: JudgedSet) -> TransferColumn:
     return TransferColumn(judged=judged, measure=measure, estimates=estimates)
 
 
-def transfer_text(found: Transfer) -> str:
-    """Accuracies and perplexities, each as a table; the best of each column is marked."""
-    questions = [column for column in found.columns if column.higher_is_better]
-    texts = [column for column in found.columns if not column.higher_is_better]
-    parts = []
-    if questions:
-        parts.append(f"accuracy, %\n{_table(found, questions, with_multi=bool(found.multi))}")
-    if texts:
-        parts.append(f"perplexity\n{_table(found, texts, with_multi=False)}")
-    notes = [f"{_BEST}: best of the column", *comparability_notes([column.judged for column in found.columns])]
-    if found.multi:
+def transfer_table(compared: Transfer) -> TableGroup:
+    """Tabulate accuracies and perplexities, each apart; the best of each column is marked."""
+    questions = [column for column in compared.columns if column.higher_is_better]
+    texts = [column for column in compared.columns if not column.higher_is_better]
+    tables = [
+        *([_table("accuracy, %", compared, questions, multi=compared.multi)] if questions else []),
+        *([_table("perplexity", compared, texts, multi={})] if texts else []),
+    ]
+    notes = comparability_notes([column.judged for column in compared.columns])
+    if compared.multi:
         notes.append("Multi: mean over tasks; the sets of ARC are averaged first")
-    return "\n\n".join([*parts, "\n".join(notes)])
+    return TableGroup(tables=tables, notes=notes, records=_records(compared))
 
 
-def _table(found: Transfer, columns: Sequence[TransferColumn], *, with_multi: bool) -> str:
-    head = ["model", *(_heading(column) for column in columns), *(["Multi"] if with_multi else [])]
+def _table(title: str, compared: Transfer, columns: Sequence[TransferColumn], *, multi: dict[str, float]) -> Table:
     rows = []
-    for model in found.models:
+    for model in compared.models:
         cells = [_cell(column.estimates.get(model), column) for column in columns]
-        if all(cell == NONE for cell in cells):
-            continue
-        if with_multi:
-            cells.append(_multi_cell(found.multi, model))
-        rows.append([model, *cells])
-    return aligned([head, *rows], words=(0,))
+        if any(cell != NONE for cell in cells):
+            rows.append([model, *cells, *([_multi_cell(multi, model)] if multi else [])])
+    head = ["model", *(_heading(column) for column in columns), *(["Multi"] if multi else [])]
+    return Table(title=title, head=head, rows=rows)
 
 
 def _heading(column: TransferColumn) -> str:
@@ -129,21 +124,21 @@ def _heading(column: TransferColumn) -> str:
 def _cell(estimate: Estimate | None, column: TransferColumn) -> str:
     if estimate is None:
         return NONE
-    return figure_cell(column.measure, Estimate(estimate.value)) + _mark(estimate.value == column.best)
+    return _marked(figure_cell(column.measure, Estimate(estimate.value)), estimate.value == column.best)
 
 
 def _multi_cell(multi: dict[str, float], model: str) -> str:
     if model not in multi:
         return NONE
-    return f"{100 * multi[model]:.1f}{_mark(len(multi) > 1 and multi[model] == max(multi.values()))}"
+    return _marked(f"{100 * multi[model]:.1f}", len(multi) > 1 and multi[model] == max(multi.values()))
 
 
-def _mark(is_best: bool) -> str:
-    return _BEST if is_best else " "
+def _marked(text: str, is_best: bool) -> str:
+    return Marked(text, "best") if is_best else text
 
 
-def transfer_csv(found: Transfer) -> list[dict[str, Any]]:
-    """A line per model and set, then one per model for Multi."""
+def _records(compared: Transfer) -> list[dict[str, Any]]:
+    """Make a line per model and set, then one per model for Multi."""
     rows = [
         {
             "model": model,
@@ -154,13 +149,13 @@ def transfer_csv(found: Transfer) -> list[dict[str, Any]]:
             "high": column.estimates[model].interval.high,
             "best": column.estimates[model].value == column.best,
         }
-        for column in found.columns
-        for model in found.models
+        for column in compared.columns
+        for model in compared.models
         if model in column.estimates
     ]
-    best = max(found.multi.values(), default=math.nan) if len(found.multi) > 1 else math.nan
+    best = max(compared.multi.values(), default=math.nan) if len(compared.multi) > 1 else math.nan
     return rows + [
         {"model": model, "set": "Multi", "measure": "acc", "value": value, "low": None, "high": None}
         | {"best": value == best}
-        for model, value in found.multi.items()
+        for model, value in compared.multi.items()
     ]
