@@ -88,8 +88,8 @@ class TableGroup:
     """Tables that share their notes and one CSV file."""
 
     tables: Sequence[Table]
-    notes: Sequence[str]
-    records: Sequence[Mapping[str, Any]]
+    notes: Sequence[str] = ()
+    records: Sequence[Mapping[str, Any]] = ()
     """Lines of the CSV file, as of a `Table`."""
 
     def text(self) -> str:
