@@ -11,7 +11,7 @@ import numpy as np
 
 from crisp_stream.errors import InputError
 from crisp_stream.order.draws import Int64s
-from crisp_stream.table import format_bytes
+from crisp_stream.table import Table, aligned, format_bytes
 
 REQUEST_PRICE = 0.0004
 """US dollars for 1,000 GET requests: Amazon S3 Standard, US East (N. Virginia), from its public price list."""
@@ -141,18 +141,22 @@ class Forecast:
             ("mixture error", f"{self.mixture_error:.5f} total variation (bound {self.mixture_error_bound:.5f})"),
             *self.reads.rows(),
         ]
-        lines = [f"{name:<14} {text}" for name, text in rows]
-        lines += [
-            "",
-            f"{'cluster':>10} {'windows':>11} {'draws':>13} {'epochs':>9}   most repeated of level {self.level}",
-        ]
-        for entry in self.most_repeated:
-            named = (terms or {}).get(entry.cluster, "")
-            line = f"{entry.cluster:>10} {entry.windows:>11,} {entry.draws:>13,} {entry.epochs:>9.2f}   {named}"
-            lines.append(line.rstrip())
-        for warning in self.warnings:
-            lines += ["", f"! {warning.finding}", f"  {warning.remedy}"]
-        return "\n".join(lines)
+        clusters = Table(
+            head=("cluster", "windows", "draws", "epochs", f"most repeated of level {self.level}"),
+            rows=[
+                (
+                    str(entry.cluster),
+                    f"{entry.windows:,}",
+                    f"{entry.draws:,}",
+                    f"{entry.epochs:.2f}",
+                    (terms or {}).get(entry.cluster, ""),
+                )
+                for entry in self.most_repeated
+            ],
+            words=(-1,),
+        )
+        warnings = [f"! {warning.finding}\n  {warning.remedy}" for warning in self.warnings]
+        return "\n\n".join([aligned(rows), clusters.text(), *warnings])
 
 
 def _phase_text(phase: PhaseForecast) -> str:
