@@ -8,11 +8,11 @@ from typing import Any
 from crisp_stream.errors import InputError
 
 PICTURES = (".svg", ".png", ".pdf")
-"""What plots are written as."""
+"""File suffixes of plots."""
 
 
 def check_picture(path: str | Path) -> Path:
-    """Raises InputError: not a kind of picture that plots are written as."""
+    """Check the suffix of a plot's file. Raises InputError."""
     if Path(path).suffix.lower() not in PICTURES:
         raise InputError(f"--plot: must end in {', '.join(PICTURES)}, got {path}.")
     return Path(path)

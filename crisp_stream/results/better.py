@@ -1,4 +1,4 @@
-"""On how many examples one model is better than another (CRISP, Table 8)."""
+"""The share of examples on which one model is better than another (CRISP, Table 8)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class BetterRow:
     baseline: str
     measure: Measure
     fraction: Estimate
-    """Of examples on which the model is better, in [0, 1]; a tie counts as half."""
+    """Share of examples on which the model is better, in [0, 1]; a tie counts as half."""
     num_examples: int
     num_ties: int
 
@@ -49,12 +49,12 @@ def better_rows(results: Sequence[AnyResults], *, baseline: str) -> list[BetterR
     """
     rows = []
     for judged in paired_sets(results, baseline):
-        for found, base in pairs(judged, baseline):
-            measure, gain = example_gains(found, base)
+        for results_of_model, base in pairs(judged, baseline):
+            measure, gain = example_gains(results_of_model, base)
             rows.append(
                 BetterRow(
                     judged=judged,
-                    model=found.model_name,
+                    model=results_of_model.model_name,
                     baseline=baseline,
                     measure=measure,
                     fraction=mean_of(np.where(gain == 0, 0.5, gain > 0)),
@@ -65,20 +65,20 @@ def better_rows(results: Sequence[AnyResults], *, baseline: str) -> list[BetterR
     return rows
 
 
-def example_gains(found: AnyResults, base: AnyResults) -> tuple[Measure, NDArray[np.float64]]:
-    """How much better a model is on each example, by the finest measure that is comparable.
+def example_gains(results: AnyResults, base: AnyResults) -> tuple[Measure, NDArray[np.float64]]:
+    """Compute how much better a model is on each example, by the finest measure that is comparable.
 
     Returns:
         The measure, and [num_examples] differences, above 0 where the model is better: nats per token, bits per byte,
         or nats of the right answer.
     """
-    if isinstance(found, QuestionResults) and isinstance(base, QuestionResults):
-        return "probability_of_answer", _answer_log_probs(found) - _answer_log_probs(base)
-    assert isinstance(found, TextResults)
+    if isinstance(results, QuestionResults) and isinstance(base, QuestionResults):
+        return "probability_of_answer", _answer_log_probs(results) - _answer_log_probs(base)
+    assert isinstance(results, TextResults)
     assert isinstance(base, TextResults)
-    if same_tokens(found, base):
-        return "perplexity", base.losses - found.losses
-    return "bits_per_byte", base.bits_per_byte - found.bits_per_byte
+    if same_tokens(results, base):
+        return "perplexity", base.losses - results.losses
+    return "bits_per_byte", base.bits_per_byte - results.bits_per_byte
 
 
 def _answer_log_probs(results: QuestionResults) -> NDArray[np.float64]:
@@ -124,7 +124,7 @@ def better_table(rows: Sequence[BetterRow]) -> TableGroup:
 
 
 def plot_better(rows: Sequence[BetterRow], path: str | Path) -> Path:
-    """Fractions as dots with their intervals, a line per set, a colour per model.
+    """Draw fractions as dots with their intervals, a line per set, a colour per model.
 
     Raises:
         InputError: not .svg, .png or .pdf. MissingExtraError: matplotlib is not installed.
@@ -138,12 +138,12 @@ def plot_better(rows: Sequence[BetterRow], path: str | Path) -> Path:
     figure = Figure(figsize=(6.4, 1.3 + 0.5 * len(sets) + 0.1 * len(models)), layout="constrained")
     axis = figure.subplots()
     for number, model in enumerate(models):
-        own = [row for row in rows if row.model == model]
-        values = np.array([100 * row.fraction.value for row in own])
-        bounds = 100 * np.array([row.fraction.interval for row in own]).T
+        dots = [row for row in rows if row.model == model]
+        values = np.array([100 * row.fraction.value for row in dots])
+        bounds = 100 * np.array([row.fraction.interval for row in dots]).T
         shift = (number - (len(models) - 1) / 2) * 0.5 / len(models)
         errors = np.nan_to_num(np.abs(bounds - values))
-        places = [sets.index(row.judged.name) + shift for row in own]
+        places = [sets.index(row.judged.name) + shift for row in dots]
         axis.errorbar(values, places, xerr=errors, fmt="o", color=f"C{number}", label=model, capsize=2)
     axis.axvline(50, color="gray", linewidth=0.8)
     axis.set(xlim=(0, 100), ylim=(len(sets) - 0.5, -0.5), xlabel=f"% of examples better than {rows[0].baseline}")
@@ -153,5 +153,5 @@ def plot_better(rows: Sequence[BetterRow], path: str | Path) -> Path:
 
 
 def natural_baseline(results: Sequence[AnyResults]) -> str | None:
-    """The first model by name that is called `base` or something with it, without which there is none."""
+    """Name the first model, by name, that has `base` in its name; None without one."""
     return next((name for name in sorted(model_names(results)) if "base" in name.lower()), None)

@@ -1,4 +1,4 @@
-"""What a method reaches for what training costs, over checkpoints of all sizes (CRISP, Figure 10).
+"""Quality against the cost of training, per method, over checkpoints of all sizes (CRISP, Figure 10).
 
 Checkpoints are sorted by cost; a line through those that beat all cheaper ones is what one gets for the cost, and dots
 mark where the size of the best model changes. What a model was continued or fine-tuned from is part of its cost.
@@ -39,7 +39,7 @@ class CostPoint:
     measure: str
     estimate: Estimate
     best_so_far: bool
-    """Better than all cheaper ones of its method."""
+    """Whether it is better than all cheaper ones of its method."""
     size_changes: bool
     """Whether it is the first of the best so far to be of its size."""
 
@@ -50,7 +50,7 @@ class Costs:
 
     axis: CostAxis
     device: str | None
-    """What device-hours are of."""
+    """Device that device-hours are counted on; None for another axis."""
     points: Sequence[CostPoint]
     sets: Sequence[JudgedSet]
 
@@ -59,8 +59,8 @@ def costs(results: Sequence[AnyResults], *, axis: CostAxis, methods: Mapping[str
     """Order checkpoints by what they cost.
 
     Args:
-        results: of any number of checkpoints and sizes.
-        axis: what costs are counted in.
+        results: checkpoints, of any number and sizes.
+        axis: unit that costs are counted in.
         methods: pattern of model names, such as `gpt-*-base-*`, to the name of the method; others are named after their
             histograms.
 
@@ -68,35 +68,35 @@ def costs(results: Sequence[AnyResults], *, axis: CostAxis, methods: Mapping[str
         InputError: a cost is not known, or device-hours are of different devices.
     """
     sets = judged_sets(results)
-    found = {found.model_name: _cost_of(found) for found in results}
-    device = _one_device(found) if axis == "device-hours" else None
+    cost_of = {checkpoint.model_name: _cost_of(checkpoint) for checkpoint in results}
+    device = _one_device(cost_of) if axis == "device-hours" else None
     points: list[CostPoint] = []
     for judged in sets:
         by_method: dict[str, list[AnyResults]] = {}
-        for own in judged.results:
-            by_method.setdefault(method_of(own, methods or {}), []).append(own)
-        for method, own in by_method.items():
-            by_cost = sorted(own, key=lambda one: _along(found[one.model_name], axis))
-            points += _method_points(judged, method, [(one, _along(found[one.model_name], axis)) for one in by_cost])
+        for checkpoint in judged.results:
+            by_method.setdefault(method_of(checkpoint, methods or {}), []).append(checkpoint)
+        for method, checkpoints in by_method.items():
+            costs_of_method = [(one, _along(cost_of[one.model_name], axis)) for one in checkpoints]
+            points += _method_points(judged, method, sorted(costs_of_method, key=lambda pair: pair[1]))
     return Costs(axis=axis, device=device, points=points, sets=sets)
 
 
 def method_of(results: AnyResults, methods: Mapping[str, str]) -> str:
-    """The name of the first pattern that a model's name matches, else its histograms and those of its parents."""
+    """Name the method by the first pattern that the model's name matches, else by its histograms and its parents'."""
     named = next((name for pattern, name in methods.items() if fnmatchcase(results.model_name, pattern)), None)
     return named or _histograms(results.model.get("training") or {}) or results.model.get("run_name") or "?"
 
 
 def _histograms(record: dict[str, Any]) -> str:
-    """`base`, or `base, then mmlu` for phases; `base > specialist data: base` for another order of samples."""
+    """Name `base`, or `base, then mmlu` for phases; `base > specialist data: base` for another order of samples."""
     mixture, parent = record.get("mixture") or {}, record.get("parent")
-    own = ", then ".join(Path(str(phase.get("histogram"))).stem for phase in mixture.get("phases") or [])
+    histograms = ", then ".join(Path(str(phase.get("histogram"))).stem for phase in mixture.get("phases") or [])
     restarted = record.get("restarted")
     if not parent or (restarted is not None and "data" not in restarted):  # its phases say what came before
-        return own
+        return histograms
     datasets = [(one.get("dataset") or {}).get("fingerprint") for one in (record, parent)]
     other = "" if datasets[0] == datasets[1] else "other data: "
-    return f"{_histograms(parent)} > {other}{own}"
+    return f"{_histograms(parent)} > {other}{histograms}"
 
 
 def _cost_of(results: AnyResults) -> TrainingCost:
@@ -106,16 +106,16 @@ def _cost_of(results: AnyResults) -> TrainingCost:
         raise InputError(f"{results.model_name}: {error}") from error
 
 
-def _one_device(found: Mapping[str, TrainingCost]) -> str:
-    """Raises InputError: device time is not known of a model, or is of different devices."""
-    unknown = [name for name, cost in found.items() if cost.device_seconds is None]
+def _one_device(cost_of: Mapping[str, TrainingCost]) -> str:
+    """Name the device of all models. Raises InputError: device time is not known of a model, or devices differ."""
+    unknown = [name for name, cost in cost_of.items() if cost.device_seconds is None]
     if unknown:
         more = f" and {len(unknown) - _NAMED:,} more" if len(unknown) > _NAMED else ""
         raise InputError(
             f"the device time of {', '.join(unknown[:_NAMED])}{more} is not known: a checkpoint in its line was "
             "saved before it was counted. Use --cost flops or --cost tokens."
         )
-    devices = {device: name for name, cost in found.items() for device in cost.device_seconds or {}}
+    devices = {device: name for name, cost in cost_of.items() for device in cost.device_seconds or {}}
     if len(devices) > 1:
         shown = " and ".join(f"{device} ({name})" for device, name in devices.items())
         raise InputError(f"device-hours of different devices cannot be compared: {shown}. Use --cost flops.")
@@ -205,8 +205,8 @@ def _cells(point: CostPoint, axis: CostAxis) -> list[str]:
     ]
 
 
-def plot_costs(found: Costs, path: str | Path) -> Path:
-    """A panel per set, a colour per method: all checkpoints faint, the best so far as a line, dots at another size.
+def plot_costs(compared: Costs, path: str | Path) -> Path:
+    """Draw a panel per set, a colour per method: checkpoints faint, the best so far as a line, dots at another size.
 
     Raises:
         InputError: not .svg, .png or .pdf. MissingExtraError: matplotlib is not installed.
@@ -216,18 +216,22 @@ def plot_costs(found: Costs, path: str | Path) -> Path:
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    sets = list(dict.fromkeys(point.set_name for point in found.points))
-    methods = list(dict.fromkeys(point.method for point in found.points))
+    sets = list(dict.fromkeys(point.set_name for point in compared.points))
+    methods = list(dict.fromkeys(point.method for point in compared.points))
     figure = Figure(figsize=(4.4 * len(sets), 3.6), layout="constrained")
     for axis, set_name in zip(figure.subplots(1, len(sets), squeeze=False).flat, sets, strict=True):
-        measure = next(point.measure for point in found.points if point.set_name == set_name)
+        measure = next(point.measure for point in compared.points if point.set_name == set_name)
         scale = 100 if measure.startswith("acc") else 1
         for number, method in enumerate(methods):
-            own = [point for point in found.points if (point.set_name, point.method) == (set_name, method)]
-            best = [point for point in own if point.best_so_far]
-            changes = [point for point in own if point.size_changes]
+            checkpoints = [point for point in compared.points if (point.set_name, point.method) == (set_name, method)]
+            best = [point for point in checkpoints if point.best_so_far]
+            changes = [point for point in checkpoints if point.size_changes]
             colour = f"C{number}"
-            for points, marker, width, opacity in ((own, ".", 0, 0.35), (best, ".", 1.5, 1), (changes, "o", 0, 1)):
+            for points, marker, width, opacity in (
+                (checkpoints, ".", 0, 0.35),
+                (best, ".", 1.5, 1),
+                (changes, "o", 0, 1),
+            ):
                 across, up = [point.cost for point in points], [scale * point.estimate.value for point in points]
                 label = method if points is best else None
                 axis.plot(across, up, marker=marker, linewidth=width, color=colour, alpha=opacity, label=label)
@@ -235,7 +239,7 @@ def plot_costs(found: Costs, path: str | Path) -> Path:
         axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.set(xlabel=f"{found.device} hours" if found.device else found.axis, ylabel=WRITTEN[measure])
+        axis.set(xlabel=f"{compared.device} hours" if compared.device else compared.axis, ylabel=WRITTEN[measure])
         axis.set_title(set_name, fontsize=10)
         axis.legend(fontsize=8)
     return save_figure(figure, path)

@@ -1,8 +1,8 @@
-"""How a figure moves over a training, from results of several checkpoints of each run (CRISP, Figure 8).
+"""Figures over the course of a training, from results of several checkpoints of each run (CRISP, Figure 8).
 
 Beside it stands the perplexity of the loss that was optimised, on the run's own mixture: what the paper's Figure 8a
 shows. It is a mean over the last tenth of the batches so far, on other text and with other windows than the sets are
-judged on, so the two have axes of their own.
+judged on, so the two have different axes.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from crisp_stream.table import NONE, Table, TableGroup
 
 Axis = Literal["batch", "tokens"]
 RunIdentity = tuple[str, int, str | None, int | None]
-"""What all checkpoints of a run have in common: name, parameters, mixture, seed."""
+"""Facts that all checkpoints of a run share: name, parameters, mixture, seed."""
 
 _STYLES = ("-", ":", "--", "-.")
 TRAINING_LOSS = "training loss"
-"""Stands for a set where the perplexity of the loss that was optimised is meant."""
+"""Name that stands for a set where the perplexity of the loss that was optimised is meant."""
 
 
 @dataclass(frozen=True, kw_only=True)

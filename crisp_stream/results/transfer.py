@@ -28,7 +28,7 @@ class TransferColumn:
     measure: str
     """`acc` or `acc_norm` as the paper reports the set, `perplexity`, or `bits_per_byte` where tokens differ."""
     estimates: dict[str, Estimate]
-    """By model; accuracies as shares."""
+    """Figure of each model; accuracies as shares."""
 
     @property
     def higher_is_better(self) -> bool:
@@ -36,8 +36,8 @@ class TransferColumn:
 
     @property
     def best(self) -> float:
-        """The figure of the best model; NaN where a single one was judged."""
-        values = [found.value for found in self.estimates.values()]
+        """Figure of the best model; NaN where a single one was judged."""
+        values = [estimate.value for estimate in self.estimates.values()]
         if len(values) < 2:
             return math.nan
         return max(values) if self.higher_is_better else min(values)
@@ -50,8 +50,8 @@ class Transfer:
     models: Sequence[str]
     columns: Sequence[TransferColumn]
     multi: dict[str, float]
-    """By model: mean accuracy over tasks, ARC as one of them; only of models judged on all question sets, of two tasks
-    or more."""
+    """Mean accuracy over tasks, by model, ARC as one task; only for models judged on all question sets, of two tasks or
+    more."""
 
 
 def transfer(results: Sequence[AnyResults]) -> Transfer:
@@ -69,15 +69,15 @@ def transfer(results: Sequence[AnyResults]) -> Transfer:
 
 
 def mean_over_tasks(accuracies: dict[str, float]) -> float:
-    """Mean of the means of each task's sets.
+    """Average the means of each task's sets.
 
     Args:
-        accuracies: by name of the set; sets of ARC, such as `arc_easy` and `arc_challenge`, are one task.
+        accuracies: accuracy by name of the set; sets of ARC, such as `arc_easy` and `arc_challenge`, are one task.
     """
     by_task: dict[str, list[float]] = {}
     for name, accuracy in accuracies.items():
         by_task.setdefault(_task(name), []).append(accuracy)
-    means = [sum(own) / len(own) for own in by_task.values()]
+    means = [sum(task) / len(task) for task in by_task.values()]
     return sum(means) / len(means)
 
 
@@ -87,7 +87,7 @@ def _task(set_name: str) -> str:
 
 
 def _column(judged: JudgedSet) -> TransferColumn:
-    figures = {found.model_name: figure_of(judged, found) for found in judged.results}
+    figures = {results.model_name: figure_of(judged, results) for results in judged.results}
     measure = next(measure for measure, _ in figures.values())
     estimates = {model: estimate for model, (_, estimate) in figures.items()}
     return TransferColumn(judged=judged, measure=measure, estimates=estimates)

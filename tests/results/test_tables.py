@@ -153,7 +153,7 @@ def test_a_baseline_without_results_is_refused() -> None:
         results_table([text_results("a", [1.0]), text_results("b", [1.0])], baseline="c")
     with pytest.raises(InputError, match="no results of another model"):
         results_table([text_results("a", [1.0])], baseline="a")
-    with pytest.raises(InputError, match="no results were given"):
+    with pytest.raises(InputError, match="no results are named"):
         results_table([])
 
 
