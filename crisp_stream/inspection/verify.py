@@ -47,7 +47,7 @@ def verify_dataset(
     Args:
         root: dataset root.
         deep: also compare the order of all windows, and their number per leaf, with their provenance.
-        generation: generation of a dataset that has grown, the newest when None; only the newest has indexes to compare.
+        generation: generation of a dataset that has grown, the newest when None; indexes are the newest's alone.
         progress: called with (shards done, shards).
 
     Raises:
