@@ -25,12 +25,11 @@ from crisp_stream.forecast.result import (
     REQUEST_PRICE,
     ClusterRepeats,
     Forecast,
+    Loader,
     OccurrenceBin,
     PhaseForecast,
+    Reads,
 )
-from crisp_stream.forecast.result import Advice as Advice
-from crisp_stream.forecast.result import Loader as Loader
-from crisp_stream.forecast.result import Reads as Reads
 from crisp_stream.forecast.selected import count_selected
 from crisp_stream.histograms.mixture import windows_per_node
 from crisp_stream.loading.stream import Stream

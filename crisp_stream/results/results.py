@@ -23,7 +23,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from crisp_stream.errors import FormatError, InputError
-from crisp_stream.examples.hashes import example_hash as example_hash
 from crisp_stream.storage.store import is_remote, local_path, open_store
 
 RESULTS_VERSION = 1

@@ -1,4 +1,4 @@
-"""Which models of a study are set against one another: same set, same seed, same stage."""
+"""Comparisons of the models of a study: of the same set, seed and stage."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """What a column of a table shows: one place, or the mean over several."""
+    """A column of a table: one place, or the mean over several."""
 
     title: str
     places: tuple[Place, ...]

@@ -1,4 +1,4 @@
-"""What each method cost, and what was tried to choose its candidates."""
+"""The cost of each method, and the candidates that were tried."""
 
 from __future__ import annotations
 

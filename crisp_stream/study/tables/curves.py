@@ -1,4 +1,4 @@
-"""How far a method is better than base along what methods differ in: clusters, examples, corpus, generic share.
+"""Methods against base along what they differ in: clusters, examples, corpus, generic share.
 
 (CRISP, Figures 5, 11 and 12.)
 """

@@ -1,4 +1,4 @@
-"""How far a figure of several seeds and many examples would move with other seeds and other examples.
+"""Confidence intervals of figures of several seeds and many examples, over both.
 
 Values are v[seed, example] = mean + a[seed] + b[example] + c[seed, example]. The mean over both has a variance of
 var(a)/S + var(b)/E + var(c)/SE. It is estimated by two terms,

@@ -1,4 +1,4 @@
-"""From the record of a study to its page, CSV files and figures, in seconds and without a model."""
+"""The page, CSV files and figures of a study, made of its record in seconds and without a model."""
 
 from __future__ import annotations
 

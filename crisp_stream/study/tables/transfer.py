@@ -1,4 +1,4 @@
-"""What models made for one task are worth on the others (CRISP, Table 1)."""
+"""Models made for one task, judged on the others (CRISP, Table 1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the paper's claims hold in a study: which method is better on which specialist, by how much, how surely."""
+"""The paper's claims, judged in a study: which method is better on which specialist, by how much, how surely."""
 
 from __future__ import annotations
 

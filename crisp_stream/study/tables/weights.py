@@ -14,7 +14,7 @@ TOP = 16
 
 @dataclass(frozen=True, kw_only=True)
 class WeighedCluster:
-    """A cluster and what each method makes of it."""
+    """A cluster and its weight by each method."""
 
     node: int
     term: str
@@ -26,7 +26,7 @@ class WeighedCluster:
 
 @dataclass(frozen=True, kw_only=True)
 class ComparedWeights:
-    """What methods make of one level's clusters for one specialist."""
+    """Weights of one level's clusters by several methods, for one specialist."""
 
     specialist: str
     level: int
