@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from crisp_stream.errors import InputError
+from crisp_stream.errors import InputError, import_extra
 
 PICTURES = (".svg", ".png", ".pdf")
 """File suffixes of plots."""
@@ -16,6 +16,14 @@ def check_picture(path: str | Path) -> Path:
     if Path(path).suffix.lower() not in PICTURES:
         raise InputError(f"--plot: must end in {', '.join(PICTURES)}, got {path}.")
     return Path(path)
+
+
+def blank_figure(width: float, height: float) -> Any:
+    """Make an empty matplotlib figure, in inches. Raises MissingExtraError: matplotlib is not installed."""
+    import_extra("matplotlib", extra="eval", purpose="drawing figures")
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def save_figure(figure: Any, path: str | Path) -> Path:

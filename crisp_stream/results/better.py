@@ -10,8 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.errors import import_extra
-from crisp_stream.figure import check_picture, save_figure
+from crisp_stream.figure import blank_figure, check_picture, save_figure
 from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, model_names, paired_sets, pairs, same_tokens
 from crisp_stream.results.results import QuestionResults, TextResults
@@ -112,9 +111,7 @@ def better_table(rows: Sequence[BetterRow]) -> TableGroup:
                 "model": row.model,
                 "than": row.baseline,
                 "measure": row.measure,
-                "fraction_better": row.fraction.value,
-                "low": row.fraction.interval.low,
-                "high": row.fraction.interval.high,
+                **row.fraction.columns("fraction_better"),
                 "ties": row.num_ties,
                 "examples": row.num_examples,
             }
@@ -130,12 +127,9 @@ def plot_better(rows: Sequence[BetterRow], path: str | Path) -> Path:
         InputError: not .svg, .png or .pdf. MissingExtraError: matplotlib is not installed.
     """
     check_picture(path)
-    import_extra("matplotlib", extra="eval", purpose="drawing figures")
-    from matplotlib.figure import Figure
-
     sets = list(dict.fromkeys(row.judged.name for row in rows))
     models = list(dict.fromkeys(row.model for row in rows))
-    figure = Figure(figsize=(6.4, 1.3 + 0.5 * len(sets) + 0.1 * len(models)), layout="constrained")
+    figure = blank_figure(6.4, 1.3 + 0.5 * len(sets) + 0.1 * len(models))
     axis = figure.subplots()
     for number, model in enumerate(models):
         dots = [row for row in rows if row.model == model]

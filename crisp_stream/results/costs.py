@@ -12,8 +12,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-from crisp_stream.errors import InputError, import_extra
-from crisp_stream.figure import check_picture, save_figure
+from crisp_stream.errors import InputError
+from crisp_stream.figure import blank_figure, check_picture, save_figure
 from crisp_stream.models.training_cost import TrainingCost, training_cost
 from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, judged_sets
@@ -178,9 +178,7 @@ def costs_table(compared: Costs) -> TableGroup:
                 compared.axis.replace("-", "_"): point.cost,
                 "parameters": point.num_parameters,
                 "measure": point.measure,
-                "value": point.estimate.value,
-                "low": point.estimate.interval.low,
-                "high": point.estimate.interval.high,
+                **point.estimate.columns(),
                 "best_so_far": point.best_so_far,
                 "size_changes": point.size_changes,
                 "device": compared.device,
@@ -212,13 +210,11 @@ def plot_costs(compared: Costs, path: str | Path) -> Path:
         InputError: not .svg, .png or .pdf. MissingExtraError: matplotlib is not installed.
     """
     check_picture(path)
-    import_extra("matplotlib", extra="eval", purpose="drawing figures")
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter
-
     sets = list(dict.fromkeys(point.set_name for point in compared.points))
     methods = list(dict.fromkeys(point.method for point in compared.points))
-    figure = Figure(figsize=(4.4 * len(sets), 3.6), layout="constrained")
+    figure = blank_figure(4.4 * len(sets), 3.6)
+    from matplotlib.ticker import LogLocator, NullFormatter  # after blank_figure, which names the missing extra
+
     for axis, set_name in zip(figure.subplots(1, len(sets), squeeze=False).flat, sets, strict=True):
         measure = next(point.measure for point in compared.points if point.set_name == set_name)
         scale = 100 if measure.startswith("acc") else 1

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from crisp_stream.errors import InputError, import_extra
-from crisp_stream.figure import check_picture, save_figure
+from crisp_stream.errors import InputError
+from crisp_stream.figure import blank_figure, check_picture, save_figure
 from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, judged_sets
 from crisp_stream.results.tables import INTERVALS, PERPLEXITY, WRITTEN, comparability_notes, figure_cell, figure_of
@@ -189,9 +189,7 @@ def curves_table(drawn: Curves) -> TableGroup:
                 "measure": point.measure,
                 "batch": point.batch,
                 "tokens": point.tokens,
-                "value": point.estimate.value,
-                "low": point.estimate.interval.low,
-                "high": point.estimate.interval.high,
+                **point.estimate.columns(),
                 "model": point.model,
             }
             for point in drawn.points
@@ -206,14 +204,11 @@ def plot_curves(drawn: Curves, path: str | Path, *, x: Axis = "batch") -> Path:
         InputError: not .svg, .png or .pdf, or tokens are not known. MissingExtraError: matplotlib is not installed.
     """
     check_picture(path)
-    import_extra("matplotlib", extra="eval", purpose="drawing figures")
-    from matplotlib.figure import Figure
-
     if x == "tokens" and any(point.tokens is None for point in drawn.points):
         raise InputError("--x tokens: some checkpoints do not say how many they were trained on. Use --x batch.")
     runs = list(dict.fromkeys(point.run for point in drawn.points))
     panels = list(dict.fromkeys((point.set_name == TRAINING_LOSS, point.measure) for point in drawn.points))
-    figure = Figure(figsize=(4.8 * len(panels), 3.8), layout="constrained")
+    figure = blank_figure(4.8 * len(panels), 3.8)
     for axis, (of_training, measure) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
         lines = {
             key: line

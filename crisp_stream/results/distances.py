@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from crisp_stream.errors import FormatError, InputError, import_extra
-from crisp_stream.figure import check_picture, save_figure
+from crisp_stream.errors import FormatError, InputError
+from crisp_stream.figure import blank_figure, check_picture, save_figure
 from crisp_stream.format.parquet import numbers, read_parquet
 from crisp_stream.results.better import Measure, example_gains
 from crisp_stream.results.estimates import Estimate
@@ -247,9 +247,7 @@ def distances_table(bins: Sequence[DistanceBin], distances: Distances, *, baseli
                 "distance_low": group.low,
                 "distance_high": group.high,
                 "examples": group.num_examples,
-                "improvement": group.improvement.value,
-                "low": group.improvement.interval.low,
-                "high": group.improvement.interval.high,
+                **group.improvement.columns("improvement"),
                 "band_low": low,
                 "band_high": high,
             }
@@ -279,12 +277,9 @@ def plot_distances(bins: Sequence[DistanceBin], distances: Distances, path: str 
         InputError: not .svg, .png or .pdf. MissingExtraError: matplotlib is not installed.
     """
     check_picture(path)
-    import_extra("matplotlib", extra="eval", purpose="drawing figures")
-    from matplotlib.figure import Figure
-
     sets = list(dict.fromkeys(group.judged.name for group in bins))
     models = list(dict.fromkeys(group.model for group in bins))
-    figure = Figure(figsize=(4.8 * len(sets), 3.6), layout="constrained")
+    figure = blank_figure(4.8 * len(sets), 3.6)
     for axis, set_name in zip(figure.subplots(1, len(sets), squeeze=False).flat, sets, strict=True):
         shown = [group for group in bins if group.judged.name == set_name]
         if distances.band is not None:

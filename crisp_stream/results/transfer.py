@@ -144,9 +144,7 @@ def _records(compared: Transfer) -> list[dict[str, Any]]:
             "model": model,
             "set": column.judged.name,
             "measure": column.measure,
-            "value": column.estimates[model].value,
-            "low": column.estimates[model].interval.low,
-            "high": column.estimates[model].interval.high,
+            **column.estimates[model].columns(),
             "best": column.estimates[model].value == column.best,
         }
         for column in compared.columns

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from crisp_stream.errors import import_extra
-from crisp_stream.figure import save_figure
+from crisp_stream.figure import blank_figure, save_figure
 from crisp_stream.study.record.record import StudyResults
 from crisp_stream.study.record.values import StudyCurve
 from crisp_stream.study.tables.comparisons import STAGES, Column, Figure, Stage, against, question_columns, text_columns
@@ -54,13 +54,6 @@ def save_study_figure(figure: Any, path: str | Path) -> Path:
         return save_figure(figure, path)
 
 
-def _blank(width: float, height: float) -> Any:
-    import_extra("matplotlib", extra="eval", purpose="drawing figures")
-    from matplotlib.figure import Figure as Canvas
-
-    return Canvas(figsize=(width, height), layout="constrained")
-
-
 def main_figure(study: StudyResults) -> Any:
     """Draw each method against base with its interval, a panel per specialist: pretrained filled, fine-tuned open."""
     panels = _panels(study)
@@ -68,7 +61,7 @@ def main_figure(study: StudyResults) -> Any:
     stages: list[Stage] = [stage for stage in STAGES if has_stage(study, stage)]
     columns = min(4, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = _blank(1.8 + 2.3 * columns, rows * (1.2 + 0.3 * len(methods)))
+    figure = blank_figure(1.8 + 2.3 * columns, rows * (1.2 + 0.3 * len(methods)))
     axes = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     for axis, panel in zip(axes, panels, strict=False):
         shown: list[float] = []
@@ -155,7 +148,7 @@ def curve_figure(study: StudyResults, curve: StudyCurve) -> Any:
     lines = list(dict.fromkeys(point.line for of_stage in points.values() for point in of_stage))
     columns = min(4, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = _blank(0.8 + 2.6 * columns, 0.6 + 2.7 * rows)
+    figure = blank_figure(0.8 + 2.6 * columns, 0.6 + 2.7 * rows)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, (places, questions, title) in zip(axes, panels, strict=False):
         drawn: list[float] = []
@@ -230,7 +223,7 @@ def weights_figure(compared: Sequence[ComparedWeights]) -> Any:
     columns = min(2, len(compared))
     rows = math.ceil(len(compared) / columns)
     tallest = max(len(weights.top) for weights in compared)
-    figure = _blank(0.4 + 4.6 * columns, 0.6 + rows * (0.9 + 0.24 * tallest))
+    figure = blank_figure(0.4 + 4.6 * columns, 0.6 + rows * (0.9 + 0.24 * tallest))
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, weights in zip(axes, compared, strict=False):
         places = np.arange(len(weights.top))
