@@ -233,13 +233,13 @@ def load_results(path: str | Path) -> TextResults | QuestionResults:
             "contaminated": table["contaminated"].to_numpy() if "contaminated" in table.column_names else None,
             "notes": described["notes"],
         }
-        results_class = {kind.kind: kind for kind in (TextResults, QuestionResults)}[kind]
-        results = results_class(**shared, **results_class.of_columns(table), **described["facts"])
+        own = {kind.kind: kind for kind in (TextResults, QuestionResults)}[kind]
+        found = own(**shared, **own.of_columns(table), **described["facts"])
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"{path}: a column or key is missing ({error!r}). Judge the model again.") from error
-    if results.fingerprint != described["set"]["fingerprint"]:
-        raise FormatError(f"{path}: its examples do not match its fingerprint. Judge the model again.")
-    return results
+    if found.fingerprint != described["set"]["fingerprint"]:
+        raise FormatError(f"{path}: its examples are not those it says. Judge the model again.")
+    return found
 
 
 def load_all(paths: Sequence[str | Path]) -> list[TextResults | QuestionResults]:

@@ -98,7 +98,7 @@ def test_what_is_no_file_of_results_is_an_error(tmp_path: Path) -> None:
     path = text_results().save(tmp_path)
     table = pq.read_table(path)
     pq.write_table(table.take([1, 0]), bad)
-    with pytest.raises(FormatError, match="its examples do not match its fingerprint"):
+    with pytest.raises(FormatError, match="its examples are not those it says"):
         load_results(bad)
     pq.write_table(table.drop_columns(["tokens"]), bad)
     with pytest.raises(FormatError, match="a column or key is missing"):
