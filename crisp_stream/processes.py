@@ -167,10 +167,3 @@ class Progress:
         seconds = max(time.monotonic() - self._started, 1e-9)
         of_total = f" of {self._total:,}" if self._total is not None else ""
         return f"{self._count:,}{of_total} {self._unit} in {seconds:.0f} s ({self._count / seconds:,.1f} a second)"
-
-
-def aligned(rows: Iterable[tuple[str, str]]) -> str:
-    """Names and values as lines of two columns, for the table at the end of a long job."""
-    held = list(rows)
-    width = max(len(name) for name, _ in held)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in held)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from crisp_stream.format.dataset import Dataset
-from crisp_stream.processes import aligned
+from crisp_stream.table import aligned
 
 
 @dataclass(frozen=True, kw_only=True)

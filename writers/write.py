@@ -16,8 +16,9 @@ from typing import Any
 from crisp_stream.errors import InputError, require_extra
 from crisp_stream.format.dataset import open_dataset
 from crisp_stream.format.manifest import Manifest
-from crisp_stream.processes import Log, aligned
+from crisp_stream.processes import Log
 from crisp_stream.storage.store import is_remote, open_store
+from crisp_stream.table import aligned
 from crisp_stream.writers.cleaning.dropped import Dropped
 from crisp_stream.writers.embedding.embeddings_folder import complete, embeddings_folder, is_complete, refuse_others
 from crisp_stream.writers.embedding.given_models import Models, models_of_dataset, models_of_folder

@@ -86,5 +86,5 @@ def _doge(asked: argparse.Namespace) -> None:
         limit=asked.limit,
         log=print_line,
     )
-    print(doge_table(result.chosen, dataset, other, limit=asked.top))
+    print(doge_table(result.chosen, dataset, other, limit=asked.top).text())
     print(f"written to {asked.out}; the other average to {other_path(asked.out, settings.average)}")

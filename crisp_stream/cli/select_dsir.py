@@ -90,12 +90,12 @@ def _num_windows(asked: argparse.Namespace, dataset: Dataset) -> int:
 
 
 def _print(selection: WindowSelection, dataset: Dataset) -> None:
-    from crisp_stream.processes import aligned
-    from crisp_stream.selection.selected_nodes import selected_nodes_text
+    from crisp_stream.selection.selected_nodes import selected_nodes_table
+    from crisp_stream.table import aligned
 
     facts = selection.provenance
     megabytes, seconds, processes = facts["text_bytes"] / 1e6, max(facts["seconds"], 0.1), facts["processes"]
-    print(selected_nodes_text(selection, dataset))
+    print(selected_nodes_table(selection, dataset).text())
     rows = [
         ("examples", f"{facts['examples']:,}, {facts['task_ngrams']:,} n-grams"),
         ("corpus fitted", f"on {facts['fitted_windows']:,} windows, {facts['corpus_ngrams']:,} n-grams"),

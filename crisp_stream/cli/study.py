@@ -101,7 +101,7 @@ def _add_report(verbs: Any) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from crisp_stream.study.tables.report_command import report_records
+    from crisp_stream.study.command import report_records
 
     report_records(arguments.records, out=arguments.out, log=print_line)
 

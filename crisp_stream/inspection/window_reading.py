@@ -1,7 +1,7 @@
 """All windows of a dataset, read once in parallel: some of a shard at a time, verified, without a cache folder.
 
 A part is a few MB of one shard, so that processes share also a single shard. What does not match its checksum is read
-again by the dataset's own reader, which mends or explains it.
+again by the dataset's reader, which mends or explains it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from crisp_stream.loading.reader import read_windows
 
 
 class DatasetKey(NamedTuple):
-    """A dataset as it is named to other processes."""
+    """Name by which other processes open a dataset."""
 
     root: str
     generation: int
@@ -28,13 +28,13 @@ class DatasetKey(NamedTuple):
 
     @classmethod
     def of(cls, dataset: Dataset) -> DatasetKey:
-        """The key of an opened dataset."""
+        """Make the key of an opened dataset."""
         return cls(dataset.root, dataset.manifest.generation, dataset.manifest.fingerprint)
 
 
 @lru_cache(maxsize=1)
 def opened(key: DatasetKey) -> tuple[Dataset, WindowDecoder]:
-    """A dataset and its decoder, kept for the next task of this process.
+    """Open a dataset and its decoder, and keep both for the next task of this process.
 
     Raises:
         InputError: the dataset is no longer the one of the key. FormatError, StorageError: as `open_dataset`.
@@ -46,13 +46,13 @@ def opened(key: DatasetKey) -> tuple[Dataset, WindowDecoder]:
 
 
 def read_tokens(dataset: Dataset, shard: int, start: int, count: int) -> NDArray[Any]:
-    """The tokens of consecutive windows of a shard, verified.
+    """Read and verify the tokens of consecutive windows of a shard.
 
     Args:
         dataset: local or remote.
         shard: row of the shard table.
         start: window of the shard, from 0.
-        count: of windows, at least 1.
+        count: number of windows, at least 1.
 
     Returns:
         [count, window_tokens].

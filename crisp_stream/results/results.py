@@ -20,7 +20,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from crisp_stream.errors import FormatError, InputError
-from crisp_stream.examples.hashes import example_hash as example_hash
 from crisp_stream.format.parquet import RecordKind, load_record, save_record
 from crisp_stream.storage.store import is_remote, local_path, open_store
 
@@ -35,19 +34,19 @@ _RECORD = RecordKind(
 
 
 def set_fingerprint(example_ids: NDArray[np.uint64]) -> str:
-    """sha256 over the examples of a set, in their order."""
+    """Hash the examples of a set, in their order: sha256."""
     return hashlib.sha256(np.ascontiguousarray(example_ids, "<u8").tobytes()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Results(ABC):
-    """What all kinds of results have in common."""
+    """Results of one model on one set, of any kind."""
 
     kind: ClassVar[str] = ""
     model: dict[str, Any]
     """`ModelRecord` as plain data."""
     set_name: str
-    """As tables call the set: `medicine.test`, `arc_easy`."""
+    """Name of the set in tables: `medicine.test`, `arc_easy`."""
     example_ids: NDArray[np.uint64]
     """[num_examples], `example_hash` of each; in the order of the set."""
     contaminated: NDArray[np.bool_] | None = None
@@ -57,7 +56,7 @@ class Results(ABC):
 
     @property
     def model_name(self) -> str:
-        """As tables call the model."""
+        """Name of the model in tables."""
         return self.model["name"]
 
     @property
@@ -67,21 +66,21 @@ class Results(ABC):
 
     @property
     def fingerprint(self) -> str:
-        """Of the set: equal where the same examples were judged in the same order."""
+        """Fingerprint of the set: equal where the same examples were judged in the same order."""
         return set_fingerprint(self.example_ids)
 
     @abstractmethod
     def columns(self) -> dict[str, Any]:
-        """Columns of the file besides those that all kinds have."""
+        """List the columns of the file besides those that all kinds have."""
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """Fields of a kind that are no columns, as plain data."""
+        """List the fields of a kind that are no columns, as plain data."""
 
     @classmethod
     @abstractmethod
     def of_columns(cls, table: pa.Table) -> dict[str, Any]:
-        """Fields of the dataclass from what `columns` wrote."""
+        """Read the fields of the dataclass from what `columns` wrote."""
 
     def save(self, folder: str | Path) -> str:
         """Write `MODEL.SET.results.parquet`, whole or not at all, replacing an older one.
@@ -153,7 +152,7 @@ class QuestionResults(Results):
 
     kind: ClassVar[str] = "questions"
     metric: str
-    """The one that the paper reports for this set (Appendix D): `acc` or `acc_norm`."""
+    """Metric that the paper reports for this set (Appendix D): `acc` or `acc_norm`."""
     answers: NDArray[np.int64]
     """[num_examples], index of the right choice."""
     log_probs: list[list[float]]
@@ -176,7 +175,7 @@ class QuestionResults(Results):
 
     @property
     def reported(self) -> NDArray[np.bool_]:
-        """[num_examples], by `metric`."""
+        """[num_examples], whether the right choice wins by `metric`."""
         return self.right_normalised if self.metric == "acc_norm" else self.right
 
     def columns(self) -> dict[str, Any]:
@@ -201,7 +200,7 @@ class QuestionResults(Results):
 
 
 def results_path(folder: str | Path, model_name: str, set_name: str) -> str:
-    """Where `save` writes."""
+    """Name the file that `save` writes."""
     return f"{str(folder).rstrip('/')}/{_file_part(model_name)}.{_file_part(set_name)}{SUFFIX}"
 
 
@@ -228,34 +227,34 @@ def load_results(path: str | Path) -> TextResults | QuestionResults:
 
 
 def load_all(paths: Sequence[str | Path]) -> list[TextResults | QuestionResults]:
-    """Read files, and all results of folders, in the order given and by name. Of a model judged twice on a set the
-    first results are kept.
+    """Read files, and all results of folders, in the order of `paths` and by name. Of a model judged twice on a set
+    the first results are kept.
 
     Raises:
         InputError: a folder without results, or two models of one name. FormatError, StorageError: as `load_results`.
     """
-    found: list[TextResults | QuestionResults] = []
+    loaded: list[TextResults | QuestionResults] = []
     for path in map(str, paths):
         if path.endswith(SUFFIX):
-            found.append(load_results(path))
+            loaded.append(load_results(path))
             continue
         if not is_remote(path) and not local_path(path).is_dir():
             raise InputError(f"{path}: must be a folder of results or a file ending in {SUFFIX}, got neither.")
         names = sorted(name for name, _ in open_store(path).list() if name.endswith(SUFFIX))
         if not names:
             raise InputError(f"{path}: holds no results (*{SUFFIX}). `crisp-stream eval --out` writes them.")
-        found += [load_results(f"{path.rstrip('/')}/{name}") for name in names]
+        loaded += [load_results(f"{path.rstrip('/')}/{name}") for name in names]
     once: dict[tuple[str, str], TextResults | QuestionResults] = {}
-    for results in found:
+    for results in loaded:
         first = once.setdefault((results.model_name, results.fingerprint), results)
         if first.model != results.model:
             raise InputError(
-                f"two models are called {results.model_name} on {results.set_name}. Give each its own --name, or leave "
+                f"two models are called {results.model_name} on {results.set_name}. Give each another --name, or leave "
                 "one of the files out."
             )
     return list(once.values())
 
 
 def _file_part(name: str) -> str:
-    """A name as part of a file name."""
+    """Make a name fit for a part of a file name."""
     return re.sub(r"[^\w.+,-]", "-", name)

@@ -1,14 +1,16 @@
-"""`crisp-stream study run`: the jobs of a study, then its record, tables and figures."""
+"""`crisp-stream study run` and `study report`: the jobs of a study, then its record, tables and figures."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from crisp_stream.errors import InputError
 from crisp_stream.study.jobs.job import Done, Job, load_done
 from crisp_stream.study.jobs.plan import StudyPlan
 from crisp_stream.study.jobs.runner import run_jobs
 from crisp_stream.study.record.gather import gather
+from crisp_stream.study.record.record import StudyResults
 from crisp_stream.study.settings import StudySettings
 from crisp_stream.study.tables.report import study_text, write_study_report
 
@@ -56,6 +58,29 @@ def _report(
     log(study_text(results))
     page = write_study_report(out / RECORD, out / RECORD)[0]
     log(f"\nwritten to {page.parent}: {page.name}, CSV files, figures; `crisp-stream study report` makes them again")
+
+
+def report_records(folders: Sequence[str | Path], *, out: str | Path | None, log: Callable[[str], None]) -> None:
+    """Show the tables of records, and write their pages, CSV files and figures if a folder is named.
+
+    Args:
+        folders: one for each record.
+        out: folder to write to; for several records a folder below it for each, by the name of the study.
+        log: takes the text.
+
+    Raises:
+        InputError: two records of one name. FormatError, StorageError, MissingExtraError: as `write_study_report`.
+    """
+    studies = [StudyResults.load(folder) for folder in folders]
+    names = [study.name for study in studies]
+    if out is not None and len(set(names)) < len(names):
+        raise InputError(f"--out: names of studies must differ, got {', '.join(names)}. Report on one at a time.")
+    for folder, study in zip(folders, studies, strict=True):
+        log(study_text(study))
+        if out is not None:
+            target = Path(out) / study.name if len(studies) > 1 else Path(out)
+            paths = write_study_report(folder, target)
+            log(f"\nwritten to {target}: {paths[0].name} and {len(paths) - 1} CSV files and figures")
 
 
 def plan_text(study: StudySettings, out: Path, *, text: str | None = None) -> str:

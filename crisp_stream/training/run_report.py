@@ -19,6 +19,7 @@ from crisp_stream.format.dataset import Dataset
 from crisp_stream.histograms.mixture import Mixture
 from crisp_stream.models.training_record import last_loss
 from crisp_stream.storage.store import open_store
+from crisp_stream.table import aligned
 from crisp_stream.training.callbacks.served import samples_per_phase
 
 if TYPE_CHECKING:
@@ -121,8 +122,7 @@ class TrainReport:
             )
         for _, name, acc, acc_norm in [row for row in self.questions if row[0] == self.questions[-1][0]]:
             rows[name] = f"acc {acc:.3f}, acc_norm {acc_norm:.3f} at batch {self.questions[-1][0]}"
-        width = max(map(len, rows))
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+        return aligned(list(rows.items()))
 
 
 def make_report(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from crisp_stream.errors import InputError, import_extra
+from crisp_stream.table import Table
 from crisp_stream.tree.tree import ClusterTree
 from crisp_stream.writers.tree.quality import (
     Agreement,
@@ -67,15 +67,16 @@ class TreeReport:
             blocks.append(
                 f"{quality.num_windows:,} windows, {quality.empty_leaves:,} of {quality.num_leaves:,} leaves empty"
             )
-            blocks.append(_table(_COLUMNS, _level_rows(quality)))
+            blocks.append(Table(head=_COLUMNS, rows=_level_rows(quality), words=()).text())
             sizes = [(_size_range(size), f"{size.num_leaves:,}") for size in quality.leaf_sizes]
-            blocks.append(_table(("windows in the leaf", "leaves"), sizes))
+            blocks.append(Table(head=("windows in the leaf", "leaves"), rows=sizes, words=()).text())
         if self.agreements:
             rows = [
                 (str(own.level), f"{own.adjusted_rand:.3f}", f"{own.normalised_mutual_information:.3f}")
                 for own in self.agreements
             ]
-            blocks.append(_table(("level", "adjusted Rand index", "normalised mutual information"), rows))
+            head = ("level", "adjusted Rand index", "normalised mutual information")
+            blocks.append(Table(head=head, rows=rows, words=()).text())
         return "\n\n".join(blocks) + "\n"
 
     def plot(self, path: Path) -> None:
@@ -166,12 +167,6 @@ def _level_rows(quality: TreeQuality) -> list[tuple[str, ...]]:
 
 def _size_range(size: LeafSizes) -> str:
     return f"{size.at_least:,}" if size.at_least == size.at_most else f"{size.at_least:,} to {size.at_most:,}"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]
-    return "\n".join(lines)
 
 
 def _draw(report: TreeReport, quality: TreeQuality, axes: Any) -> None:
