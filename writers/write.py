@@ -34,14 +34,12 @@ from crisp_stream.writers.publishing.work import (
     work_folder,
     work_url,
 )
-from crisp_stream.writers.stages import dataset as finish
-from crisp_stream.writers.stages import models as stages
 from crisp_stream.writers.stages.batches import BATCH_CHARACTERS
-from crisp_stream.writers.stages.documents import ReadDocuments, read_documents_in_stages
+from crisp_stream.writers.stages.dataset import Contents, forget_lost, tree_provenance, write_small_files
+from crisp_stream.writers.stages.documents import ReadDocuments
 from crisp_stream.writers.stages.kept_embeddings import KeptEmbeddingsTask, RunEmbeddingsTask, keep_in_stages
 from crisp_stream.writers.stages.models import EmbeddedParts
-from crisp_stream.writers.stages.runs import tree_of
-from crisp_stream.writers.stages.shards import ShardSettings, ShardsSummary
+from crisp_stream.writers.stages.pipeline import Corpus, assemble_in_stages, embed_in_stages
 
 _EMBEDDINGS_STAGES = (RunEmbeddingsTask.stage, KeptEmbeddingsTask.stage)
 QUICK_EXTRAS = ("tokenizers", "tiktoken", "sklearn", "faiss", "threadpoolctl")
@@ -110,7 +108,7 @@ def write(options: WriteOptions, *, log: Log = print) -> WriteReport:
             pass  # deletes it
     else:
         with contextlib.closing(engine_of(options)) as engine, work_folder(options, log) as workspace:
-            manifest = _make(options, models, Runner(engine, workspace, log=log), engine)
+            manifest = _make(options, models, Runner(engine, workspace, log=log))
             if options.embeddings is not None:
                 _complete_embeddings(options.embeddings, manifest, log)
             publish(staged_root(options, workspace), options.out, manifest.to_json(), log=log)
@@ -141,7 +139,7 @@ def _embeddings_missing(options: WriteOptions, models: Models | None) -> bool:
         return False
     runner = Runner(None, Workspace(work_url(options)), log=lambda line: None)
     with contextlib.suppress(PlanEnds):
-        _make(options, models, runner, None)
+        _make(options, models, runner)
     if runner.plan[-1][0] not in _EMBEDDINGS_STAGES:
         raise InputError(
             f"{options.out}: the dataset is published, and the work that its embeddings could be taken from is deleted "
@@ -171,7 +169,7 @@ def plan(options: WriteOptions) -> str:
     check_taken(options)
     runner = Runner(None, Workspace(work_url(options)), log=lambda line: None)
     with contextlib.suppress(PlanEnds):
-        _make(options, models, runner, None)
+        _make(options, models, runner)
     lines = [f"{'stage':<14} {'tasks':>7} {'done':>7} {'to run':>7}"]
     lines += [f"{stage:<14} {tasks:>7,} {done:>7,} {tasks - done:>7,}" for stage, tasks, done in runner.plan]
     known = {stage for stage, _, _ in runner.plan}
@@ -215,76 +213,40 @@ def engine_of(options: WriteOptions) -> LocalEngine | RayEngine:
     return engine
 
 
-def _make(
-    options: WriteOptions, models: Models | None, runner: Runner, engine: LocalEngine | RayEngine | None
-) -> Manifest:
+def _make(options: WriteOptions, models: Models | None, runner: Runner) -> Manifest:
     """Every stage up to a staged dataset and its manifest."""
-    work_bytes = None if engine is None else engine.work_bytes()
-    given = None if models is None else stages.given_by(runner, models, options)
-    read = read_documents_in_stages(runner, options, memory_bytes=options.memory_bytes)
-    tokenizer = stages.tokenizer_in_stages(runner, options, read, given)
-    embedded = stages.parts_in_stages(
-        runner, options, read, tokenizer, given, both_at_once=engine is not None and engine.has_gpus
-    )
-    if given is not None:
-        runner.run([given.tree], unit="trees")
-    fitted = given.tree if given is not None else stages.tree_in_stages(runner, options, embedded.parts)
-    ordered = finish.sort_in_stages(
-        runner,
-        embedded,
-        fitted.key,
-        fitted.fingerprint,
-        seed=options.seed,
-        work_bytes=work_bytes,
-        run_bytes=options.run_bytes,
-    )
-    tree = tree_of(runner.workspace, fitted.key)
+    corpus = embed_in_stages(runner, options, models)
     root = staged_root(options, runner.workspace)
-    settings = ShardSettings(
-        root=root,
-        window_tokens=embedded.window_tokens,
-        token_dtype=embedded.summary.token_dtype,
-        shard_bytes=options.shard_bytes,
-        leaves_per_shard_node=tree.arity ** (tree.depth - options.shard_level),
-    )
-    memory_bytes = finish.sort_memory(options.sort_memory_bytes, work_bytes)
-    tasks = finish.shard_tasks(
-        runner,
-        ordered,
-        tree,
-        settings,
-        seed=options.seed,
-        memory_bytes=memory_bytes,
-    )
-    groups = [batch.group for batch in read.batches]
-    tables = finish.documents_tables(runner, embedded, groups, root)
-    made = f"{MADE}/{fingerprint([task.fingerprint for task in (*tasks, *tables)])}.json"
+    assembly = assemble_in_stages(runner, options, corpus, root)
+    tasks = (*assembly.shards, *assembly.tables)
+    made = f"{MADE}/{fingerprint([task.fingerprint for task in tasks])}.json"
     if runner.engine is not None:
         begin_publishing(options, runner.workspace, made)
-        finish.forget_lost(runner, tasks, tables, [root, options.out], made)
-    shards = ShardsSummary.of(runner.run(tasks, unit="windows"))
-    runner.run(tables, unit="parts")
+        forget_lost(runner, assembly.shards, assembly.tables, [root, options.out], made)
+    shards = assembly.make(runner)
     if options.embeddings is not None:
-        keep_in_stages(runner, embedded, ordered, tree, options.embeddings, memory_bytes=memory_bytes)
+        memory_bytes = assembly.sort_memory_bytes
+        keep_in_stages(
+            runner, corpus.embedded, assembly.ordered, assembly.tree, options.embeddings, memory_bytes=memory_bytes
+        )
     if runner.engine is None:
         raise PlanEnds
     manifest = runner.workspace.read_if_there(made)
     if manifest is not None:  # its publishing was interrupted
         return Manifest.from_json(manifest)
-    contents = finish.Contents(
+    levels = tree_provenance(assembly.tree, shards, assembly.ordered.quality_sums)
+    contents = Contents(
         shards=shards,
-        embedded=embedded,
-        tree=tree,
+        embedded=corpus.embedded,
+        tree=assembly.tree,
         seed=options.seed,
-        provenance=provenance_record(
-            options, embedded, read, finish.tree_provenance(tree, shards, ordered.quality_sums), models
-        ),
-        sources=[file.name for file in read.files],
-        tables=tables,
-        first_parts=[groups.index(table.number) for table in tables],
-        dropped=dropped_documents(read, embedded),
+        provenance=provenance_record(options, corpus, levels, models),
+        sources=[file.name for file in corpus.read.files],
+        tables=assembly.tables,
+        first_parts=assembly.first_parts,
+        dropped=dropped_documents(corpus.read, corpus.embedded),
     )
-    written = finish.write_small_files(runner, open_store(root), contents)
+    written = write_small_files(runner, open_store(root), contents)
     runner.workspace.write(made, written.to_json())
     return written
 
@@ -308,14 +270,10 @@ def dropped_documents(read: ReadDocuments, embedded: EmbeddedParts) -> list[Drop
 
 
 def provenance_record(
-    options: WriteOptions,
-    embedded: EmbeddedParts,
-    read: ReadDocuments,
-    levels: list[dict[str, Any]],
-    models: Models | None,
+    options: WriteOptions, corpus: Corpus, levels: list[dict[str, Any]], models: Models | None
 ) -> dict[str, Any]:
-    """Where the windows came from: base names only, and no times, so that equal input gives equal bytes."""
-    summary = embedded.summary
+    """Record where the windows came from: base names only, and no times, so that equal input gives equal bytes."""
+    read, summary = corpus.read, corpus.embedded.summary
     fitted = {
         "fit_windows": options.fit_windows,
         "min_examples_to_split": options.min_examples_to_split,
@@ -329,14 +287,14 @@ def provenance_record(
         "documents": summary.num_documents,
         "characters": summary.num_characters,
         "tokens": summary.num_tokens,
-        "parts": len(embedded.parts),
+        "parts": len(corpus.embedded.parts),
         "dropped_documents": read.dropped,
         "dropped_tokens": summary.dropped_tokens,
         "tokenizer": next(iter(models.origin)) if models else "trained" if options.tokenizer is None else "given",
         "tree": models.origin if models else fitted,
         "levels": levels,
     }
-    asked = {
+    chosen = {
         "id_column": options.id_column,
         "filters": list(options.filters),
         "dedup": options.dedup,
@@ -348,4 +306,4 @@ def provenance_record(
         "shard_level": options.shard_level if options.shard_level > 1 else None,
         "corrupt_files": [name for name, _ in read.corrupt],
     }
-    return {**record, **{name: value for name, value in asked.items() if value}}
+    return {**record, **{name: value for name, value in chosen.items() if value}}

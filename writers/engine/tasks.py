@@ -128,7 +128,16 @@ class Engine(Protocol):
         ...
 
     def workers(self, kind: Kind) -> int:
-        """How many tasks of a kind run at once."""
+        """Tasks of a kind that run at once."""
+        ...
+
+    def work_bytes(self) -> int | None:
+        """Data that one light worker may hold; None where memory is not limited."""
+        ...
+
+    @property
+    def has_gpus(self) -> bool:
+        """Whether encoders run on GPUs."""
         ...
 
 
