@@ -34,7 +34,6 @@ from crisp_stream.writers.publishing.work import (
     work_folder,
     work_url,
 )
-from crisp_stream.writers.stages.batches import BATCH_CHARACTERS
 from crisp_stream.writers.stages.dataset import Contents, forget_lost, tree_provenance, write_small_files
 from crisp_stream.writers.stages.documents import ReadDocuments
 from crisp_stream.writers.stages.kept_embeddings import KeptEmbeddingsTask, RunEmbeddingsTask, keep_in_stages
@@ -302,7 +301,7 @@ def provenance_record(
         "decontaminated": [PurePosixPath(source.rstrip("/")).name for source in options.decontaminate],
         "ngram": options.ngram if options.decontaminate else None,
         "unchecked_examples": read.unchecked_examples,
-        "part_characters": options.part_characters if options.part_characters != BATCH_CHARACTERS else None,
+        "part_characters": options.part_characters if options.part_characters != WriteOptions.part_characters else None,
         "shard_level": options.shard_level if options.shard_level > 1 else None,
         "corrupt_files": [name for name, _ in read.corrupt],
     }

@@ -27,7 +27,7 @@ _KINDS: dict[str, Kind] = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
-_DEFAULT_TEXT_FIELD = "text"
+DEFAULT_TEXT_FIELD = "text"
 _REDPAJAMA_TEXT_FIELD = "raw_content"
 
 
@@ -35,7 +35,7 @@ _REDPAJAMA_TEXT_FIELD = "raw_content"
 class DocumentSettings:
     """How a document is taken out of a record."""
 
-    text_field: str = _DEFAULT_TEXT_FIELD
+    text_field: str = DEFAULT_TEXT_FIELD
     """Dotted path of the text; a key that itself contains dots wins. Not used for .txt."""
     id_field: str | None = None
     """Dotted path of the document's own name, a text or a whole number; None: documents have none (but in the layout of
@@ -56,7 +56,7 @@ class DocumentSettings:
     @property
     def text_path(self) -> str:
         """Where the text is: `raw_content` in the layout of RedPajama-v2 unless another field is named."""
-        plain = self.layout == "files" or self.text_field != _DEFAULT_TEXT_FIELD
+        plain = self.layout == "files" or self.text_field != DEFAULT_TEXT_FIELD
         return self.text_field if plain else _REDPAJAMA_TEXT_FIELD
 
     def parsed_filters(self) -> tuple[Filter, ...]:

@@ -27,9 +27,6 @@ from crisp_stream.writers.documents.inputs import DocumentSettings, InputFile
 from crisp_stream.writers.engine.tasks import Record, Task, file_sizes
 from crisp_stream.writers.engine.workspace import Workspace
 
-BATCH_CHARACTERS = 2 << 20
-"""A batch ends with the document that brings it to this many characters."""
-GROUP_BYTES = 16 << 20
 GROUP_FILES = 4096
 CORRUPT_FILE = "file that cannot be read to its end"
 CONTAMINATED = "shares an n-gram with an evaluation set"
@@ -54,7 +51,7 @@ class Selection:
     """Leave sketches from which similar documents are found."""
 
 
-def group_files(files: Sequence[InputFile], *, group_bytes: int = GROUP_BYTES) -> list[tuple[int, int]]:
+def group_files(files: Sequence[InputFile], *, group_bytes: int) -> list[tuple[int, int]]:
     """Ranges (start, stop) of consecutive files: small ones together, large ones alone."""
     groups: list[tuple[int, int]] = []
     start = held = 0
@@ -280,7 +277,7 @@ def documents_tasks(
     selection: Selection,
     *,
     batch_characters: int,
-    group_bytes: int = GROUP_BYTES,
+    group_bytes: int,
     inputs: tuple[str, ...] = (),
 ) -> list[DocumentsTask]:
     """The tasks over all files; their outcome does not depend on how many run at once."""

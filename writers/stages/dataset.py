@@ -28,7 +28,7 @@ from crisp_stream.writers.cleaning.dropped import Dropped, dropped_parquet
 from crisp_stream.writers.embedding.lsi import LSI_FILES
 from crisp_stream.writers.engine.tasks import Record, Runner, Task, finished
 from crisp_stream.writers.stages.models import EmbeddedParts
-from crisp_stream.writers.stages.runs import RUN_BYTES, Run, RunTask, group_parts
+from crisp_stream.writers.stages.runs import Run, RunTask, group_parts
 from crisp_stream.writers.stages.shards import ShardSettings, ShardsSummary, ShardsTask
 from crisp_stream.writers.stages.windows import SPANS, TOKENIZER_NAMES, Part, tokenizer_of
 from crisp_stream.writers.tree.quality import QualitySums, quality_of_counts
@@ -96,7 +96,7 @@ def sort_in_stages(
     *,
     seed: int,
     work_bytes: int | None,
-    run_bytes: int = RUN_BYTES,
+    run_bytes: int,
 ) -> Sorted:
     """Assign all windows to leaves and sort them into runs.
 

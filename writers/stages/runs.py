@@ -24,15 +24,13 @@ from crisp_stream.writers.engine.workspace import Workspace
 from crisp_stream.writers.stages.windows import Part, forget_encoders
 from crisp_stream.writers.tree.quality import QualitySums
 
-RUN_BYTES = 64 << 20
-
 
 def part_places(part: int, places: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """[num_windows, 2] of (part, place) from the places of one part."""
     return np.stack([np.full(len(places), part, np.uint32), places], axis=1)
 
 
-def group_parts(parts: Sequence[Part], window_bytes: int, *, run_bytes: int = RUN_BYTES) -> list[tuple[Part, ...]]:
+def group_parts(parts: Sequence[Part], window_bytes: int, *, run_bytes: int) -> list[tuple[Part, ...]]:
     """Consecutive parts with windows, grouped into runs of at most `run_bytes` of tokens (or one part)."""
     groups: list[tuple[Part, ...]] = []
     held: list[Part] = []

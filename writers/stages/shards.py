@@ -40,8 +40,6 @@ from crisp_stream.writers.engine.tasks import Record, Task
 from crisp_stream.writers.engine.workspace import RowsOnDisk, StoredArray, scratch_folder
 from crisp_stream.writers.stages.runs import Run, key_ranges
 
-SORT_MEMORY_BYTES = 64 << 20
-"""Tokens of a piece; sorting and encoding hold about four times as much per process."""
 UPLOADS_AHEAD = 3
 """Shards on their way to an object store while the next one is made."""
 _SLICE_THREADS = 8
