@@ -51,7 +51,7 @@ def test_examples_are_counted_in_the_clusters_of_the_dataset(
 def test_many_examples_in_two_processes_count_as_in_one(
     written: tuple[Path, WriteReport], task_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(examples, "BATCH_CHARACTERS", 30)
+    monkeypatch.setattr(examples, "EXAMPLE_BATCH_CHARACTERS", 30)
     counted = [
         count_examples([str(task_file)], data=str(written[0]), level=2, processes=processes, log=quiet)
         for processes in (1, 2)

@@ -56,7 +56,7 @@ def test_a_histogram_of_embeddings_is_that_of_the_examples(
     monkeypatch: pytest.MonkeyPatch,
     asked: dict[str, Any],
 ) -> None:
-    monkeypatch.setattr(examples, "BATCH_CHARACTERS", 60)  # several batches
+    monkeypatch.setattr(examples, "EXAMPLE_BATCH_CHARACTERS", 60)  # several batches
     dataset = open_dataset(written[0])
     inputs, asked = [str(question_file if "answers" in asked else task_file)], {"processes": 1, **asked}
     task = embed_task(inputs, dataset, log=quiet, **asked)
@@ -76,7 +76,7 @@ def test_batches_may_come_in_any_order(
     """As from several processes, which take seconds to start."""
     dataset = open_dataset(written[0])
     in_order = embed_task([str(task_file)], dataset, processes=1, log=quiet)
-    monkeypatch.setattr(examples, "BATCH_CHARACTERS", 60)
+    monkeypatch.setattr(examples, "EXAMPLE_BATCH_CHARACTERS", 60)
     monkeypatch.setattr(examples, "map_unordered", lambda work, tasks, processes: map(work, list(tasks)[::-1]))
     task = embed_task([str(task_file)], dataset, log=quiet)
     np.testing.assert_array_equal(task.examples, in_order.examples)
