@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from crisp_stream.errors import InputError
-from crisp_stream.hashing import uniform
+from crisp_stream.hashing import unit_hash
 from crisp_stream.writers.documents.drops import (
     BROKEN_UNICODE,
     EMPTY_TEXT,
@@ -110,7 +110,7 @@ def read_documents(
     for file in files:
         for document in _read(file, settings):
             num_read += 1
-            if sample is not None and uniform(num_read) >= sample:
+            if sample is not None and unit_hash(num_read) >= sample:
                 counts.add(NOT_SAMPLED)
             elif isinstance(document, Document):
                 num_kept += 1
