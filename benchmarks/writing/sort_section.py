@@ -27,7 +27,7 @@ from crisp_stream.tree.tree import ClusterTree
 from crisp_stream.writers.engine.tasks import Record, Runner
 from crisp_stream.writers.engine.workspace import Workspace
 from crisp_stream.writers.options import WriteOptions
-from crisp_stream.writers.stages.runs import Run, RunTask, group_parts, part_places
+from crisp_stream.writers.stages.runs import RunTask, SortedRun, group_parts, part_places
 from crisp_stream.writers.stages.shards import ShardSettings, ShardSink, ShardsTask
 from crisp_stream.writers.stages.windows import Part
 
@@ -112,7 +112,9 @@ def shards_tasks(
         shard_bytes=SHARD_BYTES,
         leaves_per_shard_node=leaves_per_node,
     )
-    found = tuple(Run(key=run.key, offsets=tuple(record["offsets"])) for run, record in zip(runs, records, strict=True))
+    found = tuple(
+        SortedRun(key=run.key, offsets=tuple(record["offsets"])) for run, record in zip(runs, records, strict=True)
+    )
     return [
         ShardsTask(
             workspace=workspace,

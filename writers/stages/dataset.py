@@ -28,7 +28,7 @@ from crisp_stream.writers.cleaning.dropped import Dropped, dropped_parquet
 from crisp_stream.writers.embedding.lsi import LSI_FILES
 from crisp_stream.writers.engine.tasks import Record, Runner, Task, finished
 from crisp_stream.writers.stages.models import EmbeddedParts
-from crisp_stream.writers.stages.runs import Run, RunTask, group_parts
+from crisp_stream.writers.stages.runs import RunTask, SortedRun, group_parts
 from crisp_stream.writers.stages.shards import ShardSettings, ShardsSummary, ShardsTask
 from crisp_stream.writers.stages.windows import SPANS, TOKENIZER_NAMES, Part, tokenizer_of
 from crisp_stream.writers.tree.quality import QualitySums, quality_of_counts
@@ -139,7 +139,7 @@ def shard_tasks(
     """One task per level-1 cluster; with `grown`, each takes over that dataset's windows."""
     leaves_per_node = tree.arity ** (tree.depth - 1)
     runs = tuple(
-        Run(key=task.key, offsets=tuple(record["offsets"]))
+        SortedRun(key=task.key, offsets=tuple(record["offsets"]))
         for task, record in zip(sorted_runs.runs, sorted_runs.records, strict=True)
     )
     fingerprints = tuple(task.fingerprint for task in sorted_runs.runs)

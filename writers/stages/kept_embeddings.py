@@ -26,7 +26,7 @@ from crisp_stream.writers.engine.tasks import Record, Runner, Task, file_sizes
 from crisp_stream.writers.engine.workspace import RowsOnDisk, Workspace, scratch_folder
 from crisp_stream.writers.stages.dataset import Sorted
 from crisp_stream.writers.stages.models import EmbeddedParts
-from crisp_stream.writers.stages.runs import Run, key_ranges
+from crisp_stream.writers.stages.runs import SortedRun, key_ranges
 from crisp_stream.writers.stages.shards import rows_on_disk
 from crisp_stream.writers.stages.windows import Part
 
@@ -70,7 +70,7 @@ class KeptEmbeddingsTask(Task):
 
     source: Workspace
     """Of the write; the task's own workspace, for its record, is in the folder of the embeddings."""
-    runs: tuple[Run, ...]
+    runs: tuple[SortedRun, ...]
     embeddings: tuple[str, ...]
     """Of each run, the key of its embeddings."""
     keys: tuple[int, int]
@@ -149,7 +149,7 @@ def keep_in_stages(
     ]
     runner.run(of_runs, unit="windows")
     runs = tuple(
-        Run(key=run.key, offsets=tuple(record["offsets"]))
+        SortedRun(key=run.key, offsets=tuple(record["offsets"]))
         for run, record in zip(ordered.runs, ordered.records, strict=True)
     )
     leaves_per_node = tree.arity ** (tree.depth - 1)

@@ -111,7 +111,7 @@ class RunTask(Task):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class SortedRun:
     """A sorted run as the clusters read it."""
 
     key: str

@@ -38,7 +38,7 @@ from crisp_stream.format.provenance import read_places
 from crisp_stream.storage.store import is_remote, local_path, open_store
 from crisp_stream.writers.engine.tasks import Record, Task
 from crisp_stream.writers.engine.workspace import RowsOnDisk, StoredArray, scratch_folder
-from crisp_stream.writers.stages.runs import Run, key_ranges
+from crisp_stream.writers.stages.runs import SortedRun, key_ranges
 
 UPLOADS_AHEAD = 3
 """Shards on their way to an object store while the next one is made."""
@@ -77,7 +77,7 @@ class ShardsTask(Task):
 
     first_leaf: int
     end_leaf: int
-    runs: tuple[Run, ...]
+    runs: tuple[SortedRun, ...]
     shards: ShardSettings
     memory_bytes: int
     grown: str | None = None
@@ -148,7 +148,7 @@ class ShardsTask(Task):
                 found = threads.map(lambda one: self._slice(one[0], one[1], one[2], scratch), present)
                 yield [*old, *found]
 
-    def _slice(self, run: Run, start: int, stop: int, scratch: Path | None) -> Slice:
+    def _slice(self, run: SortedRun, start: int, stop: int, scratch: Path | None) -> Slice:
         arrays = {kind: self.workspace.array(f"{run.key}.{kind}.npy") for kind in ("keys", "tokens", "places")}
         return Slice(
             keys=arrays["keys"].rows(start, stop),
