@@ -1,4 +1,4 @@
-"""Work in other processes, and how it is shown.
+"""Work in other processes, and the display of its progress.
 
 Processes are spawned, never forked (torch and the object-store client do not survive a fork), and the backlog is
 bounded, so the reader of documents waits instead of filling memory. With one process the work runs in the caller:
@@ -130,7 +130,7 @@ class Pool:
 
 
 class Progress:
-    """How far a stage is: a bar on a terminal, else a line every ten seconds."""
+    """Display of a stage's progress: a bar on a terminal, else a line every ten seconds."""
 
     def __init__(self, stage: str, unit: str, *, log: Log, total: int | None = None) -> None:
         """Args:

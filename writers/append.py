@@ -1,4 +1,4 @@
-"""`crisp-stream append`: more documents into a dataset, with its own tokenizer, encoder and tree.
+"""`crisp-stream append`: add documents to a dataset, with its tokenizer, encoder and tree.
 
 The new windows are cut, embedded and sorted as `write` does it, in parts that are numbered on from the dataset's. Then
 every level-1 cluster that gets windows merges its old ones and its new ones by key into new shards; the other shards
@@ -195,7 +195,10 @@ class _Grown:
         return self._manifest(shards, self._provenance(corpus, shards, levels)), self._tables(shards, corpus, assembly)
 
     def _begin(self, staged: str) -> list[str]:
-        """Where files of this append may stand: in the root only where an earlier run of it began."""
+        """Claim the root; list the places where files of this append may stand already.
+
+        The root is among them only where an earlier run of the same append began.
+        """
         root = remote_or_absolute(self._options.out)
         has_begun = generations.begin(self._dataset.store, self._claim)
         return [*([staged] if staged != root else []), *([root] if has_begun else [])]
@@ -213,7 +216,7 @@ class _Grown:
         )
 
     def _provenance(self, corpus: Corpus, shards: ShardsSummary, levels: list[dict[str, Any]]) -> dict[str, Any]:
-        """That of the dataset with sums over all generations, and an account of what was added now."""
+        """Provenance of the new generation: sums over all generations, and an account of what was added now."""
         old = self._dataset.manifest.provenance
         record = provenance_record(self._options, corpus, [], None)
         entry = {name: value for name, value in record.items() if name not in _KEPT_KEYS}
@@ -259,7 +262,7 @@ class _Grown:
 
 
 def _staged_root(options: WriteOptions, workspace: Workspace, claim: Append) -> str:
-    """Where new files are written: the root itself on an object store, else a folder of this very append."""
+    """Folder for new files: the root itself on an object store, else one that only this append uses."""
     root = remote_or_absolute(options.out)
     if open_store(options.out).is_local and workspace.folder is not None:
         return str(workspace.folder / f"staged-{fingerprint(root, claim)}")

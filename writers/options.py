@@ -31,7 +31,7 @@ _READS: tuple[Reads, ...] = ("first", "all")
 
 @dataclass(frozen=True, kw_only=True)
 class Flag:
-    """How a field is given on the command line."""
+    """Description of a field on the command line."""
 
     group: str
     """Title of its group in the help; empty for none."""
@@ -65,7 +65,7 @@ _work = partial(_flag, group=WORK)
 
 @dataclass(frozen=True, kw_only=True)
 class WriteOptions:
-    """What to write, from what, and how. Everything but engine, address, processes, memory_bytes, work, keep_work,
+    """Options of a write. Everything but engine, address, processes, memory_bytes, work, keep_work,
     embeddings, group_bytes, run_bytes and sort_memory_bytes determines the bytes.
 
     Raises:
@@ -90,7 +90,7 @@ class WriteOptions:
             metavar="DIR",
         ),
     )
-    """With Ray, a folder that all machines see."""
+    """A folder that all machines see, with Ray."""
 
     sample: float | None = field(
         default=None,

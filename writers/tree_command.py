@@ -151,7 +151,7 @@ def _tree_at(target: str) -> tuple[ClusterTree, Dataset | None]:
 
 
 def _recorded_sums(dataset: Dataset) -> QualitySums | None:
-    """From what the writer kept in the manifest; None for a dataset that grew or was written without."""
+    """Sums that the writer kept in the manifest; None for a dataset that grew or was written without."""
     levels = dataset.manifest.provenance.get("levels")
     if not isinstance(levels, list) or dataset.manifest.provenance.get("appended"):
         return None

@@ -1,6 +1,6 @@
 """`crisp-stream write`: documents in, dataset out, restartable at every task.
 
-The work folder holds what tasks made, named by fingerprints (tasks.py), so the same command goes on where an
+The work folder holds what tasks made, named by fingerprints (engine/tasks.py), so the same command goes on where an
 interrupted one stopped, a changed one makes anew just what changed, and both publish the same bytes as an
 uninterrupted run. It needs up to three times the room of the dataset, and is deleted after success.
 """
@@ -47,16 +47,16 @@ QUICK_EXTRAS = ("tokenizers", "tiktoken", "sklearn", "faiss", "threadpoolctl")
 
 @dataclass(frozen=True, kw_only=True)
 class WriteReport:
-    """What a write did."""
+    """Result of a write."""
 
     root: str
     fingerprint: str
-    """Of the dataset."""
+    """Fingerprint of the dataset."""
     documents: int
-    """In windows or dropped parts of windows; dropped documents not counted."""
+    """Documents in windows or in dropped parts of windows; dropped documents are not counted."""
     windows: int
     tokens: int
-    """In windows, padding not counted."""
+    """Tokens in windows, without padding."""
     dropped_documents: dict[str, int]
     dropped_tokens: dict[str, int]
     dataset_bytes: int
@@ -64,7 +64,7 @@ class WriteReport:
     """Leaves that hold a window."""
     shards: int
     seconds: float
-    """Of this run; tasks that an earlier run had finished cost nothing."""
+    """Duration of this run; tasks that an earlier run had finished cost nothing."""
 
     def table(self) -> str:
         """The report as aligned lines."""
@@ -84,7 +84,7 @@ class WriteReport:
 
 
 def write(options: WriteOptions, *, log: Log = print) -> WriteReport:
-    """Write a dataset; see stages.py and finish.py for the stages.
+    """Write a dataset; stages/pipeline.py has the sequence of its stages.
 
     Args:
         options: what and how.
@@ -129,7 +129,7 @@ def write(options: WriteOptions, *, log: Log = print) -> WriteReport:
 
 
 def _embeddings_missing(options: WriteOptions, models: Models | None) -> bool:
-    """Of a dataset that is published, whether embeddings are asked for that can still be taken from its work.
+    """Say whether embeddings of a published dataset are missing and can still be taken from its work.
 
     Raises:
         InputError: they can not, because parts of the work are deleted.
@@ -163,7 +163,7 @@ def models_of(options: WriteOptions) -> Models | None:
 
 
 def plan(options: WriteOptions) -> str:
-    """What `write` would run now, as a table; runs nothing. Raises as `write` does for what it looks at."""
+    """List what `write` would run now, as a table; runs nothing. Raises as `write` does for what it looks at."""
     models = models_of(options)
     check_taken(options)
     runner = Runner(None, Workspace(work_url(options)), log=lambda line: None)
@@ -198,7 +198,7 @@ def _stages_of(options: WriteOptions) -> list[str]:
 
 
 def engine_of(options: WriteOptions) -> LocalEngine | RayEngine:
-    """Where the tasks of a write run. Raises InputError, MissingExtraError."""
+    """Open the engine that runs the tasks of a write. Raises InputError, MissingExtraError."""
     engine = open_engine(
         options.engine, processes=options.processes, memory_bytes=options.memory_bytes, address=options.address
     )
@@ -251,7 +251,7 @@ def _make(options: WriteOptions, models: Models | None, runner: Runner) -> Manif
 
 
 def dropped_documents(read: ReadDocuments, embedded: EmbeddedParts) -> list[Dropped]:
-    """What the evaluation sets and the search for duplicates removed, by file and row."""
+    """List what the evaluation sets and the search for duplicates removed, by file and row."""
     names = [file.name for file in read.files]
     dropped = [Dropped(**row) for record in read.records for row in record["dropped_list"]]
     for record in embedded.records:

@@ -114,7 +114,7 @@ class EmbeddedTask:
     batches: Iterable[Embedded]
     provenance: dict[str, Any]
     late_provenance: Callable[[], dict[str, Any]]
-    """What is known once all batches were taken."""
+    """Further provenance, known once all batches were taken."""
 
 
 def embedded_task(

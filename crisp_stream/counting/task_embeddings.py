@@ -38,7 +38,7 @@ class TaskEmbeddings:
     examples: NDArray[np.int64]
     """[num_windows], number of the example that each begins in; those of one example belong together."""
     provenance: dict[str, Any]
-    """What a selection says of them, as histograms do: files, numbers, hashes of the examples."""
+    """Files, numbers and hashes of the examples, as in the provenance of histograms."""
 
     def save(self, path: str | Path) -> None:
         """Write a Parquet file, whole or not at all, replacing an older one.

@@ -1,4 +1,4 @@
-"""Which child is closest: the scores of the inner loop of assignment.
+"""Choice of the closest child: the scores of the inner loop of assignment.
 
 Vectors are scored against the children of their family by a matrix product that may be wrong by a known bound. Children
 whose scores differ by no more than it may explain are compared again, at last in float64, row by row. So the child of a

@@ -46,12 +46,12 @@ class ContaminationMatch:
     source: str
     """Name of the evaluation file."""
     row: int
-    """Of the example in it."""
+    """Number of the example in that file."""
     words: str
     """The shared words case folded, with single spaces."""
 
     def describe(self) -> str:
-        """For the list of removed documents."""
+        """One line for the list of removed documents."""
         return f"row {self.row} of {self.source}: {self.words}"
 
 
@@ -70,11 +70,11 @@ class _Hit(NamedTuple):
     begin: int
     """Word of the batch."""
     rank: int
-    """Of its length among all, the longest first."""
+    """Rank of the n-gram's length, the longest first."""
     ngram: int
     """Row of the index."""
     text: int
-    """Of the batch."""
+    """Text of the batch."""
 
 
 class EvaluationNgrams:
@@ -198,7 +198,7 @@ class EvaluationNgrams:
         return " ".join(self._ngram_words(self._entries[ngram]))
 
     def _hits(self, hashed: HashedWords) -> Iterator[_Hit]:
-        """Where the hash of an n-gram stands in a batch of texts."""
+        """Find the n-grams of the index in a batch of texts, by hash."""
         at = self._candidates(hashed.hashes)
         if not len(at):
             return

@@ -46,7 +46,7 @@ class Dropped:
     row: int
     """Number of the document in its file, as documents are numbered there."""
     id: str | None
-    """From the id column, where there is one."""
+    """The document's id, where there is an id column."""
     reason: DropReason
     detail: str
     """The document that was kept, or what it shares with an evaluation set."""

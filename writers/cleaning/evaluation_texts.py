@@ -33,7 +33,7 @@ class EvaluationExample(NamedTuple):
     source: str
     """Name of the evaluation file."""
     row: int
-    """As in `EvaluationText`."""
+    """See `EvaluationText`."""
     texts: list[str]
     """The document; or the question, then the question with each choice."""
     question: Question | None

@@ -38,14 +38,14 @@ _RECALL_WEIGHTS = (0.1, 0.9)
 
 @dataclass(frozen=True, kw_only=True)
 class NearSettings:
-    """How documents are sketched; sketches of different settings cannot be compared."""
+    """Settings of sketches; sketches of different settings cannot be compared."""
 
     threshold: float = 0.8
     """Similarity from which two documents are near-duplicates, 0.5 to 0.99."""
     words_per_gram: int = 5
     num_minima: int = 128
     seed: int = 1
-    """Of the permutations, 0 to 2^32 - 1."""
+    """Seed of the permutations, 0 to 2^32 - 1."""
 
     def __post_init__(self) -> None:
         if not 0.5 <= self.threshold <= 0.99:
@@ -67,7 +67,7 @@ class NearSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Sketches:
-    """Of a batch of documents, to be stored as two .npy files."""
+    """Sketches of a batch of documents, to be stored as two .npy files."""
 
     keys: NDArray[np.uint64]
     """[num_bands, num_texts], hash of each band; 0 for a document without words."""
@@ -85,7 +85,7 @@ class Sketches:
 
 @dataclass(frozen=True, kw_only=True)
 class NearDuplicates:
-    """What to remove, sorted by document."""
+    """Documents to remove, sorted."""
 
     removals: Removals
     """[num_removed, 2]: document, and the kept one: the first of all documents joined with it."""

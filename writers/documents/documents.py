@@ -49,11 +49,11 @@ class Document:
     """One document that is kept."""
 
     text: str
-    """Not empty, and valid Unicode."""
+    """Text of the document: not empty, and valid Unicode."""
     row: int
     """Its number within its file, from 0, the dropped ones counted."""
     id: str | None
-    """Its own name, when a field of it was given as such."""
+    """The document's id, where an id field is named."""
 
 
 def read_input(file: InputFile, settings: DocumentSettings, counts: DropCounts) -> Iterator[Document]:

@@ -17,7 +17,7 @@ class _Missing:
 
 
 MISSING: Final = _Missing()
-"""What find_field returns for a field that is not there (a null field is None)."""
+"""Result of find_field for a field that is not there (a null field is None)."""
 
 
 def find_field(record: dict[str, Any], path: str) -> Any:

@@ -74,7 +74,7 @@ class TextEncoder(Protocol):
         ...
 
     def record(self) -> EncoderRecord:
-        """What the manifest keeps of the encoder."""
+        """The encoder's entry in the manifest."""
         ...
 
     def pieces(self, texts: Sequence[str]) -> Pieces:
@@ -154,7 +154,7 @@ class Encoder:
 
     @cached_property
     def _prompt(self) -> str:
-        """What the model's authors want before every text; empty for nearly all."""
+        """Prefix that the model's authors want before every text; empty for nearly all."""
         settings = read_settings(self._source, "config_sentence_transformers.json")
         return (settings.get("prompts") or {}).get(settings.get("default_prompt_name")) or ""
 
@@ -211,7 +211,7 @@ class Encoder:
         return FastSplitter(tokenizer, max_length=self.max_length, reads=self.reads, prompt=self._prompt)
 
     def record(self) -> EncoderRecord:
-        """What the manifest keeps of the encoder."""
+        """The encoder's entry in the manifest."""
         return self._record
 
     @cached_property
@@ -302,7 +302,7 @@ class Encoder:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderChoice:
-    """Which encoder a worker process opens; hashable and small, so tasks can carry it."""
+    """The encoder that a worker process opens; hashable and small, so tasks can carry it."""
 
     name: str | None = None
     """Folder or hub name, None for all-MiniLM-L6-v2; the folder of its files for LSI."""

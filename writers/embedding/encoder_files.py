@@ -1,4 +1,4 @@
-"""Where an encoder's files are: a folder, the hub, or the package that brings the default's weights offline."""
+"""Find an encoder's files: in a folder, on the hub, or in the package with the default's weights."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ class LsiEncoder:
         return pieces
 
     def embed_prepared(self, prepared: Pieces) -> NDArray[np.float16]:
-        """As `embed_pieces`."""
+        """See `embed_pieces`."""
         return self.embed_pieces(prepared)
 
     def embed_pieces(self, pieces: Pieces) -> NDArray[np.float16]:
@@ -149,7 +149,7 @@ class LsiEncoder:
         return self.embed_pieces(self.pieces(texts))
 
     def record(self) -> EncoderRecord:
-        """What the manifest keeps of the encoder."""
+        """The encoder's entry in the manifest."""
         return EncoderRecord(
             name=LSI_NAME,
             weights_sha256=self.weights_sha256,
@@ -255,7 +255,7 @@ def _words(text: str) -> Iterable[str]:
 
 
 def _npy(array: NDArray[Any]) -> tuple[bytes, memoryview]:
-    """What np.save writes of an array in C order: header and content, not copied."""
+    """The bytes that np.save writes of an array in C order: header and content, not copied."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
     return header.getvalue(), np.ascontiguousarray(array).data.cast("B")

@@ -1,4 +1,4 @@
-"""Where tasks leave their outcomes: a folder, or a prefix of an object store that all machines reach.
+"""The place of intermediate files: a folder, or a prefix of an object store that all machines reach.
 
 Files are immutable and appear whole: written under a temporary name and renamed, or put as one object. Their names
 hold a fingerprint of everything that determined them, so two processes that make the same file make the same bytes,

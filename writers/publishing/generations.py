@@ -1,4 +1,4 @@
-"""How a dataset grows where it stands: a new generation is put beside the old one, then the manifest is exchanged.
+"""Growth of a dataset in place: a new generation is put beside the old one, then the manifest is exchanged.
 
 Files of the old generation are never touched, so jobs that read it go on, and whoever opens the root sees the old
 dataset or the new one, whole. While files are put there `append.json` says whose they are: of two appends the second
@@ -33,7 +33,7 @@ from crisp_stream.processes import Log
 from crisp_stream.storage.store import Store, local_path
 
 APPENDING = "append.json"
-"""Is in a root while an append puts files there."""
+"""File that is in a root while an append puts files there."""
 _TABLES = (CLUSTERS, SHARDS, TABLES, SOURCES, DROPPED)
 _OF_A_GENERATION = re.compile(
     r"manifest\.g\d+\.json"
@@ -48,15 +48,15 @@ class Append:
     """An append that puts files into a root."""
 
     generation: int
-    """That it makes."""
+    """Generation that it makes."""
     base: str
     """Fingerprint of the dataset that grows."""
     request: str
-    """Of the documents, and of all that determines what becomes of them."""
+    """Fingerprint of the documents, and of all that determines what becomes of them."""
 
 
 def append_in_progress(store: Store) -> Append | None:
-    """What `append.json` of a root says; None where there is none. Raises InputError where it cannot be read."""
+    """Read `append.json` of a root; None where there is none. Raises InputError where it cannot be read."""
     try:
         content = store.get(APPENDING)
     except MissingObjectError:
@@ -68,7 +68,7 @@ def append_in_progress(store: Store) -> Append | None:
 
 
 def check_free(store: Store, own: Append) -> bool:
-    """Whether files of this very append may be in the root already. Raises InputError for those of another."""
+    """Say whether an earlier run of this append may have put files there. Raises InputError for another append."""
     found = append_in_progress(store)
     if found is not None and found != own:
         raise InputError(
@@ -80,10 +80,10 @@ def check_free(store: Store, own: Append) -> bool:
 
 
 def begin(store: Store, own: Append) -> bool:
-    """From here on files may be put into the root.
+    """Claim the root: from here on files may be put there.
 
     Returns:
-        Whether an earlier run of this append had begun. Files that it put there are still its own.
+        Whether an earlier run of this append had begun, whose files are used again.
 
     Raises:
         InputError: another append has begun.
@@ -99,7 +99,7 @@ def begin(store: Store, own: Append) -> bool:
 
 
 def end(store: Store, own: Append) -> None:
-    """The append is over; another may begin."""
+    """Give up the claim: the append is over, and another may begin."""
     if append_in_progress(store) == own:
         store.delete(APPENDING)
 
@@ -145,7 +145,7 @@ def write_indexes(dataset: Dataset) -> None:
 
 
 def settle(root: str, *, prune: bool, log: Log) -> Dataset:
-    """What is left to do once the new manifest stands. Doing it twice does no harm.
+    """Finish an append whose new manifest stands. Doing it twice does no harm.
 
     Args:
         root: of the dataset.
@@ -167,7 +167,7 @@ def delete_older(dataset: Dataset) -> int:
     """Delete what only generations older than this one use, and what appends left that were given up.
 
     Returns:
-        How many files.
+        Number of files.
     """
     used = {dataset.own_path(path) for path in _TABLES}
     used |= {table.path for table in documents_tables(dataset)}

@@ -32,15 +32,15 @@ CORRUPT_FILE = "file that cannot be read to its end"
 CONTAMINATED = "shares an n-gram with an evaluation set"
 _BATCH = pa.schema([("file", pa.uint32()), ("row", pa.int64()), ("id", pa.string()), ("text", pa.large_string())])
 PLACE = np.dtype([("file", "<u4"), ("row", "<i8")])
-"""Where a document stands: number of its file, and its number there."""
+"""Place of a document: number of its file, and its number there."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Which documents of a file are taken, beyond the filters of its settings."""
+    """Choice of documents of a file, beyond the filters of its settings."""
 
     sample: float | None = None
-    """About this share of the documents, chosen by a hash of their place."""
+    """Share of the documents to take, about, chosen by a hash of their place."""
     skip_corrupt: bool = False
     """Leave out files that cannot be read to their end, instead of an error."""
     evaluation: str | None = None
@@ -80,7 +80,7 @@ class DocumentsTask(Task):
     """Read at most this many documents, dropped ones included."""
 
     def settings(self) -> Any:
-        """What determines the batches."""
+        """Values that determine the batches."""
         files = [asdict(file) for file in self.files]
         return [files, self.first_file, self.documents, self.selection, self.batch_characters, self.limit]
 
@@ -142,13 +142,13 @@ class _CorruptFileError(Exception):
 
 @dataclass
 class _Made:
-    """What a task has made so far."""
+    """Batches and counts of a task so far."""
 
     task: DocumentsTask
     counts: DropCounts
     ngrams: EvaluationNgrams | None
     reading: DropCounts = field(default_factory=DropCounts)
-    """What the reader dropped."""
+    """Documents that the reader dropped."""
     num_taken: int = 0
     """Documents that the reader gave."""
     dropped: list[Dropped] = field(default_factory=list)

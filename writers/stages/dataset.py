@@ -1,4 +1,4 @@
-"""From embedded parts to a dataset: sorted runs, shards, provenance, and the manifest that makes them one."""
+"""The stages from embedded parts to a dataset: sorted runs, shards, provenance, and the manifest."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class DocumentsTableTask(Task):
     """Added to the numbers of files; another than 0 where a dataset grows."""
 
     def settings(self) -> Any:
-        """Where it goes, and how files are numbered."""
+        """Root of the table, and the numbering of files."""
         return [self.root, self.first_file] if self.first_file else self.root
 
     @property
@@ -84,7 +84,7 @@ class Sorted:
 
     @property
     def quality_sums(self) -> QualitySums:
-        """How well the tree fits all windows; added up part by part, whatever parts a run holds."""
+        """Fit of the tree to all windows; added up part by part, whatever parts a run holds."""
         return QualitySums.merge(QualitySums.from_json(part) for record in self.records for part in record["quality"])
 
 
@@ -238,7 +238,7 @@ def forget_lost(
 
 
 def tables_parquet(tables: Sequence[str], first_parts: Sequence[int]) -> bytes:
-    """Which parts each table of documents holds: `table`, and `first_part` from which on."""
+    """First part of each table of documents: `table`, `first_part`."""
     return _parquet(pa.table({"table": list(tables), "first_part": pa.array(first_parts, pa.uint32())}))
 
 
@@ -256,7 +256,7 @@ def _parquet(table: pa.Table) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What a dataset's small files are made of."""
+    """Content of a dataset's small files."""
 
     shards: ShardsSummary
     embedded: EmbeddedParts
@@ -338,7 +338,7 @@ def check_windows(shards: ShardsSummary, parts: Sequence[Part], *, more: int = 0
 
 
 def tree_provenance(tree: ClusterTree, shards: ShardsSummary, sums: QualitySums | None) -> list[dict[str, Any]]:
-    """How well the tree fits all windows, level by level, for the manifest."""
+    """Fit of the tree to all windows, level by level, for the manifest."""
     levels = quality_of_counts(tree, shards.leaves, shards.windows_per_leaf, sums=sums).to_json()["levels"]
     return [
         {

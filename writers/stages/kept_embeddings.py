@@ -40,7 +40,7 @@ class RunEmbeddingsTask(Task):
     run: str
     """Key of the run."""
     parts: tuple[Part, ...]
-    """Of the run."""
+    """Parts of the run."""
     dim: int
 
     def settings(self) -> Any:
@@ -69,12 +69,12 @@ class KeptEmbeddingsTask(Task):
     stage: ClassVar[str] = "kept-embeddings"
 
     source: Workspace
-    """Of the write; the task's own workspace, for its record, is in the folder of the embeddings."""
+    """Workspace of the write; `workspace`, for the task's record, is in the folder of the embeddings."""
     runs: tuple[SortedRun, ...]
     embeddings: tuple[str, ...]
-    """Of each run, the key of its embeddings."""
+    """Key of the embeddings of each run."""
     keys: tuple[int, int]
-    """Of the node: first, and where they end."""
+    """Range (first, end) of the node's window keys."""
     first_window: int
     """Number of the node's first window in the dataset."""
     dim: int
@@ -83,7 +83,7 @@ class KeptEmbeddingsTask(Task):
     memory_bytes: int
 
     def settings(self) -> Any:
-        """What determines the rows and their place beside the runs; how much is sorted at once does not."""
+        """Values that determine the rows and their place beside the runs; memory does not."""
         return [self.keys, self.first_window]
 
     def make(self) -> Record:
@@ -106,7 +106,7 @@ class KeptEmbeddingsTask(Task):
 
     @contextmanager
     def _slices(self) -> Iterator[list[tuple[NDArray[np.uint64], RowsOnDisk]]]:
-        """Of every run with windows in the node, their keys and embeddings."""
+        """Keys and embeddings of the node's windows in every run that has some."""
         slices: list[tuple[NDArray[np.uint64], RowsOnDisk]] = []
         with ExitStack() as stack:
             scratch = None if self.source.folder is not None else stack.enter_context(scratch_folder())

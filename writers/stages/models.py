@@ -53,7 +53,7 @@ _CHARACTERS_PER_TOKEN = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """What is not made here but taken from elsewhere."""
+    """Tokenizer, encoder and tree that are taken from elsewhere."""
 
     models: Models
     encoder: EncoderChoice
@@ -153,7 +153,7 @@ class EmbeddedParts:
     parts: tuple[Part, ...]
     windows: list[WindowsTask]
     records: list[Record]
-    """Of the windows."""
+    """Records of the tasks of `windows`."""
     summary: PartsSummary
     tokenizer: WindowSettings
     lsi: LsiTask | GivenLsiTask | None
@@ -354,7 +354,7 @@ def tree_in_stages(runner: Runner, options: WriteOptions, parts: tuple[Part, ...
 
 
 def tree_settings(options: WriteOptions) -> TreeSettings:
-    """How the tree of a write is fitted."""
+    """Settings by which the tree of a write is fitted."""
     return TreeSettings(
         arity=options.arity,
         depth=options.depth,

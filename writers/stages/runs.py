@@ -70,7 +70,7 @@ class RunTask(Task):
     seed: int
 
     def settings(self) -> Any:
-        """What determines the run beside its parts."""
+        """Values that determine the run beside its parts."""
         return [self.tree, self.seed, [part.number for part in self.parts]]
 
     def make(self) -> Record:

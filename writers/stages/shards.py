@@ -53,12 +53,12 @@ class Slice:
     tokens: NDArray[Any] | RowsOnDisk
     places: NDArray[np.uint32]
     checksums: NDArray[np.uint32] | None = None
-    """Of the stored samples, where they come from a dataset, to be compared when they are written again."""
+    """Checksums of samples that come from a dataset, to be compared when they are written again."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSettings:
-    """How shards are cut and where they go."""
+    """Settings by which shards are cut, and their root."""
 
     root: str
     """Dataset root, or a folder in which it is staged."""
@@ -83,11 +83,11 @@ class ShardsTask(Task):
     grown: str | None = None
     """Root of a dataset whose windows are taken over."""
     grown_generation: int = 0
-    """Of that dataset."""
+    """Generation of that dataset."""
     sort_seed: int = 0
 
     def settings(self) -> Any:
-        """What determines the shards beside the runs; how much is sorted at once does not."""
+        """Values that determine the shards beside the runs; memory does not."""
         return [self.first_leaf, self.end_leaf, self.shards, self.grown, self.sort_seed]
 
     def make(self) -> Record:
@@ -329,7 +329,7 @@ class ShardsSummary:
 
 
 def shard_ends(nodes: NDArray[Any], windows_per_shard: int) -> list[int]:
-    """Where shards end among windows of which more may follow: after each node, and when full.
+    """Cut windows, of which more may follow, into shards: after each node, and when full.
 
     Args:
         nodes: [num_windows], sorted; the first window starts a shard.

@@ -37,7 +37,7 @@ _ROWS_AT_ONCE = 128
 
 @dataclass(frozen=True, kw_only=True)
 class WindowSettings:
-    """How text becomes windows."""
+    """Settings by which text becomes windows."""
 
     tokenizer: str
     """Folder of the workspace with the tokenizer's files; its name holds their fingerprint."""
@@ -49,7 +49,7 @@ class WindowSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSettings:
-    """Which encoder reads windows, and how."""
+    """The encoder of windows, and its settings."""
 
     name: str | None
     """Folder or hub name; None is all-MiniLM-L6-v2."""
@@ -62,7 +62,7 @@ class EncoderSettings:
     """Folder of the workspace with a fitted LSI, which then takes the encoder's place."""
 
     def choice(self, workspace: Workspace) -> EncoderChoice:
-        """What a process of this machine opens."""
+        """The encoder for a process of this machine to open."""
         if self.lsi is not None:
             files = workspace.kept(*(f"{self.lsi}/{name}" for name in LSI_FILES))
             return EncoderChoice(name=str(files[0].parent), lsi=True)
@@ -134,7 +134,7 @@ class WindowsTask(Task):
     encoder: EncoderSettings
 
     def settings(self) -> Any:
-        """What determines the windows and word pieces; the encoder's weights do not."""
+        """Values that determine the windows and word pieces; the encoder's weights do not."""
         return [self.batch, self.first_document, self.windows, replace(self.encoder, weights_sha256="", lsi=None)]
 
     def make(self) -> Record:
@@ -220,7 +220,7 @@ class EmbeddingsTask(Task):
     stage: ClassVar[str] = "embeddings"
 
     windows_key: str
-    """Of the part's `WindowsTask`."""
+    """Key of the part's `WindowsTask`."""
     windows: WindowSettings
     encoder: EncoderSettings
 
@@ -257,14 +257,14 @@ class EmbeddingsTask(Task):
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What later stages know of a part."""
+    """A part, as later stages know it."""
 
     number: int
     num_windows: int
     windows_key: str
     embeddings_key: str
     fingerprint: str
-    """Of its embeddings task, which depends on its windows."""
+    """Fingerprint of its embeddings task, which depends on its windows."""
 
 
 @dataclass(frozen=True, kw_only=True)

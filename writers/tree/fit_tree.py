@@ -44,18 +44,18 @@ Progress = Callable[[int, int, int], None]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Subtree:
-    """What lies below one level-1 node."""
+    """The tree below one level-1 node."""
 
     child: int
     """The level-1 node."""
     nodes_per_level: list[NDArray[np.uint32]]
-    """For levels 2 … depth: [num_nodes] sorted node ids; empty where nothing is split."""
+    """[num_nodes] sorted node ids for levels 2 … depth; empty where nothing is split."""
     centroids_per_level: list[NDArray[np.float32]]
-    """For levels 2 … depth: [num_nodes, dim]."""
+    """[num_nodes, dim] for levels 2 … depth."""
     seconds_per_level: list[float] = field(default_factory=list)
-    """For levels 2 … depth: time spent fitting."""
+    """Time spent fitting levels 2 … depth."""
     device: str = "cpu"
-    """Where nearest centroids were searched: cpu or gpu."""
+    """Device that searched nearest centroids: cpu or gpu."""
 
     def save(self, path: Path) -> None:
         """Write an .npz file, whatever the path's suffix."""

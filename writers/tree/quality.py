@@ -1,4 +1,4 @@
-"""How good a clustering tree is: balance, quantisation error, leaf sizes, agreement with another tree.
+"""Quality of a clustering tree: balance, quantisation error, leaf sizes, agreement with another tree.
 
 At level l a tree cuts its windows into the nodes of that level and the leaves above it. The sums that the quantisation
 error needs are added up batch by batch as windows are assigned, so a write knows the quality over all of its windows.
@@ -73,7 +73,7 @@ class QualitySums:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> QualitySums:
-        """What `to_json` gave, read back. Raises FormatError."""
+        """Read the result of `to_json` back. Raises FormatError."""
         try:
             return cls(
                 num_windows=int(content["num_windows"]),
@@ -122,7 +122,7 @@ class LevelQuality:
     level: int
     num_clusters: int
     num_leaves: int
-    """Of them, leaves of the tree."""
+    """Clusters that are leaves of the tree."""
     empty_clusters: int
     imbalance: float
     """Number of clusters times the sum of their squared shares: 1 when all are equally large (faiss's measure)."""
@@ -138,7 +138,7 @@ class LevelQuality:
 
 @dataclass(frozen=True, kw_only=True)
 class LeafSizes:
-    """How many leaves have how many windows."""
+    """Number of leaves with a number of windows between two bounds."""
 
     at_least: int
     at_most: int
@@ -154,7 +154,7 @@ class TreeQuality:
     empty_leaves: int
     levels: list[LevelQuality]
     leaf_sizes: list[LeafSizes]
-    """From 0 windows up, in powers of two."""
+    """Classes of size from 0 windows up, in powers of two."""
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
@@ -242,7 +242,7 @@ def _leaf_sizes(counts: NDArray[np.int64], num_leaves: int) -> list[LeafSizes]:
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How alike two trees cluster the same windows, at one level."""
+    """Agreement of two trees on the same windows, at one level."""
 
     level: int
     adjusted_rand: float

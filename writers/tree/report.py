@@ -38,7 +38,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class TreeReport:
-    """What is known about a tree."""
+    """Shape, quality and agreement of a tree."""
 
     arity: int
     depth: int
@@ -49,7 +49,7 @@ class TreeReport:
     quality: TreeQuality | None
     """None without windows to measure on."""
     agreements: list[Agreement]
-    """With the other tree, at each level that both have; empty without one."""
+    """Agreement with the other tree at each level that both have; empty without one."""
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""

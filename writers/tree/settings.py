@@ -1,4 +1,4 @@
-"""What a clustering tree depends on beside its embeddings: the defaults are the paper's (Appendix A, Table 6)."""
+"""Settings of a clustering tree: the defaults are the paper's (Appendix A, Table 6)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BALANCE_FACTOR = 1.408
 
 @dataclass(frozen=True, kw_only=True)
 class TreeSettings:
-    """How a tree is fitted; with the embeddings, all that the tree depends on."""
+    """Settings by which a tree is fitted; with the embeddings, all that the tree depends on."""
 
     arity: int = 64
     """Children of a node that is split, 2 to 64."""
@@ -33,7 +33,7 @@ class TreeSettings:
     normalise_centroids: bool = True
     """Centroids are scaled to norm 1 after every step."""
     seed: int = 0
-    """Of all random choices."""
+    """Seed of all random choices."""
 
     def __post_init__(self) -> None:
         if not 2 <= self.arity <= MAX_ARITY:
