@@ -166,7 +166,9 @@ class WriteOptions:
     )
     max_length: int | None = field(
         default=None,
-        metadata=_clustering("word pieces read at once; the encoder's own when absent", kind="integer", metavar="N"),
+        metadata=_clustering(
+            "word pieces read at once; the encoder's own limit when absent", kind="integer", metavar="N"
+        ),
     )
     reads: Reads = field(
         default="first",
@@ -284,7 +286,7 @@ class WriteOptions:
             self.encoder != LSI_NAME or self.reads == "first", "reads", "left out with --encoder lsi, which reads all"
         )
         self._check_models()
-        _ = self.documents, self.sketches  # checks of their own
+        _ = self.documents, self.sketches  # these check themselves
 
     def _check_models(self) -> None:
         given = self.like or self.tree

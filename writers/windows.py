@@ -164,7 +164,7 @@ def cut_joined(documents: Sequence[NDArray[Any]], *, window_tokens: int, eot_id:
 def cut_by_document(
     documents: Sequence[NDArray[Any]], *, window_tokens: int, eot_id: int, token_dtype: TokenDtype
 ) -> Cut:
-    """Cut each document, followed by end-of-text, on its own; a last window is filled up with end-of-text.
+    """Cut each document, followed by end-of-text, alone; a last window is filled up with end-of-text.
 
     Everything behind the first end-of-text of a window is padding. A document whose length is a multiple of
     `window_tokens` loses its end-of-text, which would stand alone in a window.

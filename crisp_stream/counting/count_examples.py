@@ -25,7 +25,7 @@ from crisp_stream.writers.documents.inputs import Layout
 from crisp_stream.writers.tree.quality import leaf_cosines
 
 FAR_COSINE = 0.5
-"""Share of the corpus's own mean cosine to its leaves' centroids below which examples are called far from it."""
+"""Share of the corpus's mean cosine to its leaves' centroids below which examples are called far from it."""
 
 
 def count_examples(

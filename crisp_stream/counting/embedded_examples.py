@@ -178,7 +178,7 @@ def embedding_settings(
 
 
 def read_embeddings(inputs: Sequence[str], dim: int, limit: int | None) -> Iterator[Embedded]:
-    """The rows of .npy files, each an example of its own."""
+    """The rows of .npy files, each row an example."""
     first = 0
     for path in inputs:
         try:

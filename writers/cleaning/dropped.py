@@ -53,7 +53,7 @@ class Dropped:
 
 
 def dropped_documents(exact: Removals, near: NearDuplicates | None, places: ArrayFiles) -> NDArray[np.void]:
-    """Join what both searches found; the document named as kept is always one that is kept.
+    """Join the outcome of both searches; the document named as kept is always one that is kept.
 
     A document is an exact duplicate when the kept one has its text, and a near duplicate when the kept one is similar
     (also where a third one has its text, but goes as well).

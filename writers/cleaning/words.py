@@ -127,7 +127,7 @@ def ngram_hashes(word_hashes: NDArray[np.uint64], num_words: int) -> NDArray[np.
     num_runs = max(len(word_hashes) - num_words + 1, 0)
     rolled: NDArray[np.uint64] | None = None
     covered, length, doubled = 0, 1, word_hashes
-    # Runs of 1, 2, 4, … words by doubling; the run asked for is joined from those of the binary digits of its length.
+    # Runs of 1, 2, 4, … words by doubling; that of num_words is joined from them by its binary digits.
     while covered < num_words:
         if num_words & length:
             piece = doubled[covered : covered + num_runs]

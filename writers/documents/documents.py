@@ -1,8 +1,8 @@
-"""Documents out of files: read piece by piece in a fixed order, each with its place and its own name.
+"""Documents out of files: read piece by piece in a fixed order, each with its place and id.
 
 Order: the inputs as given, the files of a folder by name, the lines or rows of a file as they stand. Everything
 downstream (tokenizer, parts, windows) is a function of this order, so a run that is started again sees the same
-documents. A file can be read on its own, in any process.
+documents. A file can be read alone, in any process.
 """
 
 from __future__ import annotations

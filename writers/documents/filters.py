@@ -104,7 +104,7 @@ def parse_filter(expression: str) -> Filter:
     stands. Dates compare as ISO texts.
 
     Raises:
-        InputError: no such parts, an unknown operator, or an order asked of true, false or null.
+        InputError: no such parts, an unknown operator, or an order comparison with true, false or null.
     """
     known = ", ".join(_OPERATORS)
     parts = _PARTS.fullmatch(expression)

@@ -38,7 +38,7 @@ class DocumentSettings:
     text_field: str = DEFAULT_TEXT_FIELD
     """Dotted path of the text; a key that itself contains dots wins. Not used for .txt."""
     id_field: str | None = None
-    """Dotted path of the document's own name, a text or a whole number; None: documents have none (but in the layout of
+    """Dotted path of the document's id, a text or a whole number; None: documents have none (but in the layout of
     RedPajama-v2, where the id of the quality signals is taken)."""
     filters: tuple[str, ...] = ()
     """Documents are kept where all of them hold: `FIELD OPERATOR VALUE`, see filters.py."""
@@ -71,7 +71,7 @@ class DocumentSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class InputFile:
-    """One file (or one shard of a dataset by name) that can be read on its own."""
+    """One file (or one shard of a dataset by name) that can be read alone."""
 
     url: str
     """Path or URL; absolute when local."""

@@ -102,7 +102,7 @@ def _signals_of(root: str, tag: str, known: dict[str, ListedFile], looked_up: se
 
 
 def read_redpajama(file: InputFile) -> Iterator[Record]:
-    """The documents of one file; with a file of signals, each joined with its own.
+    """The documents of one file; with a file of signals, each joined with its signals.
 
     A joined record has the document's fields, the signals by their names, and the whole `quality_signals` and
     `metadata`.

@@ -187,8 +187,8 @@ class Encoder:
             raise InputError(f"encoder {self.name}: its pooling leaves out its prompt, which is not supported.")
         model.max_seq_length = self.max_length
         expected = model.tokenizer([self._prompt + probe for probe in _PROBES], truncation=True)["input_ids"]
-        found = [next(iter(sequences)) for sequences in self._splitter.sequences(_PROBES)]
-        if expected != found:
+        actual = [next(iter(sequences)) for sequences in self._splitter.sequences(_PROBES)]
+        if expected != actual:
             raise InputError(
                 f"encoder {self.name}: tokenizer.json must give the ids of its AutoTokenizer, got others. "
                 "Load it with transformers.AutoTokenizer and save_pretrained it to the encoder's folder."
@@ -323,7 +323,7 @@ def matching_encoder(record: EncoderRecord, name: str | None, root: str) -> Enco
 
     Args:
         record: of the dataset's manifest.
-        name: folder or hub name where it is now; None is the recorded name, or the dataset's own files for LSI.
+        name: folder or hub name where it is now; None is the recorded name, or the dataset's files for LSI.
         root: of the dataset.
 
     Raises:

@@ -106,7 +106,7 @@ def _megabytes(num_bytes: int) -> int:
 
 
 def bound_allocators() -> None:
-    """Make this process return what it frees: one heap, and large blocks of their own, which go back at once.
+    """Make this process return what it frees: one heap, and large blocks apart, which go back at once.
 
     By default glibc keeps up to eight heaps per core and moves blocks of up to 32 MB into them, and Arrow keeps pools:
     of a driver of 0.5 GB they were 100 MB. Elsewhere than on Linux nothing happens.

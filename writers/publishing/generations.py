@@ -67,19 +67,19 @@ def append_in_progress(store: Store) -> Append | None:
         raise InputError(f"{store.url}/{APPENDING}: must be what an append wrote, got: {error}. Delete it.") from error
 
 
-def check_free(store: Store, own: Append) -> bool:
+def check_free(store: Store, claim: Append) -> bool:
     """Say whether an earlier run of this append may have put files there. Raises InputError for another append."""
-    found = append_in_progress(store)
-    if found is not None and found != own:
+    standing = append_in_progress(store)
+    if standing is not None and standing != claim:
         raise InputError(
             f"{store.url}: must be grown by one append at a time, but another, with other inputs or options, is "
             "running or was interrupted. Wait for it, or run its command again to finish it; to give it up, delete "
             f"{store.url}/{APPENDING} and then run this command again."
         )
-    return found is not None
+    return standing is not None
 
 
-def begin(store: Store, own: Append) -> bool:
+def begin(store: Store, claim: Append) -> bool:
     """Claim the root: from here on files may be put there.
 
     Returns:
@@ -88,19 +88,19 @@ def begin(store: Store, own: Append) -> bool:
     Raises:
         InputError: another append has begun.
     """
-    if check_free(store, own):
+    if check_free(store, claim):
         return True
     try:
-        store.put(APPENDING, json.dumps(asdict(own)).encode(), create=True)
+        store.put(APPENDING, json.dumps(asdict(claim)).encode(), create=True)
     except StorageError:
-        if not check_free(store, own):
+        if not check_free(store, claim):
             raise
     return False
 
 
-def end(store: Store, own: Append) -> None:
+def end(store: Store, claim: Append) -> None:
     """Give up the claim: the append is over, and another may begin."""
-    if append_in_progress(store) == own:
+    if append_in_progress(store) == claim:
         store.delete(APPENDING)
 
 
@@ -139,8 +139,10 @@ def write_indexes(dataset: Dataset) -> None:
     """Let plain mosaicml-streaming read this generation: shards/index.json, and that of every folder below."""
     manifest, rows = dataset.manifest, dataset.shards
     for below in ["shards", *sorted({row.path.rpartition("/")[0] for row in rows})]:
-        own = [row for row in rows if row.path.startswith(f"{below}/")]
-        index = index_bytes(own, below=below, window_tokens=manifest.window_tokens, token_dtype=manifest.token_dtype)
+        below_rows = [row for row in rows if row.path.startswith(f"{below}/")]
+        index = index_bytes(
+            below_rows, below=below, window_tokens=manifest.window_tokens, token_dtype=manifest.token_dtype
+        )
         dataset.store.put(f"{below}/index.json", index)
 
 

@@ -46,9 +46,9 @@ class Selection:
     evaluation: str | None = None
     """Task key of the n-grams that no document may share."""
     exact: bool = False
-    """Leave digests from which equal documents are found."""
+    """Leave digests, for the search for equal documents."""
     near: NearSettings | None = None
-    """Leave sketches from which similar documents are found."""
+    """Leave sketches, for the search for similar documents."""
 
 
 def group_files(files: Sequence[InputFile], *, group_bytes: int) -> list[tuple[int, int]]:
@@ -89,7 +89,7 @@ class DocumentsTask(Task):
         return self.file(f"{batch:06d}.arrow")
 
     def make(self) -> Record:
-        """Read, and begin again without a file that turns out to be corrupt where that was asked for."""
+        """Read; with skip_corrupt, begin again without a file that turns out to be corrupt."""
         corrupt: dict[int, str] = {}
         while True:
             try:

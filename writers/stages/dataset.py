@@ -161,11 +161,11 @@ def shard_tasks(
     ]
 
 
-def sort_memory(asked: int, work_bytes: int | None) -> int:
+def sort_memory(memory_bytes: int, work_bytes: int | None) -> int:
     """Tokens sorted at once by a process that may hold `work_bytes`."""
     if work_bytes is None:
-        return asked
-    return min(asked, max(LEAST_SORT_BYTES, work_bytes // _COPIES_IN_SORTING))
+        return memory_bytes
+    return min(memory_bytes, max(LEAST_SORT_BYTES, work_bytes // _COPIES_IN_SORTING))
 
 
 def documents_tables(

@@ -1,6 +1,6 @@
 """`write --embeddings`: the embeddings by which windows were placed, kept in the numbering of the dataset.
 
-They are in the workspace by part. Each run of windows gets its rows in the run's own order, and then every level-1
+They are in the workspace by part. Each run of windows gets its rows in the run's order, and then every level-1
 cluster merges its stretch of all runs, by the same keys as its shards, into its place in the one file. The price is a
 copy of the embeddings in the work folder while it lasts. Taking single rows from the parts was rejected: neighbours in
 a dataset come from any parts, so from an object store each would be a request.
@@ -54,10 +54,10 @@ class RunEmbeddingsTask(Task):
         rows = np.empty((len(places), self.dim), np.float16)
         for part in self.parts:
             first, stop = np.searchsorted(places[by_part, 0], [part.number, part.number + 1])
-            own = by_part[first:stop]
+            at = by_part[first:stop]
             of_part = self.workspace.load_array(f"{part.windows_key}.places.npy")
             embeddings = self.workspace.load_array(f"{part.embeddings_key}.embeddings.npy")
-            rows[own] = embeddings[np.searchsorted(of_part, places[own, 1])]
+            rows[at] = embeddings[np.searchsorted(of_part, places[at, 1])]
         self.workspace.save_array(self.file("embeddings.npy"), rows)
         return {"num_units": len(rows), "files": file_sizes(self, self.file("embeddings.npy"))}
 
@@ -96,8 +96,8 @@ class KeptEmbeddingsTask(Task):
             file.seek(first_byte + self.first_window * row_bytes)
             for bounds in key_ranges([keys for keys, _ in slices], *self.keys, rows_at_once):
                 present = [(*one, slice(*bound)) for one, bound in zip(slices, bounds, strict=True)]
-                order = np.argsort(np.concatenate([keys[own] for keys, _, own in present]), kind="stable")
-                rows = np.concatenate([rows[own] for _, rows, own in present])[order]
+                order = np.argsort(np.concatenate([keys[bound] for keys, _, bound in present]), kind="stable")
+                rows = np.concatenate([rows[bound] for _, rows, bound in present])[order]
                 file.write(rows.data)
                 num_rows += len(rows)
             file.flush()

@@ -66,15 +66,15 @@ def given_by(runner: Runner, models: Models, options: WriteOptions) -> Given:
     """Tokenizer, encoder and tree that exist already, for a new dataset.
 
     Raises:
-        InputError: another encoder, or another reading of it, was asked for.
+        InputError: the options name another encoder, or another reading of it.
     """
     choice = matching_encoder(models.encoder, options.encoder, models.root)
-    for name, asked, recorded in (
+    for name, option, recorded in (
         ("max_length", options.max_length, models.encoder.max_length),
         ("reads", None if options.reads == "first" else options.reads, models.encoder.reads),
     ):
-        if asked is not None and asked != recorded:
-            raise InputError(f"{name}: must be left out or {recorded} to be like {models.root}, got {asked}.")
+        if option is not None and option != recorded:
+            raise InputError(f"{name}: must be left out or {recorded} to be like {models.root}, got {option}.")
     if options.shard_level > models.tree.depth:
         raise InputError(
             f"shard_level: must be 1 to {models.tree.depth}, the depth of {models.root}, got {options.shard_level}."

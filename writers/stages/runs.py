@@ -81,10 +81,10 @@ class RunTask(Task):
         stored = [self.workspace.load_array(f"{part.embeddings_key}.embeddings.npy") for part in self.parts]
         with limits(1):  # a window's leaf must not depend on how many cores multiply
             leaves = tree.assign(np.concatenate(stored))  # fast for many windows at once
-        ends = np.cumsum([len(own) for own in stored])
+        ends = np.cumsum([len(rows) for rows in stored])
         bounds = list(zip([0, *ends[:-1]], ends, strict=True))
         sums = [
-            QualitySums.of(tree, own, leaves[start:stop]) for own, (start, stop) in zip(stored, bounds, strict=True)
+            QualitySums.of(tree, rows, leaves[start:stop]) for rows, (start, stop) in zip(stored, bounds, strict=True)
         ]
         places = np.concatenate(
             [

@@ -145,8 +145,8 @@ class ShardsTask(Task):
             scratch = stack.enter_context(scratch_folder()) if remote else None
             old = [] if grown is None else self._grown_slices(grown, stack)
             with ThreadPoolExecutor(_SLICE_THREADS) as threads:
-                found = threads.map(lambda one: self._slice(one[0], one[1], one[2], scratch), present)
-                yield [*old, *found]
+                new = threads.map(lambda one: self._slice(one[0], one[1], one[2], scratch), present)
+                yield [*old, *new]
 
     def _slice(self, run: SortedRun, start: int, stop: int, scratch: Path | None) -> Slice:
         arrays = {kind: self.workspace.array(f"{run.key}.{kind}.npy") for kind in ("keys", "tokens", "places")}
@@ -199,12 +199,12 @@ class ShardsTask(Task):
         return max(numbers, default=-1) + 1
 
     def _unchanged(self, grown: Dataset) -> Record:
-        own = (grown.leaves >= self.first_leaf) & (grown.leaves < self.end_leaf)
+        in_node = (grown.leaves >= self.first_leaf) & (grown.leaves < self.end_leaf)
         return {
-            "num_units": int(grown.windows_per_leaf[own].sum()),
+            "num_units": int(grown.windows_per_leaf[in_node].sum()),
             "rows": [asdict(row) for row in grown.shards if self._node_of(row) == self.number],
-            "leaves": grown.leaves[own].tolist(),
-            "windows_per_leaf": grown.windows_per_leaf[own].tolist(),
+            "leaves": grown.leaves[in_node].tolist(),
+            "windows_per_leaf": grown.windows_per_leaf[in_node].tolist(),
         }
 
     @staticmethod
@@ -357,10 +357,10 @@ def _gather(slices: Sequence[Slice], bounds: list[tuple[int, int]], grown: str |
     where[order] = np.arange(len(order))
     first = 0
     for one, start, stop in present:
-        own = where[first : first + stop - start]
-        if one.checksums is not None and (samples["checksum"][own] != one.checksums[start:stop]).any():
+        at = where[first : first + stop - start]
+        if one.checksums is not None and (samples["checksum"][at] != one.checksums[start:stop]).any():
             raise CorruptDataError(
-                f"{grown}: a window of cluster {int(samples['cluster'][own][0])} does not match its checksum. "
+                f"{grown}: a window of cluster {int(samples['cluster'][at][0])} does not match its checksum. "
                 "Run crisp-stream verify on it; nothing was added."
             )
         first += stop - start

@@ -100,10 +100,10 @@ class DuplicatesTask(Task):
         names = []
         for group, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
             first, stop = np.searchsorted(rows["document"], [start, end])
-            own = rows[first:stop].copy()
-            own["document"] -= start
+            of_group = rows[first:stop].copy()
+            of_group["document"] -= start
             names.append(self.dropped_file(group))
-            self.workspace.save_array(names[-1], own)
+            self.workspace.save_array(names[-1], of_group)
         return {
             "num_units": len(rows),
             "exact": int(np.count_nonzero(~rows["near"])),

@@ -2,7 +2,7 @@
 
 Windows are cut inside a part, so in joined packing each part drops its last partial window: half a window in about
 500 (2 MB of text at 1,024 tokens), 0.1 % of the tokens, the price of parts that do not wait for each other. Cutting
-and embedding are tasks of their own: the first needs CPUs, the second the encoder, on a GPU where there is one, and
+and embedding are separate tasks: the first needs CPUs, the second the encoder, on a GPU where there is one, and
 another encoder or tree does not cut again.
 """
 
@@ -179,14 +179,14 @@ class WindowsTask(Task):
             return batch, []
         rows = self.workspace.load_array(self.dropped)
         first, stop = np.searchsorted(rows["document"], [self.first_document, self.first_document + len(batch.texts)])
-        own = rows[first:stop]
-        positions = own["document"] - self.first_document
+        repeats = rows[first:stop]
+        positions = repeats["document"] - self.first_document
         listed = [
             [
                 *(int(batch.files[at]), int(batch.rows[at]), batch.ids[at]),
                 *(int(row["kept_file"]), int(row["kept_row"]), float(row["similarity"]), bool(row["near"])),
             ]
-            for at, row in zip(positions, own, strict=True)
+            for at, row in zip(positions, repeats, strict=True)
         ]
         return batch.without(positions), listed
 
@@ -241,8 +241,8 @@ class EmbeddingsTask(Task):
             tokenizer = tokenizer_of(self.workspace, self.windows)
             tokens = self.workspace.load_array(f"{self.windows_key}.tokens.npy")
             rows = [tokens[start : start + _ROWS_AT_ONCE] for start in range(0, len(tokens), _ROWS_AT_ONCE)]
-            texts = (window_texts(own, tokenizer, tokenizer.eot_id) for own in rows or [tokens])
-            embeddings = np.concatenate([encoder.embed(own) for own in texts])
+            texts = (window_texts(some, tokenizer, tokenizer.eot_id) for some in rows or [tokens])
+            embeddings = np.concatenate([encoder.embed(some) for some in texts])
         else:
             encoder = load_encoder(choice, worker_device())
             with self.workspace.opened(f"{self.windows_key}.pieces.npz") as path:

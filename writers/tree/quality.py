@@ -45,9 +45,9 @@ class QualitySums:
             for level, (centroid_level, rows) in enumerate(passed):
                 for other in np.unique(centroid_level[batch]):
                     chosen = centroid_level[batch] == other
-                    own = rows[batch][chosen]
-                    centroids = tree.centroids_per_level[other].take(own, axis=0)
-                    norms = tree.centroid_norms[other][own].astype(np.float64)
+                    nearest = rows[batch][chosen]
+                    centroids = tree.centroids_per_level[other].take(nearest, axis=0)
+                    norms = tree.centroid_norms[other][nearest].astype(np.float64)
                     products = np.einsum("ij,ij->i", vectors if chosen.all() else vectors[chosen], centroids)
                     cosines[level] += (products / np.maximum(norms, np.finfo(np.float32).tiny)).sum()
                     distances[level] += (1 + norms**2 - 2.0 * products).sum()
@@ -106,9 +106,9 @@ def _passed(tree: ClusterTree, leaves: NDArray[np.uint32]) -> Iterable[tuple[NDA
     """Per level 1 … depth: of each window's node (or leaf above), its index of the level, from 0, and row in it."""
     levels, rows = np.zeros(len(leaves), np.int64), np.zeros(len(leaves), np.int64)
     for level, nodes in enumerate(tree.nodes_per_level):
-        own = tree.node_of(leaves, level + 1)
-        at = np.minimum(np.searchsorted(nodes, own), max(len(nodes) - 1, 0))
-        there = nodes[at] == own if len(nodes) else np.zeros(len(leaves), np.bool_)
+        nodes_at_level = tree.node_of(leaves, level + 1)
+        at = np.minimum(np.searchsorted(nodes, nodes_at_level), max(len(nodes) - 1, 0))
+        there = nodes[at] == nodes_at_level if len(nodes) else np.zeros(len(leaves), np.bool_)
         if level:  # a padded id may equal that of a real node only where the parent is split
             there &= levels == level - 1
         levels, rows = np.where(there, level, levels), np.where(there, at, rows)
