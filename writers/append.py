@@ -52,8 +52,9 @@ from crisp_stream.writers.stages.dataset import (
 )
 from crisp_stream.writers.stages.documents import ReadDocuments
 from crisp_stream.writers.stages.pipeline import Assembly, Corpus, Growth, assemble_in_stages, embed_in_stages
+from crisp_stream.writers.stages.provenance import list_dropped, provenance_record
 from crisp_stream.writers.stages.shards import ShardsSummary
-from crisp_stream.writers.write import QUICK_EXTRAS, dropped_documents, engine_of, provenance_record
+from crisp_stream.writers.write import QUICK_EXTRAS, engine_of
 
 _SUMS = ("documents", "characters", "tokens", "parts")
 _KEPT_KEYS = ("tree", "tokenizer", "levels")
@@ -250,7 +251,7 @@ class _Grown:
         }
         name_of = {file.name: name for file, name in zip(read.files, names, strict=True)}
         dropped = self._dropped_before()
-        for row in dropped_documents(replace(read, files=named), corpus.embedded):
+        for row in list_dropped(replace(read, files=named), corpus.embedded):
             dropped.append(replace(row, file=name_of[row.file]) if row.reason == "contaminated" else row)
         if dropped:
             files[DROPPED] = dropped_parquet(dropped)

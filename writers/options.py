@@ -103,7 +103,7 @@ class WriteOptions:
     filters: tuple[str, ...] | list[str] = field(
         default=(),
         metadata=_documents(
-            "keep documents where it holds, such as 'quality.score >= 0.5'; may be repeated",
+            "keep documents for which EXPR holds, such as 'quality.score >= 0.5'; may be repeated",
             kind="repeated",
             metavar="EXPR",
             name="filter",

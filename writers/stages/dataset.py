@@ -168,7 +168,7 @@ def sort_memory(memory_bytes: int, work_bytes: int | None) -> int:
     return min(memory_bytes, max(LEAST_SORT_BYTES, work_bytes // _COPIES_IN_SORTING))
 
 
-def documents_tables(
+def document_table_tasks(
     runner: Runner,
     embedded: EmbeddedParts,
     groups: Sequence[int],

@@ -1,6 +1,4 @@
-"""The stages of a write from selected documents to a tree, as tasks over files.
-
-(document_stages.py ->) tokenizer -> windows -> embeddings -> tree (-> runs -> shards, see finish.py)
+"""The stages from selected documents to a tree, as tasks over files: tokenizer -> windows -> embeddings -> tree.
 
 Each function makes the tasks of its stage from what the stages before it left, and has the runner run those that are
 not done.

@@ -17,11 +17,23 @@ from crisp_stream.tree.tree import ClusterTree
 from crisp_stream.writers.embedding.given_models import Models
 from crisp_stream.writers.engine.tasks import Runner
 from crisp_stream.writers.options import WriteOptions
-from crisp_stream.writers.stages import dataset as finish
-from crisp_stream.writers.stages import models as stages
-from crisp_stream.writers.stages.dataset import DocumentsTableTask, Sorted
+from crisp_stream.writers.stages.dataset import (
+    DocumentsTableTask,
+    Sorted,
+    document_table_tasks,
+    shard_tasks,
+    sort_in_stages,
+    sort_memory,
+)
 from crisp_stream.writers.stages.documents import ReadDocuments, read_documents_in_stages
-from crisp_stream.writers.stages.models import EmbeddedParts, Given
+from crisp_stream.writers.stages.models import (
+    EmbeddedParts,
+    Given,
+    given_by,
+    parts_in_stages,
+    tokenizer_in_stages,
+    tree_in_stages,
+)
 from crisp_stream.writers.stages.runs import tree_of
 from crisp_stream.writers.stages.shards import ShardSettings, ShardsSummary, ShardsTask
 
@@ -52,10 +64,10 @@ def embed_in_stages(runner: Runner, options: WriteOptions, models: Models | None
     """
     engine = runner.engine
     work_bytes = None if engine is None else engine.work_bytes()  # before shards and encoders are counted
-    given = None if models is None else stages.given_by(runner, models, options)
+    given = None if models is None else given_by(runner, models, options)
     read = read_documents_in_stages(runner, options, memory_bytes=options.memory_bytes)
-    tokenizer = stages.tokenizer_in_stages(runner, options, read, given)
-    embedded = stages.parts_in_stages(
+    tokenizer = tokenizer_in_stages(runner, options, read, given)
+    embedded = parts_in_stages(
         runner,
         options,
         read,
@@ -110,7 +122,7 @@ class Assembly:
     first_parts: list[int]
     """First part of each table."""
     sort_memory_bytes: int
-    """Tokens, or rows of embeddings, sorted at once by a process."""
+    """Bytes of tokens, or of embeddings, that a process sorts at once."""
 
     def make(self, runner: Runner) -> ShardsSummary:
         """Write shards and tables below the root. Raises PlanEnds without an engine, at tasks that are not done."""
@@ -134,8 +146,8 @@ def assemble_in_stages(
     given, embedded = corpus.given, corpus.embedded
     if given is not None:
         runner.run([given.tree], unit="trees")
-    fitted = given.tree if given is not None else stages.tree_in_stages(runner, options, embedded.parts)
-    ordered = finish.sort_in_stages(
+    fitted = given.tree if given is not None else tree_in_stages(runner, options, embedded.parts)
+    ordered = sort_in_stages(
         runner,
         embedded,
         fitted.key,
@@ -152,8 +164,8 @@ def assemble_in_stages(
         shard_bytes=options.shard_bytes,
         leaves_per_shard_node=tree.arity ** (tree.depth - options.shard_level),
     )
-    sort_memory_bytes = finish.sort_memory(options.sort_memory_bytes, corpus.work_bytes)
-    shards = finish.shard_tasks(
+    sort_memory_bytes = sort_memory(options.sort_memory_bytes, corpus.work_bytes)
+    shards = shard_tasks(
         runner,
         ordered,
         tree,
@@ -166,7 +178,7 @@ def assemble_in_stages(
         (growth.next_group, growth.next_part, len(growth.sources)) if growth else (0, 0, 0)
     )
     groups = [batch.group for batch in corpus.read.batches]
-    tables = finish.documents_tables(runner, embedded, groups, root, first_group=first_group, first_file=first_file)
+    tables = document_table_tasks(runner, embedded, groups, root, first_group=first_group, first_file=first_file)
     return Assembly(
         tree=tree,
         ordered=ordered,
