@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from crisp_stream.errors import FormatError, InputError
 from crisp_stream.writers.cleaning.words import HashedWords, hash_words, ngram_hashes
+from crisp_stream.writers.options import WriteOptions
 
 INDEX_VERSION = 1
 _ENTRY = np.dtype([("hash", "<u8"), ("prefix", "<u8"), ("example", "<u4"), ("first_word", "<u4")])
@@ -108,7 +109,9 @@ class EvaluationNgrams:
         return len(self._entries)
 
     @classmethod
-    def build(cls, texts: Iterable[tuple[str, int, str]], *, ngram: int = 13, min_words: int = 8) -> EvaluationNgrams:
+    def build(
+        cls, texts: Iterable[tuple[str, int, str]], *, ngram: int = WriteOptions.ngram, min_words: int = 8
+    ) -> EvaluationNgrams:
         """Index evaluation texts.
 
         Args:

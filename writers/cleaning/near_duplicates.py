@@ -40,7 +40,7 @@ _RECALL_WEIGHTS = (0.1, 0.9)
 class NearSettings:
     """Settings of sketches; sketches of different settings cannot be compared."""
 
-    threshold: float = 0.8
+    threshold: float
     """Similarity from which two documents are near-duplicates, 0.5 to 0.99."""
     words_per_gram: int = 5
     num_minima: int = 128

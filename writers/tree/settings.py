@@ -7,6 +7,7 @@ from typing import Literal
 
 from crisp_stream.errors import InputError
 from crisp_stream.format.manifest import MAX_ARITY, MAX_LEAVES
+from crisp_stream.writers.options import WriteOptions
 
 BALANCE_FACTOR = 1.408
 """Balancing limit times arity: 0.022 at 64 (the paper's 1.5 / 64, as printed there)."""
@@ -16,9 +17,9 @@ BALANCE_FACTOR = 1.408
 class TreeSettings:
     """Settings by which a tree is fitted; with the embeddings, all that the tree depends on."""
 
-    arity: int = 64
+    arity: int = WriteOptions.arity
     """Children of a node that is split, 2 to 64."""
-    depth: int = 4
+    depth: int = WriteOptions.depth
     """Levels below the root."""
     steps: int = 20
     """EM steps per node."""
