@@ -44,7 +44,7 @@ def resident(pid: int) -> int:
 
 def write_measured(source: Path, out: Path, limit_bytes: int, *options: str) -> tuple[int, int]:
     """(peak bytes, most processes below the first) of `crisp-stream write`."""
-    command = [str(Path(sys.executable).with_name("crisp-stream")), "write", str(source), "--out", str(out), *options]
+    command = [sys.executable, "-m", "crisp_stream", "write", str(source), "--out", str(out), *options]
     process = subprocess.Popen(
         [*command, "--memory", f"{limit_bytes >> 20}M"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
