@@ -4,11 +4,13 @@ The command line of write, append and `tree fit` is declared from these fields (
 command, so this module imports nothing heavy: numpy alone takes 0.4 s.
 """
 
+# ruff: noqa: RUF009 (defaults that call `_option` are fields of dataclasses)
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from crisp_stream.errors import InputError
 from crisp_stream.storage.store import is_remote, local_path
@@ -27,6 +29,7 @@ WORK = "work (no effect on the bytes written)"
 """Title of the options of where the work is done."""
 _PACKINGS: tuple[Packing, ...] = ("joined", "document")
 _READS: tuple[Reads, ...] = ("first", "all")
+_METAVARS: dict[Kind, str] = {"integer": "N", "megabytes": "MB", "size": "SIZE"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,24 +46,27 @@ class Flag:
     """Name behind the dashes; None is the field's."""
 
 
-def _flag(
+def _option(
+    default: Any,
     help_text: str,
+    kind: Kind = "text",
     *,
     group: str,
-    kind: Kind = "text",
     metavar: str | None = None,
     choices: tuple[str, ...] = (),
     name: str | None = None,
-) -> dict[str, Flag]:
-    return {FLAG: Flag(group=group, kind=kind, help=help_text, metavar=metavar, choices=choices, name=name)}
+) -> Any:
+    metavar = metavar or _METAVARS.get(kind)
+    flag = Flag(group=group, kind=kind, help=help_text, metavar=metavar, choices=choices, name=name)
+    return field(default=default, metadata={FLAG: flag})
 
 
-_plain = partial(_flag, group="")
-_documents = partial(_flag, group="documents")
-_windows = partial(_flag, group="windows")
-_clustering = partial(_flag, group="clustering")
-_shards = partial(_flag, group="shards")
-_work = partial(_flag, group=WORK)
+_plain = partial(_option, group="")
+_documents = partial(_option, group="documents")
+_windows = partial(_option, group="windows")
+_clustering = partial(_option, group="clustering")
+_shards = partial(_option, group="shards")
+_work = partial(_option, group=WORK)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,170 +83,105 @@ class WriteOptions:
     out: str
     """Dataset root to create: local folder or object-store prefix."""
 
-    text_column: str = field(default=DEFAULT_TEXT_FIELD, metadata=_plain("key or column of the text", metavar="NAME"))
-    limit: int | None = field(default=None, metadata=_plain("read at most N documents", kind="integer", metavar="N"))
-    like: str | None = field(
-        default=None, metadata=_plain("use this dataset's tokenizer, tree, encoder and window length", metavar="ROOT")
-    )
-    tree: str | None = field(default=None, metadata=_plain("use those of a folder that `tree fit` made", metavar="DIR"))
-    embeddings: str | None = field(
-        default=None,
-        metadata=_plain(
-            "keep the embeddings of all windows in this folder, as `embed` makes them, without embedding twice",
-            metavar="DIR",
-        ),
+    text_column: str = _plain(DEFAULT_TEXT_FIELD, "key or column of the text", metavar="NAME")
+    limit: int | None = _plain(None, "read at most N documents", "integer")
+    like: str | None = _plain(None, "use this dataset's tokenizer, tree, encoder and window length", metavar="ROOT")
+    tree: str | None = _plain(None, "use those of a folder that `tree fit` made", metavar="DIR")
+    embeddings: str | None = _plain(
+        None,
+        "keep the embeddings of all windows in this folder, as `embed` makes them, without embedding twice",
+        metavar="DIR",
     )
     """A folder that all machines see, with Ray."""
 
-    sample: float | None = field(
-        default=None,
-        metadata=_documents("keep this share of the documents, 0 to 1, at random", kind="number", metavar="SHARE"),
+    sample: float | None = _documents(
+        None, "keep this share of the documents, 0 to 1, at random", "number", metavar="SHARE"
     )
     """Documents are chosen by a hash of their place."""
-    id_column: str | None = field(
-        default=None, metadata=_documents("key, column or dotted path of the documents' own ids", metavar="NAME")
+    id_column: str | None = _documents(None, "key, column or dotted path of the documents' own ids", metavar="NAME")
+    filters: tuple[str, ...] | list[str] = _documents(
+        (),
+        "keep documents for which EXPR holds, such as 'quality.score >= 0.5'; may be repeated",
+        "repeated",
+        metavar="EXPR",
+        name="filter",
     )
-    filters: tuple[str, ...] | list[str] = field(
-        default=(),
-        metadata=_documents(
-            "keep documents for which EXPR holds, such as 'quality.score >= 0.5'; may be repeated",
-            kind="repeated",
-            metavar="EXPR",
-            name="filter",
-        ),
+    layout: Layout = _documents(
+        "files", "redpajama-v2: documents/ and quality_signals/, English head and middle", choices=LAYOUTS
     )
-    layout: Layout = field(
-        default="files",
-        metadata=_documents("redpajama-v2: documents/ and quality_signals/, English head and middle", choices=LAYOUTS),
+    skip_corrupt: bool = _documents(False, "leave out, name and count files that cannot be read to their end", "switch")
+    dedup: str | None = _documents(None, "exact: equal texts once; near: similar ones too", choices=("exact", "near"))
+    near_threshold: float = _documents(0.8, "similarity of near-duplicates, 0.5 to 0.99", "number", metavar="J")
+    decontaminate: tuple[str, ...] | list[str] = _documents(
+        (), "evaluation files; documents that share an n-gram with them are left out and listed", "list", metavar="FILE"
     )
-    skip_corrupt: bool = field(
-        default=False,
-        metadata=_documents("leave out, name and count files that cannot be read to their end", kind="switch"),
-    )
-    dedup: str | None = field(
-        default=None, metadata=_documents("exact: equal texts once; near: similar ones too", choices=("exact", "near"))
-    )
-    near_threshold: float = field(
-        default=0.8, metadata=_documents("similarity of near-duplicates, 0.5 to 0.99", kind="number", metavar="J")
-    )
-    decontaminate: tuple[str, ...] | list[str] = field(
-        default=(),
-        metadata=_documents(
-            "evaluation files; documents that share an n-gram with them are left out and listed",
-            kind="list",
-            metavar="FILE",
-        ),
-    )
-    ngram: int = field(default=13, metadata=_documents("words of such an n-gram", kind="integer", metavar="N"))
+    ngram: int = _documents(13, "words of such an n-gram", "integer")
 
-    window_tokens: int = field(default=1024, metadata=_windows("tokens per window", kind="integer", metavar="N"))
-    packing: Packing = field(
-        default="joined",
-        metadata=_windows(
-            "joined: documents joined by end-of-text, then cut; document: no window crosses one, tails are padded",
-            choices=_PACKINGS,
-        ),
+    window_tokens: int = _windows(1024, "tokens per window", "integer")
+    packing: Packing = _windows(
+        "joined",
+        "joined: documents joined by end-of-text, then cut; document: no window crosses one, tails are padded",
+        choices=_PACKINGS,
     )
-    part_characters: int = field(
-        default=2 << 20,
-        metadata=_windows(
-            "text of a part, the unit of work and restarting; windows are cut inside parts, so it changes the bytes",
-            kind="integer",
-            metavar="N",
-        ),
+    part_characters: int = _windows(
+        2 << 20,
+        "text of a part, the unit of work and restarting; windows are cut inside parts, so it changes the bytes",
+        "integer",
     )
-    tokenizer: str | None = field(
-        default=None, metadata=_windows("folder, tokenizer.json or hub name; trained when absent", metavar="PATH")
-    )
+    tokenizer: str | None = _windows(None, "folder, tokenizer.json or hub name; trained when absent", metavar="PATH")
     """Trained is a byte-level BPE, on 20 MB of text from all over the corpus."""
-    vocab_size: int = field(
-        default=32_000, metadata=_windows("ids of a trained tokenizer", kind="integer", metavar="N")
-    )
+    vocab_size: int = _windows(32_000, "ids of a trained tokenizer", "integer")
 
-    encoder: str | None = field(
-        default=None,
-        metadata=_clustering(
-            "folder or hub name, all-MiniLM-L6-v2 when absent; lsi: TF-IDF and SVD, fitted on the corpus",
-            metavar="NAME",
-        ),
+    encoder: str | None = _clustering(
+        None,
+        "folder or hub name, all-MiniLM-L6-v2 when absent; lsi: TF-IDF and SVD, fitted on the corpus",
+        metavar="NAME",
     )
-    max_length: int | None = field(
-        default=None,
-        metadata=_clustering(
-            "word pieces read at once; the encoder's own limit when absent", kind="integer", metavar="N"
-        ),
+    max_length: int | None = _clustering(
+        None, "word pieces read at once; the encoder's own limit when absent", "integer"
     )
-    reads: Reads = field(
-        default="first",
-        metadata=_clustering(
-            "first: the first max-length word pieces of a window; all: the mean over all of it, 4 times the work",
-            choices=_READS,
-        ),
+    reads: Reads = _clustering(
+        "first",
+        "first: the first max-length word pieces of a window; all: the mean over all of it, 4 times the work",
+        choices=_READS,
     )
-    arity: int = field(default=64, metadata=_clustering("children per node, 2 to 64", kind="integer", metavar="N"))
-    depth: int = field(
-        default=4,
-        metadata=_clustering("levels at most; nodes with few windows stay leaves", kind="integer", metavar="N"),
+    arity: int = _clustering(64, "children per node, 2 to 64", "integer")
+    depth: int = _clustering(4, "levels at most; nodes with few windows stay leaves", "integer")
+    min_examples_to_split: int | None = _clustering(
+        None, "windows below which a node stays a leaf; 16 x arity when absent", "integer", name="min-split"
     )
-    min_examples_to_split: int | None = field(
-        default=None,
-        metadata=_clustering(
-            "windows below which a node stays a leaf; 16 x arity when absent",
-            kind="integer",
-            metavar="N",
-            name="min-split",
-        ),
-    )
-    fit_windows: int = field(
-        default=1_000_000,
-        metadata=_clustering("windows the tree is fitted on at most, about", kind="integer", metavar="N"),
-    )
+    fit_windows: int = _clustering(1_000_000, "windows the tree is fitted on at most, about", "integer")
     """Chosen by hash where there are more."""
-    seed: int = field(
-        default=0, metadata=_clustering("of the tree and of the order inside a leaf", kind="integer", metavar="N")
+    seed: int = _clustering(0, "seed of the tree and of the order inside a leaf", "integer")
+
+    shard_bytes: int = _shards(64 << 20, "largest shard", "megabytes", name="shard-mb")
+    shard_level: int = _shards(
+        1,
+        "no shard holds windows of two nodes of this level; 2 lets to_streams make a stream per level-2 node",
+        "integer",
+        metavar="L",
     )
 
-    shard_bytes: int = field(
-        default=64 << 20, metadata=_shards("largest shard", kind="megabytes", metavar="MB", name="shard-mb")
+    engine: str = _work("local", "processes here, or a Ray cluster", choices=("local", "ray"))
+    address: str | None = _work(
+        None, "address of a running Ray cluster, such as auto; started when absent", metavar="ADDRESS"
     )
-    shard_level: int = field(
-        default=1,
-        metadata=_shards(
-            "no shard holds windows of two nodes of this level; 2 lets to_streams make a stream per level-2 node",
-            kind="integer",
-            metavar="L",
-        ),
+    processes: int | None = _work(None, "worker processes; one per core when absent", "integer")
+    memory_bytes: int | None = _work(
+        None, "memory of all processes together, such as 8G; not limited when absent", "size", name="memory"
     )
-
-    engine: str = field(default="local", metadata=_work("processes here, or a Ray cluster", choices=("local", "ray")))
-    address: str | None = field(
-        default=None, metadata=_work("of a running Ray cluster, such as auto; started when absent", metavar="ADDRESS")
-    )
-    processes: int | None = field(default=None, metadata=_work("one per core when absent", kind="integer", metavar="N"))
-    memory_bytes: int | None = field(
-        default=None,
-        metadata=_work(
-            "of all processes together, such as 8G; not limited when absent", kind="size", metavar="SIZE", name="memory"
-        ),
-    )
-    run_bytes: int = field(
-        default=64 << 20,
-        metadata=_work(
-            "tokens of a sorted run; 512 where there are trillions, for fewer requests",
-            kind="megabytes",
-            metavar="MB",
-            name="run-mb",
-        ),
+    run_bytes: int = _work(
+        64 << 20,
+        "tokens of a sorted run at most; 512 where there are trillions, for fewer requests",
+        "megabytes",
+        name="run-mb",
     )
     """Sorting holds five times as much memory."""
-    work: str | None = field(
-        default=None,
-        metadata=_work("folder or prefix for intermediate files, up to 3x the dataset; found again", metavar="DIR"),
+    work: str | None = _work(
+        None, "folder or prefix for intermediate files, up to 3x the dataset; found again", metavar="DIR"
     )
     """None: beside a local root, in the cache folder for a remote one (with Ray, beside the root)."""
-    keep_work: bool = field(
-        default=False, metadata=_work("keep the intermediate files for another write", kind="switch")
-    )
+    keep_work: bool = _work(False, "keep the intermediate files for another write", "switch")
 
     group_bytes: int = 16 << 20
     """Input files up to this size together are read by one task."""
