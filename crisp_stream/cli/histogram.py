@@ -78,9 +78,10 @@ def _count(arguments: argparse.Namespace) -> None:
     from crisp_stream.format.dataset import open_dataset
     from crisp_stream.inspection.summary import describe_histogram
 
+    dataset = open_dataset(arguments.data)
     histogram = count_examples(
         arguments.task,
-        data=arguments.data,
+        data=dataset,
         level=arguments.level,
         text_column=arguments.text_column,
         limit=arguments.limit,
@@ -93,7 +94,7 @@ def _count(arguments: argparse.Namespace) -> None:
         log=print_line,
     )
     histogram.save(arguments.out)
-    print(describe_histogram(histogram, open_dataset(arguments.data), limit=5), end="")
+    print(describe_histogram(histogram, dataset, limit=5), end="")
     print(f"written to {arguments.out}")
 
 

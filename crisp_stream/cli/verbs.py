@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from crisp_stream.writers.flags import add_flags
+
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """Defaults behind every option that has one."""
@@ -28,25 +30,12 @@ def add_verb(
 def add_inputs(verb: argparse.ArgumentParser, name: str, what: str) -> None:
     """Files of documents, the column of their text, and a limit."""
     verb.add_argument(name, nargs="+", help=f"{what}: .jsonl[.gz|.zst], .parquet, .txt; file, folder, prefix or glob")
-    verb.add_argument("--text-column", default="text", metavar="NAME", help="key or column of the text")
-    verb.add_argument("--limit", type=int, metavar="N", help="read at most N documents")
+    add_flags(verb, ("text_column", "limit"))
 
 
 def add_selection(group: Any) -> None:
     """Which documents of the inputs are meant: filters, and the layout of the files."""
-    group.add_argument(
-        "--filter",
-        action="append",
-        default=[],
-        metavar="EXPR",
-        help="keep documents where it holds, such as 'quality.score >= 0.5'; may be repeated",
-    )
-    group.add_argument(
-        "--layout",
-        choices=["files", "redpajama-v2"],
-        default="files",
-        help="redpajama-v2: documents/ and quality_signals/, English head and middle",
-    )
+    add_flags(group, ("filters", "layout"))
 
 
 def add_recipe_arguments(verb: argparse.ArgumentParser) -> None:

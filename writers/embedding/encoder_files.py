@@ -1,4 +1,4 @@
-"""Where an encoder's files are: a folder, the hub, or the package that brings the default's weights offline."""
+"""Find an encoder's files: in a folder, on the hub, or in the package with the default's weights."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def read_settings(source: str, file: str) -> dict[str, Any]:
 def weights_file(source: str) -> Path:
     """The weights of an encoder. Raises InputError."""
     if Path(source).is_dir():
-        found = [Path(source) / name for name in _WEIGHTS_FILES if (Path(source) / name).is_file()]
-        if not found:
+        files = [Path(source) / name for name in _WEIGHTS_FILES if (Path(source) / name).is_file()]
+        if not files:
             raise InputError(
                 f"{source}: an encoder folder must hold {' or '.join(_WEIGHTS_FILES)}, got neither. Check the path."
             )
-        return found[0]
+        return files[0]
     hub = import_extra("huggingface_hub", extra="write", purpose="loading an encoder by its hub name")
     reasons: list[str] = []
     for name in _WEIGHTS_FILES:
