@@ -11,8 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from crisp_stream.cli.contamination import add_contamination
-from crisp_stream.cli.eval import add_eval
+from crisp_stream.cli.eval import add_contamination, add_eval, add_split
 from crisp_stream.cli.forecast import add_forecast
 from crisp_stream.cli.histogram import add_histogram_commands, with_count
 from crisp_stream.cli.inspect import add_inspect, add_verify
@@ -20,7 +19,6 @@ from crisp_stream.cli.recipes import add_recipes
 from crisp_stream.cli.report import add_report
 from crisp_stream.cli.results import add_results
 from crisp_stream.cli.select import add_select
-from crisp_stream.cli.split import add_split
 from crisp_stream.cli.study import add_study, with_run
 from crisp_stream.cli.train import add_finetune, add_train
 from crisp_stream.cli.verbs import Formatter, add_verb, print_line
