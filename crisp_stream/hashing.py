@@ -1,6 +1,9 @@
-"""SplitMix64: a cheap hash of integers, for whole arrays and for one number."""
+"""SplitMix64, a cheap hash of integers, for whole arrays and for one number; and sha256 of a file."""
 
 from __future__ import annotations
+
+import hashlib
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,3 +26,9 @@ def uniform(number: int) -> float:
     mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & _WORD
     mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB & _WORD
     return (mixed ^ mixed >> 31) / 2**64
+
+
+def file_sha256(path: Path) -> str:
+    """Hash the content of a file; returns the hex digest."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
