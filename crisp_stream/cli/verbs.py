@@ -1,4 +1,4 @@
-"""What the commands of `crisp-stream` share: how a verb and its inputs are declared, and how progress is shown."""
+"""Helpers that the commands of `crisp-stream` share: declare a verb and its inputs, and print progress."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from crisp_stream.config.sections import SELECTION_SUFFIX
+from crisp_stream.errors import InputError
+
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Defaults behind every option that has one."""
+    """Shows the default behind every option that has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default is None or action.default is False or action.default == []:
@@ -19,27 +22,29 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
 def add_verb(
     verbs: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str
 ) -> argparse.ArgumentParser:
-    """A command; the first sentence of `text` stands in the list of commands."""
+    """Declare a command; the first sentence of `text` stands in the list of commands."""
     verb = verbs.add_parser(name, help=text.partition(". ")[0].rstrip("."), description=text, formatter_class=Formatter)
     verb.set_defaults(run=run)
     return verb
 
 
-def add_inputs(verb: argparse.ArgumentParser, name: str, what: str) -> None:
-    """Files of documents, the column of their text, and a limit."""
-    verb.add_argument(name, nargs="+", help=f"{what}: .jsonl[.gz|.zst], .parquet, .txt; file, folder, prefix or glob")
+def add_inputs(verb: argparse.ArgumentParser, name: str, content: str) -> None:
+    """Declare files of documents, the column of their text, and a limit."""
+    verb.add_argument(
+        name, nargs="+", help=f"{content}: .jsonl[.gz|.zst], .parquet, .txt; file, folder, prefix or glob"
+    )
     verb.add_argument("--text-column", default="text", metavar="NAME", help="key or column of the text")
     verb.add_argument("--limit", type=int, metavar="N", help="read at most N documents")
 
 
 def add_selection(group: Any) -> None:
-    """Which documents of the inputs are meant: filters, and the layout of the files."""
+    """Declare filters of the input documents, and the layout of their files."""
     group.add_argument(
         "--filter",
         action="append",
         default=[],
         metavar="EXPR",
-        help="keep documents where it holds, such as 'quality.score >= 0.5'; may be repeated",
+        help="keep documents for which EXPR holds, such as 'quality.score >= 0.5'; may be repeated",
     )
     group.add_argument(
         "--layout",
@@ -50,7 +55,7 @@ def add_selection(group: Any) -> None:
 
 
 def add_recipe_arguments(verb: argparse.ArgumentParser) -> None:
-    """Recipes laid over one another, and keys of them; see `recipes_and_overrides`."""
+    """Declare recipes laid over one another, and keys of them; see `recipes_and_overrides`."""
     verb.add_argument(
         "recipe",
         nargs="+",
@@ -60,6 +65,12 @@ def add_recipe_arguments(verb: argparse.ArgumentParser) -> None:
     )
 
 
+def check_selection_name(out: str) -> None:
+    """Raises InputError: the name is not that of a selection."""
+    if not out.endswith(SELECTION_SUFFIX):
+        raise InputError(f"--out: must end in {SELECTION_SUFFIX}, by which mixtures know a selection, got {out}.")
+
+
 def print_line(line: str) -> None:
-    """Progress goes to standard output, line by line."""
+    """Print a line of progress to standard output at once."""
     print(line, flush=True)

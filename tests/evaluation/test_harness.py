@@ -19,7 +19,7 @@ from lm_eval.tasks import TaskManager
 
 from crisp_stream.errors import InputError
 from crisp_stream.evaluation import multiple_choice
-from crisp_stream.evaluation.harness import Asked, HarnessLM
+from crisp_stream.evaluation.harness import Answered, HarnessLM
 from crisp_stream.evaluation.models import JudgedModel, open_model
 from crisp_stream.evaluation.multiple_choice import judge_questions
 from crisp_stream.evaluation.perplexity import judge_texts
@@ -205,7 +205,7 @@ def test_accuracies_other_than_lm_evals_stop_the_evaluation(
 ) -> None:
     from crisp_stream.evaluation import harness
 
-    def wrong(lm: HarnessLM, asked: QuestionSet) -> Asked:
+    def wrong(lm: HarnessLM, asked: QuestionSet) -> Answered:
         return true_ask(lm, asked)._replace(acc_norm=1.5)
 
     true_ask = harness.ask
