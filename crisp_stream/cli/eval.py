@@ -96,7 +96,9 @@ def add_eval(verbs: Any) -> None:
 
 def _eval(arguments: argparse.Namespace) -> int:
     if not (arguments.text or arguments.mcq or arguments.mcq_text or arguments.task):
-        raise InputError("eval needs a set to judge on, got none. Add --text INPUT…, --mcq FILE… or --task TASK…")
+        raise InputError(
+            "eval needs --text INPUT…, --mcq FILE… or --task TASK…, got none of them. Name a set to judge on."
+        )
     if (code := handed_over(arguments)) is not None:
         return code
     from crisp_stream.evaluation.contamination import Contamination

@@ -142,12 +142,14 @@ def _search_windows(task: _Windows) -> _Matches:
     dataset, decoder = opened(part.dataset)
     tokens = read_tokens(dataset, part)
     first = first_window(dataset, part)
-    windows = np.arange(first, first + part.count)
+    windows = np.arange(first, first + part.num_windows)
     first_windows, text_bytes = _search(decoder, _load_ngrams(task.index), tokens, windows)
-    edges = (edges_of(tokens), read_places(dataset, part.shard, part.start, part.count)) if task.with_edges else None
+    edges = (
+        (edges_of(tokens), read_places(dataset, part.shard, part.start, part.num_windows)) if task.with_edges else None
+    )
     return _Matches(
         first_windows=first_windows,
-        num_windows=part.count,
+        num_windows=part.num_windows,
         text_bytes=text_bytes,
         first=first,
         edges=edges,

@@ -43,7 +43,7 @@ class ShardPart(NamedTuple):
     shard: int
     start: int
     """First window, counted in the shard."""
-    count: int
+    num_windows: int
 
 
 class DecodedWindows(NamedTuple):
@@ -97,21 +97,21 @@ def read_tokens(dataset: Dataset, part: ShardPart) -> NDArray[Any]:
     """The tokens of the windows of a part, verified.
 
     Returns:
-        [part.count, window_tokens].
+        [part.num_windows, window_tokens].
 
     Raises:
         CorruptDataError, StorageError: they cannot be read.
     """
     row = dataset.shards[part.shard]
     dtype = sample_dtype(dataset.manifest.window_tokens, dataset.manifest.token_dtype)
-    size = part.count * dtype.itemsize
+    size = part.num_windows * dtype.itemsize
     content = dataset.store.get_range(row.path, row.first_sample_offset + part.start * dtype.itemsize, size)
     if len(content) == size:
         samples = np.frombuffer(content, dtype)
         if (checksums(samples) == samples["checksum"]).all():
             return samples["tokens"]
     first = first_window(dataset, part)
-    return read_windows(dataset, np.arange(first, first + part.count))["tokens"]
+    return read_windows(dataset, np.arange(first, first + part.num_windows))["tokens"]
 
 
 def first_window(dataset: Dataset, part: ShardPart) -> int:

@@ -244,7 +244,7 @@ def _count_part(part: ShardPart) -> tuple[int, NDArray[np.int64]]:
     counts = np.zeros(NUM_BUCKETS, np.int64)
     for batch in _decoded_part(part):
         counts += count_ngrams(batch.texts)
-    return part.count, counts
+    return part.num_windows, counts
 
 
 def _weigh_part(task: tuple[ShardPart, NDArray[np.float64]]) -> _Weighed:

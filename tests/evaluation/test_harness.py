@@ -218,7 +218,7 @@ def test_a_model_that_gives_no_number_is_an_error(done: SmallRun, questions: Que
     broken = open_model(str(done.checkpoint(12)))
     with torch.no_grad():
         broken.loaded.gpt.transformer.wte.weight[ord("a")] = float("nan")
-    with pytest.raises(InputError, match="own: the model gives no finite log probability"):
+    with pytest.raises(InputError, match="own: every choice must get a finite log probability"):
         judge_questions(broken, questions, device="cpu")
     assert multiple_choice.ask_model(broken.loaded, questions, described={}, batch_size=8).num_examples == 30
 

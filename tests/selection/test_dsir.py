@@ -195,7 +195,7 @@ def test_the_command_wants_either_windows_or_a_share_that_is_one(
     assert main([*command, "--share", "1.5"]) == 2
     assert "error: --share: must be above 0 and at most 1, got 1.5." in capsys.readouterr().err
     assert main([*command[:-1], str(tmp_path / "out.parquet"), "--windows", "5"]) == 2
-    assert "error: --out: must end in .windows.parquet, by which mixtures know it, got " in capsys.readouterr().err
+    assert "--out: must end in .windows.parquet, by which mixtures know a selection, got " in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(command)
     assert list(tmp_path.glob("*.parquet")) == []
