@@ -162,7 +162,7 @@ def test_the_tokenizer_of_another_model_is_an_error(folder: str, tmp_path: Path)
     text = (other / "tokenizer.json").read_text()
     assert text.count('"ÿ": 255') == 1
     (other / "tokenizer.json").write_text(text.replace('"ÿ": 255', '"ÿ": 300'))
-    with pytest.raises(FormatError, match="its tokenizer must have ids below 260, .* got 300"):
+    with pytest.raises(FormatError, match=r"its tokenizer must have ids below 260, .* got 300"):
         open_model(str(other))
 
 

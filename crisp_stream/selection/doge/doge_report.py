@@ -1,4 +1,4 @@
-"""What DoGE found, as a table: the heaviest clusters beside their share of the corpus and their CRISP weight."""
+"""Result of DoGE as a table: the heaviest clusters beside their share of the corpus and their CRISP weight."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ class ComparedCluster:
     """Proportion by DoGE."""
     corpus_share: float
     other: float | None
-    """Proportion in the histogram compared with; None without one."""
+    """Proportion in the compared histogram; None without one."""
 
 
 def compared_clusters(
     histogram: Histogram, dataset: Dataset, other: Histogram | None = None, *, limit: int = _TOP
 ) -> list[ComparedCluster]:
-    """The heaviest clusters by the mean of both weights, heaviest first (CRISP, Figure 13: the top 16).
+    """List the heaviest clusters by the mean of both weights, heaviest first (CRISP, Figure 13: the top 16).
 
     Args:
-        histogram: of DoGE.
-        dataset: whose windows are counted for the share of the corpus.
-        other: of the same tree; a finer one is cut to the level.
+        histogram: result of DoGE.
+        dataset: dataset whose windows are counted for the share of the corpus.
+        other: histogram of the same tree; a finer one is cut to the level.
         limit: most clusters.
 
     Raises:
@@ -61,7 +61,7 @@ def compared_clusters(
 
 
 def doge_table(histogram: Histogram, dataset: Dataset, other: Histogram | None = None, *, limit: int = _TOP) -> str:
-    """The heaviest clusters, how far the histograms are apart, and what it cost, as lines of text."""
+    """Format the heaviest clusters, the distances of the histograms and the cost of the run as lines of text."""
     rows = compared_clusters(histogram, dataset, other, limit=limit)
     lines = [f"{'cluster':>9} {'DoGE':>8} {'corpus':>8} {'ratio':>7}" + ("" if other is None else f" {'compared':>8}")]
     for row in rows:
@@ -85,10 +85,10 @@ def doge_table(histogram: Histogram, dataset: Dataset, other: Histogram | None =
 
 
 def comparable(other: Histogram, level: int, tree_fingerprint: str) -> Histogram:
-    """A histogram at a level of a tree.
+    """Cut a histogram to a level of a tree.
 
     Raises:
-        InputError: it is of another tree, or of a coarser level.
+        InputError: the histogram is of another tree, or of a coarser level.
     """
     if other.tree_fingerprint != tree_fingerprint:
         raise InputError(
@@ -104,7 +104,7 @@ def comparable(other: Histogram, level: int, tree_fingerprint: str) -> Histogram
 
 
 def _shares_of(histogram: Histogram, nodes: NDArray[np.uint32]) -> NDArray[np.float64]:
-    """[len(nodes)]: the proportion of each, 0 where the histogram has none."""
+    """Look up the proportion of each node, [num_nodes], 0 where the histogram has none."""
     at = np.searchsorted(histogram.nodes, nodes)
     at[at == len(histogram.nodes)] = 0
     return np.where(histogram.nodes[at] == nodes, histogram.proportions[at], 0.0)
