@@ -206,7 +206,7 @@ def check_contamination(
     workers = num_processes(processes)
     dataset = open_dataset(root, generation=generation)
     if not files:
-        raise InputError("contamination: at least one evaluation file is needed, got none. Name it.")
+        raise InputError("contamination: at least one evaluation file is needed, got none. Name one.")
     numbered = [(number, example) for number, file in enumerate(files) for example in _examples(file, text_column)]
     examples = [example for _, example in numbered]
     texts = ((example.source, example.row, text) for example in examples for text in example.texts)

@@ -84,7 +84,7 @@ def check_names(names: Sequence[str]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise InputError(
-                f"every model must have another name, got {names.count(name)} models called {name}. Give each a --name."
+                f"models must have different names, got {names.count(name)} models called {name}. Give each a --name."
             )
 
 

@@ -168,7 +168,7 @@ def in_batches(rows: Iterable[Row], *, batch_size: int, n_positions: int) -> Ite
         InputError: batch_size is not positive.
     """
     if batch_size < 1:
-        raise InputError(f"batch size: must be 1 or more, got {batch_size}.")
+        raise InputError(f"batch size: must be 1 or more, got {batch_size}. Leave it out for 8.")
     batch: list[Row] = []
     for row in sorted(rows, key=lambda item: len(item[1])):
         if batch and (len(batch) + 1) * (len(row[1]) - 1) > batch_size * n_positions:

@@ -37,7 +37,7 @@ NOT_FOUND = np.iinfo(np.int64).max
 
 @dataclass(frozen=True, kw_only=True)
 class NgramPlaces:
-    """Where n-grams stand in a dataset."""
+    """Windows of a dataset that hold n-grams."""
 
     first_window: NDArray[np.int64]
     """[num_ngrams], the first window that holds each n-gram; of an n-gram in no window, the first window in which it

@@ -104,7 +104,9 @@ def select_dsir(
     dataset = open_dataset(data, generation=generation)
     all_windows = dataset.manifest.num_windows
     if not 1 <= num_windows <= all_windows:
-        raise InputError(f"windows: must be 1 to {all_windows:,}, those of {data}, got {num_windows:,}.")
+        raise InputError(
+            f"windows: must be 1 to {all_windows:,}, those of {data}, got {num_windows:,}. Choose another number."
+        )
     fitted = _num_fitted(dataset, fitted_windows)
     dropped, sketch = DropCounts(), SketchBuilder()
     of_task, num_examples = _count_task(task, dropped, sketch)

@@ -112,10 +112,17 @@ def _check_recipe(recipe: Recipe) -> None:
     from crisp_stream.ranks import device_name
 
     if recipe.precision != "fp32" and device_name() == "cpu":
-        raise RecipeError(f"`precision` {recipe.precision} needs a GPU and there is none. Add: precision=fp32")
+        raise RecipeError(
+            f"`precision` must be fp32 where there is no GPU, got {recipe.precision}. Add: precision=fp32"
+        )
     if recipe.precision == "amp_fp16":
-        raise RecipeError("`precision` amp_fp16 scales the loss, which DoGE's products do not allow. Use amp_bf16.")
+        raise RecipeError(
+            "`precision` must not scale the loss, because DoGE multiplies gradients, got amp_fp16. Use amp_bf16."
+        )
     if recipe.load_path is not None:
-        raise RecipeError("`load_path`: the proxy model of DoGE starts from random weights. Drop the key.")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise RecipeError("DoGE runs in one process, and WORLD_SIZE says there are more. Start it without a launcher.")
+        raise RecipeError(
+            "`load_path` must be absent, because the proxy model of DoGE starts from random weights, got "
+            f"{recipe.load_path}. Drop the key."
+        )
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise RecipeError(f"DoGE must run in one process, got WORLD_SIZE={processes}. Start it without a launcher.")

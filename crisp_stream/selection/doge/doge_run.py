@@ -229,7 +229,7 @@ class DogeRun:
             saved, proxy_state = json.loads(content["identity"]), content["proxy"]
             trajectory, seconds = [list(row) for row in content["trajectory"]], float(content["seconds"])
         except Exception as error:  # torch and pickle raise of all kinds
-            raise FormatError(f"{self.state_path}: not a state of a DoGE run ({error!r}). Remove it.") from error
+            raise FormatError(f"{self.state_path} must be a state of a DoGE run, got {error!r}. Remove it.") from error
         identity = json.loads(json.dumps(self.identity()))
         changed = [key for key in identity if saved.get(key) != identity[key]]
         if changed:
