@@ -116,8 +116,7 @@ def _add_demo(verbs: Any) -> None:
         verbs,
         "demo",
         _demo,
-        "Run the whole method on real text, in minutes on two cores. Fetches two public packages; run again, it "
-        "resumes.",
+        "The whole method on real text, in minutes on two cores. Fetches two public packages; run again, it resumes.",
     )
     verb.add_argument("--out", default="demo-out/data", metavar="ROOT", help="dataset root to create")
     verb.add_argument(

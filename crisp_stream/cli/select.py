@@ -7,8 +7,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from crisp_stream.cli.select_doge import add_select_doge
-from crisp_stream.cli.select_dsir import add_select_dsir
-from crisp_stream.cli.verbs import add_inputs, add_verb, check_selection_name, print_line
+from crisp_stream.cli.select_dsir import add_select_dsir, check_selection_name
+from crisp_stream.cli.verbs import add_inputs, add_verb, print_line
 from crisp_stream.config.sections import SELECTION_SUFFIX
 from crisp_stream.errors import InputError
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from crisp_stream.cli.verbs import add_inputs, add_selection, add_verb, check_selection_name, print_line
+from crisp_stream.cli.verbs import add_inputs, add_selection, add_verb, print_line
+from crisp_stream.config.sections import SELECTION_SUFFIX
 from crisp_stream.errors import InputError
 
 if TYPE_CHECKING:
@@ -82,6 +83,12 @@ def _dsir(arguments: argparse.Namespace) -> None:
         ).save(arguments.weights)
     _print(drawn.selection, dataset)
     print(f"written to {arguments.out}" + (f", log weights to {arguments.weights}" if arguments.weights else ""))
+
+
+def check_selection_name(out: str) -> None:
+    """Raises InputError: the name is not that of a selection."""
+    if not out.endswith(SELECTION_SUFFIX):
+        raise InputError(f"--out: must end in {SELECTION_SUFFIX}, by which mixtures know a selection, got {out}.")
 
 
 def _num_windows(arguments: argparse.Namespace, dataset: Dataset) -> int:

@@ -6,9 +6,6 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from crisp_stream.config.sections import SELECTION_SUFFIX
-from crisp_stream.errors import InputError
-
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows the default behind every option that has one."""
@@ -28,23 +25,21 @@ def add_verb(
     return verb
 
 
-def add_inputs(verb: argparse.ArgumentParser, name: str, content: str) -> None:
-    """Declare files of documents, the column of their text, and a limit."""
-    verb.add_argument(
-        name, nargs="+", help=f"{content}: .jsonl[.gz|.zst], .parquet, .txt; file, folder, prefix or glob"
-    )
+def add_inputs(verb: argparse.ArgumentParser, name: str, what: str) -> None:
+    """Files of documents, the column of their text, and a limit."""
+    verb.add_argument(name, nargs="+", help=f"{what}: .jsonl[.gz|.zst], .parquet, .txt; file, folder, prefix or glob")
     verb.add_argument("--text-column", default="text", metavar="NAME", help="key or column of the text")
     verb.add_argument("--limit", type=int, metavar="N", help="read at most N documents")
 
 
 def add_selection(group: Any) -> None:
-    """Declare filters of the input documents, and the layout of their files."""
+    """Which documents of the inputs are meant: filters, and the layout of the files."""
     group.add_argument(
         "--filter",
         action="append",
         default=[],
         metavar="EXPR",
-        help="keep documents for which EXPR holds, such as 'quality.score >= 0.5'; may be repeated",
+        help="keep documents where it holds, such as 'quality.score >= 0.5'; may be repeated",
     )
     group.add_argument(
         "--layout",
@@ -63,12 +58,6 @@ def add_recipe_arguments(verb: argparse.ArgumentParser) -> None:
         help="YAML files or packaged recipes, later ones laid over earlier ones: a size, then a method, such as "
         "gpt-1.3b crisp; and recipe keys, such as data.remote=ROOT seed=1",
     )
-
-
-def check_selection_name(out: str) -> None:
-    """Raises InputError: the name is not that of a selection."""
-    if not out.endswith(SELECTION_SUFFIX):
-        raise InputError(f"--out: must end in {SELECTION_SUFFIX}, by which mixtures know a selection, got {out}.")
 
 
 def print_line(line: str) -> None:

@@ -35,18 +35,14 @@ def selected_nodes(selection: WindowSelection, dataset: Dataset, *, level: int =
     return [SelectedNode(int(nodes[at]), int(windows[at]), int(chosen[at])) for at in order]
 
 
-def selected_nodes_text(selection: WindowSelection, dataset: Dataset, *, limit: int = 10) -> str:
-    """Print a line for each node of level 1 with most selected windows, and one for all others.
-
-    Raises:
-        InputError: a selection of another dataset.
-    """
-    nodes = selected_nodes(selection, dataset)
-    shown, others = nodes[:limit], nodes[limit:]
+def selected_nodes_text(selection: WindowSelection, dataset: Dataset, *, level: int = 1, limit: int = 10) -> str:
+    """A line for each of the nodes with most selected windows, and one for all others. Errors of `selected_nodes`."""
+    found = selected_nodes(selection, dataset, level=level)
+    shown, others = found[:limit], found[limit:]
     lines = [f"{'cluster':>10} {'windows':>12} {'selected':>12} {'of cluster':>10} {'of selection':>12}"]
-    lines += [_line(f"{node.node}", node.num_windows, node.num_selected, selection) for node in shown]
+    lines += [_line(f"{own.node}", own.num_windows, own.num_selected, selection) for own in shown]
     if others:
-        windows, chosen = sum(node.num_windows for node in others), sum(node.num_selected for node in others)
+        windows, chosen = sum(own.num_windows for own in others), sum(own.num_selected for own in others)
         lines.append(_line(f"{len(others):,} others", windows, chosen, selection))
     lines.append(_line("all", selection.num_windows, selection.num_selected, selection))
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Result of DoGE as a table: the heaviest clusters beside their share of the corpus and their CRISP weight."""
+"""What DoGE found, as a table: the heaviest clusters beside their share of the corpus and their CRISP weight."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def compared_clusters(
 
 
 def doge_table(histogram: Histogram, dataset: Dataset, other: Histogram | None = None, *, limit: int = _TOP) -> str:
-    """Format the heaviest clusters, the distances of the histograms and the cost of the run as lines of text."""
+    """The heaviest clusters, how far the histograms are apart, and what it cost, as lines of text."""
     rows = compared_clusters(histogram, dataset, other, limit=limit)
     lines = [f"{'cluster':>9} {'DoGE':>8} {'corpus':>8} {'ratio':>7}" + ("" if other is None else f" {'compared':>8}")]
     for row in rows:

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
 
-from crisp_stream.hashing import file_sha256
 from crisp_stream.storage.store import is_remote, local_path
 
 
@@ -43,4 +42,5 @@ def fingerprint_of(root: str) -> str:
 @lru_cache(maxsize=1024)
 def _content_digest(path: str, num_bytes: int, version: str) -> str:
     """Size and version are there to be keys: a file that changed is read again."""
-    return file_sha256(local_path(path))
+    with local_path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
