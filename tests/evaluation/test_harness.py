@@ -210,7 +210,7 @@ def test_accuracies_other_than_lm_evals_stop_the_evaluation(
 
     true_ask = harness.ask
     monkeypatch.setattr(harness, "ask", wrong)
-    with pytest.raises(RuntimeError, match=r"acc_norm is .* by its log probabilities, and 1\.5 by lm-eval"):
+    with pytest.raises(RuntimeError, match=r"acc_norm is .* by its log probabilities, 1\.5 by lm-eval"):
         judge_questions(model, questions, device="cpu")
 
 

@@ -138,7 +138,7 @@ def test_the_corpus_can_be_fitted_on_a_sample_spread_over_all_leaves(
     parts = dsir._sampled_parts(dataset, 78)
     firsts = [int(dataset.first_window_per_shard[part.shard]) + part.start for part in parts]
     assert firsts == list(range(4, 390, 10))
-    assert sum(part.count for part in dsir._sampled_parts(dataset, 1)) == 1
+    assert sum(part.num_windows for part in dsir._sampled_parts(dataset, 1)) == 1
 
 
 def test_questions_count_with_their_right_answer(dataset: Dataset, tmp_path: Path) -> None:
