@@ -50,10 +50,11 @@ def count(done: SmallRun, path: Path, rows: list[dict[str, Any]], **options: Any
     encoder.dim = DIM
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.MonkeyPatch.context() as patch:
-        where = "crisp_stream.counting.count_examples"
+        where = "crisp_stream.counting.embedded_examples"
         patch.setattr(f"{where}.load_encoder", lambda choice, device: encoder)
         patch.setattr(f"{where}.worker_device", lambda: "cpu")
-        patch.setattr(f"{where}.matching_encoder", lambda *_: EncoderChoice(name=DEFAULT_ENCODER))
+        for caller in (where, "crisp_stream.counting.count_examples"):
+            patch.setattr(f"{caller}.matching_encoder", lambda *_: EncoderChoice(name=DEFAULT_ENCODER), raising=False)
         return count_examples([str(path)], data=done.dataset.root, processes=1, log=quiet, **options)
 
 
