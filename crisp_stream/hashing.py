@@ -1,6 +1,9 @@
-"""SplitMix64: a cheap hash of integers, for whole arrays and for one number."""
+"""SplitMix64, a cheap hash of integers, for whole arrays and for one number; and sha256 of a file."""
 
 from __future__ import annotations
+
+import hashlib
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,3 +32,9 @@ def unit_hash(number: int) -> float:
     mixed = (mixed ^ mixed >> 30) * _FACTORS[0] & _LOW_64_BITS
     mixed = (mixed ^ mixed >> 27) * _FACTORS[1] & _LOW_64_BITS
     return (mixed ^ mixed >> 31) / 2**64
+
+
+def file_sha256(path: Path) -> str:
+    """Hash the content of a file; returns the hex digest."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""What the commands of `crisp-stream` share: how a verb and its inputs are declared, and how progress is shown."""
+"""Helpers that the commands of `crisp-stream` share: declare a verb and its inputs, and print progress."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from crisp_stream.writers.flags import add_flags
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Defaults behind every option that has one."""
+    """Shows the default behind every option that has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default is None or action.default is False or action.default == []:
@@ -21,7 +21,7 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
 def add_verb(
     verbs: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str
 ) -> argparse.ArgumentParser:
-    """A command; the first sentence of `text` stands in the list of commands."""
+    """Declare a command; the first sentence of `text` stands in the list of commands."""
     verb = verbs.add_parser(name, help=text.partition(". ")[0].rstrip("."), description=text, formatter_class=Formatter)
     verb.set_defaults(run=run)
     return verb
@@ -39,7 +39,7 @@ def add_selection(group: Any) -> None:
 
 
 def add_recipe_arguments(verb: argparse.ArgumentParser) -> None:
-    """Recipes laid over one another, and keys of them; see `recipes_and_overrides`."""
+    """Declare recipes laid over one another, and keys of them; see `recipes_and_overrides`."""
     verb.add_argument(
         "recipe",
         nargs="+",
@@ -50,5 +50,5 @@ def add_recipe_arguments(verb: argparse.ArgumentParser) -> None:
 
 
 def print_line(line: str) -> None:
-    """Progress goes to standard output, line by line."""
+    """Print a line of progress to standard output at once."""
     print(line, flush=True)

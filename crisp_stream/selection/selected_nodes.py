@@ -1,4 +1,4 @@
-"""How a selection of windows lies over the clusters of the tree."""
+"""Clusters of the tree, and the windows of a selection in each."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from crisp_stream.table import Table
 
 
 class SelectedNode(NamedTuple):
-    """A cluster of the dataset."""
+    """A cluster of the dataset, and its part in a selection."""
 
     node: int
-    """Its id at the level."""
+    """Id of the cluster at its level."""
     num_windows: int
-    """Of the dataset."""
+    """Windows of the dataset in the cluster."""
     num_selected: int
-    """Of these."""
+    """Selected windows in the cluster."""
 
 
 def selected_nodes(selection: WindowSelection, dataset: Dataset, *, level: int = 1) -> list[SelectedNode]:
-    """Every non-empty node of a level, those with most selected windows first.
+    """List every non-empty node of a level, those with most selected windows first.
 
     Raises:
         InputError: a selection of another dataset, or a level the tree does not have.

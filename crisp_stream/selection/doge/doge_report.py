@@ -25,18 +25,18 @@ class ComparedCluster:
     """Proportion by DoGE."""
     corpus_share: float
     other: float | None
-    """Proportion in the histogram compared with; None without one."""
+    """Proportion in the compared histogram; None without one."""
 
 
 def compared_clusters(
     histogram: Histogram, dataset: Dataset, other: Histogram | None = None, *, limit: int = _TOP
 ) -> list[ComparedCluster]:
-    """The heaviest clusters by the mean of both weights, heaviest first (CRISP, Figure 13: the top 16).
+    """List the heaviest clusters by the mean of both weights, heaviest first (CRISP, Figure 13: the top 16).
 
     Args:
-        histogram: of DoGE.
-        dataset: whose windows are counted for the share of the corpus.
-        other: of the same tree; a finer one is cut to the level.
+        histogram: result of DoGE.
+        dataset: dataset whose windows are counted for the share of the corpus.
+        other: histogram of the same tree; a finer one is cut to the level.
         limit: most clusters.
 
     Raises:
@@ -93,10 +93,10 @@ def doge_table(
 
 
 def comparable(other: Histogram, level: int, tree_fingerprint: str) -> Histogram:
-    """A histogram at a level of a tree.
+    """Cut a histogram to a level of a tree.
 
     Raises:
-        InputError: it is of another tree, or of a coarser level.
+        InputError: the histogram is of another tree, or of a coarser level.
     """
     if other.tree_fingerprint != tree_fingerprint:
         raise InputError(
@@ -112,7 +112,7 @@ def comparable(other: Histogram, level: int, tree_fingerprint: str) -> Histogram
 
 
 def _shares_of(histogram: Histogram, nodes: NDArray[np.uint32]) -> NDArray[np.float64]:
-    """[len(nodes)]: the proportion of each, 0 where the histogram has none."""
+    """Look up the proportion of each node, [num_nodes], 0 where the histogram has none."""
     at = np.searchsorted(histogram.nodes, nodes)
     at[at == len(histogram.nodes)] = 0
     return np.where(histogram.nodes[at] == nodes, histogram.proportions[at], 0.0)

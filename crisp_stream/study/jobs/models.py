@@ -105,7 +105,7 @@ def judge_model(
     folders: dict[str, Path],
 ) -> dict[str, Any]:
     """Judge a model on its sets, example by example."""
-    from crisp_stream.evaluation.judge import TextSet, judge
+    from crisp_stream.evaluation.judge import JudgedSets, TextSet, judge
     from crisp_stream.evaluation.question_sets import open_question_set
     from crisp_stream.models.training_cost import training_cost
     from crisp_stream.results.results import QuestionResults
@@ -127,9 +127,8 @@ def judge_model(
             names[questions[-1].name] = name
     judged = judge(
         [str(trained / RUN)],
+        JudgedSets(texts=texts, questions=questions),
         names=[model],
-        text_sets=texts,
-        question_sets=questions,
         batch_size=batch_size,
         out=str(place.folder / RESULTS),
         log=place.log,
