@@ -3,7 +3,7 @@
     python examples/plain_torch.py data medicine.parquet --steps 400 --save-every 50 --checkpoint run.pt
 
 Several ranks: `torchrun --nproc-per-node 4 examples/plain_torch.py …` (every rank keeps its own loader's state, in
-run.pt.rank0, run.pt.rank1, …, so resume on as many ranks and workers; docs/training-loops.md says how not to).
+run.pt.rank0, run.pt.rank1, …, so resume on as many ranks and workers; docs/train/training-loops.md says how not to).
 """
 
 from __future__ import annotations

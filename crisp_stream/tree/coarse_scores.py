@@ -3,7 +3,7 @@
 Most of the time of an assignment is products in float32. Processors with bfloat16 units make them in half of it,
 through torch. What is lost is bounded: with m the mean of the siblings, all of them have x . m in common, so only
 x . (c - m) is computed, of vectors shorter than c. Vectors for which the bound leaves more than one child are scored by
-`Scorer`, so the children are the same as without bfloat16. docs/tree.md says how many these are.
+`Scorer`, so the children are the same as without bfloat16. docs/write/tree.md says how many these are.
 """
 
 from __future__ import annotations
