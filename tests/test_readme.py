@@ -1,14 +1,17 @@
-"""Every command and Python line of the README is run, on small text."""
+"""Every command and Python line of the README and of docs/reference.md is run, on small text."""
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from crisp_stream.cli.main import main
@@ -17,20 +20,31 @@ from crisp_stream.config.load import load_recipe
 from crisp_stream.storage.store import open_store
 from tests.support.seaweed import S3Server
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-RUN_ELSEWHERE = ("make demo", "make test", "crisp-stream study small")
-"""By tests/test_demo.py, this suite itself, tests/study/test_study.py."""
+ROOT = Path(__file__).parent.parent
+README, REFERENCE = ROOT / "README.md", ROOT / "docs" / "reference.md"
+RUN_ELSEWHERE = ("make demo", "make test", "make install && source .venv/bin/activate", "crisp-stream study small")
+"""By tests/test_demo.py, this suite itself, whoever runs the suite, tests/study/test_study.py."""
 SMALL = ["max_duration=10ba", "scheduler.t_warmup=1ba", "save_interval=1ba", "global_train_batch_size=2"]
 """What makes 400 batches 10, and the 360th the 9th."""
+VERBS = {
+    README: {"write", "histogram", "train", "eval", "report"},
+    REFERENCE: {
+        *("write", "append", "tree", "inspect", "verify", "histogram", "split", "forecast", "recipes", "train"),
+        *("finetune", "export", "contamination", "eval", "report", "results"),
+    },
+}
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(page: Path, language: str) -> list[str]:
+    """Fenced blocks of a page."""
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
 
 
-def commands() -> list[str]:
-    lines = [line.partition("  #")[0].strip() for block in blocks("bash") for line in block.splitlines()]
-    return [line for line in lines if line]
+def commands(page: Path) -> list[str]:
+    """Commands of the shell blocks, one a line, without comments."""
+    text = "\n".join(blocks(page, "bash")).replace("\\\n", "")
+    lines = [re.split(r"(?:^|\s\s+)#", line)[0].strip() for line in text.splitlines()]
+    return [" ".join(line.split()) for line in lines if line]
 
 
 def articles() -> list[str]:
@@ -40,9 +54,10 @@ def articles() -> list[str]:
     return [part for article in topics.values() for part in article.split("\n\n") if len(part) > 200]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("readme")
+@pytest.fixture
+def reference_folder(tmp_path: Path) -> Path:
+    """A folder with the inputs that docs/reference.md names."""
+    path = tmp_path
     texts = articles()[:280]
     lines = [json.dumps({"text": text}) + "\n" for text in texts]
     (path / "corpus.jsonl.zst").write_bytes(pa.compress("".join(lines).encode(), "zstd", asbytes=True))
@@ -76,68 +91,96 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture
+def readme_folder(tmp_path: Path) -> Path:
+    """A folder with the reader's text that the README names: documents in files of all three kinds, and a task."""
+    texts = articles()[:120]
+    (tmp_path / "my-text").mkdir()
+    (tmp_path / "my-text" / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[:60]))
+    pq.write_table(pa.table({"text": texts[60:110]}), tmp_path / "my-text" / "b.parquet")
+    for number, text in enumerate(texts[110:]):
+        (tmp_path / "my-text" / f"{number}.txt").write_text(text)
+    task = articles()[120:324]
+    (tmp_path / "my-task.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in task))
+    return tmp_path
+
+
+def run(line: str, prefix: str) -> str | None:
+    """Run a command of a page, and return the verb of crisp-stream."""
+    words = shlex.split(line.replace("s3://bucket", prefix).replace("-ba360-", "-ba9-"))
+    if words[0] in ("head", "tail"):
+        subprocess.run(line, shell=True, check=True)
+        return None
+    assert words[0] == "crisp-stream", line
+    if "--nproc" in words:  # eight GPUs: the recipes and their overrides are read
+        assert words[:4] == ["crisp-stream", "train", "--nproc", "8"]
+        load_recipe(*recipes_and_overrides(words[4:]))
+        return words[1]
+    if words[1] in ("train", "finetune"):
+        words[3:3] = SMALL
+    assert main(words[1:]) == 0, line
+    return words[1]
+
+
+def run_all(page: Path, prefix: str) -> None:
+    """Run the commands of a page in the order in which they stand there."""
+    verbs = {run(line, prefix) for line in commands(page) if line not in RUN_ELSEWHERE}
+    assert verbs - {None} == VERBS[page]
+
+
 @pytest.mark.timeout(900)
-def test_the_commands_run_in_the_order_they_stand_in(
-    folder: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("CRISP_STREAM_CACHE", str(folder / "cache"))
-    prefix, verbs = s3.fresh_prefix(), set()
-    open_store(f"{prefix}/corpus").put_file("0.jsonl.zst", folder / "corpus.jsonl.zst")
-    for line in commands():
-        if line in RUN_ELSEWHERE:
-            continue
-        words = shlex.split(line.replace("s3://bucket", prefix).replace("-ba360-", "-ba9-"))
-        if "--nproc" in words:  # eight GPUs: the recipes and their overrides are read
-            assert words[:4] == ["crisp-stream", "train", "--nproc", "8"]
-            load_recipe(*recipes_and_overrides(words[4:]))
-            continue
-        assert words[0] == "crisp-stream", line
-        verbs.add(words[1])
-        if words[1] in ("train", "finetune"):
-            words[3:3] = SMALL
-        assert main(words[1:]) == 0, (line, capsys.readouterr().err)
-    assert verbs == {
-        "write",
-        "forecast",
-        "histogram",
-        "report",
-        "train",
-        "finetune",
-        "inspect",
-        "verify",
-        "recipes",
-        "eval",
-        "results",
-        "contamination",
-        "split",
-        "export",
-        "append",
-        "tree",
-    }
-    assert (folder / "gpt-medicine" / "model.safetensors").exists()
-    _run_python()
-
-
-def _run_python() -> None:
-    """The Python blocks, in the folder that the commands filled."""
-    first, second = blocks("python")
+def test_the_path_for_the_readers_text_works(readme_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(readme_folder)
+    monkeypatch.setenv("CRISP_STREAM_CACHE", str(readme_folder / "cache"))
+    run_all(README, "")
+    assert "demo-crisp" in Path("report.html").read_text()
+    (block,) = blocks(README, "python")
     names: dict[str, Any] = {}
-    exec(second, names)
+    exec(block.replace("num_workers=2", "num_workers=0"), names)
+    assert next(iter(names["loader"]))["labels"].shape == (16, 128)
+
+
+@pytest.mark.timeout(900)
+def test_the_commands_of_the_reference_work(
+    reference_folder: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(reference_folder)
+    monkeypatch.setenv("CRISP_STREAM_CACHE", str(reference_folder / "cache"))
+    prefix = s3.fresh_prefix()
+    open_store(f"{prefix}/corpus").put_file("0.jsonl.zst", reference_folder / "corpus.jsonl.zst")
+    run_all(REFERENCE, prefix)
+    assert Path("gpt-medicine", "model.safetensors").exists()
+    (block,) = blocks(REFERENCE, "python")
+    names: dict[str, Any] = {}
+    exec(block, names)
     assert names["batch"]["input_ids"].shape == (16, 1024)
     assert names["state"]["position"] == 16
-    exec(first.replace("num_workers=2", "num_workers=0"), names)
-    assert next(iter(names["loader"]))["labels"].shape == (16, 1024)
+
+
+def test_comments_and_continued_lines_are_no_commands(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("```bash\n# first\na b   # second\nc 'd # e' \\\n    f\n```\n")
+    assert commands(page) == ["a b", "c 'd # e' f"]
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda page: page.stem)
+def test_python_examples_of_the_docs_are_python(page: Path) -> None:
+    for block in blocks(page, "python"):
+        ast.parse(block)
 
 
 def test_the_table_of_recipes_is_complete() -> None:
-    for name in list_recipes():
-        assert f"| `{name}` |" in README
+    page = (ROOT / "docs" / "train" / "recipes.md").read_text()
+    assert [name for name in list_recipes() if f"| `{name}` |" not in page] == []
 
 
-def test_links_and_named_tests_exist() -> None:
-    root = Path(__file__).parent.parent
-    for target in re.findall(r"\]\(([A-Z]+(?:\.md)?)\)", README) + re.findall(
-        r"`((?:tests|benchmarks)/[\w/.]+)`", README
-    ):
-        assert (root / target).exists(), target
+def test_the_list_of_packages_is_complete() -> None:
+    packages = {path.parent.name for path in (ROOT / "crisp_stream").glob("*/__init__.py")} - {"writers"}
+    for page in (README, ROOT / "CONTRIBUTING.md"):
+        assert {name for name in packages if f"crisp_stream/{name}/" not in page.read_text()} == set()
+
+
+def test_the_readme_is_short() -> None:
+    lines = README.read_text().splitlines()
+    assert len(lines) <= 130
+    assert "crisp-stream report" in "\n".join(lines[:40])
