@@ -128,7 +128,6 @@ def run_all(page: Path, prefix: str) -> None:
     assert verbs - {None} == VERBS[page]
 
 
-@pytest.mark.timeout(900)
 def test_the_path_for_the_readers_text_works(readme_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(readme_folder)
     monkeypatch.setenv("CRISP_STREAM_CACHE", str(readme_folder / "cache"))
@@ -140,7 +139,6 @@ def test_the_path_for_the_readers_text_works(readme_folder: Path, monkeypatch: p
     assert next(iter(names["loader"]))["labels"].shape == (16, 128)
 
 
-@pytest.mark.timeout(900)
 def test_the_commands_of_the_reference_work(
     reference_folder: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
