@@ -21,30 +21,33 @@ from crisp_stream.storage.store import open_store
 from tests.support.seaweed import S3Server
 
 ROOT = Path(__file__).parent.parent
-README, REFERENCE = ROOT / "README.md", ROOT / "docs" / "reference.md"
+README, REFERENCE = (ROOT / "README.md").read_text(), (ROOT / "docs" / "reference.md").read_text()
 RUN_ELSEWHERE = ("make demo", "make test", "make install && source .venv/bin/activate", "crisp-stream study small")
 """By tests/test_demo.py, this suite itself, whoever runs the suite, tests/study/test_study.py."""
 SMALL = ["max_duration=10ba", "scheduler.t_warmup=1ba", "save_interval=1ba", "global_train_batch_size=2"]
 """What makes 400 batches 10, and the 360th the 9th."""
 VERBS = {
-    README: {"write", "histogram", "train", "eval", "report"},
-    REFERENCE: {
-        *("write", "append", "tree", "inspect", "verify", "histogram", "split", "forecast", "recipes", "train"),
-        *("finetune", "export", "contamination", "eval", "report", "results"),
-    },
+    *("write", "append", "tree", "inspect", "verify", "histogram", "split", "forecast", "recipes", "train"),
+    *("finetune", "export", "contamination", "eval", "report", "results"),
 }
 
 
-def blocks(page: Path, language: str) -> list[str]:
+def blocks(text: str, language: str) -> list[str]:
     """Fenced blocks of a page."""
-    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def commands(page: Path) -> list[str]:
+def commands(text: str) -> list[str]:
     """Commands of the shell blocks, one a line, without comments."""
-    text = "\n".join(blocks(page, "bash")).replace("\\\n", "")
-    lines = [re.split(r"(?:^|\s\s+)#", line)[0].strip() for line in text.splitlines()]
+    joined = "\n".join(blocks(text, "bash")).replace("\\\n", "")
+    lines = [re.split(r"(?:^|\s\s+)#", line)[0].strip() for line in joined.splitlines()]
     return [" ".join(line.split()) for line in lines if line]
+
+
+def sections(text: str) -> dict[str, str]:
+    """Parts of a page by their headings of the second level, those with commands."""
+    parts = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE))
+    return {title: part for title, part in parts.items() if commands(part)}
 
 
 def articles() -> list[str]:
@@ -105,27 +108,27 @@ def readme_folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(line: str, prefix: str) -> str | None:
-    """Run a command of a page, and return the verb of crisp-stream."""
+def run(line: str, prefix: str) -> None:
+    """Run a command of a page."""
     words = shlex.split(line.replace("s3://bucket", prefix).replace("-ba360-", "-ba9-"))
     if words[0] in ("head", "tail"):
         subprocess.run(line, shell=True, check=True)
-        return None
+        return
     assert words[0] == "crisp-stream", line
     if "--nproc" in words:  # eight GPUs: the recipes and their overrides are read
         assert words[:4] == ["crisp-stream", "train", "--nproc", "8"]
         load_recipe(*recipes_and_overrides(words[4:]))
-        return words[1]
+        return
     if words[1] in ("train", "finetune"):
         words[3:3] = SMALL
     assert main(words[1:]) == 0, line
-    return words[1]
 
 
-def run_all(page: Path, prefix: str) -> None:
-    """Run the commands of a page in the order in which they stand there."""
-    verbs = {run(line, prefix) for line in commands(page) if line not in RUN_ELSEWHERE}
-    assert verbs - {None} == VERBS[page]
+def run_all(text: str, prefix: str) -> None:
+    """Run the commands of a text in the order in which they stand there."""
+    for line in commands(text):
+        if line not in RUN_ELSEWHERE:
+            run(line, prefix)
 
 
 def test_the_path_for_the_readers_text_works(readme_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,31 +142,37 @@ def test_the_path_for_the_readers_text_works(readme_folder: Path, monkeypatch: p
     assert next(iter(names["loader"]))["labels"].shape == (16, 128)
 
 
+@pytest.mark.parametrize("section", sections(REFERENCE))
 def test_the_commands_of_the_reference_work(
-    reference_folder: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+    reference_folder: Path, s3: S3Server, section: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(reference_folder)
     monkeypatch.setenv("CRISP_STREAM_CACHE", str(reference_folder / "cache"))
     prefix = s3.fresh_prefix()
     open_store(f"{prefix}/corpus").put_file("0.jsonl.zst", reference_folder / "corpus.jsonl.zst")
-    run_all(REFERENCE, prefix)
-    assert Path("gpt-medicine", "model.safetensors").exists()
-    (block,) = blocks(REFERENCE, "python")
-    names: dict[str, Any] = {}
-    exec(block, names)
-    assert names["batch"]["input_ids"].shape == (16, 1024)
-    assert names["state"]["position"] == 16
+    run_all(sections(REFERENCE)[section], prefix)
+    if section == "Commands":
+        assert Path("gpt-medicine", "model.safetensors").exists()
+        (block,) = blocks(REFERENCE, "python")
+        names: dict[str, Any] = {}
+        exec(block, names)
+        assert names["batch"]["input_ids"].shape == (16, 1024)
+        assert names["state"]["position"] == 16
 
 
-def test_comments_and_continued_lines_are_no_commands(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("```bash\n# first\na b   # second\nc 'd # e' \\\n    f\n```\n")
+def test_every_command_of_the_reference_stands_in_a_section_and_every_verb_is_run() -> None:
+    assert [line for part in sections(REFERENCE).values() for line in commands(part)] == commands(REFERENCE)
+    assert {line.split()[1] for line in commands(REFERENCE) if line not in RUN_ELSEWHERE} == VERBS
+
+
+def test_comments_and_continued_lines_are_no_commands() -> None:
+    page = "```bash\n# first\na b   # second\nc 'd # e' \\\n    f\n```\n"
     assert commands(page) == ["a b", "c 'd # e' f"]
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda page: page.stem)
 def test_python_examples_of_the_docs_are_python(page: Path) -> None:
-    for block in blocks(page, "python"):
+    for block in blocks(page.read_text(), "python"):
         ast.parse(block)
 
 
@@ -174,11 +183,11 @@ def test_the_table_of_recipes_is_complete() -> None:
 
 def test_the_list_of_packages_is_complete() -> None:
     packages = {path.parent.name for path in (ROOT / "crisp_stream").glob("*/__init__.py")} - {"writers"}
-    for page in (README, ROOT / "CONTRIBUTING.md"):
-        assert {name for name in packages if f"crisp_stream/{name}/" not in page.read_text()} == set()
+    for page in (README, (ROOT / "CONTRIBUTING.md").read_text()):
+        assert {name for name in packages if f"crisp_stream/{name}/" not in page} == set()
 
 
 def test_the_readme_is_short() -> None:
-    lines = README.read_text().splitlines()
+    lines = README.splitlines()
     assert len(lines) <= 130
     assert "crisp-stream report" in "\n".join(lines[:40])
