@@ -41,7 +41,7 @@ def main() -> None:
         rows = Path(folder) / "rows.json"
         environment = {**os.environ, "CRISP_STREAM_FAULT_TABLE": str(rows)}
         command = [sys.executable, "-m", "pytest", "-q", "tests/loading/test_faults.py"]
-        subprocess.run(command, env=environment, check=True, cwd=PAGE.parent.parent)
+        subprocess.run(command, env=environment, check=True, cwd=PAGE.parents[2])
         table = markdown(json.loads(rows.read_text()))
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, CPython {platform.python_version()}"
     page = PAGE.read_text()
