@@ -1,4 +1,4 @@
-"""Hugging Face Accelerate around a MixtureDataset.
+"""Train with Hugging Face Accelerate around a MixtureDataset.
 
     accelerate launch examples/accelerate_loop.py data medicine.parquet --steps 400 --save-folder run
 

@@ -1,10 +1,10 @@
-"""A Composer Trainer of your own around a MixtureDataset; `crisp-stream train` does this and more from a recipe.
+"""Train with a Composer Trainer around a MixtureDataset; `crisp-stream train` does this and more from a recipe.
 
     python examples/composer_loop.py data medicine.parquet --batches 400 --save-folder run
     composer -n 8 examples/composer_loop.py data medicine.parquet --batches 400 --save-folder run
 
 Composer keeps the position in its checkpoints: it calls `state_dict` and `load_state_dict` of the loader's dataset.
-Run again, it goes on, on any number of ranks and workers that the global batch divides by.
+When it is run again, it goes on, on any number of ranks and workers that divides the global batch.
 """
 
 from __future__ import annotations

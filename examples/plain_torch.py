@@ -1,9 +1,9 @@
-"""A plain PyTorch loop: killed at any step, it goes on from its last checkpoint with the next batch.
+"""Train in a plain PyTorch loop. Killed at any step, it goes on from its last checkpoint with the next batch.
 
     python examples/plain_torch.py data medicine.parquet --steps 400 --save-every 50 --checkpoint run.pt
 
-Several ranks: `torchrun --nproc-per-node 4 examples/plain_torch.py …` (every rank keeps its own loader's state, in
-run.pt.rank0, run.pt.rank1, …, so resume on as many ranks and workers; docs/training-loops.md says how not to).
+Several ranks: `torchrun --nproc-per-node 4 examples/plain_torch.py …` (every rank keeps the state of its loader, in
+run.pt.rank0, run.pt.rank1, …, so resume on as many ranks and workers; docs/train/training-loops.md has a way without).
 """
 
 from __future__ import annotations

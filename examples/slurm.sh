@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Training on several nodes under SLURM: saved and put back into the queue before the time limit, continued where it was.
+# Train on several nodes under SLURM. Before the time limit the run is saved and queued again; it then goes on.
 #
-#   sbatch --nodes=4 --gpus-per-node=8 examples/slurm.sh gpt-1.3b crisp data.remote=s3://bucket/data save_folder=s3://bucket/runs/{run_name}
+#   sbatch --nodes=4 --gpus-per-node=8 examples/slurm.sh gpt-1.3b crisp data.remote=s3://bucket/data \
+#       save_folder=s3://bucket/runs/{run_name}
 #
 # One task per node runs Composer's launcher, which starts one process per GPU. Credentials of object storage must be in
 # the environment of sbatch. The first line of the output names the nodes.

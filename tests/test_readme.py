@@ -1,14 +1,17 @@
-"""Every command and Python line of the README is run, on small text."""
+"""Every command and Python line of the README and of docs/reference.md is run, on small text."""
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from crisp_stream.cli.main import main
@@ -17,20 +20,34 @@ from crisp_stream.config.load import load_recipe
 from crisp_stream.storage.store import open_store
 from tests.support.seaweed import S3Server
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-RUN_ELSEWHERE = ("make demo", "make test", "crisp-stream study small")
-"""By tests/test_demo.py, this suite itself, tests/study/test_study.py."""
+ROOT = Path(__file__).parent.parent
+README, REFERENCE = (ROOT / "README.md").read_text(), (ROOT / "docs" / "reference.md").read_text()
+RUN_ELSEWHERE = ("make demo", "make test", "make install && source .venv/bin/activate", "crisp-stream study small")
+"""By tests/test_demo.py, this suite itself, whoever runs the suite, tests/study/test_study.py."""
 SMALL = ["max_duration=10ba", "scheduler.t_warmup=1ba", "save_interval=1ba", "global_train_batch_size=2"]
 """What makes 400 batches 10, and the 360th the 9th."""
+VERBS = {
+    *("write", "append", "tree", "inspect", "verify", "histogram", "split", "forecast", "recipes", "train"),
+    *("finetune", "export", "contamination", "eval", "report", "results"),
+}
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(text: str, language: str) -> list[str]:
+    """Fenced blocks of a page."""
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def commands() -> list[str]:
-    lines = [line.partition("  #")[0].strip() for block in blocks("bash") for line in block.splitlines()]
-    return [line for line in lines if line]
+def commands(text: str) -> list[str]:
+    """Commands of the shell blocks, one a line, without comments."""
+    joined = "\n".join(blocks(text, "bash")).replace("\\\n", "")
+    lines = [re.split(r"(?:^|\s\s+)#", line)[0].strip() for line in joined.splitlines()]
+    return [" ".join(line.split()) for line in lines if line]
+
+
+def sections(text: str) -> dict[str, str]:
+    """Parts of a page by their headings of the second level, those with commands."""
+    parts = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE))
+    return {title: part for title, part in parts.items() if commands(part)}
 
 
 def articles() -> list[str]:
@@ -40,9 +57,10 @@ def articles() -> list[str]:
     return [part for article in topics.values() for part in article.split("\n\n") if len(part) > 200]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("readme")
+@pytest.fixture
+def reference_folder(tmp_path: Path) -> Path:
+    """A folder with the inputs that docs/reference.md names."""
+    path = tmp_path
     texts = articles()[:280]
     lines = [json.dumps({"text": text}) + "\n" for text in texts]
     (path / "corpus.jsonl.zst").write_bytes(pa.compress("".join(lines).encode(), "zstd", asbytes=True))
@@ -76,68 +94,100 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.timeout(900)
-def test_the_commands_run_in_the_order_they_stand_in(
-    folder: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("CRISP_STREAM_CACHE", str(folder / "cache"))
-    prefix, verbs = s3.fresh_prefix(), set()
-    open_store(f"{prefix}/corpus").put_file("0.jsonl.zst", folder / "corpus.jsonl.zst")
-    for line in commands():
-        if line in RUN_ELSEWHERE:
-            continue
-        words = shlex.split(line.replace("s3://bucket", prefix).replace("-ba360-", "-ba9-"))
-        if "--nproc" in words:  # eight GPUs: the recipes and their overrides are read
-            assert words[:4] == ["crisp-stream", "train", "--nproc", "8"]
-            load_recipe(*recipes_and_overrides(words[4:]))
-            continue
-        assert words[0] == "crisp-stream", line
-        verbs.add(words[1])
-        if words[1] in ("train", "finetune"):
-            words[3:3] = SMALL
-        assert main(words[1:]) == 0, (line, capsys.readouterr().err)
-    assert verbs == {
-        "write",
-        "forecast",
-        "histogram",
-        "report",
-        "train",
-        "finetune",
-        "inspect",
-        "verify",
-        "recipes",
-        "eval",
-        "results",
-        "contamination",
-        "split",
-        "export",
-        "append",
-        "tree",
-    }
-    assert (folder / "gpt-medicine" / "model.safetensors").exists()
-    _run_python()
+@pytest.fixture
+def readme_folder(tmp_path: Path) -> Path:
+    """A folder with the reader's text that the README names: documents in files of all three kinds, and a task."""
+    texts = articles()[:120]
+    (tmp_path / "my-text").mkdir()
+    (tmp_path / "my-text" / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[:60]))
+    pq.write_table(pa.table({"text": texts[60:110]}), tmp_path / "my-text" / "b.parquet")
+    for number, text in enumerate(texts[110:]):
+        (tmp_path / "my-text" / f"{number}.txt").write_text(text)
+    task = articles()[120:324]
+    (tmp_path / "my-task.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in task))
+    return tmp_path
 
 
-def _run_python() -> None:
-    """The Python blocks, in the folder that the commands filled."""
-    first, second = blocks("python")
+def run(line: str, prefix: str) -> None:
+    """Run a command of a page."""
+    words = shlex.split(line.replace("s3://bucket", prefix).replace("-ba360-", "-ba9-"))
+    if words[0] in ("head", "tail"):
+        subprocess.run(line, shell=True, check=True)
+        return
+    assert words[0] == "crisp-stream", line
+    if "--nproc" in words:  # eight GPUs: the recipes and their overrides are read
+        assert words[:4] == ["crisp-stream", "train", "--nproc", "8"]
+        load_recipe(*recipes_and_overrides(words[4:]))
+        return
+    if words[1] in ("train", "finetune"):
+        words[3:3] = SMALL
+    assert main(words[1:]) == 0, line
+
+
+def run_all(text: str, prefix: str) -> None:
+    """Run the commands of a text in the order in which they stand there."""
+    for line in commands(text):
+        if line not in RUN_ELSEWHERE:
+            run(line, prefix)
+
+
+def test_the_path_for_the_readers_text_works(readme_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(readme_folder)
+    monkeypatch.setenv("CRISP_STREAM_CACHE", str(readme_folder / "cache"))
+    run_all(README, "")
+    assert "demo-crisp" in Path("report.html").read_text()
+    (block,) = blocks(README, "python")
     names: dict[str, Any] = {}
-    exec(second, names)
-    assert names["batch"]["input_ids"].shape == (16, 1024)
-    assert names["state"]["position"] == 16
-    exec(first.replace("num_workers=2", "num_workers=0"), names)
-    assert next(iter(names["loader"]))["labels"].shape == (16, 1024)
+    exec(block.replace("num_workers=2", "num_workers=0"), names)
+    assert next(iter(names["loader"]))["labels"].shape == (16, 128)
+
+
+@pytest.mark.parametrize("section", sections(REFERENCE))
+def test_the_commands_of_the_reference_work(
+    reference_folder: Path, s3: S3Server, section: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(reference_folder)
+    monkeypatch.setenv("CRISP_STREAM_CACHE", str(reference_folder / "cache"))
+    prefix = s3.fresh_prefix()
+    open_store(f"{prefix}/corpus").put_file("0.jsonl.zst", reference_folder / "corpus.jsonl.zst")
+    run_all(sections(REFERENCE)[section], prefix)
+    if section == "Commands":
+        assert Path("gpt-medicine", "model.safetensors").exists()
+        (block,) = blocks(REFERENCE, "python")
+        names: dict[str, Any] = {}
+        exec(block, names)
+        assert names["batch"]["input_ids"].shape == (16, 1024)
+        assert names["state"]["position"] == 16
+
+
+def test_every_command_of_the_reference_stands_in_a_section_and_every_verb_is_run() -> None:
+    assert [line for part in sections(REFERENCE).values() for line in commands(part)] == commands(REFERENCE)
+    assert {line.split()[1] for line in commands(REFERENCE) if line not in RUN_ELSEWHERE} == VERBS
+
+
+def test_comments_and_continued_lines_are_no_commands() -> None:
+    page = "```bash\n# first\na b   # second\nc 'd # e' \\\n    f\n```\n"
+    assert commands(page) == ["a b", "c 'd # e' f"]
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda page: page.stem)
+def test_python_examples_of_the_docs_are_python(page: Path) -> None:
+    for block in blocks(page.read_text(), "python"):
+        ast.parse(block)
 
 
 def test_the_table_of_recipes_is_complete() -> None:
-    for name in list_recipes():
-        assert f"| `{name}` |" in README
+    page = (ROOT / "docs" / "train" / "recipes.md").read_text()
+    assert [name for name in list_recipes() if f"| `{name}` |" not in page] == []
 
 
-def test_links_and_named_tests_exist() -> None:
-    root = Path(__file__).parent.parent
-    for target in re.findall(r"\]\(([A-Z]+(?:\.md)?)\)", README) + re.findall(
-        r"`((?:tests|benchmarks)/[\w/.]+)`", README
-    ):
-        assert (root / target).exists(), target
+def test_the_list_of_packages_is_complete() -> None:
+    packages = {path.parent.name for path in (ROOT / "crisp_stream").glob("*/__init__.py")} - {"writers"}
+    for page in (README, (ROOT / "CONTRIBUTING.md").read_text()):
+        assert {name for name in packages if f"crisp_stream/{name}/" not in page} == set()
+
+
+def test_the_readme_is_short() -> None:
+    lines = README.splitlines()
+    assert len(lines) <= 130
+    assert "crisp-stream report" in "\n".join(lines[:40])

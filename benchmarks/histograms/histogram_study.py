@@ -2,11 +2,11 @@
 
     python -m benchmarks.histograms.histogram_study ROOT H.parquet…
 
-Prints the Markdown tables of docs/histograms.md: of each task the effective number of clusters, the distance from the
-corpus and its four heaviest clusters with their terms; then, for example sets of several sizes, the score of the tuned
-histogram on examples outside of the set, against that of the raw counts at the level that suits those best (chosen
-with the held-out examples in sight, which favours them). Histograms must be counted at the leaves. `--plots DIR` draws
-the curves.
+Prints the Markdown tables of docs/task/histograms.md: of each task the effective number of clusters, the distance from
+the corpus and its four heaviest clusters with their terms; then, for example sets of several sizes, the score of the
+tuned histogram on examples outside of the set, against that of the raw counts at the level that suits those best
+(chosen with the held-out examples in sight, which favours them). Histograms must be counted at the leaves. `--plots
+DIR` draws the curves.
 """
 
 from __future__ import annotations

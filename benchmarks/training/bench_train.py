@@ -8,8 +8,8 @@ speed   tokens/s, MFU, memory, time waited for data: our recipe with the real lo
         on the device already, and `transformers` without any of our choices
 memory  the largest microbatch per size, card and ranks
 
-Results go to benchmarks/results and docs/speed.md; --quick and toy keep them in --work. What does not fit into memory
-gets a row that says so. --ranks starts that many processes of Composer's launcher on this machine.
+Results go to benchmarks/results and docs/train/speed.md; --quick and toy keep them in --work. What does not fit into
+memory gets a row that says so. --ranks starts that many processes of Composer's launcher on this machine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from benchmarks.training import memory_section, train_section
 
 HERE = Path(__file__).resolve().parent.parent
 WORK = HERE.parent / "build" / "bench"
-DOCUMENT = HERE.parent / "docs" / "speed.md"
+DOCUMENT = HERE.parent / "docs" / "train" / "speed.md"
 GPU_SIZES = ["350M", "1.3B", "6.7B"]
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.writing.embedding_study GENERALIST.jsonl.zst --specialist NAME=FILE … --work FOLDER
 
 Files are JSONL with `text` and `domain`, plain or compressed. Vectors are kept in the work folder, so that measuring
-again takes a minute. docs/embedding.md says what is measured and what came out.
+again takes a minute. docs/write/embedding.md says what is measured and what came out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The measurements of docs/tree.md: how the tree's centroids are made, what balancing buys, tree against flat k-means.
+"""The measurements of docs/write/tree.md: making the centroids, what balancing buys, tree against flat k-means.
 
     python -m benchmarks.writing.tree_study EMBEDDINGS.npy [--domains DOMAINS.npy] [--seeds 3] [--shapes 64x1 16x2 64x2]
         [--plot FILE]

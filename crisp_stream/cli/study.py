@@ -74,7 +74,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _add_show(verbs: Any) -> None:
-    verb = add_verb(verbs, "show", _show, "Print a packaged study, to be changed and run. Its keys: docs/study.md.")
+    verb = add_verb(verbs, "show", _show, "Print a packaged study, to change and run. Its keys: docs/judge/study.md.")
     verb.add_argument("name", metavar="NAME", help="small, miniature or h100")
 
 

@@ -41,7 +41,7 @@ class ModelRecord:
     """Histograms of the phases of its mixture, in order."""
     mixture_fingerprint: str | None = None
     training: dict[str, Any] = field(default_factory=dict)
-    """The whole training record (docs/export.md)."""
+    """The whole training record (docs/judge/export.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)

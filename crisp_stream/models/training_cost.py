@@ -46,7 +46,7 @@ def gpt_parameters(*, n_layer: int, n_embd: int, n_positions: int, vocab_size: i
 
 
 def training_cost(record: dict[str, Any]) -> TrainingCost:
-    """Cost of the model that a training record (docs/export.md) is of, its parents' included.
+    """Cost of the model that a training record (docs/judge/export.md) is of, its parents' included.
 
     Raises:
         InputError: the record does not say what was trained.

@@ -47,7 +47,7 @@ def training_record(checkpoint: dict[str, Any], origin: Path | str) -> dict[str,
         origin: names it in errors.
 
     Returns:
-        The keys of training.json (docs/export.md); values that the checkpoint does not know are None.
+        The keys of training.json (docs/judge/export.md); values that the checkpoint does not know are None.
 
     Raises:
         FormatError: not of a GPT-2 model, or the record is damaged.

@@ -7,7 +7,7 @@ library that multiplies or of the processor.
 
 `Scorer` multiplies in float32. Small families share everything but the product itself, and rows are gathered into
 memory that stays in the cache. float16 is widened by integer shifts: numpy's own conversion takes 0.9 microseconds for
-384 numbers, more than a product with 64 centroids (0.5); the shifts take 0.15. docs/tree.md has the measurements.
+384 numbers, more than a product with 64 centroids (0.5); the shifts take 0.15. docs/write/tree.md has the measurements.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Every case runs the training loop `for batch in DataLoader(MixtureDataset(…))` against a real S3 server behind a
 fault-injecting proxy (fault_proxy.py), compares every batch with the source, and looks for hangs and litter. The cases
-together make the table of docs/faults.md (fault_table.py).
+together make the table of docs/train/faults.md (fault_table.py).
 """
 
 from __future__ import annotations

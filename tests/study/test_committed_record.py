@@ -1,4 +1,4 @@
-"""The record that docs/study.md is written from gives the tables and figures that are committed beside it."""
+"""The record that docs/judge/study.md is written from gives the tables and figures that are committed beside it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from crisp_stream.cli.main import main
 from crisp_stream.study.record.record import StudyResults
 
-RECORD = Path(__file__).parents[2] / "docs" / "study" / "miniature"
+RECORD = Path(__file__).parents[2] / "docs" / "judge" / "study" / "miniature"
 
 
 def test_tables_and_figures_of_the_docs_are_made_by_the_command_that_the_docs_name(tmp_path: Path) -> None:

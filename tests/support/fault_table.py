@@ -1,4 +1,4 @@
-"""Write the table of docs/faults.md from what really happens: `python -m tests.support.fault_table`."""
+"""Write the table of docs/train/faults.md from what really happens: `python -m tests.support.fault_table`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "faults.md"
+PAGE = Path(__file__).parent.parent.parent / "docs" / "train" / "faults.md"
 BEGIN, END = "<!-- table: python -m tests.support.fault_table -->", "<!-- end of the table -->"
 VARYING = {
     r"s3://crisp-tests/(faults|prefix)-\w+": "s3://bucket/data",
@@ -41,7 +41,7 @@ def main() -> None:
         rows = Path(folder) / "rows.json"
         environment = {**os.environ, "CRISP_STREAM_FAULT_TABLE": str(rows)}
         command = [sys.executable, "-m", "pytest", "-q", "tests/loading/test_faults.py"]
-        subprocess.run(command, env=environment, check=True, cwd=PAGE.parent.parent)
+        subprocess.run(command, env=environment, check=True, cwd=PAGE.parents[2])
         table = markdown(json.loads(rows.read_text()))
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, CPython {platform.python_version()}"
     page = PAGE.read_text()

@@ -2,7 +2,7 @@
 
 all-MiniLM-L6-v2 reads only the first 256 word pieces of a text; a window of 1,024 tokens is therefore placed in the
 tree by its beginning. That is the paper's setting and the default; `reads="all"` takes the mean over the whole window
-instead, at about four times the cost (docs/embedding.md compares them). Both are recorded in the manifest, because
+instead, at about four times the cost (docs/write/embedding.md compares them). The manifest records both, because
 specialist examples must be embedded the same way.
 
 The forward pass calls the model's modules on ids that are tokenised already (`pieces.py`). Batches hold sequences of

@@ -3,7 +3,7 @@
 Fitted on a sample of the corpus's windows, and stored with the dataset, because a task's examples must be embedded
 by the same terms. It reads the whole window and needs no neural network: measured 4,000 windows of 4,000 characters/s
 per core, 280 times MiniLM's rate. The paper finds its clusters worse at every size (Figure 5);
-docs/embedding.md has a comparison.
+docs/write/embedding.md has a comparison.
 
 A term is a run of two or more letters, digits or underscores, lower-cased, that stands in at least two texts; the
 `max_terms` most widespread are kept. Weight of a term in a text: (1 + ln count) · (1 + ln((1 + texts) / (1 + texts with

@@ -1,8 +1,8 @@
 """K-means of one tree node: k-means++ seeds, then EM steps on fresh examples, with balancing (paper, Appendix A).
 
 A cluster that gets more than the balancing limit of a step's assignments shares them, evenly and at random, with the
-smallest cluster. The centroid of a step is the normalised mean of that step's assignments alone: docs/tree.md has the
-measurements.
+smallest cluster. The centroid of a step is the normalised mean of that step's assignments alone: docs/write/tree.md has
+the measurements.
 """
 
 from __future__ import annotations

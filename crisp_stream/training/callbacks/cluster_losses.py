@@ -2,7 +2,7 @@
 
 The training loss is a mean over tokens, and by the time a callback sees it the windows are gone. Here the same
 cross-entropy is computed without its last reduction, so that the sum of each window stands beside the mean. It costs
-nothing that can be measured (docs/runs.md); a pass of its own over the logits would read them once more, in float32.
+nothing that can be measured (docs/train/runs.md); a second pass over the logits would read them again, in float32.
 """
 
 from __future__ import annotations
