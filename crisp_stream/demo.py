@@ -1,21 +1,19 @@
-"""`crisp-stream demo`: the whole method on real text, from fetching it to the page that judges it.
+"""`crisp-stream demo`: the whole method on real text, from fetching it to the page with the verdict.
 
-Every output says what it was made from, so a later run keeps what is there and fits, on any machine that sees the same
-dataset: the corpus files are named by their content, the dataset and the histogram record those names, and each
-training leaves a key of its recipe, dataset and histogram beside its checkpoints. There is no state file to go stale.
+Every output says what it was made from, so a later run keeps what fits: the corpus files are named by their content,
+the dataset and the histogram record those names, and each training leaves a key of its recipe, dataset and histogram
+beside its checkpoints. There is no state file to go stale.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,18 +26,22 @@ from crisp_stream.errors import FormatError, InputError
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.format.manifest import MANIFEST, Manifest
 from crisp_stream.histograms.histogram import Histogram
-from crisp_stream.inspection.summary import top_nodes
-from crisp_stream.report.demo_page import Comparison, RunResult, write_report
+from crisp_stream.inspection.summary import NodeSummary, top_nodes
 from crisp_stream.report.evaluation import Evaluation
 from crisp_stream.report.page import write_page
-from crisp_stream.report.runs import read_run
-from crisp_stream.results.results import TextResults, load_all, load_results, results_path
+from crisp_stream.report.runs import TrainingRun, read_run
+from crisp_stream.report.verdict import verdict_of
+from crisp_stream.results.results import TextResults, load_results, results_path
+from crisp_stream.results.tables import PERPLEXITY, RATIO
 from crisp_stream.storage.store import cache_folder, is_remote, open_store
 from crisp_stream.table import format_bytes
 
 Log = Callable[[str], None]
 
 TASK = "medical abstracts"
+CORPUS = "the corpus"
+_SETS = {"task": TASK, "corpus": CORPUS}
+"""Sets of held-out documents: name in the files of results, and title on the page."""
 _NUM_STEPS = 6
 _TOP_CLUSTERS = 8
 _PART_CHARACTERS = 150_000
@@ -49,7 +51,7 @@ _SAMPLE_CHARACTERS = 150
 
 @dataclass(frozen=True, kw_only=True)
 class DemoScale:
-    """How much of everything. The defaults take about 7 minutes on 2 cores, half of it embedding."""
+    """Sizes of all parts. The defaults take about 7 minutes on 2 cores, half of it embedding."""
 
     generalist_characters: int = 3_200_000
     """Length of the corpus."""
@@ -77,18 +79,42 @@ class DemoScale:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoResult:
-    """What a run of the demo came to."""
+    """Outcome of a run of the demo."""
 
-    comparison: Comparison
-    """The numbers."""
-    report: Path
-    """The page that compares the runs."""
-    map_page: Path
-    """The page of the tree, the task and the runs."""
+    evaluation: Evaluation
+    """Results of `base` and `crisp` on every held-out document."""
+    runs: Mapping[str, TrainingRun]
+    """The trainings, `base` and `crisp`."""
+    clusters: Sequence[NodeSummary]
+    """The task's heaviest clusters, heaviest first."""
+    page: Path
+    """The HTML page."""
     kept: tuple[str, ...]
     """Outputs of earlier runs that were used as they stood: `dataset`, `histogram`, `base`, `crisp`."""
     seconds: float
     """Wall time."""
+
+    def text(self) -> str:
+        """The main numbers of the page for a terminal, and the verdict."""
+        base, crisp = self.runs["base"], self.runs["crisp"]
+        lines = [f"{'held-out perplexity':<22}{'base':>10}{'crisp':>10}{'crisp : base':>15}"]
+        rows = {(row.judged.name, row.results.model_name): row.estimates for row in self.evaluation.rows}
+        for name in _SETS.values():
+            perplexities = "".join(f"{rows[name, model][PERPLEXITY].value:>10.1f}" for model in self.runs)
+            lines.append(f"{name:<22}{perplexities}{rows[name, 'crisp'][RATIO].value:>15.2f}")
+        errors = (f"{run.record['mixture_error']:>10.4f}" for run in (base, crisp))
+        read = (f"{format_bytes(run.totals['bytes_read']):>10}" for run in (base, crisp))
+        lines += [
+            f"{'mixture error':<22}{''.join(errors)}",
+            f"{'bytes read':<22}{''.join(read)}",
+            "",
+            f"{'cluster':>7}{'of the task':>13}{'of the corpus':>15}{'w':>7}  beginning of one of its windows",
+        ]
+        lines += [
+            f"{row.node:>7}{row.share:>13.1%}{row.generalist_share:>15.1%}{row.weight:>7.1f}  {row.text[:70]}"
+            for row in self.clusters
+        ]
+        return "\n".join([*lines, "", verdict_of(self.evaluation).sentence])
 
 
 @dataclass
@@ -101,7 +127,7 @@ class _Steps:
     kept: list[str] = field(default_factory=list)
 
     def begin(self, title: str) -> None:
-        """One line per step, with the time since the start."""
+        """Announce a step, with the time since the start."""
         self.number += 1
         self.log(f"\n[{self.number}/{_NUM_STEPS}] {title}  ({_clock(self.seconds)})")
 
@@ -112,7 +138,7 @@ class _Steps:
 
     @property
     def seconds(self) -> float:
-        """Since the start."""
+        """Wall time since the start."""
         return time.monotonic() - self.started
 
 
@@ -125,7 +151,7 @@ def run_demo(
     scale: DemoScale | None = None,
     log: Log = print,
 ) -> DemoResult:
-    """Fetch text, write the dataset, count the task, train base and CRISP, judge them, write the pages.
+    """Fetch text, write the dataset, count the task, train base and CRISP, judge them, write the page.
 
     Args:
         out: root of the dataset, a folder or an object-store prefix. Default: `data` in the run folder.
@@ -155,45 +181,23 @@ def run_demo(
         for name in ("base", "crisp")
     }
     steps.begin("judge both on held-out text")
-    base, crisp = (_judge(label, runs[label.lower()], corpora, log) for label in ("base", "CRISP"))
-    comparison = Comparison(
-        task=TASK,
-        base=base,
-        crisp=crisp,
+    evaluation = Evaluation(results=_judge(runs, corpora, log), baseline="base")
+    trainings = {name: read_run(str(run.folder), dataset) for name, run in runs.items()}
+    page = write_page(
+        folder / "report.html", dataset, {TASK: histogram}, list(trainings.values()), evaluation=evaluation
+    )
+    result = DemoResult(
+        evaluation=evaluation,
+        runs=trainings,
         clusters=top_nodes(dataset, histogram, _TOP_CLUSTERS, _SAMPLE_CHARACTERS),
-        facts=_facts(dataset, histogram, runs),
+        page=page,
+        kept=tuple(steps.kept),
+        seconds=steps.seconds,
     )
-    log("\n" + comparison_text(comparison))
-    report = write_report(folder / "report.html", comparison)
-    shown = [read_run(str(run.folder), dataset) for run in runs.values()]
-    evaluation = Evaluation(results=load_all([judged_folder(folder)]), baseline="base")
-    map_page = write_page(folder / "map.html", dataset, {TASK: histogram}, shown, evaluation=evaluation)
-    log(f"\nreport: {report}, the tree as a map: {map_page}  (all done in {_clock(steps.seconds)})")
+    log("\n" + result.text())
+    log(f"\npage: {page}  (all done in {_clock(result.seconds)})")
     log(f"every example of it: crisp-stream results better {judged_folder(folder)} --than base")
-    return DemoResult(
-        comparison=comparison, report=report, map_page=map_page, kept=tuple(steps.kept), seconds=steps.seconds
-    )
-
-
-def comparison_text(comparison: Comparison) -> str:
-    """The numbers of the page for a terminal."""
-    base, crisp = comparison.base, comparison.crisp
-    lines = [
-        f"{'held-out perplexity':<22}{base.name:>10}{crisp.name:>10}{'CRISP : base':>15}",
-        f"{comparison.task:<22}{base.specialist_perplexity:>10.1f}{crisp.specialist_perplexity:>10.1f}"
-        f"{comparison.specialist_ratio:>15.2f}",
-        f"{'corpus':<22}{base.generalist_perplexity:>10.1f}{crisp.generalist_perplexity:>10.1f}"
-        f"{comparison.generalist_ratio:>15.2f}",
-        f"{'mixture error':<22}{base.mixture_error:>10.4f}{crisp.mixture_error:>10.4f}",
-        f"{'bytes read':<22}{format_bytes(base.bytes_read):>10}{format_bytes(crisp.bytes_read):>10}",
-        "",
-        f"{'cluster':>7}{'of the task':>13}{'of the corpus':>15}{'w(c)':>7}  a window of it",
-    ]
-    lines += [
-        f"{row.node:>7}{row.share:>13.1%}{row.generalist_share:>15.1%}{row.weight:>7.1f}  {row.text[:70]}"
-        for row in comparison.clusters
-    ]
-    return "\n".join([*lines, "", comparison.verdict])
+    return result
 
 
 def _fetch(scale: DemoScale, folder: Path, cache: Path, steps: _Steps) -> Corpora:
@@ -241,7 +245,7 @@ def _write(scale: DemoScale, corpora: Corpora, root: str, steps: _Steps) -> Data
 
 def _is_ours(manifest: Manifest, scale: DemoScale, corpora: Corpora) -> bool:
     provenance = manifest.provenance
-    found = {
+    recorded = {
         "inputs": provenance.get("inputs"),
         "window_tokens": manifest.window_tokens,
         "vocab_size": manifest.tokenizer.vocab_size,
@@ -250,8 +254,8 @@ def _is_ours(manifest: Manifest, scale: DemoScale, corpora: Corpora) -> bool:
         "depth": manifest.depth,
         "min_examples_to_split": (provenance.get("tree") or {}).get("min_examples_to_split"),
     }
-    asked = {name: getattr(scale, name) for name in found if name != "inputs"}
-    return found == {"inputs": [corpora.generalist.name], **asked}
+    sizes = {name: getattr(scale, name) for name in recorded if name != "inputs"}
+    return recorded == {"inputs": [corpora.generalist.name], **sizes}
 
 
 def _count(scale: DemoScale, corpora: Corpora, dataset: Dataset, folder: Path, steps: _Steps) -> tuple[Histogram, Path]:
@@ -261,13 +265,13 @@ def _count(scale: DemoScale, corpora: Corpora, dataset: Dataset, folder: Path, s
     path = folder / "task.parquet"
     if path.is_file():
         try:
-            found = Histogram.load(path)
+            earlier = Histogram.load(path)
         except FormatError:
-            found = None
+            earlier = None
         wanted = (dataset.manifest.tree_fingerprint, scale.level, [corpora.specialist.name])
-        if found and (found.tree_fingerprint, found.level, found.provenance.get("inputs")) == wanted:
-            steps.keep("histogram", f"{len(found.nodes)} clusters in {path}")
-            return found, path
+        if earlier and (earlier.tree_fingerprint, earlier.level, earlier.provenance.get("inputs")) == wanted:
+            steps.keep("histogram", f"{len(earlier.nodes)} clusters in {path}")
+            return earlier, path
     histogram = count_examples((str(corpora.specialist),), data=dataset.root, level=scale.level, log=steps.log)
     histogram.save(path)
     return histogram, path
@@ -293,9 +297,9 @@ class _Run:
 
     folder: Path
     key: str
+    """Fingerprint of everything that it was made from."""
     record: dict[str, Any]
     """run.json."""
-    losses: list[tuple[int, float]]
 
 
 def _train(recipe: Recipe, dataset: Dataset, histogram: Histogram, fresh: bool, steps: _Steps) -> _Run:
@@ -322,69 +326,44 @@ def _train(recipe: Recipe, dataset: Dataset, histogram: Histogram, fresh: bool, 
         steps.log(report.table())
         if report.interrupted_by is not None:
             raise KeyboardInterrupt
-    with (folder / "losses.csv").open(newline="") as file:
-        losses = [(int(row["batch"]), float(row["loss"])) for row in csv.DictReader(file)]
-    return _Run(folder=folder, key=key, record=json.loads((folder / "run.json").read_text()), losses=losses)
+    return _Run(folder=folder, key=key, record=json.loads(record.read_text()))
 
 
-def _judge(label: str, run: _Run, corpora: Corpora, log: Log) -> RunResult:
-    """Perplexity on both held-out sets; the results of every example are kept in `judged`."""
-    specialist, generalist = (
-        _perplexity(label.lower(), run, name, test)
-        for name, test in (("task", corpora.specialist_test), ("corpus", corpora.generalist_test))
-    )
-    log(f"{label}: {specialist:.1f} on {TASK}, {generalist:.1f} on the corpus")
-    return RunResult(
-        name=label,
-        specialist_perplexity=specialist,
-        generalist_perplexity=generalist,
-        losses=run.losses,
-        num_tokens=run.record["tokens"],
-        bytes_read=run.record["bytes_read"],
-        mixture_error=run.record["mixture_error"],
-    )
+def _judge(runs: dict[str, _Run], corpora: Corpora, log: Log) -> list[TextResults]:
+    """Judge both models on both held-out sets; the results of every example are kept in `judged`."""
+    tests = {"task": corpora.specialist_test, "corpus": corpora.generalist_test}
+    results = []
+    for model, run in runs.items():
+        for set_name, test in tests.items():
+            judged = _results(model, run, set_name, test)
+            results.append(replace(judged, set_name=_SETS[set_name]))
+            log(f"{model}: judged on {judged.num_examples} documents of {_SETS[set_name]}")
+    return results
 
 
-def _perplexity(name: str, run: _Run, set_name: str, test: Path) -> float:
+def _results(model: str, run: _Run, set_name: str, test: Path) -> TextResults:
     from crisp_stream.evaluation.models import open_model
     from crisp_stream.evaluation.perplexity import judge_texts
 
     folder = judged_folder(run.folder.parent)
     key = _fingerprint(run.key, test.name)
-    path = results_path(folder, name, set_name)
-    found = load_results(path) if Path(path).is_file() else None
-    if not isinstance(found, TextResults) or found.notes.get("key") != key:
-        model = open_model(run.record["checkpoint"], name=name)
-        found = replace(judge_texts(model, _texts(test), set_name=set_name), notes={"key": key})
-        found.save(folder)
-    return math.exp(found.losses.mean())
+    path = results_path(folder, model, set_name)
+    results = load_results(path) if Path(path).is_file() else None
+    if not isinstance(results, TextResults) or results.notes.get("key") != key:
+        opened = open_model(run.record["checkpoint"], name=model)
+        results = replace(judge_texts(opened, _texts(test), set_name=set_name), notes={"key": key})
+        results.save(folder)
+    return results
 
 
 def judged_folder(run_folder: Path) -> Path:
-    """Where the results of every example are: for `crisp-stream results`."""
+    """Folder with the results of every example, for `crisp-stream results`."""
     return run_folder / "judged"
 
 
 def _texts(path: Path) -> list[str]:
     with path.open(encoding="utf-8") as file:
         return [json.loads(line)["text"] for line in file]
-
-
-def _facts(dataset: Dataset, histogram: Histogram, runs: dict[str, _Run]) -> dict[str, str]:
-    manifest, counted = dataset.manifest, histogram.provenance
-    record = runs["crisp"].record
-    return {
-        "Dataset": dataset.root,
-        "Windows": f"{manifest.num_windows:,} of {manifest.window_tokens} tokens in {manifest.num_shards} shards",
-        "Tree": f"arity {manifest.arity}, depth {manifest.depth}, {manifest.num_leaves:,} leaves with windows",
-        "Tokenizer": f"byte-level BPE, {manifest.tokenizer.vocab_size:,} entries",
-        "Encoder": f"{manifest.encoder.name}, first {manifest.encoder.max_length} word pieces",
-        "Task": f"{counted['examples']:,} {TASK}, {counted['windows']:,} windows",
-        "Histogram": f"{len(histogram.nodes):,} clusters at level {histogram.level}",
-        "Model": f"GPT of {record['num_parameters']:,} parameters",
-        "Training": f"{record['batches']:,} batches, {record['tokens']:,} tokens each, seed {record['recipe']['seed']}",
-        "Time of base, CRISP": ", ".join(f"{run.record['wall_seconds']:.0f} s" for run in runs.values()),
-    }
 
 
 def _fingerprint(*parts: Any) -> str:

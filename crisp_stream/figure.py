@@ -5,17 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from crisp_stream.errors import InputError
+from crisp_stream.errors import InputError, import_extra
 
 PICTURES = (".svg", ".png", ".pdf")
-"""What plots are written as."""
+"""File suffixes of plots."""
 
 
 def check_picture(path: str | Path) -> Path:
-    """Raises InputError: not a kind of picture that plots are written as."""
+    """Check the suffix of a plot's file. Raises InputError."""
     if Path(path).suffix.lower() not in PICTURES:
         raise InputError(f"--plot: must end in {', '.join(PICTURES)}, got {path}.")
     return Path(path)
+
+
+def blank_figure(width: float, height: float) -> Any:
+    """Make an empty matplotlib figure, in inches. Raises MissingExtraError: matplotlib is not installed."""
+    import_extra("matplotlib", extra="eval", purpose="drawing figures")
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def save_figure(figure: Any, path: str | Path) -> Path:

@@ -1,25 +1,40 @@
-"""SplitMix64: a cheap hash of integers, for whole arrays and for one number."""
+"""SplitMix64, a cheap hash of integers, for whole arrays and for one number; and sha256 of a file."""
 
 from __future__ import annotations
+
+import hashlib
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+_STEP = 0x9E3779B97F4A7C15
+_FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+_LOW_64_BITS = (1 << 64) - 1
+
 
 def splitmix64_finalise(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The bijective mixing step of SplitMix64, element by element."""
+    """Spread every bit over all, element by element: the finaliser of SplitMix64, a bijection."""
     with np.errstate(over="ignore"):
-        mixed = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        mixed = (values ^ (values >> np.uint64(30))) * np.uint64(_FACTORS[0])
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(_FACTORS[1])
     return mixed ^ (mixed >> np.uint64(31))
 
 
-_WORD = (1 << 64) - 1
+def splitmix64(states: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Compute the number that SplitMix64 gives next in each of these states."""
+    return splitmix64_finalise(states + np.uint64(_STEP))
 
 
-def uniform(number: int) -> float:
-    """A hash of a document's number, uniform in [0, 1): the SplitMix64 finaliser."""
-    mixed = number * 0x9E3779B97F4A7C15 & _WORD
-    mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & _WORD
-    mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB & _WORD
+def unit_hash(number: int) -> float:
+    """Hash a number to [0, 1): the `number`-th output of SplitMix64 from seed 0. In Python, fast for one number."""
+    mixed = number * _STEP & _LOW_64_BITS
+    mixed = (mixed ^ mixed >> 30) * _FACTORS[0] & _LOW_64_BITS
+    mixed = (mixed ^ mixed >> 27) * _FACTORS[1] & _LOW_64_BITS
     return (mixed ^ mixed >> 31) / 2**64
+
+
+def file_sha256(path: Path) -> str:
+    """Hash the content of a file; returns the hex digest."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

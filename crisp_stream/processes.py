@@ -1,4 +1,4 @@
-"""Work in other processes, and how it is shown.
+"""Work in other processes, and the display of its progress.
 
 Processes are spawned, never forked (torch and the object-store client do not survive a fork), and the backlog is
 bounded, so the reader of documents waits instead of filling memory. With one process the work runs in the caller:
@@ -31,7 +31,7 @@ _worker_index = 0
 
 
 def worker_index() -> int:
-    """0, 1, … for the processes of a pool; 0 in the caller's own. Chooses the GPU of a worker."""
+    """0, 1, … for the processes of a pool; 0 in the process that started it. Chooses the GPU of a worker."""
     return _worker_index
 
 
@@ -54,17 +54,17 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def num_processes(asked: int | None) -> int:
-    """The asked number, or one per core this process may use. Raises InputError below 1."""
-    if asked is None:
+def num_processes(processes: int | None) -> int:
+    """The number of processes, one per core that this process may use when None. Raises InputError below 1."""
+    if processes is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if asked < 1:
-        raise InputError(f"processes: must be at least 1, got {asked}. Leave it out to use every core.")
-    return asked
+    if processes < 1:
+        raise InputError(f"processes: must be at least 1, got {processes}. Leave it out to use every core.")
+    return processes
 
 
 def map_unordered(function: Callable[[Task], Result], tasks: Iterable[Task], *, processes: int) -> Iterator[Result]:
-    """`Pool.map_unordered` with a pool for this call alone; with one process, in the caller's own."""
+    """`Pool.map_unordered` with a pool for this call alone; with one process, in the calling one."""
     if processes == 1:
         yield from map(function, tasks)
         return
@@ -130,7 +130,7 @@ class Pool:
 
 
 class Progress:
-    """How far a stage is: a bar on a terminal, else a line every ten seconds."""
+    """Display of a stage's progress: a bar on a terminal, else a line every ten seconds."""
 
     def __init__(self, stage: str, unit: str, *, log: Log, total: int | None = None) -> None:
         """Args:
@@ -167,10 +167,3 @@ class Progress:
         seconds = max(time.monotonic() - self._started, 1e-9)
         of_total = f" of {self._total:,}" if self._total is not None else ""
         return f"{self._count:,}{of_total} {self._unit} in {seconds:.0f} s ({self._count / seconds:,.1f} a second)"
-
-
-def aligned(rows: Iterable[tuple[str, str]]) -> str:
-    """Names and values as lines of two columns, for the table at the end of a long job."""
-    held = list(rows)
-    width = max(len(name) for name, _ in held)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in held)

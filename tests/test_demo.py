@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from html import escape
 from pathlib import Path
 
 import pytest
 
-from crisp_stream.demo import DemoResult, DemoScale, comparison_text, run_demo
+from crisp_stream.demo import DemoResult, DemoScale, run_demo
 from crisp_stream.errors import InputError
 from crisp_stream.format.dataset import open_dataset
+from crisp_stream.report.verdict import verdict_of
+from crisp_stream.results.tables import PERPLEXITY
 from tests.support.seaweed import S3Server
 
 SMALL = DemoScale(
@@ -59,27 +62,44 @@ def again(demo: LocalDemo, *, scale: DemoScale = SMALL, fresh: bool = False) -> 
     return result, "\n".join(lines)
 
 
-def test_every_step_is_announced_and_the_numbers_are_printed(demo: LocalDemo) -> None:
+def perplexities(result: DemoResult) -> dict[tuple[str, str], float]:
+    """By model and set."""
+    return {
+        (row.results.model_name, row.judged.name): row.estimates[PERPLEXITY].value for row in result.evaluation.rows
+    }
+
+
+def test_every_step_is_announced_and_the_numbers_and_the_page_are_printed(demo: LocalDemo) -> None:
     assert [f"[{number}/6]" in demo.log for number in range(1, 7)] == [True] * 6
-    assert comparison_text(demo.result.comparison) in demo.log
-    assert demo.result.comparison.verdict in demo.log
+    assert demo.result.text() in demo.log
+    assert f"page: {demo.folder / 'report.html'}" in demo.log
     assert demo.result.kept == ()
 
 
+def test_the_printed_table_holds_the_measured_numbers(demo: LocalDemo) -> None:
+    lines = demo.result.text().splitlines()
+    measured = perplexities(demo.result)
+    base, crisp = measured["base", "medical abstracts"], measured["crisp", "medical abstracts"]
+    assert lines[1].split() == ["medical", "abstracts", f"{base:.1f}", f"{crisp:.1f}", f"{crisp / base:.2f}"]
+    assert lines[-1] == verdict_of(demo.result.evaluation).sentence
+
+
 def test_the_numbers_are_measured(demo: LocalDemo) -> None:
-    for run in (demo.result.comparison.base, demo.result.comparison.crisp):
-        assert 1 < run.specialist_perplexity < 2 * SMALL.vocab_size
-        assert 1 < run.generalist_perplexity < 2 * SMALL.vocab_size
+    measured = perplexities(demo.result)
+    assert set(measured) == {
+        (model, name) for model in ("base", "crisp") for name in ("medical abstracts", "the corpus")
+    }
+    assert all(1 < value < 2 * SMALL.vocab_size for value in measured.values())
+    for run in demo.result.runs.values():
         assert [batch for batch, _ in run.losses] == [1, 2, 3, 4]
         assert all(math.isfinite(loss) for _, loss in run.losses)
-        assert run.num_tokens == 4 * 4 * SMALL.window_tokens
-        assert run.bytes_read > 0
-        assert 0 <= run.mixture_error <= 1
+        assert run.record["tokens"] == 4 * 4 * SMALL.window_tokens
+        assert run.totals["bytes_read"] > 0
+        assert 0 <= run.record["mixture_error"] <= 1
 
 
 def test_both_runs_start_alike_and_see_different_text(demo: LocalDemo) -> None:
-    base, crisp = demo.result.comparison.base, demo.result.comparison.crisp
-    assert base.num_tokens == crisp.num_tokens
+    base, crisp = demo.result.runs["base"], demo.result.runs["crisp"]
     assert base.losses[0][1] == pytest.approx(crisp.losses[0][1], rel=0.05)
     assert base.losses != crisp.losses
 
@@ -88,25 +108,31 @@ def test_the_dataset_has_a_tree_of_two_levels_and_the_task_its_clusters(demo: Lo
     dataset = open_dataset(str(demo.folder / "data"))
     assert (dataset.manifest.arity, dataset.manifest.depth) == (4, 2)
     assert dataset.manifest.num_leaves > SMALL.arity
-    clusters = demo.result.comparison.clusters
+    clusters = demo.result.clusters
     assert all(cluster.text for cluster in clusters if cluster.num_windows)
     assert [cluster.share for cluster in clusters] == sorted((cluster.share for cluster in clusters), reverse=True)
 
 
-def test_the_pages_are_written(demo: LocalDemo) -> None:
-    page = demo.result.report.read_text(encoding="utf-8")
-    assert demo.result.report == demo.folder / "report.html"
-    assert f"{demo.result.comparison.crisp.specialist_perplexity:,.1f}" in page
-    assert demo.result.map_page == demo.folder / "map.html"
-    tree = demo.result.map_page.read_text(encoding="utf-8")
-    assert "medical abstracts" in tree
-    assert 'id="runs"' in tree
+def test_one_page_is_written_that_begins_with_the_verdict(demo: LocalDemo) -> None:
+    assert demo.result.page == demo.folder / "report.html"
+    assert [path.name for path in demo.folder.glob("*.html")] == ["report.html"]
+    page = demo.result.page.read_text(encoding="utf-8")
+    assert page.count(escape(verdict_of(demo.result.evaluation).sentence)) == 1
+    assert f"{perplexities(demo.result)['crisp', 'medical abstracts']:,.1f}" in page
+    for run in demo.result.runs.values():
+        assert f"{run.name}: last loss {run.record['final_loss']:.4f}" in page
+    assert "served to demo-crisp" in page
+
+
+def test_the_results_keep_their_names_on_disk(demo: LocalDemo) -> None:
+    kept = sorted(path.name for path in (demo.folder / "judged").iterdir())
+    assert kept == [f"{model}.{name}.results.parquet" for model in ("base", "crisp") for name in ("corpus", "task")]
 
 
 def test_a_second_run_keeps_everything_and_says_so(demo: LocalDemo) -> None:
     result, log = again(demo)
     assert result.kept == ("dataset", "histogram", "base", "crisp")
-    assert result.comparison == demo.result.comparison
+    assert result.text() == demo.result.text()
     for name in result.kept:
         assert f"{name}: found, kept" in log
 
@@ -115,11 +141,11 @@ def test_other_training_settings_train_again_on_the_same_dataset(demo: LocalDemo
     changed = dataclasses.replace(SMALL, recipe_overrides=(*SMALL.recipe_overrides, "optimizer.lr=0.01"))
     result, log = again(demo, scale=changed)
     assert result.kept == ("dataset", "histogram")
-    assert result.comparison.base.losses[1:] != demo.result.comparison.base.losses[1:]
+    assert result.runs["base"].losses[1:] != demo.result.runs["base"].losses[1:]
     assert "base: an earlier training with other settings is removed" in log
     result, _ = again(demo, fresh=True)
     assert result.kept == ("dataset", "histogram")
-    assert result.comparison.base.losses == demo.result.comparison.base.losses
+    assert result.runs["base"].losses == demo.result.runs["base"].losses
 
 
 def test_a_damaged_histogram_is_counted_again(demo: LocalDemo) -> None:
@@ -142,12 +168,9 @@ def test_the_demo_in_an_object_store_gives_the_same_numbers(demo: LocalDemo, s3:
     result = run_demo(prefix, run_folder=tmp_path, scale=SMALL, log=print)
     written = open_dataset(prefix)
     assert written.manifest == open_dataset(str(demo.folder / "data")).manifest
-    for ours, local in (
-        (result.comparison.base, demo.result.comparison.base),
-        (result.comparison.crisp, demo.result.comparison.crisp),
-    ):
-        assert ours.losses == local.losses
-        assert ours.specialist_perplexity == pytest.approx(local.specialist_perplexity)
-        assert ours.mixture_error == local.mixture_error
+    for name, run in result.runs.items():
+        assert run.losses == demo.result.runs[name].losses
+        assert run.record["mixture_error"] == demo.result.runs[name].record["mixture_error"]
+    assert perplexities(result) == pytest.approx(perplexities(demo.result))
     again = run_demo(prefix, run_folder=tmp_path, scale=SMALL, log=print)
     assert again.kept == ("dataset", "histogram", "base", "crisp")

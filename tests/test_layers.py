@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import graphlib
+import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from tests.test_imports import ROOT, imported_modules, product_sources
+from tests.test_imports import HEAVY, ROOT, imported_modules, product_sources
 
 LAYERS = """cli | study demo | training | evaluation selection report | inspection forecast | loading counting corpora
             | writers histograms results | format models | config examples order tree
@@ -106,3 +108,41 @@ def test_a_circle_hidden_in_a_function_is_seen(tmp_path: Path) -> None:
 
 def test_a_wide_folder_is_seen() -> None:
     assert too_wide([Path("order") / f"part_{number}.py" for number in range(MOST_MODULES + 1)]) == {"order": 19}
+
+
+def packages() -> list[Path]:
+    """The `__init__.py` of every package below crisp_stream."""
+    return [path for path in product_sources() if path.name == "__init__.py" and path.parent != ROOT / "crisp_stream"]
+
+
+def heavy_files(folder: Path) -> dict[str, set[str]]:
+    """The files of a package that import each heavy library."""
+    imports = {path.name: {name.partition(".")[0] for name in imported_modules(path)} for path in folder.glob("*.py")}
+    libraries = {library: {file for file, names in imports.items() if library in names} for library in HEAVY}
+    return {library: files for library, files in libraries.items() if files}
+
+
+def stated_heavy_files(docstring: str) -> dict[str, set[str]]:
+    """`torch (batches.py, topology.py), composer (any file)` as a mapping."""
+    stated = re.findall(r"(\w+)\s+\(([^)]+)\)", docstring.partition("Heavy libraries:")[2])
+    return {library: set(re.split(r",\s+", files)) for library, files in stated}
+
+
+@pytest.mark.parametrize("path", packages(), ids=lambda path: path.parent.relative_to(ROOT).as_posix())
+def test_every_package_says_what_it_takes_and_gives_and_where_heavy_libraries_are(path: Path) -> None:
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    assert 5 <= len(docstring.splitlines()) <= 15
+    assert re.search(r"\nIn: .+\nOut: .+\nBegin with: .+\nHeavy libraries: ", docstring, re.DOTALL)
+    named = set(re.findall(r"\w+\.py", docstring)) - set(re.findall(r"\w+\.py(?= in the folder above)", docstring))
+    assert {name for name in named if not (path.parent / name).is_file()} == set()
+    stated, real = stated_heavy_files(docstring), heavy_files(path.parent)
+    assert {library: real[library] if files == {"any file"} else files for library, files in stated.items()} == real
+
+
+def test_a_heavy_library_in_another_file_is_seen(tmp_path: Path) -> None:
+    write_sources(tmp_path, {"batches.py": "import torch\n", "control.py": "def later():\n    import torch.cuda\n"})
+    assert heavy_files(tmp_path) == {"torch": {"batches.py", "control.py"}}
+    assert stated_heavy_files("Heavy libraries: torch (batches.py), ray (any file).") == {
+        "torch": {"batches.py"},
+        "ray": {"any file"},
+    }

@@ -1,4 +1,4 @@
-"""`crisp-stream append`: more documents into a dataset, with its own tokenizer, encoder and tree.
+"""`crisp-stream append`: add documents to a dataset, with its tokenizer, encoder and tree.
 
 The new windows are cut, embedded and sorted as `write` does it, in parts that are numbered on from the dataset's. Then
 every level-1 cluster that gets windows merges its old ones and its new ones by key into new shards; the other shards
@@ -12,14 +12,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from crisp_stream.errors import InputError, require_extra
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.format.manifest import DROPPED, MANIFEST, SOURCES, TABLES, Manifest
-from crisp_stream.format.provenance import documents_tables, has_provenance, source_names
+from crisp_stream.format.provenance import has_provenance
 from crisp_stream.format.tables import (
     CLUSTERS,
     SHARDS,
@@ -37,23 +37,27 @@ from crisp_stream.writers.documents.drops import DropCounts
 from crisp_stream.writers.documents.inputs import DocumentSettings
 from crisp_stream.writers.documents.listing import list_input_files
 from crisp_stream.writers.embedding.given_models import models_of_dataset
-from crisp_stream.writers.engine.engine import LocalEngine, RayEngine
 from crisp_stream.writers.engine.tasks import Runner, fingerprint
 from crisp_stream.writers.engine.workspace import Workspace, remote_or_absolute
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.publishing import generations
 from crisp_stream.writers.publishing.generations import Append
 from crisp_stream.writers.publishing.work import work_folder
-from crisp_stream.writers.stages import dataset as finish
-from crisp_stream.writers.stages import models as stages
-from crisp_stream.writers.stages.documents import ReadDocuments, read_documents_in_stages
-from crisp_stream.writers.stages.models import EmbeddedParts
-from crisp_stream.writers.stages.runs import tree_of
-from crisp_stream.writers.stages.shards import ShardSettings, ShardsSummary
-from crisp_stream.writers.write import QUICK_EXTRAS, dropped_documents, engine_of, provenance_record
+from crisp_stream.writers.stages.dataset import (
+    check_windows,
+    forget_lost,
+    sources_parquet,
+    tables_parquet,
+    tree_provenance,
+)
+from crisp_stream.writers.stages.documents import ReadDocuments
+from crisp_stream.writers.stages.pipeline import Assembly, Corpus, Growth, assemble_in_stages, embed_in_stages
+from crisp_stream.writers.stages.provenance import list_dropped, provenance_record
+from crisp_stream.writers.stages.shards import ShardsSummary
+from crisp_stream.writers.write import QUICK_EXTRAS, engine_of
 
 _SUMS = ("documents", "characters", "tokens", "parts")
-_OF_THE_DATASET = ("tree", "tokenizer", "levels")
+_KEPT_KEYS = ("tree", "tokenizer", "levels")
 
 
 def append(options: WriteOptions, *, prune: bool = False, log: Log = print) -> AppendReport:
@@ -75,36 +79,36 @@ def append(options: WriteOptions, *, prune: bool = False, log: Log = print) -> A
     for module in QUICK_EXTRAS:
         require_extra(module, extra="write", purpose="growing a dataset")
     store = open_store(options.out)
-    found, current = generations.append_in_progress(store), open_dataset(options.out)
-    if found is not None and found.generation == current.manifest.generation:
-        log(f"append: finishing the interrupted append that made generation {found.generation}")
+    unfinished, current = generations.append_in_progress(store), open_dataset(options.out)
+    if unfinished is not None and unfinished.generation == current.manifest.generation:
+        log(f"append: finishing the interrupted append that made generation {unfinished.generation}")
         current = generations.settle(options.out, prune=prune, log=log)
-        is_done = found.request == _request(_as_dataset(options, current))
+        is_done = unfinished.request == _request(_options_like(options, current))
         if is_done:
             with work_folder(options, log):
                 pass
-        generations.end(store, found)
+        generations.end(store, unfinished)
         if is_done:
             return _report(current, log, started)
     content, dataset = store.get(MANIFEST), open_dataset(options.out)
     _check_dataset(dataset, content)
-    asked = _as_dataset(options, dataset)
+    options = _options_like(options, dataset)
     generation = dataset.manifest.generation + 1
-    own = Append(generation=generation, base=dataset.manifest.fingerprint, request=_request(asked))
-    generations.check_free(store, own)
-    with contextlib.closing(engine_of(asked)) as engine, work_folder(asked, log) as workspace:
-        grown = _Grown(asked, dataset, Runner(engine, workspace, log=log), own)
-        manifest, files = grown.make(engine)
+    claim = Append(generation=generation, base=dataset.manifest.fingerprint, request=_request(options))
+    generations.check_free(store, claim)
+    with contextlib.closing(engine_of(options)) as engine, work_folder(options, log) as workspace:
+        grown = _Grown(options, dataset, Runner(engine, workspace, log=log), claim)
+        manifest, files = grown.make()
         for name, small in files.items():
             store.put(name, small)
         try:
             generations.exchange_manifest(store, content, manifest)
         except InputError:
-            generations.end(store, own)
+            generations.end(store, claim)
             raise
-        dataset = generations.settle(asked.out, prune=prune, log=log)
-        log(f"published: {asked.out}, generation {generation}")
-    generations.end(store, own)
+        dataset = generations.settle(options.out, prune=prune, log=log)
+        log(f"published: {options.out}, generation {generation}")
+    generations.end(store, claim)
     return _report(dataset, log, started)
 
 
@@ -119,7 +123,7 @@ def _check_dataset(dataset: Dataset, content: bytes) -> None:
         )
 
 
-def _as_dataset(options: WriteOptions, dataset: Dataset) -> WriteOptions:
+def _options_like(options: WriteOptions, dataset: Dataset) -> WriteOptions:
     """The options with everything that the dataset determines."""
     for name in ("like", "tree", "tokenizer"):
         if getattr(options, name) is not None:
@@ -129,7 +133,7 @@ def _as_dataset(options: WriteOptions, dataset: Dataset) -> WriteOptions:
             f"embeddings: must be left out, because append embeds new windows alone, got {options.embeddings}. Then "
             f"run: crisp-stream embed {dataset.root} --out {options.embeddings}"
         )
-    manifest, known = dataset.manifest, dataset.manifest.provenance
+    manifest, provenance = dataset.manifest, dataset.manifest.provenance
     return replace(
         options,
         window_tokens=manifest.window_tokens,
@@ -140,8 +144,8 @@ def _as_dataset(options: WriteOptions, dataset: Dataset) -> WriteOptions:
         depth=manifest.depth,
         fit_windows=max(options.fit_windows, manifest.arity),
         seed=manifest.sort_seed,
-        part_characters=known.get("part_characters") or WriteOptions.part_characters,
-        shard_level=known.get("shard_level") or 1,
+        part_characters=provenance.get("part_characters") or WriteOptions.part_characters,
+        shard_level=provenance.get("shard_level") or 1,
     )
 
 
@@ -166,112 +170,44 @@ def _report(dataset: Dataset, log: Log, started: float) -> AppendReport:
     return report
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Before:
-    """What the numbers of new parts, groups and files follow on."""
-
-    tables: list[str]
-    first_parts: list[int]
-    sources: list[str]
-    next_part: int
-    next_group: int
-
-    @classmethod
-    def of(cls, dataset: Dataset) -> _Before:
-        tables = documents_tables(dataset)
-        last = max((spans.part for spans in tables[-1].parts()), default=tables[-1].first_part) if tables else -1
-        for table in tables:
-            table.close()
-        return cls(
-            tables=[table.path for table in tables],
-            first_parts=[table.first_part for table in tables],
-            sources=source_names(dataset),
-            next_part=max(last + 1, int(dataset.manifest.provenance.get("parts") or 0)),
-            next_group=max((int(Path(table.path).stem) for table in tables), default=-1) + 1,
-        )
-
-
 class _Grown:
     """The stages of an append."""
 
-    def __init__(self, options: WriteOptions, dataset: Dataset, runner: Runner, own: Append) -> None:
-        self._options, self._dataset, self._runner, self._own = options, dataset, runner, own
-        self._before = _Before.of(dataset)
+    def __init__(self, options: WriteOptions, dataset: Dataset, runner: Runner, claim: Append) -> None:
+        self._options, self._dataset, self._runner, self._claim = options, dataset, runner, claim
+        self._growth = Growth.of(dataset)
 
-    def make(self, engine: LocalEngine | RayEngine) -> tuple[Manifest, dict[str, bytes]]:
+    def make(self) -> tuple[Manifest, dict[str, bytes]]:
         """Put shards, places and documents of the new generation into the root.
 
         Returns:
             Its manifest and its other tables, which are not written yet.
         """
-        options, runner, work_bytes = self._options, self._runner, engine.work_bytes()
-        given = stages.given_by(runner, models_of_dataset(self._dataset), options)
-        read = read_documents_in_stages(runner, options, memory_bytes=options.memory_bytes)
-        tokenizer = stages.tokenizer_in_stages(runner, options, read, given)
-        embedded = stages.parts_in_stages(
-            runner,
-            options,
-            read,
-            tokenizer,
-            given,
-            first_part=self._before.next_part,
-            both_at_once=engine.has_gpus,
-        )
-        runner.run([given.tree], unit="trees")
-        ordered = finish.sort_in_stages(
-            runner,
-            embedded,
-            given.tree.key,
-            given.tree.fingerprint,
-            seed=options.seed,
-            work_bytes=work_bytes,
-            run_bytes=options.run_bytes,
-        )
-        tree = tree_of(runner.workspace, given.tree.key)
-        root = _staged_root(options, runner.workspace, self._own)
-        settings = ShardSettings(
-            root=root,
-            window_tokens=embedded.window_tokens,
-            token_dtype=embedded.summary.token_dtype,
-            shard_bytes=options.shard_bytes,
-            leaves_per_shard_node=tree.arity ** (tree.depth - options.shard_level),
-        )
-        memory_bytes = finish.sort_memory(options.sort_memory_bytes, work_bytes)
-        tasks = finish.shard_tasks(
-            runner, ordered, tree, settings, seed=options.seed, memory_bytes=memory_bytes, grown=self._dataset
-        )
-        groups = [batch.group for batch in read.batches]
-        tables = finish.documents_tables(
-            runner,
-            embedded,
-            groups,
-            root,
-            first_group=self._before.next_group,
-            first_file=len(self._before.sources),
-        )
-        finish.forget_lost(runner, tasks, tables, self._begin(root))
-        shards = ShardsSummary.of(runner.run(tasks, unit="windows"))
-        runner.run(tables, unit="parts")
-        finish.check_windows(shards, embedded.parts, more=self._dataset.manifest.num_windows)
+        options, runner, growth = self._options, self._runner, self._growth
+        corpus = embed_in_stages(runner, options, models_of_dataset(self._dataset), first_part=growth.next_part)
+        root = _staged_root(options, runner.workspace, self._claim)
+        assembly = assemble_in_stages(runner, options, corpus, root, growth)
+        forget_lost(runner, assembly.shards, assembly.tables, self._begin(root))
+        shards = assembly.make(runner)
+        check_windows(shards, corpus.embedded.parts, more=self._dataset.manifest.num_windows)
         if root != remote_or_absolute(options.out):
             generations.move_staged_files(Path(root), local_path(self._dataset.root))
-        first_parts = [
-            self._before.next_part + groups.index(table.number - self._before.next_group) for table in tables
-        ]
-        levels = finish.tree_provenance(tree, shards, None)
-        manifest = self._manifest(shards, self._provenance(embedded, read, shards, levels))
-        return manifest, self._tables(shards, embedded, read, [table.table for table in tables], first_parts)
+        levels = tree_provenance(assembly.tree, shards, None)
+        return self._manifest(shards, self._provenance(corpus, shards, levels)), self._tables(shards, corpus, assembly)
 
     def _begin(self, staged: str) -> list[str]:
-        """Where files of this append may stand: in the root only where an earlier run of it began."""
+        """Claim the root; list the places where files of this append may stand already.
+
+        The root is among them only where an earlier run of the same append began.
+        """
         root = remote_or_absolute(self._options.out)
-        has_begun = generations.begin(self._dataset.store, self._own)
+        has_begun = generations.begin(self._dataset.store, self._claim)
         return [*([staged] if staged != root else []), *([root] if has_begun else [])]
 
     def _manifest(self, shards: ShardsSummary, provenance: dict[str, Any]) -> Manifest:
         return replace(
             self._dataset.manifest,
-            generation=self._own.generation,
+            generation=self._claim.generation,
             num_windows=int(shards.windows_per_leaf.sum()),
             num_leaves=len(shards.leaves),
             num_shards=len(shards.rows),
@@ -280,65 +216,57 @@ class _Grown:
             provenance=provenance,
         )
 
-    def _provenance(
-        self, embedded: EmbeddedParts, read: ReadDocuments, shards: ShardsSummary, levels: list[dict[str, Any]]
-    ) -> dict[str, Any]:
-        """That of the dataset with sums over all generations, and an account of what was added now."""
+    def _provenance(self, corpus: Corpus, shards: ShardsSummary, levels: list[dict[str, Any]]) -> dict[str, Any]:
+        """Provenance of the new generation: sums over all generations, and an account of what was added now."""
         old = self._dataset.manifest.provenance
-        record = provenance_record(self._options, embedded, read, [], None)
-        entry = {name: value for name, value in record.items() if name not in _OF_THE_DATASET}
+        record = provenance_record(self._options, corpus, [], None)
+        entry = {name: value for name, value in record.items() if name not in _KEPT_KEYS}
         old_paths = {row.path for row in self._dataset.shards}
         entry |= {
-            "generation": self._own.generation,
-            "windows": embedded.summary.num_windows,
+            "generation": self._claim.generation,
+            "windows": corpus.embedded.summary.num_windows,
             "new_shards": sum(row.path not in old_paths for row in shards.rows),
         }
         joined = {**old, "levels": levels, "appended": [*old.get("appended", []), entry]}
         for name in _SUMS:
             joined[name] = int(old.get(name) or 0) + entry[name]
-        joined["parts"] = self._before.next_part + len(embedded.parts)
+        joined["parts"] = self._growth.next_part + len(corpus.embedded.parts)
         for name in ("dropped_documents", "dropped_tokens"):
             counts = DropCounts(old.get(name))
             counts.merge(entry[name])
             joined[name] = counts.as_dict()
         return joined
 
-    def _tables(
-        self,
-        shards: ShardsSummary,
-        embedded: EmbeddedParts,
-        read: ReadDocuments,
-        tables: list[str],
-        first_parts: list[int],
-    ) -> dict[str, bytes]:
-        before = self._before
-        named = [
-            replace(file, name=name) for file, name in zip(read.files, _new_names(read, before.sources), strict=True)
-        ]
+    def _tables(self, shards: ShardsSummary, corpus: Corpus, assembly: Assembly) -> dict[str, bytes]:
+        """The small tables of the new generation, by path."""
+        read, growth = corpus.read, self._growth
+        names = _new_names(read, growth.sources)
+        named = [replace(file, name=name) for file, name in zip(read.files, names, strict=True)]
+        tables = [*growth.tables, *(task.table for task in assembly.tables)]
         files = {
             CLUSTERS: clusters_parquet(shards.leaves, shards.windows_per_leaf),
             SHARDS: shards_parquet(shards.rows),
-            SOURCES: finish.sources_parquet([*before.sources, *(file.name for file in named)]),
-            TABLES: finish.tables_parquet([*before.tables, *tables], [*before.first_parts, *first_parts]),
+            SOURCES: sources_parquet([*growth.sources, *names]),
+            TABLES: tables_parquet(tables, [*growth.first_parts, *assembly.first_parts]),
         }
-        name_of = {file.name: now.name for file, now in zip(read.files, named, strict=True)}
+        name_of = {file.name: name for file, name in zip(read.files, names, strict=True)}
         dropped = self._dropped_before()
-        for row in dropped_documents(replace(read, files=named), embedded):
+        for row in list_dropped(replace(read, files=named), corpus.embedded):
             dropped.append(replace(row, file=name_of[row.file]) if row.reason == "contaminated" else row)
         if dropped:
             files[DROPPED] = dropped_parquet(dropped)
-        return {generation_path(name, self._own.generation): content for name, content in files.items()}
+        return {generation_path(name, self._claim.generation): content for name, content in files.items()}
 
     def _dropped_before(self) -> list[Dropped]:
         path = self._dataset.own_path(DROPPED)
         return read_dropped(self._dataset.store.get(path)) if self._dataset.store.exists(path) else []
 
 
-def _staged_root(options: WriteOptions, workspace: Workspace, own: Append) -> str:
-    """Where new files are written: the root itself on an object store, else a folder of this very append."""
+def _staged_root(options: WriteOptions, workspace: Workspace, claim: Append) -> str:
+    """Folder for new files: the root itself on an object store, else one that only this append uses."""
     root = remote_or_absolute(options.out)
     if open_store(options.out).is_local and workspace.folder is not None:
-        return str(workspace.folder / f"staged-{fingerprint(root, own)}")
+        return str(workspace.folder / f"staged-{fingerprint(root, claim)}")
     return root
 
 

@@ -1,39 +1,39 @@
-"""What an append says of itself in the end."""
+"""The report of an append."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from crisp_stream.format.dataset import Dataset
-from crisp_stream.processes import aligned
+from crisp_stream.table import aligned
 
 
 @dataclass(frozen=True, kw_only=True)
 class AppendReport:
-    """What an append did."""
+    """Result of an append."""
 
     root: str
     generation: int
-    """That the dataset has now."""
+    """Generation number after the append."""
     fingerprint: str
-    """Of the dataset."""
+    """Fingerprint of the dataset after the append."""
     documents: int
-    """Added."""
+    """Documents added."""
     windows: int
-    """Added."""
+    """Windows added."""
     tokens: int
-    """Added, in windows."""
+    """Tokens added, in windows."""
     dropped_documents: dict[str, int]
     dropped_tokens: dict[str, int]
     windows_before: int
     leaves: int
-    """That hold a window now."""
+    """Leaves that hold a window after the append."""
     shards: int
-    """Of the generation."""
+    """Shards of the new generation."""
     new_shards: int
-    """Of these, written now."""
+    """Shards that this append wrote."""
     seconds: float
-    """Of this run."""
+    """Duration of this run."""
 
     def table(self) -> str:
         """The report as aligned lines."""

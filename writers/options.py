@@ -1,29 +1,77 @@
-"""What `crisp-stream write` is asked to do."""
+"""The options of `crisp-stream write`: default, unit, choices and help of each, once.
+
+The command line of write, append and `tree fit` is declared from these fields (flags.py). It is built for every
+command, so this module imports nothing heavy: numpy alone takes 0.4 s.
+"""
+
+# ruff: noqa: RUF009 (defaults that call `_option` are fields of dataclasses)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import get_args
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 from crisp_stream.errors import InputError
-from crisp_stream.format.manifest import MAX_ARITY, MAX_LEAVES, Packing, Reads
-from crisp_stream.format.mds import MAX_SHARD_BYTES
 from crisp_stream.storage.store import is_remote, local_path
-from crisp_stream.writers.cleaning.near_duplicates import NearSettings
-from crisp_stream.writers.documents.inputs import DocumentSettings, Layout
-from crisp_stream.writers.embedding.lsi import LSI_NAME
-from crisp_stream.writers.stages.batches import BATCH_CHARACTERS, GROUP_BYTES
-from crisp_stream.writers.stages.runs import RUN_BYTES
-from crisp_stream.writers.stages.shards import SORT_MEMORY_BYTES
+from crisp_stream.writers.documents.inputs import DEFAULT_TEXT_FIELD, LAYOUTS, DocumentSettings, Layout
 
-FIT_WINDOWS = 1_000_000
-SHARD_BYTES = 64 << 20
-DEDUPLICATIONS = ("exact", "near")
+if TYPE_CHECKING:
+    from crisp_stream.format.manifest import Packing, Reads
+    from crisp_stream.writers.cleaning.near_duplicates import NearSettings
+
+Kind = Literal["text", "integer", "number", "switch", "megabytes", "size", "list", "repeated"]
+"""Form of a value on the command line. megabytes: a number, for bytes. size: such as 8G, for bytes. list: values behind
+one flag. repeated: the flag with a value each time."""
+FLAG = "flag"
+"""Key of the `Flag` in a field's metadata."""
+WORK = "work (no effect on the bytes written)"
+"""Title of the options of where the work is done."""
+_PACKINGS: tuple[Packing, ...] = ("joined", "document")
+_READS: tuple[Reads, ...] = ("first", "all")
+_METAVARS: dict[Kind, str] = {"integer": "N", "megabytes": "MB", "size": "SIZE"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flag:
+    """Description of a field on the command line."""
+
+    group: str
+    """Title of its group in the help; empty for none."""
+    kind: Kind
+    help: str
+    metavar: str | None
+    choices: tuple[str, ...]
+    name: str | None
+    """Name behind the dashes; None is the field's."""
+
+
+def _option(
+    default: Any,
+    help_text: str,
+    kind: Kind = "text",
+    *,
+    group: str,
+    metavar: str | None = None,
+    choices: tuple[str, ...] = (),
+    name: str | None = None,
+) -> Any:
+    metavar = metavar or _METAVARS.get(kind)
+    flag = Flag(group=group, kind=kind, help=help_text, metavar=metavar, choices=choices, name=name)
+    return field(default=default, metadata={FLAG: flag})
+
+
+_plain = partial(_option, group="")
+_documents = partial(_option, group="documents")
+_windows = partial(_option, group="windows")
+_clustering = partial(_option, group="clustering")
+_shards = partial(_option, group="shards")
+_work = partial(_option, group=WORK)
 
 
 @dataclass(frozen=True, kw_only=True)
 class WriteOptions:
-    """What to write, from what, and how. Everything but engine, address, processes, memory_bytes, work, keep_work,
+    """Options of a write. Everything but engine, address, processes, memory_bytes, work, keep_work,
     embeddings, group_bytes, run_bytes and sort_memory_bytes determines the bytes.
 
     Raises:
@@ -33,99 +81,132 @@ class WriteOptions:
     inputs: tuple[str, ...] | list[str]
     """Files, folders, prefixes or globs of documents, local or on an object store, or hf://NAME; read in this order."""
     out: str
-    """The dataset root to create: local folder or object-store prefix."""
-    text_column: str = "text"
-    """Key, column or dotted path of the text."""
-    id_column: str | None = None
-    """Key, column or dotted path of the documents' own ids, kept as provenance."""
-    filters: tuple[str, ...] | list[str] = ()
-    """Documents are kept where all hold: `FIELD OPERATOR VALUE`."""
-    layout: Layout = "files"
-    """How the input folders are laid out."""
-    limit: int | None = None
-    """Read at most this many documents."""
-    sample: float | None = None
-    """Keep about this share of the documents, chosen by a hash of their place; for corpora sorted by source."""
-    skip_corrupt: bool = False
-    """Leave out input files that cannot be read to their end; otherwise they are errors."""
-    dedup: str | None = None
-    """exact: equal texts once. near: similar texts once, too."""
-    near_threshold: float = 0.8
-    """Similarity from which texts are near-duplicates."""
-    decontaminate: tuple[str, ...] | list[str] = ()
-    """Evaluation files with which no document may share an n-gram."""
-    ngram: int = 13
-    """Words of such an n-gram."""
-    window_tokens: int = 1024
-    """Tokens of a window; taken from `like` where that is given."""
-    packing: Packing = "joined"
-    """joined: documents joined by end-of-text, then cut. document: a window never crosses a document."""
-    tokenizer: str | None = None
-    """Folder, tokenizer.json or hub name; None trains a byte-level BPE on 20 MB of text from all over the corpus."""
-    vocab_size: int = 32_000
-    """Entries of a trained tokenizer."""
-    encoder: str | None = None
-    """Folder or hub name of a sentence encoder; None is all-MiniLM-L6-v2; lsi is TF-IDF and SVD fitted here."""
-    max_length: int | None = None
-    """Word pieces that the encoder reads at once; None is what it ships with (256)."""
-    reads: Reads = "first"
-    """first: the encoder reads the first max_length word pieces of a window. all: the mean over all of it."""
-    arity: int = 64
-    """Children of a tree node."""
-    depth: int = 4
-    """Levels of the tree at most."""
-    min_examples_to_split: int | None = None
-    """A node with fewer fitted windows stays a leaf; None is 16 * arity."""
-    seed: int = 0
-    """Of the tree and of the order inside a leaf."""
-    like: str | None = None
-    """An existing dataset root whose tokenizer, tree, encoder and window_tokens are used instead of new ones."""
-    tree: str | None = None
-    """A folder that `tree fit` made, whose tokenizer, tree, encoder and window_tokens are used instead of new ones."""
-    shard_bytes: int = SHARD_BYTES
-    """Largest shard, below 2^32."""
-    shard_level: int = 1
-    """Shards end at the borders of this level's nodes too, for `to_streams` at that level. Windows stay as they are."""
-    part_characters: int = BATCH_CHARACTERS
-    """Text of a part, the unit of work and restarting."""
-    fit_windows: int = FIT_WINDOWS
-    """Windows the tree is fitted on at most, about; chosen by hash where there are more."""
-    engine: str = "local"
-    """local: processes of this machine. ray: a Ray cluster."""
-    address: str | None = None
-    """Of a running Ray cluster; None starts one on this machine."""
-    processes: int | None = None
-    """Worker processes; None is one per core."""
-    memory_bytes: int | None = None
-    """Of all processes together; None does not limit it."""
-    work: str | None = None
-    """Folder or prefix for intermediate files; None is beside a local root, or in the cache folder for a remote one
-    (with Ray, beside the root)."""
-    keep_work: bool = False
-    """Leave the intermediate files, so that another write with other options finds what it can use."""
-    embeddings: str | None = None
-    """Folder for the embeddings of all windows, as `embed` makes them, here without embedding again; None keeps none.
-    With Ray, one that all machines see."""
-    group_bytes: int = GROUP_BYTES
+    """Dataset root to create: local folder or object-store prefix."""
+
+    text_column: str = _plain(DEFAULT_TEXT_FIELD, "key or column of the text", metavar="NAME")
+    limit: int | None = _plain(None, "read at most N documents", "integer")
+    like: str | None = _plain(None, "use this dataset's tokenizer, tree, encoder and window length", metavar="ROOT")
+    tree: str | None = _plain(None, "use those of a folder that `tree fit` made", metavar="DIR")
+    embeddings: str | None = _plain(
+        None,
+        "keep the embeddings of all windows in this folder, as `embed` makes them, without embedding twice",
+        metavar="DIR",
+    )
+    """A folder that all machines see, with Ray."""
+
+    sample: float | None = _documents(
+        None, "keep this share of the documents, 0 to 1, at random", "number", metavar="SHARE"
+    )
+    """Documents are chosen by a hash of their place."""
+    id_column: str | None = _documents(None, "key, column or dotted path of the documents' own ids", metavar="NAME")
+    filters: tuple[str, ...] | list[str] = _documents(
+        (),
+        "keep documents for which EXPR holds, such as 'quality.score >= 0.5'; may be repeated",
+        "repeated",
+        metavar="EXPR",
+        name="filter",
+    )
+    layout: Layout = _documents(
+        "files", "redpajama-v2: documents/ and quality_signals/, English head and middle", choices=LAYOUTS
+    )
+    skip_corrupt: bool = _documents(False, "leave out, name and count files that cannot be read to their end", "switch")
+    dedup: str | None = _documents(None, "exact: equal texts once; near: similar ones too", choices=("exact", "near"))
+    near_threshold: float = _documents(0.8, "similarity of near-duplicates, 0.5 to 0.99", "number", metavar="J")
+    decontaminate: tuple[str, ...] | list[str] = _documents(
+        (), "evaluation files; documents that share an n-gram with them are left out and listed", "list", metavar="FILE"
+    )
+    ngram: int = _documents(13, "words of such an n-gram", "integer")
+
+    window_tokens: int = _windows(1024, "tokens per window", "integer")
+    packing: Packing = _windows(
+        "joined",
+        "joined: documents joined by end-of-text, then cut; document: no window crosses one, tails are padded",
+        choices=_PACKINGS,
+    )
+    part_characters: int = _windows(
+        2 << 20,
+        "text of a part, the unit of work and restarting; windows are cut inside parts, so it changes the bytes",
+        "integer",
+    )
+    tokenizer: str | None = _windows(None, "folder, tokenizer.json or hub name; trained when absent", metavar="PATH")
+    """Trained is a byte-level BPE, on 20 MB of text from all over the corpus."""
+    vocab_size: int = _windows(32_000, "ids of a trained tokenizer", "integer")
+
+    encoder: str | None = _clustering(
+        None,
+        "folder or hub name, all-MiniLM-L6-v2 when absent; lsi: TF-IDF and SVD, fitted on the corpus",
+        metavar="NAME",
+    )
+    max_length: int | None = _clustering(
+        None, "word pieces read at once; the encoder's own limit when absent", "integer"
+    )
+    reads: Reads = _clustering(
+        "first",
+        "first: the first max-length word pieces of a window; all: the mean over all of it, 4 times the work",
+        choices=_READS,
+    )
+    arity: int = _clustering(64, "children per node, 2 to 64", "integer")
+    depth: int = _clustering(4, "levels at most; nodes with few windows stay leaves", "integer")
+    min_examples_to_split: int | None = _clustering(
+        None, "windows below which a node stays a leaf; 16 x arity when absent", "integer", name="min-split"
+    )
+    fit_windows: int = _clustering(1_000_000, "windows the tree is fitted on at most, about", "integer")
+    """Chosen by hash where there are more."""
+    seed: int = _clustering(0, "seed of the tree and of the order inside a leaf", "integer")
+
+    shard_bytes: int = _shards(64 << 20, "largest shard", "megabytes", name="shard-mb")
+    shard_level: int = _shards(
+        1,
+        "no shard holds windows of two nodes of this level; 2 lets to_streams make a stream per level-2 node",
+        "integer",
+        metavar="L",
+    )
+
+    engine: str = _work("local", "processes here, or a Ray cluster", choices=("local", "ray"))
+    address: str | None = _work(
+        None, "address of a running Ray cluster, such as auto; started when absent", metavar="ADDRESS"
+    )
+    processes: int | None = _work(None, "worker processes; one per core when absent", "integer")
+    memory_bytes: int | None = _work(
+        None, "memory of all processes together, such as 8G; not limited when absent", "size", name="memory"
+    )
+    run_bytes: int = _work(
+        64 << 20,
+        "tokens of a sorted run at most; 512 where there are trillions, for fewer requests",
+        "megabytes",
+        name="run-mb",
+    )
+    """Sorting holds five times as much memory."""
+    work: str | None = _work(
+        None, "folder or prefix for intermediate files, up to 3x the dataset; found again", metavar="DIR"
+    )
+    """None: beside a local root, in the cache folder for a remote one (with Ray, beside the root)."""
+    keep_work: bool = _work(False, "keep the intermediate files for another write", "switch")
+
+    group_bytes: int = 16 << 20
     """Input files up to this size together are read by one task."""
-    run_bytes: int = RUN_BYTES
-    """Tokens of a sorted run at most; fewer and larger ones mean fewer requests, and five times as much memory."""
-    sort_memory_bytes: int = SORT_MEMORY_BYTES
+    sort_memory_bytes: int = 64 << 20
     """Tokens sorted at once per process at most; sorting holds about four times as much."""
 
     def __post_init__(self) -> None:
+        from crisp_stream.format.manifest import MAX_ARITY, MAX_LEAVES
+        from crisp_stream.format.mds import MAX_SHARD_BYTES
+        from crisp_stream.writers.embedding.lsi import LSI_NAME
+
         def require(holds: bool, name: str, rule: str) -> None:
             if not holds:
                 raise InputError(f"{name}: must be {rule}, got {getattr(self, name)!r}.")
 
+        for name, flag in flags().items():
+            absent = type(self).__dataclass_fields__[name].default is None
+            if flag.choices and not (absent and getattr(self, name) is None):
+                rule = " or ".join(flag.choices) + (", or left out" if absent else "")
+                require(getattr(self, name) in flag.choices, name, rule)
         require(bool(self.out), "out", "a folder or an object-store prefix")
         require(self.limit is None or self.limit >= 1, "limit", "at least 1 document, or left out")
         require(self.sample is None or 0 < self.sample <= 1, "sample", "above 0 and at most 1, or left out")
-        require(self.dedup in (None, *DEDUPLICATIONS), "dedup", "exact or near, or left out")
         require(self.ngram >= 1, "ngram", "at least 1 word")
         require(2 <= self.window_tokens <= 1 << 20, "window_tokens", "2 to 1,048,576")
-        require(self.packing in get_args(Packing), "packing", "joined or document")
-        require(self.reads in get_args(Reads), "reads", "first or all")
         require(2 <= self.arity <= MAX_ARITY, "arity", f"2 to {MAX_ARITY}")
         require(
             self.depth >= 1 and self.arity**self.depth <= MAX_LEAVES,
@@ -146,7 +227,7 @@ class WriteOptions:
             self.encoder != LSI_NAME or self.reads == "first", "reads", "left out with --encoder lsi, which reads all"
         )
         self._check_models()
-        _ = self.documents, self.sketches  # checks of their own
+        _ = self.documents, self.sketches  # these check themselves
 
     def _check_models(self) -> None:
         given = self.like or self.tree
@@ -162,7 +243,7 @@ class WriteOptions:
 
     @property
     def documents(self) -> DocumentSettings:
-        """How documents are read. Raises InputError for filters that are none."""
+        """Settings by which documents are read. Raises InputError for filters that are none."""
         return DocumentSettings(
             text_field=self.text_column,
             id_field=self.id_column,
@@ -172,8 +253,15 @@ class WriteOptions:
 
     @property
     def sketches(self) -> NearSettings | None:
-        """How near-duplicates are found; None where they are not."""
+        """Settings of the search for near-duplicates; None where there is none."""
+        from crisp_stream.writers.cleaning.near_duplicates import NearSettings
+
         return NearSettings(threshold=self.near_threshold) if self.dedup == "near" else None
+
+
+def flags() -> dict[str, Flag]:
+    """The fields that are options of the command line, in the order of its help."""
+    return {one.name: one.metadata[FLAG] for one in fields(WriteOptions) if FLAG in one.metadata}
 
 
 def _same_place(one: str, other: str) -> bool:

@@ -21,9 +21,8 @@ from crisp_stream.writers.embedding.lsi import LSI_FILES
 from crisp_stream.writers.engine.tasks import Runner
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.publishing.work import work_folder
-from crisp_stream.writers.stages import models as stages
-from crisp_stream.writers.stages.documents import read_documents_in_stages
-from crisp_stream.writers.stages.models import EmbeddedParts
+from crisp_stream.writers.stages.models import EmbeddedParts, tree_in_stages
+from crisp_stream.writers.stages.pipeline import embed_in_stages
 from crisp_stream.writers.stages.runs import tree_of
 from crisp_stream.writers.stages.tree import FittedTree
 from crisp_stream.writers.stages.windows import TOKENIZER_NAMES
@@ -49,10 +48,8 @@ def fit(options: WriteOptions, *, log: Log = print) -> TreeReport:
         raise InputError(f"out: must be a new local folder, got {options.out}. Choose another --out.")
     with contextlib.closing(engine_of(options)) as engine, work_folder(options, log) as workspace:
         runner = Runner(engine, workspace, log=log)
-        read = read_documents_in_stages(runner, options, memory_bytes=options.memory_bytes)
-        tokenizer = stages.tokenizer_in_stages(runner, options, read, None)
-        embedded = stages.parts_in_stages(runner, options, read, tokenizer, None, both_at_once=engine.has_gpus)
-        fitted = stages.tree_in_stages(runner, options, embedded.parts)
+        embedded = embed_in_stages(runner, options, None).embedded
+        fitted = tree_in_stages(runner, options, embedded.parts)
         report = _publish(runner, options, embedded, fitted)
     log(report.text().rstrip())
     log(f"measured on the {fitted.num_sampled:,} windows that the tree was fitted on; written to {options.out}")
@@ -154,7 +151,7 @@ def _tree_at(target: str) -> tuple[ClusterTree, Dataset | None]:
 
 
 def _recorded_sums(dataset: Dataset) -> QualitySums | None:
-    """From what the writer kept in the manifest; None for a dataset that grew or was written without."""
+    """Sums that the writer kept in the manifest; None for a dataset that grew or was written without."""
     levels = dataset.manifest.provenance.get("levels")
     if not isinstance(levels, list) or dataset.manifest.provenance.get("appended"):
         return None

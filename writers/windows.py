@@ -22,6 +22,7 @@ from crisp_stream.errors import InputError, import_extra
 from crisp_stream.format.manifest import TOKENIZER_FILES, Packing
 from crisp_stream.format.mds import TokenDtype
 from crisp_stream.format.tokenizer import EOT_TOKEN, DocumentTokenizer
+from crisp_stream.writers.options import WriteOptions
 
 SAMPLE_CHARACTERS = 20 << 20
 """Text from the start of the documents that a tokenizer is trained on, about 20 MB: 10 s of CPU for 32,000."""
@@ -30,7 +31,13 @@ LAST_PARTIAL_WINDOW = "last partial window of a part"
 ONLY_EOT = "window of end-of-text only"
 
 
-def train_tokenizer(texts: Iterable[str], folder: Path, *, vocab_size: int = 32_000, window_tokens: int = 1024) -> None:
+def train_tokenizer(
+    texts: Iterable[str],
+    folder: Path,
+    *,
+    vocab_size: int = WriteOptions.vocab_size,
+    window_tokens: int = WriteOptions.window_tokens,
+) -> None:
     """Train a byte-level BPE tokenizer and write it as `transformers.AutoTokenizer` loads it.
 
     Args:
@@ -80,7 +87,7 @@ def _head(texts: Iterable[str], characters: int) -> Iterable[str]:
             return
 
 
-def copy_tokenizer(source: str, folder: Path, *, window_tokens: int = 1024) -> None:
+def copy_tokenizer(source: str, folder: Path, *, window_tokens: int = WriteOptions.window_tokens) -> None:
     """Bring a given tokenizer into `folder` as tokenizer.json and tokenizer_config.json, tokenizer.json byte for byte.
 
     Args:
@@ -164,7 +171,7 @@ def cut_joined(documents: Sequence[NDArray[Any]], *, window_tokens: int, eot_id:
 def cut_by_document(
     documents: Sequence[NDArray[Any]], *, window_tokens: int, eot_id: int, token_dtype: TokenDtype
 ) -> Cut:
-    """Cut each document, followed by end-of-text, on its own; a last window is filled up with end-of-text.
+    """Cut each document, followed by end-of-text, alone; a last window is filled up with end-of-text.
 
     Everything behind the first end-of-text of a window is padding. A document whose length is a multiple of
     `window_tokens` loses its end-of-text, which would stand alone in a window.

@@ -1,6 +1,6 @@
 """`crisp-stream write`: documents in, dataset out, restartable at every task.
 
-The work folder holds what tasks made, named by fingerprints (tasks.py), so the same command goes on where an
+The work folder holds what tasks made, named by fingerprints (engine/tasks.py), so the same command goes on where an
 interrupted one stopped, a changed one makes anew just what changed, and both publish the same bytes as an
 uninterrupted run. It needs up to three times the room of the dataset, and is deleted after success.
 """
@@ -10,15 +10,13 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import Any
 
 from crisp_stream.errors import InputError, require_extra
 from crisp_stream.format.dataset import open_dataset
 from crisp_stream.format.manifest import Manifest
-from crisp_stream.processes import Log, aligned
+from crisp_stream.processes import Log
 from crisp_stream.storage.store import is_remote, open_store
-from crisp_stream.writers.cleaning.dropped import Dropped
+from crisp_stream.table import aligned
 from crisp_stream.writers.embedding.embeddings_folder import complete, embeddings_folder, is_complete, refuse_others
 from crisp_stream.writers.embedding.given_models import Models, models_of_dataset, models_of_folder
 from crisp_stream.writers.engine.engine import LocalEngine, RayEngine, open_engine
@@ -34,14 +32,10 @@ from crisp_stream.writers.publishing.work import (
     work_folder,
     work_url,
 )
-from crisp_stream.writers.stages import dataset as finish
-from crisp_stream.writers.stages import models as stages
-from crisp_stream.writers.stages.batches import BATCH_CHARACTERS
-from crisp_stream.writers.stages.documents import ReadDocuments, read_documents_in_stages
+from crisp_stream.writers.stages.dataset import Contents, forget_lost, tree_provenance, write_small_files
 from crisp_stream.writers.stages.kept_embeddings import KeptEmbeddingsTask, RunEmbeddingsTask, keep_in_stages
-from crisp_stream.writers.stages.models import EmbeddedParts
-from crisp_stream.writers.stages.runs import tree_of
-from crisp_stream.writers.stages.shards import ShardSettings, ShardsSummary
+from crisp_stream.writers.stages.pipeline import assemble_in_stages, embed_in_stages
+from crisp_stream.writers.stages.provenance import list_dropped, provenance_record
 
 _EMBEDDINGS_STAGES = (RunEmbeddingsTask.stage, KeptEmbeddingsTask.stage)
 QUICK_EXTRAS = ("tokenizers", "tiktoken", "sklearn", "faiss", "threadpoolctl")
@@ -50,16 +44,16 @@ QUICK_EXTRAS = ("tokenizers", "tiktoken", "sklearn", "faiss", "threadpoolctl")
 
 @dataclass(frozen=True, kw_only=True)
 class WriteReport:
-    """What a write did."""
+    """Result of a write."""
 
     root: str
     fingerprint: str
-    """Of the dataset."""
+    """Fingerprint of the dataset."""
     documents: int
-    """In windows or dropped parts of windows; dropped documents not counted."""
+    """Documents in windows or in dropped parts of windows; dropped documents are not counted."""
     windows: int
     tokens: int
-    """In windows, padding not counted."""
+    """Tokens in windows, without padding."""
     dropped_documents: dict[str, int]
     dropped_tokens: dict[str, int]
     dataset_bytes: int
@@ -67,7 +61,7 @@ class WriteReport:
     """Leaves that hold a window."""
     shards: int
     seconds: float
-    """Of this run; tasks that an earlier run had finished cost nothing."""
+    """Duration of this run; tasks that an earlier run had finished cost nothing."""
 
     def table(self) -> str:
         """The report as aligned lines."""
@@ -87,7 +81,7 @@ class WriteReport:
 
 
 def write(options: WriteOptions, *, log: Log = print) -> WriteReport:
-    """Write a dataset; see stages.py and finish.py for the stages.
+    """Write a dataset; stages/pipeline.py has the sequence of its stages.
 
     Args:
         options: what and how.
@@ -110,7 +104,7 @@ def write(options: WriteOptions, *, log: Log = print) -> WriteReport:
             pass  # deletes it
     else:
         with contextlib.closing(engine_of(options)) as engine, work_folder(options, log) as workspace:
-            manifest = _make(options, models, Runner(engine, workspace, log=log), engine)
+            manifest = _make(options, models, Runner(engine, workspace, log=log))
             if options.embeddings is not None:
                 _complete_embeddings(options.embeddings, manifest, log)
             publish(staged_root(options, workspace), options.out, manifest.to_json(), log=log)
@@ -132,7 +126,7 @@ def write(options: WriteOptions, *, log: Log = print) -> WriteReport:
 
 
 def _embeddings_missing(options: WriteOptions, models: Models | None) -> bool:
-    """Of a dataset that is published, whether embeddings are asked for that can still be taken from its work.
+    """Say whether embeddings of a published dataset are missing and can still be taken from its work.
 
     Raises:
         InputError: they can not, because parts of the work are deleted.
@@ -141,7 +135,7 @@ def _embeddings_missing(options: WriteOptions, models: Models | None) -> bool:
         return False
     runner = Runner(None, Workspace(work_url(options)), log=lambda line: None)
     with contextlib.suppress(PlanEnds):
-        _make(options, models, runner, None)
+        _make(options, models, runner)
     if runner.plan[-1][0] not in _EMBEDDINGS_STAGES:
         raise InputError(
             f"{options.out}: the dataset is published, and the work that its embeddings could be taken from is deleted "
@@ -166,12 +160,12 @@ def models_of(options: WriteOptions) -> Models | None:
 
 
 def plan(options: WriteOptions) -> str:
-    """What `write` would run now, as a table; runs nothing. Raises as `write` does for what it looks at."""
+    """List what `write` would run now, as a table; runs nothing. Raises as `write` does for what it looks at."""
     models = models_of(options)
     check_taken(options)
     runner = Runner(None, Workspace(work_url(options)), log=lambda line: None)
     with contextlib.suppress(PlanEnds):
-        _make(options, models, runner, None)
+        _make(options, models, runner)
     lines = [f"{'stage':<14} {'tasks':>7} {'done':>7} {'to run':>7}"]
     lines += [f"{stage:<14} {tasks:>7,} {done:>7,} {tasks - done:>7,}" for stage, tasks, done in runner.plan]
     known = {stage for stage, _, _ in runner.plan}
@@ -201,7 +195,7 @@ def _stages_of(options: WriteOptions) -> list[str]:
 
 
 def engine_of(options: WriteOptions) -> LocalEngine | RayEngine:
-    """Where the tasks of a write run. Raises InputError, MissingExtraError."""
+    """Open the engine that runs the tasks of a write. Raises InputError, MissingExtraError."""
     engine = open_engine(
         options.engine, processes=options.processes, memory_bytes=options.memory_bytes, address=options.address
     )
@@ -215,137 +209,39 @@ def engine_of(options: WriteOptions) -> LocalEngine | RayEngine:
     return engine
 
 
-def _make(
-    options: WriteOptions, models: Models | None, runner: Runner, engine: LocalEngine | RayEngine | None
-) -> Manifest:
+def _make(options: WriteOptions, models: Models | None, runner: Runner) -> Manifest:
     """Every stage up to a staged dataset and its manifest."""
-    work_bytes = None if engine is None else engine.work_bytes()
-    given = None if models is None else stages.given_by(runner, models, options)
-    read = read_documents_in_stages(runner, options, memory_bytes=options.memory_bytes)
-    tokenizer = stages.tokenizer_in_stages(runner, options, read, given)
-    embedded = stages.parts_in_stages(
-        runner, options, read, tokenizer, given, both_at_once=engine is not None and engine.has_gpus
-    )
-    if given is not None:
-        runner.run([given.tree], unit="trees")
-    fitted = given.tree if given is not None else stages.tree_in_stages(runner, options, embedded.parts)
-    ordered = finish.sort_in_stages(
-        runner,
-        embedded,
-        fitted.key,
-        fitted.fingerprint,
-        seed=options.seed,
-        work_bytes=work_bytes,
-        run_bytes=options.run_bytes,
-    )
-    tree = tree_of(runner.workspace, fitted.key)
+    corpus = embed_in_stages(runner, options, models)
     root = staged_root(options, runner.workspace)
-    settings = ShardSettings(
-        root=root,
-        window_tokens=embedded.window_tokens,
-        token_dtype=embedded.summary.token_dtype,
-        shard_bytes=options.shard_bytes,
-        leaves_per_shard_node=tree.arity ** (tree.depth - options.shard_level),
-    )
-    memory_bytes = finish.sort_memory(options.sort_memory_bytes, work_bytes)
-    tasks = finish.shard_tasks(
-        runner,
-        ordered,
-        tree,
-        settings,
-        seed=options.seed,
-        memory_bytes=memory_bytes,
-    )
-    groups = [batch.group for batch in read.batches]
-    tables = finish.documents_tables(runner, embedded, groups, root)
-    made = f"{MADE}/{fingerprint([task.fingerprint for task in (*tasks, *tables)])}.json"
+    assembly = assemble_in_stages(runner, options, corpus, root)
+    tasks = (*assembly.shards, *assembly.tables)
+    made = f"{MADE}/{fingerprint([task.fingerprint for task in tasks])}.json"
     if runner.engine is not None:
         begin_publishing(options, runner.workspace, made)
-        finish.forget_lost(runner, tasks, tables, [root, options.out], made)
-    shards = ShardsSummary.of(runner.run(tasks, unit="windows"))
-    runner.run(tables, unit="parts")
+        forget_lost(runner, assembly.shards, assembly.tables, [root, options.out], made)
+    shards = assembly.make(runner)
     if options.embeddings is not None:
-        keep_in_stages(runner, embedded, ordered, tree, options.embeddings, memory_bytes=memory_bytes)
+        memory_bytes = assembly.sort_memory_bytes
+        keep_in_stages(
+            runner, corpus.embedded, assembly.ordered, assembly.tree, options.embeddings, memory_bytes=memory_bytes
+        )
     if runner.engine is None:
         raise PlanEnds
     manifest = runner.workspace.read_if_there(made)
     if manifest is not None:  # its publishing was interrupted
         return Manifest.from_json(manifest)
-    contents = finish.Contents(
+    levels = tree_provenance(assembly.tree, shards, assembly.ordered.quality_sums)
+    contents = Contents(
         shards=shards,
-        embedded=embedded,
-        tree=tree,
+        embedded=corpus.embedded,
+        tree=assembly.tree,
         seed=options.seed,
-        provenance=provenance_record(
-            options, embedded, read, finish.tree_provenance(tree, shards, ordered.quality_sums), models
-        ),
-        sources=[file.name for file in read.files],
-        tables=tables,
-        first_parts=[groups.index(table.number) for table in tables],
-        dropped=dropped_documents(read, embedded),
+        provenance=provenance_record(options, corpus, levels, models),
+        sources=[file.name for file in corpus.read.files],
+        tables=assembly.tables,
+        first_parts=assembly.first_parts,
+        dropped=list_dropped(corpus.read, corpus.embedded),
     )
-    written = finish.write_small_files(runner, open_store(root), contents)
+    written = write_small_files(runner, open_store(root), contents)
     runner.workspace.write(made, written.to_json())
     return written
-
-
-def dropped_documents(read: ReadDocuments, embedded: EmbeddedParts) -> list[Dropped]:
-    """What the evaluation sets and the search for duplicates removed, by file and row."""
-    names = [file.name for file in read.files]
-    dropped = [Dropped(**row) for record in read.records for row in record["dropped_list"]]
-    for record in embedded.records:
-        for file, row, document_id, kept_file, kept_row, similarity, near in record["repeats"]:
-            dropped.append(
-                Dropped(
-                    file=names[file],
-                    row=row,
-                    id=document_id,
-                    reason="near duplicate" if near else "exact duplicate",
-                    detail=f"row {kept_row} of {names[kept_file]}" + (f", similarity {similarity:.2f}" if near else ""),
-                )
-            )
-    return sorted(dropped, key=lambda row: (row.file, row.row))
-
-
-def provenance_record(
-    options: WriteOptions,
-    embedded: EmbeddedParts,
-    read: ReadDocuments,
-    levels: list[dict[str, Any]],
-    models: Models | None,
-) -> dict[str, Any]:
-    """Where the windows came from: base names only, and no times, so that equal input gives equal bytes."""
-    summary = embedded.summary
-    fitted = {
-        "fit_windows": options.fit_windows,
-        "min_examples_to_split": options.min_examples_to_split,
-        "seed": options.seed,
-    }
-    record: dict[str, Any] = {
-        "inputs": [PurePosixPath(source.rstrip("/")).name for source in options.inputs],
-        "text_column": options.text_column,
-        "limit": options.limit,
-        "sample": options.sample,
-        "documents": summary.num_documents,
-        "characters": summary.num_characters,
-        "tokens": summary.num_tokens,
-        "parts": len(embedded.parts),
-        "dropped_documents": read.dropped,
-        "dropped_tokens": summary.dropped_tokens,
-        "tokenizer": next(iter(models.origin)) if models else "trained" if options.tokenizer is None else "given",
-        "tree": models.origin if models else fitted,
-        "levels": levels,
-    }
-    asked = {
-        "id_column": options.id_column,
-        "filters": list(options.filters),
-        "dedup": options.dedup,
-        "near_threshold": options.near_threshold if options.dedup == "near" else None,
-        "decontaminated": [PurePosixPath(source.rstrip("/")).name for source in options.decontaminate],
-        "ngram": options.ngram if options.decontaminate else None,
-        "unchecked_examples": read.unchecked_examples,
-        "part_characters": options.part_characters if options.part_characters != BATCH_CHARACTERS else None,
-        "shard_level": options.shard_level if options.shard_level > 1 else None,
-        "corrupt_files": [name for name, _ in read.corrupt],
-    }
-    return {**record, **{name: value for name, value in asked.items() if value}}

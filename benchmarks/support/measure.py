@@ -1,7 +1,7 @@
 """Tasks in fresh processes, and what a process costs: CPU time, peak and private memory. Linux only (reads /proc).
 
-A task is a function of a module of benchmarks/, taking and returning JSON. Each runs in a process of its own (child.py)
-so that imports, page faults, allocator arenas and threads of one side are charged to no other.
+A task is a function of a module of benchmarks/ from JSON to JSON. Each runs in a process of its own (child.py), so that
+imports, page faults, allocator arenas and threads of one side are charged to no other.
 """
 
 from __future__ import annotations

@@ -4,19 +4,15 @@
 
 Random unit vectors around the leaves of a 64^3 tree of random unit centroids, 384 numbers, float16, one thread. The
 floor is three bare float32 products per window with 64 centroids, 1,024 windows at a time from the cache: no gathering,
-no float16, no choice. Both ways of scoring are timed: with torch loaded (bfloat16 first, where the processor has it)
-and without. CPU time; both sides in turns in one run; the best of the repeats, because others share the
+no float16, no choice. CPU time; both sides in turns in one run; the best of the repeats, because others share the
 machine. The first `--check` windows are also assigned in batches of other sizes, and must get the same leaves.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,22 +30,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--check", type=int, default=20_000)
     arguments = parser.parse_args()
-    importlib.import_module("torch")  # assignment uses it where it is loaded
     from threadpoolctl import threadpool_limits
 
     tree, embeddings = synthetic(max(arguments.rows))
     with threadpool_limits(1):
         check(tree, embeddings[: arguments.check])
-        print("| windows per call | torch loaded | float32 only | bare products | shares |\n|---|---|---|---|---|")
+        print("| windows per call | assigned | bare products | share |\n|---|---|---|---|")
         for rows in arguments.rows:
             batch = embeddings[:rows]
-            times = [
-                (seconds(lambda b=batch: tree.assign(b)), seconds(lambda b=batch: in_float32(tree, b)), floor() * rows)
-                for _ in range(arguments.repeats)
-            ]
-            own, plain, bare = (min(column) for column in zip(*times, strict=True))
-            rates = " | ".join(f"{rows / one:,.0f}" for one in (own, plain, bare))
-            print(f"| {rows:,} | {rates} | {bare / own:.0%}, {bare / plain:.0%} |", flush=True)
+            times = [(seconds(lambda b=batch: tree.assign(b)), floor() * rows) for _ in range(arguments.repeats)]
+            assigned, bare = (min(column) for column in zip(*times, strict=True))
+            print(f"| {rows:,} | {rows / assigned:,.0f} | {rows / bare:,.0f} | {bare / assigned:.0%} |", flush=True)
 
 
 def synthetic(rows: int) -> tuple[ClusterTree, NDArray[np.float16]]:
@@ -65,28 +56,19 @@ def synthetic(rows: int) -> tuple[ClusterTree, NDArray[np.float16]]:
     tree = ClusterTree(arity=ARITY, depth=DEPTH, nodes_per_level=nodes, centroids_per_level=centroids)
     embeddings = np.empty((rows, DIM), np.float16)
     for start in range(0, rows, 1 << 14):
-        own = above[rng.integers(0, len(above), min(1 << 14, rows - start))]
-        noise = _unit(rng.normal(size=own.shape).astype(np.float32))
-        embeddings[start : start + len(own)] = _unit(own + np.float32(0.5) * noise)
+        leaves = above[rng.integers(0, len(above), min(1 << 14, rows - start))]
+        noise = _unit(rng.normal(size=leaves.shape).astype(np.float32))
+        embeddings[start : start + len(leaves)] = _unit(leaves + np.float32(0.5) * noise)
     return tree, embeddings
 
 
 def check(tree: ClusterTree, embeddings: NDArray[np.float16]) -> None:
     """Fail unless leaves are the same in any batches."""
-    expected = in_float32(tree, embeddings)
-    for rows in (1, 64, 1000, len(embeddings)):
+    expected = tree.assign(embeddings)
+    for rows in (1, 64, 1000):
         parts = [tree.assign(embeddings[at : at + rows]) for at in range(0, len(embeddings), rows)]
         if (np.concatenate(parts) != expected).any():
             raise RuntimeError(f"leaves differ in batches of {rows}")
-
-
-def in_float32(tree: ClusterTree, embeddings: NDArray[Any]) -> NDArray[np.uint32]:
-    """The leaves, as a process gets them that has not loaded torch."""
-    torch = sys.modules.pop("torch")
-    try:
-        return tree.assign(embeddings)
-    finally:
-        sys.modules["torch"] = torch
 
 
 def floor() -> float:

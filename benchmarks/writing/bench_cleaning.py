@@ -25,8 +25,8 @@ from crisp_stream.writers.cleaning.duplicates import find_duplicates, num_passes
 from crisp_stream.writers.cleaning.evaluation_texts import read_evaluation_texts
 from crisp_stream.writers.cleaning.near_duplicates import NearSettings, find_near_duplicates, sketch_texts
 from crisp_stream.writers.cleaning.words import hash_words, ngram_hashes
+from crisp_stream.writers.options import WriteOptions
 
-BATCH_CHARACTERS = 2 << 20
 DIGESTS, MEMORY_BYTES = 10_000_000, 256 << 20
 Batches = list[list[str]]
 
@@ -72,7 +72,7 @@ def _batches(texts: list[str]) -> Iterator[list[str]]:
     for text in texts:
         batch.append(text)
         characters += len(text)
-        if characters >= BATCH_CHARACTERS:
+        if characters >= WriteOptions.part_characters:
             yield batch
             batch, characters = [], 0
     if batch:
@@ -80,7 +80,7 @@ def _batches(texts: list[str]) -> Iterator[list[str]]:
 
 
 def _measured(batches: Batches, evaluation: Sequence[tuple[str, int, str]]) -> dict[str, Callable[[], object]]:
-    settings = NearSettings()
+    settings = NearSettings(threshold=WriteOptions.near_threshold)
     index = EvaluationNgrams.build(evaluation)
 
     def datasketch_bulk() -> None:
@@ -124,7 +124,7 @@ def _grouping(folder: Path, batches: Batches) -> None:
     seconds = _cpu_seconds(lambda: find_duplicates(paths, memory_bytes=MEMORY_BYTES))
     passes = num_passes(DIGESTS, MEMORY_BYTES)
     print(f"\nExact, {DIGESTS:,} random digests, 30 % duplicates, {passes} passes of 256 MB: {seconds:.1f} s CPU")
-    settings = NearSettings()
+    settings = NearSettings(threshold=WriteOptions.near_threshold)
     keys, minima = [], []
     for number, batch in enumerate(batches):
         sketches = sketch_texts(batch, settings)

@@ -26,8 +26,9 @@ from crisp_stream.format.mds import encode_samples, write_shard
 from crisp_stream.tree.tree import ClusterTree
 from crisp_stream.writers.engine.tasks import Record, Runner
 from crisp_stream.writers.engine.workspace import Workspace
-from crisp_stream.writers.stages.runs import RUN_BYTES, Run, RunTask, group_parts, part_places
-from crisp_stream.writers.stages.shards import SORT_MEMORY_BYTES, ShardSettings, ShardSink, ShardsTask
+from crisp_stream.writers.options import WriteOptions
+from crisp_stream.writers.stages.runs import RunTask, SortedRun, group_parts, part_places
+from crisp_stream.writers.stages.shards import ShardSettings, ShardSink, ShardsTask
 from crisp_stream.writers.stages.windows import Part
 
 WINDOW_TOKENS = 1024
@@ -91,7 +92,7 @@ def make_parts(folder: Path, num_bytes: int) -> list[Part]:
     return parts
 
 
-def run_tasks(workspace: Workspace, parts: list[Part], *, run_bytes: int = RUN_BYTES) -> list[RunTask]:
+def run_tasks(workspace: Workspace, parts: list[Part], *, run_bytes: int = WriteOptions.run_bytes) -> list[RunTask]:
     """The tasks that sort the parts into runs."""
     return [
         RunTask(workspace=workspace, number=number, inputs=(), parts=members, tree="tree", seed=0)
@@ -111,7 +112,9 @@ def shards_tasks(
         shard_bytes=SHARD_BYTES,
         leaves_per_shard_node=leaves_per_node,
     )
-    found = tuple(Run(key=run.key, offsets=tuple(record["offsets"])) for run, record in zip(runs, records, strict=True))
+    found = tuple(
+        SortedRun(key=run.key, offsets=tuple(record["offsets"])) for run, record in zip(runs, records, strict=True)
+    )
     return [
         ShardsTask(
             workspace=workspace,
@@ -142,10 +145,10 @@ def sorted_by_tasks(folder: str, num_bytes: int, processes: int, memory_bytes: i
         ]
         runner.run(warm, unit="windows")
         started, cpu = time.perf_counter(), cpu_of_all()
-        runs = run_tasks(workspace, parts, run_bytes=memory_bytes or RUN_BYTES)
+        runs = run_tasks(workspace, parts, run_bytes=memory_bytes or WriteOptions.run_bytes)
         records = runner.run(runs, unit="windows")
         sorting = time.perf_counter() - started
-        memory = memory_bytes or SORT_MEMORY_BYTES
+        memory = memory_bytes or WriteOptions.sort_memory_bytes
         runner.run(shards_tasks(workspace, runs, records, str(out), memory_bytes=memory), unit="windows")
         seconds, cpu_seconds = time.perf_counter() - started, cpu_of_all() - cpu
         engine.close()

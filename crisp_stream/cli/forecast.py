@@ -38,7 +38,7 @@ _OF_A_RECIPE = {
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """What is forecast."""
+    """Run that is forecast."""
 
     dataset: Dataset
     mixture: Mixture
@@ -71,10 +71,10 @@ def add_forecast(verbs: Any) -> None:
     )
     verb.add_argument("--samples", type=int, metavar="N", help="length of the run in windows over all ranks")
     verb.add_argument("--tokens", type=int, metavar="N", help="the same in tokens, rounded up to windows")
-    verb.add_argument("--seed", type=int, metavar="S", help="of the sample order; 0 when absent")
+    verb.add_argument("--seed", type=int, metavar="S", help="seed of the sample order; 0 when absent")
     verb.add_argument("--draw", choices=["systematic", "multinomial"], help="systematic when absent")
     verb.add_argument("--max-repeats", type=float, metavar="R", help="limit of each phase, see Phase")
-    verb.add_argument("--on-excess", choices=["error", "cap"], help="what becomes of clusters beyond it")
+    verb.add_argument("--on-excess", choices=["error", "cap"], help="what becomes of clusters beyond the limit")
     verb.add_argument("--generation", type=int, metavar="G", help="an older generation of a dataset that has grown")
     verb.add_argument("--nodes", type=int, default=1, metavar="N", help="machines with a cache each")
     verb.add_argument("--ranks-per-node", type=int, default=1, metavar="N", help="training processes of a node")
@@ -82,46 +82,46 @@ def add_forecast(verbs: Any) -> None:
     verb.add_argument("--batch", type=int, metavar="N", help="windows of a step over all ranks; 1 per rank when absent")
     verb.add_argument("--workers", type=int, metavar="N", help="DataLoader workers of a rank; 0 when absent")
     verb.add_argument("--lookahead", type=int, metavar="N", help="windows planned ahead; 4,096 when absent")
-    verb.add_argument("--cache-limit", metavar="SIZE", help="of a node's cache, such as 200gb; no limit when absent")
+    verb.add_argument("--cache-limit", metavar="SIZE", help="cache of a node, such as 200gb; no limit when absent")
     verb.add_argument(
         "--request-price",
         type=float,
         default=0.0004,
         metavar="USD",
-        help="for 1,000 GET requests; the default is that of Amazon S3 Standard in US East (N. Virginia)",
+        help="price of 1,000 GET requests; the default is that of Amazon S3 Standard in US East (N. Virginia)",
     )
     verb.add_argument("--blocks", type=int, default=16, metavar="N", help="blocks of 2^18 samples walked for requests")
     verb.add_argument("--top", type=int, default=10, metavar="N", help="most repeated clusters shown")
-    verb.add_argument("--terms", action="store_true", help="what these are about; reads up to 4,000 windows")
+    verb.add_argument("--terms", action="store_true", help="show what they are about; reads up to 4,000 windows")
     verb.add_argument("--out", metavar="FILE", help="JSON file to write, too")
 
 
-def _forecast(asked: argparse.Namespace) -> None:
+def _forecast(arguments: argparse.Namespace) -> None:
     from crisp_stream.forecast.forecast import forecast
 
-    run = _run(asked)
-    found = forecast(
+    run = _run(arguments)
+    result = forecast(
         run.dataset,
         run.mixture,
         samples=run.samples,
         seed=run.seed,
-        loader=_loader(asked, run),
-        price_per_1000_requests=asked.request_price,
-        top=asked.top,
-        max_blocks=asked.blocks,
+        loader=_loader(arguments, run),
+        price_per_1000_requests=arguments.request_price,
+        top=arguments.top,
+        max_blocks=arguments.blocks,
     )
-    print(found.table(_terms(found, run.dataset) if asked.terms else None))
-    if asked.out:
-        target = Path(asked.out)
+    print(result.table(_terms(result, run.dataset) if arguments.terms else None))
+    if arguments.out:
+        target = Path(arguments.out)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(found.to_json(), indent=2) + "\n", encoding="utf-8")
+        target.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
         print(f"\nwritten to {target}")
 
 
-def _run(asked: argparse.Namespace) -> _Run:
-    phases, overrides = recipes_and_overrides(asked.mixture)
+def _run(arguments: argparse.Namespace) -> _Run:
+    phases, overrides = recipes_and_overrides(arguments.mixture)
     if phases and not _is_phase(phases[0]):
-        return _of_recipe(asked, phases, overrides)
+        return _of_recipe(arguments, phases, overrides)
     recipes = [item for item in phases if not _is_phase(item)]
     if recipes or not phases:
         named = f"{recipes[0]} among {len(phases)} phases" if recipes else "neither"
@@ -131,7 +131,7 @@ def _run(asked: argparse.Namespace) -> _Run:
         )
     if overrides:
         raise InputError(f"--mixture: {overrides[0]} is a key of a recipe, but no recipe is named. Name one alone.")
-    return _of_phases(asked, phases)
+    return _of_phases(arguments, phases)
 
 
 def _is_phase(item: str) -> bool:
@@ -143,24 +143,24 @@ _YAML = (".yaml", ".yml")
 
 
 def _split(item: str) -> tuple[str, str | None]:
-    """Name and samples of a phase; a colon before anything but a number belongs to the name."""
+    """Split a phase into name and samples; a colon before anything but a number belongs to the name."""
     name, colon, samples = item.rpartition(":")
     if colon and samples.replace("_", "").isdigit() and not Path(item).is_file():
         return name, samples
     return item, None
 
 
-def _of_recipe(asked: argparse.Namespace, names: list[str], overrides: list[str]) -> _Run:
+def _of_recipe(arguments: argparse.Namespace, names: list[str], overrides: list[str]) -> _Run:
     from crisp_stream.config.durations import batches_of
     from crisp_stream.config.load import load_recipe
     from crisp_stream.format.dataset import open_dataset
     from crisp_stream.training.prepare import build_mixture
 
     for option, key in _OF_A_RECIPE.items():
-        if getattr(asked, option) is not None:
+        if getattr(arguments, option) is not None:
             raise InputError(f"--{option.replace('_', '-')}: a recipe says this itself. Write {key}… behind its name.")
-    if asked.data is not None:
-        overrides = [*overrides, f"data.remote={json.dumps(asked.data)}"]
+    if arguments.data is not None:
+        overrides = [*overrides, f"data.remote={json.dumps(arguments.data)}"]
     recipe = load_recipe(names, overrides)
     if recipe.from_checkpoint or ("data" in recipe.restarts and "schedule" not in recipe.restarts):
         raise InputError(
@@ -183,37 +183,37 @@ def _of_recipe(asked: argparse.Namespace, names: list[str], overrides: list[str]
     )
 
 
-def _of_phases(asked: argparse.Namespace, items: list[str]) -> _Run:
+def _of_phases(arguments: argparse.Namespace, items: list[str]) -> _Run:
     from crisp_stream.config.sections import DataRecipe
     from crisp_stream.format.dataset import open_dataset
     from crisp_stream.histograms.mixture import Mixture
 
-    if asked.data is None:
+    if arguments.data is None:
         raise InputError("--data: histograms need the dataset root, got none.")
-    if asked.samples is not None and asked.tokens is not None:
+    if arguments.samples is not None and arguments.tokens is not None:
         raise InputError("--samples and --tokens both say how long the run is. Give one of them.")
-    dataset = open_dataset(asked.data, generation=asked.generation)
-    samples = asked.samples
-    if asked.tokens is not None:
-        samples = -(-asked.tokens // dataset.manifest.window_tokens)
+    dataset = open_dataset(arguments.data, generation=arguments.generation)
+    samples = arguments.samples
+    if arguments.tokens is not None:
+        samples = -(-arguments.tokens // dataset.manifest.window_tokens)
     phases = []
     for item in items:
-        name, own = _split(item)
-        length = None if own is None else int(own)
-        if length is None and asked.max_repeats is not None and samples is not None:
+        name, samples_of_phase = _split(item)
+        length = None if samples_of_phase is None else int(samples_of_phase)
+        if length is None and arguments.max_repeats is not None and samples is not None:
             length = samples - sum(phase.samples or 0 for phase in phases)  # a limit needs a length
         drawn = _drawn(name, dataset)
-        limits = {"max_repeats": asked.max_repeats, "on_excess": asked.on_excess or "error"}
+        limits = {"max_repeats": arguments.max_repeats, "on_excess": arguments.on_excess or "error"}
         phases.append(dataclasses.replace(drawn, samples=length, **limits))
-    recipe = DataRecipe(remote=asked.data, cache_limit=asked.cache_limit)
+    recipe = DataRecipe(remote=arguments.data, cache_limit=arguments.cache_limit)
     return _Run(
         dataset=dataset,
-        mixture=Mixture(phases, draw=asked.draw or "systematic"),
+        mixture=Mixture(phases, draw=arguments.draw or "systematic"),
         samples=samples,
-        seed=asked.seed or 0,
-        batch=asked.batch,
-        workers=asked.workers or 0,
-        lookahead=recipe.lookahead if asked.lookahead is None else asked.lookahead,
+        seed=arguments.seed or 0,
+        batch=arguments.batch,
+        workers=arguments.workers or 0,
+        lookahead=recipe.lookahead if arguments.lookahead is None else arguments.lookahead,
         cache_limit=recipe.cache_limit_bytes,
     )
 
@@ -228,19 +228,19 @@ def _drawn(name: str, dataset: Dataset) -> Phase:
     return Phase(Histogram.base(dataset.manifest) if name == "base" else Histogram.load(name))
 
 
-def _loader(asked: argparse.Namespace, run: _Run) -> Loader:
+def _loader(arguments: argparse.Namespace, run: _Run) -> Loader:
     from crisp_stream.forecast.result import Loader
 
-    one = Loader(nodes=asked.nodes, ranks_per_node=asked.ranks_per_node, replication=asked.replication)
+    one = Loader(nodes=arguments.nodes, ranks_per_node=arguments.ranks_per_node, replication=arguments.replication)
     if run.batch is not None and (run.batch < 1 or run.batch % one.global_batch_size):
         raise InputError(
             f"the batch of a step must be a multiple of the {one.global_batch_size:,} groups of ranks that get "
             f"different samples, got {run.batch}."
         )
     return Loader(
-        nodes=asked.nodes,
-        ranks_per_node=asked.ranks_per_node,
-        replication=asked.replication,
+        nodes=arguments.nodes,
+        ranks_per_node=arguments.ranks_per_node,
+        replication=arguments.replication,
         batch_size=1 if run.batch is None else run.batch // one.global_batch_size,
         num_workers=run.workers,
         lookahead=run.lookahead,
@@ -248,9 +248,9 @@ def _loader(asked: argparse.Namespace, run: _Run) -> Loader:
     )
 
 
-def _terms(found: Forecast, dataset: Dataset) -> dict[int, str]:
+def _terms(result: Forecast, dataset: Dataset) -> dict[int, str]:
     from crisp_stream.inspection.terms import node_terms
 
-    nodes = [entry.cluster for entry in found.most_repeated]
-    named = node_terms(dataset, found.level, nodes=nodes, max_windows=_WINDOWS_FOR_TERMS, terms_per_node=_TERMS)
+    nodes = [entry.cluster for entry in result.most_repeated]
+    named = node_terms(dataset, result.level, nodes=nodes, max_windows=_WINDOWS_FOR_TERMS, terms_per_node=_TERMS)
     return {node: " · ".join(terms) for node, terms in zip(nodes, named.terms, strict=True)}

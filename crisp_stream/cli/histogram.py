@@ -17,7 +17,7 @@ _COUNT = "Count in which clusters a task's examples fall."
 
 
 def add_histogram_commands(verbs: Any) -> None:
-    """Declare `histogram` with its own commands, and `average`."""
+    """Declare `histogram` with its commands, and `average`."""
     text = (
         "Make histograms: count, average, interpolate, cut, smooth; weigh and compare them; tune level and smoothing. "
         "`histogram TASK…` is short for `histogram count TASK…`."
@@ -25,15 +25,15 @@ def add_histogram_commands(verbs: Any) -> None:
     verb = verbs.add_parser(
         "histogram", help="Count a task's clusters; arithmetic, smoothing, tuning", description=text
     )
-    own = verb.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add_count(own)
-    _add_average(own)
-    _add_interpolate(own)
-    _add_cut(own)
-    _add_smooth(own)
-    _add_weights(own)
-    _add_compare(own)
-    _add_tune(own)
+    commands = verb.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_count(commands)
+    _add_average(commands)
+    _add_interpolate(commands)
+    _add_cut(commands)
+    _add_smooth(commands)
+    _add_weights(commands)
+    _add_compare(commands)
+    _add_tune(commands)
     _add_average(verbs)
 
 
@@ -58,7 +58,7 @@ def _add_count(verbs: Any) -> None:
         "--packing",
         choices=["joined", "document"],
         default="document",
-        help="document: every example has windows of its own; joined: as the paper cuts corpora",
+        help="document: every example has separate windows; joined: as the paper cuts corpora",
     )
     verb.add_argument(
         "--questions",
@@ -73,28 +73,29 @@ def _add_count(verbs: Any) -> None:
     verb.add_argument("--processes", type=int, metavar="N", help="one per core when absent")
 
 
-def _count(asked: argparse.Namespace) -> None:
+def _count(arguments: argparse.Namespace) -> None:
     from crisp_stream.counting.count_examples import count_examples
     from crisp_stream.format.dataset import open_dataset
     from crisp_stream.inspection.summary import describe_histogram
 
+    dataset = open_dataset(arguments.data)
     histogram = count_examples(
-        asked.task,
-        data=asked.data,
-        level=asked.level,
-        text_column=asked.text_column,
-        limit=asked.limit,
-        packing=asked.packing,
-        answers=asked.questions,
-        filters=asked.filter,
-        layout=asked.layout,
-        encoder=asked.encoder,
-        processes=asked.processes,
+        arguments.task,
+        data=dataset,
+        level=arguments.level,
+        text_column=arguments.text_column,
+        limit=arguments.limit,
+        packing=arguments.packing,
+        answers=arguments.questions,
+        filters=arguments.filter,
+        layout=arguments.layout,
+        encoder=arguments.encoder,
+        processes=arguments.processes,
         log=print_line,
     )
-    histogram.save(asked.out)
-    print(describe_histogram(histogram, open_dataset(asked.data), limit=5), end="")
-    print(f"written to {asked.out}")
+    histogram.save(arguments.out)
+    print(describe_histogram(histogram, dataset, limit=5), end="")
+    print(f"written to {arguments.out}")
 
 
 def _add_average(verbs: Any) -> None:
@@ -104,39 +105,44 @@ def _add_average(verbs: Any) -> None:
     _add_out(verb)
 
 
-def _average(asked: argparse.Namespace) -> None:
+def _average(arguments: argparse.Namespace) -> None:
     from crisp_stream.histograms.histogram import Histogram
 
-    _save(Histogram.average([Histogram.load(path) for path in asked.histograms], asked.weights), asked.out)
+    _save(Histogram.average([Histogram.load(path) for path in arguments.histograms], arguments.weights), arguments.out)
 
 
 def _add_interpolate(verbs: Any) -> None:
-    verb = add_verb(verbs, "interpolate", _interpolate, "Mix a histogram with the corpus's own proportions.")
+    verb = add_verb(verbs, "interpolate", _interpolate, "Mix a histogram with the corpus's proportions.")
     _add_source(verb)
-    verb.add_argument("--base-share", type=float, required=True, metavar="λ", help="share of the corpus's own, 0 to 1")
+    verb.add_argument(
+        "--base-share", type=float, required=True, metavar="λ", help="share of the corpus's proportions, 0 to 1"
+    )
     _add_out(verb)
 
 
-def _interpolate(asked: argparse.Namespace) -> None:
+def _interpolate(arguments: argparse.Namespace) -> None:
     from crisp_stream.format.dataset import open_dataset
     from crisp_stream.histograms.arithmetic import interpolate
     from crisp_stream.histograms.histogram import Histogram
 
-    _save(interpolate(Histogram.load(asked.histogram), open_dataset(asked.data), asked.base_share), asked.out)
+    _save(
+        interpolate(Histogram.load(arguments.histogram), open_dataset(arguments.data), arguments.base_share),
+        arguments.out,
+    )
 
 
 def _add_cut(verbs: Any) -> None:
     verb = add_verb(verbs, "cut", _cut, "Add a histogram up to a coarser level of the tree.")
     verb.add_argument("histogram", metavar="H", help="histogram file")
-    verb.add_argument("--level", type=int, required=True, metavar="L", help="level, at most the histogram's own")
+    verb.add_argument("--level", type=int, required=True, metavar="L", help="level, at most the histogram's")
     _add_out(verb)
 
 
-def _cut(asked: argparse.Namespace) -> None:
+def _cut(arguments: argparse.Namespace) -> None:
     from crisp_stream.histograms.arithmetic import cut
     from crisp_stream.histograms.histogram import Histogram
 
-    _save(cut(Histogram.load(asked.histogram), asked.level), asked.out)
+    _save(cut(Histogram.load(arguments.histogram), arguments.level), arguments.out)
 
 
 def _add_smooth(verbs: Any) -> None:
@@ -155,18 +161,18 @@ def _add_smooth(verbs: Any) -> None:
         metavar="N",
         help="examples that the corpus counts as below each node: one number, or one per level from 1 on",
     )
-    verb.add_argument("--level", type=int, metavar="L", help="of the result; the histogram's own when absent")
+    verb.add_argument("--level", type=int, metavar="L", help="of the result; the histogram's when absent")
     _add_out(verb)
 
 
-def _smooth(asked: argparse.Namespace) -> None:
+def _smooth(arguments: argparse.Namespace) -> None:
     from crisp_stream.format.dataset import open_dataset
     from crisp_stream.histograms.histogram import Histogram
     from crisp_stream.histograms.smoothing import smooth
 
-    histogram, dataset = Histogram.load(asked.histogram), open_dataset(asked.data)
-    strength = asked.strength[0] if len(asked.strength) == 1 else asked.strength
-    _save(smooth(histogram, dataset, strength=strength, level=asked.level), asked.out)
+    histogram, dataset = Histogram.load(arguments.histogram), open_dataset(arguments.data)
+    strength = arguments.strength[0] if len(arguments.strength) == 1 else arguments.strength
+    _save(smooth(histogram, dataset, strength=strength, level=arguments.level), arguments.out)
 
 
 def _add_weights(verbs: Any) -> None:
@@ -181,53 +187,53 @@ def _add_weights(verbs: Any) -> None:
     verb.add_argument("--out", metavar="FILE", help="CSV file to write; standard output when absent")
 
 
-def _weights(asked: argparse.Namespace) -> None:
+def _weights(arguments: argparse.Namespace) -> None:
     from crisp_stream.format.dataset import open_dataset
     from crisp_stream.histograms.arithmetic import importance_weights
     from crisp_stream.histograms.histogram import Histogram
 
-    histogram = Histogram.load(asked.histogram)
-    weights = importance_weights(histogram, open_dataset(asked.data))
+    histogram = Histogram.load(arguments.histogram)
+    weights = importance_weights(histogram, open_dataset(arguments.data))
     lines = ["node,share,corpus_share,weight"]
     for at in (-histogram.proportions).argsort(kind="stable"):
         share, weight = float(histogram.proportions[at]), float(weights[at])
         lines.append(f"{histogram.nodes[at]},{share!r},{share / weight!r},{weight!r}")
-    if asked.out is None:
+    if arguments.out is None:
         print("\n".join(lines))
         return
-    target = Path(asked.out)
+    target = Path(arguments.out)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"{len(lines) - 1:,} clusters of level {histogram.level}, written to {target}")
 
 
 def _add_compare(verbs: Any) -> None:
-    verb = add_verb(verbs, "compare", _compare, "How two histograms differ, at the coarser one's level.")
+    verb = add_verb(verbs, "compare", _compare, "Compare two histograms at the coarser one's level.")
     verb.add_argument("first", metavar="H", help="histogram file")
     verb.add_argument("second", nargs="?", metavar="H", help="another one, of the same tree; or --data")
-    verb.add_argument("--data", metavar="ROOT", help="compare with the dataset's own proportions")
+    verb.add_argument("--data", metavar="ROOT", help="compare with the dataset's proportions")
     verb.add_argument("--top", type=int, default=10, metavar="N", help="clusters shown")
     verb.add_argument("--json", metavar="FILE", help="write the numbers there, too")
 
 
-def _compare(asked: argparse.Namespace) -> None:
+def _compare(arguments: argparse.Namespace) -> None:
     from crisp_stream.format.dataset import open_dataset
     from crisp_stream.histograms.arithmetic import compare, effective_clusters, generalist_histogram
     from crisp_stream.histograms.histogram import Histogram
 
-    if asked.top < 1:
-        raise InputError(f"--top: must be at least 1, got {asked.top}.")
-    if (asked.second is None) == (asked.data is None):
+    if arguments.top < 1:
+        raise InputError(f"--top: must be at least 1, got {arguments.top}.")
+    if (arguments.second is None) == (arguments.data is None):
         raise InputError("compare: needs a second histogram or --data ROOT, one of the two.")
-    first = Histogram.load(asked.first)
+    first = Histogram.load(arguments.first)
     second = (
-        Histogram.load(asked.second)
-        if asked.data is None
-        else generalist_histogram(open_dataset(asked.data), first.level)
+        Histogram.load(arguments.second)
+        if arguments.data is None
+        else generalist_histogram(open_dataset(arguments.data), first.level)
     )
-    comparison = compare(first, second, limit=asked.top)
-    if asked.json:
-        _write_json(asked.json, comparison.to_json())
+    comparison = compare(first, second, limit=arguments.top)
+    if arguments.json:
+        _write_json(arguments.json, comparison.to_json())
     for name, histogram in (("first", first), ("second", second)):
         print(f"{name:<6} {effective_clusters(histogram):>10,.1f} effective clusters of level {histogram.level}")
     print(comparison.table())
@@ -252,31 +258,31 @@ def _add_tune(verbs: Any) -> None:
     verb.add_argument("--out", metavar="FILE", help="histogram of the chosen level and strength to write")
 
 
-def _tune(asked: argparse.Namespace) -> None:
+def _tune(arguments: argparse.Namespace) -> None:
     from crisp_stream.format.dataset import open_dataset
     from crisp_stream.histograms.histogram import Histogram
     from crisp_stream.histograms.smoothing import smooth
     from crisp_stream.histograms.tuning import STRENGTHS, tune
 
-    histogram, dataset = Histogram.load(asked.histogram), open_dataset(asked.data)
+    histogram, dataset = Histogram.load(arguments.histogram), open_dataset(arguments.data)
     tuning = tune(
         histogram,
         dataset,
-        strengths=asked.strengths or STRENGTHS,
-        folds=asked.folds,
-        draws=asked.draws,
-        seed=asked.seed,
+        strengths=arguments.strengths or STRENGTHS,
+        folds=arguments.folds,
+        draws=arguments.draws,
+        seed=arguments.seed,
     )
     print(tuning.table())
-    if asked.json:
-        _write_json(asked.json, tuning.to_json())
-    if asked.plot:
+    if arguments.json:
+        _write_json(arguments.json, tuning.to_json())
+    if arguments.plot:
         from crisp_stream.histograms.tuning_plot import plot_tuning
 
-        print(f"written to {plot_tuning(tuning, asked.plot, title=Path(asked.histogram).stem)}")
-    if asked.out:
+        print(f"written to {plot_tuning(tuning, arguments.plot, title=Path(arguments.histogram).stem)}")
+    if arguments.out:
         chosen = tuning.chosen
-        _save(smooth(histogram, dataset, strength=chosen.strengths, level=chosen.level), asked.out)
+        _save(smooth(histogram, dataset, strength=chosen.strengths, level=chosen.level), arguments.out)
 
 
 def _add_source(verb: argparse.ArgumentParser) -> None:

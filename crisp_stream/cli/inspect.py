@@ -24,26 +24,26 @@ def add_inspect(verbs: Any) -> None:
     )
 
 
-def _inspect(asked: argparse.Namespace) -> None:
+def _inspect(arguments: argparse.Namespace) -> None:
     from crisp_stream.format.dataset import open_dataset
     from crisp_stream.histograms.histogram import Histogram
     from crisp_stream.inspection.summary import describe_dataset, describe_histogram
     from crisp_stream.storage.store import is_remote, local_path
 
-    if asked.top < 1:
-        raise InputError(f"--top: must be at least 1, got {asked.top}.")
-    if not is_remote(asked.target) and local_path(asked.target).is_file():
-        dataset = open_dataset(asked.data) if asked.data else None
-        print(describe_histogram(Histogram.load(asked.target), dataset, limit=asked.top), end="")
+    if arguments.top < 1:
+        raise InputError(f"--top: must be at least 1, got {arguments.top}.")
+    if not is_remote(arguments.target) and local_path(arguments.target).is_file():
+        dataset = open_dataset(arguments.data) if arguments.data else None
+        print(describe_histogram(Histogram.load(arguments.target), dataset, limit=arguments.top), end="")
         return
-    dataset = open_dataset(asked.target, generation=asked.generation)
-    if asked.window is not None:
+    dataset = open_dataset(arguments.target, generation=arguments.generation)
+    if arguments.window is not None:
         from crisp_stream.inspection.summary import describe_window
 
-        print(describe_window(dataset, asked.window).rstrip())
+        print(describe_window(dataset, arguments.window).rstrip())
         return
-    dataset.tree.check_level(asked.level)
-    print(describe_dataset(dataset, level=asked.level, limit=asked.top), end="")
+    dataset.tree.check_level(arguments.level)
+    print(describe_dataset(dataset, level=arguments.level, limit=arguments.top), end="")
 
 
 def add_verify(verbs: Any) -> None:
@@ -59,7 +59,7 @@ def add_verify(verbs: Any) -> None:
     )
 
 
-def _verify(asked: argparse.Namespace) -> int:
+def _verify(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from crisp_stream.inspection.verify import verify_dataset
@@ -70,9 +70,9 @@ def _verify(asked: argparse.Namespace) -> int:
             bar.total = total
             bar.update(done - bar.n)
 
-        report = verify_dataset(asked.root, deep=asked.deep, generation=asked.generation, progress=advance)
+        report = verify_dataset(arguments.root, deep=arguments.deep, generation=arguments.generation, progress=advance)
     for problem in report.problems:
         print(f"problem: {problem}", file=sys.stderr)
     state = f"{len(report.problems)} problems" if report.problems else "whole"
-    print(f"{asked.root}: {report.num_windows:,} windows, {report.num_bytes / 1e6:,.1f} MB read: {state}")
+    print(f"{arguments.root}: {report.num_windows:,} windows, {report.num_bytes / 1e6:,.1f} MB read: {state}")
     return 1 if report.problems else 0

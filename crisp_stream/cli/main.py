@@ -11,8 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from crisp_stream.cli.contamination import add_contamination
-from crisp_stream.cli.eval import add_eval
+from crisp_stream.cli.eval import add_contamination, add_eval, add_split
 from crisp_stream.cli.forecast import add_forecast
 from crisp_stream.cli.histogram import add_histogram_commands, with_count
 from crisp_stream.cli.inspect import add_inspect, add_verify
@@ -20,7 +19,6 @@ from crisp_stream.cli.recipes import add_recipes
 from crisp_stream.cli.report import add_report
 from crisp_stream.cli.results import add_results
 from crisp_stream.cli.select import add_select
-from crisp_stream.cli.split import add_split
 from crisp_stream.cli.study import add_study, with_run
 from crisp_stream.cli.train import add_finetune, add_train
 from crisp_stream.cli.verbs import Formatter, add_verb, print_line
@@ -32,12 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0 when it did what was asked; 1 when `verify` found problems; 2 for an expected error, printed as one line;
+        0 when the command succeeded; 1 when `verify` reports problems; 2 for an expected error, printed as one line;
         143 or 130 when SIGTERM or Ctrl-C stopped a training.
     """
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    parsed = _parser().parse_args(with_run(with_count(given)))
-    parsed.given = given
+    typed = sys.argv[1:] if arguments is None else list(arguments)
+    parsed = _parser().parse_args(with_run(with_count(typed)))
+    parsed.given = typed
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         code = parsed.run(parsed) or 0
@@ -103,14 +101,14 @@ def _add_export(verbs: Any) -> None:
     verb.add_argument("checkpoint", metavar="CKPT", help="Composer checkpoint (.pt), local or in object storage")
     verb.add_argument("out", metavar="OUT", help="folder or object-store prefix to create")
     verb.add_argument(
-        "--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights; float32 is exact"
+        "--dtype", choices=["float32", "bfloat16"], default="float32", help="type of the weights; float32 is exact"
     )
 
 
-def _export(asked: argparse.Namespace) -> None:
+def _export(arguments: argparse.Namespace) -> None:
     from crisp_stream.models.export import export
 
-    print(f"written to {export(asked.checkpoint, asked.out, dtype=asked.dtype)}")
+    print(f"written to {export(arguments.checkpoint, arguments.out, dtype=arguments.dtype)}")
 
 
 def _add_demo(verbs: Any) -> None:
@@ -118,19 +116,23 @@ def _add_demo(verbs: Any) -> None:
         verbs,
         "demo",
         _demo,
-        "The whole method on real text, in minutes on two cores. Fetches two public packages; run again, it resumes.",
+        "The whole method on real text, in minutes on two cores, from text to two judged models. Writes one HTML page, "
+        "which begins with the verdict. Fetches two public packages; run again, it resumes.",
     )
     verb.add_argument("--out", default="demo-out/data", metavar="ROOT", help="dataset root to create")
     verb.add_argument(
-        "--run-folder", default="demo-out", metavar="DIR", help="folder for checkpoints, histogram and report"
+        "--run-folder",
+        default="demo-out",
+        metavar="DIR",
+        help="folder for checkpoints, histogram, results and the page, report.html",
     )
-    verb.add_argument("--fresh", action="store_true", help="train again even where finished runs are found")
+    verb.add_argument("--fresh", action="store_true", help="train again even where runs are finished")
 
 
-def _demo(asked: argparse.Namespace) -> None:
+def _demo(arguments: argparse.Namespace) -> None:
     from crisp_stream.demo import run_demo
 
-    run_demo(asked.out, run_folder=asked.run_folder, fresh=asked.fresh, log=print_line)
+    run_demo(arguments.out, run_folder=arguments.run_folder, fresh=arguments.fresh, log=print_line)
 
 
 if __name__ == "__main__":

@@ -27,25 +27,25 @@ def add_recipes(verbs: Any) -> None:
     verb.add_argument("--out", metavar="FILE", help="for copy; RECIPE.yaml here when absent")
 
 
-def _recipes(asked: argparse.Namespace) -> None:
+def _recipes(arguments: argparse.Namespace) -> None:
     from crisp_stream.config.files import copy_recipe, list_recipes, read_recipe
     from crisp_stream.config.load import dump_recipe, load_recipe
 
-    if asked.action == "list":
+    if arguments.action == "list":
         recipes = list_recipes()
         width = max(map(len, recipes))
         for name, title in recipes.items():
             print(f"{name:<{width}}  {title}")
         return
-    if asked.action == "resolve":
-        print(dump_recipe(load_recipe(*recipes_and_overrides(asked.names))), end="")
+    if arguments.action == "resolve":
+        print(dump_recipe(load_recipe(*recipes_and_overrides(arguments.names))), end="")
         return
-    if len(asked.names) != 1:
+    if len(arguments.names) != 1:
         raise InputError(
-            f"recipes {asked.action} needs the name of one recipe, got {len(asked.names)}. "
+            f"recipes {arguments.action} needs the name of one recipe, got {len(arguments.names)}. "
             "`crisp-stream recipes` lists them."
         )
-    if asked.action == "show":
-        print(read_recipe(asked.names[0]), end="")
+    if arguments.action == "show":
+        print(read_recipe(arguments.names[0]), end="")
     else:
-        print(f"written to {copy_recipe(asked.names[0], asked.out)}")
+        print(f"written to {copy_recipe(arguments.names[0], arguments.out)}")

@@ -17,9 +17,9 @@ def add_report(verbs: Any) -> None:
         verbs,
         "report",
         _report,
-        "Make one self-contained HTML page about a dataset, histograms, runs and results. The tree as a map coloured "
-        "by task, with terms, sample text and search; histograms side by side; which data helps which task; training "
-        "curves; what was judged.",
+        "Make one self-contained HTML page about a dataset, histograms, runs and results. The verdict in words and the "
+        "perplexities; the heaviest clusters of the task; training curves; the tree as a map coloured by task, with "
+        "terms, sample text and search; histograms side by side; which data helps which task; all judged figures.",
     )
     verb.add_argument("root", metavar="ROOT", help="dataset root")
     verb.add_argument(
@@ -46,7 +46,7 @@ def add_report(verbs: Any) -> None:
     )
 
 
-def _report(asked: argparse.Namespace) -> None:
+def _report(arguments: argparse.Namespace) -> None:
     from crisp_stream.format.dataset import open_dataset
     from crisp_stream.histograms.histogram import Histogram
     from crisp_stream.report.evaluation import Evaluation, holds_results
@@ -56,41 +56,41 @@ def _report(asked: argparse.Namespace) -> None:
     from crisp_stream.results.results import load_all
     from crisp_stream.storage.store import is_remote, local_path
 
-    if asked.windows < _MIN_WINDOWS:
-        raise InputError(f"--windows: must be at least {_MIN_WINDOWS}, got {asked.windows}.")
-    if asked.samples is not None and asked.samples < 0:
-        raise InputError(f"--samples: must be at least 0, got {asked.samples}.")
-    dataset = open_dataset(asked.root, generation=asked.generation)
+    if arguments.windows < _MIN_WINDOWS:
+        raise InputError(f"--windows: must be at least {_MIN_WINDOWS}, got {arguments.windows}.")
+    if arguments.samples is not None and arguments.samples < 0:
+        raise InputError(f"--samples: must be at least 0, got {arguments.samples}.")
+    dataset = open_dataset(arguments.root, generation=arguments.generation)
     histograms, runs, judged = {}, [], []
-    for shown in asked.shown:
+    for shown in arguments.shown:
         if holds_results(shown):
             judged.append(shown)
         elif is_remote(shown) or local_path(shown).is_dir():
             runs.append(read_run(shown, dataset))
         else:
             histograms[_unused(local_path(shown).stem, histograms)] = Histogram.load(shown)
-    if asked.than and not judged:
-        raise InputError(f"--than {asked.than}: there are no results to compare. Name a folder of results, too.")
-    samples = dataset.manifest.num_windows if asked.samples is None else asked.samples
+    if arguments.than and not judged:
+        raise InputError(f"--than {arguments.than}: there are no results to compare. Name a folder of results, too.")
+    samples = dataset.manifest.num_windows if arguments.samples is None else arguments.samples
     forecasts = forecast_each(dataset, histograms, samples) if samples else {}
-    evaluation = Evaluation(results=load_all(judged), baseline=asked.than) if judged else None
+    evaluation = Evaluation(results=load_all(judged), baseline=arguments.than) if judged else None
     path = write_page(
-        asked.out,
+        arguments.out,
         dataset,
         histograms,
         runs,
         forecasts=forecasts,
         evaluation=evaluation,
-        max_windows=asked.windows,
+        max_windows=arguments.windows,
         log=print_line,
     )
     print(f"written to {path}, {path.stat().st_size / 1e6:.1f} MB")
 
 
 def _unused(name: str, taken: dict[str, Any]) -> str:
-    """The name, numbered if another file has it already."""
-    number, found = 1, name
-    while found in taken:
+    """Number the name if another file has it already."""
+    number, unused = 1, name
+    while unused in taken:
         number += 1
-        found = f"{name} {number}"
-    return found
+        unused = f"{name} {number}"
+    return unused

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from crisp_stream.cli.verbs import Formatter, add_verb, print_line
@@ -11,6 +10,7 @@ from crisp_stream.errors import InputError
 
 if TYPE_CHECKING:
     from crisp_stream.results.distances import Distances
+    from crisp_stream.table import TableGroup
 
 
 def add_results(verbs: Any) -> None:
@@ -20,17 +20,18 @@ def add_results(verbs: Any) -> None:
         "of different tokenizers by bits per byte only."
     )
     command = verbs.add_parser("results", help=about.partition(". ")[0], description=about, formatter_class=Formatter)
-    own = command.add_subparsers(title="what of them", metavar="VERB", required=True)
-    _add_table(own)
-    _add_better(own)
-    _add_transfer(own)
-    _add_curve(own)
-    _add_cost(own)
-    _add_distance(own)
+    results_verbs = command.add_subparsers(title="what of them", metavar="VERB", required=True)
+    _add_table(results_verbs)
+    _add_better(results_verbs)
+    _add_transfer(results_verbs)
+    _add_curve(results_verbs)
+    _add_cost(results_verbs)
+    _add_distance(results_verbs)
 
 
 def _add(verbs: Any, name: str, run: Any, text: str, *, plot: bool, than: bool | None) -> argparse.ArgumentParser:
-    """A verb with what all of them take. `than`: whether a baseline must be named; None: there is none."""
+    """Declare a verb with the options that all of them take. `than`: whether a baseline must be named; None: no such
+    option."""
     verb = add_verb(verbs, name, run, text)
     verb.add_argument("results", nargs="+", metavar="RESULTS", help="folders or files of results (eval --out)")
     if than is not None:
@@ -41,12 +42,12 @@ def _add(verbs: Any, name: str, run: Any, text: str, *, plot: bool, than: bool |
     return verb
 
 
-def _finish(text: str, rows: Sequence[Mapping[str, Any]], asked: argparse.Namespace) -> None:
+def _finish(tables: TableGroup, arguments: argparse.Namespace) -> None:
     from crisp_stream.table import write_csv
 
-    print(text)
-    if asked.csv:
-        print(f"written to {write_csv(asked.csv, rows)}")
+    print(tables.text())
+    if arguments.csv:
+        print(f"written to {write_csv(arguments.csv, tables.records)}")
 
 
 def _add_table(verbs: Any) -> None:
@@ -61,12 +62,12 @@ def _add_table(verbs: Any) -> None:
     )
 
 
-def _table(asked: argparse.Namespace) -> None:
+def _table(arguments: argparse.Namespace) -> None:
     from crisp_stream.results.results import load_all
-    from crisp_stream.results.tables import csv_rows, result_rows, rows_text
+    from crisp_stream.results.tables import result_rows, result_tables
 
-    rows = result_rows(load_all(asked.results), baseline=asked.than)
-    _finish(rows_text(rows), csv_rows(rows), asked)
+    rows = result_rows(load_all(arguments.results), baseline=arguments.than)
+    _finish(result_tables(rows), arguments)
 
 
 def _add_better(verbs: Any) -> None:
@@ -80,14 +81,14 @@ def _add_better(verbs: Any) -> None:
     )
 
 
-def _better(asked: argparse.Namespace) -> None:
-    from crisp_stream.results.better import better_csv, better_rows, better_text, plot_better
+def _better(arguments: argparse.Namespace) -> None:
+    from crisp_stream.results.better import better_rows, better_table, plot_better
     from crisp_stream.results.results import load_all
 
-    rows = better_rows(load_all(asked.results), baseline=asked.than)
-    _finish(better_text(rows), better_csv(rows), asked)
-    if asked.plot:
-        print(f"written to {plot_better(rows, asked.plot)}")
+    rows = better_rows(load_all(arguments.results), baseline=arguments.than)
+    _finish(better_table(rows), arguments)
+    if arguments.plot:
+        print(f"written to {plot_better(rows, arguments.plot)}")
 
 
 def _add_transfer(verbs: Any) -> None:
@@ -102,12 +103,11 @@ def _add_transfer(verbs: Any) -> None:
     )
 
 
-def _transfer(asked: argparse.Namespace) -> None:
+def _transfer(arguments: argparse.Namespace) -> None:
     from crisp_stream.results.results import load_all
-    from crisp_stream.results.transfer import transfer, transfer_csv, transfer_text
+    from crisp_stream.results.transfer import transfer, transfer_table
 
-    found = transfer(load_all(asked.results))
-    _finish(transfer_text(found), transfer_csv(found), asked)
+    _finish(transfer_table(transfer(load_all(arguments.results))), arguments)
 
 
 def _add_curve(verbs: Any) -> None:
@@ -123,14 +123,14 @@ def _add_curve(verbs: Any) -> None:
     verb.add_argument("--x", choices=["batch", "tokens"], default="batch", help="what the plot is over")
 
 
-def _curve(asked: argparse.Namespace) -> None:
-    from crisp_stream.results.curves import curves, curves_csv, curves_text, plot_curves
+def _curve(arguments: argparse.Namespace) -> None:
+    from crisp_stream.results.curves import curves, curves_table, plot_curves
     from crisp_stream.results.results import load_all
 
-    found = curves(load_all(asked.results))
-    _finish(curves_text(found), curves_csv(found), asked)
-    if asked.plot:
-        print(f"written to {plot_curves(found, asked.plot, x=asked.x)}")
+    drawn = curves(load_all(arguments.results))
+    _finish(curves_table(drawn), arguments)
+    if arguments.plot:
+        print(f"written to {plot_curves(drawn, arguments.plot, x=arguments.x)}")
 
 
 def _add_cost(verbs: Any) -> None:
@@ -159,20 +159,20 @@ def _add_cost(verbs: Any) -> None:
     )
 
 
-def _cost(asked: argparse.Namespace) -> None:
-    from crisp_stream.results.costs import costs, costs_csv, costs_text, plot_costs
+def _cost(arguments: argparse.Namespace) -> None:
+    from crisp_stream.results.costs import costs, costs_table, plot_costs
     from crisp_stream.results.results import load_all
 
     methods = {}
-    for given in asked.method:
-        name, equals, pattern = given.partition("=")
+    for text in arguments.method:
+        name, equals, pattern = text.partition("=")
         if not (name and equals and pattern):
-            raise InputError(f"--method: must be NAME=PATTERN, got {given!r}.")
+            raise InputError(f"--method: must be NAME=PATTERN, got {text!r}.")
         methods[pattern] = name
-    found = costs(load_all(asked.results), axis=asked.cost, methods=methods)
-    _finish(costs_text(found), costs_csv(found), asked)
-    if asked.plot:
-        print(f"written to {plot_costs(found, asked.plot)}")
+    compared = costs(load_all(arguments.results), axis=arguments.cost, methods=methods)
+    _finish(costs_table(compared), arguments)
+    if arguments.plot:
+        print(f"written to {plot_costs(compared, arguments.plot)}")
 
 
 def _add_distance(verbs: Any) -> None:
@@ -198,38 +198,39 @@ def _add_distance(verbs: Any) -> None:
     verb.add_argument("--bins", type=int, default=10, metavar="N", help="groups of equal size by distance")
 
 
-def _distance(asked: argparse.Namespace) -> None:
-    from crisp_stream.results.distances import distance_bins, distances_csv, distances_text, plot_distances
+def _distance(arguments: argparse.Namespace) -> None:
+    from crisp_stream.results.distances import distance_bins, distances_table, plot_distances
     from crisp_stream.results.results import load_all
 
-    results = load_all(asked.results)
-    distances = _distances(asked)
-    bins = distance_bins(results, distances, baseline=asked.than, bins=asked.bins)
-    text = distances_text(bins, distances, baseline=asked.than)
-    _finish(text, distances_csv(bins, distances, baseline=asked.than), asked)
-    if asked.plot:
-        print(f"written to {plot_distances(bins, distances, asked.plot, baseline=asked.than)}")
+    results = load_all(arguments.results)
+    distances = _distances(arguments)
+    bins = distance_bins(results, distances, baseline=arguments.than, bins=arguments.bins)
+    _finish(distances_table(bins, distances, baseline=arguments.than), arguments)
+    if arguments.plot:
+        print(f"written to {plot_distances(bins, distances, arguments.plot, baseline=arguments.than)}")
 
 
-def _distances(asked: argparse.Namespace) -> Distances:
+def _distances(arguments: argparse.Namespace) -> Distances:
     from crisp_stream.evaluation.embedded_sets import DistanceInputs, measure_distances
     from crisp_stream.results.distances import Distances
 
-    if not asked.specialist:
-        if not asked.distances:
+    if not arguments.specialist:
+        if not arguments.distances:
             raise InputError("distance needs --distances FILE, or --specialist, --texts and --data to compute them.")
-        return Distances.load(asked.distances)
-    if not (asked.texts and asked.data):
+        return Distances.load(arguments.distances)
+    if not (arguments.texts and arguments.data):
         raise InputError("--specialist: distances need --texts INPUT… and --data ROOT, too.")
     inputs = DistanceInputs(
-        texts=asked.texts,
-        specialist=asked.specialist,
-        specialist_test=asked.specialist_test,
-        questions=asked.mcq,
-        text_column=asked.text_column,
-        limit=asked.limit,
+        texts=arguments.texts,
+        specialist=arguments.specialist,
+        specialist_test=arguments.specialist_test,
+        questions=arguments.mcq,
+        text_column=arguments.text_column,
+        limit=arguments.limit,
     )
-    found = measure_distances(inputs, data=asked.data, encoder=asked.encoder, processes=asked.processes, log=print_line)
-    if asked.distances:
-        print(f"written to {found.save(asked.distances)}")
-    return found
+    distances = measure_distances(
+        inputs, data=arguments.data, encoder=arguments.encoder, processes=arguments.processes, log=print_line
+    )
+    if arguments.distances:
+        print(f"written to {distances.save(arguments.distances)}")
+    return distances

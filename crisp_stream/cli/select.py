@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from crisp_stream.cli.select_doge import add_select_doge
-from crisp_stream.cli.select_dsir import add_select_dsir
+from crisp_stream.cli.select_dsir import add_select_dsir, check_selection_name
 from crisp_stream.cli.verbs import add_inputs, add_verb, print_line
 from crisp_stream.config.sections import SELECTION_SUFFIX
 from crisp_stream.errors import InputError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def add_select(verbs: Any) -> None:
     """Declare `select` with a command for each method, and `embed`, which two of them need."""
     text = (
-        "Choose what of a dataset a task is trained on by a rival of its histogram: windows, one by one, or weights of "
+        "Choose by a rival of the task's histogram what of a dataset to train on: windows, one by one, or weights of "
         "clusters (doge). Train on windows with mixture.phases.0.windows=FILE, on weights as on any histogram."
     )
     verb = verbs.add_parser("select", help="Choose what to train on by a rival method", description=text)
@@ -34,16 +34,10 @@ def add_select(verbs: Any) -> None:
     _add_embed(verbs)
 
 
-def check_out(out: str) -> None:
-    """Raises InputError: the file would not be taken for a selection."""
-    if not out.endswith(SELECTION_SUFFIX):
-        raise InputError(f"--out: the file of a selection must end in {SELECTION_SUFFIX}, got {out}.")
-
-
-def add_task_arguments(verb: argparse.ArgumentParser) -> None:
-    """A task's examples, the dataset that is selected from, and the selection to write."""
+def _add_task_arguments(verb: argparse.ArgumentParser) -> None:
+    """Declare the examples of a task, the dataset to select from, and the selection to write."""
     add_inputs(verb, "task", "examples of the task, or .npy files of their embeddings")
-    verb.add_argument("--data", required=True, metavar="ROOT", help="dataset that is selected from")
+    verb.add_argument("--data", required=True, metavar="ROOT", help="dataset to select from")
     verb.add_argument("--generation", type=int, metavar="G", help="an older generation of a dataset that has grown")
     verb.add_argument("--out", required=True, metavar="FILE", help=f"selection to write, *{SELECTION_SUFFIX}")
     verb.add_argument(
@@ -53,13 +47,13 @@ def add_task_arguments(verb: argparse.ArgumentParser) -> None:
         help="the task is multiple-choice questions, each with its right answer or with all, as for histogram count",
     )
     verb.add_argument("--packing", choices=["joined", "document"], default="document", help="as for histogram count")
-    verb.add_argument("--processes", type=int, metavar="N", help="one per core when absent")
+    verb.add_argument("--processes", type=int, metavar="N", help="worker processes; one per core when absent")
 
 
 def _add_embedding_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--embeddings", required=True, metavar="DIR", help="folder of crisp-stream embed")
+    verb.add_argument("--embeddings", required=True, metavar="DIR", help="folder that crisp-stream embed wrote")
     verb.add_argument(
-        "--encoder", metavar="NAME", help="where the dataset's encoder is, if not under its recorded name"
+        "--encoder", metavar="NAME", help="folder or name of the dataset's encoder, if not its recorded name"
     )
     verb.add_argument(
         "--quantile",
@@ -78,13 +72,13 @@ def _add_classifier(methods: Any) -> None:
         "Select by a logistic regression on window embeddings (paper, Section 3.2). It learns the task's examples from "
         "random windows; its regularisation is chosen on held-out examples.",
     )
-    add_task_arguments(verb)
+    _add_task_arguments(verb)
     _add_embedding_arguments(verb)
     verb.add_argument(
         "--quantile-of",
         choices=["corpus", "task"],
         default="corpus",
-        help="whose scores the quantile is of: all windows', or those of the task's own examples",
+        help="scores that the quantile is taken of: those of all windows, or those of the task's examples",
     )
     verb.add_argument(
         "--regularisation",
@@ -93,38 +87,39 @@ def _add_classifier(methods: Any) -> None:
         help="inverse strengths to choose from, none for no penalty; those of the paper's Table 5 when absent",
     )
     verb.add_argument("--negatives", type=int, metavar="N", help="random windows; as many as positives when absent")
-    verb.add_argument("--seed", type=int, default=0, metavar="S", help="of the negatives and of what is held out")
+    verb.add_argument("--seed", type=int, default=0, metavar="S", help="seed of negatives and held-out examples")
 
 
-def _classifier(asked: argparse.Namespace) -> None:
+def _classifier(arguments: argparse.Namespace) -> None:
     from crisp_stream.selection.classifier import REGULARISATIONS, select_by_classifier
 
     strengths = REGULARISATIONS
-    if asked.regularisation is not None:
-        strengths = tuple(_strength(text) for text in asked.regularisation)
-    dataset, embeddings, task, seconds = _opened(asked)
-    found = select_by_classifier(
+    if arguments.regularisation is not None:
+        strengths = tuple(_strength(text) for text in arguments.regularisation)
+    dataset, embeddings, task, seconds = _opened(arguments)
+    selected = select_by_classifier(
         task,
         embeddings.rows,
         dataset,
-        quantile=asked.quantile,
-        quantile_of=asked.quantile_of,
+        quantile=arguments.quantile,
+        quantile_of=arguments.quantile_of,
         regularisations=strengths,
-        num_negatives=asked.negatives,
-        seed=asked.seed,
+        num_negatives=arguments.negatives,
+        seed=arguments.seed,
     )
-    found.selection.save(asked.out)
-    classifier = found.classifier
+    selected.selection.save(arguments.out)
+    classifier = selected.classifier
     print(f"{'C':>8} {'log loss':>9} {'AUC':>7}   on held-out examples")
     for trial in classifier.trials:
         strength = "none" if trial.regularisation is None else f"{trial.regularisation:g}"
         mark = "   chosen" if trial is classifier.chosen else ""
         print(f"{strength:>8} {trial.log_loss:>9.4f} {trial.auc:>7.4f}{mark}")
     print(f"fitted on {classifier.positives:,} windows of the task and {classifier.negatives:,} of the corpus")
-    _print(found.selection, asked.out)
-    print(f"accepts {found.task_accepted:.1%} of the task's own windows")
+    _print(selected.selection, arguments.out)
+    print(f"accepts {selected.task_accepted:.1%} of the windows of the task")
     print(
-        f"seconds: {seconds:.1f} embedding the task, {found.fit_seconds:.1f} fitting, {found.score_seconds:.1f} scoring"
+        f"seconds: {seconds:.1f} embedding the task, {selected.fit_seconds:.1f} fitting, "
+        f"{selected.score_seconds:.1f} scoring"
     )
 
 
@@ -134,7 +129,9 @@ def _strength(text: str) -> float | None:
     try:
         return float(text)
     except ValueError as error:
-        raise InputError(f"--regularisation: must be numbers or none, got {text!r}.") from error
+        raise InputError(
+            f"--regularisation: must be numbers or none, got {text!r}. Leave it out for those of Table 5."
+        ) from error
 
 
 def _add_nearest(methods: Any) -> None:
@@ -145,41 +142,43 @@ def _add_nearest(methods: Any) -> None:
         "Select the windows that are nearest to the task's examples. By the cosine of a window's embedding to the "
         "nearest example, or the mean of the nearest ones.",
     )
-    add_task_arguments(verb)
+    _add_task_arguments(verb)
     _add_embedding_arguments(verb)
-    verb.add_argument("--neighbours", type=int, default=1, metavar="K", help="nearest examples that are averaged")
+    verb.add_argument("--neighbours", type=int, default=1, metavar="K", help="number of nearest examples to average")
 
 
-def _nearest(asked: argparse.Namespace) -> None:
+def _nearest(arguments: argparse.Namespace) -> None:
     from crisp_stream.selection.nearest import select_nearest
 
-    dataset, embeddings, task, seconds = _opened(asked)
-    found = select_nearest(task, embeddings.rows, dataset, quantile=asked.quantile, neighbours=asked.neighbours)
-    found.selection.save(asked.out)
-    print(f"cosine above {found.threshold:.4f} to {len(task.embeddings):,} windows of the task")
-    _print(found.selection, asked.out)
-    print(f"seconds: {seconds:.1f} embedding the task, {found.score_seconds:.1f} scoring")
+    dataset, embeddings, task, seconds = _opened(arguments)
+    nearest = select_nearest(
+        task, embeddings.rows, dataset, quantile=arguments.quantile, neighbours=arguments.neighbours
+    )
+    nearest.selection.save(arguments.out)
+    print(f"cosine above {nearest.threshold:.4f} to {len(task.embeddings):,} windows of the task")
+    _print(nearest.selection, arguments.out)
+    print(f"seconds: {seconds:.1f} embedding the task, {nearest.score_seconds:.1f} scoring")
 
 
-def _opened(asked: argparse.Namespace) -> tuple[Dataset, WindowEmbeddings, TaskEmbeddings, float]:
-    """Dataset, embeddings of its windows and of the task, and seconds that the last took."""
+def _opened(arguments: argparse.Namespace) -> tuple[Dataset, WindowEmbeddings, TaskEmbeddings, float]:
+    """Open the dataset and its window embeddings, embed the task, and measure the seconds of that."""
     from crisp_stream.counting.task_embeddings import embed_task
     from crisp_stream.format.dataset import open_dataset
     from crisp_stream.format.embeddings import WindowEmbeddings
 
-    check_out(asked.out)
-    dataset = open_dataset(asked.data, generation=asked.generation)
-    embeddings = WindowEmbeddings.load(asked.embeddings, dataset)
+    check_selection_name(arguments.out)
+    dataset = open_dataset(arguments.data, generation=arguments.generation)
+    embeddings = WindowEmbeddings.load(arguments.embeddings, dataset)
     started = time.perf_counter()
     task = embed_task(
-        asked.task,
+        arguments.task,
         dataset,
-        text_column=asked.text_column,
-        limit=asked.limit,
-        packing=asked.packing,
-        answers=asked.questions,
-        encoder=asked.encoder,
-        processes=asked.processes,
+        text_column=arguments.text_column,
+        limit=arguments.limit,
+        packing=arguments.packing,
+        answers=arguments.questions,
+        encoder=arguments.encoder,
+        processes=arguments.processes,
         log=print_line,
     )
     return dataset, embeddings, task, time.perf_counter() - started
@@ -203,27 +202,27 @@ def _add_embed(verbs: Any) -> None:
     )
     verb.add_argument("--generation", type=int, metavar="G", help="an older generation of a dataset that has grown")
     verb.add_argument(
-        "--encoder", metavar="NAME", help="where the dataset's encoder is, if not under its recorded name"
+        "--encoder", metavar="NAME", help="folder or name of the dataset's encoder, if not its recorded name"
     )
     verb.add_argument("--engine", choices=["local", "ray"], default="local", help="processes of this machine, or Ray")
-    verb.add_argument("--address", metavar="HOST:PORT", help="of a running Ray cluster; one is started when absent")
-    verb.add_argument("--processes", type=int, metavar="N", help="one per core when absent")
+    verb.add_argument("--address", metavar="HOST:PORT", help="running Ray cluster; one is started when absent")
+    verb.add_argument("--processes", type=int, metavar="N", help="worker processes; one per core when absent")
 
 
-def _embed(asked: argparse.Namespace) -> None:
+def _embed(arguments: argparse.Namespace) -> None:
     from crisp_stream.selection.embed_windows import embed_windows
 
     started = time.monotonic()
-    found = embed_windows(
-        asked.root,
-        asked.out,
-        generation=asked.generation,
-        encoder=asked.encoder,
-        engine=asked.engine,
-        address=asked.address,
-        processes=asked.processes,
+    embeddings = embed_windows(
+        arguments.root,
+        arguments.out,
+        generation=arguments.generation,
+        encoder=arguments.encoder,
+        engine=arguments.engine,
+        address=arguments.address,
+        processes=arguments.processes,
         log=print_line,
     )
-    windows, dim = found.rows.shape
-    print(f"{asked.out}: {windows:,} windows of {dim} numbers, {found.rows.nbytes / 1e6:,.1f} MB")
+    windows, dim = embeddings.rows.shape
+    print(f"{arguments.out}: {windows:,} windows of {dim} numbers, {embeddings.rows.nbytes / 1e6:,.1f} MB")
     print(f"{time.monotonic() - started:.1f} s")

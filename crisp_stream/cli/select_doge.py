@@ -10,7 +10,7 @@ from crisp_stream.config.files import recipes_and_overrides
 
 
 def add_select_doge(verbs: Any) -> None:
-    """Declare the command."""
+    """Declare `select doge`."""
     verb = add_verb(
         verbs,
         "doge",
@@ -29,13 +29,14 @@ def add_select_doge(verbs: Any) -> None:
     )
     verb.add_argument("--text-column", default="text", metavar="NAME", help="key or column of the text")
     verb.add_argument("--limit", type=int, metavar="N", help="read at most N documents")
-    verb.add_argument("--level", type=int, default=1, metavar="L", help="level of the tree whose clusters are weighed")
+    verb.add_argument("--level", type=int, default=1, metavar="L", help="level of the tree whose clusters get weights")
     verb.add_argument("--mu", type=float, default=5e-4, metavar="MU", help="Bregman coefficient; larger moves less")
     verb.add_argument(
         "--update",
         choices=["paper", "public-code"],
         default="paper",
-        help="score of a cluster: lr x inner product of gradients; or that over their mean norm, cut to [0, 5 lr]",
+        help="score of a cluster: paper: lr x inner product of gradients; public-code: the same over their mean norm, "
+        "cut to [0, 5 lr]",
     )
     verb.add_argument(
         "--target-windows", type=int, metavar="N", help="windows of the text per step; as many as the batch when absent"
@@ -44,16 +45,16 @@ def add_select_doge(verbs: Any) -> None:
         "--average",
         choices=["run", "last"],
         default="run",
-        help="which weights are the result: mean over the run, or over its last 20 steps; the other is written beside",
+        help="weights that are the result: mean over the run, or over its last 20 steps; the other is written beside",
     )
     verb.add_argument(
         "--compare", metavar="H", help="histogram of the task, such as CRISP's, to show beside the weights"
     )
-    verb.add_argument("--top", type=int, default=16, metavar="N", help="clusters shown")
+    verb.add_argument("--top", type=int, default=16, metavar="N", help="number of clusters to show")
     verb.add_argument("--out", required=True, metavar="FILE", help="histogram to write")
 
 
-def _doge(asked: argparse.Namespace) -> None:
+def _doge(arguments: argparse.Namespace) -> None:
     from crisp_stream.config.load import load_recipe
     from crisp_stream.errors import InputError
     from crisp_stream.format.dataset import open_dataset
@@ -62,29 +63,29 @@ def _doge(asked: argparse.Namespace) -> None:
     from crisp_stream.selection.doge.doge_report import comparable, doge_table
     from crisp_stream.selection.doge.settings import DogeSettings
 
-    if asked.top < 1:
-        raise InputError(f"--top: must be at least 1, got {asked.top}.")
-    names, overrides = recipes_and_overrides(asked.recipe)
-    recipe = load_recipe([*names, "base"], overrides)  # a mixture, which the proxy model does not follow
+    if arguments.top < 1:
+        raise InputError(f"--top: must be at least 1, got {arguments.top}. Leave it out for 16.")
+    names, overrides = recipes_and_overrides(arguments.recipe)
+    recipe = load_recipe([*names, "base"], overrides)  # a recipe needs a mixture; the proxy model does not follow it
     settings = DogeSettings(
-        level=asked.level,
-        mu=asked.mu,
-        update=asked.update,
-        target_windows=asked.target_windows,
-        average=asked.average,
+        level=arguments.level,
+        mu=arguments.mu,
+        update=arguments.update,
+        target_windows=arguments.target_windows,
+        average=arguments.average,
     )
     dataset = open_dataset(recipe.data.remote, generation=recipe.data.generation, timeout=recipe.data.timeout)
     other = None
-    if asked.compare is not None:
-        other = comparable(Histogram.load(asked.compare), asked.level, dataset.manifest.tree_fingerprint)
+    if arguments.compare is not None:
+        other = comparable(Histogram.load(arguments.compare), arguments.level, dataset.manifest.tree_fingerprint)
     result = weigh_by_doge(
         recipe,
-        asked.text,
-        out=asked.out,
+        arguments.text,
+        out=arguments.out,
         settings=settings,
-        text_column=asked.text_column,
-        limit=asked.limit,
+        text_column=arguments.text_column,
+        limit=arguments.limit,
         log=print_line,
     )
-    print(doge_table(result.chosen, dataset, other, limit=asked.top))
-    print(f"written to {asked.out}; the other average to {other_path(asked.out, settings.average)}")
+    print(doge_table(result.chosen, dataset, other, limit=arguments.top).text())
+    print(f"written to {arguments.out}; the other average to {other_path(arguments.out, settings.average)}")

@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 
 def add_study(verbs: Any) -> None:
-    """Declare `study` with its own commands."""
+    """Declare `study` with its commands commands."""
     text = (
         "Compare methods on one corpus at equal training tokens: run what is missing, tables and figures of what was "
         "saved, text for it. `study FILE` is short for `study run FILE`."
     )
     verb = verbs.add_parser("study", help="Compare methods at equal training tokens", description=text)
-    own = verb.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add_run(own)
-    _add_show(own)
-    _add_report(own)
-    _add_fetch(own)
+    commands = verb.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_run(commands)
+    _add_show(commands)
+    _add_report(commands)
+    _add_fetch(commands)
 
 
 STUDY_VERBS = ("run", "show", "fetch", "report")
@@ -58,19 +58,19 @@ def _add_run(verbs: Any) -> None:
     )
 
 
-def _run(asked: argparse.Namespace) -> None:
+def _run(arguments: argparse.Namespace) -> None:
     from crisp_stream.study.command import plan_text, report_study, run_study
     from crisp_stream.study.settings import load_study
 
-    study = load_study(asked.study)
-    out = Path(asked.out or f"study-{study.name}")
-    if asked.finished:
-        report_study(study, out, text=asked.text, log=print_line)
+    study = load_study(arguments.study)
+    out = Path(arguments.out or f"study-{study.name}")
+    if arguments.finished:
+        report_study(study, out, text=arguments.text, log=print_line)
         return
-    if asked.plan:
-        print(plan_text(study, out, text=asked.text))
+    if arguments.plan:
+        print(plan_text(study, out, text=arguments.text))
         return
-    run_study(study, out, text=asked.text, workers=asked.jobs, log=print_line)
+    run_study(study, out, text=arguments.text, workers=arguments.jobs, log=print_line)
 
 
 def _add_show(verbs: Any) -> None:
@@ -78,10 +78,10 @@ def _add_show(verbs: Any) -> None:
     verb.add_argument("name", metavar="NAME", help="small, miniature or h100")
 
 
-def _show(asked: argparse.Namespace) -> None:
+def _show(arguments: argparse.Namespace) -> None:
     from crisp_stream.study.settings import read_study
 
-    print(read_study(asked.name), end="")
+    print(read_study(arguments.name), end="")
 
 
 def _add_report(verbs: Any) -> None:
@@ -100,10 +100,10 @@ def _add_report(verbs: Any) -> None:
     )
 
 
-def _report(asked: argparse.Namespace) -> None:
-    from crisp_stream.study.tables.report_command import report_records
+def _report(arguments: argparse.Namespace) -> None:
+    from crisp_stream.study.command import report_records
 
-    report_records(asked.records, out=asked.out, log=print_line)
+    report_records(arguments.records, out=arguments.out, log=print_line)
 
 
 def _add_fetch(verbs: Any) -> None:
@@ -125,21 +125,21 @@ def _add_fetch(verbs: Any) -> None:
     verb.add_argument("--cache", metavar="DIR", help="where packages are kept; `study` in the cache folder when absent")
 
 
-def _fetch(asked: argparse.Namespace) -> None:
+def _fetch(arguments: argparse.Namespace) -> None:
     from crisp_stream.corpora.study import SCALES, fetch_study
     from crisp_stream.storage.store import cache_folder
 
-    cache = Path(asked.cache) if asked.cache else cache_folder() / "study"
-    _print(fetch_study(Path(asked.out), cache=cache, scale=SCALES[asked.scale], log=print_line))
+    cache = Path(arguments.cache) if arguments.cache else cache_folder() / "study"
+    _print(fetch_study(Path(arguments.out), cache=cache, scale=SCALES[arguments.scale], log=print_line))
 
 
-def _print(found: StudyCorpora) -> None:
-    files: dict[str, dict[str, Any]] = found.facts["files"]
+def _print(corpora: StudyCorpora) -> None:
+    files: dict[str, dict[str, Any]] = corpora.facts["files"]
     width = max(map(len, files))
     print(f"{'file':<{width}} {'examples':>9} {'characters':>12}")
-    for name, own in files.items():
-        characters = f"{own['characters']:,}" if "characters" in own else ""
-        print(f"{name:<{width}} {own['examples']:>9,} {characters:>12}".rstrip())
-    contaminated = sum(sum(own.values()) for own in found.facts["dropped"].values())
+    for name, file in files.items():
+        characters = f"{file['characters']:,}" if "characters" in file else ""
+        print(f"{name:<{width}} {file['examples']:>9,} {characters:>12}".rstrip())
+    contaminated = sum(sum(counts.values()) for counts in corpora.facts["dropped"].values())
     print(f"{contaminated:,} documents shared 13 words with what models are judged by and were left out")
-    print(f"written to {found.folder}; sources and licences: {found.folder / 'README.md'}")
+    print(f"written to {corpora.folder}; sources and licences: {corpora.folder / 'README.md'}")

@@ -90,6 +90,6 @@ def _finetune(asked: argparse.Namespace) -> int:
             log=print_line if is_first_rank() else lambda line: None,
         )
         if is_first_rank():
-            print(table(models))
+            print(table(models).text())
             print(f"\nwritten to {recipe.checkpoint_folder}/finetune.csv", flush=True)
     return 0

@@ -1,4 +1,4 @@
-"""What the commands of `crisp-stream` share: how a verb and its inputs are declared, and how progress is shown."""
+"""Helpers that the commands of `crisp-stream` share: declare a verb and its inputs, and print progress."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from crisp_stream.writers.flags import add_flags
+
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Defaults behind every option that has one."""
+    """Shows the default behind every option that has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default is None or action.default is False or action.default == []:
@@ -19,7 +21,7 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
 def add_verb(
     verbs: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str
 ) -> argparse.ArgumentParser:
-    """A command; the first sentence of `text` stands in the list of commands."""
+    """Declare a command; the first sentence of `text` stands in the list of commands."""
     verb = verbs.add_parser(name, help=text.partition(". ")[0].rstrip("."), description=text, formatter_class=Formatter)
     verb.set_defaults(run=run)
     return verb
@@ -28,29 +30,16 @@ def add_verb(
 def add_inputs(verb: argparse.ArgumentParser, name: str, what: str) -> None:
     """Files of documents, the column of their text, and a limit."""
     verb.add_argument(name, nargs="+", help=f"{what}: .jsonl[.gz|.zst], .parquet, .txt; file, folder, prefix or glob")
-    verb.add_argument("--text-column", default="text", metavar="NAME", help="key or column of the text")
-    verb.add_argument("--limit", type=int, metavar="N", help="read at most N documents")
+    add_flags(verb, ("text_column", "limit"))
 
 
 def add_selection(group: Any) -> None:
     """Which documents of the inputs are meant: filters, and the layout of the files."""
-    group.add_argument(
-        "--filter",
-        action="append",
-        default=[],
-        metavar="EXPR",
-        help="keep documents where it holds, such as 'quality.score >= 0.5'; may be repeated",
-    )
-    group.add_argument(
-        "--layout",
-        choices=["files", "redpajama-v2"],
-        default="files",
-        help="redpajama-v2: documents/ and quality_signals/, English head and middle",
-    )
+    add_flags(group, ("filters", "layout"))
 
 
 def add_recipe_arguments(verb: argparse.ArgumentParser) -> None:
-    """Recipes laid over one another, and keys of them; see `recipes_and_overrides`."""
+    """Declare recipes laid over one another, and keys of them; see `recipes_and_overrides`."""
     verb.add_argument(
         "recipe",
         nargs="+",
@@ -61,5 +50,5 @@ def add_recipe_arguments(verb: argparse.ArgumentParser) -> None:
 
 
 def print_line(line: str) -> None:
-    """Progress goes to standard output, line by line."""
+    """Print a line of progress to standard output at once."""
     print(line, flush=True)

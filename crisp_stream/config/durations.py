@@ -23,6 +23,27 @@ def parse_duration(text: str) -> tuple[int, Literal["ba", "tok"]]:
     return int(match[1]), "ba" if match[2] == "ba" else "tok"
 
 
+def check_time(key: str, text: str, *, may_be_zero: bool = False, share: str = "0.1dur") -> None:
+    """Check a length of training, or a share of the run.
+
+    Args:
+        key: of the recipe, for messages.
+        text: its value.
+        may_be_zero: whether 0 has a meaning.
+        share: an example of a share, for messages; empty where shares are not allowed.
+
+    Raises:
+        RecipeError: neither form, or 0.
+    """
+    match = SHARE.fullmatch(text) if share else None
+    if match is None and DURATION.fullmatch(text.replace("_", "")) is None:
+        also = f" or a share such as {share}" if share else ""
+        raise RecipeError(f"`{key}` must be batches such as 400ba, tokens such as 1000000tok{also}; got {text!r}.")
+    count = parse_duration(text)[0] if match is None else float(match[1])
+    if count <= 0 and not may_be_zero:
+        raise RecipeError(f"`{key}` must be above 0; got {text}.")
+
+
 def batches_of(text: str, *, tokens_per_batch: int, run_batches: int | None = None) -> int:
     """Number of whole batches of a duration.
 

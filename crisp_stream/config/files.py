@@ -1,7 +1,7 @@
 """Recipes as files: packaged ones and the user's, laid over one another into one tree of keys.
 
 A recipe may leave keys out: sizes say nothing of the data, methods nothing of the model. `gpt-1.3b crisp` is the size
-with the method laid over it; `extends: [gpt-1.3b, crisp]` at the top of a file is the same with the file's own keys
+with the method laid over it; `extends: [gpt-1.3b, crisp]` at the top of a file is the same with the keys of the file
 last. Mappings are merged key by key, everything else is replaced. The alternative, a file for each size and method, is
 eighteen copies of which seventeen are forgotten when a key changes.
 """

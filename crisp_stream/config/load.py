@@ -9,7 +9,6 @@ YAML 1.1 reads `1e-4` as text; a number key accepts it anyway.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,17 @@ from crisp_stream.config.files import compose
 from crisp_stream.config.recipe import Recipe
 from crisp_stream.config.sections import SELECTION_SUFFIX
 from crisp_stream.errors import RecipeError
-from crisp_stream.typed import build, kind_of
+from crisp_stream.typed import Builder, kind_of, plain
+
+_BUILDER = Builder(
+    error=RecipeError,
+    key_noun="recipe key",
+    missing_remedies={  # of keys that only some of the packaged recipes have
+        "mixture": "Add a method behind the size, such as base or crisp: crisp-stream train gpt-1.3b crisp",
+        "model": "Name a size before the method, such as demo or gpt-350m: crisp-stream train gpt-350m crisp",
+    },
+    lenient=True,
+)
 
 
 def load_recipe(names: str | Path | Sequence[str | Path], overrides: Sequence[str] = ()) -> Recipe:
@@ -39,7 +48,7 @@ def load_recipe(names: str | Path | Sequence[str | Path], overrides: Sequence[st
     for override in overrides:
         _apply_override(tree, override)
     try:
-        return build(Recipe, tree)
+        return _BUILDER.build(Recipe, tree)
     except RecipeError as error:
         raise RecipeError(f"{origin}: {error}") from error
 
@@ -47,8 +56,8 @@ def load_recipe(names: str | Path | Sequence[str | Path], overrides: Sequence[st
 def load_each(
     names: str | Path | Sequence[str | Path], overrides: Sequence[str], histograms: Sequence[str]
 ) -> list[Recipe]:
-    """A recipe for each histogram or window selection, in the place of that of the last phase; the recipe alone where
-    there are none.
+    """Load a recipe for each histogram or window selection, which replaces that of the last phase; the recipe alone
+    where there are none.
 
     Raises:
         RecipeError: as load_recipe; two runs would be one, or have one folder.
@@ -79,21 +88,15 @@ def load_each(
 
 
 def _drawn_by(phase: int, path: str) -> list[str]:
-    """Overrides by which a phase draws by a histogram, or by a window selection, whatever it was drawn by."""
+    """Overrides that set the histogram or the window selection of a phase, and unset the other."""
     histogram, windows = (None, path) if path.endswith(SELECTION_SUFFIX) else (path, None)
     key = f"mixture.phases.{phase}"
     return [f"{key}.histogram={json.dumps(histogram)}", f"{key}.windows={json.dumps(windows)}"]
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """All keys of a recipe as YAML, defaults included; `load_recipe` reads it back."""
-    return yaml.safe_dump(_plain(dataclasses.asdict(recipe)), sort_keys=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+    """Write all keys of a recipe as YAML, defaults included; `load_recipe` reads it back."""
+    return yaml.safe_dump(plain(recipe), sort_keys=False)
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

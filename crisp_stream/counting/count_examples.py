@@ -7,42 +7,31 @@ from is kept with the histogram, because windows of one example belong together 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.counting.embedded_examples import (
-    Answers,
-    Embedded,
-    ExampleSources,
-    embed_examples,
-    embedding_settings,
-    read_embeddings,
-)
+from crisp_stream.counting.embedded_examples import Answers, Embedded, EmbeddedTask, ExampleSources, embedded_task
 from crisp_stream.errors import InputError
-from crisp_stream.examples.sketch import PROVENANCE_KEY, SketchBuilder
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.format.manifest import Packing
 from crisp_stream.histograms.histogram import Histogram
-from crisp_stream.processes import Log, Progress, num_processes
+from crisp_stream.processes import Log, Progress
 from crisp_stream.tree.tree import ClusterTree
 from crisp_stream.writers.documents.drops import DropCounts
 from crisp_stream.writers.documents.inputs import Layout
-from crisp_stream.writers.embedding.embed import matching_encoder
 from crisp_stream.writers.tree.quality import leaf_cosines
 
 FAR_COSINE = 0.5
-"""Share of the corpus's own mean cosine to its leaves' centroids below which examples are called far from it."""
+"""Share of the corpus's mean cosine to its leaves' centroids below which examples are called far from it."""
 
 
 def count_examples(
     inputs: Sequence[str],
     *,
-    data: str,
+    data: str | Dataset,
     level: int | None = None,
     text_column: str = "text",
     limit: int | None = None,
@@ -59,7 +48,7 @@ def count_examples(
     Args:
         inputs: files, folders, prefixes or globs of examples, as for `write`; or .npy files of their embeddings,
             [num_windows, dim], by the dataset's encoder and of norm 1.
-        data: root of the dataset whose tree is meant.
+        data: the dataset whose tree is meant, or its root.
         level: of the tree, 1 to its depth; the leaves when None.
         text_column: key or column of the text.
         limit: read at most this many examples.
@@ -82,31 +71,12 @@ def count_examples(
         FormatError: the root holds no dataset.
         StorageError: the storage refused or failed.
     """
-    dataset = open_dataset(data)
-    manifest = dataset.manifest
-    level = manifest.depth if level is None else level
+    dataset = data if isinstance(data, Dataset) else open_dataset(data)
+    level = dataset.manifest.depth if level is None else level
     check_level(level, dataset)
-    if packing not in get_args(Packing):
-        raise InputError(f"packing: must be joined or document, got {packing!r}.")
-    dropped, sketch = DropCounts(), SketchBuilder()
-    given = [source.endswith(".npy") for source in inputs]
-    if any(given):
-        if not all(given) or answers is not None:
-            raise InputError("embeddings: must be given alone, got other inputs, too. Count them apart and average.")
-        batches = read_embeddings(inputs, dataset.tree.dim, limit)
-    else:
-        sources = ExampleSources(tuple(inputs), text_column, limit, answers, tuple(filters), layout)
-        choice = matching_encoder(manifest.encoder, encoder, data)
-        settings = embedding_settings(dataset, choice, packing, sources, log)
-        batches = embed_examples(sources.read(dropped, sketch), settings, num_processes(processes))
-    told: dict[str, Any] = {"inputs": [PurePosixPath(source.rstrip("/")).name for source in inputs]}
-
-    def more() -> dict[str, Any]:
-        found = {"packing": "embeddings" if any(given) else packing, "dropped_examples": dropped.as_dict()}
-        found |= {} if answers is None else {"answers": answers}
-        return found if any(given) else found | {PROVENANCE_KEY: sketch.finish().to_json()}
-
-    return count_embedded(batches, dataset, level, told, more=more, log=log)
+    sources = ExampleSources(tuple(inputs), text_column, limit, answers, tuple(filters), layout)
+    task = embedded_task(sources, dataset, packing=packing, encoder=encoder, processes=processes, log=log)
+    return count_embedded(task, dataset, level, log=log)
 
 
 def check_level(level: int, dataset: Dataset) -> None:
@@ -118,39 +88,29 @@ def check_level(level: int, dataset: Dataset) -> None:
         )
 
 
-def count_embedded(
-    batches: Iterable[Embedded],
-    dataset: Dataset,
-    level: int,
-    provenance: dict[str, Any],
-    *,
-    more: Callable[[], dict[str, Any]] = dict,
-    log: Log = print,
-) -> Histogram:
+def count_embedded(task: EmbeddedTask, dataset: Dataset, level: int, *, log: Log = print) -> Histogram:
     """Count in which clusters embedded examples fall.
 
     Args:
-        batches: the examples, by the dataset's encoder.
+        task: the examples, by the dataset's encoder.
         dataset: whose tree is meant.
         level: of the tree.
-        provenance: with `inputs`, names of the files.
-        more: further provenance, known once all examples were read.
         log: receives progress, and warnings of examples that are unlike the corpus.
 
     Raises:
         InputError: nothing to count.
     """
     manifest = dataset.manifest
-    counted = _assign_all(dataset.tree, batches, log)
+    counted = _assign_all(dataset.tree, task.batches, log)
     if not len(counted.leaves):
         raise InputError(
-            f"{', '.join(provenance['inputs'])}: must fill at least one window of {manifest.window_tokens} tokens, got "
-            f"none from {counted.num_examples} examples. Use --packing document, or give more examples."
+            f"{', '.join(task.provenance['inputs'])}: must fill at least one window of {manifest.window_tokens} "
+            f"tokens, got none from {counted.num_examples} examples. Use --packing document, or give more examples."
         )
     corpus = _corpus_cosine(dataset)
     _warn(counted, corpus, dataset, log)
-    found = {
-        **provenance,
+    provenance = {
+        **task.provenance,
         "examples": counted.num_examples,
         "windows": len(counted.leaves),
         "dropped_tokens": counted.dropped_tokens.as_dict(),
@@ -158,7 +118,8 @@ def count_embedded(
         "cosine": round(counted.cosine, 4),
         "corpus_cosine": None if corpus is None else round(corpus, 4),
     }
-    return Histogram.from_leaves(counted.leaves, dataset.tree, level, found | more(), examples=counted.examples)
+    provenance |= task.late_provenance()
+    return Histogram.from_leaves(counted.leaves, dataset.tree, level, provenance, examples=counted.examples)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -13,20 +13,20 @@ from numpy.typing import NDArray
 from crisp_stream.errors import InputError
 from crisp_stream.examples.hashes import example_hash
 from crisp_stream.examples.questions import Question, learnable_questions, question_hash, read_questions
-from crisp_stream.examples.sketch import SketchBuilder
+from crisp_stream.examples.sketch import PROVENANCE_KEY, SketchBuilder
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.format.manifest import Packing
 from crisp_stream.format.tokenizer import DocumentTokenizer
-from crisp_stream.processes import Log, map_unordered
+from crisp_stream.processes import Log, map_unordered, num_processes
 from crisp_stream.writers.documents.documents import read_documents
 from crisp_stream.writers.documents.drops import DropCounts
 from crisp_stream.writers.documents.inputs import Layout
-from crisp_stream.writers.embedding.embed import EncoderChoice
+from crisp_stream.writers.embedding.embed import EncoderChoice, matching_encoder
 from crisp_stream.writers.stages.whole_corpus import probe_texts
 from crisp_stream.writers.stages.windows import load_encoder, load_tokenizer, worker_device
 from crisp_stream.writers.windows import Cut, cut_documents, window_texts
 
-BATCH_CHARACTERS = 1 << 18
+EXAMPLE_BATCH_CHARACTERS = 1 << 18
 """Text of one task; a set of examples that fits in one is embedded in this process, which saves starting others."""
 _UNIT_TOLERANCE = 0.01
 _BATCH_ROWS = 1 << 14
@@ -59,13 +59,13 @@ class Embedded:
     examples: NDArray[np.int64]
     """[num_windows], the example that each window begins in."""
     num_examples: int
-    """So many examples are done with these, counted from the first of all."""
+    """Examples done so far, these included."""
     dropped_tokens: dict[str, int]
 
 
 @dataclass(frozen=True)
 class ExampleSources:
-    """The texts of the examples, as often as they are asked for."""
+    """The inputs of a task, whose examples can be read several times."""
 
     inputs: tuple[str, ...]
     text_column: str
@@ -107,10 +107,65 @@ class ExampleSources:
                 yield number, question.text(choice)
 
 
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedTask:
+    """The windows of a task's examples as they are embedded, and their provenance."""
+
+    batches: Iterable[Embedded]
+    provenance: dict[str, Any]
+    late_provenance: Callable[[], dict[str, Any]]
+    """Further provenance, known once all batches were taken."""
+
+
+def embedded_task(
+    sources: ExampleSources,
+    dataset: Dataset,
+    *,
+    packing: Packing,
+    encoder: str | None,
+    processes: int | None,
+    log: Log,
+) -> EmbeddedTask:
+    """Embed a task's examples by a dataset's encoder, or read their embeddings where the inputs are .npy files.
+
+    Args:
+        sources: the examples.
+        dataset: whose tokenizer, window length and encoder are meant.
+        packing: document, or joined to let examples share windows.
+        encoder: folder or hub name of the encoder, where it cannot be found by its recorded name.
+        processes: worker processes; one per core when None.
+        log: receives messages.
+
+    Raises:
+        InputError: an encoder with other weights, text beside embeddings, broken input.
+    """
+    if packing not in get_args(Packing):
+        raise InputError(f"packing: must be joined or document, got {packing!r}.")
+    names = {"inputs": [PurePosixPath(source.rstrip("/")).name for source in sources.inputs]}
+    are_embeddings = [source.endswith(".npy") for source in sources.inputs]
+    if any(are_embeddings):
+        if not all(are_embeddings) or sources.answers is not None:
+            raise InputError("embeddings: must be given alone, got other inputs, too. Name .npy files only, or none.")
+        batches = read_embeddings(sources.inputs, dataset.manifest.encoder.dim, sources.limit)
+        provenance = {**names, "packing": "embeddings", "dropped_examples": {}}
+        return EmbeddedTask(batches=batches, provenance=provenance, late_provenance=dict)
+    dropped, sketch = DropCounts(), SketchBuilder()
+    choice = matching_encoder(dataset.manifest.encoder, encoder, dataset.root)
+    settings = embedding_settings(dataset, choice, packing, sources, log)
+    batches = embed_examples(sources.read(dropped, sketch), settings, num_processes(processes))
+
+    def late_provenance() -> dict[str, Any]:
+        answers = {} if sources.answers is None else {"answers": sources.answers}
+        hashes = {PROVENANCE_KEY: sketch.finish().to_json()}
+        return {"packing": packing, "dropped_examples": dropped.as_dict(), **hashes, **answers}
+
+    return EmbeddedTask(batches=batches, provenance=names, late_provenance=late_provenance)
+
+
 def embedding_settings(
     dataset: Dataset, encoder: EncoderChoice, packing: Packing, sources: ExampleSources, log: Log
 ) -> _Settings:
-    """How examples are embedded as the windows of a dataset were."""
+    """Settings that embed examples as the windows of the dataset were."""
     folder: Path = dataset.tokenizer_path()
     probed = probe_texts(text for _, text in sources.read(DropCounts(), SketchBuilder()))
     return _Settings(
@@ -123,7 +178,7 @@ def embedding_settings(
 
 
 def read_embeddings(inputs: Sequence[str], dim: int, limit: int | None) -> Iterator[Embedded]:
-    """The rows of .npy files, each an example of its own."""
+    """The rows of .npy files, each row an example."""
     first = 0
     for path in inputs:
         try:
@@ -139,16 +194,17 @@ def read_embeddings(inputs: Sequence[str], dim: int, limit: int | None) -> Itera
             )
         count = len(rows) if limit is None else max(0, min(len(rows), limit - first))
         for start in range(0, count, _BATCH_ROWS):
-            own = np.asarray(rows[start : min(start + _BATCH_ROWS, count)], np.float32)
-            norms = np.linalg.norm(own, axis=1)
+            vectors = np.asarray(rows[start : min(start + _BATCH_ROWS, count)], np.float32)
+            norms = np.linalg.norm(vectors, axis=1)
             bad = np.flatnonzero(~(np.abs(norms - 1) < _UNIT_TOLERANCE))
             if len(bad):
                 raise InputError(
                     f"{path}: embeddings must have norm 1, got {norms[bad[0]]:.3f} in row {start + bad[0]}. "
                     "Divide them by their norms."
                 )
-            numbers = np.arange(first + start, first + start + len(own))
-            yield Embedded(embeddings=own, examples=numbers, num_examples=first + start + len(own), dropped_tokens={})
+            end = first + start + len(vectors)
+            numbers = np.arange(first + start, end)
+            yield Embedded(embeddings=vectors, examples=numbers, num_examples=end, dropped_tokens={})
         first += count
 
 
@@ -168,7 +224,7 @@ def split_in_batches(examples: Iterable[Example], characters: int) -> Iterator[l
 
 def embed_examples(examples: Iterator[Example], settings: _Settings, processes: int) -> Iterator[Embedded]:
     """The windows of all examples, in batches; these in any order with several processes."""
-    batches = split_in_batches(examples, BATCH_CHARACTERS)
+    batches = split_in_batches(examples, EXAMPLE_BATCH_CHARACTERS)
     first = next(batches)
     second = next(batches, None)
     if second is None:
@@ -200,7 +256,7 @@ def _embed(batch: _Batch) -> Embedded:
     numbers = np.array([number for number, _ in batch.examples], np.int64)
     return Embedded(
         embeddings=embeddings,
-        examples=numbers[_text_of_windows(cut, [len(own) for own in tokens], settings)],
+        examples=numbers[_text_of_windows(cut, [len(ids) for ids in tokens], settings)],
         num_examples=int(numbers.max()) + 1,
         dropped_tokens=cut.dropped_tokens,
     )

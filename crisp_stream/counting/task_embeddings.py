@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from crisp_stream.errors import FormatError, InputError
-from crisp_stream.examples.sketch import PROVENANCE_KEY, SketchBuilder
+from crisp_stream.errors import InputError
 from crisp_stream.format.manifest import Packing
+from crisp_stream.format.parquet import RecordKind, load_record, save_record
 from crisp_stream.histograms.histogram import Histogram
-from crisp_stream.storage.store import file_name, open_store
 
 if TYPE_CHECKING:
-    from crisp_stream.counting.embedded_examples import Answers, Embedded
+    from crisp_stream.counting.embedded_examples import Answers, EmbeddedTask
     from crisp_stream.format.dataset import Dataset
     from crisp_stream.processes import Log
 
 
-TASK_EMBEDDINGS_VERSION = 1
-_METADATA_KEY = b"crisp_stream.task_embeddings"
+_RECORD = RecordKind(
+    name="embeddings of a task",
+    key=b"crisp_stream.task_embeddings",
+    version_key="version",
+    version=1,
+    remedy="Embed the task again.",
+    options={"write_page_checksum": True},
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,7 @@ class TaskEmbeddings:
     examples: NDArray[np.int64]
     """[num_windows], number of the example that each begins in; those of one example belong together."""
     provenance: dict[str, Any]
-    """What a selection says of them, as histograms do: files, numbers, hashes of the examples."""
+    """Files, numbers and hashes of the examples, as in the provenance of histograms."""
 
     def save(self, path: str | Path) -> None:
         """Write a Parquet file, whole or not at all, replacing an older one.
@@ -49,12 +51,8 @@ class TaskEmbeddings:
         """
         dim = self.embeddings.shape[1]
         rows = pa.FixedSizeListArray.from_arrays(pa.array(self.embeddings.ravel(), pa.float32()), dim)
-        table = pa.table({"example": pa.array(self.examples, pa.int64()), "embedding": rows})
-        sink = io.BytesIO()
-        told = {_METADATA_KEY: json.dumps({"version": TASK_EMBEDDINGS_VERSION, **self.provenance}).encode()}
-        pq.write_table(table.replace_schema_metadata(told), sink, compression="zstd", write_page_checksum=True)
-        folder, _, name = str(path).rpartition("/")
-        open_store(folder or ".").put(name, sink.getvalue())
+        columns = {"example": pa.array(self.examples, pa.int64()), "embedding": rows}
+        save_record(path, _RECORD, columns, self.provenance)
 
     @classmethod
     def load(cls, path: str | Path) -> TaskEmbeddings:
@@ -63,25 +61,13 @@ class TaskEmbeddings:
         Raises:
             FormatError: not such a file, or damaged. StorageError: the storage refused or failed.
         """
-        folder, _, name = str(path).rpartition("/")
-        content = open_store(folder or ".").get(name)
-        try:
-            table = pq.ParquetFile(io.BytesIO(content), pre_buffer=False, page_checksum_verification=True).read(
-                use_threads=False
-            )
-            provenance = json.loads((table.schema.metadata or {})[_METADATA_KEY])
-            version = provenance.pop("version")
+        with load_record(path, _RECORD) as record:
+            table = record.table()
             column = table["embedding"].combine_chunks()
             rows = column.flatten().to_numpy().reshape(len(column), -1)
-            examples = table["example"].to_numpy()
-        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise FormatError(f"{path} holds no embeddings of a task ({error!r}). Embed the task again.") from error
-        if version != TASK_EMBEDDINGS_VERSION:
-            raise FormatError(
-                f"{path}: version {version} is not that of this reader ({TASK_EMBEDDINGS_VERSION}). Embed the task "
-                "again."
+            return cls(
+                embeddings=np.asarray(rows, np.float32), examples=table["example"].to_numpy(), provenance=record.facts
             )
-        return cls(embeddings=np.asarray(rows, np.float32), examples=examples, provenance=provenance)
 
 
 def embed_task(
@@ -96,45 +82,16 @@ def embed_task(
     processes: int | None = None,
     log: Log = print,
 ) -> TaskEmbeddings:
-    """Embed a task's examples; arguments and errors as of `writers.examples.count_examples`."""
-    from crisp_stream.counting.embedded_examples import (
-        ExampleSources,
-        embed_examples,
-        embedding_settings,
-        read_embeddings,
-    )
-    from crisp_stream.processes import num_processes
-    from crisp_stream.writers.documents.drops import DropCounts
-    from crisp_stream.writers.embedding.embed import matching_encoder
+    """Embed a task's examples; arguments and errors are those of `count_examples`."""
+    from crisp_stream.counting.embedded_examples import ExampleSources, embedded_task
 
-    provenance: dict[str, Any] = {"inputs": [file_name(path.rstrip("/")) for path in inputs]}
-    given = [path.endswith(".npy") for path in inputs]
-    if any(given):
-        if not all(given) or answers is not None:
-            raise InputError("embeddings: must be given alone, got other inputs, too. Embed these apart.")
-        batches: Iterable[Embedded] = read_embeddings(inputs, dataset.manifest.encoder.dim, limit)
-        return _collected(batches, dataset, {**provenance, "packing": "embeddings", "dropped_examples": {}})
     sources = ExampleSources(tuple(inputs), text_column, limit, answers, (), "files")
-    choice = matching_encoder(dataset.manifest.encoder, encoder, dataset.root)
-    settings = embedding_settings(dataset, choice, packing, sources, log)
-    sketch, dropped = SketchBuilder(), DropCounts()
-    batches = embed_examples(sources.read(dropped, sketch), settings, num_processes(processes))
-    found = _collected(batches, dataset, provenance)
-    return TaskEmbeddings(
-        embeddings=found.embeddings,
-        examples=found.examples,
-        provenance={
-            **found.provenance,
-            "packing": packing,
-            "dropped_examples": dropped.as_dict(),
-            PROVENANCE_KEY: sketch.finish().to_json(),
-            **({} if answers is None else {"answers": answers}),
-        },
-    )
+    task = embedded_task(sources, dataset, packing=packing, encoder=encoder, processes=processes, log=log)
+    return _collected(task, dataset)
 
 
 def histogram_of_task(task: TaskEmbeddings, dataset: Dataset, level: int, *, log: Log = print) -> Histogram:
-    """The histogram that `writers.examples.count_examples` counts of the same examples, without embedding them again.
+    """Count the histogram of embedded examples: the one that `count_examples` counts of their text.
 
     Args:
         task: by the dataset's encoder.
@@ -146,7 +103,7 @@ def histogram_of_task(task: TaskEmbeddings, dataset: Dataset, level: int, *, log
         InputError: a level the tree does not have.
     """
     from crisp_stream.counting.count_examples import check_level, count_embedded
-    from crisp_stream.counting.embedded_examples import Embedded
+    from crisp_stream.counting.embedded_examples import Embedded, EmbeddedTask
 
     check_level(level, dataset)
     batch = Embedded(
@@ -155,29 +112,32 @@ def histogram_of_task(task: TaskEmbeddings, dataset: Dataset, level: int, *, log
         num_examples=task.provenance["examples"],
         dropped_tokens=task.provenance["dropped_tokens"],
     )
-    return count_embedded([batch], dataset, level, task.provenance, log=log)
+    examples = EmbeddedTask(batches=[batch], provenance=task.provenance, late_provenance=dict)
+    return count_embedded(examples, dataset, level, log=log)
 
 
-def _collected(batches: Iterable[Embedded], dataset: Dataset, provenance: dict[str, Any]) -> TaskEmbeddings:
+def _collected(task: EmbeddedTask, dataset: Dataset) -> TaskEmbeddings:
     from crisp_stream.writers.documents.drops import DropCounts
 
-    done = list(batches)
+    done = list(task.batches)
     embeddings = [np.asarray(batch.embeddings, np.float32) for batch in done]
     rows = np.concatenate([np.empty((0, dataset.manifest.encoder.dim), np.float32), *embeddings])
     examples = np.concatenate([np.empty(0, np.int64), *(batch.examples for batch in done)])
     if not len(rows):
         raise InputError(
-            f"{', '.join(provenance['inputs'])}: must fill at least one window of {dataset.manifest.window_tokens} "
-            "tokens, got none. Use --packing document, or give more examples."
+            f"{', '.join(task.provenance['inputs'])}: must fill at least one window of "
+            f"{dataset.manifest.window_tokens} tokens, got none. Use --packing document, or give more examples."
         )
     in_order = np.argsort(examples, kind="stable")  # batches come in any order
     dropped_tokens = DropCounts()
     for batch in done:
         dropped_tokens.merge(batch.dropped_tokens)
-    counted = {
+    provenance = {
+        **task.provenance,
         "examples": max(batch.num_examples for batch in done),
         "windows": len(rows),
         "dropped_tokens": dropped_tokens.as_dict(),
+        **task.late_provenance(),
     }
     rows = rows[in_order] / np.linalg.norm(rows[in_order], axis=1, keepdims=True)
-    return TaskEmbeddings(embeddings=rows, examples=examples[in_order], provenance={**provenance, **counted})
+    return TaskEmbeddings(embeddings=rows, examples=examples[in_order], provenance=provenance)

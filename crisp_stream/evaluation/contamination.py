@@ -1,70 +1,71 @@
-"""Which examples of evaluation sets have a part in a dataset: found by n-grams, kept as a small Parquet file.
+"""Contaminated examples: those of evaluation sets that have a part in a dataset, kept as a small Parquet file.
 
-An example is contaminated when any 13 consecutive words of it stand in a window of the dataset: the rule of GPT-3
-(Brown et al. 2020, Appendix C) by which the writer removes documents (`writers.decontamination`), asked the other way
-round. Every match is confirmed word by word. Examples shorter than 13 words are looked for as a whole; below 8 words
-they are not looked for, and said to be unchecked. Words: case folded, without punctuation.
+An example is contaminated when any 13 consecutive words of it stand in a window of the dataset. This is the rule of
+GPT-3 (Brown et al. 2020, Appendix C) by which the writer removes documents (`writers.cleaning.decontamination`), turned
+round. Every match is confirmed word by word. Examples shorter than 13 words are searched for as a whole; below 8 words
+they are not searched for, and count as unchecked. Words are case folded, without punctuation.
 
 Windows cut documents. Where the dataset has provenance, and not too many windows for that to be cheap, the text across
-their borders is looked through, too (`window_borders`). Elsewhere words across a border are not seen: of a copy of at
-least 26 words at least 13 stand on one side, so it is found; a single run of 13 words is missed with a chance of about
-12 in the number of words of a window (1.6 % at 1,024 tokens).
+their borders is searched, too (`window_borders`). Elsewhere words across a border are missed. A copy of at least 26
+words is still detected, because at least 13 of them stand on one side. A single run of 13 words is missed with a chance
+of about 12 in the number of words of a window (1.6 % at 1,024 tokens).
 """
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
-from crisp_stream.errors import FormatError, InputError
+from crisp_stream.errors import InputError
 from crisp_stream.evaluation.question_sets import TASKS, open_question_set
 from crisp_stream.evaluation.window_ngrams import NOT_FOUND, find_in_windows
 from crisp_stream.format.dataset import open_dataset
-from crisp_stream.format.parquet import numbers, read_parquet
+from crisp_stream.format.parquet import RecordKind, load_record, numbers, save_record
 from crisp_stream.processes import num_processes
-from crisp_stream.storage.store import file_name, open_store
+from crisp_stream.storage.store import file_name
 from crisp_stream.writers.cleaning.decontamination import EvaluationNgrams
 from crisp_stream.writers.cleaning.evaluation_texts import EvaluationExample, read_evaluation_examples
 from crisp_stream.writers.documents.documents import read_documents
 from crisp_stream.writers.documents.drops import DropCounts
 
-CONTAMINATION_VERSION = 1
-_METADATA_KEY = b"crisp_stream.contamination"
+_RECORD = RecordKind(
+    name="a file of contaminated examples",
+    key=b"crisp_stream.contamination",
+    version_key="contamination_version",
+    version=1,
+    remedy="`crisp-stream contamination` writes them.",
+    max_rows=1 << 28,
+)
 _MIN_WORDS = 8
 _BATCH_EXAMPLES = 4096
-_MAX_EXAMPLES = 1 << 28
 _FACTS = ("dataset", "fingerprint", "ngram", "min_words", "num_windows", "text_bytes", "num_borders", "files")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contamination:
-    """The examples of some evaluation files, and whether a part of each stands in a dataset."""
+    """Examples of evaluation files, and whether a part of each stands in a dataset."""
 
     dataset: str
     """Name of the dataset's folder."""
     fingerprint: str
-    """Of the dataset."""
+    """Fingerprint of the dataset."""
     ngram: int
     """Words of a match."""
     min_words: int
-    """Words that a shorter text must have to be looked for as a whole."""
+    """Words that a text shorter than a match must have to be searched for as a whole."""
     num_windows: int
     """Windows read."""
     text_bytes: int
     """UTF-8 bytes of their text."""
     num_borders: int
-    """Borders of windows that were looked across; 0 where only windows were looked through."""
+    """Borders of windows that were searched; 0 where only windows were."""
     files: list[str]
-    """Names of the evaluation files and tasks, in the order given."""
+    """Names of the evaluation files and tasks, in the order of the command."""
     file: NDArray[np.int64]
     """[num_examples], index into `files`."""
     row: NDArray[np.int64]
@@ -72,82 +73,69 @@ class Contamination:
     example_ids: NDArray[np.uint64]
     """[num_examples], `example_hash` of a document, `question_hash` of a question."""
     checked: NDArray[np.bool_]
-    """[num_examples], False where the example is too short to be looked for."""
+    """[num_examples], False where the example is too short to be searched for."""
     contaminated: NDArray[np.bool_]
     """[num_examples], whether any of its n-grams stands in the dataset."""
     shares: NDArray[np.float64]
-    """[num_examples], share of its different n-grams that do."""
+    """[num_examples], share of its different n-grams that stand in the dataset."""
     words: list[str | None]
-    """[num_examples], the first n-gram of the example that does."""
+    """[num_examples], the first n-gram of the example that stands in the dataset."""
     windows: NDArray[np.int64]
     """[num_examples], the first window with these words, or in which they begin; -1 without any."""
 
     @property
     def num_examples(self) -> int:
-        """Examples of all files."""
+        """Number of examples of all files."""
         return len(self.example_ids)
 
     def flags(self, example_ids: ArrayLike) -> NDArray[np.bool_]:
-        """Whether each example is contaminated; those too short to be looked for are not.
+        """Look up whether each example is contaminated; those too short to be searched for are not.
 
         Args:
-            example_ids: [num_asked], uint64, as results hold them.
+            example_ids: [num_judged], uint64, as results hold them.
 
         Raises:
-            InputError: an example that was not among those looked for.
+            InputError: an example that is in none of the evaluation files.
         """
-        return self._look_up(example_ids, self.contaminated)
-
-    def too_short(self, example_ids: ArrayLike) -> NDArray[np.bool_]:
-        """Whether each example is too short to be looked for; arguments and errors as of `flags`."""
-        return ~self._look_up(example_ids, self.checked)
-
-    def _look_up(self, example_ids: ArrayLike, values: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        asked = np.asarray(example_ids, np.uint64)
+        judged = np.asarray(example_ids, np.uint64)
         known, at = np.unique(self.example_ids, return_inverse=True)
-        combined = np.zeros(len(known), np.bool_)
-        np.logical_or.at(combined, at, values)
-        place = np.minimum(np.searchsorted(known, asked), len(known) - 1)
-        missing = int((known[place] != asked).sum())
+        contaminated = np.zeros(len(known), np.bool_)
+        np.logical_or.at(contaminated, at, self.contaminated)
+        place = np.minimum(np.searchsorted(known, judged), len(known) - 1)
+        missing = int((known[place] != judged).sum())
         if missing:
             raise InputError(
-                f"contamination: every example must be among those that were looked for in {self.dataset}, got "
-                f"{missing:,} of {len(asked):,} that are in none of {', '.join(self.files)}. Check their file: "
-                "crisp-stream contamination ROOT FILE --out contamination.parquet"
+                f"contamination: every judged example must have been searched for in {self.dataset}, got {missing:,} "
+                f"of {len(judged):,} that are in none of {', '.join(self.files)}. Search for their file, too: "
+                "crisp-stream contamination ROOT FILE… --out contamination.parquet"
             )
-        return combined[place]
+        return contaminated[place]
 
     def dataset_warning(self, fingerprint: str | None) -> str | None:
-        """What to say of a model that was trained on the dataset with this fingerprint; None where it is this one."""
+        """Warn of a model that was trained on a dataset with another fingerprint; None where it is this dataset."""
         if fingerprint == self.fingerprint:
             return None
         trained = "on a dataset it does not name" if fingerprint is None else f"on dataset {fingerprint[:12]}"
         return (
-            f"warning: contamination was looked for in {self.dataset} ({self.fingerprint[:12]}), but the model was "
+            f"warning: contamination was measured in {self.dataset} ({self.fingerprint[:12]}), but the model was "
             f"trained {trained}. Its contaminated examples may be others."
         )
 
     def save(self, path: str) -> None:
         """Write the file, whole or not at all, replacing an older one. Raises StorageError, InputError."""
-        folder, name = _split(path)
-        facts = {key: getattr(self, key) for key in _FACTS}
-        described = json.dumps({"contamination_version": CONTAMINATION_VERSION, **facts}).encode()
-        table = pa.table(
-            {
-                "file": pa.array([self.files[file] for file in self.file.tolist()], pa.string()),
-                "file_number": pa.array(self.file, pa.int64()),
-                "row": pa.array(self.row, pa.int64()),
-                "example": pa.array(self.example_ids, pa.uint64()),
-                "checked": pa.array(self.checked, pa.bool_()),
-                "contaminated": pa.array(self.contaminated, pa.bool_()),
-                "share": pa.array(self.shares, pa.float64()),
-                "words": pa.array(self.words, pa.string()),
-                "window": pa.array(self.windows, pa.int64()),
-            }
-        ).replace_schema_metadata({_METADATA_KEY: described})
-        sink = io.BytesIO()
-        pq.write_table(table, sink, compression="zstd")
-        open_store(folder).put(name, sink.getvalue())
+        check_path(path)
+        columns = {
+            "file": pa.array([self.files[file] for file in self.file.tolist()], pa.string()),
+            "file_number": pa.array(self.file, pa.int64()),
+            "row": pa.array(self.row, pa.int64()),
+            "example": pa.array(self.example_ids, pa.uint64()),
+            "checked": pa.array(self.checked, pa.bool_()),
+            "contaminated": pa.array(self.contaminated, pa.bool_()),
+            "share": pa.array(self.shares, pa.float64()),
+            "words": pa.array(self.words, pa.string()),
+            "window": pa.array(self.windows, pa.int64()),
+        }
+        save_record(path, _RECORD, columns, {key: getattr(self, key) for key in _FACTS})
 
     @classmethod
     def load(cls, path: str) -> Contamination:
@@ -156,32 +144,20 @@ class Contamination:
         Raises:
             FormatError: another file, of a newer version, or damaged. StorageError: the storage failed.
         """
-        folder, name = _split(path)
-        content = open_store(folder).get(name)
-        try:
-            table = read_parquet(content, max_rows=_MAX_EXAMPLES)
-            facts: dict[str, Any] = json.loads((table.schema.metadata or {})[_METADATA_KEY])
-            version = facts["contamination_version"]
-            if version == CONTAMINATION_VERSION:
-                return cls(
-                    **{key: facts[key] for key in _FACTS},
-                    file=numbers(table["file_number"], pa.int64()),
-                    row=numbers(table["row"], pa.int64()),
-                    example_ids=numbers(table["example"], pa.uint64()),
-                    checked=np.array(table["checked"].to_pylist(), np.bool_),
-                    contaminated=np.array(table["contaminated"].to_pylist(), np.bool_),
-                    shares=numbers(table["share"], pa.float64()),
-                    words=table["words"].to_pylist(),
-                    windows=numbers(table["window"], pa.int64()),
-                )
-        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-            raise FormatError(
-                f"{path} is not a file of contaminated examples ({error!r}). `crisp-stream contamination` writes them."
-            ) from error
-        raise FormatError(
-            f"{path}: contamination_version {version} is not that of this reader ({CONTAMINATION_VERSION}). Upgrade "
-            "crisp-stream, or check again."
-        )
+        check_path(path)
+        with load_record(path, _RECORD) as record:
+            table = record.table()
+            return cls(
+                **{key: record.facts[key] for key in _FACTS},
+                file=numbers(table["file_number"], pa.int64()),
+                row=numbers(table["row"], pa.int64()),
+                example_ids=numbers(table["example"], pa.uint64()),
+                checked=np.array(table["checked"].to_pylist(), np.bool_),
+                contaminated=np.array(table["contaminated"].to_pylist(), np.bool_),
+                shares=numbers(table["share"], pa.float64()),
+                words=table["words"].to_pylist(),
+                windows=numbers(table["window"], pa.int64()),
+            )
 
 
 def check_contamination(
@@ -194,31 +170,32 @@ def check_contamination(
     processes: int | None = None,
     log: Callable[[str], None] = print,
 ) -> Contamination:
-    """Look for the examples of evaluation files in all windows of a dataset.
+    """Search all windows of a dataset for the examples of evaluation files.
 
     Args:
-        root: of the dataset, local or in object storage.
-        files: of documents or questions, see `read_evaluation_examples`; or tasks, TASK or TASK=FILE, as
+        root: root of the dataset, local or in object storage.
+        files: documents or questions, see `read_evaluation_examples`; or tasks, TASK or TASK=FILE, as
             `open_question_set` reads them.
         text_column: key or column of documents.
-        ngram: words of a match, 2 to 64; texts that are shorter are looked for as a whole from 8 words on.
-        generation: of a dataset that has grown; the newest when None.
+        ngram: words of a match, 2 to 64; texts that are shorter are searched for as a whole from 8 words on.
+        generation: generation of a dataset that has grown; the newest when None.
         processes: worker processes; one per core when None.
         log: receives progress.
 
     Raises:
-        InputError: a file that cannot be read, no example long enough to be looked for, a number out of range.
+        InputError: a file that cannot be read, no example long enough to be searched for, a number out of range.
         FormatError, CorruptDataError: the dataset is damaged. StorageError: the storage refused or failed.
     """
     workers = num_processes(processes)
     dataset = open_dataset(root, generation=generation)
     if not files:
-        raise InputError("contamination: at least one evaluation file is needed, got none. Name it.")
-    held = [(number, example) for number, file in enumerate(files) for example in _examples(file, text_column)]
-    texts = ((example.source, example.row, text) for _, example in held for text in example.texts)
+        raise InputError("contamination: at least one evaluation file is needed, got none. Name one.")
+    numbered = [(number, example) for number, file in enumerate(files) for example in _examples(file, text_column)]
+    examples = [example for _, example in numbered]
+    texts = ((example.source, example.row, text) for example in examples for text in example.texts)
     ngrams = EvaluationNgrams.build(texts, ngram=ngram, min_words=min(_MIN_WORDS, ngram))
     places = find_in_windows(dataset, ngrams, processes=workers, log=log)
-    judged = list(_judged([example for _, example in held], ngrams, places.first_window))
+    matches = list(_match(examples, ngrams, places.first_window))
     return Contamination(
         dataset=file_name(dataset.root.rstrip("/")),
         fingerprint=dataset.manifest.fingerprint,
@@ -228,34 +205,36 @@ def check_contamination(
         text_bytes=places.text_bytes,
         num_borders=places.num_borders,
         files=[file.partition("=")[0] if _is_task(file) else file_name(file) for file in files],
-        file=np.array([number for number, _ in held], np.int64),
-        row=np.array([example.row for _, example in held], np.int64),
-        example_ids=np.array([example.example_id for _, example in held], np.uint64),
-        checked=np.array([each.num_ngrams > 0 for each in judged], np.bool_),
-        contaminated=np.array([each.words is not None for each in judged], np.bool_),
-        shares=np.array([each.num_found / max(each.num_ngrams, 1) for each in judged], np.float64),
-        words=[each.words for each in judged],
-        windows=np.array([each.window for each in judged], np.int64),
+        file=np.array([number for number, _ in numbered], np.int64),
+        row=np.array([example.row for example in examples], np.int64),
+        example_ids=np.array([example.example_id for example in examples], np.uint64),
+        checked=np.array([match.num_ngrams > 0 for match in matches], np.bool_),
+        contaminated=np.array([match.words is not None for match in matches], np.bool_),
+        shares=np.array([match.num_matched / max(match.num_ngrams, 1) for match in matches], np.float64),
+        words=[match.words for match in matches],
+        windows=np.array([match.window for match in matches], np.int64),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Judged:
+class _Match:
+    """Different n-grams of an example, and those of them in the dataset; see `Contamination` for the rest."""
+
     num_ngrams: int
-    num_found: int
+    num_matched: int
     words: str | None
     window: int
 
 
 def _examples(source: str, text_column: str) -> Iterator[EvaluationExample]:
-    """The examples of a file, or of a task of the paper.
+    """Read the examples of a file, or of a task of the paper.
 
     Plain text comes in the pieces in which it is read as documents everywhere else.
     """
     if _is_task(source):
-        found = open_question_set(source)
-        for row, question in enumerate(found.questions, start=1):
-            yield EvaluationExample.of_question(found.name, row, question)
+        task = open_question_set(source)
+        for row, question in enumerate(task.questions, start=1):
+            yield EvaluationExample.of_question(task.name, row, question)
     elif ".txt" in PurePosixPath(source).suffixes:
         for row, text in enumerate(read_documents([source], counts=DropCounts()), start=1):
             yield EvaluationExample(file_name(source), row, [text], None)
@@ -268,30 +247,24 @@ def _is_task(source: str) -> bool:
     return task in TASKS and (bool(separator) or not Path(source).exists())
 
 
-def _judged(
+def _match(
     examples: list[EvaluationExample], ngrams: EvaluationNgrams, first_window: NDArray[np.int64]
-) -> Iterator[_Judged]:
+) -> Iterator[_Match]:
     for start in range(0, len(examples), _BATCH_EXAMPLES):
         batch = examples[start : start + _BATCH_EXAMPLES]
         of_text = iter(ngrams.ngrams_of([text for example in batch for text in example.texts]))
         for example in batch:
-            own = np.concatenate([next(of_text) for _ in example.texts])
-            found = own[first_window[own] != NOT_FOUND]
-            yield _Judged(
-                num_ngrams=len(np.unique(own)),
-                num_found=len(np.unique(found)),
-                words=ngrams.words_of_ngram(int(found[0])) if len(found) else None,
-                window=int(first_window[found[0]]) if len(found) else -1,
+            numbers = np.concatenate([next(of_text) for _ in example.texts])
+            matched = numbers[first_window[numbers] != NOT_FOUND]
+            yield _Match(
+                num_ngrams=len(np.unique(numbers)),
+                num_matched=len(np.unique(matched)),
+                words=ngrams.words_of_ngram(int(matched[0])) if len(matched) else None,
+                window=int(first_window[matched[0]]) if len(matched) else -1,
             )
 
 
-def _split(path: str) -> tuple[str, str]:
-    folder, _, name = path.rpartition("/")
-    if not name.endswith(".parquet"):
-        raise InputError(f"{path}: contaminated examples are kept in a file ending in .parquet. Name one.")
-    return folder or ("/" if path.startswith("/") else "."), name
-
-
 def check_path(path: str) -> None:
-    """Raises InputError where `Contamination.save` cannot write to the path by its name."""
-    _split(path)
+    """Raise InputError where `Contamination.save` cannot write to the path by its name."""
+    if not path.endswith(".parquet"):
+        raise InputError(f"{path}: contaminated examples are kept in a file ending in .parquet. Name one.")

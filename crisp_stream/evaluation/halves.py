@@ -1,9 +1,9 @@
 """A question set in two halves: one to learn from, by its histogram, and one to judge by (`crisp-stream split`).
 
 Halves are drawn at random by seed. Questions that are alike fall into the same half, so that no question of the test
-half was nearly learnt from: the same words, or near-duplicates, which share 60 % of the word pairs of question and
-choices. That is more than is called a duplicate elsewhere: it also joins questions about one passage, and forms with
-other numbers filled in. Groups are joined by likeness, so two questions of a group may be less alike than that.
+half was nearly learnt from. Alike are questions of the same words, and near-duplicates, which share 60 % of the word
+pairs of question and choices. This rule is wider than that for duplicate documents: it also joins questions about one
+passage, and forms with other numbers filled in. Groups grow by likeness, so two questions of a group may be less alike.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Halves:
     specialist: list[Question]
     test: list[Question]
     group_sizes: list[int]
-    """Of the groups of two or more, largest first."""
+    """Questions of each group of two or more, largest first."""
 
     def of(self, half: Half) -> list[Question]:
-        """One of them."""
+        """The questions of one half."""
         return self.specialist if half == "specialist" else self.test
 
 
@@ -50,16 +50,15 @@ def cut_in_halves(questions: Sequence[Question], *, seed: int = 0) -> Halves:
     """Draw the halves. Their sizes differ by one at most, or by as little as the groups allow.
 
     Raises:
-        InputError: fewer than two groups, or questions that are of a half already.
+        InputError: fewer than two groups, or questions that are a half already.
         MissingExtraError: datasketch or scipy is not installed.
     """
     if any(question.half is not None for question in questions):
-        raise InputError("split: the questions are a half of a set already. Cut the whole set.")
+        raise InputError("split: the questions must be a whole set, got a half of one. Cut the whole set.")
     groups = like_groups(questions)
     if len(groups) < 2:
         raise InputError(
-            f"split: at least two questions that are not alike are needed, got {len(groups)} of {len(questions)}. "
-            "Use a larger set."
+            f"split: at least two questions must not be alike, got {len(groups)} of {len(questions)}. Use a larger set."
         )
     drawn = _draw([len(group) for group in groups], np.random.default_rng(seed))
     chosen = {member for group, is_drawn in zip(groups, drawn, strict=True) if is_drawn for member in group}
@@ -71,7 +70,7 @@ def cut_in_halves(questions: Sequence[Question], *, seed: int = 0) -> Halves:
 
 
 def like_groups(questions: Sequence[Question]) -> list[list[int]]:
-    """The questions, by number, in groups of those that are alike; most are alone.
+    """Group the questions, by number, with those that are alike; most are alone.
 
     Returns:
         Every question once; members and groups in the order of the set, a group where its first member is.
@@ -112,7 +111,7 @@ def like_groups(questions: Sequence[Question]) -> list[list[int]]:
 
 
 def _draw(sizes: Sequence[int], rng: np.random.Generator) -> list[bool]:
-    """Which groups are drawn, so that their sizes add up to half of all, or as near to it as they can.
+    """Draw groups whose sizes add up to half of all questions, or as near to it as they can.
 
     Groups of two or more fall by the coin as long as what is left can still make up the half; then those of one fill
     it. `reach[i]` has bit s where groups i, i + 1, … of two or more can add up to s.
@@ -147,17 +146,21 @@ def write_halves(questions: QuestionSet, halves: Halves, out: str, *, seed: int,
     """Write OUT.specialist.jsonl, OUT.test.jsonl and OUT.split.json: all of them, or none.
 
     Args:
-        source: what was cut, for the record; only its last part is kept.
+        questions: the set that was cut.
+        halves: its halves.
+        out: beginning of the names of the files.
+        seed: seed of the draw, for the record.
+        source: name of the set, for the record; only its last part is kept.
 
     Returns:
-        Where they are.
+        Paths of the files.
 
     Raises:
         InputError: another split is there. StorageError: the storage refused or failed.
     """
     folder, _, prefix = out.rpartition("/")
     if not prefix:
-        raise InputError(f"--out: must be the beginning of file names, such as splits/arc; got {out!r}.")
+        raise InputError(f"--out: must be the beginning of file names, such as splits/arc, got {out!r}. Add a name.")
     contents, about = {}, {}
     for half in ("specialist", "test"):
         rows = halves.of(half)
@@ -190,7 +193,7 @@ def _put_all(folder: str, contents: dict[str, bytes]) -> None:
         return
     if there:
         raise InputError(
-            f"{folder}/{there[0]}: another split is there, and halves that were learnt from must stay as they are. "
+            f"{folder}/{there[0]}: halves that were learnt from must stay as they are, but another split is there. "
             "Choose another --out, or remove it."
         )
     done: list[str] = []

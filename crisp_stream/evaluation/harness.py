@@ -1,18 +1,14 @@
-"""lm-eval on our models: a model in memory answers its requests, and its tasks are asked of our question sets.
+"""lm-eval on our models: a model in memory answers the requests that lm-eval makes of our question sets.
 
-lm-eval makes the requests of a task, and the metrics of what comes back. Scoring is ours and not lm-eval's `HFLM`,
-which wants an exported folder, reads the prompt again for every choice, computes the logits of whole prompts, and wants
-a share of the questions per process: here the choices of a question share a row (packed_rows.py), rows of similar
-length share a forward pass, only logits from the first answer on are computed, and the processes of a launcher share
-the rows and all see all results. A model in training can be asked, sharded too: all ranks make the same number of
-forward passes.
+lm-eval makes the requests of a task, and the metrics of the answers. Scoring is ours. lm-eval's `HFLM` wants an
+exported folder, reads the prompt again for every choice, computes the logits of whole prompts, and wants a share of the
+questions per process. Here the choices of a question share a row (packed_rows.py), rows of similar length share a
+forward pass, only logits from the first answer on are computed, and the processes of a launcher share the rows and all
+see all results. A model in training can answer, sharded too: all ranks make the same number of forward passes.
 
-`lm_eval.simple_evaluate` is not used, but `evaluate`, which is most of it: the former seeds every random generator of
-the process, returns nothing on ranks but the first, and asks git and pip about the machine, for seconds.
-
-What HFLM does is done here: a context is cut from the left where context and answer are longer than the model's, and
-no end-of-text stands before it. An answer that is itself longer than the model's context, which HFLM refuses, is scored
-in consecutive runs, each after the last token of the one before.
+As in HFLM a context is cut from the left where context and answer are longer than the model's context, and no
+end-of-text stands before it. An answer that is itself longer than the model's context, which HFLM refuses, is scored in
+consecutive runs, each after the last token of the one before.
 """
 
 from __future__ import annotations
@@ -50,15 +46,15 @@ _ENCODED_CHARACTERS = 1 << 20
 
 
 class HarnessLM(TemplateLM):
-    """A model in memory as lm-eval sees one: a single process, whatever launcher this is a process of."""
+    """A model in memory as lm-eval sees it: one process, also where a launcher started several."""
 
     backend = "causal"
 
     def __init__(self, loaded: LoadedGPT, *, batch_size: int = 8, share_done: ShareDone = lambda share: None) -> None:
         """Args:
-        loaded: on the device where it computes, in eval mode; whole, or a part of a sharded one.
+        loaded: model on the device where it computes, in eval mode; whole, or a part of a sharded one.
         batch_size: full contexts per forward pass.
-        share_done: told how far a call has come.
+        share_done: takes the share of a call's work that is done.
         """
         super().__init__()
         self._loaded = loaded
@@ -70,7 +66,7 @@ class HarnessLM(TemplateLM):
         self._tokenizer.no_truncation()
         self._device = next(loaded.gpt.parameters()).device
         self.max_length = int(loaded.gpt.config.n_positions)
-        """Context limit in tokens, as HFLM calls it."""
+        """Context limit in tokens, under the name that HFLM has for it."""
 
     @property
     def eot_token_id(self) -> int:
@@ -80,25 +76,25 @@ class HarnessLM(TemplateLM):
         return self._encode([string])[0]
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """As lm-eval defines it, with all texts tokenised together.
+        """Score requests as lm-eval defines it, with all texts tokenised together.
 
-        What is asked twice is scored once: rounding must not tell equal choices of a question apart.
+        Equal requests are scored once: rounding must not tell equal choices of a question apart.
         """
-        asked = [_whole_words(*request.args) for request in requests]
-        places = {pair: place for place, pair in enumerate(dict.fromkeys(asked))}
+        pairs = [_whole_words(*request.args) for request in requests]
+        places = {pair: place for place, pair in enumerate(dict.fromkeys(pairs))}
         answers = self._pair_answers(list(places))
-        return [answers[places[pair]] for pair in asked]
+        return [answers[places[pair]] for pair in pairs]
 
     def _pair_answers(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
-        """Of different (context, continuation) as texts."""
+        """Score different pairs (context, continuation) of texts."""
         contexts = list(dict.fromkeys(context for context, _ in pairs))
         tokens_of = dict(zip(contexts, self._encode(contexts), strict=True))
         wholes = self._encode([context + continuation for context, continuation in pairs])
-        owns = (tokens_of[context] for context, _ in pairs)
+        heads = (tokens_of[context] for context, _ in pairs)
         return self._answers(
             (
-                (own or [self.prefix_token_id], whole[len(own) :] or whole[-1:])
-                for own, whole in zip(owns, wholes, strict=True)
+                (head or [self.prefix_token_id], whole[len(head) :] or whole[-1:])
+                for head, whole in zip(heads, wholes, strict=True)
             ),
             len(pairs),
         )
@@ -107,18 +103,18 @@ class HarnessLM(TemplateLM):
         return self._answers(((context, continuation) for _, context, continuation in requests), len(requests))
 
     def _answers(self, requests: Iterable[tuple[list[int], list[int]]], num_requests: int) -> list[tuple[float, bool]]:
-        """Of (context, continuation) as tokens."""
+        """Score pairs (context, continuation) of tokens."""
         log_probs, greedy = self._score(pack_rows(requests, self.max_length), num_requests)
         return list(zip(log_probs.tolist(), greedy.tolist(), strict=True))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log probability of whole texts, cut and begun as for perplexity.py: the sums are those of `judge_texts`."""
+        """Compute the log probability of whole texts, cut and begun as in perplexity.py: equals `judge_texts`."""
         texts = encode_texts(self._loaded, [request.args[0] for request in requests])
         rows = [PackedRow(row[:1], [row[1:]], [number]) for number, text in enumerate(texts) for row in text.rows]
         return self._score(rows, len(requests))[0].tolist()
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        raise NotImplementedError("tasks that generate text need lm-eval's own model, on an exported folder")
+        raise NotImplementedError("tasks that generate text need lm-eval's HFLM, on an exported folder")
 
     def _score(self, rows: Sequence[PackedRow], num_requests: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Score rows, shared among the processes of a launcher; all of them call this.
@@ -146,7 +142,7 @@ class HarnessLM(TemplateLM):
         return log_probs, greedy
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each; special tokens in a text count as plain text, as for perplexity."""
+        """Tokenise texts; special tokens in a text count as plain text, as for perplexity."""
         blocks = (
             self._tokenizer.encode_batch_fast(block, add_special_tokens=False)
             for block in text_blocks(texts, _ENCODED_CHARACTERS)
@@ -155,7 +151,7 @@ class HarnessLM(TemplateLM):
 
 
 class _Records(list[Mapping[str, Any]]):
-    """Records with the one thing that lm-eval wants of a `datasets.Dataset` besides, at no cost per record."""
+    """Records with the one further property that lm-eval reads of a `datasets.Dataset`, at no cost per record."""
 
     @property
     def features(self) -> dict[str, None]:
@@ -163,7 +159,7 @@ class _Records(list[Mapping[str, Any]]):
 
 
 class QuestionTask(ConfigurableTask):
-    """A task of ours, asked of a question set."""
+    """A task of ours with the questions of a set."""
 
     def __init__(self, questions: QuestionSet) -> None:
         records = _Records(ReadRecord(question) for question in questions.questions)
@@ -173,13 +169,13 @@ class QuestionTask(ConfigurableTask):
         super().__init__(config=config)
 
     def build_all_requests(self, **settings: Any) -> None:
-        """As lm-eval does, without its progress bar, which no setting takes away."""
+        """Build requests as lm-eval does, without its progress bar, which no setting takes away."""
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # noqa: PTH123
             super().build_all_requests(**settings)
 
 
-class Asked(NamedTuple):
-    """What came back from lm-eval."""
+class Answered(NamedTuple):
+    """Results of lm-eval."""
 
     log_probs: list[list[float]]
     """[num_questions][num_choices], nats."""
@@ -187,8 +183,10 @@ class Asked(NamedTuple):
     acc_norm: float
 
 
-def ask(lm: HarnessLM, questions: QuestionSet) -> Asked:
+def ask(lm: HarnessLM, questions: QuestionSet) -> Answered:
     """Ask a model all questions. All processes of a launcher call this, and see all results."""
+    # `simple_evaluate` seeds every random generator of the process, returns nothing on ranks but the first, and asks
+    # git and pip about the machine, for seconds.
     with _quiet():
         output: Any = evaluate(
             lm=lm, task_dict={"tasks": {questions.task: QuestionTask(questions)}}, bootstrap_iters=0, log_samples=True
@@ -196,7 +194,7 @@ def ask(lm: HarnessLM, questions: QuestionSet) -> Asked:
     assert output is not None  # for lm-eval this is rank 0 of 1
     samples = output["samples"][questions.task]
     scores = output["results"][questions.task]
-    return Asked(
+    return Answered(
         log_probs=[[float(log_prob) for log_prob, _ in sample["filtered_resps"]] for sample in samples],
         acc=float(scores["acc,none"]),
         acc_norm=float(scores["acc_norm,none"]),
@@ -204,13 +202,13 @@ def ask(lm: HarnessLM, questions: QuestionSet) -> Asked:
 
 
 def _whole_words(context: str, continuation: str) -> tuple[str, str]:
-    """Spaces at the end of the context go to the continuation: tokens of words begin with their space."""
+    """Move spaces at the end of the context to the continuation: tokens of words begin with their space."""
     kept = context.rstrip()
     return kept, context[len(kept) :] + continuation
 
 
 def _place_among_processes() -> tuple[int, int]:
-    """(rank, world size)."""
+    """Return rank and world size."""
     processes = torch.distributed
     if not processes.is_available() or not processes.is_initialized():
         return 0, 1
@@ -219,7 +217,7 @@ def _place_among_processes() -> tuple[int, int]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """lm-eval says at length what it does."""
+    """Silence lm-eval, which logs at length."""
     logger = logging.getLogger("lm_eval")
     before = logger.level
     logger.setLevel(logging.ERROR)

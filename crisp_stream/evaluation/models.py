@@ -1,4 +1,4 @@
-"""Models to be judged: loaded, checked, and described so that results say which model they are of."""
+"""Models to be judged: loaded, checked, and described, so that results name their model."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from crisp_stream.storage.store import file_name, is_remote, local_path
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRecord:
-    """What results say of the model they are of; plain data. None: the checkpoint does not say."""
+    """Description of a model in its results; plain data. None: the checkpoint does not say."""
 
     name: str
-    """As tables call the model: that of its run and batch, `demo-crisp-ba400`, unless named otherwise."""
+    """Name of the model in tables: run and batch, `demo-crisp-ba400`, unless the user chose another."""
     checkpoint: str
-    """Address in object storage, or the file's own name; no folder of a machine."""
+    """Address in object storage, or the file's name without its folder."""
     run_name: str | None
     batch: int | None
-    """Batches trained."""
+    """Batches the model was trained for."""
     tokens: int | None
-    """Tokens trained on."""
+    """Tokens the model was trained on."""
     num_parameters: int
     n_positions: int
     """Context limit in tokens."""
     packing: str | None
     """`joined` or `document`; decides whether a text's first token is predicted."""
     tokenizer_fingerprint: str
-    """Equal where two tokenizers cut every text alike."""
+    """Hash that is equal where two tokenizers cut every text alike."""
     dataset_fingerprint: str | None
     histograms: list[str] = field(default_factory=list)
-    """Of the phases of its mixture, in order."""
+    """Histograms of the phases of its mixture, in order."""
     mixture_fingerprint: str | None = None
     training: dict[str, Any] = field(default_factory=dict)
     """The whole training record (docs/judge/export.md)."""
@@ -57,11 +57,11 @@ def open_model(checkpoint: str, *, name: str | None = None) -> JudgedModel:
 
     Args:
         checkpoint: a Composer `.pt` file or an exported folder; a run's `save_folder` means its newest checkpoint.
-        name: for tables; made of run and batch when absent.
+        name: name in tables; made of run and batch when None.
 
     Raises:
-        InputError, FormatError, StorageError: it is not there, not a GPT-2 checkpoint, or its tokenizer is of another
-            model.
+        InputError, FormatError, StorageError: the checkpoint is missing, not of a GPT-2 model, or has the tokenizer of
+            another model.
     """
     checkpoint = _newest_of_run(checkpoint)
     if not is_remote(checkpoint) and local_path(checkpoint).is_dir():
@@ -75,7 +75,7 @@ def open_model(checkpoint: str, *, name: str | None = None) -> JudgedModel:
 
 
 def tokenizer_fingerprint(loaded: LoadedGPT) -> str:
-    """sha256 of everything that decides how the tokenizer cuts texts."""
+    """Hash everything that decides how the tokenizer cuts texts; returns a sha256."""
     return hashlib.sha256(loaded.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
@@ -83,7 +83,9 @@ def check_names(names: Sequence[str]) -> None:
     """Raises InputError where two models have one name."""
     for name in names:
         if names.count(name) > 1:
-            raise InputError(f"{names.count(name)} models are called {name}. Give each its own with --name.")
+            raise InputError(
+                f"models must have different names, got {names.count(name)} models called {name}. Give each a --name."
+            )
 
 
 def _newest_of_run(checkpoint: str) -> str:
@@ -108,14 +110,14 @@ def _check_tokenizer(loaded: LoadedGPT, checkpoint: str) -> None:
     largest, rows = max(loaded.tokenizer.get_vocab().values()), int(loaded.gpt.config.vocab_size)
     if largest >= rows:
         raise FormatError(
-            f"{checkpoint}: its tokenizer has ids up to {largest:,}, the model an embedding of {rows:,}. They are not "
-            "of one model; export it again."
+            f"{checkpoint}: its tokenizer must have ids below {rows:,}, the rows of the model's embedding, got "
+            f"{largest:,}. They are not of one model; export it again."
         )
     eot_id = loaded.gpt.config.eos_token_id
     if loaded.tokenizer.eos_token_id != eot_id:
         raise FormatError(
-            f"{checkpoint}: end-of-text is {loaded.tokenizer.eos_token_id} in its tokenizer and {eot_id} in the model. "
-            "They are not of one model; export it again."
+            f"{checkpoint}: end-of-text must be {eot_id} in its tokenizer, as in the model, got "
+            f"{loaded.tokenizer.eos_token_id}. They are not of one model; export it again."
         )
 
 
@@ -141,5 +143,5 @@ def _describe(loaded: LoadedGPT, training: dict[str, Any], checkpoint: str, name
 
 
 def plain_record(record: ModelRecord) -> dict[str, Any]:
-    """As a file of results holds it: without the hashes of counted examples."""
+    """Convert to plain data, as a file of results holds it: without the hashes of counted examples."""
     return without_hashes(asdict(record))

@@ -13,7 +13,7 @@ import numpy as np
 
 from crisp_stream.errors import InputError, import_extra
 from crisp_stream.evaluation.models import JudgedModel, plain_record
-from crisp_stream.evaluation.perplexity import Progress
+from crisp_stream.evaluation.perplexity import ExamplesDone
 from crisp_stream.evaluation.question_sets import QuestionSet
 from crisp_stream.models.checkpoint import LoadedGPT
 from crisp_stream.results.results import QuestionResults
@@ -28,16 +28,16 @@ def judge_questions(
     *,
     batch_size: int = 8,
     device: str | None = None,
-    progress: Progress = lambda more: None,
+    progress: ExamplesDone = lambda more: None,
 ) -> QuestionResults:
-    """Log probability of every choice, ready to be saved. Processes of a launcher share the work; all call this.
+    """Compute the log probability of every choice. Processes of a launcher share the work; all of them call this.
 
     Args:
-        model: of `open_model`.
-        questions: of `open_question_set`, the same on every process.
+        model: result of `open_model`.
+        questions: result of `open_question_set`, the same on every process.
         batch_size: full contexts per forward pass.
         device: torch device. Default: a GPU if there is one.
-        progress: told how many more questions are done.
+        progress: takes how many more questions are done.
 
     Raises:
         InputError: batch_size is not positive, or the model gives no number for a choice.
@@ -45,20 +45,21 @@ def judge_questions(
     """
     torch = import_extra("torch", extra="eval", purpose="multiple choice")
     model.loaded.gpt.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))).eval()
-    told = 0
+    reported = 0
 
     def share_done(share: float) -> None:
-        nonlocal told
+        nonlocal reported
         done = int(share * len(questions.questions))
-        progress(done - told)
-        told = done
+        progress(done - reported)
+        reported = done
 
     results = ask_model(
         model.loaded, questions, described=plain_record(model.record), batch_size=batch_size, share_done=share_done
     )
     if not all(math.isfinite(log_prob) for row in results.log_probs for log_prob in row):
         raise InputError(
-            f"{questions.name}: the model gives no finite log probability for a choice. Its weights broke."
+            f"{questions.name}: every choice must get a finite log probability, got one that is not. The weights of "
+            "the model are broken; judge an earlier checkpoint."
         )
     return results
 
@@ -71,11 +72,14 @@ def ask_model(
     batch_size: int,
     share_done: ShareDone = lambda share: None,
 ) -> QuestionResults:
-    """As `judge_questions`, of a model in eval mode on its device, which may be sharded.
+    """Do the work of `judge_questions` with a model in eval mode on its device, which may be sharded.
 
     Args:
-        described: the model, as results hold it.
-        share_done: told the share of the work that is done.
+        loaded: the model.
+        questions: result of `open_question_set`, the same on every process.
+        described: description of the model, as results hold it.
+        batch_size: full contexts per forward pass.
+        share_done: takes the share of the work that is done.
 
     Raises:
         InputError: batch_size is not positive.
@@ -84,7 +88,7 @@ def ask_model(
     import_extra("lm_eval", extra="eval", purpose="multiple choice")
     from crisp_stream.evaluation.harness import HarnessLM, ask
 
-    asked = ask(HarnessLM(loaded, batch_size=batch_size, share_done=share_done), questions)
+    answered = ask(HarnessLM(loaded, batch_size=batch_size, share_done=share_done), questions)
     results = QuestionResults(
         model=described,
         set_name=questions.name,
@@ -92,14 +96,14 @@ def ask_model(
         notes=questions.notes(),
         metric=questions.metric,
         answers=np.array([question.answer for question in questions.questions], np.int64),
-        log_probs=asked.log_probs,
+        log_probs=answered.log_probs,
         num_characters=[[len(choice) for choice in question.choices] for question in questions.questions],
         topics=[question.topic for question in questions.questions],
     )
-    for name, own, theirs in (
-        ("acc", results.right.mean(), asked.acc),
-        ("acc_norm", results.right_normalised.mean(), asked.acc_norm),
+    for name, computed, theirs in (
+        ("acc", results.right.mean(), answered.acc),
+        ("acc_norm", results.right_normalised.mean(), answered.acc_norm),
     ):
-        if not math.isclose(own, theirs, abs_tol=1e-9):
-            raise RuntimeError(f"{questions.name}: {name} is {own} by its log probabilities, and {theirs} by lm-eval")
+        if not math.isclose(computed, theirs, abs_tol=1e-9):
+            raise RuntimeError(f"{questions.name}: {name} is {computed} by its log probabilities, {theirs} by lm-eval")
     return results

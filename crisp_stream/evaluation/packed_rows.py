@@ -2,8 +2,8 @@
 
 A row holds the context once and then the continuations, each at the positions right behind the context; a mask keeps
 them from seeing one another. The log probabilities are those of a row per continuation, up to rounding. On the 4,183
-questions of MedMCQA's validation set the model so reads 279,280 tokens instead of 710,633. A cache of keys and values
-would save as much, but needs two forward passes, and does not work on a sharded model.
+questions of MedMCQA's validation set the model reads 279,280 tokens in this way instead of 710,633. A cache of keys and
+values would save as much, but needs two forward passes, and does not work on a sharded model.
 """
 
 from __future__ import annotations
@@ -15,23 +15,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from crisp_stream.evaluation.perplexity import example_rows
-
-_LOGITS_AT_ONCE = 1 << 20
-"""Logits turned into log probabilities together: what is computed between stays in the cache of a CPU."""
-
-_LOGITS_AT_ONCE_GPU = 1 << 27
+from crisp_stream.evaluation.perplexity import example_rows, tokens_at_once
 
 
 class PackedRow(NamedTuple):
-    """A context and what may follow it."""
+    """A context and its continuations."""
 
     context: list[int]
     """At least one token."""
     continuations: list[list[int]]
     """At least one, of at least one token each; the last token of each is predicted only."""
     owners: list[int]
-    """[num_continuations], the request that each is of."""
+    """[num_continuations], number of the request that each belongs to."""
 
     @property
     def num_inputs(self) -> int:
@@ -40,10 +35,10 @@ class PackedRow(NamedTuple):
 
 
 def pack_rows(requests: Iterable[tuple[list[int], list[int]]], n_positions: int) -> list[PackedRow]:
-    """Requests, (context, continuation), as rows; those of one context must follow one another to share a row.
+    """Pack requests, (context, continuation), into rows; those of one context share a row if they follow one another.
 
-    A context is cut from the left where it and the continuation are longer than the model's. A continuation that is
-    longer itself is cut into runs, each after the last token of the one before.
+    A context is cut from the left where context and continuation together are longer than the model's context. A
+    continuation that is longer itself is cut into runs, each after the last token of the one before.
 
     Args:
         n_positions: context limit; also the most inputs of a row of several continuations.
@@ -77,7 +72,7 @@ def _lay(rows: Sequence[PackedRow]) -> _Laid:
     laid = _Laid(*(np.full((len(rows), width), value, np.int64) for value in (0, 0, -1)))
     for index, row in enumerate(rows):
         begin, end = 0, len(row.context)
-        for segment, tokens in enumerate([row.context, *(own[:-1] for own in row.continuations)]):
+        for segment, tokens in enumerate([row.context, *(continuation[:-1] for continuation in row.continuations)]):
             first_position = len(row.context) if segment else 0
             end = begin + len(tokens)
             laid.inputs[index, begin:end] = tokens
@@ -88,7 +83,7 @@ def _lay(rows: Sequence[PackedRow]) -> _Laid:
 
 
 def _scored(rows: Sequence[PackedRow], first: int, width: int) -> tuple[list[int], list[int], list[int]]:
-    """(place among the logits from `first` on, all rows one after another; token to predict; request) of each."""
+    """List the place of each scored token among the logits from `first` on, the token, and its request."""
     places, targets, owners = [], [], []
     for index, row in enumerate(rows):
         offset, begin = index * (width - first) - first, len(row.context)
@@ -102,7 +97,10 @@ def _scored(rows: Sequence[PackedRow], first: int, width: int) -> tuple[list[int
 
 
 def _mask(segments: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """[num_rows, 1, width, width], added to attention scores: a place sees its own segment and the context so far."""
+    """Make the mask that is added to attention scores, [num_rows, 1, width, width].
+
+    A place sees its segment and the context, both up to itself.
+    """
     seen = (segments[:, None, :] == segments[:, :, None]) | (segments[:, None, :] == 0)
     seen &= torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool, device=segments.device).tril()
     return torch.zeros(seen.shape, dtype=dtype, device=segments.device).masked_fill_(~seen, torch.finfo(dtype).min)[
@@ -137,14 +135,14 @@ def add_scores(
             use_cache=False,
             logits_to_keep=torch.arange(first, width, device=device),
         ).logits.flatten(0, 1)
-        step = max(1, (_LOGITS_AT_ONCE if device.type == "cpu" else _LOGITS_AT_ONCE_GPU) // logits.shape[1])
+        step = tokens_at_once(logits)
         at, expected = (torch.tensor(values, device=device) for values in (places, targets))
-        found, likeliest = [], []
-        for own, tokens in zip(at.split(step), expected.split(step), strict=True):
-            part = logits[own].float()
+        scored, likeliest = [], []
+        for some, tokens in zip(at.split(step), expected.split(step), strict=True):
+            part = logits[some].float()
             scores, best = part.gather(1, tokens[:, None])[:, 0], part.amax(dim=1)
             sums = part.sub_(best[:, None]).exp_().sum(dim=1)  # in place, and once over the logits for both answers
-            found.append((scores - best - sums.log()).double())
+            scored.append((scores - best - sums.log()).double())
             likeliest.append(scores == best)
-    np.add.at(log_probs, owners, torch.cat(found).cpu().numpy())
+    np.add.at(log_probs, owners, torch.cat(scored).cpu().numpy())
     np.logical_and.at(greedy, owners, torch.cat(likeliest).cpu().numpy())

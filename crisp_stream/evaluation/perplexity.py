@@ -5,7 +5,8 @@ long one; the token-level perplexity, where every token counts the same, and bit
 between tokenizers, are reported beside it. What the paper leaves open is decided here:
 
 * A model trained on joined documents saw end-of-text before every document, so each text is preceded by it, and every
-  token of the text is predicted. A model trained with packing "document" never saw that, so its first token is given.
+  token of the text is predicted. A model trained with packing "document" never saw that, so the first token of a text
+  is context and not predicted.
 * No end-of-text is predicted at the end: a text may be an excerpt.
 * A text longer than the context is cut into non-overlapping runs; each token is predicted exactly once, and the text
   stays one example, whose loss is the mean over all its tokens.
@@ -26,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError, import_extra
-from crisp_stream.evaluation.models import JudgedModel, ModelRecord, open_model, plain_record
+from crisp_stream.evaluation.models import JudgedModel, open_model, plain_record
 from crisp_stream.examples.hashes import example_hash
 from crisp_stream.models.checkpoint import LoadedGPT
 from crisp_stream.results.perplexity import PerplexityResult, summarise
@@ -38,13 +39,11 @@ if TYPE_CHECKING:
 _BLOCK_CHARACTERS = 8 << 20
 """Characters of text tokenised and sorted at once; each is held as about a third of a token id."""
 
-_LOGITS_AT_ONCE = 1 << 20
-"""Logits whose losses are computed together: what is computed between stays in the cache of a CPU, and memory grows
-little beyond the logits themselves."""
+_LOGITS_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 27}
+"""Logits whose losses are computed together: intermediate values stay in the cache of a CPU, and memory grows little
+beyond the logits themselves."""
 
-_LOGITS_AT_ONCE_GPU = 1 << 27
-
-Progress = Callable[[int], None]
+ExamplesDone = Callable[[int], None]
 """Takes how many more examples are done."""
 
 
@@ -55,7 +54,7 @@ class EncodedText:
     rows: list[list[int]]
     """Runs of 2 to n_positions + 1 tokens: the inputs are `row[:-1]`, the predictions `row[1:]`."""
     num_bytes: int
-    """UTF-8 bytes of what is predicted."""
+    """UTF-8 bytes of the predicted text."""
 
     @property
     def num_tokens(self) -> int:
@@ -63,23 +62,20 @@ class EncodedText:
         return sum(len(row) - 1 for row in self.rows)
 
 
-def perplexity(
-    checkpoint: str | Path | LoadedGPT, texts: Iterable[str], *, batch_size: int = 8, device: str | None = None
-) -> PerplexityResult:
-    """Perplexity of a model on texts (see the top of this file for what exactly is predicted), by this process alone.
+def perplexity(checkpoint: str | Path | LoadedGPT, texts: Iterable[str], *, batch_size: int = 8) -> PerplexityResult:
+    """Measure the perplexity of a model on texts (see the top of this file), by this process alone.
 
     Args:
         checkpoint: a Composer `.pt` file, an exported folder, or a loaded model.
         texts: the examples; at least one must have a token to predict.
         batch_size: full contexts per forward pass.
-        device: torch device. Default: a GPU if there is one.
 
     Raises:
         InputError: no text, or none with a token to predict.
         FormatError: not a checkpoint of a GPT-2 model.
     """
     loaded = checkpoint if isinstance(checkpoint, LoadedGPT) else open_model(str(checkpoint)).loaded
-    sums = _judge(loaded, texts, batch_size=batch_size, device=device, progress=lambda more: None, shared=False)
+    sums = _judge(loaded, texts, batch_size=batch_size, device=None, progress=lambda more: None, shared=False)
     return summarise(sums.results(model={"name": ""}, set_name=""))
 
 
@@ -90,24 +86,23 @@ def judge_texts(
     set_name: str,
     batch_size: int = 8,
     device: str | None = None,
-    progress: Progress = lambda more: None,
+    progress: ExamplesDone = lambda more: None,
 ) -> TextResults:
-    """Loss of every text, ready to be saved. Processes of a launcher share the work; all of them call this.
+    """Measure the loss of every text. Processes of a launcher share the work; all of them call this.
 
     Args:
-        model: of `open_model`.
+        model: result of `open_model`.
         texts: the examples, the same on every process; at least one must have a token to predict.
-        set_name: as tables call the set.
+        set_name: name of the set in tables.
         batch_size: full contexts per forward pass.
         device: torch device. Default: a GPU if there is one.
-        progress: told how many more examples are done.
+        progress: takes how many more examples are done.
 
     Raises:
         InputError: no text, or none with a token to predict.
     """
-    record: ModelRecord = model.record
     sums = _judge(model.loaded, texts, batch_size=batch_size, device=device, progress=progress, shared=True)
-    return sums.results(model=plain_record(record), set_name=set_name)
+    return sums.results(model=plain_record(model.record), set_name=set_name)
 
 
 def example_rows(tokens: Sequence[int], *, context_token: int | None, n_positions: int) -> list[list[int]]:
@@ -115,7 +110,7 @@ def example_rows(tokens: Sequence[int], *, context_token: int | None, n_position
 
     Args:
         tokens: token ids of the text.
-        context_token: stands before the text and is not predicted. None: the text's first token is not predicted.
+        context_token: token before the text, which is not predicted. None: the text's first token is not predicted.
         n_positions: context limit.
 
     Returns:
@@ -127,17 +122,19 @@ def example_rows(tokens: Sequence[int], *, context_token: int | None, n_position
 
 
 def context_token_of(loaded: LoadedGPT) -> int | None:
-    """The token that stands before a text: end-of-text, or None for a model trained on separate documents."""
+    """Choose the token that stands before a text: end-of-text, or None for a model trained on separate documents."""
     if loaded.provenance.get("packing") == "document":
         return None
     eot_id = loaded.gpt.config.eos_token_id
     if not isinstance(eot_id, int):
-        raise InputError("the model's config.json names no eos_token_id. Export it again with crisp-stream.")
+        raise InputError(
+            f"the model's config.json must name an eos_token_id, got {eot_id}. Export it again with crisp-stream."
+        )
     return eot_id
 
 
 def encode_texts(loaded: LoadedGPT, texts: Sequence[str]) -> list[EncodedText]:
-    """Texts as the model reads them; special tokens in a text count as plain text."""
+    """Tokenise texts and cut them as the model reads them; special tokens in a text count as plain text."""
     if not texts:
         return []
     context_token = context_token_of(loaded)
@@ -150,14 +147,14 @@ def encode_texts(loaded: LoadedGPT, texts: Sequence[str]) -> list[EncodedText]:
         return_offsets_mapping=context_token is None,
         verbose=False,
     )
-    found = []
+    texts_encoded = []
     for number, (text, tokens) in enumerate(zip(texts, encoded["input_ids"], strict=True)):
         rows = example_rows(tokens, context_token=context_token, n_positions=n_positions)
         predicted = text
         if context_token is None and tokens:
             predicted = text[encoded["offset_mapping"][number][0][1] :]
-        found.append(EncodedText(rows=rows, num_bytes=len(predicted.encode("utf-8", "surrogatepass"))))
-    return found
+        texts_encoded.append(EncodedText(rows=rows, num_bytes=len(predicted.encode("utf-8", "surrogatepass"))))
+    return texts_encoded
 
 
 Row = tuple[int, list[int]]
@@ -165,13 +162,13 @@ Row = tuple[int, list[int]]
 
 
 def in_batches(rows: Iterable[Row], *, batch_size: int, n_positions: int) -> Iterator[list[Row]]:
-    """Rows of similar length together, in batches of at most batch_size x n_positions inputs, padding included.
+    """Group rows of similar length into batches of at most batch_size x n_positions inputs, padding included.
 
     Raises:
         InputError: batch_size is not positive.
     """
     if batch_size < 1:
-        raise InputError(f"batch_size must be 1 or more, got {batch_size}.")
+        raise InputError(f"batch size: must be 1 or more, got {batch_size}. Leave it out for 8.")
     batch: list[Row] = []
     for row in sorted(rows, key=lambda item: len(item[1])):
         if batch and (len(batch) + 1) * (len(row[1]) - 1) > batch_size * n_positions:
@@ -182,13 +179,13 @@ def in_batches(rows: Iterable[Row], *, batch_size: int, n_positions: int) -> Ite
         yield batch
 
 
-def token_losses(gpt: torch.nn.Module, rows: Sequence[Sequence[int]], *, device: torch.device) -> torch.Tensor:
-    """Loss of every predicted token, in nats: one forward pass over all rows.
+def row_losses(gpt: torch.nn.Module, rows: Sequence[Sequence[int]], *, device: torch.device) -> NDArray[np.float64]:
+    """Compute the summed loss of each row, in nats, by one forward pass over all rows.
 
     Rows are padded at the end, which a causal model cannot see.
 
     Returns:
-        [num_rows, longest row - 1], float32 on the device; 0 where a row has ended.
+        [num_rows]
     """
     import torch
 
@@ -200,26 +197,22 @@ def token_losses(gpt: torch.nn.Module, rows: Sequence[Sequence[int]], *, device:
     with torch.no_grad():
         logits = gpt(input_ids=whole[:, :-1].clamp(min=0), use_cache=False).logits.flatten(0, 1)
         targets = whole[:, 1:].flatten()
-        at_once = max(1, (_LOGITS_AT_ONCE if device.type == "cpu" else _LOGITS_AT_ONCE_GPU) // logits.shape[1])
+        step = tokens_at_once(logits)
         losses = [
-            torch.nn.functional.cross_entropy(part.float(), own, ignore_index=-100, reduction="none")
-            for part, own in zip(logits.split(at_once), targets.split(at_once), strict=True)
+            torch.nn.functional.cross_entropy(part.float(), expected, ignore_index=-100, reduction="none")
+            for part, expected in zip(logits.split(step), targets.split(step), strict=True)
         ]
-    return torch.cat(losses).view(len(rows), width)
+    return torch.cat(losses).view(len(rows), width).double().sum(dim=1).cpu().numpy()
 
 
-def row_losses(gpt: torch.nn.Module, rows: Sequence[Sequence[int]], *, device: torch.device) -> NDArray[np.float64]:
-    """Summed loss of each row, in nats: one forward pass over all of them.
-
-    Returns:
-        [num_rows]
-    """
-    return token_losses(gpt, rows, device=device).double().sum(dim=1).cpu().numpy()
+def tokens_at_once(logits: torch.Tensor) -> int:
+    """Choose how many of the predicted tokens, [num_tokens, vocab_size], are computed together."""
+    return max(1, _LOGITS_AT_ONCE["cpu" if logits.device.type == "cpu" else "cuda"] // logits.shape[1])
 
 
 @dataclass
 class _Sums:
-    """What is known of the examples so far."""
+    """Losses and lengths of the examples so far, in blocks or one by one."""
 
     loss_sums: list[NDArray[np.float64]]
     num_tokens: list[int]
@@ -227,12 +220,13 @@ class _Sums:
     example_ids: list[int]
 
     def results(self, *, model: dict[str, object], set_name: str) -> TextResults:
-        """Examples without a token to predict are left out. Raises InputError: none is left."""
+        """Make results, without examples that have no token to predict. Raises InputError: none is left."""
         tokens = np.array(self.num_tokens, np.int64)
         kept = tokens > 0
         if not kept.any():
-            problem = "no text was given" if not len(kept) else f"none of the {len(kept)} texts has a token to predict"
-            raise InputError(f"perplexity needs at least one text: {problem}.")
+            raise InputError(
+                f"perplexity needs at least one text with a token to predict, got none in {len(kept)} texts."
+            )
         return TextResults(
             model=model,
             set_name=set_name,
@@ -250,10 +244,10 @@ def _judge(
     *,
     batch_size: int,
     device: str | None,
-    progress: Progress,
+    progress: ExamplesDone,
     shared: bool,
 ) -> _Sums:
-    """`shared`: each process of a launcher takes a part of the batches."""
+    """Sum losses per example. With `shared`, each process of a launcher takes a part of the batches."""
     torch = import_extra("torch", extra="train", purpose="computing perplexity")
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     loaded.gpt.to(chosen).eval()
@@ -264,7 +258,7 @@ def _judge(
         rows = ((example, row) for example, text in enumerate(encoded) for row in text.rows)
         loss_sums = np.zeros(len(block))
         batches = list(in_batches(rows, batch_size=batch_size, n_positions=n_positions))
-        for batch in _own_part(batches) if shared else batches:
+        for batch in _batches_of_rank(batches) if shared else batches:
             np.add.at(
                 loss_sums,
                 [example for example, _ in batch],
@@ -279,7 +273,7 @@ def _judge(
 
 
 def text_blocks(texts: Iterable[str], least_characters: int) -> Iterator[list[str]]:
-    """Texts in consecutive blocks of at least so many characters; the last may have fewer."""
+    """Group consecutive texts into blocks of at least so many characters; the last may have fewer."""
     block: list[str] = []
     characters = 0
     for text in texts:
@@ -292,8 +286,8 @@ def text_blocks(texts: Iterable[str], least_characters: int) -> Iterator[list[st
         yield block
 
 
-def _own_part(batches: list[list[Row]]) -> list[list[Row]]:
-    """The batches of this process among those of a launcher."""
+def _batches_of_rank(batches: list[list[Row]]) -> list[list[Row]]:
+    """Select the batches of this process among those of a launcher."""
     import torch.distributed as processes
 
     if not processes.is_initialized():

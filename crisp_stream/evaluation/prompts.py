@@ -1,6 +1,6 @@
-"""What lm-eval asks: functions of the task files (tasks/*.yaml), of a record in any schema that questions.py reads.
+"""Functions that the task files (tasks/*.yaml) name: parts of a record in any schema that questions.py reads.
 
-The prompts are made in questions.py alone, so that a histogram is counted of the very text that is judged.
+The prompts are made in questions.py alone, so that a histogram is counted from the very text that is judged.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ REASONING = frozenset(("math-prm", "hep-cpp", "hep-go", "hep-java", "hep-js", "h
 
 
 class ReadRecord(dict[str, Any]):
-    """A record whose question is known: lm-eval asks for its parts seven times."""
+    """A record with its parsed question: lm-eval reads its parts seven times."""
 
     def __init__(self, question: Question) -> None:
         super().__init__(question.to_json())
@@ -42,5 +42,5 @@ def answer(record: Mapping[str, Any]) -> int:
 
 
 def reasoning(records: Any) -> Any:
-    """The Reasoning category of RewardBench, from a dataset of all of it."""
+    """Select the Reasoning category from a dataset of all of RewardBench."""
     return records.filter(lambda record: record["subset"] in REASONING)

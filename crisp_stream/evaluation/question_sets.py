@@ -1,4 +1,4 @@
-"""Sets of questions to be judged by: the tasks of the paper, from the hub or from files, and a user's own questions."""
+"""Question sets that models are judged on: the tasks of the paper, from the hub or files, and a user's questions."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ Metric = Literal["acc", "acc_norm"]
 TASKS = ("arc_easy", "arc_challenge", "mmlu", "rewardbench_reasoning")
 """The tasks of the paper; each has a file in tasks/."""
 
-OWN = "questions"
-"""The task of a user's own questions."""
+USER_TASK = "questions"
+"""The task of a user's questions."""
 
 TASK_FOLDER = Path(__file__).with_name("tasks")
 
@@ -33,27 +33,27 @@ _SUFFIXES = re.compile(r"(\.(jsonl|json|ndjson|parquet))?(\.(gz|zst))?$", re.IGN
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionSet:
-    """Questions with what is to be known of them."""
+    """Questions of a set, and the task and metric by which they are judged."""
 
     name: str
-    """As tables call the set: `arc_easy`, `medicine.test`."""
+    """Name of the set in tables: `arc_easy`, `medicine.test`."""
     task: str
     """Name of a file in tasks/."""
     metric: Metric
-    """The one to report (CRISP, App. D)."""
+    """Metric to report (CRISP, App. D)."""
     questions: list[Question]
     num_repeated: int = 0
     """Questions that stand in the set already: the same question, choices and right answer."""
     num_contradicting: int = 0
-    """Of a task of the paper: questions that stand in the set already, with another right answer."""
+    """Questions of a paper's task that stand in the set already, with another right answer."""
     num_expected: int | None = None
-    """Of a task of the paper: the questions that it has there."""
+    """Questions that the task has in the paper; None for a user's questions."""
     num_asked_of: int | None = None
-    """Questions of the whole set, of which these are a sample."""
+    """Questions of the whole set, where these are a sample."""
 
     @property
     def num_equal_choices(self) -> int:
-        """Questions with another choice that reads as the right one does; a model cannot tell them apart."""
+        """Number of questions with a wrong choice that reads as the right one does; a model cannot tell them apart."""
         return sum(question.equal_to_right > 0 for question in self.questions)
 
     @property
@@ -63,30 +63,30 @@ class QuestionSet:
 
     @property
     def fingerprint(self) -> str:
-        """Equal where the same questions stand in the same order; see `question_hash`."""
+        """Hash of the questions in their order; see `question_hash`."""
         return set_fingerprint(self.example_ids)
 
     @property
     def warnings(self) -> list[str]:
-        """What makes figures of this set doubtful, a sentence each."""
-        found = []
+        """Reasons to doubt figures of this set, a sentence each."""
+        reasons = []
         total = len(self.questions) if self.num_asked_of is None else self.num_asked_of
         if self.num_expected not in (None, total):
-            found.append(f"{self.name} has {total:,} questions, in the paper {self.num_expected:,}.")
+            reasons.append(f"{self.name} has {total:,} questions, in the paper {self.num_expected:,}.")
         if any(question.half == "specialist" for question in self.questions):
-            found.append(f"{self.name} has questions of a specialist half, which models may have learnt from.")
+            reasons.append(f"{self.name} has questions of a specialist half, which models may have learnt from.")
         if self.num_repeated:
-            found.append(f"{self.name}: {self.num_repeated:,} questions are repeated; each counts again.")
+            reasons.append(f"{self.name}: {self.num_repeated:,} questions are repeated; each counts again.")
         if self.num_contradicting:
-            found.append(f"{self.name}: {self.num_contradicting:,} questions are repeated with another right answer.")
+            reasons.append(f"{self.name}: {self.num_contradicting:,} questions are repeated with another right answer.")
         if self.num_equal_choices:
-            found.append(
+            reasons.append(
                 f"{self.name}: {self.num_equal_choices:,} questions have a wrong choice equal to the right one."
             )
-        return found
+        return reasons
 
     def notes(self) -> dict[str, Any]:
-        """As results keep them."""
+        """Describe the set, as results keep it."""
         return {
             "task": self.task,
             "repeated": self.num_repeated,
@@ -96,35 +96,34 @@ class QuestionSet:
         }
 
     def sample(self, limit: int | None, *, seed: int = 0) -> QuestionSet:
-        """At most `limit` of the questions, chosen at random by seed, in their order.
+        """Choose at most `limit` of the questions at random by seed, in their order.
 
         Raises:
             InputError: limit is not positive.
         """
         if limit is not None and limit < 1:
-            raise InputError(f"questions: the limit must be 1 or more, got {limit}.")
+            raise InputError(f"questions: the limit must be 1 or more, got {limit}. Leave it out for all.")
         if limit is None or limit >= len(self.questions):
             return self
         kept = np.sort(np.random.default_rng(seed).choice(len(self.questions), limit, replace=False))
-        own = [self.questions[index] for index in kept.tolist()]
-        repeated, contradicting = _count_repeats([PlacedQuestion("", question) for question in own], lenient=True)
+        questions = [self.questions[index] for index in kept.tolist()]
+        repeated, contradicting = _count_repeats([PlacedQuestion("", question) for question in questions], lenient=True)
         return replace(
             self,
-            questions=own,
+            questions=questions,
             num_repeated=repeated,
             num_contradicting=contradicting,
             num_asked_of=len(self.questions),
         )
 
 
-def open_question_set(source: str, *, metric: Metric | None = None, name: str | None = None) -> QuestionSet:
+def open_question_set(source: str, *, metric: Metric | None = None) -> QuestionSet:
     """Read a set of questions.
 
     Args:
         source: a file of questions; the name of a task of the paper, which is fetched from the hub; or TASK=FILE, a
             task whose questions are in a file of the hub's schema, or of ours.
-        metric: to report. None: that of the task, for own questions acc_norm.
-        name: for tables. None: that of the task, or of the file.
+        metric: metric to report; that of the task when None, acc_norm for a user's questions.
 
     Raises:
         InputError: no questions, a bad one, or one that stands there twice with different right answers.
@@ -132,27 +131,27 @@ def open_question_set(source: str, *, metric: Metric | None = None, name: str | 
     """
     task, separator, file = source.partition("=")
     if source in TASKS and not Path(source).exists():
-        found, task = _from_hub(source), source
+        placed, task = _from_hub(source), source
     elif separator and task in TASKS:
-        found = place_questions(file, subsets=REASONING if task == "rewardbench_reasoning" else None)
+        placed = place_questions(file, subsets=REASONING if task == "rewardbench_reasoning" else None)
     else:
-        found, task = place_questions(source), OWN
-    repeated, contradicting = _count_repeats(found, lenient=task != OWN)
+        placed, task = place_questions(source), USER_TASK
+    repeated, contradicting = _count_repeats(placed, lenient=task != USER_TASK)
     about = read_task(task)["metadata"]
     return QuestionSet(
-        name=name or (_SUFFIXES.sub("", Path(source).name) if task == OWN else task),
+        name=_SUFFIXES.sub("", Path(source).name) if task == USER_TASK else task,
         task=task,
         metric=metric or about["reported"],
-        questions=[question for _, question in found],
+        questions=[question for _, question in placed],
         num_repeated=repeated,
         num_contradicting=contradicting,
-        num_expected=None if any(question.half for _, question in found) else about.get("num_questions"),
+        num_expected=None if any(question.half for _, question in placed) else about.get("num_questions"),
     )
 
 
 @lru_cache(maxsize=len(TASKS) + 1)
 def read_task(name: str) -> dict[str, Any]:
-    """A task file as plain data; functions as their dotted names."""
+    """Read a task file as plain data; functions as their dotted names."""
 
     class Loader(yaml.SafeLoader):
         """Reads `!function` as text."""
@@ -162,14 +161,14 @@ def read_task(name: str) -> dict[str, Any]:
 
 
 def hub_source(task: str) -> str:
-    """Where a task's questions are, as `write` names datasets: hf://NAME:CONFIG@SPLIT."""
+    """Name the hub dataset of a task's questions, as `write` names datasets: hf://NAME:CONFIG@SPLIT."""
     config = read_task(task)
     part = f":{config['dataset_name']}" if config.get("dataset_name") else ""
     return f"hf://{config['dataset_path']}{part}@{config['test_split']}"
 
 
 def hub_records(source: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Rows of a dataset of the hub, or of a local folder. Raises InputError, StorageError."""
+    """Read rows of a dataset of the hub, or of a local folder. Raises InputError, StorageError."""
     from crisp_stream.writers.documents.hub import list_hub_shards, read_hub
 
     for shard in list_hub_shards(source):
@@ -179,31 +178,32 @@ def hub_records(source: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]
 
 def _from_hub(task: str) -> list[PlacedQuestion]:
     source = hub_source(task)
-    found = []
+    placed = []
     try:
         for number, record in enumerate(hub_records(source, read_task(task)["metadata"]["columns"]), start=1):
             if task != "rewardbench_reasoning" or record["subset"] in REASONING:
                 place = f"{source}:{number}"
-                found.append(PlacedQuestion(place, question_of(record, place)))
+                placed.append(PlacedQuestion(place, question_of(record, place)))
     except CrispError as error:
         raise type(error)(
             f"{error} Questions in a local JSON lines or Parquet file are named {task}=FILE, in the schema of the hub."
         ) from error
-    return found
+    return placed
 
 
-def _count_repeats(found: Sequence[PlacedQuestion], *, lenient: bool) -> tuple[int, int]:
-    """(repeated with the same right answer, with another).
+def _count_repeats(placed: Sequence[PlacedQuestion], *, lenient: bool) -> tuple[int, int]:
+    """Count questions that are repeated with the same right answer, and with another.
 
     Args:
-        lenient: count those with another right answer, too: benchmarks are what they are.
+        placed: the questions.
+        lenient: allow another right answer, which benchmarks have.
 
     Raises:
         InputError: not lenient, and a question has two right answers; names both places.
     """
     seen: dict[tuple[str, frozenset[str]], tuple[str, str]] = {}
     repeated, contradicting = 0, 0
-    for place, question in found:
+    for place, question in placed:
         key, right = (question.context, frozenset(question.choices)), question.choices[question.answer]
         if key not in seen:
             seen[key] = (place, right)

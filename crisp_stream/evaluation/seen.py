@@ -1,8 +1,8 @@
-"""Whether a model's data was chosen by the examples that it is to be judged on.
+"""Check whether a model's data was chosen by the examples that it is judged on.
 
 A test half of a question set says something only while no histogram was counted from it. Histograms know their examples
-(`example_sketch`), checkpoints those of their phases and of the checkpoints before them, so this is looked up and not
-left to file names. It says nothing of what stands in the corpus itself: that is `contamination`.
+(`examples.sketch`), and checkpoints know the examples of their phases and of the checkpoints before them, so this is
+looked up and not left to file names. It says nothing of what stands in the corpus: that is `contamination`.
 """
 
 from __future__ import annotations
@@ -19,39 +19,39 @@ from crisp_stream.examples.sketch import ExampleSketch
 
 @dataclass(frozen=True, kw_only=True)
 class CountedIn:
-    """A histogram that a model was trained by, and how many of some examples it was counted from."""
+    """A histogram that a model was trained by, and the number of judged examples that it was counted from."""
 
     histogram: str
-    """Its file's name."""
+    """Name of its file."""
     run: str | None
-    """Name of the run; it may be the one that the model's run began from."""
+    """Name of the run: the model's, or one that it began from."""
     num_seen: int | None
-    """Examples that it was counted from, of all that were asked for; scaled up from a sample where not `exact`. None:
-    the histogram does not say, or none of the examples is in its sample."""
+    """Judged examples that it was counted from, scaled up from a sample where not `exact`. None: the histogram does not
+    say, or none of the examples is in its sample."""
     exact: bool
-    """Every example was looked up in all that were counted."""
+    """Whether every judged example was compared with all counted ones, and not with a sample of them."""
     complete: bool
-    """The histogram was made from nothing but examples that are known."""
+    """Whether the histogram was made from known examples alone."""
 
     @property
     def is_known(self) -> bool:
-        """Whether it is known of all its sources that, or how many, examples were counted."""
+        """Whether the number of judged examples is known for all its sources."""
         return self.num_seen is not None and self.complete
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What a model's training record says of some examples."""
+    """Judged examples that a model's training record names."""
 
     num_examples: int
-    """Different examples asked for."""
+    """Different judged examples."""
     histograms: list[CountedIn]
-    """Of the phases that the model was trained in, those of its parents after its own. Empty: the record says nothing
+    """Histograms of the phases that the model was trained in, then those of its parents. Empty: the record says nothing
     of its phases."""
 
     @property
-    def found(self) -> list[CountedIn]:
-        """The histograms that were counted from any of the examples."""
+    def counted_from(self) -> list[CountedIn]:
+        """Histograms that were counted from any of the examples."""
         return [counted for counted in self.histograms if counted.num_seen]
 
     @property
@@ -60,17 +60,17 @@ class Seen:
         return bool(self.histograms) and all(counted.is_known for counted in self.histograms)
 
     def error(self, set_name: str) -> str | None:
-        """The message of an InputError that refuses the examples; None where none was found.
+        """Explain which histograms were counted from the examples; None where none was.
 
         Args:
-            set_name: of the examples, as tables call it.
+            set_name: name of the set in tables.
         """
-        if not self.found:
+        if not self.counted_from:
             return None
         parts = [
             f"{'' if counted.exact else 'about '}{counted.num_seen:,} of {self.num_examples:,} were counted in "
             f"{counted.histogram}" + (f" of run {counted.run}" if counted.run else "")
-            for counted in self.found
+            for counted in self.counted_from
         ]
         return (
             f"{set_name}: the model must not have been trained by a histogram of the examples that it is judged on, "
@@ -78,7 +78,7 @@ class Seen:
         )
 
     def warning(self, set_name: str) -> str | None:
-        """What to say where the record leaves it open whether examples were counted; None where it does not."""
+        """Warn where the record does not say whether examples were counted; None where it does."""
         if self.is_known:
             return None
         names = [counted.histogram for counted in self.histograms if not counted.is_known]
@@ -93,19 +93,19 @@ def seen_examples(training: dict[str, Any], example_ids: ArrayLike) -> Seen:
     """Look up examples in all histograms that a model was trained by.
 
     Args:
-        training: of `ModelRecord`, a checkpoint's `training_record`, or training.json.
+        training: `training` of a `ModelRecord`, a checkpoint's `training_record`, or training.json.
         example_ids: [num_examples], uint64: `example_hash` of documents, `question_hash` of questions.
 
     Raises:
         FormatError: the record is damaged.
     """
-    asked = np.unique(np.asarray(example_ids, np.uint64))
-    found: list[CountedIn] = []
+    judged = np.unique(np.asarray(example_ids, np.uint64))
+    histograms: list[CountedIn] = []
     for record in _with_parents(training):
         for phase in (record.get("mixture") or {}).get("phases") or []:
             if phase.get("samples") != 0:  # a phase that has not begun changed nothing
-                found.append(_counted(phase, record.get("run_name"), asked))
-    return Seen(num_examples=len(asked), histograms=_once(found))
+                histograms.append(_counted(phase, record.get("run_name"), judged))
+    return Seen(num_examples=len(judged), histograms=_once(histograms))
 
 
 def _with_parents(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -115,15 +115,15 @@ def _with_parents(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
         current = current.get("parent")
 
 
-def _counted(phase: dict[str, Any], run: str | None, asked: NDArray[np.uint64]) -> CountedIn:
+def _counted(phase: dict[str, Any], run: str | None, judged: NDArray[np.uint64]) -> CountedIn:
     name = phase.get("histogram") or "a histogram without a name"
     if phase.get("examples") is None:
         is_base = phase.get("level") == 0  # all mass on the root is the corpus's own distribution
         return CountedIn(histogram=name, run=run, num_seen=0 if is_base else None, exact=is_base, complete=is_base)
     sketch = ExampleSketch.from_json(phase["examples"])
-    decided = asked if sketch.exact else asked[asked <= sketch.hashes[-1]]
+    decided = judged if sketch.exact else judged[judged <= sketch.hashes[-1]]
     hits = int(np.isin(decided, sketch.hashes).sum())
-    num_seen = None if not len(decided) else round(hits / len(decided) * len(asked))
+    num_seen = None if not len(decided) else round(hits / len(decided) * len(judged))
     return CountedIn(
         histogram=name,
         run=run,
@@ -133,9 +133,9 @@ def _counted(phase: dict[str, Any], run: str | None, asked: NDArray[np.uint64]) 
     )
 
 
-def _once(found: list[CountedIn]) -> list[CountedIn]:
-    """Without repetition: a run that goes on from another's phases has these in its own record, too."""
+def _once(histograms: list[CountedIn]) -> list[CountedIn]:
+    """Drop repetitions: a run that continues the phases of another has these in its record, too."""
     first: dict[tuple[Any, ...], CountedIn] = {}
-    for counted in found:
+    for counted in histograms:
         first.setdefault((counted.histogram, counted.num_seen, counted.exact, counted.complete), counted)
     return list(first.values())

@@ -1,9 +1,9 @@
-"""The text across the borders of windows: which windows followed one another in their documents, and their edges.
+"""The text across the borders of windows: windows that followed one another in their documents, and their edges.
 
-The windows of a dataset are sorted by cluster, but provenance knows the place of each. So while all windows are read
-anyway, the first and last 48 tokens of each are put into a temporary file, 192 bytes per window of 16-bit tokens; then
-the end of each is joined with the beginning of the one that followed it. That is 9 % more text at 1,024 tokens. Reading
-the following window itself, the alternative, is a random read for every window of the dataset.
+The windows of a dataset are sorted by cluster, but provenance knows the place of each. While all windows are read
+anyway, the first and last 48 tokens of each are put into a temporary file, 192 bytes per window of 16-bit tokens. Then
+the end of each is joined with the beginning of the window that followed it, 9 % more text at 1,024 tokens. The
+alternative, to read the following window itself, is a random read for every window of the dataset.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from crisp_stream.format.provenance import PLACE, has_provenance
 
 EDGE_TOKENS = 48
 MAX_WINDOWS = 1 << 24
-"""Of a dataset whose borders are looked across: 3.2 GB of temporary file, 0.3 GB of memory."""
+"""Most windows of a dataset whose borders are searched: 3.2 GB of temporary file, 0.3 GB of memory."""
 _BATCH_BORDERS = 8192
 
 
 def can_join(dataset: Dataset) -> bool:
-    """Whether it is known which windows followed one another, of a number for which that is cheap."""
+    """Whether the dataset says which windows followed one another, and has few enough for the temporary file."""
     return dataset.manifest.num_windows <= MAX_WINDOWS and has_provenance(dataset)
 
 
 def edges_of(tokens: NDArray[Any]) -> NDArray[Any]:
-    """[num_windows, 2, edge_tokens], the first and the last tokens of windows [num_windows, window_tokens]."""
+    """Cut the first and the last tokens of windows, [num_windows, window_tokens] to [num_windows, 2, edge_tokens]."""
     return np.stack([tokens[:, :EDGE_TOKENS], tokens[:, -EDGE_TOKENS:]], axis=1)
 
 
@@ -39,8 +39,8 @@ class WindowBorders:
 
     def __init__(self, dataset: Dataset, folder: Path) -> None:
         """Args:
-        dataset: that `can_join` said yes to.
-        folder: for the temporary file.
+        dataset: one that `can_join`.
+        folder: place of the temporary file.
         """
         manifest = dataset.manifest
         edge_tokens = min(EDGE_TOKENS, manifest.window_tokens)
@@ -50,12 +50,12 @@ class WindowBorders:
         )
 
     def add(self, first: int, edges: NDArray[Any], places: NDArray[Any]) -> None:
-        """Some windows from `first` on: their `edges_of`, and [num_windows] of PLACE."""
+        """Keep windows from `first` on: their `edges_of`, and their places, [num_windows] of PLACE."""
         self._places[first : first + len(places)] = places
         self._edges[first : first + len(places)] = edges
 
     def joined(self) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
-        """Batches of all borders within documents' lines of tokens, when all windows were added.
+        """Join all borders inside documents' lines of tokens, in batches, once all windows were added.
 
         Yields:
             [num_borders], the window before each, ascending; and [num_borders, 2 · edge_tokens], the tokens around it.

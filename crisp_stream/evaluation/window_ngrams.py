@@ -1,4 +1,4 @@
-"""Which n-grams of evaluation sets stand in which window of a dataset, or across the border of two.
+"""The windows of a dataset in which n-grams of evaluation sets stand, or across whose border they stand.
 
 One pass over the shards, in parallel (`window_reading`), then one over the borders (`window_borders`) where they are
 known.
@@ -7,7 +7,7 @@ known.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,58 +19,57 @@ from numpy.typing import NDArray
 from crisp_stream.evaluation.window_borders import WindowBorders, can_join, edges_of
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.format.provenance import read_places
-from crisp_stream.inspection.window_reading import DatasetKey, opened, read_tokens
+from crisp_stream.inspection.window_reading import (
+    DatasetKey,
+    ShardPart,
+    decoded,
+    first_window,
+    opened,
+    parts_of,
+    read_tokens,
+)
 from crisp_stream.inspection.window_texts import WindowDecoder
 from crisp_stream.processes import Progress, map_unordered
 from crisp_stream.writers.cleaning.decontamination import EvaluationNgrams
 
 NOT_FOUND = np.iinfo(np.int64).max
-_TASK_BYTES = 8 << 20
-_DECODED_WINDOWS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class NgramPlaces:
-    """Where n-grams stand in a dataset."""
+    """Windows of a dataset that hold n-grams."""
 
     first_window: NDArray[np.int64]
-    """[num_ngrams], the first window that holds each; of those in no window, the first in which one begins that ends
-    in the next; `NOT_FOUND` where there is none."""
+    """[num_ngrams], the first window that holds each n-gram; of an n-gram in no window, the first window in which it
+    begins that ends in the next; `NOT_FOUND` where there is none."""
     num_windows: int
     """Windows read."""
     text_bytes: int
     """UTF-8 bytes of their text."""
     num_borders: int
-    """Borders of windows that were looked across; 0 where it is not known which windows followed one another."""
+    """Borders of windows that were searched; 0 where the dataset does not say which windows followed one another."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Scan:
-    """What is looked for, and where."""
-
-    dataset: DatasetKey
-    index: tuple[Path, Path]
-    """Files of the n-grams."""
-    with_edges: bool
-    """Whether windows are to be joined afterwards."""
+_Index = tuple[Path, Path]
+"""Files of the n-grams that are searched for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Windows:
-    """Some windows of a shard."""
+    """Task: search the windows of a part."""
 
-    scan: _Scan
-    shard: int
-    start: int
-    """Window of the shard."""
-    count: int
+    index: _Index
+    part: ShardPart
+    with_edges: bool
+    """Whether windows are joined afterwards."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Borders:
-    """Some borders of windows."""
+    """Task: search some borders of windows."""
 
-    scan: _Scan
+    index: _Index
+    dataset: DatasetKey
     windows: NDArray[np.int64]
     """[num_borders], the window before each."""
     tokens: NDArray[Any]
@@ -78,9 +77,9 @@ class _Borders:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Found:
-    ngrams: list[int]
-    windows: list[int]
+class _Matches:
+    first_windows: dict[int, int]
+    """First window of each n-gram, by the n-gram's number."""
     num_windows: int
     text_bytes: int = 0
     first: int = 0
@@ -91,11 +90,11 @@ class _Found:
 def find_in_windows(
     dataset: Dataset, ngrams: EvaluationNgrams, *, processes: int, log: Callable[[str], None]
 ) -> NgramPlaces:
-    """Look for n-grams in every window of a dataset.
+    """Search every window of a dataset for n-grams.
 
     Args:
         dataset: local or remote.
-        ngrams: to look for.
+        ngrams: index of the n-grams.
         processes: worker processes, at least 1.
         log: receives progress.
 
@@ -103,15 +102,18 @@ def find_in_windows(
         CorruptDataError, StorageError: a window cannot be read.
         InputError: the dataset was replaced meanwhile.
     """
-    first_window = np.full(ngrams.num_ngrams, NOT_FOUND, np.int64)
-    across = first_window.copy()
+    within = np.full(ngrams.num_ngrams, NOT_FOUND, np.int64)
+    across = within.copy()
     num_windows = text_bytes = num_borders = 0
     with tempfile.TemporaryDirectory(prefix="crisp-stream-") as scratch:
-        scan = _prepared(dataset, ngrams, Path(scratch))
-        borders = WindowBorders(dataset, Path(scratch)) if scan.with_edges else None
+        first, second = EvaluationNgrams.files("evaluation")
+        index = (Path(scratch, first), Path(scratch, second))
+        ngrams.save(index)
+        borders = WindowBorders(dataset, Path(scratch)) if can_join(dataset) else None
         progress = Progress("contamination", "windows", log=log, total=dataset.manifest.num_windows)
-        for done in map_unordered(_look_in_windows, _tasks(dataset, scan), processes=processes):
-            np.minimum.at(first_window, done.ngrams, done.windows)
+        tasks = (_Windows(index=index, part=part, with_edges=borders is not None) for part in parts_of(dataset))
+        for done in map_unordered(_search_windows, tasks, processes=processes):
+            np.minimum.at(within, list(done.first_windows), list(done.first_windows.values()))
             num_windows += done.num_windows
             text_bytes += done.text_bytes
             if borders is not None and done.edges is not None:
@@ -120,76 +122,59 @@ def find_in_windows(
         progress.finish()
         if borders is not None:
             progress = Progress("across borders", "borders", log=log)
-            tasks = (_Borders(scan=scan, windows=windows, tokens=tokens) for windows, tokens in borders.joined())
-            for done in map_unordered(_look_across, tasks, processes=processes):
-                np.minimum.at(across, done.ngrams, done.windows)
+            key = DatasetKey.of(dataset)
+            joined = (_Borders(index=index, dataset=key, windows=before, tokens=of) for before, of in borders.joined())
+            for done in map_unordered(_search_borders, joined, processes=processes):
+                np.minimum.at(across, list(done.first_windows), list(done.first_windows.values()))
                 num_borders += done.num_windows
                 progress.add(done.num_windows)
             progress.finish()
     return NgramPlaces(
-        first_window=np.where(first_window == NOT_FOUND, across, first_window),
+        first_window=np.where(within == NOT_FOUND, across, within),
         num_windows=num_windows,
         text_bytes=text_bytes,
         num_borders=num_borders,
     )
 
 
-def _prepared(dataset: Dataset, ngrams: EvaluationNgrams, folder: Path) -> _Scan:
-    first, second = EvaluationNgrams.files("evaluation")
-    index = (folder / first, folder / second)
-    ngrams.save(index)
-    return _Scan(
-        dataset=DatasetKey.of(dataset),
-        index=index,
-        with_edges=can_join(dataset),
+def _search_windows(task: _Windows) -> _Matches:
+    part = task.part
+    dataset, decoder = opened(part.dataset)
+    tokens = read_tokens(dataset, part)
+    first = first_window(dataset, part)
+    windows = np.arange(first, first + part.num_windows)
+    first_windows, text_bytes = _search(decoder, _load_ngrams(task.index), tokens, windows)
+    edges = (
+        (edges_of(tokens), read_places(dataset, part.shard, part.start, part.num_windows)) if task.with_edges else None
     )
-
-
-def _tasks(dataset: Dataset, scan: _Scan) -> Iterator[_Windows]:
-    windows_per_task = max(1, _TASK_BYTES // dataset.manifest.sample_bytes)
-    for shard, row in enumerate(dataset.shards):
-        for start in range(0, row.num_windows, windows_per_task):
-            yield _Windows(scan=scan, shard=shard, start=start, count=min(windows_per_task, row.num_windows - start))
-
-
-def _look_in_windows(task: _Windows) -> _Found:
-    dataset, decoder = opened(task.scan.dataset)
-    tokens = read_tokens(dataset, task.shard, task.start, task.count)
-    first = int(dataset.first_window_per_shard[task.shard]) + task.start
-    found, text_bytes = _look(decoder, _ngrams(task.scan.index), tokens, np.arange(first, first + task.count))
-    edges = None
-    if task.scan.with_edges:
-        edges = (edges_of(tokens), read_places(dataset, task.shard, task.start, task.count))
-    return _Found(
-        ngrams=list(found),
-        windows=list(found.values()),
-        num_windows=task.count,
+    return _Matches(
+        first_windows=first_windows,
+        num_windows=part.num_windows,
         text_bytes=text_bytes,
         first=first,
         edges=edges,
     )
 
 
-def _look_across(task: _Borders) -> _Found:
-    _, decoder = opened(task.scan.dataset)
-    found, _ = _look(decoder, _ngrams(task.scan.index), task.tokens, task.windows)
-    return _Found(ngrams=list(found), windows=list(found.values()), num_windows=len(task.windows))
+def _search_borders(task: _Borders) -> _Matches:
+    _, decoder = opened(task.dataset)
+    first_windows, _ = _search(decoder, _load_ngrams(task.index), task.tokens, task.windows)
+    return _Matches(first_windows=first_windows, num_windows=len(task.windows))
 
 
-def _look(
+def _search(
     decoder: WindowDecoder, ngrams: EvaluationNgrams, tokens: NDArray[Any], windows: NDArray[np.int64]
 ) -> tuple[dict[int, int], int]:
-    """N-grams with the first of the ascending windows that hold them, and the UTF-8 bytes of all text."""
-    found: dict[int, int] = {}
+    """Match n-grams with the first of the ascending windows that hold them; count the UTF-8 bytes of all text."""
+    first_windows: dict[int, int] = {}
     text_bytes = 0
-    for start in range(0, len(tokens), _DECODED_WINDOWS):
-        texts, owners = decoder.documents(tokens[start : start + _DECODED_WINDOWS])
-        text_bytes += sum(len(text) if text.isascii() else len(text.encode("utf-8", "replace")) for text in texts)
-        for ngram, text in ngrams.find_ngrams(texts).items():
-            found.setdefault(ngram, int(windows[start + int(owners[text])]))
-    return found, text_bytes
+    for batch in decoded(decoder, tokens):
+        text_bytes += batch.text_bytes
+        for ngram, text in ngrams.find_ngrams(batch.texts).items():
+            first_windows.setdefault(ngram, int(windows[batch.first + int(batch.owners[text])]))
+    return first_windows, text_bytes
 
 
 @lru_cache(maxsize=1)
-def _ngrams(index: tuple[Path, Path]) -> EvaluationNgrams:
+def _load_ngrams(index: tuple[Path, Path]) -> EvaluationNgrams:
     return EvaluationNgrams.load(index)

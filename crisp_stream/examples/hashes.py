@@ -6,5 +6,5 @@ import xxhash
 
 
 def example_hash(content: str) -> int:
-    """64 bits that stand for an example: xxh3 of its UTF-8."""
+    """Hash an example to 64 bits: xxh3 of its UTF-8."""
     return xxhash.xxh3_64_intdigest(content.encode("utf-8", "surrogatepass"))

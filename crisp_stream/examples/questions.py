@@ -1,6 +1,6 @@
 """Multiple-choice questions: their files, and the text that one is (paper, Table 7).
 
-Files are JSON lines or Parquet, in our own schema or as the hub has ARC, MMLU and RewardBench. The text of a question
+Files are JSON lines or Parquet, in our schema or as the hub has ARC, MMLU and RewardBench. The text of a question
 is made here alone, for counting histograms and for lm-eval.
 """
 
@@ -21,7 +21,7 @@ Prompt = Literal["question", "instructions"]
 """`question`: ARC's and MMLU's; `instructions`: RewardBench's."""
 
 Half = Literal["specialist", "test"]
-"""Of a set cut by `crisp-stream split`: may be learnt from, or is kept to judge by."""
+"""Half of a set cut by `crisp-stream split`: one may be learnt from, the other is kept to judge by."""
 
 _SCHEMAS = (
     "a question needs the keys question, choices and answer; or those of the hub's ARC (question, choices, answerKey), "
@@ -58,7 +58,7 @@ class Question:
 
     @property
     def equal_to_right(self) -> int:
-        """How many other choices read as the right one does."""
+        """Number of other choices that read as the right one does."""
         return self.choices.count(self.choices[self.answer]) - 1
 
     def to_json(self) -> dict[str, object]:
@@ -75,7 +75,7 @@ class Question:
 
 
 def question_hash(question: Question) -> int:
-    """64 bits that stand for a question: its text, and its choices in any order.
+    """Hash a question to 64 bits: its text, and its choices in any order.
 
     Case, white space and Unicode composition (NFKC) do not count; which choice is right and the topic neither. So
     copies of a question in two files have one hash, also where the choices were shuffled.
@@ -97,7 +97,7 @@ class PlacedQuestion(NamedTuple):
 
 
 def read_questions(path: str | Path, *, limit: int | None = None) -> list[Question]:
-    """Questions from JSON lines or Parquet.
+    """Read questions from JSON lines or Parquet.
 
     Ours: `{"question": text, "choices": [text, text, …], "answer": index, "topic": text}` a line; the topic, which may
     be missing, stands in the prompt of MMLU. Or the hub's schemas: ARC, MMLU, RewardBench.
@@ -116,41 +116,41 @@ def read_questions(path: str | Path, *, limit: int | None = None) -> list[Questi
 def place_questions(
     path: str | Path, *, limit: int | None = None, subsets: frozenset[str] | None = None
 ) -> list[PlacedQuestion]:
-    """As `read_questions`, with their places.
+    """Read questions as `read_questions` does, with their places.
 
     Args:
         subsets: only records whose `subset` is one of them, where records have one.
     """
-    found: list[PlacedQuestion] = []
+    placed: list[PlacedQuestion] = []
     with open_input(str(path)) as raw:
         for place, record in _records(str(path), raw):
-            if limit is not None and len(found) >= limit:
+            if limit is not None and len(placed) >= limit:
                 break
             if subsets is None or record.get("subset", next(iter(subsets))) in subsets:
-                found.append(PlacedQuestion(place, question_of(record, place)))
-    if not found:
+                placed.append(PlacedQuestion(place, question_of(record, place)))
+    if not placed:
         raise InputError(f"{path} holds no questions. Each line is a JSON object with question, choices and answer.")
-    return found
+    return placed
 
 
 def learnable_questions(path: str | Path) -> list[Question]:
-    """As `read_questions`, of what a histogram may be counted of.
+    """Read questions that a histogram may be counted of.
 
     Raises:
-        InputError: as there, or a question is of the test half of a set.
+        InputError: as `read_questions`, or a question is of the test half of a set.
     """
-    found = place_questions(path)
-    for place, question in found:
+    placed = place_questions(path)
+    for place, question in placed:
         if question.half == "test":
             raise InputError(
                 f"{place}: the question is of a test half, which is kept to judge by. Count the specialist half, which "
                 "`crisp-stream split` wrote beside it."
             )
-    return [question for _, question in found]
+    return [question for _, question in placed]
 
 
 def question_of(record: Mapping[str, Any], place: str) -> Question:
-    """A question from a record of one of the schemas.
+    """Make a question of a record of one of the schemas.
 
     Args:
         place: names it in errors.

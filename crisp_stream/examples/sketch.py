@@ -1,10 +1,10 @@
-"""Which examples a histogram was counted from, kept in a bounded number of bytes.
+"""The examples that a histogram was counted from, kept in a bounded number of bytes.
 
 Kept are the hashes of the examples, and of many the smallest 16,384: a uniform sample, of which one can say for every
 other example whose hash is below the largest kept one whether it was among them (KMV, or bottom-k, sketches: Bar-Yossef
 et al. 2002, Cohen & Kaplan 2007). Sketches of several sets join into that of their union. So a test set that shares an
-example with a task of up to 16,384 is found for certain, of a larger one as part of a sample, at 131 kB per histogram;
-a Bloom filter for as many examples would be smaller and neither joins nor thins.
+example with a task of up to 16,384 is noticed for certain, with a larger one if the sample holds it, at 131 kB per
+histogram; a Bloom filter for as many examples would be smaller and neither joins nor thins.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_HASHES = 16_384
 RECORD_HASHES = 8_192
 """Hashes that a checkpoint keeps of each phase, 87 kB as text."""
 PROVENANCE_KEY = "example_hashes"
-"""Of a histogram's provenance."""
+"""Key in a histogram's provenance."""
 
 _HASHES = "hashes"
 _BUFFERED = 1 << 18
@@ -41,12 +41,12 @@ class ExampleSketch:
     num_examples: int
     """Examples that were counted, repeated ones each time."""
     exact: bool
-    """All hashes are kept. Otherwise all that are at most the last one."""
+    """Whether all hashes are kept. Otherwise all that are at most the last one."""
     complete: bool = True
-    """All sources of the set are known. Otherwise it was made from others, too, that do not say."""
+    """Whether all sources of the set are known. Otherwise some of them keep no hashes."""
 
     def thinned(self, max_hashes: int) -> ExampleSketch:
-        """The same set by at most so many hashes."""
+        """Keep at most so many hashes of the set."""
         if len(self.hashes) <= max_hashes:
             return self
         return ExampleSketch(
@@ -54,7 +54,7 @@ class ExampleSketch:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data: `number` of examples, `exact`, `complete` and `hashes`, little-endian u64 in base64."""
+        """Make plain data: `number` of examples, `exact`, `complete` and `hashes`, little-endian u64 in base64."""
         return {
             "number": self.num_examples,
             "exact": self.exact,
@@ -64,7 +64,7 @@ class ExampleSketch:
 
     @classmethod
     def from_json(cls, record: Any) -> ExampleSketch:
-        """What `to_json` gave. Raises FormatError."""
+        """Read what `to_json` gave. Raises FormatError."""
         try:
             hashes = np.frombuffer(base64.b64decode(record[_HASHES], validate=True), "<u8").astype(np.uint64)
             if (hashes[1:] <= hashes[:-1]).any():
@@ -111,8 +111,8 @@ class SketchBuilder:
 
 def join_sketches(sketches: Iterable[ExampleSketch | None]) -> ExampleSketch | None:
     """The sketch of the union of sets; None where no set is known."""
-    given = list(sketches)
-    known = [sketch for sketch in given if sketch is not None]
+    every = list(sketches)
+    known = [sketch for sketch in every if sketch is not None]
     if not known:
         return None
     hashes = np.unique(np.concatenate([sketch.hashes for sketch in known]))
@@ -123,7 +123,7 @@ def join_sketches(sketches: Iterable[ExampleSketch | None]) -> ExampleSketch | N
         hashes=hashes,
         num_examples=sum(sketch.num_examples for sketch in known),
         exact=not sampled,
-        complete=len(known) == len(given) and all(sketch.complete for sketch in known),
+        complete=len(known) == len(every) and all(sketch.complete for sketch in known),
     )
     return joined.thinned(MAX_HASHES)
 

@@ -1,4 +1,4 @@
-"""What to think about before a run, and what to do about it."""
+"""Advice before a run: what may be wrong with it, and what to do about it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from crisp_stream.forecast.result import Forecast, Loader
 
 MANY_TIMES = 4
-"""Up to here repeating is nearly as good as new text (Muennighoff et al., 2023)."""
+"""Times up to which repeating is nearly as good as new text (Muennighoff et al., 2023)."""
 _MANY_SAMPLES = 0.1
 _FEW_CLUSTERS = 0.9
 _LARGE_ERROR = 0.02
@@ -27,16 +27,16 @@ def advise(forecast: Forecast, loader: Loader, *, sample_bytes: int, left_out: i
     """Look for what may be wrong with a run.
 
     Args:
-        forecast: of the run.
-        loader: that reads.
-        sample_bytes: of a window.
+        forecast: the forecast of the run, without advice.
+        loader: the processes that read.
+        sample_bytes: bytes of a window in a shard.
         left_out: samples at the end that do not fill a global batch.
     """
-    found = [*_of_repeats(forecast), *_of_proportions(forecast), *_of_reads(forecast, loader, sample_bytes)]
+    advice = [*_of_repeats(forecast), *_of_proportions(forecast), *_of_reads(forecast, loader, sample_bytes)]
     if left_out:
         finding = f"The last {left_out:,} samples do not fill a global batch of {loader.global_batch_size:,}."
-        found.append((finding, "They are left out; give the phases a multiple of the batch."))
-    return tuple(Advice(finding=finding, remedy=remedy) for finding, remedy in found)
+        advice.append((finding, "They are left out; give the phases a multiple of the batch."))
+    return tuple(Advice(finding=finding, remedy=remedy) for finding, remedy in advice)
 
 
 def _number(times: float) -> str:
@@ -93,7 +93,10 @@ def _of_proportions(forecast: Forecast) -> Iterator[tuple[str, str]]:
         remedy = "Use a coarser level, or train longer."
         if forecast.draw == "multinomial":
             remedy = "Draw systematically, which is more exact, or train longer."
-        yield f"The proportions served are {forecast.mixture_error:.1%} (total variation) off those asked for.", remedy
+        yield (
+            f"The proportions served are {forecast.mixture_error:.1%} (total variation) off those of the mixture.",
+            remedy,
+        )
 
 
 def _of_reads(forecast: Forecast, loader: Loader, sample_bytes: int) -> Iterator[tuple[str, str]]:

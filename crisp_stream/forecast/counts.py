@@ -1,4 +1,4 @@
-"""How often the windows of a run are served: the sample order's own counts, summed over slices of the leaves.
+"""Counts of how often the windows of a run are served: those of the sample order, summed over slices of the leaves.
 
 A leaf is read cyclically, so of its n windows, drawn d times, d mod n are served once more than the others. Values of
 "served so often" are few: k different ones need 0 + 1 + … windows, so there are at most sqrt(2 samples) of them.
@@ -29,10 +29,10 @@ _ROUNDING = 1e-9
 
 @dataclass(kw_only=True)
 class PhaseCounts:
-    """What a phase can reach, and how far its draws can stray."""
+    """Leaves and windows that a phase can reach, and how far its draws can stray."""
 
     samples: int
-    """Served in the run."""
+    """Samples of the phase that are served in the run."""
     leaves: int = 0
     windows: int = 0
     error_bound: float = 0.0
@@ -41,7 +41,7 @@ class PhaseCounts:
 
 @dataclass(kw_only=True)
 class Counts:
-    """What the order serves before a position."""
+    """Leaves, clusters and windows that the order serves before a position."""
 
     phases: list[PhaseCounts]
     leaves_reachable: int = 0
@@ -56,39 +56,39 @@ class Counts:
     spread: float = 0.0
     """Sum over the leaves of the standard deviation of multinomial draws, in samples."""
     occurrences: Int64s = field(default_factory=lambda: np.empty(0, np.int64))
-    """[num_values], how often, increasing; 0 stands for reachable windows that are not served."""
+    """[num_values], times that a window is served, increasing; 0 stands for reachable windows that are not."""
     windows_per_occurrence: Int64s = field(default_factory=lambda: np.empty(0, np.int64))
     top: Int64s = field(default_factory=lambda: np.empty((0, 3), np.int64))
     """[num_top, 3], cluster, windows, draws of the most repeated ones, most first."""
 
 
 def slices(length: int, size: int = SLICE) -> Iterator[Rows]:
-    """Rows of the cluster table, so many at a time that arrays over them cost little."""
+    """Yield rows of the cluster table, so many at a time that arrays over them cost little."""
     for start in range(0, length, size):
         yield np.arange(start, min(start + size, length), dtype=np.uint32)  # as in plans, or these would be copied
 
 
 def phases_before(order: SampleOrder, samples: int) -> list[tuple[PhasePlan, int]]:
-    """The phases of the first `samples` samples, and how many of them each has."""
-    found = []
+    """List the phases of the first `samples` samples, and how many of them each has."""
+    phases = []
     for plan in order.plans:
         left = samples - plan.first_sample
         served = left if plan.served is None else min(left, plan.served)
         if served > 0:
-            found.append((plan, served))
-    return found
+            phases.append((plan, served))
+    return phases
 
 
 def count(dataset: Dataset, order: SampleOrder, samples: int, *, draw: str, level: int, top: int) -> Counts:
     """Count the first `samples` samples of an order.
 
     Args:
-        dataset: whose windows are served.
-        order: of them; its caches are used.
+        dataset: the dataset whose windows are served.
+        order: the order of its windows; its caches are used.
         samples: at least 1, at most what the order has.
-        draw: of the mixture.
-        level: of the clusters that are counted.
-        top: how many of the most repeated ones are named.
+        draw: how the mixture draws.
+        level: level of the clusters that are counted.
+        top: how many of the most repeated clusters are named.
     """
     phases = phases_before(order, samples)
     counts = Counts(phases=[PhaseCounts(samples=served) for _, served in phases])
@@ -97,16 +97,16 @@ def count(dataset: Dataset, order: SampleOrder, samples: int, *, draw: str, leve
     for rows in slices(len(dataset.leaves)):
         windows = dataset.windows_per_leaf[rows]
         draws = order.drawn_before(rows, samples)
-        asked, variance, reachable = np.zeros(len(rows)), np.zeros(len(rows)), np.zeros(len(rows), bool)
+        expected, variance, reachable = np.zeros(len(rows)), np.zeros(len(rows)), np.zeros(len(rows), bool)
         for (plan, served), phase, stray in zip(phases, counts.phases, strays, strict=True):
-            shares, own = shares_of(plan, rows)
-            asked += served * shares
+            shares, has_mass = shares_of(plan, rows)
+            expected += served * shares
             variance += served * shares * (1 - shares)
-            reachable |= own
-            phase.leaves += int(own.sum())
-            phase.windows += int(windows.sum(where=own))
-            stray.add(shares[own])
-        counts.misplaced += float(np.abs(draws - asked).sum()) / 2
+            reachable |= has_mass
+            phase.leaves += int(has_mass.sum())
+            phase.windows += int(windows.sum(where=has_mass))
+            stray.add(shares[has_mass])
+        counts.misplaced += float(np.abs(draws - expected).sum()) / 2
         counts.spread += float(np.sqrt(variance).sum())
         counts.leaves_reachable += int(reachable.sum())
         counts.leaves_hit += int((draws > 0).sum())
@@ -123,11 +123,11 @@ def count(dataset: Dataset, order: SampleOrder, samples: int, *, draw: str, leve
 
 
 def shares_of(plan: PhasePlan, rows: Rows) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """[num_rows], proportion of each row in a phase, and whether it has any."""
-    entries, own = plan.entries_of(rows)
+    """Look up the proportion of each row in a phase, [num_rows], and whether it has any, [num_rows]."""
+    entries, has_mass = plan.entries_of(rows)
     cdf = plan.cdf
     before = np.where(entries > 0, cdf[entries - 1], 0.0)
-    return np.where(own, cdf[entries] - before, 0.0), own
+    return np.where(has_mass, cdf[entries] - before, 0.0), has_mass
 
 
 def add_occurrences(counts: Counts, draws: Int64s, windows: Int64s) -> None:
@@ -143,7 +143,10 @@ def add_occurrences(counts: Counts, draws: Int64s, windows: Int64s) -> None:
 
 
 def bound_multinomial(counts: Counts, samples: int) -> None:
-    """The mean of |draws - share| is at most the standard deviation; McDiarmid's inequality bounds what is above."""
+    """Bound the error of multinomial draws.
+
+    The mean of |draws - share| is at most the standard deviation; McDiarmid's inequality bounds what is above.
+    """
     above = math.sqrt(samples * math.log(1 / _SURE) / 2)
     for phase in counts.phases:
         phase.error_bound = (counts.spread / 2 + above) * phase.samples / samples
@@ -151,7 +154,7 @@ def bound_multinomial(counts: Counts, samples: int) -> None:
 
 @dataclass(kw_only=True)
 class Stray:
-    """How far the systematic draws of a phase can miss their shares, whatever the seed.
+    """Bound of how far the systematic draws of a phase can miss their shares, whatever the seed.
 
     In a block a leaf gets the draws whose offset lies in an arc of the length of its fractional part, so over B blocks
     it misses its share by no more than the discrepancy of the offsets over arcs, which the start of their sequence does
@@ -160,9 +163,9 @@ class Stray:
 
     blocks: int
     rest: int
-    """Served of the block after them."""
+    """Samples served of the block after them."""
     closed: bool
-    """The rest is a block of its own, not the beginning of a larger one."""
+    """Whether the rest is a whole block, not the beginning of a larger one."""
     arcs: float
     leaves: int = 0
     over: float = 0.0
@@ -187,7 +190,7 @@ class Stray:
         self.under_in_rest += float(fraction.sum())
 
     def bound(self) -> float:
-        """In samples."""
+        """Compute the bound, in samples."""
         of_rest = min(self.over_in_rest, self.under_in_rest)
         if not self.closed:
             # Spread over its lane, a leaf is within one draw of its share of any prefix, and so is the lane as a whole;
@@ -197,7 +200,7 @@ class Stray:
 
 
 def _arc_discrepancy(blocks: int) -> float:
-    """The most by which the number of offsets in any arc of the circle differs from blocks x length."""
+    """Find the most by which the number of offsets in any arc of the circle differs from blocks x length."""
     if not blocks:
         return 0.0
     offsets = np.sort(block_offsets(0, 0, 0, blocks)) / 2.0**44
@@ -213,7 +216,7 @@ class Clusters:
         self._leaves, self._top = dataset.leaves, top
         self._leaves_per_cluster = np.uint32(manifest.arity ** (manifest.depth - level))
         self._open = np.empty((0, 4), np.int64)
-        self._found = np.empty((0, 3), np.int64)
+        self._most_repeated = np.empty((0, 3), np.int64)
         self._numbers = np.zeros(3, np.int64)
 
     def add(self, rows: Rows, windows: Int64s, draws: Int64s, reachable: NDArray[np.bool_]) -> None:
@@ -221,21 +224,21 @@ class Clusters:
         clusters = (self._leaves[rows] // self._leaves_per_cluster).astype(np.int64)
         first = np.flatnonzero(np.append(True, clusters[1:] != clusters[:-1]))
         sums = [np.add.reduceat(values, first) for values in (windows, draws, reachable.astype(np.int64))]
-        found = np.stack([clusters[first], *sums], axis=1)
-        if len(self._open) and self._open[0, 0] == found[0, 0]:
-            found[0, 1:] += self._open[0, 1:]
+        table = np.stack([clusters[first], *sums], axis=1)
+        if len(self._open) and self._open[0, 0] == table[0, 0]:
+            table[0, 1:] += self._open[0, 1:]
         else:
-            found = np.concatenate([self._open, found])
-        self._open = found[-1:]
-        self._close(found[:-1])
+            table = np.concatenate([self._open, table])
+        self._open = table[-1:]
+        self._close(table[:-1])
 
     def finish(self, counts: Counts) -> None:
-        """Say what was found."""
+        """Write the sums into the counts."""
         self._close(self._open)
-        counts.top = self._found
+        counts.top = self._most_repeated
         counts.clusters, counts.clusters_reachable, counts.clusters_hit = map(int, self._numbers)
 
-    def _close(self, found: Int64s) -> None:
-        self._numbers += [len(found), int((found[:, 3] > 0).sum()), int((found[:, 2] > 0).sum())]
-        found = np.concatenate([self._found, found[found[:, 2] > 0][:, :3]])
-        self._found = found[np.argsort(-(found[:, 2] / found[:, 1]), kind="stable")[: self._top]]
+    def _close(self, table: Int64s) -> None:
+        self._numbers += [len(table), int((table[:, 3] > 0).sum()), int((table[:, 2] > 0).sum())]
+        drawn = np.concatenate([self._most_repeated, table[table[:, 2] > 0][:, :3]])
+        self._most_repeated = drawn[np.argsort(-(drawn[:, 2] / drawn[:, 1]), kind="stable")[: self._top]]

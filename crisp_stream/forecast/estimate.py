@@ -1,4 +1,4 @@
-"""What long runs read: counted over the leaves where that can be done, scaled up from some blocks where not.
+"""Reads of long runs: counted over the leaves where that can be done, scaled up from some blocks where not.
 
 How many runs of windows a single node begins between two positions follows from how often each leaf is drawn before
 them. How many of these join into one request is found in a block from each stretch of the run; stretches double in
@@ -33,16 +33,16 @@ class LeafReads:
     windows_kept: Int64s = field(default_factory=lambda: np.empty(0, np.int64))
     """[num_moments], windows that one node has read and will need again."""
     windows: int = 0
-    """In the runs that one node reads, all in all."""
+    """Windows in the runs that one node reads, all in all."""
     windows_per_reader: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
-    """[num_readers]"""
+    """[num_readers], windows in the runs that each node is expected to read."""
 
 
 def stretches(plans: Plans, max_blocks: int) -> Int64s:
-    """[num_stretches + 1]: borders of stretches of the run; each begins with a block, and the last one ends the run.
+    """Divide the run into stretches: [num_stretches + 1] borders; each begins with a block, the last one ends the run.
 
     Args:
-        plans: of the run.
+        plans: the reads of the run.
         max_blocks: how many stretches there may be; at least one for each phase, where there are not more phases.
     """
     phases = phases_before(plans.order, plans.samples)
@@ -66,7 +66,7 @@ def _doubling(served: int, factor: int) -> list[int]:
 
 
 def moments(plans: Plans) -> Int64s:
-    """Some positions spread over the run, at borders of blocks where there are enough of them."""
+    """Choose positions spread over the run, at borders of blocks where there are enough of them."""
     even = np.arange(1, _MOMENTS) * plans.samples // _MOMENTS
     if plans.samples < _MOMENTS * BLOCK_SAMPLES:
         return even
@@ -76,30 +76,30 @@ def moments(plans: Plans) -> Int64s:
 
 
 def estimate(plans: Plans, reads: LeafReads, borders: Int64s) -> Reading:
-    """Requests from a block of each stretch; bytes from the sums over the leaves.
+    """Estimate requests from a block of each stretch; bytes from the sums over the leaves.
 
     Args:
-        plans: of the run.
-        reads: counted at positions that hold all of `borders`.
-        borders: of the stretches.
+        plans: the reads of the run.
+        reads: sums counted at positions that hold all of `borders`.
+        borders: borders of the stretches.
     """
     readers, sample_bytes = plans.loader.num_readers, plans.dataset.manifest.sample_bytes
     begun = np.diff(reads.runs_begun[np.searchsorted(reads.positions, borders)])
-    asked, windows, runs_unseen = np.zeros(readers), np.zeros(readers), 0
+    num_requests, windows, runs_unseen = np.zeros(readers), np.zeros(readers), 0
     for runs, start, end in zip(begun.tolist(), borders[:-1].tolist(), borders[1:].tolist(), strict=True):
         fetched = plans.begun(start, min(start + BLOCK_SAMPLES, end))
         if not len(fetched.fetch):
             runs_unseen += runs
             continue
         weight = runs / len(fetched.fetch)
-        asked += weight * requests(fetched, sample_bytes, readers)
+        num_requests += weight * requests(fetched, sample_bytes, readers)
         windows += weight * np.bincount(fetched.reader, fetched.num_windows, readers)
-    asked *= 1 + runs_unseen / max(int(begun.sum()) - runs_unseen, 1)
+    num_requests *= 1 + runs_unseen / max(int(begun.sum()) - runs_unseen, 1)
     if readers > 1:
-        asked *= reads.windows_per_reader / np.maximum(windows, 1)
+        num_requests *= reads.windows_per_reader / np.maximum(windows, 1)
     return Reading(
         windows_per_reader=np.rint(reads.windows_per_reader).astype(np.int64),
-        requests_per_reader=np.rint(asked).astype(np.int64),
+        requests_per_reader=np.rint(num_requests).astype(np.int64),
         blocks=len(begun),
         walked=False,
         windows_exact=readers == 1 and plans.stop is not None,
@@ -107,10 +107,10 @@ def estimate(plans: Plans, reads: LeafReads, borders: Int64s) -> Reading:
 
 
 def count_reads(plans: Plans, positions: Int64s) -> LeafReads:
-    """Sum over the leaves what is read.
+    """Sum what is read over the leaves.
 
     Args:
-        plans: of the run.
+        plans: the reads of the run.
         positions: [num_moments], increasing, ending at the end of the run.
     """
     reads = LeafReads(positions=positions)
@@ -137,7 +137,7 @@ def count_reads(plans: Plans, positions: Int64s) -> LeafReads:
 
 
 def _slice_size(plans: Plans) -> int:
-    """Leaves at a time. Multinomial draws are counted by making them: for all leaves at once."""
+    """Choose how many leaves to take at a time. Multinomial draws are counted by making all."""
     if plans.draw == "multinomial":
         return len(plans.dataset.leaves)
     return max(1, SLICE // plans.loader.num_readers)
@@ -155,7 +155,7 @@ class _Leaves:
     planned: Int64s
     """Draws that the loader knows of."""
     whole: NDArray[np.bool_]
-    """One run each (runs.py)."""
+    """Whether a leaf is one run (runs.py)."""
     width: int
     """Windows of a run."""
 
@@ -174,24 +174,24 @@ class _Leaves:
         )
 
     def runs_begun(self, drawn: Int64s) -> Int64s:
-        """[num_leaves], runs read from, not counting what borders of shards cut off."""
+        """Count the runs read from, [num_leaves], without those that borders of shards cut off."""
         first_pass = np.minimum(drawn, self.windows)
         wrap = self.windows - self.starts  # how many windows stand before the end of the leaf
         cut = (wrap < first_pass) & (wrap % self.width > 0)
         return np.where(self.whole, drawn > 0, -(-first_pass // self.width) + cut)
 
     def windows_read(self, drawn: Int64s) -> Int64s:
-        """[num_leaves], windows in the runs read from."""
+        """Count the windows in the runs read from, [num_leaves]."""
         known = np.minimum(self.planned, self.windows)
         read = np.minimum(self._run_end(np.minimum(drawn, self.windows)), known)
         return np.where(self.whole & (drawn > 0), self.windows, read)
 
     def windows_kept(self, drawn: Int64s) -> Int64s:
-        """[num_leaves], windows in runs that were read from and will be read from again."""
+        """Count the windows in runs that were read from and will be read from again, [num_leaves]."""
         return self.windows_between(drawn, self.total, self.windows_read(drawn))
 
     def windows_between(self, drawn: Int64s, until: Int64s, read: Int64s) -> Int64s:
-        """[num_leaves], windows in the runs that draws `drawn` … `until` - 1 fall in, of the first `read` windows."""
+        """Count the windows, of the first `read`, in the runs that draws `drawn` … `until` - 1 fall in."""
         left = until - drawn
         place = drawn % self.windows
         begin, end = self._run_begin(place), place + left
@@ -200,17 +200,17 @@ class _Leaves:
         return np.where(left > 0, np.where(self.whole, read, np.maximum(ahead, 0) + again), 0)
 
     def windows_begun(self, drawn: Int64s) -> Int64s:
-        """[num_leaves], those of the run that the next draw falls in that were drawn before."""
+        """Count the windows drawn before of the run that the next draw falls in, [num_leaves]."""
         place = drawn % self.windows
         return np.where(self.whole, np.minimum(drawn, self.windows), place - self._run_begin(place))
 
     def _run_begin(self, turn: Int64s) -> Int64s:
-        """The turn at which the run of a turn begins; where the leaf ends, it is cut."""
+        """Find the turn at which the run of a turn begins; where the leaf ends, it is cut."""
         begin, wrap = turn // self.width * self.width, self.windows - self.starts
         return np.where((wrap <= turn) & (wrap > begin), wrap, begin)
 
     def _run_end(self, turn: Int64s) -> Int64s:
-        """The same for the end of the run of the turn before."""
+        """Find the end of the run of the turn before, likewise."""
         end, wrap = -(-turn // self.width) * self.width, self.windows - self.starts
         return np.where((turn <= wrap) & (wrap < end), wrap, end)
 
@@ -225,14 +225,14 @@ class _ShardCuts:
         self._rows, self._places = rows[places > 0], places[places > 0]
 
     def begun(self, leaves: _Leaves, drawn: Int64s) -> int:
-        """Runs read from beyond those that `_Leaves.runs_begun` counts."""
+        """Count the runs read from beyond those that `_Leaves.runs_begun` counts."""
         lowest, beyond = np.searchsorted(self._rows, [int(leaves.rows[0]), int(leaves.rows[-1]) + 1])
         rows, places = self._rows[lowest:beyond], self._places[lowest:beyond]
         if not len(rows):
             return 0
-        own = rows - int(leaves.rows[0])
-        windows, starts, whole = leaves.windows[own], leaves.starts[own], leaves.whole[own]
-        first_pass = np.minimum(drawn[own], windows)
+        at = rows - int(leaves.rows[0])
+        windows, starts, whole = leaves.windows[at], leaves.starts[at], leaves.whole[at]
+        first_pass = np.minimum(drawn[at], windows)
         turn = (places - starts) % windows
         entered = (turn > 0) & (turn < first_pass)
         extra = int((entered & ~whole & (turn % leaves.width > 0)).sum())
@@ -249,7 +249,7 @@ class _ShardCuts:
 def _read_by_each(
     plans: Plans, leaves: _Leaves, drawn_after_phase: list[tuple[PhasePlan, Int64s]]
 ) -> NDArray[np.float64]:
-    """[num_readers], windows of a slice of the leaves in the runs that each reader reads, as expected.
+    """Estimate the windows of a slice of the leaves in the runs that each reader reads, [num_readers].
 
     Of a run that a phase left half drawn, the reader that draws the rest has to read all, unless it drew before.
     """
@@ -269,7 +269,7 @@ def _read_by_each(
 
 
 def _reader_shares(plans: Plans, plan: PhasePlan, rows: Rows) -> NDArray[np.float64]:
-    """[num_leaves, num_readers], which part of each leaf's draws a reader has, by the lanes that the leaf lies in.
+    """Compute the part of each leaf's draws that a reader has, by the lanes of the leaf, [num_leaves, num_readers].
 
     Position i belongs to reader i mod readers and lane i mod lanes, so a lane's positions go to the readers that are
     congruent to it modulo the greatest common divisor.
@@ -278,16 +278,16 @@ def _reader_shares(plans: Plans, plan: PhasePlan, rows: Rows) -> NDArray[np.floa
     lanes = len(lane_of_interval)
     classes = math.gcd(readers, lanes)
     class_of_interval = (lane_of_interval + plan.first_sample) % classes
-    entries, own = plan.entries_of(rows)
+    entries, has_mass = plan.entries_of(rows)
     cdf = plan.cdf
     begin = np.where(entries > 0, cdf[entries - 1], 0.0) * lanes
     end = np.maximum(cdf[entries] * lanes, begin + 1e-12)
     shares = np.zeros((len(rows), classes))
     lowest = np.minimum(begin.astype(np.int64), lanes - 1)
     highest = np.minimum(np.ceil(end).astype(np.int64) - 1, lanes - 1)
-    alone = own & (lowest >= highest)
+    alone = has_mass & (lowest >= highest)
     shares[alone, class_of_interval[lowest[alone]]] = 1.0
-    for leaf in np.flatnonzero(own & ~alone):
+    for leaf in np.flatnonzero(has_mass & ~alone):
         intervals = np.arange(lowest[leaf], highest[leaf] + 1)
         parts = np.minimum(intervals + 1, end[leaf]) - np.maximum(intervals, begin[leaf])
         np.add.at(shares[leaf], class_of_interval[intervals], parts / (end[leaf] - begin[leaf]))

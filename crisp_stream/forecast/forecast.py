@@ -1,9 +1,9 @@
-"""What a run will read, before it is started: repeats, clusters, bytes, requests, mixture error.
+"""Forecast of a run before it is started: repeats, clusters, bytes, requests, mixture error.
 
-Not a model of the loader but the loader's own order, counted: how often each leaf is drawn comes from `SampleOrder` in
+Not a model of the loader but its order, counted: how often each leaf is drawn comes from `SampleOrder` in
 one vectorised step per phase, and a leaf of n windows that is drawn d times serves d mod n of its windows once more
 than the others. So for a seed the numbers are exact, at any length of the run, in memory for a slice of the leaves.
-Requests depend on what is fetched together; they are found by walking the order through the reader's own plan of runs,
+Requests depend on what is fetched together; they are found by walking the order through the plan of runs of the reader,
 all of it when the run is short, else some of its blocks (`Reads.how`).
 """
 
@@ -25,12 +25,11 @@ from crisp_stream.forecast.result import (
     REQUEST_PRICE,
     ClusterRepeats,
     Forecast,
+    Loader,
     OccurrenceBin,
     PhaseForecast,
+    Reads,
 )
-from crisp_stream.forecast.result import Advice as Advice
-from crisp_stream.forecast.result import Loader as Loader
-from crisp_stream.forecast.result import Reads as Reads
 from crisp_stream.forecast.selected import count_selected
 from crisp_stream.histograms.mixture import windows_per_node
 from crisp_stream.loading.stream import Stream
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from crisp_stream.histograms.mixture import Mixture
 
 MAX_BLOCKS = 16
-"""Blocks that are walked for requests."""
+"""Most blocks that are walked for requests."""
 _EXACT_BINS = 64
 _BIN_GROWTH = 1.1
 
@@ -60,11 +59,11 @@ def forecast(
     """Count what a run will serve and read.
 
     Args:
-        dataset: that is read; of a local one, reads are those of a copy in an object store.
-        mixture: that is followed.
-        samples: over all ranks; those of the mixture when None. The loader serves whole global batches: rounded up for
-            a mixture that goes on, or else down.
-        seed: of the order.
+        dataset: the dataset that is read; of a local one, reads are those of a copy in an object store.
+        mixture: the mixture that is followed.
+        samples: samples over all ranks; those of the mixture when None. The loader serves whole global batches: rounded
+            up for a mixture that goes on, or else down.
+        seed: seed of the order.
         loader: the processes that read; a single one when None.
         price_per_1000_requests: US dollars for 1,000 GET requests.
         top: how many of the most repeated clusters are named.
@@ -86,7 +85,7 @@ def forecast(
     counts = counting(dataset, order, served, draw=mixture.draw, level=level, top=top)
     known = stop if mixture.draw == "systematic" else None
     plans = Plans(dataset, stream.fresh_order, served, stop=known, draw=mixture.draw, loader=loader)
-    found = Forecast(
+    result = Forecast(
         dataset=dataset.root,
         dataset_fingerprint=dataset.manifest.fingerprint,
         mixture_fingerprint=mixture.fingerprint,
@@ -101,8 +100,8 @@ def forecast(
         reads=_reads(plans, price_per_1000_requests, max_blocks),
     )
     left_out = 0 if samples is not None and mixture.num_samples is None else stop - served
-    warnings = advise(found, loader, sample_bytes=dataset.manifest.sample_bytes, left_out=left_out)
-    return dataclasses.replace(found, warnings=warnings)
+    warnings = advise(result, loader, sample_bytes=dataset.manifest.sample_bytes, left_out=left_out)
+    return dataclasses.replace(result, warnings=warnings)
 
 
 def _check_numbers(top: int, max_blocks: int, price: float) -> None:
@@ -114,7 +113,7 @@ def _check_numbers(top: int, max_blocks: int, price: float) -> None:
 
 
 def _counted(counts: Counts, num_windows: int, served: int) -> dict[str, Any]:
-    """The fields that follow from how often windows are served."""
+    """Fill the fields that follow from how often windows are served."""
     reachable, every = _quantiles(counts, num_windows)
     repeats = (
         ClusterRepeats(cluster=cluster, windows=windows, draws=draws) for cluster, windows, draws in counts.top.tolist()
@@ -137,7 +136,7 @@ def _counted(counts: Counts, num_windows: int, served: int) -> dict[str, Any]:
 
 
 def _stop(mixture: Mixture, samples: int | None, global_batch: int) -> int:
-    """Position after the last sample that the loader may need."""
+    """Find the position after the last sample that the loader may need."""
     end = mixture.num_samples
     if samples is None:
         if end is None:
@@ -162,10 +161,10 @@ def _stop(mixture: Mixture, samples: int | None, global_batch: int) -> int:
 
 
 def _phases(dataset: Dataset, mixture: Mixture, counts: Counts) -> tuple[PhaseForecast, ...]:
-    found = []
+    phases = []
     for phase, counted in zip(mixture.phases, counts.phases, strict=False):  # the run may end before the last phases
         windows = windows_per_node(phase.histogram, dataset)
-        found.append(
+        phases.append(
             PhaseForecast(
                 level=phase.histogram.level,
                 samples=counted.samples,
@@ -176,20 +175,20 @@ def _phases(dataset: Dataset, mixture: Mixture, counts: Counts) -> tuple[PhaseFo
                 selected=None if phase.windows is None else phase.windows.num_selected,
             )
         )
-    return tuple(found)
+    return tuple(phases)
 
 
 def _quantiles(counts: Counts, num_windows: int) -> tuple[tuple[tuple[float, int], ...], ...]:
-    """Over the reachable windows, and over all."""
-    found = []
+    """Compute quantiles over the reachable windows, and over all."""
+    quantiles = []
     for unreachable in (0, num_windows - counts.windows_reachable):
         occurrences = np.append(0, counts.occurrences)
         ends = np.cumsum(np.append(unreachable, counts.windows_per_occurrence))
         # The value of which at least that share of the windows is no larger: the smallest for quantile 0.
         places = [max(1, math.ceil(share * int(ends[-1]))) for share in QUANTILES]
         at = np.searchsorted(ends, places)
-        found.append(tuple(zip(QUANTILES, occurrences[at].tolist(), strict=True)))
-    return tuple(found)
+        quantiles.append(tuple(zip(QUANTILES, occurrences[at].tolist(), strict=True)))
+    return tuple(quantiles)
 
 
 def _bins(counts: Counts, num_windows: int) -> tuple[OccurrenceBin, ...]:

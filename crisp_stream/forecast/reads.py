@@ -1,7 +1,7 @@
-"""What the nodes of a run ask of an object store: which runs of windows they fetch, and in how many requests.
+"""Reads of the nodes of a run from an object store: the runs of windows that they fetch, and in how many requests.
 
 Each node fetches each run that it needs once, into a cache that its processes share. Which windows form a run is the
-reader's own plan (runs.py). Runs that lie side by side are joined into one request when a process needs them for the
+plan of the reader (runs.py). Runs that lie side by side are joined into one request when a process needs them for the
 same group of batches, so requests are found by walking the order as its processes do, in step with each other.
 """
 
@@ -28,7 +28,7 @@ class Fetched(NamedTuple):
     """Runs that are fetched, each by one node; arrays of [num_fetched]."""
 
     fetch: Int64s
-    """See `Loader.fetches`."""
+    """Number of the group of batches that needs it, see `Loader.fetches`."""
     reader: Int64s
     shard: Int64s
     first: Int64s
@@ -37,16 +37,16 @@ class Fetched(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What the readers read."""
+    """Windows and requests of each reader."""
 
     windows_per_reader: Int64s
     """[num_readers], windows in the runs fetched."""
     requests_per_reader: Int64s
     """[num_readers]"""
     blocks: int
-    """That were walked."""
+    """Blocks that were walked."""
     walked: bool
-    """All of them."""
+    """Whether the whole order was walked."""
     windows_exact: bool
 
 
@@ -63,14 +63,16 @@ class Plans:
         draw: Draw,
         loader: Loader,
     ) -> None:
-        """Args:
-        dataset: that is read.
-        copied: gives a copy of the order. Whatever asks within another block has its own, or blocks would be opened
-            again and again.
-        samples: that are served.
-        stop: where the loader knows that nothing more is needed; None: it does not.
-        draw: of the mixture.
-        loader: who reads.
+        """Plan the reads of a run.
+
+        Args:
+            dataset: the dataset that is read.
+            copied: gives a copy of the order, one for each place that is read from, or blocks would be opened again
+                and again.
+            samples: samples that are served.
+            stop: position from which the loader knows that nothing more is needed; None: it does not.
+            draw: how the mixture draws.
+            loader: the processes that read.
         """
         self.dataset, self.order, self.samples, self.stop, self.loader = dataset, copied(), samples, stop, loader
         self.draw: Draw = draw
@@ -79,7 +81,7 @@ class Plans:
         self._orders: dict[int, SampleOrder] = {}
 
     def drawn_before(self, rows: Rows, position: int) -> Int64s:
-        """[num_rows], draws of some leaves before a position."""
+        """Count the draws of some leaves before a position, [num_rows]."""
         if self.draw == "multinomial":
             return self.order.drawn_before(rows, position)
         if position not in self._orders:
@@ -87,7 +89,7 @@ class Plans:
         return self._orders[position].drawn_before(rows, position)
 
     def walked(self, start: int, stop: int) -> Fetched:
-        """The runs that positions need, each once for each reader, with the first fetch that asks for it."""
+        """Find the runs that positions need, each once for each reader, with the first fetch that asks for it."""
         positions = np.arange(start, stop)
         windows, rows = self.order.draws(positions)
         shard, first, num_windows = self.runs.runs(windows, rows)
@@ -95,7 +97,7 @@ class Plans:
         return _earliest(Fetched(fetch, reader, shard, first, num_windows))
 
     def begun(self, start: int, stop: int) -> Fetched:
-        """The runs whose first window in the order is drawn at these positions, within one block."""
+        """Find the runs whose first window in the order is drawn at these positions, within one block."""
         positions = np.arange(start, stop)
         windows, rows = self.order.draws(positions)
         runs = self.runs.runs(windows, rows)
@@ -108,13 +110,13 @@ class Plans:
         place, leaf_start = runs.first - leaf_first, self.order.starts(rows)
         holds_start = (place <= leaf_start) & (leaf_start < place + runs.num_windows)
         new = nth == np.where(holds_start, 0, (place - leaf_start) % leaf_windows)
-        own = positions[new]
-        fetched = Fetched(self.loader.fetches(own), self.loader.readers(own), *(values[new] for values in runs))
+        begun = positions[new]
+        fetched = Fetched(self.loader.fetches(begun), self.loader.readers(begun), *(values[new] for values in runs))
         return _earliest(fetched)
 
 
 def _earliest(fetched: Fetched) -> Fetched:
-    """Each run of each reader once, where it is fetched first."""
+    """Keep each run of each reader once, where it is fetched first."""
     runs = RunsOfWindows(fetched.shard, fetched.first, fetched.num_windows)
     key = runs.keys * (int(fetched.reader.max(initial=0)) + 1) + fetched.reader
     in_time = np.argsort(fetched.fetch, kind="stable")
@@ -123,7 +125,7 @@ def _earliest(fetched: Fetched) -> Fetched:
 
 
 def requests(fetched: Fetched, sample_bytes: int, num_readers: int) -> Int64s:
-    """[num_readers], how many requests a reader makes when each fetch joins what lies side by side (reader.py)."""
+    """Count the requests of each reader, [num_readers]; each fetch joins what lies side by side (reader.py)."""
     order = np.lexsort((fetched.first, fetched.fetch))
     fetch, reader, shard, first, num_windows = (values[order] for values in fetched)
     if not len(fetch):
@@ -144,7 +146,7 @@ def requests(fetched: Fetched, sample_bytes: int, num_readers: int) -> Int64s:
 
 
 def walk_all(plans: Plans) -> Reading:
-    """Walk the whole order: what one process per node will do exactly."""
+    """Walk the whole order, as one process per node will do."""
     loader, blocks = plans.loader, range(0, plans.samples, BLOCK_SAMPLES)
     fetched, waiting = plans.walked(0, min(BLOCK_SAMPLES, plans.samples)), []
     for start in blocks[1:]:

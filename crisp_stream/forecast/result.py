@@ -1,4 +1,4 @@
-"""What a forecast says: its phases, repeats, reads and advice, and their text."""
+"""The result of a forecast: phases, repeats, reads and advice, and their text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from crisp_stream.errors import InputError
 from crisp_stream.order.draws import Int64s
-from crisp_stream.table import format_bytes
+from crisp_stream.table import Table, aligned, format_bytes
 
 REQUEST_PRICE = 0.0004
 """US dollars for 1,000 GET requests: Amazon S3 Standard, US East (N. Virginia), from its public price list."""
@@ -24,8 +24,9 @@ class PhaseForecast:
     """One phase of the mixture, as far as the run goes."""
 
     level: int
-    """Of its histogram; 0: base."""
+    """Level of its histogram; 0: base."""
     samples: int
+    """Samples of the phase that the run serves."""
     clusters: int
     """Clusters of the histogram with mass and windows."""
     leaves: int
@@ -40,7 +41,7 @@ class PhaseForecast:
 
 @dataclass(frozen=True, kw_only=True)
 class OccurrenceBin:
-    """How many windows are served at least `least` and at most `most` times. Up to 64, `least` equals `most`."""
+    """Number of windows that are served at least `least` and at most `most` times; up to 64 both are equal."""
 
     least: int
     most: int
@@ -49,7 +50,7 @@ class OccurrenceBin:
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterRepeats:
-    """A cluster and how often it is gone through."""
+    """A cluster and how often the run draws from it."""
 
     cluster: int
     """Node id at `Forecast.level`."""
@@ -64,10 +65,10 @@ class ClusterRepeats:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What a run of a mixture over a dataset will serve and read."""
+    """Forecast of what a run of a mixture over a dataset will serve and read."""
 
     dataset: str
-    """Root."""
+    """Root of the dataset."""
     dataset_fingerprint: str
     mixture_fingerprint: str
     seed: int
@@ -78,7 +79,7 @@ class Forecast:
     phases: tuple[PhaseForecast, ...]
 
     windows: int
-    """Of the dataset."""
+    """Windows of the dataset."""
     windows_reachable: int
     """Windows in leaves with mass in some phase."""
     windows_served: int
@@ -87,46 +88,46 @@ class Forecast:
     leaves_hit: int
 
     level: int
-    """Of the clusters below: the finest of the phases' histograms, at least 1."""
+    """Level of the clusters below: the finest of the phases' histograms, at least 1."""
     clusters: int
     """Clusters of that level with windows."""
     clusters_reachable: int
     clusters_hit: int
     most_repeated: tuple[ClusterRepeats, ...]
-    """Most epochs first."""
+    """Clusters with most epochs, in this order."""
 
     quantiles_reachable: tuple[tuple[float, int], ...]
     """(quantile, occurrences) over reachable windows: that share of the windows is served at most so often."""
     quantiles_all: tuple[tuple[float, int], ...]
-    """The same over all windows of the dataset."""
+    """The same, over all windows of the dataset."""
     distribution: tuple[OccurrenceBin, ...]
-    """Over all windows of the dataset, in increasing order; no empty bins."""
+    """Bins over all windows of the dataset, in increasing order; no empty ones."""
 
     mixture_error: float
-    """Total variation between the leaf proportions asked for and served, in [0, 1]."""
+    """Total variation between the leaf proportions of the mixture and those served, in [0, 1]."""
     mixture_error_bound: float
-    """What it cannot exceed whatever the seed; for multinomial draws, what 99.9 % of seeds stay below."""
+    """Bound of the error whatever the seed; for multinomial draws, a bound that 99.9 % of seeds keep."""
 
     reads: Reads
     warnings: tuple[Advice, ...] = field(default=())
 
     @property
     def mean_occurrences(self) -> float:
-        """Of the windows that are served."""
+        """Mean times that a served window is served."""
         return self.samples / self.windows_served
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object."""
+        """Convert to a JSON object."""
         content = dataclasses.asdict(self)
         content["mean_occurrences"] = self.mean_occurrences
         content["reads"] |= {"requests": self.reads.requests, "cost": self.reads.cost}
         return content
 
     def table(self, terms: Mapping[int, str] | None = None) -> str:
-        """As lines of text.
+        """Format as lines of text.
 
         Args:
-            terms: what the most repeated clusters are about.
+            terms: words that say what the most repeated clusters are about, by cluster.
         """
         rows = [
             ("run", f"{self.samples:,} samples, {self.tokens:,} tokens ({self.draw} draws, seed {self.seed})"),
@@ -141,18 +142,22 @@ class Forecast:
             ("mixture error", f"{self.mixture_error:.5f} total variation (bound {self.mixture_error_bound:.5f})"),
             *self.reads.rows(),
         ]
-        lines = [f"{name:<14} {text}" for name, text in rows]
-        lines += [
-            "",
-            f"{'cluster':>10} {'windows':>11} {'draws':>13} {'epochs':>9}   most repeated of level {self.level}",
-        ]
-        for entry in self.most_repeated:
-            named = (terms or {}).get(entry.cluster, "")
-            line = f"{entry.cluster:>10} {entry.windows:>11,} {entry.draws:>13,} {entry.epochs:>9.2f}   {named}"
-            lines.append(line.rstrip())
-        for warning in self.warnings:
-            lines += ["", f"! {warning.finding}", f"  {warning.remedy}"]
-        return "\n".join(lines)
+        clusters = Table(
+            head=("cluster", "windows", "draws", "epochs", f"most repeated of level {self.level}"),
+            rows=[
+                (
+                    str(entry.cluster),
+                    f"{entry.windows:,}",
+                    f"{entry.draws:,}",
+                    f"{entry.epochs:.2f}",
+                    (terms or {}).get(entry.cluster, ""),
+                )
+                for entry in self.most_repeated
+            ],
+            words=(-1,),
+        )
+        warnings = [f"! {warning.finding}\n  {warning.remedy}" for warning in self.warnings]
+        return "\n\n".join([aligned(rows), clusters.text(), *warnings])
 
 
 def _phase_text(phase: PhaseForecast) -> str:
@@ -181,20 +186,20 @@ class Advice:
 
 @dataclass(frozen=True, kw_only=True)
 class Loader:
-    """The processes that read, as `MixtureDataset` is told of them."""
+    """The processes that read, with the settings of their `MixtureDataset`."""
 
     nodes: int = 1
     ranks_per_node: int = 1
     replication: int = 1
-    """So many consecutive ranks get the same samples."""
+    """Number of consecutive ranks that get the same samples."""
     batch_size: int = 1
-    """Of a rank."""
+    """Samples of a rank in a step."""
     num_workers: int = 0
     """DataLoader workers of a rank."""
     lookahead: int = 4096
     """Windows that each process plans ahead."""
     cache_limit: int | None = None
-    """Bytes per node."""
+    """Bytes of the cache of a node; None: no limit."""
 
     def __post_init__(self) -> None:
         for name in ("nodes", "ranks_per_node", "replication", "batch_size", "lookahead"):
@@ -228,35 +233,35 @@ class Loader:
 
     @property
     def processes_per_node(self) -> int:
-        """That fetch."""
+        """Processes of a node that fetch."""
         return self.groups_per_node * max(1, self.num_workers)
 
     def readers(self, positions: Int64s) -> Int64s:
-        """[num_positions], which of `num_readers` nodes each position belongs to."""
+        """Find which of `num_readers` nodes each position belongs to, [num_positions]."""
         return positions % self.num_readers
 
     def fetches(self, positions: Int64s) -> Int64s:
-        """[num_positions], number of the group of batches with which each position is fetched.
+        """Number the group of batches with which each position is fetched, [num_positions].
 
         Groups of a process have 1, 2, 4, … batches up to a quarter of `lookahead`, then stay as large. Numbers rise in
         time when all processes advance in step, and each belongs to one process.
         """
         workers = max(1, self.num_workers)
         batch = positions // self.global_batch_size
-        own = batch // workers  # the process's own batches, counted
+        turn = batch // workers  # batches of the process, counted
         largest, growing = 1, 0
         while largest < max(1, self.lookahead // (4 * self.batch_size)):
             largest, growing = 2 * largest, growing + 1
-        grown = np.log2((own + 1).astype(np.float64)).astype(np.int64)
-        turn = np.where(own < largest - 1, grown, growing + (own - (largest - 1)) // largest)
+        grown = np.log2((turn + 1).astype(np.float64)).astype(np.int64)
+        number = np.where(turn < largest - 1, grown, growing + (turn - (largest - 1)) // largest)
         group = positions // self.num_readers % self.groups_per_node
         process = (group * workers + batch % workers) * self.num_readers + self.readers(positions)
-        return turn * (self.processes_per_node * self.num_readers) + process
+        return number * (self.processes_per_node * self.num_readers) + process
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reads:
-    """What each node asks of the object store, with a cache that holds the working set. Tables are not counted."""
+    """Reads of each node from the object store, with a cache that holds the working set. Tables are not counted."""
 
     how: str
     """`walked`: the whole order was walked. `sampled`: requests from `blocks` blocks, bytes counted over the leaves."""
@@ -270,14 +275,14 @@ class Reads:
     requests_per_node: tuple[int, ...]
     """[nodes]"""
     working_set_bytes: int
-    """Of the fullest node, at the fullest of the moments looked at: read before, and to be read again. With a window
-    selection, all that the node reads, which is no less."""
+    """Bytes that were read before and will be read again: at the fullest node, at the fullest of the moments looked at.
+    With a window selection, all that the node reads, which is no less."""
     cache_limit: int | None
     price_per_1000_requests: float
     """US dollars."""
 
     def rows(self) -> list[tuple[str, str]]:
-        """As rows of the table."""
+        """Show as names and values of the table."""
         nodes = len(self.bytes_per_node)
         each = (
             "" if nodes == 1 else f" in all, at most {format_bytes(max(self.bytes_per_node))} by one of {nodes} nodes"
@@ -301,10 +306,10 @@ class Reads:
 
     @property
     def requests(self) -> int:
-        """Of all nodes."""
+        """Requests of all nodes."""
         return sum(self.requests_per_node)
 
     @property
     def cost(self) -> float:
-        """Of the requests of all nodes, US dollars."""
+        """Price of the requests of all nodes, US dollars."""
         return self.requests / 1000 * self.price_per_1000_requests

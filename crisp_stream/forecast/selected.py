@@ -1,4 +1,4 @@
-"""How often windows are served where phases draw from window selections: counted window by window.
+"""Counts of how often windows are served where phases draw from window selections: window by window.
 
 A window may be served by the histograms of some phases and by the selections of others. How often each of these serves
 it follows from its place in its row and the draws of the row, so all numbers are exact, as they are without selections;
@@ -34,7 +34,7 @@ _SLICE_WINDOWS = 1 << 22
 
 
 def count_selected(dataset: Dataset, order: SampleOrder, samples: int, *, draw: str, level: int, top: int) -> Counts:
-    """As `forecast_counts.count`, for an order with a table. The windows of a cluster are those within reach."""
+    """Count as `counts.count` does, for an order with a table. The windows of a cluster are those within reach."""
     table = order.table
     assert table is not None
     phases = phases_before(order, samples)
@@ -43,20 +43,20 @@ def count_selected(dataset: Dataset, order: SampleOrder, samples: int, *, draw: 
     clusters = Clusters(dataset, level, top)
     for leaves in _slices(dataset):
         rows_of_part = [leaves, *(_rows_in(table, part, leaves) for part in range(1, len(table.parts) + 1))]
-        asked, variance = np.zeros(len(leaves)), np.zeros(len(leaves))
+        expected, variance = np.zeros(len(leaves)), np.zeros(len(leaves))
         for (plan, served), phase, stray in zip(phases, counts.phases, strays, strict=True):
             rows = rows_of_part[plan.part]
-            shares, own = shares_of(plan, rows)
+            shares, has_mass = shares_of(plan, rows)
             at = table.leaf_rows(rows) - int(leaves[0])
-            asked[at] += served * shares
+            expected[at] += served * shares
             variance[at] += served * shares * (1 - shares)
-            phase.leaves += int(own.sum())
-            phase.windows += int(table.windows_per_row[rows].sum(where=own))
-            stray.add(shares[own])
+            phase.leaves += int(has_mass.sum())
+            phase.windows += int(table.windows_per_row[rows].sum(where=has_mass))
+            stray.add(shares[has_mass])
         times, reachable = _times(dataset, order, [plan for plan, _ in phases], rows_of_part, samples)
         first = dataset.first_window_per_leaf[leaves] - int(dataset.first_window_per_leaf[leaves[0]])
         draws, within_reach = np.add.reduceat(times, first), np.add.reduceat(reachable.astype(np.int64), first)
-        counts.misplaced += float(np.abs(draws - asked).sum()) / 2
+        counts.misplaced += float(np.abs(draws - expected).sum()) / 2
         counts.spread += float(np.sqrt(variance).sum())
         counts.leaves_reachable += int((within_reach > 0).sum())
         counts.leaves_hit += int((draws > 0).sum())
@@ -73,7 +73,7 @@ def count_selected(dataset: Dataset, order: SampleOrder, samples: int, *, draw: 
 
 
 def _slices(dataset: Dataset) -> Iterator[Rows]:
-    """Rows of the cluster table, of a few million windows at a time, or of one leaf."""
+    """Yield rows of the cluster table, of a few million windows at a time, or of one leaf."""
     ends = np.append(dataset.first_window_per_leaf[1:], dataset.manifest.num_windows)
     start = 0
     while start < len(ends):
@@ -84,18 +84,18 @@ def _slices(dataset: Dataset) -> Iterator[Rows]:
 
 
 def _rows_in(table: DrawTable, part: int, leaves: Rows) -> Rows:
-    """The rows of a selection that are of some consecutive leaves."""
-    own = table.parts[part - 1]
+    """Find the rows of a selection that belong to some consecutive leaves."""
+    selected = table.parts[part - 1]
     bounds = table.leaves[[int(leaves[0]), int(leaves[-1])]]
-    of_part = table.leaves[own.first_row : own.stop_row]
+    of_part = table.leaves[selected.first_row : selected.stop_row]
     first, stop = np.searchsorted(of_part, bounds[:1])[0], np.searchsorted(of_part, bounds[1:], side="right")[0]
-    return np.arange(own.first_row + first, own.first_row + stop, dtype=np.uint32)
+    return np.arange(selected.first_row + first, selected.first_row + stop, dtype=np.uint32)
 
 
 def _times(
     dataset: Dataset, order: SampleOrder, plans: list[PhasePlan], rows_of_part: list[Rows], samples: int
 ) -> tuple[Int64s, NDArray[np.bool_]]:
-    """How often each window of some consecutive leaves is served, and whether some phase can reach it."""
+    """Count how often each window of some consecutive leaves is served, and whether some phase can reach it."""
     table, leaves = order.table, rows_of_part[0]
     assert table is not None
     first = int(dataset.first_window_per_leaf[leaves[0]])

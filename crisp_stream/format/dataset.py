@@ -31,7 +31,7 @@ class Dataset:
         """Args:
             root: local folder or object-store prefix.
             generation: 0 is the dataset before it first grew; the newest when None.
-            timeout: seconds after which a failing request is given up.
+            timeout: seconds after which a failing request becomes an error.
 
         Raises:
             FormatError: the root holds no dataset, or one that breaks FORMAT.md.
@@ -63,7 +63,7 @@ class Dataset:
         return kept
 
     def generation_with(self, fingerprint: str) -> int | None:
-        """Which other generation of this root has that fingerprint, if it is there."""
+        """Find another generation of this root by its fingerprint; None where it is not there."""
         newest = Manifest.from_json(self._required(MANIFEST)).generation
         for generation in range(newest, -1, -1):
             try:
@@ -74,7 +74,7 @@ class Dataset:
         return None
 
     def own_path(self, path: str) -> str:
-        """Where this generation has one of its tables, such as `TABLES`."""
+        """Path of a table of this generation, such as `TABLES`."""
         return generation_path(path, self.manifest.generation)
 
     def _cluster_table(self) -> SharedArrays | dict[str, NDArray[Any]]:
@@ -87,7 +87,7 @@ class Dataset:
 
     @property
     def table_folder(self) -> Path:
-        """Where large tables of this dataset are kept for all processes of the machine."""
+        """Folder that keeps large tables of this dataset for all processes of the machine."""
         return cache_folder() / self.manifest.fingerprint[:16] / "tables"
 
     @property
@@ -97,7 +97,7 @@ class Dataset:
 
     @property
     def windows_per_leaf(self) -> NDArray[np.int64]:
-        """[num_leaves]."""
+        """[num_leaves], windows of each leaf."""
         return self._clusters["num_windows"]
 
     @property
@@ -141,10 +141,10 @@ class Dataset:
             cached = open_store(str(folder))
             for name in TOKENIZER_FILES:
                 cached.put(name, self._required(f"tokenizer/{name}"))
-        found = hashlib.sha256((folder / TOKENIZER_FILES[0]).read_bytes()).hexdigest()
-        if found != self.manifest.tokenizer.fingerprint:
+        fingerprint = hashlib.sha256((folder / TOKENIZER_FILES[0]).read_bytes()).hexdigest()
+        if fingerprint != self.manifest.tokenizer.fingerprint:
             raise FormatError(
-                f"{folder}: tokenizer.json has sha256 {found[:12]}, the manifest says "
+                f"{folder}: tokenizer.json has sha256 {fingerprint[:12]}, the manifest says "
                 f"{self.manifest.tokenizer.fingerprint[:12]}. The tokenizer was replaced; restore it."
             )
         return folder
@@ -164,7 +164,7 @@ def open_dataset(root: str | Path, *, generation: int | None = None, timeout: fl
     Args:
         root: where it is.
         generation: of a dataset that has grown (`crisp-stream append`); the newest when None.
-        timeout: seconds after which a failing request is given up.
+        timeout: seconds after which a failing request becomes an error.
 
     Raises:
         FormatError: the root holds no dataset, or one that breaks FORMAT.md.

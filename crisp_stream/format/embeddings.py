@@ -22,10 +22,10 @@ FACTS = "embeddings.json"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WindowEmbeddings:
-    """The rows, and of which dataset they are."""
+    """Embeddings, and the dataset that they are of."""
 
     rows: NDArray[np.float16]
-    """[num_windows, dim], L2 norm 1 up to rounding, in the dataset's own numbering; mapped, read-only."""
+    """[num_windows, dim], L2 norm 1 up to rounding, in the dataset's numbering; mapped, read-only."""
     dataset_fingerprint: str
 
     @classmethod

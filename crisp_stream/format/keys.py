@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.hashing import splitmix64_finalise
+from crisp_stream.hashing import splitmix64
 
 HASH_BITS = 40
 """A key is leaf << 40 | hash; leaf ids have at most 24 bits."""
@@ -15,7 +15,7 @@ KEY_END = 1 << 64
 
 
 def window_keys(leaves: NDArray[Any], places: NDArray[np.uint32], seed: int) -> NDArray[np.uint64]:
-    """Where windows stand in a dataset: by leaf, and inside a leaf by a uniform 40-bit hash of (part, place).
+    """Order of windows in a dataset: by leaf, and inside a leaf by a uniform 40-bit hash of (part, place).
 
     Args:
         leaves: [num_windows], leaf ids.
@@ -31,9 +31,5 @@ def window_keys(leaves: NDArray[Any], places: NDArray[np.uint32], seed: int) -> 
 def window_hashes(places: NDArray[np.uint32], seed: int) -> NDArray[np.uint64]:
     """A uniform 40-bit hash of (part, place) of each window; places as for `window_keys`."""
     identity = places[:, 0].astype(np.uint64) << np.uint64(32) | places[:, 1].astype(np.uint64)
-    salt = _splitmix64(np.array([seed % KEY_END], np.uint64))
-    return _splitmix64(identity ^ salt) >> np.uint64(64 - HASH_BITS)
-
-
-def _splitmix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    return splitmix64_finalise(values + np.uint64(0x9E3779B97F4A7C15))
+    salt = splitmix64(np.array([seed % KEY_END], np.uint64))
+    return splitmix64(identity ^ salt) >> np.uint64(64 - HASH_BITS)

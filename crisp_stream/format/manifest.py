@@ -1,4 +1,4 @@
-"""manifest.json: what a dataset is, and the checks of every value in it (FORMAT.md gives the MUST numbers)."""
+"""manifest.json, the description of a dataset, and the checks of its values (FORMAT.md gives the MUST numbers)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from crisp_stream.errors import FormatError
 from crisp_stream.format.mds import TokenDtype, sample_dtype
+from crisp_stream.typed import Builder
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -25,13 +26,19 @@ SOURCES = "provenance/sources.parquet"
 TABLES = "provenance/tables.parquet"
 DROPPED = "provenance/dropped.parquet"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_BUILDER = Builder(
+    error=FormatError,
+    key_noun=f"key of format version {FORMAT_VERSION}",
+    place=MANIFEST,
+    remedy="The file is damaged; write the dataset again.",
+)
 Packing = Literal["joined", "document"]
 Reads = Literal["first", "all"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerRecord:
-    """Which tokenizer made the windows."""
+    """Tokenizer that made the windows."""
 
     fingerprint: str
     """sha256 of tokenizer/tokenizer.json."""
@@ -40,22 +47,22 @@ class TokenizerRecord:
     eot_token: str
     """The end-of-text token that stands between documents."""
     eot_id: int
-    """Its id."""
+    """Id of this token."""
 
 
 def kept_manifest(generation: int) -> str:
-    """Where the manifest of an older generation is kept: manifest.g0.json, …"""
+    """Path of the manifest of an older generation: manifest.g0.json, …"""
     return f"manifest.g{generation}.json"
 
 
 def places_path(shard_path: str) -> str:
-    """Where a shard's windows came from: shards/07/shard.00000.mds -> provenance/07/shard.00000.npy."""
+    """Path of the places of a shard's windows: shards/07/shard.00000.mds -> provenance/07/shard.00000.npy."""
     return "provenance/" + shard_path.removeprefix("shards/").removesuffix(".mds") + ".npy"
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderRecord:
-    """Which model embedded the windows; specialist examples must be embedded by the same."""
+    """Model that embedded the windows; specialist examples must be embedded by the same."""
 
     name: str
     """Hub name or base name of the folder."""
@@ -64,16 +71,16 @@ class EncoderRecord:
     max_length: int
     """Word pieces read from the start of a window; the rest of it is not seen."""
     pooling: str
-    """How token vectors become one vector, such as mean."""
+    """Way in which token vectors become one vector, such as mean."""
     dim: int
     """Width of an embedding."""
-    reads: Reads = field(default="first", metadata={"optional": True})
+    reads: Reads = "first"
     """first: max_length word pieces. all: the mean over the whole window, read in stretches of max_length."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """manifest.json: what a dataset is. It is written last, so its absence means that the dataset is incomplete."""
+    """manifest.json, the description of a dataset. It is written last: without it the dataset is incomplete."""
 
     format_version: int = FORMAT_VERSION
     """Version of the layout. Readers refuse newer ones."""
@@ -98,15 +105,15 @@ class Manifest:
     clusters_fingerprint: str
     """sha256 over the columns of clusters.parquet."""
     shards_fingerprint: str
-    """sha256 over the columns of shards.parquet, which hold the shards' own hashes."""
+    """sha256 over the columns of shards.parquet, which hold the hashes of the shards."""
     tree_fingerprint: str
     """sha256 over the tree's shape and centroids."""
     tokenizer: TokenizerRecord
     encoder: EncoderRecord
-    generation: int = field(default=0, metadata={"optional": True})
-    """How often the dataset has grown; its tables have names of their own, see `generation_path`."""
-    provenance: dict[str, Any] = field(default_factory=dict)
-    """Where the windows came from and what was dropped; not part of the fingerprint."""
+    generation: int = 0
+    """Number of times the dataset has grown. Each generation has its tables, see `generation_path`."""
+    provenance: dict[str, Any] = field(default_factory=dict, metadata={"required": True})
+    """Sources of the windows and what was dropped; not part of the fingerprint."""
 
     def __post_init__(self) -> None:
         _check_manifest(self)
@@ -157,30 +164,7 @@ class Manifest:
                 f"{MANIFEST}: format_version {version} is newer than this reader ({FORMAT_VERSION}). "
                 "Upgrade crisp-stream."
             )
-        record["tokenizer"] = _typed(TokenizerRecord, record.get("tokenizer"), "tokenizer.")
-        record["encoder"] = _typed(EncoderRecord, record.get("encoder"), "encoder.")
-        return cast(Manifest, _typed(cls, record, ""))
-
-
-_TYPE_BY_ANNOTATION = {"int": int, "str": str, "TokenDtype": str, "Packing": str, "Reads": str, "dict[str, Any]": dict}
-
-
-def _typed(record_type: Any, record: Any, prefix: str) -> Any:
-    if not isinstance(record, dict):
-        raise FormatError(f"{MANIFEST}: {prefix.rstrip('.')} must be an object, got {type(record).__name__}.")
-    fields = {f.name: f for f in dataclasses.fields(record_type)}
-    for name in sorted(record.keys() - fields.keys()):
-        raise FormatError(f"{MANIFEST}: {prefix}{name} is not a key of format version {FORMAT_VERSION}.")
-    for name, entry in fields.items():
-        if name not in record:
-            if entry.metadata.get("optional"):
-                continue
-            raise FormatError(f"{MANIFEST}: {prefix}{name} is missing. The file is damaged; write the dataset again.")
-        expected = _TYPE_BY_ANNOTATION.get(str(entry.type))
-        got = record[name]
-        if expected is not None and (not isinstance(got, expected) or isinstance(got, bool)):
-            raise FormatError(f"{MANIFEST}: {prefix}{name} must be {expected.__name__}, got {got!r}.")
-    return record_type(**record)
+        return _BUILDER.build(cls, record)
 
 
 def _check_manifest(manifest: Manifest) -> None:
@@ -189,10 +173,6 @@ def _check_manifest(manifest: Manifest) -> None:
             raise FormatError(f"{MANIFEST}: {key} {rule}, got {getattr(manifest, key)!r}.")
 
     require(1 <= manifest.window_tokens <= 1 << 20, "window_tokens", "must be 1 to 1,048,576")
-    require(manifest.token_dtype in ("uint16", "uint32"), "token_dtype", "must be uint16 or uint32")
-    require(manifest.packing in ("joined", "document"), "packing", "must be joined or document")
-    if manifest.encoder.reads not in ("first", "all"):
-        raise FormatError(f"{MANIFEST}: encoder.reads must be first or all, got {manifest.encoder.reads!r}.")
     require(2 <= manifest.arity <= MAX_ARITY, "arity", f"must be 2 to {MAX_ARITY}")
     require(1 <= manifest.depth <= 24, "depth", "must be 1 to 24")
     require(manifest.arity**manifest.depth <= MAX_LEAVES, "depth", f"must keep arity ** depth <= {MAX_LEAVES:,}")

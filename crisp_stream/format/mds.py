@@ -97,7 +97,7 @@ def _columns(window_tokens: int, token_dtype: TokenDtype) -> dict[str, Any]:
 
 
 def header_bytes(num_windows: int, window_tokens: int, token_dtype: TokenDtype) -> bytes:
-    """Everything of a shard before its first sample."""
+    """Make the bytes of a shard before its first sample."""
     config = json.dumps(_columns(window_tokens, token_dtype), sort_keys=True).encode()
     sample_bytes = sample_dtype(window_tokens, token_dtype).itemsize
     first_offset = 4 + 4 * (num_windows + 1) + len(config)
@@ -108,7 +108,7 @@ def header_bytes(num_windows: int, window_tokens: int, token_dtype: TokenDtype) 
 
 
 def max_windows_per_shard(shard_bytes: int, window_tokens: int, token_dtype: TokenDtype) -> int:
-    """How many windows fit in a shard of at most `shard_bytes` (at least 1)."""
+    """Count the windows that fit in a shard of at most `shard_bytes` (at least 1)."""
     config_bytes = len(header_bytes(0, window_tokens, token_dtype)) - 8
     per_window = sample_dtype(window_tokens, token_dtype).itemsize + 4
     return max(1, (shard_bytes - 8 - config_bytes) // per_window)

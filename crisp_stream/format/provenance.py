@@ -1,4 +1,4 @@
-"""Where windows came from: input file, document, tokens of it.
+"""Provenance of windows: input file, document, tokens of it.
 
 A shard has a file of places beside it, (part, place in the part) of every window in its order; tables of documents
 hold the line of tokens of every part. So one window costs 8 bytes of the one and a row group of the other, wherever
@@ -27,7 +27,7 @@ from crisp_stream.storage.inputs import open_input
 from crisp_stream.storage.store import local_path
 
 PLACES_HEADER_BYTES = 128
-"""Of a file of places; after it, 8 bytes per window."""
+"""Bytes before the places in their file; each window takes 8 bytes."""
 PLACE = np.dtype([("part", "<u4"), ("place", "<u4")])
 
 _TABLE_PATH = re.compile(re.escape(DOCUMENTS) + r"/[0-9]{6,9}\.parquet")
@@ -44,25 +44,25 @@ class DocumentSpan:
     row: int
     """Number of the document in its file."""
     id: str | None
-    """The document's own id, where the write named an id column."""
+    """Id of the document in its file, where the write named an id column."""
     first_token: int
-    """Of the document, that is in the window."""
+    """First token of the document that is in the window."""
     num_tokens: int
-    """Of the document in the window; end-of-text is not one of them."""
+    """Tokens of the document in the window, without end-of-text."""
     at: int
     """Token of the window where the document's begin."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WindowSource:
-    """Where a window came from."""
+    """Part and documents that a window came from."""
 
     window: int
     part: int
     place: int
-    """It holds the tokens place · window_tokens and on of the part."""
+    """Number of the window in the part: its first token is place · window_tokens of the part."""
     documents: list[DocumentSpan]
-    """In the order in which they stand in the window."""
+    """Documents in the order of the window."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class PartSpans:
     rows: NDArray[np.int64]
     ids: list[str | None]
     first_tokens: NDArray[np.int64]
-    """In the part's line of tokens, which end-of-text and padding belong to."""
+    """Positions in the part's line of tokens, which end-of-text and padding belong to."""
     num_tokens: NDArray[np.int64]
 
 
@@ -103,21 +103,21 @@ class DocumentsTable:
         return file
 
     def parts(self) -> Iterator[PartSpans]:
-        """All parts with documents, in order; one is in memory at a time. Raises FormatError."""
+        """Read all parts with documents, in order; one is in memory at a time. Raises FormatError."""
         groups = ((self._row_group(number), number) for number in range(self._file.metadata.num_row_groups))
         pieces = (piece for group, _ in groups for piece in _by_part(group))
         for _, same in groupby(pieces, key=lambda piece: piece.part):
             yield _joined(list(same))
 
     def part(self, part: int) -> PartSpans | None:
-        """One part, of which just its row groups are read; None where it has no documents. Raises FormatError."""
-        found: list[PartSpans] = []
+        """Read the row groups of one part; None where it has no documents. Raises FormatError."""
+        pieces: list[PartSpans] = []
         column = self._file.schema_arrow.names.index("part")
         for number in range(self._file.metadata.num_row_groups):
             known = self._file.metadata.row_group(number).column(column).statistics
             if known is None or not known.has_min_max or known.min <= part <= known.max:
-                found += [piece for piece in _by_part(self._row_group(number)) if piece.part == part]
-        return _joined(found) if found else None
+                pieces += [piece for piece in _by_part(self._row_group(number)) if piece.part == part]
+        return _joined(pieces) if pieces else None
 
     def _row_group(self, number: int) -> pa.Table:
         try:
@@ -171,7 +171,7 @@ def source_names(dataset: Dataset) -> list[str]:
 
 
 def read_places(dataset: Dataset, shard: int, start: int, count: int) -> NDArray[Any]:
-    """[count] of PLACE: the places of some windows of a shard, in one range request.
+    """Read the places of some windows of a shard, [count] of PLACE, in one range request.
 
     Raises:
         FormatError: the file is cut short. StorageError: it is missing, or the storage failed.
@@ -184,14 +184,14 @@ def read_places(dataset: Dataset, shard: int, start: int, count: int) -> NDArray
 
 
 def document_spans(dataset: Dataset, window_ids: NDArray[np.int64]) -> list[WindowSource]:
-    """The documents in some windows.
+    """Find the documents in some windows.
 
     Args:
         dataset: written with provenance.
         window_ids: [num_windows].
 
     Returns:
-        One per window, in the order asked.
+        One per window, in the order of `window_ids`.
 
     Raises:
         InputError: an id outside the dataset, or a dataset without provenance.
@@ -207,7 +207,7 @@ def document_spans(dataset: Dataset, window_ids: NDArray[np.int64]) -> list[Wind
         read_places(dataset, int(shard), int(window - dataset.first_window_per_shard[shard]), 1)[0]
         for shard, window in zip(shards, ids, strict=True)
     ]
-    found: dict[int, WindowSource] = {}
+    sources: dict[int, WindowSource] = {}
     spans: PartSpans | None = None
     opened: DocumentsTable | None = None
     for at in sorted(range(len(ids)), key=lambda at: (int(places[at]["part"]), at)):
@@ -220,10 +220,10 @@ def document_spans(dataset: Dataset, window_ids: NDArray[np.int64]) -> list[Wind
         if spans is None:
             raise FormatError(f"{dataset.root}: window {ids[at]} is of part {part}, which no table of documents has.")
         documents = _spans_of_place(dataset, spans, place, names)
-        found[at] = WindowSource(window=int(ids[at]), part=part, place=place, documents=documents)
+        sources[at] = WindowSource(window=int(ids[at]), part=part, place=place, documents=documents)
     if opened is not None:
         opened.close()
-    return [found[at] for at in range(len(ids))]
+    return [sources[at] for at in range(len(ids))]
 
 
 def _spans_of_place(dataset: Dataset, spans: PartSpans, place: int, names: list[str]) -> list[DocumentSpan]:

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
 import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from crisp_stream.errors import FormatError
 from crisp_stream.format.mds import ShardRow, header_bytes
-from crisp_stream.format.parquet import checked_batches, numbers
+from crisp_stream.format.parquet import checked_batches, numbers, parquet_bytes
 
 if TYPE_CHECKING:
     from crisp_stream.format.manifest import Manifest
@@ -37,15 +35,9 @@ def generation_path(path: str, generation: int) -> str:
     return path if generation == 0 else f"{stem}.g{generation}{dot}{suffix}"
 
 
-def _table_bytes(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
-
-
 def clusters_parquet(leaves: NDArray[np.uint32], windows_per_leaf: NDArray[np.int64]) -> bytes:
-    """clusters.parquet: one row per non-empty leaf, in leaf order."""
-    return _table_bytes(pa.table({"leaf": leaves.astype(np.uint32), "num_windows": windows_per_leaf.astype(np.int64)}))
+    """Write clusters.parquet: one row per non-empty leaf, in leaf order."""
+    return parquet_bytes(pa.table({"leaf": leaves.astype(np.uint32), "num_windows": windows_per_leaf.astype(np.int64)}))
 
 
 def clusters_fingerprint(leaves: NDArray[np.uint32], windows_per_leaf: NDArray[np.int64]) -> str:
@@ -56,7 +48,7 @@ def clusters_fingerprint(leaves: NDArray[np.uint32], windows_per_leaf: NDArray[n
 
 
 def shards_parquet(rows: list[ShardRow]) -> bytes:
-    """shards.parquet: one row per shard, in window order."""
+    """Write shards.parquet: one row per shard, in window order."""
     schema = pa.schema(
         [
             ("path", pa.string()),
@@ -66,7 +58,7 @@ def shards_parquet(rows: list[ShardRow]) -> bytes:
             ("shard_hash", pa.string()),
         ]
     )
-    return _table_bytes(pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=schema))
+    return parquet_bytes(pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=schema))
 
 
 def shards_fingerprint(rows: list[ShardRow]) -> str:
@@ -75,7 +67,7 @@ def shards_fingerprint(rows: list[ShardRow]) -> str:
 
 
 def read_clusters(content: bytes, manifest: Manifest) -> dict[str, NDArray[Any]]:
-    """leaf u32, num_windows i64 and first_window i64 of every non-empty leaf, each [num_leaves].
+    """Read leaf u32, num_windows i64 and first_window i64 of every non-empty leaf, each [num_leaves].
 
     Raises:
         FormatError: the table is not readable, breaks MUST 4, or is not the manifest's.
@@ -103,7 +95,7 @@ def read_clusters(content: bytes, manifest: Manifest) -> dict[str, NDArray[Any]]
 
 
 def read_shards(content: bytes, manifest: Manifest) -> list[ShardRow]:
-    """The rows of shards.parquet.
+    """Read the rows of shards.parquet.
 
     Raises:
         FormatError: the table is not readable, breaks MUST 5, or is not the manifest's.
@@ -138,6 +130,8 @@ def read_shards(content: bytes, manifest: Manifest) -> list[ShardRow]:
     return rows
 
 
-def _check_fingerprint(name: str, found: str, expected: str) -> None:
-    if found != expected:
-        raise FormatError(f"{name}: fingerprint {found[:12]} is not the manifest's {expected[:12]}. Restore the file.")
+def _check_fingerprint(name: str, fingerprint: str, expected: str) -> None:
+    if fingerprint != expected:
+        raise FormatError(
+            f"{name}: fingerprint {fingerprint[:12]} is not the manifest's {expected[:12]}. Restore the file."
+        )

@@ -80,7 +80,7 @@ class DocumentTokenizer:
         return "uint16" if self.vocab_size <= 1 << 16 else "uint32"
 
     def record(self) -> TokenizerRecord:
-        """What the manifest keeps of the tokenizer."""
+        """Record of the tokenizer for the manifest."""
         content = (self.folder / TOKENIZER_FILES[0]).read_bytes()
         return TokenizerRecord(
             fingerprint=hashlib.sha256(content).hexdigest(),

@@ -23,7 +23,7 @@ _TOP = 10
 
 
 def generalist_histogram(dataset: Dataset, level: int) -> Histogram:
-    """P(c | D^g) of a level, from the cluster table: windows per node over all windows.
+    """Count P(c | D^g) of a level by the cluster table: windows per node over all windows.
 
     Raises:
         InputError: a level the tree does not have; level 0 is its root, which holds everything.
@@ -49,7 +49,7 @@ def generalist_histogram(dataset: Dataset, level: int) -> Histogram:
 
 
 def interpolate(histogram: Histogram, dataset: Dataset, base_share: float) -> Histogram:
-    """Mix a task's histogram with the corpus's own: λ P(c | D^g) + (1 - λ) P(c | D^s).
+    """Mix a task's histogram with the corpus's: λ P(c | D^g) + (1 - λ) P(c | D^s).
 
     Args:
         histogram: of the dataset's tree.
@@ -68,7 +68,7 @@ def interpolate(histogram: Histogram, dataset: Dataset, base_share: float) -> Hi
 
 
 def importance_weights(histogram: Histogram, dataset: Dataset) -> NDArray[np.float64]:
-    """w(c) = P(c | D^s) / P(c | D^g) of each of a histogram's nodes (paper, Equation 3).
+    """Weigh each node of a histogram by w(c) = P(c | D^s) / P(c | D^g) (paper, Equation 3).
 
     Returns:
         [num_nodes]; inf for nodes without windows in the dataset.
@@ -82,7 +82,7 @@ def importance_weights(histogram: Histogram, dataset: Dataset) -> NDArray[np.flo
 
 
 def cut(histogram: Histogram, level: int) -> Histogram:
-    """The same mass on the nodes of a coarser level: counts, proportions and examples add up.
+    """Move the mass to the nodes of a coarser level: counts, proportions and examples add up.
 
     Raises:
         InputError: a finer level than the histogram's, or none of the tree.
@@ -106,7 +106,7 @@ def cut(histogram: Histogram, level: int) -> Histogram:
 
 
 def effective_clusters(histogram: Histogram) -> float:
-    """exp of the entropy: how many equally heavy clusters would be as spread out."""
+    """Number of equally heavy clusters that would be as spread out: exp of the entropy."""
     return float(np.exp(-(histogram.proportions * np.log(histogram.proportions)).sum()))
 
 
@@ -122,7 +122,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """How two histograms of one level differ."""
+    """The difference of two histograms of one level."""
 
     level: int
     total_variation: float
@@ -132,19 +132,19 @@ class Comparison:
     second_from_first: float
     """KL(second || first) in nats."""
     jensen_shannon: float
-    """In nats, 0 to log 2."""
+    """Divergence in nats, 0 to log 2."""
     differences: tuple[Difference, ...]
     """The clusters that differ most, largest difference first."""
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object; infinite divergences are null."""
+        """Make a JSON object; infinite divergences are null."""
         content = dataclasses.asdict(self)
         for name in ("first_from_second", "second_from_first"):
             content[name] = content[name] if np.isfinite(content[name]) else None
         return content
 
     def table(self) -> str:
-        """As lines of text."""
+        """Format as lines of text."""
         lines = [
             f"level                    {self.level}",
             f"total variation          {self.total_variation:.4f} (0: equal, 1: disjoint)",
@@ -179,7 +179,7 @@ def compare(first: Histogram, second: Histogram, *, limit: int = _TOP) -> Compar
         )
     level = min(first.level, second.level)
     if level == 0:
-        raise InputError("compare: the base mixture has no level of its own. Use the generalist histogram of a level.")
+        raise InputError("compare: the base mixture has no level. Use the generalist histogram of a level.")
     first, second = cut(first, level), cut(second, level)
     nodes = np.union1d(first.nodes, second.nodes)
     shares = np.zeros((2, len(nodes)))
@@ -200,7 +200,7 @@ def compare(first: Histogram, second: Histogram, *, limit: int = _TOP) -> Compar
 
 
 def _kl(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    own = first > 0
-    if (second[own] == 0).any():
+    present = first > 0
+    if (second[present] == 0).any():
         return float("inf")
-    return float((first[own] * np.log(first[own] / second[own])).sum())
+    return float((first[present] * np.log(first[present] / second[present])).sum())

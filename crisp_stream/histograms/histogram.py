@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import ArrayLike, NDArray
 
-from crisp_stream.errors import FormatError, InputError, StorageError
+from crisp_stream.errors import FormatError, InputError
 from crisp_stream.format.manifest import MAX_LEAVES
-from crisp_stream.format.parquet import numbers, read_parquet
+from crisp_stream.format.parquet import Record, RecordKind, load_record, numbers, save_record
 from crisp_stream.storage.shared_arrays import SHARED_ROWS, shared_arrays
 from crisp_stream.storage.store import cache_folder
 
@@ -25,9 +24,17 @@ if TYPE_CHECKING:
     from crisp_stream.format.manifest import Manifest
     from crisp_stream.tree.tree import ClusterTree
 
-HISTOGRAM_VERSION = 1
 _SUM_TOLERANCE = 1e-6
-_METADATA_KEY = b"crisp_stream.histogram"
+_RECORD = RecordKind(
+    name="a histogram file of crisp-stream",
+    key=b"crisp_stream.histogram",
+    version_key="histogram_version",
+    version=1,
+    remedy="Make a histogram with: crisp-stream histogram TASK… --out {path}",
+    max_rows=MAX_LEAVES,
+    sort_keys=True,
+    options={"compression": "snappy"},
+)
 _SLICE = 1 << 20
 
 
@@ -54,7 +61,7 @@ class Histogram:
     examples: NDArray[np.int64] | None = None
     """[sum of counts], the example (a document, a question) each window came from, node by node; None: not known."""
     provenance: dict[str, Any] = field(default_factory=dict)
-    """Where it came from."""
+    """Source of the histogram."""
 
     def __post_init__(self) -> None:
         nodes = np.asarray(self.nodes)
@@ -234,74 +241,50 @@ class Histogram:
         return self.nodes[empty][np.argsort(-self.proportions[empty], kind="stable")]
 
     def save(self, path: str | Path) -> None:
-        """Write a small Parquet file with the columns node, proportion, count and, where known, examples."""
+        """Write a small Parquet file with the columns node, proportion, count and, where known, examples.
+
+        Raises:
+            StorageError: the storage refused or failed.
+        """
         counts = pa.nulls(len(self.nodes), pa.int64()) if self.counts is None else pa.array(self.counts, pa.int64())
-        metadata = {
-            "histogram_version": HISTOGRAM_VERSION,
-            "level": self.level,
-            "arity": self.arity,
-            "depth": self.depth,
-            "tree_fingerprint": self.tree_fingerprint,
-            "provenance": self.provenance,
-        }
         columns: dict[str, Any] = {"node": self.nodes, "proportion": self.proportions, "count": counts}
         if self.examples is not None and self.counts is not None:
             ends = np.cumsum(self.counts, dtype=np.int32)
             offsets = pa.array(np.append(np.int32(0), ends), pa.int32())
             columns["examples"] = pa.ListArray.from_arrays(offsets, pa.array(self.examples, pa.int64()))
-        table = pa.table(columns)
-        table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(target.name + ".tmp")
-        pq.write_table(table, temporary)
-        temporary.replace(target)
+        facts = {key: getattr(self, key) for key in ("level", "arity", "depth", "tree_fingerprint", "provenance")}
+        save_record(path, _RECORD, columns, facts)
 
     @classmethod
     def load(cls, path: str | Path) -> Histogram:
         """Read a saved histogram.
 
         Raises:
-            FormatError: not a histogram file, or a damaged one.
+            FormatError: not a histogram file, or a damaged one. StorageError: the storage refused or failed.
         """
-        if not Path(path).is_file():
-            raise FormatError(f"{path}: no such file. Make a histogram with: crisp-stream histogram TASK… --out {path}")
-        content = Path(path).read_bytes()
-        try:
-            schema = pq.read_schema(pa.BufferReader(content))
-            num_rows = pq.read_metadata(pa.BufferReader(content)).num_rows
-            metadata = json.loads((schema.metadata or {})[_METADATA_KEY])
-        except (pa.ArrowException, OSError, KeyError, ValueError, RecursionError) as error:
-            raise FormatError(f"{path}: not a histogram file of crisp-stream ({error!r}).") from error
-        version = metadata.get("histogram_version") if isinstance(metadata, dict) else None
-        if version != HISTOGRAM_VERSION:
-            raise FormatError(f"{path}: histogram_version {version} is not {HISTOGRAM_VERSION}. Upgrade crisp-stream.")
-        try:
-            arity, depth = int(metadata["arity"]), int(metadata["depth"])
+        with load_record(path, _RECORD) as record:
+            facts = record.facts
+            arity, depth = int(facts["arity"]), int(facts["depth"])
             if not (2 <= arity <= 64 and 1 <= depth <= 24):
-                raise FormatError(f"{path}: arity must be 2 to 64 and depth 1 to 24, got {arity} and {depth}.")
-            columns = _columns(content) if num_rows < SHARED_ROWS else _shared_columns(content)
+                raise FormatError(f"arity must be 2 to 64 and depth 1 to 24, got {arity} and {depth}.")
+            columns = _columns(record) if record.file.metadata.num_rows < SHARED_ROWS else _shared_columns(record)
             counted = len(columns["count"]) > 0
             return cls(
-                level=int(metadata["level"]),
+                level=int(facts["level"]),
                 nodes=columns["node"],
                 proportions=columns["proportion"],
                 arity=arity,
                 depth=depth,
-                tree_fingerprint=str(metadata["tree_fingerprint"]),
+                tree_fingerprint=str(facts["tree_fingerprint"]),
                 counts=columns["count"] if counted else None,
                 examples=columns["examples"] if counted and len(columns["examples"]) else None,
-                provenance=dict(metadata["provenance"]),
+                provenance=dict(facts["provenance"]),
             )
-        except StorageError:
-            raise
-        except (KeyError, TypeError, ValueError, OverflowError, OSError, pa.ArrowException) as error:
-            raise FormatError(f"{path}: {error}") from error
 
 
-def _columns(content: bytes) -> dict[str, NDArray[Any]]:
-    """node, proportion, count and examples of a histogram file; no counts where they are null."""
-    table = read_parquet(content, max_rows=MAX_LEAVES)
+def _columns(record: Record) -> dict[str, NDArray[Any]]:
+    """Columns node, proportion, count and examples of a histogram file; no counts where they are null."""
+    table = record.table()
     if table["node"].null_count or table["proportion"].null_count:
         raise FormatError("node and proportion must not be null. Restore the file.")
     nodes, proportions = numbers(table["node"], pa.uint32()), numbers(table["proportion"], pa.float64())
@@ -318,10 +301,10 @@ def _columns(content: bytes) -> dict[str, NDArray[Any]]:
     return {"node": nodes, "proportion": proportions, "count": counts, "examples": examples}
 
 
-def _shared_columns(content: bytes) -> dict[str, NDArray[Any]]:
-    """The same, one copy for all processes of the machine."""
-    name = f"{xxhash.xxh3_128_hexdigest(content)}.arrays"
-    shared = shared_arrays(cache_folder() / "histograms" / name, lambda: _columns(content))
+def _shared_columns(record: Record) -> dict[str, NDArray[Any]]:
+    """The same columns, one copy for all processes of the machine."""
+    name = f"{xxhash.xxh3_128_hexdigest(record.content)}.arrays"
+    shared = shared_arrays(cache_folder() / "histograms" / name, lambda: _columns(record))
     return {column: shared[column] for column in ("node", "proportion", "count", "examples")}
 
 

@@ -1,4 +1,4 @@
-"""Mixtures: which histogram decides the samples, for how long, and how often a window may come back.
+"""Mixtures: the histograms that decide the samples, the lengths of their phases, and limits of repeats.
 
 Repeats are limited per node of the histogram, not per leaf: a node spreads its draws over its leaves by size, so all
 its windows are drawn equally often, and a limit costs memory per node even where nodes hold many of 16.7M leaves.
@@ -31,7 +31,7 @@ Draw = Literal["systematic", "multinomial"]
 OnExcess = Literal["error", "cap"]
 
 _ROUNDING = 1e-9
-"""Relative error below which a sum of proportions is not told from the limit it stands at."""
+"""Relative error below which a sum of proportions counts as equal to its limit."""
 _NAMED_CLUSTERS = 3
 
 log = logging.getLogger(__name__)
@@ -42,14 +42,14 @@ class Phase:
     """A stretch of training under one histogram, or by one selection of windows (`of_windows`)."""
 
     histogram: Histogram
-    """Whose proportions the samples follow. (A Mixture of one phase stands for its histogram.)"""
+    """Histogram whose proportions the samples follow. (A Mixture of one phase stands for its histogram.)"""
     samples: int | None = None
-    """How many samples over all ranks; None: until training stops."""
+    """Samples over all ranks; None: until training stops."""
     max_repeats: float | None = None
-    """How often a window may be drawn during the phase, on average over its cluster: samples x proportion / windows.
+    """Most draws of a window during the phase, on average over its cluster: samples x proportion / windows.
     (A cluster's draws are whole, so single windows are drawn that often rounded up or down.) None: no limit."""
     on_excess: OnExcess = "error"
-    """What becomes of clusters beyond `max_repeats`. error: InputError, which names them. cap: they get `max_repeats`,
+    """Treatment of clusters beyond `max_repeats`. error: InputError, which names them. cap: they get `max_repeats`,
     and what is left goes to the others in proportion; reported as a warning."""
     whole_blocks: bool = False
     """Draw as an open-ended phase does, and end at `samples` within a block if need be: another phase can then go on
@@ -148,7 +148,7 @@ class Mixture:
 
     @classmethod
     def base(cls, manifest: Manifest) -> Mixture:
-        """The generalist corpus in its own proportions."""
+        """The generalist corpus in the proportions that it has."""
         return cls([Phase(Histogram.base(manifest))])
 
     @classmethod
@@ -197,7 +197,7 @@ class Mixture:
         return proportions / proportions.sum()
 
     def histogram_of_phase(self, index: int, dataset: Dataset) -> Histogram:
-        """What is drawn by: the phase's histogram, capped where the phase asks for that. Raises as above."""
+        """Histogram that is drawn by: the phase's, capped where the phase says so. Raises as above."""
         phase, what = self.phases[index], f"phase {index + 1}"
         check_tree(phase.histogram, dataset, what=what)
         return phase.histogram if phase.max_repeats is None else within_repeats(phase, dataset, what=what)
@@ -216,17 +216,17 @@ def check_tree(histogram: Histogram, dataset: Dataset, *, what: str) -> None:
 def report_missing(histogram: Histogram, dataset: Dataset, missing: float, *, limit: float, what: str) -> None:
     """Report mass on clusters without windows: InputError above the limit, else a warning."""
     nodes = histogram.missing_nodes(dataset.leaves)
-    found = (
+    missing_text = (
         f"{what}: {missing:.1%} of the histogram stands on {len(nodes)} clusters of level "
         f"{histogram.level} without windows in {dataset.root} (such as cluster {nodes[0]})"
     )
     if missing > limit:
-        raise InputError(f"{found}; the limit is {limit:.1%}. Use a coarser level, or write more documents.")
-    _warn_once(f"{found}; it is redistributed over the others in proportion.")
+        raise InputError(f"{missing_text}; the limit is {limit:.1%}. Use a coarser level, or write more documents.")
+    _warn_once(f"{missing_text}; it is redistributed over the others in proportion.")
 
 
 def windows_per_node(histogram: Histogram, dataset: Dataset) -> NDArray[np.int64]:
-    """[num_nodes]: windows of each node of a histogram, 0 where the dataset has none.
+    """Count the windows of each node of a histogram, [num_nodes], 0 where the dataset has none.
 
     Two binary searches per node; no array as long as the leaves.
     """
@@ -272,12 +272,12 @@ def within_repeats(phase: Phase, dataset: Dataset, *, what: str) -> Histogram:
     if not present.any():
         return histogram  # all mass is missing, which is reported as that
     share = float(histogram.proportions.sum(where=present))
-    asked = np.where(present, histogram.proportions / share, 0.0)
+    wanted = np.where(present, histogram.proportions / share, 0.0)
     limits = windows * (phase.max_repeats / phase.samples)
-    excess = asked > limits * (1 + _ROUNDING)
+    excess = wanted > limits * (1 + _ROUNDING)
     if not excess.any():
         return histogram
-    worst = _worst(asked, windows, excess, phase)
+    worst = _worst(wanted, windows, excess, phase)
     what = f"{what}: {int(excess.sum()):,} of {int(present.sum()):,} clusters of level {histogram.level}"
     available = int(windows.sum())
     if phase.samples > phase.max_repeats * available * (1 + _ROUNDING):
@@ -291,8 +291,8 @@ def within_repeats(phase: Phase, dataset: Dataset, *, what: str) -> Histogram:
             f"{what} would be drawn more than max_repeats {phase.max_repeats:g} times: {worst}. Use a coarser level, "
             'fewer samples, or a histogram closer to base; or cap and redistribute with on_excess="cap".'
         )
-    capped, is_capped = water_fill(asked, limits)
-    moved = float((asked - capped).sum(where=is_capped))
+    capped, is_capped = water_fill(wanted, limits)
+    moved = float((wanted - capped).sum(where=is_capped))
     _warn_once(
         f"{what} would be drawn more than max_repeats {phase.max_repeats:g} times: {worst}. {int(is_capped.sum()):,} "
         f"clusters are capped, and {moved:.2%} of the samples goes to the others in proportion."
@@ -318,7 +318,7 @@ def _check_repeats_of_selection(phase: Phase, selection: WindowSelection, what: 
 def water_fill(
     proportions: NDArray[np.float64], limits: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """The proportions closest in ratio to the given ones that stay below limits: min(scale x p, limit), summing to 1.
+    """The proportions closest in ratio to `proportions` that stay below limits: min(scale x p, limit), summing to 1.
 
     The scale is found by Newton's method on the concave, piecewise linear sum; each step caps at least one more, and
     halves what is missing or the mass that may still grow, so a few dozen steps suffice.
@@ -342,18 +342,18 @@ def water_fill(
     return filled / filled.sum(), capped
 
 
-def _worst(asked: NDArray[np.float64], windows: NDArray[np.int64], excess: NDArray[np.bool_], phase: Phase) -> str:
+def _worst(wanted: NDArray[np.float64], windows: NDArray[np.int64], excess: NDArray[np.bool_], phase: Phase) -> str:
     """The clusters with most repeats, as text."""
     assert phase.samples is not None
-    found = np.flatnonzero(excess)
-    repeats = phase.samples * asked[found] / windows[found]
+    beyond = np.flatnonzero(excess)
+    repeats = phase.samples * wanted[beyond] / windows[beyond]
     order = np.argsort(-repeats, kind="stable")[:_NAMED_CLUSTERS]
     named = [
-        f"cluster {phase.histogram.nodes[found[at]]} ({windows[found[at]]:,} windows, "
-        f"{phase.samples * asked[found[at]]:,.0f} draws, {repeats[at]:.3g} repeats)"
+        f"cluster {phase.histogram.nodes[beyond[at]]} ({windows[beyond[at]]:,} windows, "
+        f"{phase.samples * wanted[beyond[at]]:,.0f} draws, {repeats[at]:.3g} repeats)"
         for at in order
     ]
-    return ", ".join(named) + (", …" if len(found) > len(named) else "")
+    return ", ".join(named) + (", …" if len(beyond) > len(named) else "")
 
 
 @functools.lru_cache(maxsize=256)

@@ -43,15 +43,15 @@ class LevelNodes:
 
 
 def levels_of(dataset: Dataset, level: int) -> list[LevelNodes]:
-    """Levels 1 to `level` of a dataset's tree, with the windows below each node."""
+    """Make levels 1 to `level` of a dataset's tree, with the share of windows below each node."""
     levels = []
     above = generalist_histogram(dataset, 0)
     for number in range(1, level + 1):
-        own = generalist_histogram(dataset, number)
-        parents = np.searchsorted(above.nodes, own.nodes // np.uint32(own.arity))
-        share = own.proportions / above.proportions[parents]
-        levels.append(LevelNodes(nodes=own.nodes, parents=parents, share_of_parent=share))
-        above = own
+        histogram = generalist_histogram(dataset, number)
+        parents = np.searchsorted(above.nodes, histogram.nodes // np.uint32(histogram.arity))
+        share = histogram.proportions / above.proportions[parents]
+        levels.append(LevelNodes(nodes=histogram.nodes, parents=parents, share_of_parent=share))
+        above = histogram
     return levels
 
 
@@ -65,7 +65,7 @@ def smooth(
         dataset: the corpus.
         strength: examples that the prior counts as, 0 or more: for all levels, or one for each from 1 on;
             `tuning.tune` finds them.
-        level: of the result, at most the histogram's own, which it is when None.
+        level: of the result, at most the histogram's; the histogram's when None.
 
     Returns:
         A histogram over all nodes of the level that have windows (with strength 0: those with examples).
@@ -87,13 +87,13 @@ def smooth(
         )
     mass = np.ones(1)
     levels = levels_of(dataset, level)
-    for number, (own, prior) in enumerate(zip(levels, strengths, strict=True), start=1):
-        counts = _counts_at(histogram, own.nodes, number)
-        of_parents = np.bincount(own.parents, weights=counts, minlength=len(mass))
-        totals = of_parents[own.parents] + prior
-        posterior = (counts + prior * own.share_of_parent) / np.where(totals > 0, totals, 1.0)
-        posterior = np.where(totals > 0, posterior, own.share_of_parent)  # no examples, and no prior
-        mass = mass[own.parents] * posterior
+    for number, (level_nodes, prior) in enumerate(zip(levels, strengths, strict=True), start=1):
+        counts = _counts_at(histogram, level_nodes.nodes, number)
+        of_parents = np.bincount(level_nodes.parents, weights=counts, minlength=len(mass))
+        totals = of_parents[level_nodes.parents] + prior
+        posterior = (counts + prior * level_nodes.share_of_parent) / np.where(totals > 0, totals, 1.0)
+        posterior = np.where(totals > 0, posterior, level_nodes.share_of_parent)  # no examples, and no prior
+        mass = mass[level_nodes.parents] * posterior
     return Histogram(
         level=level,
         nodes=levels[-1].nodes,
@@ -106,7 +106,7 @@ def smooth(
 
 
 def _counts_at(histogram: Histogram, nodes: NDArray[np.uint32], level: int) -> NDArray[np.float64]:
-    """[num_nodes]: examples below each of some nodes of a level; those in nodes without windows are left out."""
+    """Count the examples below each node, [num_nodes]; those in nodes without windows are left out."""
     assert histogram.counts is not None
     above = histogram.nodes // np.uint32(histogram.arity ** (histogram.level - level))
     at = np.minimum(np.searchsorted(nodes, above), len(nodes) - 1)

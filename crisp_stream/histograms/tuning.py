@@ -1,4 +1,4 @@
-"""Which level and which smoothing a set of examples can bear, by held-out likelihood.
+"""Choose level and smoothing of a histogram by the likelihood of held-out examples.
 
 The score of a histogram is the mean over held-out windows of log w(c) = log P(c | histogram) / P(c | D^g), in nats: how
 much likelier the mixture makes windows like the task's than the corpus does. Levels compare, because below its level a
@@ -51,13 +51,13 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class SizeResult:
-    """What example sets of one size come to, means over the draws of such sets."""
+    """Scores of example sets of one size, means over the draws of such sets."""
 
     examples: int
     draws: int
     """Sets drawn. The last size is that of all examples but a fold; its sets are the folds' complements."""
     chosen: tuple[Choice, ...]
-    """By cross-validation within each set."""
+    """Choices by cross-validation within each set."""
     tuned: float
     """Score of the chosen ones on examples outside of the set, nats per window."""
     raw: tuple[float, ...]
@@ -75,10 +75,10 @@ class SizeResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """Level and strength for a histogram, and how much examples are worth."""
+    """Level and strength for a histogram, and scores by number of examples."""
 
     chosen: Choice
-    """By cross-validation over all examples."""
+    """Choice by cross-validation over all examples."""
     levels: tuple[int, ...]
     strengths: tuple[float, ...]
     scores: tuple[tuple[float, ...], ...]
@@ -86,15 +86,15 @@ class Tuning:
     sizes: tuple[SizeResult, ...]
     num_examples: int
     num_windows: int
-    """Of the examples; those in clusters without windows of the corpus are left out."""
+    """Windows of the examples, without those in clusters that hold no windows of the corpus."""
     left_out: int
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object."""
+        """Make a JSON object."""
         return dataclasses.asdict(self)
 
     def table(self) -> str:
-        """As lines of text: one row per size."""
+        """Format as lines of text, one row per size."""
         raw = "".join(f"{f'raw L{level}':>9}" for level in self.levels)
         unseen = "".join(f"{f'new L{level}':>8}" for level in self.levels)
         lines = [
@@ -147,7 +147,7 @@ def tune(
     if counts.num_examples < max(folds, _LEAST_EXAMPLES):
         raise InputError(
             f"tune: needs at least {max(folds, _LEAST_EXAMPLES)} examples, got {counts.num_examples}. "
-            "Give more, or smooth with a strength of your own."
+            "Give more, or choose a strength yourself and smooth with it."
         )
     if folds < 2 or draws < 1 or not strengths or not all(np.isfinite(one) and one > 0 for one in strengths):
         raise InputError("tune: needs 2 folds, 1 draw, and positive strengths.")
@@ -159,7 +159,7 @@ def tune(
     most = counts.num_examples - -(-counts.num_examples // folds)
     for size in sorted({size for size in sizes if _LEAST_EXAMPLES <= size < most}):
         sets = [rng.permutation(counts.num_examples) for _ in range(draws)]
-        parts = [(own[:size], own[size:]) for own in sets]
+        parts = [(order[:size], order[size:]) for order in sets]
         results.append(_result(counts, size, parts, candidates, folds, rng))
     order = np.array_split(rng.permutation(counts.num_examples), folds)
     parts = [(np.setdiff1d(everything, fold), fold) for fold in order]
@@ -177,7 +177,7 @@ def tune(
 
 
 class _Paths:
-    """The nodes above every window of the examples, and what the corpus has there."""
+    """The nodes above every window of the examples, and the corpus's shares of them."""
 
     def __init__(self, histogram: Histogram, dataset: Dataset) -> None:
         if histogram.counts is None:
@@ -194,10 +194,10 @@ class _Paths:
         self.num_windows = len(nodes)
         self.num_examples = int(self._example_of_window.max(initial=-1)) + 1
         self._rows: list[NDArray[np.int64]] = []
-        """For each level [num_windows], compact numbers of the nodes."""
+        """Compact numbers of the nodes, [num_windows] for each level."""
         self._sizes: list[int] = []
         self.log_share: list[NDArray[np.float64]] = []
-        """For each level [num_windows], log P(c | p, D^g)."""
+        """log P(c | p, D^g), [num_windows] for each level."""
         for number, level in enumerate(levels, start=1):
             above = nodes // np.uint32(histogram.arity ** (histogram.level - number))
             row = np.searchsorted(level.nodes, above)
@@ -213,21 +213,24 @@ class _Paths:
         return np.flatnonzero(chosen[self._example_of_window])
 
     def seen(self, training: NDArray[np.int64], held_out: NDArray[np.int64]) -> NDArray[np.float64]:
-        """[levels + 1, num_held_out]: training windows in the node of each window held out; level 0 is all of them."""
+        """Training windows in the node of each window held out, [levels + 1, num_held_out]; level 0 is all of them."""
         counts = [np.full(len(held_out), float(len(training)))]
         for rows, size in zip(self._rows, self._sizes, strict=True):
             counts.append(np.bincount(rows[training], minlength=size)[rows[held_out]].astype(np.float64))
         return np.stack(counts)
 
     def log_shares(self, held_out: NDArray[np.int64]) -> NDArray[np.float64]:
-        """[levels, num_held_out] of `log_share`."""
-        return np.stack([own[held_out] for own in self.log_share])
+        """Rows of `log_share` for windows held out, [levels, num_held_out]."""
+        return np.stack([share[held_out] for share in self.log_share])
 
 
 def _parts_of_score(
     counts: _Paths, training: NDArray[np.int64], held_out: NDArray[np.int64], strengths: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """[levels, strengths]: mean log P(c | p) / P(c | p, D^g) of windows held out, P made of the training windows."""
+    """Score levels and strengths, [levels, strengths]: mean log P(c | p) / P(c | p, D^g) of windows held out.
+
+    P(c | p) is made of the training windows.
+    """
     seen, log_shares = counts.seen(training, held_out), counts.log_shares(held_out)
     scores = np.empty((len(log_shares), len(strengths)))
     for column, strength in enumerate(strengths):
@@ -239,7 +242,7 @@ def _parts_of_score(
 def _raw_scores(
     counts: _Paths, training: NDArray[np.int64], held_out: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """[levels] scores of raw histograms with FLOOR of base, and [levels] shares of unseen windows."""
+    """Score raw histograms with FLOOR of base, [levels], and the shares of unseen windows, [levels]."""
     seen, log_shares = counts.seen(training, held_out), counts.log_shares(held_out)
     weight = seen[1:] / len(training) / np.exp(np.cumsum(log_shares, axis=0))
     return np.log((1 - FLOOR) * weight + FLOOR).mean(axis=1), (seen[1:] == 0).mean(axis=1)
@@ -252,7 +255,7 @@ def _cross_validate(
     folds: int,
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.float64], Choice]:
-    """[levels, strengths] parts of the score, means over folds weighted by their windows; and the best choice."""
+    """Average the parts of the score, [levels, strengths], over folds by their windows, and choose the best."""
     total, weight = 0.0, 0
     for fold in np.array_split(rng.permutation(examples), folds):
         training, held_out = counts.windows_of(np.setdiff1d(examples, fold)), counts.windows_of(fold)
@@ -282,9 +285,9 @@ def _result(
         curves.append(scores)
         columns = np.searchsorted(strengths, choice.strengths)
         tuned.append(scores[np.arange(choice.level), columns].sum())
-        own_raw, own_unseen = _raw_scores(counts, training, held_out)
-        raw.append(own_raw)
-        unseen.append(own_unseen)
+        raw_scores, unseen_shares = _raw_scores(counts, training, held_out)
+        raw.append(raw_scores)
+        unseen.append(unseen_shares)
     return SizeResult(
         examples=size,
         draws=len(parts),

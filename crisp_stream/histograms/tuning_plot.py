@@ -15,7 +15,7 @@ def plot_tuning(tuning: Tuning, path: str | Path, *, title: str) -> Path:
     """Draw a tuning: one panel per size, and one over all sizes.
 
     Args:
-        tuning: what `tune` found.
+        tuning: returned by `tune`.
         path: .svg, .png or .pdf file.
         title: above all panels.
 

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from crisp_stream.errors import FormatError, InputError
-from crisp_stream.format.parquet import numbers
+from crisp_stream.format.parquet import Record, RecordKind, load_record, numbers, save_record
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.order.packed_bits import PackedBits, Words, indexed, members, num_words, pack, unpack
 from crisp_stream.storage.shared_arrays import SHARED_ROWS, keep_newest, shared_arrays
@@ -26,11 +25,18 @@ from crisp_stream.storage.store import cache_folder
 if TYPE_CHECKING:
     from crisp_stream.format.dataset import Dataset
 
-WINDOWS_VERSION = 1
 MAX_WINDOWS = 1 << 36
-"""Of a dataset that can be selected from: 8 GB of bits."""
+"""Most windows of a dataset that can be selected from: 8 GB of bits."""
 
-_METADATA_KEY = b"crisp_stream.windows"
+_RECORD = RecordKind(
+    name="a window selection of crisp-stream",
+    key=b"crisp_stream.windows",
+    version_key="windows_version",
+    version=1,
+    remedy="Make a selection with: crisp-stream select METHOD … --out {path}",
+    sort_keys=True,
+    options={"use_dictionary": False, "write_page_checksum": True},
+)
 _KEPT_SELECTIONS = 16
 
 
@@ -79,7 +85,7 @@ class WindowSelection:
     def _hold(self, dataset_fingerprint: str, words: Words, num_windows: int, provenance: dict[str, Any]) -> None:
         self.dataset_fingerprint = dataset_fingerprint
         self.num_windows = num_windows
-        """Of the dataset."""
+        """Windows of the dataset."""
         self.provenance = provenance
         digest = hashlib.sha256(json.dumps([dataset_fingerprint, num_windows]).encode())
         digest.update(np.ascontiguousarray(words, "<u8").view(np.uint8).data)
@@ -91,21 +97,21 @@ class WindowSelection:
 
     @property
     def num_selected(self) -> int:
-        """Windows in it."""
+        """Windows in the selection."""
         return self.bits.num_members
 
     @property
     def share(self) -> float:
-        """Of the dataset's windows, in (0, 1]."""
+        """Share of the dataset's windows, in (0, 1]."""
         return self.num_selected / self.num_windows
 
     @property
     def windows(self) -> NDArray[np.int64]:
-        """[num_selected], sorted window ids in the dataset's own numbering; made anew each time."""
+        """[num_selected], sorted window ids in the dataset's numbering; made anew each time."""
         return members(self.bits.words)
 
     def contains(self, first: int, stop: int) -> NDArray[np.bool_]:
-        """[stop - first]: whether each of some consecutive windows is selected."""
+        """[stop - first], whether each of some consecutive windows is selected."""
         return unpack(self.bits.words, first, stop)
 
     def __eq__(self, other: object) -> bool:
@@ -115,7 +121,7 @@ class WindowSelection:
         return hash(self.fingerprint)
 
     def selected_per_leaf(self, dataset: Dataset) -> NDArray[np.int64]:
-        """[num_leaves]: how many windows of each leaf are selected. Raises InputError: of another dataset."""
+        """[num_leaves], selected windows of each leaf. Raises InputError: of another dataset."""
         self.check_dataset(dataset)
         ends = np.append(dataset.first_window_per_leaf, dataset.manifest.num_windows)
         return np.diff(self.bits.rank(ends))
@@ -169,58 +175,39 @@ class WindowSelection:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write a Parquet file, by convention *.windows.parquet, with one column of 64 windows in a row."""
-        metadata = {
-            "windows_version": WINDOWS_VERSION,
-            "dataset_fingerprint": self.dataset_fingerprint,
-            "num_windows": self.num_windows,
-            "num_selected": self.num_selected,
-            "provenance": self.provenance,
-        }
-        table = pa.table({"selected": pa.array(self.bits.words, pa.uint64())})
-        table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(target.name + ".tmp")
-        pq.write_table(table, temporary, compression="zstd", use_dictionary=False, write_page_checksum=True)
-        temporary.replace(target)
+        """Write a Parquet file, by convention *.windows.parquet, with one column of 64 windows in a row.
+
+        Raises:
+            StorageError: the storage refused or failed.
+        """
+        keys = ("dataset_fingerprint", "num_windows", "num_selected", "provenance")
+        columns = {"selected": pa.array(self.bits.words, pa.uint64())}
+        save_record(path, _RECORD, columns, {key: getattr(self, key) for key in keys})
 
     @classmethod
     def load(cls, path: str | Path) -> WindowSelection:
         """Read a saved selection.
 
         Raises:
-            FormatError: not a selection, or a damaged one.
+            FormatError: not a selection, or a damaged one. StorageError: the storage refused or failed.
         """
-        if not Path(path).is_file():
-            raise FormatError(f"{path}: no such file. Make a selection with: crisp-stream select METHOD … --out {path}")
-        try:
-            with pq.ParquetFile(str(path), pre_buffer=False, page_checksum_verification=True) as file:
-                content = json.loads((file.schema_arrow.metadata or {})[_METADATA_KEY])
-                version = content.get("windows_version") if isinstance(content, dict) else None
-                if version != WINDOWS_VERSION:
-                    raise FormatError(
-                        f"{path}: windows_version {version} is not {WINDOWS_VERSION}. Upgrade crisp-stream."
-                    )
-                return cls._read(file, content)
-        except FormatError as error:
-            raise FormatError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
-        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise FormatError(f"{path}: not a window selection of crisp-stream, or damaged ({error!r}).") from error
+        with load_record(path, _RECORD) as record:
+            return cls._read(record)
 
     @classmethod
-    def _read(cls, file: pq.ParquetFile, content: dict[str, Any]) -> WindowSelection:
-        num_windows, rows = int(content["num_windows"]), file.metadata.num_rows
+    def _read(cls, record: Record) -> WindowSelection:
+        facts, rows = record.facts, record.file.metadata.num_rows
+        num_windows = int(facts["num_windows"])
         if not 1 <= num_windows <= MAX_WINDOWS or rows != num_words(num_windows):
             raise FormatError(f"{rows:,} rows cannot hold {num_windows:,} windows of a dataset. Restore the file.")
-        words = numbers(file.read(["selected"], use_threads=False)["selected"], pa.uint64())
+        words = numbers(record.table()["selected"], pa.uint64())
         if len(words) != rows or (num_windows % 64 and int(words[-1]) >> (num_windows % 64)):
             raise FormatError("windows are selected that the dataset does not have. Restore the file.")
         selection = cls.__new__(cls)
-        selection._hold(str(content["dataset_fingerprint"]), words, num_windows, dict(content["provenance"]))
-        if selection.num_selected != content["num_selected"]:
+        selection._hold(str(facts["dataset_fingerprint"]), words, num_windows, dict(facts["provenance"]))
+        if selection.num_selected != facts["num_selected"]:
             raise FormatError(
-                f"must hold {content['num_selected']:,} windows, got {selection.num_selected:,}. Restore the file."
+                f"must hold {facts['num_selected']:,} windows, got {selection.num_selected:,}. Restore the file."
             )
         return selection
 

@@ -1,0 +1,7 @@
+"""Look at a dataset: summaries, terms of clusters, texts of windows, verification.
+
+In: an opened dataset or histogram.
+Out: text for people, terms and sample texts per node, and a list of everything that does not fit together.
+Begin with: summary.py, then verify.py and verify_places.py. window_reading.py reads all windows once, in parallel.
+Heavy libraries: sklearn (terms.py).
+"""

@@ -1,10 +1,10 @@
-"""What the nodes of the tree are about: terms by class TF-IDF, and a sample text each.
+"""Terms that say what the nodes of the tree are about, by class TF-IDF, and a sample text of each.
 
-Read is a sample of bounded size, never the corpus: for each node stretches of neighbouring windows at evenly spaced
+A sample of bounded size is read, never the corpus: for each node stretches of neighbouring windows at evenly spaced
 places of its range (neighbours in a leaf are a uniform sample of the leaf, FORMAT.md), and a background sample of the
 whole dataset. A few thousand requests suffice at any size of the corpus.
 
-The weight of a term depends on the corpus alone, not on which other nodes are asked for, so five nodes get the terms
+The weight of a term depends on the corpus alone, not on which other nodes are named, so five nodes get the terms
 that they would get among all 4,096. A language model that names each node, the usual alternative, reads better, but
 cannot be had everywhere, and invents.
 """
@@ -39,19 +39,19 @@ Int64s = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class NodeTerms:
-    """What some nodes of a level are about."""
+    """Terms and a sample text of some nodes of a level."""
 
     level: int
     nodes: NDArray[np.uint32]
     """[num_nodes], node ids."""
     windows_per_node: Int64s
-    """[num_nodes], windows of the dataset in each."""
+    """[num_nodes], windows of the dataset in each node."""
     windows_read_per_node: Int64s
     """[num_nodes], how many of them were looked at."""
     terms: list[tuple[str, ...]]
-    """[num_nodes], the terms that set each node apart, strongest first; none where nothing could be told."""
+    """[num_nodes], the terms that set each node apart, strongest first; none where no term stands out."""
     texts: list[str]
-    """[num_nodes], the beginning of that window, of those read, which holds most of the node's terms."""
+    """[num_nodes], the beginning of the window that holds most of the node's terms, among those read."""
     text_windows: Int64s
     """[num_nodes], the id of that window; -1 for a node without windows."""
     num_windows_read: int
@@ -67,14 +67,14 @@ def node_terms(
     terms_per_node: int = 8,
     seed: int = 0,
 ) -> NodeTerms:
-    """The terms that characterise nodes of a level, by class TF-IDF, and a sample text of each.
+    """Find the terms that characterise nodes of a level, by class TF-IDF, and a sample text of each.
 
     score(t, c) = P(t | c) · log(1 + A / f(t))     [BERTopic's c-TF-IDF]
 
     A is the mean number of words of a class and f(t) the frequency of t over all classes, so A / f(t) is
     1 / (C · P(t)), with C the number of the level's nodes that have windows. P(t) comes from a background sample of
-    the whole dataset, P(t | c) from windows of the node. English function words are left out, as are terms found in
-    one window only. Terms of at least two of the node's windows come before those of one, whatever their score.
+    the whole dataset, P(t | c) from windows of the node. English function words are left out, as are terms of
+    a single window. Terms of at least two of the node's windows come before those of one, whatever their score.
 
     Args:
         dataset: the opened dataset.
@@ -82,7 +82,7 @@ def node_terms(
         nodes: [num_nodes], node ids; all nodes of the level that have windows when None.
         max_windows: about how many windows are read, at most 128 per node; the first 256 tokens of each count.
         terms_per_node: at most so many.
-        seed: of the places that are read.
+        seed: seed of the places that are read.
 
     Raises:
         InputError: a level the tree does not have, or more nodes than windows that may be read.
@@ -91,32 +91,32 @@ def node_terms(
     if not 0 <= level <= dataset.manifest.depth:
         raise InputError(f"level {level} is not in the tree, which has levels 1 to {dataset.manifest.depth}.")
     ranges = _Ranges(dataset, level)
-    asked = ranges.nodes if nodes is None else np.asarray(nodes, np.uint32)
-    first, sizes = ranges.of(asked)
+    chosen = ranges.nodes if nodes is None else np.asarray(nodes, np.uint32)
+    first, sizes = ranges.of(chosen)
     background = max(1, int(max_windows * _BACKGROUND_SHARE))
-    quota = min(MAX_WINDOWS_PER_NODE, (max_windows - background) // max(len(asked), 1))
+    quota = min(MAX_WINDOWS_PER_NODE, (max_windows - background) // max(len(chosen), 1))
     if quota < 1:
         raise InputError(
-            f"max_windows must allow a window for each of {len(asked):,} nodes of level {level}, got {max_windows:,}. "
+            f"max_windows must allow a window for each of {len(chosen):,} nodes of level {level}, got {max_windows:,}. "
             "Name fewer nodes, take a coarser level, or raise it."
         )
     rng = np.random.default_rng(seed)
-    own, own_row = _sample(dataset, first, sizes, quota, rng)
+    of_nodes, node_row = _sample(dataset, first, sizes, quota, rng)
     whole = np.array([dataset.manifest.num_windows])
     common, _ = _sample(dataset, np.zeros(1, np.int64), whole, background, rng)
-    windows = np.unique(np.concatenate([own, common]))
+    windows = np.unique(np.concatenate([of_nodes, common]))
     texts = _read_texts(dataset, windows, _stretch(quota))
-    place = np.searchsorted(windows, own)
+    place = np.searchsorted(windows, of_nodes)
     is_common = np.isin(windows, common)
-    terms, best = _characterise(texts, place, own_row, is_common, (len(asked), len(ranges.nodes)), terms_per_node)
+    terms, best = _characterise(texts, place, node_row, is_common, (len(chosen), len(ranges.nodes)), terms_per_node)
     return NodeTerms(
         level=level,
-        nodes=asked,
+        nodes=chosen,
         windows_per_node=sizes,
-        windows_read_per_node=np.bincount(own_row, minlength=len(asked)),
+        windows_read_per_node=np.bincount(node_row, minlength=len(chosen)),
         terms=terms,
         texts=[texts[place[row]] if row >= 0 else "" for row in best],
-        text_windows=np.array([own[row] if row >= 0 else -1 for row in best], np.int64),
+        text_windows=np.array([of_nodes[row] if row >= 0 else -1 for row in best], np.int64),
         num_windows_read=len(windows),
     )
 
@@ -133,7 +133,7 @@ class _Ranges:
         self._sizes = np.add.reduceat(dataset.windows_per_leaf, row)
 
     def of(self, nodes: NDArray[np.uint32]) -> tuple[Int64s, Int64s]:
-        """First window and number of windows of each node; 0 windows for a node that has none."""
+        """Look up the first window and the number of windows of each node; 0 windows for a node that has none."""
         at = np.minimum(np.searchsorted(self.nodes, nodes), len(self.nodes) - 1)
         return self._first[at], np.where(self.nodes[at] == nodes, self._sizes[at], 0)
 
@@ -141,7 +141,7 @@ class _Ranges:
 def _sample(
     dataset: Dataset, first: Int64s, sizes: Int64s, quota: int, rng: np.random.Generator
 ) -> tuple[Int64s, Int64s]:
-    """About `quota` windows of each range in stretches at evenly spaced places, and the range of each window."""
+    """Choose about `quota` windows of each range in stretches at evenly spaced places, with the range of each."""
     stretch = _stretch(quota)
     places = -(-np.minimum(quota, sizes) // stretch)
     row = np.repeat(np.arange(len(first)), places)
@@ -160,17 +160,17 @@ def _sample(
 
 
 def _stretch(quota: int) -> int:
-    """How many neighbours are read at a place: at most _STRETCH, with little left over."""
+    """Choose how many neighbours are read at a place: at most _STRETCH, with little left over."""
     return -(-quota // -(-quota // _STRETCH))
 
 
 def _read_texts(dataset: Dataset, windows: Int64s, stretch: int) -> list[str]:
-    """The beginning of each window as one line of text, a pilcrow where one document ends and the next begins.
+    """Read the beginning of each window as one line of text, a pilcrow where one document ends and the next begins.
 
     Args:
         dataset: the opened dataset.
         windows: [num_windows], sorted.
-        stretch: how many of a leaf are fetched together.
+        stretch: windows of a leaf that are fetched together.
     """
     tokenizers = import_extra("tokenizers", extra="write", purpose="showing text")
     tokenizer = tokenizers.Tokenizer.from_file(str(dataset.tokenizer_path() / "tokenizer.json"))
@@ -190,54 +190,54 @@ def _read_texts(dataset: Dataset, windows: Int64s, stretch: int) -> list[str]:
 def _characterise(
     texts: list[str],
     place: Int64s,
-    row_per_own: Int64s,
+    row_per_place: Int64s,
     is_common: NDArray[np.bool_],
     num_nodes: tuple[int, int],
     terms_per_node: int,
 ) -> tuple[list[tuple[str, ...]], list[int]]:
-    """Terms of each node, and which of its windows holds most of them.
+    """Find the terms of each node, and the window of it that holds most of them.
 
     Args:
         texts: [num_windows].
-        place: [num_own], the text of each window that was read for a node.
-        row_per_own: [num_own], which node that is.
+        place: [num_places], the text of each window that was read for a node.
+        row_per_place: [num_places], the row of that node.
         is_common: [num_windows], whether the text belongs to the background.
-        num_nodes: how many are asked for, and how many the level has.
+        num_nodes: how many are characterised, and how many the level has.
         terms_per_node: at most so many.
 
     Returns:
         For each node its terms, and an index into `place`, -1 without windows.
     """
-    asked, all_nodes = num_nodes
-    typical = np.full(asked, -1)
-    typical[row_per_own[::-1]] = np.arange(len(place))[::-1]  # the first of each node, where no terms tell
+    chosen_nodes, all_nodes = num_nodes
+    typical = np.full(chosen_nodes, -1)
+    typical[row_per_place[::-1]] = np.arange(len(place))[::-1]  # the first of each node, where there are no terms
     counted = _count_terms(texts)
     if counted is None:
-        return [()] * asked, typical.tolist()
+        return [()] * chosen_nodes, typical.tolist()
     counts, vocabulary = counted
     sparse = import_extra("scipy.sparse", extra="write", purpose="finding terms")
-    owner: Any = sparse.csr_matrix((np.ones(len(place)), (row_per_own, place)), shape=(asked, len(texts)))
+    owner: Any = sparse.csr_matrix((np.ones(len(place)), (row_per_place, place)), shape=(chosen_nodes, len(texts)))
     total: Any = owner @ counts
     common = np.maximum(np.asarray(counts[is_common].sum(axis=0)).ravel(), 1)
     rarity = np.log1p(common.sum() / (all_nodes * common))
     words = np.maximum(np.asarray(total.sum(axis=1)).ravel(), 1)
     scores: Any = sparse.csr_matrix(sparse.diags(1 / words) @ total @ sparse.diags(rarity))
     shared: Any = (owner @ (counts > 0)).tocsr()
-    terms = [_best_terms(scores, shared, row, vocabulary, terms_per_node) for row in range(asked)]
+    terms = [_best_terms(scores, shared, row, vocabulary, terms_per_node) for row in range(chosen_nodes)]
     column = {term: at for at, term in enumerate(vocabulary)}
-    kept = [(row, column[term]) for row in range(asked) for term in terms[row]]
+    kept = [(row, column[term]) for row in range(chosen_nodes) for term in terms[row]]
     if kept:
         rows, columns = np.array(kept).T
         chosen: Any = sparse.csr_matrix((np.ones(len(kept)), (rows, columns)), shape=scores.shape).multiply(scores)
         present: Any = counts[place].minimum(1)
-        fit = np.asarray(present.multiply(chosen.tocsr()[row_per_own]).sum(axis=1)).ravel()
+        fit = np.asarray(present.multiply(chosen.tocsr()[row_per_place]).sum(axis=1)).ravel()
         by_fit = np.lexsort((-np.arange(len(fit)), fit))  # best last, the earliest window among equals
-        typical[row_per_own[by_fit]] = by_fit
+        typical[row_per_place[by_fit]] = by_fit
     return terms, typical.tolist()
 
 
 def _count_terms(texts: list[str]) -> tuple[Any, list[str]] | None:
-    """Sparse [num_texts, num_terms] counts, and the terms; None where no term occurs in two texts."""
+    """Count terms: sparse [num_texts, num_terms], and the terms; None where no term occurs in two texts."""
     text = import_extra("sklearn.feature_extraction.text", extra="write", purpose="finding terms")
     counter = text.CountVectorizer(token_pattern=_TOKEN, stop_words="english", min_df=_MIN_WINDOWS_WITH_TERM)
     try:
@@ -248,12 +248,12 @@ def _count_terms(texts: list[str]) -> tuple[Any, list[str]] | None:
 
 
 def _best_terms(scores: Any, shared: Any, row: int, vocabulary: list[str], limit: int) -> tuple[str, ...]:
-    """The terms with the highest scores of a row, those of several windows first; the alphabet decides among equals.
+    """Pick the terms with the highest scores of a row, those of several windows first, then by the alphabet.
 
     Args:
         scores: sparse [num_nodes, num_terms].
         shared: sparse [num_nodes, num_terms], windows of the node with the term; of the same pattern.
-        row: of both.
+        row: row of both.
         vocabulary: [num_terms], sorted.
         limit: at most so many.
     """

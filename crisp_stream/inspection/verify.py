@@ -1,4 +1,4 @@
-"""Verifying every byte of a dataset: what shards and tables say of each other, and with `deep` what provenance says.
+"""Verify every byte of a dataset: shards and tables against each other, and with `deep` against the provenance.
 
 One pass over the shards, a few MB at a time. A deep verification reads 8 bytes more per window; it recomputes the key
 by which every window was sorted from where the window came from, so a leaf whose windows were put in another order is
@@ -25,7 +25,7 @@ VERIFY_CHUNK_BYTES = 8 << 20
 
 @dataclass(kw_only=True)
 class VerifyReport:
-    """What verification found."""
+    """Problems of a dataset, and how much of it was read."""
 
     num_windows: int = 0
     """Windows whose checksum and cluster were compared."""
@@ -47,7 +47,7 @@ def verify_dataset(
     Args:
         root: dataset root.
         deep: also compare the order of all windows, and their number per leaf, with their provenance.
-        generation: of a dataset that has grown; the newest when None. Indexes are compared for the newest alone.
+        generation: generation of a dataset that has grown, the newest when None; indexes are the newest's alone.
         progress: called with (shards done, shards).
 
     Raises:
@@ -88,9 +88,9 @@ def _shard_problems(dataset: Dataset, report: VerifyReport, places: PlacesCheck 
 
 def _shard_problem(dataset: Dataset, shard: int, report: VerifyReport, places: PlacesCheck | None) -> str | None:
     row, manifest = dataset.shards[shard], dataset.manifest
-    found_bytes = dataset.store.object_bytes(row.path)
-    if found_bytes != row.shard_bytes:
-        return f"{row.path}: has {found_bytes} bytes, the shard table says {row.shard_bytes}"
+    object_bytes = dataset.store.object_bytes(row.path)
+    if object_bytes != row.shard_bytes:
+        return f"{row.path}: has {object_bytes} bytes, the shard table says {row.shard_bytes}"
     dtype = sample_dtype(manifest.window_tokens, manifest.token_dtype)
     header = dataset.store.get_range(row.path, 0, row.first_sample_offset)
     hasher = xxhash.xxh3_128(header)
@@ -115,12 +115,15 @@ def _shard_problem(dataset: Dataset, shard: int, report: VerifyReport, places: P
 
 
 def _sample_problem(dataset: Dataset, path: str, samples: NDArray[Any], first: int, *, counted: bool) -> str | None:
-    """Args:
-    dataset: that is verified.
-    path: of the shard.
-    samples: consecutive ones of it.
-    first: window id of the first.
-    counted: windows of each leaf are counted and compared in the end, which says more than where a leaf begins.
+    """Name the first problem of consecutive samples of a shard; None without any.
+
+    Args:
+        dataset: the dataset that is verified.
+        path: path of the shard.
+        samples: consecutive samples of the shard.
+        first: window id of the first sample.
+        counted: whether windows of each leaf are counted and compared in the end, which says more than where a leaf
+            begins.
     """
     window_ids = np.arange(first, first + len(samples))
     damaged = checksums(samples) != samples["checksum"]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from crisp_stream.errors import CrispError, FormatError, MissingObjectError
 from crisp_stream.format.dataset import Dataset
+from crisp_stream.format.keys import window_keys
 from crisp_stream.format.manifest import DROPPED, places_path
 from crisp_stream.format.parquet import read_parquet
 from crisp_stream.format.provenance import (
@@ -36,13 +37,13 @@ _MAX_DROPPED = 1 << 40
 
 
 class PlacesCheck:
-    """What is known of the order and the provenance of the windows so far."""
+    """Check of the order and the provenance of windows, fed shard by shard."""
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
         self._tables: list[DocumentsTable] = []
         self._expected = _PartSums(np.zeros(0, np.int64))
-        self._found = _PartSums(np.zeros(0, np.int64))
+        self._read = _PartSums(np.zeros(0, np.int64))
         self._with_tables = False
         self._with_places = True
         self._left_out: set[int] = set()
@@ -54,7 +55,7 @@ class PlacesCheck:
         self._unknown_leaf: int | None = None
 
     def read_tables(self) -> list[str]:
-        """Read all of provenance but the places; what is wrong with it."""
+        """Read all of provenance but the places. Returns its problems."""
         if not has_provenance(self._dataset):
             self._with_places = False
             return ["provenance: missing, because the dataset was written without it: its order cannot be compared"]
@@ -77,7 +78,7 @@ class PlacesCheck:
                 problems.append(str(error))
             finally:
                 table.close()
-        self._expected, self._found = _PartSums(np.array(parts, np.int64)), _PartSums(np.array(parts, np.int64))
+        self._expected, self._read = _PartSums(np.array(parts, np.int64)), _PartSums(np.array(parts, np.int64))
         if sums:
             self._expected.sums[:] = np.stack(sums)
         self._with_tables = not problems
@@ -94,26 +95,24 @@ class PlacesCheck:
         return []
 
     def begin(self, shard: int) -> str | None:
-        """Before a shard: its file of places must have the right form."""
+        """Check the form of the file of places of a shard, before its windows are added. Returns a problem."""
         if not self._with_places:
             return None
         row = self._dataset.shards[shard]
         path, store = places_path(row.path), self._dataset.store
         expected = PLACES_HEADER_BYTES + row.num_windows * PLACE.itemsize
-        found = store.object_bytes(path)
-        if found != expected:
-            return f"{path}: has {found} bytes, the places of {row.num_windows} windows need {expected}"
+        size = store.object_bytes(path)
+        if size != expected:
+            return f"{path}: has {size} bytes, the places of {row.num_windows} windows need {expected}"
         if store.get_range(path, 0, PLACES_HEADER_BYTES) != _places_header(row.num_windows):
             return f"{path}: is not a .npy file of u32[{row.num_windows}, 2]"
         return None
 
     def add(self, shard: int, start: int, samples: NDArray[Any]) -> str | None:
-        """The next windows of a shard, whose checksums match; a line where a place cannot be."""
+        """Add the next windows of a shard, whose checksums match. Returns a problem where a place cannot be."""
         self._count_leaves(samples["cluster"])
         if not self._with_places:
             return None
-        from crisp_stream.format.keys import window_keys
-
         places = read_places(self._dataset, shard, start, len(samples))
         pairs = places.view(np.uint32).reshape(-1, 2)
         keys = window_keys(samples["cluster"], pairs, self._dataset.manifest.sort_seed)
@@ -122,7 +121,7 @@ class PlacesCheck:
             first = int(self._dataset.first_window_per_shard[shard])
             self._out_of_order.setdefault(shard, first + start + at)
         self._last = (int(keys[-1]), int(places["part"][-1]), int(places["place"][-1]))
-        unknown = self._found.add(pairs) if self._with_tables else None
+        unknown = self._read.add(pairs) if self._with_tables else None
         if unknown is not None:
             window = int(self._dataset.first_window_per_shard[shard]) + start + unknown
             return (
@@ -140,15 +139,15 @@ class PlacesCheck:
             self._unknown_leaf = int(leaves[~known][0])
 
     def leave_out(self, shard: int) -> None:
-        """A shard has a problem of its own: neither its order nor sums over all windows say anything."""
+        """Leave out a shard that has another problem: neither its order nor sums over all windows say anything."""
         self._left_out.add(shard)
         self._out_of_order.pop(shard, None)
         self._last = None
 
     def finish(self) -> list[str]:
-        """What only the sight of all windows shows."""
+        """List the problems that show only when all windows were added."""
         comparable = not self._left_out
-        wrong = self._expected.differing(self._found) if comparable and self._with_tables else None
+        wrong = self._expected.differing(self._read) if comparable and self._with_tables else None
         problems = list(self._order_problems(wrong))
         if wrong is not None and len(wrong) and not problems:
             problems += _name_wrong(self._dataset, self._tables, wrong)
@@ -195,7 +194,7 @@ class _PartSums:
         self.sums = np.zeros((len(parts), 2), np.uint64)
 
     def add(self, pairs: NDArray[np.uint32]) -> int | None:
-        """Add windows, [num_windows, 2]; the first of an unknown part, if there is one."""
+        """Add windows, [num_windows, 2]. Returns the first of an unknown part, if there is one."""
         parts = pairs[:, 0].astype(np.int64)
         at = np.searchsorted(self.parts, parts)
         unknown = at == len(self.parts)
@@ -207,7 +206,7 @@ class _PartSums:
         return None
 
     def differing(self, other: _PartSums) -> NDArray[np.int64]:
-        """The parts in which the two differ."""
+        """List the parts in which the two differ."""
         return self.parts[(self.sums != other.sums).any(axis=1)]
 
 
@@ -222,13 +221,13 @@ def _set_sum(part: int, places: NDArray[np.int64]) -> NDArray[np.uint64]:
 
 
 def _places_header(num_windows: int) -> bytes:
-    """The header of a .npy file of u32[num_windows, 2], as numpy writes it."""
+    """Make the header of a .npy file of u32[num_windows, 2], as numpy writes it."""
     described = f"{{'descr': '<u4', 'fortran_order': False, 'shape': ({num_windows}, 2), }}"
     return b"\x93NUMPY\x01\x00\x76\x00" + described.encode().ljust(PLACES_HEADER_BYTES - 11) + b"\n"
 
 
 def _first_not_above(last: tuple[int, int, int] | None, keys: NDArray[np.uint64], places: NDArray[Any]) -> int | None:
-    """The first window that does not stand after the one before it in the order (key, part, place)."""
+    """Find the first window that does not stand after the one before it in the order (key, part, place)."""
     before = np.empty(len(keys), np.bool_)
     part, place = places["part"], places["place"]
     later = (part[1:] > part[:-1]) | ((part[1:] == part[:-1]) & (place[1:] > place[:-1]))
@@ -240,7 +239,7 @@ def _first_not_above(last: tuple[int, int, int] | None, keys: NDArray[np.uint64]
 def _check_spans(
     dataset: Dataset, table: DocumentsTable, spans: PartSpans, last_part: int, end_part: int, num_sources: int
 ) -> None:
-    """Raises FormatError where a part's documents do not follow one another."""
+    """Check that a part's documents follow one another. Raises FormatError."""
     path, window_tokens = table.path, dataset.manifest.window_tokens
     if not max(last_part + 1, table.first_part) <= spans.part < end_part:
         raise FormatError(f"{path}: part {spans.part} does not belong there. Restore it.")
@@ -256,7 +255,7 @@ def _check_spans(
 
 
 def _room(dataset: Dataset, spans: PartSpans) -> NDArray[np.int64]:
-    """Tokens that each document takes in the part's line, end-of-text and padding included."""
+    """Count the tokens that each document takes in the part's line, end-of-text and padding included."""
     if dataset.manifest.packing == "joined":
         return spans.num_tokens + 1
     window_tokens = dataset.manifest.window_tokens
@@ -264,7 +263,7 @@ def _room(dataset: Dataset, spans: PartSpans) -> NDArray[np.int64]:
 
 
 def _expected_places(dataset: Dataset, spans: PartSpans) -> NDArray[np.int64]:
-    """The windows that a part gives: all that are full of tokens and hold one of a document."""
+    """List the windows that a part gives: all that are full of tokens and hold one of a document."""
     window_tokens = dataset.manifest.window_tokens
     num_windows = int(_room(dataset, spans).sum()) // window_tokens
     filled = spans.num_tokens > 0
@@ -277,7 +276,7 @@ def _expected_places(dataset: Dataset, spans: PartSpans) -> NDArray[np.int64]:
 
 
 def _name_wrong(dataset: Dataset, tables: list[DocumentsTable], wrong: NDArray[np.int64]) -> list[str]:
-    """Which places of the wrong parts are the wrong ones."""
+    """Name the wrong places of the wrong parts."""
     shown = wrong[:SHOWN_PARTS]
     window_of: dict[tuple[int, int], tuple[int, int]] = {}
     lines: list[str] = []

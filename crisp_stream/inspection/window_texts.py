@@ -24,7 +24,7 @@ class WindowDecoder:
     """Decodes windows of a dataset by its tokenizer."""
 
     def __init__(self, dataset: Dataset) -> None:
-        """Raises FormatError, InputError, StorageError: the tokenizer is missing, damaged or another one."""
+        """Load the tokenizer. Raises FormatError, InputError, StorageError: it is missing, damaged or another one."""
         folder = dataset.tokenizer_path()
         self._tokenizer = DocumentTokenizer(folder)
         self._eot_token = dataset.manifest.tokenizer.eot_token
@@ -32,7 +32,7 @@ class WindowDecoder:
         self._is_probed = False
 
     def documents(self, tokens: NDArray[Any]) -> tuple[list[str], NDArray[np.int64]]:
-        """The parts of documents in some windows.
+        """Decode some windows into their parts of documents.
 
         Args:
             tokens: [num_windows, window_tokens].
@@ -65,7 +65,7 @@ class WindowDecoder:
 
 
 def _bytes_of_tokens(path: Path) -> NDArray[np.object_] | None:
-    """[vocab_size], the bytes of each token; None for a tokenizer that is not byte-level."""
+    """List the bytes of each token, [vocab_size]; None for a tokenizer that is not byte-level."""
     content = json.loads(path.read_bytes())
     if (content.get("decoder") or {}).get("type") != "ByteLevel":
         return None
@@ -74,7 +74,7 @@ def _bytes_of_tokens(path: Path) -> NDArray[np.object_] | None:
     for piece, token in content["model"]["vocab"].items():
         pieces[token] = bytes(byte_of[letter] for letter in piece) if byte_of.keys() >= set(piece) else piece.encode()
     pieces |= {added["id"]: added["content"].encode() for added in content.get("added_tokens") or []}
-    found = np.full(max(pieces) + 1, b"", object)
-    for token, own in pieces.items():
-        found[token] = own
-    return found
+    bytes_of_token = np.full(max(pieces) + 1, b"", object)
+    for token, piece in pieces.items():
+        bytes_of_token[token] = piece
+    return bytes_of_token

@@ -1,7 +1,7 @@
-"""Composer checkpoints as input: found, fetched, and read without running code from them.
+"""Find, fetch and read Composer checkpoints, without running code from them.
 
 A `.pt` file is a pickle, and Composer unpickles it whole. So a checkpoint is looked through first: only tensors, numpy
-arrays and plain values may stand in it (`torch.load(weights_only=True)` with Composer's own few types allowed). What
+arrays and plain values may stand in it (`torch.load(weights_only=True)` with the few types of Composer allowed). What
 passes is safe to hand to Composer; the same look finds the saved dataset position and the model's shape, so that a run
 that cannot resume fails before a model is built.
 """
@@ -43,11 +43,11 @@ class LoadedGPT:
     gpt: GPT2LMHeadModel
     tokenizer: PreTrainedTokenizerFast
     provenance: dict[str, Any]
-    """What the model was trained on: `dataset` (fingerprint), `packing`, `window_tokens`. Empty if it does not say."""
+    """Data that the model was trained on: `dataset` (fingerprint), `packing`, `window_tokens`. Empty: not known."""
 
 
 def latest_checkpoint(folder: str) -> str | None:
-    """Newest complete checkpoint of a run's `save_folder`, or None.
+    """Find the newest complete checkpoint of a run's `save_folder`, or None.
 
     Raises:
         StorageError: the storage refused or failed.
@@ -70,7 +70,7 @@ def has_checkpoints(folder: str) -> bool:
 
 
 def checkpoints_by_batch(folder: str) -> dict[int, str]:
-    """The checkpoints of a run's `save_folder`: batch and URL, in order.
+    """List the checkpoints of a run's `save_folder`: batch and URL, in order.
 
     Raises:
         StorageError: the storage refused or failed.
@@ -79,13 +79,13 @@ def checkpoints_by_batch(folder: str) -> dict[int, str]:
         names = [name for name, _ in open_store(folder).list()]
     else:
         names = [path.name for path in local_path(folder).glob("*.pt")]
-    found = {int(match[1]): name for name in names if (match := CHECKPOINT_NAME.fullmatch(name))}
-    return {batch: f"{folder.rstrip('/')}/{found[batch]}" for batch in sorted(found)}
+    names_by_batch = {int(match[1]): name for name in names if (match := CHECKPOINT_NAME.fullmatch(name))}
+    return {batch: f"{folder.rstrip('/')}/{names_by_batch[batch]}" for batch in sorted(names_by_batch)}
 
 
 @contextlib.contextmanager
 def local_copy(url: str) -> Iterator[Path]:
-    """The checkpoint as a local file: in place if it is one, else downloaded for as long as the context lasts.
+    """Give the checkpoint as a local file: in place if it is one, else downloaded for as long as the context lasts.
 
     Raises:
         InputError: no such local file.
@@ -109,7 +109,7 @@ def local_copy(url: str) -> Iterator[Path]:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The contents of a Composer checkpoint; tensors stay on disk until used.
+    """Read a Composer checkpoint; tensors stay on disk until they are used.
 
     Raises:
         FormatError: not a Composer checkpoint, a damaged one, or one that holds anything but data.
@@ -119,8 +119,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(_allowed_types()):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"(Unsupported|Trying to load)[^.]*\.[^.]*", str(error))
-        reason = found[0].strip() if found else "an object of an unknown type"
+        match = re.search(r"(Unsupported|Trying to load)[^.]*\.[^.]*", str(error))
+        reason = match[0].strip() if match else "an object of an unknown type"
         raise FormatError(f"{path} holds something other than plain data and was not loaded: {reason}") from error
     except (RuntimeError, EOFError, ValueError, OSError) as error:
         raise FormatError(f"{path} is not a checkpoint, or it is damaged: {str(error).splitlines()[0]}") from error
@@ -130,7 +130,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def model_config_of(checkpoint: dict[str, Any], path: Path | str) -> dict[str, Any]:
-    """The config.json of the model in a checkpoint.
+    """Read the config.json of the model in a checkpoint.
 
     Raises:
         FormatError: the checkpoint is not of a GPT-2 model trained through Composer's HuggingFaceModel.
@@ -147,7 +147,7 @@ def model_config_of(checkpoint: dict[str, Any], path: Path | str) -> dict[str, A
 
 
 def tokenizer_of(contents: dict[str, Any], origin: Path | str) -> PreTrainedTokenizerFast:
-    """The tokenizer that travels in a checkpoint.
+    """Load the tokenizer that a checkpoint holds.
 
     Raises:
         FormatError: there is none.
@@ -180,7 +180,7 @@ def load_gpt(checkpoint: str) -> LoadedGPT:
 
 
 def gpt_of(contents: dict[str, Any], origin: Path | str) -> LoadedGPT:
-    """The model in the contents of a checkpoint, in float32 on the CPU.
+    """Make the model of the contents of a checkpoint, in float32 on the CPU.
 
     Args:
         contents: of `read_checkpoint`.

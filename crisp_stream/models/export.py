@@ -1,6 +1,6 @@
-"""A Composer checkpoint becomes a Hugging Face folder: weights, tokenizer, generation config, card, training record.
+"""Export a Composer checkpoint as a Hugging Face folder: weights, tokenizer, generation config, card, training record.
 
-Composer's own exporter wants the tokenizer's hub name and writes `.bin` pickles; this one needs the checkpoint alone.
+The exporter of Composer wants the tokenizer's hub name and writes `.bin` pickles; this one needs the checkpoint alone.
 The folder is made whole beside its place, or in a temporary folder for object storage, and then moved there;
 config.json, without which nothing reads it, arrives last.
 """
@@ -83,18 +83,18 @@ def _check_free(out: str) -> None:
         if local_path(out).exists():
             raise InputError(f"{out} exists already and is not overwritten. Name another folder, or remove it.")
         return
-    found = [name for name, _ in open_store(out).list()]
-    if found:
-        incomplete = "" if _CONFIG in found else f" (without {_CONFIG}: of an interrupted export, or of something else)"
+    names = [name for name, _ in open_store(out).list()]
+    if names:
+        incomplete = "" if _CONFIG in names else f" (without {_CONFIG}: of an interrupted export, or of something else)"
         raise InputError(
-            f"{out} holds {len(found)} objects already{incomplete} and is not overwritten. "
+            f"{out} holds {len(names)} objects already{incomplete} and is not overwritten. "
             "Name another prefix, or delete them."
         )
 
 
 @contextlib.contextmanager
 def _published(out: str) -> Iterator[Path]:
-    """A folder to fill, which becomes `out` unless an error leaves the context."""
+    """Make a folder to fill, which becomes `out` unless an error leaves the context."""
     remote = is_remote(out)
     target = local_path(out)
     try:
@@ -122,7 +122,7 @@ def _published(out: str) -> Iterator[Path]:
 
 
 def _upload(folder: Path, store: Store) -> None:
-    """All files, config.json last; what arrived before a failure is deleted again."""
+    """Upload all files, config.json last. After a failure, delete what arrived."""
     names = sorted((path.name for path in folder.iterdir()), key=lambda name: (name == _CONFIG, name))
     sent: list[str] = []
     try:

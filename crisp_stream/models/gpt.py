@@ -1,8 +1,8 @@
 """The language model: the GPT-2 architecture of `transformers`, at any size, wrapped for Composer.
 
-Why `transformers`' GPT-2 and not a model of our own: the exported checkpoint is a plain Hugging Face folder that every
-tool reads, and the paper's sizes (CRISP, Table 4, after Brown et al. 2020) are this architecture at other widths.
-Attention is torch's scaled dot product, without a mask. The activation is GPT-2's own (GELU by tanh) as torch's one
+The model is `transformers`' GPT-2 and not one of ours: the exported checkpoint is a plain Hugging Face folder that all
+tools read, and the paper's sizes (CRISP, Table 4, after Brown et al. 2020) are this architecture at other widths.
+Attention is torch's scaled dot product, without a mask. The activation is that of GPT-2 (GELU by tanh) as torch's one
 kernel: `gelu_new` is the same function in eight, and keeps four tensors of the feed-forward width for the backward pass
 where this keeps one.
 Initial weights depend on the seed alone, not on the rank or the device.
@@ -115,7 +115,7 @@ def count_parameters(model: ModelRecipe, *, vocab_size: int, window_tokens: int 
     model_class = transformers.GPT2LMHeadModel  # imported here: importing under a device context breaks torch
     with torch.device("meta"):
         gpt = model_class(config)
-    gpt.tie_weights()  # a meta model keeps its output layer apart until told
+    gpt.tie_weights()  # a meta model keeps its output layer apart until this call
     return sum(parameter.numel() for parameter in gpt.parameters())
 
 
@@ -132,8 +132,8 @@ def load_tokenizer(folder: Path, *, eot_token: str, n_positions: int) -> PreTrai
     """
     transformers = import_extra("transformers", extra="train", purpose="loading the tokenizer")
     tokenizers = import_extra("tokenizers", extra="train", purpose="loading the tokenizer")
-    found = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id(eot_token)
-    if found is None:
+    eot_id = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id(eot_token)
+    if eot_id is None:
         raise FormatError(
             f"{folder / 'tokenizer.json'} has no token {eot_token!r}, which the manifest names as end of text."
         )
@@ -152,7 +152,7 @@ def composer_model(
 ) -> HuggingFaceModel:
     """Wrap a GPT for Composer's Trainer.
 
-    The training loss is the model's own mean over labelled tokens. Any evaluation dataloader gets token-level
+    The training loss is the model's mean over labelled tokens. Any evaluation dataloader gets token-level
     cross-entropy and perplexity. The tokenizer travels in every checkpoint, so that an export needs nothing else.
     """
     wrapper = import_extra("crisp_stream.models.composer_gpt", extra="train", purpose="training")

@@ -123,7 +123,7 @@ def _mixture(record: dict[str, Any]) -> str:
 
 
 def _selected(windows: dict[str, Any] | None) -> str:
-    """How many windows of the dataset a selection has, behind its name."""
+    """Windows of the dataset that a selection has, to stand behind its name."""
     return "" if windows is None else f" ({windows['selected']:,} of {windows['of']:,} windows)"
 
 
@@ -154,7 +154,7 @@ def _training(record: dict[str, Any]) -> str:
 
 
 def _parents(parent: dict[str, Any] | None) -> list[str]:
-    """What it was trained from, the newest first."""
+    """List the checkpoints it was trained from, the newest first."""
     if parent is None:
         return []
     lines = []

@@ -1,4 +1,4 @@
-"""What a model cost to train: tokens, FLOPs, device time; with all that it was continued or fine-tuned from.
+"""The cost of training a model: tokens, FLOPs, device time; with all that it was continued or fine-tuned from.
 
 A training record counts tokens as the learning-rate schedule does and device time as the account of the run does. Both
 may begin before the run did, at the checkpoint that it goes on from, or afresh; `restarted` of the record says which,
@@ -15,12 +15,12 @@ from crisp_stream.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingCost:
-    """Of a model from random weights to where it is."""
+    """The cost of a model since its random weights."""
 
     tokens: int
-    """Trained on, padding included."""
+    """Tokens that the model was trained on since its random weights, padding included."""
     flops: float
-    """Of forward and backward passes, without recomputation."""
+    """FLOPs of forward and backward passes, without recomputation."""
     device_seconds: dict[str, float] | None
     """Time inside the training loop times the number of devices, by the device's name; None where it is not known of a
     part of the training."""

@@ -1,4 +1,4 @@
-"""Where a model comes from, as plain data: read from a checkpoint, written as training.json of an exported folder.
+"""The origin of a model as plain data: read from a checkpoint, written as training.json of an exported folder.
 
 A file beside the model and not a key of its config.json: that is copied into every model which somebody tunes from it,
 of which it would no longer be true. Folders of the machine that trained are not part of it, and what may be secret in
@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
+
+import numpy as np
 
 from crisp_stream.errors import FormatError
 from crisp_stream.models.checkpoint import model_config_of
 from crisp_stream.storage.store import is_remote
 
 RECORD_VERSION = 1
-"""Of the keys of training.json."""
+"""Version of the keys of training.json."""
 
 LINEAGE_STATE = "Lineage"
 """Name of the callback whose saved state says what the run was made of."""
@@ -37,7 +40,7 @@ def public_address(url: str) -> str | None:
 
 
 def training_record(checkpoint: dict[str, Any], origin: Path | str) -> dict[str, Any]:
-    """What a checkpoint knows of the run that saved it.
+    """Read what a checkpoint knows of the run that saved it.
 
     Args:
         checkpoint: contents, of `checkpoint.read_checkpoint`.
@@ -90,13 +93,25 @@ _COUNTS = {"batches": "batch", "samples": "sample", "tokens": "token"}
 
 
 def _loss(account: dict[str, Any]) -> dict[str, Any] | None:
-    """Mean loss of the last tenth of the batches, nats per token, as `train` reports it."""
     losses = [float(loss) for loss in account.get("losses", [])]
     if not losses:
         return None
-    last = losses[-max(1, len(losses) // 10) :]
-    mean = sum(last) / len(last)
-    return {"final": mean if math.isfinite(mean) else None, "batches": len(last)}
+    mean = last_loss(losses)
+    return {"final": mean if math.isfinite(mean) else None, "batches": batches_of_last_loss(len(losses))}
+
+
+def last_loss(losses: Sequence[float]) -> float:
+    """Mean loss of the last tenth of the batches: the last loss of a run, wherever one is named.
+
+    Args:
+        losses: [num_batches], nats per predicted token; NaN comes back for none.
+    """
+    return float(np.mean(losses[-batches_of_last_loss(len(losses)) :])) if len(losses) else math.nan
+
+
+def batches_of_last_loss(num_batches: int) -> int:
+    """Count the batches that `last_loss` averages: a tenth, and at least one."""
+    return max(1, num_batches // 10)
 
 
 def _held_out(measured: dict[str, Any], texts: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -108,7 +123,7 @@ def _held_out(measured: dict[str, Any], texts: dict[str, Any] | None) -> dict[st
 
 
 def _dataset_of(config: dict[str, Any], served: dict[str, Any]) -> dict[str, Any]:
-    """What checkpoints without a lineage say."""
+    """Describe the dataset by a checkpoint without a lineage."""
     known = config.get("crisp_stream") or {}
     fingerprint = known.get("dataset") or served.get("dataset")
     return {"fingerprint": fingerprint, **{key: known.get(key) for key in ("packing", "window_tokens")}}

@@ -1,6 +1,6 @@
 """Line charts as inline SVG: colours come from the page's CSS variables, so they follow light, dark and print.
 
-A plotting library's SVG holds its own fonts and colours, and weighs ten times as much.
+The SVG of a plotting library brings fonts and colours with it, and weighs ten times as much.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 MAX_POINTS = 240
-"""Points of a drawn curve; more cannot be told apart at the width of a page."""
+"""Points of a drawn curve; more cannot be distinguished at the width of a page."""
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 18, 8, 40
+_LABEL = 18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,18 +31,23 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """How one direction of a chart is divided."""
+    """One direction of a chart."""
 
     low: float
+    """Value at the left or lower end."""
     high: float
+    """Value at the other end."""
     ticks: Sequence[float]
+    """Values with a label, and a line across the chart where the axis is vertical."""
     label: str = ""
+    """Name and unit of the values."""
     logarithmic: bool = False
+    """Whether equal ratios take equal lengths."""
     write: Callable[[float], str] = "{:g}".format
-    """A tick as text."""
+    """Writes a tick as text."""
 
     def place(self, values: ArrayLike) -> NDArray[np.float64]:
-        """0 at `low`, 1 at `high`."""
+        """Places of values along the axis: 0 at `low`, 1 at `high`."""
         if self.logarithmic:
             return np.log(np.asarray(values, np.float64) / self.low) / np.log(self.high / self.low)
         return (np.asarray(values, np.float64) - self.low) / (self.high - self.low)
@@ -56,20 +62,20 @@ def linear_axis(values: ArrayLike, *, count: int, label: str = "", margin: float
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
-    """At most `count` + 1 round numbers inside [low, high]."""
+    """Choose at most `count` + 1 round numbers inside [low, high]."""
     step = 10 ** np.floor(np.log10(max(high - low, 1e-9) / count))
     step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= count)
     return [float(value) for value in np.arange(np.ceil(low / step), np.floor(high / step + 1e-9) + 1) * step]
 
 
 def thinned(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """At most MAX_POINTS of the rows, evenly spaced, the ends included."""
+    """Keep at most MAX_POINTS of the rows, evenly spaced, the ends included."""
     keep = np.unique(np.linspace(0, len(points) - 1, min(len(points), MAX_POINTS)).round().astype(int))
     return points[keep]
 
 
 def smoothed(points: ArrayLike) -> NDArray[np.float64]:
-    """[num_points, 2]: centred mean of y over about a thirtieth of the run."""
+    """Average y over about a thirtieth of the run around each point: [num_points, 2]."""
     rows = np.asarray(points, np.float64)
     half = max(1, len(rows) // 60)
     sums = np.concatenate([[0.0], np.cumsum(rows[:, 1])])
@@ -78,26 +84,33 @@ def smoothed(points: ArrayLike) -> NDArray[np.float64]:
     return np.column_stack([rows[:, 0], (sums[last] - sums[first]) / (last - first)])
 
 
+def drawings(curves: Sequence[Curve], x: Axis, y: Axis, *, described: str) -> str:
+    """Draw the same curves twice, for wide and for narrow screens; arguments as of `line_chart`."""
+    wide = line_chart(curves, x, y, width=760, height=310, described=described)
+    return wide + line_chart(curves, x, y, width=360, height=270, described="")
+
+
 def line_chart(curves: Sequence[Curve], x: Axis, y: Axis, *, width: int, height: int, described: str) -> str:
-    """An SVG element.
+    """Draw curves as an SVG element.
 
     Args:
         curves: later ones are drawn over earlier ones.
-        x: horizontal.
-        y: vertical.
-        width: of the drawing, in its own units; it is scaled to the page.
-        height: likewise.
-        described: what a reader who cannot see it should know; empty for a second drawing of the same.
+        x: horizontal axis, its label below the chart.
+        y: vertical axis, its label above the chart.
+        width: width of the drawing in pixels before it is scaled to the page.
+        height: height of the drawing, likewise.
+        described: text for a reader who cannot see the chart; empty for a second drawing of the same.
     """
-    inner_width, inner_height = width - _LEFT - _RIGHT, height - _TOP - _BOTTOM
+    top = _TOP + _LABEL * bool(y.label)
+    inner_width, inner_height = width - _LEFT - _RIGHT, height - top - _BOTTOM
 
     def across(values: ArrayLike) -> NDArray[np.float64]:
         return _LEFT + x.place(values) * inner_width
 
     def down(values: ArrayLike) -> NDArray[np.float64]:
-        return _TOP + (1 - y.place(values)) * inner_height
+        return top + (1 - y.place(values)) * inner_height
 
-    parts: list[str] = []
+    parts = [f'<text x="0" y="12">{escape(y.label)}</text>'] if y.label else []
     for value, at in zip(y.ticks, down(y.ticks), strict=True):
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{escape(y.write(value))}</text>')

@@ -1,4 +1,4 @@
-"""What the page's map is drawn from: sizes, shares, terms and texts of the tree's nodes, packed into a few megabytes.
+"""Data of the page's map: sizes, shares, terms and texts of the tree's nodes, packed into a few megabytes.
 
 Sizes are sent for the deepest level shown alone, the levels above are sums of it. A task's share of a node is sent as
 16 bits on a logarithmic scale, off by at most 0.03 %: the colour of a rectangle and three digits need no more, and a
@@ -33,13 +33,13 @@ MAX_NODES_WITH_TEXT = 12_000
 """A level with more nodes has terms and text only for the tasks' heaviest and the corpus' largest."""
 
 SMALLEST_SHARE = 1e-12
-"""What is smaller counts as this; 0 stays 0."""
+"""Smallest share above 0 that the map holds; smaller ones count as this."""
 
 _CODES = (1 << 16) - 2
 _TEXT_CHARACTERS = 320
 _SHORT_TEXT_CHARACTERS = 200
 _HEAVIEST_PER_TASK = 800
-# Control characters, marks that turn the direction of what follows, joiners without a look of their own, surrogates.
+# Control characters, marks that turn the direction of what follows, invisible joiners, surrogates.
 _INVISIBLE = re.compile(
     "[\\x00-\\x1f\\x7f-\\x9f\\u00ad\\u061c\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u206f\\ud800-\\udfff\\ufeff\\ufff0-\\uffff]"
 )
@@ -63,7 +63,7 @@ class MapLevel:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskShares:
-    """How a task (or what a run was served) is spread over the nodes of a level of the map."""
+    """Shares that a task (or what a run was served) has of the nodes of a level of the map."""
 
     name: str
     level: int
@@ -73,39 +73,71 @@ class TaskShares:
     """Mass on nodes that have no windows."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tree:
+    """The dataset's tree as the sections of the page know it."""
+
+    arity: int
+    levels: Sequence[MapLevel]
+    terms: Sequence[NodeTerms]
+    """One per level."""
+
+    def terms_of(self, level: int, node: int) -> str:
+        """The terms of a node, or of the closest node above it that has some; empty where none has."""
+        for terms in reversed(self.terms[:level]):
+            row = _row_of(terms, node // self.arity ** (level - terms.level))
+            if row is not None and terms.terms[row]:
+                return " ".join(visible(term) for term in terms.terms[row])
+        return ""
+
+    def text_of(self, level: int, node: int) -> str:
+        """The beginning of a window of a node; empty where none was read."""
+        row = _row_of(self.terms[level - 1], node)
+        return "" if row is None else visible(self.terms[level - 1].texts[row])
+
+    def path(self, level: int, node: int) -> str:
+        """The path of a node from the root: `37/5/12`."""
+        return "/".join(str(node // self.arity ** (level - at) % self.arity) for at in range(1, level + 1))
+
+
+def _row_of(terms: NodeTerms, node: int) -> int | None:
+    row = int(np.searchsorted(terms.nodes, node))
+    return row if row < len(terms.nodes) and terms.nodes[row] == node else None
+
+
 def levels_of(dataset: Dataset) -> list[MapLevel]:
     """Levels 1 to the deepest of at most MAX_MAP_NODES nodes."""
     levels: list[MapLevel] = []
     for level in range(1, dataset.manifest.depth + 1):
-        own = generalist_histogram(dataset, level)
-        if levels and len(own.nodes) > MAX_MAP_NODES:
+        corpus = generalist_histogram(dataset, level)
+        if levels and len(corpus.nodes) > MAX_MAP_NODES:
             break
-        levels.append(MapLevel(level=level, nodes=own.nodes, windows=windows_per_node(own, dataset)))
+        levels.append(MapLevel(level=level, nodes=corpus.nodes, windows=windows_per_node(corpus, dataset)))
     return levels
 
 
 def task_shares(name: str, histogram: Histogram, levels: Sequence[MapLevel]) -> TaskShares:
-    """A histogram on its own level, or on the map's deepest where it is finer."""
+    """Shares of a histogram at its level, or at the map's deepest where the histogram is finer."""
     level = max(1, min(histogram.level, levels[-1].level))
     nodes = levels[level - 1].nodes
     if histogram.level == 0:
         return TaskShares(name=name, level=level, shares=levels[0].shares, missing=0.0)
-    own = histogram.nodes // np.uint32(histogram.arity ** (histogram.level - level))
-    at = np.minimum(np.searchsorted(nodes, own), len(nodes) - 1)
-    present = nodes[at] == own
+    ancestors = histogram.nodes // np.uint32(histogram.arity ** (histogram.level - level))
+    at = np.minimum(np.searchsorted(nodes, ancestors), len(nodes) - 1)
+    present = nodes[at] == ancestors
     shares = sums(at[present], histogram.proportions[present], len(nodes))
     return TaskShares(name=name, level=level, shares=shares, missing=float(histogram.proportions[~present].sum()))
 
 
 def shares_at(task: TaskShares, level: int, levels: Sequence[MapLevel], arity: int) -> NDArray[np.float64]:
-    """A task's shares of the nodes of a level: sums above its own level, by size below it."""
+    """A task's shares of the nodes of a level: sums above the task's level, by size below it."""
     nodes = levels[level - 1].nodes
-    own = levels[task.level - 1]
+    counted = levels[task.level - 1]
     if level <= task.level:
-        above = own.nodes // np.uint32(arity ** (task.level - level))
+        above = counted.nodes // np.uint32(arity ** (task.level - level))
         return sums(np.searchsorted(nodes, above), task.shares, len(nodes))
-    parent = np.searchsorted(own.nodes, nodes // np.uint32(arity ** (level - task.level)))
-    return task.shares[parent] * levels[level - 1].windows / own.windows[parent]
+    parent = np.searchsorted(counted.nodes, nodes // np.uint32(arity ** (level - task.level)))
+    return task.shares[parent] * levels[level - 1].windows / counted.windows[parent]
 
 
 def sums(rows: NDArray[np.intp], values: NDArray[np.float64], length: int) -> NDArray[np.float64]:
@@ -117,14 +149,14 @@ def gather_terms(
     dataset: Dataset, levels: Sequence[MapLevel], tasks: Sequence[TaskShares], *, max_windows: int
 ) -> list[NodeTerms]:
     """Terms and texts of every level: of all nodes, or of those that matter most."""
-    found = []
+    terms = []
     for level in levels:
         nodes = None
         budget = min(MAX_NODES_WITH_TEXT, max_windows // 2)
         if len(level.nodes) > budget:
             nodes = level.nodes[_notable(level, levels, tasks, dataset.manifest.arity, budget)]
-        found.append(node_terms(dataset, level.level, nodes=nodes, max_windows=max_windows))
-    return found
+        terms.append(node_terms(dataset, level.level, nodes=nodes, max_windows=max_windows))
+    return terms
 
 
 def _notable(
@@ -140,34 +172,41 @@ def _notable(
     return np.sort(ranked[np.sort(first)[:limit]])
 
 
-def map_payload(
-    levels: Sequence[MapLevel], tasks: Sequence[TaskShares], terms: Sequence[NodeTerms], *, arity: int
-) -> str:
-    """Everything the script needs, as base64 text: see `pack`."""
-    deepest = levels[-1]
+def map_payload(tree: Tree, tasks: Sequence[TaskShares], colours: Sequence[str]) -> str:
+    """Everything the script needs, as base64 text (see `pack`).
+
+    Args:
+        tree: sizes, terms and texts.
+        tasks: tasks, and what runs were served.
+        colours: [num_tasks], classes of the style sheet.
+    """
+    deepest = tree.levels[-1]
     arrays: dict[str, NDArray[Any]] = {
         "nodes": np.diff(deepest.nodes.astype(np.int64), prepend=0).astype(np.uint32),
         "windows": deepest.windows.astype(np.uint32 if deepest.windows.max() < 1 << 32 else np.float64),
     }
     texts = []
-    for found in terms:
-        characters = _TEXT_CHARACTERS if found.level < 3 else _SHORT_TEXT_CHARACTERS
-        arrays[f"text_nodes_{found.level}"] = np.diff(found.nodes.astype(np.int64), prepend=0).astype(np.uint32)
+    for terms in tree.terms:
+        characters = _TEXT_CHARACTERS if terms.level < 3 else _SHORT_TEXT_CHARACTERS
+        arrays[f"text_nodes_{terms.level}"] = np.diff(terms.nodes.astype(np.int64), prepend=0).astype(np.uint32)
         texts.append(
             {
-                "level": found.level,
-                "terms": [" ".join(visible(term) for term in row) for row in found.terms],
-                "texts": [visible(text)[:characters] for text in found.texts],
+                "level": terms.level,
+                "terms": [" ".join(visible(term) for term in row) for row in terms.terms],
+                "texts": [visible(text)[:characters] for text in terms.texts],
             }
         )
     for number, task in enumerate(tasks):
         arrays[f"task_{number}"] = _log_codes(task.shares)
     header = {
-        "arity": arity,
+        "arity": tree.arity,
         "depth": deepest.level,
         "smallest_share": SMALLEST_SHARE,
         "codes": _CODES,
-        "tasks": [{"name": visible(task.name), "level": task.level} for task in tasks],
+        "tasks": [
+            {"name": visible(task.name), "level": task.level, "colour": colour}
+            for task, colour in zip(tasks, colours, strict=True)
+        ],
         "texts": texts,
     }
     return pack(header, arrays)

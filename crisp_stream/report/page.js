@@ -5,7 +5,7 @@ const byId = (id) => document.getElementById(id);
 const percent = (share) => (share >= 0.0995 ? `${(100 * share).toFixed(0)}%` : share >= 1e-6 ? `${(100 * share).toPrecision(2)}%` : share > 0 ? "<0.0001%" : "0%");
 const times = (w) => (!(w > 0) ? "0" : w >= 100 ? w.toFixed(0) : w >= 10 ? w.toFixed(1) : w >= 0.01 ? w.toPrecision(2) : "<0.01");
 
-/** Header and arrays of the deflated block (page_map.pack). */
+/** Header and arrays of the deflated block (map.py: pack). */
 async function unpack() {
   const text = byId("payload").textContent;
   byId("payload").remove();
@@ -68,7 +68,7 @@ class Tree {
     this.levels[level - 1] = { nodes: above, windows: sizes, first };
   }
 
-  readTask({ name, level }, codes, shareOfCode) {
+  readTask({ name, level, colour }, codes, shareOfCode) {
     const shares = [];
     shares[level] = new Float64Array(codes.length);
     for (let row = 0; row < codes.length; row += 1) shares[level][row] = shareOfCode[codes[row]];
@@ -76,7 +76,7 @@ class Tree {
       shares[at - 1] = new Float64Array(this.levels[at - 1].nodes.length);
       for (let row = 0; row < shares[at].length; row += 1) shares[at - 1][this.levels[at].parent[row]] += shares[at][row];
     }
-    return { name, level, shares };
+    return { name, level, colour, shares };
   }
 
   childrenOf({ level, row }) {
@@ -94,6 +94,11 @@ class Tree {
   weightOf(task, node) {
     while (node.level > task.level) node = this.parentOf(node);
     return task.shares[node.level][node.row] / this.shareOf(node);
+  }
+
+  /** The cluster of a task's level that holds most of it. */
+  heaviestOf({ level, shares }) {
+    return { level, row: shares[level].reduce((best, share, row) => (share > shares[level][best] ? row : best), 0) };
   }
 
   pathOf(node) {
@@ -156,7 +161,7 @@ class Explorer {
   constructor(tree) {
     this.tree = tree;
     this.focus = { level: 0, row: 0 };
-    this.task = tree.tasks[0] || null;
+    this.task = tree.tasks[byId("task")?.value ?? 0] || null;
     this.hits = null; // of a search: per level row -> 1 found, 2 on the way to one
     this.map = new Treemap(byId("treemap"), {
       childrenOf: (node) => tree.childrenOf(node),
@@ -167,8 +172,10 @@ class Explorer {
     });
     this.listen();
     this.drawScale();
+    const heaviest = this.task && tree.heaviestOf(this.task);
+    if (heaviest) this.focus = tree.parentOf(heaviest);
     this.map.show(this.focus);
-    this.select(this.map.tiles[0], false);
+    this.select(heaviest || this.map.tiles[0], false);
   }
 
   listen() {
@@ -179,7 +186,8 @@ class Explorer {
     canvas.addEventListener("pointerdown", (event) => { this.touched = event.pointerType === "touch"; });
     canvas.addEventListener("click", (event) => this.press(place(event)));
     canvas.addEventListener("keydown", (event) => this.key(event));
-    byId("task")?.addEventListener("change", (event) => { this.task = this.tree.tasks[event.target.value]; this.redraw(); this.tell(this.selected); });
+    byId("task")?.addEventListener("change", (event) => this.choose(this.tree.tasks[event.target.value]));
+    byId("heaviest-cluster")?.addEventListener("click", () => this.jump(this.tree.heaviestOf(this.task)));
     const field = byId("search");
     field.addEventListener("input", () => { clearTimeout(this.timer); this.timer = setTimeout(() => this.search(field.value), 120); });
     field.addEventListener("keydown", (event) => {
@@ -197,6 +205,13 @@ class Explorer {
   resize() {
     const { width, height } = byId("treemap").getBoundingClientRect();
     if (Math.abs(width - this.map.width) > 0.5 || Math.abs(height - this.map.height) > 0.5) this.map.show(this.focus);
+  }
+
+  choose(task) {
+    this.task = task;
+    byId("chosen").className = `dot ${task.colour}`;
+    this.redraw();
+    this.tell(this.selected);
   }
 
   repaint() { this.map.palette = readPalette(); this.drawScale(); this.redraw(); }
@@ -285,8 +300,8 @@ class Explorer {
     }
     if (tree.tasks.length) panel.append(this.taskTable(node));
     if (about.text) {
-      const own = about.from.level === node.level;
-      panel.append(element("p", "source", own ? "A window of it" : `Terms and text of the cluster around it, ${tree.pathOf(about.from)}`));
+      const isNode = about.from.level === node.level;
+      panel.append(element("p", "source", isNode ? "A window of it" : `Terms and text of the cluster around it, ${tree.pathOf(about.from)}`));
       const quote = element("blockquote", "", about.text);
       quote.dir = "auto";
       panel.append(quote);
@@ -295,7 +310,7 @@ class Explorer {
 
   taskTable(node) {
     const { tree } = this, table = element("table", "tasks"), head = element("tr");
-    for (const [name, kind] of [["task", ""], ["share", "number"], ["w", "number"], ["", "around"]]) head.append(element("th", kind, name));
+    for (const [name, kind] of [["task or run", ""], ["share", "number"], ["w", "number"], ["", "around"]]) head.append(element("th", kind, name));
     table.append(head);
     for (const task of tree.tasks) {
       const row = element("tr", task === this.task ? "chosen" : ""), weight = tree.weightOf(task, node), bar = element("td", "around");
@@ -306,7 +321,7 @@ class Explorer {
       fill.style.background = this.map.palette.fill(weight);
       if (weight > 0) bar.append(fill);
       const name = element("th");
-      name.append(element("bdi", "", task.name));
+      name.append(element("span", `dot ${task.colour}`), element("bdi", "", task.name));
       row.append(name, element("td", "number", percent(weight * tree.shareOf(node))), element("td", "number", times(weight)), bar);
       table.append(row);
     }
@@ -329,7 +344,7 @@ class Explorer {
   drawScale() {
     const { palette } = this.map, scale = byId("scale");
     if (!this.task) { scale.hidden = true; return; }
-    const bar = element("span", "bar"), labels = element("span", "labels");
+    const bar = element("span", "ramp-bar"), labels = element("span", "labels");
     bar.style.background = `linear-gradient(90deg, ${Array.from({ length: 17 }, (_, i) => palette.steps[16 * i]).join(",")})`;
     for (const label of ["≤1/32", "1/4", "as often", "4×", "≥32×"]) labels.append(element("span", "", label));
     const none = element("span", "none"), swatch = element("span", "swatch");
@@ -371,6 +386,7 @@ class Explorer {
   }
 }
 
+document.documentElement.dataset.script = "";
 unpack().then((data) => {
   const explorer = new Explorer(new Tree(data));
   document.documentElement.dataset.ready = `${Math.round(performance.now())}`;

@@ -1,9 +1,9 @@
-"""One self-contained HTML page about a dataset, tasks' histograms and training runs: no network, any browser of today.
+"""One self-contained HTML page about a dataset, tasks' histograms, training runs and judged models, without network.
 
-The map is drawn by a script of our own on a canvas, because 262,144 rectangles are too many for SVG, and a plotting
-library weighs more than the data. Everything else is plain HTML and SVG, there without the script. A content security
-policy in the page forbids all requests and any other script, so corpus text could do no harm even if it were not
-escaped.
+It begins with the verdict in words and its figures; the map comes after them. The map is drawn by a small script on a
+canvas, because 262,144 rectangles are too many for SVG, and a plotting library weighs more than the data. Everything
+else is plain HTML and SVG, there without the script. A content security policy in the page forbids all requests and any
+other script, so corpus text could do no harm even if it were not escaped.
 """
 
 from __future__ import annotations
@@ -17,11 +17,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crisp_stream.histograms.mixture import check_tree
+from crisp_stream.report.colours import Colours, assign_colours
+from crisp_stream.report.elements import definitions, section
 from crisp_stream.report.evaluation import Evaluation, evaluation_section
 from crisp_stream.report.forecast import forecast_section
-from crisp_stream.report.map import TaskShares, gather_terms, levels_of, map_payload, task_shares, visible
-from crisp_stream.report.runs import Run, run_section, served_shares
-from crisp_stream.report.tasks import Tree, histogram_section, specificity_section, transfer, transfer_section
+from crisp_stream.report.heaviest import heaviest_section
+from crisp_stream.report.map import TaskShares, Tree, gather_terms, levels_of, map_payload, task_shares, visible
+from crisp_stream.report.runs import TrainingRun, run_section, served_shares
+from crisp_stream.report.scores import score_section
+from crisp_stream.report.tasks import histogram_section, specificity_section, transfer, transfer_section
+from crisp_stream.report.verdict import verdict_section
+from crisp_stream.results.curves import run_identity
 
 if TYPE_CHECKING:
     from crisp_stream.forecast.result import Forecast
@@ -35,7 +41,7 @@ def write_page(
     path: str | Path,
     dataset: Dataset,
     histograms: Mapping[str, Histogram],
-    runs: Sequence[Run] = (),
+    runs: Sequence[TrainingRun] = (),
     *,
     forecasts: Mapping[str, Forecast | str] | None = None,
     evaluation: Evaluation | None = None,
@@ -74,7 +80,7 @@ def write_page(
 def page_html(
     dataset: Dataset,
     histograms: Mapping[str, Histogram],
-    runs: Sequence[Run] = (),
+    runs: Sequence[TrainingRun] = (),
     *,
     forecasts: Mapping[str, Forecast | str] | None = None,
     evaluation: Evaluation | None = None,
@@ -85,29 +91,42 @@ def page_html(
     for name, histogram in histograms.items():
         check_tree(histogram, dataset, what=name)
     manifest = dataset.manifest
+    evaluation = evaluation and evaluation.led_by(list(histograms))
     levels = levels_of(dataset)
     tasks = [task_shares(name, histogram, levels) for name, histogram in histograms.items()]
     served = [served_shares(run, levels, manifest.depth, manifest.arity) for run in runs]
-    shown = [*tasks, *(task for task in served if task is not None)]
+    layers = [*tasks, *(shares for shares in served if shares is not None)]
+    colours = _colours(list(histograms), runs, evaluation)
+    of_layers = [colours.tasks[task.name] for task in tasks]
+    of_layers += [colours.of_run(run.key) for run, shares in zip(runs, served, strict=True) if shares is not None]
     log(f"reading windows for terms and text of {sum(len(level.nodes) for level in levels):,} nodes")
-    terms = gather_terms(dataset, levels, shown, max_windows=max_windows)
-    log(f"{sum(found.num_windows_read for found in terms):,} windows read")
+    terms = gather_terms(dataset, levels, layers, max_windows=max_windows)
+    log(f"{sum(one.num_windows_read for one in terms):,} windows read")
     tree = Tree(arity=manifest.arity, levels=levels, terms=terms)
-    sections = {"map": ("Map", _map_section(shown))}
-    if tasks:
-        sections["histograms"] = ("Histograms", histogram_section(histograms, tasks, tree))
-        sections["specificity"] = ("Specificity", specificity_section(tasks, tree))
-    if len(tasks) > 1:
-        sections["transfer"] = ("Transfer", transfer_section(transfer(tasks, tree)))
-    if forecasts:
-        sections["forecast"] = ("Forecast", forecast_section(forecasts, tree))
-    if runs:
-        sections["runs"] = ("Runs", run_section(runs, served, tree))
-    if evaluation is not None:
-        sections["evaluation"] = ("Evaluation", evaluation_section(evaluation))
-    sections["dataset"] = ("Dataset", _dataset_section(dataset, tree))
-    payload = map_payload(levels, shown, terms, arity=manifest.arity)
+    parts = {
+        "verdict": ("Verdict", verdict_section(evaluation) if runs or evaluation else ""),
+        "scores": ("Perplexity", score_section(evaluation, colours) if evaluation else ""),
+        "heaviest": ("Where the task lives", heaviest_section(tasks, tree, colours) if tasks else ""),
+        "runs": ("Training runs", run_section(runs, served, tree, colours) if runs else ""),
+        "map": ("Map", _map_section(layers, of_layers)),
+        "histograms": ("Histograms", histogram_section(histograms, tasks, tree, colours) if tasks else ""),
+        "specificity": ("Specificity", specificity_section(tasks, tree, colours) if tasks else ""),
+        "transfer": ("Transfer", transfer_section(transfer(tasks, tree)) if len(tasks) > 1 else ""),
+        "evaluation": ("Evaluation", evaluation_section(evaluation, colours) if evaluation else ""),
+        "forecast": ("Forecast", forecast_section(forecasts, tree, colours) if forecasts else ""),
+        "dataset": ("Dataset", _dataset_section(dataset, tree)),
+    }
+    sections = {key: part for key, part in parts.items() if part[1]}
+    payload = map_payload(tree, layers, of_layers)
     return _document(_name(dataset), _summary(dataset, len(tasks), len(runs)), sections, payload)
+
+
+def _colours(tasks: Sequence[str], runs: Sequence[TrainingRun], evaluation: Evaluation | None) -> Colours:
+    """Colours of tasks, runs and judged models; a model has that of its run."""
+    judged = [] if evaluation is None else evaluation.results
+    keys = [(run.key, run.histograms) for run in runs]
+    keys += [(run_identity(results), results.model.get("histograms") or []) for results in judged]
+    return assign_colours(tasks, keys)
 
 
 def _document(name: str, summary: str, sections: Mapping[str, tuple[str, str]], payload: str) -> str:
@@ -117,8 +136,10 @@ def _document(name: str, summary: str, sections: Mapping[str, tuple[str, str]], 
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
-    links = "".join(f'<a href="#{key}">{title}</a>' for key, (title, _) in sections.items())
-    body = "\n".join(html for _, html in sections.values())
+    links = "".join(f'<a href="#{key}">{title}</a>' for key, (title, _) in sections.items() if key != "verdict")
+    contents = f'<nav class="contents" aria-label="Contents">{links}</nav>'
+    verdict = sections["verdict"][1] if "verdict" in sections else ""
+    body = "\n".join(html for key, (_, html) in sections.items() if key != "verdict")
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -127,17 +148,18 @@ def _document(name: str, summary: str, sections: Mapping[str, tuple[str, str]], 
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <link rel="icon" href="data:,">
-<title>{escape(name)}: clusters and tasks</title>
+<title>Report on {escape(name)}</title>
 <style>
-{_asset("demo_page.css")}{_asset("page.css")}</style>
+{_asset("page.css")}</style>
 </head>
 <body>
-<main class="page">
+<main>
 <header>
-<h1><bdi>{escape(name)}</bdi></h1>
-<p class="verdict">{summary}</p>
-<nav class="contents" aria-label="Contents">{links}</nav>
+<h1>Report on <bdi>{escape(name)}</bdi></h1>
+<p class="summary">{summary}</p>
 </header>
+{verdict}
+{contents}
 {body}
 </main>
 <script type="application/octet-stream" id="payload">{payload}</script>
@@ -152,7 +174,7 @@ def _asset(name: str) -> str:
 
 
 def _name(dataset: Dataset) -> str:
-    return visible(dataset.root.rstrip("/").rpartition("/")[2]) or "Dataset"
+    return visible(dataset.root.rstrip("/").rpartition("/")[2]) or "the dataset"
 
 
 def _summary(dataset: Dataset, num_tasks: int, num_runs: int) -> str:
@@ -165,21 +187,32 @@ def _summary(dataset: Dataset, num_tasks: int, num_runs: int) -> str:
     return ", ".join(parts) + "."
 
 
-def _map_section(shown: Sequence[TaskShares]) -> str:
-    """The frame that the script fills."""
+def _map_section(layers: Sequence[TaskShares], colours: Sequence[str]) -> str:
+    """The frame that the script fills.
+
+    Args:
+        layers: tasks, and what runs were served, to colour the map by.
+        colours: [num_layers], classes of the style sheet.
+    """
     options = "".join(
-        f'<option value="{number}">{escape(visible(task.name))}</option>' for number, task in enumerate(shown)
+        f'<option value="{number}">{escape(visible(layer.name))}</option>' for number, layer in enumerate(layers)
     )
-    chooser = f'<label>Colour by <select id="task">{options}</select></label>' if shown else ""
+    chooser = (
+        f'<label><span id="chosen" class="dot {colours[0]}" aria-hidden="true"></span>Colour by '
+        f'<select id="task">{options}</select></label>\n'
+        '<button type="button" id="heaviest-cluster">Go to its heaviest cluster</button>'
+        if layers
+        else ""
+    )
     about = (
-        "coloured by importance weight w(c): how much more often the task falls in it than the corpus does"
-        if shown
+        "coloured by w: how much more often the chosen task falls in it than the corpus does. The map opens at the "
+        "heaviest cluster of the first task; <i>All clusters</i> leads to the whole"
+        if layers
         else "without histograms there is nothing to colour by"
     )
-    return f"""<section aria-labelledby="map" class="explorer">
-<h2 id="map">The tree as a map</h2>
-<p class="note">A rectangle is a cluster, sized by its windows, {about}. Point at it to see what it is about, press it
-to go inside. With the keyboard: arrows move, Enter goes in, Escape goes out.</p>
+    body = f"""<p class="note">A rectangle is a cluster, sized by its windows, {about}. Point at it to see what it is
+about, press it to go inside. With the keyboard: arrows move, Enter goes in, Escape goes out, Home leads to the
+whole.</p>
 <noscript><p class="warning">The map needs JavaScript; the rest of the page does not.</p></noscript>
 <p class="warning" id="trouble" role="alert" hidden></p>
 <div class="controls">{chooser}
@@ -194,8 +227,8 @@ aria-label="Colours: importance weight from at most 1/32 to at least 32"></div><
 aria-label="Clusters of the corpus" aria-describedby="announced"></canvas></div>
 <aside id="panel" class="panel" aria-label="Cluster"></aside>
 </div>
-<p id="announced" class="unseen" aria-live="polite"></p>
-</section>"""
+<p id="announced" class="unseen" aria-live="polite"></p>"""
+    return section("map", "The tree as a map", body, kind="explorer")
 
 
 def _dataset_section(dataset: Dataset, tree: Tree) -> str:
@@ -207,25 +240,21 @@ def _dataset_section(dataset: Dataset, tree: Tree) -> str:
         "Tokens": f"{manifest.num_windows * manifest.window_tokens:,}",
         "Shards": f"{manifest.num_shards:,}",
         "Tree": f"arity {manifest.arity}, depth {manifest.depth}, {manifest.num_leaves:,} leaves with windows",
-        "Encoder": manifest.encoder.name,
-        "Vocabulary": f"{manifest.tokenizer.vocab_size:,} ids",
+        "Encoder": f"{manifest.encoder.name}, first {manifest.encoder.max_length:,} word pieces of a window",
+        "Tokenizer": f"{manifest.tokenizer.vocab_size:,} ids",
         **({"Generation": f"{manifest.generation}"} if manifest.generation else {}),
         "Fingerprint": manifest.fingerprint[:16],
-        "Read for this page": f"{sum(found.num_windows_read for found in tree.terms):,} windows",
+        "Read for this page": f"{sum(one.num_windows_read for one in tree.terms):,} windows",
     }
-    listed = "\n".join(
-        f"<div><dt>{name}</dt><dd><bdi>{escape(visible(value))}</bdi></dd></div>" for name, value in facts.items()
-    )
     note = ""
     if tree.levels[-1].level < manifest.depth:
         note = f'<p class="note">The map ends at level {tree.levels[-1].level}; the tree has {manifest.depth}.</p>'
-    return f"""<section aria-labelledby="dataset">
-<h2 id="dataset">The dataset</h2>
-{note}
-<dl>
-{listed}
-</dl>
+    return section(
+        "dataset",
+        "The dataset",
+        f"""{note}
+{definitions(facts)}
 <p class="note">Terms are class TF-IDF: frequency in the cluster times log(1 + mean words per cluster / frequency over
 all clusters), from a sample of windows. The text is the beginning of that window, of those read, which holds most of
-the cluster's terms.</p>
-</section>"""
+the cluster's terms.</p>""",
+    )

@@ -1,4 +1,4 @@
-"""Training runs on the page: their curves, what they were served, what they cost; finished or still going.
+"""Training runs on the page: curves, served mixture and cost, of runs that have finished or still go on.
 
 A finished run is read from run.json and losses.csv. Which clusters a run was served stands in its newest checkpoint
 alone, and so does all of a run that is still going: that is read where it is on a local disk, and fetched from an
@@ -12,7 +12,6 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,11 +19,12 @@ from numpy.typing import NDArray
 
 from crisp_stream.errors import FormatError, InputError, MissingExtraError, MissingObjectError
 from crisp_stream.models.checkpoint import latest_checkpoint, local_copy, read_checkpoint
-from crisp_stream.report.charts import Curve, line_chart, linear_axis, smoothed, thinned
-from crisp_stream.report.map import MapLevel, TaskShares, sums, visible
-from crisp_stream.report.tasks import NUM_COLOURS, Tree, legend, meter, node_button
+from crisp_stream.models.training_record import last_loss
+from crisp_stream.report.colours import Colours, RunKey
+from crisp_stream.report.elements import Line, against_corpus, batch_figure, dot, node_button, safe, section
+from crisp_stream.report.map import MapLevel, TaskShares, Tree, shares_at, sums
 from crisp_stream.storage.store import is_remote, open_store
-from crisp_stream.table import format_bytes
+from crisp_stream.table import NONE, format_bytes
 
 if TYPE_CHECKING:
     from crisp_stream.format.dataset import Dataset
@@ -33,30 +33,50 @@ _TOP_NODES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """What is known of a run."""
+class TrainingRun:
+    """A run as its files describe it."""
 
     name: str
     losses: Sequence[tuple[float, float]]
     """(batch, training loss in nats per token)."""
     held_out: Sequence[tuple[float, float]]
-    """(batch, perplexity)."""
+    """(batch, perplexity of held-out text)."""
     record: dict[str, Any]
     """run.json; empty for a run that is still going."""
     served_leaves: NDArray[np.int64]
     """[num_served], leaf ids; empty where no checkpoint says what was served."""
     served_windows: NDArray[np.int64]
-    """[num_served]."""
+    """[num_served], windows served of each."""
     totals: dict[str, float]
     """`bytes_read`, `requests`, `wall_seconds`, `cpu_seconds`."""
 
     @property
     def batches(self) -> int:
-        """Trained so far."""
+        """Batches trained so far."""
         return len(self.losses)
 
+    @property
+    def last_loss(self) -> float:
+        """Mean loss of the last tenth of the batches so far, as `crisp-stream train` prints it; NaN without batches."""
+        return last_loss([loss for _, loss in self.losses])
 
-def read_run(folder: str, dataset: Dataset) -> Run:
+    @property
+    def key(self) -> RunKey:
+        """Identity of the run, as results of its checkpoints have it; only the name for a run that is still going."""
+        return self.name, self.record.get("num_parameters"), self.record.get("mixture_fingerprint"), self.seed
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of the run; None where there is no run.json."""
+        return (self.record.get("recipe") or {}).get("seed")
+
+    @property
+    def histograms(self) -> list[str]:
+        """Histogram of each phase; empty where there is no run.json."""
+        return [str(phase.get("histogram")) for phase in self.record.get("phases") or []]
+
+
+def read_run(folder: str, dataset: Dataset) -> TrainingRun:
     """Read the `save_folder` of a run.
 
     Raises:
@@ -83,9 +103,9 @@ def read_run(folder: str, dataset: Dataset) -> Run:
     if trained_on != dataset.manifest.fingerprint and dataset.generation_with(str(trained_on)) is None:
         raise InputError(
             f"{folder}: the run was trained on dataset {str(trained_on)[:12]}, {dataset.root} is "
-            f"{dataset.manifest.fingerprint[:12]}. Make the page of the run's own dataset."
+            f"{dataset.manifest.fingerprint[:12]}. Name the dataset that the run was trained on."
         )
-    return Run(
+    return TrainingRun(
         name=str(record.get("run_name") or state["run_name"]),
         losses=losses or list(enumerate(state["losses"], start=state["first_batch"])),
         held_out=[(float(batch), float(value)) for batch, value in record.get("held_out") or state.get("measured", [])],
@@ -137,33 +157,32 @@ def _saved_account(state: dict[str, Any], checkpoint: str) -> dict[str, Any]:
     }
 
 
-def served_shares(run: Run, levels: Sequence[MapLevel], depth: int, arity: int) -> TaskShares | None:
-    """What a run was served, as shares of the nodes of the map's deepest level; None where nothing is known."""
+def served_shares(run: TrainingRun, levels: Sequence[MapLevel], depth: int, arity: int) -> TaskShares | None:
+    """Shares of the map's deepest nodes in what a run was served; None where no checkpoint says it."""
     total = int(run.served_windows.sum())
     if not total:
         return None
     deepest = levels[-1]
-    own = run.served_leaves // arity ** (depth - deepest.level)
-    at = np.minimum(np.searchsorted(deepest.nodes, own), len(deepest.nodes) - 1)
-    present = deepest.nodes[at] == own
+    ancestors = run.served_leaves // arity ** (depth - deepest.level)
+    at = np.minimum(np.searchsorted(deepest.nodes, ancestors), len(deepest.nodes) - 1)
+    present = deepest.nodes[at] == ancestors
     shares = sums(at[present], run.served_windows[present] / total, len(deepest.nodes))
     return TaskShares(name=f"served to {run.name}", level=deepest.level, shares=shares, missing=1 - float(shares.sum()))
 
 
-def run_section(runs: Sequence[Run], served: Sequence[TaskShares | None], tree: Tree) -> str:
-    """Curves of all runs, a table of what they came to, and what each was served."""
-    curves = _curves("Training loss", "Loss on each run's own mixture in nats per token; faint: every batch.", runs, 0)
-    curves += _curves("Held-out perplexity", "Measured during training, as the recipe asked.", runs, 1)
-    rows = "\n".join(_row(run) for run in runs)
-    mixtures = "\n".join(_served_card(n, task, tree) for n, task in enumerate(served) if task is not None)
-    cards = f'<h3>Mixture served so far</h3>\n<div class="cards">{mixtures}</div>' if mixtures else ""
-    return f"""<section aria-labelledby="runs">
-<h2 id="runs">Training runs</h2>
-{curves}
-<div class="scroll"><table class="stack">
-<caption>Mixture error: total variation between the cluster proportions asked for and those served; 0 is exact.
-</caption>
-<thead><tr><th scope="col">Run</th><th scope="col">State</th><th scope="col" class="number">Batches</th>
+def run_section(runs: Sequence[TrainingRun], served: Sequence[TaskShares | None], tree: Tree, colours: Colours) -> str:
+    """Curves of all runs, a table of their figures, and the mixture that each was served."""
+    rows = "\n".join(_row(run, colours) for run in runs)
+    return section(
+        "runs",
+        "Training runs",
+        f"""{_loss_figure(runs, colours)}
+{_held_out_figure(runs, colours)}
+<div class="scroll" tabindex="0" role="region" aria-label="Figures of the runs"><table class="stack">
+<caption>{_LAST_LOSS} Mixture error: total variation between the cluster proportions asked for and those served; 0 is
+exact, 1 is disjoint. Read: bytes from the dataset, by all ranks. Time: inside the training loop.</caption>
+<thead><tr><th scope="col">Run</th><th scope="col">State</th><th scope="col" class="number">Parameters</th>
+<th scope="col" class="number">Seed</th><th scope="col" class="number">Batches</th>
 <th scope="col" class="number">Tokens</th><th scope="col" class="number">Last loss</th>
 <th scope="col" class="number">Mixture error</th><th scope="col" class="number">Read</th>
 <th scope="col" class="number">Time</th></tr></thead>
@@ -171,79 +190,93 @@ def run_section(runs: Sequence[Run], served: Sequence[TaskShares | None], tree: 
 {rows}
 </tbody>
 </table></div>
-{cards}
-</section>"""
+{_served_cards(runs, served, tree, colours)}""",
+    )
 
 
-def _curves(title: str, caption: str, runs: Sequence[Run], which: int) -> str:
-    """A chart of losses (0) or held-out perplexities (1) of the runs that have at least two."""
-    drawn = [(n, np.asarray(run.held_out if which else run.losses, np.float64)) for n, run in enumerate(runs)]
-    drawn = [(n, points[np.isfinite(points).all(axis=1)]) for n, points in drawn if len(points) > 1]
-    drawn = [(n, points) for n, points in drawn if len(points) > 1]
-    if not drawn:
-        return ""
-    curves = [] if which else [Curve(points=thinned(p), kind=f"raw colour{n % NUM_COLOURS}") for n, p in drawn]
-    curves += [
-        Curve(points=thinned(p if which else smoothed(p)), kind=f"curve colour{n % NUM_COLOURS}") for n, p in drawn
-    ]
-    every = np.concatenate([points for _, points in drawn])
-    ends = "; ".join(f"{visible(runs[n].name)} {points[-1, 1]:.3g}" for n, points in drawn)
-    y = linear_axis(every[:, 1], count=5, margin=0.04)
-    charts = [
-        line_chart(
-            curves,
-            linear_axis([0.0, every[:, 0].max()], count=4 if width < 500 else 8, label="batch"),
-            y,
-            width=width,
-            height=height,
-            described=described,
-        )
-        for width, height, described in ((760, 300, f"{title} by batch; at the end: {ends}."), (360, 260, ""))
-    ]
-    return f"""<figure>
-<h3>{title}</h3>
-<figcaption>{caption}</figcaption>
-{legend([(n, visible(runs[n].name)) for n, _ in drawn])}
-{"".join(charts)}
-</figure>
-"""
+_LAST_LOSS = (
+    "Last loss: mean loss of the last tenth of the batches, in nats per token, as crisp-stream train prints it."
+)
 
 
-def _row(run: Run) -> str:
+def _loss_figure(runs: Sequence[TrainingRun], colours: Colours) -> str:
+    lines = [_line(run, run.losses, f"last loss {run.last_loss:.4f}", colours) for run in runs]
+    caption = (
+        "Training loss on each run's mixture, averaged over neighbouring batches; faint: every batch. Mixtures differ, "
+        "so these curves do not say which run is better: judged text does."
+    )
+    drawn = [line for line in lines if len(line.points) > 1]
+    return batch_figure("<h3>Training loss</h3>", caption, "nats per token", drawn, noisy=True)
+
+
+def _held_out_figure(runs: Sequence[TrainingRun], colours: Colours) -> str:
+    lines = [_line(run, run.held_out, f"{run.held_out[-1][1]:.4g} at the end", colours) for run in runs if run.held_out]
+    caption = "Measured during training, on the text that the recipe names."
+    drawn = [line for line in lines if len(line.points) > 1]
+    return batch_figure("<h3>Held-out perplexity</h3>", caption, "perplexity", drawn)
+
+
+def _line(run: TrainingRun, values: Sequence[tuple[float, float]], last: str, colours: Colours) -> Line:
+    points = np.asarray(values, np.float64).reshape(-1, 2)
+    points = points[np.isfinite(points).all(axis=1)]
+    return Line(label=f"{run.name}: {last}", colour=colours.of_run(run.key), points=points)
+
+
+def _row(run: TrainingRun, colours: Colours) -> str:
     record = run.record
     state = "finished" if record else f"running: as of its checkpoint at batch {run.batches:,}"
-    tokens = f"{int(record['tokens']):,}" if isinstance(record.get("tokens"), int) else "-"
     error = record.get("mixture_error")
-    cells = [
-        ("batches", f"{run.batches:,}"),
-        ("tokens", tokens),
-        ("last loss", f"{smoothed(run.losses)[-1, 1]:.3f}" if run.losses else "-"),
-        ("mixture error", f"{error:.4f}" if isinstance(error, float) else "-"),
-        ("read", format_bytes(run.totals["bytes_read"])),
-        ("time", f"{run.totals['wall_seconds']:,.0f} s"),
-    ]
-    rest = "".join(f'<td class="number" data-label="{label}">{value}</td>' for label, value in cells)
-    return (
-        f'<tr><th scope="row"><bdi>{escape(visible(run.name))}</bdi></th><td data-label="state">{state}</td>{rest}</tr>'
-    )
+    cells = {
+        "parameters": _count(record.get("num_parameters")),
+        "seed": NONE if run.seed is None else f"{run.seed}",
+        "batches": f"{run.batches:,}",
+        "tokens": _count(record.get("tokens")),
+        "last loss": f"{run.last_loss:.4f}" if run.losses else NONE,
+        "mixture error": f"{error:.4f}" if isinstance(error, float) else NONE,
+        "read": format_bytes(run.totals["bytes_read"]),
+        "time": f"{run.totals['wall_seconds']:,.0f} s",
+    }
+    rest = "".join(f'<td class="number" data-label="{label}">{value}</td>' for label, value in cells.items())
+    name = f"{dot(colours.of_run(run.key))}{safe(run.name)}"
+    return f'<tr><th scope="row">{name}</th><td data-label="state">{state}</td>{rest}</tr>'
 
 
-def _served_card(number: int, task: TaskShares, tree: Tree) -> str:
-    """The level-1 clusters that a run was served most, against the corpus."""
+def _count(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else NONE
+
+
+def _served_cards(
+    runs: Sequence[TrainingRun], served: Sequence[TaskShares | None], tree: Tree, colours: Colours
+) -> str:
+    """The level-1 clusters that each run was served most, against the corpus, on one scale."""
     first = tree.levels[0]
-    above = tree.levels[task.level - 1].nodes // np.uint32(tree.arity ** (task.level - 1))
-    shares = sums(np.searchsorted(first.nodes, above), task.shares, len(first.nodes))
+    cards = [
+        (task.name, colours.of_run(run.key), shares_at(task, 1, tree.levels, tree.arity))
+        for run, task in zip(runs, served, strict=True)
+        if task is not None
+    ]
+    if not cards:
+        return ""
+    scale = max(float(first.shares.max()), *(float(shares.max()) for _, _, shares in cards))
+    articles = "\n".join(_served_card(name, colour, shares, tree, scale) for name, colour, shares in cards)
+    return f"""<h3>Mixture served so far</h3>
+<p class="note">Share of the windows that each run was served, by cluster of level 1; grey: share of the corpus.</p>
+<div class="cards">
+{articles}
+</div>"""
+
+
+def _served_card(name: str, colour: str, shares: NDArray[np.float64], tree: Tree, scale: float) -> str:
+    first = tree.levels[0]
     top = np.argsort(-shares, kind="stable")[:_TOP_NODES]
-    top = top[shares[top] > 0]
-    most = max(float(shares[top].max(initial=0)), float(first.shares[top].max(initial=0)), 1e-9)
     rows = "\n".join(
         f"<li>{node_button(tree, 1, int(first.nodes[row]))}"
-        f"{meter(float(shares[row]) / most, float(first.shares[row]) / most)}"
+        f"{against_corpus(float(shares[row]), float(first.shares[row]), scale, colour)}"
         f'<span class="figures">{shares[row]:.1%}, corpus {first.shares[row]:.1%}</span></li>'
-        for row in top
+        for row in top[shares[top] > 0]
     )
-    return f"""<article class="card colour{number % NUM_COLOURS}">
-<h4><span class="dot" aria-hidden="true"></span><bdi>{escape(visible(task.name))}</bdi></h4>
+    return f"""<article class="card">
+<h4>{dot(colour)}{safe(name)}</h4>
 <ol class="top">
 {rows}
 </ol>

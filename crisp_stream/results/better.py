@@ -1,22 +1,21 @@
-"""On how many examples one model is better than another (CRISP, Table 8)."""
+"""The share of examples on which one model is better than another (CRISP, Table 8)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.errors import import_extra
-from crisp_stream.figure import check_picture, save_figure
+from crisp_stream.figure import blank_figure, check_picture, save_figure
 from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, model_names, paired_sets, pairs, same_tokens
 from crisp_stream.results.results import QuestionResults, TextResults
 from crisp_stream.results.tables import INTERVALS, comparability_notes, mean_of
-from crisp_stream.table import aligned
+from crisp_stream.table import Table, TableGroup
 
 Measure = Literal["perplexity", "bits_per_byte", "probability_of_answer"]
 
@@ -36,7 +35,7 @@ class BetterRow:
     baseline: str
     measure: Measure
     fraction: Estimate
-    """Of examples on which the model is better, in [0, 1]; a tie counts as half."""
+    """Share of examples on which the model is better, in [0, 1]; a tie counts as half."""
     num_examples: int
     num_ties: int
 
@@ -49,12 +48,12 @@ def better_rows(results: Sequence[AnyResults], *, baseline: str) -> list[BetterR
     """
     rows = []
     for judged in paired_sets(results, baseline):
-        for found, base in pairs(judged, baseline):
-            measure, gain = example_gains(found, base)
+        for results_of_model, base in pairs(judged, baseline):
+            measure, gain = example_gains(results_of_model, base)
             rows.append(
                 BetterRow(
                     judged=judged,
-                    model=found.model_name,
+                    model=results_of_model.model_name,
                     baseline=baseline,
                     measure=measure,
                     fraction=mean_of(np.where(gain == 0, 0.5, gain > 0)),
@@ -65,20 +64,20 @@ def better_rows(results: Sequence[AnyResults], *, baseline: str) -> list[BetterR
     return rows
 
 
-def example_gains(found: AnyResults, base: AnyResults) -> tuple[Measure, NDArray[np.float64]]:
-    """How much better a model is on each example, by the finest measure that is comparable.
+def example_gains(results: AnyResults, base: AnyResults) -> tuple[Measure, NDArray[np.float64]]:
+    """Compute how much better a model is on each example, by the finest measure that is comparable.
 
     Returns:
         The measure, and [num_examples] differences, above 0 where the model is better: nats per token, bits per byte,
         or nats of the right answer.
     """
-    if isinstance(found, QuestionResults) and isinstance(base, QuestionResults):
-        return "probability_of_answer", _answer_log_probs(found) - _answer_log_probs(base)
-    assert isinstance(found, TextResults)
+    if isinstance(results, QuestionResults) and isinstance(base, QuestionResults):
+        return "probability_of_answer", _answer_log_probs(results) - _answer_log_probs(base)
+    assert isinstance(results, TextResults)
     assert isinstance(base, TextResults)
-    if same_tokens(found, base):
-        return "perplexity", base.losses - found.losses
-    return "bits_per_byte", base.bits_per_byte - found.bits_per_byte
+    if same_tokens(results, base):
+        return "perplexity", base.losses - results.losses
+    return "bits_per_byte", base.bits_per_byte - results.bits_per_byte
 
 
 def _answer_log_probs(results: QuestionResults) -> NDArray[np.float64]:
@@ -86,65 +85,59 @@ def _answer_log_probs(results: QuestionResults) -> NDArray[np.float64]:
     return np.array([row[answer] for row, answer in scored], np.float64)
 
 
-def better_text(rows: Sequence[BetterRow]) -> str:
-    """A line per set and model."""
-    lines = [
-        (
-            row.judged.name,
-            row.model,
-            row.fraction.cell(1, scale=100),
-            f"{row.num_ties:,}",
-            f"{row.num_examples:,}",
-            _WRITTEN[row.measure],
-        )
-        for row in rows
-    ]
-    head = ("set", "model", f"% better than {rows[0].baseline}", "ties", "examples", "better is")
-    sets = list({id(row.judged): row.judged for row in rows}.values())
-    return "\n".join(
-        [aligned(head, lines), "", f"A tie counts as half. {INTERVALS}", *comparability_notes(sets)],
+def better_table(rows: Sequence[BetterRow]) -> TableGroup:
+    """Tabulate rows of `better_rows`, one line per set and model."""
+    table = Table(
+        head=("set", "model", f"% better than {rows[0].baseline}", "ties", "examples", "better is"),
+        rows=[
+            (
+                row.judged.name,
+                row.model,
+                row.fraction.cell(1, scale=100),
+                f"{row.num_ties:,}",
+                f"{row.num_examples:,}",
+                _WRITTEN[row.measure],
+            )
+            for row in rows
+        ],
+        words=(0, 1),
+    )
+    return TableGroup(
+        tables=[table],
+        notes=[f"A tie counts as half. {INTERVALS}", *comparability_notes([row.judged for row in rows])],
+        records=[
+            {
+                "set": row.judged.name,
+                "model": row.model,
+                "than": row.baseline,
+                "measure": row.measure,
+                **row.fraction.columns("fraction_better"),
+                "ties": row.num_ties,
+                "examples": row.num_examples,
+            }
+            for row in rows
+        ],
     )
 
 
-def better_csv(rows: Sequence[BetterRow]) -> list[dict[str, Any]]:
-    """A line per set and model."""
-    return [
-        {
-            "set": row.judged.name,
-            "model": row.model,
-            "than": row.baseline,
-            "measure": row.measure,
-            "fraction_better": row.fraction.value,
-            "low": row.fraction.interval.low,
-            "high": row.fraction.interval.high,
-            "ties": row.num_ties,
-            "examples": row.num_examples,
-        }
-        for row in rows
-    ]
-
-
 def plot_better(rows: Sequence[BetterRow], path: str | Path) -> Path:
-    """Fractions as dots with their intervals, a line per set, a colour per model.
+    """Draw fractions as dots with their intervals, a line per set, a colour per model.
 
     Raises:
         InputError: not .svg, .png or .pdf. MissingExtraError: matplotlib is not installed.
     """
     check_picture(path)
-    import_extra("matplotlib", extra="eval", purpose="drawing figures")
-    from matplotlib.figure import Figure
-
     sets = list(dict.fromkeys(row.judged.name for row in rows))
     models = list(dict.fromkeys(row.model for row in rows))
-    figure = Figure(figsize=(6.4, 1.3 + 0.5 * len(sets) + 0.1 * len(models)), layout="constrained")
+    figure = blank_figure(6.4, 1.3 + 0.5 * len(sets) + 0.1 * len(models))
     axis = figure.subplots()
     for number, model in enumerate(models):
-        own = [row for row in rows if row.model == model]
-        values = np.array([100 * row.fraction.value for row in own])
-        bounds = 100 * np.array([row.fraction.interval for row in own]).T
+        dots = [row for row in rows if row.model == model]
+        values = np.array([100 * row.fraction.value for row in dots])
+        bounds = 100 * np.array([row.fraction.interval for row in dots]).T
         shift = (number - (len(models) - 1) / 2) * 0.5 / len(models)
         errors = np.nan_to_num(np.abs(bounds - values))
-        places = [sets.index(row.judged.name) + shift for row in own]
+        places = [sets.index(row.judged.name) + shift for row in dots]
         axis.errorbar(values, places, xerr=errors, fmt="o", color=f"C{number}", label=model, capsize=2)
     axis.axvline(50, color="gray", linewidth=0.8)
     axis.set(xlim=(0, 100), ylim=(len(sets) - 0.5, -0.5), xlabel=f"% of examples better than {rows[0].baseline}")
@@ -154,5 +147,5 @@ def plot_better(rows: Sequence[BetterRow], path: str | Path) -> Path:
 
 
 def natural_baseline(results: Sequence[AnyResults]) -> str | None:
-    """The first model by name that is called `base` or something with it, without which there is none."""
+    """Name the first model, by name, that has `base` in its name; None without one."""
     return next((name for name in sorted(model_names(results)) if "base" in name.lower()), None)

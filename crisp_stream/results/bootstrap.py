@@ -1,7 +1,7 @@
-"""How far a figure would move with other examples of the same kind: percentile bootstrap over examples.
+"""Confidence intervals over examples, by percentile bootstrap.
 
-Examples are resampled, not tokens: the tokens of a text are not independent. The interval speaks of the choice of the
-examples alone; another training seed moves a figure, too.
+They say how far a figure would move with other examples of the same kind; another training seed moves it, too. Examples
+are resampled, not tokens: the tokens of a text are not independent.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ class Interval(NamedTuple):
 def bootstrap_interval(
     statistic: Callable[..., NDArray[np.float64]], *columns: NDArray[Any], seed: int = 0
 ) -> Interval:
-    """Percentile interval of a statistic of the examples, at 95 %, from 1,000 resamples. Equal input, equal bounds.
+    """Compute the 95 % interval of a statistic of examples, from 1,000 resamples. Equal input gives equal bounds.
 
     Args:
-        statistic: of the columns, reducing them along the keyword argument `axis`.
+        statistic: a function of the columns that reduces them along the keyword argument `axis`.
         columns: each [num_examples]; an example is drawn with all its columns.
-        seed: of the resampling.
+        seed: seed of the resampling.
     """
     num_examples = len(columns[0])
     if num_examples < 2:
         return Interval(math.nan, math.nan)
     stats = import_extra("scipy.stats", extra="eval", purpose="confidence intervals")
-    found = stats.bootstrap(
+    interval = stats.bootstrap(
         columns,
         statistic,
         paired=True,
@@ -52,14 +52,14 @@ def bootstrap_interval(
         method="percentile",
         random_state=np.random.default_rng(seed),
     ).confidence_interval
-    return Interval(float(found.low), float(found.high))
+    return Interval(float(interval.low), float(interval.high))
 
 
 def exp_mean(values: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
-    """exp of the mean: a perplexity of losses, a ratio of perplexities of differences."""
+    """Take exp of the mean: the perplexity of losses, the ratio of perplexities of differences."""
     return np.exp(values.mean(axis=axis))
 
 
 def ratio_of_sums(above: NDArray[np.float64], below: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
-    """Sum over sum, such as the loss of all examples over their bytes."""
+    """Divide sum by sum, such as the loss of all examples by their bytes."""
     return above.sum(axis=axis) / below.sum(axis=axis)

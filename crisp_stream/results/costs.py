@@ -1,4 +1,4 @@
-"""What a method reaches for what training costs, over checkpoints of all sizes (CRISP, Figure 10).
+"""Quality against the cost of training, per method, over checkpoints of all sizes (CRISP, Figure 10).
 
 Checkpoints are sorted by cost; a line through those that beat all cheaper ones is what one gets for the cost, and dots
 mark where the size of the best model changes. What a model was continued or fine-tuned from is part of its cost.
@@ -12,13 +12,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-from crisp_stream.errors import InputError, import_extra
-from crisp_stream.figure import check_picture, save_figure
+from crisp_stream.errors import InputError
+from crisp_stream.figure import blank_figure, check_picture, save_figure
 from crisp_stream.models.training_cost import TrainingCost, training_cost
 from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, judged_sets
 from crisp_stream.results.tables import INTERVALS, WRITTEN, comparability_notes, figure_cell, figure_of
-from crisp_stream.table import aligned
+from crisp_stream.table import Table, TableGroup
 
 CostAxis = Literal["device-hours", "flops", "tokens"]
 
@@ -39,7 +39,7 @@ class CostPoint:
     measure: str
     estimate: Estimate
     best_so_far: bool
-    """Better than all cheaper ones of its method."""
+    """Whether it is better than all cheaper ones of its method."""
     size_changes: bool
     """Whether it is the first of the best so far to be of its size."""
 
@@ -50,7 +50,7 @@ class Costs:
 
     axis: CostAxis
     device: str | None
-    """What device-hours are of."""
+    """Device that device-hours are counted on; None for another axis."""
     points: Sequence[CostPoint]
     sets: Sequence[JudgedSet]
 
@@ -59,8 +59,8 @@ def costs(results: Sequence[AnyResults], *, axis: CostAxis, methods: Mapping[str
     """Order checkpoints by what they cost.
 
     Args:
-        results: of any number of checkpoints and sizes.
-        axis: what costs are counted in.
+        results: checkpoints, of any number and sizes.
+        axis: unit that costs are counted in.
         methods: pattern of model names, such as `gpt-*-base-*`, to the name of the method; others are named after their
             histograms.
 
@@ -68,35 +68,35 @@ def costs(results: Sequence[AnyResults], *, axis: CostAxis, methods: Mapping[str
         InputError: a cost is not known, or device-hours are of different devices.
     """
     sets = judged_sets(results)
-    found = {found.model_name: _cost_of(found) for found in results}
-    device = _one_device(found) if axis == "device-hours" else None
+    cost_of = {checkpoint.model_name: _cost_of(checkpoint) for checkpoint in results}
+    device = _one_device(cost_of) if axis == "device-hours" else None
     points: list[CostPoint] = []
     for judged in sets:
         by_method: dict[str, list[AnyResults]] = {}
-        for own in judged.results:
-            by_method.setdefault(method_of(own, methods or {}), []).append(own)
-        for method, own in by_method.items():
-            by_cost = sorted(own, key=lambda one: _along(found[one.model_name], axis))
-            points += _method_points(judged, method, [(one, _along(found[one.model_name], axis)) for one in by_cost])
+        for checkpoint in judged.results:
+            by_method.setdefault(method_of(checkpoint, methods or {}), []).append(checkpoint)
+        for method, checkpoints in by_method.items():
+            costs_of_method = [(one, _along(cost_of[one.model_name], axis)) for one in checkpoints]
+            points += _method_points(judged, method, sorted(costs_of_method, key=lambda pair: pair[1]))
     return Costs(axis=axis, device=device, points=points, sets=sets)
 
 
 def method_of(results: AnyResults, methods: Mapping[str, str]) -> str:
-    """The name of the first pattern that a model's name matches, else its histograms and those of its parents."""
+    """Name the method by the first pattern that the model's name matches, else by its histograms and its parents'."""
     named = next((name for pattern, name in methods.items() if fnmatchcase(results.model_name, pattern)), None)
     return named or _histograms(results.model.get("training") or {}) or results.model.get("run_name") or "?"
 
 
 def _histograms(record: dict[str, Any]) -> str:
-    """`base`, or `base, then mmlu` for phases; `base > specialist data: base` for another order of samples."""
+    """Name `base`, or `base, then mmlu` for phases; `base > specialist data: base` for another order of samples."""
     mixture, parent = record.get("mixture") or {}, record.get("parent")
-    own = ", then ".join(Path(str(phase.get("histogram"))).stem for phase in mixture.get("phases") or [])
+    histograms = ", then ".join(Path(str(phase.get("histogram"))).stem for phase in mixture.get("phases") or [])
     restarted = record.get("restarted")
     if not parent or (restarted is not None and "data" not in restarted):  # its phases say what came before
-        return own
+        return histograms
     datasets = [(one.get("dataset") or {}).get("fingerprint") for one in (record, parent)]
     other = "" if datasets[0] == datasets[1] else "other data: "
-    return f"{_histograms(parent)} > {other}{own}"
+    return f"{_histograms(parent)} > {other}{histograms}"
 
 
 def _cost_of(results: AnyResults) -> TrainingCost:
@@ -106,16 +106,16 @@ def _cost_of(results: AnyResults) -> TrainingCost:
         raise InputError(f"{results.model_name}: {error}") from error
 
 
-def _one_device(found: Mapping[str, TrainingCost]) -> str:
-    """Raises InputError: device time is not known of a model, or is of different devices."""
-    unknown = [name for name, cost in found.items() if cost.device_seconds is None]
+def _one_device(cost_of: Mapping[str, TrainingCost]) -> str:
+    """Name the device of all models. Raises InputError: device time is not known of a model, or devices differ."""
+    unknown = [name for name, cost in cost_of.items() if cost.device_seconds is None]
     if unknown:
         more = f" and {len(unknown) - _NAMED:,} more" if len(unknown) > _NAMED else ""
         raise InputError(
             f"the device time of {', '.join(unknown[:_NAMED])}{more} is not known: a checkpoint in its line was "
             "saved before it was counted. Use --cost flops or --cost tokens."
         )
-    devices = {device: name for name, cost in found.items() for device in cost.device_seconds or {}}
+    devices = {device: name for name, cost in cost_of.items() for device in cost.device_seconds or {}}
     if len(devices) > 1:
         shown = " and ".join(f"{device} ({name})" for device, name in devices.items())
         raise InputError(f"device-hours of different devices cannot be compared: {shown}. Use --cost flops.")
@@ -155,71 +155,79 @@ def _method_points(judged: JudgedSet, method: str, by_cost: Sequence[tuple[AnyRe
     return points
 
 
-def costs_text(found: Costs) -> str:
-    """A line per set, method and checkpoint, by cost."""
-    rows = [
-        (
-            point.set_name,
-            point.method,
-            point.model,
-            f"{point.cost:.4g}" if found.axis == "device-hours" else f"{point.cost:.3e}",
-            f"{point.num_parameters:,}",
-            figure_cell(point.measure, point.estimate),
-            WRITTEN[point.measure],
-            "best so far, another size" if point.size_changes else "best so far" if point.best_so_far else "",
-        )
-        for point in found.points
-    ]
-    head = ("set", "method", "model", found.axis, "parameters", "figure", "", "")
-    of_device = [f"device: {found.device}"] if found.device else []
-    notes = ["costs include those of the checkpoints that a run began from", INTERVALS]
-    return "\n".join([aligned(head, rows, left=3), "", *of_device, *notes, *comparability_notes(found.sets)])
+def costs_table(compared: Costs) -> TableGroup:
+    """Tabulate checkpoints, one line per set, method and checkpoint, by cost."""
+    return TableGroup(
+        tables=[
+            Table(
+                head=("set", "method", "model", compared.axis, "parameters", "figure", "", ""),
+                rows=[_cells(point, compared.axis) for point in compared.points],
+                words=(0, 1, 2),
+            )
+        ],
+        notes=[
+            *([f"device: {compared.device}"] if compared.device else []),
+            "costs include those of the checkpoints that a run began from",
+            INTERVALS,
+            *comparability_notes(compared.sets),
+        ],
+        records=[
+            {
+                "set": point.set_name,
+                "method": point.method,
+                compared.axis.replace("-", "_"): point.cost,
+                "parameters": point.num_parameters,
+                "measure": point.measure,
+                **point.estimate.columns(),
+                "best_so_far": point.best_so_far,
+                "size_changes": point.size_changes,
+                "device": compared.device,
+                "model": point.model,
+            }
+            for point in compared.points
+        ],
+    )
 
 
-def costs_csv(found: Costs) -> list[dict[str, Any]]:
-    """A line per set, method and checkpoint; accuracies as shares."""
+def _cells(point: CostPoint, axis: CostAxis) -> list[str]:
+    best = "best so far, another size" if point.size_changes else "best so far" if point.best_so_far else ""
     return [
-        {
-            "set": point.set_name,
-            "method": point.method,
-            found.axis.replace("-", "_"): point.cost,
-            "parameters": point.num_parameters,
-            "measure": point.measure,
-            "value": point.estimate.value,
-            "low": point.estimate.interval.low,
-            "high": point.estimate.interval.high,
-            "best_so_far": point.best_so_far,
-            "size_changes": point.size_changes,
-            "device": found.device,
-            "model": point.model,
-        }
-        for point in found.points
+        point.set_name,
+        point.method,
+        point.model,
+        f"{point.cost:.4g}" if axis == "device-hours" else f"{point.cost:.3e}",
+        f"{point.num_parameters:,}",
+        figure_cell(point.measure, point.estimate),
+        WRITTEN[point.measure],
+        best,
     ]
 
 
-def plot_costs(found: Costs, path: str | Path) -> Path:
-    """A panel per set, a colour per method: all checkpoints faint, the best so far as a line, dots at another size.
+def plot_costs(compared: Costs, path: str | Path) -> Path:
+    """Draw a panel per set, a colour per method: checkpoints faint, the best so far as a line, dots at another size.
 
     Raises:
         InputError: not .svg, .png or .pdf. MissingExtraError: matplotlib is not installed.
     """
     check_picture(path)
-    import_extra("matplotlib", extra="eval", purpose="drawing figures")
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter
+    sets = list(dict.fromkeys(point.set_name for point in compared.points))
+    methods = list(dict.fromkeys(point.method for point in compared.points))
+    figure = blank_figure(4.4 * len(sets), 3.6)
+    from matplotlib.ticker import LogLocator, NullFormatter  # after blank_figure, which names the missing extra
 
-    sets = list(dict.fromkeys(point.set_name for point in found.points))
-    methods = list(dict.fromkeys(point.method for point in found.points))
-    figure = Figure(figsize=(4.4 * len(sets), 3.6), layout="constrained")
     for axis, set_name in zip(figure.subplots(1, len(sets), squeeze=False).flat, sets, strict=True):
-        measure = next(point.measure for point in found.points if point.set_name == set_name)
+        measure = next(point.measure for point in compared.points if point.set_name == set_name)
         scale = 100 if measure.startswith("acc") else 1
         for number, method in enumerate(methods):
-            own = [point for point in found.points if (point.set_name, point.method) == (set_name, method)]
-            best = [point for point in own if point.best_so_far]
-            changes = [point for point in own if point.size_changes]
+            checkpoints = [point for point in compared.points if (point.set_name, point.method) == (set_name, method)]
+            best = [point for point in checkpoints if point.best_so_far]
+            changes = [point for point in checkpoints if point.size_changes]
             colour = f"C{number}"
-            for points, marker, width, opacity in ((own, ".", 0, 0.35), (best, ".", 1.5, 1), (changes, "o", 0, 1)):
+            for points, marker, width, opacity in (
+                (checkpoints, ".", 0, 0.35),
+                (best, ".", 1.5, 1),
+                (changes, "o", 0, 1),
+            ):
                 across, up = [point.cost for point in points], [scale * point.estimate.value for point in points]
                 label = method if points is best else None
                 axis.plot(across, up, marker=marker, linewidth=width, color=colour, alpha=opacity, label=label)
@@ -227,7 +235,7 @@ def plot_costs(found: Costs, path: str | Path) -> Path:
         axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.set(xlabel=f"{found.device} hours" if found.device else found.axis, ylabel=WRITTEN[measure])
+        axis.set(xlabel=f"{compared.device} hours" if compared.device else compared.axis, ylabel=WRITTEN[measure])
         axis.set_title(set_name, fontsize=10)
         axis.legend(fontsize=8)
     return save_figure(figure, path)

@@ -1,8 +1,8 @@
-"""How a figure moves over a training, from results of several checkpoints of each run (CRISP, Figure 8).
+"""Figures over the course of a training, from results of several checkpoints of each run (CRISP, Figure 8).
 
 Beside it stands the perplexity of the loss that was optimised, on the run's own mixture: what the paper's Figure 8a
 shows. It is a mean over the last tenth of the batches so far, on other text and with other windows than the sets are
-judged on, so the two have axes of their own.
+judged on, so the two have different axes.
 """
 
 from __future__ import annotations
@@ -13,18 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from crisp_stream.errors import InputError, import_extra
-from crisp_stream.figure import check_picture, save_figure
+from crisp_stream.errors import InputError
+from crisp_stream.figure import blank_figure, check_picture, save_figure
 from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, judged_sets
 from crisp_stream.results.tables import INTERVALS, PERPLEXITY, WRITTEN, comparability_notes, figure_cell, figure_of
-from crisp_stream.table import NONE, aligned
+from crisp_stream.table import NONE, Table, TableGroup
 
-Progress = Literal["batch", "tokens"]
+Axis = Literal["batch", "tokens"]
+RunIdentity = tuple[str, int, str | None, int | None]
+"""Facts that all checkpoints of a run share: name, parameters, mixture, seed."""
 
 _STYLES = ("-", ":", "--", "-.")
 TRAINING_LOSS = "training loss"
-"""Stands for a set where the perplexity of the loss that was optimised is meant."""
+"""Name that stands for a set where the perplexity of the loss that was optimised is meant."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +50,14 @@ class Curves:
     points: Sequence[CurvePoint]
     sets: Sequence[JudgedSet]
     left_out: Sequence[str]
-    """Models that do not say of which run and batch they are."""
+    """Models whose run and batch are not known."""
 
     def lines(self) -> dict[tuple[str, str], list[CurvePoint]]:
-        """The points of each run on each set, by batch."""
-        found: dict[tuple[str, str], list[CurvePoint]] = {}
+        """Group the points by run and set, in the order of batches."""
+        lines: dict[tuple[str, str], list[CurvePoint]] = {}
         for point in self.points:
-            found.setdefault((point.run, point.set_name), []).append(point)
-        return {key: sorted(points, key=lambda point: point.batch) for key, points in found.items()}
+            lines.setdefault((point.run, point.set_name), []).append(point)
+        return {key: sorted(points, key=lambda point: point.batch) for key, points in lines.items()}
 
 
 def curves(results: Sequence[AnyResults]) -> Curves:
@@ -65,8 +67,8 @@ def curves(results: Sequence[AnyResults]) -> Curves:
         InputError: none says of which run and batch it is, or one batch of a run was judged twice.
     """
     sets = judged_sets(results)
-    placed = [found for found in results if _is_placed(found)]
-    left_out = list(dict.fromkeys(found.model_name for found in results if not _is_placed(found)))
+    placed = [one for one in results if _is_placed(one)]
+    left_out = list(dict.fromkeys(one.model_name for one in results if not _is_placed(one)))
     if not placed:
         raise InputError(
             f"{', '.join(left_out)}: a curve needs results of checkpoints of a run, and these do not say of which run "
@@ -74,7 +76,7 @@ def curves(results: Sequence[AnyResults]) -> Curves:
         )
     names = _run_names(placed)
     points = [
-        _point(names[id(found)], judged, found) for judged in sets for found in judged.results if _is_placed(found)
+        _point(names[run_identity(one)], judged, one) for judged in sets for one in judged.results if _is_placed(one)
     ]
     points = [*_training_losses(placed, names), *points]
     _check_batches(points)
@@ -87,25 +89,24 @@ def _is_placed(results: AnyResults) -> bool:
     return results.model.get("run_name") is not None and results.model.get("batch") is not None
 
 
-def _run_names(results: Sequence[AnyResults]) -> dict[int, str]:
-    """By id of the results; different runs of one name are told apart by what they differ in."""
-    identities = {id(found): run_identity(found) for found in results}
-    runs = list(dict.fromkeys(identities.values()))
-    found = {}
-    for key, (name, parameters, mixture, seed) in identities.items():
-        others = [run for run in runs if run[0] == name and run != identities[key]]
+def _run_names(results: Sequence[AnyResults]) -> dict[RunIdentity, str]:
+    """Name each run; different runs of one name are told apart by what they differ in."""
+    runs = list(dict.fromkeys(map(run_identity, results)))
+    names = {}
+    for run in runs:
+        name, parameters, mixture, seed = run
+        others = [other for other in runs if other[0] == name and other != run]
         parts = [
-            *([f"{parameters:,} parameters"] if any(run[1] != parameters for run in others) else []),
-            *([f"mixture {str(mixture)[:8]}"] if any(run[2] != mixture for run in others) else []),
-            *([f"seed {seed}"] if any(run[3] != seed for run in others) else []),
+            *([f"{parameters:,} parameters"] if any(other[1] != parameters for other in others) else []),
+            *([f"mixture {str(mixture)[:8]}"] if any(other[2] != mixture for other in others) else []),
+            *([f"seed {seed}"] if any(other[3] != seed for other in others) else []),
         ]
-        found[key] = f"{name} ({', '.join(parts)})" if parts else name
-    return found
+        names[run] = f"{name} ({', '.join(parts)})" if parts else name
+    return names
 
 
-def run_identity(results: AnyResults) -> tuple[str, int, str | None, int | None]:
-    """What all checkpoints of a run have in common: name, parameters, mixture, seed. A model of no known run is alone,
-    under its own name."""
+def run_identity(results: AnyResults) -> RunIdentity:
+    """Identify the run that a checkpoint is of. A model of no known run is alone, under its name."""
     model = results.model
     seed = (model.get("training") or {}).get("seed")
     name = model["run_name"] if _is_placed(results) else results.model_name
@@ -125,21 +126,21 @@ def _point(run: str, judged: JudgedSet, results: AnyResults) -> CurvePoint:
     )
 
 
-def _training_losses(results: Sequence[AnyResults], names: dict[int, str]) -> list[CurvePoint]:
-    """The perplexity of the loss that each checkpoint's run optimised."""
+def _training_losses(results: Sequence[AnyResults], names: dict[RunIdentity, str]) -> list[CurvePoint]:
+    """Place the perplexity of the loss that each checkpoint's run optimised."""
     points: dict[tuple[str, int], CurvePoint] = {}
-    for found in results:
-        loss = ((found.model.get("training") or {}).get("loss") or {}).get("final")
+    for checkpoint in results:
+        loss = ((checkpoint.model.get("training") or {}).get("loss") or {}).get("final")
         if loss is None:
             continue
-        key = names[id(found)], found.model["batch"]
+        key = names[run_identity(checkpoint)], checkpoint.model["batch"]
         points[key] = CurvePoint(
             run=key[0],
             set_name=TRAINING_LOSS,
             measure=PERPLEXITY,
             batch=key[1],
-            tokens=found.model.get("tokens"),
-            model=found.model_name,
+            tokens=checkpoint.model.get("tokens"),
+            model=checkpoint.model_name,
             estimate=Estimate(math.exp(loss)),
         )
     return list(points.values())
@@ -155,69 +156,67 @@ def _check_batches(points: Sequence[CurvePoint]) -> None:
             )
 
 
-def curves_text(found: Curves) -> str:
-    """A line per run, set and checkpoint."""
-    rows = [
-        (
-            point.run,
-            point.set_name,
-            f"{point.batch:,}",
-            NONE if point.tokens is None else f"{point.tokens:,}",
-            figure_cell(point.measure, point.estimate),
-            WRITTEN[point.measure],
-        )
-        for point in found.points
-    ]
-    notes = [
-        f"{TRAINING_LOSS}: on the run's own mixture, mean of the last tenth of the batches so far; no held-out text",
-        INTERVALS,
-        *comparability_notes(found.sets),
-        *([f"left out, of no known run: {', '.join(found.left_out)}"] if found.left_out else []),
-    ]
-    return "\n".join([aligned(("run", "set", "batch", "tokens", "figure", ""), rows), "", *notes])
+def curves_table(drawn: Curves) -> TableGroup:
+    """Tabulate checkpoints, one line per run, set and checkpoint."""
+    table = Table(
+        head=("run", "set", "batch", "tokens", "figure", ""),
+        rows=[
+            (
+                point.run,
+                point.set_name,
+                f"{point.batch:,}",
+                NONE if point.tokens is None else f"{point.tokens:,}",
+                figure_cell(point.measure, point.estimate),
+                WRITTEN[point.measure],
+            )
+            for point in drawn.points
+        ],
+        words=(0, 1),
+    )
+    return TableGroup(
+        tables=[table],
+        notes=[
+            f"{TRAINING_LOSS}: on the run's own mixture, mean of the last tenth of the batches so far; no held-out "
+            "text",
+            INTERVALS,
+            *comparability_notes(drawn.sets),
+            *([f"left out, of no known run: {', '.join(drawn.left_out)}"] if drawn.left_out else []),
+        ],
+        records=[
+            {
+                "run": point.run,
+                "set": point.set_name,
+                "measure": point.measure,
+                "batch": point.batch,
+                "tokens": point.tokens,
+                **point.estimate.columns(),
+                "model": point.model,
+            }
+            for point in drawn.points
+        ],
+    )
 
 
-def curves_csv(found: Curves) -> list[dict[str, Any]]:
-    """A line per run, set and checkpoint; accuracies as shares."""
-    return [
-        {
-            "run": point.run,
-            "set": point.set_name,
-            "measure": point.measure,
-            "batch": point.batch,
-            "tokens": point.tokens,
-            "value": point.estimate.value,
-            "low": point.estimate.interval.low,
-            "high": point.estimate.interval.high,
-            "model": point.model,
-        }
-        for point in found.points
-    ]
-
-
-def plot_curves(found: Curves, path: str | Path, *, x: Progress = "batch") -> Path:
-    """A panel for the loss that was optimised, and one for each measure; a colour per run, a line style per set.
+def plot_curves(drawn: Curves, path: str | Path, *, x: Axis = "batch") -> Path:
+    """Draw a panel for the loss that was optimised, and one for each measure; a colour per run, a line style per set.
 
     Raises:
         InputError: not .svg, .png or .pdf, or tokens are not known. MissingExtraError: matplotlib is not installed.
     """
     check_picture(path)
-    import_extra("matplotlib", extra="eval", purpose="drawing figures")
-    from matplotlib.figure import Figure
-
-    if x == "tokens" and any(point.tokens is None for point in found.points):
+    if x == "tokens" and any(point.tokens is None for point in drawn.points):
         raise InputError("--x tokens: some checkpoints do not say how many they were trained on. Use --x batch.")
-    runs = list(dict.fromkeys(point.run for point in found.points))
-    panels = list(dict.fromkeys((point.set_name == TRAINING_LOSS, point.measure) for point in found.points))
-    figure = Figure(figsize=(4.8 * len(panels), 3.8), layout="constrained")
+    runs = list(dict.fromkeys(point.run for point in drawn.points))
+    panels = list(dict.fromkeys((point.set_name == TRAINING_LOSS, point.measure) for point in drawn.points))
+    figure = blank_figure(4.8 * len(panels), 3.8)
     for axis, (of_training, measure) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
-        drawn = {
+        lines = {
             key: line
-            for key, line in found.lines().items()
+            for key, line in drawn.lines().items()
             if (key[1] == TRAINING_LOSS) == of_training and line[0].measure == measure
         }
-        sets = list(dict.fromkeys(set_name for _, set_name in drawn))
-        for (run, set_name), line in drawn.items():
+        sets = list(dict.fromkeys(set_name for _, set_name in lines))
+        for (run, set_name), line in lines.items():
             style = _STYLES[sets.index(set_name) % len(_STYLES)]
             label = run if of_training else f"{run}, {set_name}"
             _draw(axis, line, x, measure, color=f"C{runs.index(run)}", style=style, label=label)
@@ -227,9 +226,7 @@ def plot_curves(found: Curves, path: str | Path, *, x: Progress = "batch") -> Pa
     return save_figure(figure, path)
 
 
-def _draw(
-    axis: Any, line: Sequence[CurvePoint], x: Progress, measure: str, *, color: str, style: str, label: str
-) -> None:
+def _draw(axis: Any, line: Sequence[CurvePoint], x: Axis, measure: str, *, color: str, style: str, label: str) -> None:
     scale = 100 if measure.startswith("acc") else 1
     across = [point.batch if x == "batch" else point.tokens for point in line]
     axis.plot(across, [scale * point.estimate.value for point in line], style, color=color, marker=".", label=label)

@@ -1,4 +1,4 @@
-"""Where a model got better, by distance to the specialist set (CRISP, Figure 7).
+"""Improvement of a model by the distance of examples to the specialist set (CRISP, Figure 7).
 
 The distance of an example is 1 - cos between its embedding and that of the nearest specialist example, by the encoder
 of the dataset, of the first window of each text: what a histogram of documents counts first. Nearest neighbours are
@@ -8,8 +8,6 @@ one core of a busy machine. Embedding takes far longer, so distances are saved, 
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,25 +15,27 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from crisp_stream.errors import FormatError, InputError, import_extra
-from crisp_stream.figure import check_picture, save_figure
-from crisp_stream.format.parquet import numbers, read_parquet
+from crisp_stream.errors import InputError
+from crisp_stream.figure import blank_figure, check_picture, save_figure
+from crisp_stream.format.parquet import RecordKind, load_record, numbers, save_record
 from crisp_stream.results.better import Measure, example_gains
 from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, paired_sets, pairs
 from crisp_stream.results.tables import INTERVALS, comparability_notes, mean_of
-from crisp_stream.storage.store import open_store
-from crisp_stream.table import aligned
+from crisp_stream.table import Table, TableGroup
 
-DISTANCES_VERSION = 1
 BAND = (0.25, 0.75)
 """Quantiles of the distances of specialist test examples that the band lies between, as in the paper."""
 
-_METADATA_KEY = b"crisp_stream.distances"
-_MOST_ROWS = 1 << 31
+_RECORD = RecordKind(
+    name="distances",
+    key=b"crisp_stream.distances",
+    version_key="distances_version",
+    version=1,
+    remedy="`crisp-stream results distance --specialist` writes them.",
+)
 _BLOCK_ROWS = 4096
 _WRITTEN: dict[Measure, str] = {
     "perplexity": "nats/token",
@@ -46,67 +46,54 @@ _WRITTEN: dict[Measure, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Distances:
-    """How far examples are from a specialist set, in [0, 2]."""
+    """Distances of examples to a specialist set, in [0, 2]."""
 
     examples: NDArray[np.uint64]
-    """[num_examples], `example_hash` of each, sorted, each once."""
+    """[num_examples], `example_hash` of each example, sorted, each once."""
     distances: NDArray[np.float64]
     """[num_examples]."""
     test_distances: NDArray[np.float64]
-    """[num_test_examples], of specialist examples kept for testing, sorted; may be empty."""
+    """[num_test_examples], distances of specialist examples kept for testing, sorted; may be empty."""
     facts: dict[str, Any]
     """`encoder`, `dataset` (fingerprint), `specialist_examples`, and file names as `texts`, `specialist`, `test`."""
 
     def save(self, path: str | Path) -> str:
         """Write one Parquet file. Raises StorageError."""
         of_test = [False] * len(self.examples) + [True] * len(self.test_distances)
-        table = pa.table(
-            {
-                "example": pa.array(np.append(self.examples, np.zeros(len(self.test_distances), np.uint64))),
-                "distance": pa.array(np.append(self.distances, self.test_distances)),
-                "test": pa.array(of_test, pa.bool_()),
-            }
-        )
-        described = {"distances_version": DISTANCES_VERSION, **self.facts}
-        sink = io.BytesIO()
-        named = table.replace_schema_metadata({_METADATA_KEY: json.dumps(described).encode()})
-        pq.write_table(named, sink, compression="zstd")
-        folder, _, name = str(path).rpartition("/")
-        open_store(folder or ".").put(name, sink.getvalue())
+        columns = {
+            "example": pa.array(np.append(self.examples, np.zeros(len(self.test_distances), np.uint64))),
+            "distance": pa.array(np.append(self.distances, self.test_distances)),
+            "test": pa.array(of_test, pa.bool_()),
+        }
+        save_record(path, _RECORD, columns, self.facts)
         return str(path)
 
     @classmethod
     def load(cls, path: str | Path) -> Distances:
         """Read what `save` wrote. Raises FormatError: it is something else. StorageError: the storage failed."""
-        folder, _, name = str(path).rpartition("/")
-        content = open_store(folder or ".").get(name)
-        try:
-            table = read_parquet(content, max_rows=_MOST_ROWS)
-            facts = json.loads((table.schema.metadata or {})[_METADATA_KEY])
-            version = facts.pop("distances_version")
+        with load_record(path, _RECORD) as record:
+            table = record.table()
             of_test = np.array(table["test"].to_pylist(), np.bool_)
             values = numbers(table["distance"], pa.float64())
-            examples = numbers(table["example"], pa.uint64())
-        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise FormatError(
-                f"{path} holds no distances ({error!r}). `crisp-stream results distance --specialist` writes them."
-            ) from error
-        if version != DISTANCES_VERSION:
-            raise FormatError(f"{path}: distances_version {version} is not {DISTANCES_VERSION}. Upgrade crisp-stream.")
-        return cls(examples=examples[~of_test], distances=values[~of_test], test_distances=values[of_test], facts=facts)
+            return cls(
+                examples=numbers(table["example"], pa.uint64())[~of_test],
+                distances=values[~of_test],
+                test_distances=values[of_test],
+                facts=record.facts,
+            )
 
     def of(self, examples: NDArray[np.uint64]) -> NDArray[np.float64]:
-        """[num_asked]: NaN where an example is not known."""
-        found = np.full(len(examples), np.nan)
+        """Look up examples, [num_looked_up]; NaN where one is not known."""
+        distances = np.full(len(examples), np.nan)
         if len(self.examples):
             at = np.minimum(np.searchsorted(self.examples, examples), len(self.examples) - 1)
             known = self.examples[at] == examples
-            found[known] = self.distances[at[known]]
-        return found
+            distances[known] = self.distances[at[known]]
+        return distances
 
     @property
     def band(self) -> tuple[float, float] | None:
-        """Between which distances the middle half of the specialist test examples lies; None without any."""
+        """Range of distances of the middle half of the specialist test examples; None without any."""
         if not len(self.test_distances):
             return None
         low, high = np.quantile(self.test_distances, BAND)
@@ -114,7 +101,7 @@ class Distances:
 
 
 def nearest_distances(queries: NDArray[np.float32], specialist: NDArray[np.float32]) -> NDArray[np.float64]:
-    """1 - cos to the nearest specialist example, exactly.
+    """Compute 1 - cos to the nearest specialist example, exactly.
 
     Args:
         queries: [num_queries, dim], norm 1.
@@ -135,14 +122,14 @@ def nearest_distances(queries: NDArray[np.float32], specialist: NDArray[np.float
 def sorted_once(
     examples: NDArray[np.uint64], distances: NDArray[np.float64]
 ) -> tuple[NDArray[np.uint64], NDArray[np.float64]]:
-    """Each example once, sorted: as `Distances` holds them. Copies have equal distances."""
+    """Sort examples and keep each once, as `Distances` holds them. Copies have equal distances."""
     once, rows = np.unique(examples, return_index=True)
     return once, distances[rows]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistanceBin:
-    """Examples of about one distance: one of `bins` groups of equal size."""
+    """Group of examples of about one distance: one of `bins` of equal size."""
 
     judged: JudgedSet
     model: str
@@ -160,11 +147,11 @@ class DistanceBin:
 def distance_bins(
     results: Sequence[AnyResults], distances: Distances, *, baseline: str, bins: int = 10
 ) -> list[DistanceBin]:
-    """Mean improvement over a baseline by distance, on each set whose examples' distances are known.
+    """Average the improvement over a baseline by distance, on each set whose examples' distances are known.
 
     Args:
-        results: of the baseline and other models, on generalist text.
-        distances: of the same text.
+        results: results of the baseline and other models, on generalist text.
+        distances: distances of the same text.
         baseline: name of the model to improve on.
         bins: groups of about equal size; fewer where many distances are equal.
 
@@ -173,25 +160,25 @@ def distance_bins(
     """
     if bins < 1:
         raise InputError(f"--bins: must be at least 1, got {bins}.")
-    found: list[DistanceBin] = []
+    groups: list[DistanceBin] = []
     for judged in paired_sets(results, baseline):
-        own = distances.of(judged.results[0].example_ids)
-        known = ~np.isnan(own)
+        of_examples = distances.of(judged.results[0].example_ids)
+        known = ~np.isnan(of_examples)
         if not known.any():
             continue
         if not known.all():
             raise InputError(
                 f"{judged.name}: {int((~known).sum()):,} of {len(known):,} examples have no distance. Compute "
-                "distances of the files that were judged, with --texts, and without a --limit of their own."
+                "distances of the files that were judged, with --texts, and without another --limit."
             )
         for results_of_model, base in pairs(judged, baseline):
-            found += _bins_of(judged, results_of_model, base, own, bins)
-    if not found:
+            groups += _bins_of(judged, results_of_model, base, of_examples, bins)
+    if not groups:
         raise InputError(
             "no set that was judged has distances. Give --texts the files that were judged; a set of questions cannot "
             "be one."
         )
-    return found
+    return groups
 
 
 def _bins_of(
@@ -215,80 +202,80 @@ def _bins_of(
     ]
 
 
-def distances_text(bins: Sequence[DistanceBin], distances: Distances, *, baseline: str) -> str:
-    """A line per set, model and bin; bins that the band touches are marked."""
-    band = distances.band
-    rows = [
-        (
-            own.judged.name,
-            own.model,
-            f"{own.low:.3f} to {own.high:.3f}",
-            f"{own.num_examples:,}",
-            own.improvement.cell(4, signed=True),
-            _WRITTEN[own.measure],
-            "band" if band is not None and own.low <= band[1] and own.high >= band[0] else "",
-        )
-        for own in bins
-    ]
-    sets = list({id(own.judged): own.judged for own in bins}.values())
-    count = distances.facts.get("specialist_examples", 0)
-    notes = [f"distance: 1 - cos to the nearest of {count:,} specialist examples, by the first window of each text"]
-    if band is not None:
-        notes.append(
-            f"band: the middle half of {len(distances.test_distances):,} specialist test examples, at distances "
-            f"{band[0]:.3f} to {band[1]:.3f}"
-        )
-    notes += [INTERVALS, *comparability_notes(sets)]
-    return "\n".join(
-        [aligned(("set", "model", "distance", "examples", f"better than {baseline}", "", ""), rows), "", *notes]
+def distances_table(bins: Sequence[DistanceBin], distances: Distances, *, baseline: str) -> TableGroup:
+    """Tabulate bins, one line per set, model and bin; bins that the band touches are marked."""
+    low, high = distances.band or (None, None)
+    table = Table(
+        head=("set", "model", "distance", "examples", f"better than {baseline}", "", ""),
+        rows=[
+            (
+                group.judged.name,
+                group.model,
+                f"{group.low:.3f} to {group.high:.3f}",
+                f"{group.num_examples:,}",
+                group.improvement.cell(4, signed=True),
+                _WRITTEN[group.measure],
+                "band" if _touches(group, distances.band) else "",
+            )
+            for group in bins
+        ],
+        words=(0, 1),
+    )
+    return TableGroup(
+        tables=[table],
+        notes=[*_band_notes(distances), INTERVALS, *comparability_notes([group.judged for group in bins])],
+        records=[
+            {
+                "set": group.judged.name,
+                "model": group.model,
+                "than": baseline,
+                "measure": group.measure,
+                "distance": group.distance,
+                "distance_low": group.low,
+                "distance_high": group.high,
+                "examples": group.num_examples,
+                **group.improvement.columns("improvement"),
+                "band_low": low,
+                "band_high": high,
+            }
+            for group in bins
+        ],
     )
 
 
-def distances_csv(bins: Sequence[DistanceBin], distances: Distances, *, baseline: str) -> list[dict[str, Any]]:
-    """A line per set, model and bin, with the band on each."""
-    band = distances.band or (None, None)
-    return [
-        {
-            "set": own.judged.name,
-            "model": own.model,
-            "than": baseline,
-            "measure": own.measure,
-            "distance": own.distance,
-            "distance_low": own.low,
-            "distance_high": own.high,
-            "examples": own.num_examples,
-            "improvement": own.improvement.value,
-            "low": own.improvement.interval.low,
-            "high": own.improvement.interval.high,
-            "band_low": band[0],
-            "band_high": band[1],
-        }
-        for own in bins
-    ]
+def _touches(group: DistanceBin, band: tuple[float, float] | None) -> bool:
+    return band is not None and group.low <= band[1] and group.high >= band[0]
+
+
+def _band_notes(distances: Distances) -> list[str]:
+    count = distances.facts.get("specialist_examples", 0)
+    notes = [f"distance: 1 - cos to the nearest of {count:,} specialist examples, by the first window of each text"]
+    if distances.band is not None:
+        low, high = distances.band
+        examples = f"{len(distances.test_distances):,} specialist test examples"
+        notes.append(f"band: the middle half of {examples}, at distances {low:.3f} to {high:.3f}")
+    return notes
 
 
 def plot_distances(bins: Sequence[DistanceBin], distances: Distances, path: str | Path, *, baseline: str) -> Path:
-    """A panel per set, a line per model with its interval, and the band of the specialist test examples in grey.
+    """Draw a panel per set, a line per model with its interval, and the band of the specialist test examples in grey.
 
     Raises:
         InputError: not .svg, .png or .pdf. MissingExtraError: matplotlib is not installed.
     """
     check_picture(path)
-    import_extra("matplotlib", extra="eval", purpose="drawing figures")
-    from matplotlib.figure import Figure
-
-    sets = list(dict.fromkeys(own.judged.name for own in bins))
-    models = list(dict.fromkeys(own.model for own in bins))
-    figure = Figure(figsize=(4.8 * len(sets), 3.6), layout="constrained")
+    sets = list(dict.fromkeys(group.judged.name for group in bins))
+    models = list(dict.fromkeys(group.model for group in bins))
+    figure = blank_figure(4.8 * len(sets), 3.6)
     for axis, set_name in zip(figure.subplots(1, len(sets), squeeze=False).flat, sets, strict=True):
-        shown = [own for own in bins if own.judged.name == set_name]
+        shown = [group for group in bins if group.judged.name == set_name]
         if distances.band is not None:
             axis.axvspan(*distances.band, color="0.88", label="specialist test, 25-75 %")
         for number, model in enumerate(models):
-            line = [own for own in shown if own.model == model]
-            across = [own.distance for own in line]
-            axis.plot(across, [own.improvement.value for own in line], marker=".", color=f"C{number}", label=model)
-            low, high = ([own.improvement.interval[bound] for own in line] for bound in (0, 1))
+            line = [group for group in shown if group.model == model]
+            across = [group.distance for group in line]
+            axis.plot(across, [group.improvement.value for group in line], marker=".", color=f"C{number}", label=model)
+            low, high = ([group.improvement.interval[bound] for group in line] for bound in (0, 1))
             axis.fill_between(across, low, high, color=f"C{number}", alpha=0.2, linewidth=0)
         axis.axhline(0, color="gray", linewidth=0.8)
         axis.set(xlabel="distance to the specialist set", ylabel=f"{_WRITTEN[shown[0].measure]} gained over {baseline}")

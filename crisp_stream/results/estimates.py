@@ -25,3 +25,7 @@ class Estimate:
         sign = "+" if signed else ""
         value, low, high = (f"{scale * number:{sign},.{decimals}f}" for number in (self.value, *self.interval))
         return value if math.isnan(self.interval.low) else f"{value} [{low}, {high}]"
+
+    def columns(self, name: str = "value") -> dict[str, float]:
+        """Make the columns of a CSV file: the figure and the bounds of its interval."""
+        return {name: self.value, "low": self.interval.low, "high": self.interval.high}

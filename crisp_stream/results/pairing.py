@@ -1,7 +1,7 @@
-"""Which results may be set against one another: those of the same examples in the same order, and of one tokenisation.
+"""Pairs of results that may be compared: of the same examples in the same order, and of one tokenisation.
 
 A perplexity is per token. Two models that cut or begin texts differently (another tokenizer, or packing "document",
-whose first token is given) predict different tokens, so they are compared by bits per byte instead.
+whose first token is not predicted) predict different tokens, so they are compared by bits per byte instead.
 """
 
 from __future__ import annotations
@@ -23,50 +23,51 @@ class JudgedSet:
     """A set of examples and all models that were judged on it."""
 
     name: str
-    """As the files call it; with the beginning of its fingerprint where other examples have the same name."""
+    """Name of the set; with the beginning of its fingerprint where other examples have the same name."""
     results: Sequence[AnyResults]
     """[num_models], all of one kind, in the order of the files."""
 
     def of(self, model: str) -> AnyResults | None:
-        """The results of a model."""
-        return next((found for found in self.results if found.model_name == model), None)
+        """Find the results of a model; None where it was not judged."""
+        return next((results for results in self.results if results.model_name == model), None)
 
     @property
     def texts(self) -> list[TextResults]:
-        """Its results where it is a set of texts; empty otherwise."""
-        return [found for found in self.results if isinstance(found, TextResults)]
+        """Results of a set of texts; empty for questions."""
+        return [results for results in self.results if isinstance(results, TextResults)]
 
     @property
     def questions(self) -> list[QuestionResults]:
-        """Its results where it is a set of questions; empty otherwise."""
-        return [found for found in self.results if isinstance(found, QuestionResults)]
+        """Results of a set of questions; empty for texts."""
+        return [results for results in self.results if isinstance(results, QuestionResults)]
 
     @property
     def comparable(self) -> bool:
         """Whether all of its models predict the same tokens."""
-        return all(same_tokens(self.results[0], found) for found in self.results[1:])
+        return all(same_tokens(self.results[0], results) for results in self.results[1:])
 
 
 def same_tokens(first: Results, second: Results) -> bool:
-    """Whether two models predict the same tokens of a text: equal tokenizer and packing."""
+    """Tell whether two models predict the same tokens of a text: equal tokenizer and packing."""
     return all(first.model.get(key) == second.model.get(key) for key in ("tokenizer_fingerprint", "packing"))
 
 
 def judged_sets(results: Sequence[AnyResults]) -> list[JudgedSet]:
-    """Results by set, in the order of the files.
+    """Group results by set, in the order of the files.
 
     Raises:
         InputError: there are none, two models have one name, or one set of questions has two metrics.
     """
     if not results:
-        raise InputError("no results were given. `crisp-stream eval --out` writes them.")
+        raise InputError("no results are named. `crisp-stream eval --out` writes them.")
     _check_models(results)
     by_examples: dict[tuple[str, str], list[AnyResults]] = {}
-    for found in results:
-        by_examples.setdefault((found.kind, found.fingerprint), []).append(found)
-    names = [own[0].set_name for own in by_examples.values()]
+    for result in results:
+        by_examples.setdefault((result.kind, result.fingerprint), []).append(result)
+    names = [same[0].set_name for same in by_examples.values()]
     sets = [
-        JudgedSet(name=_set_name(own[0], names.count(own[0].set_name) > 1), results=own) for own in by_examples.values()
+        JudgedSet(name=_set_name(same[0], names.count(same[0].set_name) > 1), results=same)
+        for same in by_examples.values()
     ]
     for judged in sets:
         _check_metric(judged)
@@ -74,12 +75,12 @@ def judged_sets(results: Sequence[AnyResults]) -> list[JudgedSet]:
 
 
 def model_names(results: Iterable[Results]) -> list[str]:
-    """Each model once, in the order of the files."""
-    return list(dict.fromkeys(found.model_name for found in results))
+    """Name each model once, in the order of the files."""
+    return list(dict.fromkeys(result.model_name for result in results))
 
 
 def check_baseline(results: Sequence[AnyResults], baseline: str) -> None:
-    """Raises InputError: there are no results of the model, or of no other."""
+    """Check that there are results of the baseline and of another model. Raises InputError."""
     names = model_names(results)
     if baseline not in names:
         raise InputError(f"--than {baseline}: there are no results of such a model, only of {', '.join(names)}.")
@@ -88,27 +89,27 @@ def check_baseline(results: Sequence[AnyResults], baseline: str) -> None:
 
 
 def pairs(judged: JudgedSet, baseline: str) -> list[tuple[AnyResults, AnyResults]]:
-    """Each other model's results on a set, with those of the baseline; empty where the baseline was not judged."""
+    """Pair each other model's results on a set with the baseline's; nothing where the baseline was not judged."""
     base = judged.of(baseline)
-    return [] if base is None else [(found, base) for found in judged.results if found is not base]
+    return [] if base is None else [(result, base) for result in judged.results if result is not base]
 
 
 def paired_sets(results: Sequence[AnyResults], baseline: str) -> list[JudgedSet]:
-    """The sets on which a baseline and another model were judged.
+    """Find the sets on which a baseline and another model were judged.
 
     Raises:
         InputError: there is none, or a model was judged on other examples of a set than the baseline.
     """
     check_baseline(results, baseline)
     sets = judged_sets(results)
-    of_baseline = {(found.kind, found.set_name): found for found in results if found.model_name == baseline}
+    of_baseline = {(result.kind, result.set_name): result for result in results if result.model_name == baseline}
     for judged in sets:
-        for found in judged.results if judged.of(baseline) is None else []:
-            base = of_baseline.get((found.kind, found.set_name))
+        for result in judged.results if judged.of(baseline) is None else []:
+            base = of_baseline.get((result.kind, result.set_name))
             if base is not None:
                 raise InputError(
-                    f"{found.model_name} and {baseline} were judged on different examples of {found.set_name} "
-                    f"({found.num_examples:,} and {base.num_examples:,}), which cannot be paired. Judge both on the "
+                    f"{result.model_name} and {baseline} were judged on different examples of {result.set_name} "
+                    f"({result.num_examples:,} and {base.num_examples:,}), which cannot be paired. Judge both on the "
                     "same files with the same --limit."
                 )
     chosen = [judged for judged in sets if pairs(judged, baseline)]
@@ -123,21 +124,21 @@ def _set_name(results: AnyResults, shared: bool) -> str:
 
 def _check_models(results: Sequence[AnyResults]) -> None:
     known: dict[str, AnyResults] = {}
-    for found in results:
-        first = known.setdefault(found.model_name, found)
+    for result in results:
+        first = known.setdefault(result.model_name, result)
         for key in _IDENTITY:
-            own, other = first.model.get(key), found.model.get(key)
-            if own != other:
+            value, other = first.model.get(key), result.model.get(key)
+            if value != other:
                 raise InputError(
-                    f"two models are called {found.model_name}: their {key} is {own!r} and {other!r}. Judge one again "
-                    "with its own --name, or leave its files out."
+                    f"two models are called {result.model_name}: their {key} is {value!r} and {other!r}. Judge one "
+                    "again with another --name, or leave its files out."
                 )
 
 
 def _check_metric(judged: JudgedSet) -> None:
-    for found in judged.questions:
-        if found.metric != judged.questions[0].metric:
+    for result in judged.questions:
+        if result.metric != judged.questions[0].metric:
             raise InputError(
                 f"{judged.name}: {judged.questions[0].model_name} is scored by {judged.questions[0].metric}, "
-                f"{found.model_name} by {found.metric}. Judge one again."
+                f"{result.model_name} by {result.metric}. Judge one again."
             )

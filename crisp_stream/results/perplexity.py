@@ -45,7 +45,7 @@ class PerplexityResult:
 
 
 def summarise(results: TextResults) -> PerplexityResult:
-    """The perplexities of results, with their intervals."""
+    """Compute the perplexities of results, with their intervals."""
     losses, sums, tokens, num_bytes = results.losses, results.loss_sums, results.num_tokens, results.num_bytes
     per_token = bootstrap_interval(ratio_of_sums, sums, tokens)
     per_byte = bootstrap_interval(ratio_of_sums, sums, num_bytes)

@@ -8,8 +8,6 @@ and the set are described in the file's metadata, as JSON under one key.
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -19,32 +17,36 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from crisp_stream.errors import FormatError, InputError
-from crisp_stream.examples.hashes import example_hash as example_hash
+from crisp_stream.format.parquet import RecordKind, load_record, save_record
 from crisp_stream.storage.store import is_remote, local_path, open_store
 
-RESULTS_VERSION = 1
 SUFFIX = ".results.parquet"
-_METADATA_KEY = b"crisp_stream.results"
+_RECORD = RecordKind(
+    name="a file of results",
+    key=b"crisp_stream.results",
+    version_key="results_version",
+    version=1,
+    remedy="`crisp-stream eval --out` writes them.",
+)
 
 
 def set_fingerprint(example_ids: NDArray[np.uint64]) -> str:
-    """sha256 over the examples of a set, in their order."""
+    """Hash the examples of a set, in their order: sha256."""
     return hashlib.sha256(np.ascontiguousarray(example_ids, "<u8").tobytes()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Results(ABC):
-    """What all kinds of results have in common."""
+    """Results of one model on one set, of any kind."""
 
     kind: ClassVar[str] = ""
     model: dict[str, Any]
     """`ModelRecord` as plain data."""
     set_name: str
-    """As tables call the set: `medicine.test`, `arc_easy`."""
+    """Name of the set in tables: `medicine.test`, `arc_easy`."""
     example_ids: NDArray[np.uint64]
     """[num_examples], `example_hash` of each; in the order of the set."""
     contaminated: NDArray[np.bool_] | None = None
@@ -54,7 +56,7 @@ class Results(ABC):
 
     @property
     def model_name(self) -> str:
-        """As tables call the model."""
+        """Name of the model in tables."""
         return self.model["name"]
 
     @property
@@ -64,21 +66,21 @@ class Results(ABC):
 
     @property
     def fingerprint(self) -> str:
-        """Of the set: equal where the same examples were judged in the same order."""
+        """Fingerprint of the set: equal where the same examples were judged in the same order."""
         return set_fingerprint(self.example_ids)
 
     @abstractmethod
     def columns(self) -> dict[str, Any]:
-        """Columns of the file besides those that all kinds have."""
+        """List the columns of the file besides those that all kinds have."""
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """Fields of a kind that are no columns, as plain data."""
+        """List the fields of a kind that are no columns, as plain data."""
 
     @classmethod
     @abstractmethod
     def of_columns(cls, table: pa.Table) -> dict[str, Any]:
-        """Fields of the dataclass from what `columns` wrote."""
+        """Read the fields of the dataclass from what `columns` wrote."""
 
     def save(self, folder: str | Path) -> str:
         """Write `MODEL.SET.results.parquet`, whole or not at all, replacing an older one.
@@ -89,8 +91,7 @@ class Results(ABC):
         Raises:
             StorageError: the storage refused or failed.
         """
-        described = {
-            "results_version": RESULTS_VERSION,
+        facts = {
             "kind": self.kind,
             "model": self.model,
             "set": {"name": self.set_name, "fingerprint": self.fingerprint},
@@ -100,11 +101,8 @@ class Results(ABC):
         columns = {"example": pa.array(self.example_ids, pa.uint64()), **self.columns()}
         if self.contaminated is not None:
             columns["contaminated"] = pa.array(self.contaminated, pa.bool_())
-        table = pa.table(columns).replace_schema_metadata({_METADATA_KEY: json.dumps(described).encode()})
-        sink = io.BytesIO()
-        pq.write_table(table, sink, compression="zstd")
         path = results_path(folder, self.model_name, self.set_name)
-        open_store(str(folder)).put(path.rpartition("/")[2], sink.getvalue())
+        save_record(path, _RECORD, columns, facts)
         return path
 
 
@@ -154,7 +152,7 @@ class QuestionResults(Results):
 
     kind: ClassVar[str] = "questions"
     metric: str
-    """The one that the paper reports for this set (Appendix D): `acc` or `acc_norm`."""
+    """Metric that the paper reports for this set (Appendix D): `acc` or `acc_norm`."""
     answers: NDArray[np.int64]
     """[num_examples], index of the right choice."""
     log_probs: list[list[float]]
@@ -177,7 +175,7 @@ class QuestionResults(Results):
 
     @property
     def reported(self) -> NDArray[np.bool_]:
-        """[num_examples], by `metric`."""
+        """[num_examples], whether the right choice wins by `metric`."""
         return self.right_normalised if self.metric == "acc_norm" else self.right
 
     def columns(self) -> dict[str, Any]:
@@ -202,7 +200,7 @@ class QuestionResults(Results):
 
 
 def results_path(folder: str | Path, model_name: str, set_name: str) -> str:
-    """Where `save` writes."""
+    """Name the file that `save` writes."""
     return f"{str(folder).rstrip('/')}/{_file_part(model_name)}.{_file_part(set_name)}{SUFFIX}"
 
 
@@ -212,66 +210,51 @@ def load_results(path: str | Path) -> TextResults | QuestionResults:
     Raises:
         FormatError: not a file of results, of a newer version, or damaged. StorageError: the storage failed.
     """
-    folder, _, name = str(path).rpartition("/")
-    content = open_store(folder or ".").get(name)
-    try:
-        table = pq.ParquetFile(io.BytesIO(content), pre_buffer=False).read(use_threads=False)
-        described = json.loads((table.schema.metadata or {})[_METADATA_KEY])
-        version, kind = described["results_version"], described["kind"]
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        raise FormatError(
-            f"{path} is not a file of results ({error!r}). `crisp-stream eval --out` writes them."
-        ) from error
-    if version != RESULTS_VERSION:
-        raise FormatError(
-            f"{path}: results_version {version} is not that of this reader ({RESULTS_VERSION}). Upgrade crisp-stream."
-        )
-    try:
+    with load_record(path, _RECORD) as record:
+        table, facts = record.table(), record.facts
         shared = {
-            "model": described["model"],
-            "set_name": described["set"]["name"],
+            "model": facts["model"],
+            "set_name": facts["set"]["name"],
             "example_ids": table["example"].to_numpy().astype(np.uint64),
             "contaminated": table["contaminated"].to_numpy() if "contaminated" in table.column_names else None,
-            "notes": described["notes"],
+            "notes": facts["notes"],
         }
-        own = {kind.kind: kind for kind in (TextResults, QuestionResults)}[kind]
-        found = own(**shared, **own.of_columns(table), **described["facts"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise FormatError(f"{path}: a column or key is missing ({error!r}). Judge the model again.") from error
-    if found.fingerprint != described["set"]["fingerprint"]:
-        raise FormatError(f"{path}: its examples are not those it says. Judge the model again.")
-    return found
+        kind = {kind.kind: kind for kind in (TextResults, QuestionResults)}[facts["kind"]]
+        results = kind(**shared, **kind.of_columns(table), **facts["facts"])
+        if results.fingerprint != facts["set"]["fingerprint"]:
+            raise FormatError("its examples are not those it says. Judge the model again.")
+        return results
 
 
 def load_all(paths: Sequence[str | Path]) -> list[TextResults | QuestionResults]:
-    """Read files, and all results of folders, in the order given and by name. Of a model judged twice on a set the
-    first results are kept.
+    """Read files, and all results of folders, in the order of `paths` and by name. Of a model judged twice on a set
+    the first results are kept.
 
     Raises:
         InputError: a folder without results, or two models of one name. FormatError, StorageError: as `load_results`.
     """
-    found: list[TextResults | QuestionResults] = []
+    loaded: list[TextResults | QuestionResults] = []
     for path in map(str, paths):
         if path.endswith(SUFFIX):
-            found.append(load_results(path))
+            loaded.append(load_results(path))
             continue
         if not is_remote(path) and not local_path(path).is_dir():
             raise InputError(f"{path}: must be a folder of results or a file ending in {SUFFIX}, got neither.")
         names = sorted(name for name, _ in open_store(path).list() if name.endswith(SUFFIX))
         if not names:
             raise InputError(f"{path}: holds no results (*{SUFFIX}). `crisp-stream eval --out` writes them.")
-        found += [load_results(f"{path.rstrip('/')}/{name}") for name in names]
+        loaded += [load_results(f"{path.rstrip('/')}/{name}") for name in names]
     once: dict[tuple[str, str], TextResults | QuestionResults] = {}
-    for results in found:
+    for results in loaded:
         first = once.setdefault((results.model_name, results.fingerprint), results)
         if first.model != results.model:
             raise InputError(
-                f"two models are called {results.model_name} on {results.set_name}. Give each its own --name, or leave "
+                f"two models are called {results.model_name} on {results.set_name}. Give each another --name, or leave "
                 "one of the files out."
             )
     return list(once.values())
 
 
 def _file_part(name: str) -> str:
-    """A name as part of a file name."""
+    """Make a name fit for a part of a file name."""
     return re.sub(r"[^\w.+,-]", "-", name)

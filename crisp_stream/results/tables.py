@@ -20,7 +20,7 @@ from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, check_baseline, judged_sets, same_tokens
 from crisp_stream.results.perplexity import summarise
 from crisp_stream.results.results import QuestionResults, TextResults
-from crisp_stream.table import NONE, aligned
+from crisp_stream.table import NONE, Table, TableGroup
 
 PERPLEXITY, TOKEN_LEVEL, BITS_PER_BYTE = "perplexity", "token_level_perplexity", "bits_per_byte"
 CLEAN = "_without_contaminated"
@@ -40,7 +40,7 @@ class ResultRow:
     judged: JudgedSet
     results: AnyResults
     estimates: dict[str, Estimate]
-    """By measure; accuracies as shares."""
+    """Figures by measure; accuracies as shares."""
     than: str | None
     """The model that ratios and differences are to; None where there is none to pair with."""
 
@@ -52,41 +52,41 @@ class ResultRow:
 
 
 def results_table(results: Sequence[AnyResults], *, baseline: str | None = None) -> str:
-    """All models on all sets, as text.
+    """Show all models on all sets, as text.
 
     Args:
-        results: of `load_all`, or as judged.
+        results: what `load_all` read, or as judged.
         baseline: name of a model that the others are compared with.
 
     Raises:
         InputError: no results, none of the baseline or of another, or two models of one name.
     """
-    return rows_text(result_rows(results, baseline=baseline))
+    return result_tables(result_rows(results, baseline=baseline)).text()
 
 
 def result_rows(results: Sequence[AnyResults], *, baseline: str | None = None) -> list[ResultRow]:
-    """Figures of all models on all sets; arguments and errors as of `results_table`."""
+    """Estimate the figures of all models on all sets; arguments and errors as of `results_table`."""
     if baseline is not None:
         check_baseline(results, baseline)
     rows = []
     for judged in judged_sets(results):
         base = None if baseline is None else judged.of(baseline)
-        for found in sorted(judged.results, key=lambda results: results is not base):
-            estimates = text_estimates(found) if isinstance(found, TextResults) else question_estimates(found)
-            if base is not None and found is not base:
-                estimates |= compared(found, base)
-            than = base.model_name if base is not None and found is not base else None
-            rows.append(ResultRow(judged=judged, results=found, estimates=estimates, than=than))
+        for one in sorted(judged.results, key=lambda results: results is not base):
+            estimates = text_estimates(one) if isinstance(one, TextResults) else question_estimates(one)
+            if base is not None and one is not base:
+                estimates |= compared(one, base)
+            than = base.model_name if base is not None and one is not base else None
+            rows.append(ResultRow(judged=judged, results=one, estimates=estimates, than=than))
     return rows
 
 
 def text_estimates(results: TextResults) -> dict[str, Estimate]:
-    """Perplexities and bits per byte, of all examples and without the contaminated."""
-    found = summarise(results)
+    """Estimate perplexities and bits per byte, of all examples and without the contaminated."""
+    summary = summarise(results)
     estimates = {
-        PERPLEXITY: Estimate(found.perplexity, found.interval),
-        TOKEN_LEVEL: Estimate(found.token_level_perplexity, found.token_level_interval),
-        BITS_PER_BYTE: Estimate(found.bits_per_byte, found.bits_per_byte_interval),
+        PERPLEXITY: Estimate(summary.perplexity, summary.interval),
+        TOKEN_LEVEL: Estimate(summary.token_level_perplexity, summary.token_level_interval),
+        BITS_PER_BYTE: Estimate(summary.bits_per_byte, summary.bits_per_byte_interval),
     }
     if results.contaminated is not None:
         estimates[PERPLEXITY + CLEAN] = perplexity_of(results.losses[~results.contaminated])
@@ -94,7 +94,7 @@ def text_estimates(results: TextResults) -> dict[str, Estimate]:
 
 
 def question_estimates(results: QuestionResults) -> dict[str, Estimate]:
-    """Both accuracies, of all questions and, for the one that counts, without the contaminated."""
+    """Estimate both accuracies, of all questions and, for the one that counts, without the contaminated."""
     estimates = {"acc": accuracy_of(results.right), "acc_norm": accuracy_of(results.right_normalised)}
     if results.contaminated is not None:
         estimates[results.metric + CLEAN] = accuracy_of(results.reported[~results.contaminated])
@@ -102,11 +102,13 @@ def question_estimates(results: QuestionResults) -> dict[str, Estimate]:
 
 
 def figure_of(judged: JudgedSet, results: AnyResults) -> tuple[str, Estimate]:
-    """The figure that counts for a set: the accuracy that the paper reports, perplexity, or bits per byte where not all
-    of its models predict the same tokens.
+    """Estimate the figure that counts for a set.
+
+    That is the accuracy that the paper reports, perplexity, or bits per byte where not all models of the set predict
+    the same tokens.
 
     Returns:
-        Its measure and the estimate; accuracies as shares.
+        The measure and the estimate; accuracies as shares.
     """
     if isinstance(results, QuestionResults):
         return results.metric, accuracy_of(results.reported)
@@ -117,22 +119,22 @@ def figure_of(judged: JudgedSet, results: AnyResults) -> tuple[str, Estimate]:
 
 
 def perplexity_of(losses: NDArray[np.float64]) -> Estimate:
-    """exp of the mean of losses of examples; NaN of none."""
+    """Take exp of the mean of losses of examples; NaN of none."""
     return Estimate(math.exp(losses.mean()), bootstrap_interval(exp_mean, losses)) if len(losses) else _nothing()
 
 
 def accuracy_of(right: NDArray[np.bool_]) -> Estimate:
-    """Share of questions answered right; NaN of none."""
+    """Estimate the share of questions answered right; NaN of none."""
     return mean_of(right.astype(np.float64))
 
 
 def mean_of(values: NDArray[np.float64]) -> Estimate:
-    """Mean over examples; NaN of none."""
+    """Estimate the mean over examples; NaN of none."""
     return Estimate(float(values.mean()), bootstrap_interval(np.mean, values)) if len(values) else _nothing()
 
 
 def figure_cell(measure: str, estimate: Estimate) -> str:
-    """A figure of `figure_of` with its interval; accuracies in per cent."""
+    """Show a figure of `figure_of` with its interval; accuracies in per cent."""
     if measure.startswith("acc"):
         return estimate.cell(1, scale=100)
     return estimate.cell(4 if measure == BITS_PER_BYTE else 2)
@@ -142,19 +144,19 @@ def _nothing() -> Estimate:
     return Estimate(math.nan)
 
 
-def compared(found: AnyResults, base: AnyResults) -> dict[str, Estimate]:
-    """A model against another on the same examples: ratio of perplexities or bits per byte, difference of accuracies.
+def compared(results: AnyResults, base: AnyResults) -> dict[str, Estimate]:
+    """Compare two models on the same examples: ratio of perplexities or bits per byte, difference of accuracies.
 
-    Below 1, and above 0 for accuracies, the model is the better one.
+    Below 1, and above 0 for accuracies, the first model is the better one.
     """
-    if isinstance(found, QuestionResults) and isinstance(base, QuestionResults):
-        difference = found.reported.astype(np.float64) - base.reported.astype(np.float64)
-        return {DIFFERENCE + found.metric: mean_of(difference)}
-    if not isinstance(found, TextResults) or not isinstance(base, TextResults):
+    if isinstance(results, QuestionResults) and isinstance(base, QuestionResults):
+        difference = results.reported.astype(np.float64) - base.reported.astype(np.float64)
+        return {DIFFERENCE + results.metric: mean_of(difference)}
+    if not isinstance(results, TextResults) or not isinstance(base, TextResults):
         return {}
-    if same_tokens(found, base):
-        return {RATIO: perplexity_of(found.losses - base.losses)}
-    columns = found.loss_sums, found.num_bytes, base.loss_sums, base.num_bytes
+    if same_tokens(results, base):
+        return {RATIO: perplexity_of(results.losses - base.losses)}
+    columns = results.loss_sums, results.num_bytes, base.loss_sums, base.num_bytes
     return {RATIO_OF_BITS: Estimate(float(_ratio_of_ratios(*columns)), bootstrap_interval(_ratio_of_ratios, *columns))}
 
 
@@ -164,48 +166,50 @@ def _ratio_of_ratios(
     return ratio_of_sums(sums, num_bytes, axis) / ratio_of_sums(other_sums, other_bytes, axis)
 
 
-def rows_text(rows: Sequence[ResultRow]) -> str:
-    """Texts and questions each as a table, with notes on what may not be compared."""
+def result_tables(rows: Sequence[ResultRow]) -> TableGroup:
+    """Tabulate texts and questions, each apart, with notes on what may not be compared."""
     texts = [row for row in rows if isinstance(row.results, TextResults)]
     questions = [row for row in rows if isinstance(row.results, QuestionResults)]
-    parts = []
-    if texts:
-        parts.append(_text_table(texts))
-    if questions:
-        parts.append(_question_table(questions))
-    return "\n\n".join([*parts, "\n".join([INTERVALS, *row_notes(rows)])])
+    tables = [*([_text_table(texts)] if texts else []), *([_question_table(questions)] if questions else [])]
+    return TableGroup(tables=tables, notes=[INTERVALS, *row_notes(rows)], records=_records(rows))
 
 
-def _text_table(rows: Sequence[ResultRow]) -> str:
-    columns = {
-        "set": [row.judged.name for row in rows],
-        "model": [row.results.model_name for row in rows],
-        "perplexity": [row.estimates[PERPLEXITY].cell(2) for row in rows],
-        "token level": [row.estimates[TOKEN_LEVEL].cell(2) for row in rows],
-        "bits/byte": [row.estimates[BITS_PER_BYTE].cell(4) for row in rows],
-        **_than_column(rows),
-        "examples": [f"{row.results.num_examples:,}" for row in rows],
-        "tokens": [f"{row.results.num_tokens.sum():,}" for row in rows if isinstance(row.results, TextResults)],
-        **_contaminated_columns(rows),
-    }
-    return aligned(list(columns), list(zip(*columns.values(), strict=True)))
+def _text_table(rows: Sequence[ResultRow]) -> Table:
+    return _table_of_columns(
+        {
+            "set": [row.judged.name for row in rows],
+            "model": [row.results.model_name for row in rows],
+            "perplexity": [row.estimates[PERPLEXITY].cell(2) for row in rows],
+            "token level": [row.estimates[TOKEN_LEVEL].cell(2) for row in rows],
+            "bits/byte": [row.estimates[BITS_PER_BYTE].cell(4) for row in rows],
+            **_than_column(rows),
+            "examples": [f"{row.results.num_examples:,}" for row in rows],
+            "tokens": [f"{row.results.num_tokens.sum():,}" for row in rows if isinstance(row.results, TextResults)],
+            **_contaminated_columns(rows),
+        }
+    )
 
 
-def _question_table(rows: Sequence[ResultRow]) -> str:
-    columns = {
-        "set": [row.judged.name for row in rows],
-        "model": [row.results.model_name for row in rows],
-        "acc %": [_accuracy_cell(row, "acc") for row in rows],
-        "acc_norm %": [_accuracy_cell(row, "acc_norm") for row in rows],
-        **_than_column(rows),
-        "questions": [f"{row.results.num_examples:,}" for row in rows],
-        **_contaminated_columns(rows),
-    }
-    return aligned(list(columns), list(zip(*columns.values(), strict=True)))
+def _question_table(rows: Sequence[ResultRow]) -> Table:
+    return _table_of_columns(
+        {
+            "set": [row.judged.name for row in rows],
+            "model": [row.results.model_name for row in rows],
+            "acc %": [_accuracy_cell(row, "acc") for row in rows],
+            "acc_norm %": [_accuracy_cell(row, "acc_norm") for row in rows],
+            **_than_column(rows),
+            "questions": [f"{row.results.num_examples:,}" for row in rows],
+            **_contaminated_columns(rows),
+        }
+    )
+
+
+def _table_of_columns(columns: dict[str, list[str]]) -> Table:
+    return Table(head=list(columns), rows=list(zip(*columns.values(), strict=True)), words=(0, 1))
 
 
 def _accuracy_cell(row: ResultRow, metric: str) -> str:
-    """In per cent; the metric that counts is marked, and others leave room for the mark."""
+    """Show an accuracy in per cent; the metric that counts is marked, and others leave room for the mark."""
     marked = isinstance(row.results, QuestionResults) and row.results.metric == metric
     return row.estimates[metric].cell(1, scale=100) + ("*" if marked else " ")
 
@@ -216,19 +220,19 @@ def _than_column(rows: Sequence[ResultRow]) -> dict[str, list[str]]:
 
 
 def than_cell(row: ResultRow) -> str:
-    """How a model compares with the baseline: `x` a ratio of perplexities, `bits x` one of bits per byte, or points."""
-    for measure, found in row.estimates.items():
+    """Show a model against the baseline: `x` a ratio of perplexities, `bits x` one of bits per byte, or points."""
+    for measure, estimate in row.estimates.items():
         if measure == RATIO:
-            return f"x {found.cell(4)}"
+            return f"x {estimate.cell(4)}"
         if measure == RATIO_OF_BITS:
-            return f"bits x {found.cell(4)}"
+            return f"bits x {estimate.cell(4)}"
         if measure.startswith(DIFFERENCE):
-            return found.cell(1, scale=100, signed=True)
+            return estimate.cell(1, scale=100, signed=True)
     return NONE
 
 
 def _contaminated_columns(rows: Sequence[ResultRow]) -> dict[str, list[str]]:
-    """How many examples are in the training data, and the figure without them; only where somebody looked."""
+    """Count the examples in the training data, and show the figure without them; nothing where nobody looked."""
     if all(row.num_contaminated is None for row in rows):
         return {}
     return {
@@ -238,21 +242,21 @@ def _contaminated_columns(rows: Sequence[ResultRow]) -> dict[str, list[str]]:
 
 
 def clean_cell(row: ResultRow) -> str:
-    """The figure of the examples that are not in the training data."""
-    for measure, found in row.estimates.items():
+    """Show the figure of the examples that are not in the training data."""
+    for measure, estimate in row.estimates.items():
         if measure.endswith(CLEAN):
-            return found.cell(2) if isinstance(row.results, TextResults) else found.cell(1, scale=100)
+            return estimate.cell(2) if isinstance(row.results, TextResults) else estimate.cell(1, scale=100)
     return NONE
 
 
 def row_notes(rows: Sequence[ResultRow]) -> list[str]:
-    """What a reader of the figures must know, a line each."""
+    """List what a reader of the figures must know, a line each."""
     notes = []
     if any(isinstance(row.results, QuestionResults) for row in rows):
         notes.append("*: the metric that counts for the set, as the paper reports it")
     if any(row.than for row in rows):
         notes.append("than: ratio of perplexities (below 1 is better), difference of accuracies in points; paired")
-    notes += comparability_notes(list({id(row.judged): row.judged for row in rows}.values()))
+    notes += comparability_notes([row.judged for row in rows])
     for row in rows:
         if isinstance(row.results, TextResults) and row.results.num_empty:
             left_out = f"{row.results.num_empty:,} texts without a token to predict were left out"
@@ -267,35 +271,34 @@ def row_notes(rows: Sequence[ResultRow]) -> list[str]:
 
 
 def comparability_notes(sets: Sequence[JudgedSet]) -> list[str]:
-    """What may not be compared, and why, a line per set; empty where all may."""
+    """Say what may not be compared, and why, a line per set; nothing where all may. Sets may come more than once."""
     notes = []
-    for judged in sets:
+    once = {judged.name: judged for judged in sets}.values()
+    for judged in once:
         if judged.texts and not judged.comparable:
             notes.append(
                 f"{judged.name}: models of different tokenizers or packings predict different tokens: compare their "
                 "bits per byte only"
             )
-        contexts = {found.model.get("n_positions") for found in judged.texts}
+        contexts = {results.model.get("n_positions") for results in judged.texts}
         if len(contexts) > 1:
-            shown = ", ".join(f"{found.model_name} {found.model.get('n_positions')}" for found in judged.texts)
+            shown = ", ".join(f"{one.model_name} {one.model.get('n_positions')}" for one in judged.texts)
             notes.append(f"{judged.name}: the models read contexts of different lengths ({shown} tokens)")
-    shared = [judged.name for judged in sets if judged.name != judged.results[0].set_name]
+    shared = [judged.name for judged in once if judged.name != judged.results[0].set_name]
     if shared:
         notes.append(f"{', '.join(shared)}: different examples; do not compare across them")
     return notes
 
 
-def csv_rows(rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
-    """A line per model, set and measure: value and bounds in full precision, accuracies as shares."""
+def _records(rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
+    """Make a line per model, set and measure: value and bounds in full precision, accuracies as shares."""
     return [
         {
             "set": row.judged.name,
             "kind": row.results.kind,
             "model": row.results.model_name,
             "measure": measure,
-            "value": found.value,
-            "low": found.interval.low,
-            "high": found.interval.high,
+            **estimate.columns(),
             "than": row.than if measure in (RATIO, RATIO_OF_BITS) or measure.startswith(DIFFERENCE) else None,
             "reported": measure in (PERPLEXITY, getattr(row.results, "metric", None)),
             "examples": row.results.num_examples,
@@ -304,5 +307,5 @@ def csv_rows(rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
             "set_fingerprint": row.results.fingerprint,
         }
         for row in rows
-        for measure, found in row.estimates.items()
+        for measure, estimate in row.estimates.items()
     ]

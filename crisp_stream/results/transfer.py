@@ -15,10 +15,9 @@ from typing import Any
 from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, judged_sets, model_names
 from crisp_stream.results.tables import BITS_PER_BYTE, comparability_notes, figure_cell, figure_of
-from crisp_stream.table import NONE, aligned
+from crisp_stream.table import NONE, Marked, Table, TableGroup
 
 _ARC = re.compile(r"(^|_)arc_(e|c|easy|challenge)(_|$)")
-_BEST = "*"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +28,7 @@ class TransferColumn:
     measure: str
     """`acc` or `acc_norm` as the paper reports the set, `perplexity`, or `bits_per_byte` where tokens differ."""
     estimates: dict[str, Estimate]
-    """By model; accuracies as shares."""
+    """Figure of each model; accuracies as shares."""
 
     @property
     def higher_is_better(self) -> bool:
@@ -37,8 +36,8 @@ class TransferColumn:
 
     @property
     def best(self) -> float:
-        """The figure of the best model; NaN where a single one was judged."""
-        values = [found.value for found in self.estimates.values()]
+        """Figure of the best model; NaN where a single one was judged."""
+        values = [estimate.value for estimate in self.estimates.values()]
         if len(values) < 2:
             return math.nan
         return max(values) if self.higher_is_better else min(values)
@@ -51,8 +50,8 @@ class Transfer:
     models: Sequence[str]
     columns: Sequence[TransferColumn]
     multi: dict[str, float]
-    """By model: mean accuracy over tasks, ARC as one of them; only of models judged on all question sets, of two tasks
-    or more."""
+    """Mean accuracy over tasks, by model, ARC as one task; only for models judged on all question sets, of two tasks or
+    more."""
 
 
 def transfer(results: Sequence[AnyResults]) -> Transfer:
@@ -70,15 +69,15 @@ def transfer(results: Sequence[AnyResults]) -> Transfer:
 
 
 def mean_over_tasks(accuracies: dict[str, float]) -> float:
-    """Mean of the means of each task's sets.
+    """Average the means of each task's sets.
 
     Args:
-        accuracies: by name of the set; sets of ARC, such as `arc_easy` and `arc_challenge`, are one task.
+        accuracies: accuracy by name of the set; sets of ARC, such as `arc_easy` and `arc_challenge`, are one task.
     """
     by_task: dict[str, list[float]] = {}
     for name, accuracy in accuracies.items():
         by_task.setdefault(_task(name), []).append(accuracy)
-    means = [sum(own) / len(own) for own in by_task.values()]
+    means = [sum(task) / len(task) for task in by_task.values()]
     return sum(means) / len(means)
 
 
@@ -88,38 +87,34 @@ def _task(set_name: str) -> str:
 
 
 def _column(judged: JudgedSet) -> TransferColumn:
-    figures = {found.model_name: figure_of(judged, found) for found in judged.results}
+    figures = {results.model_name: figure_of(judged, results) for results in judged.results}
     measure = next(measure for measure, _ in figures.values())
     estimates = {model: estimate for model, (_, estimate) in figures.items()}
     return TransferColumn(judged=judged, measure=measure, estimates=estimates)
 
 
-def transfer_text(found: Transfer) -> str:
-    """Accuracies and perplexities, each as a table; the best of each column is marked."""
-    questions = [column for column in found.columns if column.higher_is_better]
-    texts = [column for column in found.columns if not column.higher_is_better]
-    parts = []
-    if questions:
-        parts.append(f"accuracy, %\n{_table(found, questions, with_multi=bool(found.multi))}")
-    if texts:
-        parts.append(f"perplexity\n{_table(found, texts, with_multi=False)}")
-    notes = [f"{_BEST}: best of the column", *comparability_notes([column.judged for column in found.columns])]
-    if found.multi:
+def transfer_table(compared: Transfer) -> TableGroup:
+    """Tabulate accuracies and perplexities, each apart; the best of each column is marked."""
+    questions = [column for column in compared.columns if column.higher_is_better]
+    texts = [column for column in compared.columns if not column.higher_is_better]
+    tables = [
+        *([_table("accuracy, %", compared, questions, multi=compared.multi)] if questions else []),
+        *([_table("perplexity", compared, texts, multi={})] if texts else []),
+    ]
+    notes = comparability_notes([column.judged for column in compared.columns])
+    if compared.multi:
         notes.append("Multi: mean over tasks; the sets of ARC are averaged first")
-    return "\n\n".join([*parts, "\n".join(notes)])
+    return TableGroup(tables=tables, notes=notes, records=_records(compared))
 
 
-def _table(found: Transfer, columns: Sequence[TransferColumn], *, with_multi: bool) -> str:
-    head = ["model", *(_heading(column) for column in columns), *(["Multi"] if with_multi else [])]
+def _table(title: str, compared: Transfer, columns: Sequence[TransferColumn], *, multi: dict[str, float]) -> Table:
     rows = []
-    for model in found.models:
+    for model in compared.models:
         cells = [_cell(column.estimates.get(model), column) for column in columns]
-        if all(cell == NONE for cell in cells):
-            continue
-        if with_multi:
-            cells.append(_multi_cell(found.multi, model))
-        rows.append([model, *cells])
-    return aligned(head, rows, left=1)
+        if any(cell != NONE for cell in cells):
+            rows.append([model, *cells, *([_multi_cell(multi, model)] if multi else [])])
+    head = ["model", *(_heading(column) for column in columns), *(["Multi"] if multi else [])]
+    return Table(title=title, head=head, rows=rows)
 
 
 def _heading(column: TransferColumn) -> str:
@@ -129,38 +124,36 @@ def _heading(column: TransferColumn) -> str:
 def _cell(estimate: Estimate | None, column: TransferColumn) -> str:
     if estimate is None:
         return NONE
-    return figure_cell(column.measure, Estimate(estimate.value)) + _mark(estimate.value == column.best)
+    return _marked(figure_cell(column.measure, Estimate(estimate.value)), estimate.value == column.best)
 
 
 def _multi_cell(multi: dict[str, float], model: str) -> str:
     if model not in multi:
         return NONE
-    return f"{100 * multi[model]:.1f}{_mark(len(multi) > 1 and multi[model] == max(multi.values()))}"
+    return _marked(f"{100 * multi[model]:.1f}", len(multi) > 1 and multi[model] == max(multi.values()))
 
 
-def _mark(is_best: bool) -> str:
-    return _BEST if is_best else " "
+def _marked(text: str, is_best: bool) -> str:
+    return Marked(text, "best") if is_best else text
 
 
-def transfer_csv(found: Transfer) -> list[dict[str, Any]]:
-    """A line per model and set, then one per model for Multi."""
+def _records(compared: Transfer) -> list[dict[str, Any]]:
+    """Make a line per model and set, then one per model for Multi."""
     rows = [
         {
             "model": model,
             "set": column.judged.name,
             "measure": column.measure,
-            "value": column.estimates[model].value,
-            "low": column.estimates[model].interval.low,
-            "high": column.estimates[model].interval.high,
+            **column.estimates[model].columns(),
             "best": column.estimates[model].value == column.best,
         }
-        for column in found.columns
-        for model in found.models
+        for column in compared.columns
+        for model in compared.models
         if model in column.estimates
     ]
-    best = max(found.multi.values(), default=math.nan) if len(found.multi) > 1 else math.nan
+    best = max(compared.multi.values(), default=math.nan) if len(compared.multi) > 1 else math.nan
     return rows + [
         {"model": model, "set": "Multi", "measure": "acc", "value": value, "low": None, "high": None}
         | {"best": value == best}
-        for model, value in found.multi.items()
+        for model, value in compared.multi.items()
     ]

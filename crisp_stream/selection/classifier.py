@@ -1,13 +1,8 @@
 """The paper's classifier (Section 3.2): a logistic regression on embeddings of windows tells a task from the corpus.
 
-Positives are the windows of the task's examples, negatives windows of the corpus drawn at random, which may hold some
-that are like the task: what counts is the order of the scores. Both classes weigh the same in the loss.
-
-Table 5 lists regularisation strengths None, 1000 … 0.001. They are taken as scikit-learn's C, the inverse of the
-strength, None as no penalty at all: so read, the list goes from none to the strongest, as one would write it. The grid
-is the same for the other reading, since it holds with each value its inverse; only a single strength that is asked for
-depends on it. The strength with the least log loss on held-out examples is chosen, and the classifier fitted again on
-all. The threshold is chosen by training models, so it is left to the caller (`scores.QUANTILES`).
+Positives are the windows of the task's examples. Negatives are windows of the corpus drawn at random; some may be like
+the task, since only the order of the scores counts. Both classes weigh the same in the loss. The paper chooses the
+threshold by training models, so it is left to the caller (`scores.QUANTILES`).
 """
 
 from __future__ import annotations
@@ -31,8 +26,11 @@ if TYPE_CHECKING:
     from crisp_stream.format.dataset import Dataset
 
 REGULARISATIONS: tuple[float | None, ...] = (None, 1000, 100, 10, 1, 0.1, 0.01, 0.001)
-"""C of the paper's search (Table 5); None: no penalty."""
+"""Strengths of the paper's search (Table 5), read as scikit-learn's C, the inverse of the strength; None: no penalty.
+In this reading the list goes from no penalty to the strongest. The grid is the same in the other reading, since it
+holds with each value its inverse; only a single strength depends on the reading."""
 HELD_OUT = 0.2
+"""Share of the examples, and of the negatives, that is held out to choose the strength."""
 MIN_NEGATIVES = 10_000
 MIN_EXAMPLES = 5
 _MAX_STEPS = 1000
@@ -40,32 +38,34 @@ _MAX_STEPS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """A regularisation strength, measured on what it was not fitted on."""
+    """A regularisation strength, measured on held-out examples."""
 
     regularisation: float | None
-    """C; None: no penalty."""
+    """C of scikit-learn; None: no penalty."""
     log_loss: float
-    """Nats per window, both classes weighing the same."""
+    """Loss in nats per window, both classes weighing the same."""
     auc: float
-    """Share of pairs of a task's and a corpus's window of which the task's scores higher."""
+    """Share of pairs, a window of the task and one of the corpus, in which that of the task scores higher."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Classifier:
-    """Scores windows: the log odds that a window is of the task, at equal numbers of both."""
+    """A fitted classifier. It scores windows by the log odds of the task, at equal numbers of both classes."""
 
     weights: NDArray[np.float32]
     """[dim]"""
     intercept: float
     trials: tuple[Trial, ...]
-    """In the order in which the strengths were given."""
+    """One trial per strength, in their order."""
     chosen: Trial
+    """Trial with the least log loss."""
     positives: int
+    """Windows of the task that the classifier was fitted on."""
     negatives: int
-    """Windows it was fitted on."""
+    """Windows of the corpus that the classifier was fitted on."""
 
     def scores(self, embeddings: Rows) -> NDArray[np.float32]:
-        """[num_windows], in slices, so that a mapped array of any length will do."""
+        """Score windows, [num_windows], in slices, so that a mapped array may have any length."""
         scores = np.empty(len(embeddings), np.float32)
         for part, rows in slices(embeddings):
             scores[part] = rows @ self.weights + np.float32(self.intercept)
@@ -78,34 +78,32 @@ def fit_classifier(
     *,
     regularisations: Sequence[float | None] = REGULARISATIONS,
     num_negatives: int | None = None,
-    held_out: float = HELD_OUT,
     seed: int = 0,
 ) -> Classifier:
-    """Fit the classifier, with the regularisation that is best on held-out examples.
+    """Fit the classifier with the regularisation that is best on held-out examples, then again on all examples.
 
     Args:
         task: positives. Windows of one example are held out together.
         corpus: embeddings of the windows of a dataset.
-        regularisations: to choose from: C, above 0, or None.
+        regularisations: strengths to choose from: C, above 0, or None.
         num_negatives: windows of the corpus; as many as positives when None, but at least 10,000, and at most all.
-        held_out: share of the examples, and of the negatives, that is held out to choose.
-        seed: of the negatives and of the split.
+        seed: seed of the negatives and of the split.
 
     Raises:
         InputError: fewer than 5 examples, nothing to choose from, a number out of range.
         MissingExtraError: scikit-learn is not installed.
     """
-    _check(task, regularisations, num_negatives, held_out)
+    _check(task, regularisations, num_negatives)
     rng = np.random.default_rng(seed)
     wanted = max(len(task.examples), MIN_NEGATIVES) if num_negatives is None else num_negatives
     drawn = np.sort(rng.choice(len(corpus), min(wanted, len(corpus)), replace=False))
     rows = np.concatenate([task.embeddings, np.asarray(corpus[drawn], np.float32)])
     labels = np.arange(len(rows)) < len(task.embeddings)
     numbers = np.unique(task.examples)
-    kept_out = rng.permutation(numbers)[: max(1, round(held_out * len(numbers)))]
-    of_negatives = np.zeros(len(drawn), bool)
-    of_negatives[rng.permutation(len(drawn))[: max(1, round(held_out * len(drawn)))]] = True
-    validated = np.concatenate([np.isin(task.examples, kept_out), of_negatives])
+    held_examples = rng.permutation(numbers)[: max(1, round(HELD_OUT * len(numbers)))]
+    held_negatives = np.zeros(len(drawn), bool)
+    held_negatives[rng.permutation(len(drawn))[: max(1, round(HELD_OUT * len(drawn)))]] = True
+    validated = np.concatenate([np.isin(task.examples, held_examples), held_negatives])
     trials = []
     for regularisation in regularisations:
         weights, intercept = _fitted(rows[~validated], labels[~validated], regularisation)
@@ -123,13 +121,11 @@ def fit_classifier(
     )
 
 
-def _check(
-    task: TaskEmbeddings, regularisations: Sequence[float | None], num_negatives: int | None, held_out: float
-) -> None:
+def _check(task: TaskEmbeddings, regularisations: Sequence[float | None], num_negatives: int | None) -> None:
     examples = len(np.unique(task.examples))
     if examples < MIN_EXAMPLES:
         raise InputError(
-            f"a classifier needs at least {MIN_EXAMPLES} examples, got {examples}. Give more, or count a histogram."
+            f"a classifier needs at least {MIN_EXAMPLES} examples, got {examples}. Name more, or count a histogram."
         )
     if not regularisations:
         raise InputError(
@@ -137,11 +133,9 @@ def _check(
         )
     for strength in regularisations:
         if strength is not None and not (math.isfinite(strength) and strength > 0):
-            raise InputError(f"regularisation: must be above 0, or none for no penalty, got {strength}.")
+            raise InputError(f"regularisation: must be above 0, or none, got {strength}. `none` means no penalty.")
     if num_negatives is not None and num_negatives < 2:
         raise InputError(f"negatives: must be at least 2, got {num_negatives}. Leave it out for {MIN_NEGATIVES:,}.")
-    if not 0 < held_out < 1:
-        raise InputError(f"held-out share: must be between 0 and 1, got {held_out}.")
 
 
 def _fitted(
@@ -151,7 +145,7 @@ def _fitted(
     strength = np.inf if regularisation is None else regularisation
     model = library.LogisticRegression(C=strength, class_weight="balanced", max_iter=_MAX_STEPS)
     with warnings.catch_warnings():
-        # Without a penalty, classes that a plane parts have no best fit; that it is not good shows in its log loss.
+        # Without a penalty, classes that a plane separates have no best fit. The log loss of such a fit is high.
         warnings.simplefilter("ignore")
         model.fit(rows, labels)
     return model.coef_[0].astype(np.float32), float(model.intercept_[0])
@@ -166,12 +160,12 @@ def _measured(regularisation: float | None, odds: NDArray[np.float32], labels: N
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierSelection:
-    """What the classifier selected, and what that took."""
+    """The windows that the classifier selected, and the time that it took."""
 
     selection: WindowSelection
     classifier: Classifier
     task_accepted: float
-    """Share of the task's own windows above the threshold."""
+    """Share of the task's windows above the threshold."""
     fit_seconds: float
     score_seconds: float
 
@@ -187,15 +181,15 @@ def select_by_classifier(
     num_negatives: int | None = None,
     seed: int = 0,
 ) -> ClassifierSelection:
-    """Select the windows that the classifier finds likest the task.
+    """Select the windows that the classifier scores highest.
 
     Args:
-        task: its examples.
+        task: examples of the task.
         corpus: [num_windows, dim], embeddings of the windows of the dataset.
-        dataset: that is selected from.
+        dataset: dataset to select from.
         quantile: the threshold is this quantile of scores: 0.975 selects 2.5 %.
-        quantile_of: of the corpus's scores, or of the task's (see `scores`).
-        regularisations, num_negatives, seed: of `fit_classifier`.
+        quantile_of: scores that the quantile is taken of: the corpus's or the task's (see `scores`).
+        regularisations, num_negatives, seed: arguments of `fit_classifier`.
 
     Raises:
         InputError: as `fit_classifier`; embeddings of another dataset, a quantile that leaves nothing.
@@ -204,8 +198,8 @@ def select_by_classifier(
     started = time.perf_counter()
     classifier = fit_classifier(task, corpus, regularisations=regularisations, num_negatives=num_negatives, seed=seed)
     fitted = time.perf_counter()
-    scores, own = classifier.scores(corpus), classifier.scores(task.embeddings)
-    threshold = threshold_of(scores if quantile_of == "corpus" else own, quantile)
+    scores, task_scores = classifier.scores(corpus), classifier.scores(task.embeddings)
+    threshold = threshold_of(scores if quantile_of == "corpus" else task_scores, quantile)
     selection = select_above(
         scores,
         threshold,
@@ -225,7 +219,7 @@ def select_by_classifier(
     return ClassifierSelection(
         selection=selection,
         classifier=classifier,
-        task_accepted=float((own > threshold).mean()),
+        task_accepted=float((task_scores > threshold).mean()),
         fit_seconds=fitted - started,
         score_seconds=time.perf_counter() - fitted,
     )

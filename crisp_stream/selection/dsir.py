@@ -1,25 +1,23 @@
 """DSIR: windows selected by importance resampling on hashed n-grams (Xie et al. 2023, arXiv:2302.03169).
 
 Two bags of hashed n-grams are fitted, one to the task's examples and one to the corpus. A window's importance weight
-is the ratio of its likelihoods under the two, and N windows are drawn without replacement in proportion to the weights,
-by the Gumbel top-k trick. As in the paper and its authors' code the weight is a product over all n-grams of the window,
-not normalised by their number. With windows of 1,024 tokens the log weights lie hundreds of nats apart, so the draw is
-almost the choice of the heaviest; `heaviest_share` says how nearly.
+is the ratio of its likelihoods under the two, and N windows are drawn without replacement in proportion to the weights.
+As in the paper and its authors' code the weight is a product over all n-grams of the window, not normalised by their
+number. With windows of 1,024 tokens the log weights lie hundreds of nats apart, so the draw is almost the choice of the
+heaviest; `heaviest_share` says how nearly.
 
-The corpus is read twice, for its distribution and for the weights: 42 MB of text per second and core each. Its
-distribution is fitted on a billion n-grams, as the authors do, so a corpus beyond about 488,000 windows of 1,024 tokens
-is sampled for it: evenly over the windows, which lie in leaf order, so that the sample is stratified over the tree.
-Their filter of short and odd documents has no counterpart: windows are all of one length, and a corpus is filtered when
-it is written.
+The corpus is read twice, for its distribution and for the weights: 42 MB of text per second and core each. The
+authors' filter of short and odd documents has no counterpart: windows are all of one length, and a corpus is filtered
+when it is written.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +27,16 @@ from crisp_stream.errors import InputError
 from crisp_stream.examples.sketch import PROVENANCE_KEY, SketchBuilder
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.histograms.window_selection import WindowSelection
-from crisp_stream.inspection.window_reading import DatasetKey, opened, read_tokens
+from crisp_stream.inspection.window_reading import (
+    DatasetKey,
+    DecodedWindows,
+    ShardPart,
+    decoded,
+    first_window,
+    opened,
+    parts_of,
+    read_tokens,
+)
 from crisp_stream.processes import Progress, map_unordered, num_processes
 from crisp_stream.selection.hashed_ngrams import (
     NUM_BUCKETS,
@@ -41,44 +48,28 @@ from crisp_stream.selection.hashed_ngrams import (
 from crisp_stream.writers.documents.drops import DropCounts
 
 FITTED_NGRAMS = 100_000 * NUM_BUCKETS
-"""N-grams of the corpus that its distribution is fitted on, at most about so many."""
+"""N-grams that the distribution of the corpus is fitted on, about: a billion, as the authors do. Of a corpus beyond
+488,000 windows of 1,024 tokens a sample is counted."""
 _RUN_WINDOWS = 64
-_TASK_BYTES = 8 << 20
-_BATCH_CHARACTERS = 1 << 20
-_DECODED_WINDOWS = 256
+_TASK_CHARACTERS = 1 << 20
 _GUMBEL_KEY = 0x4753_4952
 
 
 @dataclass(frozen=True, kw_only=True)
 class DsirSelection:
-    """The windows that were drawn, and what they were drawn by."""
+    """The windows that were drawn, and the weights that they were drawn by."""
 
     selection: WindowSelection
-    """Of the dataset."""
     log_weights: NDArray[np.float64]
     """[num_windows], nats, of every window of the dataset."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Part:
-    """Some windows of a shard."""
+class _Weighed(NamedTuple):
+    """Log weights of the windows of a part."""
 
-    dataset: DatasetKey
-    shard: int
-    start: int
-    """Window of the shard."""
-    count: int
-    ratios: NDArray[np.float64] | None = None
-    """[NUM_BUCKETS], to weigh by."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Done:
     first: int
-    """Window of the dataset."""
-    count: int
-    values: NDArray[Any]
-    """[NUM_BUCKETS] counts, or [count] log weights."""
+    """First window, counted in the dataset."""
+    log_weights: NDArray[np.float64]
     text_bytes: int
 
 
@@ -96,12 +87,12 @@ def select_dsir(
     """Draw windows of a dataset that are like a task.
 
     Args:
-        task: its examples.
+        task: examples of the task.
         data: root of the dataset.
-        num_windows: windows to select.
-        seed: of the draw; weights do not depend on it.
+        num_windows: number of windows to select.
+        seed: seed of the draw; weights do not depend on it.
         fitted_windows: windows that the corpus's distribution is fitted on; as many as have FITTED_NGRAMS when None.
-        generation: of a dataset that has grown; the newest when None.
+        generation: generation of a dataset that has grown; the newest when None.
         processes: worker processes; one per core when None. The result does not depend on it.
         log: receives progress.
 
@@ -113,7 +104,9 @@ def select_dsir(
     dataset = open_dataset(data, generation=generation)
     all_windows = dataset.manifest.num_windows
     if not 1 <= num_windows <= all_windows:
-        raise InputError(f"windows: must be 1 to {all_windows:,}, those of {data}, got {num_windows:,}.")
+        raise InputError(
+            f"windows: must be 1 to {all_windows:,}, those of {data}, got {num_windows:,}. Choose another number."
+        )
     fitted = _num_fitted(dataset, fitted_windows)
     dropped, sketch = DropCounts(), SketchBuilder()
     of_task, num_examples = _count_task(task, dropped, sketch)
@@ -143,17 +136,17 @@ def select_dsir(
     return DsirSelection(selection=selection, log_weights=weights)
 
 
-def _num_fitted(dataset: Dataset, asked: int | None) -> int:
-    """Windows to fit the corpus's distribution on. Raises InputError below 1."""
+def _num_fitted(dataset: Dataset, windows: int | None) -> int:
+    """Choose how many windows the corpus's distribution is fitted on. Raises InputError below 1."""
     # No token has more than two n-grams: itself, and it with the one before.
-    fitted = FITTED_NGRAMS // (2 * dataset.manifest.window_tokens) if asked is None else asked
+    fitted = FITTED_NGRAMS // (2 * dataset.manifest.window_tokens) if windows is None else windows
     if fitted < 1:
         raise InputError(f"fitted windows: must be at least 1, got {fitted}. Leave it out for the authors' number.")
     return min(fitted, dataset.manifest.num_windows)
 
 
 def _described(task: ExampleSources) -> dict[str, Any]:
-    """What was asked for, without folders, and by which features."""
+    """Describe the method and its inputs, without folders."""
     return {
         "method": "dsir",
         "inputs": [PurePosixPath(source.rstrip("/")).name for source in task.inputs],
@@ -164,14 +157,14 @@ def _described(task: ExampleSources) -> dict[str, Any]:
 
 
 def gumbel_top_k(weights: NDArray[np.float64], count: int, *, seed: int) -> NDArray[np.int64]:
-    """Draw without replacement, each next one in proportion to the weights of those that are left.
+    """Draw windows without replacement, each in proportion to the weights of those that are left.
 
     The `count` largest of log w + Gumbel noise are such a draw (Kool et al. 2019, arXiv:1903.06059).
 
     Args:
         weights: [num_windows], natural logarithms of weights, which need not be normalised.
         count: 1 to num_windows.
-        seed: of the noise: another seed gives an independent draw.
+        seed: seed of the noise; another seed gives an independent draw.
 
     Returns:
         [count], sorted.
@@ -183,7 +176,7 @@ def gumbel_top_k(weights: NDArray[np.float64], count: int, *, seed: int) -> NDAr
 
 
 def heaviest_share(weights: NDArray[np.float64], chosen: NDArray[np.int64]) -> float:
-    """Share of the chosen windows that are among as many heaviest ones."""
+    """Measure which share of the chosen windows is among as many heaviest windows."""
     return len(np.intersect1d(chosen, _largest(weights, len(chosen)), assume_unique=True)) / len(chosen)
 
 
@@ -194,9 +187,9 @@ def _largest(values: NDArray[np.float64], count: int) -> NDArray[np.int64]:
 
 
 def _count_task(task: ExampleSources, dropped: DropCounts, sketch: SketchBuilder) -> tuple[NDArray[np.int64], int]:
-    """[NUM_BUCKETS] n-grams of the examples, and the number of examples."""
+    """Count the n-grams of the examples, [NUM_BUCKETS], and the examples."""
     counts, num_examples = np.zeros(NUM_BUCKETS, np.int64), 0
-    for batch in split_in_batches(task.read(dropped, sketch), _BATCH_CHARACTERS):
+    for batch in split_in_batches(task.read(dropped, sketch), _TASK_CHARACTERS):
         counts += count_ngrams([text for _, text in batch])
         num_examples = batch[-1][0] + 1
     return counts, num_examples
@@ -205,14 +198,14 @@ def _count_task(task: ExampleSources, dropped: DropCounts, sketch: SketchBuilder
 def _count_corpus(
     dataset: Dataset, fitted: int, processes: int, log: Callable[[str], None]
 ) -> tuple[NDArray[np.int64], int]:
-    """[NUM_BUCKETS] n-grams of about so many windows of the dataset, and their exact number."""
-    parts = _parts(dataset, None) if fitted == dataset.manifest.num_windows else _sampled_parts(dataset, fitted)
+    """Count the n-grams, [NUM_BUCKETS], of about `fitted` windows of the dataset, and these windows exactly."""
+    parts = parts_of(dataset) if fitted == dataset.manifest.num_windows else _sampled_parts(dataset, fitted)
     counts, num_windows = np.zeros(NUM_BUCKETS, np.int64), 0
     progress = Progress("n-grams", "windows", log=log, total=fitted)
-    for done in map_unordered(_count_part, parts, processes=processes):
-        counts += done.values
-        num_windows += done.count
-        progress.add(done.count)
+    for part_windows, part_counts in map_unordered(_count_part, parts, processes=processes):
+        counts += part_counts
+        num_windows += part_windows
+        progress.add(part_windows)
     progress.finish()
     if not counts.any():
         raise InputError(f"{dataset.root}: must hold at least one word, got none in {num_windows:,} windows.")
@@ -222,28 +215,23 @@ def _count_corpus(
 def _weigh(
     dataset: Dataset, ratios: NDArray[np.float64], processes: int, log: Callable[[str], None]
 ) -> tuple[NDArray[np.float64], int]:
-    """[num_windows] log weights, and the bytes of all text."""
+    """Weigh all windows, [num_windows] log weights, and count the bytes of their text."""
     weights, text_bytes = np.zeros(dataset.manifest.num_windows), 0
     progress = Progress("weights", "windows", log=log, total=len(weights))
-    for done in map_unordered(_weigh_part, _parts(dataset, ratios), processes=processes):
-        weights[done.first : done.first + done.count] = done.values
+    tasks = ((part, ratios) for part in parts_of(dataset))
+    for done in map_unordered(_weigh_part, tasks, processes=processes):
+        weights[done.first : done.first + len(done.log_weights)] = done.log_weights
         text_bytes += done.text_bytes
-        progress.add(done.count)
+        progress.add(len(done.log_weights))
     progress.finish()
     return weights, text_bytes
 
 
-def _parts(dataset: Dataset, ratios: NDArray[np.float64] | None) -> Iterator[_Part]:
-    """All windows."""
-    key, most = DatasetKey.of(dataset), max(1, _TASK_BYTES // dataset.manifest.sample_bytes)
-    for shard, row in enumerate(dataset.shards):
-        for start in range(0, row.num_windows, most):
-            count = min(most, row.num_windows - start)
-            yield _Part(dataset=key, shard=shard, start=start, count=count, ratios=ratios)
+def _sampled_parts(dataset: Dataset, fitted: int) -> Iterator[ShardPart]:
+    """Cut runs of windows at even distances; one that a shard's end cuts is shorter.
 
-
-def _sampled_parts(dataset: Dataset, fitted: int) -> Iterator[_Part]:
-    """Runs of windows at even distances; one that a shard's end cuts is shorter."""
+    Windows lie in leaf order, so the sample is stratified over the tree.
+    """
     key, length = DatasetKey.of(dataset), min(_RUN_WINDOWS, fitted)
     num_runs = fitted // length
     firsts = ((np.arange(num_runs) + 0.5) * (dataset.manifest.num_windows / num_runs) - length / 2).astype(np.int64)
@@ -251,41 +239,26 @@ def _sampled_parts(dataset: Dataset, fitted: int) -> Iterator[_Part]:
     for shard, first in zip(shards.tolist(), firsts.tolist(), strict=True):
         start = first - int(dataset.first_window_per_shard[shard])
         count = min(length, dataset.shards[shard].num_windows - start)
-        yield _Part(dataset=key, shard=shard, start=start, count=count)
+        yield ShardPart(key, shard, start, count)
 
 
-def _count_part(part: _Part) -> _Done:
-    counts, text_bytes = np.zeros(NUM_BUCKETS, np.int64), 0
-    for texts, _, _ in _texts(part):
-        counts += count_ngrams(texts)
-        text_bytes += _utf8_bytes(texts)
-    return _done(part, counts, text_bytes)
+def _count_part(part: ShardPart) -> tuple[int, NDArray[np.int64]]:
+    counts = np.zeros(NUM_BUCKETS, np.int64)
+    for batch in _decoded_part(part):
+        counts += count_ngrams(batch.texts)
+    return part.num_windows, counts
 
 
-def _weigh_part(part: _Part) -> _Done:
-    assert part.ratios is not None
+def _weigh_part(task: tuple[ShardPart, NDArray[np.float64]]) -> _Weighed:
+    part, ratios = task
     weights, text_bytes = [], 0
-    for texts, owners, num_windows in _texts(part):
-        weights.append(log_weights(texts, owners, num_windows, part.ratios))
-        text_bytes += _utf8_bytes(texts)
-    return _done(part, np.concatenate(weights), text_bytes)
-
-
-def _texts(part: _Part) -> Iterator[tuple[list[str], NDArray[np.int64], int]]:
-    """Texts of a few windows, the window each stands in, counted from the first of these, and how many these are."""
-    dataset, decoder = opened(part.dataset)
-    tokens = read_tokens(dataset, part.shard, part.start, part.count)
-    for start in range(0, len(tokens), _DECODED_WINDOWS):
-        windows = tokens[start : start + _DECODED_WINDOWS]
-        texts, owners = decoder.documents(windows)
-        yield texts, owners, len(windows)
-
-
-def _done(part: _Part, values: NDArray[Any], text_bytes: int) -> _Done:
+    for batch in _decoded_part(part):
+        weights.append(log_weights(batch.texts, batch.owners, batch.num_windows, ratios))
+        text_bytes += batch.text_bytes
     dataset, _ = opened(part.dataset)
-    first = int(dataset.first_window_per_shard[part.shard]) + part.start
-    return _Done(first=first, count=part.count, values=values, text_bytes=text_bytes)
+    return _Weighed(first_window(dataset, part), np.concatenate(weights), text_bytes)
 
 
-def _utf8_bytes(texts: Iterable[str]) -> int:
-    return sum(len(text) if text.isascii() else len(text.encode("utf-8", "replace")) for text in texts)
+def _decoded_part(part: ShardPart) -> Iterator[DecodedWindows]:
+    dataset, decoder = opened(part.dataset)
+    return decoded(decoder, read_tokens(dataset, part))

@@ -1,8 +1,8 @@
-"""The embeddings of all windows of a dataset, in one .npy file that is read as it lies on disk.
+"""Embed all windows of an existing dataset by its encoder, into one .npy file that is read as it lies on disk.
 
-A write has embeddings by part in its work folder and deletes that in the end: a dataset needs none. Methods that score
-single windows do. `write --embeddings` keeps them (kept_embeddings.py); of a dataset that was written without, this
-makes them again, by the dataset's encoder.
+A dataset needs no embeddings: a write deletes those of its work folder in the end. Methods that score single windows
+need them. `write --embeddings` keeps them (kept_embeddings.py); for a dataset that was written without, this module
+makes them again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from crisp_stream.writers.stages import windows as parts
 from crisp_stream.writers.windows import window_texts
 
 TASK_WINDOWS = 1024
-"""A minute of one core with the default encoder: what is lost when a run is stopped."""
+"""Windows of a task: a minute of one core with the default encoder, which is lost when a run is stopped."""
 _ROWS_AT_ONCE = 128
 
 
@@ -44,7 +44,7 @@ def _opened(root: str, generation: int) -> Dataset:
 
 @dataclass(frozen=True, kw_only=True)
 class WindowEmbeddingsTask(Task):
-    """Embed consecutive windows of a dataset, the `number`-th such many."""
+    """Embed TASK_WINDOWS consecutive windows of a dataset, from `number` x TASK_WINDOWS on."""
 
     stage: ClassVar[str] = "window-embeddings"
 
@@ -52,22 +52,22 @@ class WindowEmbeddingsTask(Task):
     generation: int
     dim: int
     num_windows: int
-    """Of the dataset."""
+    """Windows of the dataset."""
     target: Path
-    """The file of all embeddings, made before."""
+    """File of all embeddings, made before."""
     choice: EncoderChoice
 
     @property
     def kind(self) -> Kind:
-        """An LSI is light."""
+        """Kind of work: an LSI is light."""
         return "light" if self.choice.lsi else "encoder"
 
     def settings(self) -> Any:
-        """The dataset's fingerprint, which covers its windows and its encoder, is the task's input."""
+        """Settings besides the input, which is the dataset's fingerprint and covers its windows and its encoder."""
         return [TASK_WINDOWS]
 
     def make(self) -> Record:
-        """Read, decode, embed; put the rows in their place."""
+        """Read, decode and embed the windows; put the rows in their place."""
         dataset = _opened(self.root, self.generation)
         first = self.number * TASK_WINDOWS
         stop = min(first + TASK_WINDOWS, self.num_windows)
@@ -96,15 +96,15 @@ def embed_windows(
     processes: int | None = None,
     log: Log = print,
 ) -> WindowEmbeddings:
-    """Embed every window of a dataset; what an earlier run of the same did is kept.
+    """Embed every window of a dataset. The work of an earlier run of the same is kept.
 
     Args:
-        root: of the dataset, local or in object storage.
+        root: root of the dataset, local or in object storage.
         out: folder to write; with Ray, one that all machines see.
-        generation: of a dataset that has grown; the newest when None.
-        encoder: folder or hub name of the dataset's encoder, where it cannot be found by its recorded name.
+        generation: generation of a dataset that has grown; the newest when None.
+        encoder: folder or hub name of the dataset's encoder, where its recorded name does not lead to it.
         engine: local processes, or ray.
-        address: of a Ray cluster.
+        address: address of a Ray cluster.
         processes: worker processes; one per core when None.
         log: receives progress.
 
@@ -115,9 +115,9 @@ def embed_windows(
     folder, dataset = embeddings_folder(out, option="out"), open_dataset(root, generation=generation)
     manifest = dataset.manifest
     if is_complete(folder):
-        found = WindowEmbeddings.load(folder, dataset)
+        embeddings = WindowEmbeddings.load(folder, dataset)
         log(f"{out} holds the embeddings of {manifest.num_windows:,} windows already")
-        return found
+        return embeddings
     choice = matching_encoder(manifest.encoder, encoder, root)
     target = rows_file(folder, manifest.num_windows, manifest.encoder.dim)
     tasks = [

@@ -20,14 +20,14 @@ SMOOTHING = 1e-8
 
 
 def ngram_buckets(texts: Sequence[str], owners: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The buckets of all n-grams of some texts, and whose they are. No pair crosses the border of two texts.
+    """Hash all n-grams of texts into buckets, and name the owner of each. No pair crosses the border of two texts.
 
     Args:
-        texts: in any number.
-        owners: [num_texts], such as the window each stands in.
+        texts: any number of texts.
+        owners: [num_texts], number of the owner of each text, such as its window.
 
     Returns:
-        [num_ngrams] below NUM_BUCKETS, and [num_ngrams] of `owners`.
+        [num_ngrams] buckets below NUM_BUCKETS, and [num_ngrams] owners.
     """
     hashed = hash_tokens(texts)
     text_of = np.repeat(np.arange(len(texts)), np.diff(hashed.first_word))
@@ -40,13 +40,13 @@ def ngram_buckets(texts: Sequence[str], owners: NDArray[np.int64]) -> tuple[NDAr
 
 
 def count_ngrams(texts: Sequence[str]) -> NDArray[np.int64]:
-    """[NUM_BUCKETS], how many n-grams of the texts fall in each bucket."""
+    """Count the n-grams of the texts in each bucket, [NUM_BUCKETS]."""
     buckets, _ = ngram_buckets(texts, np.zeros(len(texts), np.int64))
     return np.bincount(buckets, minlength=NUM_BUCKETS)
 
 
 def log_ratios(task: NDArray[np.int64], corpus: NDArray[np.int64]) -> NDArray[np.float64]:
-    """log P(bucket | task) - log P(bucket | corpus), both smoothed.
+    """Compute log P(bucket | task) - log P(bucket | corpus), both smoothed.
 
     Args:
         task: [NUM_BUCKETS], n-grams counted, at least one.
@@ -61,12 +61,12 @@ def log_ratios(task: NDArray[np.int64], corpus: NDArray[np.int64]) -> NDArray[np
 def log_weights(
     texts: Sequence[str], owners: NDArray[np.int64], num_owners: int, ratios: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """The log importance weight of each owner: the sum of the log ratios of its n-grams, not divided by their number.
+    """Sum the log ratios of each owner's n-grams: its log importance weight, not divided by their number.
 
     Args:
-        texts: of all owners.
+        texts: texts of all owners.
         owners: [num_texts], each below `num_owners`.
-        num_owners: how many there are; one without n-grams has weight 0.
+        num_owners: number of owners; an owner without n-grams has weight 0.
         ratios: [NUM_BUCKETS], see `log_ratios`.
 
     Returns:

@@ -1,11 +1,9 @@
-"""Windows that lie nearest to a task's examples, by the cosine of their embeddings.
+"""Select the windows that lie nearest to a task's examples, by the cosine of their embeddings.
 
-A window's score is its similarity to the nearest example: the window need be like one example, not like their mean,
-which for a task of many subjects is like none of them. Nearest neighbours of a small set select training text in
-Aharoni & Goldberg (ACL 2020) and, for benchmarks, in BETR (Mizrahi et al. 2025, arXiv:2507.12466). BETR scores a sample
-of the corpus and trains a classifier to predict the score of the rest; here every window has an embedding, so that its
-own score is computed. With `neighbours` above 1 the score is the mean over so many nearest ones: steadier where single
-examples are noise.
+The score of a window is its similarity to the nearest example. The mean of the examples is no alternative: for a task
+of many subjects it is like none of them. Nearest neighbours of a small set select training text in Aharoni & Goldberg
+(ACL 2020) and, for benchmarks, in BETR (Mizrahi et al. 2025, arXiv:2507.12466). BETR scores a sample of the corpus and
+trains a classifier to predict the other scores; here every window has an embedding, so every score is computed.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ _PRODUCTS = 1 << 24
 
 @dataclass(frozen=True, kw_only=True)
 class NearestSelection:
-    """What was selected, and what that took."""
+    """The windows that were selected, and the time that it took."""
 
     selection: WindowSelection
     threshold: float
@@ -40,18 +38,20 @@ class NearestSelection:
 
 
 def nearest_scores(task: NDArray[np.float32], corpus: Rows, *, neighbours: int = 1) -> NDArray[np.float32]:
-    """[num_windows]: mean cosine of each window to so many examples' windows that are nearest to it.
+    """Score each window by its mean cosine to the nearest windows of the task, [num_windows].
 
     Args:
         task: [num_task_windows, dim], norm 1.
         corpus: [num_windows, dim], norm 1.
-        neighbours: 1 to num_task_windows.
+        neighbours: nearest windows averaged, 1 to num_task_windows; more than one where single examples are noise.
 
     Raises:
         InputError: more neighbours than windows of the task, or none.
     """
     if not 1 <= neighbours <= len(task):
-        raise InputError(f"neighbours: must be 1 to {len(task)}, the windows of the task, got {neighbours}.")
+        raise InputError(
+            f"neighbours: must be 1 to {len(task)}, the windows of the task, got {neighbours}. Choose fewer."
+        )
     scores = np.empty(len(corpus), np.float32)
     at_once = max(1, _PRODUCTS // len(task))
     for part, rows in slices(corpus):
@@ -72,11 +72,11 @@ def select_nearest(
     """Select the windows of a dataset that are nearest to a task.
 
     Args:
-        task: its examples.
+        task: examples of the task.
         corpus: [num_windows, dim], embeddings of the windows of the dataset.
-        dataset: that is selected from.
+        dataset: dataset to select from.
         quantile: the threshold is this quantile of the corpus's scores: 0.975 selects 2.5 %.
-        neighbours: of `nearest_scores`.
+        neighbours: argument of `nearest_scores`.
 
     Raises:
         InputError: embeddings of another dataset, a quantile that leaves nothing, neighbours out of range.

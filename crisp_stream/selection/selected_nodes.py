@@ -1,4 +1,4 @@
-"""How a selection of windows lies over the clusters of the tree."""
+"""Clusters of the tree, and the windows of a selection in each."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ import numpy as np
 
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.histograms.window_selection import WindowSelection
+from crisp_stream.table import Table
 
 
 class SelectedNode(NamedTuple):
-    """A cluster of the dataset."""
+    """A cluster of the dataset, and its part in a selection."""
 
     node: int
-    """Its id at the level."""
+    """Id of the cluster at its level."""
     num_windows: int
-    """Of the dataset."""
+    """Windows of the dataset in the cluster."""
     num_selected: int
-    """Of these."""
+    """Selected windows in the cluster."""
 
 
 def selected_nodes(selection: WindowSelection, dataset: Dataset, *, level: int = 1) -> list[SelectedNode]:
-    """Every non-empty node of a level, those with most selected windows first.
+    """List every non-empty node of a level, those with most selected windows first.
 
     Raises:
         InputError: a selection of another dataset, or a level the tree does not have.
@@ -35,19 +36,19 @@ def selected_nodes(selection: WindowSelection, dataset: Dataset, *, level: int =
     return [SelectedNode(int(nodes[at]), int(windows[at]), int(chosen[at])) for at in order]
 
 
-def selected_nodes_text(selection: WindowSelection, dataset: Dataset, *, level: int = 1, limit: int = 10) -> str:
-    """A line for each of the nodes with most selected windows, and one for all others. Errors of `selected_nodes`."""
-    found = selected_nodes(selection, dataset, level=level)
-    shown, others = found[:limit], found[limit:]
-    lines = [f"{'cluster':>10} {'windows':>12} {'selected':>12} {'of cluster':>10} {'of selection':>12}"]
-    lines += [_line(f"{own.node}", own.num_windows, own.num_selected, selection) for own in shown]
+def selected_nodes_table(selection: WindowSelection, dataset: Dataset, *, level: int = 1, limit: int = 10) -> Table:
+    """Tabulate the nodes with most selected windows, with a line for all others. Errors of `selected_nodes`."""
+    nodes = selected_nodes(selection, dataset, level=level)
+    shown, others = nodes[:limit], nodes[limit:]
+    rows = [_row(str(node.node), node.num_windows, node.num_selected, selection) for node in shown]
     if others:
-        windows, chosen = sum(own.num_windows for own in others), sum(own.num_selected for own in others)
-        lines.append(_line(f"{len(others):,} others", windows, chosen, selection))
-    lines.append(_line("all", selection.num_windows, selection.num_selected, selection))
-    return "\n".join(lines)
+        windows, selected = sum(node.num_windows for node in others), sum(node.num_selected for node in others)
+        rows.append(_row(f"{len(others):,} others", windows, selected, selection))
+    rows.append(_row("all", selection.num_windows, selection.num_selected, selection))
+    head = ("cluster", "windows", "selected", "of cluster", "of selection")
+    return Table(head=head, rows=rows, words=())
 
 
-def _line(name: str, num_windows: int, num_selected: int, selection: WindowSelection) -> str:
+def _row(name: str, num_windows: int, num_selected: int, selection: WindowSelection) -> list[str]:
     of_cluster, of_selection = num_selected / num_windows, num_selected / selection.num_selected
-    return f"{name:>10} {num_windows:>12,} {num_selected:>12,} {of_cluster:>10.2%} {of_selection:>12.2%}"
+    return [name, f"{num_windows:,}", f"{num_selected:,}", f"{of_cluster:.2%}", f"{of_selection:.2%}"]

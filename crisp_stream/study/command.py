@@ -1,14 +1,16 @@
-"""`crisp-stream study run`: the jobs of a study, then its record, tables and figures."""
+"""`crisp-stream study run` and `study report`: the jobs of a study, then its record, tables and figures."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from crisp_stream.errors import InputError
 from crisp_stream.study.jobs.job import Done, Job, load_done
 from crisp_stream.study.jobs.plan import StudyPlan
 from crisp_stream.study.jobs.runner import run_jobs
 from crisp_stream.study.record.gather import gather
+from crisp_stream.study.record.record import StudyResults
 from crisp_stream.study.settings import StudySettings
 from crisp_stream.study.tables.report import study_text, write_study_report
 
@@ -29,7 +31,7 @@ def run_study(
     Args:
         study: what is compared.
         out: folder of the study.
-        text: folder of the text, if it is not to be fetched.
+        text: folder of the text; None: fetch it.
         workers: jobs at a time.
         log: takes a line per job.
 
@@ -49,13 +51,36 @@ def report_study(study: StudySettings, out: Path, *, text: str | None = None, lo
 def _report(
     study: StudySettings, plan: StudyPlan, done: Mapping[str, Done], out: Path, log: Callable[[str], None]
 ) -> None:
-    found = gather(study, plan, done, out)
+    results = gather(study, plan, done, out)
     for stale in (*(out / RECORD).glob("*.csv"), *(out / RECORD).glob("*.svg")):  # of methods that were taken out
         stale.unlink()
-    found.save(out / RECORD)
-    log(study_text(found))
+    results.save(out / RECORD)
+    log(study_text(results))
     page = write_study_report(out / RECORD, out / RECORD)[0]
     log(f"\nwritten to {page.parent}: {page.name}, CSV files, figures; `crisp-stream study report` makes them again")
+
+
+def report_records(folders: Sequence[str | Path], *, out: str | Path | None, log: Callable[[str], None]) -> None:
+    """Show the tables of records, and write their pages, CSV files and figures if a folder is named.
+
+    Args:
+        folders: one for each record.
+        out: folder to write to; for several records a folder below it for each, by the name of the study.
+        log: takes the text.
+
+    Raises:
+        InputError: two records of one name. FormatError, StorageError, MissingExtraError: as `write_study_report`.
+    """
+    studies = [StudyResults.load(folder) for folder in folders]
+    names = [study.name for study in studies]
+    if out is not None and len(set(names)) < len(names):
+        raise InputError(f"--out: names of studies must differ, got {', '.join(names)}. Report on one at a time.")
+    for folder, study in zip(folders, studies, strict=True):
+        log(study_text(study))
+        if out is not None:
+            target = Path(out) / study.name if len(studies) > 1 else Path(out)
+            paths = write_study_report(folder, target)
+            log(f"\nwritten to {target}: {paths[0].name} and {len(paths) - 1} CSV files and figures")
 
 
 def plan_text(study: StudySettings, out: Path, *, text: str | None = None) -> str:
@@ -71,7 +96,7 @@ def _finished(plan: StudyPlan, out: Path) -> tuple[Sequence[Job], dict[str, Done
     done: dict[str, Done] = {}
     while True:
         jobs = plan(done)
-        found = {job.name: own for job in jobs if (own := load_done(out, job)) is not None}
-        if found == done:
+        more = {job.name: record for job in jobs if (record := load_done(out, job)) is not None}
+        if more == done:
             return jobs, done
-        done = found
+        done = more

@@ -20,12 +20,12 @@ from crisp_stream.config.load import load_recipe
 from crisp_stream.config.recipe import Recipe
 from crisp_stream.errors import InputError, RecipeError
 from crisp_stream.selection.doge.domain_weights import Update
-from crisp_stream.typed import build
+from crisp_stream.typed import Builder
 
 Kind = Literal["base", "crisp", "multitask", "classifier", "nearest", "dsir", "doge", "only-specialist"]
-"""How a method finds what to train on."""
+"""The way in which a method chooses what to train on."""
 Along = Literal["clusters", "examples", "corpus_windows", "generic_share"]
-"""What a curve is drawn along."""
+"""Quantity that a curve is drawn along."""
 
 TEXT_FOLDER = "{text}"
 """Stands for the folder of the fetched text in the paths of a study."""
@@ -33,6 +33,7 @@ _BY_SHARE = ("classifier", "nearest", "dsir")
 _BY_LEVEL = ("crisp", "multitask", "doge")
 _ALL = ("base", "multitask")
 """One model for all specialists."""
+_BUILDER = Builder(error=InputError, key_noun="study key", lenient=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class DatasetSettings:
     """A generalist dataset: one that exists, or how it is written. Keys are the options of `crisp-stream write`."""
 
     root: str | None = None
-    """Of a dataset that exists already; the other keys are then its own affair."""
+    """Root of a dataset that exists already; the other keys then mean nothing."""
     inputs: tuple[str, ...] = ()
     text_column: str = "text"
     limit: int | None = None
@@ -69,7 +70,7 @@ class SpecialistSettings:
     """Documents that models are judged by."""
     text_column: str = "text"
     questions: str | None = None
-    """Instead of documents. One half is judged by; of the other, a fifth is for validation."""
+    """Question set instead of documents. Models are judged by one half; a fifth of the other is for validation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,32 +86,32 @@ class MethodSettings:
     examples: int | None = None
     """Examples of D^s that the method may see, drawn at random; the study's `examples` when nothing is said."""
     share: tuple[float, ...] = (0.025,)
-    """Of the corpus's windows that classifier, nearest and dsir select; a threshold quantile q is the share 1 - q."""
+    """Share of the windows that classifier, nearest and dsir select; a threshold quantile q is the share 1 - q."""
     neighbours: int = 1
-    """Of nearest."""
+    """Nearest task examples averaged per score. Only for kind nearest."""
     base_share: tuple[float, ...] = (0.0,)
     """Share of the base mixture in the one of the method's histogram."""
     generic_share: float = 0.0
     """Share of the run on the base mixture, before the switch to the method's (continued pretraining)."""
     update: Update = "paper"
-    """Of doge: form of the score."""
+    """Form of the score. Only for kind doge."""
     average: Literal["run", "last"] = "run"
-    """Of doge: which weights are used."""
+    """Average of the weights that is used. Only for kind doge."""
     mu: float = 5e-4
-    """Of doge: the Bregman coefficient."""
+    """Bregman coefficient. Only for kind doge."""
     proxy: tuple[str, ...] = ()
-    """Of doge: recipe of the proxy model, a size and key=value; the study's when nothing is said."""
+    """Recipe of the proxy model, a size and key=value; the study's when nothing is said. Only for kind doge."""
     specialists: tuple[str, ...] = ()
-    """For which the method is run; all when nothing is said."""
+    """Specialists that the method is run for; all when nothing is said."""
     num_seeds: int | None = None
-    """How many of the study's seeds it is run with; all when nothing is said."""
+    """Number of the study's seeds that it is run with; all when nothing is said."""
     transfer: bool = False
     """Judge its models on the test sets of the other specialists, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneSettings:
-    """Which methods are fine-tuned, and the fractions of the steps that are tried."""
+    """Methods that are fine-tuned, and the fractions of the steps that are tried."""
 
     methods: tuple[str, ...]
     fractions: tuple[float, ...] = (0.03, 0.1, 0.3)
@@ -135,7 +136,7 @@ class StudySettings:
     """The first one is what methods take unless they name another, and its tokenizer and windows are used for all."""
     specialists: dict[str, SpecialistSettings]
     methods: dict[str, MethodSettings]
-    """In the order of the tables. One must be of kind base."""
+    """Methods in the order of the tables. One must be of kind base."""
     fetch: Literal["small", "full"] | None = None
     """Fetch the study's text first; `{text}` in paths is its folder."""
     generalist_test: tuple[str, ...] = ()
@@ -147,10 +148,10 @@ class StudySettings:
     test_limit: int | None = 500
     """Documents of each test set, drawn at random. Nothing: all."""
     seeds: tuple[int, ...] = (1, 2, 3)
-    """Of initial weights and order. Candidates are chosen with the first one."""
+    """Seeds of initial weights and order. Candidates are chosen with the first one."""
     finetune: FinetuneSettings | None = None
     reference: str | None = None
-    """The method that the paper's claims are checked of; the first of kind crisp when nothing is said."""
+    """Method that the paper's claims are checked on; the first of kind crisp when nothing is said."""
     curves: tuple[CurveSettings, ...] = ()
     eval_batch_size: int = 8
     """Full contexts per forward pass when judging."""
@@ -162,7 +163,7 @@ class StudySettings:
 
     @property
     def first_dataset(self) -> str:
-        """The one whose tokenizer and windows all use."""
+        """Dataset whose tokenizer and windows all use."""
         return next(iter(self.datasets))
 
     @property
@@ -171,18 +172,18 @@ class StudySettings:
         return next(name for name, method in self.methods.items() if method.kind == "base")
 
     def seeds_of(self, method: str) -> tuple[int, ...]:
-        """Those that a method is run with."""
+        """Seeds that a method is run with."""
         return self.seeds[: self.methods[method].num_seeds]
 
     def specialists_of(self, method: str) -> tuple[str, ...]:
-        """Those that a method is run for; `("",)` where one model is for all."""
-        own = self.methods[method]
-        return ("",) if own.kind in _ALL else own.specialists or tuple(self.specialists)
+        """Specialists that a method is run for; `("",)` where one model is for all."""
+        settings = self.methods[method]
+        return ("",) if settings.kind in _ALL else settings.specialists or tuple(self.specialists)
 
     def recipe_of(self, kind: str, overrides: Sequence[str] = ()) -> Recipe:
         """The study's recipe with a method of the packaged recipes."""
-        names, own = recipes_and_overrides(self.recipe)
-        return load_recipe([*names, kind], [*own, *overrides])
+        names, changes = recipes_and_overrides(self.recipe)
+        return load_recipe([*names, kind], [*changes, *overrides])
 
     @property
     def num_batches(self) -> int:
@@ -191,10 +192,10 @@ class StudySettings:
 
 
 def candidates_of(method: MethodSettings) -> list[dict[str, float]]:
-    """What is tried of a method: one value for each key with several; one empty candidate where nothing is."""
+    """Candidates of a method: one value for each key with several; one empty candidate where there are none."""
     keys = [key for key in ("share", "base_share") if _counts(method, key) and len(getattr(method, key)) > 1]
     values = itertools.product(*(getattr(method, key) for key in keys))
-    return [dict(zip(keys, own, strict=True)) for own in values]
+    return [dict(zip(keys, choice, strict=True)) for choice in values]
 
 
 def with_candidate(method: MethodSettings, candidate: dict[str, float]) -> MethodSettings:
@@ -203,7 +204,7 @@ def with_candidate(method: MethodSettings, candidate: dict[str, float]) -> Metho
 
 
 def _counts(method: MethodSettings, key: str) -> bool:
-    """Whether a key means something for the method's kind."""
+    """Whether a key has a meaning for the method's kind."""
     return method.kind in (_BY_SHARE if key == "share" else _BY_LEVEL)
 
 
@@ -227,10 +228,8 @@ def load_study(path: str | Path) -> StudySettings:
     try:
         if isinstance(methods, dict):
             tree["methods"] = {name: _with_kind(str(name), method) for name, method in methods.items()}
-        return build(StudySettings, tree)
-    except RecipeError as error:
-        raise InputError(f"{path}: {str(error).replace('recipe key', 'study key')}") from error
-    except InputError as error:
+        return _BUILDER.build(StudySettings, tree)
+    except (InputError, RecipeError) as error:
         raise InputError(f"{path}: {error}") from error
 
 
@@ -343,7 +342,7 @@ def _check_method(what: str, method: MethodSettings, study: StudySettings) -> No
     require(all(0 <= share < 1 for share in method.base_share) and method.base_share != (), "base_share: 0 to 1.")
     require(
         method.kind != "multitask" or len(method.base_share) == 1,
-        "base_share must be one value: a model for all has no validation set of its own to choose by.",
+        "base_share must be one value: a model for all has no validation set to choose by.",
     )
     require(0 <= method.generic_share < 1, f"generic_share must lie in [0, 1), got {method.generic_share}.")
     require(

@@ -8,10 +8,8 @@ pretraining's learning-rate schedule or began a new one it does not say; here it
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import gc
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +20,7 @@ from crisp_stream.errors import InputError, RecipeError, RunInterruptedError, im
 from crisp_stream.models.checkpoint import checkpoints_by_batch
 from crisp_stream.ranks import join_ranks, together
 from crisp_stream.storage.store import open_store
+from crisp_stream.table import Table, csv_text
 
 _TOLERANCE = 0.25
 """By how much of itself a fraction may differ from the one that a saved checkpoint gives."""
@@ -81,7 +80,7 @@ def finetune(
         log(f"fine-tuning {fraction:.2%}: {total - batch:,} of {total:,} steps, from {start}")
         models.append(_finetuned(recipe, total, batch, saved.get(batch)))
     if dist.get_global_rank() == 0:
-        open_store(folder).put("finetune.csv", _csv(models).encode())
+        open_store(folder).put("finetune.csv", csv_text(table(models).records).encode())
     return models
 
 
@@ -117,14 +116,20 @@ def best(models: Sequence[FinetunedModel]) -> FinetunedModel:
     return min(models, key=lambda model: (model.perplexity, model.fraction))
 
 
-def table(models: Sequence[FinetunedModel]) -> str:
-    """Fractions, steps and validation perplexities as lines of text; the best is marked."""
+def table(models: Sequence[FinetunedModel]) -> Table:
+    """Tabulate fractions, steps and validation perplexities; the best is marked."""
     chosen = best(models)
-    lines = [f"{'fine-tuning':>11} {'steps':>9} {'perplexity':>10}  checkpoint"]
-    for model in models:
-        mark = "  <- best" if model is chosen else ""
-        lines.append(f"{model.fraction:>11.1%} {model.batches:>9,} {model.perplexity:>10.3f}  {model.checkpoint}{mark}")
-    return "\n".join(lines)
+    rows = [
+        (
+            f"{model.fraction:.1%}",
+            f"{model.batches:,}",
+            f"{model.perplexity:.3f}",
+            f"{model.checkpoint}  <- best" if model is chosen else model.checkpoint,
+        )
+        for model in models
+    ]
+    records = [dataclasses.asdict(model) for model in models]
+    return Table(head=("fine-tuning", "steps", "perplexity", "checkpoint"), rows=rows, words=(-1,), records=records)
 
 
 def _pretrained_alone(recipe: Recipe, checkpoint: str, dist: Any) -> FinetunedModel:
@@ -169,11 +174,3 @@ def _finetuned(recipe: Recipe, total: int, batch: int, start: str | None) -> Fin
         perplexity=report.held_out[-1][1],
         checkpoint=report.checkpoint,
     )
-
-
-def _csv(models: Sequence[FinetunedModel]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(FinetunedModel)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(dataclasses.asdict(model) for model in models)
-    return text.getvalue()

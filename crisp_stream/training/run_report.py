@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from crisp_stream.config.recipe import Recipe
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.histograms.mixture import Mixture
+from crisp_stream.models.training_record import last_loss
 from crisp_stream.storage.store import open_store
+from crisp_stream.table import aligned
 from crisp_stream.training.callbacks.served import samples_per_phase
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ class TrainReport:
     """[batches], mean loss of each global batch in nats per predicted token."""
 
     final_loss: float
-    """Mean over the last tenth of the batches."""
+    """Last loss, as `last_loss` defines it: the mean of the last tenth of the batches."""
 
     mixture_error: float
     """Total variation between the leaf frequencies asked for and those served, in [0, 1]."""
@@ -120,8 +122,7 @@ class TrainReport:
             )
         for _, name, acc, acc_norm in [row for row in self.questions if row[0] == self.questions[-1][0]]:
             rows[name] = f"acc {acc:.3f}, acc_norm {acc_norm:.3f} at batch {self.questions[-1][0]}"
-        width = max(map(len, rows))
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+        return aligned(list(rows.items()))
 
 
 def make_report(
@@ -158,7 +159,7 @@ def make_report(
         samples=samples,
         tokens=samples * dataset.manifest.window_tokens,
         losses=list(account.losses),
-        final_loss=float(np.mean(account.losses[-max(1, batches // 10) :])) if batches else float("nan"),
+        final_loss=last_loss(account.losses),
         mixture_error=total_variation(account.served_per_leaf, np.asarray(asked)),
         repeated_share=monitor.repeated_share,
         bytes_read=int(totals["bytes_read"]),

@@ -213,7 +213,7 @@ def _warn_of_seen(run: PreparedRun, record: dict[str, Any]) -> None:
     sets = {"held-out text": [example_hash(text) for text in run.held_out]}
     sets |= {questions.name: questions.example_ids.tolist() for questions in run.question_sets}
     for name, example_ids in sets.items():
-        for counted in seen_examples(record, example_ids).found:
+        for counted in seen_examples(record, example_ids).counted_from:
             print(
                 f"warning: {name}: {'' if counted.exact else 'about '}{counted.num_seen:,} of {len(example_ids):,} "
                 f"examples were counted in {counted.histogram}, by which the model is trained. Measure on others.",

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.tree.coarse_scores import CoarseScorer, has_fast_bfloat16
 from crisp_stream.tree.families import Family, Scorer, cuts
 
 _ROWS_PER_BLOCK = 1 << 15
@@ -79,8 +78,7 @@ class _Walk:
         self._tree = tree
         self._arity = arity
         self._level = level
-        dim = embeddings.shape[1]
-        self._scorer = CoarseScorer(embeddings, arity) if has_fast_bfloat16(arity, dim) else Scorer(arity, dim)
+        self._scorer = Scorer(arity, embeddings.shape[1])
         self._blocks: dict[int, NDArray[Any]] = {}
 
     def visit(
@@ -106,15 +104,15 @@ class _Walk:
         inner = [child for child in range(self._arity) if below[child] >= 0 and sizes[child]]
         kept = source if block is None else block
         if inner and depth + 2 == self._level:  # no block is kept below: many small families at once
-            own = order[np.isin(labels[order], inner)] if len(inner) < self._arity else order
+            order = order[np.isin(labels[order], inner)] if len(inner) < self._arity else order
             families = [(depth + 1, int(below[child])) for child in inner]
-            self._choose(kept, own, places[own], families, sizes[inner].tolist())
+            self._choose(kept, order, places[order], families, sizes[inner].tolist())
             return
         for child in inner:
             first = stops[child] - sizes[child]
             for part in cuts(int(sizes[child]), _ROWS_PER_BLOCK):
-                own = order[first + part.start : first + part.stop]
-                self.visit(kept, own, places[own], depth=depth + 1, row=int(below[child]))
+                members = order[first + part.start : first + part.stop]
+                self.visit(kept, members, places[members], depth=depth + 1, row=int(below[child]))
 
     def _choose(
         self,
@@ -127,8 +125,8 @@ class _Walk:
         keep: NDArray[Any] | None = None,
     ) -> NDArray[np.int64]:
         """Record the choices of vectors within their families [(level of the parent, row)], all of one level."""
-        own = [self._tree.family(*family) for family in families]
-        labels = self._scorer.choose(source, rows, places, own, sizes, keep=keep)
+        siblings = [self._tree.family(*family) for family in families]
+        labels = self._scorer.choose(source, rows, siblings, sizes, keep=keep)
         depth = families[0][0]
         first_children = np.repeat([self._tree.first_child(*family) for family in families], sizes)
         self.result[places] = (first_children + labels) * self._arity ** (self._level - depth - 1)

@@ -1,4 +1,4 @@
-"""Which child is closest: the scores of the inner loop of assignment.
+"""Choice of the closest child: the scores of the inner loop of assignment.
 
 Vectors are scored against the children of their family by a matrix product that may be wrong by a known bound. Children
 whose scores differ by no more than it may explain are compared again, at last in float64, row by row. So the child of a
@@ -48,8 +48,6 @@ class Family:
         self.spread = self.even * spread
         self.margin = 2 * (centroids.shape[1] + 3) * 2.0**-24 * max(largest_norm, largest_norm**2) + self.spread
         """Scores further apart are in the right order: twice the error bound dim * 2^-24 * |vector| * |centroid|."""
-        self.coarse: Any = None
-        """The CoarseFamily, once it was needed."""
 
     @cached_property
     def exact_half_norms(self) -> NDArray[np.float64]:
@@ -59,7 +57,7 @@ class Family:
 
     def closest(self, vectors: NDArray[Any]) -> NDArray[np.int64]:
         """The child with the closest centroid of each vector: [num_vectors, dim] of norm 1 -> [num_vectors]."""
-        return Scorer(*self.centroids.shape).choose(vectors, None, np.arange(len(vectors)), [self], [len(vectors)])
+        return Scorer(*self.centroids.shape).choose(vectors, None, [self], [len(vectors)])
 
 
 class Scorer:
@@ -79,7 +77,6 @@ class Scorer:
         self,
         source: NDArray[Any],
         rows: NDArray[np.int64] | None,
-        places: NDArray[np.int64],
         families: Sequence[Family],
         sizes: Sequence[int],
         *,
@@ -90,7 +87,6 @@ class Scorer:
         Args:
             source: [num_rows, dim], embeddings or a block.
             rows: [num_vectors], which rows of the source, those of the first family first; all, in order, when None.
-            places: [num_vectors], their rows in the embeddings; only `CoarseScorer` needs them.
             families: of the vectors.
             sizes: vectors per family; their sum is num_vectors.
             keep: [num_vectors, dim] of a block, is set to the vectors.
@@ -111,10 +107,10 @@ class Scorer:
                 self._gather(source, rows[start:stop], vectors)
             scores = self._scores[: stop - start]
             for family, first, last in members:
-                own = scores[first:last]
-                np.matmul(vectors[first:last], family.transposed, out=own)
+                family_scores = scores[first:last]
+                np.matmul(vectors[first:last], family.transposed, out=family_scores)
                 if not family.even:
-                    np.subtract(own, family.half_norms, out=own)
+                    np.subtract(family_scores, family.half_norms, out=family_scores)
             chosen = scores.argmax(axis=1)
             best = scores.reshape(-1).take(chosen + self._first_scores[: len(scores)])
             near = scores >= (best - np.float32(max(family.margin for family, _, _ in members)))[:, None]

@@ -107,7 +107,7 @@ class ClusterTree:
 
     @cached_property
     def centroid_norms(self) -> list[NDArray[np.float32]]:
-        """For levels 1 … depth: [num_nodes], L2 norms of the centroids."""
+        """[num_nodes] L2 norms of the centroids, for levels 1 … depth."""
         return [np.linalg.norm(centroids, axis=1) for centroids in self.centroids_per_level]
 
     def __getstate__(self) -> dict[str, Any]:

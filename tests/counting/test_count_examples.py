@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crisp_stream.counting import count_examples as examples
+from crisp_stream.counting import embedded_examples
 from crisp_stream.counting.count_examples import count_examples
 from crisp_stream.errors import InputError
 from crisp_stream.format.dataset import open_dataset
@@ -51,7 +51,7 @@ def test_examples_are_counted_in_the_clusters_of_the_dataset(
 def test_many_examples_in_two_processes_count_as_in_one(
     written: tuple[Path, WriteReport], task_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(examples, "BATCH_CHARACTERS", 30)
+    monkeypatch.setattr(embedded_examples, "EXAMPLE_BATCH_CHARACTERS", 30)
     counted = [
         count_examples([str(task_file)], data=str(written[0]), level=2, processes=processes, log=quiet)
         for processes in (1, 2)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from crisp_stream.counting import count_examples as examples
+from crisp_stream.counting import embedded_examples
 from crisp_stream.counting.count_examples import count_examples
 from crisp_stream.counting.task_embeddings import TaskEmbeddings, embed_task, histogram_of_task
 from crisp_stream.errors import FormatError, InputError
@@ -56,7 +56,7 @@ def test_a_histogram_of_embeddings_is_that_of_the_examples(
     monkeypatch: pytest.MonkeyPatch,
     asked: dict[str, Any],
 ) -> None:
-    monkeypatch.setattr(examples, "BATCH_CHARACTERS", 60)  # several batches
+    monkeypatch.setattr(embedded_examples, "EXAMPLE_BATCH_CHARACTERS", 60)  # several batches
     dataset = open_dataset(written[0])
     inputs, asked = [str(question_file if "answers" in asked else task_file)], {"processes": 1, **asked}
     task = embed_task(inputs, dataset, log=quiet, **asked)
@@ -76,8 +76,8 @@ def test_batches_may_come_in_any_order(
     """As from several processes, which take seconds to start."""
     dataset = open_dataset(written[0])
     in_order = embed_task([str(task_file)], dataset, processes=1, log=quiet)
-    monkeypatch.setattr(examples, "BATCH_CHARACTERS", 60)
-    monkeypatch.setattr(examples, "map_unordered", lambda work, tasks, processes: map(work, list(tasks)[::-1]))
+    monkeypatch.setattr(embedded_examples, "EXAMPLE_BATCH_CHARACTERS", 60)
+    monkeypatch.setattr(embedded_examples, "map_unordered", lambda work, tasks, processes: map(work, list(tasks)[::-1]))
     task = embed_task([str(task_file)], dataset, log=quiet)
     np.testing.assert_array_equal(task.examples, in_order.examples)
     np.testing.assert_allclose(task.embeddings, in_order.embeddings, atol=2e-3)
@@ -129,7 +129,7 @@ def test_a_file_that_was_cut_is_refused(tmp_path: Path, kept: int) -> None:
     path = tmp_path / "task.parquet"
     small_task().save(path)
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(FormatError, match=r"task.parquet holds no embeddings of a task .*Embed the task again"):
+    with pytest.raises(FormatError, match=r"task.parquet: not embeddings of a task, or damaged .*Embed the task again"):
         TaskEmbeddings.load(path)
 
 
@@ -152,11 +152,11 @@ def test_a_byte_that_changed_is_refused_or_changes_nothing(tmp_path: Path) -> No
 def test_another_file_and_another_version_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "task.parquet"
     pq.write_table(pa.table({"example": [0], "embedding": [[1.0]]}), path)
-    with pytest.raises(FormatError, match="holds no embeddings of a task"):
+    with pytest.raises(FormatError, match="not embeddings of a task"):
         TaskEmbeddings.load(path)
     small_task().save(path)
     table = pq.read_table(path)
     told = {key: value.replace(b'"version": 1', b'"version": 2') for key, value in table.schema.metadata.items()}
     pq.write_table(table.replace_schema_metadata(told), path)
-    with pytest.raises(FormatError, match=r"version 2 is not that of this reader \(1\). Embed the task again"):
+    with pytest.raises(FormatError, match=r"version 2 is not 1\. Upgrade crisp-stream"):
         TaskEmbeddings.load(path)

@@ -111,7 +111,7 @@ def test_contaminated_examples_are_flagged_and_warned_of(
     assert run(*asked, *check) == 0
     printed = capsys.readouterr().out
     assert "texts: 33.3% of the examples stand in the training data" in printed
-    assert "small-ba12: warning: contamination was looked for in data" in printed  # the model was trained on another
+    assert "small-ba12: warning: contamination was measured in data" in printed  # the model was trained on another
     flags = {results.set_name: results.contaminated for results in load_all([tmp_path / "out"])}
     assert {name: own.tolist() for name, own in flags.items() if own is not None} == {
         "texts": [True, False, False, True, False, False],
@@ -122,7 +122,7 @@ def test_contaminated_examples_are_flagged_and_warned_of(
     assert as_texts.example_ids[1] == example_hash(read_questions(questions)[1].text(1))
     Path(texts).write_text('{"text": "another"}\n')
     assert run(*asked, *check) == 2
-    assert "every example must be among those that were looked for" in capsys.readouterr().err
+    assert "every judged example must have been searched for" in capsys.readouterr().err
 
 
 def test_what_is_wrong_is_said_before_a_model_is_judged(
@@ -134,11 +134,11 @@ def test_what_is_wrong_is_said_before_a_model_is_judged(
         ([model], "eval needs --text INPUT…, --mcq FILE… or --task TASK…"),
         ([model, "--text", folder / "absent.jsonl"], "absent.jsonl"),
         ([model, "--mcq", tmp_path / "bad.jsonl"], r"bad.jsonl:2: answer must be the index of a choice, 0 to 2; got 3"),
-        ([model, model, "--text", folder / "held.jsonl"], "is given twice"),
+        ([model, model, "--text", folder / "held.jsonl"], "must be there once, got it twice"),
         ([model, "--text", folder / "held.jsonl", "--name", "a", "b"], "must be as many as checkpoints, 1, got 2"),
         ([folder, "--text", folder / "held.jsonl"], "is not an exported model"),
-        ([folder, "--every", "--text", folder / "held.jsonl"], "holds no checkpoints of a run"),
-        ([model, "--text", folder / "held.jsonl", "--batch-size", "0"], "batch_size must be 1 or more"),
+        ([folder, "--every", "--text", folder / "held.jsonl"], "must hold checkpoints (ep…-ba…-rank0.pt), got none"),
+        ([model, "--text", folder / "held.jsonl", "--batch-size", "0"], "batch size: must be 1 or more"),
     ):
         assert run(*arguments, "--out", tmp_path / "out") == 2
         assert message in capsys.readouterr().err

@@ -146,9 +146,9 @@ def test_bad_arguments_are_named(
 
 def test_halves_and_single_groups_cannot_be_cut() -> None:
     questions = made_questions(6)
-    with pytest.raises(InputError, match="the questions are a half of a set already"):
+    with pytest.raises(InputError, match="the questions must be a whole set, got a half of one"):
         cut_in_halves(cut_in_halves(questions).test)
-    with pytest.raises(InputError, match="at least two questions that are not alike are needed, got 1 of 2"):
+    with pytest.raises(InputError, match="at least two questions must not be alike, got 1 of 2"):
         cut_in_halves([questions[0]] * 2)
 
 

@@ -19,7 +19,7 @@ from lm_eval.tasks import TaskManager
 
 from crisp_stream.errors import InputError
 from crisp_stream.evaluation import multiple_choice
-from crisp_stream.evaluation.harness import Asked, HarnessLM
+from crisp_stream.evaluation.harness import Answered, HarnessLM
 from crisp_stream.evaluation.models import JudgedModel, open_model
 from crisp_stream.evaluation.multiple_choice import judge_questions
 from crisp_stream.evaluation.perplexity import judge_texts
@@ -205,12 +205,12 @@ def test_accuracies_other_than_lm_evals_stop_the_evaluation(
 ) -> None:
     from crisp_stream.evaluation import harness
 
-    def wrong(lm: HarnessLM, asked: QuestionSet) -> Asked:
+    def wrong(lm: HarnessLM, asked: QuestionSet) -> Answered:
         return true_ask(lm, asked)._replace(acc_norm=1.5)
 
     true_ask = harness.ask
     monkeypatch.setattr(harness, "ask", wrong)
-    with pytest.raises(RuntimeError, match=r"acc_norm is .* by its log probabilities, and 1\.5 by lm-eval"):
+    with pytest.raises(RuntimeError, match=r"acc_norm is .* by its log probabilities, 1\.5 by lm-eval"):
         judge_questions(model, questions, device="cpu")
 
 
@@ -218,7 +218,7 @@ def test_a_model_that_gives_no_number_is_an_error(done: SmallRun, questions: Que
     broken = open_model(str(done.checkpoint(12)))
     with torch.no_grad():
         broken.loaded.gpt.transformer.wte.weight[ord("a")] = float("nan")
-    with pytest.raises(InputError, match="own: the model gives no finite log probability"):
+    with pytest.raises(InputError, match="own: every choice must get a finite log probability"):
         judge_questions(broken, questions, device="cpu")
     assert multiple_choice.ask_model(broken.loaded, questions, described={}, batch_size=8).num_examples == 30
 

@@ -107,7 +107,7 @@ def test_a_save_folder_means_its_newest_checkpoint(done: SmallRun) -> None:
 
 
 def test_two_models_of_one_name_are_an_error(model: JudgedModel) -> None:
-    with pytest.raises(InputError, match="2 models are called small-ba12"):
+    with pytest.raises(InputError, match="got 2 models called small-ba12"):
         check_names([model.record.name, model.record.name])
 
 
@@ -146,11 +146,11 @@ def test_empty_texts_are_left_out_and_counted_and_the_others_keep_their_places(m
 
 
 def test_nothing_to_judge_is_an_error(model: JudgedModel) -> None:
-    with pytest.raises(InputError, match="no text was given"):
+    with pytest.raises(InputError, match="got none in 0 texts"):
         perplexity(model.loaded, [])
-    with pytest.raises(InputError, match="none of the 2 texts has a token to predict"):
+    with pytest.raises(InputError, match="got none in 2 texts"):
         perplexity(model.loaded, ["", ""])
-    with pytest.raises(InputError, match="batch_size must be 1 or more"):
+    with pytest.raises(InputError, match="batch size: must be 1 or more"):
         perplexity(model.loaded, TEXTS, batch_size=0)
 
 
@@ -162,7 +162,7 @@ def test_the_tokenizer_of_another_model_is_an_error(folder: str, tmp_path: Path)
     text = (other / "tokenizer.json").read_text()
     assert text.count('"ÿ": 255') == 1
     (other / "tokenizer.json").write_text(text.replace('"ÿ": 255', '"ÿ": 300'))
-    with pytest.raises(FormatError, match="its tokenizer has ids up to 300, the model an embedding of 260"):
+    with pytest.raises(FormatError, match=r"its tokenizer must have ids below 260, .* got 300"):
         open_model(str(other))
 
 

@@ -50,10 +50,11 @@ def count(done: SmallRun, path: Path, rows: list[dict[str, Any]], **options: Any
     encoder.dim = DIM
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.MonkeyPatch.context() as patch:
-        where = "crisp_stream.counting.count_examples"
+        where = "crisp_stream.counting.embedded_examples"
         patch.setattr(f"{where}.load_encoder", lambda choice, device: encoder)
         patch.setattr(f"{where}.worker_device", lambda: "cpu")
-        patch.setattr(f"{where}.matching_encoder", lambda *_: EncoderChoice(name=DEFAULT_ENCODER))
+        for caller in (where, "crisp_stream.counting.count_examples"):
+            patch.setattr(f"{caller}.matching_encoder", lambda *_: EncoderChoice(name=DEFAULT_ENCODER), raising=False)
         return count_examples([str(path)], data=done.dataset.root, processes=1, log=quiet, **options)
 
 
@@ -101,12 +102,12 @@ def record_of(checkpoint: Path) -> dict[str, Any]:
 
 def assert_half_was_seen(training: dict[str, Any], run: str = "half") -> None:
     seen = seen_examples(training, ids_of(TEXTS))
-    assert [(each.histogram, each.run, each.num_seen, each.exact) for each in seen.found] == [
+    assert [(each.histogram, each.run, each.num_seen, each.exact) for each in seen.counted_from] == [
         ("half.parquet", run, 20, True)
     ]
     assert seen.is_known
     test_half = seen_examples(training, ids_of(TEST_HALF))
-    assert (test_half.found, test_half.error("t"), test_half.warning("t")) == ([], None, None)
+    assert (test_half.counted_from, test_half.error("t"), test_half.warning("t")) == ([], None, None)
 
 
 def test_a_histogram_knows_the_documents_it_was_counted_from(done: SmallRun, tmp_path: Path) -> None:
@@ -209,15 +210,15 @@ def test_a_part_of_a_large_set_is_estimated_from_the_sample(monkeypatch: pytest.
     counted = sketch(ids[:10_000])
     phase = {"histogram": "large", "level": 2, "samples": 8, "examples": counted.to_json()}
     training = {"run_name": "run", "mixture": {"phases": [phase]}}
-    found = seen_examples(training, ids[9_000:14_000]).found[0]
+    found = seen_examples(training, ids[9_000:14_000]).counted_from[0]
     assert not found.exact
     assert found.num_seen == pytest.approx(1000, rel=0.15)
     error = seen_examples(training, ids[9_000:14_000]).error("mine")
     assert f"but about {found.num_seen:,} of 5,000 were counted in large of run run. Judge" in str(error)
     assert seen_examples(training, ids[10_000:]).is_known
-    assert not seen_examples(training, ids[10_000:]).found
+    assert not seen_examples(training, ids[10_000:]).counted_from
     beyond = seen_examples(training, [max(ids[:10_000])])
-    assert (beyond.found, beyond.is_known) == ([], False)
+    assert (beyond.counted_from, beyond.is_known) == ([], False)
     assert len(json.dumps(sketch(ids).thinned(1000).to_json())) < 11_000
 
 
@@ -234,14 +235,14 @@ def test_a_model_was_trained_by_the_half_it_was_trained_by(half: HalfRun) -> Non
 
 def test_a_phase_that_has_not_begun_is_not_seen(half: HalfRun) -> None:
     seen = seen_examples(record_of(half.folder / "ep0-ba4-rank0.pt"), ids_of(TEXTS))
-    assert ([each.histogram for each in seen.histograms], seen.found, seen.is_known) == (["base"], [], True)
+    assert ([each.histogram for each in seen.histograms], seen.counted_from, seen.is_known) == (["base"], [], True)
 
 
 def test_an_average_of_a_recipe_is_seen_in_each_of_its_histograms(half: HalfRun, tmp_path: Path) -> None:
     count_texts(half.done, tmp_path, ["one more"]).save(tmp_path / "more.parquet")
     phases = f"mixture.phases=[{{histogram: [{half.histogram}, {tmp_path}/more.parquet]}}]"
     run = half.train(tmp_path / "run", phases, "max_duration=2ba")
-    found = seen_examples(record_of(run / "ep0-ba2-rank0.pt"), ids_of([*TEXTS, "one more"])).found
+    found = seen_examples(record_of(run / "ep0-ba2-rank0.pt"), ids_of([*TEXTS, "one more"])).counted_from
     assert [(each.histogram, each.num_seen) for each in found] == [("average of half.parquet, more.parquet", 21)]
 
 
@@ -281,7 +282,7 @@ def test_a_histogram_or_a_checkpoint_that_does_not_say_is_warned_of(half: HalfRu
     for phase in older["mixture"]["phases"]:
         del phase["examples"]
     seen = seen_examples(older, ids_of(HALF))
-    assert (seen.found, seen.is_known) == ([], False)
+    assert (seen.counted_from, seen.is_known) == ([], False)
     assert [(each.histogram, each.num_seen) for each in seen.histograms] == [("base", 0), ("half.parquet", None)]
     assert "is not known: histogram half.parquet does not say" in str(seen.warning("half.test"))
     assert "is not known: its checkpoint does not say" in str(seen_examples({}, ids_of(HALF)).warning("half.test"))

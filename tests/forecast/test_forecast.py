@@ -161,7 +161,7 @@ def test_warnings_name_what_is_wrong(dataset: Dataset) -> None:
     missing = Mixture([Phase(histogram_of(dataset, {0: 0.97, 4: 0.03}), 200)])
     assert "Phase 1: 3.00% of the histogram stands on clusters without windows" in findings(forecast(dataset, missing))
     short = forecast(dataset, Mixture([Phase(Histogram.base(dataset.manifest), 6)]))
-    assert "off those asked for" in findings(short)
+    assert "off those of the mixture" in findings(short)
     small = forecast(dataset, two_phases(dataset, 900, 900), loader=Loader(cache_limit=1000))
     assert "its cache holds 1.0 kB" in findings(small)
     uneven = forecast(dataset, two_phases(dataset, 900, 900), loader=Loader(nodes=3, batch_size=7))

@@ -62,20 +62,20 @@ def test_must_2_a_newer_format_version_is_refused(root: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"window_tokens": "1024"}, "window_tokens must be int, got '1024'"),
+        ({"window_tokens": "1024"}, r"`window_tokens` must be a whole number; got text \('1024'\)"),
         ({"window_tokens": 0}, "window_tokens must be 1 to"),
-        ({"token_dtype": "int8"}, "token_dtype must be uint16 or uint32"),
-        ({"packing": "tight"}, "packing must be joined or document"),
+        ({"token_dtype": "int8"}, "`token_dtype` must be one of uint16, uint32; got 'int8'"),
+        ({"packing": "tight"}, "`packing` must be one of joined, document; got 'tight'"),
         ({"arity": 65}, "arity must be 2 to 64"),
         ({"depth": 30}, "depth must be"),
         ({"num_windows": 0}, "num_windows must be 1 to 281,474,976,710,656"),
         ({"num_shards": 10**9}, "num_shards must be 1 to num_windows"),
         ({"tree_fingerprint": "abc"}, "tree_fingerprint must be a sha256"),
-        ({"tokenizer": 3}, "tokenizer must be an object"),
-        ({"encoder": {}}, "encoder.name is missing"),
-        ({"extra": 1}, "extra is not a key of format version 1"),
+        ({"tokenizer": 3}, "`tokenizer` must be a mapping of keys; got a whole number"),
+        ({"encoder": {}}, "`encoder.name` is missing"),
+        ({"extra": 1}, "`extra` is not a key of format version 1"),
         ({"generation": -1}, "generation must be 0 to 999,999"),
-        ({"generation": "1"}, "generation must be int, got '1'"),
+        ({"generation": "1"}, "`generation` must be a whole number; got text"),
         ({"format_version": True}, "format_version must be a positive integer"),
     ],
 )
@@ -96,8 +96,8 @@ def test_must_3_an_optional_key_is_written_only_where_it_says_something(root: Pa
     stated["encoder"]["reads"] = "first"
     assert Manifest.from_json(json.dumps(stated).encode()).fingerprint == plain.fingerprint
     for value, message in (
-        ("last", "encoder.reads must be first or all, got 'last'"),
-        (1, "encoder.reads must be str"),
+        ("last", "`encoder.reads` must be one of first, all; got 'last'"),
+        (1, "`encoder.reads` must be one of first, all; got 1"),
     ):
         stated["encoder"]["reads"] = value
         with pytest.raises(FormatError, match=message):

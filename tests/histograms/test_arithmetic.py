@@ -124,7 +124,7 @@ def test_histograms_of_two_levels_are_compared_at_the_coarser_one_and_those_of_t
     other = Histogram.from_leaves([0], synthetic_tree(4, 2, seed=3), 2)
     with pytest.raises(InputError, match="histograms must come from one tree"):
         compare(fine, other)
-    with pytest.raises(InputError, match="no level of its own"):
+    with pytest.raises(InputError, match="the base mixture has no level"):
         compare(fine, cut(coarse, 0))
 
 

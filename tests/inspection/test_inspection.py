@@ -356,8 +356,8 @@ def test_top_clusters_carry_importance_weights_and_text(dataset: Dataset) -> Non
     first_of_15 = window_text(dataset, np.array([157]))[0]
     assert nodes[15].text == " ".join(first_of_15.split())
     page = describe_histogram(histogram, dataset, limit=3)
-    assert "counted      5 windows" in page
-    assert "off corpus   " in page
+    assert "counted     5 windows" in page
+    assert "off corpus  " in page
     assert "x.jsonl" in page
     assert "60.00%" in describe_histogram(histogram, None, limit=1)
     with pytest.raises(FormatError, match="was counted with tree"):

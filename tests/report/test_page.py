@@ -6,10 +6,12 @@ import argparse
 import base64
 import dataclasses
 import hashlib
+import itertools
 import json
 import re
 import shutil
 import zlib
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,14 @@ from crisp_stream.errors import FormatError, InputError
 from crisp_stream.forecast.result import Advice, ClusterRepeats, Forecast, OccurrenceBin, Reads
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.inspection.terms import node_terms
+from crisp_stream.report.evaluation import Evaluation
 from crisp_stream.report.forecast import forecast_each
-from crisp_stream.report.map import TaskShares, levels_of, map_payload, shares_at, task_shares, visible
+from crisp_stream.report.map import TaskShares, Tree, levels_of, map_payload, shares_at, task_shares, visible
 from crisp_stream.report.page import page_html, write_page
 from crisp_stream.report.runs import read_run, served_shares
-from crisp_stream.report.tasks import BASE_SHARE, Tree, transfer
+from crisp_stream.report.tasks import BASE_SHARE, transfer
+from crisp_stream.table import format_bytes
+from tests.support.made_results import text_results
 from tests.support.small_runs import SmallRun, copy_until, small_run
 from tests.support.topics import histogram_of, topic_dataset
 
@@ -91,21 +96,21 @@ def test_the_packed_data_gives_back_sizes_and_shares(dataset: Dataset) -> None:
     tree = tree_of(dataset)
     shares = np.array([0.75, 0.0, 1e-9, 0.25 - 1e-9])
     task = TaskShares(name="task", level=2, shares=shares, missing=0.0)
-    header, arrays = unpacked(map_payload(tree.levels, [task], tree.terms, arity=4))
+    header, arrays = unpacked(map_payload(tree, [task], ["colour0"]))
     assert np.cumsum(arrays["nodes"]).tolist() == [0, 1, 5, 15]
     assert arrays["windows"].tolist() == [40, 30, 300, 20]
     codes = arrays["task_0"].astype(np.float64)
     decoded = np.where(codes > 0, header["smallest_share"] ** (1 - (codes - 1) / header["codes"]), 0)
     assert decoded[1] == 0
     assert np.allclose(decoded[shares > 0], shares[shares > 0], rtol=3e-4)
-    assert header["tasks"] == [{"name": "task", "level": 2}]
+    assert header["tasks"] == [{"name": "task", "level": 2, "colour": "colour0"}]
     assert "violin" in header["texts"][1]["terms"][2]
 
 
 def test_windows_beyond_32_bits_are_kept(dataset: Dataset) -> None:
     tree = tree_of(dataset)
     huge = [dataclasses.replace(level, windows=level.windows << 40) for level in tree.levels]
-    _, arrays = unpacked(map_payload(huge, [], tree.terms, arity=4))
+    _, arrays = unpacked(map_payload(dataclasses.replace(tree, levels=huge), [], []))
     assert arrays["windows"].tolist() == [40 << 40, 30 << 40, 300 << 40, 20 << 40]
 
 
@@ -158,6 +163,127 @@ def test_a_card_says_what_a_task_is_about(dataset: Dataset) -> None:
     assert "60.0% · w 5.8" in card
 
 
+def test_the_heaviest_clusters_are_named_with_shares_weights_and_text(dataset: Dataset) -> None:
+    html = page_html(dataset, {"medicine": histogram_of(dataset, {0: 60, 1: 39, 5: 1})})
+    section = html[html.index('<section aria-labelledby="heaviest"') : html.index('<section aria-labelledby="map"')]
+    assert "The 3 heaviest of 4 clusters hold 100% of <bdi>medicine</bdi>, and\n95% of the corpus." in section
+    rows = re.findall(r"<tr><th scope=\"row\">.*?</tr>", section)
+    assert [re.findall(r'class="path">([\d/]+)<', row) for row in rows] == [["0/0"], ["0/1"], ["1/1"]]
+    assert re.findall(r'class="value[ a-z]*">([\d.%]+)<', rows[0]) == ["60.0%", "10.3%"]
+    assert ">5.8</td>" in rows[0]
+    assert "doctor" in rows[0][rows[0].index("<q>") :]
+
+
+def test_several_tasks_are_folded_but_the_first(dataset: Dataset) -> None:
+    html = page_html(dataset, {"a": histogram_of(dataset, {0: 1}), "b": histogram_of(dataset, {5: 1})})
+    assert "Where the tasks live" in html
+    assert re.findall(r"<summary>(.*?)</summary>", html) == ["<bdi>b</bdi>"]
+
+
+def test_bars_that_stand_side_by_side_share_a_scale(dataset: Dataset) -> None:
+    """Clusters hold 10.3, 7.7, 76.9 and 5.1 % of the corpus; the largest bar of all cards is `music` in 1/1."""
+    tasks = {"medicine": histogram_of(dataset, {0: 60, 1: 39, 5: 1}), "music": histogram_of(dataset, {5: 95, 15: 5})}
+    html = page_html(dataset, tasks)
+    for key in ("heaviest", "histograms"):
+        section = html[html.index(f'<section aria-labelledby="{key}"') :].split("</section>")[0]
+        widths = [float(width) for width in re.findall(r'style="width:([\d.]+)%"', section)]
+        shares = [60, 1000 / 97.5, 39, 750 / 97.5, 1, 7500 / 97.5, 95, 7500 / 97.5, 5, 500 / 97.5]
+        assert widths == pytest.approx([100 * share / 95 for share in shares], abs=0.1)
+
+
+def test_a_task_has_one_colour_in_all_sections_and_the_corpus_is_grey(dataset: Dataset) -> None:
+    tasks = {"medicine": histogram_of(dataset, {0: 60, 1: 39, 5: 1}), "music": histogram_of(dataset, {5: 95, 15: 5})}
+    html = page_html(dataset, tasks, forecasts={"music": FORECAST})
+    header, _ = unpacked(re.findall(r'id="payload">([^<]*)', html)[0])
+    assert [task["colour"] for task in header["tasks"]] == ["colour0", "colour1"]
+    assert '<h3><span class="dot colour1" aria-hidden="true"></span><bdi>music</bdi></h3>' in html
+    colour_of = (
+        r'class="(?:dot|swatch) ([\w ]+)" aria-hidden="true"></span><bdi>music(?:: half of it in [\d.]+%)?</bdi>'
+    )
+    assert set(re.findall(colour_of, html)) == {"colour1"}
+    assert len(re.findall(colour_of, html)) == 5  # heaviest, card, specificity, forecast chart and table
+    corpus = re.findall(r'class="swatch ([\w ]+)" aria-hidden="true"></span><bdi>corpus</bdi>', html)
+    assert set(corpus) == {"base"}
+
+
+def test_base_is_grey_in_both_modes_and_all_other_colours_are_not(dataset: Dataset) -> None:
+    html = page_html(dataset, {})
+    for name, grey in (("base", True), *((f"colour{number}", False) for number in range(8))):
+        shades = re.findall(rf"--{name}: #(\w\w)(\w\w)(\w\w)", html)
+        assert len(shades) == 2  # light, which prints, and dark
+        for shade in shades:
+            channels = [int(channel, 16) for channel in shade]
+            assert (max(channels) - min(channels) < 16) == grey
+
+
+def test_the_sections_come_in_the_order_of_a_readers_questions(run: SmallRun) -> None:
+    judged = [text_results("base", [2.0, 3.0], set_name="task"), text_results("small", [1.0, 2.0], set_name="task")]
+    found = read_run(str(run.save_folder), run.dataset)
+    tasks = {"task": histogram_of(run.dataset, {0: 1, 1: 2}), "other": histogram_of(run.dataset, {2: 1})}
+    html = page_html(run.dataset, tasks, [found], forecasts={"task": FORECAST}, evaluation=Evaluation(results=judged))
+    assert re.findall(r'<h2 id="(\w+)"', html) == [
+        *("verdict", "scores", "heaviest", "runs", "map", "histograms", "specificity", "transfer"),
+        *("evaluation", "forecast", "dataset"),
+    ]
+    assert html.count('class="verdict"') == html.count("small beats base on task") == 1
+    headings = [int(level) for level in re.findall(r"<h(\d)", html)]
+    assert headings[0] == 1
+    assert headings.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(headings))
+
+
+def test_runs_that_were_not_judged_have_no_verdict_and_a_page_without_runs_does_not_speak_of_one(
+    run: SmallRun,
+) -> None:
+    html = page_html(run.dataset, {}, [read_run(str(run.save_folder), run.dataset)])
+    assert "Nothing to compare: no model was judged." in html
+    assert 'id="verdict"' not in page_html(run.dataset, {})
+
+
+def test_every_element_is_closed_every_table_headed_and_nothing_is_fetched(run: SmallRun) -> None:
+    judged = [text_results("base", [2.0, 3.0]), text_results("small", [1.0, 2.0])]
+    found = read_run(str(run.save_folder), run.dataset)
+    html = page_html(
+        run.dataset,
+        {"task": histogram_of(run.dataset, {0: 1})},
+        [found],
+        forecasts={"task": FORECAST},
+        evaluation=Evaluation(results=judged),
+    )
+    elements = Elements(html)
+    assert elements.open == []
+    assert elements.tags.count("table") == elements.tags.count("thead")
+    assert {"iframe", "img"} & set(elements.tags) == set()
+    assert {name for name, _ in elements.attributes} & {"src", "onload", "onclick"} == set()
+    assert {value for name, value in elements.attributes if name == "href" and value and value[0] != "#"} == {"data:,"}
+
+
+class Elements(HTMLParser):
+    """Collects tags and attributes, and checks that every element is closed."""
+
+    VOID = ("meta", "link", "line", "polyline", "input", "br")
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.open: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
 def test_the_policy_allows_the_pages_own_script_and_nothing_else(dataset: Dataset) -> None:
     html = page_html(dataset, {})
     policy = re.search(r'Content-Security-Policy" content="([^"]+)"', html)
@@ -196,6 +322,23 @@ def test_a_finished_run_shows_its_curve_and_what_it_was_served(run: SmallRun) ->
     assert f"{found.record['mixture_error']:.4f}" in html
 
 
+def test_the_last_loss_is_the_one_that_the_command_line_prints(run: SmallRun, tmp_path: Path) -> None:
+    found = read_run(str(run.save_folder), run.dataset)
+    assert found.last_loss == found.record["final_loss"]
+    assert f"small: last loss {found.record['final_loss']:.4f}<" in page_html(run.dataset, {}, [found])
+    many = dataclasses.replace(found, losses=[(batch, float(batch)) for batch in range(1, 41)])
+    assert many.last_loss == 38.5  # of batches 37 to 40
+    assert ">38.5000</td>" in page_html(run.dataset, {}, [many])
+
+
+@pytest.mark.parametrize("losses", [[], [(1.0, 5.0)], [(1.0, 5.0), (2.0, 5.0)], [(1.0, 5.0), (2.0, float("nan"))]])
+def test_short_constant_and_broken_losses_can_be_shown(run: SmallRun, losses: list[tuple[float, float]]) -> None:
+    found = dataclasses.replace(read_run(str(run.save_folder), run.dataset), losses=losses)
+    charts = re.findall(r'points="([^"]+)"', page_html(run.dataset, {}, [found]))
+    assert len(charts) == 4 * (losses[1:] == [(2.0, 5.0)])
+    assert "nan" not in "".join(charts)
+
+
 def test_a_run_that_is_still_going_is_read_from_its_checkpoint(run: SmallRun, tmp_path: Path) -> None:
     folder = tmp_path / "going"
     copy_until(run.save_folder, 8, folder)
@@ -228,7 +371,9 @@ def test_a_run_without_checkpoints_still_shows_its_curve(run: SmallRun, tmp_path
 
 
 def test_a_run_on_another_dataset_is_refused(run: SmallRun, dataset: Dataset) -> None:
-    with pytest.raises(InputError, match=r"the run was trained on dataset .* Make the page of the run's own dataset"):
+    with pytest.raises(
+        InputError, match=r"the run was trained on dataset .* Name the dataset that the run was trained on"
+    ):
         read_run(str(run.save_folder), dataset)
 
 
@@ -294,9 +439,9 @@ def test_a_forecast_shows_occurrences_costs_and_warnings(dataset: Dataset) -> No
     section = html[html.index('<section aria-labelledby="forecast"') :]
     for said in ("1,000 samples", "87.2%", "3 of 3", "2.94", "50.0 kB", ">15<", "0.0012", "13.0 times", "0/1"):
         assert said in section
-    assert "medicine</bdi>: cluster 1 &lt;repeats&gt; 13 times</li>" in section
-    assert section.index("Use a coarser level.</p>") < section.index("cluster 1 &lt;repeats&gt;")
-    assert "tiny</bdi>: too few &lt;windows&gt;." in section
+    assert "medicine</bdi>: <bdi>cluster 1 &lt;repeats&gt; 13 times</bdi></li>" in section
+    assert section.index("Use a coarser level.</bdi></p>") < section.index("cluster 1 &lt;repeats&gt;")
+    assert "tiny</bdi>: <bdi>too few &lt;windows&gt;." in section
     assert "medicine: at most 13 times" in section
 
 
@@ -324,8 +469,8 @@ def test_a_histogram_that_cannot_be_trained_on_says_why(dataset: Dataset) -> Non
 def command(*arguments: str) -> None:
     parser = argparse.ArgumentParser()
     add_report(parser.add_subparsers())
-    asked = parser.parse_args(["report", *arguments])
-    asked.run(asked)
+    parsed = parser.parse_args(["report", *arguments])
+    parsed.run(parsed)
 
 
 def test_the_command_takes_histograms_and_runs_in_any_order(
@@ -357,3 +502,10 @@ def test_the_command_refuses_what_is_neither_file_nor_folder(run: SmallRun, tmp_
 def test_the_command_refuses_a_sample_that_is_too_small(run: SmallRun, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--windows: must be at least 100, got 5"):
         command(run.dataset.root, "--out", str(tmp_path / "page.html"), "--windows", "5")
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2_000_000, "2.0 MB"), (3e12, "3.0 TB")]
+)
+def test_bytes_are_written_in_decimal_units(count: float, text: str) -> None:
+    assert format_bytes(count) == text

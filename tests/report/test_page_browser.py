@@ -12,8 +12,8 @@ from playwright.sync_api import Browser, expect
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.inspection.terms import NodeTerms
 from crisp_stream.report import page
-from crisp_stream.report.map import MapLevel, TaskShares, map_payload
-from tests.support.browser import chromium, visit
+from crisp_stream.report.map import MapLevel, TaskShares, Tree, map_payload
+from tests.support.browser import Visit, chromium, visit
 from tests.support.topics import histogram_of, topic_dataset
 
 HOSTILE = "</script><img src=x onerror=alert(1)> <b>bold</b> \u202eevil\u0007 & \u05e9\u05dc\u05d5\u05dd"
@@ -41,6 +41,11 @@ def html(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return page.write_page(tmp_path_factory.mktemp("html") / "page.html", dataset, tasks)
 
 
+def show_the_whole(seen: Visit) -> None:
+    seen.page.locator("#breadcrumb button").first.click()
+    seen.settle()
+
+
 def test_the_page_loads_without_a_word_on_the_console_or_a_request(
     browser: Browser, html: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -53,8 +58,63 @@ def test_the_page_loads_without_a_word_on_the_console_or_a_request(
             print(f"\nreport page, 4 clusters: ready after {seen.ready_milliseconds()} ms")
 
 
+def test_the_map_opens_at_the_heaviest_cluster_and_a_press_leads_to_the_whole(browser: Browser, html: Path) -> None:
+    with visit(browser, html) as seen:
+        assert seen.text("#panel h3").startswith("0/0")
+        assert seen.text("#breadcrumb").startswith("All clusters")
+        assert seen.page.locator("#breadcrumb button").count() == 2
+        assert seen.page.evaluate("document.activeElement === document.body && scrollY") == 0
+        show_the_whole(seen)
+        assert seen.page.locator("#breadcrumb button").count() == 1
+        seen.page.select_option("#task", label="music")
+        seen.page.locator("#heaviest-cluster").click()
+        seen.settle()
+        assert seen.text("#panel h3").startswith("1/1")
+        assert seen.page.locator("#chosen").get_attribute("class") == "dot colour1"
+        assert seen.console == []
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_a_task_has_the_same_colour_on_the_map_and_in_its_card(browser: Browser, html: Path, mode: str) -> None:
+    with visit(browser, html, color_scheme=mode) as seen:
+        colours = """selector => Array.from(document.querySelectorAll(selector),
+            element => getComputedStyle(element).backgroundColor)"""
+        of_panel = seen.page.evaluate(colours, "#panel .tasks .dot")
+        assert of_panel == seen.page.evaluate(colours, ".card h3 .dot")
+        assert len(set(of_panel)) == 2
+        (chosen,) = seen.page.evaluate(colours, "#chosen")
+        assert chosen == of_panel[0]
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_the_tracks_of_bars_side_by_side_are_equally_long(browser: Browser, html: Path, width: int) -> None:
+    with visit(browser, html, width=width) as seen:
+        for section in ("heaviest", "histograms"):
+            lengths = seen.page.evaluate(
+                """key => Array.from(document.querySelectorAll(`[aria-labelledby=${key}] .track`),
+                track => track.getBoundingClientRect().width).filter(Boolean)""",
+                section,
+            )
+            assert len(lengths) >= 6
+            assert max(lengths) - min(lengths) < 0.5
+
+
+def test_without_script_the_page_shows_all_but_the_map(browser: Browser, html: Path) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    try:
+        opened = context.new_page()
+        opened.goto(html.as_uri())
+        assert "The map needs JavaScript" in opened.locator("noscript").inner_text()
+        assert opened.locator("#treemap").is_hidden()
+        assert opened.locator("#task").is_hidden()
+        assert "60.0%" in opened.locator("[aria-labelledby=heaviest]").inner_text()
+    finally:
+        context.close()
+
+
 def test_the_map_zooms_by_mouse_and_the_breadcrumb_leads_back(browser: Browser, html: Path) -> None:
     with visit(browser, html) as seen:
+        show_the_whole(seen)
         whole = seen.pixels()
         seen.page.locator("#treemap").click(position={"x": 60, "y": 100})
         seen.settle()
@@ -69,6 +129,7 @@ def test_the_map_zooms_by_mouse_and_the_breadcrumb_leads_back(browser: Browser, 
 
 def test_the_map_is_walked_by_keyboard(browser: Browser, html: Path) -> None:
     with visit(browser, html) as seen:
+        show_the_whole(seen)
         seen.page.locator("#treemap").focus()
         assert seen.text("#panel h3").startswith("1")
         seen.page.keyboard.press("ArrowRight")
@@ -90,11 +151,12 @@ def test_the_map_is_walked_by_keyboard(browser: Browser, html: Path) -> None:
 
 def test_every_control_can_be_reached_by_tab_and_shows_the_focus(browser: Browser, html: Path) -> None:
     with visit(browser, html) as seen:
+        show_the_whole(seen)
         reached = set()
-        for _ in range(40):
+        for _ in range(60):
             seen.page.keyboard.press("Tab")
             reached.add(seen.page.evaluate("document.activeElement.id || document.activeElement.className"))
-        assert {"task", "search", "treemap", "node", "inside"} <= reached
+        assert {"task", "heaviest-cluster", "search", "treemap", "node", "inside"} <= reached
         seen.page.locator("#treemap").focus()
         seen.page.keyboard.press("Shift+Tab")
         seen.page.keyboard.press("Tab")
@@ -122,6 +184,7 @@ def test_search_finds_a_cluster_by_term_by_text_and_by_path(browser: Browser, ht
 
 def test_a_search_dims_what_it_did_not_find(browser: Browser, html: Path) -> None:
     with visit(browser, html) as seen:
+        show_the_whole(seen)
         before = seen.colour_at(0.3, 0.6)
         seen.page.fill("#search", "tumor")
         seen.page.wait_for_selector("#hits button")
@@ -133,6 +196,7 @@ def test_a_search_dims_what_it_did_not_find(browser: Browser, html: Path) -> Non
 
 def test_the_colours_are_those_of_the_chosen_task(browser: Browser, html: Path) -> None:
     with visit(browser, html) as seen:
+        show_the_whole(seen)
         red, _, blue = seen.colour_at(0.3, 0.6)
         assert blue > red  # medicine falls in the music cluster less often than the corpus
         seen.page.select_option("#task", label="music")
@@ -143,6 +207,7 @@ def test_the_colours_are_those_of_the_chosen_task(browser: Browser, html: Path) 
 
 def test_the_panel_says_terms_counts_shares_and_text(browser: Browser, html: Path) -> None:
     with visit(browser, html) as seen:
+        show_the_whole(seen)
         seen.page.locator("#treemap").hover(position={"x": 300, "y": 300})
         said = seen.text("#panel")
         for expected in ("1/1", "node 5", "orchestra", "violin", "300 windows, 77% of the corpus", "95%", "0.013"):
@@ -162,6 +227,7 @@ def test_a_cluster_of_a_card_is_shown_on_the_map(browser: Browser, html: Path) -
 
 def test_a_finger_selects_first_and_goes_inside_next(browser: Browser, html: Path) -> None:
     with visit(browser, html, width=400, height=800, has_touch=True, is_mobile=True) as seen:
+        show_the_whole(seen)
         canvas = seen.page.locator("#treemap")
         box = canvas.bounding_box()
         assert box
@@ -202,6 +268,7 @@ def test_dark_light_and_print_have_their_own_colours(browser: Browser, html: Pat
 
 def test_who_wants_no_motion_gets_none(browser: Browser, html: Path) -> None:
     with visit(browser, html, reduced_motion="reduce") as seen:
+        show_the_whole(seen)
         seen.page.locator("#treemap").click(position={"x": 60, "y": 100})
         at_once = seen.pixels()
         seen.settle()
@@ -265,12 +332,17 @@ def test_a_quarter_million_leaves_and_seven_dense_tasks_stay_small_and_load(
         mass = windows * np.exp(rng.normal(size=len(leaves)))
         tasks.append(TaskShares(name=f"task {number}", level=3, shares=mass / mass.sum(), missing=0.0))
     terms = [_made_terms(level, rng) for level in levels]
-    payload = map_payload(levels, tasks, terms, arity=64)
+    payload = map_payload(Tree(arity=64, levels=levels, terms=terms), tasks, ["colour0"] * 7)
     html = tmp_path / "large.html"
-    html.write_text(page._document("large", "", {"map": ("Map", page._map_section(tasks))}, payload), encoding="utf-8")
+    html.write_text(
+        page._document("large", "", {"map": ("Map", page._map_section(tasks, ["colour0"] * 7))}, payload),
+        encoding="utf-8",
+    )
     assert html.stat().st_size < 20e6
     with visit(browser, html) as seen:
         milliseconds = seen.ready_milliseconds()
+        assert seen.page.locator("#breadcrumb button").count() == 3
+        show_the_whole(seen)
         for steps in (2, 3):
             seen.page.locator("#treemap").click(position={"x": 30, "y": 60})
             seen.settle()

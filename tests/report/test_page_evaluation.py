@@ -12,8 +12,10 @@ import pytest
 from crisp_stream.cli.main import main
 from crisp_stream.errors import InputError
 from crisp_stream.format.dataset import Dataset
+from crisp_stream.report.colours import assign_colours
 from crisp_stream.report.evaluation import Evaluation, evaluation_section
 from crisp_stream.report.page import page_html
+from crisp_stream.results.curves import run_identity
 from crisp_stream.results.results import QuestionResults, TextResults
 from tests.support.made_results import question_results, text_results
 from tests.support.topics import topic_dataset
@@ -38,6 +40,11 @@ def results() -> list[TextResults | QuestionResults]:
         checkpoint("crisp", 8, [1.0, 3.0]),
         question_results("base-ba8", [[-1, -2]], run_name="base", batch=8, mixture_fingerprint="base"),
     ]
+
+
+def section(evaluation: Evaluation) -> str:
+    runs = [(run_identity(judged), judged.model.get("histograms") or []) for judged in evaluation.results]
+    return evaluation_section(evaluation, assign_colours([], runs))
 
 
 def cells(html: str) -> list[list[str]]:
@@ -69,56 +76,57 @@ def cells(html: str) -> list[list[str]]:
 
 
 def test_the_tables_show_the_newest_checkpoint_of_each_run_and_say_so() -> None:
-    html = evaluation_section(Evaluation(results=results()))
+    html = section(Evaluation(results=results()))
     models = [row[1] for row in cells(html) if row[0] == "news"]
     assert models == ["base-ba8", "crisp-ba8", "crisp-ba8"]  # figures of both, and where the second got better
     assert "the newest checkpoint of each run; the curves show all" in html
-    older = evaluation_section(Evaluation(results=results(), baseline="base-ba4"))
+    older = section(Evaluation(results=results(), baseline="base-ba4"))
     assert "than base-ba4" in older
-    assert "newest checkpoint" not in evaluation_section(Evaluation(results=[results()[1]]))
+    assert "newest checkpoint" not in section(Evaluation(results=[results()[1]]))
 
 
 def test_figures_comparisons_and_contaminated_examples_are_there() -> None:
-    html = evaluation_section(Evaluation(results=results()))
+    html = section(Evaluation(results=results()))
     head, base, crisp = cells(html)[:3]
     assert head == [
         *("Set", "Model", "Perplexity", "Token level", "Bits/byte", "Examples", "than base-ba8"),
         *("Contaminated", "Without them"),
     ]
-    assert base[2].startswith("7.39[")
+    assert base[2].startswith("7.39 [")
     assert (base[6], base[7], base[8]) == ("-", "1", "7.39")
-    assert crisp[6].startswith("x 1.0000[0.3679, 2.7183]")
+    assert crisp[6].startswith("x 1.0000 [0.3679, 2.7183]")
     assert "WARNING: news: 50.0% of the examples" in html
     assert "100.0*" in html
 
 
 def test_where_it_got_better_is_a_share_with_a_bar() -> None:
-    html = evaluation_section(Evaluation(results=results()))
+    html = section(Evaluation(results=results()))
     (row,) = (row for row in cells(html) if "50.0%" in row)
     assert row == ["news", "crisp-ba8", "50.0%", "0.0% to 100.0%", "2"]
-    assert 'class="fill base" style="width:50.0%"' in html
-    assert "got better" not in evaluation_section(Evaluation(results=results()[:2]))
+    assert 'class="fill colour0" style="width:50.0%"' in html
+    assert '<span class="dot base" aria-hidden="true"></span><bdi>base-ba8</bdi>' in html
+    assert "got better" not in section(Evaluation(results=results()[:2]))
     named = [checkpoint("one", 8, [1.0, 2.0]), checkpoint("two", 8, [1.0, 2.0])]
-    assert "got better" not in evaluation_section(Evaluation(results=named))
-    assert "than one-ba8" in evaluation_section(Evaluation(results=named, baseline="one-ba8"))
+    assert "got better" not in section(Evaluation(results=named))
+    assert "than one-ba8" in section(Evaluation(results=named, baseline="one-ba8"))
 
 
 def test_curves_are_drawn_of_runs_with_several_checkpoints_inside_their_charts() -> None:
-    html = evaluation_section(Evaluation(results=results()))
+    html = section(Evaluation(results=results()))
     assert html.count("<figure>") == 1
-    assert "perplexity of news by batch; at the end: base 7.389; crisp 7.389." in html
+    assert "perplexity by batch: base: 7.389 at the end; crisp: 7.389 at the end." in html
     for width, height, chart in re.findall(r'viewBox="0 0 (\d+) (\d+)"(.*?)</svg>', html):
         lines = re.findall(r'points="([^"]+)"', chart)
         assert len(lines) == 2
         for x, y in (map(float, pair.split(",")) for line in lines for pair in line.split()):
             assert 0 <= x <= float(width)
             assert 0 <= y <= float(height)
-    assert "<figure>" not in evaluation_section(Evaluation(results=results()[1:2]))
+    assert "<figure>" not in section(Evaluation(results=results()[1:2]))
 
 
 def test_different_examples_under_one_name_are_said_and_not_compared() -> None:
     other = checkpoint("crisp", 8, [1.0, 2.0, 3.0])
-    html = evaluation_section(Evaluation(results=[results()[1], other]))
+    html = section(Evaluation(results=[results()[1], other]))
     assert "were judged on different examples of news" in html
     assert "x 1." not in html
 

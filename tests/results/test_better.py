@@ -10,7 +10,7 @@ import pytest
 
 from crisp_stream.cli.main import main
 from crisp_stream.errors import InputError
-from crisp_stream.results.better import better_csv, better_rows, better_text, natural_baseline, plot_better
+from crisp_stream.results.better import better_rows, better_table, natural_baseline, plot_better
 from tests.support.made_results import question_results, text_results
 
 
@@ -57,7 +57,7 @@ def test_other_tokenizers_are_compared_by_bits_per_byte() -> None:
     (row,) = better_rows([base, other], baseline="base")
     assert row.measure == "bits_per_byte"
     assert row.fraction.value == 0.5  # 6 nats against 8, 10 against 8, over equal bytes
-    assert "compare their bits per byte only" in better_text([row])
+    assert "compare their bits per byte only" in better_table([row]).text()
 
 
 def test_different_examples_are_never_paired() -> None:
@@ -102,4 +102,4 @@ def test_the_command_prints_draws_and_writes(tmp_path: Path, capsys: pytest.Capt
     assert (tmp_path / "again.png").stat().st_size > 1000
     with pytest.raises(InputError, match=r"--plot: must end in .svg, .png, .pdf"):
         plot_better(better_rows([base, crisp], baseline="base"), tmp_path / "again.jpg")
-    assert better_csv(better_rows([base, crisp], baseline="base"))[0]["examples"] == 3
+    assert better_table(better_rows([base, crisp], baseline="base")).records[0]["examples"] == 3

@@ -10,7 +10,7 @@ import pytest
 
 from crisp_stream.cli.main import main
 from crisp_stream.errors import InputError
-from crisp_stream.results.curves import TRAINING_LOSS, curves, curves_text, plot_curves
+from crisp_stream.results.curves import TRAINING_LOSS, curves, curves_table, plot_curves
 from tests.support.made_results import answered, text_results
 
 
@@ -63,7 +63,7 @@ def test_one_batch_of_a_run_twice_is_refused() -> None:
 
 def test_models_of_no_run_are_left_out_and_named() -> None:
     folder = text_results("folder", [1.0], run_name=None, batch=None)
-    assert "left out, of no known run: folder" in curves_text(curves([folder, judged("a", 4, [1.0])]))
+    assert "left out, of no known run: folder" in curves_table(curves([folder, judged("a", 4, [1.0])])).text()
     with pytest.raises(InputError, match="folder: a curve needs results of checkpoints of a run"):
         curves([folder])
 

@@ -12,7 +12,7 @@ import pytest
 
 from crisp_stream.cli.main import main
 from crisp_stream.errors import FormatError, InputError
-from crisp_stream.results.distances import Distances, distance_bins, distances_text, nearest_distances, sorted_once
+from crisp_stream.results.distances import Distances, distance_bins, distances_table, nearest_distances, sorted_once
 from tests.support.made_results import text_results
 
 
@@ -73,7 +73,8 @@ def test_the_band_is_the_middle_half_of_the_specialist_test_examples() -> None:
     distances = made_distances([0.1, 0.2, 0.6, 0.9], test=[0.0, 0.1, 0.2, 0.3, 0.4])
     assert distances.band == (0.1, pytest.approx(0.3))
     base, crisp = text_results("base", [1.0] * 4), text_results("crisp", [0.5] * 4)
-    text = distances_text(distance_bins([base, crisp], distances, baseline="base", bins=2), distances, baseline="base")
+    bins = distance_bins([base, crisp], distances, baseline="base", bins=2)
+    text = distances_table(bins, distances, baseline="base").text()
     rows = [line for line in text.splitlines() if line.startswith("news")]
     assert [row.endswith("band") for row in rows] == [True, False]
     assert "middle half of 5 specialist test examples, at distances 0.100 to 0.300" in text
@@ -118,7 +119,7 @@ def test_a_file_of_something_else_or_of_a_newer_version_is_refused(tmp_path: Pat
     pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
     (tmp_path / "text.parquet").write_text("no table")
     for name in ("other.parquet", "text.parquet"):
-        with pytest.raises(FormatError, match="holds no distances"):
+        with pytest.raises(FormatError, match="not distances, or damaged"):
             Distances.load(tmp_path / name)
     table = pq.read_table(made_distances([0.5]).save(tmp_path / "d.parquet"))
     newer = {b"crisp_stream.distances": json.dumps({"distances_version": 2}).encode()}

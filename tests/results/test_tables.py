@@ -18,8 +18,8 @@ from crisp_stream.results.tables import (
     RATIO,
     RATIO_OF_BITS,
     TOKEN_LEVEL,
-    csv_rows,
     result_rows,
+    result_tables,
     results_table,
 )
 from tests.support.made_results import answered, question_results, text_results
@@ -125,7 +125,7 @@ def test_contaminated_examples_are_counted_and_left_out_of_a_second_figure() -> 
 def test_a_set_of_nothing_but_contaminated_examples_has_no_clean_figure() -> None:
     (row,) = result_rows([text_results("a", [1.0, 2.0], contaminated=[True, True])])
     assert math.isnan(row.estimates[PERPLEXITY + CLEAN].value)
-    clean = [line["value"] for line in csv_rows([row]) if str(line["measure"]).endswith(CLEAN)]
+    clean = [line["value"] for line in result_tables([row]).records if str(line["measure"]).endswith(CLEAN)]
     assert len(clean) == 1
     assert math.isnan(clean[0])
 
@@ -153,7 +153,7 @@ def test_a_baseline_without_results_is_refused() -> None:
         results_table([text_results("a", [1.0]), text_results("b", [1.0])], baseline="c")
     with pytest.raises(InputError, match="no results of another model"):
         results_table([text_results("a", [1.0])], baseline="a")
-    with pytest.raises(InputError, match="no results were given"):
+    with pytest.raises(InputError, match="no results are named"):
         results_table([])
 
 

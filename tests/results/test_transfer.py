@@ -8,7 +8,7 @@ import pytest
 
 from crisp_stream.cli.main import main
 from crisp_stream.results.results import QuestionResults
-from crisp_stream.results.transfer import mean_over_tasks, transfer, transfer_csv, transfer_text
+from crisp_stream.results.transfer import mean_over_tasks, transfer, transfer_table
 from tests.support.made_results import answered, text_results
 
 SETS = ("arc_easy", "arc_challenge", "mmlu", "rewardbench_reasoning")
@@ -38,7 +38,7 @@ def test_multi_is_that_of_the_paper() -> None:
 
 
 def test_the_table_is_that_of_the_paper_with_the_best_of_each_column_marked() -> None:
-    text = transfer_text(transfer(questions_of_table_1()))
+    text = transfer_table(transfer(questions_of_table_1())).text()
     rows = {line.split()[0]: line.split()[1:] for line in text.splitlines()[2:7]}
     assert rows["Redpj2"] == ["58.4", "27.5", "30.1", "62.2", "45.1"]
     assert rows["ARC"][:2] == ["71.3*", "38.6*"]
@@ -65,7 +65,7 @@ def test_perplexities_of_texts_have_a_table_of_their_own_where_the_lowest_is_bes
         text_results("crisp", [1.0, 1.0]),
         answered("base", 1, 2, set_name="quiz"),
     ]
-    text = transfer_text(transfer(found))
+    text = transfer_table(transfer(found)).text()
     assert "2.72*" in text
     assert "7.39 " in text or "7.39\n" in text
     assert "Multi" not in text
@@ -76,7 +76,7 @@ def test_a_column_of_models_that_predict_other_tokens_is_in_bits_per_byte() -> N
         text_results("base", [1.0], num_tokens=[4]),
         text_results("other", [1.9], num_tokens=[2], tokenizer_fingerprint="u" * 64),
     ]
-    text = transfer_text(transfer(found))
+    text = transfer_table(transfer(found)).text()
     assert "news (bits/byte)" in text
     assert next(line for line in text.splitlines() if line.startswith("other")).endswith("*")
 
@@ -87,5 +87,5 @@ def test_the_command_writes_a_line_per_model_and_set(tmp_path: Path, capsys: pyt
     assert main(["results", "transfer", str(tmp_path), "--csv", str(tmp_path / "t.csv")]) == 0
     assert "51.1*" in capsys.readouterr().out
     assert len((tmp_path / "t.csv").read_text().splitlines()) == 1 + 5 * 4 + 5
-    rows = transfer_csv(transfer(questions_of_table_1()))
+    rows = transfer_table(transfer(questions_of_table_1())).records
     assert [row["model"] for row in rows if row["set"] == "Multi" and row["best"]] == ["Multi"]

@@ -15,6 +15,7 @@ from crisp_stream.counting.embedded_examples import ExampleSources
 from crisp_stream.errors import InputError
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.histograms.window_selection import WindowSelection
+from crisp_stream.inspection import window_reading
 from crisp_stream.loading.reader import read_windows
 from crisp_stream.selection import dsir
 from crisp_stream.selection.dsir import gumbel_top_k, heaviest_share, select_dsir
@@ -105,7 +106,7 @@ def test_windows_on_the_topic_of_the_task_are_selected(dataset: Dataset, tmp_pat
 
 
 def test_one_process_and_two_give_the_same(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dsir, "_TASK_BYTES", 2000)
+    monkeypatch.setattr(window_reading, "_PART_BYTES", 2000)
     task = task_of(tmp_path, MEDICINE)
     one, two = (select_dsir(task, data=dataset.root, num_windows=40, processes=n, log=quiet) for n in (1, 2))
     assert one.selection == two.selection
@@ -117,8 +118,9 @@ def test_the_size_of_parts_and_of_batches_changes_nothing(
 ) -> None:
     task = task_of(tmp_path, MEDICINE, "fever")
     whole = select_dsir(task, data=dataset.root, num_windows=40, processes=1, log=quiet)
-    for name, value in {"_TASK_BYTES": 1, "_DECODED_WINDOWS": 3, "_BATCH_CHARACTERS": 1}.items():
-        monkeypatch.setattr(dsir, name, value)
+    monkeypatch.setattr(window_reading, "_PART_BYTES", 1)
+    monkeypatch.setattr(window_reading, "_DECODED_WINDOWS", 3)
+    monkeypatch.setattr(dsir, "_TASK_CHARACTERS", 1)
     parts = select_dsir(task, data=dataset.root, num_windows=40, processes=1, log=quiet)
     np.testing.assert_array_equal(whole.log_weights, parts.log_weights)
     assert parts.selection == whole.selection
@@ -136,7 +138,7 @@ def test_the_corpus_can_be_fitted_on_a_sample_spread_over_all_leaves(
     parts = dsir._sampled_parts(dataset, 78)
     firsts = [int(dataset.first_window_per_shard[part.shard]) + part.start for part in parts]
     assert firsts == list(range(4, 390, 10))
-    assert sum(part.count for part in dsir._sampled_parts(dataset, 1)) == 1
+    assert sum(part.num_windows for part in dsir._sampled_parts(dataset, 1)) == 1
 
 
 def test_questions_count_with_their_right_answer(dataset: Dataset, tmp_path: Path) -> None:
@@ -193,7 +195,7 @@ def test_the_command_wants_either_windows_or_a_share_that_is_one(
     assert main([*command, "--share", "1.5"]) == 2
     assert "error: --share: must be above 0 and at most 1, got 1.5." in capsys.readouterr().err
     assert main([*command[:-1], str(tmp_path / "out.parquet"), "--windows", "5"]) == 2
-    assert "error: --out: must end in .windows.parquet, by which mixtures know it, got " in capsys.readouterr().err
+    assert "--out: must end in .windows.parquet, by which mixtures know a selection, got " in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(command)
     assert list(tmp_path.glob("*.parquet")) == []

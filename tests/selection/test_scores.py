@@ -73,7 +73,7 @@ def test_equal_scores_stand_on_one_side_of_the_threshold(dataset: Dataset) -> No
     selection = select_above(scores, threshold_of(scores, 0.9), dataset, {"method": "by hand"})
     assert selection.windows.tolist() == [7, 500]
     assert selection.provenance == {"method": "by hand", "threshold": 0.0}
-    with pytest.raises(InputError, match=r"no window .* above 1; the highest is 1. Use a lower quantile"):
+    with pytest.raises(InputError, match=r"must have a score above 1, got at most 1\. Use a lower quantile"):
         select_above(scores, threshold_of(scores, 0.999), dataset, {})
     with pytest.raises(InputError, match="quantile: must be at least 0 and below 1, got 1"):
         threshold_of(scores, 1)

@@ -9,7 +9,7 @@ import pytest
 
 from crisp_stream.errors import FormatError, InputError
 from crisp_stream.histograms.window_selection import WindowSelection
-from crisp_stream.selection.selected_nodes import SelectedNode, selected_nodes, selected_nodes_text
+from crisp_stream.selection.selected_nodes import SelectedNode, selected_nodes, selected_nodes_table
 from crisp_stream.selection.window_scores import WindowScores
 from tests.support.synthetic import write_synthetic_dataset
 
@@ -50,10 +50,10 @@ def test_selected_windows_are_counted_per_cluster(tmp_path: Path) -> None:
     )
     assert selected_nodes(selection, dataset) == [SelectedNode(1, 4, 3), SelectedNode(0, 5, 1), SelectedNode(3, 1, 0)]
     assert selected_nodes(selection, dataset, level=2)[0] == SelectedNode(5, 4, 3)
-    lines = selected_nodes_text(selection, dataset, limit=1).splitlines()
-    assert [line.split() for line in lines[1:]] == [
+    table = selected_nodes_table(selection, dataset, limit=1)
+    assert table.rows == [
         ["1", "4", "3", "75.00%", "75.00%"],
-        ["2", "others", "6", "1", "16.67%", "25.00%"],
+        ["2 others", "6", "1", "16.67%", "25.00%"],
         ["all", "10", "4", "40.00%", "100.00%"],
     ]
     other = write_synthetic_dataset(tmp_path / "other", {0: 10})

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from crisp_stream.errors import InputError
-from crisp_stream.study.jobs.digests import fingerprint_of
 from crisp_stream.study.jobs.job import Done, Job
 from crisp_stream.study.jobs.plan import StudyPlan
+from crisp_stream.study.jobs.plan_jobs import fingerprint_of
 from crisp_stream.study.settings import load_study
 from tests.support.synthetic import write_synthetic_dataset
 from tests.support.written_study import METHODS, small_study, write_study, write_texts
@@ -159,5 +159,5 @@ def test_text_is_fetched_first_where_the_study_says_so_and_no_folder_is_given(tm
     fetched = plan_of(tmp_path, None, fetch="small")({})
     assert [job.name for job in fetched] == ["text"]
     assert "text" not in {job.name for job in plan_of(tmp_path, texts, fetch="small")({})}
-    with pytest.raises(InputError, match=r"\{text\} is the folder of --text, which is not given"):
+    with pytest.raises(InputError, match=r"\{text\} is the folder of --text, which is missing"):
         plan_of(tmp_path, None)({})

@@ -10,29 +10,27 @@ import pytest
 
 from crisp_stream.study.record.record import StudyResults
 from crisp_stream.study.record.values import StudyCurve, StudyModel
-from crisp_stream.study.tables.cells import StudyTable
-from crisp_stream.study.tables.comparisons import Column, Place, against, figure, own_columns
+from crisp_stream.study.tables.comparisons import Column, Place, against, figure, text_columns
 from crisp_stream.study.tables.costs import candidate_tables, cost_tables
 from crisp_stream.study.tables.curves import curve_points, curve_tables
-from crisp_stream.study.tables.methods import generalist_tables, perplexity_tables
-from crisp_stream.study.tables.question_tables import question_tables
+from crisp_stream.study.tables.methods import generalist_tables, perplexity_tables, question_tables
 from crisp_stream.study.tables.report import conditions, study_tables, study_text
 from crisp_stream.study.tables.transfer import transfer_tables
 from crisp_stream.study.tables.verdicts import verdict_lines, verdict_tables, verdicts
 from crisp_stream.study.tables.weights import weight_tables
-from crisp_stream.table import csv_text
+from crisp_stream.table import Table, csv_text, mark_of
 from tests.support.made_study import full_study, made_study, made_weights
 
 MEDICINE = Column(title="medicine", places=(Place("medicine", "medicine.test"),))
 
 
-def table(tables: Sequence[StudyTable], name: str) -> StudyTable:
+def table(tables: Sequence[Table], name: str) -> Table:
     return next(own for own in tables if own.name == name)
 
 
-def cells(own: StudyTable, method: str) -> list[str]:
+def cells(own: Table, method: str) -> list[str]:
     """The cells of a row, by the first column."""
-    return next([cell.text for cell in row] for row in own.rows if row[0].text == method)
+    return next(list(row) for row in own.rows if row[0] == method)
 
 
 def losses(study: StudyResults, method: str, specialist: str, seed: int) -> np.ndarray:
@@ -82,12 +80,12 @@ def test_one_seed_is_said_to_give_intervals_over_examples_alone() -> None:
 def test_the_best_is_marked_and_so_are_those_that_cannot_be_told_from_it() -> None:
     study = made_study({"base": 0.0, "crisp": 0.2, "classifier": 0.2, "doge": 0.05}, finetuned=(), noise=0.02)
     own = table(perplexity_tables(study), "perplexity")
-    marks = {row[0].text: [cell.mark for cell in row[1:]] for row in own.rows}
+    marks = {row[0]: [mark_of(cell) for cell in row[1:]] for row in own.rows}
     for column in range(3):
         assert {marks["crisp"][column], marks["classifier"][column]} == {"best", "close"}
         assert marks["base"][column] == marks["doge"][column] == ""
     assert own.head == ("method", "medicine", "religion", "geo. mean")
-    best = next(row for row in own.rows if row[1].mark == "best")[1].text
+    best = next(row for row in own.rows if mark_of(row[1]) == "best")[1]
     assert f"{best}*" in own.text()
     assert f"**{best}**" in own.markdown()
     assert "≈: cannot be told from it" in own.text()
@@ -95,7 +93,7 @@ def test_the_best_is_marked_and_so_are_those_that_cannot_be_told_from_it() -> No
 
 def test_the_geometric_mean_is_that_of_the_specialists() -> None:
     study = made_study()
-    one, other, mean = (against(study, "crisp", "base", column) for column in own_columns(study))
+    one, other, mean = (against(study, "crisp", "base", column) for column in text_columns(study))
     assert one is not None
     assert other is not None
     assert mean is not None
@@ -109,7 +107,7 @@ def test_fine_tuning_that_was_not_tried_or_did_not_help_is_a_dash() -> None:
     assert cells(own, "doge")[2] == cells(own, "classifier")[2] == "-"
     assert float(cells(own, "crisp")[2]) < float(cells(own, "crisp")[1])
     ratios = table(perplexity_tables(study), "ratio-finetuned")
-    assert [row[0].text for row in ratios.rows] == ["crisp", "classifier"]
+    assert [row[0] for row in ratios.rows] == ["crisp", "classifier"]
     # a pretrained classifier against a fine-tuned base: gain 0.17 against 0.3
     assert float(cells(ratios, "classifier")[1].split()[0]) == pytest.approx(np.exp(0.30 - 0.17), abs=0.03)
 
@@ -123,7 +121,7 @@ def test_accuracies_are_in_per_cent_and_compared_in_points() -> None:
     assert float(cells(difference, "crisp")[1].split()[0]) == pytest.approx(gained, abs=0.11)
     assert 15 < gained < 25
     assert cells(difference, "crisp")[1].startswith("+")
-    best = {row[0].text for row in values.rows if row[1].mark == "best"}
+    best = {row[0] for row in values.rows if mark_of(row[1]) == "best"}
     assert best == {"crisp"}
     assert question_tables(made_study()) == []
 
@@ -141,13 +139,13 @@ def test_specialised_models_are_better_on_their_own_set_and_worse_on_the_corpus(
 def test_transfer_shows_models_that_were_judged_on_the_sets_of_others() -> None:
     study = made_study({"base": 0.0, "crisp": 0.2, "multitask": 0.1, "doge": 0.1}, transfer=("crisp",))
     (own,) = transfer_tables(study)
-    assert [(row[0].text, row[1].text) for row in own.rows] == [
+    assert [tuple(row[:2]) for row in own.rows] == [
         ("base", "all"),
         ("crisp", "medicine"),
         ("crisp", "religion"),
         ("multitask", "all"),
     ]
-    assert [[cell.mark for cell in row[2:]] for row in own.rows] == [["", ""], ["best", ""], ["", "best"], ["", ""]]
+    assert [[mark_of(cell) for cell in row[2:]] for row in own.rows] == [["", ""], ["best", ""], ["", "best"], ["", ""]]
     assert transfer_tables(made_study(transfer=())) == []
 
 
@@ -169,17 +167,15 @@ def test_what_validation_tried_and_chose_is_shown() -> None:
     lost = dataclasses.replace(chosen, candidate={"share": 0.5}, chosen=False, validation_of={"medicine": 44.0})
     models: tuple[StudyModel, ...] = (*study.models[:at], chosen, *study.models[at + 1 :], lost)
     (own,) = candidate_tables(dataclasses.replace(study, models=models))
-    assert [[cell.text for cell in row] for row in own.rows] == [
-        ["classifier", "medicine", "share", "0.1", "0.1: 40.00 · 0.5: 44.00"]
-    ]
-    assert [line["chosen"] for line in own.lines] == [True, False]
+    assert [list(row) for row in own.rows] == [["classifier", "medicine", "share", "0.1", "0.1: 40.00 · 0.5: 44.00"]]
+    assert [line["chosen"] for line in own.records] == [True, False]
     assert candidate_tables(study) == []
 
 
 def test_no_fine_tuning_at_all_is_the_choice_where_validation_preferred_it() -> None:
     study = made_study({"base": 0.0, "crisp": 0.2}, unhelped=("crisp",))
     (own,) = candidate_tables(study)
-    chosen = {(row[0].text, row[1].text): row[3].text for row in own.rows}
+    chosen = {(row[0], row[1]): row[3] for row in own.rows}
     assert chosen == {
         ("base", "medicine"): "0.1",
         ("base", "religion"): "0.1",
@@ -192,10 +188,10 @@ def test_weights_of_two_methods_stand_beside_one_another_with_their_distance() -
     weights = made_weights(("medicine",), ("doge", "crisp"))
     (own,) = weight_tables(made_study(weights=weights))
     mean = np.mean([each.proportions for each in weights], axis=0)
-    assert [row[0].text for row in own.rows] == [str(node) for node in np.argsort(-mean)]
+    assert [row[0] for row in own.rows] == [str(node) for node in np.argsort(-mean)]
     distance = np.abs(np.diff([each.proportions for each in weights], axis=0)).sum() / 2
     assert own.notes == [f"total variation between doge and crisp: {distance:.3f} over 16 clusters"]
-    assert own.rows[0][1].text == f"word{own.rows[0][0].text}, other"
+    assert own.rows[0][1] == f"word{own.rows[0][0]}, other"
 
 
 def test_verdicts_say_yes_no_or_not_distinguishable() -> None:
@@ -212,7 +208,7 @@ def test_verdicts_say_yes_no_or_not_distinguishable() -> None:
         study
     )
     (own,) = verdict_tables(study)
-    assert [cell.text.split()[0] for cell in own.rows[0][2:]] == ["n.d."] * 3
+    assert [cell.split()[0] for cell in own.rows[0][2:]] == ["n.d."] * 3
 
 
 def test_the_reference_is_the_crisp_of_verdicts() -> None:
@@ -232,7 +228,7 @@ def test_verdicts_of_questions_go_by_accuracy() -> None:
 def test_curves_are_ordered_by_place_a_line_for_each_encoder_and_base_on_all_of_them() -> None:
     study = full_study()
     (own,) = [each for each in curve_tables(study) if each.name == "curve-clusters-pretrained"]
-    assert [[cell.text for cell in row[:3]] for row in own.rows] == [
+    assert [list(row[:3]) for row in own.rows] == [
         ["crisp, lsi", "crisp-2-lsi", "236"],
         ["crisp, minilm", "crisp-1", "16"],
         ["crisp, minilm", "crisp-2", "240"],
@@ -240,7 +236,7 @@ def test_curves_are_ordered_by_place_a_line_for_each_encoder_and_base_on_all_of_
     ]
     curve = StudyCurve(name="c", along="clusters", methods=("crisp-2", "crisp-2-lsi", "base"))
     points = [own for own in curve_points(study, curve, "pretrained") if own.column.title == "medicine"]
-    assert [(own.line, own.place, own.found is None) for own in points] == [
+    assert [(own.line, own.place, own.compared is None) for own in points] == [
         ("crisp, lsi", 1.0, True),
         ("crisp, lsi", 236.0, False),
         ("crisp, minilm", 1.0, True),
@@ -277,7 +273,7 @@ def test_everything_is_written_as_text_markdown_and_csv() -> None:
         widths = {line.count(" | ") for line in own.markdown().splitlines() if line.startswith("|")}
         assert widths == {len(own.head) - 1}
         assert all(len(row) == len(own.head) for row in own.rows)
-        assert len(csv_text(own.lines).splitlines()) == len(own.lines) + 1
+        assert len(csv_text(own.records).splitlines()) == len(own.records) + 1
     text = study_text(study)
     assert "every model: 1,000,000 tokens in 400 batches (checked)" in conditions(study)[0]
     assert text.index("every model") < text.index("Perplexity: mean over seeds")
@@ -291,6 +287,6 @@ def test_a_record_of_half_a_study_still_has_tables() -> None:
     models = tuple(own for own in study.models if own.fraction == 0 and own.method in ("base", "crisp"))
     half = dataclasses.replace(study, judgements=tuple(kept), models=models, selections=())
     own = table(study_tables(half), "perplexity")
-    assert [row[0].text for row in own.rows] == ["base", "crisp"]
-    assert [cell.text for cell in own.rows[1][2:]] == ["-"] * 5
+    assert [row[0] for row in own.rows] == ["base", "crisp"]
+    assert list(own.rows[1][2:]) == ["-"] * 5
     assert study_text(half)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from crisp_stream.errors import FormatError, InputError
-from crisp_stream.tree.families import Scorer, widen
+from crisp_stream.tree.families import widen
 from crisp_stream.tree.tree import ClusterTree
 from tests.support.synthetic import DIM, synthetic_tree
 
@@ -81,13 +80,6 @@ def rounded_unit_vectors(count: int, dim: int = 96) -> np.ndarray:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
 
 
-@pytest.fixture(params=["float32", "bfloat16"])
-def scores(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Whether products are first made in bfloat16, on any processor."""
-    monkeypatch.setattr("crisp_stream.tree.descent.has_fast_bfloat16", lambda *_: request.param == "bfloat16")
-    return request.param
-
-
 def descended(tree: ClusterTree, vector: np.ndarray) -> list[int]:
     """The node at each level, by float64 arithmetic on one vector."""
     node, path = 0, []
@@ -95,13 +87,12 @@ def descended(tree: ClusterTree, vector: np.ndarray) -> list[int]:
         first = int(np.searchsorted(nodes, node * tree.arity))
         node *= tree.arity
         if first < len(nodes) and nodes[first] == node:
-            own = centroids[first : first + tree.arity].astype(np.float64)
-            node += int((own @ vector - 0.5 * np.square(own).sum(axis=1)).argmax())
+            children = centroids[first : first + tree.arity].astype(np.float64)
+            node += int((children @ vector - 0.5 * np.square(children).sum(axis=1)).argmax())
         path.append(node)
     return path
 
 
-@pytest.mark.usefixtures("scores")
 @pytest.mark.parametrize("kind", [np.float16, np.float32])
 @pytest.mark.parametrize("length", [1.0, 1.3])
 def test_large_batches_through_ragged_levels_are_assigned_as_single_vectors_are(kind: type, length: float) -> None:
@@ -117,7 +108,6 @@ def test_large_batches_through_ragged_levels_are_assigned_as_single_vectors_are(
         assert [int(tree.node_of(leaves[row], level)) for level in (1, 2, 3)] == path
 
 
-@pytest.mark.usefixtures("scores")
 def test_leaves_do_not_depend_on_the_batch_even_between_nearly_equal_centroids() -> None:
     vectors = rounded_unit_vectors(1500)
     tree = wide_tree()
@@ -133,32 +123,12 @@ def test_leaves_do_not_depend_on_the_batch_even_between_nearly_equal_centroids()
     assert (tree.assign(vectors[shuffled]) == np.array(expected)[shuffled]).all()
 
 
-@pytest.mark.usefixtures("scores")
 def test_the_first_of_equal_centroids_is_chosen() -> None:
     tree, vectors = wide_tree(), rounded_unit_vectors(300)
     tree.centroids_per_level[0][8:] = tree.centroids_per_level[0][:8]
     assert tree.assign(vectors, 1).max() < 8
 
 
-def test_bfloat16_changes_no_leaf_and_decides_most_of_them_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    tree, vectors = wide_tree(384), rounded_unit_vectors(30_000, 384)
-    near = vectors + 3 * tree.centroids_per_level[0][np.arange(len(vectors)) % 16]
-    vectors = (near / np.linalg.norm(near, axis=1, keepdims=True)).astype(np.float16)
-    expected = tree.assign(vectors)
-    monkeypatch.setattr("crisp_stream.tree.descent.has_fast_bfloat16", lambda *_: True)
-    exactly: list[int] = []
-    choose = Scorer.choose
-
-    def counted(scorer: Scorer, source: Any, rows: Any, *others: Any, **options: Any) -> np.ndarray:
-        exactly.append(len(rows))
-        return choose(scorer, source, rows, *others, **options)
-
-    monkeypatch.setattr(Scorer, "choose", counted)
-    assert (pickle.loads(pickle.dumps(tree)).assign(vectors) == expected).all()
-    assert 0 < sum(exactly) < 0.5 * 3 * len(vectors)
-
-
-@pytest.mark.usefixtures("scores")
 def test_every_finite_float16_is_widened_exactly_and_others_are_refused() -> None:
     halves = np.arange(1 << 16, dtype=np.uint32).astype(np.uint16).view(np.float16).reshape(-1, 64)
     finite = np.where(np.isfinite(halves), halves, np.float16(0))
@@ -174,7 +144,6 @@ def test_every_finite_float16_is_widened_exactly_and_others_are_refused() -> Non
                 tree.assign(vectors)
 
 
-@pytest.mark.usefixtures("scores")
 def test_memory_mapped_and_strided_embeddings_are_accepted(tmp_path: Path) -> None:
     tree, vectors = wide_tree(), rounded_unit_vectors(900)
     np.save(tmp_path / "embeddings.npy", vectors)

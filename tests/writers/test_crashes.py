@@ -24,7 +24,7 @@ from tests.support.fault_proxy import fault_proxy
 from tests.support.seaweed import S3Server
 from tests.support.written_dataset import files_below
 
-COMMAND = str(Path(sys.executable).with_name("crisp-stream"))
+COMMAND = (sys.executable, "-m", "crisp_stream")
 OPTIONS = [
     *("--encoder", "lsi", "--window-tokens", "64", "--vocab-size", "600", "--arity", "4", "--depth", "2"),
     *("--min-split", "32", "--part-characters", "5000", "--shard-mb", "0.006", "--processes", "2"),
@@ -38,7 +38,7 @@ def start(source: Path, out: Path | str, log: Path, *more: str, **environment: s
     """The command in a process group of its own."""
     with log.open("wb") as output:
         return subprocess.Popen(
-            [COMMAND, "write", str(source), "--out", str(out), *OPTIONS, *more],
+            [*COMMAND, "write", str(source), "--out", str(out), *OPTIONS, *more],
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
             stdout=output,
             stderr=subprocess.STDOUT,

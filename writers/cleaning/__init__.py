@@ -1,0 +1,8 @@
+"""Which documents to leave out: duplicates, near-duplicates, text of evaluation sets.
+
+In: texts of documents, in batches.
+Out: removals with their reason and the document or example that they repeat.
+Begin with: duplicates.py, near_duplicates.py, decontamination.py. words.py hashes words; array_files.py sorts more
+    than memory holds.
+Heavy libraries: none.
+"""

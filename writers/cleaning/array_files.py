@@ -25,7 +25,7 @@ class ArrayFiles:
     """Rows of .npy files [rows, columns] (or [rows]) that follow one another, or one band of files [bands, rows].
 
     Raises:
-        FormatError: a file that is missing, cut short, or not a C-ordered array of the dtype and width asked for.
+        FormatError: a file that is missing, cut short, or not a C-ordered array of the expected dtype and width.
     """
 
     def __init__(self, paths: Sequence[Path], dtype: DTypeLike, *, columns: int = 1, band: int | None = None) -> None:
@@ -73,7 +73,7 @@ class ArrayFiles:
     def take(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         """The rows with these numbers, in their order; each is read once, near ones together."""
         wanted, inverse = np.unique(rows, return_inverse=True)
-        found = np.empty((len(wanted), self.num_columns), self.dtype)
+        taken = np.empty((len(wanted), self.num_columns), self.dtype)
         file_borders = np.searchsorted(wanted, self.first_row)
         for number in np.flatnonzero(np.diff(file_borders)).tolist():
             begin, end = file_borders[number : number + 2].tolist()
@@ -84,8 +84,8 @@ class ArrayFiles:
                 for start, stop in itertools.pairwise(cuts):
                     first, last = int(local[start]), int(local[stop - 1])
                     span = self._read(file.fileno(), number, first, last - first + 1)
-                    found[begin + start : begin + stop] = span[local[start:stop] - first]
-        return found[inverse]
+                    taken[begin + start : begin + stop] = span[local[start:stop] - first]
+        return taken[inverse]
 
     def _read_header(self, path: Path) -> tuple[tuple[int, int], int]:
         try:

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from crisp_stream.errors import FormatError, InputError
 from crisp_stream.writers.cleaning.words import HashedWords, hash_words, ngram_hashes
+from crisp_stream.writers.options import WriteOptions
 
 INDEX_VERSION = 1
 _ENTRY = np.dtype([("hash", "<u8"), ("prefix", "<u8"), ("example", "<u4"), ("first_word", "<u4")])
@@ -46,12 +47,12 @@ class ContaminationMatch:
     source: str
     """Name of the evaluation file."""
     row: int
-    """Of the example in it."""
+    """Number of the example in that file."""
     words: str
     """The shared words case folded, with single spaces."""
 
     def describe(self) -> str:
-        """For the list of removed documents."""
+        """One line for the list of removed documents."""
         return f"row {self.row} of {self.source}: {self.words}"
 
 
@@ -70,11 +71,11 @@ class _Hit(NamedTuple):
     begin: int
     """Word of the batch."""
     rank: int
-    """Of its length among all, the longest first."""
+    """Rank of the n-gram's length, the longest first."""
     ngram: int
     """Row of the index."""
     text: int
-    """Of the batch."""
+    """Text of the batch."""
 
 
 class EvaluationNgrams:
@@ -108,7 +109,9 @@ class EvaluationNgrams:
         return len(self._entries)
 
     @classmethod
-    def build(cls, texts: Iterable[tuple[str, int, str]], *, ngram: int = 13, min_words: int = 8) -> EvaluationNgrams:
+    def build(
+        cls, texts: Iterable[tuple[str, int, str]], *, ngram: int = WriteOptions.ngram, min_words: int = 8
+    ) -> EvaluationNgrams:
         """Index evaluation texts.
 
         Args:
@@ -164,41 +167,41 @@ class EvaluationNgrams:
     def find_all(self, texts: Sequence[str]) -> list[ContaminationMatch | None]:
         """The first match in each document, by where it begins; of matches that begin together the longest."""
         hashed = hash_words(texts)
-        found: list[ContaminationMatch | None] = [None] * len(texts)
+        matches: list[ContaminationMatch | None] = [None] * len(texts)
         for hit in sorted(self._hits(hashed)):
-            if found[hit.text] is None and self._is_confirmed(hashed, hit):
+            if matches[hit.text] is None and self._is_confirmed(hashed, hit):
                 example = self._examples[int(self._entries[hit.ngram]["example"])]
                 words = self.words_of_ngram(hit.ngram)
-                found[hit.text] = ContaminationMatch(source=example.source, row=example.row, words=words)
-        return found
+                matches[hit.text] = ContaminationMatch(source=example.source, row=example.row, words=words)
+        return matches
 
     def find_ngrams(self, texts: Sequence[str]) -> dict[int, int]:
         """Every n-gram that stands in a document, by its number below `num_ngrams`, and the first document with it."""
         hashed = hash_words(texts)
-        found: dict[int, int] = {}
+        first_text: dict[int, int] = {}
         for hit in sorted(self._hits(hashed)):
-            if hit.ngram not in found and self._is_confirmed(hashed, hit):
-                found[hit.ngram] = hit.text
-        return found
+            if hit.ngram not in first_text and self._is_confirmed(hashed, hit):
+                first_text[hit.ngram] = hit.text
+        return first_text
 
     def ngrams_of(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
         """The numbers of the n-grams of texts that the index was built from, in their order; none of a short text."""
         hashed = hash_words(texts)
         runs = ngram_hashes(hashed.hashes, self.ngram)
         none = np.zeros(0, np.uint64)
-        own = [
+        per_text = [
             _ngrams_of_text(hashed, runs, first, end, self.ngram) if end - first >= self.min_words else none
             for first, end in itertools.pairwise(hashed.first_word.tolist())
         ]
-        found = np.searchsorted(self._hashes, np.concatenate([none, *own]))
-        return np.split(found, np.cumsum([len(hashes) for hashes in own])[:-1])
+        numbers = np.searchsorted(self._hashes, np.concatenate([none, *per_text]))
+        return np.split(numbers, np.cumsum([len(hashes) for hashes in per_text])[:-1])
 
     def words_of_ngram(self, ngram: int) -> str:
         """The words of an n-gram by its number, case folded, with single spaces."""
         return " ".join(self._ngram_words(self._entries[ngram]))
 
     def _hits(self, hashed: HashedWords) -> Iterator[_Hit]:
-        """Where the hash of an n-gram stands in a batch of texts."""
+        """Find the n-grams of the index in a batch of texts, by hash."""
         at = self._candidates(hashed.hashes)
         if not len(at):
             return

@@ -46,14 +46,14 @@ class Dropped:
     row: int
     """Number of the document in its file, as documents are numbered there."""
     id: str | None
-    """From the id column, where there is one."""
+    """The document's id, where there is an id column."""
     reason: DropReason
     detail: str
     """The document that was kept, or what it shares with an evaluation set."""
 
 
 def dropped_documents(exact: Removals, near: NearDuplicates | None, places: ArrayFiles) -> NDArray[np.void]:
-    """Join what both searches found; the document named as kept is always one that is kept.
+    """Join the outcome of both searches; the document named as kept is always one that is kept.
 
     A document is an exact duplicate when the kept one has its text, and a near duplicate when the kept one is similar
     (also where a third one has its text, but goes as well).

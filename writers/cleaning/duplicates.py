@@ -88,7 +88,7 @@ def removals_in_pass(files: ArrayFiles, number: int, passes: int, *, skip_zero: 
         skip_zero: rows whose first word is 0 equal no other.
 
     Returns:
-        [num_removed, 2], row and first equal row, in no order. A task of its own: see `sort_removals`.
+        [num_removed, 2], row and first equal row, in no order; `sort_removals` sorts them.
     """
     low, high = number * 2**64 // passes, (number + 1) * 2**64 // passes - 1
     low = max(low, int(skip_zero))
@@ -101,9 +101,9 @@ def removals_in_pass(files: ArrayFiles, number: int, passes: int, *, skip_zero: 
         gathered.append(np.vstack([rows[at].T, (at + first).astype(np.uint64)]))
         num_gathered += len(at)
         if num_gathered > capacity:
-            kept, found = _split_repeats(gathered)
+            kept, repeats = _split_repeats(gathered)
             gathered.append(kept)
-            removed.append(found)
+            removed.append(repeats)
             num_gathered = kept.shape[1]
             capacity = max(capacity, int(_CAPACITY_PER_MEAN * num_gathered))
     if gathered:

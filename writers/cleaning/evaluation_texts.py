@@ -33,7 +33,7 @@ class EvaluationExample(NamedTuple):
     source: str
     """Name of the evaluation file."""
     row: int
-    """As in `EvaluationText`."""
+    """See `EvaluationText`."""
     texts: list[str]
     """The document; or the question, then the question with each choice."""
     question: Question | None
@@ -42,8 +42,8 @@ class EvaluationExample(NamedTuple):
     @classmethod
     def of_question(cls, source: str, row: int, question: Question) -> EvaluationExample:
         """A question that was read elsewhere."""
-        asked = question.question
-        return cls(source, row, [asked, *(f"{asked} {choice}" for choice in question.choices)], question)
+        prompt = question.question
+        return cls(source, row, [prompt, *(f"{prompt} {choice}" for choice in question.choices)], question)
 
     @property
     def example_id(self) -> int:

@@ -26,9 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError, import_extra
+from crisp_stream.hashing import splitmix64_finalise
 from crisp_stream.writers.cleaning.array_files import ArrayFiles
 from crisp_stream.writers.cleaning.duplicates import Removals, num_passes, removals_in_pass, sort_removals
-from crisp_stream.writers.cleaning.words import hash_words, mix_bits, ngram_hashes
+from crisp_stream.writers.cleaning.words import hash_words, ngram_hashes
 
 _BLOCK_GRAMS = 512
 _PAIRS_PER_BYTE = 1 / 1024
@@ -37,14 +38,14 @@ _RECALL_WEIGHTS = (0.1, 0.9)
 
 @dataclass(frozen=True, kw_only=True)
 class NearSettings:
-    """How documents are sketched; sketches of different settings cannot be compared."""
+    """Settings of sketches; sketches of different settings cannot be compared."""
 
-    threshold: float = 0.8
+    threshold: float
     """Similarity from which two documents are near-duplicates, 0.5 to 0.99."""
     words_per_gram: int = 5
     num_minima: int = 128
     seed: int = 1
-    """Of the permutations, 0 to 2^32 - 1."""
+    """Seed of the permutations, 0 to 2^32 - 1."""
 
     def __post_init__(self) -> None:
         if not 0.5 <= self.threshold <= 0.99:
@@ -66,7 +67,7 @@ class NearSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Sketches:
-    """Of a batch of documents, to be stored as two .npy files."""
+    """Sketches of a batch of documents, to be stored as two .npy files."""
 
     keys: NDArray[np.uint64]
     """[num_bands, num_texts], hash of each band; 0 for a document without words."""
@@ -84,7 +85,7 @@ class Sketches:
 
 @dataclass(frozen=True, kw_only=True)
 class NearDuplicates:
-    """What to remove, sorted by document."""
+    """Documents to remove, sorted."""
 
     removals: Removals
     """[num_removed, 2]: document, and the kept one: the first of all documents joined with it."""
@@ -104,7 +105,7 @@ def sketch_texts(texts: Sequence[str], settings: NearSettings) -> Sketches:
     for band in range(num_bands):
         key = np.zeros(len(texts), np.uint64)
         for column in range(band * minima_per_band, (band + 1) * minima_per_band):
-            key = mix_bits(key + minima[:, column] + np.uint64(band + 1))
+            key = splitmix64_finalise(key + minima[:, column] + np.uint64(band + 1))
         keys[band] = np.where(has_words, np.maximum(key, np.uint64(1)), np.uint64(0))
     return Sketches(keys=keys, minima=minima.astype(np.uint8))
 
@@ -117,7 +118,7 @@ def text_minima(texts: Sequence[str], settings: NearSettings) -> tuple[NDArray[n
     """
     factors, summands = _permutations(settings.num_minima, settings.seed)
     hashed = hash_words(texts)
-    grams = _finalise((ngram_hashes(hashed.hashes, settings.words_per_gram) >> np.uint64(32)).astype(np.uint32))
+    grams = _murmur3_finalise((ngram_hashes(hashed.hashes, settings.words_per_gram) >> np.uint64(32)).astype(np.uint32))
     minima = np.full((len(texts), settings.num_minima), 2**32 - 1, np.uint32)
     block = np.empty((_BLOCK_GRAMS, settings.num_minima), np.uint32)
     first_word = hashed.first_word.tolist()
@@ -125,7 +126,7 @@ def text_minima(texts: Sequence[str], settings: NearSettings) -> tuple[NDArray[n
         of_text = grams[first : end - settings.words_per_gram + 1]
         if first < end < first + settings.words_per_gram:
             short = ngram_hashes(hashed.hashes[first:end], end - first)
-            of_text = _finalise((short >> np.uint64(32)).astype(np.uint32))
+            of_text = _murmur3_finalise((short >> np.uint64(32)).astype(np.uint32))
         elif first == end:
             continue
         for start in range(0, len(of_text), _BLOCK_GRAMS):
@@ -234,7 +235,7 @@ def _components(edges: Removals) -> Removals:
     return np.stack([nodes, roots], axis=1)[nodes != roots]
 
 
-def _finalise(hashes: NDArray[np.uint32]) -> NDArray[np.uint32]:
+def _murmur3_finalise(hashes: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """The 32-bit finaliser of MurmurHash3, which datasketch puts before its permutations."""
     mixed = (hashes ^ (hashes >> np.uint32(16))) * np.uint32(0x85EBCA6B)
     mixed = (mixed ^ (mixed >> np.uint32(13))) * np.uint32(0xC2B2AE35)

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError
+from crisp_stream.hashing import splitmix64_finalise
 
 _BLOCK_CHARACTERS = 1 << 15
 _CHARACTER_BASE = 0x9E3779B97F4A7C15 | 1
@@ -126,7 +127,7 @@ def ngram_hashes(word_hashes: NDArray[np.uint64], num_words: int) -> NDArray[np.
     num_runs = max(len(word_hashes) - num_words + 1, 0)
     rolled: NDArray[np.uint64] | None = None
     covered, length, doubled = 0, 1, word_hashes
-    # Runs of 1, 2, 4, … words by doubling; the run asked for is joined from those of the binary digits of its length.
+    # Runs of 1, 2, 4, … words by doubling; that of num_words is joined from them by its binary digits.
     while covered < num_words:
         if num_words & length:
             piece = doubled[covered : covered + num_runs]
@@ -137,14 +138,7 @@ def ngram_hashes(word_hashes: NDArray[np.uint64], num_words: int) -> NDArray[np.
             length *= 2
     if rolled is None or num_runs == 0:
         return np.zeros(0, np.uint64)
-    return mix_bits(rolled + np.uint64(num_words))
-
-
-def mix_bits(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The SplitMix64 finaliser: a bijection that spreads every bit over all."""
-    mixed = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
+    return splitmix64_finalise(rolled + np.uint64(num_words))
 
 
 def _normalise(text: str) -> str:
@@ -191,7 +185,7 @@ def _hash_spans(codes: _Codes, starts: NDArray[np.int64], ends: NDArray[np.int64
         at = starts[first:end] - begin
         hashes[first:end] = (sums[ends[first:end] - begin] - sums[at]) * inverses[at]
         first = end
-    return mix_bits(hashes)
+    return splitmix64_finalise(hashes)
 
 
 @lru_cache(maxsize=2)

@@ -1,8 +1,8 @@
-"""Documents out of files: read piece by piece in a fixed order, each with its place and its own name.
+"""Documents out of files: read piece by piece in a fixed order, each with its place and id.
 
 Order: the inputs as given, the files of a folder by name, the lines or rows of a file as they stand. Everything
 downstream (tokenizer, parts, windows) is a function of this order, so a run that is started again sees the same
-documents. A file can be read on its own, in any process.
+documents. A file can be read alone, in any process.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from crisp_stream.errors import InputError
-from crisp_stream.hashing import uniform
+from crisp_stream.hashing import unit_hash
 from crisp_stream.writers.documents.drops import (
     BROKEN_UNICODE,
     EMPTY_TEXT,
@@ -49,11 +49,11 @@ class Document:
     """One document that is kept."""
 
     text: str
-    """Not empty, and valid Unicode."""
+    """Text of the document: not empty, and valid Unicode."""
     row: int
     """Its number within its file, from 0, the dropped ones counted."""
     id: str | None
-    """Its own name, when a field of it was given as such."""
+    """The document's id, where an id field is named."""
 
 
 def read_input(file: InputFile, settings: DocumentSettings, counts: DropCounts) -> Iterator[Document]:
@@ -110,7 +110,7 @@ def read_documents(
     for file in files:
         for document in _read(file, settings):
             num_read += 1
-            if sample is not None and uniform(num_read) >= sample:
+            if sample is not None and unit_hash(num_read) >= sample:
                 counts.add(NOT_SAMPLED)
             elif isinstance(document, Document):
                 num_kept += 1

@@ -1,4 +1,4 @@
-"""What was dropped, and why: counts by reason, which every stage hands on and the report shows."""
+"""Counts of dropped documents by reason, which every stage hands on and the report shows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NOT_SAMPLED = "not in the sample"
 
 
 class DropCounts:
-    """How many were dropped, by reason."""
+    """Counts of dropped documents, by reason."""
 
     def __init__(self, by_reason: dict[str, int] | None = None) -> None:
         self.by_reason: dict[str, int] = dict(by_reason or {})

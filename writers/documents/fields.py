@@ -17,7 +17,7 @@ class _Missing:
 
 
 MISSING: Final = _Missing()
-"""What find_field returns for a field that is not there (a null field is None)."""
+"""Result of find_field for a field that is not there (a null field is None)."""
 
 
 def find_field(record: dict[str, Any], path: str) -> Any:
@@ -29,9 +29,9 @@ def find_field(record: dict[str, Any], path: str) -> Any:
         inner = record.get(path[:cut], MISSING)
         if inner is None:
             return None
-        found = find_field(_opened(inner), path[cut + 1 :])
-        if found is not MISSING:
-            return found
+        value = find_field(_opened(inner), path[cut + 1 :])
+        if value is not MISSING:
+            return value
         cut = path.rfind(".", 0, cut)
     return MISSING
 

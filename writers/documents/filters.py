@@ -36,7 +36,7 @@ class Filter:
     """Keep the documents whose field compares so with the value."""
 
     expression: str
-    """As the user wrote it; documents are counted as dropped under it."""
+    """The text the user wrote; documents are counted as dropped under it."""
     field: str
     """Dotted path."""
     operator: str
@@ -44,11 +44,11 @@ class Filter:
 
     @property
     def reason(self) -> str:
-        """Under which its documents are counted as dropped."""
+        """Reason under which its documents are counted as dropped."""
         return f"filter: {self.expression}"
 
     def keeps(self, record: dict[str, Any], place: str) -> bool:
-        """Whether the document stays. Null equals only null, and no order holds with it.
+        """Decide whether the document stays. Null equals only null, and no order holds with it.
 
         Args:
             record: the fields of the document.
@@ -104,7 +104,7 @@ def parse_filter(expression: str) -> Filter:
     stands. Dates compare as ISO texts.
 
     Raises:
-        InputError: no such parts, an unknown operator, or an order asked of true, false or null.
+        InputError: no such parts, an unknown operator, or an order comparison with true, false or null.
     """
     known = ", ".join(_OPERATORS)
     parts = _PARTS.fullmatch(expression)

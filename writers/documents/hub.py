@@ -24,7 +24,7 @@ _CONNECT_SECONDS = 5.0
 
 
 def list_hub_shards(source: str) -> list[InputFile]:
-    """The shards of a dataset by name, in its own order.
+    """The shards of a dataset by name, in its order.
 
     Raises:
         InputError: not such a name, no such dataset, configuration or split, or several splits and none named.

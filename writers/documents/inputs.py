@@ -1,4 +1,4 @@
-"""What is read and how: the settings of a document, and one input file as tasks on other machines get it.
+"""Settings by which documents are read, and one input file as tasks on other machines get it.
 
 Both are plain values: they can be pickled, and `dataclasses.asdict` of them is JSON.
 """
@@ -27,18 +27,18 @@ _KINDS: dict[str, Kind] = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
-_DEFAULT_TEXT_FIELD = "text"
+DEFAULT_TEXT_FIELD = "text"
 _REDPAJAMA_TEXT_FIELD = "raw_content"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentSettings:
-    """How a document is taken out of a record."""
+    """Settings by which a document is taken out of a record."""
 
-    text_field: str = _DEFAULT_TEXT_FIELD
+    text_field: str = DEFAULT_TEXT_FIELD
     """Dotted path of the text; a key that itself contains dots wins. Not used for .txt."""
     id_field: str | None = None
-    """Dotted path of the document's own name, a text or a whole number; None: documents have none (but in the layout of
+    """Dotted path of the document's id, a text or a whole number; None: documents have none (but in the layout of
     RedPajama-v2, where the id of the quality signals is taken)."""
     filters: tuple[str, ...] = ()
     """Documents are kept where all of them hold: `FIELD OPERATOR VALUE`, see filters.py."""
@@ -55,8 +55,8 @@ class DocumentSettings:
 
     @property
     def text_path(self) -> str:
-        """Where the text is: `raw_content` in the layout of RedPajama-v2 unless another field is named."""
-        plain = self.layout == "files" or self.text_field != _DEFAULT_TEXT_FIELD
+        """Field of the text: `raw_content` in the layout of RedPajama-v2 unless another field is named."""
+        plain = self.layout == "files" or self.text_field != DEFAULT_TEXT_FIELD
         return self.text_field if plain else _REDPAJAMA_TEXT_FIELD
 
     def parsed_filters(self) -> tuple[Filter, ...]:
@@ -71,15 +71,15 @@ class DocumentSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class InputFile:
-    """One file (or one shard of a dataset by name) that can be read on its own."""
+    """One file (or one shard of a dataset by name) that can be read alone."""
 
     url: str
-    """Where it is. Absolute when local."""
+    """Path or URL; absolute when local."""
     name: str
     """Unique among the inputs and free of the machine's paths: this is what the dataset's provenance holds."""
     kind: Kind
     num_bytes: int
-    """As stored, compressed or not; 0 when it is not known (shards of a dataset by name)."""
+    """Stored size, compressed or not; 0 when it is not known (shards of a dataset by name)."""
     version: str
     """Differs when the content was replaced."""
     signals_url: str | None = None
@@ -87,12 +87,12 @@ class InputFile:
     tag: str | None = None
     """RedPajama-v2: what the ids of its documents begin with, as `2023-06/0000/en_head.json.gz`."""
     shard: int = 0
-    """Of a dataset by name: which of its shards, counted from 0."""
+    """Number of the shard, from 0, for a dataset by name."""
     num_shards: int = 1
 
 
 def file_kind(path: str) -> Kind | None:
-    """How a file is read, by its suffix; None for a kind that holds no documents."""
+    """Kind of a file by its suffix; None where it holds no documents."""
     name = PurePosixPath(path)
     suffix = name.suffix.lower()
     if suffix not in COMPRESSIONS:

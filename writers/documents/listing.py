@@ -21,7 +21,7 @@ from crisp_stream.writers.documents.inputs import HUB_SCHEME, SUFFIXES_TEXT, Doc
 from crisp_stream.writers.documents.redpajama import list_redpajama_files
 
 _STATE, _INFO, _DICT = "state.json", "dataset_info.json", "dataset_dict.json"
-"""What `datasets` writes beside its .arrow files."""
+"""Files that `datasets` writes beside its .arrow files."""
 
 
 def list_input_files(inputs: Sequence[str], settings: DocumentSettings, counts: DropCounts) -> list[InputFile]:

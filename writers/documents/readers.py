@@ -127,7 +127,7 @@ def read_parquet(url: str, paths: Sequence[str]) -> Iterator[Record]:
 
 
 def _rows_per_batch(group: Any, columns: list[str] | None) -> int:
-    """How many rows make about BATCH_BYTES in this row group."""
+    """Number of rows that make about BATCH_BYTES in this row group."""
     chunks = (group.column(index) for index in range(group.num_columns))
     num_bytes = sum(chunk.total_uncompressed_size for chunk in chunks if _is_chosen(chunk.path_in_schema, columns))
     bytes_per_row = num_bytes / max(group.num_rows, 1)
@@ -167,7 +167,7 @@ def read_arrow(url: str, paths: Sequence[str]) -> Iterator[Record]:
 
 
 def _column_paths(schema: Any, paths: Sequence[str]) -> list[str] | None:
-    """What to read for `paths`: each as far as the structs go. None when one of them is not there."""
+    """Columns to read for `paths`: each as far as the structs go. None when one of them is not there."""
     columns: list[str] = []
     for path in paths:
         column = _column_path(schema, path)

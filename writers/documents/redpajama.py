@@ -27,13 +27,13 @@ DOCUMENT_FIELDS = frozenset(
         *("original_nlines", "original_length", "line_ids", "language", "language_score", "perplexity", "bucket"),
     )
 )
-"""Of a document, as CCNet writes it. Filters on anything else are about the quality signals."""
+"""Fields of a document, as CCNet writes it. Filters on anything else are about the quality signals."""
 _DOCUMENTS, _SIGNALS = "documents", "quality_signals"
 _READ = re.compile(r"en_(head|middle)\.jsonl?(\.gz|\.zst)?")
 
 
 def needs_signals(settings: DocumentSettings) -> bool:
-    """Whether a filter is about a quality signal."""
+    """Say whether a filter is about a quality signal."""
     return any(each.field.partition(".")[0] not in DOCUMENT_FIELDS for each in settings.parsed_filters())
 
 
@@ -79,7 +79,7 @@ def list_redpajama_files(
 
 
 def _root_and_tag(url: str) -> tuple[str, str | None]:
-    """What stands before documents/ and behind it; None behind it when the file is not in there."""
+    """Split a path at documents/: the part before it, and the part behind it or None."""
     root, separator, tag = url.rpartition(f"/{_DOCUMENTS}/")
     return root, tag if separator else None
 
@@ -102,7 +102,7 @@ def _signals_of(root: str, tag: str, known: dict[str, ListedFile], looked_up: se
 
 
 def read_redpajama(file: InputFile) -> Iterator[Record]:
-    """The documents of one file; with a file of signals, each joined with its own.
+    """The documents of one file; with a file of signals, each joined with its signals.
 
     A joined record has the document's fields, the signals by their names, and the whole `quality_signals` and
     `metadata`.

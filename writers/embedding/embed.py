@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError, import_extra
 from crisp_stream.format.manifest import EncoderRecord, Reads
+from crisp_stream.hashing import file_sha256
 from crisp_stream.writers.embedding.encoder_files import (
     DEFAULT_ENCODER,
     DEFAULT_WEIGHTS_SHA256,
-    file_sha256,
     read_settings,
     resolve_encoder,
     weights_file,
@@ -74,7 +74,7 @@ class TextEncoder(Protocol):
         ...
 
     def record(self) -> EncoderRecord:
-        """What the manifest keeps of the encoder."""
+        """The encoder's entry in the manifest."""
         ...
 
     def pieces(self, texts: Sequence[str]) -> Pieces:
@@ -154,7 +154,7 @@ class Encoder:
 
     @cached_property
     def _prompt(self) -> str:
-        """What the model's authors want before every text; empty for nearly all."""
+        """Prefix that the model's authors want before every text; empty for nearly all."""
         settings = read_settings(self._source, "config_sentence_transformers.json")
         return (settings.get("prompts") or {}).get(settings.get("default_prompt_name")) or ""
 
@@ -187,8 +187,8 @@ class Encoder:
             raise InputError(f"encoder {self.name}: its pooling leaves out its prompt, which is not supported.")
         model.max_seq_length = self.max_length
         expected = model.tokenizer([self._prompt + probe for probe in _PROBES], truncation=True)["input_ids"]
-        found = [next(iter(sequences)) for sequences in self._splitter.sequences(_PROBES)]
-        if expected != found:
+        actual = [next(iter(sequences)) for sequences in self._splitter.sequences(_PROBES)]
+        if expected != actual:
             raise InputError(
                 f"encoder {self.name}: tokenizer.json must give the ids of its AutoTokenizer, got others. "
                 "Load it with transformers.AutoTokenizer and save_pretrained it to the encoder's folder."
@@ -211,7 +211,7 @@ class Encoder:
         return FastSplitter(tokenizer, max_length=self.max_length, reads=self.reads, prompt=self._prompt)
 
     def record(self) -> EncoderRecord:
-        """What the manifest keeps of the encoder."""
+        """The encoder's entry in the manifest."""
         return self._record
 
     @cached_property
@@ -302,7 +302,7 @@ class Encoder:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderChoice:
-    """Which encoder a worker process opens; hashable and small, so tasks can carry it."""
+    """The encoder that a worker process opens; hashable and small, so tasks can carry it."""
 
     name: str | None = None
     """Folder or hub name, None for all-MiniLM-L6-v2; the folder of its files for LSI."""
@@ -323,7 +323,7 @@ def matching_encoder(record: EncoderRecord, name: str | None, root: str) -> Enco
 
     Args:
         record: of the dataset's manifest.
-        name: folder or hub name where it is now; None is the recorded name, or the dataset's own files for LSI.
+        name: folder or hub name where it is now; None is the recorded name, or the dataset's files for LSI.
         root: of the dataset.
 
     Raises:

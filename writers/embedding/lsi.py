@@ -1,9 +1,9 @@
 """Latent semantic indexing: TF-IDF and a truncated SVD, the paper's other representation (Appendix A, Table 6; 256-d).
 
-Fitted on a sample of the corpus's own windows, and stored with the dataset, because a task's examples must be embedded
+Fitted on a sample of the corpus's windows, and stored with the dataset, because a task's examples must be embedded
 by the same terms. It reads the whole window and needs no neural network: measured 4,000 windows of 4,000 characters/s
 per core, 280 times MiniLM's rate. The paper finds its clusters worse at every size (Figure 5);
-docs/write/embedding.md has our own comparison.
+docs/write/embedding.md has a comparison.
 
 A term is a run of two or more letters, digits or underscores, lower-cased, that stands in at least two texts; the
 `max_terms` most widespread are kept. Weight of a term in a text: (1 + ln count) · (1 + ln((1 + texts) / (1 + texts with
@@ -129,7 +129,7 @@ class LsiEncoder:
         return pieces
 
     def embed_prepared(self, prepared: Pieces) -> NDArray[np.float16]:
-        """As `embed_pieces`."""
+        """See `embed_pieces`."""
         return self.embed_pieces(prepared)
 
     def embed_pieces(self, pieces: Pieces) -> NDArray[np.float16]:
@@ -149,7 +149,7 @@ class LsiEncoder:
         return self.embed_pieces(self.pieces(texts))
 
     def record(self) -> EncoderRecord:
-        """What the manifest keeps of the encoder."""
+        """The encoder's entry in the manifest."""
         return EncoderRecord(
             name=LSI_NAME,
             weights_sha256=self.weights_sha256,
@@ -255,7 +255,7 @@ def _words(text: str) -> Iterable[str]:
 
 
 def _npy(array: NDArray[Any]) -> tuple[bytes, memoryview]:
-    """What np.save writes of an array in C order: header and content, not copied."""
+    """The bytes that np.save writes of an array in C order: header and content, not copied."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
     return header.getvalue(), np.ascontiguousarray(array).data.cast("B")

@@ -145,7 +145,7 @@ def check_max_length(max_length: int, num_special_tokens: int) -> None:
 
 
 def splits_at_blanks(content: dict[str, Any]) -> bool:
-    """Whether the pieces before a blank never depend on what follows it: BERT's normaliser and word splitter.
+    """Say whether pieces before a blank are independent of what follows it: BERT's normaliser and word splitter.
 
     Args:
         content: of tokenizer.json.
@@ -158,7 +158,7 @@ def splits_at_blanks(content: dict[str, Any]) -> bool:
 
 
 def says_everything(content: dict[str, Any], config: dict[str, Any]) -> bool:
-    """Whether `transformers` would load tokenizer.json as it is.
+    """Say whether `transformers` would load tokenizer.json as it is.
 
     Its BERT classes overrule the normaliser by tokenizer_config.json.
 

@@ -26,7 +26,7 @@ _AHEAD = 2
 """Ray tasks submitted per worker."""
 _CONNECT_SECONDS = 10.0
 _STORE_BYTES = 128 << 20
-"""Of Ray's object store where a cluster is started here; no data goes through it."""
+"""Size of Ray's object store where a cluster is started here; no data goes through it."""
 
 
 def open_engine(
@@ -73,7 +73,7 @@ class LocalEngine:
 
     @property
     def has_gpus(self) -> bool:
-        """Whether encoders run on GPUs."""
+        """True where encoders run on GPUs."""
         return _num_gpus() > 0
 
     def workers(self, kind: Kind) -> int:
@@ -200,7 +200,7 @@ class RayEngine:
 
     @property
     def has_gpus(self) -> bool:
-        """Whether encoders run on GPUs."""
+        """True where encoders run on GPUs."""
         return self._gpus > 0
 
     def workers(self, kind: Kind) -> int:
@@ -208,7 +208,7 @@ class RayEngine:
         return self._gpus * ENCODERS_PER_GPU if kind == "encoder" and self._gpus else max(1, self._cpus)
 
     def work_bytes(self) -> int | None:
-        """Not limited."""
+        """None: Ray limits memory itself."""
         return None
 
     def run(self, tasks: Iterable[Task], *, kind: Kind, num_tasks: int | None = None) -> Iterator[tuple[int, Record]]:
@@ -272,7 +272,7 @@ def _no_cluster(address: str, reason: str) -> InputError:
 
 
 def _outcome(ray: Any, reference: Any) -> tuple[int, Record]:
-    """What a task returned. Raises its own CrispError, or one that says that it was lost."""
+    """Get the result of a task. Raises the task's CrispError, or one that says that the task was lost."""
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
@@ -325,7 +325,7 @@ class _Team:
         self._waiting: list[Task] = []
         """Tasks whose actor was lost."""
         self._times_lost: Counter[int] = Counter()
-        """By number of the task; -1 counts actors that were lost before they had a task."""
+        """Losses by number of the task; -1 counts actors that were lost before they had a task."""
         for _ in range(size):
             self._recruit()
 

@@ -1,4 +1,4 @@
-"""What `--memory` allows: how many processes, and what each may hold.
+"""The limit of `--memory`: number of processes, and data that each may hold.
 
 The limit bounds what grows with the corpus. What does not grow is counted at the sizes below, measured as the sum of
 the proportional set sizes (PSS) of all processes. What one process needs for a while, such as the fit of an LSI, is
@@ -22,7 +22,7 @@ and has imported faiss and scikit-learn (measured 0.44 GB)."""
 ENCODER_BYTES = 1400 << 20
 """Memory of a process with torch, sentence-transformers and all-MiniLM-L6-v2 on the CPU (measured 1.3 GB)."""
 ENCODER_WEIGHTS_BYTES = 91 << 20
-"""Of which all-MiniLM-L6-v2's weights; those of a larger encoder are counted beyond."""
+"""Part of it that is all-MiniLM-L6-v2's weights; a larger encoder adds what its weights have beyond."""
 LIGHT_BYTES = 384 << 20
 """Memory of a process that tokenises, embeds by an LSI, fits, assigns or sorts, before the data it holds (measured
 0.12 to 0.36 GB)."""
@@ -37,7 +37,7 @@ _LARGE_BLOCK_BYTES = 256 << 10
 
 
 class MemoryLimit:
-    """Of all processes of a machine together."""
+    """A limit on the memory of all processes of a machine together."""
 
     def __init__(self, limit_bytes: int) -> None:
         """Raises InputError where not even one process fits."""
@@ -49,7 +49,7 @@ class MemoryLimit:
         bound_allocators()
 
     def processes(self, kind: Kind) -> int:
-        """How many fit at once; one runs in the driver itself. Raises InputError where none does."""
+        """Number of processes that fit at once; one runs in the driver itself. Raises InputError where none fits."""
         each = self._encoder_bytes if kind == "encoder" else self._light_bytes
         free = self._limit_bytes - self._beside_bytes
         fitting = (free - DRIVER_BYTES) // each
@@ -106,7 +106,7 @@ def _megabytes(num_bytes: int) -> int:
 
 
 def bound_allocators() -> None:
-    """Make this process return what it frees: one heap, and large blocks of their own, which go back at once.
+    """Make this process return what it frees: one heap, and large blocks apart, which go back at once.
 
     By default glibc keeps up to eight heaps per core and moves blocks of up to 32 MB into them, and Arrow keeps pools:
     of a driver of 0.5 GB they were 100 MB. Elsewhere than on Linux nothing happens.

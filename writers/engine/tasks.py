@@ -26,7 +26,7 @@ from crisp_stream.writers.engine.workspace import Workspace
 
 Record = dict[str, Any]
 Kind = Literal["light", "encoder"]
-"""Which workers run a task: light ones, or those that hold an encoder and a GPU where there are any."""
+"""Workers that run a task: light ones, or those that hold an encoder and a GPU where there are any."""
 _RECORD_THREADS = 64
 
 
@@ -51,11 +51,11 @@ class Task(ABC):
     stage: ClassVar[str]
     """Folder of the workspace that its files stand in."""
     version: ClassVar[int] = 1
-    """Goes up when the same inputs give other files."""
+    """Version of the stage; raised when the same inputs give other files."""
 
     workspace: Workspace
     number: int
-    """Within the stage."""
+    """Number of the task within the stage."""
     inputs: tuple[str, ...]
     """Fingerprints of the tasks whose files it reads."""
 
@@ -69,7 +69,7 @@ class Task(ABC):
 
     @property
     def kind(self) -> Kind:
-        """Which workers run it; the same for all of a stage."""
+        """Workers that run it; the same for all of a stage."""
         return "light"
 
     @property
@@ -109,7 +109,7 @@ def execute(task: Task) -> Record:
 
 
 def _is_full(error: BaseException | None) -> bool:
-    """Whether a disk without room is behind an error; numpy reports short writes without a number."""
+    """Say whether a full disk is behind an error; numpy reports short writes without a number."""
     while error is not None:
         if isinstance(error, OSError):
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -121,14 +121,23 @@ def _is_full(error: BaseException | None) -> bool:
 
 
 class Engine(Protocol):
-    """Where tasks run."""
+    """A place where tasks run."""
 
     def run(self, tasks: Iterable[Task], *, kind: Kind, num_tasks: int | None = None) -> Iterator[tuple[int, Record]]:
         """(number, record) of every task, as they come; tasks are taken from the iterable as workers keep up."""
         ...
 
     def workers(self, kind: Kind) -> int:
-        """How many tasks of a kind run at once."""
+        """Tasks of a kind that run at once."""
+        ...
+
+    def work_bytes(self) -> int | None:
+        """Data that one light worker may hold; None where memory is not limited."""
+        ...
+
+    @property
+    def has_gpus(self) -> bool:
+        """True where encoders run on GPUs."""
         ...
 
 

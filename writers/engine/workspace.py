@@ -1,4 +1,4 @@
-"""Where tasks leave their outcomes: a folder, or a prefix of an object store that all machines reach.
+"""The place of intermediate files: a folder, or a prefix of an object store that all machines reach.
 
 Files are immutable and appear whole: written under a temporary name and renamed, or put as one object. Their names
 hold a fingerprint of everything that determined them, so two processes that make the same file make the same bytes,
@@ -132,14 +132,14 @@ _copies: dict[tuple[str, str], Path] = {}
 
 
 def _kept_copy(url: str, name: str) -> Path:
-    found = _copies.get((url, name))
-    if found is None:
+    copy = _copies.get((url, name))
+    if copy is None:
         folder = _process_scratch() / hashlib.sha256(f"{url}/{PurePosixPath(name).parent}".encode()).hexdigest()[:16]
         folder.mkdir(exist_ok=True)
-        found = folder / PurePosixPath(name).name
-        found.write_bytes(open_store(url).get(name))
-        _copies[url, name] = found
-    return found
+        copy = folder / PurePosixPath(name).name
+        copy.write_bytes(open_store(url).get(name))
+        _copies[url, name] = copy
+    return copy
 
 
 @contextlib.contextmanager
@@ -173,7 +173,7 @@ def delete_abandoned_scratch() -> None:
 
 
 class StoredArray:
-    """A .npy file in C order whose rows are read as they are asked for: a map of a local file, ranges of an object."""
+    """A .npy file in C order whose rows are read when they are needed: a map of a local file, ranges of an object."""
 
     _HEADER_BYTES = 256
 
@@ -196,7 +196,7 @@ class StoredArray:
         return self.shape[0]
 
     def rows(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows start … stop - 1, in memory of their own where the file is remote."""
+        """Rows start … stop - 1, copied into memory where the file is remote."""
         if self._mapped is not None:
             return self._mapped[start:stop]
         row_shape = self.shape[1:]

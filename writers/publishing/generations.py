@@ -1,4 +1,4 @@
-"""How a dataset grows where it stands: a new generation is put beside the old one, then the manifest is exchanged.
+"""Growth of a dataset in place: a new generation is put beside the old one, then the manifest is exchanged.
 
 Files of the old generation are never touched, so jobs that read it go on, and whoever opens the root sees the old
 dataset or the new one, whole. While files are put there `append.json` says whose they are: of two appends the second
@@ -33,7 +33,7 @@ from crisp_stream.processes import Log
 from crisp_stream.storage.store import Store, local_path
 
 APPENDING = "append.json"
-"""Is in a root while an append puts files there."""
+"""File that is in a root while an append puts files there."""
 _TABLES = (CLUSTERS, SHARDS, TABLES, SOURCES, DROPPED)
 _OF_A_GENERATION = re.compile(
     r"manifest\.g\d+\.json"
@@ -48,15 +48,15 @@ class Append:
     """An append that puts files into a root."""
 
     generation: int
-    """That it makes."""
+    """Generation that it makes."""
     base: str
     """Fingerprint of the dataset that grows."""
     request: str
-    """Of the documents, and of all that determines what becomes of them."""
+    """Fingerprint of the documents, and of all that determines what becomes of them."""
 
 
 def append_in_progress(store: Store) -> Append | None:
-    """What `append.json` of a root says; None where there is none. Raises InputError where it cannot be read."""
+    """Read `append.json` of a root; None where there is none. Raises InputError where it cannot be read."""
     try:
         content = store.get(APPENDING)
     except MissingObjectError:
@@ -67,40 +67,40 @@ def append_in_progress(store: Store) -> Append | None:
         raise InputError(f"{store.url}/{APPENDING}: must be what an append wrote, got: {error}. Delete it.") from error
 
 
-def check_free(store: Store, own: Append) -> bool:
-    """Whether files of this very append may be in the root already. Raises InputError for those of another."""
-    found = append_in_progress(store)
-    if found is not None and found != own:
+def check_free(store: Store, claim: Append) -> bool:
+    """Say whether an earlier run of this append may have put files there. Raises InputError for another append."""
+    standing = append_in_progress(store)
+    if standing is not None and standing != claim:
         raise InputError(
             f"{store.url}: must be grown by one append at a time, but another, with other inputs or options, is "
             "running or was interrupted. Wait for it, or run its command again to finish it; to give it up, delete "
             f"{store.url}/{APPENDING} and then run this command again."
         )
-    return found is not None
+    return standing is not None
 
 
-def begin(store: Store, own: Append) -> bool:
-    """From here on files may be put into the root.
+def begin(store: Store, claim: Append) -> bool:
+    """Claim the root: from here on files may be put there.
 
     Returns:
-        Whether an earlier run of this append had begun. Files that it put there are still its own.
+        Whether an earlier run of this append had begun, whose files are used again.
 
     Raises:
         InputError: another append has begun.
     """
-    if check_free(store, own):
+    if check_free(store, claim):
         return True
     try:
-        store.put(APPENDING, json.dumps(asdict(own)).encode(), create=True)
+        store.put(APPENDING, json.dumps(asdict(claim)).encode(), create=True)
     except StorageError:
-        if not check_free(store, own):
+        if not check_free(store, claim):
             raise
     return False
 
 
-def end(store: Store, own: Append) -> None:
-    """The append is over; another may begin."""
-    if append_in_progress(store) == own:
+def end(store: Store, claim: Append) -> None:
+    """Give up the claim: the append is over, and another may begin."""
+    if append_in_progress(store) == claim:
         store.delete(APPENDING)
 
 
@@ -139,13 +139,15 @@ def write_indexes(dataset: Dataset) -> None:
     """Let plain mosaicml-streaming read this generation: shards/index.json, and that of every folder below."""
     manifest, rows = dataset.manifest, dataset.shards
     for below in ["shards", *sorted({row.path.rpartition("/")[0] for row in rows})]:
-        own = [row for row in rows if row.path.startswith(f"{below}/")]
-        index = index_bytes(own, below=below, window_tokens=manifest.window_tokens, token_dtype=manifest.token_dtype)
+        below_rows = [row for row in rows if row.path.startswith(f"{below}/")]
+        index = index_bytes(
+            below_rows, below=below, window_tokens=manifest.window_tokens, token_dtype=manifest.token_dtype
+        )
         dataset.store.put(f"{below}/index.json", index)
 
 
 def settle(root: str, *, prune: bool, log: Log) -> Dataset:
-    """What is left to do once the new manifest stands. Doing it twice does no harm.
+    """Finish an append whose new manifest stands. Doing it twice does no harm.
 
     Args:
         root: of the dataset.
@@ -167,7 +169,7 @@ def delete_older(dataset: Dataset) -> int:
     """Delete what only generations older than this one use, and what appends left that were given up.
 
     Returns:
-        How many files.
+        Number of files.
     """
     used = {dataset.own_path(path) for path in _TABLES}
     used |= {table.path for table in documents_tables(dataset)}

@@ -1,4 +1,4 @@
-"""The work folder of a write: where it is, whose it is, and when it is deleted."""
+"""The work folder of a write: its place, its owner, and when it is deleted."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NEUTRAL = (
 
 
 def work_url(options: WriteOptions) -> str:
-    """Where the intermediate files of a write stand."""
+    """Folder or prefix of the intermediate files of a write."""
     if options.work is not None:
         return remote_or_absolute(options.work)
     if not is_remote(options.out):
@@ -42,14 +42,14 @@ def work_url(options: WriteOptions) -> str:
 
 
 def staged_root(options: WriteOptions, workspace: Workspace) -> str:
-    """Where shards are written: the root itself on an object store, else a folder that is moved when it is whole."""
+    """Folder for shards: the root itself on an object store, else one that is moved there when it is whole."""
     if is_remote(options.out) or workspace.folder is None:
         return remote_or_absolute(options.out)
     return str(workspace.folder / f"staged-{fingerprint(remote_or_absolute(options.out))[:8]}")
 
 
 def begin_publishing(options: WriteOptions, workspace: Workspace, content: str) -> None:
-    """From here on files may stand in a remote root; remember which, so that only the same write takes them over."""
+    """Remember whose files stand in a remote root from here on, so that only the same write takes them over."""
     record = {"root": remote_or_absolute(options.out), "content": content, "options": _identity(options)}
     begun = workspace.read_if_there(_PUBLISHING)
     earlier = record if begun is None else json.loads(begun)
@@ -95,7 +95,7 @@ def _check_embeddings(folder: str, out: str, manifests: Sequence[bytes]) -> None
 
 
 def published_before(options: WriteOptions) -> bool:
-    """Whether an earlier run with these options published the dataset that stands in the root, and was stopped then."""
+    """Say whether an earlier run with these options published the dataset in the root, and was stopped then."""
     workspace = Workspace(work_url(options))
     begun = workspace.read_if_there(_PUBLISHING)
     store = open_store(options.out)

@@ -27,34 +27,31 @@ from crisp_stream.writers.documents.inputs import DocumentSettings, InputFile
 from crisp_stream.writers.engine.tasks import Record, Task, file_sizes
 from crisp_stream.writers.engine.workspace import Workspace
 
-BATCH_CHARACTERS = 2 << 20
-"""A batch ends with the document that brings it to this many characters."""
-GROUP_BYTES = 16 << 20
 GROUP_FILES = 4096
 CORRUPT_FILE = "file that cannot be read to its end"
 CONTAMINATED = "shares an n-gram with an evaluation set"
 _BATCH = pa.schema([("file", pa.uint32()), ("row", pa.int64()), ("id", pa.string()), ("text", pa.large_string())])
 PLACE = np.dtype([("file", "<u4"), ("row", "<i8")])
-"""Where a document stands: number of its file, and its number there."""
+"""Place of a document: number of its file, and its number there."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Which documents of a file are taken, beyond the filters of its settings."""
+    """Choice of documents of a file, beyond the filters of its settings."""
 
     sample: float | None = None
-    """About this share of the documents, chosen by a hash of their place."""
+    """Share of the documents to take, about, chosen by a hash of their place."""
     skip_corrupt: bool = False
     """Leave out files that cannot be read to their end, instead of an error."""
     evaluation: str | None = None
     """Task key of the n-grams that no document may share."""
     exact: bool = False
-    """Leave digests from which equal documents are found."""
+    """Leave digests, for the search for equal documents."""
     near: NearSettings | None = None
-    """Leave sketches from which similar documents are found."""
+    """Leave sketches, for the search for similar documents."""
 
 
-def group_files(files: Sequence[InputFile], *, group_bytes: int = GROUP_BYTES) -> list[tuple[int, int]]:
+def group_files(files: Sequence[InputFile], *, group_bytes: int) -> list[tuple[int, int]]:
     """Ranges (start, stop) of consecutive files: small ones together, large ones alone."""
     groups: list[tuple[int, int]] = []
     start = held = 0
@@ -83,7 +80,7 @@ class DocumentsTask(Task):
     """Read at most this many documents, dropped ones included."""
 
     def settings(self) -> Any:
-        """What determines the batches."""
+        """Values that determine the batches."""
         files = [asdict(file) for file in self.files]
         return [files, self.first_file, self.documents, self.selection, self.batch_characters, self.limit]
 
@@ -92,7 +89,7 @@ class DocumentsTask(Task):
         return self.file(f"{batch:06d}.arrow")
 
     def make(self) -> Record:
-        """Read, and begin again without a file that turns out to be corrupt where that was asked for."""
+        """Read; with skip_corrupt, begin again without a file that turns out to be corrupt."""
         corrupt: dict[int, str] = {}
         while True:
             try:
@@ -145,13 +142,13 @@ class _CorruptFileError(Exception):
 
 @dataclass
 class _Made:
-    """What a task has made so far."""
+    """Batches and counts of a task so far."""
 
     task: DocumentsTask
     counts: DropCounts
     ngrams: EvaluationNgrams | None
     reading: DropCounts = field(default_factory=DropCounts)
-    """What the reader dropped."""
+    """Documents that the reader dropped."""
     num_taken: int = 0
     """Documents that the reader gave."""
     dropped: list[Dropped] = field(default_factory=list)
@@ -280,7 +277,7 @@ def documents_tasks(
     selection: Selection,
     *,
     batch_characters: int,
-    group_bytes: int = GROUP_BYTES,
+    group_bytes: int,
     inputs: tuple[str, ...] = (),
 ) -> list[DocumentsTask]:
     """The tasks over all files; their outcome does not depend on how many run at once."""

@@ -1,4 +1,4 @@
-"""From embedded parts to a dataset: sorted runs, shards, provenance, and the manifest that makes them one."""
+"""The stages from embedded parts to a dataset: sorted runs, shards, provenance, and the manifest."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from crisp_stream.writers.cleaning.dropped import Dropped, dropped_parquet
 from crisp_stream.writers.embedding.lsi import LSI_FILES
 from crisp_stream.writers.engine.tasks import Record, Runner, Task, finished
 from crisp_stream.writers.stages.models import EmbeddedParts
-from crisp_stream.writers.stages.runs import RUN_BYTES, Run, RunTask, group_parts
+from crisp_stream.writers.stages.runs import RunTask, SortedRun, group_parts
 from crisp_stream.writers.stages.shards import ShardSettings, ShardsSummary, ShardsTask
 from crisp_stream.writers.stages.windows import SPANS, TOKENIZER_NAMES, Part, tokenizer_of
 from crisp_stream.writers.tree.quality import QualitySums, quality_of_counts
@@ -53,7 +53,7 @@ class DocumentsTableTask(Task):
     """Added to the numbers of files; another than 0 where a dataset grows."""
 
     def settings(self) -> Any:
-        """Where it goes, and how files are numbered."""
+        """Root of the table, and the numbering of files."""
         return [self.root, self.first_file] if self.first_file else self.root
 
     @property
@@ -84,7 +84,7 @@ class Sorted:
 
     @property
     def quality_sums(self) -> QualitySums:
-        """How well the tree fits all windows; added up part by part, whatever parts a run holds."""
+        """Fit of the tree to all windows; added up part by part, whatever parts a run holds."""
         return QualitySums.merge(QualitySums.from_json(part) for record in self.records for part in record["quality"])
 
 
@@ -96,7 +96,7 @@ def sort_in_stages(
     *,
     seed: int,
     work_bytes: int | None,
-    run_bytes: int = RUN_BYTES,
+    run_bytes: int,
 ) -> Sorted:
     """Assign all windows to leaves and sort them into runs.
 
@@ -139,7 +139,7 @@ def shard_tasks(
     """One task per level-1 cluster; with `grown`, each takes over that dataset's windows."""
     leaves_per_node = tree.arity ** (tree.depth - 1)
     runs = tuple(
-        Run(key=task.key, offsets=tuple(record["offsets"]))
+        SortedRun(key=task.key, offsets=tuple(record["offsets"]))
         for task, record in zip(sorted_runs.runs, sorted_runs.records, strict=True)
     )
     fingerprints = tuple(task.fingerprint for task in sorted_runs.runs)
@@ -161,14 +161,14 @@ def shard_tasks(
     ]
 
 
-def sort_memory(asked: int, work_bytes: int | None) -> int:
+def sort_memory(memory_bytes: int, work_bytes: int | None) -> int:
     """Tokens sorted at once by a process that may hold `work_bytes`."""
     if work_bytes is None:
-        return asked
-    return min(asked, max(LEAST_SORT_BYTES, work_bytes // _COPIES_IN_SORTING))
+        return memory_bytes
+    return min(memory_bytes, max(LEAST_SORT_BYTES, work_bytes // _COPIES_IN_SORTING))
 
 
-def documents_tables(
+def document_table_tasks(
     runner: Runner,
     embedded: EmbeddedParts,
     groups: Sequence[int],
@@ -238,7 +238,7 @@ def forget_lost(
 
 
 def tables_parquet(tables: Sequence[str], first_parts: Sequence[int]) -> bytes:
-    """Which parts each table of documents holds: `table`, and `first_part` from which on."""
+    """First part of each table of documents: `table`, `first_part`."""
     return _parquet(pa.table({"table": list(tables), "first_part": pa.array(first_parts, pa.uint32())}))
 
 
@@ -256,7 +256,7 @@ def _parquet(table: pa.Table) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What a dataset's small files are made of."""
+    """Content of a dataset's small files."""
 
     shards: ShardsSummary
     embedded: EmbeddedParts
@@ -338,7 +338,7 @@ def check_windows(shards: ShardsSummary, parts: Sequence[Part], *, more: int = 0
 
 
 def tree_provenance(tree: ClusterTree, shards: ShardsSummary, sums: QualitySums | None) -> list[dict[str, Any]]:
-    """How well the tree fits all windows, level by level, for the manifest."""
+    """Fit of the tree to all windows, level by level, for the manifest."""
     levels = quality_of_counts(tree, shards.leaves, shards.windows_per_leaf, sums=sums).to_json()["levels"]
     return [
         {

@@ -52,7 +52,7 @@ def read_documents_in_stages(runner: Runner, options: WriteOptions, *, memory_by
     """Read, filter and select all documents.
 
     Raises:
-        InputError: nothing to read, or input that cannot be read as asked. StorageError.
+        InputError: nothing to read, or input that cannot be read with these options. StorageError.
     """
     limit = limit_of(runner.engine)
     if limit is not None:
@@ -92,17 +92,17 @@ def read_documents_in_stages(runner: Runner, options: WriteOptions, *, memory_by
             memory_bytes=_search_bytes(memory_bytes),
         )
     _require_documents(options, records)
-    found = {"exact": 0, "near": 0}
+    repeats = {"exact": 0, "near": 0}
     if duplicates is not None:
         with holding(runner.engine, "finding duplicates", 0):  # which takes what there is
-            [found] = runner.run([duplicates], unit="duplicates")
+            [repeats] = runner.run([duplicates], unit="duplicates")
     read = ReadDocuments(
         files=files,
         tasks=tasks,
         records=records,
         batches=batch_names(tasks, records, duplicates),
         duplicates=duplicates,
-        duplicates_dropped={f"{kind} duplicate": found[kind] for kind in ("exact", "near") if found[kind]},
+        duplicates_dropped={f"{kind} duplicate": repeats[kind] for kind in ("exact", "near") if repeats[kind]},
         unchecked_examples=unchecked,
     )
     for name, reason in read.corrupt:

@@ -1,6 +1,6 @@
 """`write --embeddings`: the embeddings by which windows were placed, kept in the numbering of the dataset.
 
-They are in the workspace by part. Each run of windows gets its rows in the run's own order, and then every level-1
+They are in the workspace by part. Each run of windows gets its rows in the run's order, and then every level-1
 cluster merges its stretch of all runs, by the same keys as its shards, into its place in the one file. The price is a
 copy of the embeddings in the work folder while it lasts. Taking single rows from the parts was rejected: neighbours in
 a dataset come from any parts, so from an object store each would be a request.
@@ -26,7 +26,7 @@ from crisp_stream.writers.engine.tasks import Record, Runner, Task, file_sizes
 from crisp_stream.writers.engine.workspace import RowsOnDisk, Workspace, scratch_folder
 from crisp_stream.writers.stages.dataset import Sorted
 from crisp_stream.writers.stages.models import EmbeddedParts
-from crisp_stream.writers.stages.runs import Run, key_ranges
+from crisp_stream.writers.stages.runs import SortedRun, key_ranges
 from crisp_stream.writers.stages.shards import rows_on_disk
 from crisp_stream.writers.stages.windows import Part
 
@@ -40,7 +40,7 @@ class RunEmbeddingsTask(Task):
     run: str
     """Key of the run."""
     parts: tuple[Part, ...]
-    """Of the run."""
+    """Parts of the run."""
     dim: int
 
     def settings(self) -> Any:
@@ -54,10 +54,10 @@ class RunEmbeddingsTask(Task):
         rows = np.empty((len(places), self.dim), np.float16)
         for part in self.parts:
             first, stop = np.searchsorted(places[by_part, 0], [part.number, part.number + 1])
-            own = by_part[first:stop]
+            at = by_part[first:stop]
             of_part = self.workspace.load_array(f"{part.windows_key}.places.npy")
             embeddings = self.workspace.load_array(f"{part.embeddings_key}.embeddings.npy")
-            rows[own] = embeddings[np.searchsorted(of_part, places[own, 1])]
+            rows[at] = embeddings[np.searchsorted(of_part, places[at, 1])]
         self.workspace.save_array(self.file("embeddings.npy"), rows)
         return {"num_units": len(rows), "files": file_sizes(self, self.file("embeddings.npy"))}
 
@@ -69,12 +69,12 @@ class KeptEmbeddingsTask(Task):
     stage: ClassVar[str] = "kept-embeddings"
 
     source: Workspace
-    """Of the write; the task's own workspace, for its record, is in the folder of the embeddings."""
-    runs: tuple[Run, ...]
+    """Workspace of the write; `workspace`, for the task's record, is in the folder of the embeddings."""
+    runs: tuple[SortedRun, ...]
     embeddings: tuple[str, ...]
-    """Of each run, the key of its embeddings."""
+    """Key of the embeddings of each run."""
     keys: tuple[int, int]
-    """Of the node: first, and where they end."""
+    """Range (first, end) of the node's window keys."""
     first_window: int
     """Number of the node's first window in the dataset."""
     dim: int
@@ -83,7 +83,7 @@ class KeptEmbeddingsTask(Task):
     memory_bytes: int
 
     def settings(self) -> Any:
-        """What determines the rows and their place beside the runs; how much is sorted at once does not."""
+        """Values that determine the rows and their place beside the runs; memory does not."""
         return [self.keys, self.first_window]
 
     def make(self) -> Record:
@@ -96,8 +96,8 @@ class KeptEmbeddingsTask(Task):
             file.seek(first_byte + self.first_window * row_bytes)
             for bounds in key_ranges([keys for keys, _ in slices], *self.keys, rows_at_once):
                 present = [(*one, slice(*bound)) for one, bound in zip(slices, bounds, strict=True)]
-                order = np.argsort(np.concatenate([keys[own] for keys, _, own in present]), kind="stable")
-                rows = np.concatenate([rows[own] for _, rows, own in present])[order]
+                order = np.argsort(np.concatenate([keys[bound] for keys, _, bound in present]), kind="stable")
+                rows = np.concatenate([rows[bound] for _, rows, bound in present])[order]
                 file.write(rows.data)
                 num_rows += len(rows)
             file.flush()
@@ -106,7 +106,7 @@ class KeptEmbeddingsTask(Task):
 
     @contextmanager
     def _slices(self) -> Iterator[list[tuple[NDArray[np.uint64], RowsOnDisk]]]:
-        """Of every run with windows in the node, their keys and embeddings."""
+        """Keys and embeddings of the node's windows in every run that has some."""
         slices: list[tuple[NDArray[np.uint64], RowsOnDisk]] = []
         with ExitStack() as stack:
             scratch = None if self.source.folder is not None else stack.enter_context(scratch_folder())
@@ -149,7 +149,7 @@ def keep_in_stages(
     ]
     runner.run(of_runs, unit="windows")
     runs = tuple(
-        Run(key=run.key, offsets=tuple(record["offsets"]))
+        SortedRun(key=run.key, offsets=tuple(record["offsets"]))
         for run, record in zip(ordered.runs, ordered.records, strict=True)
     )
     leaves_per_node = tree.arity ** (tree.depth - 1)

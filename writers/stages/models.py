@@ -1,6 +1,4 @@
-"""The stages of a write from selected documents to a tree, as tasks over files.
-
-(document_stages.py ->) tokenizer -> windows -> embeddings -> tree (-> runs -> shards, see finish.py)
+"""The stages from selected documents to a tree, as tasks over files: tokenizer -> windows -> embeddings -> tree.
 
 Each function makes the tasks of its stage from what the stages before it left, and has the runner run those that are
 not done.
@@ -53,7 +51,7 @@ _CHARACTERS_PER_TOKEN = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """What is not made here but taken from elsewhere."""
+    """Tokenizer, encoder and tree that are taken from elsewhere."""
 
     models: Models
     encoder: EncoderChoice
@@ -66,15 +64,15 @@ def given_by(runner: Runner, models: Models, options: WriteOptions) -> Given:
     """Tokenizer, encoder and tree that exist already, for a new dataset.
 
     Raises:
-        InputError: another encoder, or another reading of it, was asked for.
+        InputError: the options name another encoder, or another reading of it.
     """
     choice = matching_encoder(models.encoder, options.encoder, models.root)
-    for name, asked, recorded in (
+    for name, option, recorded in (
         ("max_length", options.max_length, models.encoder.max_length),
         ("reads", None if options.reads == "first" else options.reads, models.encoder.reads),
     ):
-        if asked is not None and asked != recorded:
-            raise InputError(f"{name}: must be left out or {recorded} to be like {models.root}, got {asked}.")
+        if option is not None and option != recorded:
+            raise InputError(f"{name}: must be left out or {recorded} to be like {models.root}, got {option}.")
     if options.shard_level > models.tree.depth:
         raise InputError(
             f"shard_level: must be 1 to {models.tree.depth}, the depth of {models.root}, got {options.shard_level}."
@@ -153,7 +151,7 @@ class EmbeddedParts:
     parts: tuple[Part, ...]
     windows: list[WindowsTask]
     records: list[Record]
-    """Of the windows."""
+    """Records of the tasks of `windows`."""
     summary: PartsSummary
     tokenizer: WindowSettings
     lsi: LsiTask | GivenLsiTask | None
@@ -354,7 +352,7 @@ def tree_in_stages(runner: Runner, options: WriteOptions, parts: tuple[Part, ...
 
 
 def tree_settings(options: WriteOptions) -> TreeSettings:
-    """How the tree of a write is fitted."""
+    """Settings by which the tree of a write is fitted."""
     return TreeSettings(
         arity=options.arity,
         depth=options.depth,

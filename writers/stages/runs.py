@@ -24,15 +24,13 @@ from crisp_stream.writers.engine.workspace import Workspace
 from crisp_stream.writers.stages.windows import Part, forget_encoders
 from crisp_stream.writers.tree.quality import QualitySums
 
-RUN_BYTES = 64 << 20
-
 
 def part_places(part: int, places: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """[num_windows, 2] of (part, place) from the places of one part."""
     return np.stack([np.full(len(places), part, np.uint32), places], axis=1)
 
 
-def group_parts(parts: Sequence[Part], window_bytes: int, *, run_bytes: int = RUN_BYTES) -> list[tuple[Part, ...]]:
+def group_parts(parts: Sequence[Part], window_bytes: int, *, run_bytes: int) -> list[tuple[Part, ...]]:
     """Consecutive parts with windows, grouped into runs of at most `run_bytes` of tokens (or one part)."""
     groups: list[tuple[Part, ...]] = []
     held: list[Part] = []
@@ -72,7 +70,7 @@ class RunTask(Task):
     seed: int
 
     def settings(self) -> Any:
-        """What determines the run beside its parts."""
+        """Values that determine the run beside its parts."""
         return [self.tree, self.seed, [part.number for part in self.parts]]
 
     def make(self) -> Record:
@@ -83,10 +81,10 @@ class RunTask(Task):
         stored = [self.workspace.load_array(f"{part.embeddings_key}.embeddings.npy") for part in self.parts]
         with limits(1):  # a window's leaf must not depend on how many cores multiply
             leaves = tree.assign(np.concatenate(stored))  # fast for many windows at once
-        ends = np.cumsum([len(own) for own in stored])
+        ends = np.cumsum([len(rows) for rows in stored])
         bounds = list(zip([0, *ends[:-1]], ends, strict=True))
         sums = [
-            QualitySums.of(tree, own, leaves[start:stop]) for own, (start, stop) in zip(stored, bounds, strict=True)
+            QualitySums.of(tree, rows, leaves[start:stop]) for rows, (start, stop) in zip(stored, bounds, strict=True)
         ]
         places = np.concatenate(
             [
@@ -113,7 +111,7 @@ class RunTask(Task):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class SortedRun:
     """A sorted run as the clusters read it."""
 
     key: str

@@ -38,10 +38,8 @@ from crisp_stream.format.provenance import read_places
 from crisp_stream.storage.store import is_remote, local_path, open_store
 from crisp_stream.writers.engine.tasks import Record, Task
 from crisp_stream.writers.engine.workspace import RowsOnDisk, StoredArray, scratch_folder
-from crisp_stream.writers.stages.runs import Run, key_ranges
+from crisp_stream.writers.stages.runs import SortedRun, key_ranges
 
-SORT_MEMORY_BYTES = 64 << 20
-"""Tokens of a piece; sorting and encoding hold about four times as much per process."""
 UPLOADS_AHEAD = 3
 """Shards on their way to an object store while the next one is made."""
 _SLICE_THREADS = 8
@@ -55,12 +53,12 @@ class Slice:
     tokens: NDArray[Any] | RowsOnDisk
     places: NDArray[np.uint32]
     checksums: NDArray[np.uint32] | None = None
-    """Of the stored samples, where they come from a dataset, to be compared when they are written again."""
+    """Checksums of samples that come from a dataset, to be compared when they are written again."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSettings:
-    """How shards are cut and where they go."""
+    """Settings by which shards are cut, and their root."""
 
     root: str
     """Dataset root, or a folder in which it is staged."""
@@ -79,17 +77,17 @@ class ShardsTask(Task):
 
     first_leaf: int
     end_leaf: int
-    runs: tuple[Run, ...]
+    runs: tuple[SortedRun, ...]
     shards: ShardSettings
     memory_bytes: int
     grown: str | None = None
     """Root of a dataset whose windows are taken over."""
     grown_generation: int = 0
-    """Of that dataset."""
+    """Generation of that dataset."""
     sort_seed: int = 0
 
     def settings(self) -> Any:
-        """What determines the shards beside the runs; how much is sorted at once does not."""
+        """Values that determine the shards beside the runs; memory does not."""
         return [self.first_leaf, self.end_leaf, self.shards, self.grown, self.sort_seed]
 
     def make(self) -> Record:
@@ -147,10 +145,10 @@ class ShardsTask(Task):
             scratch = stack.enter_context(scratch_folder()) if remote else None
             old = [] if grown is None else self._grown_slices(grown, stack)
             with ThreadPoolExecutor(_SLICE_THREADS) as threads:
-                found = threads.map(lambda one: self._slice(one[0], one[1], one[2], scratch), present)
-                yield [*old, *found]
+                new = threads.map(lambda one: self._slice(one[0], one[1], one[2], scratch), present)
+                yield [*old, *new]
 
-    def _slice(self, run: Run, start: int, stop: int, scratch: Path | None) -> Slice:
+    def _slice(self, run: SortedRun, start: int, stop: int, scratch: Path | None) -> Slice:
         arrays = {kind: self.workspace.array(f"{run.key}.{kind}.npy") for kind in ("keys", "tokens", "places")}
         return Slice(
             keys=arrays["keys"].rows(start, stop),
@@ -201,12 +199,12 @@ class ShardsTask(Task):
         return max(numbers, default=-1) + 1
 
     def _unchanged(self, grown: Dataset) -> Record:
-        own = (grown.leaves >= self.first_leaf) & (grown.leaves < self.end_leaf)
+        in_node = (grown.leaves >= self.first_leaf) & (grown.leaves < self.end_leaf)
         return {
-            "num_units": int(grown.windows_per_leaf[own].sum()),
+            "num_units": int(grown.windows_per_leaf[in_node].sum()),
             "rows": [asdict(row) for row in grown.shards if self._node_of(row) == self.number],
-            "leaves": grown.leaves[own].tolist(),
-            "windows_per_leaf": grown.windows_per_leaf[own].tolist(),
+            "leaves": grown.leaves[in_node].tolist(),
+            "windows_per_leaf": grown.windows_per_leaf[in_node].tolist(),
         }
 
     @staticmethod
@@ -331,7 +329,7 @@ class ShardsSummary:
 
 
 def shard_ends(nodes: NDArray[Any], windows_per_shard: int) -> list[int]:
-    """Where shards end among windows of which more may follow: after each node, and when full.
+    """Cut windows, of which more may follow, into shards: after each node, and when full.
 
     Args:
         nodes: [num_windows], sorted; the first window starts a shard.
@@ -359,10 +357,10 @@ def _gather(slices: Sequence[Slice], bounds: list[tuple[int, int]], grown: str |
     where[order] = np.arange(len(order))
     first = 0
     for one, start, stop in present:
-        own = where[first : first + stop - start]
-        if one.checksums is not None and (samples["checksum"][own] != one.checksums[start:stop]).any():
+        at = where[first : first + stop - start]
+        if one.checksums is not None and (samples["checksum"][at] != one.checksums[start:stop]).any():
             raise CorruptDataError(
-                f"{grown}: a window of cluster {int(samples['cluster'][own][0])} does not match its checksum. "
+                f"{grown}: a window of cluster {int(samples['cluster'][at][0])} does not match its checksum. "
                 "Run crisp-stream verify on it; nothing was added."
             )
         first += stop - start

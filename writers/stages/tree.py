@@ -19,7 +19,7 @@ from crisp_stream.writers.tree.settings import TreeSettings
 
 _SAMPLE_SALT = 1
 _ROWS_SHARE = 16
-"""Of a huge corpus, parts are chosen before rows, so that about 16 times the sample is read."""
+"""Rows read per row sampled, about: in a huge corpus parts are chosen before rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class TreeSampleTask(Task):
     seed: int
 
     def settings(self) -> Any:
-        """What chooses the rows."""
+        """Values that choose the rows."""
         return [self.fit_windows, self.seed, [part.number for part in self.parts]]
 
     def make(self) -> Record:
@@ -166,7 +166,7 @@ class FittedTree:
     key: str
     """Folder of the workspace with its files."""
     fingerprint: str
-    """Of its task."""
+    """Fingerprint of its task."""
     num_sampled: int
     """Windows it was fitted on."""
     sample: str
@@ -174,7 +174,7 @@ class FittedTree:
     fit_seconds: list[float]
     """[depth], spent fitting each level, all processes together."""
     devices: list[str]
-    """Where nearest centroids were searched: cpu or gpu."""
+    """Devices that searched nearest centroids: cpu or gpu."""
 
 
 def fit_tree_in_stages(

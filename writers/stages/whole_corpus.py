@@ -79,7 +79,7 @@ class DuplicatesTask(Task):
     memory_bytes: int
 
     def settings(self) -> Any:
-        """What is searched for; how much at once does not matter."""
+        """Settings of the search; memory does not change the outcome."""
         return self.near
 
     def dropped_file(self, group: int) -> str:
@@ -100,10 +100,10 @@ class DuplicatesTask(Task):
         names = []
         for group, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
             first, stop = np.searchsorted(rows["document"], [start, end])
-            own = rows[first:stop].copy()
-            own["document"] -= start
+            of_group = rows[first:stop].copy()
+            of_group["document"] -= start
             names.append(self.dropped_file(group))
-            self.workspace.save_array(names[-1], own)
+            self.workspace.save_array(names[-1], of_group)
         return {
             "num_units": len(rows),
             "exact": int(np.count_nonzero(~rows["near"])),
@@ -172,14 +172,14 @@ class TokenizerTask(Task):
     given: str | None
     """Folder, tokenizer.json or hub name; None trains."""
     given_sha256: str | None
-    """Of a given tokenizer.json on this machine."""
+    """Hash of a tokenizer.json on this machine."""
     vocab_size: int
     window_tokens: int
     batches: tuple[BatchName, ...]
-    """To train on, or to compare tiktoken on."""
+    """Text to train on, or to compare tiktoken on."""
 
     def settings(self) -> Any:
-        """What is trained, or which tokenizer is given."""
+        """Values that determine the tokenizer."""
         given = self.given_sha256 or self.given
         return [given, self.vocab_size if given is None else None, self.window_tokens, [b.name for b in self.batches]]
 
@@ -240,7 +240,7 @@ class LsiTask(Task):
     seed: int
 
     def settings(self) -> Any:
-        """What chooses the windows."""
+        """Values that choose the windows."""
         return [self.seed, LSI_WINDOWS, LSI_TOKENS, [part.number for part in self.parts]]
 
     def make(self) -> Record:
@@ -270,11 +270,11 @@ class GivenFilesTask(Task):
     """Files that exist already, brought into the workspace."""
 
     digest: str
-    """Of their content."""
+    """Fingerprint of their content."""
     files: dict[str, bytes]
 
     def settings(self) -> Any:
-        """Which files."""
+        """The fingerprint of the files."""
         return self.digest
 
     def make(self) -> Record:

@@ -2,7 +2,7 @@
 
 Windows are cut inside a part, so in joined packing each part drops its last partial window: half a window in about
 500 (2 MB of text at 1,024 tokens), 0.1 % of the tokens, the price of parts that do not wait for each other. Cutting
-and embedding are tasks of their own: the first needs CPUs, the second the encoder, on a GPU where there is one, and
+and embedding are separate tasks: the first needs CPUs, the second the encoder, on a GPU where there is one, and
 another encoder or tree does not cut again.
 """
 
@@ -37,7 +37,7 @@ _ROWS_AT_ONCE = 128
 
 @dataclass(frozen=True, kw_only=True)
 class WindowSettings:
-    """How text becomes windows."""
+    """Settings by which text becomes windows."""
 
     tokenizer: str
     """Folder of the workspace with the tokenizer's files; its name holds their fingerprint."""
@@ -49,7 +49,7 @@ class WindowSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSettings:
-    """Which encoder reads windows, and how."""
+    """The encoder of windows, and its settings."""
 
     name: str | None
     """Folder or hub name; None is all-MiniLM-L6-v2."""
@@ -62,7 +62,7 @@ class EncoderSettings:
     """Folder of the workspace with a fitted LSI, which then takes the encoder's place."""
 
     def choice(self, workspace: Workspace) -> EncoderChoice:
-        """What a process of this machine opens."""
+        """The encoder for a process of this machine to open."""
         if self.lsi is not None:
             files = workspace.kept(*(f"{self.lsi}/{name}" for name in LSI_FILES))
             return EncoderChoice(name=str(files[0].parent), lsi=True)
@@ -134,7 +134,7 @@ class WindowsTask(Task):
     encoder: EncoderSettings
 
     def settings(self) -> Any:
-        """What determines the windows and word pieces; the encoder's weights do not."""
+        """Values that determine the windows and word pieces; the encoder's weights do not."""
         return [self.batch, self.first_document, self.windows, replace(self.encoder, weights_sha256="", lsi=None)]
 
     def make(self) -> Record:
@@ -179,14 +179,14 @@ class WindowsTask(Task):
             return batch, []
         rows = self.workspace.load_array(self.dropped)
         first, stop = np.searchsorted(rows["document"], [self.first_document, self.first_document + len(batch.texts)])
-        own = rows[first:stop]
-        positions = own["document"] - self.first_document
+        repeats = rows[first:stop]
+        positions = repeats["document"] - self.first_document
         listed = [
             [
                 *(int(batch.files[at]), int(batch.rows[at]), batch.ids[at]),
                 *(int(row["kept_file"]), int(row["kept_row"]), float(row["similarity"]), bool(row["near"])),
             ]
-            for at, row in zip(positions, own, strict=True)
+            for at, row in zip(positions, repeats, strict=True)
         ]
         return batch.without(positions), listed
 
@@ -220,7 +220,7 @@ class EmbeddingsTask(Task):
     stage: ClassVar[str] = "embeddings"
 
     windows_key: str
-    """Of the part's `WindowsTask`."""
+    """Key of the part's `WindowsTask`."""
     windows: WindowSettings
     encoder: EncoderSettings
 
@@ -241,8 +241,8 @@ class EmbeddingsTask(Task):
             tokenizer = tokenizer_of(self.workspace, self.windows)
             tokens = self.workspace.load_array(f"{self.windows_key}.tokens.npy")
             rows = [tokens[start : start + _ROWS_AT_ONCE] for start in range(0, len(tokens), _ROWS_AT_ONCE)]
-            texts = (window_texts(own, tokenizer, tokenizer.eot_id) for own in rows or [tokens])
-            embeddings = np.concatenate([encoder.embed(own) for own in texts])
+            texts = (window_texts(some, tokenizer, tokenizer.eot_id) for some in rows or [tokens])
+            embeddings = np.concatenate([encoder.embed(some) for some in texts])
         else:
             encoder = load_encoder(choice, worker_device())
             with self.workspace.opened(f"{self.windows_key}.pieces.npz") as path:
@@ -257,14 +257,14 @@ class EmbeddingsTask(Task):
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What later stages know of a part."""
+    """A part, as later stages know it."""
 
     number: int
     num_windows: int
     windows_key: str
     embeddings_key: str
     fingerprint: str
-    """Of its embeddings task, which depends on its windows."""
+    """Fingerprint of its embeddings task, which depends on its windows."""
 
 
 @dataclass(frozen=True, kw_only=True)

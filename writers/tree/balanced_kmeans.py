@@ -80,7 +80,7 @@ def _add_by_label(
 
 
 def search_device() -> str:
-    """Where nearest centroids are searched while fitting: "gpu" when faiss sees one, else "cpu"."""
+    """Device that searches nearest centroids while fitting: "gpu" when faiss sees one, else "cpu"."""
     faiss: Any = import_extra("faiss", extra="write", purpose="fitting the tree")
     return "gpu" if faiss.get_num_gpus() > 0 else "cpu"
 

@@ -2,7 +2,7 @@
 
 The root is one task and each level-1 node's subtree is another, so 65 tasks fit a tree of arity 64, in any process and
 in any order: a task is a function of the embeddings, the settings and the root's centroids, and every node draws from
-its own generator. `fit_tree` runs the same tasks one after the other.
+a generator of its own. `fit_tree` runs the same tasks one after the other.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from crisp_stream.writers.tree.balanced_kmeans import closest, fit_node, search_
 from crisp_stream.writers.tree.settings import TreeSettings
 
 __all__ = [
-    "Progress",
+    "NodeProgress",
     "Subtree",
     "TreeSettings",
     "fit_root",
@@ -38,24 +38,24 @@ __all__ = [
 
 _ROWS_PER_BATCH = 1 << 14
 
-Progress = Callable[[int, int, int], None]
+NodeProgress = Callable[[int, int, int], None]
 """Called with (level being built, nodes looked at, nodes to look at): of the root, or of one subtree."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Subtree:
-    """What lies below one level-1 node."""
+    """The tree below one level-1 node."""
 
     child: int
     """The level-1 node."""
     nodes_per_level: list[NDArray[np.uint32]]
-    """For levels 2 … depth: [num_nodes] sorted node ids; empty where nothing is split."""
+    """[num_nodes] sorted node ids for levels 2 … depth; empty where nothing is split."""
     centroids_per_level: list[NDArray[np.float32]]
-    """For levels 2 … depth: [num_nodes, dim]."""
+    """[num_nodes, dim] for levels 2 … depth."""
     seconds_per_level: list[float] = field(default_factory=list)
-    """For levels 2 … depth: time spent fitting."""
+    """Time spent fitting levels 2 … depth."""
     device: str = "cpu"
-    """Where nearest centroids were searched: cpu or gpu."""
+    """Device that searched nearest centroids: cpu or gpu."""
 
     def save(self, path: Path) -> None:
         """Write an .npz file, whatever the path's suffix."""
@@ -88,7 +88,11 @@ class Subtree:
 
 
 def fit_tree(
-    embeddings: NDArray[Any], settings: TreeSettings | None = None, *, progress: Progress | None = None, **options: Any
+    embeddings: NDArray[Any],
+    settings: TreeSettings | None = None,
+    *,
+    progress: NodeProgress | None = None,
+    **options: Any,
 ) -> ClusterTree:
     """Fit a clustering tree: the root, then its subtrees, one after the other.
 
@@ -97,7 +101,7 @@ def fit_tree(
     Args:
         embeddings: [num_examples, dim], float16 or float32, may be memory-mapped; normalised here.
         settings: how; the paper's when None.
-        progress: told after every node.
+        progress: called after every node.
         options: single fields of TreeSettings, where settings is None.
 
     Raises:
@@ -148,7 +152,7 @@ def fit_root(embeddings: NDArray[Any], settings: TreeSettings) -> NDArray[np.flo
 
 
 def root_labels(embeddings: NDArray[Any], root_centroids: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The level-1 node of each example, [num_examples]: what every `fit_subtree` needs, found once."""
+    """[num_examples], the level-1 node of each example, for every `fit_subtree`."""
     embeddings = np.asarray(embeddings)
     with _one_thread():
         parts = [
@@ -165,7 +169,7 @@ def fit_subtree(
     settings: TreeSettings,
     *,
     labels: NDArray[np.uint8] | None = None,
-    progress: Progress | None = None,
+    progress: NodeProgress | None = None,
 ) -> Subtree:
     """Fit all levels below one level-1 node.
 
@@ -174,8 +178,8 @@ def fit_subtree(
         root_centroids: [arity, dim], of `fit_root`.
         child: the level-1 node, 0 to arity - 1.
         settings: those of the root.
-        labels: [num_examples], of `root_labels`; found here when None, in 2 microseconds per example.
-        progress: told after every node.
+        labels: [num_examples], of `root_labels`; computed when None, in 2 microseconds per example.
+        progress: called after every node.
 
     Raises:
         InputError: values that are not finite.
@@ -241,22 +245,22 @@ def _fit_level(
     settings: TreeSettings,
     *,
     level: int,
-    progress: Progress | None,
+    progress: NodeProgress | None,
 ) -> tuple[NDArray[np.uint32], NDArray[np.float32], dict[int, NDArray[np.int64]]]:
     """Split the nodes of the level above: the level's node ids and centroids, and the rows of each."""
     nodes = [np.zeros(0, np.uint32)]
     centroids = [np.zeros((0, embeddings.shape[1]), np.float32)]
     children_rows: dict[int, NDArray[np.int64]] = {}
     for done, (node, rows) in enumerate(sorted(rows_per_node.items()), start=1):
-        own = None
+        fitted = None
         if len(rows) >= max(settings.min_examples, settings.arity):
-            own = fit_node(embeddings, rows, settings, level=level, node=node)
-        if own is not None:
+            fitted = fit_node(embeddings, rows, settings, level=level, node=node)
+        if fitted is not None:
             first_child = node * settings.arity
             nodes.append(np.arange(first_child, first_child + settings.arity, dtype=np.uint32))
-            centroids.append(own)
+            centroids.append(fitted)
             if level < settings.depth:
-                children_rows.update(_partition(embeddings, rows, own, first_child))
+                children_rows.update(_partition(embeddings, rows, fitted, first_child))
         if progress is not None:
             progress(level, done, len(rows_per_node))
     return np.concatenate(nodes), np.concatenate(centroids), children_rows
@@ -270,4 +274,7 @@ def _partition(
     labels = np.concatenate([closest(unit_rows(embeddings, batch), centroids) for batch in batches])
     order = np.argsort(labels, kind="stable")
     present, first = np.unique(labels[order], return_index=True)
-    return {first_child + int(child): own for child, own in zip(present, np.split(rows[order], first[1:]), strict=True)}
+    return {
+        first_child + int(child): child_rows
+        for child, child_rows in zip(present, np.split(rows[order], first[1:]), strict=True)
+    }

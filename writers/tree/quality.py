@@ -1,4 +1,4 @@
-"""How good a clustering tree is: balance, quantisation error, leaf sizes, agreement with another tree.
+"""Quality of a clustering tree: balance, quantisation error, leaf sizes, agreement with another tree.
 
 At level l a tree cuts its windows into the nodes of that level and the leaves above it. The sums that the quantisation
 error needs are added up batch by batch as windows are assigned, so a write knows the quality over all of its windows.
@@ -45,9 +45,9 @@ class QualitySums:
             for level, (centroid_level, rows) in enumerate(passed):
                 for other in np.unique(centroid_level[batch]):
                     chosen = centroid_level[batch] == other
-                    own = rows[batch][chosen]
-                    centroids = tree.centroids_per_level[other].take(own, axis=0)
-                    norms = tree.centroid_norms[other][own].astype(np.float64)
+                    nearest = rows[batch][chosen]
+                    centroids = tree.centroids_per_level[other].take(nearest, axis=0)
+                    norms = tree.centroid_norms[other][nearest].astype(np.float64)
                     products = np.einsum("ij,ij->i", vectors if chosen.all() else vectors[chosen], centroids)
                     cosines[level] += (products / np.maximum(norms, np.finfo(np.float32).tiny)).sum()
                     distances[level] += (1 + norms**2 - 2.0 * products).sum()
@@ -73,7 +73,7 @@ class QualitySums:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> QualitySums:
-        """What `to_json` gave, read back. Raises FormatError."""
+        """Read the result of `to_json` back. Raises FormatError."""
         try:
             return cls(
                 num_windows=int(content["num_windows"]),
@@ -106,9 +106,9 @@ def _passed(tree: ClusterTree, leaves: NDArray[np.uint32]) -> Iterable[tuple[NDA
     """Per level 1 … depth: of each window's node (or leaf above), its index of the level, from 0, and row in it."""
     levels, rows = np.zeros(len(leaves), np.int64), np.zeros(len(leaves), np.int64)
     for level, nodes in enumerate(tree.nodes_per_level):
-        own = tree.node_of(leaves, level + 1)
-        at = np.minimum(np.searchsorted(nodes, own), max(len(nodes) - 1, 0))
-        there = nodes[at] == own if len(nodes) else np.zeros(len(leaves), np.bool_)
+        nodes_at_level = tree.node_of(leaves, level + 1)
+        at = np.minimum(np.searchsorted(nodes, nodes_at_level), max(len(nodes) - 1, 0))
+        there = nodes[at] == nodes_at_level if len(nodes) else np.zeros(len(leaves), np.bool_)
         if level:  # a padded id may equal that of a real node only where the parent is split
             there &= levels == level - 1
         levels, rows = np.where(there, level, levels), np.where(there, at, rows)
@@ -122,7 +122,7 @@ class LevelQuality:
     level: int
     num_clusters: int
     num_leaves: int
-    """Of them, leaves of the tree."""
+    """Clusters that are leaves of the tree."""
     empty_clusters: int
     imbalance: float
     """Number of clusters times the sum of their squared shares: 1 when all are equally large (faiss's measure)."""
@@ -138,7 +138,7 @@ class LevelQuality:
 
 @dataclass(frozen=True, kw_only=True)
 class LeafSizes:
-    """How many leaves have how many windows."""
+    """Number of leaves with a number of windows between two bounds."""
 
     at_least: int
     at_most: int
@@ -154,7 +154,7 @@ class TreeQuality:
     empty_leaves: int
     levels: list[LevelQuality]
     leaf_sizes: list[LeafSizes]
-    """From 0 windows up, in powers of two."""
+    """Classes of size from 0 windows up, in powers of two."""
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
@@ -242,7 +242,7 @@ def _leaf_sizes(counts: NDArray[np.int64], num_leaves: int) -> list[LeafSizes]:
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How alike two trees cluster the same windows, at one level."""
+    """Agreement of two trees on the same windows, at one level."""
 
     level: int
     adjusted_rand: float

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from crisp_stream.errors import InputError, import_extra
+from crisp_stream.table import Table
 from crisp_stream.tree.tree import ClusterTree
 from crisp_stream.writers.tree.quality import (
     Agreement,
@@ -38,7 +38,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class TreeReport:
-    """What is known about a tree."""
+    """Shape, quality and agreement of a tree."""
 
     arity: int
     depth: int
@@ -49,7 +49,7 @@ class TreeReport:
     quality: TreeQuality | None
     """None without windows to measure on."""
     agreements: list[Agreement]
-    """With the other tree, at each level that both have; empty without one."""
+    """Agreement with the other tree at each level that both have; empty without one."""
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
@@ -67,15 +67,16 @@ class TreeReport:
             blocks.append(
                 f"{quality.num_windows:,} windows, {quality.empty_leaves:,} of {quality.num_leaves:,} leaves empty"
             )
-            blocks.append(_table(_COLUMNS, _level_rows(quality)))
+            blocks.append(Table(head=_COLUMNS, rows=_level_rows(quality), words=()).text())
             sizes = [(_size_range(size), f"{size.num_leaves:,}") for size in quality.leaf_sizes]
-            blocks.append(_table(("windows in the leaf", "leaves"), sizes))
+            blocks.append(Table(head=("windows in the leaf", "leaves"), rows=sizes, words=()).text())
         if self.agreements:
             rows = [
-                (str(own.level), f"{own.adjusted_rand:.3f}", f"{own.normalised_mutual_information:.3f}")
-                for own in self.agreements
+                (str(one.level), f"{one.adjusted_rand:.3f}", f"{one.normalised_mutual_information:.3f}")
+                for one in self.agreements
             ]
-            blocks.append(_table(("level", "adjusted Rand index", "normalised mutual information"), rows))
+            head = ("level", "adjusted Rand index", "normalised mutual information")
+            blocks.append(Table(head=head, rows=rows, words=()).text())
         return "\n\n".join(blocks) + "\n"
 
     def plot(self, path: Path) -> None:
@@ -150,17 +151,17 @@ def _level_rows(quality: TreeQuality) -> list[tuple[str, ...]]:
 
     return [
         (
-            str(own.level),
-            f"{own.num_clusters:,}",
-            f"{own.num_leaves:,}",
-            f"{own.empty_clusters:,}",
-            f"{own.imbalance:.2f}",
-            f"{own.largest:.1f}",
-            number(own.squared_distance, 4),
-            number(own.cosine, 4),
-            number(own.fit_seconds, 1),
+            str(level.level),
+            f"{level.num_clusters:,}",
+            f"{level.num_leaves:,}",
+            f"{level.empty_clusters:,}",
+            f"{level.imbalance:.2f}",
+            f"{level.largest:.1f}",
+            number(level.squared_distance, 4),
+            number(level.cosine, 4),
+            number(level.fit_seconds, 1),
         )
-        for own in quality.levels
+        for level in quality.levels
     ]
 
 
@@ -168,24 +169,21 @@ def _size_range(size: LeafSizes) -> str:
     return f"{size.at_least:,}" if size.at_least == size.at_most else f"{size.at_least:,} to {size.at_most:,}"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]
-    return "\n".join(lines)
-
-
 def _draw(report: TreeReport, quality: TreeQuality, axes: Any) -> None:
-    levels = [own.level for own in quality.levels]
-    axes[0].plot(levels, [own.imbalance for own in quality.levels], "o-", label="imbalance factor")
-    axes[0].plot(levels, [own.largest for own in quality.levels], "s--", label="largest / average")
+    levels = [level.level for level in quality.levels]
+    axes[0].plot(levels, [level.imbalance for level in quality.levels], "o-", label="imbalance factor")
+    axes[0].plot(levels, [level.largest for level in quality.levels], "s--", label="largest / average")
     axes[0].set(title="balance", yscale="log")
     axes[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes[0].yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
     axes[0].legend()
-    known = [(own.level, own.squared_distance, own.cosine) for own in quality.levels if own.cosine is not None]
-    if known:
-        axes[1].plot([own[0] for own in known], [own[1] for own in known], "o-", label="mean squared distance")
-        axes[1].plot([own[0] for own in known], [own[2] for own in known], "s--", label="mean cosine")
+    measured = [level for level in quality.levels if level.cosine is not None]
+    if measured:
+        measured_levels = [level.level for level in measured]
+        axes[1].plot(
+            measured_levels, [level.squared_distance for level in measured], "o-", label="mean squared distance"
+        )
+        axes[1].plot(measured_levels, [level.cosine for level in measured], "s--", label="mean cosine")
         axes[1].legend()
     axes[1].set(title="to the centroid", ylim=(0, None))
     positions = range(len(quality.leaf_sizes))
@@ -193,12 +191,13 @@ def _draw(report: TreeReport, quality: TreeQuality, axes: Any) -> None:
     axes[2].set_xticks(positions, [f"{size.at_least:,}" for size in quality.leaf_sizes], rotation=60)
     axes[2].set(title="leaf sizes", xlabel="windows in the leaf, at least", ylabel="leaves")
     if report.agreements:
-        own_levels = [own.level for own in report.agreements]
-        axes[3].plot(own_levels, [own.adjusted_rand for own in report.agreements], "o-", label="adjusted Rand index")
-        shared = [own.normalised_mutual_information for own in report.agreements]
-        axes[3].plot(own_levels, shared, "s--", label="normalised mutual information")
+        shared_levels = [agreement.level for agreement in report.agreements]
+        rand = [agreement.adjusted_rand for agreement in report.agreements]
+        axes[3].plot(shared_levels, rand, "o-", label="adjusted Rand index")
+        information = [agreement.normalised_mutual_information for agreement in report.agreements]
+        axes[3].plot(shared_levels, information, "s--", label="normalised mutual information")
         axes[3].set(title="agreement", ylim=(0, 1.02), xlabel="level")
-        axes[3].set_xticks(own_levels)
+        axes[3].set_xticks(shared_levels)
         axes[3].legend()
     for axis in axes[:2]:
         axis.set_xticks(levels)

@@ -1,4 +1,4 @@
-"""What a clustering tree depends on beside its embeddings: the defaults are the paper's (Appendix A, Table 6)."""
+"""Settings of a clustering tree: the defaults are the paper's (Appendix A, Table 6)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Literal
 
 from crisp_stream.errors import InputError
 from crisp_stream.format.manifest import MAX_ARITY, MAX_LEAVES
+from crisp_stream.writers.options import WriteOptions
 
 BALANCE_FACTOR = 1.408
 """Balancing limit times arity: 0.022 at 64 (the paper's 1.5 / 64, as printed there)."""
@@ -14,11 +15,11 @@ BALANCE_FACTOR = 1.408
 
 @dataclass(frozen=True, kw_only=True)
 class TreeSettings:
-    """How a tree is fitted; with the embeddings, all that the tree depends on."""
+    """Settings by which a tree is fitted; with the embeddings, all that the tree depends on."""
 
-    arity: int = 64
+    arity: int = WriteOptions.arity
     """Children of a node that is split, 2 to 64."""
-    depth: int = 4
+    depth: int = WriteOptions.depth
     """Levels below the root."""
     steps: int = 20
     """EM steps per node."""
@@ -33,7 +34,7 @@ class TreeSettings:
     normalise_centroids: bool = True
     """Centroids are scaled to norm 1 after every step."""
     seed: int = 0
-    """Of all random choices."""
+    """Seed of all random choices."""
 
     def __post_init__(self) -> None:
         if not 2 <= self.arity <= MAX_ARITY:

@@ -1,4 +1,4 @@
-"""What DoGE found, as a table: the heaviest clusters beside their share of the corpus and their CRISP weight."""
+"""The weights of DoGE as a table: the heaviest clusters beside their share of the corpus and their CRISP weight."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from crisp_stream.errors import InputError
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.histograms.arithmetic import compare, cut, effective_clusters, generalist_histogram
 from crisp_stream.histograms.histogram import Histogram
+from crisp_stream.table import NONE, Table, TableGroup, aligned
 
 _TOP = 16
 
@@ -24,18 +25,18 @@ class ComparedCluster:
     """Proportion by DoGE."""
     corpus_share: float
     other: float | None
-    """Proportion in the histogram compared with; None without one."""
+    """Proportion in the compared histogram; None without one."""
 
 
 def compared_clusters(
     histogram: Histogram, dataset: Dataset, other: Histogram | None = None, *, limit: int = _TOP
 ) -> list[ComparedCluster]:
-    """The heaviest clusters by the mean of both weights, heaviest first (CRISP, Figure 13: the top 16).
+    """List the heaviest clusters by the mean of both weights, heaviest first (CRISP, Figure 13: the top 16).
 
     Args:
-        histogram: of DoGE.
-        dataset: whose windows are counted for the share of the corpus.
-        other: of the same tree; a finer one is cut to the level.
+        histogram: result of DoGE.
+        dataset: dataset whose windows are counted for the share of the corpus.
+        other: histogram of the same tree; a finer one is cut to the level.
         limit: most clusters.
 
     Raises:
@@ -60,35 +61,42 @@ def compared_clusters(
     ]
 
 
-def doge_table(histogram: Histogram, dataset: Dataset, other: Histogram | None = None, *, limit: int = _TOP) -> str:
-    """The heaviest clusters, how far the histograms are apart, and what it cost, as lines of text."""
-    rows = compared_clusters(histogram, dataset, other, limit=limit)
-    lines = [f"{'cluster':>9} {'DoGE':>8} {'corpus':>8} {'ratio':>7}" + ("" if other is None else f" {'compared':>8}")]
-    for row in rows:
-        ratio = f"{row.weight / row.corpus_share:>7.2f}" if row.corpus_share else f"{'-':>7}"
-        compared = "" if row.other is None else f" {row.other:>8.2%}"
-        lines.append(f"{row.node:>9} {row.weight:>8.2%} {row.corpus_share:>8.2%} {ratio}{compared}")
+def doge_table(
+    histogram: Histogram, dataset: Dataset, other: Histogram | None = None, *, limit: int = _TOP
+) -> TableGroup:
+    """Tabulate the heaviest clusters; the notes say how far the histograms are apart, and what DoGE cost."""
+    head = ("cluster", "DoGE", "corpus", "ratio", *(() if other is None else ("compared",)))
+    rows = [
+        [
+            str(row.node),
+            f"{row.weight:.2%}",
+            f"{row.corpus_share:.2%}",
+            f"{row.weight / row.corpus_share:.2f}" if row.corpus_share else NONE,
+            *(() if row.other is None else (f"{row.other:.2%}",)),
+        ]
+        for row in compared_clusters(histogram, dataset, other, limit=limit)
+    ]
     corpus = generalist_histogram(dataset, histogram.level)
-    lines += ["", f"effective clusters       {effective_clusters(histogram):.1f} of {len(corpus.nodes)}"]
-    lines.append(f"from the corpus          {compare(histogram, corpus).total_variation:.4f} total variation")
+    facts = [
+        ("effective clusters", f"{effective_clusters(histogram):.1f} of {len(corpus.nodes)}"),
+        ("from the corpus", f"{compare(histogram, corpus).total_variation:.4f} total variation"),
+    ]
     if other is not None:
         distance = compare(histogram, comparable(other, histogram.level, histogram.tree_fingerprint))
-        lines.append(f"from the compared        {distance.total_variation:.4f} total variation")
-        lines.append(f"Jensen-Shannon           {distance.jensen_shannon:.4f} nats")
+        facts.append(("from the compared", f"{distance.total_variation:.4f} total variation"))
+        facts.append(("Jensen-Shannon", f"{distance.jensen_shannon:.4f} nats"))
     cost = histogram.provenance.get("cost")
     if isinstance(cost, dict):
-        lines.append(
-            f"cost                     {cost['seconds']:,.0f} s on {cost['device']}, {cost['corpus_tokens']:,} tokens "
-            f"of the corpus and {cost['specialist_tokens']:,} of the text, {cost['flops']:.3g} FLOPs"
-        )
-    return "\n".join(lines)
+        tokens = f"{cost['corpus_tokens']:,} tokens of the corpus and {cost['specialist_tokens']:,} of the text"
+        facts.append(("cost", f"{cost['seconds']:,.0f} s on {cost['device']}, {tokens}, {cost['flops']:.3g} FLOPs"))
+    return TableGroup(tables=[Table(head=head, rows=rows, words=())], notes=[aligned(facts)])
 
 
 def comparable(other: Histogram, level: int, tree_fingerprint: str) -> Histogram:
-    """A histogram at a level of a tree.
+    """Cut a histogram to a level of a tree.
 
     Raises:
-        InputError: it is of another tree, or of a coarser level.
+        InputError: the histogram is of another tree, or of a coarser level.
     """
     if other.tree_fingerprint != tree_fingerprint:
         raise InputError(
@@ -104,7 +112,7 @@ def comparable(other: Histogram, level: int, tree_fingerprint: str) -> Histogram
 
 
 def _shares_of(histogram: Histogram, nodes: NDArray[np.uint32]) -> NDArray[np.float64]:
-    """[len(nodes)]: the proportion of each, 0 where the histogram has none."""
+    """Look up the proportion of each node, [num_nodes], 0 where the histogram has none."""
     at = np.searchsorted(histogram.nodes, nodes)
     at[at == len(histogram.nodes)] = 0
     return np.where(histogram.nodes[at] == nodes, histogram.proportions[at], 0.0)

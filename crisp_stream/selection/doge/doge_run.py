@@ -1,4 +1,4 @@
-"""A run of DoGE: batches of the corpus and of the specialist text through the proxy model, saved and gone on from."""
+"""A run of DoGE: feed batches of the corpus and of the specialist text to the proxy model, save, and resume."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from crisp_stream.config.durations import SHARE, batches_of
+from crisp_stream.config.durations import batches_of
 from crisp_stream.errors import FormatError, InputError, ResumeError
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.histograms.arithmetic import generalist_histogram
@@ -40,14 +40,14 @@ _SHOWN = 3
 
 
 class DogeRun:
-    """A run from its beginning or from its state to its end."""
+    """A run to its end, from its beginning or from its saved state."""
 
     def __init__(
         self, recipe: Recipe, settings: DogeSettings, dataset: Dataset, target: TargetText, *, out: Path, log: Log
     ) -> None:
         """Args:
-            recipe: of the proxy model and its training.
-            settings: what the recipe does not say.
+            recipe: recipe of the proxy model and its training.
+            settings: settings that a recipe has no keys for.
             dataset: the generalist corpus.
             target: the specialist text.
             out: histogram that will be written; state and trajectory stand beside it.
@@ -60,8 +60,8 @@ class DogeRun:
         corpus = generalist_histogram(dataset, settings.level)
         if len(corpus.nodes) < _FEWEST_DOMAINS:
             raise InputError(
-                f"level {settings.level} of {dataset.root} has {len(corpus.nodes)} clusters with windows; DoGE needs "
-                "two. Use a deeper level."
+                f"DoGE needs two clusters with windows, got {len(corpus.nodes)} at level {settings.level} of "
+                f"{dataset.root}. Use a deeper level."
             )
         self.recipe, self.settings, self.dataset, self.target, self.log = recipe, settings, dataset, target, log
         self.nodes = corpus.nodes
@@ -70,7 +70,8 @@ class DogeRun:
         self.num_rows = settings.target_windows or recipe.global_train_batch_size
         tokens_per_step = recipe.global_train_batch_size * dataset.manifest.window_tokens
         self.num_steps = batches_of(recipe.max_duration, tokens_per_batch=tokens_per_step)
-        self.save_every = max(1, _interval(recipe.save_interval, tokens_per_step, self.num_steps))
+        save_every = batches_of(recipe.save_interval, tokens_per_batch=tokens_per_step, run_batches=self.num_steps)
+        self.save_every = max(1, save_every)
         self.seconds = 0.0
         self.trajectory: list[list[float]] = []
         self.uniform = Histogram(
@@ -94,16 +95,15 @@ class DogeRun:
         return Proxy(
             self.recipe,
             config,
+            self.settings,
             num_domains=len(self.nodes),
             num_steps=self.num_steps,
             tokens_per_step=tokens_per_step,
-            mu=self.settings.mu,
-            update=self.settings.update,
             device=_device(),
         )
 
     def identity(self) -> dict[str, Any]:
-        """What decides the weights: a state of anything else cannot be gone on from."""
+        """Everything that decides the weights. A run resumes only from a state with the same identity."""
         recipe = self.recipe
         return {
             "dataset": self.dataset.manifest.fingerprint,
@@ -123,7 +123,7 @@ class DogeRun:
         }
 
     def finish(self) -> None:
-        """Go on from the state, if there is one, to the last step."""
+        """Run to the last step, from the state where there is one."""
         self._resume()
         batch, domains = self.recipe.global_train_batch_size, len(self.nodes)
         self.log(
@@ -132,14 +132,14 @@ class DogeRun:
         )
         if batch < domains:
             self.log(
-                f"a batch of {batch} windows holds at most {batch} of {domains} clusters; absent ones are scored as "
-                "the mean of the present ones. A batch of a multiple of the clusters measures all in each step."
+                f"a batch of {batch} windows holds at most {batch} of {domains} clusters; absent clusters get the mean "
+                "score of the others. A batch size that is a multiple of the clusters measures all in each step."
             )
         batches, began, before = iter(self._stream()), time.monotonic(), self.seconds
         while self.proxy.step_number < self.num_steps:
-            seen = self._step(next(batches))
+            result = self._step(next(batches))
             self.seconds = before + time.monotonic() - began
-            self._report(seen)
+            self._report(result)
 
     def _stream(self) -> MixtureDataset:
         data, batch = self.recipe.data, self.recipe.global_train_batch_size
@@ -170,19 +170,19 @@ class DogeRun:
                 self._target_windows(self.target.rows_of_step(number, self.num_rows, seed=self.recipe.seed), device),
             )
 
-    def _report(self, seen: StepResult) -> None:
-        """Say how far it is, and save, when it is time."""
+    def _report(self, result: StepResult) -> None:
+        """Log progress and save, each at its interval."""
         done = self.proxy.step_number
         last = done == self.num_steps
         if done % self.recipe.log_interval == 0 or last:
             weights = self.proxy.weights.weights
-            self.trajectory.append([done, seen.learning_rate, seen.loss, seen.target_loss, *weights.tolist()])
-            self.log(self._progress(done, seen))
+            self.trajectory.append([done, result.learning_rate, result.loss, result.target_loss, *weights.tolist()])
+            self.log(self._progress(done, result))
         if done % self.save_every == 0 or last:
             self._save()
 
     def _target_windows(self, rows: NDArray[np.int64], device: torch.device) -> Windows:
-        """Masked after the end of a document as the corpus's windows are."""
+        """Select target windows, masked after the end of a document as the corpus's windows are."""
         manifest, tokens = self.dataset.manifest, self.target.tokens[rows].astype(np.int64)
         labels = tokens.copy()
         if manifest.packing == "document":
@@ -190,13 +190,13 @@ class DogeRun:
             labels[np.cumsum(is_end, axis=1) - is_end > 0] = IGNORED_LABEL
         return Windows(input_ids=torch.from_numpy(tokens).to(device), labels=torch.from_numpy(labels).to(device))
 
-    def _progress(self, done: int, seen: StepResult) -> str:
+    def _progress(self, done: int, result: StepResult) -> str:
         weights = self.proxy.weights.weights
         top = np.argsort(-weights, kind="stable")[:_SHOWN]
         named = ", ".join(f"{self.nodes[at]} {weights[at]:.1%}" for at in top)
         return (
-            f"step {done:>7,}/{self.num_steps:,}  loss {seen.loss:.3f}  specialist {seen.target_loss:.3f}  "
-            f"lr {seen.learning_rate:.2e}  clusters {named}  {self.seconds:,.0f} s"
+            f"step {done:>7,}/{self.num_steps:,}  loss {result.loss:.3f}  specialist {result.target_loss:.3f}  "
+            f"lr {result.learning_rate:.2e}  clusters {named}  {self.seconds:,.0f} s"
         )
 
     def _save(self) -> None:
@@ -229,20 +229,20 @@ class DogeRun:
             saved, proxy_state = json.loads(content["identity"]), content["proxy"]
             trajectory, seconds = [list(row) for row in content["trajectory"]], float(content["seconds"])
         except Exception as error:  # torch and pickle raise of all kinds
-            raise FormatError(f"{self.state_path}: not a state of a DoGE run ({error!r}). Remove it.") from error
-        own = json.loads(json.dumps(self.identity()))
-        changed = [key for key in own if saved.get(key) != own[key]]
+            raise FormatError(f"{self.state_path} must be a state of a DoGE run, got {error!r}. Remove it.") from error
+        identity = json.loads(json.dumps(self.identity()))
+        changed = [key for key in identity if saved.get(key) != identity[key]]
         if changed:
             raise ResumeError(
-                f"{self.state_path} is of a run with another {changed[0]}: {saved.get(changed[0])}, not "
-                f"{own[changed[0]]}. Remove it to start afresh, or name another file to write."
+                f"{self.state_path} must be of a run with {changed[0]} {identity[changed[0]]}, got one with "
+                f"{saved.get(changed[0])}. Remove it to start afresh, or name another file to write."
             )
         self.proxy.restore(proxy_state)
         self.trajectory, self.seconds = trajectory, seconds
         self.log(f"goes on after step {self.proxy.step_number:,} of {self.state_path}")
 
     def averages(self) -> tuple[Histogram, Histogram]:
-        """Of the whole run and of its last 20 steps, with what they came from."""
+        """Average the weights over the whole run, and over its last 20 steps, each with its provenance."""
         weights = self.proxy.weights
         return (
             self._histogram(weights.run_average, f"all {weights.num_updates:,} steps"),
@@ -269,7 +269,7 @@ class DogeRun:
         )
 
     def cost(self) -> dict[str, Any]:
-        """What the weights cost: `seconds` and `device`, `corpus_tokens` and `specialist_tokens` trained or scored on,
+        """Cost of the weights: `seconds` and `device`, `corpus_tokens` and `specialist_tokens` trained or scored on,
         `flops` of all passes."""
         manifest, recipe, steps = self.dataset.manifest, self.recipe, self.proxy.step_number
         corpus = steps * recipe.global_train_batch_size * manifest.window_tokens
@@ -295,9 +295,3 @@ class DogeRun:
 
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _interval(text: str, tokens_per_step: int, num_steps: int) -> int:
-    if SHARE.fullmatch(text) is not None:
-        return round(float(text[:-3]) * num_steps)
-    return batches_of(text, tokens_per_batch=tokens_per_step)

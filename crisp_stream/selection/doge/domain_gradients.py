@@ -1,10 +1,10 @@
 """Gradients of a few windows at a time, their inner products, and their weighted sum, in O(parameters) memory.
 
-Of a domain's gradient only its inner product with the target's is needed, and its part in the weighted sum that trains
-the proxy model. The matrix of all domains' gradients (of the public code; 28 GB for 64 domains and 110M parameters in
-float32) is never made: each gradient is used and forgotten. The weights depend on the inner products, which are not
-known until the last domain; in the paper's form a weight is known up to a factor that all domains share, so the sum is
-kept on a scale that grows, as a softmax is computed in one pass.
+A domain's gradient is needed for two things: its inner product with the target's, and its part in the weighted sum
+that trains the proxy model. So each gradient is used and forgotten, and the matrix of all domains' gradients is never
+made (28 GB in the public code for 64 domains and 110M parameters in float32). The weights depend on the inner products,
+which are not complete before the last domain. In the paper's form a weight is known up to a factor that all domains
+share, so the sum is kept on a scale that grows, as a softmax is computed in one pass.
 
 Why a backward pass for each domain, and not all inner products in one forward-mode pass (torch.func.jvp along the
 target gradient): CPU seconds on one core, 8 domains of 2 windows of 128 tokens, GPT of 3 layers x 128, vocabulary
@@ -49,7 +49,7 @@ class Windows:
         return int((self.labels[:, 1:] != IGNORED_LABEL).sum())
 
     def rows(self, chosen: torch.Tensor) -> Windows:
-        """Some of them."""
+        """Select windows by their rows."""
         return Windows(input_ids=self.input_ids[chosen], labels=self.labels[chosen])
 
 
@@ -60,13 +60,13 @@ def loss_gradient(
     microbatch_size: int,
     autocast: contextlib.AbstractContextManager[object] | None = None,
 ) -> tuple[Gradient, float]:
-    """Gradient of the mean loss over the predicted tokens, and that loss.
+    """Compute the gradient of the mean loss over the predicted tokens, and that loss.
 
     Args:
-        gpt: its parameters are differentiated; their `grad` stays as it was.
+        gpt: model whose parameters are differentiated; their `grad` stays as it was.
         windows: the gradient is 0 where none of their tokens is predicted.
         microbatch_size: windows per forward pass; all passes count.
-        autocast: around the forward passes.
+        autocast: context of the forward passes.
 
     Returns:
         The gradient in the parameters' type, and the loss in nats per token.
@@ -89,36 +89,36 @@ def loss_gradient(
         part = list(torch.autograd.grad(loss / num_labels, parameters))
         loss_sum += float(loss.detach())
         if total:
-            for own, more in zip(total, part, strict=True):
-                own.add_(more)
+            for summed, more in zip(total, part, strict=True):
+                summed.add_(more)
         else:
             total = part
     return total, loss_sum / num_labels
 
 
 def inner_product(first: Gradient, second: Gradient) -> float:
-    """Sum over all parameters of the products, added up in float64."""
+    """Sum the products over all parameters, in float64."""
     products = [torch.dot(one.flatten().float(), two.flatten().float()) for one, two in zip(first, second, strict=True)]
     return float(torch.stack(products).double().sum())
 
 
 def norm(gradient: Gradient) -> float:
-    """L2 norm over all parameters."""
+    """Compute the L2 norm over all parameters."""
     return math.sqrt(inner_product(gradient, gradient))
 
 
 def clip(gradient: Gradient, largest: float | None) -> float:
-    """Scale a gradient in place so that its norm is at most `largest`; returns the norm it has then."""
-    found = norm(gradient)
-    if largest is None or found <= largest:
-        return found
+    """Scale a gradient in place so that its norm is at most `largest`; returns the norm after that."""
+    unclipped = norm(gradient)
+    if largest is None or unclipped <= largest:
+        return unclipped
     for part in gradient:
-        part.mul_(largest / found)
+        part.mul_(largest / unclipped)
     return largest
 
 
 class GradientSum:
-    """The sum of exp(log_weight) x gradient over gradients that come one at a time."""
+    """Sum of exp(log_weight) x gradient over gradients that come one at a time."""
 
     def __init__(self, parameters: Sequence[torch.Tensor]) -> None:
         self._parts = [torch.zeros_like(parameter) for parameter in parameters]
@@ -136,7 +136,7 @@ class GradientSum:
             part.add_(more.to(part.dtype), alpha=share)
 
     def times(self, log_factor: float) -> Gradient:
-        """The sum times exp(log_factor); 0 where nothing was added. Ends the summing: it is scaled in place."""
+        """Multiply the sum by exp(log_factor) in place, which ends the summing; 0 where nothing was added."""
         if self._log_scale > -math.inf:
             for part in self._parts:
                 part.mul_(math.exp(self._log_scale + log_factor))

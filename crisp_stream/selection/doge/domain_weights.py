@@ -30,7 +30,7 @@ LAST_STEPS = 20
 """Steps of the second average (CRISP, Table 5: "last 20 step average")."""
 
 _LARGEST_SCORE = 5.0
-"""Of the public code, times the learning rate."""
+"""Bound of the public code, times the learning rate."""
 _NORM_FLOOR = 1e-6
 
 
@@ -41,15 +41,15 @@ def scores(
     learning_rate: float,
     update: Update,
 ) -> NDArray[np.float64]:
-    """How much a step of each domain lowers the target's loss.
+    """Score each domain by the decrease of the target's loss that a step along its gradient gives.
 
     paper: lr <g_i, g_target>. public-code: that over the mean norm of the domains' gradients, cut to [0, 5 lr].
 
     Args:
-        inner_products: [num_present], of each present domain's gradient with the target's.
-        gradient_norms: [num_present], of the domains' gradients; not used by the paper's form.
-        learning_rate: of this step.
-        update: the form.
+        inner_products: [num_present], each present domain's gradient times the target's.
+        gradient_norms: [num_present], norms of the domains' gradients; the paper's form ignores them.
+        learning_rate: learning rate of this step.
+        update: form of the score.
 
     Returns:
         [num_present], nats of loss, to first order, in the paper's form.
@@ -61,7 +61,7 @@ def scores(
 
 
 def gain_factor(num_domains: int, num_present: int) -> float:
-    """What a present domain's distance from the mean score is multiplied by; 0 where one alone is present."""
+    """Factor of a present domain's distance from the mean score; 0 where one alone is present."""
     return 0.0 if num_present < 2 else (num_domains - 1) / (num_present - 1)
 
 
@@ -69,7 +69,7 @@ class DomainWeights:
     """Weights of all domains after a number of updates, and their averages."""
 
     def __init__(self, num_domains: int) -> None:
-        """Equal weights (DoGE, Algorithm 1)."""
+        """Start with equal weights (DoGE, Algorithm 1)."""
         self.log_weights = np.full(num_domains, -np.log(num_domains))
         """[num_domains], natural logarithms; the weights sum to 1."""
         self.num_updates = 0
@@ -78,12 +78,12 @@ class DomainWeights:
 
     @property
     def weights(self) -> NDArray[np.float64]:
-        """[num_domains], those of the last update."""
+        """[num_domains], weights after the last update."""
         return np.exp(self.log_weights)
 
     @property
     def run_average(self) -> NDArray[np.float64]:
-        """[num_domains], mean over all updates: what DoGE transfers."""
+        """[num_domains], mean over all updates: the weights that DoGE transfers."""
         return _normalised(self._sum) if self.num_updates else self.weights
 
     @property
@@ -92,12 +92,12 @@ class DomainWeights:
         return _normalised(self._last.sum(axis=0)) if self.num_updates else self.weights
 
     def update(self, present: NDArray[np.intp], scores: NDArray[np.float64], *, mu: float) -> None:
-        """Move the weights by the scores of the domains in a batch; see the top of this file for absent ones.
+        """Move the weights by the scores of the domains in a batch; see the top of this file for absent domains.
 
         Args:
             present: [num_present], numbers of the domains in the batch, each once.
-            scores: [num_present].
-            mu: Bregman coefficient; a larger one moves less.
+            scores: [num_present], score of each.
+            mu: Bregman coefficient; a larger one moves the weights less.
         """
         factor = gain_factor(len(self.log_weights), len(present))
         moved = self.log_weights.copy()
@@ -110,7 +110,7 @@ class DomainWeights:
         self._last = np.concatenate([self._last[-(LAST_STEPS - 1) :], self.weights[None]])
 
     def state(self) -> dict[str, Any]:
-        """Everything, to be saved."""
+        """Collect everything that must be saved."""
         return {
             "log_weights": self.log_weights.copy(),
             "num_updates": self.num_updates,
@@ -119,7 +119,7 @@ class DomainWeights:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take on what `state` gave."""
+        """Restore a saved `state`."""
         self.log_weights, self._sum, self._last = (np.array(state[key]) for key in ("log_weights", "sum", "last"))
         self.num_updates = int(state["num_updates"])
 

@@ -25,28 +25,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from crisp_stream.config.durations import SHARE, batches_of
+from crisp_stream.config.durations import batches_of
 from crisp_stream.models.gpt import build_gpt, parameter_groups, save_activations_per_block
 from crisp_stream.selection.doge.domain_gradients import GradientSum, Windows, clip, inner_product, loss_gradient
-from crisp_stream.selection.doge.domain_weights import DomainWeights, Update, gain_factor, scores
+from crisp_stream.selection.doge.domain_weights import DomainWeights, gain_factor, scores
 
 if TYPE_CHECKING:
     from transformers import GPT2Config
 
     from crisp_stream.config.recipe import Recipe
+    from crisp_stream.selection.doge.settings import DogeSettings
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What a step saw."""
+    """Losses of a step, and its learning rate."""
 
     loss: float
-    """Mean over the domains present of their mean loss, nats per token."""
+    """Mean over the domains in the batch of their mean loss, nats per token."""
     target_loss: float
-    """Of the target windows, nats per token."""
+    """Mean loss of the target windows, nats per token."""
     learning_rate: float
-    num_present: int
-    """Domains in the batch."""
 
 
 class Proxy:
@@ -56,23 +55,21 @@ class Proxy:
         self,
         recipe: Recipe,
         config: GPT2Config,
+        settings: DogeSettings,
         *,
         num_domains: int,
         num_steps: int,
         tokens_per_step: int,
-        mu: float,
-        update: Update,
         device: torch.device,
     ) -> None:
         """Args:
-        recipe: optimiser, schedule, clipping, microbatch, precision, seed of the weights.
+        recipe: optimiser, schedule, clipping, microbatch, precision, seed of the model's weights.
         config: architecture.
+        settings: Bregman coefficient, form of the score.
         num_domains: at least 2.
         num_steps: length of the run.
-        tokens_per_step: of the batch, for a warm-up in tokens.
-        mu: Bregman coefficient.
-        update: form of the score.
-        device: where it trains.
+        tokens_per_step: tokens of a batch, for a warm-up in tokens.
+        device: device of the model.
         """
         self.gpt = build_gpt(config, seed=recipe.seed).train()
         self.gpt.to(device)  # pyright: ignore[reportArgumentType] - transformers wraps `to`
@@ -80,10 +77,11 @@ class Proxy:
             save_activations_per_block(self.gpt)
         self.weights = DomainWeights(num_domains)
         self.step_number = 0
-        self._mu, self._device, self._recipe = mu, device, recipe
-        self._update: Update = update
+        self._settings, self._device, self._recipe = settings, device, recipe
         self._num_steps = num_steps
-        self._warmup_steps = warmup_steps(recipe, num_steps=num_steps, tokens_per_step=tokens_per_step)
+        self._warmup_steps = batches_of(
+            recipe.scheduler.t_warmup, tokens_per_batch=tokens_per_step, run_batches=num_steps
+        )
         self._clipping = recipe.gradient_clipping
         self._optimizer = torch.optim.AdamW(
             parameter_groups(self.gpt, weight_decay=recipe.optimizer.weight_decay),
@@ -97,7 +95,7 @@ class Proxy:
 
         Args:
             batch: windows drawn uniformly over the domains.
-            domains: [num_windows], the domain of each.
+            domains: [num_windows], the domain of each window.
             target: windows of the specialist text.
         """
         rate = self._recipe.optimizer.lr * schedule_share(
@@ -118,12 +116,10 @@ class Proxy:
             provisional = 0.0
         self._train(total.times(provisional), rate)
         self.step_number += 1
-        return StepResult(
-            loss=float(np.mean(losses[1:])), target_loss=losses[0], learning_rate=rate, num_present=len(present)
-        )
+        return StepResult(loss=float(np.mean(losses[1:])), target_loss=losses[0], learning_rate=rate)
 
     def state(self) -> dict[str, Any]:
-        """Everything, to be saved by torch; arrays are tensors."""
+        """Collect everything that torch must save, with arrays as tensors."""
         weights = {
             key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
             for key, value in self.weights.state().items()
@@ -136,7 +132,7 @@ class Proxy:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take on what `state` gave."""
+        """Restore a saved `state`."""
         self.step_number = int(state["step"])
         self.gpt.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
@@ -150,13 +146,13 @@ class Proxy:
     def _by_domain(
         self, batch: Windows, domains: NDArray[np.int64]
     ) -> tuple[NDArray[np.intp], list[Windows], list[float]]:
-        """The domains present, their windows, and what w_i is multiplied by: n_i domains / batch."""
+        """Group a batch by domain: domains in it, their windows, and the factors of w_i, n_i domains / batch."""
         present = np.unique(domains).astype(np.intp)
         parts, shares = [], []
         for domain in present:
-            own = np.flatnonzero(domains == domain)
-            parts.append(batch.rows(torch.from_numpy(own).to(batch.labels.device)))
-            shares.append(len(own) * len(self.weights.log_weights) / len(domains))
+            rows = np.flatnonzero(domains == domain)
+            parts.append(batch.rows(torch.from_numpy(rows).to(batch.labels.device)))
+            shares.append(len(rows) * len(self.weights.log_weights) / len(domains))
         return present, parts, shares
 
     def _score(
@@ -166,9 +162,9 @@ class Proxy:
 
         Returns:
             Losses, the target's first; in the paper's form the weighted sum of gradients, and the logarithm of the
-            factor that it lacks.
+            factor missing in it.
         """
-        public = self._update == "public-code"
+        mu, public = self._settings.mu, self._settings.update == "public-code"
         towards, target_loss = self._gradient(target)
         if public:
             clip(towards, self._clipping)
@@ -182,11 +178,11 @@ class Proxy:
             losses.append(loss)
             if total is not None:
                 before = float(self.weights.log_weights[number])
-                provisional.append(before + factor * rate * products[-1] / self._mu)
+                provisional.append(before + factor * rate * products[-1] / mu)
                 total.add(gradient, provisional[-1] + math.log(share))
             del gradient  # before the next one is made
-        gained = scores(np.array(products), np.array(norms), learning_rate=rate, update=self._update)
-        self.weights.update(present, gained, mu=self._mu)
+        gained = scores(np.array(products), np.array(norms), learning_rate=rate, update=self._settings.update)
+        self.weights.update(present, gained, mu=mu)
         lacking = 0.0 if public else float(self.weights.log_weights[present[0]] - provisional[0])
         return losses, total, lacking
 
@@ -209,23 +205,16 @@ class Proxy:
         self._optimizer.zero_grad(set_to_none=True)
 
 
-def warmup_steps(recipe: Recipe, *, num_steps: int, tokens_per_step: int) -> int:
-    """Steps of the recipe's warm-up."""
-    text = recipe.scheduler.t_warmup.replace("_", "")
-    if SHARE.fullmatch(text) is not None:
-        return round(float(text[:-3]) * num_steps)
-    return batches_of(text, tokens_per_batch=tokens_per_step)
-
-
 def schedule_share(step: int, *, num_steps: int, warmup_steps: int, final_share: float) -> float:
-    """The learning rate as a share of its peak: a linear warm-up from 0, then a cosine. (In training, Composer's rate
-    is that of the batch before.)
+    """Compute the learning rate as a share of its peak: a linear warm-up from 0, then a cosine.
+
+    Composer's rate in training lags one batch behind.
 
     Args:
-        step: from 0.
+        step: number of the step, from 0.
         num_steps: length of the run.
-        warmup_steps: of them.
-        final_share: at the end of the run.
+        warmup_steps: length of the warm-up.
+        final_share: share at the end of the run.
     """
     if step < warmup_steps:
         return step / warmup_steps

@@ -1,8 +1,9 @@
-"""The specialist text as windows, cut as the corpus was, and which of them each step of a run uses."""
+"""The specialist text as windows, cut as the corpus was, and the choice of windows for each step of a run."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,9 +30,9 @@ class TargetText:
     tokens: NDArray[Any]
     """[num_windows, window_tokens], in the type of the dataset's tokens."""
     num_documents: int
-    """Documents they were cut from."""
+    """Documents that the windows were cut from."""
     provenance: dict[str, Any]
-    """`inputs`, `documents`, `windows`, and the hashes of the documents, as a counted histogram has them."""
+    """`inputs`, `documents`, `windows`, and the hashes of the documents, under the keys of a counted histogram."""
 
     @property
     def fingerprint(self) -> str:
@@ -39,14 +40,14 @@ class TargetText:
         return hashlib.sha256(np.ascontiguousarray(self.tokens).data).hexdigest()
 
     def rows_of_step(self, step: int, num_rows: int, *, seed: int) -> NDArray[np.int64]:
-        """The windows of a step: all in a random order, then all again in another one.
+        """Choose the windows of a step: all in a random order, then all again in another order.
 
-        A function of its arguments alone, so a run goes on anywhere.
+        The choice depends on its arguments alone, so a run can go on anywhere.
 
         Args:
-            step: from 0.
+            step: number of the step, from 0.
             num_rows: windows per step.
-            seed: of the orders.
+            seed: seed of the orders.
 
         Returns:
             [num_rows], numbers of windows.
@@ -67,7 +68,7 @@ def read_target_text(
 
     Args:
         inputs: files, folders, prefixes or globs, as for `write`.
-        dataset: the generalist corpus.
+        dataset: generalist corpus.
         text_column: key or column of the text.
         limit: read at most this many documents.
 
@@ -85,7 +86,8 @@ def read_target_text(
             yield text
 
     encoded: list[NDArray[Any]] = []
-    for texts in _in_parts(documents()):
+    remaining = documents()
+    while texts := list(itertools.islice(remaining, _TEXTS_AT_ONCE)):
         encoded += tokenizer.encode(texts)
     cut = cut_documents(
         encoded,
@@ -110,14 +112,3 @@ def read_target_text(
             PROVENANCE_KEY: sketch.finish().to_json(),
         },
     )
-
-
-def _in_parts(texts: Iterator[str]) -> Iterator[list[str]]:
-    part: list[str] = []
-    for text in texts:
-        part.append(text)
-        if len(part) == _TEXTS_AT_ONCE:
-            yield part
-            part = []
-    if part:
-        yield part

@@ -1,4 +1,4 @@
-"""Jobs that make a study's datasets: the corpus, embeddings of its windows, and specialists' own text."""
+"""Jobs that make a study's datasets: the corpus, embeddings of its windows, and the text of specialists."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.study.jobs.job import JobPlace
 
 EMBEDDINGS = "embeddings"
-"""Folder of the embeddings of a dataset's windows, in that of a job."""
+"""Folder of a dataset's embeddings, in the folder of a job."""
 _ROOT = "dataset.json"
 _LSI_ARITY = 2
 
 
 def dataset_of(folder: Path) -> Dataset:
-    """The dataset that a job opened or wrote."""
+    """Open the dataset that a job opened or wrote."""
     return open_dataset(json.loads((folder / _ROOT).read_text())["root"].replace("{job}", str(folder)))
 
 
 def open_root(place: JobPlace, *, root: str, fingerprint: str) -> dict[str, Any]:
-    """A dataset that exists already.
+    """Open a dataset that exists already.
 
     Raises:
         InputError: it was replaced since the plan was made.
     """
-    found = _noted(place, root)
-    if found["fingerprint"] != fingerprint:
+    noted = _noted(place, root)
+    if noted["fingerprint"] != fingerprint:
         raise InputError(f"{root}: was replaced while the study ran. Start the study again.")
-    return found
+    return noted
 
 
 def write_dataset(
@@ -56,7 +56,7 @@ def write_dataset(
     like: bool,
     other: Path | None,
 ) -> dict[str, Any]:
-    """The corpus as a dataset, with the tokenizer and the windows of another one if there is one, or all of it."""
+    """Write the corpus as a dataset, with the tokenizer and windows of `other`; with `like` also with its tree."""
     from crisp_stream.writers.options import WriteOptions
     from crisp_stream.writers.write import write
 
@@ -91,23 +91,23 @@ def write_dataset(
 
 
 def embed_dataset(place: JobPlace, *, dataset: Path) -> dict[str, Any]:
-    """Embeddings of all windows: those that were kept when the dataset was written, or else made now."""
+    """Embed all windows, or take the embeddings that were kept when the dataset was written."""
     from crisp_stream.format.embeddings import FACTS
     from crisp_stream.selection.embed_windows import embed_windows
 
     out, kept = place.folder / EMBEDDINGS, dataset / EMBEDDINGS
     if (kept / FACTS).is_file() and not out.exists():
         out.symlink_to(os.path.relpath(kept, out.parent))
-    found = embed_windows(dataset_of(dataset).root, str(out), processes=place.processes, log=place.log)
-    return {"windows": len(found.rows)}
+    embeddings = embed_windows(dataset_of(dataset).root, str(out), processes=place.processes, log=place.log)
+    return {"windows": len(embeddings.rows)}
 
 
 def write_specialist_data(
     place: JobPlace, *, name: str, limit: int | None, dataset: Path, specialist: Path
 ) -> dict[str, Any]:
-    """A specialist's documents as a dataset of their own, of the corpus's tokens and windows.
+    """Write a specialist's documents as a dataset, with the corpus's tokenizer and length of windows.
 
-    Nothing is chosen from it, so the cheapest tree will do.
+    Methods choose nothing from it, so the cheapest tree is enough.
     """
     from crisp_stream.writers.options import WriteOptions
     from crisp_stream.writers.write import write
@@ -131,7 +131,7 @@ def write_specialist_data(
 
 
 def _noted(place: JobPlace, root: str) -> dict[str, Any]:
-    """Where the dataset is, for the jobs that use it, and what there is to say of it."""
+    """Note the place of the dataset for the jobs that use it, and describe it."""
     (place.folder / _ROOT).write_text(json.dumps({"root": root}) + "\n")
     dataset = dataset_of(place.folder)
     manifest = dataset.manifest

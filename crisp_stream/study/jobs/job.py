@@ -1,4 +1,4 @@
-"""What a study consists of: jobs that leave files in folders named by what determined them.
+"""Jobs of a study, which leave files in folders named by what determined them.
 
 Another setting is another key, hence another folder: nothing that was finished is overwritten, and going back to an
 earlier setting finds its outcome again.
@@ -22,12 +22,12 @@ _KEY_DIGITS = 10
 
 @dataclass(frozen=True)
 class JobPlace:
-    """Where and with what a job works."""
+    """Folder, threads and log of a job."""
 
     folder: Path
     """Exists; may hold what an interrupted attempt left, to go on from."""
     threads: int
-    """For the job's own computing."""
+    """Threads that the job computes with."""
     processes: int
     """Worker processes that it may start: 1, but for whole-machine jobs."""
     log: Callable[[str], None]
@@ -45,7 +45,7 @@ class Job:
     needs: tuple[str, ...] = ()
     """Names of the jobs whose outcomes it uses."""
     whole_machine: bool = False
-    """It starts processes of its own, and runs alone."""
+    """Whether it starts processes itself, and runs alone."""
     work: Callable[[JobPlace], dict[str, Any]]
     """Importable by name, or a partial of such; returns plain values."""
 
@@ -57,23 +57,23 @@ class Done:
     name: str
     key: str
     values: dict[str, Any]
-    """What `work` returned."""
+    """Values that `work` returned."""
     wall_seconds: float
     cpu_seconds: float
-    """Its child processes included."""
+    """CPU time, its child processes included."""
 
 
 Plan = Callable[[Mapping[str, Done]], Sequence[Job]]
-"""All jobs that can be named, given those that are finished. A job that is finished stays in the plan."""
+"""Function from finished jobs to all jobs that can be named. A job that is finished stays in the plan."""
 
 
 def job_folder(out: str | Path, name: str, key: str) -> Path:
-    """Where a job leaves its files."""
+    """Folder of a job's files."""
     return Path(out) / f"{name}-{key[:_KEY_DIGITS]}"
 
 
 def plain_values(values: Any) -> dict[str, Any]:
-    """What `work` returned, as it will be read from the job's record.
+    """Convert what `work` returned to what will be read from the job's record.
 
     Raises:
         TypeError: JSON cannot hold it.
@@ -84,7 +84,7 @@ def plain_values(values: Any) -> dict[str, Any]:
 
 
 def save_done(folder: Path, done: Done) -> None:
-    """Say that a job is finished: the last thing it does."""
+    """Save that a job is finished: the last thing it does."""
     temporary = folder / f".{DONE}.{os.getpid()}"
     with temporary.open("w", encoding="utf-8") as file:
         file.write(json.dumps(asdict(done), indent=2) + "\n")
@@ -94,7 +94,7 @@ def save_done(folder: Path, done: Done) -> None:
 
 
 def load_done(out: str | Path, job: Job) -> Done | None:
-    """The outcome of a job, if it is finished.
+    """Read the outcome of a job, if it is finished.
 
     Raises:
         FormatError: its record is damaged, or of another job.

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from crisp_stream.config.sections import PhaseRecipe
 
 RUN, RESULTS = "run", "results"
-"""Folders in those of training and of judging."""
+"""Folders of the run and of the results, in those of training and of judging."""
 
 
 def starting_batch(fraction: float, num_batches: int) -> int:
-    """Where fine-tuning of a fraction of the steps begins."""
+    """Batch at which fine-tuning of a fraction of the steps begins."""
     return num_batches - max(1, round(fraction * num_batches))
 
 
@@ -35,7 +35,7 @@ def train_model(
     selection: Path | None = None,
     start: Path | None = None,
 ) -> dict[str, Any]:
-    """A model of a method, from random weights, or from the base model's checkpoint at the share of the run."""
+    """Train a model of a method from random weights, or from the base model's checkpoint at the share of the run."""
     from crisp_stream.config.sections import PhaseRecipe
 
     phase = PhaseRecipe(histogram="base") if selection is None else selection_of(selection)
@@ -49,7 +49,7 @@ def train_model(
 
 
 def finetune_model(place: JobPlace, *, recipe: Recipe, fraction: float, start: Path, data: Path) -> dict[str, Any]:
-    """The last steps of a run on the specialist text itself; optimiser and learning-rate schedule go on."""
+    """Train the last steps of a run on the specialist text; optimiser and learning-rate schedule go on."""
     from crisp_stream.config.durations import parse_duration
     from crisp_stream.config.sections import PhaseRecipe
 
@@ -104,8 +104,8 @@ def judge_model(
     trained: Path,
     folders: dict[str, Path],
 ) -> dict[str, Any]:
-    """A model on its sets, example by example."""
-    from crisp_stream.evaluation.judge import TextSet, judge
+    """Judge a model on its sets, example by example."""
+    from crisp_stream.evaluation.judge import JudgedSets, TextSet, judge
     from crisp_stream.evaluation.question_sets import open_question_set
     from crisp_stream.models.training_cost import training_cost
     from crisp_stream.results.results import QuestionResults
@@ -113,32 +113,32 @@ def judge_model(
     texts, questions, names = [], [], {}
     for specialist, split in sets:
         name = f"{specialist}.{split}"
-        asked = folders[specialist] / f"{name}.questions.jsonl"
-        as_questions = split == "test" and asked.is_file()
+        question_file = folders[specialist] / f"{name}.questions.jsonl"
+        as_questions = split == "test" and question_file.is_file()
         texts.append(
             TextSet(
-                inputs=(str(asked if as_questions else folders[specialist] / f"{name}.jsonl"),), questions=as_questions
+                inputs=(str(question_file if as_questions else folders[specialist] / f"{name}.jsonl"),),
+                questions=as_questions,
             )
         )
         names[texts[-1].name] = f"{name}.text" if as_questions else name
         if as_questions:
-            questions.append(open_question_set(str(asked)))
+            questions.append(open_question_set(str(question_file)))
             names[questions[-1].name] = name
-    found = judge(
+    judged = judge(
         [str(trained / RUN)],
+        JudgedSets(texts=texts, questions=questions),
         names=[model],
-        text_sets=texts,
-        question_sets=questions,
         batch_size=batch_size,
         out=str(place.folder / RESULTS),
         log=place.log,
     )
     values = {
-        names[own.set_name]: {"accuracy": float(own.reported.mean())}
-        if isinstance(own, QuestionResults)
-        else {"perplexity": math.exp(own.losses.mean())}
-        for own in found
+        names[results.set_name]: {"accuracy": float(results.reported.mean())}
+        if isinstance(results, QuestionResults)
+        else {"perplexity": math.exp(results.losses.mean())}
+        for results in judged
     }
-    training = found[0].model["training"]
+    training = judged[0].model["training"]
     device = next(iter(training.get("device_seconds") or {}), "?")
     return {"sets": values, "set_names": names, "tokens": training_cost(training).tokens, "device": device}

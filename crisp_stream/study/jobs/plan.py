@@ -1,11 +1,11 @@
-"""From a study's settings and what is finished to the jobs that can be named: a pure function but for input digests.
+"""Plan the jobs of a study from its settings and its finished jobs: a pure function but for input digests.
 
     text ─▶ dataset ─▶ embeddings ─┐
       └─▶ specialist ─▶ examples ──┴▶ selection ─▶ training ─▶ judging ─▶ fine-tuning ─▶ judging
 
 Where a method has candidates, they are trained with the first seed; the one with the lowest validation perplexity is
 planned for the other seeds. Fractions of fine-tuning likewise, where none at all is a candidate, too. So the plan grows
-as jobs are finished, and asking again after an interruption gives the same jobs.
+as jobs are finished, and after an interruption the same jobs are planned again.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class Model(NamedTuple):
     """Empty: for none, or for all."""
     seed: int
     candidate: str = ""
-    """As `candidate_name` writes it; empty where the method has none."""
+    """Name by `candidate_name`; empty where the method has one candidate."""
     fraction: float = 0.0
-    """Of the steps spent on the specialist text itself."""
+    """Share of the steps that fine-tune on the specialist text."""
 
     @property
     def name(self) -> str:
-        """As jobs and results call it."""
+        """Name in jobs and results."""
         parts = [self.method, self.specialist, self.candidate, f"seed-{self.seed}"]
         parts.append(f"finetuned-{self.fraction:g}" if self.fraction else "")
         return ".".join(part for part in parts if part)
@@ -47,7 +47,7 @@ class Model(NamedTuple):
 
 
 class StudyPlan:
-    """The plan of a study. Call it with what is finished."""
+    """The plan of a study: called with the finished jobs, it gives all that can be planned."""
 
     def __init__(self, study: StudySettings, out: str | Path, *, text: str | Path | None = None) -> None:
         """Args:
@@ -61,7 +61,7 @@ class StudyPlan:
         self._done: Mapping[str, Done] = {}
 
     def __call__(self, done: Mapping[str, Done]) -> list[Job]:
-        """All jobs that are known by now, in the order in which they should run: methods of all seeds come first."""
+        """Plan all jobs that are known by now in the order of running: methods of all seeds come first."""
         study, self._done = self._study, done
         self._jobs = StudyJobs(study, self._out, self._text)
         if self._text is None and study.fetch is not None and self._jobs.fetched_text().name not in done:
@@ -87,7 +87,7 @@ class StudyPlan:
                 self._finetuned(method, number)
 
     def chosen(self, method: str, specialist: str, done: Mapping[str, Done]) -> Candidate | None:
-        """The candidate with the lowest validation perplexity with the first seed; None while it is not known."""
+        """Candidate with the lowest validation perplexity with the first seed; None while it is not known."""
         candidates = candidates_of(self._study.methods[method])
         if len(candidates) == 1:
             return candidates[0]
@@ -95,11 +95,11 @@ class StudyPlan:
         models = [Model(method, specialist, seed, candidate_name(candidate)) for candidate in candidates]
         if any(model.judged not in done for model in models):
             return None
-        found = [validation_perplexity(done[model.judged], specialist) for model in models]
-        return candidates[found.index(min(found))]
+        perplexities = [validation_perplexity(done[model.judged], specialist) for model in models]
+        return candidates[perplexities.index(min(perplexities))]
 
     def chosen_fraction(self, method: str, specialist: str, done: Mapping[str, Done]) -> float | None:
-        """The fraction of fine-tuning with the lowest validation perplexity, likewise; 0 is none at all."""
+        """Fraction of fine-tuning with the lowest validation perplexity, likewise; 0 is none at all."""
         candidate, finetune = self.chosen(method, specialist, done), self._study.finetune
         if candidate is None or finetune is None:
             return None
@@ -108,11 +108,11 @@ class StudyPlan:
         models = [self.model(method, specialist, seed, candidate, fraction) for fraction in tried]
         if any(model.judged not in done for model in models):
             return None
-        found = [validation_perplexity(done[model.judged], specialist) for model in models]
-        return tried[found.index(min(found))]
+        perplexities = [validation_perplexity(done[model.judged], specialist) for model in models]
+        return tried[perplexities.index(min(perplexities))]
 
     def model(self, method: str, specialist: str, seed: int, candidate: Candidate, fraction: float = 0.0) -> Model:
-        """A model by its parts; a pretrained base or multitask model is for all specialists."""
+        """Name a model by its parts; a pretrained base or multitask model is for all specialists."""
         if fraction == 0 and self._study.specialists_of(method) == ("",):
             specialist = ""
         return Model(method, specialist, seed, candidate_name(candidate), fraction)
@@ -120,7 +120,7 @@ class StudyPlan:
     # Models.
 
     def _models(self, method: str, number: int) -> None:
-        """Training and judging of a method with the seed of a number."""
+        """Plan training and judging of a method with the seed of a number."""
         study = self._study
         if number >= len(study.seeds_of(method)):
             return
@@ -159,24 +159,23 @@ class StudyPlan:
         )
 
     def _saved_at(self, method: str) -> list[str]:
-        """When a training saves what others begin from."""
+        """Batches at which a training saves a checkpoint that others begin from."""
         study = self._study
         batches: set[int] = set()
         if study.finetune is not None and method in study.finetune.methods:
             batches |= {starting_batch(fraction, study.num_batches) for fraction in study.finetune.fractions}
         if method == study.base:
-            shares = {own.generic_share for own in study.methods.values()} - {0.0}
+            shares = {settings.generic_share for settings in study.methods.values()} - {0.0}
             batches |= {round(share * study.num_batches) for share in shares}
         return [f"{batch}ba" for batch in sorted(batches)]
 
     def _finetuned(self, method: str, number: int) -> None:
-        """Fine-tuning of what a method trained with the seed of a number, and its judging."""
+        """Plan fine-tuning of the models of a method with the seed of a number, and judging them."""
         study = self._study
         assert study.finetune is not None, "called for methods that are fine-tuned"
         if number >= len(study.seeds_of(method)):
             return
-        own = study.methods[method].specialists or tuple(study.specialists)
-        for specialist in own:
+        for specialist in study.methods[method].specialists or tuple(study.specialists):
             for_whom = "" if study.specialists_of(method) == ("",) else specialist
             candidate = self.chosen(method, for_whom, self._done)
             if candidate is None:
@@ -202,9 +201,9 @@ class StudyPlan:
         study = self._study
         first = model.seed == study.seeds[0]
         everyone = model.specialist == "" or study.methods[model.method].transfer
-        own = [model.specialist] if model.specialist else list(study.specialists)
-        tested = list(study.specialists) if everyone else own
-        sets = [(name, "validation") for name in own if first] + [(name, "test") for name in tested]
+        specialists = [model.specialist] if model.specialist else list(study.specialists)
+        tested = list(study.specialists) if everyone else specialists
+        sets = [(name, "validation") for name in specialists if first] + [(name, "test") for name in tested]
         if study.generalist_test:
             sets.append(("generalist", "test"))
         held_out = {name: self._jobs[f"held-out/{name}"] for name in dict.fromkeys(name for name, _ in sets)}
@@ -221,5 +220,5 @@ class StudyPlan:
 
 
 def validation_perplexity(judged: Done, specialist: str) -> float:
-    """Of a judged model on the validation set of a specialist."""
+    """Perplexity of a judged model on the validation set of a specialist."""
     return float(judged.values["sets"][f"{specialist}.validation"]["perplexity"])

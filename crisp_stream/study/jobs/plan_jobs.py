@@ -6,18 +6,18 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from crisp_stream.errors import InputError
+from crisp_stream.storage.store import is_remote, local_path
 from crisp_stream.study.jobs import datasets, selections, texts
-from crisp_stream.study.jobs.digests import digest_of, fingerprint_of
 from crisp_stream.study.jobs.job import Job, job_folder
 from crisp_stream.study.settings import TEXT_FOLDER, MethodSettings, StudySettings, with_candidate
 
 PLAN_VERSION = 1
-"""Of the meaning of jobs: raised when a job of equal settings gives something else."""
+"""Version of the jobs: raised when a job of equal settings gives something else."""
 
 SETTINGS = {
     "crisp": ("level", "base_share"),
@@ -27,14 +27,14 @@ SETTINGS = {
     "nearest": ("share", "neighbours"),
     "dsir": ("share",),
 }
-"""What of a method's settings decides its selection, by its kind."""
+"""Settings that decide the selection of a method, by its kind."""
 
 Candidate = dict[str, float]
 """One value for each key of a method that has several."""
 
 
 def candidate_name(candidate: Candidate) -> str:
-    """`share-0.1`; empty for the only candidate."""
+    """Name a candidate, such as `share-0.1`; the only candidate of a method has an empty name."""
     return ",".join(f"{key}-{value:g}" for key, value in candidate.items())
 
 
@@ -52,29 +52,31 @@ class StudyJobs:
 
     @property
     def all(self) -> list[Job]:
-        """In the order in which they were made."""
+        """All jobs, in the order in which they were made."""
         return list(self._jobs.values())
 
     def __getitem__(self, name: str) -> Job:
         return self._jobs[name]
 
     def fetched_text(self) -> Job:
-        """The study's own text; it stands for `{text}` from now on."""
+        """Fetch the study's text; its folder stands for `{text}` from now on."""
         job = self.add("text", texts.fetch_text, whole_machine=True, settings={"scale": self._study.fetch})
         self._text = self.folder(job) / texts.TEXT
         return job
 
     def dataset(self, name: str) -> None:
-        """A dataset of the corpus, and the embeddings of its windows where a method needs them."""
-        study, own = self._study, self._study.datasets[name]
-        if own.root is not None:
-            settings = {"root": own.root, "fingerprint": fingerprint_of(own.root)}
+        """Plan a dataset of the corpus, and the embeddings of its windows where a method needs them."""
+        study, options = self._study, self._study.datasets[name]
+        if options.root is not None:
+            settings = {"root": options.root, "fingerprint": fingerprint_of(options.root)}
             self.add(f"dataset/{name}", datasets.open_root, settings=settings)
         else:
-            first = None if name == study.first_dataset else self._jobs[f"dataset/{own.like or study.first_dataset}"]
-            inputs = self._resolved(own.inputs)
-            settings = {key: value for key, value in dataclasses.asdict(own).items() if key not in ("root", "inputs")}
-            settings["like"] = own.like is not None
+            other = options.like or study.first_dataset
+            first = None if name == study.first_dataset else self._jobs[f"dataset/{other}"]
+            inputs = self._resolved(options.inputs)
+            settings = dataclasses.asdict(options)
+            del settings["root"], settings["inputs"]
+            settings["like"] = options.like is not None
             self.add(
                 f"dataset/{name}",
                 datasets.write_dataset,
@@ -96,14 +98,14 @@ class StudyJobs:
 
     def _methods_on(self, dataset: str) -> list[MethodSettings]:
         study = self._study
-        return [own for own in study.methods.values() if (own.dataset or study.first_dataset) == dataset]
+        return [method for method in study.methods.values() if (method.dataset or study.first_dataset) == dataset]
 
     def specialist(self, name: str) -> None:
-        """What a specialist is learnt from, and what its models are chosen and judged by."""
-        study, own = self._study, self._study.specialists[name]
+        """Plan the examples that a specialist is learnt from, and those that its models are chosen and judged by."""
+        study, task = self._study, self._study.specialists[name]
         limits = {"validation": study.validation_limit, "test": study.test_limit}
-        if own.questions is not None:
-            inputs = self._resolved([own.questions])
+        if task.questions is not None:
+            inputs = self._resolved([task.questions])
             learnt = self.add(f"specialist/{name}", texts.prepare_questions, settings={"name": name}, inputs=inputs)
             self.add(
                 f"held-out/{name}",
@@ -113,26 +115,26 @@ class StudyJobs:
                 places={"specialist": self.folder(learnt)},
             )
             return
-        told = {"name": name, "text_column": own.text_column}
-        inputs = self._resolved(own.train)
-        self.add(f"specialist/{name}", texts.prepare_documents, settings=told, inputs=inputs)
-        self._hold_out(told, {"validation": own.validation, "test": own.test}, limits)
+        source = {"name": name, "text_column": task.text_column}
+        inputs = self._resolved(task.train)
+        self.add(f"specialist/{name}", texts.prepare_documents, settings=source, inputs=inputs)
+        self._hold_out(source, {"validation": task.validation, "test": task.test}, limits)
 
     def generalist_test(self) -> None:
-        """Held-out documents of the corpus."""
+        """Plan the held-out documents of the corpus."""
         study = self._study
-        told = {"name": "generalist", "text_column": "text"}
-        self._hold_out(told, {"test": study.generalist_test}, {"test": study.test_limit})
+        source = {"name": "generalist", "text_column": "text"}
+        self._hold_out(source, {"test": study.generalist_test}, {"test": study.test_limit})
 
     def _hold_out(
-        self, told: Mapping[str, Any], splits: Mapping[str, Sequence[str]], limits: Mapping[str, int | None]
+        self, source: Mapping[str, Any], splits: Mapping[str, Sequence[str]], limits: Mapping[str, int | None]
     ) -> None:
         resolved = {split: self._resolved(paths) for split, paths in splits.items()}
         digests = {split: digest_of(paths) for split, paths in resolved.items()}
         self.add(
-            f"held-out/{told['name']}",
+            f"held-out/{source['name']}",
             texts.hold_out_documents,
-            settings={**told, "limits": limits, "digests": digests},
+            settings={**source, "limits": limits, "digests": digests},
             places={"splits": resolved},
         )
 
@@ -147,7 +149,7 @@ class StudyJobs:
         )
 
     def specialist_data(self, specialist: str, method: MethodSettings) -> Job:
-        """A specialist's documents as a dataset of their own, as many as the method may see."""
+        """Write a specialist's documents as a separate dataset, as many as the method may see."""
         study = self._study
         return self._of_examples(
             "specialist-data",
@@ -160,7 +162,7 @@ class StudyJobs:
     def _of_examples(
         self, what: str, function: Callable[..., dict[str, Any]], specialist: str, dataset: str, *, limit: int | None
     ) -> Job:
-        """A job of a specialist's examples and a dataset."""
+        """Make a job of a specialist's examples and a dataset."""
         needs = [self._jobs[f"dataset/{dataset}"], self._jobs[f"specialist/{specialist}"]]
         return self.add(
             f"{what}/{specialist}.{dataset}.{limit or 'all'}",
@@ -171,7 +173,7 @@ class StudyJobs:
         )
 
     def selection(self, name: str, specialist: str, candidate: Candidate) -> Job:
-        """What a candidate of a method trains on."""
+        """Plan the histogram or selection that a candidate of a method trains on."""
         study = self._study
         method = with_candidate(study.methods[name], candidate)
         dataset = self._jobs[f"dataset/{method.dataset or study.first_dataset}"]
@@ -212,9 +214,9 @@ class StudyJobs:
             "mu": method.mu,
             "limit": method.examples or study.examples,
         }
-        told = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:4]
+        digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:4]
         return self.add(
-            f"proxy/{specialist}.{dataset}.{told}",
+            f"proxy/{specialist}.{dataset}.{digest}",
             selections.train_proxy,
             needs=needs,
             settings=settings,
@@ -232,56 +234,56 @@ class StudyJobs:
         inputs: Sequence[str] | None = None,
         places: Mapping[str, Any] | None = None,
     ) -> Job:
-        """A job, once.
+        """Make a job, once.
 
         Args:
             name: of the job.
             function: takes the JobPlace, and settings, inputs and places by name.
             needs: jobs whose outcomes it uses.
-            whole_machine: it starts processes of its own.
-            settings: what decides the outcome, besides the outcomes of `needs`.
-            inputs: files that decide it by what is in them.
-            places: where things are; no part of the key.
+            whole_machine: whether it starts processes itself, and runs alone.
+            settings: values that decide the outcome, besides the outcomes of `needs`.
+            inputs: files whose content decides it.
+            places: folders; no part of the key.
         """
         if name in self._jobs:
             return self._jobs[name]
-        told: dict[str, Any] = {key: _plain(value) for key, value in (settings or {}).items()}
+        plain: dict[str, Any] = {key: _plain(value) for key, value in (settings or {}).items()}
         if inputs is not None:
-            told["inputs"] = digest_of(inputs)
-        named = [PLAN_VERSION, name, function.__name__, told, [need.key for need in needs]]
+            plain["inputs"] = digest_of(inputs)
+        named = [PLAN_VERSION, name, function.__name__, plain, [need.key for need in needs]]
         key = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
-        given = {**(settings or {}), **({} if inputs is None else {"inputs": tuple(inputs)}), **(places or {})}
-        given.pop("digests", None)
+        arguments = {**(settings or {}), **({} if inputs is None else {"inputs": tuple(inputs)}), **(places or {})}
+        arguments.pop("digests", None)
         job = Job(
             name=name,
             key=key,
             needs=tuple(dict.fromkeys(need.name for need in needs)),
             whole_machine=whole_machine,
-            work=partial(function, **given),
+            work=partial(function, **arguments),
         )
         self._jobs[name] = job
         return job
 
     def folder(self, job: Job) -> Path:
-        """Where a job leaves its files."""
+        """Folder of a job's files."""
         return job_folder(self._out, job.name, job.key)
 
     def _resolved(self, paths: Sequence[str]) -> list[str]:
-        """Paths with the folder of the text filled in. Raises InputError: there is none."""
+        """Fill the folder of the text into paths. Raises InputError: there is none."""
         if self._text is None and any(TEXT_FOLDER in path for path in paths):
-            raise InputError(f"{paths[0]}: {TEXT_FOLDER} is the folder of --text, which is not given.")
+            raise InputError(f"{paths[0]}: {TEXT_FOLDER} is the folder of --text, which is missing. Name it.")
         return [path.replace(TEXT_FOLDER, str(self._text)) for path in paths]
 
 
 def _selection_settings(method: MethodSettings, limit: int | None) -> dict[str, Any]:
-    """What of a method decides its selection."""
+    """Settings that decide a method's selection."""
     values = {key: getattr(method, key) for key in SETTINGS[str(method.kind)]}
     one = {key: value[0] if isinstance(value, tuple) else value for key, value in values.items()}
     return {"kind": method.kind, "options": one, "limit": limit}
 
 
 def _plain(value: Any) -> Any:
-    """A setting as JSON; of recipes all keys, but for names and places that say nothing of the outcome."""
+    """Turn a setting into plain data; of recipes all keys but names and places, which do not change the outcome."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         tree = dataclasses.asdict(value)
         for key in ("run_name", "save_folder", "autoresume", "log_interval", "loggers"):
@@ -290,3 +292,40 @@ def _plain(value: Any) -> Any:
         tree.get("data", {}).pop("local", None)
         return tree
     return value
+
+
+def digest_of(inputs: Sequence[str]) -> str:
+    """Digest the files behind inputs: the content of local ones, address and version of others.
+
+    Raises:
+        InputError: an input that matches nothing. StorageError: the storage cannot be listed.
+    """
+    from crisp_stream.writers.documents.drops import DropCounts
+    from crisp_stream.writers.documents.inputs import DocumentSettings
+    from crisp_stream.writers.documents.listing import list_input_files
+
+    digest = hashlib.sha256()
+    for file in list_input_files(inputs, DocumentSettings(), DropCounts()):
+        local = not is_remote(file.url) and local_path(file.url).is_file()
+        content = _content_digest(file.url, file.num_bytes, file.version) if local else f"{file.url} {file.version}"
+        digest.update(f"{content} {file.shard}\n".encode())
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=64)
+def fingerprint_of(root: str) -> str:
+    """Fingerprint of the dataset at a root, as it was when this process first read it.
+
+    Raises:
+        FormatError: there is none. StorageError: the storage refused or failed.
+    """
+    from crisp_stream.format.dataset import open_dataset
+
+    return open_dataset(root).manifest.fingerprint
+
+
+@lru_cache(maxsize=1024)
+def _content_digest(path: str, num_bytes: int, version: str) -> str:
+    """Digest a file. Size and version are keys of the cache: a file that changed is read again."""
+    with local_path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,7 @@
-"""Runs the jobs of a plan: side by side where there is room, each once, going on after an interruption.
+"""Run the jobs of a plan, each once, side by side where there is room, and go on after an interruption.
 
 One worker per GPU, else one per core. A job of one core each, rather than all cores on one job after another: threads
-on models this small wait for each other. Each worker is a pool of its own, because a pool that loses a process ends all
+on models this small wait for each other. Each worker is a separate pool, because a pool that loses a process ends all
 the others at once; so a job that is killed, or that a signal ends before the rest, costs no other job its work.
 """
 
@@ -29,7 +29,7 @@ from crisp_stream.study.jobs.job import LOG, Done, Job, Plan, job_folder, load_d
 from crisp_stream.study.jobs.worker import Failure, ctrl_c_held_back, prepare_worker, run_job
 
 GRACE_SECONDS = 60.0
-"""After a signal, for jobs to end by themselves."""
+"""Time that jobs have after a signal to end by themselves."""
 _POLL_SECONDS = 0.5
 _LOCK = ".lock"
 
@@ -37,7 +37,7 @@ Log = Callable[[str], None]
 
 
 def run_jobs(plan: Plan, out: str | Path, *, workers: int | None = None, log: Log = print) -> dict[str, Done]:
-    """Run all jobs of a plan that are not finished; the plan is asked again after each.
+    """Run all jobs of a plan that are not finished; the plan is made anew after each.
 
     Args:
         plan: names the jobs, in the order in which they should run.
@@ -93,25 +93,25 @@ class _Signals:
 
 @dataclass(frozen=True, kw_only=True)
 class _Room:
-    """What the machine has for jobs."""
+    """Workers, cores and GPUs of the machine."""
 
     workers: int
     cores: int
     gpus: tuple[str, ...]
-    """As CUDA_VISIBLE_DEVICES names them."""
+    """Names of GPUs, as in CUDA_VISIBLE_DEVICES."""
 
     @property
     def threads(self) -> int:
-        """Of a job that shares the machine."""
+        """Threads of a job that shares the machine."""
         return max(1, self.cores // self.workers)
 
     def pool(self, number: int) -> Pool:
-        """A worker that shares the machine, with a GPU of its own as far as there are as many."""
+        """Make a worker that shares the machine. Workers have different GPUs where there are enough."""
         gpu = self.gpus[number % len(self.gpus)] if self.gpus else None
         return Pool(1, start=functools.partial(prepare_worker, self.threads, gpu))
 
     def whole_pool(self) -> Pool:
-        """A worker that has the machine."""
+        """Make a worker that has the whole machine."""
         return Pool(1, start=functools.partial(prepare_worker, self.cores, None))
 
 
@@ -119,14 +119,14 @@ class _Room:
 class _Started:
     job: Job
     number: int
-    """Of its worker."""
+    """Number of its worker."""
 
 
 class _Run:
     """The state of `run_jobs`."""
 
     def __init__(self, plan: Plan, out: Path, workers: int | None, log: Log, signals: _Signals) -> None:
-        self._plan, self._out, self._asked, self._log, self._signals = plan, out, workers, log, signals
+        self._plan, self._out, self._workers, self._log, self._signals = plan, out, workers, log, signals
         self._others = set(multiprocessing.active_children())
         self._pools: dict[int, Pool] = {}
         self._running: dict[Future[Done | Failure], _Started] = {}
@@ -136,10 +136,10 @@ class _Run:
     @functools.cached_property
     def _room(self) -> _Room:
         gpus, cores = _visible_gpus(), num_processes(None)
-        return _Room(workers=self._asked or len(gpus) or cores, cores=cores, gpus=gpus)
+        return _Room(workers=self._workers or len(gpus) or cores, cores=cores, gpus=gpus)
 
     def finish(self) -> dict[str, Done]:
-        """Until nothing is left; jobs that run beside one that fails are finished first."""
+        """Run until nothing is left. Jobs that run beside one that fails are finished first."""
         try:
             return self._finish()
         except Exception as error:
@@ -182,25 +182,26 @@ class _Run:
                 raise failures[0]
 
     def _jobs(self) -> list[Job]:
-        """The plan, with all that is finished."""
+        """Make the plan with all that is finished."""
         while True:
             jobs = list(self._plan(self._done))
             _check(jobs)
-            running = {own.job.name for own in self._running.values()}  # their records are taken with their processes
-            found = {job.name: done for job in jobs if job.name not in running and (done := self._found(job))}
-            if found == self._done:
+            # records of jobs that run are taken with their processes
+            running = {started.job.name for started in self._running.values()}
+            finished = {job.name: done for job in jobs if job.name not in running and (done := self._finished(job))}
+            if finished == self._done:
                 self._known = len(jobs)
                 return jobs
-            self._done = found
+            self._done = finished
 
-    def _found(self, job: Job) -> Done | None:
+    def _finished(self, job: Job) -> Done | None:
         known = self._done.get(job.name)
         return known if known is not None and known.key == job.key else load_done(self._out, job)
 
     def _start(self, left: Sequence[Job]) -> None:
         """Start what there is room for, in the order of the plan. Others do not start while a whole-machine job waits:
         it unlocks many, and the machine is drained for it once."""
-        running = [own.job for own in self._running.values()]
+        running = [started.job for started in self._running.values()]
         names = {job.name for job in running}
         ready = [job for job in left if job.name not in names and all(need in self._done for need in job.needs)]
         whole = [job for job in ready if job.whole_machine]
@@ -218,7 +219,7 @@ class _Run:
             self.close()  # for the memory that idle workers hold
             size, start = (room.cores, room.cores), room.whole_pool
         else:
-            taken = {own.number for own in self._running.values()}
+            taken = {started.number for started in self._running.values()}
             number = next(each for each in range(room.workers) if each not in taken)
             size, start = (room.threads, 1), functools.partial(room.pool, number)
         pool = self._pools.get(number) or self._pools.setdefault(number, start())
@@ -232,7 +233,7 @@ class _Run:
         self._running[future] = _Started(job, number)
 
     def _await_some(self) -> tuple[list[Done], list[CrispError]]:
-        """Until jobs are finished or failed, or a signal has come."""
+        """Wait until jobs are finished or failed, or a signal has come."""
         while True:
             finished, _ = wait(self._running, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
             if self._signals.received is not None:
@@ -269,14 +270,14 @@ class _Run:
         return outcome if isinstance(outcome, Done) else outcome.error(job, log)
 
     def _say(self, done: Sequence[Done]) -> None:
-        for number, own in enumerate(done, len(self._done) - len(done) + 1):
-            self._log(f"[{number:,}/{self._known:,}] {own.name}: finished in {own.wall_seconds:,.0f} s")
+        for number, job in enumerate(done, len(self._done) - len(done) + 1):
+            self._log(f"[{number:,}/{self._known:,}] {job.name}: finished in {job.wall_seconds:,.0f} s")
 
     def _stop(self, received: signal.Signals) -> None:
         """Have the workers end their jobs, with a checkpoint where they train, and give up."""
         if self._running:
             self._log(
-                f"{received.name}: {len(self._running):,} jobs that run are told to stop, and ended in "
+                f"{received.name}: {len(self._running):,} running jobs must stop now, and are ended in "
                 f"{GRACE_SECONDS:,.0f} s"
             )
         deadline = time.monotonic() + GRACE_SECONDS
@@ -300,7 +301,7 @@ class _Run:
 
 
 def _visible_gpus() -> tuple[str, ...]:
-    """As CUDA_VISIBLE_DEVICES names them. Counting does not initialise CUDA."""
+    """Name the GPUs as CUDA_VISIBLE_DEVICES does. Counting does not initialise CUDA."""
     try:
         import torch
     except ImportError:

@@ -22,15 +22,15 @@ _TASK = "task.parquet"
 
 
 def embed_examples(place: JobPlace, *, name: str, limit: int | None, dataset: Path, specialist: Path) -> dict[str, Any]:
-    """A specialist's examples by the encoder of a dataset."""
+    """Embed a specialist's examples by the encoder of a dataset."""
     from crisp_stream.counting.task_embeddings import embed_task
 
     questions = specialist / f"{name}.train.questions.jsonl"
     answers = "right" if questions.is_file() else None
     inputs = [str(questions if answers else specialist / f"{name}.train.jsonl")]
-    found = embed_task(inputs, dataset_of(dataset), limit=limit, answers=answers, processes=1, log=place.log)
-    found.save(place.folder / _TASK)
-    return {"examples": len(np.unique(found.examples)), "windows": len(found.embeddings)}
+    task = embed_task(inputs, dataset_of(dataset), limit=limit, answers=answers, processes=1, log=place.log)
+    task.save(place.folder / _TASK)
+    return {"examples": len(np.unique(task.examples)), "windows": len(task.embeddings)}
 
 
 def train_proxy(
@@ -45,7 +45,7 @@ def train_proxy(
     dataset: Path,
     specialist: Path,
 ) -> dict[str, Any]:
-    """DoGE: the proxy model, and both averages of its weights."""
+    """Train the proxy model of DoGE, and save both averages of its weights."""
     from crisp_stream.config.files import recipes_and_overrides
     from crisp_stream.config.load import load_recipe
     from crisp_stream.selection.doge.doge import weigh_by_doge
@@ -53,7 +53,7 @@ def train_proxy(
 
     names, overrides = recipes_and_overrides(recipe)
     remote = f"data.remote={json.dumps(dataset_of(dataset).root)}"
-    found = weigh_by_doge(
+    weights = weigh_by_doge(
         load_recipe([*names, "base"], [*overrides, remote]),
         [str(specialist / f"{name}.train.jsonl")],
         out=place.folder / "weights.parquet",
@@ -61,9 +61,9 @@ def train_proxy(
         limit=limit,
         log=place.log,
     )
-    found.run_average.save(place.folder / "run.parquet")
-    found.last_average.save(place.folder / "last.parquet")
-    return {"cost": found.chosen.provenance.get("cost")}
+    weights.run_average.save(place.folder / "run.parquet")
+    weights.last_average.save(place.folder / "last.parquet")
+    return {"cost": weights.chosen.provenance.get("cost")}
 
 
 def select(
@@ -79,14 +79,14 @@ def select(
     proxy: Path | None = None,
     specialist: Path | None = None,
 ) -> dict[str, Any]:
-    """A method's histogram or selection of windows, in the file that `selection_of` finds."""
+    """Make a method's histogram or selection of windows, in the file that `selection_of` opens."""
     opened = dataset_of(dataset)
     if kind in ("crisp", "multitask", "doge"):
         return _select_clusters(place, opened, options, tasks, proxy)
     if kind == "dsir":
-        assert specialist is not None, "the plan gives dsir the specialist"
+        assert specialist is not None, "the plan names the specialist of dsir"
         return _select_by_ngrams(place, opened, options["share"], specialist / f"{name}.train.jsonl", limit)
-    assert embeddings is not None, "the plan gives the others embeddings"
+    assert embeddings is not None, "the plan names embeddings for the others"
     return _select_windows(place, opened, kind, options, tasks[0], embeddings / EMBEDDINGS)
 
 
@@ -98,15 +98,15 @@ def _select_clusters(
     from crisp_stream.histograms.histogram import Histogram
 
     if proxy is not None:
-        found = Histogram.load(proxy / f"{options['average']}.parquet")
+        histogram = Histogram.load(proxy / f"{options['average']}.parquet")
     else:
         opened = [TaskEmbeddings.load(task / _TASK) for task in tasks]
         counted = [histogram_of_task(task, dataset, options["level"]) for task in opened]
-        found = counted[0] if len(counted) == 1 else Histogram.average(counted)
+        histogram = counted[0] if len(counted) == 1 else Histogram.average(counted)
     if options["base_share"]:
-        found = interpolate(found, dataset, options["base_share"])
-    found.save(place.folder / f"{SELECTION}.parquet")
-    return {"clusters": len(found.nodes), "effective_clusters": effective_clusters(found)}
+        histogram = interpolate(histogram, dataset, options["base_share"])
+    histogram.save(place.folder / f"{SELECTION}.parquet")
+    return {"clusters": len(histogram.nodes), "effective_clusters": effective_clusters(histogram)}
 
 
 def _select_windows(
@@ -120,14 +120,14 @@ def _select_windows(
     examples, rows = TaskEmbeddings.load(task / _TASK), WindowEmbeddings.load(embeddings, dataset).rows
     quantile = 1 - options["share"]
     if kind == "nearest":
-        found = select_nearest(examples, rows, dataset, quantile=quantile, neighbours=options["neighbours"])
-        values: dict[str, Any] = {"cosine": found.threshold}
+        outcome = select_nearest(examples, rows, dataset, quantile=quantile, neighbours=options["neighbours"])
+        values: dict[str, Any] = {"cosine": outcome.threshold}
     else:
-        found = select_by_classifier(examples, rows, dataset, quantile=quantile)
-        chosen = found.classifier.chosen
-        values = {"regularisation": chosen.regularisation, "auc": chosen.auc, "accepted": found.task_accepted}
-    found.selection.save(place.folder / f"{SELECTION}.windows.parquet")
-    return {**values, "windows": found.selection.num_selected}
+        outcome = select_by_classifier(examples, rows, dataset, quantile=quantile)
+        chosen = outcome.classifier.chosen
+        values = {"regularisation": chosen.regularisation, "auc": chosen.auc, "accepted": outcome.task_accepted}
+    outcome.selection.save(place.folder / f"{SELECTION}.windows.parquet")
+    return {**values, "windows": outcome.selection.num_selected}
 
 
 def _select_by_ngrams(
@@ -138,13 +138,13 @@ def _select_by_ngrams(
 
     sources = ExampleSources((str(documents),), "text", limit, None, (), "files")
     num_windows = max(1, round(share * dataset.manifest.num_windows))
-    found = select_dsir(sources, data=dataset.root, num_windows=num_windows, processes=1, log=place.log)
-    found.selection.save(place.folder / f"{SELECTION}.windows.parquet")
-    return {"windows": found.selection.num_selected}
+    outcome = select_dsir(sources, data=dataset.root, num_windows=num_windows, processes=1, log=place.log)
+    outcome.selection.save(place.folder / f"{SELECTION}.windows.parquet")
+    return {"windows": outcome.selection.num_selected}
 
 
 def selection_of(folder: Path) -> PhaseRecipe:
-    """What `select` left, as a phase of a mixture."""
+    """Open what `select` left, as a phase of a mixture."""
     from crisp_stream.config.sections import PhaseRecipe
 
     windows = folder / f"{SELECTION}.windows.parquet"

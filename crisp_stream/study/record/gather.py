@@ -1,4 +1,4 @@
-"""From the finished jobs of a study to its record. What is not finished yet is not in it."""
+"""Gather the record of a study from its finished jobs."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from crisp_stream.study.jobs.plan_jobs import SETTINGS, Candidate
 from crisp_stream.study.jobs.selections import SELECTION
 from crisp_stream.study.record import record as record
 from crisp_stream.study.settings import MethodSettings, StudySettings, candidates_of
+from crisp_stream.typed import plain
 
 _PACKAGES = ("crisp-stream", "torch", "mosaicml", "transformers", "sentence-transformers", "scikit-learn")
 _WEIGHED = ("crisp", "doge")
@@ -26,7 +27,7 @@ _WINDOWS_FOR_TERMS = 10_000
 
 
 def gather(study: StudySettings, plan: StudyPlan, done: Mapping[str, Done], out: Path) -> record.StudyResults:
-    """The record of what is finished.
+    """Gather the record of what is finished.
 
     Args:
         study: the settings.
@@ -50,7 +51,7 @@ class _Gathered:
         base = Model(study.base, "", study.seeds[0])
         if base.judged not in self._done:
             raise InputError(f"{self._out}: no model of {study.base} was judged yet. Let the study run on.")
-        told = self._done[f"train/{base.name}"].values
+        trained = self._done[f"train/{base.name}"].values
         judged = self._done[base.judged].values
         recipe = study.recipe_of("base")
         windows = self._done[f"dataset/{study.first_dataset}"].values["window_tokens"]
@@ -60,7 +61,7 @@ class _Gathered:
         return record.StudyResults(
             name=study.name,
             tokens=tokens,
-            num_parameters=told["num_parameters"],
+            num_parameters=trained["num_parameters"],
             batches=study.num_batches,
             window_tokens=windows,
             seeds=study.seeds,
@@ -69,7 +70,7 @@ class _Gathered:
             datasets={name: self._dataset(name) for name in study.datasets if f"dataset/{name}" in self._done},
             specialists={name: self._specialist(name) for name in study.specialists},
             generalist_set="generalist.test" if study.generalist_test else None,
-            methods=tuple(self._method(name, own) for name, own in study.methods.items() if self._known(own)),
+            methods=tuple(self._method(name, method) for name, method in study.methods.items() if self._known(method)),
             reference=study.reference,
             models=tuple(self._models()),
             selections=tuple(self._selections()),
@@ -98,42 +99,42 @@ class _Gathered:
     def _specialist(self, name: str) -> record.StudySpecialist:
         done = self._done[f"specialist/{name}"].values
         limit, documents = self._study.examples, done["documents"]
-        told = f"examples/{name}.{self._study.first_dataset}.{limit or 'all'}"
+        examples = f"examples/{name}.{self._study.first_dataset}.{limit or 'all'}"
         return record.StudySpecialist(
             documents=min(documents, limit or documents),
-            windows=self._done[told].values["windows"] if told in self._done else 0,
+            windows=self._done[examples].values["windows"] if examples in self._done else 0,
             kind=done["kind"],
             own_set=f"{name}.test",
             text_set=None if done["kind"] == "text" else f"{name}.test.text",
         )
 
-    def _method(self, name: str, own: MethodSettings) -> record.StudyMethod:
+    def _method(self, name: str, method: MethodSettings) -> record.StudyMethod:
         study = self._study
-        dataset = own.dataset or study.first_dataset
+        dataset = method.dataset or study.first_dataset
         values = self._done[f"dataset/{dataset}"].values
-        levelled = own.kind in ("crisp", "multitask", "doge")
-        learns = own.kind != "base"
+        levelled = method.kind in ("crisp", "multitask", "doge")
+        learns = method.kind != "base"
         return record.StudyMethod(
             name=name,
-            kind=str(own.kind),
+            kind=str(method.kind),
             dataset=dataset,
-            clusters=values["nodes_per_level"][own.level - 1] if levelled else 1 if not learns else None,
-            examples=(own.examples or study.examples) if learns else None,
+            clusters=values["nodes_per_level"][method.level - 1] if levelled else 1 if not learns else None,
+            examples=(method.examples or study.examples) if learns else None,
             corpus_windows=values["windows"],
-            generic_share=own.generic_share if learns else 1.0,
+            generic_share=method.generic_share if learns else 1.0,
             finetuned=study.finetune is not None and name in study.finetune.methods,
-            settings={key: _plain(getattr(own, key)) for key in SETTINGS.get(str(own.kind), ())},
+            settings={key: plain(getattr(method, key)) for key in SETTINGS.get(str(method.kind), ())},
         )
 
     # Models.
 
     def _each(self) -> Iterator[tuple[Model, Candidate, bool]]:
-        """All pretrained models of the study that were judged, and whether they are of the chosen candidate."""
-        for method, own in self._study.methods.items():
+        """List the judged pretrained models of the study, and whether they are of the chosen candidate."""
+        for method, settings in self._study.methods.items():
             for specialist in self._study.specialists_of(method):
                 chosen = self._plan.chosen(method, specialist, self._done)
                 for number, seed in enumerate(self._study.seeds_of(method)):
-                    for candidate in candidates_of(own) if number == 0 else [chosen]:
+                    for candidate in candidates_of(settings) if number == 0 else [chosen]:
                         if candidate is None:
                             continue
                         model = self._plan.model(method, specialist, seed, candidate)
@@ -141,13 +142,13 @@ class _Gathered:
                             yield model, candidate, candidate == chosen
 
     def _each_finetuned(self) -> Iterator[tuple[Model, Candidate, bool]]:
-        """All fine-tuned models that were judged, and whether they are of the chosen fraction."""
+        """List the judged fine-tuned models, and whether they are of the chosen fraction."""
         finetune = self._study.finetune
         if finetune is None:
             return
         for method in finetune.methods:
             for specialist in self._study.methods[method].specialists or tuple(self._study.specialists):
-                candidate = self._plan.chosen(method, self._own(method, specialist), self._done)
+                candidate = self._plan.chosen(method, self._pretrained_for(method, specialist), self._done)
                 if candidate is None:
                     continue
                 fraction = self._plan.chosen_fraction(method, specialist, self._done)
@@ -159,8 +160,8 @@ class _Gathered:
                         if model.judged in self._done:
                             yield model, candidate, each == fraction
 
-    def _own(self, method: str, specialist: str) -> str:
-        """The specialist that a pretrained model of a method is for."""
+    def _pretrained_for(self, method: str, specialist: str) -> str:
+        """Specialist that a pretrained model of a method is for; empty for all."""
         return "" if self._study.specialists_of(method) == ("",) else specialist
 
     def _models(self) -> Iterator[record.StudyModel]:
@@ -168,8 +169,8 @@ class _Gathered:
             done = self._done[f"{'finetune' if model.fraction else 'train'}/{model.name}"].values
             judged = self._done[model.judged].values
             validated = {
-                name.removesuffix(".validation"): own["perplexity"]
-                for name, own in judged["sets"].items()
+                name.removesuffix(".validation"): figures["perplexity"]
+                for name, figures in judged["sets"].items()
                 if name.endswith(".validation")
             }
             yield record.StudyModel(
@@ -193,11 +194,11 @@ class _Gathered:
             if not chosen:
                 continue
             names = self._done[model.judged].values["set_names"]
-            for own in load_all([self._folder(model.judged) / RESULTS]):
-                name = names[own.set_name]
+            for results in load_all([self._folder(model.judged) / RESULTS]):
+                name = names[results.set_name]
                 if name.endswith(".validation"):
                     continue
-                questions = isinstance(own, QuestionResults)
+                questions = isinstance(results, QuestionResults)
                 yield record.Judgement(
                     method=model.method,
                     specialist=model.specialist,
@@ -205,24 +206,24 @@ class _Gathered:
                     fraction=model.fraction,
                     set_name=name,
                     kind="questions" if questions else "text",
-                    fingerprint=own.fingerprint,
-                    values=np.asarray(own.reported if questions else own.losses, np.float32),
+                    fingerprint=results.fingerprint,
+                    values=np.asarray(results.reported if questions else results.losses, np.float32),
                 )
 
     # Selections.
 
     def _selections(self) -> Iterator[record.StudySelection]:
-        for method, own in self._study.methods.items():
+        for method, settings in self._study.methods.items():
             for specialist in self._study.specialists_of(method):
-                for candidate in candidates_of(own):
-                    told = ",".join(f"{key}-{value:g}" for key, value in candidate.items())
-                    name = f"select/{'.'.join(part for part in (method, specialist, told) if part)}"
+                for candidate in candidates_of(settings):
+                    values = ",".join(f"{key}-{value:g}" for key, value in candidate.items())
+                    name = f"select/{'.'.join(part for part in (method, specialist, values) if part)}"
                     if name in self._done:
                         yield self._selection(name, method, specialist, candidate)
 
     def _selection(self, name: str, method: str, specialist: str, candidate: Candidate) -> record.StudySelection:
         needs = [self._done[need] for need in self._jobs[name].needs]
-        own = [self._done[name], *(need for need in needs if need.name.startswith(("examples/", "proxy/")))]
+        jobs = [self._done[name], *(need for need in needs if need.name.startswith(("examples/", "proxy/")))]
         # A dataset is written for all; what there is of embedding and of the tree in it, only some methods need.
         once = ("embeddings/",) if self._study.methods[method].kind == "dsir" else ("embeddings/", "dataset/")
         shared = {need.name: round(need.cpu_seconds, 1) for need in needs if need.name.startswith(once)}
@@ -231,8 +232,8 @@ class _Gathered:
             method=method,
             specialist=specialist,
             candidate=dict(candidate),
-            wall_seconds=round(sum(each.wall_seconds for each in own), 1),
-            cpu_seconds=round(sum(each.cpu_seconds for each in own), 1),
+            wall_seconds=round(sum(each.wall_seconds for each in jobs), 1),
+            cpu_seconds=round(sum(each.cpu_seconds for each in jobs), 1),
             tokens=sum(int(cost["corpus_tokens"]) + int(cost["specialist_tokens"]) for cost in costs),
             shared=shared,
         )
@@ -247,31 +248,31 @@ class _Gathered:
         corpus_of: dict[int, float] = {}
         terms: tuple[str, ...] = ()
         crisp_seen = False
-        for method, own in self._study.methods.items():
-            plain = own.examples is None and own.base_share == (0.0,) and not own.generic_share
-            if own.kind not in _WEIGHED or (own.dataset or first) != first or not plain:
+        for method, settings in self._study.methods.items():
+            plain = settings.examples is None and settings.base_share == (0.0,) and not settings.generic_share
+            if settings.kind not in _WEIGHED or (settings.dataset or first) != first or not plain:
                 continue
-            if own.kind == "crisp" and crisp_seen:
+            if settings.kind == "crisp" and crisp_seen:
                 continue  # cut to one level, all of the same examples are equal
-            crisp_seen |= own.kind == "crisp"
+            crisp_seen |= settings.kind == "crisp"
             for specialist in self._study.specialists_of(method):
                 name = f"select/{method}.{specialist}"
                 if name not in self._done:
                     continue
-                found = Histogram.load(self._folder(name) / f"{SELECTION}.parquet")
-                weights = cut(found, _WEIGHTS_LEVEL)
+                histogram = Histogram.load(self._folder(name) / f"{SELECTION}.parquet")
+                weights = cut(histogram, _WEIGHTS_LEVEL)
                 if not corpus_of:
                     dataset = dataset_of(self._folder(f"dataset/{first}"))
                     corpus_of = _shares(generalist_histogram(dataset, _WEIGHTS_LEVEL))
-                    found_terms = node_terms(dataset, _WEIGHTS_LEVEL, max_windows=_WINDOWS_FOR_TERMS, terms_per_node=2)
-                    terms = tuple(" ".join(own) for own in found_terms.terms)
-                by_node = _shares(weights)
+                    by_node = node_terms(dataset, _WEIGHTS_LEVEL, max_windows=_WINDOWS_FOR_TERMS, terms_per_node=2)
+                    terms = tuple(" ".join(words) for words in by_node.terms)
+                share_of = _shares(weights)
                 yield record.StudyWeights(
                     method=method,
                     specialist=specialist,
                     level=_WEIGHTS_LEVEL,
                     nodes=tuple(corpus_of),
-                    proportions=tuple(round(by_node.get(node, 0.0), 6) for node in corpus_of),
+                    proportions=tuple(round(share_of.get(node, 0.0), 6) for node in corpus_of),
                     corpus=tuple(round(share, 6) for share in corpus_of.values()),
                     terms=terms,
                 )
@@ -284,7 +285,3 @@ class _Gathered:
 
 def _shares(histogram: Any) -> dict[int, float]:
     return dict(zip(histogram.nodes.tolist(), histogram.proportions.tolist(), strict=True))
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""The record of a study: what every table and figure of it is made of, without a model.
+"""The record of a study, from which all its tables and figures are made without a model.
 
 `study.json` says what was run, what it cost and what was chosen; `results.parquet` holds the figure of every example of
 every set for the chosen models. The two are small, so that records can be kept beside the tables that they give. What
@@ -11,15 +11,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from crisp_stream.errors import FormatError, InputError
 from crisp_stream.storage.store import open_store
-from crisp_stream.study.record.files import judgements_of_parquet, judgements_parquet, made
+from crisp_stream.study.record.files import judgements_of_parquet, judgements_parquet
 from crisp_stream.study.record.values import (
     STUDY_VERSION,
     Judgement,
@@ -31,12 +31,7 @@ from crisp_stream.study.record.values import (
     StudySpecialist,
     StudyWeights,
 )
-
-if TYPE_CHECKING:
-    from crisp_stream.study.record.values import StudyModel
-
-    pass
-
+from crisp_stream.typed import Builder, plain
 
 STUDY, RESULTS = "study.json", "results.parquet"
 """The two files of a record."""
@@ -49,7 +44,7 @@ class StudyResults:
 
     name: str
     tokens: int
-    """That every model was trained on."""
+    """Tokens that every model was trained on."""
     num_parameters: int
     batches: int
     window_tokens: int
@@ -59,18 +54,18 @@ class StudyResults:
     generalist_set: str | None = None
     """The set of held-out texts of the corpus; None where models were not judged on one."""
     reference: str | None = None
-    """The method that the paper's claims are checked of; None: the first of kind crisp."""
+    """Method that the paper's claims are checked on; None: the first of kind crisp."""
     tags: dict[str, str] = field(default_factory=dict)
     datasets: dict[str, StudyDataset]
     specialists: dict[str, StudySpecialist]
     methods: tuple[StudyMethod, ...]
-    """In the order of the tables."""
+    """Methods in the order of the tables."""
     models: tuple[StudyModel, ...]
     selections: tuple[StudySelection, ...] = ()
     weights: tuple[StudyWeights, ...] = ()
     curves: tuple[StudyCurve, ...] = ()
     judgements: tuple[Judgement, ...]
-    """Of chosen models alone."""
+    """Judgements of chosen models alone."""
 
     def __post_init__(self) -> None:
         check_names(self)
@@ -79,36 +74,38 @@ class StudyResults:
 
     @property
     def base(self) -> str:
-        """The method that ratios are to."""
+        """Method that the others are compared with."""
         return next(method.name for method in self.methods if method.kind == "base")
 
     @property
     def crisp(self) -> str | None:
-        """The method that the paper's claims are checked of; None where the study has none."""
+        """Method that the paper's claims are checked on; None where the study has none."""
         return self.reference or next((method.name for method in self.methods if method.kind == "crisp"), None)
 
     def method(self, name: str) -> StudyMethod:
-        """A method by its name."""
+        """Look a method up by its name."""
         return next(method for method in self.methods if method.name == name)
 
     def judged(self, method: str, specialist: str, set_name: str, *, finetuned: bool = False) -> Sequence[Judgement]:
-        """What the models of a method for a specialist made of a set, one per seed, in the order of seeds.
+        """Judgements of the models of a method for a specialist on a set, one per seed, in the order of seeds.
 
         Args:
             method: its name.
-            specialist: for which the models are; models for all count where there are none of its own.
+            specialist: for which the models are; models for all count where it has none.
             set_name: the set.
             finetuned: those fine-tuned for the specialist, instead of those that were only pretrained.
         """
-        found = self._by_place.get((method, specialist, set_name, finetuned))
-        return found or self._by_place.get((method, "", set_name, finetuned), [])
+        judgements = self._by_place.get((method, specialist, set_name, finetuned))
+        return judgements or self._by_place.get((method, "", set_name, finetuned), [])
 
     @cached_property
     def _by_place(self) -> dict[tuple[str, str, str, bool], list[Judgement]]:
-        found: dict[tuple[str, str, str, bool], list[Judgement]] = {}
-        for own in sorted(self.judgements, key=lambda own: own.seed):
-            found.setdefault((own.method, own.specialist, own.set_name, own.fraction > 0), []).append(own)
-        return found
+        judgements: dict[tuple[str, str, str, bool], list[Judgement]] = {}
+        for judgement in sorted(self.judgements, key=lambda judgement: judgement.seed):
+            judgements.setdefault(
+                (judgement.method, judgement.specialist, judgement.set_name, judgement.fraction > 0), []
+            ).append(judgement)
+        return judgements
 
     def save(self, folder: str | Path) -> list[str]:
         """Write both files, study.json last, replacing older ones. Equal records give equal bytes.
@@ -119,8 +116,8 @@ class StudyResults:
         Raises:
             StorageError: the storage refused or failed.
         """
-        facts = {own.name: _plain(getattr(self, own.name)) for own in dataclasses.fields(self)}
-        del facts["judgements"]
+        names = [entry.name for entry in dataclasses.fields(self) if entry.name != "judgements"]
+        facts = {name: plain(getattr(self, name)) for name in names}
         store = open_store(str(folder))
         store.put(RESULTS, judgements_parquet(self.judgements))
         store.put(STUDY, (json.dumps({"study_version": STUDY_VERSION, **facts}, indent=1) + "\n").encode())
@@ -144,19 +141,15 @@ class StudyResults:
                 f"{place}: study_version {version} is not that of this reader ({STUDY_VERSION}). Upgrade crisp-stream."
             )
         rows = judgements_of_parquet(store.get(RESULTS), place=f"{str(folder).rstrip('/')}/{RESULTS}", most=MAX_ROWS)
+        builder = Builder(
+            error=FormatError,
+            place=place,
+            remedy="Run the study again, or upgrade crisp-stream.",
+        )
         try:
-            return made(cls, facts, place=place, given={"judgements": tuple(Judgement(**row) for row in rows)})
+            return builder.build(cls, facts, others={"judgements": tuple(Judgement(**row) for row in rows)})
         except InputError as error:
             raise FormatError(f"{place}: {error}") from error
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses within as dictionaries."""
-    if isinstance(value, Mapping):
-        return {key: _plain(own) for key, own in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(own) for own in value]
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
 
 
 def check_names(study: StudyResults) -> None:
@@ -172,21 +165,26 @@ def check_names(study: StudyResults) -> None:
         "a method's dataset": ([method.dataset for method in study.methods], study.datasets),
         "a model's method": ([model.method for model in study.models], names),
         "a model's specialist": ([model.specialist for model in study.models], tasks),
-        "a selection's method": ([own.method for own in study.selections], names),
-        "a selection's specialist": ([own.specialist for own in study.selections], tasks),
-        "the method of weights": ([own.method for own in study.weights], names),
-        "the specialist of weights": ([own.specialist for own in study.weights], tasks),
+        "a selection's method": ([selection.method for selection in study.selections], names),
+        "a selection's specialist": ([selection.specialist for selection in study.selections], tasks),
+        "the method of weights": ([weights.method for weights in study.weights], names),
+        "the specialist of weights": ([weights.specialist for weights in study.weights], tasks),
         "a curve's method": ([method for curve in study.curves for method in curve.methods], names),
         "the reference": ([study.reference] if study.reference else [], names),
     }
-    for what, (found, known) in named.items():
-        for name in found:
+    for what, (names_used, known) in named.items():
+        for name in names_used:
             if name not in known:
                 raise InputError(f"{study.name}: {what} must be one of {', '.join(known)}; got {name!r}.")
-    for own in study.weights:
-        lengths = [len(own.nodes), len(own.proportions), len(own.corpus), len(own.terms) or len(own.nodes)]
+    for weights in study.weights:
+        lengths = [
+            len(weights.nodes),
+            len(weights.proportions),
+            len(weights.corpus),
+            len(weights.terms) or len(weights.nodes),
+        ]
         if len(set(lengths)) > 1:
-            raise InputError(f"{study.name}: weights of {own.method} must be one per node, got lengths {lengths}.")
+            raise InputError(f"{study.name}: weights of {weights.method} must be one per node, got lengths {lengths}.")
 
 
 def check_models(study: StudyResults) -> None:
@@ -202,32 +200,32 @@ def check_models(study: StudyResults) -> None:
     by_place: dict[tuple[Any, ...], list[StudyModel]] = defaultdict(list)
     for model in chosen:
         by_place[model.method, model.specialist, model.seed, model.fraction > 0].append(model)
-    for (method, specialist, seed, _), found in by_place.items():
-        if len(found) > 1:
+    for (method, specialist, seed, _), models in by_place.items():
+        if len(models) > 1:
             raise InputError(
                 f"{study.name}: one candidate must be chosen of {method} for {specialist or 'all'} with seed {seed}, "
-                f"got {', '.join(model.name for model in found)}."
+                f"got {', '.join(model.name for model in models)}."
             )
 
 
 def check_judgements(study: StudyResults) -> None:
     """Raises InputError: one is of no chosen model, stands twice, or is of other examples than those of its set."""
-    chosen = {(own.method, own.specialist, own.seed, own.fraction) for own in study.models if own.chosen}
+    chosen = {(model.method, model.specialist, model.seed, model.fraction) for model in study.models if model.chosen}
     examples: dict[str, tuple[Any, ...]] = {}
     known: set[tuple[Any, ...]] = set()
-    for own in study.judgements:
-        place = (own.method, own.specialist, own.seed, own.fraction)
-        who = f"{own.method} for {own.specialist or 'all'}, seed {own.seed}, fine-tuned {own.fraction:g}"
+    for row in study.judgements:
+        place = (row.method, row.specialist, row.seed, row.fraction)
+        who = f"{row.method} for {row.specialist or 'all'}, seed {row.seed}, fine-tuned {row.fraction:g}"
         if place not in chosen:
-            raise InputError(f"{study.name}: {who} was judged on {own.set_name}, but is none of the chosen models.")
-        if (*place, own.set_name) in known:
-            raise InputError(f"{study.name}: {who} stands twice for {own.set_name}; it must be judged once.")
-        known.add((*place, own.set_name))
-        if own.kind not in ("text", "questions") or own.values.ndim != 1 or len(own.values) == 0:
-            raise InputError(f"{study.name}: {own.set_name} must be text or questions and hold examples; {who}.")
-        same = (own.kind, own.fingerprint, len(own.values))
-        if examples.setdefault(own.set_name, same) != same:
+            raise InputError(f"{study.name}: {who} was judged on {row.set_name}, but is none of the chosen models.")
+        if (*place, row.set_name) in known:
+            raise InputError(f"{study.name}: {who} stands twice for {row.set_name}; it must be judged once.")
+        known.add((*place, row.set_name))
+        if row.kind not in ("text", "questions") or row.values.ndim != 1 or len(row.values) == 0:
+            raise InputError(f"{study.name}: {row.set_name} must be text or questions and hold examples; {who}.")
+        same = (row.kind, row.fingerprint, len(row.values))
+        if examples.setdefault(row.set_name, same) != same:
             raise InputError(
-                f"{study.name}: all models must be judged on the same examples of {own.set_name}; those of {who} are "
+                f"{study.name}: all models must be judged on the same examples of {row.set_name}; those of {who} are "
                 "others. Judge it again."
             )

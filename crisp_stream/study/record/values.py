@@ -21,7 +21,7 @@ class StudyDataset:
     nodes_per_level: tuple[int, ...]
     """[depth], nodes that hold windows, by level from 1 on."""
     cpu_seconds: float
-    """Of writing it; 0 where it existed."""
+    """CPU time of writing it; 0 where it existed."""
     wall_seconds: float
 
 
@@ -34,9 +34,9 @@ class StudySpecialist:
     windows: int
     kind: SetKind
     own_set: str
-    """Its test set: texts, or questions whose accuracy counts."""
+    """Name of its test set: texts, or questions whose accuracy counts."""
     text_set: str | None = None
-    """Of questions: the set of the same questions with their right answers as texts, if judged."""
+    """Set of the same questions with their right answers as texts, if judged. Only for questions."""
 
     @property
     def perplexity_set(self) -> str | None:
@@ -54,7 +54,7 @@ class StudyMethod:
     clusters: int | None = None
     """Nodes of its level that hold windows; None where it has no clusters."""
     examples: int | None = None
-    """Of D^s that it might see; None: all."""
+    """Examples of D^s that it may see; None: all."""
     corpus_windows: int
     """Windows of its dataset."""
     generic_share: float = 0.0
@@ -70,7 +70,7 @@ class StudyModel:
 
     method: str
     specialist: str
-    """Empty: for none, or for all."""
+    """Task that it is for; empty: for none, or for all."""
     seed: int
     fraction: float = 0.0
     """Share of the steps of fine-tuning; 0: pretraining alone."""
@@ -80,16 +80,16 @@ class StudyModel:
     tokens: int
     """All that it was trained on, those of the model it began from included."""
     repeated_share: float | None = None
-    """Of its samples, those whose window had been served before in its own run."""
+    """Share of its samples whose window had been served before in the same run."""
     validation_of: dict[str, float] = field(default_factory=dict)
     """Perplexity by specialist on its validation set; empty where the model was not validated."""
     wall_seconds: float
-    """Of its own training."""
+    """Time of its training, without that of the model it began from."""
     cpu_seconds: float
 
     @property
     def name(self) -> str:
-        """As errors and notes call it."""
+        """Name in errors and notes."""
         parts = [self.method, self.specialist, *(f"{key}-{value:g}" for key, value in self.candidate.items())]
         parts += [f"seed-{self.seed}", f"finetuned-{self.fraction:g}" if self.fraction else ""]
         return ".".join(part for part in parts if part)
@@ -97,18 +97,18 @@ class StudyModel:
 
 @dataclass(frozen=True, kw_only=True)
 class StudySelection:
-    """What a method did before training, for one specialist."""
+    """The cost of a method before training, for one specialist."""
 
     method: str
     specialist: str
     candidate: dict[str, float] = field(default_factory=dict)
     wall_seconds: float
     cpu_seconds: float
-    """Its own alone."""
+    """CPU time without `shared`."""
     tokens: int = 0
-    """That a proxy model was trained on."""
+    """Tokens that a proxy model was trained on."""
     shared: dict[str, float] = field(default_factory=dict)
-    """CPU seconds of what was done once and serves other selections, too, such as embedding the corpus."""
+    """CPU seconds of work that was done once and serves other selections, too, such as embedding the corpus."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,7 @@ class StudyWeights:
     corpus: tuple[float, ...]
     """[num_nodes], shares of the corpus's windows."""
     terms: tuple[str, ...] = ()
-    """[num_nodes], what each is about; empty where it is not known."""
+    """[num_nodes], typical words of each; empty where they are not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,4 +149,4 @@ class Judgement:
     values: NDArray[np.float32]
     """[num_examples]: of texts the mean loss per token in nats; of questions 1 where the answer was right, else 0."""
     fingerprint: str
-    """Of the set: equal where the examples are the same in the same order."""
+    """Fingerprint of the set: equal where the examples are the same in the same order."""

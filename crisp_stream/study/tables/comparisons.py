@@ -1,4 +1,4 @@
-"""Which models of a study are set against one another: same set, same seed, same stage."""
+"""Comparisons of the models of a study: of the same set, seed and stage."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from crisp_stream.results.estimates import Estimate
 from crisp_stream.study.record.record import StudyResults
 from crisp_stream.study.record.values import Judgement
 from crisp_stream.study.tables.intervals import SeededValues, exponential, mean_over_sets
+from crisp_stream.table import Mark
 
 Stage = Literal["pretrained", "finetuned"]
 STAGES: tuple[Stage, ...] = ("pretrained", "finetuned")
-Mark = Literal["", "best", "close"]
 
 
 class Place(NamedTuple):
-    """For which specialist a model is, and the set that it is judged on."""
+    """The specialist that a model is made for, and the set that it is judged on."""
 
     specialist: str
     set_name: str
@@ -28,23 +28,23 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """What a column of a table is of: one place, or the mean over several."""
+    """A column of a table: one place, or the mean over several."""
 
     title: str
     places: tuple[Place, ...]
     stage: Stage = "pretrained"
     questions: bool = False
-    """Accuracies, and not perplexities."""
+    """Whether figures are accuracies, not perplexities."""
 
     @property
     def is_mean(self) -> bool:
-        """Whether it is of several places."""
+        """Whether it is the mean over several places."""
         return len(self.places) > 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A figure with what it is made of."""
+    """A figure, and the seeds and examples that it is made of."""
 
     estimate: Estimate
     """A perplexity or a ratio of perplexities; accuracies and their differences as shares."""
@@ -56,7 +56,7 @@ class Figure:
 
     @property
     def against(self) -> Literal["better", "worse", "open"]:
-        """Of a comparison: what its interval says of the first method; open where it includes no difference."""
+        """Verdict of a comparison on its first method; open where the interval includes no difference."""
         low, high = self.estimate.interval
         none = 0.0 if self.questions else 1.0
         if not (high < none or low > none):
@@ -64,32 +64,36 @@ class Figure:
         return "better" if (low > none) == self.questions else "worse"
 
 
-def own_columns(study: StudyResults, stage: Stage = "pretrained") -> list[Column]:
-    """A column for each specialist with a set of texts, and one for all of them if there are several.
+def text_columns(study: StudyResults, stage: Stage = "pretrained") -> list[Column]:
+    """Make a column for each specialist with a set of texts, and one for all of them if there are several.
 
     Questions count as texts, too, where they were judged with their right answers.
     """
     columns = [
         Column(
-            title=name if own.kind == "text" else f"{name}, text",
-            places=(Place(name, own.perplexity_set),),
+            title=name if specialist.kind == "text" else f"{name}, text",
+            places=(Place(name, specialist.perplexity_set),),
             stage=stage,
         )
-        for name, own in study.specialists.items()
-        if own.perplexity_set
+        for name, specialist in study.specialists.items()
+        if specialist.perplexity_set
     ]
     return _with_mean(columns, "geo. mean")
 
 
 def question_columns(study: StudyResults, stage: Stage = "pretrained") -> list[Column]:
-    """A column for each specialist with questions, and one for all of them if there are several."""
-    places = [Place(name, own.own_set) for name, own in study.specialists.items() if own.kind == "questions"]
+    """Make a column for each specialist with questions, and one for all of them if there are several."""
+    places = [
+        Place(name, specialist.own_set)
+        for name, specialist in study.specialists.items()
+        if specialist.kind == "questions"
+    ]
     columns = [Column(title=place.specialist, places=(place,), stage=stage, questions=True) for place in places]
     return _with_mean(columns, "mean")
 
 
 def generalist_columns(study: StudyResults) -> list[Column]:
-    """A column for each specialist's models on the generalist set, and one for all of them if there are several."""
+    """Make a column for each specialist's models on the generalist set, and one for all if there are several."""
     if study.generalist_set is None:
         return []
     places = [Place(name, study.generalist_set) for name in study.specialists]
@@ -104,35 +108,36 @@ def _with_mean(columns: list[Column], title: str) -> list[Column]:
 
 
 def models_at(study: StudyResults, method: str, place: Place, stage: Stage) -> Sequence[Judgement]:
-    """What a method has at a stage. After fine-tuning that is the pretrained model where validation found no better."""
+    """Select a method's models of a stage. After fine-tuning, the pretrained model where validation found no better."""
     tuned = stage == "finetuned" and not is_unhelped(study, method, place.specialist)
     return study.judged(method, place.specialist, place.set_name, finetuned=tuned)
 
 
 def is_unhelped(study: StudyResults, method: str, specialist: str) -> bool:
-    """Whether fine-tuning was tried, and no fraction of it was better by validation."""
-    tried = [own for own in study.models if own.method == method and own.specialist == specialist and own.fraction]
-    return bool(tried) and not any(own.chosen for own in tried)
+    """Tell whether fine-tuning was tried, and no fraction of it was better by validation."""
+    tried = [model for model in study.models if (model.method, model.specialist) == (method, specialist)]
+    tuned = [model for model in tried if model.fraction]
+    return bool(tuned) and not any(model.chosen for model in tuned)
 
 
 def figure(study: StudyResults, method: str, column: Column) -> Figure | None:
-    """A method's perplexity or accuracy; None where it was not judged."""
-    found = [models_at(study, method, place, column.stage) for place in column.places]
-    return _figure([_seeded(own) for own in found] if all(found) else None, column, left_out=())
+    """Estimate a method's perplexity or accuracy; None where it was not judged."""
+    judgements = [models_at(study, method, place, column.stage) for place in column.places]
+    return _figure([_seeded(row) for row in judgements] if all(judgements) else None, column, left_out=())
 
 
 def against(study: StudyResults, method: str, other: str, column: Column) -> Figure | None:
-    """Ratio of perplexities or difference of accuracies, paired by seed and example; None where there is no pair."""
-    return _paired(study, method, other, column, lambda found, base: found - base)
+    """Estimate a ratio of perplexities or difference of accuracies, paired by seed and example; None without a pair."""
+    return _paired(study, method, other, column, lambda values, base: values - base)
 
 
 def share_better(study: StudyResults, method: str, other: str, column: Column) -> Figure | None:
-    """On which share of examples a method has the lower perplexity; a tie counts as half."""
+    """Estimate the share of examples on which a method has the lower perplexity; a tie counts as half."""
     return _paired(study, method, other, column, _is_better, exponent=False)
 
 
-def _is_better(found: NDArray[np.float64], base: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.where(found == base, 0.5, found < base)
+def _is_better(values: NDArray[np.float64], base: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(values == base, 0.5, values < base)
 
 
 def _paired(
@@ -147,13 +152,13 @@ def _paired(
     pairs: list[SeededValues] = []
     left_out: set[int] = set()
     for place in column.places:
-        found = _seeded(models_at(study, method, place, column.stage))
+        ours = _seeded(models_at(study, method, place, column.stage))
         base = _seeded(models_at(study, other, place, column.stage))
-        if found is None or base is None:
+        if ours is None or base is None:
             return None
-        seeds = _shared([found, base])
-        left_out |= {*found.seeds, *base.seeds} - set(seeds)
-        values = compare(_of_seeds(found, seeds).values, _of_seeds(base, seeds).values)
+        seeds = _shared([ours, base])
+        left_out |= {*ours.seeds, *base.seeds} - set(seeds)
+        values = compare(_of_seeds(ours, seeds).values, _of_seeds(base, seeds).values)
         pairs.append(SeededValues(seeds=seeds, values=values, set_name=place.set_name))
     return _figure(pairs, column, left_out=tuple(sorted(left_out)), exponent=exponent)
 
@@ -161,16 +166,16 @@ def _paired(
 def _figure(
     sets: Sequence[SeededValues | None] | None, column: Column, *, left_out: tuple[int, ...], exponent: bool = True
 ) -> Figure | None:
-    whole = [own for own in sets or () if own is not None]
-    seeds = _shared(whole)
+    judged = [values for values in sets or () if values is not None]
+    seeds = _shared(judged)
     if not seeds:
         return None
-    estimate = mean_over_sets([_of_seeds(own, seeds) for own in whole])
+    estimate = mean_over_sets([_of_seeds(values, seeds) for values in judged])
     return Figure(
         estimate=exponential(estimate) if exponent and not column.questions else estimate,
         seeds=seeds,
         left_out=left_out,
-        num_examples=sum(own.values.shape[1] for own in whole),
+        num_examples=sum(values.values.shape[1] for values in judged),
         questions=column.questions,
     )
 
@@ -179,32 +184,32 @@ def _seeded(judgements: Sequence[Judgement]) -> SeededValues | None:
     if not judgements:
         return None
     return SeededValues(
-        seeds=tuple(own.seed for own in judgements),
-        values=np.array([own.values for own in judgements], dtype=np.float64),
+        seeds=tuple(judgement.seed for judgement in judgements),
+        values=np.array([judgement.values for judgement in judgements], dtype=np.float64),
         set_name=judgements[0].set_name,
     )
 
 
 def _shared(sets: Sequence[SeededValues]) -> tuple[int, ...]:
-    """The seeds that all have, in the order of the first."""
-    return tuple(seed for seed in sets[0].seeds if all(seed in own.seeds for own in sets)) if sets else ()
+    """Keep the seeds that all have, in the order of the first."""
+    return tuple(seed for seed in sets[0].seeds if all(seed in values.seeds for values in sets)) if sets else ()
 
 
-def _of_seeds(own: SeededValues, seeds: Sequence[int]) -> SeededValues:
-    rows = [own.seeds.index(seed) for seed in seeds]
-    return SeededValues(seeds=tuple(seeds), values=own.values[rows], set_name=own.set_name)
+def _of_seeds(judged: SeededValues, seeds: Sequence[int]) -> SeededValues:
+    rows = [judged.seeds.index(seed) for seed in seeds]
+    return SeededValues(seeds=tuple(seeds), values=judged.values[rows], set_name=judged.set_name)
 
 
 def marks(study: StudyResults, methods: Iterable[str], column: Column) -> dict[str, Mark]:
-    """The best of the methods in a column, and those that cannot be told from it: the paired interval includes none."""
+    """Mark the best method of a column, and those that cannot be told from it: the paired interval includes none."""
     figures = {method: figure(study, method, column) for method in methods}
-    values = {method: own.estimate.value for method, own in figures.items() if own is not None}
+    values = {method: value.estimate.value for method, value in figures.items() if value is not None}
     if len(values) < 2:
         return {}
     best = (max if column.questions else min)(values, key=lambda method: values[method])
-    found: dict[str, Mark] = {best: "best"}
+    marked: dict[str, Mark] = {best: "best"}
     for method in values:
         compared = None if method == best else against(study, method, best, column)
         if compared is not None and compared.against == "open":
-            found[method] = "close"
-    return found
+            marked[method] = "close"
+    return marked

@@ -1,4 +1,4 @@
-"""What each method cost, and what was tried to choose its candidates."""
+"""The cost of each method, and the candidates that were tried."""
 
 from __future__ import annotations
 
@@ -8,75 +8,71 @@ from typing import Any
 
 from crisp_stream.study.record.record import StudyResults
 from crisp_stream.study.record.values import StudyModel, StudySelection
-from crisp_stream.study.tables.cells import Cell, StudyTable
-from crisp_stream.table import NONE
+from crisp_stream.table import NONE, Table
 
 _FRACTION = "fine-tuning"
 
 
-def cost_tables(study: StudyResults) -> list[StudyTable]:
-    """Selection and training, per method."""
-    rows, lines = [], []
-    for method in (own.name for own in study.methods):
-        models = [own for own in study.models if own.method == method]
-        chosen = [own for own in models if own.chosen and own.fraction == 0]
+def cost_tables(study: StudyResults) -> list[Table]:
+    """Tabulate the cost of selection and training, per method."""
+    rows, records = [], []
+    for method in (method.name for method in study.methods):
         selections = _chosen_selections(study, method)
-        shared = {what: seconds for own in selections for what, seconds in own.shared.items()}
-        own: dict[str, Any] = {
-            "selection_cpu_seconds": _mean(own.cpu_seconds for own in selections),
-            "shared_cpu_seconds": sum(shared.values()),
-            "proxy_tokens": _mean(own.tokens for own in selections),
-            "training_wall_seconds": _mean(own.wall_seconds for own in chosen),
-            "training_cpu_seconds": _mean(own.cpu_seconds for own in chosen),
-            "models": len(models),
-            "all_models_cpu_seconds": sum(own.cpu_seconds for own in models),
-            "repeated_share": _mean(own.repeated_share for own in chosen),
-        }
-        repeated = own["repeated_share"]
-        own["mean_occurrences"] = math.nan if math.isnan(repeated) or repeated >= 1 else 1 / (1 - repeated)
-        lines.append({"method": method, **own, "shared": "; ".join(shared)})
-        rows.append([Cell(method), *map(Cell, _cost_cells(own, has_selection=bool(selections)))])
-    shared_names = dict.fromkeys(line["shared"] for line in lines if line["shared"])
+        costs = _costs(study, method, selections)
+        records.append(costs)
+        rows.append([method, *_cost_cells(costs, has_selection=bool(selections))])
+    shared_names = dict.fromkeys(record["shared"] for record in records if record["shared"])
     return [
-        StudyTable(
+        Table(
             name="cost",
             title="Cost",
             caption=f"CPU seconds on {study.device}: selection per specialist, what is done once for all, training per "
             "pretrained model, and all models that were trained, candidates and fine-tuning included",
             head=(
-                *(
-                    "method",
-                    "selection",
-                    "once for all",
-                    "proxy tokens",
-                    "training",
-                    "wall s",
-                    "models",
-                    "all training",
-                ),
-                *("repeated", "occurrences"),
+                *("method", "selection", "once for all", "proxy tokens"),
+                *("training", "wall s", "models", "all training", "repeated", "occurrences"),
             ),
             rows=rows,
             notes=[
                 "repeated: share of the windows served that had been served before; occurrences: mean per window",
                 *(f"once for all: {names}" for names in shared_names),
             ],
-            lines=lines,
+            records=records,
         )
     ]
 
 
-def _cost_cells(own: dict[str, Any], *, has_selection: bool) -> list[str]:
+def _costs(study: StudyResults, method: str, selections: Sequence[StudySelection]) -> dict[str, Any]:
+    models = [model for model in study.models if model.method == method]
+    chosen = [model for model in models if model.chosen and model.fraction == 0]
+    shared = {what: seconds for selection in selections for what, seconds in selection.shared.items()}
+    repeated = _mean(model.repeated_share for model in chosen)
+    return {
+        "method": method,
+        "selection_cpu_seconds": _mean(selection.cpu_seconds for selection in selections),
+        "shared_cpu_seconds": sum(shared.values()),
+        "proxy_tokens": _mean(selection.tokens for selection in selections),
+        "training_wall_seconds": _mean(model.wall_seconds for model in chosen),
+        "training_cpu_seconds": _mean(model.cpu_seconds for model in chosen),
+        "models": len(models),
+        "all_models_cpu_seconds": sum(model.cpu_seconds for model in models),
+        "repeated_share": repeated,
+        "mean_occurrences": math.nan if math.isnan(repeated) or repeated >= 1 else 1 / (1 - repeated),
+        "shared": "; ".join(shared),
+    }
+
+
+def _cost_cells(costs: dict[str, Any], *, has_selection: bool) -> list[str]:
     return [
-        _seconds(own["selection_cpu_seconds"]) if has_selection else NONE,
-        _seconds(own["shared_cpu_seconds"]) if own["shared_cpu_seconds"] else NONE,
-        f"{own['proxy_tokens']:,.0f}" if has_selection and own["proxy_tokens"] else NONE,
-        _seconds(own["training_cpu_seconds"]),
-        _seconds(own["training_wall_seconds"]),
-        f"{own['models']:,}",
-        _seconds(own["all_models_cpu_seconds"]),
-        NONE if math.isnan(own["repeated_share"]) else f"{own['repeated_share']:.1%}",
-        NONE if math.isnan(own["mean_occurrences"]) else f"{own['mean_occurrences']:.2f}",
+        _seconds(costs["selection_cpu_seconds"]) if has_selection else NONE,
+        _seconds(costs["shared_cpu_seconds"]) if costs["shared_cpu_seconds"] else NONE,
+        f"{costs['proxy_tokens']:,.0f}" if has_selection and costs["proxy_tokens"] else NONE,
+        _seconds(costs["training_cpu_seconds"]),
+        _seconds(costs["training_wall_seconds"]),
+        f"{costs['models']:,}",
+        _seconds(costs["all_models_cpu_seconds"]),
+        NONE if math.isnan(costs["repeated_share"]) else f"{costs['repeated_share']:.1%}",
+        NONE if math.isnan(costs["mean_occurrences"]) else f"{costs['mean_occurrences']:.2f}",
     ]
 
 
@@ -85,77 +81,75 @@ def _seconds(value: float) -> str:
 
 
 def _mean(values: Iterable[float | None]) -> float:
-    """Of those that are known; NaN of none."""
+    """Average the values that are known; NaN of none."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else math.nan
 
 
 def _chosen_selections(study: StudyResults, method: str) -> list[StudySelection]:
-    """One for each specialist: of the candidate that its models were trained on."""
+    """Take one selection for each specialist: that of the candidate that its models were trained on."""
     chosen = {
-        own.specialist: own.candidate
-        for own in study.models
-        if own.method == method and own.chosen and own.fraction == 0
+        model.specialist: model.candidate
+        for model in study.models
+        if model.method == method and model.chosen and model.fraction == 0
     }
-    found: dict[str, StudySelection] = {}
-    for own in study.selections:
-        if own.method == method and own.candidate in (chosen.get(own.specialist), {}):
-            found.setdefault(own.specialist, own)
-    return list(found.values())
+    selections: dict[str, StudySelection] = {}
+    for selection in study.selections:
+        if selection.method == method and selection.candidate in (chosen.get(selection.specialist), {}):
+            selections.setdefault(selection.specialist, selection)
+    return list(selections.values())
 
 
-def candidate_tables(study: StudyResults) -> list[StudyTable]:
-    """What was tried and what validation chose: shares of windows, of base, of fine-tuning."""
-    rows, lines = [], []
-    for method in (own.name for own in study.methods):
+def candidate_tables(study: StudyResults) -> list[Table]:
+    """Show what was tried and what validation chose: shares of windows, of base, of fine-tuning."""
+    rows, records = [], []
+    for method in (method.name for method in study.methods):
         for specialist in study.specialists:
             for what, tried in _choices(study, method, specialist):
-                known = [(_tried(model), _validated(model, specialist), model.chosen) for model in tried]
-                cells = [f"{name}: {NONE if math.isnan(value) else f'{value:.2f}'}" for name, value, _ in known]
                 chosen = _chosen_of(tried)
-                rows.append([*map(Cell, (method, specialist, what, _tried(chosen))), Cell(" · ".join(cells))])
-                lines += [
+                values = [(_tried(model), model.validation_of.get(specialist, math.nan)) for model in tried]
+                cells = [f"{name}: {NONE if math.isnan(value) else f'{value:.2f}'}" for name, value in values]
+                rows.append([method, specialist, what, _tried(chosen), " · ".join(cells)])
+                records += [
                     {"method": method, "specialist": specialist, "of": what, "candidate": name}
                     | {"validation_perplexity": value, "chosen": model is chosen}
-                    for (name, value, _), model in zip(known, tried, strict=True)
+                    for (name, value), model in zip(values, tried, strict=True)
                 ]
     if not rows:
         return []
     return [
-        StudyTable(
+        Table(
             name="candidates",
             title="Candidates",
             caption=f"validation perplexity of what was tried with seed {study.seeds[0]}; the lowest is used for all",
             head=("method", "specialist", "of", "chosen", "tried"),
             rows=rows,
-            lines=lines,
-            left=5,
+            records=records,
+            words=range(5),
         )
     ]
 
 
 def _choices(study: StudyResults, method: str, specialist: str) -> list[tuple[str, list[StudyModel]]]:
-    """The choices that were made: by key of the candidates, and the fraction of fine-tuning."""
-    own = [each for each in study.models if each.method == method and each.seed == study.seeds[0]]
-    pretrained = [each for each in own if each.fraction == 0 and each.specialist in ("", specialist)]
-    tuned = [each for each in own if each.fraction > 0 and each.specialist == specialist]
-    keys = ", ".join(dict.fromkeys(key for each in pretrained for key in each.candidate))
-    found = [(keys, pretrained)] if len(pretrained) > 1 else []
-    started = [each for each in pretrained if each.chosen]
-    return [*found, (_FRACTION, [*started, *sorted(tuned, key=lambda each: each.fraction)])] if tuned else found
+    """List the choices that were made: by key of the candidates, and the fraction of fine-tuning."""
+    models = [model for model in study.models if model.method == method and model.seed == study.seeds[0]]
+    pretrained = [model for model in models if model.fraction == 0 and model.specialist in ("", specialist)]
+    tuned = [model for model in models if model.fraction > 0 and model.specialist == specialist]
+    keys = ", ".join(dict.fromkeys(key for model in pretrained for key in model.candidate))
+    choices = [(keys, pretrained)] if len(pretrained) > 1 else []
+    started = [model for model in pretrained if model.chosen]
+    if tuned:
+        choices.append((_FRACTION, [*started, *sorted(tuned, key=lambda model: model.fraction)]))
+    return choices
 
 
 def _chosen_of(tried: Sequence[StudyModel]) -> StudyModel:
-    """Of fractions: the pretrained model is always among the chosen, and counts where none of the others does."""
-    chosen = [each for each in tried if each.chosen]
-    return max(chosen, key=lambda each: each.fraction) if chosen else tried[0]
+    """Pick the chosen model. Of fractions, the pretrained one is always among the chosen and counts if it is alone."""
+    chosen = [model for model in tried if model.chosen]
+    return max(chosen, key=lambda model: model.fraction) if chosen else tried[0]
 
 
 def _tried(model: StudyModel) -> str:
     if model.fraction or not model.candidate:
         return f"{model.fraction:g}" if model.fraction else "none"
     return ", ".join(f"{value:g}" for value in model.candidate.values())
-
-
-def _validated(model: StudyModel, specialist: str) -> float:
-    return model.validation_of.get(specialist, math.nan)

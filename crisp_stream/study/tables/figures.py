@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from crisp_stream.errors import import_extra
-from crisp_stream.figure import save_figure
+from crisp_stream.figure import blank_figure, save_figure
 from crisp_stream.study.record.record import StudyResults
 from crisp_stream.study.record.values import StudyCurve
-from crisp_stream.study.tables.comparisons import STAGES, Column, Figure, Stage, against, own_columns, question_columns
+from crisp_stream.study.tables.comparisons import STAGES, Column, Figure, Stage, against, question_columns, text_columns
 from crisp_stream.study.tables.curves import AXES, CurvePoint, curve_points
 from crisp_stream.study.tables.methods import TITLES, has_stage
 from crisp_stream.study.tables.weights import ComparedWeights, compared_weights
@@ -34,17 +34,17 @@ _TICK_RATIO = 1.8
 
 
 def study_figures(study: StudyResults) -> dict[str, Any]:
-    """All matplotlib figures that the study has something for, by the name of their files.
+    """Draw all matplotlib figures that the study has something for, by the name of their files.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    found = {"main": main_figure(study)} if len(study.methods) > 1 and _panels(study) else {}
+    figures = {"main": main_figure(study)} if len(study.methods) > 1 and _panels(study) else {}
     for curve in study.curves:
         if any(curve_points(study, curve, stage) for stage in STAGES):
-            found[f"curve-{curve.name}"] = curve_figure(study, curve)
-    weights = [own for own in compared_weights(study) if len(own.methods) > 1]
-    return {**found, "weights": weights_figure(weights)} if weights else found
+            figures[f"curve-{curve.name}"] = curve_figure(study, curve)
+    weights = [compared for compared in compared_weights(study) if len(compared.methods) > 1]
+    return {**figures, "weights": weights_figure(weights)} if weights else figures
 
 
 def save_study_figure(figure: Any, path: str | Path) -> Path:
@@ -54,28 +54,21 @@ def save_study_figure(figure: Any, path: str | Path) -> Path:
         return save_figure(figure, path)
 
 
-def _blank(width: float, height: float) -> Any:
-    import_extra("matplotlib", extra="eval", purpose="drawing figures")
-    from matplotlib.figure import Figure as Canvas
-
-    return Canvas(figsize=(width, height), layout="constrained")
-
-
 def main_figure(study: StudyResults) -> Any:
-    """A panel per specialist: each method against base with its interval, pretrained filled, fine-tuned open."""
+    """Draw each method against base with its interval, a panel per specialist: pretrained filled, fine-tuned open."""
     panels = _panels(study)
-    methods = [own.name for own in study.methods if own.name != study.base]
+    methods = [method.name for method in study.methods if method.name != study.base]
     stages: list[Stage] = [stage for stage in STAGES if has_stage(study, stage)]
     columns = min(4, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = _blank(1.8 + 2.3 * columns, rows * (1.2 + 0.3 * len(methods)))
+    figure = blank_figure(1.8 + 2.3 * columns, rows * (1.2 + 0.3 * len(methods)))
     axes = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     for axis, panel in zip(axes, panels, strict=False):
         shown: list[float] = []
         for stage in stages:
-            own = Column(title=panel.title, places=panel.places, stage=stage, questions=panel.questions)
-            found = {method: against(study, method, study.base, own) for method in methods}
-            shown += _dots(axis, methods, found, stage, far=math.inf if panel.questions else _FAR)
+            column = Column(title=panel.title, places=panel.places, stage=stage, questions=panel.questions)
+            compared = {method: against(study, method, study.base, column) for method in methods}
+            shown += _dots(axis, compared, stage, far=math.inf if panel.questions else _FAR)
         axis.axvline(0 if panel.questions else 1, color="gray", linewidth=0.8)
         axis.set_xlim(_limits(axis.dataLim.intervalx, shown, none=0 if panel.questions else 1))
         axis.set_title(panel.title, fontsize=10)
@@ -94,32 +87,29 @@ def main_figure(study: StudyResults) -> Any:
 
 
 def _panels(study: StudyResults) -> list[Column]:
-    return [own for own in (*own_columns(study), *question_columns(study)) if not own.is_mean]
+    return [column for column in (*text_columns(study), *question_columns(study)) if not column.is_mean]
 
 
 def _limits(drawn: Sequence[float], values: Sequence[float], *, none: float) -> tuple[float, float]:
-    """Of an axis: all values and no difference, and as much of the intervals as leaves differences to be seen."""
+    """Fit an axis to all values and no difference, and to as much of the intervals as leaves differences to be seen."""
     low, high = min([*values, none]), max([*values, none])
     margin = 0.06 * max(high - low, _LEAST_RANGE)
     room = high - low + margin
     return max(drawn[0], low - room) - margin, min(drawn[1], high + room) + margin
 
 
-def _dots(
-    axis: Any, methods: Sequence[str], found: Mapping[str, Figure | None], stage: Stage, *, far: float
-) -> list[float]:
-    """One stage of all methods on a panel; what is beyond `far` is written at the edge.
+def _dots(axis: Any, compared: Mapping[str, Figure | None], stage: Stage, *, far: float) -> list[float]:
+    """Draw one stage of all methods on a panel; what is beyond `far` is written at the edge.
 
     Returns:
         The values that are drawn.
     """
     shown = []
-    for number, method in enumerate(methods):
-        own = found[method]
-        if own is None:
+    for number, figure in enumerate(compared.values()):
+        if figure is None:
             continue
-        scale = 100 if own.questions else 1
-        value, (low, high) = own.estimate.value, own.estimate.interval
+        scale = 100 if figure.questions else 1
+        value, (low, high) = figure.estimate.value, figure.estimate.interval
         place = number + _SHIFTS[stage]
         if value > far:
             text = f"{value:.2f} →"
@@ -151,22 +141,21 @@ def _stage_legend(figure: Any, stages: Sequence[Stage]) -> None:
 
 
 def curve_figure(study: StudyResults, curve: StudyCurve) -> Any:
-    """A panel per specialist: against base along what the methods differ in."""
+    """Draw methods against base along what they differ in, a panel per specialist."""
     points: dict[Stage, list[CurvePoint]] = {stage: curve_points(study, curve, stage) for stage in STAGES}
-    panels = list(
-        dict.fromkeys((own.column.places, own.column.questions, own.column.title) for own in points["pretrained"])
-    )
-    lines = list(dict.fromkeys(own.line for of_stage in points.values() for own in of_stage))
+    columns_drawn = [point.column for point in points["pretrained"]]
+    panels = list(dict.fromkeys((column.places, column.questions, column.title) for column in columns_drawn))
+    lines = list(dict.fromkeys(point.line for of_stage in points.values() for point in of_stage))
     columns = min(4, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = _blank(0.8 + 2.6 * columns, 0.6 + 2.7 * rows)
+    figure = blank_figure(0.8 + 2.6 * columns, 0.6 + 2.7 * rows)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, (places, questions, title) in zip(axes, panels, strict=False):
         drawn: list[float] = []
         for stage, of_stage in points.items():
-            own = [each for each in of_stage if (each.column.places, each.column.questions) == (places, questions)]
+            panel = [one for one in of_stage if (one.column.places, one.column.questions) == (places, questions)]
             for number, line in enumerate(lines):
-                on_line = [each for each in own if each.line == line]
+                on_line = [point for point in panel if point.line == line]
                 drawn += _line(axis, on_line, f"C{number}", stage, questions=questions)
         axis.axhline(0 if questions else 1, color="gray", linewidth=0.8)
         axis.set_ylim(_limits(axis.dataLim.intervaly, drawn, none=0 if questions else 1))
@@ -175,7 +164,7 @@ def curve_figure(study: StudyResults, curve: StudyCurve) -> Any:
         axis.set_ylabel(f"accuracy - {study.base}, points" if questions else f"perplexity / {study.base}", fontsize=9)
         axis.tick_params(labelsize=8)
         if curve.along != "generic_share":
-            _logarithmic(axis, [each.place for of_stage in points.values() for each in of_stage])
+            _logarithmic(axis, [point.place for of_stage in points.values() for point in of_stage])
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     _line_legend(figure, lines, [stage for stage in STAGES if points[stage]])
@@ -183,18 +172,18 @@ def curve_figure(study: StudyResults, curve: StudyCurve) -> Any:
 
 
 def _line(axis: Any, points: Sequence[CurvePoint], color: str, stage: Stage, *, questions: bool) -> list[float]:
-    """One line of one stage on a panel. Returns the values drawn."""
+    """Draw one line of one stage on a panel. Returns the values drawn."""
     if not points:
         return []
     scale, none = (100, 0.0) if questions else (1, 1.0)
-    values = [none if own.found is None else own.found.estimate.value for own in points]
-    bounds = [(none, none) if own.found is None else own.found.estimate.interval for own in points]
+    values = [none if point.compared is None else point.compared.estimate.value for point in points]
+    bounds = [(none, none) if point.compared is None else point.compared.estimate.interval for point in points]
     errors = [
         [value - low for value, (low, _) in zip(values, bounds, strict=True)],
         [high - value for value, (_, high) in zip(values, bounds, strict=True)],
     ]
     axis.errorbar(
-        [own.place for own in points],
+        [point.place for point in points],
         scale * np.array(values),
         yerr=scale * np.nan_to_num(errors),
         fmt=f"o{_STYLES[stage]}",
@@ -208,7 +197,7 @@ def _line(axis: Any, points: Sequence[CurvePoint], color: str, stage: Stage, *, 
 
 
 def _logarithmic(axis: Any, places: Sequence[float]) -> None:
-    """A logarithmic axis with the places themselves as its ticks, but for those too near to one another."""
+    """Make an axis logarithmic with the places themselves as its ticks, but for those too near to one another."""
     ticks: list[float] = []
     for place in sorted(set(places)):
         if not ticks or place >= _TICK_RATIO * ticks[-1]:
@@ -230,24 +219,24 @@ def _line_legend(figure: Any, lines: Sequence[str], stages: Sequence[Stage]) -> 
 
 
 def weights_figure(compared: Sequence[ComparedWeights]) -> Any:
-    """A panel per specialist: the heaviest clusters by each method, and their share of the corpus as a line."""
+    """Draw the heaviest clusters by each method, and their share of the corpus as a line; a panel per specialist."""
     columns = min(2, len(compared))
     rows = math.ceil(len(compared) / columns)
-    tallest = max(len(own.top) for own in compared)
-    figure = _blank(0.4 + 4.6 * columns, 0.6 + rows * (0.9 + 0.24 * tallest))
+    tallest = max(len(weights.top) for weights in compared)
+    figure = blank_figure(0.4 + 4.6 * columns, 0.6 + rows * (0.9 + 0.24 * tallest))
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis, own in zip(axes, compared, strict=False):
-        places = np.arange(len(own.top))
-        height = 0.8 / len(own.methods)
-        for number, method in enumerate(own.methods):
-            shares = [100 * each.proportions[method] for each in own.top]
-            axis.barh(places + (number - (len(own.methods) - 1) / 2) * height, shares, height, label=method)
-        corpus = [100 * each.corpus for each in own.top]
+    for axis, weights in zip(axes, compared, strict=False):
+        places = np.arange(len(weights.top))
+        height = 0.8 / len(weights.methods)
+        for number, method in enumerate(weights.methods):
+            shares = [100 * cluster.proportions[method] for cluster in weights.top]
+            axis.barh(places + (number - (len(weights.methods) - 1) / 2) * height, shares, height, label=method)
+        corpus = [100 * cluster.corpus for cluster in weights.top]
         axis.plot(corpus, places, "|", color="black", markersize=11, label="corpus")
-        axis.set_yticks(places, [_label(each.node, each.term) for each in own.top])
-        axis.set_ylim(len(own.top) - 0.5, -0.5)
-        apart = "" if own.total_variation is None else f", total variation {own.total_variation:.2f}"
-        axis.set_title(f"{own.specialist or 'all'}{apart}", fontsize=10)
+        axis.set_yticks(places, [_label(cluster.node, cluster.term) for cluster in weights.top])
+        axis.set_ylim(len(weights.top) - 0.5, -0.5)
+        apart = "" if weights.total_variation is None else f", total variation {weights.total_variation:.2f}"
+        axis.set_title(f"{weights.specialist or 'all'}{apart}", fontsize=10)
         axis.set_xlabel("% of the mixture", fontsize=9)
         axis.tick_params(labelsize=7)
         axis.legend(fontsize=8, loc="lower right")

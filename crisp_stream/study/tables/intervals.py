@@ -1,4 +1,4 @@
-"""How far a figure of several seeds and many examples would move with other seeds and other examples.
+"""Confidence intervals of figures of several seeds and many examples, over both.
 
 Values are v[seed, example] = mean + a[seed] + b[example] + c[seed, example]. The mean over both has a variance of
 var(a)/S + var(b)/E + var(c)/SE. It is estimated by two terms,
@@ -45,7 +45,7 @@ class SeededValues:
 
 
 def seeded_estimate(values: NDArray[np.float64]) -> Estimate:
-    """Mean over seeds and examples, with its interval.
+    """Estimate the mean over seeds and examples, with its interval.
 
     Args:
         values: [num_seeds, num_examples].
@@ -54,7 +54,7 @@ def seeded_estimate(values: NDArray[np.float64]) -> Estimate:
 
 
 def mean_over_sets(sets: Sequence[SeededValues]) -> Estimate:
-    """Mean of the means of several sets, each of equal weight, with its interval.
+    """Estimate the mean of the means of several sets, each of equal weight, with its interval.
 
     A seed's effect on all sets is taken together, as the sets may share a model. Where one set of examples stands more
     than once, as the generalist set of several models does, its values are averaged by example first.
@@ -63,15 +63,15 @@ def mean_over_sets(sets: Sequence[SeededValues]) -> Estimate:
         sets: of equal seeds.
     """
     weight = 1 / len(sets)
-    by_seed = weight * np.sum([own.values.mean(axis=1) for own in sets], axis=0)
+    by_seed = weight * np.sum([judged.values.mean(axis=1) for judged in sets], axis=0)
     by_set: dict[str, NDArray[np.float64]] = {}
-    for own in sets:
-        by_set[own.set_name] = by_set.get(own.set_name, 0.0) + weight * own.values.mean(axis=0)
+    for judged in sets:
+        by_set[judged.set_name] = by_set.get(judged.set_name, 0.0) + weight * judged.values.mean(axis=0)
     return Estimate(float(by_seed.mean()), _around(float(by_seed.mean()), by_seed, by_set))
 
 
 def _around(mean: float, by_seed: NDArray[np.float64], by_set: Mapping[str, NDArray[np.float64]]) -> Interval:
-    """The interval; of no width known where a set has a single example."""
+    """Compute the interval; NaN where a set has a single example."""
     if any(len(values) < 2 for values in by_set.values()):
         return Interval(math.nan, math.nan)
     special = import_extra("scipy.special", extra="eval", purpose="confidence intervals")
@@ -87,5 +87,5 @@ def _around(mean: float, by_seed: NDArray[np.float64], by_set: Mapping[str, NDAr
 
 
 def exponential(estimate: Estimate) -> Estimate:
-    """From nats to a perplexity, from a difference of nats to a ratio of perplexities."""
+    """Turn nats into a perplexity, a difference of nats into a ratio of perplexities."""
     return Estimate(float(np.exp(estimate.value)), Interval(*(float(np.exp(bound)) for bound in estimate.interval)))

@@ -1,4 +1,4 @@
-"""From the record of a study to its page, CSV files and figures, in seconds and without a model."""
+"""The page, CSV files and figures of a study, made of its record in seconds and without a model."""
 
 from __future__ import annotations
 
@@ -6,24 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crisp_stream.study.record.record import StudyResults
-from crisp_stream.study.tables.cells import StudyTable
 from crisp_stream.study.tables.costs import candidate_tables, cost_tables
 from crisp_stream.study.tables.curves import AXES, curve_tables
 from crisp_stream.study.tables.figures import save_study_figure, study_figures
-from crisp_stream.study.tables.methods import generalist_tables, perplexity_tables
-from crisp_stream.study.tables.question_tables import question_tables
+from crisp_stream.study.tables.methods import generalist_tables, perplexity_tables, question_tables
 from crisp_stream.study.tables.transfer import transfer_tables
 from crisp_stream.study.tables.verdicts import verdict_lines, verdict_tables
 from crisp_stream.study.tables.weights import weight_tables
-from crisp_stream.table import write_csv
+from crisp_stream.table import Table, write_csv
 
 TABLES = "tables.md"
 """The page of all tables and figures."""
 _INTERVALS = "95 % intervals over seeds and examples"
 
 
-def study_tables(study: StudyResults) -> list[StudyTable]:
-    """All tables that the study has something for, in the order of the page."""
+def study_tables(study: StudyResults) -> list[Table]:
+    """Make all tables that the study has something for, in the order of the page."""
     return [
         *perplexity_tables(study),
         *question_tables(study),
@@ -38,17 +36,17 @@ def study_tables(study: StudyResults) -> list[StudyTable]:
 
 
 def conditions(study: StudyResults) -> list[str]:
-    """Under what the figures were measured, a line each."""
+    """List the conditions that the figures were measured under, a line each."""
     seeds = ", ".join(map(str, study.seeds))
     versions = ", ".join(f"{name} {version}" for name, version in study.versions.items())
     datasets = [
-        f"{name}: {own.windows:,} windows of {study.window_tokens:,} tokens, {own.encoder}, "
-        f"{' and '.join(f'{nodes:,}' for nodes in own.nodes_per_level)} clusters"
-        for name, own in study.datasets.items()
+        f"{name}: {dataset.windows:,} windows of {study.window_tokens:,} tokens, {dataset.encoder}, "
+        f"{' and '.join(f'{nodes:,}' for nodes in dataset.nodes_per_level)} clusters"
+        for name, dataset in study.datasets.items()
     ]
     specialists = [
-        f"{name}: {own.documents:,} {'questions' if own.kind == 'questions' else 'documents'}, {own.windows:,} windows"
-        for name, own in study.specialists.items()
+        f"{name}: {task.documents:,} {'documents' if task.kind == 'text' else 'questions'}, {task.windows:,} windows"
+        for name, task in study.specialists.items()
     ]
     return [
         f"every model: {study.tokens:,} tokens in {study.batches:,} batches (checked), {study.num_parameters:,} "
@@ -61,13 +59,13 @@ def conditions(study: StudyResults) -> list[str]:
 
 
 def study_text(study: StudyResults) -> str:
-    """All tables for a terminal, claims in sentences last."""
+    """Format all tables for a terminal, claims in sentences last."""
     parts = [f"study {study.name}", "\n".join(conditions(study)), *(table.text() for table in study_tables(study))]
     return "\n\n".join([*parts, *(["\n".join(verdict_lines(study))] if verdict_lines(study) else [])])
 
 
 def study_markdown(study: StudyResults, figures: Sequence[str] = ()) -> str:
-    """The page.
+    """Format the page of all tables and figures.
 
     Args:
         study: the record.
@@ -81,7 +79,7 @@ def study_markdown(study: StudyResults, figures: Sequence[str] = ()) -> str:
 
 
 def _caption(study: StudyResults, name: str) -> str:
-    """What a figure shows."""
+    """Say what a figure shows."""
     along = {f"curve-{curve.name}": AXES[curve.along] for curve in study.curves}
     if name in along:
         return f"Against {study.base} along {along[name]}, with {_INTERVALS}"
@@ -109,5 +107,5 @@ def write_study_report(folder: str | Path, out: str | Path) -> list[Path]:
     figures = study_figures(study)
     page = target / TABLES
     page.write_text(study_markdown(study, list(figures)), encoding="utf-8")
-    tables = [write_csv(target / f"{table.name}.csv", table.lines) for table in study_tables(study) if table.lines]
-    return [page, *tables, *(save_study_figure(own, target / f"{name}.svg") for name, own in figures.items())]
+    tables = [write_csv(target / f"{table.name}.csv", table.records) for table in study_tables(study) if table.records]
+    return [page, *tables, *(save_study_figure(figure, target / f"{name}.svg") for name, figure in figures.items())]

@@ -1,4 +1,4 @@
-"""Whether the paper's claims hold in a study: which method is better on which specialist, by how much, how surely."""
+"""The paper's claims, judged in a study: which method is better on which specialist, by how much, how surely."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from crisp_stream.study.record.record import StudyResults
-from crisp_stream.study.tables.cells import Cell, StudyTable, figure_line, seed_notes
-from crisp_stream.study.tables.comparisons import STAGES, Column, Figure, Stage, against, own_columns, question_columns
+from crisp_stream.study.tables.cells import figure_record, ratio_cell, seed_notes
+from crisp_stream.study.tables.comparisons import STAGES, Column, Figure, Stage, against, question_columns, text_columns
 from crisp_stream.study.tables.methods import TITLES, has_stage
-from crisp_stream.table import NONE
+from crisp_stream.table import NONE, Table
 
 Answer = Literal["yes", "no", "not distinguishable"]
 _ANSWERS: dict[str, Answer] = {"better": "yes", "worse": "no", "open": "not distinguishable"}
@@ -37,20 +37,20 @@ class Verdict:
     """The method that should be better."""
     than: str
     column: Column
-    found: Figure
+    compared: Figure
 
     @property
     def answer(self) -> Answer:
-        """Whether it is."""
-        return _ANSWERS[self.found.against]
+        """Whether the method is better."""
+        return _ANSWERS[self.compared.against]
 
 
 def verdicts(study: StudyResults) -> list[Verdict]:
-    """All claims that the study has methods for, by claim, stage and specialist."""
-    methods = {own.kind: own.name for own in reversed(study.methods)}  # the first of each kind
+    """Judge all claims that the study has methods for, by claim, stage and specialist."""
+    methods = {method.kind: method.name for method in reversed(study.methods)}  # the first of each kind
     if study.crisp is not None:
         methods["crisp"] = study.crisp
-    found = []
+    judged = []
     for first, second in _CLAIMS:
         if first not in methods or second not in methods:
             continue
@@ -58,37 +58,35 @@ def verdicts(study: StudyResults) -> list[Verdict]:
             for column in _columns(study, stage):
                 compared = against(study, methods[first], methods[second], column)
                 if compared is not None:
-                    found.append(Verdict(better=methods[first], than=methods[second], column=column, found=compared))
-    return found
+                    pair = {"better": methods[first], "than": methods[second]}
+                    judged.append(Verdict(**pair, column=column, compared=compared))
+    return judged
 
 
 def _columns(study: StudyResults, stage: Stage) -> list[Column]:
     questions = [
-        Column(title=f"{own.title}, accuracy", places=own.places, stage=stage, questions=True)
-        for own in question_columns(study, stage)
+        Column(title=f"{column.title}, accuracy", places=column.places, stage=stage, questions=True)
+        for column in question_columns(study, stage)
     ]
-    return [*own_columns(study, stage), *questions] if has_stage(study, stage) else []
+    return [*text_columns(study, stage), *questions] if has_stage(study, stage) else []
 
 
-def verdict_tables(study: StudyResults) -> list[StudyTable]:
-    """Claims as rows, specialists as columns; none where the study has no two methods of a claim."""
-    found = verdicts(study)
-    if not found:
+def verdict_tables(study: StudyResults) -> list[Table]:
+    """Set claims as rows, specialists as columns; nothing where the study has no two methods of a claim."""
+    judged = verdicts(study)
+    if not judged:
         return []
     titles = [column.title for column in _columns(study, "pretrained")]
     rows = []
-    for own in _by_claim(found):
-        of_column = {each.column.title: _cell(each) for each in own}
-        cells = [of_column.get(title, NONE) for title in titles]
-        first = own[0]
-        rows.append(
-            [Cell(f"{first.better} better than {first.than}"), Cell(TITLES[first.column.stage]), *map(Cell, cells)]
-        )
-    lines = [figure_line(own.found, own.column, method=own.better, than=own.than, answer=own.answer) for own in found]
+    for claim in _by_claim(judged):
+        cells = {verdict.column.title: _cell(verdict) for verdict in claim}
+        first = claim[0]
+        named = [f"{first.better} better than {first.than}", TITLES[first.column.stage]]
+        rows.append([*named, *(cells.get(title, NONE) for title in titles)])
     by_pair: dict[str, list[Figure | None]] = {}
-    for own in found:
-        by_pair.setdefault(f"{own.better} and {own.than}", []).append(own.found)
-    table = StudyTable(
+    for verdict in judged:
+        by_pair.setdefault(f"{verdict.better} and {verdict.than}", []).append(verdict.compared)
+    table = Table(
         name="verdicts",
         title="Claims",
         caption="yes, no, or not distinguishable (n.d.: the 95 % interval includes no difference); with the ratio of "
@@ -96,44 +94,51 @@ def verdict_tables(study: StudyResults) -> list[StudyTable]:
         head=("claim", "stage", *titles),
         rows=rows,
         notes=seed_notes(by_pair),
-        lines=lines,
-        left=2,
+        records=[
+            figure_record(
+                verdict.compared, verdict.column, method=verdict.better, than=verdict.than, answer=verdict.answer
+            )
+            for verdict in judged
+        ],
+        words=(0, 1),
     )
     return [table]
 
 
 def _cell(verdict: Verdict) -> str:
-    estimate = verdict.found.estimate
-    shown = estimate.cell(1, scale=100, signed=True) if verdict.found.questions else estimate.cell(3)
-    return f"{'n.d.' if verdict.answer == 'not distinguishable' else verdict.answer} {shown}"
+    answer = "n.d." if verdict.answer == "not distinguishable" else verdict.answer
+    return f"{answer} {ratio_cell(verdict.compared)}"
 
 
 def verdict_lines(study: StudyResults) -> list[str]:
-    """What the study says, in sentences: for each claim and stage, on how many of the specialists it holds."""
+    """Say in sentences what the study finds: for each claim and stage, on how many of the specialists it holds."""
     lines = []
-    for claim in _by_claim([own for own in verdicts(study) if not own.column.is_mean]):
+    for claim in _by_claim([verdict for verdict in verdicts(study) if not verdict.column.is_mean]):
         for questions in (False, True):
-            own = [each for each in claim if each.column.questions == questions]
-            if own:
-                lines.append(_sentence(own))
+            of_kind = [verdict for verdict in claim if verdict.column.questions == questions]
+            if of_kind:
+                lines.append(_sentence(of_kind))
     return lines
 
 
-def _sentence(own: Sequence[Verdict]) -> str:
-    first = own[0]
+def _sentence(claim: Sequence[Verdict]) -> str:
+    first = claim[0]
     what = "accuracy" if first.column.questions else "perplexity"
     named = {
-        answer: ", ".join(each.column.title for each in own if each.answer == answer) for answer in _ANSWERS.values()
+        answer: ", ".join(verdict.column.title for verdict in claim if verdict.answer == answer)
+        for answer in _ANSWERS.values()
     }
-    holds = sum(each.answer == "yes" for each in own)
+    holds = sum(verdict.answer == "yes" for verdict in claim)
     others = [f"{said}: {named[answer]}" for answer, said in _OTHERS if named[answer]]
-    line = f"{first.better} better than {first.than} in {what}, {TITLES[first.column.stage]}: on {holds} of {len(own)}"
+    line = (
+        f"{first.better} better than {first.than} in {what}, {TITLES[first.column.stage]}: on {holds} of {len(claim)}"
+    )
     return line + (f" ({'; '.join(others)})" if others else "")
 
 
-def _by_claim(found: Sequence[Verdict]) -> list[list[Verdict]]:
-    """Verdicts of one claim and stage together, in order."""
+def _by_claim(judged: Sequence[Verdict]) -> list[list[Verdict]]:
+    """Group verdicts by claim and stage, in order."""
     groups: dict[tuple[str, str, Stage], list[Verdict]] = {}
-    for own in found:
-        groups.setdefault((own.better, own.than, own.column.stage), []).append(own)
+    for verdict in judged:
+        groups.setdefault((verdict.better, verdict.than, verdict.column.stage), []).append(verdict)
     return list(groups.values())

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from crisp_stream.study.record.record import StudyResults
 from crisp_stream.study.record.values import StudyWeights
-from crisp_stream.study.tables.cells import Cell, StudyTable
+from crisp_stream.table import Table
 
 TOP = 16
 """Clusters shown, by mean weight, as in the paper."""
@@ -14,18 +14,19 @@ TOP = 16
 
 @dataclass(frozen=True, kw_only=True)
 class WeighedCluster:
-    """A cluster and what each method makes of it."""
+    """A cluster and its weight by each method."""
 
     node: int
     term: str
     proportions: dict[str, float]
-    """By method."""
+    """Share of the mixture, by method."""
     corpus: float
+    """Share of the corpus's windows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComparedWeights:
-    """What methods make of one level's clusters for one specialist."""
+    """Weights of one level's clusters by several methods, for one specialist."""
 
     specialist: str
     level: int
@@ -33,37 +34,37 @@ class ComparedWeights:
     top: tuple[WeighedCluster, ...]
     """The heaviest by the mean over methods, heaviest first."""
     num_clusters: int
-    """That any of them draws from."""
+    """Clusters that any of the methods draws from."""
     total_variation: float | None
-    """Between two methods, in [0, 1]; None of more or fewer."""
+    """Distance between two methods, in [0, 1]; None of more or fewer."""
 
 
 def compared_weights(study: StudyResults, *, top: int = TOP) -> list[ComparedWeights]:
-    """A comparison for each specialist and level of which weights are known."""
+    """Compare the methods for each specialist and level of which weights are known."""
     groups: dict[tuple[str, int], list[StudyWeights]] = {}
-    for own in study.weights:
-        groups.setdefault((own.specialist, own.level), []).append(own)
-    return [_compared(specialist, level, own, top) for (specialist, level), own in groups.items()]
+    for weights in study.weights:
+        groups.setdefault((weights.specialist, weights.level), []).append(weights)
+    return [_compared(specialist, level, weights, top) for (specialist, level), weights in groups.items()]
 
 
 def _compared(specialist: str, level: int, weights: list[StudyWeights], top: int) -> ComparedWeights:
-    by_method = {own.method: dict(zip(own.nodes, own.proportions, strict=True)) for own in weights}
-    corpus = {node: share for own in weights for node, share in zip(own.nodes, own.corpus, strict=True)}
-    terms = {node: term for own in weights for node, term in zip(own.nodes, own.terms, strict=False)}
+    by_method = {one.method: dict(zip(one.nodes, one.proportions, strict=True)) for one in weights}
+    corpus = {node: share for one in weights for node, share in zip(one.nodes, one.corpus, strict=True)}
+    terms = {node: term for one in weights for node, term in zip(one.nodes, one.terms, strict=False)}
     clusters = [
         WeighedCluster(
             node=node,
             term=terms.get(node, ""),
-            proportions={method: own.get(node, 0.0) for method, own in by_method.items()},
+            proportions={method: proportions.get(node, 0.0) for method, proportions in by_method.items()},
             corpus=share,
         )
         for node, share in sorted(corpus.items())
     ]
-    clusters.sort(key=lambda own: -sum(own.proportions.values()))
+    clusters.sort(key=lambda cluster: -sum(cluster.proportions.values()))
     distance = None
     if len(by_method) == 2:
         first, second = by_method
-        distance = sum(abs(own.proportions[first] - own.proportions[second]) for own in clusters) / 2
+        distance = sum(abs(cluster.proportions[first] - cluster.proportions[second]) for cluster in clusters) / 2
     return ComparedWeights(
         specialist=specialist,
         level=level,
@@ -74,38 +75,38 @@ def _compared(specialist: str, level: int, weights: list[StudyWeights], top: int
     )
 
 
-def weight_tables(study: StudyResults) -> list[StudyTable]:
-    """A table for each comparison of two methods or more."""
-    return [_table(found) for found in compared_weights(study) if len(found.methods) > 1]
+def weight_tables(study: StudyResults) -> list[Table]:
+    """Make a table for each comparison of two methods or more."""
+    return [_table(compared) for compared in compared_weights(study) if len(compared.methods) > 1]
 
 
-def _table(found: ComparedWeights) -> StudyTable:
-    whom = found.specialist or "all"
+def _table(compared: ComparedWeights) -> Table:
+    whom = compared.specialist or "all"
     notes = []
-    if found.total_variation is not None:
+    if compared.total_variation is not None:
         notes.append(
-            f"total variation between {found.methods[0]} and {found.methods[1]}: {found.total_variation:.3f} "
-            f"over {found.num_clusters:,} clusters"
+            f"total variation between {compared.methods[0]} and {compared.methods[1]}: "
+            f"{compared.total_variation:.3f} over {compared.num_clusters:,} clusters"
         )
-    return StudyTable(
+    return Table(
         name=f"weights-{whom}",
-        title=f"Weights of the clusters of level {found.level} for {whom}",
-        caption=f"% of the mixture by each method and of the corpus; the {len(found.top)} heaviest by mean",
-        head=("cluster", "about", *found.methods, "corpus"),
+        title=f"Weights of the clusters of level {compared.level} for {whom}",
+        caption=f"% of the mixture by each method and of the corpus; the {len(compared.top)} heaviest by mean",
+        head=("cluster", "about", *compared.methods, "corpus"),
         rows=[
             [
-                Cell(str(own.node)),
-                Cell(own.term),
-                *(Cell(f"{100 * share:.1f}") for share in (*own.proportions.values(), own.corpus)),
+                str(cluster.node),
+                cluster.term,
+                *(f"{100 * share:.1f}" for share in (*cluster.proportions.values(), cluster.corpus)),
             ]
-            for own in found.top
+            for cluster in compared.top
         ],
         notes=notes,
-        lines=[
-            {"specialist": found.specialist, "level": found.level, "cluster": own.node, "about": own.term}
-            | own.proportions
-            | {"corpus": own.corpus}
-            for own in found.top
+        records=[
+            {"specialist": compared.specialist, "level": compared.level, "cluster": cluster.node, "about": cluster.term}
+            | cluster.proportions
+            | {"corpus": cluster.corpus}
+            for cluster in compared.top
         ],
-        left=2,
+        words=(0, 1),
     )

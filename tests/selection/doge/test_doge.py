@@ -167,10 +167,10 @@ def test_a_state_of_another_run_is_refused_and_says_what_differs(
     out = tmp_path / "weights.parquet"
     with pytest.raises(StoppedError):
         weigh_by_doge(recipe, [str(text)], out=out, log=stop_at(8))  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ResumeError, match=r"another mu: 0\.0005, not 0\.001"):
+    with pytest.raises(ResumeError, match=r"must be of a run with mu 0\.001, got one with 0\.0005"):
         weigh_by_doge(recipe, [str(text)], out=out, settings=DogeSettings(mu=1e-3), log=lambda line: None)
     (tmp_path / "weights.state.pt").write_bytes(b"no state")
-    with pytest.raises(FormatError, match="not a state of a DoGE run"):
+    with pytest.raises(FormatError, match="must be a state of a DoGE run"):
         weigh_by_doge(recipe, [str(text)], out=out, log=lambda line: None)
 
 

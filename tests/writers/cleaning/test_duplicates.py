@@ -36,7 +36,7 @@ from crisp_stream.writers.cleaning.near_duplicates import (
 from crisp_stream.writers.cleaning.words import hash_words, ngram_hashes
 
 MEMORY_BYTES = SMALLEST_MEMORY_BYTES
-SETTINGS = NearSettings()
+SETTINGS = NearSettings(threshold=0.8)
 WORDS = [f"{first}{second}" for first in "bcdfghklmnprst" for second in ("a", "eno", "ir", "ulo", "yst")]
 
 
@@ -63,7 +63,7 @@ def sentence(words: int, seed: int) -> list[str]:
 
 
 def near(folder: Path, texts: Sequence[str], cuts: Sequence[int] = (), **settings: float) -> NearDuplicates:
-    chosen = NearSettings(**settings)  # type: ignore[arg-type]
+    chosen = NearSettings(**{"threshold": 0.8, **settings})  # type: ignore[arg-type]
     sketches = [sketch_texts(batch, chosen) for batch in in_batches(texts, cuts)]
     keys = store(folder / "keys", [sketch.keys for sketch in sketches])
     minima = store(folder / "minima", [sketch.minima for sketch in sketches])

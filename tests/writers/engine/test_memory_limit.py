@@ -44,7 +44,7 @@ def resident(pid: int) -> int:
 
 def write_measured(source: Path, out: Path, limit_bytes: int, *options: str) -> tuple[int, int]:
     """(peak bytes, most processes below the first) of `crisp-stream write`."""
-    command = [str(Path(sys.executable).with_name("crisp-stream")), "write", str(source), "--out", str(out), *options]
+    command = [sys.executable, "-m", "crisp_stream", "write", str(source), "--out", str(out), *options]
     process = subprocess.Popen(
         [*command, "--memory", f"{limit_bytes >> 20}M"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -172,7 +172,7 @@ def test_shards_that_do_not_fit_are_refused_before_anything_is_read(text_file: P
 FREED = """
 import os, sys
 from pathlib import Path
-from crisp_stream.writers import memory_limit
+from crisp_stream.writers.engine import memory_limit
 resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 if sys.argv[1] == "bounded":
     memory_limit.bound_allocators()

@@ -16,7 +16,7 @@ from crisp_stream.tree.tree import ClusterTree
 from crisp_stream.writers.engine.tasks import Record, execute
 from crisp_stream.writers.engine.workspace import Workspace
 from crisp_stream.writers.stages import shards
-from crisp_stream.writers.stages.runs import Run, RunTask, group_parts, key_ranges, part_places
+from crisp_stream.writers.stages.runs import RunTask, SortedRun, group_parts, key_ranges, part_places
 from crisp_stream.writers.stages.shards import ShardSettings, ShardsSummary, ShardsTask, Slice, shard_ends
 from crisp_stream.writers.stages.windows import Part
 from tests.support.seaweed import S3Server
@@ -48,7 +48,7 @@ def make_parts(workspace: Workspace) -> tuple[list[Part], NDArray[Any]]:
     return parts, tokens
 
 
-def sorted_runs(workspace: Workspace, tree: ClusterTree, *, run_windows: int) -> tuple[Run, ...]:
+def sorted_runs(workspace: Workspace, tree: ClusterTree, *, run_windows: int) -> tuple[SortedRun, ...]:
     """All parts in sorted runs."""
     for name, content in tree.to_files().items():
         workspace.write(f"tree/{name}", content)
@@ -59,7 +59,7 @@ def sorted_runs(workspace: Workspace, tree: ClusterTree, *, run_windows: int) ->
         task = RunTask(workspace=workspace, number=number, inputs=(), parts=members, tree="tree", seed=7)
         record = execute(task)
         assert record["num_units"] == record["offsets"][-1] == sum(part.num_windows for part in members)
-        runs.append(Run(key=task.key, offsets=tuple(record["offsets"])))
+        runs.append(SortedRun(key=task.key, offsets=tuple(record["offsets"])))
     return tuple(runs)
 
 

@@ -10,12 +10,12 @@ import pytest
 
 from crisp_stream.cli.main import main
 from crisp_stream.errors import InputError
-from crisp_stream.evaluation.first_windows import embed_first_windows
+from crisp_stream.evaluation.embedded_sets import DistanceInputs, FirstWindows, embed_first_windows
 from crisp_stream.examples.hashes import example_hash
 from crisp_stream.format.dataset import open_dataset
 from crisp_stream.format.tokenizer import DocumentTokenizer
 from crisp_stream.results.distances import Distances
-from crisp_stream.writers.embedding.embed import Encoder
+from crisp_stream.writers.embedding.embed import Encoder, matching_encoder
 from crisp_stream.writers.write import WriteReport
 from tests.support.made_results import text_results
 from tests.support.written_dataset import TOPICS
@@ -32,9 +32,16 @@ def write_texts(path: Path, texts: list[str]) -> str:
     return str(path)
 
 
+def first_windows(file: str, root: Path) -> FirstWindows:
+    dataset = open_dataset(root)
+    sources = DistanceInputs(texts=[file], specialist=[]).sources([file], questions=False)
+    encoder = matching_encoder(dataset.manifest.encoder, None, str(root))
+    return embed_first_windows(sources, dataset, encoder, processes=1, log=quiet)
+
+
 def test_a_text_lies_where_its_first_window_does(written: tuple[Path, WriteReport], tmp_path: Path) -> None:
     file = write_texts(tmp_path / "texts.jsonl", [TEXTS[0], "", *TEXTS[1:], "short"])
-    found = embed_first_windows([file], data=str(written[0]), log=quiet)
+    found = first_windows(file, written[0])
     kept = [*TEXTS, "short"]
     assert found.examples.tolist() == [example_hash(text) for text in kept]
     tokenizer = DocumentTokenizer(open_dataset(written[0]).tokenizer_path())
@@ -48,7 +55,7 @@ def test_a_text_lies_where_its_first_window_does(written: tuple[Path, WriteRepor
 
 def test_texts_of_nothing_are_refused(written: tuple[Path, WriteReport], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="at least one document with text is needed"):
-        embed_first_windows([write_texts(tmp_path / "t.jsonl", [""])], data=str(written[0]), log=quiet)
+        first_windows(write_texts(tmp_path / "t.jsonl", [""]), written[0])
 
 
 def test_the_command_measures_distances_of_documents_and_of_questions(
@@ -66,7 +73,7 @@ def test_the_command_measures_distances_of_documents_and_of_questions(
     assert main([*command, "--specialist", specialist, "--specialist-test", test]) == 0
     assert f"written to {saved}" in capsys.readouterr().out
     found = Distances.load(saved)
-    vectors = embed_first_windows([texts], data=str(written[0]), log=quiet).embeddings
+    vectors = first_windows(texts, written[0]).embeddings
     expected = 1 - np.maximum(vectors @ vectors[0], vectors @ vectors[3])
     assert np.allclose(found.of(np.array(ids, np.uint64)), expected, atol=1e-5)
     assert np.allclose(found.test_distances, np.sort(expected[3:5]), atol=1e-5)
@@ -80,6 +87,6 @@ def test_the_command_measures_distances_of_documents_and_of_questions(
     assert Distances.load(saved).test_distances == pytest.approx([0.0], abs=1e-5)
     assert main([*command, "--specialist", str(questions), "--mcq"]) == 0
     asked = write_texts(tmp_path / "asked.jsonl", [f"Question: {TEXTS[0][:80]}\nAnswer: right"])
-    at = embed_first_windows([asked], data=str(written[0]), log=quiet).embeddings[0]
+    at = first_windows(asked, written[0]).embeddings[0]
     assert np.allclose(Distances.load(saved).of(np.array(ids, np.uint64)), 1 - vectors @ at, atol=1e-5)
     assert Distances.load(saved).band is None

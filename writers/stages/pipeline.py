@@ -1,0 +1,189 @@
+"""The sequence of stages that write, append and `tree fit` share.
+
+    evaluation -> documents -> duplicates -> tokenizer -> windows -> embeddings -> tree -> runs -> shards, provenance
+
+`embed_in_stages` comes as far as embeddings, `assemble_in_stages` as far as runs; `Assembly.make` runs the last two,
+after the caller has had tasks forgotten whose files are lost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from crisp_stream.format.dataset import Dataset
+from crisp_stream.format.provenance import documents_tables, source_names
+from crisp_stream.tree.tree import ClusterTree
+from crisp_stream.writers.embedding.given_models import Models
+from crisp_stream.writers.engine.tasks import Runner
+from crisp_stream.writers.options import WriteOptions
+from crisp_stream.writers.stages.dataset import (
+    DocumentsTableTask,
+    Sorted,
+    document_table_tasks,
+    shard_tasks,
+    sort_in_stages,
+    sort_memory,
+)
+from crisp_stream.writers.stages.documents import ReadDocuments, read_documents_in_stages
+from crisp_stream.writers.stages.models import (
+    EmbeddedParts,
+    Given,
+    given_by,
+    parts_in_stages,
+    tokenizer_in_stages,
+    tree_in_stages,
+)
+from crisp_stream.writers.stages.runs import tree_of
+from crisp_stream.writers.stages.shards import ShardSettings, ShardsSummary, ShardsTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Documents that were read, cut into windows and embedded."""
+
+    read: ReadDocuments
+    given: Given | None
+    """Tokenizer, encoder and tree that exist already; None where they are made."""
+    embedded: EmbeddedParts
+    work_bytes: int | None
+    """Data that a process may hold; None where memory is not limited."""
+
+
+def embed_in_stages(runner: Runner, options: WriteOptions, models: Models | None, *, first_part: int = 0) -> Corpus:
+    """Read the documents, cut them into windows and embed these.
+
+    Args:
+        runner: of the write.
+        options: of the write.
+        models: tokenizer, encoder and tree to use; None makes them.
+        first_part: number of the first part.
+
+    Raises:
+        InputError: bad input, or not one window. PlanEnds: without an engine, at tasks that are not done.
+    """
+    engine = runner.engine
+    work_bytes = None if engine is None else engine.work_bytes()  # before shards and encoders are counted
+    given = None if models is None else given_by(runner, models, options)
+    read = read_documents_in_stages(runner, options, memory_bytes=options.memory_bytes)
+    tokenizer = tokenizer_in_stages(runner, options, read, given)
+    embedded = parts_in_stages(
+        runner,
+        options,
+        read,
+        tokenizer,
+        given,
+        first_part=first_part,
+        both_at_once=engine is not None and engine.has_gpus,
+    )
+    return Corpus(read=read, given=given, embedded=embedded, work_bytes=work_bytes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Growth:
+    """The dataset that an append grows, and the numbers that new parts, groups and files follow on."""
+
+    dataset: Dataset
+    tables: list[str]
+    """Paths of its tables of documents."""
+    first_parts: list[int]
+    """First part of each of these tables."""
+    sources: list[str]
+    """Names of its input files."""
+    next_part: int
+    next_group: int
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Growth:
+        """Read them from the dataset's provenance."""
+        tables = documents_tables(dataset)
+        last = max((spans.part for spans in tables[-1].parts()), default=tables[-1].first_part) if tables else -1
+        for table in tables:
+            table.close()
+        return cls(
+            dataset=dataset,
+            tables=[table.path for table in tables],
+            first_parts=[table.first_part for table in tables],
+            sources=source_names(dataset),
+            next_part=max(last + 1, int(dataset.manifest.provenance.get("parts") or 0)),
+            next_group=max((int(Path(table.path).stem) for table in tables), default=-1) + 1,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assembly:
+    """Sorted windows, and the tasks that make a dataset's shards and tables of documents from them."""
+
+    tree: ClusterTree
+    ordered: Sorted
+    shards: list[ShardsTask]
+    """One per level-1 cluster."""
+    tables: list[DocumentsTableTask]
+    first_parts: list[int]
+    """First part of each table."""
+    sort_memory_bytes: int
+    """Bytes of tokens, or of embeddings, that a process sorts at once."""
+
+    def make(self, runner: Runner) -> ShardsSummary:
+        """Write shards and tables below the root. Raises PlanEnds without an engine, at tasks that are not done."""
+        shards = ShardsSummary.of(runner.run(self.shards, unit="windows"))
+        runner.run(self.tables, unit="parts")
+        return shards
+
+
+def assemble_in_stages(
+    runner: Runner, options: WriteOptions, corpus: Corpus, root: str, growth: Growth | None = None
+) -> Assembly:
+    """Make the tree, or bring the one that exists, and sort all windows into runs by it.
+
+    Args:
+        runner: of the write.
+        options: of the write.
+        corpus: the windows.
+        root: where shards and tables of documents are put; nothing is put there yet.
+        growth: the dataset whose windows the new shards take over; None for a new dataset.
+    """
+    given, embedded = corpus.given, corpus.embedded
+    if given is not None:
+        runner.run([given.tree], unit="trees")
+    fitted = given.tree if given is not None else tree_in_stages(runner, options, embedded.parts)
+    ordered = sort_in_stages(
+        runner,
+        embedded,
+        fitted.key,
+        fitted.fingerprint,
+        seed=options.seed,
+        work_bytes=corpus.work_bytes,
+        run_bytes=options.run_bytes,
+    )
+    tree = tree_of(runner.workspace, fitted.key)
+    settings = ShardSettings(
+        root=root,
+        window_tokens=embedded.window_tokens,
+        token_dtype=embedded.summary.token_dtype,
+        shard_bytes=options.shard_bytes,
+        leaves_per_shard_node=tree.arity ** (tree.depth - options.shard_level),
+    )
+    sort_memory_bytes = sort_memory(options.sort_memory_bytes, corpus.work_bytes)
+    shards = shard_tasks(
+        runner,
+        ordered,
+        tree,
+        settings,
+        seed=options.seed,
+        memory_bytes=sort_memory_bytes,
+        grown=growth.dataset if growth else None,
+    )
+    first_group, first_part, first_file = (
+        (growth.next_group, growth.next_part, len(growth.sources)) if growth else (0, 0, 0)
+    )
+    groups = [batch.group for batch in corpus.read.batches]
+    tables = document_table_tasks(runner, embedded, groups, root, first_group=first_group, first_file=first_file)
+    return Assembly(
+        tree=tree,
+        ordered=ordered,
+        shards=shards,
+        tables=tables,
+        first_parts=[first_part + groups.index(table.number - first_group) for table in tables],
+        sort_memory_bytes=sort_memory_bytes,
+    )
