@@ -268,7 +268,7 @@ def _count(scale: DemoScale, corpora: Corpora, dataset: Dataset, folder: Path, s
         if found and (found.tree_fingerprint, found.level, found.provenance.get("inputs")) == wanted:
             steps.keep("histogram", f"{len(found.nodes)} clusters in {path}")
             return found, path
-    histogram = count_examples((str(corpora.specialist),), data=dataset.root, level=scale.level, log=steps.log)
+    histogram = count_examples((str(corpora.specialist),), data=dataset, level=scale.level, log=steps.log)
     histogram.save(path)
     return histogram, path
 

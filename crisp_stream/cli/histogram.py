@@ -78,9 +78,10 @@ def _count(asked: argparse.Namespace) -> None:
     from crisp_stream.format.dataset import open_dataset
     from crisp_stream.inspection.summary import describe_histogram
 
+    dataset = open_dataset(asked.data)
     histogram = count_examples(
         asked.task,
-        data=asked.data,
+        data=dataset,
         level=asked.level,
         text_column=asked.text_column,
         limit=asked.limit,
@@ -93,7 +94,7 @@ def _count(asked: argparse.Namespace) -> None:
         log=print_line,
     )
     histogram.save(asked.out)
-    print(describe_histogram(histogram, open_dataset(asked.data), limit=5), end="")
+    print(describe_histogram(histogram, dataset, limit=5), end="")
     print(f"written to {asked.out}")
 
 

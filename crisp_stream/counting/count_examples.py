@@ -42,7 +42,7 @@ FAR_COSINE = 0.5
 def count_examples(
     inputs: Sequence[str],
     *,
-    data: str,
+    data: Dataset | str,
     level: int | None = None,
     text_column: str = "text",
     limit: int | None = None,
@@ -59,7 +59,7 @@ def count_examples(
     Args:
         inputs: files, folders, prefixes or globs of examples, as for `write`; or .npy files of their embeddings,
             [num_windows, dim], by the dataset's encoder and of norm 1.
-        data: root of the dataset whose tree is meant.
+        data: the dataset whose tree is meant, opened, or its root.
         level: of the tree, 1 to its depth; the leaves when None.
         text_column: key or column of the text.
         limit: read at most this many examples.
@@ -82,7 +82,7 @@ def count_examples(
         FormatError: the root holds no dataset.
         StorageError: the storage refused or failed.
     """
-    dataset = open_dataset(data)
+    dataset = data if isinstance(data, Dataset) else open_dataset(data)
     manifest = dataset.manifest
     level = manifest.depth if level is None else level
     check_level(level, dataset)
@@ -96,7 +96,7 @@ def count_examples(
         batches = read_embeddings(inputs, dataset.tree.dim, limit)
     else:
         sources = ExampleSources(tuple(inputs), text_column, limit, answers, tuple(filters), layout)
-        choice = matching_encoder(manifest.encoder, encoder, data)
+        choice = matching_encoder(manifest.encoder, encoder, dataset.root)
         settings = embedding_settings(dataset, choice, packing, sources, log)
         batches = embed_examples(sources.read(dropped, sketch), settings, num_processes(processes))
     told: dict[str, Any] = {"inputs": [PurePosixPath(source.rstrip("/")).name for source in inputs]}

@@ -82,6 +82,7 @@ def prepare(recipe: Recipe, checkpoint: StartingPoint) -> PreparedRun:
         as `train.train`.
     """
     from crisp_stream.loading.mixture_dataset import MixtureDataset
+    from crisp_stream.loading.reader import ReadOptions
     from crisp_stream.models.gpt import gpt_config, load_tokenizer
 
     dist = import_extra("composer.utils.dist", extra="train", purpose="training")
@@ -97,16 +98,12 @@ def prepare(recipe: Recipe, checkpoint: StartingPoint) -> PreparedRun:
         check_something_left(recipe, saved, num_batches)
     mixture = build_mixture(recipe, dataset, start=start, before=phases_before(recipe, saved, dataset, start))
     stream = MixtureDataset(
-        recipe.data.remote,
+        dataset,
         mixture,
         batch_size=per_rank,
         seed=recipe.seed,
-        local=recipe.data.local,
-        cache_limit=recipe.data.cache_limit_bytes,
+        reading=ReadOptions.of(recipe.data),
         yield_batches=True,
-        timeout=recipe.data.timeout,
-        lookahead=recipe.data.lookahead,
-        generation=recipe.data.generation,
         num_samples=start.position + (num_batches - start.batch) * recipe.global_train_batch_size,
     )
     provenance = {"dataset": manifest.fingerprint, "packing": manifest.packing, "window_tokens": manifest.window_tokens}
