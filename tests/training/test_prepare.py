@@ -35,7 +35,7 @@ def test_preparing_a_run_opens_its_dataset_once(tmp_path: Path, monkeypatch: pyt
         return get(store, path)
 
     monkeypatch.setattr(FolderStore, "get", counted)
-    run = prepare(load_recipe(tmp_path / "recipe.yaml"), StartingPoint(url=None, path=None, own=False))
+    run = prepare(load_recipe(tmp_path / "recipe.yaml"), StartingPoint(url=None, path=None, resumes=False))
     assert run.stream.dataset is run.dataset
     assert requested.count(MANIFEST) == 1
     open_dataset(dataset.root)

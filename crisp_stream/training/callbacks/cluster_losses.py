@@ -2,7 +2,7 @@
 
 The training loss is a mean over tokens, and by the time a callback sees it the windows are gone. Here the same
 cross-entropy is computed without its last reduction, so that the sum of each window stands beside the mean. It costs
-nothing that can be measured (docs/runs.md); a pass of its own over the logits would read them once more, in float32.
+nothing that can be measured (docs/runs.md); a separate pass over the logits would read them once more, in float32.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from crisp_stream.loading.batches import IGNORED_LABEL
 
 
 class WindowLosses:
-    """A `loss_function` of transformers' causal models that keeps what each window contributed to its last mean."""
+    """A `loss_function` of transformers' causal models that keeps each window's part of its last mean."""
 
     def __init__(self) -> None:
         self.sums = torch.zeros(0)
@@ -55,8 +55,8 @@ class ClusterLosses:
 
     def __init__(self, dataset: Dataset, *, first_batch: int, last_batch: int, log_interval: int) -> None:
         """Args:
-        first_batch: of the run.
-        last_batch: of the run.
+        first_batch: number of the run's first batch.
+        last_batch: number of the run's last batch.
         log_interval: batches.
         """
         manifest = dataset.manifest
@@ -75,7 +75,7 @@ class ClusterLosses:
         self._sums += sums
 
     def end_interval(self, batch: int) -> list[tuple[int, int, int, int, int, float]]:
-        """Close the interval whose last batch this is; its rows."""
+        """Close the interval whose last batch this is; returns its rows."""
         rows = self._open_rows(batch)
         self.rows += rows
         self._sums[:] = 0.0

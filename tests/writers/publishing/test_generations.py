@@ -111,7 +111,7 @@ def test_a_recipe_names_the_generation_it_trains_on(base: Path, texts: list[str]
     from crisp_stream.training.prepare import prepare
     from crisp_stream.training.start import StartingPoint
 
-    from_random_weights = StartingPoint(url=None, path=None, own=False)
+    from_random_weights = StartingPoint(url=None, path=None, resumes=False)
     append_words(texts[1:2], base)
     recipe = {
         "run_name": "small",
