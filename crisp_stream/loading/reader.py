@@ -58,7 +58,7 @@ def read_windows(dataset: Dataset, window_ids: NDArray[np.int64]) -> NDArray[Any
 
 @dataclass(frozen=True, kw_only=True)
 class ReadOptions:
-    """Where windows of a remote root are kept, how many, and how long a read may take."""
+    """Settings of reading: the cache of a remote root, patience, and how far to plan ahead."""
 
     local: str | Path | None = None
     """Cache folder for a remote root; the user's cache folder when None. A local root is read in place."""
@@ -92,7 +92,7 @@ class Ticket(NamedTuple):
     runs: Sequence[WindowRun] = ()
     """Sorted by window; none for a local root, where every window is read by itself."""
     places_of_run: Sequence[NDArray[np.intp]] = ()
-    """Of each run, the indices of its windows in `window_ids`."""
+    """For each run, the indices of its windows in `window_ids`."""
 
 
 class WindowReader:
