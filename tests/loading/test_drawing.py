@@ -19,11 +19,11 @@ from crisp_stream.errors import InputError, ResumeError
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.histograms.mixture import Draw
 from crisp_stream.histograms.window_selection import WindowSelection
+from crisp_stream.loading import stream as mixture_over_time
 from crisp_stream.loading.continuation import phases_of_state
 from crisp_stream.loading.reader import ReadOptions
 from crisp_stream.loading.runs import MAX_GAP, RunPlan
 from crisp_stream.loading.stream import Stream
-from crisp_stream.order import draw_table
 from crisp_stream.order.draws import BLOCK_SAMPLES, leaf_starts
 from tests.support.mixtures import histogram_of
 from tests.support.seaweed import S3Server
@@ -276,7 +276,7 @@ def test_a_large_table_is_one_file_for_all_processes(
     mixture = Mixture([Phase(Histogram.base(dataset.manifest), 100), Phase.of_windows(chosen, dataset)])
     expected = drawn(dataset, mixture, 0, 700).tolist()
     monkeypatch.setenv("CRISP_STREAM_CACHE", str(tmp_path))
-    monkeypatch.setattr(draw_table, "SHARED_ROWS", 4)
+    monkeypatch.setattr(mixture_over_time, "SHARED_ROWS", 4)
     assert drawn(dataset, mixture, 0, 700).tolist() == expected
     assert len(list(tmp_path.glob("*/tables/draw-*.arrays"))) == 1
 
