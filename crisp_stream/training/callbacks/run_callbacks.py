@@ -78,7 +78,8 @@ def build_callbacks(
         optimizer: as the recipe makes it.
         loggers: of this rank.
     """
-    recipe, length = run.recipe, {"num_batches": run.num_batches, "log_interval": run.recipe.log_interval}
+    recipe = run.recipe
+    length: dict[str, Any] = {"num_batches": run.num_batches, "log_interval": recipe.log_interval}
     losses = gpt.loss_function if recipe.cluster_losses else None
     account = RunAccount(run.dataset.leaves, stream, start=run.start, log_windows=recipe.log_windows)
     monitor = RunMonitor(account, run.mixture, run.dataset, loader, **length, window_losses=losses)
