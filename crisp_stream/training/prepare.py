@@ -83,14 +83,12 @@ def prepare(recipe: Recipe, checkpoint: StartingPoint) -> PreparedRun:
     """
     from crisp_stream.loading.mixture_dataset import MixtureDataset
     from crisp_stream.loading.reader import ReadOptions
-    from crisp_stream.models.gpt import gpt_config, load_tokenizer
 
     dist = import_extra("composer.utils.dist", extra="train", purpose="training")
     _check_device(recipe)
     per_rank, microbatch_size = _batch_sizes(recipe, dist.get_world_size())
     dataset = open_dataset(recipe.data.remote, generation=recipe.data.generation, timeout=recipe.data.timeout)
-    manifest = dataset.manifest
-    tokens_per_batch = recipe.global_train_batch_size * manifest.window_tokens
+    tokens_per_batch = recipe.global_train_batch_size * dataset.manifest.window_tokens
     num_batches = batches_of(recipe.max_duration, tokens_per_batch=tokens_per_batch)
     saved = None if checkpoint.path is None else read_checkpoint(checkpoint.path)
     start = run_start(recipe, saved, resumes=checkpoint.resumes)
@@ -106,17 +104,7 @@ def prepare(recipe: Recipe, checkpoint: StartingPoint) -> PreparedRun:
         yield_batches=True,
         num_samples=start.position + (num_batches - start.batch) * recipe.global_train_batch_size,
     )
-    provenance = {"dataset": manifest.fingerprint, "packing": manifest.packing, "window_tokens": manifest.window_tokens}
-    config = gpt_config(
-        recipe.model,
-        vocab_size=manifest.tokenizer.vocab_size,
-        window_tokens=manifest.window_tokens,
-        eot_id=manifest.tokenizer.eot_id,
-        provenance=provenance,
-    )
-    tokenizer = load_tokenizer(
-        dataset.tokenizer_path(), eot_token=manifest.tokenizer.eot_token, n_positions=config.n_positions
-    )
+    config, tokenizer = _config_and_tokenizer(recipe, dataset)
     dataset_state = None
     if saved is not None:
         check_model(saved, checkpoint.path or Path(), config, tokenizer)
@@ -137,6 +125,25 @@ def prepare(recipe: Recipe, checkpoint: StartingPoint) -> PreparedRun:
         held_out=held_out_texts(recipe),
         question_sets=sampled_questions(recipe),
     )
+
+
+def _config_and_tokenizer(recipe: Recipe, dataset: Dataset) -> tuple[GPT2Config, PreTrainedTokenizerFast]:
+    from crisp_stream.models.gpt import gpt_config, load_tokenizer
+
+    manifest = dataset.manifest
+    config = gpt_config(
+        recipe.model,
+        vocab_size=manifest.tokenizer.vocab_size,
+        window_tokens=manifest.window_tokens,
+        eot_id=manifest.tokenizer.eot_id,
+        provenance={
+            "dataset": manifest.fingerprint,
+            "packing": manifest.packing,
+            "window_tokens": manifest.window_tokens,
+        },
+    )
+    eot = manifest.tokenizer.eot_token
+    return config, load_tokenizer(dataset.tokenizer_path(), eot_token=eot, n_positions=config.n_positions)
 
 
 def build_mixture(
