@@ -15,11 +15,22 @@ if TYPE_CHECKING:
     from crisp_stream.histograms.mixture import Mixture, Phase
     from crisp_stream.loading.mds_streams import to_streams
     from crisp_stream.loading.mixture_dataset import MixtureDataset
+    from crisp_stream.loading.reader import ReadOptions
     from crisp_stream.tree.tree import ClusterTree
 
 __version__ = "0.1.0"
 
-__all__ = ["ClusterTree", "Histogram", "Manifest", "Mixture", "MixtureDataset", "Phase", "open_dataset", "to_streams"]
+__all__ = [
+    "ClusterTree",
+    "Histogram",
+    "Manifest",
+    "Mixture",
+    "MixtureDataset",
+    "Phase",
+    "ReadOptions",
+    "open_dataset",
+    "to_streams",
+]
 
 _MODULE_OF = {
     "ClusterTree": "tree.tree",
@@ -28,6 +39,7 @@ _MODULE_OF = {
     "Mixture": "histograms.mixture",
     "MixtureDataset": "loading.mixture_dataset",
     "Phase": "histograms.mixture",
+    "ReadOptions": "loading.reader",
     "open_dataset": "format.dataset",
     "to_streams": "loading.mds_streams",
 }

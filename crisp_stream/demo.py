@@ -272,7 +272,7 @@ def _count(scale: DemoScale, corpora: Corpora, dataset: Dataset, folder: Path, s
         if earlier and (earlier.tree_fingerprint, earlier.level, earlier.provenance.get("inputs")) == wanted:
             steps.keep("histogram", f"{len(earlier.nodes)} clusters in {path}")
             return earlier, path
-    histogram = count_examples((str(corpora.specialist),), data=dataset.root, level=scale.level, log=steps.log)
+    histogram = count_examples((str(corpora.specialist),), data=dataset, level=scale.level, log=steps.log)
     histogram.save(path)
     return histogram, path
 

@@ -1,6 +1,6 @@
 """Expected errors. The CLI prints these as one line and exits 2; anything else is a bug and keeps its traceback.
 
-Every message names the subject, the rule, what was found instead, and the remedy.
+Every message names the subject, the rule, what it got instead, and the remedy.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Ranks that begin together, and fail together: where one of them cannot go on, the others do not wait for it."""
+"""Start the ranks of a run together, and raise the error of one rank on all of them."""
 
 from __future__ import annotations
 
@@ -10,23 +10,21 @@ from crisp_stream.errors import CrispError, import_extra
 T = TypeVar("T")
 
 TIMEOUT_SECONDS = 1800.0
-"""How long ranks wait for one of them: rank 0 uploads the last checkpoint, the first rank of a node fetches one."""
+"""Time that ranks wait for one of them: rank 0 uploads the last checkpoint, the first rank of a node fetches one."""
 
 
 def join_ranks() -> None:
-    """Have the processes of a launcher know each other; a single process needs no other. May be called again."""
+    """Connect the processes of a launcher; does nothing in a single process. May be called again."""
     dist = import_extra("composer.utils.dist", extra="train", purpose="training")
     if dist.get_world_size() > 1:
-        pass
-
         dist.initialize_dist(device_name(), timeout=TIMEOUT_SECONDS)
 
 
 def together(act: Callable[[], T]) -> T:
-    """Do what every rank does on its own, such as opening files. All ranks call this.
+    """Do something on every rank, such as opening files, and fail on all of them where one fails. All ranks call this.
 
     Raises:
-        CrispError: of the lowest rank that failed, on every rank.
+        CrispError: the error of the lowest rank that failed, on every rank.
     """
     dist = import_extra("composer.utils.dist", extra="train", purpose="training")
     done: T | None = None

@@ -18,12 +18,18 @@ def ours(*, root: str, histogram: str | None, samples: int, batch_size: int, loc
     from torch.utils.data import DataLoader
 
     from crisp_stream.loading.mixture_dataset import MixtureDataset
+    from crisp_stream.loading.reader import ReadOptions
 
     mixture = mixture_of(root, histogram)
     batches = samples // batch_size
     started = time.perf_counter()
     dataset = MixtureDataset(
-        root, mixture, batch_size=batch_size, yield_batches=True, local=local, num_samples=batches * batch_size
+        root,
+        mixture,
+        batch_size=batch_size,
+        yield_batches=True,
+        reading=ReadOptions(local=local),
+        num_samples=batches * batch_size,
     )
     batches_of = iter(DataLoader(dataset, batch_size=None))
     window_ids = [next(batches_of)["window"].numpy()]

@@ -47,6 +47,10 @@ class Dataset:
         windows_per_shard = np.array([row.num_windows for row in self.shards], np.int64)
         self.first_window_per_shard: NDArray[np.int64] = np.cumsum(windows_per_shard) - windows_per_shard
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the tree out: a DataLoader worker would get all its centroids, and reads no windows by them."""
+        return {name: value for name, value in self.__dict__.items() if name != "tree"}
+
     def _manifest_of(self, generation: int | None) -> Manifest:
         newest = Manifest.from_json(self._required(MANIFEST))
         if generation is None or generation == newest.generation:

@@ -24,7 +24,7 @@ KEYS = ("input_ids", "labels", "cluster", "window")
 
 
 def tensors(window_ids: Int64s, samples: NDArray[Any], masked_after: int | None) -> dict[str, torch.Tensor]:
-    """input_ids and labels [batch, window_tokens], cluster and window [batch], all int64.
+    """Make input_ids and labels [batch, window_tokens], cluster and window [batch], all int64.
 
     Args:
         window_ids: [batch].
@@ -58,7 +58,7 @@ class PackedBatch:
         self._window_ids, self._samples, self._masked_after, self._ring = window_ids, samples, masked_after, ring
 
     def keys(self) -> Iterable[str]:
-        """Those of `tensors`."""
+        """Keys of the dict that `tensors` makes."""
         return KEYS
 
     def __getitem__(self, key: str) -> torch.Tensor:

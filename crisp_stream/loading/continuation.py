@@ -1,7 +1,7 @@
 """Continued pretraining: another mixture goes on where a checkpoint's mixture stood, with its cursors.
 
 A state says which phases were begun before its position: where, in which blocks, by which histogram. A mixture may go
-on from there if its own phases up to there are the same, because then every position before has the same window, and
+on from there if its phases up to there are the same, because then every position before has the same window, and
 no window comes again before its leaf is exhausted. The alternative, cursors saved for each leaf, is as long as the
 table of leaves and would tie a checkpoint to one way of counting them.
 """
@@ -29,9 +29,11 @@ class PhaseRecords:
         self._encoded: dict[int, str] = {}
 
     def before(self, position: int) -> list[dict[str, Any]]:
-        """Of the phases begun before a position of the first pass: `first_sample`, `samples` that the blocks were
-        planned for (None: whole blocks), `histogram`, in base64, `draw`, and `windows`, the fingerprint of a window
-        selection, where there is one: all of it fit for JSON."""
+        """Describe the phases begun before a position of the first pass, in values that JSON can hold.
+
+        Each has `first_sample`; `samples` that the blocks were planned for (None: whole blocks); `histogram` in base64;
+        `draw`; and `windows`, the fingerprint of a window selection, where there is one.
+        """
         records, first_sample = [], 0
         for index, phase in enumerate(self._mixture.phases):
             if first_sample >= position:
@@ -51,25 +53,14 @@ class PhaseRecords:
 
     def check_continue(self, state: dict[str, Any]) -> None:
         """Raises ResumeError: up to the state's position these phases are not those that it was served by."""
-        saved, own = _saved_phases(state), self.before(state["position"])
-        for number, (then, now) in enumerate(zip(saved, own, strict=False), 1):
+        saved, current = _saved_phases(state), self.before(state["position"])
+        for number, (then, now) in enumerate(zip(saved, current, strict=False), 1):
             if then != now:
-                what = (
-                    f"began at sample {then['first_sample']:,}, now {now['first_sample']:,}"
-                    if then["first_sample"] != now["first_sample"]
-                    else f"was drawn from {_selection(then)}, now from {_selection(now)}"
-                    if then.get("windows") != now.get("windows")
-                    else "was drawn by another histogram"
-                    if then["histogram"] != now["histogram"]
-                    else f"had {then['draw']} draws, now {now['draw']}"
-                    if then["draw"] != now["draw"]
-                    else f"was drawn in other blocks ({_blocks(then)}, now {_blocks(now)})"
-                )
-                raise ResumeError(f"cannot continue: phase {number} {what}. {_REMEDY}")
-        if len(saved) != len(own):
+                raise ResumeError(f"cannot continue: phase {number} {_difference(then, now)}. {_REMEDY}")
+        if len(saved) != len(current):
             raise ResumeError(
                 f"cannot continue: phases begun before sample {state['position']:,}: {len(saved)} in the checkpoint, "
-                f"{len(own)} in this mixture. {_REMEDY}"
+                f"{len(current)} in this mixture. {_REMEDY}"
             )
 
     def _histogram(self, index: int) -> str:
@@ -82,10 +73,10 @@ class PhaseRecords:
 def phases_of_state(
     state: dict[str, Any], dataset: Dataset, *, until: int, selections: Sequence[WindowSelection] = ()
 ) -> list[Phase]:
-    """The phases that a state was served by, the last one ended at a sample.
+    """Make the phases that a state was served by, the last one ended at a sample.
 
     Args:
-        state: of `MixtureDataset.state_dict(num_samples)`.
+        state: from `MixtureDataset.state_dict(num_samples)`.
         dataset: the one it belongs to.
         until: position at which the last of them ends, at most the state's.
         selections: those that phases were drawn from: a state holds just their fingerprints.
@@ -94,11 +85,11 @@ def phases_of_state(
         ResumeError: the state does not say, is damaged, ends within a phase whose blocks were planned for a length, or
             was drawn from other selections.
     """
-    given = {selection.fingerprint: selection for selection in selections}
+    by_fingerprint = {selection.fingerprint: selection for selection in selections}
     records = [record for record in _saved_phases(state) if record["first_sample"] < until]
     phases = []
     for number, record in enumerate(records, 1):
-        selection = _given_selection(record, given, number)
+        selection = _selection_of(record, by_fingerprint, number)
         end = until if number == len(records) else records[number]["first_sample"]
         samples, planned = end - record["first_sample"], record["samples"]
         if planned not in (None, samples):
@@ -114,7 +105,7 @@ def phases_of_state(
         except (TypeError, ValueError) as error:
             raise ResumeError(f"the saved phase {number} is damaged ({error}). Use another checkpoint.") from error
         phases.append(Phase(histogram, samples, whole_blocks=planned is None))
-    for unused in given.keys() - {record.get("windows") for record in records}:
+    for unused in by_fingerprint.keys() - {record.get("windows") for record in records}:
         raise ResumeError(
             f"cannot continue: no phase up to sample {until:,} was drawn from the window selection {unused[:12]}. "
             "Leave it out, or use another checkpoint."
@@ -122,21 +113,25 @@ def phases_of_state(
     return phases
 
 
-def _given_selection(
-    record: dict[str, Any], given: Mapping[str, WindowSelection], number: int
+def _selection_of(
+    record: dict[str, Any], selections: Mapping[str, WindowSelection], number: int
 ) -> WindowSelection | None:
-    """What a saved phase was drawn from; None: from all windows. Raises ResumeError: it is not among those given."""
+    """The selection that a saved phase was drawn from; None: from all windows.
+
+    Raises:
+        ResumeError: it is not among `selections`, which are by fingerprint.
+    """
     windows = record.get("windows")
     if windows is None:
         return None
-    if windows not in given:
-        named = f"; named: {', '.join(other[:12] for other in given)}" if given else ""
+    if windows not in selections:
+        named = f"; named: {', '.join(other[:12] for other in selections)}" if selections else ""
         raise ResumeError(
             f"cannot continue: phase {number} was drawn from {_selection(record)}, of which a checkpoint holds no more "
             f"than that{named}. Name its file: in a recipe mixture.phases.0.windows=FILE beside histogram: checkpoint. "
             "Where there are several, name each phase with its own (windows: FILE, with until)."
         )
-    return given[windows]
+    return selections[windows]
 
 
 def check_identity(
@@ -146,13 +141,13 @@ def check_identity(
     *,
     worker: tuple[int | None, int | None] = (None, None),
 ) -> None:
-    """Refuse what is no state of a dataset, or that of another one.
+    """Refuse what is no state of a dataset, or the state of another one.
 
     Args:
-        state: what was saved.
-        identity: what of it must be equal.
-        dataset: that is to go on.
-        worker: number and count of the DataLoader workers, in a worker.
+        state: the saved state.
+        identity: the entries that must be equal in it.
+        dataset: the one that is to go on.
+        worker: number of this DataLoader worker and count of them, in a worker.
 
     Raises:
         ResumeError: names each part that differs, and what to do.
@@ -177,7 +172,7 @@ def _remedy(trained_on: Any, dataset: Dataset) -> str:
         return "Resume with what the checkpoint was trained with"
     return (
         f"The checkpoint was trained on generation {generation} of {dataset.root}, which has grown: continue "
-        f"it exactly with generation={generation} (in a recipe data.generation={generation})"
+        f"it exactly with open_dataset(root, generation={generation}) (in a recipe data.generation={generation})"
     )
 
 
@@ -193,6 +188,19 @@ def _saved_phases(state: dict[str, Any]) -> Sequence[dict[str, Any]]:
             "Start a new order from its weights."
         )
     return saved
+
+
+def _difference(then: dict[str, Any], now: dict[str, Any]) -> str:
+    """The first thing in which two phases differ, as the end of a sentence about the phase."""
+    if then["first_sample"] != now["first_sample"]:
+        return f"began at sample {then['first_sample']:,}, now {now['first_sample']:,}"
+    if then.get("windows") != now.get("windows"):
+        return f"was drawn from {_selection(then)}, now from {_selection(now)}"
+    if then["histogram"] != now["histogram"]:
+        return "was drawn by another histogram"
+    if then["draw"] != now["draw"]:
+        return f"had {then['draw']} draws, now {now['draw']}"
+    return f"was drawn in other blocks ({_blocks(then)}, now {_blocks(now)})"
 
 
 def _selection(record: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What a MixtureDataset and its DataLoader workers tell each other: how far is planned, how the mixture changed.
+"""Messages between a MixtureDataset and its DataLoader workers: how far is planned, how the mixture changed.
 
 A worker is a copy of the dataset in another process, forked or spawned; DataLoader has no channel to it. This one is an
 unnamed file, in memory where the system has such, that all copies hold open: a few mapped numbers, and a log of

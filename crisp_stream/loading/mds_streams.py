@@ -1,11 +1,12 @@
 """Plain mosaicml-streaming Streams with proportions, for those who must stay on StreamingDataset.
 
 Every cluster of the histogram becomes one Stream: its remote is the level-1 folder that holds its shards, and its
-index.json, written below `local` from the checked shard table, lists its own shards alone. StreamingDataset uses an
-index that is already there, so starting makes no request. Making 64 streams of a local root took 0.05 s, 1,024 1.1 s.
+index.json, written below `local` from the checked shard table, lists the shards of that cluster alone. StreamingDataset
+uses an index that is already there, so starting makes no request. Making 64 streams of a local root took 0.05 s, 1,024
+took 1.1 s.
 
 Eviction (`cache_limit`) must never reach the user's files. mosaicml-streaming deletes what lies in `local`, also where
-that is the dataset itself, so a local root is never given as `local`: its shards are linked into the stream's own
+that is the dataset itself, so a local root is never given as `local`: its shards are linked into the stream's
 folder, which takes no disk; evicting removes the link, and reading again copies the shard.
 """
 
@@ -46,7 +47,7 @@ def to_streams(
         root: a local folder, or an s3:// or gs:// prefix.
         histogram: of the dataset's tree. Base gives a stream per level-1 cluster, in proportion to its windows.
         local: folder for indexes and cached shards, the same on every rank of a node; the user's cache folder when
-            None. Each dataset has a folder of its own in it.
+            None. Each dataset has a separate folder in it.
         level: cut the histogram at this coarser level: its clusters then share their mass by size. None: not cut.
 
     Returns:
@@ -86,7 +87,7 @@ def to_streams(
 
 
 def _at_level(histogram: Histogram, dataset: Dataset, level: int | None) -> Histogram:
-    """The histogram, cut at `level`; base on the nodes of level 1."""
+    """Cut the histogram at `level`; base becomes a histogram of level 1."""
     if histogram.level == 0:
         if level not in (None, 1):
             raise InputError(f"level must be 1 for base, got {level}. Base has one stream per level-1 cluster.")

@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from crisp_stream.errors import InputError, StorageError
-from crisp_stream.format.dataset import open_dataset
+from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.histograms.mixture import Mixture
 from crisp_stream.loading.batches import PackedBatch, tensors
 from crisp_stream.loading.continuation import PhaseRecords, check_identity
 from crisp_stream.loading.control import Control
-from crisp_stream.loading.reader import WindowReader
+from crisp_stream.loading.reader import ReadOptions, Ticket, WindowReader
 from crisp_stream.loading.ring import Ring, made_ring
 from crisp_stream.loading.runs import RunPlan
 from crisp_stream.loading.stream import Stream, apply_change, encode_change
@@ -35,21 +35,19 @@ from crisp_stream.loading.topology import Topology, agreed
 from crisp_stream.order.draws import Int64s
 from crisp_stream.order.order import ORDER_VERSION, SampleOrder
 
-LOOKAHEAD = 4096
-
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Start:
-    """Where the next iteration begins."""
+    """Place where the next iteration begins."""
 
     position: int = 0
     pass_number: int = 0
     skipped_samples: int = 0
     """Samples of the first batch that were served before."""
     in_worker: bool = False
-    """Loaded in a DataLoader worker: the position of its own next batch."""
+    """Whether a DataLoader worker loaded this: then `position` is that of the worker's next batch."""
 
 
 class MixtureDataset(IterableDataset[dict[str, Any]]):
@@ -63,53 +61,45 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
 
     def __init__(
         self,
-        remote: str | Path,
+        data: Dataset | str | Path,
         mixture: Mixture,
         *,
         batch_size: int,
         seed: int = 0,
-        local: str | Path | None = None,
-        cache_limit: int | None = None,
+        reading: ReadOptions | None = None,
         yield_batches: bool = False,
-        timeout: float = 120.0,
-        lookahead: int = LOOKAHEAD,
         replication: int = 1,
         drop_last: bool = True,
         num_samples: int | None = None,
-        generation: int | None = None,
     ) -> None:
         """Args:
-            remote: dataset root, a local folder (read in place) or s3://, gs://, az://, https:// prefix.
+            data: an opened dataset, or the root of one: a local folder (read in place) or s3://, gs://, az://, https://
+                prefix, of which the newest generation is opened.
             mixture: proportions and phases.
             batch_size: samples per batch of this rank; the global batch is that times the groups of ranks.
             seed: of the sample order.
-            local: cache folder for a remote root; the user's cache folder when None.
-            cache_limit: bytes that the cache may hold; no limit when None.
+            reading: cache folder and its limit, timeout and lookahead; the defaults when None.
             yield_batches: yield whole batches, for `DataLoader(dataset, batch_size=None)`, instead of samples.
-            timeout: seconds after which a failing or stalled read is raised.
-            lookahead: windows that each process plans, and fetches from a remote root, before they are used.
             replication: so many consecutive ranks get the same samples (a tensor-parallel group).
             drop_last: leave out a last global batch that is not full. Otherwise it is served smaller, equally large
                 on all ranks; what cannot be shared equally is left out.
             num_samples: samples that training will take, over all ranks, when an open-ended mixture has a known end:
                 nothing beyond is planned or fetched ahead. It never changes what is served.
-            generation: of a dataset that has grown; the newest when None.
 
         Raises:
             FormatError, StorageError: the root cannot be opened.
             InputError: the mixture does not fit the dataset, or a number is out of range.
         """
-        for name, value in (("batch_size", batch_size), ("lookahead", lookahead), ("num_samples", num_samples)):
+        for name, value in (("batch_size", batch_size), ("num_samples", num_samples)):
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}.")
-        self.dataset = open_dataset(remote, generation=generation, timeout=timeout)
+        self._reading = ReadOptions() if reading is None else reading
+        self.dataset = data if isinstance(data, Dataset) else open_dataset(data, timeout=self._reading.timeout)
         self.mixture = mixture
         self.batch_size = batch_size
         self.seed = seed
         self.topology = Topology.current(replication=replication)
-        self._local, self._cache_limit, self._timeout = local, cache_limit, timeout
-        self._yield_batches, self._drop_last = yield_batches, drop_last
-        self._lookahead, self._num_samples = lookahead, num_samples
+        self._yield_batches, self._drop_last, self._num_samples = yield_batches, drop_last, num_samples
         self._stream = Stream(self.dataset, mixture, seed=seed)
         self._identity = {
             "order_version": ORDER_VERSION,
@@ -126,7 +116,7 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         self._ring: Ring | None = None
 
     def order(self) -> SampleOrder:
-        """The sample order that this dataset follows, from position 0; of one pass over a mixture that has an end."""
+        """Return the sample order from position 0; one pass of it, where the mixture has an end."""
         return self._stream.copied_order() if self._stream.changed else self._stream.fresh_order()
 
     @property
@@ -149,16 +139,14 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
-        own, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        worker_id, step, key = (0, 1, 0) if worker is None else (worker.id, worker.num_workers, worker.seed - worker.id)
         self._iterations += 1
-        start = self._begin_pass(own, self._iterations + (0 if worker is None else worker.seed - worker.id))
+        start = self._begin_pass(worker_id, self._iterations + key)
         self._served = {"position": start.position, "samples": start.skipped_samples, "pass": start.pass_number}
-        if own == 0:
+        if worker_id == 0:
             self._report_tail(start.position)
         runs = RunPlan(self.dataset, *self._order_of_runs())
-        reader = WindowReader(
-            self.dataset, local=self._local, cache_limit=self._cache_limit, timeout=self._timeout, runs=runs
-        )
+        reader = WindowReader(self.dataset, self._reading, runs=runs)
         self._readers.append(reader)
         manifest = self.dataset.manifest
         masked_after = manifest.tokenizer.eot_id if manifest.packing == "document" else None
@@ -168,15 +156,14 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
             skipped = start.skipped_samples
             for position, window_ids, samples in self._planned(reader, runs, start.position, step):
                 after = position + step * self.global_batch_size
-                if self._yield_batches:
-                    self._served.update(position=after, samples=0)
-                    yield (
-                        tensors(window_ids, samples, masked_after)
-                        if worker is None
-                        else PackedBatch(window_ids, samples, masked_after, self._ring)
-                    )  # pyright: ignore[reportReturnType] - arrives as dict
-                else:
+                if not self._yield_batches:
                     yield from self._samples(tensors(window_ids, samples, masked_after), skipped, position, after)
+                else:
+                    self._served.update(position=after, samples=0)
+                    if worker is None:
+                        yield tensors(window_ids, samples, masked_after)
+                    else:  # arrives as dict
+                        yield PackedBatch(window_ids, samples, masked_after, self._ring)  # pyright: ignore[reportReturnType]
                 skipped = 0
                 self._stream.order.forget_before(max(start.position, position - self.global_batch_size))
 
@@ -195,28 +182,33 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
                 "window": int(batch["window"][row]),
             }
 
-    def _begin_pass(self, own: int, key: int) -> _Start:
-        """Where this process begins: the position of its own first batch."""
+    def _begin_pass(self, worker_id: int, key: int) -> _Start:
+        """Begin a pass in this process; returns the place of its first batch."""
         start, end = self._start, self._stream.pass_samples
-        number, at_start = self._control.begin_pass(own, key, start.pass_number, loaded=start.in_worker)
+        number, at_start = self._control.begin_pass(worker_id, key, start.pass_number, loaded=start.in_worker)
         self._update_stream()
         self._stream.begin_pass(number)
-        if end is None or at_start:
-            position = start.position + own * self.global_batch_size * (not start.in_worker)
-            skips = start.skipped_samples if own == 0 or start.in_worker else 0  # of the first batch alone
-            begun = _Start(position=position, pass_number=number, skipped_samples=skips)
+        ahead = worker_id * self.global_batch_size
+        if end is not None and not at_start:
+            begun = _Start(position=number * end + ahead, pass_number=number)
+        elif start.in_worker:
+            begun = _Start(position=start.position, pass_number=number, skipped_samples=start.skipped_samples)
         else:
-            begun = _Start(position=number * end + own * self.global_batch_size, pass_number=number)
+            skipped = start.skipped_samples if worker_id == 0 else 0  # of the first batch alone
+            begun = _Start(position=start.position + ahead, pass_number=number, skipped_samples=skipped)
         if end is not None and start.in_worker:
             self._start = _Start(pass_number=number)  # a worker that stays for the next iteration
         return begun
 
     def _order_of_runs(self) -> tuple[SampleOrder, int | None]:
+        """The order in which windows will be read, and the position where reading ends, where that is known."""
         order = self._stream.copied_order()
-        whole = None if self._num_samples is None else -(-self._num_samples // self.global_batch_size)
-        ends = [end for end in (whole and whole * self.global_batch_size, order.num_samples) if end is not None]
-        known = ends and not self._stream.changed and self.mixture.draw == "systematic"
-        return order, min(ends) if known else None
+        if self._stream.changed or self.mixture.draw != "systematic":
+            return order, None
+        ends = [] if order.num_samples is None else [order.num_samples]
+        if self._num_samples is not None:
+            ends.append(-(-self._num_samples // self.global_batch_size) * self.global_batch_size)
+        return order, min(ends, default=None)
 
     def _planned(
         self, reader: WindowReader, runs: RunPlan, first: int, step: int
@@ -226,39 +218,38 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         Groups of batches are planned ahead and fetched together; they grow, so that the first batch is not kept waiting
         and later requests can be joined.
         """
-        waiting: deque[tuple[list[int], Int64s, Int64s]] = deque()
+        waiting: deque[tuple[list[int], Ticket]] = deque()
         position, group, windows_ahead = first, 1, 0
-        largest = max(1, self._lookahead // (4 * self.batch_size))
+        largest = max(1, self._reading.lookahead // (4 * self.batch_size))
         while True:
-            while windows_ahead < self._lookahead:
+            while windows_ahead < self._reading.lookahead:
                 starts = self._claim(runs, position, step, group, needed=not waiting)
                 if not starts:
                     break
                 sizes = [self._batch_size_at(start) for start in starts]
-                own = [self.topology.positions(start, size) for start, size in zip(starts, sizes, strict=True)]
-                window_ids, rows = self._stream.order.draws(np.concatenate(own))
-                reader.prefetch(window_ids, rows)
-                waiting.append((starts, window_ids, rows))
-                windows_ahead += len(window_ids)
+                parts = [self.topology.positions(start, size) for start, size in zip(starts, sizes, strict=True)]
+                ticket = reader.prefetch(*self._stream.order.draws(np.concatenate(parts)))
+                waiting.append((starts, ticket))
+                windows_ahead += len(ticket.window_ids)
                 position = starts[-1] + step * self.global_batch_size
                 if group < largest:
                     group *= 2
                     break  # hand out the first batches before planning further ahead
             if not waiting:
                 return
-            starts, window_ids, rows = waiting.popleft()
-            windows_ahead -= len(window_ids)
+            starts, ticket = waiting.popleft()
+            windows_ahead -= len(ticket.window_ids)
             # What was fetched is read at once, each run a single time; a local batch is read while it is in the caches.
-            samples = None if self.dataset.store.is_local else reader.read(window_ids, rows)
-            at = 0
+            samples = None if self.dataset.store.is_local else reader.read_ticket(ticket)
+            row = 0
             for start in starts:
-                part = slice(at, at + self._batch_size_at(start))
-                own = window_ids[part]
-                yield start, own, reader.read(own, rows[part]) if samples is None else samples[part]
-                at = part.stop
+                part = slice(row, row + self._batch_size_at(start))
+                ids = ticket.window_ids[part]
+                yield start, ids, reader.read(ids, ticket.rows[part]) if samples is None else samples[part]
+                row = part.stop
 
     def _claim(self, runs: RunPlan, position: int, step: int, group: int, *, needed: bool) -> list[int]:
-        """The starts of this process's next batches, at most `group`, claimed for the mixture as it is now known.
+        """Claim this process's next batches, at most `group`, for the mixture as it is now known; returns their starts.
 
         Beyond `num_samples` only what is `needed` now: one batch.
         """
@@ -267,11 +258,11 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         if self._num_samples is not None and starts and starts[-1] >= self._num_samples:
             starts = [start for start in starts if start < self._num_samples] or starts[: int(needed)]
         if starts:
-            until = time.monotonic() + self._timeout
+            until = time.monotonic() + self._reading.timeout
             while not self._control.plan(starts[-1] + self.global_batch_size):
                 if time.monotonic() > until:
                     raise StorageError(
-                        f"a change of the mixture was begun but not finished within {self._timeout:.0f} s. "
+                        f"a change of the mixture was begun but not finished within {self._reading.timeout:.0f} s. "
                         "set_proportions must be called on every rank."
                     )
                 time.sleep(0.002)
@@ -342,22 +333,22 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
             record = encode_change(at, histogram, planned_before=planned)
         finally:
             self._control.release(record)
-        self._control.new_records()  # its own
+        self._control.new_records()  # the change just made
         return at
 
     def state_dict(self, num_samples: int | None = None, from_beginning: bool = True) -> dict[str, Any]:
-        """Where training stands, to be saved with a checkpoint.
+        """Say where training stands, to be saved with a checkpoint.
 
         Args:
             num_samples: samples of this pass that all ranks have trained on. None: what this process has handed out,
-                in a DataLoader worker the worker's own part (as torchdata's StatefulDataLoader asks).
+                in a DataLoader worker the part of that worker (which torchdata's StatefulDataLoader saves).
             from_beginning: counted from the beginning of the pass, else from where this dataset started.
 
         Raises:
             InputError: num_samples is None where DataLoader workers make the batches.
         """
         if num_samples is None:
-            return self._own_state()
+            return self._state_of_process()
         self._update_stream()
         end, number = self._stream.pass_samples, self._control.current_pass
         begun = self._start.pass_number if number is None else number
@@ -372,13 +363,13 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         return {"position": position, **self._identity, **self._stream.state(position), **phases}
 
     def continued_state(self, obj: dict[str, Any]) -> dict[str, Any]:
-        """The state to load to go on with this mixture where another one stood: continued pretraining.
+        """Make the state with which this mixture goes on where another one stood: continued pretraining.
 
         Up to there both mixtures must be the same: begun at the same samples, drawn by the same histograms and in the
         same blocks (`Phase.whole_blocks`, unless the checkpoint stands at the end of the phase).
 
         Args:
-            obj: of `state_dict(num_samples)`, over the same dataset and with the same seed.
+            obj: from `state_dict(num_samples)`, over the same dataset and with the same seed.
 
         Raises:
             ResumeError: they are not the same, or the state does not say.
@@ -388,7 +379,8 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         self._phase_records.check_continue(obj)
         return {"position": obj["position"], **self._identity}
 
-    def _own_state(self) -> dict[str, Any]:
+    def _state_of_process(self) -> dict[str, Any]:
+        """The state after what this process, perhaps a DataLoader worker, has handed out."""
         worker = get_worker_info()
         if self._served is None:
             if worker is None and self._control.current_pass is not None:

@@ -12,30 +12,31 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.errors import CorruptDataError, InputError, StorageError
 from crisp_stream.format.mds import checksums, sample_dtype
-from crisp_stream.loading.run_cache import CLAIM_SECONDS, Run, RunCache
+from crisp_stream.loading.run_cache import CLAIM_SECONDS, RunCache, WindowRun
 from crisp_stream.loading.runs import RunPlan
 from crisp_stream.loading.shard_files import ShardFile, open_shard
 from crisp_stream.storage.store import cache_folder, local_path
 
 if TYPE_CHECKING:
+    from crisp_stream.config.sections import DataRecipe
     from crisp_stream.format.dataset import Dataset
 
 REQUEST_BYTES = 8 << 20
 REQUESTS_IN_FLIGHT = 64
 FETCH_ATTEMPTS = 3
 _OPEN_SHARDS = 256
-_GROUPS_AHEAD = 64
 _STALL_MARGIN = 6.0  # seconds beyond the timeout, for the client to give up by itself
 _FIRST_POLL = 0.001
 
@@ -55,25 +56,55 @@ def read_windows(dataset: Dataset, window_ids: NDArray[np.int64]) -> NDArray[Any
         return reader.read(np.asarray(window_ids, np.int64))
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """Settings of reading: the cache of a remote root, patience, and how far to plan ahead."""
+
+    local: str | Path | None = None
+    """Cache folder for a remote root; the user's cache folder when None. A local root is read in place."""
+
+    cache_limit: int | None = None
+    """Bytes that the cache may hold; no limit when None."""
+
+    timeout: float = 120.0
+    """Seconds after which a failing or stalled read is raised."""
+
+    lookahead: int = 4096
+    """Windows that each process plans, and fetches from a remote root, before they are used."""
+
+    def __post_init__(self) -> None:
+        if self.lookahead < 1:
+            raise InputError(f"lookahead must be at least 1, got {self.lookahead}.")
+
+    @classmethod
+    def of(cls, data: DataRecipe) -> ReadOptions:
+        """Take the options from the section `data` of a recipe."""
+        limit = data.cache_limit_bytes
+        return cls(local=data.local, cache_limit=limit, timeout=data.timeout, lookahead=data.lookahead)
+
+
+class Ticket(NamedTuple):
+    """Windows to read, and the runs that hold them: `prefetch` returns it, `read_ticket` takes it."""
+
+    window_ids: Int64s
+    rows: Int64s
+    """[num_windows], row of each one's leaf."""
+    runs: Sequence[WindowRun] = ()
+    """Sorted by window; none for a local root, where every window is read by itself."""
+    places_of_run: Sequence[NDArray[np.intp]] = ()
+    """For each run, the indices of its windows in `window_ids`."""
+
+
 class WindowReader:
     """Reads any windows of a dataset. Close it, or use it as a context manager."""
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        *,
-        local: str | Path | None = None,
-        cache_limit: int | None = None,
-        timeout: float = 120.0,
-        runs: RunPlan | None = None,
-    ) -> None:
+    def __init__(self, dataset: Dataset, reading: ReadOptions | None = None, *, runs: RunPlan | None = None) -> None:
         """Args:
         dataset: the opened dataset.
-        local: cache folder for a remote root; the user's cache folder when None. Unused for a local root.
-        cache_limit: bytes that the cache may hold; no limit when None.
-        timeout: seconds after which a failing or stalled read is raised.
+        reading: cache and timeout; the defaults when None.
         runs: which windows to fetch together; runs of stored order when None.
         """
+        reading = ReadOptions() if reading is None else reading
         self.dataset = dataset
         self._dtype = sample_dtype(dataset.manifest.window_tokens, dataset.manifest.token_dtype)
         self._leaves = dataset.leaves if runs is None else runs.leaves
@@ -81,41 +112,49 @@ class WindowReader:
         if dataset.store.is_local:
             self._source = _LocalShards(dataset)
         else:
-            folder = Path(local) if local is not None else cache_folder()
-            cache = RunCache(folder / dataset.manifest.fingerprint[:16] / "runs", cache_limit, self._dtype)
-            self._source = _FetchedRuns(dataset, cache, runs or RunPlan(dataset), timeout)
+            folder = cache_folder() if reading.local is None else Path(reading.local)
+            cache = RunCache(folder / dataset.manifest.fingerprint[:16] / "runs", reading.cache_limit, self._dtype)
+            self._source = _FetchedRuns(dataset, cache, runs or RunPlan(dataset), reading.timeout)
 
-    def prefetch(self, window_ids: Int64s, rows: Int64s | None = None) -> None:
-        """Start fetching what these windows need; they will be asked for with `read`.
+    def prefetch(self, window_ids: Int64s, rows: Int64s | None = None) -> Ticket:
+        """Start fetching what some windows need.
 
         Args:
             window_ids: [num_windows].
-            rows: [num_windows], the row of each one's leaf in the cluster table, or of the table of the order that
+            rows: [num_windows], the row of each one's leaf in the cluster table, or in the table of the order that
                 `runs` knows; looked up when None.
+
+        Returns:
+            A ticket to read them with.
         """
-        self._source.prefetch(window_ids, self._rows(window_ids, rows))
+        ticket = self._ticket(window_ids, rows)
+        self._source.prefetch(ticket)
+        return ticket
 
     def read(self, window_ids: Int64s, rows: Int64s | None = None) -> NDArray[Any]:
-        """[num_windows] of `mds.sample_dtype`, verified, in the order asked. Arguments as of `prefetch`.
+        """[num_windows] of `mds.sample_dtype`, verified, in the order of `window_ids`. Arguments as of `prefetch`.
 
         Raises:
             CorruptDataError: a window does not match its checksum or cluster.
             StorageError: the storage refused, failed or stalled.
         """
-        rows = self._rows(window_ids, rows)
-        samples, leaves = np.empty(len(window_ids), self._dtype), self._leaves[rows]
-        self._source.fill(window_ids, rows, samples)
+        return self.read_ticket(self._ticket(window_ids, rows))
+
+    def read_ticket(self, ticket: Ticket) -> NDArray[Any]:
+        """Read windows whose fetching has begun. Returns and raises as `read`."""
+        samples, leaves = np.empty(len(ticket.window_ids), self._dtype), self._leaves[ticket.rows]
+        self._source.fill(ticket, samples)
         wrong = _wrong(samples, leaves)
         if wrong.any():
-            self._source.mend(window_ids, rows, samples, wrong)
+            self._source.mend(ticket, samples, wrong)
         return samples
 
-    def _rows(self, window_ids: Int64s, rows: Int64s | None) -> Int64s:
-        return self.dataset.row_of_windows(window_ids) if rows is None else rows
+    def _ticket(self, window_ids: Int64s, rows: Int64s | None) -> Ticket:
+        return self._source.ticket(window_ids, self.dataset.row_of_windows(window_ids) if rows is None else rows)
 
     @property
     def bytes_read(self) -> int:
-        """Bytes asked of the root by this reader (not of the cache)."""
+        """Bytes that this reader has read from the root (not from the cache)."""
         return self._source.bytes_read
 
     @property
@@ -159,11 +198,14 @@ class _LocalShards:
         self._files: OrderedDict[int, ShardFile] = OrderedDict()
         self.bytes_read = 0
 
-    def prefetch(self, window_ids: Int64s, rows: Int64s) -> None:
-        """The page cache does this."""
+    def ticket(self, window_ids: Int64s, rows: Int64s) -> Ticket:
+        return Ticket(window_ids, rows)
 
-    def fill(self, window_ids: Int64s, rows: Int64s, samples: NDArray[Any]) -> None:
-        dataset, size, files = self._dataset, samples.itemsize, self._files
+    def prefetch(self, ticket: Ticket) -> None:
+        """Nothing to do: the page cache reads ahead."""
+
+    def fill(self, ticket: Ticket, samples: NDArray[Any]) -> None:
+        dataset, size, files, window_ids = self._dataset, samples.itemsize, self._files, ticket.window_ids
         shards = np.searchsorted(dataset.first_window_per_shard, window_ids, side="right") - 1
         offsets = self._offset_per_shard[shards] + (window_ids - dataset.first_window_per_shard[shards]) * size
         raw, place = samples.view(np.uint8).data, 0
@@ -202,9 +244,9 @@ class _LocalShards:
             "The shard is truncated or was replaced: restore it from a copy or write the dataset again."
         )
 
-    def mend(self, window_ids: Int64s, rows: Int64s, samples: NDArray[Any], wrong: NDArray[np.bool_]) -> None:
-        """A local file is not healed by reading it again."""
-        raise _corrupt(self._dataset, int(window_ids[wrong][0]))
+    def mend(self, ticket: Ticket, samples: NDArray[Any], wrong: NDArray[np.bool_]) -> None:
+        """Give up: reading a local file again does not heal it."""
+        raise _corrupt(self._dataset, int(ticket.window_ids[wrong][0]))
 
     def close(self) -> None:
         self._files.clear()
@@ -216,38 +258,32 @@ class _FetchedRuns:
     def __init__(self, dataset: Dataset, cache: RunCache, runs: RunPlan, timeout: float) -> None:
         self._dataset, self._cache, self._plan, self._timeout = dataset, cache, runs, timeout
         self._sample_bytes = dataset.manifest.sample_bytes
-        self._pending: dict[Run, Future[None]] = {}
-        self._ahead: OrderedDict[int, tuple[Int64s, list[Run], list[NDArray[np.intp]]]] = OrderedDict()
+        self._pending: dict[WindowRun, Future[None]] = {}
         self._pool = ThreadPoolExecutor(REQUESTS_IN_FLIGHT, thread_name_prefix="crisp-stream-fetch")
         self._lock = threading.Lock()
         self.bytes_read = 0
         self.requests = 0
 
-    def _runs(self, window_ids: Int64s, rows: Int64s) -> tuple[list[Run], list[NDArray[np.intp]]]:
-        """The runs of some windows, sorted, and for each the places of its windows."""
-        found = self._plan.runs(window_ids, rows)
-        order = np.argsort(found.keys, kind="stable")
-        at = np.unique(found.keys[order], return_index=True)[1]
-        runs = map(Run, *(column[order[at]].tolist() for column in found))
-        return list(runs), np.split(order, at[1:])
+    def ticket(self, window_ids: Int64s, rows: Int64s) -> Ticket:
+        planned = self._plan.runs(window_ids, rows)
+        order = np.argsort(planned.keys, kind="stable")
+        begins = np.unique(planned.keys[order], return_index=True)[1]
+        runs = list(map(WindowRun, *(column[order[begins]].tolist() for column in planned)))
+        return Ticket(window_ids, rows, runs, np.split(order, begins[1:]))
 
-    def prefetch(self, window_ids: Int64s, rows: Int64s) -> None:
-        runs, places_of_run = self._runs(window_ids, rows)
-        self._ahead[id(window_ids)] = (window_ids, runs, places_of_run)  # held, so that no other array gets its id
-        if len(self._ahead) > _GROUPS_AHEAD:
-            self._ahead.popitem(last=False)
-        self._start_fetching(runs)
+    def prefetch(self, ticket: Ticket) -> None:
+        self._start_fetching(ticket.runs)
 
-    def _start_fetching(self, runs: list[Run]) -> None:
-        """Fetch those of some runs, sorted by window, that are neither here nor on their way."""
+    def _start_fetching(self, runs: Sequence[WindowRun]) -> None:
+        """Fetch those of some runs, sorted by window, that are neither in the cache nor on their way."""
         cache, pending = self._cache, self._pending
         missing = [run for run in runs if run not in pending and not cache.holds(run) and cache.claim(run)]
         for group in self._coalesced(missing):
             self._pending.update(dict.fromkeys(group, self._pool.submit(self._fetch_into_cache, group)))
 
-    def _coalesced(self, runs: list[Run]) -> list[list[Run]]:
+    def _coalesced(self, runs: list[WindowRun]) -> list[list[WindowRun]]:
         """Neighbouring runs of a shard in groups of at most REQUEST_BYTES; `runs` is sorted by window."""
-        groups: list[list[Run]] = []
+        groups: list[list[WindowRun]] = []
         limit = max(1, REQUEST_BYTES // self._sample_bytes)
         for run in runs:
             last = groups[-1] if groups else None
@@ -260,7 +296,7 @@ class _FetchedRuns:
                 groups.append([run])
         return groups
 
-    def _fetch(self, group: list[Run]) -> dict[Run, memoryview]:
+    def _fetch(self, group: list[WindowRun]) -> dict[WindowRun, memoryview]:
         row, size = self._dataset.shards[group[0].shard], self._sample_bytes
         first, stop = group[0].first, group[-1].first + group[-1].num_windows
         start = row.first_sample_offset + (first - int(self._dataset.first_window_per_shard[group[0].shard])) * size
@@ -275,7 +311,7 @@ class _FetchedRuns:
             )
         return {run: content[(run.first - first) * size :][: run.num_windows * size] for run in group}
 
-    def _fetch_into_cache(self, group: list[Run]) -> None:
+    def _fetch_into_cache(self, group: list[WindowRun]) -> None:
         try:
             for run, content in self._fetch(group).items():
                 self._cache.store(run, content)
@@ -283,10 +319,9 @@ class _FetchedRuns:
             for run in group:
                 self._cache.release(run)
 
-    def fill(self, window_ids: Int64s, rows: Int64s, samples: NDArray[Any]) -> None:
-        _, runs, places_of_run = self._ahead.pop(id(window_ids), None) or (None, *self._runs(window_ids, rows))
-        absent = []
-        for run, places in zip(runs, places_of_run, strict=True):
+    def fill(self, ticket: Ticket, samples: NDArray[Any]) -> None:
+        window_ids, absent = ticket.window_ids, []
+        for run, places in zip(ticket.runs, ticket.places_of_run, strict=True):
             pending = self._pending.pop(run, None)
             if pending is not None:
                 self._wait(pending, run)
@@ -300,7 +335,7 @@ class _FetchedRuns:
             if pending is None or not self._cache.read(run, window_ids[places], samples, places):
                 self._fetch_now(run, window_ids[places], samples, places)
 
-    def _fetch_now(self, run: Run, windows: Int64s, samples: NDArray[Any], places: NDArray[np.intp]) -> None:
+    def _fetch_now(self, run: WindowRun, windows: Int64s, samples: NDArray[Any], places: NDArray[np.intp]) -> None:
         """Get a run that is not in the cache: being fetched by another process, or evicted, or damaged."""
         until, pause = time.monotonic() + min(CLAIM_SECONDS, self._timeout / 4), _FIRST_POLL
         while self._cache.claimed(run) and time.monotonic() < until:
@@ -313,7 +348,7 @@ class _FetchedRuns:
         samples[places] = np.frombuffer(content, samples.dtype)[windows - run.first]
         self._cache.store(run, content)
 
-    def _wait(self, future: Future[T], run: Run) -> T:
+    def _wait(self, future: Future[T], run: WindowRun) -> T:
         try:
             return future.result(timeout=self._timeout + _STALL_MARGIN)
         except FutureTimeoutError as error:
@@ -323,24 +358,25 @@ class _FetchedRuns:
                 f"{run.first + run.num_windows - 1}. Check the network, or raise timeout=."
             ) from error
 
-    def mend(self, window_ids: Int64s, rows: Int64s, samples: NDArray[Any], wrong: NDArray[np.bool_]) -> None:
+    def mend(self, ticket: Ticket, samples: NDArray[Any], wrong: NDArray[np.bool_]) -> None:
         """Fetch the runs of wrong windows again, from the root, a few times."""
         for attempt in range(FETCH_ATTEMPTS):
             if attempt:
                 time.sleep(0.1 * 2**attempt)
             bad = np.flatnonzero(wrong)
-            for run in self._runs(window_ids[bad], rows[bad])[0]:
+            again = self.ticket(ticket.window_ids[bad], ticket.rows[bad])
+            for run in again.runs:
                 self._pending.pop(run, None)
                 self._cache.drop(run)
-            again = np.empty(len(bad), samples.dtype)
-            self.fill(window_ids[bad], rows[bad], again)
-            samples[bad] = again
-            wrong[bad] = _wrong(again, self._plan.leaves[rows[bad]])
+            fetched = np.empty(len(bad), samples.dtype)
+            self.fill(again, fetched)
+            samples[bad] = fetched
+            wrong[bad] = _wrong(fetched, self._plan.leaves[again.rows])
             if not wrong.any():
                 return
-        for run in self._runs(window_ids[wrong], rows[wrong])[0]:
+        for run in self.ticket(ticket.window_ids[wrong], ticket.rows[wrong]).runs:
             self._cache.drop(run)
-        raise _corrupt(self._dataset, int(window_ids[wrong][0]))
+        raise _corrupt(self._dataset, int(ticket.window_ids[wrong][0]))
 
     def close(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
         if ending():  # of the interpreter: an iterator that was left open; the modules that this needs may be gone

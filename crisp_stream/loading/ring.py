@@ -30,8 +30,11 @@ class Ring:
 
     def __init__(self, slot_bytes: int, file: int | None = None) -> None:
         """Args:
-        slot_bytes: what a slot holds.
-        file: of a ring made by another process; a new one when None. Raises OSError where there is none to be had.
+        slot_bytes: size of a slot.
+        file: descriptor of a ring that another process made; a new ring when None.
+
+        Raises:
+            OSError: the system has no such memory.
         """
         self._slot_bytes = -(-slot_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
         length = _HEADER_BYTES + NUM_SLOTS * self._slot_bytes
@@ -50,7 +53,7 @@ class Ring:
             close(self._file)
 
     def put(self, samples: NDArray[Any]) -> tuple[Any, ...] | None:
-        """Place samples in a free slot; what `take` needs to find them, or None when there is no slot."""
+        """Place samples in a free slot; returns the place for `taken`, or None when no slot is free."""
         content = samples.view(np.uint8)
         free = np.flatnonzero(self._number_of_slot == 0)
         if not len(free) or len(content) > self._slot_bytes:
@@ -72,7 +75,7 @@ class Ring:
 
 
 def made_ring(slot_bytes: int) -> Ring | None:
-    """A ring, where the system has such memory; else None."""
+    """Make a ring, where the system has such memory; else None."""
     try:
         return Ring(slot_bytes)
     except (AttributeError, OSError):
@@ -80,7 +83,7 @@ def made_ring(slot_bytes: int) -> Ring | None:
 
 
 def taken(place: tuple[Any, ...]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """What `Ring.get` gives for a place that `Ring.put` returned in another process.
+    """Get the bytes and the mark of a slot by the place that `Ring.put` returned in another process.
 
     Raises:
         CorruptDataError: the slot holds another batch.
@@ -90,12 +93,12 @@ def taken(place: tuple[Any, ...]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]
         for other in [other for other, (pid, _) in _received.items() if not _runs(pid)]:
             del _received[other]  # or every pass over a dataset would leave the rings of its workers
         _received[name] = (maker, Ring(slot_bytes, descriptor.detach()))
-    found = _received[name][1].get(slot, number, length) if name in _received else None
-    if found is None:
+    content = _received[name][1].get(slot, number, length) if name in _received else None
+    if content is None:
         raise CorruptDataError(
             "a batch of a DataLoader worker was unpacked twice, or too late. Unpickle it once, in the training process."
         )
-    return found
+    return content
 
 
 def _runs(pid: int) -> bool:

@@ -33,7 +33,7 @@ _GROUP_BYTES = 8 << 20
 _LITTER_SECONDS = 3600.0
 
 
-class Run(NamedTuple):
+class WindowRun(NamedTuple):
     """Consecutive windows of one leaf within one shard: the unit of reading and caching."""
 
     shard: int
@@ -58,11 +58,11 @@ class RunCache:
         self._swept: set[int] = set()
         self._claims = _Claims(folder)
 
-    def holds(self, run: Run) -> bool:
-        """Whether the run is there now; it may be gone when it is read."""
+    def holds(self, run: WindowRun) -> bool:
+        """Whether the run is in the cache now; it may be gone when it is read."""
         return os.path.exists(self._path(run))  # noqa: PTH110 - a million times
 
-    def read(self, run: Run, windows: NDArray[np.int64], samples: NDArray[Any], places: NDArray[np.intp]) -> bool:
+    def read(self, run: WindowRun, windows: NDArray[np.int64], samples: NDArray[Any], places: NDArray[np.intp]) -> bool:
         """Copy some windows of a run to some places of `samples`; False when the run is not there or not whole."""
         path, size = self._path(run), self._dtype.itemsize
         try:
@@ -87,7 +87,7 @@ class RunCache:
             raise StorageError(f"{path}: {error}. Check the cache folder, or choose another with local=.") from error
         return True
 
-    def store(self, run: Run, content: bytes | memoryview) -> None:
+    def store(self, run: WindowRun, content: bytes | memoryview) -> None:
         """Keep the bytes of a run, whole or not at all. Raises StorageError when the folder cannot be written."""
         path = self._path(run)
         temporary = f"{path}.{uuid.uuid4().hex}.tmp"
@@ -113,12 +113,12 @@ class RunCache:
         if self._limit is not None:
             self._evict(run)
 
-    def drop(self, run: Run) -> None:
+    def drop(self, run: WindowRun) -> None:
         """Forget a run."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path(run))  # noqa: PTH108
 
-    def claim(self, run: Run) -> bool:
+    def claim(self, run: WindowRun) -> bool:
         """Say that this process fetches the run; False when another one said so a moment ago."""
         if self.claimed(run):
             return False
@@ -126,29 +126,29 @@ class RunCache:
         self._claims.set(slot, (tag << 32) | _clock())
         return True
 
-    def claimed(self, run: Run) -> bool:
+    def claimed(self, run: WindowRun) -> bool:
         """Whether some process said a moment ago that it fetches the run."""
         slot, tag = self._claim_slot(run)
         claim = self._claims.get(slot)
         return claim >> 32 == tag and (_clock() - claim) % (1 << 32) < CLAIM_SECONDS * _TICKS
 
-    def release(self, run: Run) -> None:
+    def release(self, run: WindowRun) -> None:
         """Take the claim back."""
         slot, tag = self._claim_slot(run)
         if self._claims.get(slot) >> 32 == tag:
             self._claims.set(slot, 0)
 
-    def _claim_slot(self, run: Run) -> tuple[int, int]:
+    def _claim_slot(self, run: WindowRun) -> tuple[int, int]:
         mixed = ((run.first << 8 | run.num_windows & 0xFF) + 1) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
         return mixed >> 48, mixed >> 16 & 0xFFFFFFFF
 
-    def _path(self, run: Run) -> str:
+    def _path(self, run: WindowRun) -> str:
         return f"{self._folder}/{self._folder_of(run):02x}/{run.first:012d}-{run.num_windows}.run"
 
-    def _folder_of(self, run: Run) -> int:
+    def _folder_of(self, run: WindowRun) -> int:
         return (run.first * 0x9E3779B97F4A7C15 >> 56) & (_FOLDERS - 1)
 
-    def _evict(self, stored: Run) -> None:
+    def _evict(self, stored: WindowRun) -> None:
         """Bring the group of a run that was just stored below its share of the limit; the run itself stays."""
         assert self._limit is not None
         group, share = self._folder_of(stored) % self._num_groups, self._limit // self._num_groups
@@ -169,8 +169,8 @@ class RunCache:
         """Modification time, bytes and path of each run in the folders of a group."""
         entries = []
         for folder in range(group, _FOLDERS, self._num_groups):
-            with contextlib.suppress(OSError), os.scandir(f"{self._folder}/{folder:02x}") as found:
-                for entry in found:
+            with contextlib.suppress(OSError), os.scandir(f"{self._folder}/{folder:02x}") as files:
+                for entry in files:
                     if entry.name.endswith(".run"):
                         with contextlib.suppress(OSError):
                             status = entry.stat()
@@ -182,8 +182,8 @@ class RunCache:
         if folder in self._swept:
             return
         self._swept.add(folder)
-        with contextlib.suppress(OSError), os.scandir(f"{self._folder}/{folder:02x}") as found:
-            for entry in found:
+        with contextlib.suppress(OSError), os.scandir(f"{self._folder}/{folder:02x}") as files:
+            for entry in files:
                 if not entry.name.endswith(".run"):
                     with contextlib.suppress(OSError):
                         if time.time() - entry.stat().st_mtime > _LITTER_SECONDS:
@@ -202,21 +202,21 @@ class _Claims:
 
     def __init__(self, folder: Path) -> None:
         self._file = -1
-        self._own: dict[int, int] = {}
+        self._in_memory: dict[int, int] = {}
         with contextlib.suppress(OSError):  # a folder that cannot be written is reported when a run is stored
             folder.mkdir(parents=True, exist_ok=True)
             self._file = os.open(folder / "claims", os.O_RDWR | os.O_CREAT, 0o666)
 
     def get(self, slot: int) -> int:
         if self._file < 0:
-            return self._own.get(slot, 0)
+            return self._in_memory.get(slot, 0)
         with contextlib.suppress(OSError):
             return int.from_bytes(os.pread(self._file, 8, 8 * slot), "little")
         return 0
 
     def set(self, slot: int, claim: int) -> None:
         if self._file < 0:
-            self._own[slot] = claim
+            self._in_memory[slot] = claim
         with contextlib.suppress(OSError):
             os.pwrite(self._file, claim.to_bytes(8, "little"), 8 * slot)
 

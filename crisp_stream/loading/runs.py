@@ -1,4 +1,4 @@
-"""Which run each window belongs to: what to fetch so that what is fetched gets used.
+"""Runs: the windows to fetch together, so that what is fetched gets used.
 
 A run is up to 64 windows of one leaf. The order reads a leaf front to back from its start, so runs are counted from
 that start, and end where the order stops drawing from the leaf: then every byte of every run is used. Runs aligned to
@@ -48,15 +48,15 @@ class RunPlan:
     def __init__(self, dataset: Dataset, order: SampleOrder | None = None, stop: int | None = None) -> None:
         """Args:
         dataset: the opened dataset.
-        order: the order in which windows will be asked for; None: no particular one.
-        stop: position after the last sample that will be asked for, when known. For this instance alone: asking for
-            the draws before `stop` and for windows in turn would open blocks again and again.
+        order: the order in which windows will be read; None: no particular one. For this instance alone: counting
+            the draws before `stop` and drawing windows in turn would open blocks again and again.
+        stop: position after the last sample that will be read, when known.
         """
         self._dataset, self._order, self._stop = dataset, order, stop
         self.run_windows = max(1, min(MAX_RUN_WINDOWS, MAX_RUN_BYTES // dataset.manifest.sample_bytes))
 
     def forget_stop(self) -> None:
-        """The order changed, and with it what will be asked for."""
+        """Forget where reading ends: the order has changed."""
         self._stop = None
 
     @property
@@ -100,11 +100,11 @@ class RunPlan:
         whole = (leaf_windows <= self.run_windows) & (True if drawn is None else drawn >= leaf_windows)
         start[whole] = 0
         place = window_ids - leaf_first
-        turn = (place - start) % leaf_windows  # how many windows of the leaf come before it, from the start
+        turn = (place - start) % leaf_windows  # windows of the leaf that come before it, from the start
         begin = turn - turn % self.run_windows
         end = np.minimum(begin + self.run_windows, leaf_windows)
         if drawn is not None:
-            known = turn < drawn  # before `stop`; what is asked beyond it gets runs of its own
+            known = turn < drawn  # before `stop`; windows beyond it get other runs
             end, begin = np.where(known, np.minimum(end, drawn), end), np.where(known, begin, np.maximum(begin, drawn))
         wrapped = place < start
         first = leaf_first + np.maximum(place - (turn - begin), np.where(wrapped, 0, start))
@@ -120,12 +120,12 @@ def _selected_runs(words: NDArray[np.uint64], window_ids: Int64s, run_windows: i
         -1, 64 // width, width
     )
     chosen = in_word[np.arange(len(cells)), cells % (64 // width)].astype(bool)
-    place, row, own = np.arange(width), cell_of_window, window_ids % width
+    place, row, column = np.arange(width), cell_of_window, window_ids % width
     last = np.maximum.accumulate(np.where(chosen, place, -1), axis=1)
     before = np.pad(last[:, :-1], ((0, 0), (1, 0)), constant_values=-1)  # the selected window before each place
     begins = chosen & ((before < 0) | (place - before > MAX_GAP + 1))
     first = np.maximum.accumulate(np.where(begins, place, -1), axis=1)
     following = np.minimum.accumulate(np.where(begins, place, width)[:, ::-1], axis=1)[:, ::-1]
-    next_run = np.pad(following, ((0, 0), (0, 1)), constant_values=width)[row, own + 1]
+    next_run = np.pad(following, ((0, 0), (0, 1)), constant_values=width)[row, column + 1]
     start = cells[row] * width
-    return start + first[row, own], start + last[row, next_run - 1] + 1
+    return start + first[row, column], start + last[row, next_run - 1] + 1

@@ -69,7 +69,7 @@ def open_shard(path: Path) -> ShardFile:
 
 @functools.lru_cache(maxsize=4096)
 def maps_are_safe(folder: Path) -> bool:
-    """Whether a folder is on a file system of this machine; False where that cannot be found out."""
+    """Whether a folder is on a file system of this machine; False where the system does not say."""
     try:
         device = os.stat(folder).st_dev  # noqa: PTH116
         number = f"{os.major(device)}:{os.minor(device)}"

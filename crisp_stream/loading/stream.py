@@ -37,7 +37,7 @@ _CHANGE = struct.Struct("<qq")
 
 
 def draw_table_of(dataset: Dataset, phases: Sequence[Phase]) -> tuple[DrawTable | None, list[int]]:
-    """The table of a mixture's phases, None where none has a selection; and the part that each phase draws from.
+    """Make the table of a mixture's phases, None where none has a selection; and the part that each phase draws from.
 
     Raises:
         InputError: a selection of another dataset.
@@ -75,16 +75,17 @@ def draw_table_of(dataset: Dataset, phases: Sequence[Phase]) -> tuple[DrawTable 
 
 
 class Stream:
-    """What is served at which position. Not bounded by a pass: passes are added as they are begun."""
+    """The mixture over all positions. Not bounded by a pass: passes are added as they are begun."""
 
     def __init__(self, dataset: Dataset, mixture: Mixture, *, seed: int) -> None:
         """Raises InputError: the mixture does not fit the dataset."""
         self._dataset, self.mixture, self._seed = dataset, mixture, seed
         self._shares_of_phase: dict[int, LeafShares | SharedArrays] = {}
-        self._shares_of_change: OrderedDict[int, tuple[Histogram, LeafShares]] = OrderedDict()
+        self._num_changes = 0
+        self._shares_of_change: OrderedDict[int, LeafShares] = OrderedDict()
         self._table, self._part_of_phase = draw_table_of(dataset, mixture.phases)
         for number in range(len(mixture.phases)):
-            self._shares(number)
+            self.shares_of_phase(number)
         self.pass_samples = mixture.num_samples
         self.changed = False
         self.last_change = 0
@@ -105,7 +106,7 @@ class Stream:
         self.order = self._order_of([self._plan(plan) for plan in plans], history)
 
     def copied_order(self) -> SampleOrder:
-        """The order as it is now, with caches of its own."""
+        """The order as it is now; computing in the copy leaves the caches of this one alone."""
         return self._order_of(self.order.plans, self.order.given_history)
 
     def begin_pass(self, number: int) -> None:
@@ -113,7 +114,7 @@ class Stream:
         while self.pass_samples is not None and self._passes <= number:
             for index, phase in enumerate(self.mixture.phases):
                 part = self._part_of_phase[index]
-                self.order.append(_Source(self, index), phase.samples, whole_blocks=phase.whole_blocks, part=part)
+                self.order.append(_PhaseShares(self, index), phase.samples, whole_blocks=phase.whole_blocks, part=part)
             self._passes += 1
 
     def change(self, at: int, histogram: Histogram, *, planned_before: int) -> None:
@@ -121,7 +122,7 @@ class Stream:
 
         Args:
             at: where the change stands.
-            histogram: what is followed.
+            histogram: to follow from there.
             planned_before: position before which some process may have planned. A phase from there on is planned anew,
                 for the length that it now has; one before keeps the order in which it was begun.
 
@@ -133,7 +134,7 @@ class Stream:
             reach = "" if end is None else f" and before its end at {end:,}"
             raise InputError(f"the mixture can be changed from sample {self.last_change:,} on{reach}, got {at:,}.")
         self.order.cut(at, planned=self.order.phase_start(at) < planned_before)
-        self.order.append(_Source(self, histogram), None if end is None else end - at)
+        self.order.append(self._changed_shares(histogram), None if end is None else end - at)
         self.changed, self.last_change = True, at
 
     def check(self, histogram: Histogram) -> None:
@@ -141,7 +142,7 @@ class Stream:
         self._expanded(histogram)
 
     def state(self, position: int) -> dict[str, Any]:
-        """What `restore` needs to go on from a position, where that is more than the mixture; else nothing."""
+        """Say what `restore` needs to go on from a position, where that is more than the mixture; else nothing."""
         if not self.changed:
             return {}
         # Selections begin where leaves stood when they were first used, so a stream of them keeps all its phases.
@@ -172,22 +173,24 @@ class Stream:
             ) from error
         self.changed = True
 
-    def shares_of(self, source: int | Histogram) -> LeafShares:
-        """Leaf proportions of a phase of the mixture, by its index, or of a histogram."""
-        if isinstance(source, int):
-            return self._shares(source)
-        key = id(source)  # of no other histogram as long as this one is kept here
-        if key not in self._shares_of_change:
-            self._shares_of_change[key] = (source, LeafShares.of(self._expanded(source)))
+    def _changed_shares(self, histogram: Histogram) -> _ChangedShares:
+        self._num_changes += 1
+        return _ChangedShares(self, self._num_changes, histogram)
+
+    def shares_of_change(self, number: int, histogram: Histogram) -> LeafShares:
+        """Leaf proportions of the histogram of a change; those of the last few changes are kept, by number."""
+        if number not in self._shares_of_change:
+            self._shares_of_change[number] = LeafShares.of(self._expanded(histogram))
             while len(self._shares_of_change) > _KEPT_CHANGES:
                 self._shares_of_change.popitem(last=False)
-        return self._shares_of_change[key][1]
+        return self._shares_of_change[number]
 
     def _expanded(self, histogram: Histogram) -> NDArray[np.float64]:
         alone = Mixture([Phase(histogram)], max_missing_mass=self.mixture.max_missing_mass)
         return alone.proportions_of_phase(0, self._dataset)
 
-    def _shares(self, number: int) -> LeafShares:
+    def shares_of_phase(self, number: int) -> LeafShares:
+        """Leaf proportions of a phase of the mixture, by its index."""
         shares = self._shares_of_phase.get(number)
         if shares is None:
             if self._table is not None and self._part_of_phase[number]:
@@ -217,10 +220,9 @@ class Stream:
         at = 0
         for number, phase in enumerate(self.mixture.phases):
             planned = None if phase.whole_blocks else phase.samples
-            source = _Source(self, number)
             plans.append(
                 PhasePlan(
-                    shares=source,
+                    shares=_PhaseShares(self, number),
                     number=number,
                     first_sample=at,
                     num_samples=planned,
@@ -247,43 +249,55 @@ class Stream:
     def _described_plans(self) -> list[dict[str, Any]]:
         described = []
         for plan in self.order.plans:
-            assert isinstance(plan.shares, _Source)
-            source = plan.shares.source
-            what = {"phase": source} if isinstance(source, int) else {"histogram": encode_histogram(source)}
+            shares = plan.shares
+            assert isinstance(shares, _PhaseShares | _ChangedShares)
+            if isinstance(shares, _PhaseShares):
+                source: dict[str, Any] = {"phase": shares.index}
+            else:
+                source = {"histogram": encode_histogram(shares.histogram)}
             placed = {name: getattr(plan, name) for name in ("number", "first_sample", "num_samples", "served")}
-            described.append({**placed, **what})
+            described.append({**placed, **source})
         return described
 
     def _plan(self, described: dict[str, Any]) -> PhasePlan:
-        if "phase" in described:
-            source: int | Histogram = int(described["phase"])
-            if not 0 <= source < len(self.mixture.phases):
-                raise ValueError(f"phase {source}")
-        else:
-            source = decode_histogram(described["histogram"], self._dataset)
         placed = {name: described[name] for name in ("number", "first_sample", "num_samples", "served")}
-        part = self._part_of_phase[source] if isinstance(source, int) else 0
-        return PhasePlan(shares=_Source(self, source), part=part, **placed)
+        if "phase" not in described:
+            histogram = decode_histogram(described["histogram"], self._dataset)
+            return PhasePlan(shares=self._changed_shares(histogram), **placed)
+        index = int(described["phase"])
+        if not 0 <= index < len(self.mixture.phases):
+            raise ValueError(f"phase {index}")
+        return PhasePlan(shares=_PhaseShares(self, index), part=self._part_of_phase[index], **placed)
 
 
-class _Source:
-    """Where the proportions of a phase come from: a function without arguments, for PhasePlan."""
+class _PhaseShares:
+    """The proportions of a phase of the mixture: a function without arguments, for PhasePlan."""
 
-    def __init__(self, stream: Stream, source: int | Histogram) -> None:
-        self._stream, self.source = stream, source
+    def __init__(self, stream: Stream, index: int) -> None:
+        self._stream, self.index = stream, index
 
     def __call__(self) -> LeafShares:
-        return self._stream.shares_of(self.source)
+        return self._stream.shares_of_phase(self.index)
+
+
+class _ChangedShares:
+    """The proportions of a change made while running, for PhasePlan. Changes are numbered as they come to a stream."""
+
+    def __init__(self, stream: Stream, number: int, histogram: Histogram) -> None:
+        self._stream, self._number, self.histogram = stream, number, histogram
+
+    def __call__(self) -> LeafShares:
+        return self._stream.shares_of_change(self._number, self.histogram)
 
 
 def encode_histogram(histogram: Histogram) -> bytes:
-    """A histogram as bytes: level, nodes, proportions; the tree is that of the dataset."""
+    """Encode a histogram as level, nodes, proportions; the tree is that of the dataset."""
     head = _HEAD.pack(histogram.level, len(histogram.nodes))
     return head + histogram.nodes.astype("<u4").tobytes() + histogram.proportions.astype("<f8").tobytes()
 
 
 def decode_histogram(content: bytes, dataset: Dataset) -> Histogram:
-    """Of `encode_histogram`. Raises ValueError when it is damaged."""
+    """Decode what `encode_histogram` made. Raises ValueError when it is damaged."""
     level, count = _HEAD.unpack(content[: _HEAD.size].ljust(_HEAD.size, b"\0"))
     if not count or len(content) != _HEAD.size + 12 * count:
         raise ValueError(f"{len(content)} bytes for {count} nodes")

@@ -1,4 +1,4 @@
-"""Where a process stands among all ranks, and which positions of the stream are its own."""
+"""The place of a process among all ranks, and the positions of the stream that it serves."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Topology:
-    """Where a process stands among all ranks."""
+    """Place of a process among all ranks."""
 
     rank: int
     world_size: int
     ranks_per_node: int
     replication: int = 1
-    """So many consecutive ranks get the same samples: the ranks of one tensor-parallel group."""
+    """Consecutive ranks that get the same samples: the ranks of one tensor-parallel group."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size or self.ranks_per_node < 1 or self.world_size % self.ranks_per_node:
@@ -42,7 +42,8 @@ class Topology:
 
     @classmethod
     def current(cls, *, replication: int = 1) -> Topology:
-        """From torch.distributed when initialised, else from RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, else a single process.
+        """Take it from torch.distributed when initialised, else from RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, else a single
+        process.
 
         Raises:
             InputError: values that contradict each other.
@@ -69,17 +70,16 @@ class Topology:
         num_nodes = self.num_replicas // groups_per_node
         node, local_group = divmod(self.rank // self.replication, groups_per_node)
         positions = np.arange(start, start + batch_size * self.num_replicas, dtype=np.int64)
-        own = (positions % num_nodes == node) & (positions // num_nodes % groups_per_node == local_group)
-        return positions[own]
+        of_node, of_group = positions % num_nodes == node, positions // num_nodes % groups_per_node == local_group
+        return positions[of_node & of_group]
 
 
 def agreed(earliest: int, histogram: Histogram, at_sample: int | None) -> int:
-    """The latest `earliest` of all ranks, which must ask for the same change."""
+    """Agree on the latest `earliest` of all ranks, which must make the same change."""
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         return earliest
-    asked = (earliest, histogram.fingerprint, at_sample)
     gathered: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(gathered, asked)
+    distributed.all_gather_object(gathered, (earliest, histogram.fingerprint, at_sample))
     if len({other[1:] for other in gathered}) > 1:
         raise InputError("set_proportions must be called with the same histogram and at_sample on every rank.")
     return max(other[0] for other in gathered)

@@ -1,4 +1,4 @@
-"""What the sample order draws from where a phase has a window selection: leaves, and behind them parts of leaves.
+"""The table that the sample order draws from where a phase has a window selection: leaves, then parts of leaves.
 
 To the order a selection is a further stretch of its table of leaves: a row for each leaf that has selected windows,
 with as many windows as are selected. So draws, cursors, passes and resume are what they are for leaves, and only the
@@ -31,7 +31,7 @@ class SelectedPart:
     first_row: int
     stop_row: int
     first_number: int
-    """Of its selected windows."""
+    """Number of its first selected window."""
 
 
 class DrawTable:
@@ -63,33 +63,34 @@ class DrawTable:
         return self._arrays["first_window"]
 
     def shares(self, part: int) -> LeafShares:
-        """Every window of a selection equally often; `part` counts from 1."""
-        own = self.parts[part - 1]
-        ends = np.cumsum(self.windows_per_row[own.first_row : own.stop_row])
-        return LeafShares(rows=np.arange(own.first_row, own.stop_row, dtype=np.uint32), cdf=ends / ends[-1])
+        """Give every window of a selection the same share; `part` counts from 1."""
+        selected = self.parts[part - 1]
+        ends = np.cumsum(self.windows_per_row[selected.first_row : selected.stop_row])
+        rows = np.arange(selected.first_row, selected.stop_row, dtype=np.uint32)
+        return LeafShares(rows=rows, cdf=ends / ends[-1])
 
     def part_of(self, rows: Rows) -> Int64s:
-        """Which part each row is of."""
+        """The part of each row."""
         return np.searchsorted(self._first_rows, rows, side="right")
 
     def leaf_rows(self, rows: Rows) -> Int64s:
         """The row of each row's leaf in the cluster table."""
-        found = np.array(rows, np.int64)
-        behind = found >= self.num_leaves
+        leaf_rows = np.array(rows, np.int64)
+        behind = leaf_rows >= self.num_leaves
         if behind.any():
-            found[behind] = np.searchsorted(self.leaves[: self.num_leaves], self.leaves[found[behind]])
-        return found
+            leaf_rows[behind] = np.searchsorted(self.leaves[: self.num_leaves], self.leaves[leaf_rows[behind]])
+        return leaf_rows
 
     def nth_of_row(self, part: int, rows: Rows, windows: Int64s) -> Int64s:
-        """How many selected windows of each row's leaf stand before a window of it, cyclically: never all."""
-        own = self.parts[part - 1]
-        before = own.bits.rank(windows) + own.first_number - self.first_per_row[rows]
+        """Count the selected windows of each row's leaf before a window of it, cyclically: never all."""
+        selected = self.parts[part - 1]
+        before = selected.bits.rank(windows) + selected.first_number - self.first_per_row[rows]
         return before % self.windows_per_row[rows]
 
     def window_ids(self, numbers: Int64s) -> Int64s:
         """The window that each number stands for."""
-        found, part = numbers.copy(), np.searchsorted(self._first_numbers, numbers, side="right")
-        for number, own in enumerate(self.parts, 1):
+        window_ids, part = numbers.copy(), np.searchsorted(self._first_numbers, numbers, side="right")
+        for number, selected in enumerate(self.parts, 1):
             at = np.flatnonzero(part == number)
-            found[at] = own.bits.select(numbers[at] - own.first_number)
-        return found
+            window_ids[at] = selected.bits.select(numbers[at] - selected.first_number)
+        return window_ids

@@ -1,11 +1,11 @@
-"""How many draws of each leaf a phase makes: exact, without walking, for any leaves and any stretch of blocks.
+"""Count the draws of each leaf in a phase: exact, without walking, for any leaves and any stretch of blocks.
 
-A phase is cut into blocks of 2^18 draws. How many of a block's draws fall in each leaf is a systematic sample of the
+A phase is cut into blocks of 2^18 draws. The counts of a block's draws by leaf are a systematic sample of the
 proportions' CDF. The blocks' offsets are a Weyl sequence (seeded start, golden-ratio steps), not independent
 uniforms: each is uniform, so the draws are unbiased, but together they are evenly spaced, so a leaf's surplus in one
 block is paid back in the next: after B blocks its draws are within O(log B) of its share instead of O(sqrt B). And
 because the offsets need no memory, the draws of any number of blocks are counted in one vectorised step, for just the
-leaves asked: nothing here is as long as the table of leaves but the CDF itself. All counting is in 44-bit fixed
+leaves of interest: nothing here is as long as the table of leaves but the CDF itself. All counting is in 44-bit fixed
 point; floating point would round differently in different ways of counting.
 """
 
@@ -84,18 +84,18 @@ class PhasePlan:
     """A stretch of the stream with one mixture."""
 
     shares: Callable[[], LeafShares]
-    """Its proportions. A function, so that a stream of thousands of phases need not hold them all."""
+    """Function that gives the proportions, so that a stream of thousands of phases need not hold them all."""
     number: int = 0
-    """The phase's number in the stream, which keys its random words."""
+    """Number of the phase in the stream, which keys its random words."""
     first_sample: int = 0
     """Position of the phase's first sample."""
     num_samples: int | None = None
-    """How many samples were planned, which decides the size of its last block; None: all blocks are whole."""
+    """Samples that were planned, which decide the size of its last block; None: all blocks are whole."""
     served: int | None = None
-    """How many samples it really has: fewer than planned when the mixture was changed while running, and any number
-    where all blocks are whole; None: open-ended."""
+    """Samples that it really has: fewer than planned when the mixture was changed while running, and any number where
+    all blocks are whole; None: open-ended."""
     part: int = 0
-    """0: it draws from leaves. k: from the k-th selection of the order's table."""
+    """0: the phase draws from leaves; k: from the k-th selection of the order's table."""
 
     @property
     def rows(self) -> Rows:
@@ -114,14 +114,17 @@ class PhasePlan:
 
     def entries_of(self, rows: Rows) -> tuple[Int64s, NDArray[np.bool_]]:
         """The entry of each row of the cluster table, and whether it has one."""
-        own = self.rows
-        entries = np.searchsorted(own, rows)
-        entries[entries == len(own)] = 0
-        return entries, own[entries] == rows
+        drawn = self.rows
+        entries = np.searchsorted(drawn, rows)
+        entries[entries == len(drawn)] = 0
+        return entries, drawn[entries] == rows
 
     def drawn_before_end(self, entries: Int64s, draws: int, offset: int) -> Int64s:
-        """How many draws of a block fall in the entries up to and with each of these: entry l gets the draws d of the
-        block, counted in leaf order, with drawn_before_end(l - 1) <= d < drawn_before_end(l)."""
+        """Count the draws of a block that fall in the entries up to and with each of these.
+
+        Entry l gets the draws d of the block, counted in leaf order, with
+        drawn_before_end(l - 1) <= d < drawn_before_end(l).
+        """
         return (self._ends(entries, draws) + offset) >> _FRACTION_BITS
 
     def entries_of_draws(self, draws: int, offset: int) -> Int64s:

@@ -64,7 +64,7 @@ class PackedBits:
 
     def __init__(self, arrays: Mapping[str, NDArray[Any]] | SharedArrays) -> None:
         """Args:
-        arrays: of `indexed`, or those of a file that processes share.
+        arrays: made by `indexed`, or mapped from a file that processes share.
         """
         self._arrays = arrays
 
@@ -75,26 +75,26 @@ class PackedBits:
 
     @property
     def before(self) -> Int64s:
-        """[num_words + 1], members before each word, and in the end all."""
+        """[num_words + 1], members before each word; the last entry counts all."""
         return self._arrays["before"]
 
     @property
     def num_members(self) -> int:
-        """Of the set."""
+        """Number of members."""
         return int(self.before[-1])
 
     def rank(self, numbers: Int64s) -> Int64s:
-        """How many members are smaller than each of some numbers, which are at most the length of the set."""
+        """Count the members smaller than each of some numbers, which are at most the length of the set."""
         word, bit = numbers // WORD_BITS, (numbers % WORD_BITS).astype(np.uint64)
         lower = self.words[np.minimum(word, len(self.words) - 1)] & ((np.uint64(1) << bit) - np.uint64(1))
         return self.before[word] + _BITS_IN_BYTE[_bytes(lower)].reshape(-1, 8).sum(axis=1, dtype=np.int64)
 
     def select(self, ranks: Int64s) -> Int64s:
-        """The member of which so many are smaller, for each of some ranks below `num_members`."""
+        """The member at each of some ranks below `num_members`; a rank is the number of smaller members."""
         in_order = np.argsort(ranks)  # searching in order is six times as fast
-        found = np.empty(len(ranks), np.int64)
-        found[in_order] = self._select(ranks[in_order])
-        return found
+        selected = np.empty(len(ranks), np.int64)
+        selected[in_order] = self._select(ranks[in_order])
+        return selected
 
     def _select(self, ranks: Int64s) -> Int64s:
         word = np.searchsorted(self.before, ranks, side="right") - 1

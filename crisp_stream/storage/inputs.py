@@ -21,14 +21,14 @@ class ListedFile:
 
     url: str
     path: str
-    """Below the named folder, the prefix or the part of a glob without signs; the file's own name when it was named."""
+    """Path below the named folder, the prefix or the part of a glob without signs; the name of a file named itself."""
     num_bytes: int
     version: str
-    """Differs when the content was replaced: the modification time in ns, or the entity tag of an object store."""
+    """Mark that changes with the content: the modification time in ns, or the entity tag of an object store."""
 
 
 def list_inputs(url: str) -> list[str]:
-    """The files that an input names: a file, a folder or prefix (all files below it), or a glob; sorted.
+    """List the files that an input names: a file, a folder or prefix (all files below it), or a glob; sorted.
 
     Raises:
         InputError: nothing matches.
@@ -38,16 +38,16 @@ def list_inputs(url: str) -> list[str]:
 
 
 def describe_inputs(url: str) -> list[ListedFile]:
-    """The files that an input names, with size and version, from one listing whatever their number.
+    """List the files that an input names, with size and version, from one listing whatever their number.
 
     Raises:
         InputError: nothing matches.
         StorageError: the storage cannot be listed.
     """
-    found = _list_remote(url) if is_remote(url) else _list_local(str(local_path(url)))
-    if not found:
+    files = _list_remote(url) if is_remote(url) else _list_local(str(local_path(url)))
+    if not files:
         raise InputError(f"{url} matches no file. Give a file, a folder, a prefix or a glob that exists.")
-    return found
+    return files
 
 
 def _list_local(path: str) -> list[ListedFile]:
@@ -57,8 +57,8 @@ def _list_local(path: str) -> list[ListedFile]:
     if Path(path).is_file():
         return _describe_local([path], str(Path(path).parent))
     fixed = path[: min((path.index(sign) for sign in GLOB_SIGNS if sign in path), default=0)].rpartition("/")
-    found = [match for match in glob.glob(path, recursive=True) if Path(match).is_file()]  # noqa: PTH207
-    return _describe_local(found, fixed[0] + fixed[1] or ".")
+    files = [match for match in glob.glob(path, recursive=True) if Path(match).is_file()]  # noqa: PTH207
+    return _describe_local(files, fixed[0] + fixed[1] or ".")
 
 
 def _describe_local(files: list[str], folder: str) -> list[ListedFile]:

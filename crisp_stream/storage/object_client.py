@@ -21,7 +21,7 @@ _ENDPOINTS = {
     "gs": ("STORAGE_EMULATOR_HOST",),
     **dict.fromkeys(("az", "azure", "abfs", "abfss"), ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")),
 }
-"""By scheme, the variables that name a server other than the provider's own."""
+"""By scheme, the variables that name another server than the provider's."""
 _client_used = False
 _forked_after_use = False
 
@@ -91,7 +91,7 @@ def _connect(url: str, timeout: float, writing: bool) -> Any:
         "client_options": client_options,
     }
     scheme = url.partition("://")[0]
-    endpoint = next((found for name in _ENDPOINTS.get(scheme, ()) if (found := os.environ.get(name))), None)
+    endpoint = next((os.environ[name] for name in _ENDPOINTS.get(scheme, ()) if os.environ.get(name)), None)
     if endpoint and scheme in ("s3", "s3a"):
         options["config"] = {"endpoint": endpoint}
     elif endpoint and scheme == "gs":

@@ -2,7 +2,7 @@
 
 obstore's threads do not survive a fork, so a forked DataLoader worker cannot use a client that its parent had used. The
 helper costs 0.3 s of CPU once per worker. It ends when its input closes, that is when the worker ends in whatever way;
-when the helper itself ends or falls silent, reads are asked of a new one, and writes raise.
+when the helper itself ends or falls silent, a new one carries out reads, and writes raise.
 """
 
 from __future__ import annotations

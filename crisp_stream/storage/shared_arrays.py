@@ -57,7 +57,7 @@ class SharedArrays:
 
 
 def shared_arrays(path: Path, make: Callable[[], dict[str, NDArray[Any]]]) -> SharedArrays:
-    """The arrays of a file, which is made when it is not there or not whole.
+    """Map the arrays of a file, which is made when it is not there or not whole.
 
     Args:
         path: the file; its name must say everything that its content depends on.

@@ -38,8 +38,8 @@ def local_path(url: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where data of remote roots is kept between runs: $CRISP_STREAM_CACHE, else crisp-stream below the user's cache
-    folder."""
+    """Folder that keeps data of remote roots between runs: $CRISP_STREAM_CACHE, else crisp-stream below the user's
+    cache folder."""
     chosen = os.environ.get("CRISP_STREAM_CACHE")
     if chosen:
         return Path(chosen)
@@ -199,7 +199,7 @@ def open_store(url: str, *, timeout: float = 120.0) -> Store:
 
 
 def try_folder(folder: str) -> None:
-    """Write and delete a small object, so that a wrong credential or place is found before the run and not after it.
+    """Write and delete a small object, so that a wrong credential or place shows before the run and not after it.
 
     Raises:
         StorageError: it cannot be done; the message says why.

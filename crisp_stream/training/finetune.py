@@ -1,4 +1,4 @@
-"""Fine-tuning as the paper does it: which fraction of the steps to spend on the specialist text is validated.
+"""Fine-tuning as the paper does it: validate the fraction of the steps to spend on the specialist text.
 
 "All experiments consider the same optimization effort and we validate the fraction of steps spent in fine-tuning, from
 3 % … to 100 %" (CRISP, Section 4.1). A fraction f starts from the pretraining checkpoint at (1 - f) of the steps and
@@ -23,7 +23,7 @@ from crisp_stream.storage.store import open_store
 from crisp_stream.table import Table, csv_text
 
 _TOLERANCE = 0.25
-"""By how much of itself a fraction may differ from the one that a saved checkpoint gives."""
+"""Most that a saved checkpoint's fraction may differ from the requested one, as a share of that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +31,15 @@ class FinetunedModel:
     """A fraction of the steps, and how well the model did."""
 
     fraction: float
-    """Of the steps spent on the specialist text: that of the checkpoint used, not the one asked for."""
+    """Share of the steps spent on the specialist text, by the checkpoint used, not as requested."""
     start: str | None
     """Pretraining checkpoint; None: random weights."""
     batches: int
-    """Spent on the specialist text."""
+    """Batches of specialist text."""
     perplexity: float
-    """Of the validation text (CRISP, Section 3.1)."""
+    """Perplexity of the validation text (CRISP, Section 3.1)."""
     checkpoint: str
-    """The model."""
+    """Checkpoint of the model."""
 
 
 def finetune(
@@ -65,10 +65,7 @@ def finetune(
     """
     dist = import_extra("composer.utils.dist", extra="train", purpose="training")
     join_ranks()
-    folder = recipe.checkpoint_folder
-    if folder is None or recipe.eval is None or not recipe.eval.inputs:
-        missing = "save_folder" if folder is None else "eval" if recipe.eval is None else "eval.inputs"
-        raise RecipeError(f"fine-tuning needs `{missing}`; there is none.")
+    folder = _required_folder(recipe)
     total, unit = parse_duration(recipe.max_duration)
     if unit != "ba":
         raise RecipeError(f"fine-tuning needs `max_duration` in batches (400ba), got {recipe.max_duration}.")
@@ -84,6 +81,15 @@ def finetune(
     return models
 
 
+def _required_folder(recipe: Recipe) -> str:
+    """The recipe's `save_folder`. Raises RecipeError: there is none, or no validation text."""
+    if recipe.checkpoint_folder is None:
+        raise RecipeError("fine-tuning needs `save_folder`; there is none.")
+    if recipe.eval is None or not recipe.eval.inputs:
+        raise RecipeError(f"fine-tuning needs `{'eval' if recipe.eval is None else 'eval.inputs'}`; there is none.")
+    return recipe.checkpoint_folder
+
+
 def starting_batch(fraction: float, total: int, saved: dict[int, str], pretrained: str) -> int:
     """The saved batch nearest to the start of a fraction; 0 for all of the run.
 
@@ -93,9 +99,9 @@ def starting_batch(fraction: float, total: int, saved: dict[int, str], pretraine
     if not 0 < fraction <= 1:
         raise InputError(f"a fraction must lie above 0 and at most at 1, got {fraction:g}.")
     if not saved or max(saved) != total:
-        found = f"its last checkpoint is of batch {max(saved):,}" if saved else "it holds no checkpoint"
+        held = f"its last checkpoint is of batch {max(saved):,}" if saved else "it holds no checkpoint"
         raise InputError(
-            f"{pretrained}: must hold a finished run of `max_duration` = {total:,} batches, but {found}. "
+            f"{pretrained}: must hold a finished run of `max_duration` = {total:,} batches, but {held}. "
             "The effort of pretraining and fine-tuning together is that of the pretraining run."
         )
     if fraction == 1:
@@ -133,22 +139,22 @@ def table(models: Sequence[FinetunedModel]) -> Table:
 
 
 def _pretrained_alone(recipe: Recipe, checkpoint: str, dist: Any) -> FinetunedModel:
-    """The yardstick: the pretraining run to its end."""
+    """Judge the pretraining run at its end, as the yardstick."""
     from crisp_stream.evaluation.perplexity import perplexity
     from crisp_stream.training.prepare import held_out_texts
 
     def judge() -> float:
         return perplexity(checkpoint, held_out_texts(recipe)).perplexity if dist.get_global_rank() == 0 else 0.0
 
-    found = dist.all_gather_object(together(judge))[0]
-    return FinetunedModel(fraction=0.0, start=checkpoint, batches=0, perplexity=found, checkpoint=checkpoint)
+    judged = dist.all_gather_object(together(judge))[0]
+    return FinetunedModel(fraction=0.0, start=checkpoint, batches=0, perplexity=judged, checkpoint=checkpoint)
 
 
 def _finetuned(recipe: Recipe, total: int, batch: int, start: str | None) -> FinetunedModel:
     from crisp_stream.training.train import train
 
     fraction = (total - batch) / total
-    own = dataclasses.replace(
+    recipe_of_fraction = dataclasses.replace(
         recipe,
         run_name=f"{recipe.run_name}-{100 * fraction:g}",
         save_folder=f"{recipe.checkpoint_folder}/{100 * fraction:g}",
@@ -157,10 +163,10 @@ def _finetuned(recipe: Recipe, total: int, batch: int, start: str | None) -> Fin
         load_weights_only=recipe.load_weights_only and start is not None,
         save_interval="1dur",
     )
-    report = train(own)
+    report = train(recipe_of_fraction)
     if report.interrupted_by is not None:
         raise RunInterruptedError(
-            f"{own.run_name} was stopped by {report.interrupted_by} after batch {report.interrupted_at:,}. The same "
+            f"{report.run_name} was stopped by {report.interrupted_by} after batch {report.interrupted_at:,}. The same "
             "command goes on there.",
             signal_name=report.interrupted_by,
         )

@@ -22,7 +22,7 @@ from typing import Any
 from crisp_stream.errors import InputError, import_extra
 
 GRACE_SECONDS = 3600
-"""How long ranks may take to end after a signal. A batch system kills everything sooner if it has less patience."""
+"""Time that ranks may take to end after a signal. A batch system kills everything sooner if it has less patience."""
 
 
 def processes(text: str) -> int | None:

@@ -1,4 +1,4 @@
-"""Where a run's metrics go besides the console: Composer's own file, TensorBoard and Weights & Biases loggers.
+"""Loggers that get a run's metrics besides the console: Composer's for files, TensorBoard and Weights & Biases.
 
 All of them write below `logs/` of the `save_folder`; log_files.py brings what they write to a folder in object storage.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from crisp_stream.config.recipe import Recipe
 
 _NEVER = 1 << 60
-"""Batches between TensorBoard's own flushes, each of which starts another file. We flush without that."""
+"""Batches between flushes by Composer, each of which starts another TensorBoard file. LogFiles flushes without that."""
 
 
 def require_loggers(loggers: LoggersRecipe) -> None:
@@ -31,27 +31,27 @@ def require_loggers(loggers: LoggersRecipe) -> None:
 
 
 def build_loggers(recipe: Recipe, folder: Path) -> list[LoggerDestination]:
-    """Composer's loggers for a recipe, writing below a local folder. No file of an earlier part is written over."""
+    """Make Composer's loggers for a recipe, writing below a local folder. No file of an earlier part is overwritten."""
     from composer.loggers import FileLogger, TensorboardLogger, WandBLogger
 
-    asked, found = recipe.loggers, []
+    wanted, loggers = recipe.loggers, []
     escaped = str(folder).replace("{", "{{").replace("}", "}}")
-    if asked.file:
+    if wanted.file:
         stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
-        found.append(FileLogger(f"{escaped}/{stamp}-rank{{rank}}.txt", flush_interval=recipe.log_interval))
-    if asked.tensorboard:
-        found.append(TensorboardLogger(str(folder / "tensorboard"), flush_interval=_NEVER))
-    if asked.wandb is not None:
+        loggers.append(FileLogger(f"{escaped}/{stamp}-rank{{rank}}.txt", flush_interval=recipe.log_interval))
+    if wanted.tensorboard:
+        loggers.append(TensorboardLogger(str(folder / "tensorboard"), flush_interval=_NEVER))
+    if wanted.wandb is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        init: dict[str, Any] = {"dir": str(folder), "mode": asked.wandb.mode, "config": dataclasses.asdict(recipe)}
-        found.append(
+        init: dict[str, Any] = {"dir": str(folder), "mode": wanted.wandb.mode, "config": dataclasses.asdict(recipe)}
+        loggers.append(
             WandBLogger(
-                project=asked.wandb.project,
-                entity=asked.wandb.entity,
+                project=wanted.wandb.project,
+                entity=wanted.wandb.entity,
                 group=recipe.run_name,
                 name=recipe.run_name,
-                tags=list(asked.wandb.tags),
+                tags=list(wanted.wandb.tags),
                 init_kwargs=init,
             )
         )
-    return found
+    return loggers

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedRun:
-    """A recipe whose dataset, mixture, checkpoint and batch sizes were found to fit."""
+    """A recipe whose dataset, mixture, checkpoint and batch sizes fit each other."""
 
     recipe: Recipe
     dataset: Dataset
@@ -57,13 +57,13 @@ class PreparedRun:
     """Windows per forward pass of a rank."""
 
     start: RunStart
-    """Where it began to count."""
+    """Counts at which the run began."""
 
     checkpoint: StartingPoint
-    """What it starts from."""
+    """The checkpoint that it starts from."""
 
     dataset_state: dict[str, Any] | None
-    """Of the dataset, to go on with; None: from the beginning."""
+    """State of the dataset to go on with; None: from the beginning."""
 
     held_out: list[str]
     """Texts to measure during the run."""
@@ -82,49 +82,34 @@ def prepare(recipe: Recipe, checkpoint: StartingPoint) -> PreparedRun:
         as `train.train`.
     """
     from crisp_stream.loading.mixture_dataset import MixtureDataset
-    from crisp_stream.models.gpt import gpt_config, load_tokenizer
+    from crisp_stream.loading.reader import ReadOptions
 
     dist = import_extra("composer.utils.dist", extra="train", purpose="training")
     _check_device(recipe)
     per_rank, microbatch_size = _batch_sizes(recipe, dist.get_world_size())
     dataset = open_dataset(recipe.data.remote, generation=recipe.data.generation, timeout=recipe.data.timeout)
-    manifest = dataset.manifest
-    tokens_per_batch = recipe.global_train_batch_size * manifest.window_tokens
+    tokens_per_batch = recipe.global_train_batch_size * dataset.manifest.window_tokens
     num_batches = batches_of(recipe.max_duration, tokens_per_batch=tokens_per_batch)
     saved = None if checkpoint.path is None else read_checkpoint(checkpoint.path)
-    start = run_start(recipe, saved, own=checkpoint.own)
-    if saved is not None and not checkpoint.own:
+    start = run_start(recipe, saved, resumes=checkpoint.resumes)
+    if saved is not None and not checkpoint.resumes:
         check_something_left(recipe, saved, num_batches)
     mixture = build_mixture(recipe, dataset, start=start, before=phases_before(recipe, saved, dataset, start))
     stream = MixtureDataset(
-        recipe.data.remote,
+        dataset,
         mixture,
         batch_size=per_rank,
         seed=recipe.seed,
-        local=recipe.data.local,
-        cache_limit=recipe.data.cache_limit_bytes,
+        reading=ReadOptions.of(recipe.data),
         yield_batches=True,
-        timeout=recipe.data.timeout,
-        lookahead=recipe.data.lookahead,
-        generation=recipe.data.generation,
         num_samples=start.position + (num_batches - start.batch) * recipe.global_train_batch_size,
     )
-    provenance = {"dataset": manifest.fingerprint, "packing": manifest.packing, "window_tokens": manifest.window_tokens}
-    config = gpt_config(
-        recipe.model,
-        vocab_size=manifest.tokenizer.vocab_size,
-        window_tokens=manifest.window_tokens,
-        eot_id=manifest.tokenizer.eot_id,
-        provenance=provenance,
-    )
-    tokenizer = load_tokenizer(
-        dataset.tokenizer_path(), eot_token=manifest.tokenizer.eot_token, n_positions=config.n_positions
-    )
+    config, tokenizer = _config_and_tokenizer(recipe, dataset)
     dataset_state = None
     if saved is not None:
         check_model(saved, checkpoint.path or Path(), config, tokenizer)
-        if checkpoint.own or not recipe.load_weights_only:
-            dataset_state = state_to_load(recipe, saved, stream, start, own=checkpoint.own)
+        if checkpoint.resumes or not recipe.load_weights_only:
+            dataset_state = state_to_load(recipe, saved, stream, start, resumes=checkpoint.resumes)
     return PreparedRun(
         recipe=recipe,
         dataset=dataset,
@@ -142,16 +127,35 @@ def prepare(recipe: Recipe, checkpoint: StartingPoint) -> PreparedRun:
     )
 
 
+def _config_and_tokenizer(recipe: Recipe, dataset: Dataset) -> tuple[GPT2Config, PreTrainedTokenizerFast]:
+    from crisp_stream.models.gpt import gpt_config, load_tokenizer
+
+    manifest = dataset.manifest
+    config = gpt_config(
+        recipe.model,
+        vocab_size=manifest.tokenizer.vocab_size,
+        window_tokens=manifest.window_tokens,
+        eot_id=manifest.tokenizer.eot_id,
+        provenance={
+            "dataset": manifest.fingerprint,
+            "packing": manifest.packing,
+            "window_tokens": manifest.window_tokens,
+        },
+    )
+    eot = manifest.tokenizer.eot_token
+    return config, load_tokenizer(dataset.tokenizer_path(), eot_token=eot, n_positions=config.n_positions)
+
+
 def build_mixture(
     recipe: Recipe, dataset: Dataset, *, start: RunStart | None = None, before: Sequence[Phase] = ()
 ) -> Mixture:
-    """The recipe's phases with their lengths in samples: whole global batches, so that a switch falls between steps.
+    """Make the recipe's phases, with lengths in whole global batches, so that a switch falls between steps.
 
     They end within whole blocks, so that any other run can go on from any of their checkpoints.
 
     Args:
-        start: where the run began to count; at 0 when None.
-        before: what `histogram: checkpoint` stands for.
+        start: counts at which the run began; 0 when None.
+        before: the phases for which `histogram: checkpoint` stands.
 
     Raises:
         RecipeError: phases that do not fit into the run.
@@ -164,8 +168,8 @@ def build_mixture(
     num_batches = batches_of(recipe.max_duration, tokens_per_batch=tokens_per_batch)
     _check_order_known(recipe, start)
     # Without them, and where the order of samples goes on, the phases count from the beginning of what is continued.
-    own_order = recipe.from_checkpoint or start.samples > start.position
-    phases, begun = list(before), start.batch if own_order else 0
+    counts_from_start = recipe.from_checkpoint or start.samples > start.position
+    phases, begun = list(before), start.batch if counts_from_start else 0
     for index, phase in enumerate(recipe.mixture.phases):
         if recipe.from_checkpoint and index == 0:
             continue
@@ -212,7 +216,7 @@ def _check_order_known(recipe: Recipe, start: RunStart) -> None:
 
 
 def _drawn(phase: PhaseRecipe, dataset: Dataset) -> Phase:
-    """An open-ended phase, drawn by what the recipe names."""
+    """An open-ended phase, drawn by the window selection or the histograms that the recipe names."""
     if phase.windows is not None:
         return Phase.of_windows(WindowSelection.load(phase.windows), dataset)
     paths = [phase.source] if isinstance(phase.source, str) else list(phase.source)
@@ -246,7 +250,7 @@ def _check_device(recipe: Recipe) -> None:
 
 
 def held_out_texts(recipe: Recipe) -> list[str]:
-    """Documents whose perplexity is measured during the run. Raises InputError, StorageError."""
+    """Read the documents whose perplexity is measured during the run. Raises InputError, StorageError."""
     if recipe.eval is None or not recipe.eval.inputs:
         return []
     from crisp_stream.writers.documents.documents import read_documents
@@ -258,7 +262,7 @@ def held_out_texts(recipe: Recipe) -> list[str]:
 
 
 def sampled_questions(recipe: Recipe) -> list[QuestionSet]:
-    """Samples of the question sets that are asked during the run.
+    """Sample the question sets for measurements during the run.
 
     Raises:
         RecipeError: two sets have one name. InputError, StorageError: a bad question, or no such file.

@@ -1,4 +1,4 @@
-"""The account of a finished run: what was asked, what was served, what it cost, how it went.
+"""The report of a finished run: its recipe, the mixture that was served, cost and losses.
 
 `run.json` holds it beside the checkpoints, `losses.csv` every step, `cluster_losses.csv` the loss of every level-1
 cluster by interval. Each appears complete or not at all.
@@ -16,22 +16,22 @@ from numpy.typing import NDArray
 
 from crisp_stream.config.recipe import Recipe
 from crisp_stream.format.dataset import Dataset
-from crisp_stream.histograms.mixture import Mixture
 from crisp_stream.models.training_record import last_loss
 from crisp_stream.storage.store import open_store
 from crisp_stream.table import aligned
-from crisp_stream.training.callbacks.served import samples_per_phase
+from crisp_stream.training.callbacks.served import samples_per_phase, total_variation
 
 if TYPE_CHECKING:
     from crisp_stream.training.callbacks.account import RunAccount
     from crisp_stream.training.callbacks.monitor import RunMonitor
+    from crisp_stream.training.prepare import PreparedRun
 
 _TOP_LEAVES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainReport:
-    """What a run did, over all its ranks and resumed parts."""
+    """The report of a run, over all its ranks and resumed parts."""
 
     run_name: str
     recipe: dict[str, Any]
@@ -43,8 +43,8 @@ class TrainReport:
     dataset_fingerprint: str
     mixture_fingerprint: str
     phases: list[dict[str, Any]]
-    """Of each phase: first batch, samples, mixture error, leaves with mass, effective leaves (exp of the entropy), top
-    leaves."""
+    """A row for each phase: first batch, samples, mixture error, leaves with mass, effective leaves (exp of the
+    entropy), top leaves."""
 
     num_parameters: int
     batches: int
@@ -61,22 +61,22 @@ class TrainReport:
     """Last loss, as `last_loss` defines it: the mean of the last tenth of the batches."""
 
     mixture_error: float
-    """Total variation between the leaf frequencies asked for and those served, in [0, 1]."""
+    """Total variation between the leaf frequencies of the mixture and those served, in [0, 1]."""
 
     repeated_share: float
     """Share of the samples whose window had been served before in this run."""
 
     bytes_read: int
-    """From storage, by all ranks."""
+    """Bytes read from storage by all ranks."""
 
     requests: int
-    """To storage, by all ranks."""
+    """Requests to storage by all ranks."""
 
     wall_seconds: float
-    """Inside the training loop."""
+    """Seconds inside the training loop."""
 
     cpu_seconds: float
-    """Of all ranks."""
+    """CPU seconds of all ranks."""
 
     data_wait_share: float
     """Share of the training time that the slowest rank of each batch waited for the loader."""
@@ -85,7 +85,7 @@ class TrainReport:
     """Batch after which a signal ended the run before its time."""
 
     interrupted_by: str | None
-    """That signal: SIGTERM or SIGINT."""
+    """Name of that signal: SIGTERM or SIGINT."""
 
     resumed_at: int | None
     """Batch at which this process took over an interrupted run."""
@@ -126,10 +126,8 @@ class TrainReport:
 
 
 def make_report(
+    run: PreparedRun,
     *,
-    recipe: Recipe,
-    dataset: Dataset,
-    mixture: Mixture,
     account: RunAccount,
     monitor: RunMonitor,
     num_parameters: int,
@@ -138,14 +136,13 @@ def make_report(
     interrupted_by: str | None,
     checkpoint: str | None,
 ) -> TrainReport:
-    """Bring together what the recipe asked for and what the run counted."""
-    from crisp_stream.training.callbacks.served import total_variation
-
+    """Bring together the mixture of the recipe and the counts of the run."""
+    recipe, dataset, mixture = run.recipe, run.dataset, run.mixture
     batches = len(account.losses)
     samples = int(account.served_per_leaf.sum())
     proportions = mixture.leaf_proportions(dataset)
     served = samples_per_phase(mixture, account.start.position, samples)
-    asked = sum(count * shares for count, shares in zip(served, proportions, strict=True)) / max(samples, 1)
+    wanted = sum(count * shares for count, shares in zip(served, proportions, strict=True)) / max(samples, 1)
     totals = account.totals
     return TrainReport(
         run_name=recipe.run_name,
@@ -160,7 +157,7 @@ def make_report(
         tokens=samples * dataset.manifest.window_tokens,
         losses=list(account.losses),
         final_loss=last_loss(account.losses),
-        mixture_error=total_variation(account.served_per_leaf, np.asarray(asked)),
+        mixture_error=total_variation(account.served_per_leaf, np.asarray(wanted)),
         repeated_share=monitor.repeated_share,
         bytes_read=int(totals["bytes_read"]),
         requests=int(totals["requests"]),

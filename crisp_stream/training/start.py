@@ -1,6 +1,6 @@
-"""Where a run starts: from random weights, from its own newest checkpoint, or from another run's.
+"""The start of a run: random weights, its newest checkpoint, or the checkpoint of another run.
 
-All that can be known of a checkpoint is looked at before a model is built. A run counts batches and samples as its
+A checkpoint is checked as far as possible before a model is built. A run counts batches and samples as its
 schedule does, and serves positions of its dataset's order; the two differ once one of them has started afresh, so every
 checkpoint records where both began.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from crisp_stream.histograms.mixture import Phase
 
 START_KEY = "start"
-"""Of the saved dataset state: the RunStart."""
+"""Key of the RunStart in the saved dataset state."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,47 +38,48 @@ class StartingPoint:
     url: str | None
     path: Path | None
     """As a file of this node."""
-    own: bool
-    """Whether it is of this very run, which goes on exactly."""
+    resumes: bool
+    """Whether it is a checkpoint of this run, which then goes on exactly."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunStart:
-    """Where a run began to count."""
+    """Counts at which a run began."""
 
     batch: int = 0
-    """Batches on the learning-rate schedule's count."""
+    """Batches that the learning-rate schedule had counted."""
     samples: int = 0
-    """Samples on the same count."""
+    """Samples in these batches."""
     position: int = 0
     """Position in the order of the dataset."""
 
 
 @contextlib.contextmanager
 def starting_checkpoint(recipe: Recipe) -> Iterator[StartingPoint]:
-    """What to start from, as a file of this node.
+    """Provide the checkpoint to start from as a file of this node.
 
     Rank 0 decides, so that all ranks agree; one rank per node downloads.
     """
     dist = import_extra("composer.utils.dist", extra="train", purpose="training")
-    found: list[Any] = [None]
+    decided: list[Any] = [None]
     if dist.get_global_rank() == 0:
-        found = [_find_start(recipe)]
-    dist.broadcast_object_list(found, src=0)
-    if isinstance(found[0], CrispError):
-        raise found[0]
-    url, own = found[0]
+        decided = [_find_start(recipe)]
+    dist.broadcast_object_list(decided, src=0)
+    if isinstance(decided[0], CrispError):
+        raise decided[0]
+    url, resumes = decided[0]
     with contextlib.ExitStack() as stack:
         path: Any = None
         if url is not None and (not is_remote(url) or dist.get_local_rank() == 0):
             path = stack.enter_context(local_copy(url))
         paths = dist.all_gather_object(path)
         on_node = paths[dist.get_global_rank() - dist.get_local_rank()] if path is None else path
-        yield StartingPoint(url=url, path=on_node, own=own)
+        yield StartingPoint(url=url, path=on_node, resumes=resumes)
         dist.barrier()
 
 
 def _find_start(recipe: Recipe) -> tuple[str | None, bool] | CrispError:
+    """Address of the checkpoint to start from, and whether it is of this run; or the error for all ranks."""
     from crisp_stream.storage.store import try_folder
 
     folder = recipe.checkpoint_folder
@@ -101,21 +102,21 @@ def _find_start(recipe: Recipe) -> tuple[str | None, bool] | CrispError:
     return recipe.load_path, False
 
 
-def run_start(recipe: Recipe, checkpoint: dict[str, Any] | None, *, own: bool) -> RunStart:
-    """Where the run that starts from a checkpoint begins to count.
+def run_start(recipe: Recipe, checkpoint: dict[str, Any] | None, *, resumes: bool) -> RunStart:
+    """Counts at which the run that starts from a checkpoint begins.
 
     Args:
         checkpoint: contents of the checkpoint; None: random weights.
-        own: whether it is of this very run.
+        resumes: whether it is a checkpoint of this run.
 
     Raises:
         RecipeError: the schedule goes on, and has come to its end.
         InputError: the checkpoint has no place in a dataset.
     """
-    if checkpoint is None or (recipe.load_weights_only and not own):
+    if checkpoint is None or (recipe.load_weights_only and not resumes):
         return RunStart()
     state = dataset_state_of(checkpoint, recipe)
-    if own:
+    if resumes:
         return RunStart(**state.get(START_KEY, {}))
     if not recipe.restarts and not recipe.from_checkpoint:
         return RunStart(**state.get(START_KEY, {}))  # the same run, perhaps with other phases to come
@@ -150,7 +151,7 @@ def check_something_left(recipe: Recipe, checkpoint: dict[str, Any], num_batches
 
 
 def phases_before(recipe: Recipe, checkpoint: dict[str, Any] | None, dataset: Dataset, start: RunStart) -> list[Phase]:
-    """What `histogram: checkpoint` stands for: the phases served before the run began; none without it.
+    """The phases served before the run began, for which `histogram: checkpoint` stands; none without it.
 
     Raises:
         ResumeError: the checkpoint is of another dataset, does not say, cannot be continued there, or was served from
@@ -188,9 +189,9 @@ def check_model(checkpoint: dict[str, Any], path: Path, config: GPT2Config, toke
 
 
 def state_to_load(
-    recipe: Recipe, checkpoint: dict[str, Any], stream: Any, start: RunStart, *, own: bool
+    recipe: Recipe, checkpoint: dict[str, Any], stream: Any, start: RunStart, *, resumes: bool
 ) -> dict[str, Any]:
-    """The dataset state with which the run goes on, as its own checkpoints hold it.
+    """The dataset state with which the run goes on, in the form in which its checkpoints hold it.
 
     Args:
         stream: the MixtureDataset of the run.
@@ -198,17 +199,19 @@ def state_to_load(
     Raises:
         ResumeError: the checkpoint belongs to another dataset, mixture or seed.
     """
-    if not own and "data" in recipe.restarts:
+    if not resumes and "data" in recipe.restarts:
         return {**stream.state_dict(0), START_KEY: asdict(start)}
     saved = dataset_state_of(checkpoint, recipe)
-    same = own or saved.get("mixture") == stream.mixture.fingerprint
+    same = resumes or saved.get("mixture") == stream.mixture.fingerprint
     stream.load_state_dict(state := saved if same else stream.continued_state(saved))
     return {**state, START_KEY: asdict(start)}
 
 
 def parts_to_load(recipe: Recipe, dataset_state: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
-    """A function for Composer's `load_ignore_keys`: takes out of another run's checkpoint what starts afresh, and puts
-    in where the dataset goes on."""
+    """Make a function for Composer's `load_ignore_keys`, which edits the checkpoint of another run.
+
+    It takes out what starts afresh, and puts in where the dataset goes on.
+    """
     restarts = recipe.restarts
     keep = ("model", "optimizers", "algorithms", "integrations", "metadata")
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crisp_stream.config.durations import SHARE, batches_of
 from crisp_stream.config.recipe import Recipe
 from crisp_stream.errors import import_extra
 from crisp_stream.examples.hashes import example_hash
@@ -31,15 +30,11 @@ from crisp_stream.training.start import parts_to_load, starting_checkpoint
 if TYPE_CHECKING:
     import torch
     from composer import Trainer
-    from composer.callbacks import CheckpointSaver
-    from composer.core import Algorithm, Callback, DataSpec
+    from composer.core import Algorithm, DataSpec
 
-    from crisp_stream.training.callbacks.account import CountedStream, RunAccount
-    from crisp_stream.training.callbacks.graceful_stop import GracefulStop
-    from crisp_stream.training.callbacks.held_out import HeldOutPerplexity
-    from crisp_stream.training.callbacks.log_files import LogFiles
-    from crisp_stream.training.callbacks.monitor import RunMonitor, TimedLoader
-    from crisp_stream.training.callbacks.question_accuracy import QuestionAccuracy
+    from crisp_stream.training.callbacks.account import CountedStream
+    from crisp_stream.training.callbacks.monitor import TimedLoader
+    from crisp_stream.training.callbacks.run_callbacks import RunCallbacks
 
 _STATELESS = (
     "CheckpointSaver",
@@ -50,32 +45,27 @@ _STATELESS = (
     "UploadedCheckpoints",
     "WandBLogger",
 )
-"""What a run may have that the one before had not, at no loss; Composer warns of each."""
+"""Callbacks that a run may have and the one before had not, at no loss; Composer warns of each."""
 
 _NUM_LABELS = "num_labels"
-"""Key of a microbatch: how many tokens of it are predicted."""
+"""Key of a microbatch: the number of its predicted tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRun:
-    """What a run consists of."""
+    """A trainer, and its callbacks, which are read afterwards."""
 
     trainer: Trainer
-    account: RunAccount
-    monitor: RunMonitor
-    held_out: HeldOutPerplexity | None
-    questions: QuestionAccuracy | None
-    stop: GracefulStop
-    logs: LogFiles
+    callbacks: RunCallbacks
 
     def close(self) -> None:
         """End loggers and uploads, in this order: loggers write their last lines when they end."""
         close_trainer(self.trainer)
-        self.logs.finish()
+        self.callbacks.logs.finish()
 
 
 def train(recipe: Recipe) -> TrainReport:
-    """Run a recipe to its end; all ranks call this and get the same report.
+    """Train by a recipe, to its end; all ranks call this and get the same report.
 
     Rank 0 writes `run.json`, `losses.csv` and `cluster_losses.csv` beside the checkpoints. SIGTERM or Ctrl-C ends the
     run after the batch in progress, with a checkpoint; the report says so (`interrupted_by`).
@@ -96,7 +86,7 @@ def train(recipe: Recipe) -> TrainReport:
             prepared = together(lambda: prepare(recipe, start))
             run = build_trainer(prepared, folder)
         # A signal may come twice, from a batch system and from the launcher: the report is still written.
-        with run.stop.listening():
+        with run.callbacks.stop.listening():
             try:
                 if run.trainer.state.timestamp < recipe.max_duration.replace("_", ""):
                     run.trainer.fit()
@@ -104,7 +94,7 @@ def train(recipe: Recipe) -> TrainReport:
                 run.close()
             report = _report(prepared, run, start.url)
             if dist.get_global_rank() == 0 and recipe.checkpoint_folder is not None:
-                save_report(report, run.account, run.monitor, recipe.checkpoint_folder)
+                save_report(report, run.callbacks.account, run.callbacks.monitor, recipe.checkpoint_folder)
             dist.barrier()  # a launcher ends the other ranks soon after the first has ended
     return report
 
@@ -114,94 +104,54 @@ def _report(prepared: PreparedRun, run: TrainingRun, started_from: str | None) -
 
     saved = run.trainer.saved_checkpoints  # of rank 0 alone, where checkpoints are whole
     newest = _saved_name(prepared.recipe, saved[-1]) if saved else started_from
+    callbacks = run.callbacks
     return make_report(
-        recipe=prepared.recipe,
-        dataset=prepared.dataset,
-        mixture=prepared.mixture,
-        account=run.account,
-        monitor=run.monitor,
+        prepared,
+        account=callbacks.account,
+        monitor=callbacks.monitor,
         num_parameters=sum(parameter.numel() for parameter in run.trainer.state.model.parameters()),
-        held_out=[] if run.held_out is None else run.held_out.measured,
-        questions=[] if run.questions is None else run.questions.measured,
-        interrupted_by=None if run.stop.stopped_by is None else run.stop.stopped_by.name,
+        held_out=[] if callbacks.held_out is None else callbacks.held_out.measured,
+        questions=[] if callbacks.questions is None else callbacks.questions.measured,
+        interrupted_by=None if callbacks.stop.stopped_by is None else callbacks.stop.stopped_by.name,
         checkpoint=dist.all_gather_object(newest)[0],
     )
 
 
 def build_trainer(run: PreparedRun, folder: Path | None) -> TrainingRun:
-    """Composer's Trainer for a prepared run, and those of its callbacks that are read afterwards.
+    """Build Composer's Trainer for a prepared run.
 
     Args:
         folder: where this process writes; None: nothing is saved.
     """
     from crisp_stream.models.gpt import build_gpt, compile_blocks, composer_model
-    from crisp_stream.training.callbacks.account import CountedStream, RunAccount
+    from crisp_stream.training.callbacks.account import CountedStream
     from crisp_stream.training.callbacks.cluster_losses import WindowLosses
-    from crisp_stream.training.callbacks.composer_fixes import RecipeRates
-    from crisp_stream.training.callbacks.graceful_stop import GracefulStop
-    from crisp_stream.training.callbacks.lineage import Lineage, describe_run
-    from crisp_stream.training.callbacks.log_files import LogFiles
-    from crisp_stream.training.callbacks.monitor import RunMonitor
-    from crisp_stream.training.callbacks.progress import Progress
+    from crisp_stream.training.callbacks.run_callbacks import build_callbacks
 
     recipe = run.recipe
     stream = CountedStream(run.stream, num_workers=recipe.data.num_workers, start=run.start)
     loader = _loader(recipe, stream)
     gpt = build_gpt(run.config, seed=recipe.seed)
-    window_losses = WindowLosses() if recipe.cluster_losses else None
-    if window_losses is not None:
-        gpt.loss_function = window_losses
+    if recipe.cluster_losses:
+        gpt.loss_function = WindowLosses()
     model = composer_model(gpt, run.tokenizer, activation_checkpointing=recipe.model.activation_checkpointing)
     if recipe.compile_config is not None:
         compile_blocks(gpt, **dataclasses.asdict(recipe.compile_config))
     optimizer = _optimizer(recipe, gpt)
-    account = RunAccount(run.dataset.leaves, stream, start=run.start, log_windows=recipe.log_windows)
-    monitor = RunMonitor(
-        account,
-        run.mixture,
-        run.dataset,
-        loader,
-        num_batches=run.num_batches,
-        log_interval=recipe.log_interval,
-        window_losses=window_losses,
-    )
-    (held_out, questions), stop = _evaluations(run, gpt), GracefulStop()
-    lineage = Lineage(describe_run(run))
-    _warn_of_seen(run, lineage.record)
-    progress = Progress(num_batches=run.num_batches, log_interval=recipe.log_interval, monitor=monitor)
     loggers = [] if folder is None else build_loggers(recipe, folder / "logs")
-    interval = _interval(recipe.save_interval, run)
-    logs = LogFiles(recipe, loggers, folder, copy_interval=interval)
-    rates, saver = RecipeRates(optimizer), _saver(run, folder, interval)
-    callbacks: list[Callback | None] = [
-        account,
-        monitor,
-        progress,
-        rates,
-        lineage,
-        held_out,
-        questions,
-        logs,
-        stop,
-        saver,
-    ]
+    callbacks = build_callbacks(
+        run, folder, stream=stream, loader=loader, gpt=gpt, optimizer=optimizer, loggers=loggers
+    )
+    _warn_of_seen(run, callbacks.lineage.record)
     trainer = _trainer(
         run,
         model=model,
         train_dataloader=_data_spec(loader),
         optimizers=optimizer,
-        callbacks=[callback for callback in callbacks if callback is not None],
+        callbacks=callbacks.in_order(),
         loggers=loggers,
     )
-    return TrainingRun(
-        trainer=trainer,
-        account=account,
-        monitor=monitor,
-        held_out=held_out,
-        questions=questions,
-        stop=stop,
-        logs=logs,
-    )
+    return TrainingRun(trainer=trainer, callbacks=callbacks)
 
 
 def _warn_of_seen(run: PreparedRun, record: dict[str, Any]) -> None:
@@ -223,7 +173,7 @@ def _warn_of_seen(run: PreparedRun, record: dict[str, Any]) -> None:
 
 
 def _trainer(run: PreparedRun, **parts: Any) -> Trainer:
-    """Composer's trainer of the recipe, with what was made for it."""
+    """Make Composer's Trainer by the recipe, of the parts that were built for it."""
     from composer import Trainer
 
     recipe = run.recipe
@@ -250,39 +200,8 @@ def _trainer(run: PreparedRun, **parts: Any) -> Trainer:
         )
 
 
-def _saver(run: PreparedRun, folder: Path | None, interval: str) -> CheckpointSaver | None:
-    from composer.callbacks import CheckpointSaver
-
-    from crisp_stream.training.callbacks.saving import UploadedCheckpoints, save_due
-
-    recipe = run.recipe
-    due = save_due(interval, run)
-    if folder is None or recipe.checkpoint_folder is None:
-        return None
-    keep = recipe.save_num_checkpoints_to_keep
-    overwrite = recipe.autoresume  # what lies beyond the newest complete checkpoint is written again
-    if is_remote(recipe.checkpoint_folder):
-        url = recipe.checkpoint_folder
-        return UploadedCheckpoints(url, folder, save_interval=due, overwrite=overwrite, keep=keep)
-    return CheckpointSaver(
-        folder,
-        remote_file_name=None,
-        latest_remote_file_name=None,
-        save_interval=due,
-        overwrite=overwrite,
-        num_checkpoints_to_keep=keep,
-    )
-
-
-def _interval(text: str, run: PreparedRun) -> str:
-    """An interval for Composer, which cannot take a share of a run whose dataloader has no length."""
-    if SHARE.fullmatch(text) is None:
-        return text.replace("_", "")
-    return f"{max(1, batches_of(text, tokens_per_batch=1, run_batches=run.num_batches))}ba"
-
-
 def _parts_to_load(run: PreparedRun) -> Any:
-    if run.checkpoint.own or run.dataset_state is None:
+    if run.checkpoint.resumes or run.dataset_state is None:
         return None
     return parts_to_load(run.recipe, run.dataset_state)
 
@@ -296,24 +215,6 @@ def _algorithms(recipe: Recipe) -> list[Algorithm]:
     mean = [] if _parallelism(recipe) is None else [MeanOfShardedGradients()]
     # Composer runs algorithms in reverse order after an event: what is clipped is the mean.
     return [*([] if clipping is None else [GradientClipping("norm", clipping)]), *mean]
-
-
-def _evaluations(run: PreparedRun, gpt: Any) -> tuple[HeldOutPerplexity | None, QuestionAccuracy | None]:
-    """What is measured during the run, as far as the recipe asks for it."""
-    from crisp_stream.models.checkpoint import LoadedGPT
-    from crisp_stream.training.callbacks.held_out import HeldOutPerplexity
-    from crisp_stream.training.callbacks.question_accuracy import QuestionAccuracy
-
-    loaded = LoadedGPT(gpt=gpt, tokenizer=run.tokenizer, provenance=run.config.crisp_stream)
-    when: dict[str, Any] = {
-        "interval": _interval(run.recipe.eval_interval or "1dur", run),
-        "batch_size": run.microbatch_size,
-    }
-    has_texts = run.recipe.eval is not None and bool(run.recipe.eval.inputs)
-    return (
-        HeldOutPerplexity(loaded, run.held_out, **when) if has_texts else None,
-        QuestionAccuracy(loaded, run.question_sets, **when) if run.question_sets else None,
-    )
 
 
 def _loader(recipe: Recipe, stream: CountedStream) -> TimedLoader:
@@ -338,8 +239,11 @@ def _data_spec(loader: TimedLoader) -> DataSpec:
 
 
 def _split_batch(batch: dict[str, Any], microbatch_size: int | float) -> list[dict[str, Any]]:
-    """Microbatches that know how many labels they have: the trainer asks when they are on the device already, where
-    counting would have the process wait for everything that the device is still doing."""
+    """Split a batch into microbatches that know their number of labels.
+
+    The trainer wants that number when they are on the device already. Counting there would have the process wait for
+    everything that the device is still doing.
+    """
     from composer.core.data_spec import default_split_batch
 
     return [{**part, _NUM_LABELS: _num_labels(part)} for part in default_split_batch(batch, microbatch_size)]
@@ -397,6 +301,6 @@ def _parallelism(recipe: Recipe) -> Any:
 
 
 def _saved_name(recipe: Recipe, local: str) -> str:
-    """Where a checkpoint can be loaded from: the local file, or its copy in object storage."""
+    """Address from which a checkpoint can be loaded: the local file, or its copy in object storage."""
     folder = recipe.checkpoint_folder or ""
     return f"{folder}/{Path(local).name}" if is_remote(folder) else str(local)

@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from crisp_stream.cli.main import main
 from crisp_stream.counting import embedded_examples
 from crisp_stream.counting.count_examples import count_examples
 from crisp_stream.errors import InputError
 from crisp_stream.format.dataset import open_dataset
+from crisp_stream.format.manifest import MANIFEST
+from crisp_stream.storage.store import FolderStore
 from crisp_stream.writers.documents.drops import EMPTY_TEXT
 from crisp_stream.writers.embedding.embed import Encoder
 from crisp_stream.writers.write import WriteReport
@@ -220,3 +223,19 @@ def test_text_unlike_the_corpus_and_a_task_larger_than_it_are_warned_of(
     np.save(tmp_path / "many.npy", vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
     count_examples([str(tmp_path / "many.npy")], data=str(root), log=lines.append)
     assert any(f"fill {windows + 1:,} windows, more than the {windows:,} of the corpus" in line for line in lines)
+
+
+def test_the_command_opens_the_dataset_once(
+    written: tuple[Path, WriteReport], task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requested: list[str] = []
+    get = FolderStore.get
+
+    def counted(store: FolderStore, path: str) -> bytes:
+        requested.append(path)
+        return get(store, path)
+
+    monkeypatch.setattr(FolderStore, "get", counted)
+    options = ["--data", str(written[0]), "--out", str(tmp_path / "task.parquet"), "--processes", "1"]
+    assert main(["histogram", "count", str(task_file), *options]) == 0
+    assert requested.count(MANIFEST) == 1

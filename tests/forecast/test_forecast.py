@@ -15,7 +15,7 @@ from crisp_stream.forecast.result import Forecast, Loader
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.histograms.mixture import Draw, Mixture, Phase
-from crisp_stream.loading import mixture_dataset as loading
+from crisp_stream.loading.reader import ReadOptions
 from crisp_stream.loading.stream import Stream
 from crisp_stream.order.draws import BLOCK_SAMPLES
 from tests.support.mixtures import LEAVES, histogram_of, two_phases
@@ -195,4 +195,4 @@ def test_runs_that_cannot_be_are_refused(dataset: Dataset) -> None:
 
 
 def test_the_defaults_are_those_of_the_loader() -> None:
-    assert Loader().lookahead == loading.LOOKAHEAD
+    assert Loader().lookahead == ReadOptions().lookahead

@@ -19,8 +19,8 @@ from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.histograms.mixture import Draw, Mixture, Phase
 from crisp_stream.loading.mixture_dataset import MixtureDataset
-from crisp_stream.loading.reader import _FetchedRuns
-from crisp_stream.loading.run_cache import Run
+from crisp_stream.loading.reader import ReadOptions, _FetchedRuns
+from crisp_stream.loading.run_cache import WindowRun
 from crisp_stream.loading.stream import Stream
 from crisp_stream.loading.topology import Topology
 from crisp_stream.order.draws import BLOCK_SAMPLES
@@ -56,13 +56,21 @@ class Counting:
 
 
 def read_all(
-    remote: Dataset, mixture: Mixture, cache: Path, environment: pytest.MonkeyPatch, ranks: list[int], **options: Any
+    remote: Dataset,
+    mixture: Mixture,
+    cache: Path,
+    environment: pytest.MonkeyPatch,
+    ranks: list[int],
+    *,
+    lookahead: int = 4096,
+    **options: Any,
 ) -> tuple[int, int, int]:
     """Bytes, requests and samples of some ranks that share a cache, one after the other."""
     total = [0, 0, 0]
     for rank in ranks:
         environment.setenv("RANK", str(rank))
-        stream = MixtureDataset(remote.root, mixture, local=cache, yield_batches=True, **options)
+        reading = ReadOptions(local=cache, lookahead=lookahead)
+        stream = MixtureDataset(remote.root, mixture, reading=reading, yield_batches=True, **options)
         store = stream.dataset.store = Counting(stream.dataset.store)  # pyright: ignore[reportAttributeAccessIssue]
         left = None
         if mixture.num_samples is None:
@@ -155,7 +163,7 @@ def test_requests_are_joined_as_the_reader_joins_them(runs: list[tuple[int, int,
     shards = sorted(shard for shard, _, _ in runs)
     first, listed = 0, []
     for shard, (_, gap, num_windows) in zip(shards, runs, strict=True):
-        listed.append(Run(shard, first + gap, num_windows))
+        listed.append(WindowRun(shard, first + gap, num_windows))
         first += gap + num_windows
     reader: Any = object.__new__(_FetchedRuns)
     reader._sample_bytes = sample_bytes

@@ -14,6 +14,7 @@ from crisp_stream.forecast import selected as forecast_selected
 from crisp_stream.forecast.forecast import forecast
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.histograms.mixture import Draw
+from crisp_stream.loading.reader import ReadOptions
 from crisp_stream.loading.stream import Stream
 from tests.support.mixtures import histogram_of
 from tests.support.seaweed import S3Server
@@ -84,7 +85,7 @@ def test_every_count_equals_the_walk(
 def test_bytes_and_requests_are_those_of_the_loader(dataset: Dataset, s3: S3Server, tmp_path: Path) -> None:
     url = upload(dataset, s3.fresh_prefix())
     mixture = mixtures(dataset, "systematic")["base, selection"]
-    stream = MixtureDataset(url, mixture, batch_size=1, local=tmp_path)
+    stream = MixtureDataset(url, mixture, batch_size=1, reading=ReadOptions(local=tmp_path))
     assert sum(1 for _ in stream) == 2500
     reads = forecast(dataset, mixture).reads
     assert reads.bytes_exact

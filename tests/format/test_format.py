@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -230,6 +231,13 @@ def test_must_8_the_tree_is_the_one_of_the_manifest(root: Path) -> None:
     synthetic_tree(4, 2, seed=9).save(root / "tree")
     with pytest.raises(FormatError, match="The tree was replaced"):
         _ = open_dataset(root).tree
+
+
+def test_a_pickled_dataset_leaves_its_tree_out(dataset: Dataset) -> None:
+    nodes = dataset.tree.node_of(dataset.leaves, 1)
+    copied = pickle.loads(pickle.dumps(dataset))
+    assert "tree" not in copied.__dict__
+    assert (copied.tree.node_of(copied.leaves, 1) == nodes).all()
 
 
 def test_must_9_the_tokenizer_is_the_one_of_the_manifest(root: Path) -> None:

@@ -19,6 +19,7 @@ from crisp_stream import Histogram, Mixture, MixtureDataset, Phase
 from crisp_stream.errors import InputError, ResumeError, StorageError
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.loading import topology
+from crisp_stream.loading.reader import ReadOptions
 from tests.support.synthetic import write_synthetic_dataset
 
 WINDOWS = {0: 300, 3: 50, 5: 70, 9: 40, 15: 200}
@@ -35,7 +36,7 @@ def only(dataset: Dataset, *leaves: int) -> Histogram:
 
 def made(dataset: Dataset, *, samples: int | None = None, **options: object) -> MixtureDataset:
     mixture = Mixture([Phase(Histogram.base(dataset.manifest), samples)])
-    options = {"batch_size": 10, "seed": 4, "lookahead": 20, **options}
+    options = {"batch_size": 10, "seed": 4, "reading": ReadOptions(lookahead=20), **options}
     return MixtureDataset(dataset.root, mixture, yield_batches=True, **options)  # pyright: ignore[reportArgumentType]
 
 
@@ -76,7 +77,7 @@ def test_a_change_takes_effect_at_the_sample_that_is_returned(dataset: Dataset, 
 
 
 def test_the_earliest_change_stands_behind_what_workers_have_planned(dataset: Dataset) -> None:
-    stream = made(dataset, lookahead=1000)
+    stream = made(dataset, reading=ReadOptions(lookahead=1000))
     batches = iter(DataLoader(stream, batch_size=None, num_workers=2))
     for _ in range(30):
         next(batches)
@@ -160,7 +161,7 @@ def test_changes_that_cannot_be_are_refused_and_leave_the_stream_as_it_was(datas
 
 
 def test_a_change_that_is_never_finished_is_an_error_not_a_hang(dataset: Dataset) -> None:
-    stream = made(dataset, timeout=0.3)
+    stream = made(dataset, reading=ReadOptions(lookahead=20, timeout=0.3))
     batches = iter(DataLoader(stream, batch_size=None, num_workers=1, timeout=60))
     next(batches)
     stream._control.hold()  # what a rank does whose others do not follow
@@ -201,13 +202,14 @@ RANK_SCRIPT = """
 import json, sys
 from torch import distributed
 from torch.utils.data import DataLoader
-from crisp_stream import Histogram, Mixture, MixtureDataset, open_dataset
+from crisp_stream import Histogram, Mixture, MixtureDataset, ReadOptions, open_dataset
 
 root = sys.argv[1]
 distributed.init_process_group("gloo")
 rank = distributed.get_rank()
 dataset = open_dataset(root)
-stream = MixtureDataset(root, Mixture.base(dataset.manifest), batch_size=6, seed=4, yield_batches=True, lookahead=30)
+mixture, reading = Mixture.base(dataset.manifest), ReadOptions(lookahead=30)
+stream = MixtureDataset(dataset, mixture, batch_size=6, seed=4, reading=reading, yield_batches=True)
 batches = iter(DataLoader(stream, batch_size=None, num_workers=2 * rank))
 taken = [next(batches)["window"].tolist() for _ in range(3)]
 changes = []

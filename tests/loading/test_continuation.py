@@ -12,6 +12,7 @@ from crisp_stream import Histogram, Mixture, MixtureDataset, Phase
 from crisp_stream.errors import ResumeError
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.loading.continuation import phases_of_state
+from crisp_stream.loading.reader import ReadOptions
 from tests.support.synthetic import write_synthetic_dataset
 
 BATCH = 8
@@ -29,7 +30,12 @@ def task(dataset: Dataset) -> Histogram:
 
 def opened(dataset: Dataset, *phases: Phase, seed: int = 3, draw: Any = "systematic") -> MixtureDataset:
     return MixtureDataset(
-        dataset.root, Mixture(phases, draw=draw), batch_size=BATCH, seed=seed, yield_batches=True, lookahead=16
+        dataset.root,
+        Mixture(phases, draw=draw),
+        batch_size=BATCH,
+        seed=seed,
+        yield_batches=True,
+        reading=ReadOptions(lookahead=16),
     )
 
 

@@ -19,10 +19,11 @@ from crisp_stream.errors import InputError, ResumeError
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.histograms.mixture import Draw
 from crisp_stream.histograms.window_selection import WindowSelection
+from crisp_stream.loading import stream as mixture_over_time
 from crisp_stream.loading.continuation import phases_of_state
+from crisp_stream.loading.reader import ReadOptions
 from crisp_stream.loading.runs import MAX_GAP, RunPlan
 from crisp_stream.loading.stream import Stream
-from crisp_stream.order import draw_table
 from crisp_stream.order.draws import BLOCK_SAMPLES, leaf_starts
 from tests.support.mixtures import histogram_of
 from tests.support.seaweed import S3Server
@@ -135,7 +136,9 @@ def test_resuming_at_any_batch_equals_the_uninterrupted_run_over_passes(
     mixture = Mixture([*phases, Phase(histogram_of(dataset, {0: 1.0}), 16)])
 
     def opened() -> MixtureDataset:
-        return MixtureDataset(dataset.root, mixture, batch_size=8, seed=9, yield_batches=True, lookahead=16)
+        return MixtureDataset(
+            dataset.root, mixture, batch_size=8, seed=9, yield_batches=True, reading=ReadOptions(lookahead=16)
+        )
 
     whole = opened()
     batches = [windows_of(whole) for _ in range(12)]  # more than COUNTED_PHASES phases
@@ -177,7 +180,7 @@ def test_a_mixture_that_was_changed_while_running_resumes(dataset: Dataset, chos
     mixture = Mixture([Phase(Histogram.base(dataset.manifest), 80), Phase.of_windows(chosen, dataset, 160)])
 
     def opened() -> MixtureDataset:
-        return MixtureDataset(dataset.root, mixture, batch_size=8, yield_batches=True, lookahead=8)
+        return MixtureDataset(dataset.root, mixture, batch_size=8, yield_batches=True, reading=ReadOptions(lookahead=8))
 
     stream = opened()
     iterator = iter(stream)
@@ -197,7 +200,9 @@ def test_a_mixture_that_was_changed_while_running_resumes(dataset: Dataset, chos
 
 def test_a_checkpoint_of_the_corpus_is_continued_by_a_selection(dataset: Dataset, chosen: WindowSelection) -> None:
     def opened(*phases: Phase) -> MixtureDataset:
-        return MixtureDataset(dataset.root, Mixture(phases), batch_size=8, seed=3, yield_batches=True, lookahead=16)
+        return MixtureDataset(
+            dataset.root, Mixture(phases), batch_size=8, seed=3, yield_batches=True, reading=ReadOptions(lookahead=16)
+        )
 
     base = Histogram.base(dataset.manifest)
     generic = opened(Phase(base))
@@ -271,7 +276,7 @@ def test_a_large_table_is_one_file_for_all_processes(
     mixture = Mixture([Phase(Histogram.base(dataset.manifest), 100), Phase.of_windows(chosen, dataset)])
     expected = drawn(dataset, mixture, 0, 700).tolist()
     monkeypatch.setenv("CRISP_STREAM_CACHE", str(tmp_path))
-    monkeypatch.setattr(draw_table, "SHARED_ROWS", 4)
+    monkeypatch.setattr(mixture_over_time, "SHARED_ROWS", 4)
     assert drawn(dataset, mixture, 0, 700).tolist() == expected
     assert len(list(tmp_path.glob("*/tables/draw-*.arrays"))) == 1
 
@@ -304,7 +309,7 @@ def test_a_remote_selection_reads_little_more_than_it_serves(dataset: Dataset, s
     url = upload(dataset, s3.fresh_prefix())
     selection = select(dataset, np.arange(dataset.manifest.num_windows) % 40 == 0)
     mixture = Mixture([Phase(Histogram.base(dataset.manifest), 48), Phase.of_windows(selection, dataset, 96)])
-    stream = MixtureDataset(url, mixture, batch_size=8, local=tmp_path, yield_batches=True)
+    stream = MixtureDataset(url, mixture, batch_size=8, reading=ReadOptions(local=tmp_path), yield_batches=True)
     found = np.concatenate([batch["window"].numpy() for batch in stream])
     assert found.tolist() == drawn(dataset, mixture, 0, 144, seed=0).tolist()
     assert selection.num_selected == 24

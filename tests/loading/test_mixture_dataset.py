@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from crisp_stream import Histogram, Mixture, MixtureDataset, Phase
 from crisp_stream.errors import FormatError, InputError, ResumeError
 from crisp_stream.format.dataset import Dataset
+from crisp_stream.loading.reader import ReadOptions
 from crisp_stream.loading.topology import Topology
 from tests.support.seaweed import S3Server
 from tests.support.synthetic import EOT_ID, synthetic_tokens, upload, write_synthetic_dataset
@@ -296,7 +297,9 @@ def test_training_straight_from_s3_with_forked_workers_equals_the_folder(
     url = upload(dataset, s3.fresh_prefix())
     expected = windows(DataLoader(MixtureDataset(dataset.root, mixture, batch_size=10), batch_size=10))
     for num_workers in (0, 2):
-        made = MixtureDataset(url, mixture, batch_size=10, local=tmp_path / str(num_workers), cache_limit=1 << 20)
+        made = MixtureDataset(
+            url, mixture, batch_size=10, reading=ReadOptions(local=tmp_path / str(num_workers), cache_limit=1 << 20)
+        )
         loader = DataLoader(made, batch_size=10, num_workers=num_workers, timeout=60 if num_workers else 0)
         assert windows(loader) == expected
         if num_workers == 0:
@@ -310,7 +313,7 @@ def test_a_root_without_dataset_and_a_bad_batch_size_are_refused(
     with pytest.raises(FormatError, match=r"manifest\.json is missing"):
         MixtureDataset(tmp_path, mixture, batch_size=1)
     with pytest.raises(InputError, match="lookahead must be at least 1, got 0"):
-        MixtureDataset(dataset.root, mixture, batch_size=1, lookahead=0)
+        ReadOptions(lookahead=0)
     with pytest.raises(InputError, match="batch_size must be at least 1, got 0"):
         MixtureDataset(dataset.root, mixture, batch_size=0)
 

@@ -14,7 +14,7 @@ from crisp_stream.errors import CorruptDataError, InputError, StorageError
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.loading import reader as reading
 from crisp_stream.loading import shard_files
-from crisp_stream.loading.reader import WindowReader, read_windows
+from crisp_stream.loading.reader import ReadOptions, WindowReader, read_windows
 from crisp_stream.loading.runs import MAX_RUN_WINDOWS, RunPlan
 from crisp_stream.storage.store import open_store
 from tests.support.seaweed import S3Server
@@ -91,17 +91,17 @@ def test_a_truncated_or_missing_local_shard_is_named(root: Path) -> None:
 
 def test_s3_gives_the_same_windows_as_the_folder(remote: Dataset, local: Dataset, tmp_path: Path) -> None:
     ids = every_window(local)
-    with WindowReader(remote, local=tmp_path) as reader:
+    with WindowReader(remote, ReadOptions(local=tmp_path)) as reader:
         assert (reader.read(ids) == read_windows(local, ids)).all()
         assert reader.bytes_read == local.manifest.num_windows * local.manifest.sample_bytes
         assert reader.requests == len(local.shards)  # neighbouring runs are joined
-    with WindowReader(remote, local=tmp_path) as again:
+    with WindowReader(remote, ReadOptions(local=tmp_path)) as again:
         assert (again.read(ids) == read_windows(local, ids)).all()
         assert again.requests == 0  # all cached
 
 
 def test_prefetched_windows_are_requested_once(remote: Dataset, tmp_path: Path) -> None:
-    with WindowReader(remote, local=tmp_path) as reader:
+    with WindowReader(remote, ReadOptions(local=tmp_path)) as reader:
         for _ in range(3):
             reader.prefetch(np.arange(300, 400))
         reader.read(np.arange(300, 400))
@@ -113,7 +113,7 @@ def test_prefetched_windows_are_requested_once(remote: Dataset, tmp_path: Path) 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
 def test_damaged_cache_entries_are_fetched_again(remote: Dataset, local: Dataset, tmp_path: Path, damage: str) -> None:
     ids = np.arange(200, 260)
-    with WindowReader(remote, local=tmp_path) as reader:
+    with WindowReader(remote, ReadOptions(local=tmp_path)) as reader:
         reader.read(ids)
     entries = list(tmp_path.rglob("*.run"))
     assert entries
@@ -124,10 +124,10 @@ def test_damaged_cache_entries_are_fetched_again(remote: Dataset, local: Dataset
             entry.unlink()
         else:
             entry.write_bytes(bytes(content) if damage == "flip" else bytes(content[:-5]))
-    with WindowReader(remote, local=tmp_path) as reader:
+    with WindowReader(remote, ReadOptions(local=tmp_path)) as reader:
         assert (reader.read(ids) == read_windows(local, ids)).all()
         assert reader.requests > 0
-    with WindowReader(remote, local=tmp_path) as reader:
+    with WindowReader(remote, ReadOptions(local=tmp_path)) as reader:
         reader.read(ids)
         assert reader.requests == 0 or damage == "flip"  # healed on disk
 
@@ -136,7 +136,7 @@ def test_a_cache_limit_below_the_working_set_still_gives_every_window(
     remote: Dataset, local: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit = 8 * MAX_RUN_WINDOWS * local.manifest.sample_bytes // 4
-    with WindowReader(remote, local=tmp_path, cache_limit=limit) as reader:
+    with WindowReader(remote, ReadOptions(local=tmp_path, cache_limit=limit)) as reader:
         for part in np.array_split(every_window(local), 20):
             assert (reader.read(part) == read_windows(local, part)).all()
         held = sum(entry.stat().st_size for entry in tmp_path.rglob("*.run"))
@@ -144,7 +144,7 @@ def test_a_cache_limit_below_the_working_set_still_gives_every_window(
         assert held <= limit + limit // 8 + largest_run
     assert not list(tmp_path.rglob("*.tmp"))
     with pytest.raises(InputError, match="cache_limit must be a positive number of bytes, got 0"):
-        WindowReader(remote, local=tmp_path, cache_limit=0)
+        WindowReader(remote, ReadOptions(local=tmp_path, cache_limit=0))
 
 
 def test_a_damaged_remote_shard_is_retried_then_raised(
@@ -154,7 +154,7 @@ def test_a_damaged_remote_shard_is_retried_then_raised(
     content = bytearray(remote.store.get(row.path))
     content[row.first_sample_offset + 30] ^= 1
     remote.store.put(row.path, bytes(content))
-    with WindowReader(remote, local=tmp_path) as reader:
+    with WindowReader(remote, ReadOptions(local=tmp_path)) as reader:
         with pytest.raises(
             CorruptDataError, match=r"shards/00/shard\.00000\.mds: window 0 .*does not match its checksum"
         ):
@@ -174,7 +174,7 @@ def test_a_wrong_body_once_is_healed(
         return content[:-1] + bytes([content[-1] ^ 1]) if len(calls) == 1 else content
 
     monkeypatch.setattr(remote.store, "get_range", sometimes_wrong)
-    with WindowReader(remote, local=tmp_path) as reader:
+    with WindowReader(remote, ReadOptions(local=tmp_path)) as reader:
         assert (reader.read(np.arange(100)) == read_windows(local, np.arange(100))).all()
     assert len(calls) > 1
 
@@ -182,12 +182,15 @@ def test_a_wrong_body_once_is_healed(
 def test_a_short_body_and_an_object_that_vanished_are_raised(remote: Dataset, tmp_path: Path) -> None:
     row = remote.shards[0]
     remote.store.put(row.path, remote.store.get(row.path)[:2000])
-    with WindowReader(remote, local=tmp_path / "a") as reader, pytest.raises((CorruptDataError, StorageError)) as short:
+    with (
+        WindowReader(remote, ReadOptions(local=tmp_path / "a")) as reader,
+        pytest.raises((CorruptDataError, StorageError)) as short,
+    ):
         reader.read(np.arange(60))
     assert row.path in str(short.value)
     remote.store.delete(row.path)
     with (
-        WindowReader(remote, local=tmp_path / "b") as reader,
+        WindowReader(remote, ReadOptions(local=tmp_path / "b")) as reader,
         pytest.raises(StorageError, match=r"shard\.00000\.mds does not exist"),
     ):
         reader.read(np.arange(3))
@@ -201,7 +204,7 @@ def test_a_stalled_answer_is_raised_within_the_timeout(
     release = threading.Event()
     monkeypatch.setattr(remote.store, "get_range", lambda *_: release.wait(60) and b"")
     monkeypatch.setattr(reading, "_STALL_MARGIN", 0.2)
-    with WindowReader(remote, local=tmp_path, timeout=0.5) as reader:
+    with WindowReader(remote, ReadOptions(local=tmp_path, timeout=0.5)) as reader:
         with pytest.raises(StorageError, match=r"no answer within 0 s|no answer within 1 s"):
             reader.read(np.arange(3))
         release.set()
@@ -210,7 +213,10 @@ def test_a_stalled_answer_is_raised_within_the_timeout(
 def test_an_unwritable_cache_folder_is_a_clear_error(remote: Dataset, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     blocked: Any = tmp_path / "file"
-    with WindowReader(remote, local=blocked) as reader, pytest.raises(StorageError, match=r"(?s)cache.*local="):
+    with (
+        WindowReader(remote, ReadOptions(local=blocked)) as reader,
+        pytest.raises(StorageError, match=r"(?s)cache.*local="),
+    ):
         reader.read(np.arange(3))
 
 

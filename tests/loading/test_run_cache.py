@@ -14,7 +14,8 @@ from crisp_stream.errors import InputError, StorageError
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.format.mds import sample_dtype
 from crisp_stream.loading import run_cache
-from crisp_stream.loading.run_cache import Run, RunCache
+from crisp_stream.loading.reader import ReadOptions
+from crisp_stream.loading.run_cache import RunCache, WindowRun
 from crisp_stream.loading.runs import RunPlan
 from crisp_stream.order.order import SampleOrder
 from tests.support.seaweed import S3Server
@@ -23,7 +24,7 @@ from tests.support.synthetic import upload, write_synthetic_dataset
 DTYPE = sample_dtype(4, "uint16")
 
 
-def samples_of(run: Run) -> np.ndarray:
+def samples_of(run: WindowRun) -> np.ndarray:
     samples = np.zeros(run.num_windows, DTYPE)
     samples["cluster"] = run.first + np.arange(run.num_windows)
     return samples
@@ -35,7 +36,7 @@ def cache_in(folder: Path, limit: int | None = None) -> RunCache:
 
 @pytest.mark.parametrize("wanted", [[5], [3, 60, 7], list(range(64))])
 def test_windows_of_a_stored_run_land_in_their_places(tmp_path: Path, wanted: list[int]) -> None:
-    cache, run = cache_in(tmp_path), Run(0, 1000, 64)
+    cache, run = cache_in(tmp_path), WindowRun(0, 1000, 64)
     assert not cache.holds(run)
     cache.store(run, samples_of(run).tobytes())
     assert cache.holds(run)
@@ -47,7 +48,7 @@ def test_windows_of_a_stored_run_land_in_their_places(tmp_path: Path, wanted: li
 
 
 def test_a_file_of_another_size_counts_as_absent(tmp_path: Path) -> None:
-    cache, run = cache_in(tmp_path), Run(0, 0, 8)
+    cache, run = cache_in(tmp_path), WindowRun(0, 0, 8)
     cache.store(run, samples_of(run).tobytes()[:-1])
     assert not cache.read(run, np.arange(3), np.zeros(3, DTYPE), np.arange(3))
 
@@ -55,7 +56,7 @@ def test_a_file_of_another_size_counts_as_absent(tmp_path: Path) -> None:
 def test_one_of_many_claims_a_run_until_it_releases_it_or_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, other, run = cache_in(tmp_path), cache_in(tmp_path), Run(0, 128, 64)
+    one, other, run = cache_in(tmp_path), cache_in(tmp_path), WindowRun(0, 128, 64)
     assert one.claim(run)
     assert not other.claim(run)
     assert other.claimed(run)
@@ -70,7 +71,7 @@ def test_one_of_many_claims_a_run_until_it_releases_it_or_is_gone(
 
 def test_claims_are_this_process_s_own_where_the_folder_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    one, other, run = cache_in(tmp_path / "file"), cache_in(tmp_path / "file"), Run(0, 128, 64)
+    one, other, run = cache_in(tmp_path / "file"), cache_in(tmp_path / "file"), WindowRun(0, 128, 64)
     assert one.claim(run)
     assert not one.claim(run)
     assert other.claim(run)
@@ -80,7 +81,7 @@ def test_claims_are_this_process_s_own_where_the_folder_cannot_be_written(tmp_pa
 def test_the_cache_stays_below_its_limit_and_keeps_what_is_used(tmp_path: Path, limit_runs: int) -> None:
     run_bytes = 64 * DTYPE.itemsize
     cache = cache_in(tmp_path, limit_runs * run_bytes)
-    stored = [Run(0, 64 * number, 64) for number in range(60)]
+    stored = [WindowRun(0, 64 * number, 64) for number in range(60)]
     for number, run in enumerate(stored):
         cache.store(run, samples_of(run).tobytes())
         os.utime(cache._path(run), (number, number))
@@ -98,14 +99,14 @@ def test_a_limit_of_many_groups_is_kept_by_several_writers(tmp_path: Path, monke
     limit = 200 * 64 * DTYPE.itemsize
     writers = [cache_in(tmp_path, limit) for _ in range(3)]
     for number in range(900):
-        run = Run(0, 64 * number, 64)
+        run = WindowRun(0, 64 * number, 64)
         writers[number % 3].store(run, samples_of(run).tobytes())
     held = sum(path.stat().st_size for path in tmp_path.rglob("*.run"))
     assert 0.5 * limit < held <= limit
 
 
 def test_what_killed_processes_left_is_removed_by_the_next(tmp_path: Path) -> None:
-    run = Run(0, 0, 64)
+    run = WindowRun(0, 0, 64)
     cache_in(tmp_path).store(run, samples_of(run).tobytes())
     litter = [Path(cache_in(tmp_path)._path(run) + ending) for ending in (".abc.tmp", ".xyz.tmp", ".new.tmp")]
     for path in litter:
@@ -121,7 +122,7 @@ def test_limits_and_folders_that_cannot_be_are_refused(tmp_path: Path) -> None:
         cache_in(tmp_path, -1)
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"cannot write to the cache .*local="):
-        cache_in(tmp_path / "file").store(Run(0, 0, 1), b"x")
+        cache_in(tmp_path / "file").store(WindowRun(0, 0, 1), b"x")
 
 
 def plan_for(
@@ -167,7 +168,7 @@ def test_over_s3_bytes_read_are_bytes_used_and_neighbours_are_joined(
 ) -> None:
     url = upload(dataset, s3.fresh_prefix())
     mixture = Mixture([Phase(Histogram.from_leaves([2, 2, 7, 11], dataset.tree, 2), 2000)])
-    stream = MixtureDataset(url, mixture, batch_size=50, local=tmp_path)
+    stream = MixtureDataset(url, mixture, batch_size=50, reading=ReadOptions(local=tmp_path))
     ids = np.array([item["window"] for item in stream])
     used = len(np.unique(ids)) * dataset.manifest.sample_bytes
     assert len(ids) == 2000
@@ -179,7 +180,7 @@ def test_over_s3_bytes_read_are_bytes_used_and_neighbours_are_joined(
 def test_two_jobs_that_share_a_cache_fetch_a_run_once(dataset: Dataset, s3: S3Server, tmp_path: Path) -> None:
     url = upload(dataset, s3.fresh_prefix())
     mixture = Mixture([Phase(Histogram.base(dataset.manifest), 3000)])
-    jobs = [MixtureDataset(url, mixture, batch_size=50, local=tmp_path) for _ in range(2)]
+    jobs = [MixtureDataset(url, mixture, batch_size=50, reading=ReadOptions(local=tmp_path)) for _ in range(2)]
     together = list(zip(*jobs, strict=True))
     assert all(one["window"] == other["window"] for one, other in together)
     used = len({one["window"] for one, _ in together}) * dataset.manifest.sample_bytes
@@ -189,8 +190,14 @@ def test_two_jobs_that_share_a_cache_fetch_a_run_once(dataset: Dataset, s3: S3Se
 def test_a_stream_goes_on_beyond_the_end_that_was_named(dataset: Dataset, s3: S3Server, tmp_path: Path) -> None:
     url = upload(dataset, s3.fresh_prefix())
     mixture = Mixture([Phase(Histogram.base(dataset.manifest))])
-    expected = MixtureDataset(url, mixture, batch_size=50, local=tmp_path / "a").order().window_ids(np.arange(1500))
-    stream = MixtureDataset(url, mixture, batch_size=50, local=tmp_path / "b", num_samples=720, yield_batches=True)
+    expected = (
+        MixtureDataset(url, mixture, batch_size=50, reading=ReadOptions(local=tmp_path / "a"))
+        .order()
+        .window_ids(np.arange(1500))
+    )
+    stream = MixtureDataset(
+        url, mixture, batch_size=50, reading=ReadOptions(local=tmp_path / "b"), num_samples=720, yield_batches=True
+    )
     batches = iter(stream)
     found = np.concatenate([next(batches)["window"].numpy() for _ in range(14)])
     used = len(np.unique(expected[:750])) * dataset.manifest.sample_bytes

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from crisp_stream.loading.topology import Topology
 from crisp_stream.order import draws, order
+from crisp_stream.order.block_plan import BlockPlan
+from crisp_stream.order.draw_counts import DrawCounts
 from crisp_stream.order.draws import LeafShares, PhasePlan
 from crisp_stream.order.order import SampleOrder
 
@@ -42,7 +44,8 @@ def leaf_rows(window_ids: np.ndarray, windows_per_leaf: np.ndarray) -> np.ndarra
 def clone(made: SampleOrder) -> SampleOrder:
     """The same order, with nothing computed yet."""
     copy = object.__new__(SampleOrder)
-    copy.__dict__ = {**made.__dict__, "_block": None, "_walk": None, "_history": made.given_history}
+    counts = DrawCounts(made._blocks, made.plans, len(made._windows_per_leaf), made.given_history)
+    copy.__dict__ = {**made.__dict__, "_block": None, "_counts": counts}
     return copy
 
 
@@ -366,9 +369,9 @@ def test_order_version_2_is_what_it_was() -> None:
 
 def test_a_resume_far_into_a_run_makes_the_draws_of_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
-    original = SampleOrder._rows_of_places
+    original = BlockPlan.rows_of_places
     monkeypatch.setattr(
-        SampleOrder, "_rows_of_places", lambda self, plan, block: opened.append(block) or original(self, plan, block)
+        BlockPlan, "rows_of_places", lambda self, plan, block: opened.append(block) or original(self, plan, block)
     )
     made = SampleOrder(np.arange(5000), np.full(5000, 10), [(skewed(5000, 5000), None)], seed=0)
     made.window_ids(np.arange(10**8, 10**8 + 10))

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from crisp_stream import Histogram, Mixture, MixtureDataset, Phase
 from crisp_stream.errors import CrispError
 from crisp_stream.format.dataset import Dataset, open_dataset
-from crisp_stream.loading.reader import read_windows
+from crisp_stream.loading.reader import ReadOptions, read_windows
 
 BATCH = 8
 BATCHES = 100
@@ -116,7 +116,10 @@ def train(
     outcome, since = Outcome(), time.monotonic()
     try:
         made = MixtureDataset(
-            root, source.mixture, batch_size=BATCH, local=cache, cache_limit=cache_limit, timeout=timeout
+            root,
+            source.mixture,
+            batch_size=BATCH,
+            reading=ReadOptions(local=cache, cache_limit=cache_limit, timeout=timeout),
         )
         opened()
         iterator = iter(DataLoader(made, batch_size=BATCH, num_workers=num_workers))

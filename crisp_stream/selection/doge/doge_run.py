@@ -22,6 +22,7 @@ from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.histograms.mixture import Mixture
 from crisp_stream.loading.batches import IGNORED_LABEL
 from crisp_stream.loading.mixture_dataset import MixtureDataset
+from crisp_stream.loading.reader import ReadOptions
 from crisp_stream.models.gpt import gpt_config
 from crisp_stream.models.training_cost import flops_per_token
 from crisp_stream.selection.doge.domain_gradients import Windows
@@ -142,18 +143,14 @@ class DogeRun:
             self._report(result)
 
     def _stream(self) -> MixtureDataset:
-        data, batch = self.recipe.data, self.recipe.global_train_batch_size
+        batch = self.recipe.global_train_batch_size
         stream = MixtureDataset(
-            data.remote,
+            self.dataset,
             Mixture.from_histogram(self.uniform),
             batch_size=batch,
             seed=self.recipe.seed,
-            local=data.local,
-            cache_limit=data.cache_limit_bytes,
+            reading=ReadOptions.of(self.recipe.data),
             yield_batches=True,
-            timeout=data.timeout,
-            lookahead=data.lookahead,
-            generation=data.generation,
             num_samples=self.num_steps * batch,
         )
         stream.load_state_dict(stream.state_dict(self.proxy.step_number * batch))

@@ -36,9 +36,9 @@ class CountedStream(IterableDataset[dict[str, torch.Tensor]]):
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         worker = get_worker_info()
-        own = self._counters[0 if worker is None else worker.id]
+        counters = self._counters[0 if worker is None else worker.id]
         for batch in self.stream:
-            own[0], own[1] = self.stream.bytes_read, self.stream.requests
+            counters[0], counters[1] = self.stream.bytes_read, self.stream.requests
             yield batch
 
     @property
@@ -52,12 +52,12 @@ class CountedStream(IterableDataset[dict[str, torch.Tensor]]):
         return int(self._counters[:, 1].sum())
 
     def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
-        """As MixtureDataset.state_dict; Composer calls it at every checkpoint, with the samples of its own count."""
+        """Save the MixtureDataset; Composer calls this at every checkpoint, with the samples that it has counted."""
         position = num_samples - self._start.samples + self._start.position
         return {**self.stream.state_dict(position, from_beginning), START_KEY: asdict(self._start)}
 
     def load_state_dict(self, obj: dict[str, Any]) -> None:
-        """As MixtureDataset.load_state_dict; Composer calls it before iterating. Raises ResumeError."""
+        """Restore the MixtureDataset; Composer calls this before iterating. Raises ResumeError."""
         self.stream.load_state_dict({key: value for key, value in obj.items() if key != START_KEY})
 
 
@@ -70,7 +70,7 @@ class RunAccount(Callback):
         """Args:
         leaves: [num_leaves], sorted ids of the dataset's leaves.
         reads: the dataset whose counters are added up.
-        start: where the run began to count, which is where the account begins.
+        start: counts at which the run began, and at which the account begins.
         log_windows: also keep the window ids of every batch.
         """
         self.leaves = leaves
@@ -101,8 +101,8 @@ class RunAccount(Callback):
         before = self._device_seconds
         if before is None:
             return None
-        own = self._session["wall_seconds"] * dist.get_world_size()
-        return {**before, self._device: before.get(self._device, 0.0) + own}
+        seconds = self._session["wall_seconds"] * dist.get_world_size()
+        return {**before, self._device: before.get(self._device, 0.0) + seconds}
 
     def fit_start(self, state: State, logger: Logger) -> None:
         self._started = time.monotonic()

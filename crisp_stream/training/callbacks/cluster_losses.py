@@ -19,7 +19,7 @@ from crisp_stream.loading.batches import IGNORED_LABEL
 
 
 class WindowLosses:
-    """A `loss_function` of transformers' causal models that keeps what each window contributed to its last mean."""
+    """A `loss_function` of transformers' causal models that keeps each window's part of its last mean."""
 
     def __init__(self) -> None:
         self.sums = torch.zeros(0)
@@ -55,8 +55,8 @@ class ClusterLosses:
 
     def __init__(self, dataset: Dataset, *, first_batch: int, last_batch: int, log_interval: int) -> None:
         """Args:
-        first_batch: of the run.
-        last_batch: of the run.
+        first_batch: number of the run's first batch.
+        last_batch: number of the run's last batch.
         log_interval: batches.
         """
         manifest = dataset.manifest
@@ -75,7 +75,7 @@ class ClusterLosses:
         self._sums += sums
 
     def end_interval(self, batch: int) -> list[tuple[int, int, int, int, int, float]]:
-        """Close the interval whose last batch this is; its rows."""
+        """Close the interval whose last batch this is; returns its rows."""
         rows = self._open_rows(batch)
         self.rows += rows
         self._sums[:] = 0.0

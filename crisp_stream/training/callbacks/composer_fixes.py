@@ -1,8 +1,4 @@
-"""The end of a trainer, after which its memory is free.
-
-Two libraries hold what a trainer held, model and optimiser with it, until the process ends: a process that trains one
-model after another would keep them all.
-"""
+"""Repairs of what Composer and PyTorch get wrong in training, in one place."""
 
 from __future__ import annotations
 
@@ -21,6 +17,9 @@ if TYPE_CHECKING:
 def close_trainer(trainer: Trainer) -> None:
     """Close a trainer; its memory is free once nothing else refers to it and garbage is collected.
 
+    Without this, two libraries hold what a trainer held, model and optimiser with it, until the process ends: a process
+    that trains one model after another would keep them all.
+
     Other trainers of the process lose their closing at exit, as they do when Composer itself deletes one.
     """
     from composer.callbacks import CheckpointSaver
@@ -38,7 +37,7 @@ def close_trainer(trainer: Trainer) -> None:
 
 
 class MeanOfShardedGradients(Algorithm):
-    """Divides sharded gradients where the backend sums what it was asked to average.
+    """Divides sharded gradients where the backend sums instead of averaging.
 
     FSDP2 asks for ReduceOp.AVG. Gloo (CPU) as of torch 2.7 accepts that in `reduce_scatter_tensor` and sums, so
     gradients come out as many times too large as there are ranks. What the backend does is measured, not assumed.
@@ -63,7 +62,7 @@ class MeanOfShardedGradients(Algorithm):
 
 
 class RecipeRates(Callback):
-    """Learning rate, betas and weight decay are those of the recipe, also after a checkpoint with others was loaded.
+    """Restores learning rate, betas and weight decay of the recipe after a checkpoint with others was loaded.
 
     A loaded optimiser brings the values it was saved with, so a recipe's new learning rate would be ignored silently.
     """
@@ -75,15 +74,15 @@ class RecipeRates(Callback):
 
     def after_load(self, state: State, logger: Logger) -> None:
         groups = state.optimizers[0].param_groups
-        for group, own in zip(groups, self._groups, strict=True):
-            group.update(own, initial_lr=own["lr"])
+        for group, wanted in zip(groups, self._groups, strict=True):
+            group.update(wanted, initial_lr=wanted["lr"])
         now = state.timestamp
         batch, token = int(now.batch), int(now.token)
         if batch:  # Composer's rate of a batch is that of the count before the batch that came before it
             state.timestamp = now.copy(batch=batch - 1, token=token - token // batch)
         for scheduler in state.schedulers:
             assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
-            scheduler.base_lrs = [own["lr"] for own in self._groups]
-            for group, own, share_at in zip(groups, self._groups, scheduler.lr_lambdas, strict=True):
-                group["lr"] = own["lr"] * share_at(scheduler.last_epoch)
+            scheduler.base_lrs = [wanted["lr"] for wanted in self._groups]
+            for group, wanted, share_at in zip(groups, self._groups, scheduler.lr_lambdas, strict=True):
+                group["lr"] = wanted["lr"] * share_at(scheduler.last_epoch)
         state.timestamp = now

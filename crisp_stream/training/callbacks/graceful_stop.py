@@ -1,8 +1,8 @@
 """SIGTERM, or one Ctrl-C, ends a run after the batch in progress, with a checkpoint.
 
 A signal may reach one rank only, and ranks that stop at different batches wait for each other for ever. So the ranks
-ask each other after every batch (one integer), and all stop where any of them was asked to. Composer stops in order
-then: the last step is saved, loggers are flushed.
+exchange one integer after every batch, and all stop where any of them had a signal. Composer stops in order then: the
+last step is saved, loggers are flushed.
 """
 
 from __future__ import annotations
@@ -24,10 +24,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class GracefulStop(Callback):
-    """Stops the run after a batch in which a signal had come. It goes last among the callbacks.
-
-    Held-out text is measured at the end of a run; a run that is told to stop has no time for it.
-    """
+    """Stops the run after a batch in which a signal had come."""
 
     def __init__(self) -> None:
         self.stopped_by: signal.Signals | None = None

@@ -1,4 +1,4 @@
-"""What a run was made of, recorded in each of its checkpoints, so that a model can say where it comes from.
+"""Record the data and settings of a run in each of its checkpoints, so that a model can say where it comes from.
 
 The state of a dataset names fingerprints alone, and a checkpoint outlives the recipe and the dataset of its run. So
 every checkpoint holds what these were: a few kilobytes, whatever their size, and up to 87 kB for each phase that name
@@ -35,11 +35,11 @@ _PACKAGES = {"composer": "mosaicml", "torch": "torch", "transformers": "transfor
 
 
 class Lineage(Callback):
-    """Puts what a run was made of into its checkpoints. Nothing is restored: every process knows it anew."""
+    """Puts the record of a run into its checkpoints. Nothing is restored: every process makes the record anew."""
 
     def __init__(self, record: dict[str, Any]) -> None:
         """Args:
-        record: of `describe_run`.
+        record: from `describe_run`.
         """
         self.record = record
 
@@ -48,10 +48,10 @@ class Lineage(Callback):
 
 
 def describe_run(run: PreparedRun) -> dict[str, Any]:
-    """What a run is made of, as plain values.
+    """Describe the data and settings of a run in plain values.
 
     Raises:
-        FormatError: what the checkpoint that it starts from says of itself is damaged.
+        FormatError: the record in the checkpoint that it starts from is damaged.
     """
     recipe, mixture = run.recipe, run.mixture
     begun_from = _record_of_start(run)
@@ -84,19 +84,21 @@ def describe_run(run: PreparedRun) -> dict[str, Any]:
 
 
 def _record_of_start(run: PreparedRun) -> dict[str, Any] | None:
-    """The record of the checkpoint that the run goes on from, which may be one of its own."""
+    """The record of the checkpoint that the run goes on from, which may be of this run."""
     path = run.checkpoint.path
     return None if path is None else training_record(read_checkpoint(path), path)
 
 
 def _parent_of(run: PreparedRun, record: dict[str, Any] | None) -> tuple[dict[str, Any] | None, list[str] | None]:
-    """The record of the checkpoint that the run began from, and what of it started afresh; of one of its own, what that
-    one says."""
+    """The record of the checkpoint that the run began from, and what of it started afresh.
+
+    A checkpoint of this run already names both.
+    """
     path, url = run.checkpoint.path, run.checkpoint.url
     if path is None or record is None:
         return None, None
     unchanged = not run.recipe.restarts and record["mixture"]["fingerprint"] == run.mixture.fingerprint
-    if run.checkpoint.own or unchanged:
+    if run.checkpoint.resumes or unchanged:
         return record["parent"], record["restarted"]
     address = None if url is None else public_address(url)
     return {"checkpoint": address or path.resolve().name, **record}, sorted(run.recipe.restarts)
@@ -128,8 +130,8 @@ def _describe_phases(recipe: Recipe, mixture: Mixture, begun_from: dict[str, Any
     mixture: of the run; its first phases may be those of the checkpoint that it goes on from.
     begun_from: the record of that checkpoint; {} without one.
     """
-    own = [_name(phase.source) for phase in recipe.mixture.phases if phase.histogram != CHECKPOINT]
-    names: list[str | None] = [*[None] * (len(mixture.phases) - len(own)), *own]
+    named = [_name(phase.source) for phase in recipe.mixture.phases if phase.histogram != CHECKPOINT]
+    names: list[str | None] = [*[None] * (len(mixture.phases) - len(named)), *named]
     inherited = {phase.get("first_sample"): phase for phase in _phases_of(begun_from)}
     described, first_sample = [], 0
     for phase, name in zip(mixture.phases, names, strict=True):
@@ -153,7 +155,7 @@ def _describe_phases(recipe: Recipe, mixture: Mixture, begun_from: dict[str, Any
 
 
 def _describe_examples(histogram: Histogram) -> dict[str, Any] | None:
-    """Those that the histogram was counted from, as a sketch; None where it does not say."""
+    """A sketch of the examples that the histogram was counted from; None where it does not say."""
     sketch = sketch_of(histogram.provenance)
     return None if sketch is None else sketch.thinned(RECORD_HASHES).to_json()
 
@@ -167,13 +169,13 @@ def _describe_windows(selection: WindowSelection) -> dict[str, Any]:
 
 
 def _name(source: str | tuple[str, ...]) -> str:
-    """`base`, the file's name, or those of the files that were averaged; never a folder."""
+    """`base`, the file's name, or the names of the files that were averaged; never a folder."""
     names = [file_name(path) for path in ((source,) if isinstance(source, str) else source)]
     return names[0] if len(names) == 1 else f"average of {', '.join(names)}"
 
 
 def _describe_texts(texts: Sequence[str]) -> dict[str, Any]:
-    """Their number, and the sha256 over them in their order, each with its length in bytes before it."""
+    """Number of texts, and the sha256 over them in order, each with its length in bytes before it."""
     digest = hashlib.sha256()
     for text in texts:
         content = text.encode("utf-8", "surrogatepass")

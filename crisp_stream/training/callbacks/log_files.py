@@ -23,14 +23,14 @@ _LOG = logging.getLogger(__name__)
 
 
 class LogFiles(Callback):
-    """Flushes at every `log_interval`, copies at every checkpoint. Each rank cares for its own files."""
+    """Flushes at every `log_interval`, copies at every checkpoint. Each rank cares for the files of its loggers."""
 
     def __init__(
         self, recipe: Recipe, loggers: Sequence[LoggerDestination], folder: Path | None, *, copy_interval: str
     ) -> None:
         """Args:
         loggers: of this rank, writing below `logs/` of `folder`.
-        folder: where this process writes; None: nothing is saved.
+        folder: folder that this process writes to; None: nothing is saved.
         copy_interval: between copies, as Composer writes intervals; that of the checkpoints.
         """
         url = recipe.checkpoint_folder or ""

@@ -1,11 +1,8 @@
-"""What a run says of itself while it trains, as metrics of Composer's Logger, so that every logger has them.
+"""Log mixture error, repeats, loss per cluster and data waits during training, to all of Composer's loggers.
 
-Everything is exact and over all ranks. The mixture is compared in the counts that RunAccount keeps of every leaf; from
-these come repeated windows, too: no window comes again before its leaf is exhausted, so what a leaf served beyond its
-windows are repeats. That needs no set of the ids that were seen, which after 10^8 samples would hold gigabytes.
-
-Two small all-reduces per batch: the slowest rank's wait for data, and the losses by cluster. So every rank holds the
-same numbers, they travel in the checkpoint, and another number of ranks goes on with them.
+Everything is exact and over all ranks. Two small all-reduces per batch: the slowest rank's wait for data, and the
+losses by cluster. So every rank holds the same numbers, they travel in the checkpoint, and another number of ranks goes
+on with them.
 """
 
 from __future__ import annotations
@@ -29,7 +26,7 @@ from crisp_stream.training.callbacks.served import FEW_LEAVES, ServedMixture
 
 
 class TimedLoader(DataLoader[dict[str, torch.Tensor]]):
-    """A DataLoader that adds up how long it was waited for."""
+    """A DataLoader that adds up the time for which it was waited."""
 
     waited = 0.0
     """Seconds that this rank has spent in `next`."""
@@ -60,7 +57,7 @@ class RunMonitor(Callback):
         window_losses: WindowLosses | None,
     ) -> None:
         """Args:
-        account: whose counts are looked at; it goes before this among the callbacks.
+        account: its counts are compared with the mixture.
         num_batches: the last batch of the run.
         log_interval: batches between two measurements; waits are logged for every batch.
         window_losses: the loss function of the model; None: no losses by cluster.
@@ -73,9 +70,9 @@ class RunMonitor(Callback):
             else ClusterLosses(dataset, first_batch=start.batch + 1, last_batch=num_batches, log_interval=log_interval)
         )
         self.mixture_error = float("nan")
-        """When last measured, on rank 0."""
+        """Mixture error when it was last measured, on rank 0."""
         self.wait_share = 0.0
-        """Of the last batch: share of its time that the slowest rank waited for the loader."""
+        """Share of the last batch's time that the slowest rank waited for the loader."""
         self._account, self._loader, self._window_losses = account, loader, window_losses
         self._windows_per_leaf = dataset.windows_per_leaf
         self._log_interval, self._num_batches = log_interval, num_batches
@@ -92,7 +89,11 @@ class RunMonitor(Callback):
 
     @property
     def repeated_share(self) -> float:
-        """Share of the samples so far whose window had been served before in this run."""
+        """Share of the samples so far whose window had been served before in this run.
+
+        No window comes again before its leaf is exhausted, so what a leaf served beyond its windows are repeats. That
+        needs no set of the ids that were seen, which after 10^8 samples would hold gigabytes.
+        """
         served = self._account.served_per_leaf
         return float(np.maximum(served - self._windows_per_leaf, 0).sum() / max(int(served.sum()), 1))
 
@@ -141,8 +142,8 @@ class RunMonitor(Callback):
 
     def _time_batch(self, state: State) -> dict[str, float]:
         now, waited = time.monotonic(), self._loader.waited
-        mine = torch.tensor([waited - self._marks[1]], dtype=torch.float64)
-        slowest = state.device.tensor_to_device(mine)
+        waited_now = torch.tensor([waited - self._marks[1]], dtype=torch.float64)
+        slowest = state.device.tensor_to_device(waited_now)
         dist.all_reduce(slowest, reduce_operation="MAX")
         seconds, wait = max(now - self._marks[0], 1e-9), float(slowest.item())
         self._marks = (now, waited)

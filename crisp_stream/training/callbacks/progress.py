@@ -19,9 +19,9 @@ _REFRESH_SECONDS = 0.2
 
 
 class Progress(Callback):
-    """Where the run stands, on rank 0: one line that keeps up on a terminal, one line every few batches elsewhere.
+    """Show the run's progress on rank 0: one line that keeps up on a terminal, one line every few batches elsewhere.
 
-    Composer's own bar prints its configuration first and its console logger a block of lines per interval.
+    Composer's bar prints its configuration first and its console logger a block of lines per interval.
     """
 
     def __init__(
@@ -35,8 +35,8 @@ class Progress(Callback):
         """Args:
         num_batches: length of the run.
         log_interval: batches between lines without a terminal; the last batch always has one.
-        monitor: whose mixture error and wait for data are shown, too; it goes before this among the callbacks.
-        stream: where to; standard error when None.
+        monitor: its mixture error and wait for data are shown, too.
+        stream: file to write to; standard error when None.
         """
         self._num_batches = num_batches
         self._log_interval = log_interval

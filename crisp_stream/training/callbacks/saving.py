@@ -1,7 +1,7 @@
-"""Where a run saves: tried before anything is built, and copied to object storage while training goes on.
+"""Save checkpoints when they are due, and upload them to object storage while training goes on.
 
 Composer saves checkpoints; for an object store it saves them in a temporary folder, and they are uploaded from here.
-Composer's own uploader looks every 30 seconds whether its processes are done before it names a checkpoint the latest
+Composer's uploader looks every 30 seconds whether its processes are done before it names a checkpoint the latest
 one, copies every checkpoint once more on the local disk, keeps all of them in the store, and its processes die of a
 signal that is sent to the whole process group, as a batch system does to stop a run: the last checkpoint was lost.
 """
@@ -30,7 +30,8 @@ from crisp_stream.training.prepare import PreparedRun
 
 @contextlib.contextmanager
 def working_folder(recipe: Recipe) -> Iterator[Path | None]:
-    """Where this process writes: the local `save_folder`; for object storage a temporary folder; None: nowhere."""
+    """Provide the folder that this process writes to: the local `save_folder`, for object storage a temporary folder,
+    None where nothing is saved."""
     folder = recipe.checkpoint_folder
     if folder is None:
         yield None
@@ -49,15 +50,15 @@ SaveDue = Callable[[State, Event], bool]
 
 
 def save_due(interval: str, run: PreparedRun) -> SaveDue:
-    """At an interval, as Composer writes it, at the end, and where the recipe's `save_at` says."""
+    """Make checkpoints due at an interval, as Composer writes it, at the end, and at the recipe's `save_at`."""
     regular = create_interval_scheduler(interval)
     tokens = run.recipe.global_train_batch_size * run.dataset.manifest.window_tokens
-    asked_for = run.recipe.save_at
-    batches = {batches_of(text, tokens_per_batch=tokens, run_batches=run.num_batches) for text in asked_for}
+    save_at = run.recipe.save_at
+    batches = {batches_of(text, tokens_per_batch=tokens, run_batches=run.num_batches) for text in save_at}
 
     def due(state: State, event: Event) -> bool:
-        asked = event == Event.BATCH_CHECKPOINT and int(state.timestamp.batch) in batches
-        return regular(state, event) or asked
+        listed = event == Event.BATCH_CHECKPOINT and int(state.timestamp.batch) in batches
+        return regular(state, event) or listed
 
     return due
 

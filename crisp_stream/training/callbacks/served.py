@@ -1,4 +1,4 @@
-"""The mixture that was served, held against the mixture of the recipe."""
+"""Compare the mixture that was served with the mixture of the recipe."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from crisp_stream.format.dataset import Dataset
 from crisp_stream.histograms.mixture import Mixture
 
 
-def total_variation(served_per_leaf: NDArray[np.int64], asked: NDArray[np.float64]) -> float:
-    """Half the L1 distance between served and asked leaf frequencies, in [0, 1].
+def total_variation(served_per_leaf: NDArray[np.int64], proportions: NDArray[np.float64]) -> float:
+    """Half the L1 distance between served leaf frequencies and the proportions of a mixture, in [0, 1].
 
     Args:
         served_per_leaf: [num_leaves], windows.
-        asked: [num_leaves], sums to 1.
+        proportions: [num_leaves], sums to 1.
     """
     total = int(served_per_leaf.sum())
-    return math.nan if total == 0 else float(np.abs(served_per_leaf / total - asked).sum() / 2)
+    return math.nan if total == 0 else float(np.abs(served_per_leaf / total - proportions).sum() / 2)
 
 
 FEW_LEAVES = 1 << 20
@@ -30,20 +30,20 @@ sixteenth."""
 
 
 class ServedMixture:
-    """How far the windows served lie from the mixture asked for: since the start, and within each phase.
+    """Distance of the windows served from the mixture of the recipe: since the start, and within each phase.
 
     Total variation between leaf frequencies, in [0, 1].
     """
 
     def __init__(self, mixture: Mixture, dataset: Dataset, *, position: int = 0) -> None:
         """Args:
-        position: where in the order of samples the run began; of phases before it nothing was served here.
+        position: place in the order of samples where the run began; nothing was served here of phases before it.
         """
         self._mixture, self._dataset = mixture, dataset
         self.position = position
-        """Where the counts that are compared begin."""
+        """Place in the order of samples where the counts begin."""
         self._served_before = np.zeros(len(dataset.leaves), np.int64)
-        self._asked_before: NDArray[np.float64] | None = None
+        self._wanted_before: NDArray[np.float64] | None = None
         self._proportions: tuple[int, NDArray[np.float64]] | None = None
         ends = np.cumsum([phase.samples or 0 for phase in mixture.phases]).tolist()
         self._ends = [end if phase.samples else None for phase, end in zip(mixture.phases, ends, strict=True)]
@@ -65,26 +65,26 @@ class ServedMixture:
             # Beyond its end a phase can only be where a checkpoint of other phases is continued.
             self._finished.append(self._phase_error(served_per_leaf) if end == self.position + samples else None)
             self._served_before = served_per_leaf.copy()
-            self._asked_before = None
+            self._wanted_before = None
 
     def _next_end(self) -> int | None:
         """Position at which the phase that is being served ends; None: at no known one, or it was the last."""
         return self._ends[len(self._finished)] if len(self._finished) < len(self._ends) else None
 
     def error(self, served_per_leaf: NDArray[np.int64]) -> float:
-        """Since the start of the run, over phases: against the sum of what each of them asked for."""
+        """Error since the start of the run: distance from the sum of the phases' mixtures so far."""
         samples = int(served_per_leaf.sum())
         per_phase = samples_per_phase(self._mixture, self.position, samples)
         current = self.phase
-        if self._asked_before is None:
-            self._asked_before = np.zeros(len(served_per_leaf))
+        if self._wanted_before is None:
+            self._wanted_before = np.zeros(len(served_per_leaf))
             for index in range(current):
-                self._asked_before += per_phase[index] * self._proportions_of(index)
-        asked = self._asked_before + per_phase[current] * self._proportions_of(current)
-        return float(np.abs(served_per_leaf - asked).sum() / (2 * max(samples, 1)))
+                self._wanted_before += per_phase[index] * self._proportions_of(index)
+        wanted = self._wanted_before + per_phase[current] * self._proportions_of(current)
+        return float(np.abs(served_per_leaf - wanted).sum() / (2 * max(samples, 1)))
 
     def errors_of_phases(self, served_per_leaf: NDArray[np.int64]) -> dict[int, float]:
-        """Of every phase that was served from: its error, of the last one so far."""
+        """Error of every phase that was served from, by its number; of the last one, the error so far."""
         errors = {index: error for index, error in enumerate(self._finished) if error is not None}
         if len(self._finished) < len(self._ends) and not np.array_equal(served_per_leaf, self._served_before):
             errors[self.phase] = self._phase_error(served_per_leaf)
@@ -118,7 +118,7 @@ class ServedMixture:
 
 
 def samples_per_phase(mixture: Mixture, position: int, samples: int) -> list[int]:
-    """Of each phase, how many of the samples from a position on were of it."""
+    """Split the samples from a position on among the phases: the number of each."""
     served, phase_start, end = [], 0, position + samples
     for phase in mixture.phases:
         phase_end = end if phase.samples is None else phase_start + phase.samples

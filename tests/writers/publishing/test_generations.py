@@ -87,7 +87,7 @@ def test_a_run_goes_on_with_its_generation_bit_for_bit_and_is_refused_by_another
     grown = MixtureDataset(base, mixture, batch_size=10, yield_batches=True)
     with pytest.raises(ResumeError, match=r"trained on generation 0 of .*, which has grown: .*data\.generation=0"):
         grown.load_state_dict(state)
-    again = MixtureDataset(base, mixture, batch_size=10, yield_batches=True, generation=0)
+    again = MixtureDataset(open_dataset(base, generation=0), mixture, batch_size=10, yield_batches=True)
     again.load_state_dict(state)
     resumed = [batch["input_ids"] for batch in itertools.islice(again, 12)]
     assert all((one == other).all() for one, other in zip(expected[8:], resumed, strict=True))
@@ -111,7 +111,7 @@ def test_a_recipe_names_the_generation_it_trains_on(base: Path, texts: list[str]
     from crisp_stream.training.prepare import prepare
     from crisp_stream.training.start import StartingPoint
 
-    from_random_weights = StartingPoint(url=None, path=None, own=False)
+    from_random_weights = StartingPoint(url=None, path=None, resumes=False)
     append_words(texts[1:2], base)
     recipe = {
         "run_name": "small",
