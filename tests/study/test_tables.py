@@ -10,7 +10,7 @@ import pytest
 
 from crisp_stream.study.record.record import StudyResults
 from crisp_stream.study.record.values import StudyCurve, StudyModel
-from crisp_stream.study.tables.comparisons import Column, Place, against, figure, text_columns
+from crisp_stream.study.tables.comparisons import Column, Place, against, figure, task_columns
 from crisp_stream.study.tables.costs import candidate_tables, cost_tables
 from crisp_stream.study.tables.curves import curve_points, curve_tables
 from crisp_stream.study.tables.methods import generalist_tables, value_tables
@@ -93,7 +93,7 @@ def test_the_best_is_marked_and_so_are_those_that_cannot_be_told_from_it() -> No
 
 def test_the_geometric_mean_is_that_of_the_specialists() -> None:
     study = made_study()
-    one, other, mean = (against(study, "crisp", "base", column) for column in text_columns(study))
+    one, other, mean = (against(study, "crisp", "base", column) for column in task_columns(study, questions=False))
     assert one is not None
     assert other is not None
     assert mean is not None

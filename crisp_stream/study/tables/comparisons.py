@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -64,47 +65,34 @@ class Figure:
         return "better" if (low > none) == self.questions else "worse"
 
 
-def text_columns(study: StudyResults, stage: Stage = "pretrained") -> list[Column]:
-    """Make a column for each specialist with a set of texts, and one for all of them if there are several.
+def task_columns(study: StudyResults, stage: Stage = "pretrained", *, questions: bool) -> list[Column]:
+    """Make a column for each specialist with texts, or with questions, and one for all of them if there are several.
 
     Questions count as texts, too, where they were judged with their right answers.
     """
-    columns = [
-        Column(
-            title=name if specialist.kind == "text" else f"{name}, text",
-            places=(Place(name, specialist.perplexity_set),),
-            stage=stage,
-        )
-        for name, specialist in study.specialists.items()
-        if specialist.perplexity_set
-    ]
-    return _with_mean(columns, "geo. mean")
-
-
-def question_columns(study: StudyResults, stage: Stage = "pretrained") -> list[Column]:
-    """Make a column for each specialist with questions, and one for all of them if there are several."""
-    places = [
-        Place(name, specialist.own_set)
-        for name, specialist in study.specialists.items()
-        if specialist.kind == "questions"
-    ]
-    columns = [Column(title=place.specialist, places=(place,), stage=stage, questions=True) for place in places]
-    return _with_mean(columns, "mean")
+    columns = []
+    for name, task in study.specialists.items():
+        of_questions = task.kind == "questions"
+        set_name = task.perplexity_set if not questions else task.own_set if of_questions else None
+        title = f"{name}, text" if of_questions and not questions else name
+        if set_name:
+            columns.append(Column(title=title, places=(Place(name, set_name),), stage=stage, questions=questions))
+    return _with_mean(columns)
 
 
 def generalist_columns(study: StudyResults) -> list[Column]:
     """Make a column for each specialist's models on the generalist set, and one for all if there are several."""
     if study.generalist_set is None:
         return []
-    places = [Place(name, study.generalist_set) for name in study.specialists]
-    return _with_mean([Column(title=place.specialist, places=(place,)) for place in places], "geo. mean")
+    return _with_mean([Column(title=name, places=(Place(name, study.generalist_set),)) for name in study.specialists])
 
 
-def _with_mean(columns: list[Column], title: str) -> list[Column]:
+def _with_mean(columns: list[Column]) -> list[Column]:
     if len(columns) < 2:
         return columns
     places = tuple(place for column in columns for place in column.places)
-    return [*columns, Column(title=title, places=places, stage=columns[0].stage, questions=columns[0].questions)]
+    title = "mean" if columns[0].questions else "geo. mean"
+    return [*columns, dataclasses.replace(columns[0], title=title, places=places)]
 
 
 def models_at(study: StudyResults, method: str, place: Place, stage: Stage) -> Sequence[Judgement]:

@@ -149,6 +149,5 @@ def _chosen_of(tried: Sequence[StudyModel]) -> StudyModel:
 
 
 def _tried(model: StudyModel) -> str:
-    if model.fraction or not model.candidate:
-        return f"{model.fraction:g}" if model.fraction else "none"
-    return ", ".join(f"{value:g}" for value in model.candidate.values())
+    values = [model.fraction] if model.fraction else model.candidate.values()
+    return ", ".join(f"{value:g}" for value in values) or "none"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from crisp_stream.study.record.record import StudyResults
 from crisp_stream.study.record.values import StudyCurve, StudyMethod
 from crisp_stream.study.tables.cells import figure_record, ratio_cell
-from crisp_stream.study.tables.comparisons import STAGES, Column, Figure, Stage, against, question_columns, text_columns
+from crisp_stream.study.tables.comparisons import STAGES, Column, Figure, Stage, against, task_columns
 from crisp_stream.study.tables.methods import TITLES, has_stage
 from crisp_stream.table import Table
 
@@ -37,7 +37,7 @@ class CurvePoint:
 
 def curve_points(study: StudyResults, curve: StudyCurve, stage: Stage) -> list[CurvePoint]:
     """Place the methods of a stage, by line and place, where it is known; base belongs to every line."""
-    columns = [*text_columns(study, stage), *question_columns(study, stage)]
+    columns = [column for questions in (False, True) for column in task_columns(study, stage, questions=questions)]
     methods = [study.method(name) for name in curve.methods]
     others = [method for method in methods if method.kind != "base"]
     encoders = {study.datasets[method.dataset].encoder for method in others}

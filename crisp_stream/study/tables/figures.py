@@ -6,6 +6,7 @@ the specialist text alone does, is written at the edge instead of stretching the
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from crisp_stream.errors import import_extra
 from crisp_stream.figure import blank_figure, save_figure
 from crisp_stream.study.record.record import StudyResults
 from crisp_stream.study.record.values import StudyCurve
-from crisp_stream.study.tables.comparisons import STAGES, Column, Figure, Stage, against, question_columns, text_columns
+from crisp_stream.study.tables.comparisons import STAGES, Column, Figure, Stage, against, task_columns
 from crisp_stream.study.tables.curves import AXES, CurvePoint, curve_points
 from crisp_stream.study.tables.methods import TITLES, has_stage
 from crisp_stream.study.tables.weights import ComparedWeights, compared_weights
@@ -27,6 +28,7 @@ _FAR = 1.3
 _FILLS: dict[Stage, str] = {"pretrained": "full", "finetuned": "none"}
 _STYLES: dict[Stage, str] = {"pretrained": "-", "finetuned": "--"}
 _SHIFTS: dict[Stage, float] = {"pretrained": -0.16, "finetuned": 0.16}
+_MARKER: dict[str, Any] = {"markersize": 4.5, "capsize": 2, "linewidth": 1}
 _TERM_CHARACTERS = 26
 _LEAST_RANGE = 0.02
 _TICK_RATIO = 1.8
@@ -59,7 +61,7 @@ def main_figure(study: StudyResults) -> Any:
     for axis, panel in zip(axes, panels, strict=False):
         shown: list[float] = []
         for stage in stages:
-            column = Column(title=panel.title, places=panel.places, stage=stage, questions=panel.questions)
+            column = dataclasses.replace(panel, stage=stage)
             compared = {method: against(study, method, study.base, column) for method in methods}
             shown += _dots(axis, compared, stage, far=math.inf if panel.questions else _FAR)
         none = 0 if panel.questions else 1
@@ -95,7 +97,8 @@ def _difference(study: StudyResults, *, questions: bool) -> str:
 
 
 def _panels(study: StudyResults) -> list[Column]:
-    return [column for column in (*text_columns(study), *question_columns(study)) if not column.is_mean]
+    columns = [*task_columns(study, questions=False), *task_columns(study, questions=True)]
+    return [column for column in columns if not column.is_mean]
 
 
 def _limits(drawn: Sequence[float], values: Sequence[float], *, none: float) -> tuple[float, float]:
@@ -125,11 +128,9 @@ def _dots(axis: Any, compared: Mapping[str, Figure | None], stage: Stage, *, far
             *([value * scale], [place]),
             xerr=errors,
             fmt="o",
-            markersize=4.5,
             fillstyle=_FILLS[stage],
             color=f"C{number % 10}",
-            capsize=2,
-            linewidth=1,
+            **_MARKER,
         )
     return shown
 
@@ -193,9 +194,7 @@ def _line(axis: Any, points: Sequence[CurvePoint], color: str, stage: Stage, *, 
         fmt=f"o{_STYLES[stage]}",
         color=color,
         fillstyle=_FILLS[stage],
-        markersize=4.5,
-        capsize=2,
-        linewidth=1,
+        **_MARKER,
     )
     return [scale * value for value in values]
 

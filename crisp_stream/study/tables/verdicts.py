@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Literal
 
 from crisp_stream.study.record.record import StudyResults
 from crisp_stream.study.tables.cells import figure_record, ratio_cell, seed_notes
-from crisp_stream.study.tables.comparisons import STAGES, Column, Figure, Stage, against, question_columns, text_columns
+from crisp_stream.study.tables.comparisons import STAGES, Column, Figure, Stage, against, task_columns
 from crisp_stream.study.tables.methods import TITLES, has_stage
 from crisp_stream.table import NONE, Table
 
@@ -63,11 +64,11 @@ def verdicts(study: StudyResults) -> list[Verdict]:
 
 
 def _columns(study: StudyResults, stage: Stage) -> list[Column]:
-    questions = [
-        Column(title=f"{column.title}, accuracy", places=column.places, stage=stage, questions=True)
-        for column in question_columns(study, stage)
-    ]
-    return [*text_columns(study, stage), *questions] if has_stage(study, stage) else []
+    if not has_stage(study, stage):
+        return []
+    asked = task_columns(study, stage, questions=True)
+    named = [dataclasses.replace(column, title=f"{column.title}, accuracy") for column in asked]
+    return [*task_columns(study, stage, questions=False), *named]
 
 
 def verdict_tables(study: StudyResults) -> list[Table]:
