@@ -59,18 +59,16 @@ def _add_run(verbs: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from crisp_stream.study.command import plan_text, report_study, run_study
+    from crisp_stream.study.command import plan_text, run_study
     from crisp_stream.study.settings import load_study
 
     study = load_study(arguments.study)
     out = Path(arguments.out or f"study-{study.name}")
-    if arguments.finished:
-        report_study(study, out, text=arguments.text, log=print_line)
-        return
     if arguments.plan:
         print(plan_text(study, out, text=arguments.text))
-        return
-    run_study(study, out, text=arguments.text, workers=arguments.jobs, log=print_line)
+    else:
+        workers, run = arguments.jobs, not arguments.finished
+        run_study(study, out, text=arguments.text, workers=workers, run=run, log=print_line)
 
 
 def _add_show(verbs: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from crisp_stream.errors import InputError
@@ -24,33 +24,15 @@ def run_study(
     *,
     text: str | None = None,
     workers: int | None = None,
+    run: bool = True,
     log: Callable[[str], None] = print,
 ) -> None:
-    """Run what is missing of a study, then write and show its record.
+    """Run what is missing of a study, then write and show its record; without `run`, that of what is finished.
 
-    Args:
-        study: what is compared.
-        out: folder of the study.
-        text: folder of the text; None: fetch it.
-        workers: jobs at a time.
-        log: takes a line per job.
-
-    Raises:
-        InputError, CrispError, RunInterruptedError: as `run_jobs`.
+    Arguments and errors are those of `StudyPlan` and `run_jobs`.
     """
     plan = StudyPlan(study, out, text=text)
-    _report(study, plan, run_jobs(plan, out, workers=workers, log=log), out, log)
-
-
-def report_study(study: StudySettings, out: Path, *, text: str | None = None, log: Callable[[str], None]) -> None:
-    """Write and show the record of what is finished; arguments and errors as of `run_study`."""
-    plan = StudyPlan(study, out, text=text)
-    _report(study, plan, _finished(plan, out)[1], out, log)
-
-
-def _report(
-    study: StudySettings, plan: StudyPlan, done: Mapping[str, Done], out: Path, log: Callable[[str], None]
-) -> None:
+    done = run_jobs(plan, out, workers=workers, log=log) if run else _finished(plan, out)[1]
     results = gather(study, plan, done, out)
     for stale in (*(out / RECORD).glob("*.csv"), *(out / RECORD).glob("*.svg")):  # of methods that were taken out
         stale.unlink()
@@ -63,10 +45,7 @@ def _report(
 def report_records(folders: Sequence[str | Path], *, out: str | Path | None, log: Callable[[str], None]) -> None:
     """Show the tables of records, and write their pages, CSV files and figures if a folder is named.
 
-    Args:
-        folders: one for each record.
-        out: folder to write to; for several records a folder below it for each, by the name of the study.
-        log: takes the text.
+    Those of several records are written to folders below it, by the names of the studies.
 
     Raises:
         InputError: two records of one name. FormatError, StorageError, MissingExtraError: as `write_study_report`.

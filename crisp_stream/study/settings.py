@@ -20,19 +20,17 @@ from crisp_stream.config.load import load_recipe
 from crisp_stream.config.recipe import Recipe
 from crisp_stream.errors import InputError, RecipeError
 from crisp_stream.selection.doge.domain_weights import Update
+from crisp_stream.study.record.values import Along
 from crisp_stream.typed import Builder
 
 Kind = Literal["base", "crisp", "multitask", "classifier", "nearest", "dsir", "doge", "only-specialist"]
 """The way in which a method chooses what to train on."""
-Along = Literal["clusters", "examples", "corpus_windows", "generic_share"]
-"""Quantity that a curve is drawn along."""
 
 TEXT_FOLDER = "{text}"
 """Stands for the folder of the fetched text in the paths of a study."""
-_BY_SHARE = ("classifier", "nearest", "dsir")
-_BY_LEVEL = ("crisp", "multitask", "doge")
-_ALL = ("base", "multitask")
-"""One model for all specialists."""
+_CANDIDATES = {"share": ("classifier", "nearest", "dsir"), "base_share": ("crisp", "multitask", "doge")}
+"""Keys that candidates differ in, and the kinds that they have a meaning for."""
+_STUDIES = Path(__file__).parents[1] / "recipes" / "studies"
 _BUILDER = Builder(error=InputError, key_noun="study key", lenient=True)
 
 
@@ -175,10 +173,20 @@ class StudySettings:
         """Seeds that a method is run with."""
         return self.seeds[: self.methods[method].num_seeds]
 
-    def specialists_of(self, method: str) -> tuple[str, ...]:
-        """Specialists that a method is run for; `("",)` where one model is for all."""
+    def specialists_of(self, method: str, *, finetuned: bool = False) -> tuple[str, ...]:
+        """Specialists that a method is run, or fine-tuned, for; `("",)` where one pretrained model is for all."""
         settings = self.methods[method]
-        return ("",) if settings.kind in _ALL else settings.specialists or tuple(self.specialists)
+        if settings.kind in ("base", "multitask") and not finetuned:
+            return ("",)
+        return settings.specialists or tuple(self.specialists)
+
+    def dataset_of(self, method: MethodSettings) -> str:
+        """Dataset that a method chooses from."""
+        return method.dataset or self.first_dataset
+
+    def examples_of(self, method: MethodSettings) -> int | None:
+        """Examples of D^s that a method may see; None: all."""
+        return method.examples or self.examples
 
     def recipe_of(self, kind: str, overrides: Sequence[str] = ()) -> Recipe:
         """The study's recipe with a method of the packaged recipes."""
@@ -193,7 +201,7 @@ class StudySettings:
 
 def candidates_of(method: MethodSettings) -> list[dict[str, float]]:
     """Candidates of a method: one value for each key with several; one empty candidate where there are none."""
-    keys = [key for key in ("share", "base_share") if _counts(method, key) and len(getattr(method, key)) > 1]
+    keys = [key for key, kinds in _CANDIDATES.items() if method.kind in kinds and len(getattr(method, key)) > 1]
     values = itertools.product(*(getattr(method, key) for key in keys))
     return [dict(zip(keys, choice, strict=True)) for choice in values]
 
@@ -203,22 +211,21 @@ def with_candidate(method: MethodSettings, candidate: dict[str, float]) -> Metho
     return replace(method, **{key: (value,) for key, value in candidate.items()})
 
 
-def _counts(method: MethodSettings, key: str) -> bool:
-    """Whether a key has a meaning for the method's kind."""
-    return method.kind in (_BY_SHARE if key == "share" else _BY_LEVEL)
-
-
 def load_study(path: str | Path) -> StudySettings:
     """Read a study from YAML: a file, or the name of a packaged one (`small`).
 
     Raises:
         InputError: no such file, not YAML, an unknown or missing key, a wrong type, or a contradiction.
     """
-    path = _packaged(path)
+    if str(path) in study_names() and not Path(path).exists():
+        path = _STUDIES / f"{path}.yaml"
+    path = Path(path)
     try:
         tree: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error}). Name the YAML file of a study, or {_names()}.") from error
+        raise InputError(
+            f"{path}: cannot be read ({error}). Name the YAML file of a study, or one of {', '.join(study_names())}."
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
@@ -235,27 +242,14 @@ def load_study(path: str | Path) -> StudySettings:
 
 def study_names() -> list[str]:
     """The packaged studies."""
-    return sorted(path.stem for path in _folder().glob("*.yaml"))
+    return sorted(path.stem for path in _STUDIES.glob("*.yaml"))
 
 
 def read_study(name: str) -> str:
     """Text of a packaged study, comments included. Raises InputError: there is none of the name."""
     if name not in study_names():
         raise InputError(f"{name} is not a packaged study. There are {', '.join(study_names())}.")
-    return (_folder() / f"{name}.yaml").read_text(encoding="utf-8")
-
-
-def _folder() -> Path:
-    return Path(__file__).parent.parent / "recipes" / "studies"
-
-
-def _packaged(path: str | Path) -> Path:
-    packaged = _folder() / f"{path}.yaml"
-    return packaged if str(path) in study_names() and not Path(path).exists() else Path(path)
-
-
-def _names() -> str:
-    return f"one of {', '.join(study_names())}"
+    return (_STUDIES / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def _with_kind(name: str, method: Any) -> Any:
@@ -267,106 +261,93 @@ def _with_kind(name: str, method: Any) -> Any:
         if name not in get_args(Kind):
             raise InputError(f"methods.{name}: `kind` must be one of {', '.join(get_args(Kind))}; it is missing.")
         method = {**method, "kind": name}
-    many = {key: [value] for key in ("share", "base_share") if isinstance(value := method.get(key), int | float)}
+    many = {key: [value] for key in _CANDIDATES if isinstance(value := method.get(key), int | float)}
     return {**method, **many}
 
 
-def _check(study: StudySettings) -> None:
-    def require(holds: bool, message: str) -> None:
-        if not holds:
-            raise InputError(message)
+def _require(holds: bool, key: str, rule: str) -> None:
+    if not holds:
+        raise InputError(f"{key}: {rule}")
 
-    require(bool(study.datasets), "datasets: at least one is needed, got none.")
-    require(bool(study.specialists), "specialists: at least one is needed, got none.")
-    require(len(study.seeds) > 0, "seeds: at least one is needed, got none.")
-    require(len(set(study.seeds)) == len(study.seeds), f"seeds: must differ, got {study.seeds}.")
+
+def _check(study: StudySettings) -> None:
+    for key in ("datasets", "specialists", "seeds"):
+        _require(len(getattr(study, key)) > 0, key, "at least one is needed, got none.")
+    _require(len(set(study.seeds)) == len(study.seeds), "seeds", f"must differ, got {study.seeds}.")
     bases = [name for name, method in study.methods.items() if method.kind == "base"]
-    require(len(bases) == 1, f"methods: exactly one must be of kind base, got {', '.join(bases) or 'none'}.")
+    _require(len(bases) == 1, "methods", f"exactly one must be of kind base, got {', '.join(bases) or 'none'}.")
     for key in ("examples", "validation_limit", "test_limit", "eval_batch_size"):
         value = getattr(study, key)
-        require(value is None or value > 0, f"{key}: must be above 0, got {value}.")
+        _require(value is None or value > 0, key, f"must be above 0, got {value}.")
     for name in (*study.datasets, *study.specialists, *study.methods):
-        require(_is_name(name), f"{name!r}: a name must be of letters, digits, - and _, got another sign.")
+        is_name = name.isascii() and name.replace("-", "").replace("_", "").isalnum()
+        _require(is_name, repr(name), "a name must be of letters, digits, - and _, got another sign.")
+    before: list[str] = []
     for name, dataset in study.datasets.items():
-        what = f"datasets.{name}"
-        require(
-            (dataset.root is None) != (not dataset.inputs), f"{what}: must have either `root` or `inputs`, not both."
+        key, like = f"datasets.{name}", dataset.like
+        _require((dataset.root is None) != (not dataset.inputs), key, "must have either `root` or `inputs`, not both.")
+        _require(
+            like is None or like in before, f"{key}.like", f"must name a dataset that stands before it, got {like}."
         )
-        require(
-            dataset.like is None or dataset.like in list(study.datasets)[: list(study.datasets).index(name)],
-            f"{what}.like: must name a dataset that stands before it, got {dataset.like}.",
-        )
+        before.append(name)
     for name, specialist in study.specialists.items():
-        _check_specialist(f"specialists.{name}", specialist)
+        documents, asks = [specialist.train, specialist.validation, specialist.test], specialist.questions is not None
+        key = f"specialists.{name}"
+        _require(not asks or not any(documents), key, "must have either `questions` or documents, not both.")
+        _require(asks or all(documents), key, "must have train, validation and test documents, or `questions`.")
     for name, method in study.methods.items():
         _check_method(f"methods.{name}", method, study)
     _check_finetuning(study)
-    for key, names in (("reference", [study.reference] if study.reference else []), *_curve_methods(study)):
-        for name in names:
-            require(name in study.methods, f"{key}: {name} is none of the methods ({', '.join(study.methods)}).")
+    _check_names(study)
     recipe = study.recipe_of("base")
-    require(
-        parse_duration(recipe.max_duration)[1] == "ba",
-        f"recipe: max_duration must be in batches, such as 400ba, got {recipe.max_duration}.",
-    )
-    require(recipe.load_path is None, "recipe: load_path has no place in a study, which starts from random weights.")
+    duration = recipe.max_duration
+    is_batches = parse_duration(duration)[1] == "ba"
+    _require(is_batches, "recipe", f"max_duration must be in batches, such as 400ba, got {duration}.")
+    _require(recipe.load_path is None, "recipe", "load_path has no place in a study, which starts from random weights.")
 
 
-def _curve_methods(study: StudySettings) -> list[tuple[str, Sequence[str]]]:
-    return [(f"curves.{number}", curve.methods) for number, curve in enumerate(study.curves)]
+def _check_names(study: StudySettings) -> None:
+    named = {"reference": [study.reference] if study.reference else []}
+    named |= {f"curves.{number}": list(curve.methods) for number, curve in enumerate(study.curves)}
+    for key, names in named.items():
+        for name in names:
+            _require(name in study.methods, key, f"{name} is none of the methods ({', '.join(study.methods)}).")
 
 
-def _is_name(name: str) -> bool:
-    return bool(name) and name.replace("-", "").replace("_", "").isalnum() and name.isascii()
-
-
-def _check_specialist(what: str, specialist: SpecialistSettings) -> None:
-    documents = [specialist.train, specialist.validation, specialist.test]
-    if specialist.questions is not None:
-        if any(documents):
-            raise InputError(f"{what}: must have either `questions` or documents, not both.")
-    elif not all(documents):
-        raise InputError(f"{what}: must have train, validation and test documents, or `questions`.")
-
-
-def _check_method(what: str, method: MethodSettings, study: StudySettings) -> None:
-    def require(holds: bool, message: str) -> None:
-        if not holds:
-            raise InputError(f"{what}: {message}")
-
-    names = ", ".join(study.datasets)
-    require(method.dataset is None or method.dataset in study.datasets, f"{method.dataset} is none of {names}.")
-    require(method.level >= 1, f"level must be at least 1, got {method.level}.")
-    require(method.examples is None or method.examples > 0, f"examples must be above 0, got {method.examples}.")
-    require(all(0 < share < 1 for share in method.share) and method.share != (), "share must lie between 0 and 1.")
-    require(all(0 <= share < 1 for share in method.base_share) and method.base_share != (), "base_share: 0 to 1.")
-    require(
-        method.kind != "multitask" or len(method.base_share) == 1,
-        "base_share must be one value: a model for all has no validation set to choose by.",
-    )
-    require(0 <= method.generic_share < 1, f"generic_share must lie in [0, 1), got {method.generic_share}.")
-    require(
-        method.generic_share == 0 or method.kind not in ("base", "only-specialist"),
-        f"generic_share has no meaning for {method.kind}.",
-    )
-    require(
-        method.num_seeds is None or 1 <= method.num_seeds <= len(study.seeds), f"num_seeds: 1 to {len(study.seeds)}."
-    )
+def _check_method(key: str, method: MethodSettings, study: StudySettings) -> None:
+    for holds, rule in (
+        (method.dataset in (None, *study.datasets), f"{method.dataset} is none of {', '.join(study.datasets)}."),
+        (method.level >= 1, f"level must be at least 1, got {method.level}."),
+        (method.examples is None or method.examples > 0, f"examples must be above 0, got {method.examples}."),
+        (method.share and all(0 < share < 1 for share in method.share), "share must lie between 0 and 1."),
+        (method.base_share and all(0 <= share < 1 for share in method.base_share), "base_share: 0 to 1."),
+        (
+            method.kind != "multitask" or len(method.base_share) == 1,
+            "base_share must be one value: a model for all has no validation set to choose by.",
+        ),
+        (0 <= method.generic_share < 1, f"generic_share must lie in [0, 1), got {method.generic_share}."),
+        (
+            method.generic_share == 0 or method.kind not in ("base", "only-specialist"),
+            f"generic_share has no meaning for {method.kind}.",
+        ),
+        (method.num_seeds in (None, *range(1, len(study.seeds) + 1)), f"num_seeds: 1 to {len(study.seeds)}."),
+    ):
+        _require(bool(holds), key, rule)
     for name in method.specialists:
-        require(name in study.specialists, f"{name} is none of the specialists ({', '.join(study.specialists)}).")
+        known = ", ".join(study.specialists)
+        _require(name in study.specialists, key, f"{name} is none of the specialists ({known}).")
 
 
 def _check_finetuning(study: StudySettings) -> None:
     if study.finetune is None:
         return
     for name in study.finetune.methods:
-        if name not in study.methods:
-            raise InputError(f"finetune.methods: {name} is none of the methods ({', '.join(study.methods)}).")
-        if study.methods[name].kind == "only-specialist":
-            raise InputError(f"finetune.methods: {name} is trained on the specialist text already. Leave it out.")
-    fractions = study.finetune.fractions
-    if not fractions or not all(0 < fraction < 1 for fraction in fractions) or len(set(fractions)) < len(fractions):
-        raise InputError(f"finetune.fractions: must differ and lie between 0 and 1, got {fractions}.")
-    batches = [round(study.num_batches * fraction) for fraction in fractions]
-    if 0 in batches:
-        raise InputError(f"finetune.fractions: each must be at least a step of {study.num_batches}, got {fractions}.")
+        key, known = "finetune.methods", ", ".join(study.methods)
+        _require(name in study.methods, key, f"{name} is none of the methods ({known}).")
+        only = study.methods[name].kind == "only-specialist"
+        _require(not only, key, f"{name} is trained on the specialist text already. Leave it out.")
+    key, fractions, steps = "finetune.fractions", study.finetune.fractions, study.num_batches
+    differ = 0 < len(fractions) == len(set(fractions)) and all(0 < fraction < 1 for fraction in fractions)
+    _require(differ, key, f"must differ and lie between 0 and 1, got {fractions}.")
+    enough = all(round(steps * fraction) for fraction in fractions)
+    _require(enough, key, f"each must be at least a step of {steps}, got {fractions}.")

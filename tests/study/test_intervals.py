@@ -11,7 +11,7 @@ from scipy import stats
 
 from crisp_stream.results.bootstrap import Interval
 from crisp_stream.results.estimates import Estimate
-from crisp_stream.study.tables.intervals import SeededValues, exponential, mean_over_sets, seeded_estimate
+from crisp_stream.study.tables.intervals import exponential, mean_over_sets
 
 TRIALS = 1500
 
@@ -33,14 +33,14 @@ def coverage(*, seeds: int, examples: int, spreads: tuple[float, float, float], 
     rng = np.random.default_rng(11)
     held = 0
     for _ in range(TRIALS):
-        low, high = seeded_estimate(drawn(rng, seeds=seeds, examples=examples, spreads=spreads)[:only]).interval
+        low, high = mean_over_sets([("", drawn(rng, seeds=seeds, examples=examples, spreads=spreads)[:only])]).interval
         held += low <= 0 <= high
     return held / TRIALS
 
 
 def test_an_interval_by_hand() -> None:
     values = np.array([[1.0, 3.0, 2.0], [2.0, 4.0, 6.0]])
-    found = seeded_estimate(values)
+    found = mean_over_sets([("", values)])
     assert found.value == 3.0
     of_seeds = stats.t.ppf(0.975, 1) * np.std([2.0, 4.0], ddof=1) / math.sqrt(2)
     of_examples = stats.t.ppf(0.975, 2) * np.std([1.5, 3.5, 4.0], ddof=1) / math.sqrt(3)
@@ -49,10 +49,10 @@ def test_an_interval_by_hand() -> None:
 
 
 def test_one_seed_leaves_the_term_of_examples_and_one_example_leaves_no_interval() -> None:
-    found = seeded_estimate(np.array([[1.0, 3.0, 2.0]]))
+    found = mean_over_sets([("", np.array([[1.0, 3.0, 2.0]]))])
     half = stats.t.ppf(0.975, 2) / math.sqrt(3)
     assert np.allclose(found.interval, (2 - half, 2 + half))
-    alone = seeded_estimate(np.array([[1.0], [2.0]]))
+    alone = mean_over_sets([("", np.array([[1.0], [2.0]]))])
     assert alone.value == 1.5
     assert math.isnan(alone.interval.low)
 
@@ -83,8 +83,7 @@ def test_an_interval_over_examples_alone_misses_the_effect_of_seeds() -> None:
 def test_the_mean_over_sets_adds_what_examples_do_and_takes_seeds_together() -> None:
     rng = np.random.default_rng(2)
     values = [drawn(rng, seeds=3, examples=size, spreads=(0.1, 0.4, 0.1)) for size in (40, 90)]
-    sets = [SeededValues(seeds=(1, 2, 3), values=own, set_name=str(own.shape)) for own in values]
-    found = mean_over_sets(sets)
+    found = mean_over_sets([(str(own.shape), own) for own in values])
     by_seed = np.mean([own.mean(axis=1) for own in values], axis=0)
     squared = stats.t.ppf(0.975, 2) ** 2 * by_seed.var(ddof=1) / 3
     for own in values:
@@ -96,8 +95,8 @@ def test_the_mean_over_sets_adds_what_examples_do_and_takes_seeds_together() -> 
 
 def test_a_set_that_stands_twice_makes_no_figure_surer() -> None:
     values = drawn(np.random.default_rng(2), seeds=3, examples=40, spreads=(0.1, 0.4, 0.1))
-    once = SeededValues(seeds=(1, 2, 3), values=values, set_name="generalist")
-    assert np.allclose(mean_over_sets([once, once]).interval, seeded_estimate(values).interval)
+    once = ("generalist", values)
+    assert np.allclose(mean_over_sets([once, once]).interval, mean_over_sets([once]).interval)
 
 
 def test_perplexities_are_estimated_in_nats() -> None:

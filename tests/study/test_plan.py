@@ -64,8 +64,8 @@ def test_the_candidate_with_the_lowest_validation_perplexity_goes_on_with_the_ot
 ) -> None:
     plan = plan_of(tmp_path, texts)
     done = all_finished(plan, {"judge/crisp.exam.base_share-0.5.seed-1": 90.0})
-    assert plan.chosen("crisp", "exam", done) == {"base_share": 0.5}
-    assert plan.chosen("crisp", "statements", done) == {"base_share": 0.0}, "of equal ones the first"
+    assert plan.chosen("crisp", "exam") == {"base_share": 0.5}
+    assert plan.chosen("crisp", "statements") == {"base_share": 0.0}, "of equal ones the first"
     assert "train/crisp.exam.base_share-0.5.seed-2" in done
     assert "train/crisp.exam.base_share-0.seed-2" not in done
 
@@ -75,12 +75,13 @@ def test_fine_tuning_goes_on_with_the_best_fraction_or_not_at_all(tmp_path: Path
     best = {"judge/base.exam.seed-1.finetuned-0.5": 90.0, "judge/base.statements.seed-1.finetuned-0.2": 110.0}
     best["judge/base.statements.seed-1.finetuned-0.5"] = 120.0
     done = all_finished(plan, best)
-    assert plan.chosen_fraction("base", "exam", done) == 0.5
-    assert plan.chosen_fraction("base", "statements", done) == 0.0
+    assert plan.chosen_fraction("base", "exam") == 0.5
+    assert plan.chosen_fraction("base", "statements") == 0.0
     assert "finetune/base.exam.seed-2.finetuned-0.5" in done
     assert "finetune/base.exam.seed-2.finetuned-0.2" not in done
     assert not any(name.startswith("finetune/base.statements.seed-2") for name in done)
-    assert plan.chosen_fraction("base", "exam", {}) is None
+    plan({})
+    assert plan.chosen_fraction("base", "exam") is None
 
 
 def test_fine_tuning_begins_where_the_pretraining_saved(tmp_path: Path, texts: Path) -> None:

@@ -10,10 +10,10 @@ import pytest
 
 from crisp_stream.study.record.record import StudyResults
 from crisp_stream.study.record.values import StudyCurve, StudyModel
-from crisp_stream.study.tables.comparisons import Column, Place, against, figure, text_columns
+from crisp_stream.study.tables.comparisons import Column, Place, against, figure, task_columns
 from crisp_stream.study.tables.costs import candidate_tables, cost_tables
 from crisp_stream.study.tables.curves import curve_points, curve_tables
-from crisp_stream.study.tables.methods import generalist_tables, perplexity_tables, question_tables
+from crisp_stream.study.tables.methods import generalist_tables, value_tables
 from crisp_stream.study.tables.report import conditions, study_tables, study_text
 from crisp_stream.study.tables.transfer import transfer_tables
 from crisp_stream.study.tables.verdicts import verdict_lines, verdict_tables, verdicts
@@ -68,18 +68,18 @@ def test_a_seed_without_a_pair_is_left_out_and_said() -> None:
     assert (found.seeds, found.left_out) == ((1, 3), (2,))
     differences = [losses(study, "crisp", "medicine", seed) - losses(study, "base", "", seed) for seed in (1, 3)]
     assert found.estimate.value == pytest.approx(np.exp(np.mean(differences)))
-    notes = table(perplexity_tables(study), "ratio-pretrained").notes
+    notes = table(value_tables(study, questions=False), "ratio-pretrained").notes
     assert notes == ["without a pair and left out, seed 2: crisp"]
 
 
 def test_one_seed_is_said_to_give_intervals_over_examples_alone() -> None:
-    notes = table(perplexity_tables(made_study(seeds=(4,))), "ratio-pretrained").notes
+    notes = table(value_tables(made_study(seeds=(4,)), questions=False), "ratio-pretrained").notes
     assert notes == ["one seed, so intervals are over examples alone and say nothing of other seeds: all"]
 
 
 def test_the_best_is_marked_and_so_are_those_that_cannot_be_told_from_it() -> None:
     study = made_study({"base": 0.0, "crisp": 0.2, "classifier": 0.2, "doge": 0.05}, finetuned=(), noise=0.02)
-    own = table(perplexity_tables(study), "perplexity")
+    own = table(value_tables(study, questions=False), "perplexity")
     marks = {row[0]: [mark_of(cell) for cell in row[1:]] for row in own.rows}
     for column in range(3):
         assert {marks["crisp"][column], marks["classifier"][column]} == {"best", "close"}
@@ -93,7 +93,7 @@ def test_the_best_is_marked_and_so_are_those_that_cannot_be_told_from_it() -> No
 
 def test_the_geometric_mean_is_that_of_the_specialists() -> None:
     study = made_study()
-    one, other, mean = (against(study, "crisp", "base", column) for column in text_columns(study))
+    one, other, mean = (against(study, "crisp", "base", column) for column in task_columns(study, questions=False))
     assert one is not None
     assert other is not None
     assert mean is not None
@@ -102,11 +102,11 @@ def test_the_geometric_mean_is_that_of_the_specialists() -> None:
 
 def test_fine_tuning_that_was_not_tried_or_did_not_help_is_a_dash() -> None:
     study = made_study(finetuned=("base", "crisp", "classifier"), unhelped=("classifier",))
-    own = table(perplexity_tables(study), "perplexity")
+    own = table(value_tables(study, questions=False), "perplexity")
     assert own.head[1:3] == ("medicine", "+ft")
     assert cells(own, "doge")[2] == cells(own, "classifier")[2] == "-"
     assert float(cells(own, "crisp")[2]) < float(cells(own, "crisp")[1])
-    ratios = table(perplexity_tables(study), "ratio-finetuned")
+    ratios = table(value_tables(study, questions=False), "ratio-finetuned")
     assert [row[0] for row in ratios.rows] == ["crisp", "classifier"]
     # a pretrained classifier against a fine-tuned base: gain 0.17 against 0.3
     assert float(cells(ratios, "classifier")[1].split()[0]) == pytest.approx(np.exp(0.30 - 0.17), abs=0.03)
@@ -114,8 +114,8 @@ def test_fine_tuning_that_was_not_tried_or_did_not_help_is_a_dash() -> None:
 
 def test_accuracies_are_in_per_cent_and_compared_in_points() -> None:
     study = made_study(questions=("exam",), num_examples=400)
-    values = table(question_tables(study), "accuracy")
-    difference = table(question_tables(study), "accuracy-difference-pretrained")
+    values = table(value_tables(study, questions=True), "accuracy")
+    difference = table(value_tables(study, questions=True), "accuracy-difference-pretrained")
     assert values.head == ("method", "exam", "+ft")
     gained = float(cells(values, "crisp")[1]) - float(cells(values, "base")[1])
     assert float(cells(difference, "crisp")[1].split()[0]) == pytest.approx(gained, abs=0.11)
@@ -123,7 +123,7 @@ def test_accuracies_are_in_per_cent_and_compared_in_points() -> None:
     assert cells(difference, "crisp")[1].startswith("+")
     best = {row[0] for row in values.rows if mark_of(row[1]) == "best"}
     assert best == {"crisp"}
-    assert question_tables(made_study()) == []
+    assert value_tables(made_study(), questions=True) == []
 
 
 def test_specialised_models_are_better_on_their_own_set_and_worse_on_the_corpus() -> None:
@@ -259,7 +259,7 @@ def test_a_method_that_may_see_all_examples_stands_where_the_specialist_ends() -
 
 def test_questions_count_as_texts_too_and_weights_of_one_method_alone_are_no_comparison() -> None:
     study = made_study(questions=("exam",), weights=made_weights(("medicine",), ("doge", "crisp"))[:1])
-    assert table(perplexity_tables(study), "ratio-pretrained").head == (
+    assert table(value_tables(study, questions=False), "ratio-pretrained").head == (
         *("method", "medicine", "religion", "exam, text", "geo. mean"),
     )
     assert weight_tables(study) == []

@@ -7,18 +7,19 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from crisp_stream.errors import InputError
 from crisp_stream.format.dataset import Dataset, open_dataset
+from crisp_stream.histograms.arithmetic import generalist_histogram
 from crisp_stream.study.jobs.job import JobPlace
+
+if TYPE_CHECKING:
+    from crisp_stream.writers.options import WriteOptions
 
 EMBEDDINGS = "embeddings"
 """Folder of a dataset's embeddings, in the folder of a job."""
 _ROOT = "dataset.json"
-_LSI_ARITY = 2
 
 
 def dataset_of(folder: Path) -> Dataset:
@@ -27,11 +28,7 @@ def dataset_of(folder: Path) -> Dataset:
 
 
 def open_root(place: JobPlace, *, root: str, fingerprint: str) -> dict[str, Any]:
-    """Open a dataset that exists already.
-
-    Raises:
-        InputError: it was replaced since the plan was made.
-    """
+    """Open a dataset that exists already. Raises InputError: it was replaced since the plan was made."""
     noted = _noted(place, root)
     if noted["fingerprint"] != fingerprint:
         raise InputError(f"{root}: was replaced while the study ran. Start the study again.")
@@ -46,19 +43,17 @@ def write_dataset(
     limit: int | None,
     sample: float | None,
     window_tokens: int,
-    vocab_size: int,
-    encoder: str | None,
-    max_length: int | None,
-    arity: int,
-    depth: int,
     min_split: int | None,
     seed: int,
     like: bool,
-    other: Path | None,
+    other: Path | None = None,
+    **model_and_tree: Any,
 ) -> dict[str, Any]:
-    """Write the corpus as a dataset, with the tokenizer and windows of `other`; with `like` also with its tree."""
+    """Write the corpus as a dataset, with the tokenizer and windows of `other`; with `like` also with its tree.
+
+    `model_and_tree`: the other keys of `DatasetSettings`.
+    """
     from crisp_stream.writers.options import WriteOptions
-    from crisp_stream.writers.write import write
 
     written = None if other is None else dataset_of(other)
     plain = WriteOptions(
@@ -78,13 +73,15 @@ def write_dataset(
             plain,
             window_tokens=window_tokens if written is None else written.manifest.window_tokens,
             tokenizer=None if written is None else str(written.tokenizer_path()),
-            vocab_size=vocab_size,
-            encoder=encoder,
-            max_length=max_length,
-            arity=arity,
-            depth=depth,
             min_examples_to_split=min_split,
+            **model_and_tree,
         )
+    return _written(place, options)
+
+
+def _written(place: JobPlace, options: WriteOptions) -> dict[str, Any]:
+    from crisp_stream.writers.write import write
+
     if not (place.folder / "data" / "manifest.json").is_file():  # published, but the job was stopped before it said so
         write(options, log=place.log)
     return _noted(place, "{job}/data")
@@ -110,7 +107,6 @@ def write_specialist_data(
     Methods choose nothing from it, so the cheapest tree is enough.
     """
     from crisp_stream.writers.options import WriteOptions
-    from crisp_stream.writers.write import write
 
     corpus = dataset_of(dataset)
     options = WriteOptions(
@@ -121,13 +117,11 @@ def write_specialist_data(
         packing=corpus.manifest.packing,
         tokenizer=str(corpus.tokenizer_path()),
         encoder="lsi",
-        arity=_LSI_ARITY,
+        arity=2,
         depth=1,
         processes=1,
     )
-    if not (place.folder / "data" / "manifest.json").is_file():
-        write(options, log=place.log)
-    return _noted(place, "{job}/data")
+    return _written(place, options)
 
 
 def _noted(place: JobPlace, root: str) -> dict[str, Any]:
@@ -135,14 +129,11 @@ def _noted(place: JobPlace, root: str) -> dict[str, Any]:
     (place.folder / _ROOT).write_text(json.dumps({"root": root}) + "\n")
     dataset = dataset_of(place.folder)
     manifest = dataset.manifest
-    nodes = [
-        len(np.unique(dataset.leaves // np.uint32(manifest.arity ** (manifest.depth - level))))
-        for level in range(1, manifest.depth + 1)
-    ]
+    levels = range(1, manifest.depth + 1)
     return {
         "fingerprint": manifest.fingerprint,
         "windows": manifest.num_windows,
         "window_tokens": manifest.window_tokens,
         "encoder": manifest.encoder.name,
-        "nodes_per_level": nodes,
+        "nodes_per_level": [len(generalist_histogram(dataset, level).nodes) for level in levels],
     }

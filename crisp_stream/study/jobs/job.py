@@ -7,17 +7,16 @@ earlier setting finds its outcome again.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from crisp_stream.errors import FormatError
+from crisp_stream.storage.store import FolderStore
 
 DONE = "done.json"
 LOG = "log.txt"
-_KEY_DIGITS = 10
 
 
 @dataclass(frozen=True)
@@ -69,15 +68,11 @@ Plan = Callable[[Mapping[str, Done]], Sequence[Job]]
 
 def job_folder(out: str | Path, name: str, key: str) -> Path:
     """Folder of a job's files."""
-    return Path(out) / f"{name}-{key[:_KEY_DIGITS]}"
+    return Path(out) / f"{name}-{key[:10]}"
 
 
 def plain_values(values: Any) -> dict[str, Any]:
-    """Convert what `work` returned to what will be read from the job's record.
-
-    Raises:
-        TypeError: JSON cannot hold it.
-    """
+    """Convert what `work` returned to what its record will give. Raises TypeError: JSON cannot hold it."""
     if not isinstance(values, dict):
         raise TypeError(f"a job must return a dict of plain values, got {type(values).__name__}")
     return json.loads(json.dumps(values))
@@ -85,20 +80,11 @@ def plain_values(values: Any) -> dict[str, Any]:
 
 def save_done(folder: Path, done: Done) -> None:
     """Save that a job is finished: the last thing it does."""
-    temporary = folder / f".{DONE}.{os.getpid()}"
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(done), indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / DONE)
+    FolderStore(folder).put(DONE, (json.dumps(asdict(done), indent=2) + "\n").encode())
 
 
 def load_done(out: str | Path, job: Job) -> Done | None:
-    """Read the outcome of a job, if it is finished.
-
-    Raises:
-        FormatError: its record is damaged, or of another job.
-    """
+    """Read the outcome of a job, if it is finished. Raises FormatError: damaged, or of another job."""
     path = job_folder(out, job.name, job.key) / DONE
     try:
         content = path.read_bytes()

@@ -6,16 +6,15 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from crisp_stream.config.durations import parse_duration
+from crisp_stream.config.recipe import Recipe
+from crisp_stream.config.sections import PhaseRecipe
 from crisp_stream.errors import RunInterruptedError
 from crisp_stream.study.jobs.datasets import dataset_of
 from crisp_stream.study.jobs.job import JobPlace
 from crisp_stream.study.jobs.selections import selection_of
-
-if TYPE_CHECKING:
-    from crisp_stream.config.recipe import Recipe
-    from crisp_stream.config.sections import PhaseRecipe
 
 RUN, RESULTS = "run", "results"
 """Folders of the run and of the results, in those of training and of judging."""
@@ -36,13 +35,9 @@ def train_model(
     start: Path | None = None,
 ) -> dict[str, Any]:
     """Train a model of a method from random weights, or from the base model's checkpoint at the share of the run."""
-    from crisp_stream.config.sections import PhaseRecipe
-
     phase = PhaseRecipe(histogram="base") if selection is None else selection_of(selection)
     if start is None:
         return _trained(place, recipe, data, (phase,))
-    from crisp_stream.config.durations import parse_duration
-
     batch = round(generic_share * parse_duration(recipe.max_duration)[0])
     phases = (PhaseRecipe(histogram="checkpoint"), phase)
     return _trained(place, recipe, data, phases, load_path=_checkpoint(start, batch))
@@ -50,9 +45,6 @@ def train_model(
 
 def finetune_model(place: JobPlace, *, recipe: Recipe, fraction: float, start: Path, data: Path) -> dict[str, Any]:
     """Train the last steps of a run on the specialist text; optimiser and learning-rate schedule go on."""
-    from crisp_stream.config.durations import parse_duration
-    from crisp_stream.config.sections import PhaseRecipe
-
     batch = starting_batch(fraction, parse_duration(recipe.max_duration)[0])
     phases = (PhaseRecipe(histogram="base"),)
     return _trained(place, recipe, data, phases, load_path=_checkpoint(start, batch), load_restart=("data",))
@@ -115,12 +107,8 @@ def judge_model(
         name = f"{specialist}.{split}"
         question_file = folders[specialist] / f"{name}.questions.jsonl"
         as_questions = split == "test" and question_file.is_file()
-        texts.append(
-            TextSet(
-                inputs=(str(question_file if as_questions else folders[specialist] / f"{name}.jsonl"),),
-                questions=as_questions,
-            )
-        )
+        file = question_file if as_questions else folders[specialist] / f"{name}.jsonl"
+        texts.append(TextSet(inputs=(str(file),), questions=as_questions))
         names[texts[-1].name] = f"{name}.text" if as_questions else name
         if as_questions:
             questions.append(open_question_set(str(question_file)))

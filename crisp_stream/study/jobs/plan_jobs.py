@@ -38,30 +38,24 @@ def candidate_name(candidate: Candidate) -> str:
     return ",".join(f"{key}-{value:g}" for key, value in candidate.items())
 
 
+def selection_name(method: str, specialist: str, candidate: Candidate) -> str:
+    """Name the job that finds what a candidate of a method trains on."""
+    return f"select/{'.'.join(part for part in (method, specialist, candidate_name(candidate)) if part)}"
+
+
 class StudyJobs:
     """Makes jobs. A method that makes one gives the same job again when it is called again."""
 
     def __init__(self, study: StudySettings, out: Path, text: Path | None) -> None:
-        """Args:
-        study: what is compared.
-        out: folder of the study.
-        text: stands for `{text}` in paths; None: there is none yet.
-        """
+        """`text` stands for `{text}` in paths; None: there is none yet."""
         self._study, self._out, self._text = study, out, text
-        self._jobs: dict[str, Job] = {}
-
-    @property
-    def all(self) -> list[Job]:
-        """All jobs, in the order in which they were made."""
-        return list(self._jobs.values())
-
-    def __getitem__(self, name: str) -> Job:
-        return self._jobs[name]
+        self.made: dict[str, Job] = {}
+        """All jobs by name, in the order in which they were made."""
 
     def fetched_text(self) -> Job:
         """Fetch the study's text; its folder stands for `{text}` from now on."""
         job = self.add("text", texts.fetch_text, whole_machine=True, settings={"scale": self._study.fetch})
-        self._text = self.folder(job) / texts.TEXT
+        self._text = job_folder(self._out, job.name, job.key) / texts.TEXT
         return job
 
     def dataset(self, name: str) -> None:
@@ -69,36 +63,22 @@ class StudyJobs:
         study, options = self._study, self._study.datasets[name]
         if options.root is not None:
             settings = {"root": options.root, "fingerprint": fingerprint_of(options.root)}
-            self.add(f"dataset/{name}", datasets.open_root, settings=settings)
+            dataset = self.add(f"dataset/{name}", datasets.open_root, settings=settings)
         else:
-            other = options.like or study.first_dataset
-            first = None if name == study.first_dataset else self._jobs[f"dataset/{other}"]
-            inputs = self._resolved(options.inputs)
-            settings = dataclasses.asdict(options)
+            settings = {**dataclasses.asdict(options), "like": options.like is not None}
             del settings["root"], settings["inputs"]
-            settings["like"] = options.like is not None
-            self.add(
+            other = options.like or study.first_dataset
+            dataset = self.add(
                 f"dataset/{name}",
                 datasets.write_dataset,
-                needs=[] if first is None else [first],
                 whole_machine=True,
                 settings=settings,
-                inputs=inputs,
-                places={"other": None if first is None else self.folder(first)},
+                inputs=self._resolved(options.inputs),
+                needs={} if name == study.first_dataset else {"other": self.made[f"dataset/{other}"]},
             )
-        if any(method.kind in ("classifier", "nearest") for method in self._methods_on(name)):
-            dataset = self._jobs[f"dataset/{name}"]
-            self.add(
-                f"embeddings/{name}",
-                datasets.embed_dataset,
-                needs=[dataset],
-                whole_machine=True,
-                places={"dataset": self.folder(dataset)},
-            )
-
-    def _methods_on(self, dataset: str) -> list[MethodSettings]:
-        study = self._study
-        return [method for method in study.methods.values() if (method.dataset or study.first_dataset) == dataset]
+        kinds = {method.kind for method in study.methods.values() if study.dataset_of(method) == name}
+        if kinds & {"classifier", "nearest"}:
+            self.add(f"embeddings/{name}", datasets.embed_dataset, whole_machine=True, needs={"dataset": dataset})
 
     def specialist(self, name: str) -> None:
         """Plan the examples that a specialist is learnt from, and those that its models are chosen and judged by."""
@@ -107,13 +87,8 @@ class StudyJobs:
         if task.questions is not None:
             inputs = self._resolved([task.questions])
             learnt = self.add(f"specialist/{name}", texts.prepare_questions, settings={"name": name}, inputs=inputs)
-            self.add(
-                f"held-out/{name}",
-                texts.hold_out_questions,
-                needs=[learnt],
-                settings={"name": name, "limits": limits},
-                places={"specialist": self.folder(learnt)},
-            )
+            settings = {"name": name, "limits": limits}
+            self.add(f"held-out/{name}", texts.hold_out_questions, settings=settings, needs={"specialist": learnt})
             return
         source = {"name": name, "text_column": task.text_column}
         inputs = self._resolved(task.train)
@@ -131,96 +106,67 @@ class StudyJobs:
     ) -> None:
         resolved = {split: self._resolved(paths) for split, paths in splits.items()}
         digests = {split: digest_of(paths) for split, paths in resolved.items()}
-        self.add(
-            f"held-out/{source['name']}",
-            texts.hold_out_documents,
-            settings={**source, "limits": limits, "digests": digests},
-            places={"splits": resolved},
-        )
+        settings = {**source, "limits": limits, "digests": digests}
+        self.add(f"held-out/{source['name']}", texts.hold_out_documents, settings=settings, places={"splits": resolved})
 
     def _examples(self, specialist: str, method: MethodSettings) -> Job:
-        study = self._study
-        return self._of_examples(
-            "examples",
+        dataset, limit = self._study.dataset_of(method), self._study.examples_of(method)
+        return self.add(
+            f"examples/{specialist}.{dataset}.{limit or 'all'}",
             selections.embed_examples,
-            specialist,
-            method.dataset or study.first_dataset,
-            limit=method.examples or study.examples,
+            settings={"name": specialist, "limit": limit},
+            needs=self._dataset_and_specialist(dataset, specialist),
         )
 
     def specialist_data(self, specialist: str, method: MethodSettings) -> Job:
         """Write a specialist's documents as a separate dataset, as many as the method may see."""
-        study = self._study
-        return self._of_examples(
-            "specialist-data",
+        dataset, limit = self._study.first_dataset, self._study.examples_of(method)
+        return self.add(
+            f"specialist-data/{specialist}.{dataset}.{limit or 'all'}",
             datasets.write_specialist_data,
-            specialist,
-            study.first_dataset,
-            limit=method.examples or study.examples,
+            settings={"name": specialist, "limit": limit},
+            needs=self._dataset_and_specialist(dataset, specialist),
         )
 
-    def _of_examples(
-        self, what: str, function: Callable[..., dict[str, Any]], specialist: str, dataset: str, *, limit: int | None
-    ) -> Job:
-        """Make a job of a specialist's examples and a dataset."""
-        needs = [self._jobs[f"dataset/{dataset}"], self._jobs[f"specialist/{specialist}"]]
-        return self.add(
-            f"{what}/{specialist}.{dataset}.{limit or 'all'}",
-            function,
-            needs=needs,
-            settings={"name": specialist, "limit": limit},
-            places={"dataset": self.folder(needs[0]), "specialist": self.folder(needs[1])},
-        )
+    def _dataset_and_specialist(self, dataset: str, specialist: str) -> dict[str, Job]:
+        return {"dataset": self.made[f"dataset/{dataset}"], "specialist": self.made[f"specialist/{specialist}"]}
 
     def selection(self, name: str, specialist: str, candidate: Candidate) -> Job:
         """Plan the histogram or selection that a candidate of a method trains on."""
         study = self._study
         method = with_candidate(study.methods[name], candidate)
-        dataset = self._jobs[f"dataset/{method.dataset or study.first_dataset}"]
-        places: dict[str, Any] = {"dataset": self.folder(dataset)}
-        needs = [dataset]
+        dataset = study.dataset_of(method)
+        needs: dict[str, Any] = {"dataset": self.made[f"dataset/{dataset}"]}
         if method.kind == "doge":
-            needs.append(self._proxy(method, specialist))
-            places["proxy"] = self.folder(needs[-1])
+            needs["proxy"] = self._proxy(method, specialist)
         elif method.kind == "dsir":
-            needs.append(self._jobs[f"specialist/{specialist}"])
-            places["specialist"] = self.folder(needs[-1])
+            needs["specialist"] = self.made[f"specialist/{specialist}"]
         else:
-            names = list(study.specialists) if method.kind == "multitask" else [specialist]
-            tasks = [self._examples(each, method) for each in names]
-            needs += tasks
-            places["tasks"] = [self.folder(task) for task in tasks]
+            tasks = study.specialists if method.kind == "multitask" else [specialist]
+            needs["tasks"] = {task: self._examples(task, method) for task in tasks}
         if method.kind in ("classifier", "nearest"):
-            needs.append(self._jobs[f"embeddings/{method.dataset or study.first_dataset}"])
-            places["embeddings"] = self.folder(needs[-1])
-        return self.add(
-            f"select/{'.'.join(part for part in (name, specialist, candidate_name(candidate)) if part)}",
-            selections.select,
-            needs=needs,
-            settings={"name": specialist, **_selection_settings(method, method.examples or study.examples)},
-            places=places,
-        )
+            needs["embeddings"] = self.made[f"embeddings/{dataset}"]
+        values = {key: getattr(method, key) for key in SETTINGS[str(method.kind)]}
+        options = {key: value[0] if isinstance(value, tuple) else value for key, value in values.items()}
+        settings = {"name": specialist, "kind": method.kind, "options": options, "limit": study.examples_of(method)}
+        return self.add(selection_name(name, specialist, candidate), selections.select, settings=settings, needs=needs)
 
     def _proxy(self, method: MethodSettings, specialist: str) -> Job:
-        study = self._study
-        names = method.proxy or study.recipe
-        dataset = method.dataset or study.first_dataset
-        needs = [self._jobs[f"dataset/{dataset}"], self._jobs[f"specialist/{specialist}"]]
+        study, dataset = self._study, self._study.dataset_of(method)
         settings = {
             "name": specialist,
-            "recipe": list(names),
+            "recipe": list(method.proxy or study.recipe),
             "level": method.level,
             "update": method.update,
             "mu": method.mu,
-            "limit": method.examples or study.examples,
+            "limit": study.examples_of(method),
         }
         digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:4]
         return self.add(
             f"proxy/{specialist}.{dataset}.{digest}",
             selections.train_proxy,
-            needs=needs,
             settings=settings,
-            places={"dataset": self.folder(needs[0]), "specialist": self.folder(needs[1])},
+            needs=self._dataset_and_specialist(dataset, specialist),
         )
 
     def add(
@@ -228,58 +174,50 @@ class StudyJobs:
         name: str,
         function: Callable[..., dict[str, Any]],
         *,
-        needs: Sequence[Job] = (),
         whole_machine: bool = False,
-        settings: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Any] = {},
         inputs: Sequence[str] | None = None,
-        places: Mapping[str, Any] | None = None,
+        needs: Mapping[str, Job | dict[str, Job]] = {},
+        places: Mapping[str, Any] = {},
     ) -> Job:
         """Make a job, once.
 
         Args:
             name: of the job.
-            function: takes the JobPlace, and settings, inputs and places by name.
-            needs: jobs whose outcomes it uses.
+            function: takes the JobPlace, and settings, inputs, folders of `needs` and places by name.
             whole_machine: whether it starts processes itself, and runs alone.
             settings: values that decide the outcome, besides the outcomes of `needs`.
             inputs: files whose content decides it.
-            places: folders; no part of the key.
+            needs: jobs whose outcomes it uses.
+            places: other arguments; no part of the key.
         """
-        if name in self._jobs:
-            return self._jobs[name]
-        plain: dict[str, Any] = {key: _plain(value) for key, value in (settings or {}).items()}
+        if name in self.made:
+            return self.made[name]
+        plain: dict[str, Any] = {key: _plain(value) for key, value in settings.items()}
+        arguments = {key: value for key, value in settings.items() if key != "digests"} | dict(places)
         if inputs is not None:
-            plain["inputs"] = digest_of(inputs)
-        named = [PLAN_VERSION, name, function.__name__, plain, [need.key for need in needs]]
-        key = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
-        arguments = {**(settings or {}), **({} if inputs is None else {"inputs": tuple(inputs)}), **(places or {})}
-        arguments.pop("digests", None)
-        job = Job(
+            plain["inputs"], arguments["inputs"] = digest_of(inputs), tuple(inputs)
+        jobs: list[Job] = []
+        for key, needed in needs.items():
+            several = needed if isinstance(needed, dict) else {"": needed}
+            folders = {name: job_folder(self._out, job.name, job.key) for name, job in several.items()}
+            arguments[key] = folders if isinstance(needed, dict) else folders[""]
+            jobs += several.values()
+        named = [PLAN_VERSION, name, function.__name__, plain, [job.key for job in jobs]]
+        self.made[name] = Job(
             name=name,
-            key=key,
-            needs=tuple(dict.fromkeys(need.name for need in needs)),
+            key=hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest(),
+            needs=tuple(dict.fromkeys(job.name for job in jobs)),
             whole_machine=whole_machine,
             work=partial(function, **arguments),
         )
-        self._jobs[name] = job
-        return job
-
-    def folder(self, job: Job) -> Path:
-        """Folder of a job's files."""
-        return job_folder(self._out, job.name, job.key)
+        return self.made[name]
 
     def _resolved(self, paths: Sequence[str]) -> list[str]:
         """Fill the folder of the text into paths. Raises InputError: there is none."""
         if self._text is None and any(TEXT_FOLDER in path for path in paths):
             raise InputError(f"{paths[0]}: {TEXT_FOLDER} is the folder of --text, which is missing. Name it.")
         return [path.replace(TEXT_FOLDER, str(self._text)) for path in paths]
-
-
-def _selection_settings(method: MethodSettings, limit: int | None) -> dict[str, Any]:
-    """Settings that decide a method's selection."""
-    values = {key: getattr(method, key) for key in SETTINGS[str(method.kind)]}
-    one = {key: value[0] if isinstance(value, tuple) else value for key, value in values.items()}
-    return {"kind": method.kind, "options": one, "limit": limit}
 
 
 def _plain(value: Any) -> Any:

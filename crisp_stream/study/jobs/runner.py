@@ -45,9 +45,6 @@ def run_jobs(plan: Plan, out: str | Path, *, workers: int | None = None, log: Lo
         workers: jobs at a time; one per GPU, or one per core, when None.
         log: takes a line when a job is started and one when it is finished.
 
-    Returns:
-        All jobs of the plan, by name.
-
     Raises:
         InputError: the plan names a job twice or needs one that it does not have, or another study is running here.
         FormatError: the record of a finished job is damaged.
@@ -105,21 +102,11 @@ class _Room:
         """Threads of a job that shares the machine."""
         return max(1, self.cores // self.workers)
 
-    def pool(self, number: int) -> Pool:
-        """Make a worker that shares the machine. Workers have different GPUs where there are enough."""
-        gpu = self.gpus[number % len(self.gpus)] if self.gpus else None
-        return Pool(1, start=functools.partial(prepare_worker, self.threads, gpu))
-
-    def whole_pool(self) -> Pool:
-        """Make a worker that has the whole machine."""
-        return Pool(1, start=functools.partial(prepare_worker, self.cores, None))
-
-
-@dataclass(frozen=True)
-class _Started:
-    job: Job
-    number: int
-    """Number of its worker."""
+    def pool(self, number: int | None) -> Pool:
+        """Make a worker: None has the whole machine; others share it, on different GPUs where there are enough."""
+        gpu = self.gpus[number % len(self.gpus)] if self.gpus and number is not None else None
+        threads = self.cores if number is None else self.threads
+        return Pool(1, start=functools.partial(prepare_worker, threads, gpu))
 
 
 class _Run:
@@ -128,8 +115,9 @@ class _Run:
     def __init__(self, plan: Plan, out: Path, workers: int | None, log: Log, signals: _Signals) -> None:
         self._plan, self._out, self._workers, self._log, self._signals = plan, out, workers, log, signals
         self._others = set(multiprocessing.active_children())
-        self._pools: dict[int, Pool] = {}
-        self._running: dict[Future[Done | Failure], _Started] = {}
+        self._pools: dict[int | None, Pool] = {}
+        self._running: dict[Future[Done | Failure], tuple[Job, int | None]] = {}
+        """Jobs, and the numbers of their workers."""
         self._done: dict[str, Done] = {}
         self._known = 0
 
@@ -187,7 +175,7 @@ class _Run:
             jobs = list(self._plan(self._done))
             _check(jobs)
             # records of jobs that run are taken with their processes
-            running = {started.job.name for started in self._running.values()}
+            running = {job.name for job, _ in self._running.values()}
             finished = {job.name: done for job in jobs if job.name not in running and (done := self._finished(job))}
             if finished == self._done:
                 self._known = len(jobs)
@@ -201,7 +189,7 @@ class _Run:
     def _start(self, left: Sequence[Job]) -> None:
         """Start what there is room for, in the order of the plan. Others do not start while a whole-machine job waits:
         it unlocks many, and the machine is drained for it once."""
-        running = [started.job for started in self._running.values()]
+        running = [job for job, _ in self._running.values()]
         names = {job.name for job in running}
         ready = [job for job in left if job.name not in names and all(need in self._done for need in job.needs)]
         whole = [job for job in ready if job.whole_machine]
@@ -214,23 +202,22 @@ class _Run:
         folder = job_folder(self._out, job.name, job.key)
         folder.mkdir(parents=True, exist_ok=True)
         self._log(f"{job.name}: started")
-        room, number = self._room, 0
+        room, number = self._room, None
         if job.whole_machine:
             self.close()  # for the memory that idle workers hold
-            size, start = (room.cores, room.cores), room.whole_pool
         else:
-            taken = {started.number for started in self._running.values()}
+            taken = {started for _, started in self._running.values()}
             number = next(each for each in range(room.workers) if each not in taken)
-            size, start = (room.threads, 1), functools.partial(room.pool, number)
-        pool = self._pools.get(number) or self._pools.setdefault(number, start())
+        size = (room.cores, room.cores) if job.whole_machine else (room.threads, 1)
+        pool = self._pools.get(number) or self._pools.setdefault(number, room.pool(number))
         with ctrl_c_held_back():  # after the pool is made: the first starts Python's resource tracker, which lifts it
             try:
                 future = pool.submit(run_job, job, folder, *size)
             except BrokenProcessPool:  # killed while it was idle
                 pool.close()
-                pool = self._pools[number] = start()
+                pool = self._pools[number] = room.pool(number)
                 future = pool.submit(run_job, job, folder, *size)
-        self._running[future] = _Started(job, number)
+        self._running[future] = job, number
 
     def _await_some(self) -> tuple[list[Done], list[CrispError]]:
         """Wait until jobs are finished or failed, or a signal has come."""
@@ -245,10 +232,10 @@ class _Run:
         done: list[Done] = []
         failures: list[CrispError] = []
         for future in finished:
-            started = self._running.pop(future)
-            if started.job.whole_machine:
-                self._pools.pop(started.number).close()
-            outcome = self._outcome(future, started.job)
+            job, number = self._running.pop(future)
+            if job.whole_machine:
+                self._pools.pop(number).close()
+            outcome = self._outcome(future, job)
             if isinstance(outcome, Done):
                 self._done[outcome.name] = outcome
                 done.append(outcome)

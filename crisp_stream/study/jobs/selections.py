@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from crisp_stream.config.files import recipes_and_overrides
+from crisp_stream.config.load import load_recipe
+from crisp_stream.config.sections import PhaseRecipe
 from crisp_stream.format.dataset import Dataset
+from crisp_stream.histograms.arithmetic import effective_clusters, interpolate
+from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.study.jobs.datasets import EMBEDDINGS, dataset_of
 from crisp_stream.study.jobs.job import JobPlace
-
-if TYPE_CHECKING:
-    from crisp_stream.config.sections import PhaseRecipe
 
 SELECTION = "selection"
 """Stem of the file that a selection is in."""
@@ -46,8 +48,6 @@ def train_proxy(
     specialist: Path,
 ) -> dict[str, Any]:
     """Train the proxy model of DoGE, and save both averages of its weights."""
-    from crisp_stream.config.files import recipes_and_overrides
-    from crisp_stream.config.load import load_recipe
     from crisp_stream.selection.doge.doge import weigh_by_doge
     from crisp_stream.selection.doge.settings import DogeSettings
 
@@ -74,7 +74,7 @@ def select(
     options: dict[str, Any],
     limit: int | None,
     dataset: Path,
-    tasks: Sequence[Path] = (),
+    tasks: Mapping[str, Path] = {},
     embeddings: Path | None = None,
     proxy: Path | None = None,
     specialist: Path | None = None,
@@ -82,20 +82,18 @@ def select(
     """Make a method's histogram or selection of windows, in the file that `selection_of` opens."""
     opened = dataset_of(dataset)
     if kind in ("crisp", "multitask", "doge"):
-        return _select_clusters(place, opened, options, tasks, proxy)
+        return _select_clusters(place, opened, options, list(tasks.values()), proxy)
     if kind == "dsir":
         assert specialist is not None, "the plan names the specialist of dsir"
         return _select_by_ngrams(place, opened, options["share"], specialist / f"{name}.train.jsonl", limit)
     assert embeddings is not None, "the plan names embeddings for the others"
-    return _select_windows(place, opened, kind, options, tasks[0], embeddings / EMBEDDINGS)
+    return _select_windows(place, opened, kind, options, tasks[name], embeddings / EMBEDDINGS)
 
 
 def _select_clusters(
     place: JobPlace, dataset: Dataset, options: dict[str, Any], tasks: Sequence[Path], proxy: Path | None
 ) -> dict[str, Any]:
     from crisp_stream.counting.task_embeddings import TaskEmbeddings, histogram_of_task
-    from crisp_stream.histograms.arithmetic import effective_clusters, interpolate
-    from crisp_stream.histograms.histogram import Histogram
 
     if proxy is not None:
         histogram = Histogram.load(proxy / f"{options['average']}.parquet")
@@ -145,8 +143,6 @@ def _select_by_ngrams(
 
 def selection_of(folder: Path) -> PhaseRecipe:
     """Open what `select` left, as a phase of a mixture."""
-    from crisp_stream.config.sections import PhaseRecipe
-
     windows = folder / f"{SELECTION}.windows.parquet"
     if windows.is_file():
         return PhaseRecipe(windows=str(windows))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from crisp_stream.examples.hashes import example_hash
+from crisp_stream.examples.questions import Question, read_questions
 from crisp_stream.study.jobs.job import JobPlace
 
 TEXT = "text"
@@ -32,7 +33,7 @@ def fetch_text(place: JobPlace, *, scale: str) -> dict[str, Any]:
 
 def prepare_documents(place: JobPlace, *, name: str, inputs: Sequence[str], text_column: str) -> dict[str, Any]:
     """Copy the documents that methods learn a specialist from."""
-    count = _write_documents(place.folder / f"{name}.train.jsonl", _documents(inputs, text_column), None)
+    count = _write_documents(place.folder / f"{name}.train.jsonl", inputs, text_column, None)
     return {"kind": "text", "documents": count}
 
 
@@ -42,7 +43,6 @@ def prepare_questions(place: JobPlace, *, name: str, inputs: Sequence[str]) -> d
     Questions of the second stand with their right answers as documents, too: for fine-tuning.
     """
     from crisp_stream.evaluation.halves import cut_in_halves
-    from crisp_stream.examples.questions import read_questions
 
     halves = cut_in_halves(read_questions(inputs[0]))
     drawn = random.Random(0).sample(halves.specialist, len(halves.specialist))
@@ -50,8 +50,7 @@ def prepare_questions(place: JobPlace, *, name: str, inputs: Sequence[str]) -> d
     test = random.Random(0).sample(halves.test, len(halves.test))
     for split, questions in {"train": drawn[validated:], "validation": drawn[:validated], "test": test}.items():
         _write_lines(place.folder / f"{name}.{split}.questions.jsonl", (each.to_json() for each in questions))
-    documents = ({"text": each.text(each.answer)} for each in drawn[validated:])
-    return {"kind": "questions", "documents": _write_lines(place.folder / f"{name}.train.jsonl", documents)}
+    return {"kind": "questions", "documents": _write_answered(place.folder / f"{name}.train.jsonl", drawn[validated:])}
 
 
 def hold_out_documents(
@@ -64,7 +63,7 @@ def hold_out_documents(
 ) -> dict[str, Any]:
     """Copy the documents that models of a specialist, or of the corpus, are chosen and judged by."""
     return {
-        split: _write_documents(place.folder / f"{name}.{split}.jsonl", _documents(inputs, text_column), limits[split])
+        split: _write_documents(place.folder / f"{name}.{split}.jsonl", inputs, text_column, limits[split])
         for split, inputs in splits.items()
     }
 
@@ -73,28 +72,27 @@ def hold_out_questions(
     place: JobPlace, *, name: str, specialist: Path, limits: dict[str, int | None]
 ) -> dict[str, Any]:
     """Copy the questions that models are judged by, and those for validation as documents with their right answers."""
-    from crisp_stream.examples.questions import read_questions
-
     test = read_questions(specialist / f"{name}.test.questions.jsonl")[: limits["test"]]
     validation = read_questions(specialist / f"{name}.validation.questions.jsonl")[: limits["validation"]]
-    documents = ({"text": each.text(each.answer)} for each in validation)
     return {
         "test": _write_lines(place.folder / f"{name}.test.questions.jsonl", (each.to_json() for each in test)),
-        "validation": _write_lines(place.folder / f"{name}.validation.jsonl", documents),
+        "validation": _write_answered(place.folder / f"{name}.validation.jsonl", validation),
     }
 
 
-def _documents(inputs: Sequence[str], text_column: str) -> list[str]:
+def _write_documents(path: Path, inputs: Sequence[str], text_column: str, limit: int | None) -> int:
+    """Write each text of the inputs once, in the order of the hashes."""
     from crisp_stream.writers.documents.documents import read_documents
     from crisp_stream.writers.documents.drops import DropCounts
 
-    return list(read_documents(inputs, text_column=text_column, counts=DropCounts()))
-
-
-def _write_documents(path: Path, texts: list[str], limit: int | None) -> int:
-    """Write each text once, in the order of the hashes."""
+    texts = read_documents(inputs, text_column=text_column, counts=DropCounts())
     by_hash = sorted({example_hash(text): text for text in texts}.items())[:limit]
     return _write_lines(path, ({"text": text} for _, text in by_hash))
+
+
+def _write_answered(path: Path, questions: Sequence[Question]) -> int:
+    """Write questions with their right answers as documents."""
+    return _write_lines(path, ({"text": each.text(each.answer)} for each in questions))
 
 
 def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> int:

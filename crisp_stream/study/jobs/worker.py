@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from crisp_stream import errors
@@ -43,15 +44,14 @@ class Failure:
         kind = getattr(errors, self.kind, None)
         if isinstance(kind, type) and issubclass(kind, CrispError):
             return kind(f"{job.name}: {self.message} Its log: {log}")
-        return CrispError(f"{job.name} failed: {self.kind}: {self.message}. Its log, {log}, ends with:\n{_tail(log)}")
+        tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:])
+        return CrispError(f"{job.name} failed: {self.kind}: {self.message}. Its log, {log}, ends with:\n{tail}")
 
 
 def prepare_worker(threads: int, gpu: str | None) -> None:
     """Set the environment that libraries read when they are imported.
 
-    Args:
-        threads: for the computing of a job.
-        gpu: the only one to be seen, as CUDA_VISIBLE_DEVICES names it; None: as the study itself sees them.
+    `gpu` is the only one to be seen, as CUDA_VISIBLE_DEVICES names it; None: as the study itself sees them.
     """
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -79,7 +79,8 @@ def run_job(job: Job, folder: Path, threads: int, processes: int) -> Done | Fail
     started, cpu = time.monotonic(), _cpu_seconds()
     with _output_to(folder / LOG):
         try:
-            values = job.work(JobPlace(folder=folder, threads=threads, processes=processes, log=_print))
+            log = partial(print, flush=True)
+            values = job.work(JobPlace(folder=folder, threads=threads, processes=processes, log=log))
             done = Done(
                 name=job.name,
                 key=job.key,
@@ -98,10 +99,6 @@ def run_job(job: Job, folder: Path, threads: int, processes: int) -> Done | Fail
         finally:
             gc.collect()  # trainers are circles: the next job needs the memory of their models
     return done
-
-
-def _print(line: str) -> None:
-    print(line, flush=True)
 
 
 @contextlib.contextmanager
@@ -126,7 +123,3 @@ def _output_to(path: Path) -> Iterator[None]:
 def _cpu_seconds() -> float:
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-
-def _tail(path: Path) -> str:
-    return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:])

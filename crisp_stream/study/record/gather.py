@@ -10,30 +10,25 @@ from typing import Any
 import numpy as np
 
 from crisp_stream.errors import InputError
+from crisp_stream.histograms.arithmetic import cut, generalist_histogram
+from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.study.jobs.datasets import dataset_of
 from crisp_stream.study.jobs.job import Done, Job, job_folder
 from crisp_stream.study.jobs.models import RESULTS
 from crisp_stream.study.jobs.plan import Model, StudyPlan
-from crisp_stream.study.jobs.plan_jobs import SETTINGS, Candidate
+from crisp_stream.study.jobs.plan_jobs import SETTINGS, Candidate, selection_name
 from crisp_stream.study.jobs.selections import SELECTION
 from crisp_stream.study.record import record as record
 from crisp_stream.study.settings import MethodSettings, StudySettings, candidates_of
 from crisp_stream.typed import plain
 
 _PACKAGES = ("crisp-stream", "torch", "mosaicml", "transformers", "sentence-transformers", "scikit-learn")
-_WEIGHED = ("crisp", "doge")
 _WEIGHTS_LEVEL = 1
 _WINDOWS_FOR_TERMS = 10_000
 
 
 def gather(study: StudySettings, plan: StudyPlan, done: Mapping[str, Done], out: Path) -> record.StudyResults:
-    """Gather the record of what is finished.
-
-    Args:
-        study: the settings.
-        plan: of the same settings.
-        done: finished jobs, by name.
-        out: folder of the study.
+    """Gather the record of what is finished of a plan of the same settings; `out`: folder of the study.
 
     Raises:
         InputError: no base model was judged yet; models were trained on different numbers of tokens.
@@ -48,7 +43,7 @@ class _Gathered:
 
     def record(self) -> record.StudyResults:
         study = self._study
-        base = Model(study.base, "", study.seeds[0])
+        base = Model(study.base, "", study.seeds[0], {})
         if base.judged not in self._done:
             raise InputError(f"{self._out}: no model of {study.base} was judged yet. Let the study run on.")
         trained = self._done[f"train/{base.name}"].values
@@ -81,7 +76,7 @@ class _Gathered:
         )
 
     def _known(self, method: MethodSettings) -> bool:
-        return f"dataset/{method.dataset or self._study.first_dataset}" in self._done
+        return f"dataset/{self._study.dataset_of(method)}" in self._done
 
     def _folder(self, name: str) -> Path:
         return job_folder(self._out, name, self._jobs[name].key)
@@ -110,7 +105,7 @@ class _Gathered:
 
     def _method(self, name: str, method: MethodSettings) -> record.StudyMethod:
         study = self._study
-        dataset = method.dataset or study.first_dataset
+        dataset = study.dataset_of(method)
         values = self._done[f"dataset/{dataset}"].values
         levelled = method.kind in ("crisp", "multitask", "doge")
         learns = method.kind != "base"
@@ -119,7 +114,7 @@ class _Gathered:
             kind=str(method.kind),
             dataset=dataset,
             clusters=values["nodes_per_level"][method.level - 1] if levelled else 1 if not learns else None,
-            examples=(method.examples or study.examples) if learns else None,
+            examples=study.examples_of(method) if learns else None,
             corpus_windows=values["windows"],
             generic_share=method.generic_share if learns else 1.0,
             finetuned=study.finetune is not None and name in study.finetune.methods,
@@ -128,44 +123,24 @@ class _Gathered:
 
     # Models.
 
-    def _each(self) -> Iterator[tuple[Model, Candidate, bool]]:
-        """List the judged pretrained models of the study, and whether they are of the chosen candidate."""
-        for method, settings in self._study.methods.items():
-            for specialist in self._study.specialists_of(method):
-                chosen = self._plan.chosen(method, specialist, self._done)
-                for number, seed in enumerate(self._study.seeds_of(method)):
-                    for candidate in candidates_of(settings) if number == 0 else [chosen]:
-                        if candidate is None:
-                            continue
-                        model = self._plan.model(method, specialist, seed, candidate)
-                        if model.judged in self._done:
-                            yield model, candidate, candidate == chosen
-
-    def _each_finetuned(self) -> Iterator[tuple[Model, Candidate, bool]]:
-        """List the judged fine-tuned models, and whether they are of the chosen fraction."""
-        finetune = self._study.finetune
-        if finetune is None:
-            return
-        for method in finetune.methods:
-            for specialist in self._study.methods[method].specialists or tuple(self._study.specialists):
-                candidate = self._plan.chosen(method, self._pretrained_for(method, specialist), self._done)
-                if candidate is None:
-                    continue
-                fraction = self._plan.chosen_fraction(method, specialist, self._done)
-                if fraction is None:
+    def _each(self) -> Iterator[tuple[Model, bool]]:
+        """List the judged models of the study, fine-tuned ones last, and whether validation chose them."""
+        study, plan = self._study, self._plan
+        models: list[tuple[Model, bool]] = []
+        for method in study.methods:
+            for specialist in study.specialists_of(method):
+                for number in range(len(study.seeds_of(method))):
+                    models += plan.pretrained(method, specialist, number)
+        for method in () if study.finetune is None else study.finetune.methods:
+            for specialist in study.specialists_of(method, finetuned=True):
+                if plan.chosen_fraction(method, specialist) is None:
                     continue  # not all were judged yet, and what is not fine-tuned would seem not to gain by it
-                for seed in self._study.seeds_of(method):
-                    for each in finetune.fractions:
-                        model = self._plan.model(method, specialist, seed, candidate, each)
-                        if model.judged in self._done:
-                            yield model, candidate, each == fraction
-
-    def _pretrained_for(self, method: str, specialist: str) -> str:
-        """Specialist that a pretrained model of a method is for; empty for all."""
-        return "" if self._study.specialists_of(method) == ("",) else specialist
+                for number in range(len(study.seeds_of(method))):
+                    models += plan.finetuned(method, specialist, number)
+        return ((model, chosen) for model, chosen in models if model.judged in self._done)
 
     def _models(self) -> Iterator[record.StudyModel]:
-        for model, candidate, chosen in (*self._each(), *self._each_finetuned()):
+        for model, chosen in self._each():
             done = self._done[f"{'finetune' if model.fraction else 'train'}/{model.name}"].values
             judged = self._done[model.judged].values
             validated = {
@@ -178,7 +153,7 @@ class _Gathered:
                 specialist=model.specialist,
                 seed=model.seed,
                 fraction=model.fraction,
-                candidate=dict(candidate),
+                candidate=dict(model.candidate),
                 chosen=chosen,
                 tokens=judged["tokens"],
                 repeated_share=done["repeated_share"],
@@ -190,7 +165,7 @@ class _Gathered:
     def _judged(self) -> Iterator[record.Judgement]:
         from crisp_stream.results.results import QuestionResults, load_all
 
-        for model, _, chosen in (*self._each(), *self._each_finetuned()):
+        for model, chosen in self._each():
             if not chosen:
                 continue
             names = self._done[model.judged].values["set_names"]
@@ -216,8 +191,7 @@ class _Gathered:
         for method, settings in self._study.methods.items():
             for specialist in self._study.specialists_of(method):
                 for candidate in candidates_of(settings):
-                    values = ",".join(f"{key}-{value:g}" for key, value in candidate.items())
-                    name = f"select/{'.'.join(part for part in (method, specialist, values) if part)}"
+                    name = selection_name(method, specialist, candidate)
                     if name in self._done:
                         yield self._selection(name, method, specialist, candidate)
 
@@ -240,42 +214,37 @@ class _Gathered:
 
     def _weights(self) -> Iterator[record.StudyWeights]:
         """Histograms of CRISP's reference and DoGE on the same tree, cut to its first level."""
-        from crisp_stream.histograms.arithmetic import cut, generalist_histogram
-        from crisp_stream.histograms.histogram import Histogram
         from crisp_stream.inspection.terms import node_terms
 
-        first = self._study.first_dataset
-        corpus_of: dict[int, float] = {}
-        terms: tuple[str, ...] = ()
-        crisp_seen = False
-        for method, settings in self._study.methods.items():
-            plain = settings.examples is None and settings.base_share == (0.0,) and not settings.generic_share
-            if settings.kind not in _WEIGHED or (settings.dataset or first) != first or not plain:
-                continue
-            if settings.kind == "crisp" and crisp_seen:
-                continue  # cut to one level, all of the same examples are equal
-            crisp_seen |= settings.kind == "crisp"
-            for specialist in self._study.specialists_of(method):
-                name = f"select/{method}.{specialist}"
-                if name not in self._done:
-                    continue
-                histogram = Histogram.load(self._folder(name) / f"{SELECTION}.parquet")
-                weights = cut(histogram, _WEIGHTS_LEVEL)
-                if not corpus_of:
-                    dataset = dataset_of(self._folder(f"dataset/{first}"))
-                    corpus_of = _shares(generalist_histogram(dataset, _WEIGHTS_LEVEL))
-                    by_node = node_terms(dataset, _WEIGHTS_LEVEL, max_windows=_WINDOWS_FOR_TERMS, terms_per_node=2)
-                    terms = tuple(" ".join(words) for words in by_node.terms)
-                share_of = _shares(weights)
-                yield record.StudyWeights(
-                    method=method,
-                    specialist=specialist,
-                    level=_WEIGHTS_LEVEL,
-                    nodes=tuple(corpus_of),
-                    proportions=tuple(round(share_of.get(node, 0.0), 6) for node in corpus_of),
-                    corpus=tuple(round(share, 6) for share in corpus_of.values()),
-                    terms=terms,
-                )
+        weighed = [(method, task) for method in self._weighed() for task in self._study.specialists_of(method)]
+        jobs = {place: name for place in weighed if (name := selection_name(*place, {})) in self._done}
+        if not jobs:
+            return
+        dataset = dataset_of(self._folder(f"dataset/{self._study.first_dataset}"))
+        corpus_of = _shares(generalist_histogram(dataset, _WEIGHTS_LEVEL))
+        by_node = node_terms(dataset, _WEIGHTS_LEVEL, max_windows=_WINDOWS_FOR_TERMS, terms_per_node=2)
+        for (method, specialist), name in jobs.items():
+            histogram = Histogram.load(self._folder(name) / f"{SELECTION}.parquet")
+            share_of = _shares(cut(histogram, _WEIGHTS_LEVEL))
+            yield record.StudyWeights(
+                method=method,
+                specialist=specialist,
+                level=_WEIGHTS_LEVEL,
+                nodes=tuple(corpus_of),
+                proportions=tuple(round(share_of.get(node, 0.0), 6) for node in corpus_of),
+                corpus=tuple(round(share, 6) for share in corpus_of.values()),
+                terms=tuple(" ".join(words) for words in by_node.terms),
+            )
+
+    def _weighed(self) -> list[str]:
+        """Name the methods whose weights are kept: one CRISP, as all of the same examples are equal at one level."""
+        study = self._study
+        names: dict[str, list[str]] = {"crisp": [], "doge": []}
+        for name, method in study.methods.items():
+            plain = method.examples is None and method.base_share == (0.0,) and not method.generic_share
+            if method.kind in names and study.dataset_of(method) == study.first_dataset and plain:
+                names[method.kind].append(name)
+        return [name for name in study.methods if name in (*names["crisp"][:1], *names["doge"])]
 
     def _curves(self) -> Iterator[record.StudyCurve]:
         for number, curve in enumerate(self._study.curves):

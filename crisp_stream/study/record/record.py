@@ -89,32 +89,23 @@ class StudyResults:
     def judged(self, method: str, specialist: str, set_name: str, *, finetuned: bool = False) -> Sequence[Judgement]:
         """Judgements of the models of a method for a specialist on a set, one per seed, in the order of seeds.
 
-        Args:
-            method: its name.
-            specialist: for which the models are; models for all count where it has none.
-            set_name: the set.
-            finetuned: those fine-tuned for the specialist, instead of those that were only pretrained.
+        Models for all count where the specialist has none. `finetuned`: those fine-tuned for the specialist, instead of
+        those that were only pretrained.
         """
-        judgements = self._by_place.get((method, specialist, set_name, finetuned))
-        return judgements or self._by_place.get((method, "", set_name, finetuned), [])
+        places = ((method, whom, set_name, finetuned) for whom in (specialist, ""))
+        return next((self._by_place[place] for place in places if place in self._by_place), [])
 
     @cached_property
     def _by_place(self) -> dict[tuple[str, str, str, bool], list[Judgement]]:
-        judgements: dict[tuple[str, str, str, bool], list[Judgement]] = {}
-        for judgement in sorted(self.judgements, key=lambda judgement: judgement.seed):
-            judgements.setdefault(
-                (judgement.method, judgement.specialist, judgement.set_name, judgement.fraction > 0), []
-            ).append(judgement)
+        judgements: dict[tuple[str, str, str, bool], list[Judgement]] = defaultdict(list)
+        for row in sorted(self.judgements, key=lambda judgement: judgement.seed):
+            judgements[row.method, row.specialist, row.set_name, row.fraction > 0].append(row)
         return judgements
 
     def save(self, folder: str | Path) -> list[str]:
-        """Write both files, study.json last, replacing older ones. Equal records give equal bytes.
+        """Write both files, study.json last, replacing older ones, and return their paths. Raises StorageError.
 
-        Returns:
-            Their paths.
-
-        Raises:
-            StorageError: the storage refused or failed.
+        Equal records give equal bytes.
         """
         names = [entry.name for entry in dataclasses.fields(self) if entry.name != "judgements"]
         facts = {name: plain(getattr(self, name)) for name in names}
@@ -125,12 +116,9 @@ class StudyResults:
 
     @classmethod
     def load(cls, folder: str | Path) -> StudyResults:
-        """Read a record.
-
-        Raises:
-            FormatError: not a record, of another version, or damaged. StorageError: the storage failed.
-        """
-        place, store = f"{str(folder).rstrip('/')}/{STUDY}", open_store(str(folder))
+        """Read a record. Raises FormatError: not a record, of another version, or damaged; StorageError."""
+        store = open_store(str(folder))
+        place, rows_place = (f"{str(folder).rstrip('/')}/{name}" for name in (STUDY, RESULTS))
         try:
             facts = json.loads(store.get(STUDY))
             version = facts.pop("study_version")
@@ -140,12 +128,8 @@ class StudyResults:
             raise FormatError(
                 f"{place}: study_version {version} is not that of this reader ({STUDY_VERSION}). Upgrade crisp-stream."
             )
-        rows = judgements_of_parquet(store.get(RESULTS), place=f"{str(folder).rstrip('/')}/{RESULTS}", most=MAX_ROWS)
-        builder = Builder(
-            error=FormatError,
-            place=place,
-            remedy="Run the study again, or upgrade crisp-stream.",
-        )
+        rows = judgements_of_parquet(store.get(RESULTS), place=rows_place, most=MAX_ROWS)
+        builder = Builder(error=FormatError, place=place, remedy="Run the study again, or upgrade crisp-stream.")
         try:
             return builder.build(cls, facts, others={"judgements": tuple(Judgement(**row) for row in rows)})
         except InputError as error:
@@ -177,12 +161,8 @@ def check_names(study: StudyResults) -> None:
             if name not in known:
                 raise InputError(f"{study.name}: {what} must be one of {', '.join(known)}; got {name!r}.")
     for weights in study.weights:
-        lengths = [
-            len(weights.nodes),
-            len(weights.proportions),
-            len(weights.corpus),
-            len(weights.terms) or len(weights.nodes),
-        ]
+        columns = (weights.nodes, weights.proportions, weights.corpus, weights.terms or weights.nodes)
+        lengths = [len(column) for column in columns]
         if len(set(lengths)) > 1:
             raise InputError(f"{study.name}: weights of {weights.method} must be one per node, got lengths {lengths}.")
 
@@ -212,7 +192,7 @@ def check_judgements(study: StudyResults) -> None:
     """Raises InputError: one is of no chosen model, stands twice, or is of other examples than those of its set."""
     chosen = {(model.method, model.specialist, model.seed, model.fraction) for model in study.models if model.chosen}
     examples: dict[str, tuple[Any, ...]] = {}
-    known: set[tuple[Any, ...]] = set()
+    known = set()
     for row in study.judgements:
         place = (row.method, row.specialist, row.seed, row.fraction)
         who = f"{row.method} for {row.specialist or 'all'}, seed {row.seed}, fine-tuned {row.fraction:g}"

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 STUDY_VERSION = 1
 SetKind = Literal["text", "questions"]
+Along = Literal["clusters", "examples", "corpus_windows", "generic_share"]
+"""Quantity that a curve is drawn along."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +134,7 @@ class StudyCurve:
     """Methods that differ in one thing, for a figure along it."""
 
     name: str
-    along: Literal["clusters", "examples", "corpus_windows", "generic_share"]
+    along: Along
     methods: tuple[str, ...]
 
 

@@ -39,11 +39,7 @@ def figure_record(figure: Figure, column: Column, **first: Any) -> dict[str, Any
 
 
 def seed_notes(figures: Mapping[str, Sequence[Figure | None]]) -> list[str]:
-    """Note where there was only one seed, and which seeds were left out.
-
-    Args:
-        figures: by the name of what was compared.
-    """
+    """Note where there was only one seed, and which seeds were left out; figures by the name of what was compared."""
     present = {name: [figure for figure in row if figure is not None] for name, row in figures.items()}
     alone = [name for name, row in present.items() if any(len(figure.seeds) == 1 for figure in row)]
     notes = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from crisp_stream.results.estimates import Estimate
 from crisp_stream.study.record.record import StudyResults
 from crisp_stream.study.record.values import Judgement
-from crisp_stream.study.tables.intervals import SeededValues, exponential, mean_over_sets
+from crisp_stream.study.tables.intervals import exponential, mean_over_sets
 from crisp_stream.table import Mark
 
 Stage = Literal["pretrained", "finetuned"]
@@ -64,47 +65,34 @@ class Figure:
         return "better" if (low > none) == self.questions else "worse"
 
 
-def text_columns(study: StudyResults, stage: Stage = "pretrained") -> list[Column]:
-    """Make a column for each specialist with a set of texts, and one for all of them if there are several.
+def task_columns(study: StudyResults, stage: Stage = "pretrained", *, questions: bool) -> list[Column]:
+    """Make a column for each specialist with texts, or with questions, and one for all of them if there are several.
 
     Questions count as texts, too, where they were judged with their right answers.
     """
-    columns = [
-        Column(
-            title=name if specialist.kind == "text" else f"{name}, text",
-            places=(Place(name, specialist.perplexity_set),),
-            stage=stage,
-        )
-        for name, specialist in study.specialists.items()
-        if specialist.perplexity_set
-    ]
-    return _with_mean(columns, "geo. mean")
-
-
-def question_columns(study: StudyResults, stage: Stage = "pretrained") -> list[Column]:
-    """Make a column for each specialist with questions, and one for all of them if there are several."""
-    places = [
-        Place(name, specialist.own_set)
-        for name, specialist in study.specialists.items()
-        if specialist.kind == "questions"
-    ]
-    columns = [Column(title=place.specialist, places=(place,), stage=stage, questions=True) for place in places]
-    return _with_mean(columns, "mean")
+    columns = []
+    for name, task in study.specialists.items():
+        of_questions = task.kind == "questions"
+        set_name = task.perplexity_set if not questions else task.own_set if of_questions else None
+        title = f"{name}, text" if of_questions and not questions else name
+        if set_name:
+            columns.append(Column(title=title, places=(Place(name, set_name),), stage=stage, questions=questions))
+    return _with_mean(columns)
 
 
 def generalist_columns(study: StudyResults) -> list[Column]:
     """Make a column for each specialist's models on the generalist set, and one for all if there are several."""
     if study.generalist_set is None:
         return []
-    places = [Place(name, study.generalist_set) for name in study.specialists]
-    return _with_mean([Column(title=place.specialist, places=(place,)) for place in places], "geo. mean")
+    return _with_mean([Column(title=name, places=(Place(name, study.generalist_set),)) for name in study.specialists])
 
 
-def _with_mean(columns: list[Column], title: str) -> list[Column]:
+def _with_mean(columns: list[Column]) -> list[Column]:
     if len(columns) < 2:
         return columns
     places = tuple(place for column in columns for place in column.places)
-    return [*columns, Column(title=title, places=places, stage=columns[0].stage, questions=columns[0].questions)]
+    title = "mean" if columns[0].questions else "geo. mean"
+    return [*columns, dataclasses.replace(columns[0], title=title, places=places)]
 
 
 def models_at(study: StudyResults, method: str, place: Place, stage: Stage) -> Sequence[Judgement]:
@@ -122,8 +110,7 @@ def is_unhelped(study: StudyResults, method: str, specialist: str) -> bool:
 
 def figure(study: StudyResults, method: str, column: Column) -> Figure | None:
     """Estimate a method's perplexity or accuracy; None where it was not judged."""
-    judgements = [models_at(study, method, place, column.stage) for place in column.places]
-    return _figure([_seeded(row) for row in judgements] if all(judgements) else None, column, left_out=())
+    return _figure([_by_seed(study, method, place, column.stage) for place in column.places], column)
 
 
 def against(study: StudyResults, method: str, other: str, column: Column) -> Figure | None:
@@ -133,11 +120,9 @@ def against(study: StudyResults, method: str, other: str, column: Column) -> Fig
 
 def share_better(study: StudyResults, method: str, other: str, column: Column) -> Figure | None:
     """Estimate the share of examples on which a method has the lower perplexity; a tie counts as half."""
-    return _paired(study, method, other, column, _is_better, exponent=False)
-
-
-def _is_better(values: NDArray[np.float64], base: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.where(values == base, 0.5, values < base)
+    return _paired(
+        study, method, other, column, lambda values, base: np.where(values == base, 0.5, values < base), exponent=False
+    )
 
 
 def _paired(
@@ -149,55 +134,41 @@ def _paired(
     *,
     exponent: bool = True,
 ) -> Figure | None:
-    pairs: list[SeededValues] = []
+    sets: list[dict[int, NDArray[np.float64]]] = []
     left_out: set[int] = set()
     for place in column.places:
-        ours = _seeded(models_at(study, method, place, column.stage))
-        base = _seeded(models_at(study, other, place, column.stage))
-        if ours is None or base is None:
-            return None
-        seeds = _shared([ours, base])
-        left_out |= {*ours.seeds, *base.seeds} - set(seeds)
-        values = compare(_of_seeds(ours, seeds).values, _of_seeds(base, seeds).values)
-        pairs.append(SeededValues(seeds=seeds, values=values, set_name=place.set_name))
-    return _figure(pairs, column, left_out=tuple(sorted(left_out)), exponent=exponent)
+        values, base = (_by_seed(study, name, place, column.stage) for name in (method, other))
+        sets.append({seed: compare(values[seed], base[seed]) for seed in values if seed in base})
+        left_out |= values.keys() ^ base.keys()
+    return _figure(sets, column, left_out=tuple(sorted(left_out)), exponent=exponent)
+
+
+def _by_seed(study: StudyResults, method: str, place: Place, stage: Stage) -> dict[int, NDArray[np.float64]]:
+    """Values of the examples by seed; empty where the method was not judged."""
+    return {judgement.seed: judgement.values.astype(np.float64) for judgement in models_at(study, method, place, stage)}
 
 
 def _figure(
-    sets: Sequence[SeededValues | None] | None, column: Column, *, left_out: tuple[int, ...], exponent: bool = True
+    sets: Sequence[dict[int, NDArray[np.float64]]],
+    column: Column,
+    *,
+    left_out: tuple[int, ...] = (),
+    exponent: bool = True,
 ) -> Figure | None:
-    judged = [values for values in sets or () if values is not None]
-    seeds = _shared(judged)
+    """Estimate a figure of the seeds that all sets have; None where they share none."""
+    seeds = tuple(seed for seed in sets[0] if all(seed in by_seed for by_seed in sets))
     if not seeds:
         return None
-    estimate = mean_over_sets([_of_seeds(values, seeds) for values in judged])
+    values = [np.array([by_seed[seed] for seed in seeds]) for by_seed in sets]
+    names = [place.set_name for place in column.places]
+    estimate = mean_over_sets(list(zip(names, values, strict=True)))
     return Figure(
         estimate=exponential(estimate) if exponent and not column.questions else estimate,
         seeds=seeds,
         left_out=left_out,
-        num_examples=sum(values.values.shape[1] for values in judged),
+        num_examples=sum(of_set.shape[1] for of_set in values),
         questions=column.questions,
     )
-
-
-def _seeded(judgements: Sequence[Judgement]) -> SeededValues | None:
-    if not judgements:
-        return None
-    return SeededValues(
-        seeds=tuple(judgement.seed for judgement in judgements),
-        values=np.array([judgement.values for judgement in judgements], dtype=np.float64),
-        set_name=judgements[0].set_name,
-    )
-
-
-def _shared(sets: Sequence[SeededValues]) -> tuple[int, ...]:
-    """Keep the seeds that all have, in the order of the first."""
-    return tuple(seed for seed in sets[0].seeds if all(seed in values.seeds for values in sets)) if sets else ()
-
-
-def _of_seeds(judged: SeededValues, seeds: Sequence[int]) -> SeededValues:
-    rows = [judged.seeds.index(seed) for seed in seeds]
-    return SeededValues(seeds=tuple(seeds), values=judged.values[rows], set_name=judged.set_name)
 
 
 def marks(study: StudyResults, methods: Iterable[str], column: Column) -> dict[str, Mark]:

@@ -10,17 +10,10 @@ from crisp_stream.study.record.record import StudyResults
 from crisp_stream.study.record.values import StudyModel, StudySelection
 from crisp_stream.table import NONE, Table
 
-_FRACTION = "fine-tuning"
-
 
 def cost_tables(study: StudyResults) -> list[Table]:
     """Tabulate the cost of selection and training, per method."""
-    rows, records = [], []
-    for method in (method.name for method in study.methods):
-        selections = _chosen_selections(study, method)
-        costs = _costs(study, method, selections)
-        records.append(costs)
-        rows.append([method, *_cost_cells(costs, has_selection=bool(selections))])
+    records = [_costs(study, method.name) for method in study.methods]
     shared_names = dict.fromkeys(record["shared"] for record in records if record["shared"])
     return [
         Table(
@@ -32,7 +25,7 @@ def cost_tables(study: StudyResults) -> list[Table]:
                 *("method", "selection", "once for all", "proxy tokens"),
                 *("training", "wall s", "models", "all training", "repeated", "occurrences"),
             ),
-            rows=rows,
+            rows=[_cost_cells(costs) for costs in records],
             notes=[
                 "repeated: share of the windows served that had been served before; occurrences: mean per window",
                 *(f"once for all: {names}" for names in shared_names),
@@ -42,7 +35,8 @@ def cost_tables(study: StudyResults) -> list[Table]:
     ]
 
 
-def _costs(study: StudyResults, method: str, selections: Sequence[StudySelection]) -> dict[str, Any]:
+def _costs(study: StudyResults, method: str) -> dict[str, Any]:
+    selections = _chosen_selections(study, method)
     models = [model for model in study.models if model.method == method]
     chosen = [model for model in models if model.chosen and model.fraction == 0]
     shared = {what: seconds for selection in selections for what, seconds in selection.shared.items()}
@@ -62,22 +56,27 @@ def _costs(study: StudyResults, method: str, selections: Sequence[StudySelection
     }
 
 
-def _cost_cells(costs: dict[str, Any], *, has_selection: bool) -> list[str]:
+def _cost_cells(costs: dict[str, Any]) -> list[str]:
     return [
-        _seconds(costs["selection_cpu_seconds"]) if has_selection else NONE,
+        costs["method"],
+        _seconds(costs["selection_cpu_seconds"]),
         _seconds(costs["shared_cpu_seconds"]) if costs["shared_cpu_seconds"] else NONE,
-        f"{costs['proxy_tokens']:,.0f}" if has_selection and costs["proxy_tokens"] else NONE,
+        _shown(costs["proxy_tokens"] or math.nan, ",.0f"),
         _seconds(costs["training_cpu_seconds"]),
         _seconds(costs["training_wall_seconds"]),
         f"{costs['models']:,}",
         _seconds(costs["all_models_cpu_seconds"]),
-        NONE if math.isnan(costs["repeated_share"]) else f"{costs['repeated_share']:.1%}",
-        NONE if math.isnan(costs["mean_occurrences"]) else f"{costs['mean_occurrences']:.2f}",
+        _shown(costs["repeated_share"], ".1%"),
+        _shown(costs["mean_occurrences"], ".2f"),
     ]
 
 
 def _seconds(value: float) -> str:
-    return NONE if math.isnan(value) else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+    return _shown(value, ",.1f" if value < 100 else ",.0f")
+
+
+def _shown(value: float, form: str) -> str:
+    return NONE if math.isnan(value) else format(value, form)
 
 
 def _mean(values: Iterable[float | None]) -> float:
@@ -108,7 +107,7 @@ def candidate_tables(study: StudyResults) -> list[Table]:
             for what, tried in _choices(study, method, specialist):
                 chosen = _chosen_of(tried)
                 values = [(_tried(model), model.validation_of.get(specialist, math.nan)) for model in tried]
-                cells = [f"{name}: {NONE if math.isnan(value) else f'{value:.2f}'}" for name, value in values]
+                cells = [f"{name}: {_shown(value, '.2f')}" for name, value in values]
                 rows.append([method, specialist, what, _tried(chosen), " · ".join(cells)])
                 records += [
                     {"method": method, "specialist": specialist, "of": what, "candidate": name}
@@ -139,7 +138,7 @@ def _choices(study: StudyResults, method: str, specialist: str) -> list[tuple[st
     choices = [(keys, pretrained)] if len(pretrained) > 1 else []
     started = [model for model in pretrained if model.chosen]
     if tuned:
-        choices.append((_FRACTION, [*started, *sorted(tuned, key=lambda model: model.fraction)]))
+        choices.append(("fine-tuning", [*started, *sorted(tuned, key=lambda model: model.fraction)]))
     return choices
 
 
@@ -150,6 +149,5 @@ def _chosen_of(tried: Sequence[StudyModel]) -> StudyModel:
 
 
 def _tried(model: StudyModel) -> str:
-    if model.fraction or not model.candidate:
-        return f"{model.fraction:g}" if model.fraction else "none"
-    return ", ".join(f"{value:g}" for value in model.candidate.values())
+    values = [model.fraction] if model.fraction else model.candidate.values()
+    return ", ".join(f"{value:g}" for value in values) or "none"

@@ -1,7 +1,4 @@
-"""Methods against base along what they differ in: clusters, examples, corpus, generic share.
-
-(CRISP, Figures 5, 11 and 12.)
-"""
+"""Methods against base along clusters, examples, corpus or generic share (CRISP, Figures 5, 11 and 12)."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from dataclasses import dataclass
 from crisp_stream.study.record.record import StudyResults
 from crisp_stream.study.record.values import StudyCurve, StudyMethod
 from crisp_stream.study.tables.cells import figure_record, ratio_cell
-from crisp_stream.study.tables.comparisons import STAGES, Column, Figure, Stage, against, question_columns, text_columns
+from crisp_stream.study.tables.comparisons import STAGES, Column, Figure, Stage, against, task_columns
 from crisp_stream.study.tables.methods import TITLES, has_stage
 from crisp_stream.table import Table
 
@@ -39,15 +36,15 @@ class CurvePoint:
 
 
 def curve_points(study: StudyResults, curve: StudyCurve, stage: Stage) -> list[CurvePoint]:
-    """Place the methods of a stage, by line and place.
-
-    Methods whose place is not known are left out; base belongs to every line.
-    """
-    columns = [*text_columns(study, stage), *question_columns(study, stage)]
+    """Place the methods of a stage, by line and place, where it is known; base belongs to every line."""
+    columns = [column for questions in (False, True) for column in task_columns(study, stage, questions=questions)]
     methods = [study.method(name) for name in curve.methods]
     others = [method for method in methods if method.kind != "base"]
     encoders = {study.datasets[method.dataset].encoder for method in others}
-    line_of = {method.name: _line(study, method, with_encoder=len(encoders) > 1) for method in others}
+    line_of = {
+        method.name: f"{method.kind}, {study.datasets[method.dataset].encoder}" if len(encoders) > 1 else method.kind
+        for method in others
+    }
     points = []
     for method, column in itertools.product(methods, columns if has_stage(study, stage) else []):
         place = None if column.is_mean else _place(study, method, curve, column)
@@ -61,10 +58,6 @@ def curve_points(study: StudyResults, curve: StudyCurve, stage: Stage) -> list[C
             CurvePoint(line=line, method=method.name, place=place, column=column, compared=compared) for line in lines
         ]
     return sorted(points, key=lambda point: (point.line, point.place))
-
-
-def _line(study: StudyResults, method: StudyMethod, *, with_encoder: bool) -> str:
-    return f"{method.kind}, {study.datasets[method.dataset].encoder}" if with_encoder else method.kind
 
 
 def _place(study: StudyResults, method: StudyMethod, curve: StudyCurve, column: Column) -> float | None:

@@ -6,6 +6,7 @@ the specialist text alone does, is written at the edge instead of stretching the
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from crisp_stream.errors import import_extra
 from crisp_stream.figure import blank_figure, save_figure
 from crisp_stream.study.record.record import StudyResults
 from crisp_stream.study.record.values import StudyCurve
-from crisp_stream.study.tables.comparisons import STAGES, Column, Figure, Stage, against, question_columns, text_columns
+from crisp_stream.study.tables.comparisons import STAGES, Column, Figure, Stage, against, task_columns
 from crisp_stream.study.tables.curves import AXES, CurvePoint, curve_points
 from crisp_stream.study.tables.methods import TITLES, has_stage
 from crisp_stream.study.tables.weights import ComparedWeights, compared_weights
@@ -27,6 +28,7 @@ _FAR = 1.3
 _FILLS: dict[Stage, str] = {"pretrained": "full", "finetuned": "none"}
 _STYLES: dict[Stage, str] = {"pretrained": "-", "finetuned": "--"}
 _SHIFTS: dict[Stage, float] = {"pretrained": -0.16, "finetuned": 0.16}
+_MARKER: dict[str, Any] = {"markersize": 4.5, "capsize": 2, "linewidth": 1}
 _TERM_CHARACTERS = 26
 _LEAST_RANGE = 0.02
 _TICK_RATIO = 1.8
@@ -34,16 +36,12 @@ _TICK_RATIO = 1.8
 
 
 def study_figures(study: StudyResults) -> dict[str, Any]:
-    """Draw all matplotlib figures that the study has something for, by the name of their files.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
+    """Draw all figures that the study has something for, by the name of their files. Raises MissingExtraError."""
     figures = {"main": main_figure(study)} if len(study.methods) > 1 and _panels(study) else {}
     for curve in study.curves:
         if any(curve_points(study, curve, stage) for stage in STAGES):
             figures[f"curve-{curve.name}"] = curve_figure(study, curve)
-    weights = [compared for compared in compared_weights(study) if len(compared.methods) > 1]
+    weights = compared_weights(study)
     return {**figures, "weights": weights_figure(weights)} if weights else figures
 
 
@@ -59,35 +57,48 @@ def main_figure(study: StudyResults) -> Any:
     panels = _panels(study)
     methods = [method.name for method in study.methods if method.name != study.base]
     stages: list[Stage] = [stage for stage in STAGES if has_stage(study, stage)]
-    columns = min(4, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure = blank_figure(1.8 + 2.3 * columns, rows * (1.2 + 0.3 * len(methods)))
-    axes = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
+    figure, axes = _grid(len(panels), width=(1.8, 2.3), height=(0, 1.2 + 0.3 * len(methods)), sharey=True)
     for axis, panel in zip(axes, panels, strict=False):
         shown: list[float] = []
         for stage in stages:
-            column = Column(title=panel.title, places=panel.places, stage=stage, questions=panel.questions)
+            column = dataclasses.replace(panel, stage=stage)
             compared = {method: against(study, method, study.base, column) for method in methods}
             shown += _dots(axis, compared, stage, far=math.inf if panel.questions else _FAR)
-        axis.axvline(0 if panel.questions else 1, color="gray", linewidth=0.8)
-        axis.set_xlim(_limits(axis.dataLim.intervalx, shown, none=0 if panel.questions else 1))
+        none = 0 if panel.questions else 1
+        axis.axvline(none, color="gray", linewidth=0.8)
+        axis.set_xlim(_limits(axis.dataLim.intervalx, shown, none=none))
         axis.set_title(panel.title, fontsize=10)
-        axis.set_xlabel(
-            f"accuracy - {study.base}, points" if panel.questions else f"perplexity / {study.base}", fontsize=9
-        )
+        axis.set_xlabel(_difference(study, questions=panel.questions), fontsize=9)
         axis.tick_params(labelsize=8)
         axis.locator_params(axis="x", nbins=5)
         axis.grid(axis="y", linewidth=0.3)
-    for axis in axes[len(panels) :]:
-        axis.set_axis_off()
     axes[0].set_yticks(range(len(methods)), methods)
     axes[0].set_ylim(len(methods) - 0.5, -0.5)
-    _stage_legend(figure, stages)
+    _legend(figure, _stage_marks(stages))
     return figure
 
 
+def _grid(
+    count: int, *, width: tuple[float, float], height: tuple[float, float], most: int = 4, sharey: bool = False
+) -> tuple[Any, Any]:
+    """Make a figure of panels, at most `most` beside one another. Sizes: inches around the panels and of each."""
+    columns = min(most, count)
+    rows = math.ceil(count / columns)
+    figure = blank_figure(width[0] + width[1] * columns, height[0] + height[1] * rows)
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=sharey).ravel()
+    for axis in axes[count:]:
+        axis.set_axis_off()
+    return figure, axes
+
+
+def _difference(study: StudyResults, *, questions: bool) -> str:
+    """Label the axis of differences to base."""
+    return f"accuracy - {study.base}, points" if questions else f"perplexity / {study.base}"
+
+
 def _panels(study: StudyResults) -> list[Column]:
-    return [column for column in (*text_columns(study), *question_columns(study)) if not column.is_mean]
+    columns = [*task_columns(study, questions=False), *task_columns(study, questions=True)]
+    return [column for column in columns if not column.is_mean]
 
 
 def _limits(drawn: Sequence[float], values: Sequence[float], *, none: float) -> tuple[float, float]:
@@ -99,11 +110,7 @@ def _limits(drawn: Sequence[float], values: Sequence[float], *, none: float) -> 
 
 
 def _dots(axis: Any, compared: Mapping[str, Figure | None], stage: Stage, *, far: float) -> list[float]:
-    """Draw one stage of all methods on a panel; what is beyond `far` is written at the edge.
-
-    Returns:
-        The values that are drawn.
-    """
+    """Draw one stage of all methods on a panel, or write it at the edge if beyond `far`. Returns the values drawn."""
     shown = []
     for number, figure in enumerate(compared.values()):
         if figure is None:
@@ -121,35 +128,36 @@ def _dots(axis: Any, compared: Mapping[str, Figure | None], stage: Stage, *, far
             *([value * scale], [place]),
             xerr=errors,
             fmt="o",
-            markersize=4.5,
             fillstyle=_FILLS[stage],
             color=f"C{number % 10}",
-            capsize=2,
-            linewidth=1,
+            **_MARKER,
         )
     return shown
 
 
-def _stage_legend(figure: Any, stages: Sequence[Stage]) -> None:
+def _stage_marks(stages: Sequence[Stage], *, lines: bool = False) -> list[Any]:
     from matplotlib.lines import Line2D
 
-    marks = [
-        Line2D([], [], marker="o", linestyle="", fillstyle=_FILLS[stage], color="black", label=TITLES[stage])  # pyright: ignore[reportArgumentType]
-        for stage in stages
-    ]
-    figure.legend(handles=marks, fontsize=8, loc="outside upper center", ncols=len(marks), frameon=False)
+    marks = []
+    for stage in stages:
+        drawn: dict[str, Any] = {"linestyle": _STYLES[stage] if lines else "", "fillstyle": _FILLS[stage]}
+        marks.append(Line2D([], [], color="black", marker="o", label=TITLES[stage], **drawn))
+    return marks
+
+
+def _legend(figure: Any, marks: Sequence[Any]) -> None:
+    figure.legend(handles=marks, fontsize=8, loc="outside upper center", ncols=min(5, len(marks)), frameon=False)
 
 
 def curve_figure(study: StudyResults, curve: StudyCurve) -> Any:
     """Draw methods against base along what they differ in, a panel per specialist."""
+    from matplotlib.lines import Line2D
+
     points: dict[Stage, list[CurvePoint]] = {stage: curve_points(study, curve, stage) for stage in STAGES}
     columns_drawn = [point.column for point in points["pretrained"]]
     panels = list(dict.fromkeys((column.places, column.questions, column.title) for column in columns_drawn))
     lines = list(dict.fromkeys(point.line for of_stage in points.values() for point in of_stage))
-    columns = min(4, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure = blank_figure(0.8 + 2.6 * columns, 0.6 + 2.7 * rows)
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    figure, axes = _grid(len(panels), width=(0.8, 2.6), height=(0.6, 2.7))
     for axis, (places, questions, title) in zip(axes, panels, strict=False):
         drawn: list[float] = []
         for stage, of_stage in points.items():
@@ -157,17 +165,17 @@ def curve_figure(study: StudyResults, curve: StudyCurve) -> Any:
             for number, line in enumerate(lines):
                 on_line = [point for point in panel if point.line == line]
                 drawn += _line(axis, on_line, f"C{number}", stage, questions=questions)
-        axis.axhline(0 if questions else 1, color="gray", linewidth=0.8)
-        axis.set_ylim(_limits(axis.dataLim.intervaly, drawn, none=0 if questions else 1))
+        none = 0 if questions else 1
+        axis.axhline(none, color="gray", linewidth=0.8)
+        axis.set_ylim(_limits(axis.dataLim.intervaly, drawn, none=none))
         axis.set_title(title, fontsize=10)
         axis.set_xlabel(AXES[curve.along], fontsize=9)
-        axis.set_ylabel(f"accuracy - {study.base}, points" if questions else f"perplexity / {study.base}", fontsize=9)
+        axis.set_ylabel(_difference(study, questions=questions), fontsize=9)
         axis.tick_params(labelsize=8)
         if curve.along != "generic_share":
             _logarithmic(axis, [point.place for of_stage in points.values() for point in of_stage])
-    for axis in axes[len(panels) :]:
-        axis.set_axis_off()
-    _line_legend(figure, lines, [stage for stage in STAGES if points[stage]])
+    colors = [Line2D([], [], color=f"C{number}", label=line) for number, line in enumerate(lines)]
+    _legend(figure, [*colors, *_stage_marks([stage for stage in STAGES if points[stage]], lines=True)])
     return figure
 
 
@@ -178,10 +186,7 @@ def _line(axis: Any, points: Sequence[CurvePoint], color: str, stage: Stage, *, 
     scale, none = (100, 0.0) if questions else (1, 1.0)
     values = [none if point.compared is None else point.compared.estimate.value for point in points]
     bounds = [(none, none) if point.compared is None else point.compared.estimate.interval for point in points]
-    errors = [
-        [value - low for value, (low, _) in zip(values, bounds, strict=True)],
-        [high - value for value, (_, high) in zip(values, bounds, strict=True)],
-    ]
+    errors = np.abs(np.transpose(bounds) - np.array(values))
     axis.errorbar(
         [point.place for point in points],
         scale * np.array(values),
@@ -189,9 +194,7 @@ def _line(axis: Any, points: Sequence[CurvePoint], color: str, stage: Stage, *, 
         fmt=f"o{_STYLES[stage]}",
         color=color,
         fillstyle=_FILLS[stage],
-        markersize=4.5,
-        capsize=2,
-        linewidth=1,
+        **_MARKER,
     )
     return [scale * value for value in values]
 
@@ -208,23 +211,10 @@ def _logarithmic(axis: Any, places: Sequence[float]) -> None:
     axis.margins(x=0.12)
 
 
-def _line_legend(figure: Any, lines: Sequence[str], stages: Sequence[Stage]) -> None:
-    from matplotlib.lines import Line2D
-
-    marks = [Line2D([], [], color=f"C{number}", label=line) for number, line in enumerate(lines)]
-    for stage in stages:
-        drawn: dict[str, Any] = {"linestyle": _STYLES[stage], "fillstyle": _FILLS[stage]}
-        marks.append(Line2D([], [], color="black", marker="o", label=TITLES[stage], **drawn))
-    figure.legend(handles=marks, fontsize=8, loc="outside upper center", ncols=min(5, len(marks)), frameon=False)
-
-
 def weights_figure(compared: Sequence[ComparedWeights]) -> Any:
     """Draw the heaviest clusters by each method, and their share of the corpus as a line; a panel per specialist."""
-    columns = min(2, len(compared))
-    rows = math.ceil(len(compared) / columns)
     tallest = max(len(weights.top) for weights in compared)
-    figure = blank_figure(0.4 + 4.6 * columns, 0.6 + rows * (0.9 + 0.24 * tallest))
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    figure, axes = _grid(len(compared), width=(0.4, 4.6), height=(0.6, 0.9 + 0.24 * tallest), most=2)
     for axis, weights in zip(axes, compared, strict=False):
         places = np.arange(len(weights.top))
         height = 0.8 / len(weights.methods)
@@ -240,8 +230,6 @@ def weights_figure(compared: Sequence[ComparedWeights]) -> Any:
         axis.set_xlabel("% of the mixture", fontsize=9)
         axis.tick_params(labelsize=7)
         axis.legend(fontsize=8, loc="lower right")
-    for axis in axes[len(compared) :]:
-        axis.set_axis_off()
     return figure
 
 

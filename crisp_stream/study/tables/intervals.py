@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,39 +33,20 @@ from crisp_stream.results.bootstrap import CONFIDENCE, Interval
 from crisp_stream.results.estimates import Estimate
 
 
-@dataclass(frozen=True, kw_only=True)
-class SeededValues:
-    """Values of one set of examples by seed."""
-
-    seeds: tuple[int, ...]
-    values: NDArray[np.float64]
-    """[num_seeds, num_examples]"""
-    set_name: str
-
-
-def seeded_estimate(values: NDArray[np.float64]) -> Estimate:
-    """Estimate the mean over seeds and examples, with its interval.
-
-    Args:
-        values: [num_seeds, num_examples].
-    """
-    return mean_over_sets([SeededValues(seeds=tuple(range(len(values))), values=values, set_name="")])
-
-
-def mean_over_sets(sets: Sequence[SeededValues]) -> Estimate:
+def mean_over_sets(sets: Sequence[tuple[str, NDArray[np.float64]]]) -> Estimate:
     """Estimate the mean of the means of several sets, each of equal weight, with its interval.
 
     A seed's effect on all sets is taken together, as the sets may share a model. Where one set of examples stands more
     than once, as the generalist set of several models does, its values are averaged by example first.
 
     Args:
-        sets: of equal seeds.
+        sets: name and values of each, [num_seeds, num_examples], of equal seeds.
     """
     weight = 1 / len(sets)
-    by_seed = weight * np.sum([judged.values.mean(axis=1) for judged in sets], axis=0)
+    by_seed = weight * np.sum([values.mean(axis=1) for _, values in sets], axis=0)
     by_set: dict[str, NDArray[np.float64]] = {}
-    for judged in sets:
-        by_set[judged.set_name] = by_set.get(judged.set_name, 0.0) + weight * judged.values.mean(axis=0)
+    for name, values in sets:
+        by_set[name] = by_set.get(name, 0.0) + weight * values.mean(axis=0)
     return Estimate(float(by_seed.mean()), _around(float(by_seed.mean()), by_seed, by_set))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from crisp_stream.study.record.record import StudyResults
@@ -18,33 +18,20 @@ from crisp_stream.study.tables.comparisons import (
     generalist_columns,
     is_unhelped,
     marks,
-    question_columns,
     share_better,
-    text_columns,
+    task_columns,
 )
 from crisp_stream.table import NONE, Marked, Table
 
 TITLES: dict[Stage, str] = {"pretrained": "pretrained", "finetuned": "after fine-tuning"}
 
 
-def perplexity_tables(study: StudyResults) -> list[Table]:
-    """Tabulate perplexities, and their ratios to base of both stages."""
-    if not text_columns(study):
+def value_tables(study: StudyResults, *, questions: bool) -> list[Table]:
+    """Tabulate perplexities or accuracies, then how they differ from base, by stage; nothing of what was not judged."""
+    if not task_columns(study, questions=questions):
         return []
-    return [
-        _values_table(study, "perplexity", "Perplexity", "mean over seeds; +ft: after fine-tuning", questions=False),
-        *(_ratio_table(study, stage, questions=False) for stage in STAGES if has_stage(study, stage)),
-    ]
-
-
-def question_tables(study: StudyResults) -> list[Table]:
-    """Tabulate accuracies, and their differences to base of both stages; nothing where the study has no questions."""
-    if not question_columns(study):
-        return []
-    return [
-        _values_table(study, "accuracy", "Accuracy", "%, mean over seeds; +ft: after fine-tuning", questions=True),
-        *(_ratio_table(study, stage, questions=True) for stage in STAGES if has_stage(study, stage)),
-    ]
+    ratios = [_ratio_table(study, stage, questions=questions) for stage in STAGES if has_stage(study, stage)]
+    return [_values_table(study, questions=questions), *ratios]
 
 
 def has_stage(study: StudyResults, stage: Stage) -> bool:
@@ -52,9 +39,9 @@ def has_stage(study: StudyResults, stage: Stage) -> bool:
     return stage == "pretrained" or any(method.finetuned for method in study.methods)
 
 
-def _values_table(study: StudyResults, name: str, title: str, caption: str, *, questions: bool) -> Table:
+def _values_table(study: StudyResults, *, questions: bool) -> Table:
     """Show figures of both stages; a dash where fine-tuning was not tried or made nothing better."""
-    of_stage = {stage: (question_columns if questions else text_columns)(study, stage) for stage in STAGES}
+    of_stage = {stage: task_columns(study, stage, questions=questions) for stage in STAGES}
     stages = [stage for stage in STAGES if has_stage(study, stage)]
     columns = [of_stage[stage][number] for number in range(len(of_stage["pretrained"])) for stage in stages]
     marks_of_columns = [marks(study, _shown(study, column), column) for column in columns]
@@ -71,9 +58,10 @@ def _values_table(study: StudyResults, name: str, title: str, caption: str, *, q
             rows.append(cells)
     heads = [column.title if column.stage == "pretrained" else "+ft" for column in columns]
     return Table(
-        name=name,
-        title=title,
-        caption=f"{caption}; -: not tried, or validation preferred none at all",
+        name="accuracy" if questions else "perplexity",
+        title="Accuracy" if questions else "Perplexity",
+        caption=f"{'%, ' if questions else ''}mean over seeds; +ft: after fine-tuning; -: not tried, or validation "
+        "preferred none at all",
         head=("method", *heads),
         rows=rows,
         records=records,
@@ -90,7 +78,7 @@ def _shown(study: StudyResults, column: Column) -> list[str]:
 
 def _ratio_table(study: StudyResults, stage: Stage, *, questions: bool) -> Table:
     """Set each method against base at the same stage, with intervals."""
-    columns = (question_columns if questions else text_columns)(study, stage)
+    columns = task_columns(study, stage, questions=questions)
     than = f"to {study.base}"
     what = (
         f"difference of accuracies {than}, points, above 0" if questions else f"ratio of perplexities {than}, below 1"
@@ -106,30 +94,26 @@ def _ratio_table(study: StudyResults, stage: Stage, *, questions: bool) -> Table
     )
 
 
-def _table_against_base(study: StudyResults, columns: Sequence[Column], **labels: Any) -> Table:
-    """Set each method against base where there is anything to compare. `labels`: name, title, caption and head."""
-    compared: dict[str, list[Figure | None]] = {}
-    for method in (method.name for method in study.methods if method.name != study.base):
-        figures = [against(study, method, study.base, column) for column in columns]
-        if any(figures):
-            compared[method] = figures
-    return Table(
-        **labels,
-        rows=[[method, *map(ratio_cell, figures)] for method, figures in compared.items()],
-        notes=seed_notes(compared),
-        records=_records(study, columns, compared),
-    )
-
-
-def _records(
-    study: StudyResults, columns: Sequence[Column], compared: dict[str, list[Figure | None]]
-) -> list[dict[str, Any]]:
-    return [
-        figure_record(ratio, column, method=method, than=study.base)
+def _table_against_base(
+    study: StudyResults,
+    columns: Sequence[Column],
+    *,
+    compare: Callable[[StudyResults, str, str, Column], Figure | None] = against,
+    cell: Callable[[Figure | None], str] = ratio_cell,
+    **labels: Any,
+) -> Table:
+    """Set each other method against base where there is anything to compare. `labels`: name, title, caption, head."""
+    others = [method.name for method in study.methods if method.name != study.base]
+    compared = {method: [compare(study, method, study.base, column) for column in columns] for method in others}
+    compared = {method: figures for method, figures in compared.items() if any(figures)}
+    records = [
+        figure_record(value, column, method=method, than=study.base)
         for method, figures in compared.items()
-        for column, ratio in zip(columns, figures, strict=True)
-        if ratio is not None
+        for column, value in zip(columns, figures, strict=True)
+        if value is not None
     ]
+    rows = [[method, *map(cell, figures)] for method, figures in compared.items()]
+    return Table(rows=rows, records=records, **{"notes": seed_notes(compared), **labels})
 
 
 def generalist_tables(study: StudyResults) -> list[Table]:
@@ -156,19 +140,14 @@ def _better_table(study: StudyResults, generalist_set: str) -> Table:
             heads += [f"{name}: corpus", "own"]
             places = (Place(name, generalist_set), Place(name, specialist.perplexity_set))
             columns += [Column(title=name, places=(place,)) for place in places]
-    compared: dict[str, list[Figure | None]] = {}
-    for method in (method.name for method in study.methods if method.name != study.base):
-        figures = [share_better(study, method, study.base, column) for column in columns]
-        if any(figures):
-            compared[method] = figures
-    return Table(
+    return _table_against_base(
+        study,
+        columns,
+        compare=share_better,
+        cell=lambda share: NONE if share is None else f"{100 * share.estimate.value:.1f}",
         name="share-better",
         title=f"Examples with lower perplexity than {study.base}, pretrained",
         caption="% of the held-out examples of the corpus, and of the specialist's own set; a tie counts as half",
         head=("method", *heads),
-        rows=[
-            [method, *(NONE if share is None else f"{100 * share.estimate.value:.1f}" for share in figures)]
-            for method, figures in compared.items()
-        ],
-        records=_records(study, columns, compared),
+        notes=(),
     )

@@ -9,7 +9,7 @@ from crisp_stream.study.record.record import StudyResults
 from crisp_stream.study.tables.costs import candidate_tables, cost_tables
 from crisp_stream.study.tables.curves import AXES, curve_tables
 from crisp_stream.study.tables.figures import save_study_figure, study_figures
-from crisp_stream.study.tables.methods import generalist_tables, perplexity_tables, question_tables
+from crisp_stream.study.tables.methods import generalist_tables, value_tables
 from crisp_stream.study.tables.transfer import transfer_tables
 from crisp_stream.study.tables.verdicts import verdict_lines, verdict_tables
 from crisp_stream.study.tables.weights import weight_tables
@@ -23,8 +23,8 @@ _INTERVALS = "95 % intervals over seeds and examples"
 def study_tables(study: StudyResults) -> list[Table]:
     """Make all tables that the study has something for, in the order of the page."""
     return [
-        *perplexity_tables(study),
-        *question_tables(study),
+        *value_tables(study, questions=False),
+        *value_tables(study, questions=True),
         *verdict_tables(study),
         *transfer_tables(study),
         *curve_tables(study),
@@ -65,12 +65,7 @@ def study_text(study: StudyResults) -> str:
 
 
 def study_markdown(study: StudyResults, figures: Sequence[str] = ()) -> str:
-    """Format the page of all tables and figures.
-
-    Args:
-        study: the record.
-        figures: names of the SVG files beside it.
-    """
+    """Format the page of all tables and figures. `figures`: names of the SVG files beside it."""
     lists = ["\n".join(f"* {line}" for line in lines) for lines in (conditions(study), verdict_lines(study)) if lines]
     captions = [_caption(study, name) for name in figures]
     pictures = [f"![{text}]({name}.svg)\n\n{text}." for name, text in zip(figures, captions, strict=True)]
@@ -89,14 +84,10 @@ def _caption(study: StudyResults, name: str) -> str:
 
 
 def write_study_report(folder: str | Path, out: str | Path) -> list[Path]:
-    """Write the page, a CSV file per table and the figures of a record. Equal records give equal files.
-
-    Args:
-        folder: of the record.
-        out: folder to write to; older files of the same names are replaced.
+    """Write the page, a CSV file per table and the figures of the record in `folder`. Equal records give equal files.
 
     Returns:
-        What was written, the page first.
+        What was written, the page first; older files of the same names are replaced.
 
     Raises:
         FormatError, StorageError: as `StudyResults.load`. MissingExtraError: matplotlib or scipy is not installed.

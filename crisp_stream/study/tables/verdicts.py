@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from crisp_stream.study.record.record import StudyResults
 from crisp_stream.study.tables.cells import figure_record, ratio_cell, seed_notes
-from crisp_stream.study.tables.comparisons import STAGES, Column, Figure, Stage, against, question_columns, text_columns
+from crisp_stream.study.tables.comparisons import STAGES, Column, Figure, Stage, against, task_columns
 from crisp_stream.study.tables.methods import TITLES, has_stage
 from crisp_stream.table import NONE, Table
 
 Answer = Literal["yes", "no", "not distinguishable"]
 _ANSWERS: dict[str, Answer] = {"better": "yes", "worse": "no", "open": "not distinguishable"}
-
-_OTHERS: tuple[tuple[Answer, str], ...] = (("no", "worse"), ("not distinguishable", "not distinguishable"))
-
 _CLAIMS = (
     ("crisp", "classifier"),
     ("crisp", "doge"),
@@ -58,17 +57,18 @@ def verdicts(study: StudyResults) -> list[Verdict]:
             for column in _columns(study, stage):
                 compared = against(study, methods[first], methods[second], column)
                 if compared is not None:
-                    pair = {"better": methods[first], "than": methods[second]}
-                    judged.append(Verdict(**pair, column=column, compared=compared))
+                    judged.append(
+                        Verdict(better=methods[first], than=methods[second], column=column, compared=compared)
+                    )
     return judged
 
 
 def _columns(study: StudyResults, stage: Stage) -> list[Column]:
-    questions = [
-        Column(title=f"{column.title}, accuracy", places=column.places, stage=stage, questions=True)
-        for column in question_columns(study, stage)
-    ]
-    return [*text_columns(study, stage), *questions] if has_stage(study, stage) else []
+    if not has_stage(study, stage):
+        return []
+    asked = task_columns(study, stage, questions=True)
+    named = [dataclasses.replace(column, title=f"{column.title}, accuracy") for column in asked]
+    return [*task_columns(study, stage, questions=False), *named]
 
 
 def verdict_tables(study: StudyResults) -> list[Table]:
@@ -78,14 +78,10 @@ def verdict_tables(study: StudyResults) -> list[Table]:
         return []
     titles = [column.title for column in _columns(study, "pretrained")]
     rows = []
-    for claim in _by_claim(judged):
+    for (better, than, stage), claim in itertools.groupby(judged, lambda one: (one.better, one.than, one.column.stage)):
         cells = {verdict.column.title: _cell(verdict) for verdict in claim}
-        first = claim[0]
-        named = [f"{first.better} better than {first.than}", TITLES[first.column.stage]]
-        rows.append([*named, *(cells.get(title, NONE) for title in titles)])
-    by_pair: dict[str, list[Figure | None]] = {}
-    for verdict in judged:
-        by_pair.setdefault(f"{verdict.better} and {verdict.than}", []).append(verdict.compared)
+        rows.append([f"{better} better than {than}", TITLES[stage], *(cells.get(title, NONE) for title in titles)])
+    by_pair = itertools.groupby(judged, lambda verdict: f"{verdict.better} and {verdict.than}")
     table = Table(
         name="verdicts",
         title="Claims",
@@ -93,7 +89,7 @@ def verdict_tables(study: StudyResults) -> list[Table]:
         "perplexities, below 1 is better, or the difference of accuracies in points",
         head=("claim", "stage", *titles),
         rows=rows,
-        notes=seed_notes(by_pair),
+        notes=seed_notes({pair: [verdict.compared for verdict in claims] for pair, claims in by_pair}),
         records=[
             figure_record(
                 verdict.compared, verdict.column, method=verdict.better, than=verdict.than, answer=verdict.answer
@@ -112,33 +108,20 @@ def _cell(verdict: Verdict) -> str:
 
 def verdict_lines(study: StudyResults) -> list[str]:
     """Say in sentences what the study finds: for each claim and stage, on how many of the specialists it holds."""
-    lines = []
-    for claim in _by_claim([verdict for verdict in verdicts(study) if not verdict.column.is_mean]):
-        for questions in (False, True):
-            of_kind = [verdict for verdict in claim if verdict.column.questions == questions]
-            if of_kind:
-                lines.append(_sentence(of_kind))
-    return lines
+    judged = [verdict for verdict in verdicts(study) if not verdict.column.is_mean]
+    claims = itertools.groupby(judged, lambda one: (one.better, one.than, one.column.stage, one.column.questions))
+    return [_sentence(list(claim)) for _, claim in claims]
 
 
 def _sentence(claim: Sequence[Verdict]) -> str:
     first = claim[0]
     what = "accuracy" if first.column.questions else "perplexity"
-    named = {
-        answer: ", ".join(verdict.column.title for verdict in claim if verdict.answer == answer)
-        for answer in _ANSWERS.values()
-    }
     holds = sum(verdict.answer == "yes" for verdict in claim)
-    others = [f"{said}: {named[answer]}" for answer, said in _OTHERS if named[answer]]
+    others = []
+    for answer, said in (("worse", "worse"), ("open", "not distinguishable")):
+        titles = ", ".join(verdict.column.title for verdict in claim if verdict.compared.against == answer)
+        others += [f"{said}: {titles}"] if titles else []
     line = (
         f"{first.better} better than {first.than} in {what}, {TITLES[first.column.stage]}: on {holds} of {len(claim)}"
     )
     return line + (f" ({'; '.join(others)})" if others else "")
-
-
-def _by_claim(judged: Sequence[Verdict]) -> list[list[Verdict]]:
-    """Group verdicts by claim and stage, in order."""
-    groups: dict[tuple[str, str, Stage], list[Verdict]] = {}
-    for verdict in judged:
-        groups.setdefault((verdict.better, verdict.than, verdict.column.stage), []).append(verdict)
-    return list(groups.values())

@@ -39,15 +39,15 @@ class ComparedWeights:
     """Distance between two methods, in [0, 1]; None of more or fewer."""
 
 
-def compared_weights(study: StudyResults, *, top: int = TOP) -> list[ComparedWeights]:
-    """Compare the methods for each specialist and level of which weights are known."""
+def compared_weights(study: StudyResults) -> list[ComparedWeights]:
+    """Compare the methods for each specialist and level of which weights of two or more are known."""
     groups: dict[tuple[str, int], list[StudyWeights]] = {}
     for weights in study.weights:
         groups.setdefault((weights.specialist, weights.level), []).append(weights)
-    return [_compared(specialist, level, weights, top) for (specialist, level), weights in groups.items()]
+    return [_compared(weights) for weights in groups.values() if len({one.method for one in weights}) > 1]
 
 
-def _compared(specialist: str, level: int, weights: list[StudyWeights], top: int) -> ComparedWeights:
+def _compared(weights: list[StudyWeights]) -> ComparedWeights:
     by_method = {one.method: dict(zip(one.nodes, one.proportions, strict=True)) for one in weights}
     corpus = {node: share for one in weights for node, share in zip(one.nodes, one.corpus, strict=True)}
     terms = {node: term for one in weights for node, term in zip(one.nodes, one.terms, strict=False)}
@@ -66,18 +66,18 @@ def _compared(specialist: str, level: int, weights: list[StudyWeights], top: int
         first, second = by_method
         distance = sum(abs(cluster.proportions[first] - cluster.proportions[second]) for cluster in clusters) / 2
     return ComparedWeights(
-        specialist=specialist,
-        level=level,
+        specialist=weights[0].specialist,
+        level=weights[0].level,
         methods=tuple(by_method),
-        top=tuple(clusters[:top]),
+        top=tuple(clusters[:TOP]),
         num_clusters=len(clusters),
         total_variation=distance,
     )
 
 
 def weight_tables(study: StudyResults) -> list[Table]:
-    """Make a table for each comparison of two methods or more."""
-    return [_table(compared) for compared in compared_weights(study) if len(compared.methods) > 1]
+    """Make a table for each comparison."""
+    return [_table(compared) for compared in compared_weights(study)]
 
 
 def _table(compared: ComparedWeights) -> Table:
