@@ -32,79 +32,55 @@ class Recipe:
 
     run_name: str
     """Name of the run; replaces `{run_name}` in `save_folder`. By default the names of the recipes: `demo-crisp`."""
-
     max_duration: str
     """Length of the run: `400ba` (batches) or `40000000000tok` (tokens, rounded up to whole batches)."""
-
     global_train_batch_size: int
     """Windows per optimiser step over all ranks."""
-
     data: DataRecipe
     mixture: MixtureRecipe
     model: ModelRecipe
     optimizer: OptimizerRecipe
-
     seed: int = 17
     """Seed of the initial weights, of dropout and of the sample order."""
-
     scheduler: SchedulerRecipe = field(default_factory=SchedulerRecipe)
-
     gradient_clipping: float | None = 1.0
     """Largest L2 norm of the whole gradient. Nothing: no clipping."""
-
     device_train_microbatch_size: int | None = None
     """Most windows per forward pass on a device; the rest is gradient accumulation. Nothing: a rank's whole batch."""
-
     precision: Literal["fp32", "amp_bf16", "amp_fp16"] = "fp32"
     """Precision, as Composer names them. A CPU needs `fp32`."""
-
     save_folder: str | None = None
     """Folder of checkpoints, `run.json` and `losses.csv`: a folder or an s3:// URL. Nothing: nothing is saved."""
-
     save_interval: str = "1dur"
     """Time between checkpoints: `1000ba`, `…tok`, or a share of the run (`0.1dur`). The last step is always saved."""
-
     save_at: tuple[str, ...] = ()
     """Further checkpoints, where fine-tuning or continued pretraining is to begin: `360ba`, `…tok`, `0.9dur` each,
     counted from the start of the run."""
-
     save_num_checkpoints_to_keep: int = -1
     """Newest checkpoints kept; -1 keeps all. Object storage keeps at least one."""
-
     autoresume: bool = False
     """Continue from the newest checkpoint in `save_folder`, if there is one. It goes before `load_path`."""
-
     load_path: str | None = None
     """Checkpoint to start from: a file or an object URL. All of it is continued but what `load_restart` names. The
     learning rate and other keys of `optimizer` and `scheduler` are always those of the recipe."""
-
     load_restart: tuple[Restart, ...] = ()
     """Parts that start afresh: `optimizer` (its moments), `schedule` (learning rate and step count; with it
     `max_duration` and `until` count from the checkpoint), `data` (the order of samples; needed for another dataset)."""
-
     load_weights_only: bool = False
     """True: as `load_restart` of all three."""
-
     log_interval: int = 10
     """Batches between two lines of progress when no terminal is attached."""
-
     loggers: LoggersRecipe = field(default_factory=LoggersRecipe)
-
     cluster_losses: bool = True
     """Log the loss of every level-1 cluster and write it to `cluster_losses.csv`."""
-
     log_windows: bool = False
     """Also write `windows.csv`: the window ids of every batch, sorted. For audits and tests; it grows with the run."""
-
     eval: EvalRecipe | None = None
     """Held-out text and questions to measure during the run."""
-
     eval_interval: str | None = None
     """Time between two measurements: `100ba`, `…tok`, or a share of the run (`0.1dur`). Needs `eval`."""
-
     fsdp: FSDPRecipe | None = None
     """Shard the model over the ranks. Nothing: plain data parallelism."""
-
     compile_config: CompileRecipe | None = None
     """Compile the training step with `torch.compile`: `{}` for its defaults. Nothing: not."""
 

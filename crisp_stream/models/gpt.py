@@ -34,13 +34,10 @@ class GPTSize:
 
     n_embd: int
     """Embedding dimension. The latent dimension of the table is four times this."""
-
     n_layer: int
     """Depth."""
-
     n_head: int
     """Number of heads."""
-
     n_positions: int = 1024
     """Context limit in tokens."""
 
