@@ -25,6 +25,16 @@ from crisp_stream.config.sections import (
     require_above_zero,
 )
 
+_NEEDS = (
+    ("autoresume", "save_folder", "where the checkpoints are"),
+    ("log_windows", "save_folder", "where windows.csv goes"),
+    ("loggers", "save_folder", "where their files go"),
+    ("load_weights_only", "load_path", "the checkpoint to take the weights from"),
+    ("load_restart", "load_path", "the checkpoint to take the weights from"),
+    ("eval_interval", "eval", "the held-out text or questions to measure"),
+)
+"""A key, the key that it needs, and what for."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -85,7 +95,18 @@ class Recipe:
     """Compile the training step with `torch.compile`: `{}` for its defaults. Nothing: not."""
 
     def __post_init__(self) -> None:
-        check(self)
+        _check_sizes(self)
+        _check_times(self)
+        for index, phase in enumerate(self.mixture.phases):
+            if phase.histogram == CHECKPOINT or (phase.windows is None and CHECKPOINT in phase.sources):
+                _check_checkpoint_phase(self, index)
+        _check_ends(self)
+        _check_folders(self)
+        for key, needed, purpose in _NEEDS:
+            require(
+                not getattr(self, key) or getattr(self, needed) is not None,
+                f"`{key}` needs `{needed}`, {purpose}; there is none.",
+            )
 
     @property
     def restarts(self) -> frozenset[Restart]:
@@ -103,14 +124,6 @@ class Recipe:
         if self.save_folder is None:
             return None
         return self.save_folder.replace("{run_name}", self.run_name).rstrip("/") or "/"
-
-
-def check(recipe: Recipe) -> None:
-    """Check values of the recipe itself, and between sections. Raises RecipeError."""
-    _check_sizes(recipe)
-    _check_times(recipe)
-    _check_phases(recipe)
-    _check_folders(recipe)
 
 
 def _check_sizes(recipe: Recipe) -> None:
@@ -146,17 +159,6 @@ def _check_times(recipe: Recipe) -> None:
             count <= total or count == 0,
             f"`scheduler.t_warmup` must not be longer than `max_duration` ({recipe.max_duration}); got {warmup}.",
         )
-    require(
-        recipe.eval_interval is None or recipe.eval is not None,
-        "`eval_interval` needs `eval` (the held-out text or questions to measure); there is none.",
-    )
-
-
-def _check_phases(recipe: Recipe) -> None:
-    for index, phase in enumerate(recipe.mixture.phases):
-        if phase.histogram == CHECKPOINT or (phase.windows is None and CHECKPOINT in phase.sources):
-            _check_checkpoint_phase(recipe, index)
-    _check_ends(recipe)
 
 
 def _check_checkpoint_phase(recipe: Recipe, index: int) -> None:
@@ -221,23 +223,6 @@ def _check_folders(recipe: Recipe) -> None:
         f"`save_folder` must be a local folder or an s3:// URL; got {folder}.",
     )
     require(
-        not recipe.autoresume or recipe.save_folder is not None,
-        "`autoresume` needs `save_folder`, where the checkpoints are; there is none.",
-    )
-    for key in ("load_weights_only", "load_restart"):
-        require(
-            not getattr(recipe, key) or recipe.load_path is not None,
-            f"`{key}` needs `load_path`, the checkpoint to take the weights from; there is none.",
-        )
-    require(
         not (recipe.load_weights_only and recipe.load_restart),
         "`load_weights_only` restarts all of `load_restart`. Keep one of them.",
-    )
-    require(
-        not recipe.log_windows or recipe.save_folder is not None,
-        "`log_windows` needs `save_folder`, where windows.csv goes; there is none.",
-    )
-    require(
-        not recipe.loggers or recipe.save_folder is not None,
-        "`loggers` need `save_folder`, where their files go; there is none.",
     )
