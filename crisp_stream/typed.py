@@ -53,16 +53,9 @@ class Builder:
     def build(
         self, kind: type[Built], tree: Any, *, prefix: str = "", others: Mapping[str, Any] | None = None
     ) -> Built:
-        """Make one dataclass, and those within it.
+        """Make one dataclass, and those within it, of plain data. Raises `error`.
 
-        Args:
-            kind: the dataclass.
-            tree: plain data.
-            prefix: dotted path of the mapping, for messages.
-            others: values of fields that the tree does not hold.
-
-        Raises:
-            CrispError: `error`.
+        `prefix` is the dotted path of the mapping, for messages; `others` are values of fields that it does not hold.
         """
         if not isinstance(tree, Mapping):
             raise self._wrong(prefix.rstrip("."), f"must be a mapping of keys; got {kind_of(tree)}.")

@@ -51,11 +51,7 @@ def list_recipes() -> dict[str, str]:
 
 
 def read_recipe(name: str) -> str:
-    """Text of a packaged recipe, comments included.
-
-    Raises:
-        RecipeError: there is none of that name.
-    """
+    """Text of a packaged recipe, comments included. Raises RecipeError: there is none of that name."""
     if name not in (names := _packaged()):
         raise RecipeError(
             f"{name!r} is not a packaged recipe{did_you_mean(name, names)} There are: {', '.join(names)}."
@@ -64,11 +60,7 @@ def read_recipe(name: str) -> str:
 
 
 def copy_recipe(name: str, destination: str | Path | None = None) -> Path:
-    """Write a packaged recipe where the user can edit it.
-
-    Args:
-        name: of a packaged recipe.
-        destination: a file, or a folder; default `NAME.yaml` here.
+    """Write a packaged recipe where the user can edit it: in a file or a folder; as `NAME.yaml` here by default.
 
     Raises:
         RecipeError: no such recipe.

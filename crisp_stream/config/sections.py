@@ -54,11 +54,7 @@ class DataRecipe:
 
     @property
     def cache_limit_bytes(self) -> int | None:
-        """`cache_limit` as a number of bytes.
-
-        Raises:
-            RecipeError: text that is no size.
-        """
+        """`cache_limit` as a number of bytes. Raises RecipeError: text that is no size."""
         if self.cache_limit is None or isinstance(self.cache_limit, int):
             return self.cache_limit
         match = _BYTES.fullmatch(self.cache_limit.strip().lower())
