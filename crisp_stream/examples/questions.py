@@ -233,11 +233,9 @@ def _records(path: str, raw: IO[bytes]) -> Iterator[tuple[str, Mapping[str, Any]
 def _rows(path: str, raw: IO[bytes]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     import pyarrow.parquet as pq
 
-    row = 0
-    for batch in pq.ParquetFile(raw, pre_buffer=False).iter_batches(batch_size=1024, use_threads=False):
-        for record in batch.to_pylist():
-            row += 1
-            yield f"{path}:{row}", record
+    batches = pq.ParquetFile(raw, pre_buffer=False).iter_batches(batch_size=1024, use_threads=False)
+    for row, record in enumerate((record for batch in batches for record in batch.to_pylist()), start=1):
+        yield f"{path}:{row}", record
 
 
 def _record(line: str, place: str) -> Mapping[str, Any]:

@@ -127,10 +127,7 @@ def join_sketches(sketches: Iterable[ExampleSketch | None]) -> ExampleSketch | N
 
 
 def sketch_of(provenance: Any) -> ExampleSketch | None:
-    """The examples that a histogram was made from, however it was computed from others.
-
-    Args:
-        provenance: of the histogram.
+    """The examples that a histogram of this provenance was made from, however it was computed from others.
 
     Returns:
         None where it does not say: an older histogram, one of embeddings, or one made by other code.

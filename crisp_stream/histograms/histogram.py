@@ -261,7 +261,11 @@ class Histogram:
             arity, depth = int(facts["arity"]), int(facts["depth"])
             if not (2 <= arity <= 64 and 1 <= depth <= 24):
                 raise FormatError(f"arity must be 2 to 64 and depth 1 to 24, got {arity} and {depth}.")
-            columns = _columns(record) if record.file.metadata.num_rows < SHARED_ROWS else _shared_columns(record)
+            if record.file.metadata.num_rows < SHARED_ROWS:
+                columns = _columns(record)
+            else:  # one copy for all processes of the machine
+                name = f"{xxhash.xxh3_128_hexdigest(record.content)}.arrays"
+                columns = shared_arrays(cache_folder() / "histograms" / name, lambda: _columns(record))
             counted = len(columns["count"]) > 0
             return cls(
                 level=int(facts["level"]),
@@ -293,13 +297,6 @@ def _columns(record: Record) -> dict[str, NDArray[Any]]:
             raise FormatError("examples must be as many as windows were counted. Restore the file.")
         examples = numbers(pa.chunked_array([of_nodes.flatten()]), pa.int64())
     return {"node": nodes, "proportion": proportions, "count": counts, "examples": examples}
-
-
-def _shared_columns(record: Record) -> dict[str, NDArray[Any]]:
-    """The same columns, one copy for all processes of the machine."""
-    name = f"{xxhash.xxh3_128_hexdigest(record.content)}.arrays"
-    shared = shared_arrays(cache_folder() / "histograms" / name, lambda: _columns(record))
-    return {column: shared[column] for column in ("node", "proportion", "count", "examples")}
 
 
 def _kept(values: NDArray[Any], kept: NDArray[np.bool_], dtype: type[np.generic]) -> NDArray[Any]:

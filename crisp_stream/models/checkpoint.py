@@ -140,11 +140,7 @@ def model_config_of(checkpoint: dict[str, Any], path: Path | str) -> dict[str, A
 
 
 def tokenizer_of(contents: dict[str, Any], origin: Path | str) -> PreTrainedTokenizerFast:
-    """Load the tokenizer that a checkpoint holds.
-
-    Raises:
-        FormatError: there is none.
-    """
+    """Load the tokenizer that a checkpoint holds. Raises FormatError: there is none."""
     transformers = import_extra("transformers", extra="train", purpose="loading the tokenizer")
     files = contents["state"].get("integrations", {}).get("huggingface", {}).get("tokenizer") or {}
     if "tokenizer.json" not in files:
@@ -173,15 +169,7 @@ def load_gpt(checkpoint: str) -> LoadedGPT:
 
 
 def gpt_of(contents: dict[str, Any], origin: Path | str) -> LoadedGPT:
-    """Make the model of the contents of a checkpoint, in float32 on the CPU.
-
-    Args:
-        contents: of `read_checkpoint`.
-        origin: names it in errors.
-
-    Raises:
-        FormatError: not a GPT-2 checkpoint.
-    """
+    """Make the GPT-2 of what `read_checkpoint` gave, in float32 on the CPU. Raises FormatError, which names `origin`."""
     transformers = import_extra("transformers", extra="train", purpose="loading a checkpoint")
     config = transformers.GPT2Config(**model_config_of(contents, origin))
     gpt = transformers.GPT2LMHeadModel(config)

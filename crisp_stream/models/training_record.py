@@ -40,11 +40,7 @@ def public_address(url: str) -> str | None:
 
 
 def training_record(checkpoint: dict[str, Any], origin: Path | str) -> dict[str, Any]:
-    """Read what a checkpoint knows of the run that saved it.
-
-    Args:
-        checkpoint: contents, of `checkpoint.read_checkpoint`.
-        origin: names it in errors.
+    """Read what the contents of a checkpoint know of the run that saved it; `origin` names it in errors.
 
     Returns:
         The keys of training.json (docs/export.md); values that the checkpoint does not know are None.
