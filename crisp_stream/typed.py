@@ -18,6 +18,17 @@ if TYPE_CHECKING:
 
 Built = TypeVar("Built", bound="DataclassInstance")
 
+_NAMES: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    list: "a list",
+    tuple: "a list",
+    dict: "a mapping",
+    types.NoneType: "nothing",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Builder:
@@ -42,16 +53,9 @@ class Builder:
     def build(
         self, kind: type[Built], tree: Any, *, prefix: str = "", others: Mapping[str, Any] | None = None
     ) -> Built:
-        """Make one dataclass, and those within it.
+        """Make one dataclass, and those within it, of plain data. Raises `error`.
 
-        Args:
-            kind: the dataclass.
-            tree: plain data.
-            prefix: dotted path of the mapping, for messages.
-            others: values of fields that the tree does not hold.
-
-        Raises:
-            CrispError: `error`.
+        `prefix` is the dotted path of the mapping, for messages; `others` are values of fields that it does not hold.
         """
         if not isinstance(tree, Mapping):
             raise self._wrong(prefix.rstrip("."), f"must be a mapping of keys; got {kind_of(tree)}.")
@@ -108,7 +112,7 @@ class Builder:
                 except self.error:
                     if len(choices) == 1 or wants_list:
                         raise
-        names = " or ".join("a list" if typing.get_origin(choice) is tuple else _name(choice) for choice in choices)
+        names = " or ".join(str(_NAMES.get(typing.get_origin(choice) or choice, choice)) for choice in choices)
         raise self._wrong(key, f"must be {names}; got {kind_of(value)} ({value!r}).")
 
     def _convert_tuple(self, args: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]:
@@ -129,12 +133,8 @@ class Builder:
         if self.lenient and hint is str and isinstance(value, int | float) and not isinstance(value, bool):
             value = str(value)
         if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-            raise self._wrong(key, f"must be {_name(hint)}; got {kind_of(value)} ({value!r}).")
+            raise self._wrong(key, f"must be {_NAMES.get(hint, hint)}; got {kind_of(value)} ({value!r}).")
         return value
-
-
-def _name(hint: Any) -> str:
-    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(hint, str(hint))
 
 
 def plain(value: Any) -> Any:
@@ -154,14 +154,4 @@ def did_you_mean(word: str, names: Sequence[str], prefix: str = "") -> str:
 
 def kind_of(value: Any) -> str:
     """Say what a value of YAML or JSON is."""
-    if value is None:
-        return "nothing"
-    names = {
-        bool: "true/false",
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        list: "a list",
-        dict: "a mapping",
-    }
-    return names.get(type(value), type(value).__name__)
+    return _NAMES.get(type(value), type(value).__name__)

@@ -11,7 +11,8 @@ import numpy as np
 from benchmarks.support.measure import run_task
 from benchmarks.support.report import Column, Row, count, digits
 from benchmarks.training.training_memory import CARD_BYTES, HEADROOM, Layout, Step, measured_peak
-from crisp_stream.models.gpt import GPT_SIZES, count_parameters
+from crisp_stream.models.gpt import GPT_SIZES
+from crisp_stream.models.training_cost import gpt_parameters
 
 LAYOUTS: dict[str, list[tuple[str, Layout, int]]] = {
     "350M": [("1 GPU", "one", 1), ("DDP", "ddp", 8), ("FSDP2, 8 ranks", "fsdp", 8)],
@@ -57,10 +58,9 @@ def memory(sizes: list[str]) -> tuple[list[Row], list[str]]:
 @functools.cache
 def _peak(size: str, layout: Layout, ranks: int, checkpointing: bool, windows: int) -> float:
     if layout == "ddp":  # Composer's DDP keeps gradients and the buckets that are sent apart
-        return _peak(size, "one", 1, checkpointing, windows) + 4 * count_parameters(
-            GPT_SIZES[size].recipe(), vocab_size=32_768
-        )
-    model = {**asdict(GPT_SIZES[size].recipe()), "activation_checkpointing": checkpointing}
+        shape = {key: getattr(GPT_SIZES[size], key) for key in ("n_layer", "n_embd", "n_positions")}
+        return _peak(size, "one", 1, checkpointing, windows) + 4 * gpt_parameters(**shape, vocab_size=32_768)
+    model = {**asdict(GPT_SIZES[size]), "activation_checkpointing": checkpointing}
     step = Step(model=model, microbatch=windows, layout=layout, ranks=ranks)
     return run_task("training.training_memory:peak", step.options())["Total"]
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from crisp_stream.config.sections import ModelRecipe
-from crisp_stream.models.gpt import count_parameters
-from crisp_stream.models.training_cost import flops_per_token
+from crisp_stream.models.training_cost import flops_per_token, gpt_parameters
 
 PEAK_FLOPS = {
     "H200 NVL": None,
@@ -38,9 +37,9 @@ class Flops:
     @classmethod
     def of(cls, model: ModelRecipe, *, vocab_size: int, window_tokens: int) -> Flops:
         """Of a model at a vocabulary and window."""
-        parameters = count_parameters(model, vocab_size=vocab_size, window_tokens=window_tokens)
-        shape = {"n_layer": model.n_layer, "n_embd": model.n_embd, "window_tokens": window_tokens}
-        full, parameters_alone = flops_per_token(parameters, **shape), 6.0 * parameters
+        shape = {"n_layer": model.n_layer, "n_embd": model.n_embd}
+        parameters = gpt_parameters(**shape, n_positions=model.n_positions or window_tokens, vocab_size=vocab_size)
+        full, parameters_alone = flops_per_token(parameters, **shape, window_tokens=window_tokens), 6.0 * parameters
         return cls(parameters=parameters, full=full, causal=(full + parameters_alone) / 2)
 
 

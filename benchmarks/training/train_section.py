@@ -39,9 +39,9 @@ CONFIGS = {
         microbatch=4,
         dataset=DatasetPlan(leaves=64, windows=2_000, window_tokens=64, vocab_size=512),
     ),
-    "350M": BenchConfig(model=GPT_SIZES["350M"].recipe(), batch=96, microbatch=24, dataset=_WINDOWS),
-    "1.3B": BenchConfig(model=GPT_SIZES["1.3B"].recipe(), batch=112, microbatch=14, dataset=_WINDOWS),
-    "6.7B": BenchConfig(model=GPT_SIZES["6.7B"].recipe(), batch=128, microbatch=8, dataset=_WINDOWS),
+    "350M": BenchConfig(model=GPT_SIZES["350M"], batch=96, microbatch=24, dataset=_WINDOWS),
+    "1.3B": BenchConfig(model=GPT_SIZES["1.3B"], batch=112, microbatch=14, dataset=_WINDOWS),
+    "6.7B": BenchConfig(model=GPT_SIZES["6.7B"], batch=128, microbatch=8, dataset=_WINDOWS),
 }
 
 COLUMNS = [

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 from crisp_stream.cli.verbs import add_inputs, add_selection, add_verb, print_line
 from crisp_stream.errors import InputError
+from crisp_stream.table import csv_text, write_csv
+from crisp_stream.typed import plain
 
 if TYPE_CHECKING:
+    from crisp_stream.format.dataset import Dataset
     from crisp_stream.histograms.histogram import Histogram
-
-_COUNT = "Count in which clusters a task's examples fall."
 
 
 def add_histogram_commands(verbs: Any) -> None:
     """Declare `histogram` with its commands, and `average`."""
-    text = (
-        "Make histograms: count, average, interpolate, cut, smooth; weigh and compare them; tune level and smoothing. "
-        "`histogram TASK…` is short for `histogram count TASK…`."
-    )
     verb = verbs.add_parser(
-        "histogram", help="Count a task's clusters; arithmetic, smoothing, tuning", description=text
+        "histogram",
+        help="Count a task's clusters; arithmetic, smoothing, tuning",
+        description="Make histograms: count, average, interpolate, cut, smooth; weigh and compare them; tune level and "
+        "smoothing. `histogram TASK…` is short for `histogram count TASK…`.",
     )
     commands = verb.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_count(commands)
@@ -48,7 +48,7 @@ def with_count(arguments: list[str]) -> list[str]:
 
 
 def _add_count(verbs: Any) -> None:
-    verb = add_verb(verbs, "count", _count, _COUNT)
+    verb = add_verb(verbs, "count", _count, "Count in which clusters a task's examples fall.")
     add_inputs(verb, "task", "examples of the task, or .npy files of their embeddings")
     add_selection(verb)
     verb.add_argument("--data", required=True, metavar="ROOT", help="dataset whose tree is meant")
@@ -121,14 +121,9 @@ def _add_interpolate(verbs: Any) -> None:
 
 
 def _interpolate(arguments: argparse.Namespace) -> None:
-    from crisp_stream.format.dataset import open_dataset
     from crisp_stream.histograms.arithmetic import interpolate
-    from crisp_stream.histograms.histogram import Histogram
 
-    _save(
-        interpolate(Histogram.load(arguments.histogram), open_dataset(arguments.data), arguments.base_share),
-        arguments.out,
-    )
+    _save(interpolate(*_histogram_and_dataset(arguments), arguments.base_share), arguments.out)
 
 
 def _add_cut(verbs: Any) -> None:
@@ -166,11 +161,9 @@ def _add_smooth(verbs: Any) -> None:
 
 
 def _smooth(arguments: argparse.Namespace) -> None:
-    from crisp_stream.format.dataset import open_dataset
-    from crisp_stream.histograms.histogram import Histogram
     from crisp_stream.histograms.smoothing import smooth
 
-    histogram, dataset = Histogram.load(arguments.histogram), open_dataset(arguments.data)
+    histogram, dataset = _histogram_and_dataset(arguments)
     strength = arguments.strength[0] if len(arguments.strength) == 1 else arguments.strength
     _save(smooth(histogram, dataset, strength=strength, level=arguments.level), arguments.out)
 
@@ -188,23 +181,20 @@ def _add_weights(verbs: Any) -> None:
 
 
 def _weights(arguments: argparse.Namespace) -> None:
-    from crisp_stream.format.dataset import open_dataset
     from crisp_stream.histograms.arithmetic import importance_weights
-    from crisp_stream.histograms.histogram import Histogram
 
-    histogram = Histogram.load(arguments.histogram)
-    weights = importance_weights(histogram, open_dataset(arguments.data))
-    lines = ["node,share,corpus_share,weight"]
+    histogram, dataset = _histogram_and_dataset(arguments)
+    weights = importance_weights(histogram, dataset)
+    records = []
     for at in (-histogram.proportions).argsort(kind="stable"):
         share, weight = float(histogram.proportions[at]), float(weights[at])
-        lines.append(f"{histogram.nodes[at]},{share!r},{share / weight!r},{weight!r}")
+        node = int(histogram.nodes[at])
+        records.append({"node": node, "share": share, "corpus_share": share / weight, "weight": weight})
     if arguments.out is None:
-        print("\n".join(lines))
-        return
-    target = Path(arguments.out)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"{len(lines) - 1:,} clusters of level {histogram.level}, written to {target}")
+        print(csv_text(records), end="")
+    else:
+        target = write_csv(arguments.out, records)
+        print(f"{len(records):,} clusters of level {histogram.level}, written to {target}")
 
 
 def _add_compare(verbs: Any) -> None:
@@ -226,11 +216,10 @@ def _compare(arguments: argparse.Namespace) -> None:
     if (arguments.second is None) == (arguments.data is None):
         raise InputError("compare: needs a second histogram or --data ROOT, one of the two.")
     first = Histogram.load(arguments.first)
-    second = (
-        Histogram.load(arguments.second)
-        if arguments.data is None
-        else generalist_histogram(open_dataset(arguments.data), first.level)
-    )
+    if arguments.data is None:
+        second = Histogram.load(arguments.second)
+    else:
+        second = generalist_histogram(open_dataset(arguments.data), first.level)
     comparison = compare(first, second, limit=arguments.top)
     if arguments.json:
         _write_json(arguments.json, comparison.to_json())
@@ -247,8 +236,7 @@ def _add_tune(verbs: Any) -> None:
         "Choose level and smoothing by held-out likelihood, and see what more examples would bring. "
         "Prints a table over set sizes; writes the smoothed histogram.",
     )
-    verb.add_argument("histogram", metavar="H", help="counted at the finest level that may be chosen")
-    verb.add_argument("--data", required=True, metavar="ROOT", help="dataset of its tree")
+    _add_source(verb, "counted at the finest level that may be chosen")
     verb.add_argument("--strengths", type=float, nargs="+", metavar="N", help="candidates; 0.1 to 1,000 when absent")
     verb.add_argument("--folds", type=int, default=5, metavar="K", help="of the cross-validation over examples")
     verb.add_argument("--draws", type=int, default=10, metavar="N", help="example sets drawn of each size")
@@ -259,12 +247,10 @@ def _add_tune(verbs: Any) -> None:
 
 
 def _tune(arguments: argparse.Namespace) -> None:
-    from crisp_stream.format.dataset import open_dataset
-    from crisp_stream.histograms.histogram import Histogram
     from crisp_stream.histograms.smoothing import smooth
     from crisp_stream.histograms.tuning import STRENGTHS, tune
 
-    histogram, dataset = Histogram.load(arguments.histogram), open_dataset(arguments.data)
+    histogram, dataset = _histogram_and_dataset(arguments)
     tuning = tune(
         histogram,
         dataset,
@@ -275,7 +261,7 @@ def _tune(arguments: argparse.Namespace) -> None:
     )
     print(tuning.table())
     if arguments.json:
-        _write_json(arguments.json, tuning.to_json())
+        _write_json(arguments.json, plain(tuning))
     if arguments.plot:
         from crisp_stream.histograms.tuning_plot import plot_tuning
 
@@ -285,9 +271,16 @@ def _tune(arguments: argparse.Namespace) -> None:
         _save(smooth(histogram, dataset, strength=chosen.strengths, level=chosen.level), arguments.out)
 
 
-def _add_source(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("histogram", metavar="H", help="histogram file")
+def _add_source(verb: argparse.ArgumentParser, what: str = "histogram file") -> None:
+    verb.add_argument("histogram", metavar="H", help=what)
     verb.add_argument("--data", required=True, metavar="ROOT", help="dataset of its tree")
+
+
+def _histogram_and_dataset(arguments: argparse.Namespace) -> tuple[Histogram, Dataset]:
+    from crisp_stream.format.dataset import open_dataset
+    from crisp_stream.histograms.histogram import Histogram
+
+    return Histogram.load(arguments.histogram), open_dataset(arguments.data)
 
 
 def _add_out(verb: argparse.ArgumentParser) -> None:

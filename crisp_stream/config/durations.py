@@ -12,11 +12,7 @@ SHARE = re.compile(r"(0?\.\d+|0|1)dur")
 
 
 def parse_duration(text: str) -> tuple[int, Literal["ba", "tok"]]:
-    """Split `400ba` or `1000000tok` into number and unit.
-
-    Raises:
-        RecipeError: neither form.
-    """
+    """Split `400ba` or `1000000tok` into number and unit. Raises RecipeError: neither form."""
     match = DURATION.fullmatch(text.replace("_", ""))
     if match is None:
         raise RecipeError(f"a duration is a number of batches or tokens such as 400ba or 1000000tok, not {text!r}.")
@@ -24,16 +20,9 @@ def parse_duration(text: str) -> tuple[int, Literal["ba", "tok"]]:
 
 
 def check_time(key: str, text: str, *, may_be_zero: bool = False, share: str = "0.1dur") -> None:
-    """Check a length of training, or a share of the run.
+    """Check the value of a key: a length of training, or a share of the run. Raises RecipeError: neither, or 0.
 
-    Args:
-        key: of the recipe, for messages.
-        text: its value.
-        may_be_zero: whether 0 has a meaning.
-        share: an example of a share, for messages; empty where shares are not allowed.
-
-    Raises:
-        RecipeError: neither form, or 0.
+    `share` is an example of a share, for messages; empty where shares are not allowed.
     """
     match = SHARE.fullmatch(text) if share else None
     if match is None and DURATION.fullmatch(text.replace("_", "")) is None:

@@ -8,6 +8,7 @@ eighteen copies of which seventeen are forgotten when a key changes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -39,9 +40,7 @@ def compose(names: str | Path | Sequence[str | Path]) -> tuple[dict[str, Any], s
     listed = [names] if isinstance(names, str | Path) else list(names)
     if not listed:
         raise RecipeError(f"no recipe is named. There are: {', '.join(list_recipes())}.")
-    merged: dict[str, Any] = {}
-    for name in listed:
-        merged = _merged(merged, _tree(name, ()))
+    merged = functools.reduce(_merged, (_tree(name, ()) for name in listed), {})
     merged.setdefault("run_name", "-".join(_stem(name) for name in listed))
     return merged, " + ".join(str(name) if _is_path(name) else f"recipe {name}" for name in listed)
 
@@ -52,11 +51,7 @@ def list_recipes() -> dict[str, str]:
 
 
 def read_recipe(name: str) -> str:
-    """Text of a packaged recipe, comments included.
-
-    Raises:
-        RecipeError: there is none of that name.
-    """
+    """Text of a packaged recipe, comments included. Raises RecipeError: there is none of that name."""
     if name not in (names := _packaged()):
         raise RecipeError(
             f"{name!r} is not a packaged recipe{did_you_mean(name, names)} There are: {', '.join(names)}."
@@ -65,11 +60,7 @@ def read_recipe(name: str) -> str:
 
 
 def copy_recipe(name: str, destination: str | Path | None = None) -> Path:
-    """Write a packaged recipe where the user can edit it.
-
-    Args:
-        name: of a packaged recipe.
-        destination: a file, or a folder; default `NAME.yaml` here.
+    """Write a packaged recipe where the user can edit it: in a file or a folder; as `NAME.yaml` here by default.
 
     Raises:
         RecipeError: no such recipe.
@@ -104,7 +95,7 @@ def _stem(name: str | Path) -> str:
 
 def _tree(name: str | Path, above: tuple[str, ...], folder: Path | None = None) -> dict[str, Any]:
     """The keys of a recipe, laid over what it extends; `above` names the recipes that extend it."""
-    text, origin, own_folder = _text(name, folder)
+    text, origin, folder_of_text = _text(name, folder)
     if origin in above:
         raise RecipeError(f"{origin} extends itself, by {' -> '.join((*above, origin))}.")
     try:
@@ -117,16 +108,14 @@ def _tree(name: str | Path, above: tuple[str, ...], folder: Path | None = None) 
     extended = [extended] if isinstance(extended, str) else extended
     if not isinstance(extended, list) or not all(isinstance(item, str) for item in extended):
         raise RecipeError(f"{origin}: `{EXTENDS}` must be a recipe or a list of recipes; got {extended!r}.")
-    merged: dict[str, Any] = {}
-    for item in extended:
-        merged = _merged(merged, _tree(item, (*above, origin), own_folder))
-    return _merged(merged, tree)
+    below = [_tree(item, (*above, origin), folder_of_text) for item in extended]
+    return functools.reduce(_merged, [*below, tree], {})
 
 
 def _text(name: str | Path, folder: Path | None) -> tuple[str, str, Path | None]:
     """Text of a recipe, its name for messages, and its folder, in which the files that it extends are looked for."""
     path = Path(name)
-    if folder is not None and _is_path(folder / path) and (folder / path).is_file():
+    if folder is not None and (folder / path).is_file():
         path = folder / path
     if path.is_file():
         try:
@@ -152,11 +141,6 @@ def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def recipes_and_overrides(items: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split the names of recipes from their keys."""
-    overrides = [item for item in items if is_override(item)]
+    """Split the names of recipes from their keys; a file may have `=` in its name, too."""
+    overrides = [item for item in items if "=" in item and not Path(item).exists()]
     return [item for item in items if item not in overrides], overrides
-
-
-def is_override(item: str) -> bool:
-    """Whether an argument is key=value of a recipe, and not a file of that name."""
-    return "=" in item and not Path(item).exists()

@@ -73,25 +73,14 @@ def load_each(
             "--each: `save_folder` must hold {run_name}, or all runs would have one folder; "
             f"got {recipe.save_folder}."
         )
-    last = len(recipe.mixture.phases) - 1
-    return [
-        load_recipe(
-            names,
-            [
-                *overrides,
-                f"run_name={json.dumps(f'{recipe.run_name}-{stem}')}",
-                *_drawn_by(last, histogram),
-            ],
-        )
-        for stem, histogram in zip(stems, histograms, strict=True)
-    ]
-
-
-def _drawn_by(phase: int, path: str) -> list[str]:
-    """Overrides that set the histogram or the window selection of a phase, and unset the other."""
-    histogram, windows = (None, path) if path.endswith(SELECTION_SUFFIX) else (path, None)
-    key = f"mixture.phases.{phase}"
-    return [f"{key}.histogram={json.dumps(histogram)}", f"{key}.windows={json.dumps(windows)}"]
+    recipes = []
+    for stem, path in zip(stems, histograms, strict=True):
+        histogram, windows = (None, path) if path.endswith(SELECTION_SUFFIX) else (path, None)
+        last = f"mixture.phases.{len(recipe.mixture.phases) - 1}"
+        values = {"run_name": f"{recipe.run_name}-{stem}", f"{last}.histogram": histogram, f"{last}.windows": windows}
+        drawn_by = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+        recipes.append(load_recipe(names, [*overrides, *drawn_by]))
+    return recipes
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -110,19 +99,15 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     node: Any = tree
     keys = dotted.split(".")
     for depth, key in enumerate(keys):
-        last = depth == len(keys) - 1
+        last, above, position = depth == len(keys) - 1, ".".join(keys[:depth]), key
         if isinstance(node, list):
             if not key.isdigit() or int(key) >= len(node):
-                raise RecipeError(
-                    f"`{'.'.join(keys[:depth])}` has items 0 to {len(node) - 1}; {override!r} names {key!r}."
-                )
-            position: Any = int(key)
-        elif isinstance(node, dict):
-            position = key
-            if not last and node.get(key) is None:
-                node[key] = {}
-        else:
-            raise RecipeError(f"`{'.'.join(keys[:depth])}` is {kind_of(node)} and has no key {key!r} ({override!r}).")
+                raise RecipeError(f"`{above}` has items 0 to {len(node) - 1}; {override!r} names {key!r}.")
+            position = int(key)
+        elif not isinstance(node, dict):
+            raise RecipeError(f"`{above}` is {kind_of(node)} and has no key {key!r} ({override!r}).")
+        elif not last and node.get(key) is None:
+            node[key] = {}
         if last:
             node[position] = value
         else:

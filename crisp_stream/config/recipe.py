@@ -25,6 +25,16 @@ from crisp_stream.config.sections import (
     require_above_zero,
 )
 
+_NEEDS = (
+    ("autoresume", "save_folder", "where the checkpoints are"),
+    ("log_windows", "save_folder", "where windows.csv goes"),
+    ("loggers", "save_folder", "where their files go"),
+    ("load_weights_only", "load_path", "the checkpoint to take the weights from"),
+    ("load_restart", "load_path", "the checkpoint to take the weights from"),
+    ("eval_interval", "eval", "the held-out text or questions to measure"),
+)
+"""A key, the key that it needs, and what for."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -32,84 +42,71 @@ class Recipe:
 
     run_name: str
     """Name of the run; replaces `{run_name}` in `save_folder`. By default the names of the recipes: `demo-crisp`."""
-
     max_duration: str
     """Length of the run: `400ba` (batches) or `40000000000tok` (tokens, rounded up to whole batches)."""
-
     global_train_batch_size: int
     """Windows per optimiser step over all ranks."""
-
     data: DataRecipe
     mixture: MixtureRecipe
     model: ModelRecipe
     optimizer: OptimizerRecipe
-
     seed: int = 17
     """Seed of the initial weights, of dropout and of the sample order."""
-
     scheduler: SchedulerRecipe = field(default_factory=SchedulerRecipe)
-
     gradient_clipping: float | None = 1.0
     """Largest L2 norm of the whole gradient. Nothing: no clipping."""
-
     device_train_microbatch_size: int | None = None
     """Most windows per forward pass on a device; the rest is gradient accumulation. Nothing: a rank's whole batch."""
-
     precision: Literal["fp32", "amp_bf16", "amp_fp16"] = "fp32"
     """Precision, as Composer names them. A CPU needs `fp32`."""
-
     save_folder: str | None = None
     """Folder of checkpoints, `run.json` and `losses.csv`: a folder or an s3:// URL. Nothing: nothing is saved."""
-
     save_interval: str = "1dur"
     """Time between checkpoints: `1000ba`, `…tok`, or a share of the run (`0.1dur`). The last step is always saved."""
-
     save_at: tuple[str, ...] = ()
     """Further checkpoints, where fine-tuning or continued pretraining is to begin: `360ba`, `…tok`, `0.9dur` each,
     counted from the start of the run."""
-
     save_num_checkpoints_to_keep: int = -1
     """Newest checkpoints kept; -1 keeps all. Object storage keeps at least one."""
-
     autoresume: bool = False
     """Continue from the newest checkpoint in `save_folder`, if there is one. It goes before `load_path`."""
-
     load_path: str | None = None
     """Checkpoint to start from: a file or an object URL. All of it is continued but what `load_restart` names. The
     learning rate and other keys of `optimizer` and `scheduler` are always those of the recipe."""
-
     load_restart: tuple[Restart, ...] = ()
     """Parts that start afresh: `optimizer` (its moments), `schedule` (learning rate and step count; with it
     `max_duration` and `until` count from the checkpoint), `data` (the order of samples; needed for another dataset)."""
-
     load_weights_only: bool = False
     """True: as `load_restart` of all three."""
-
     log_interval: int = 10
     """Batches between two lines of progress when no terminal is attached."""
-
     loggers: LoggersRecipe = field(default_factory=LoggersRecipe)
-
     cluster_losses: bool = True
     """Log the loss of every level-1 cluster and write it to `cluster_losses.csv`."""
-
     log_windows: bool = False
     """Also write `windows.csv`: the window ids of every batch, sorted. For audits and tests; it grows with the run."""
-
     eval: EvalRecipe | None = None
     """Held-out text and questions to measure during the run."""
-
     eval_interval: str | None = None
     """Time between two measurements: `100ba`, `…tok`, or a share of the run (`0.1dur`). Needs `eval`."""
-
     fsdp: FSDPRecipe | None = None
     """Shard the model over the ranks. Nothing: plain data parallelism."""
-
     compile_config: CompileRecipe | None = None
     """Compile the training step with `torch.compile`: `{}` for its defaults. Nothing: not."""
 
     def __post_init__(self) -> None:
-        check(self)
+        _check_sizes(self)
+        _check_times(self)
+        for index, phase in enumerate(self.mixture.phases):
+            if phase.histogram == CHECKPOINT or (phase.windows is None and CHECKPOINT in phase.sources):
+                _check_checkpoint_phase(self, index)
+        _check_ends(self)
+        _check_folders(self)
+        for key, needed, purpose in _NEEDS:
+            require(
+                not getattr(self, key) or getattr(self, needed) is not None,
+                f"`{key}` needs `{needed}`, {purpose}; there is none.",
+            )
 
     @property
     def restarts(self) -> frozenset[Restart]:
@@ -127,14 +124,6 @@ class Recipe:
         if self.save_folder is None:
             return None
         return self.save_folder.replace("{run_name}", self.run_name).rstrip("/") or "/"
-
-
-def check(recipe: Recipe) -> None:
-    """Check values of the recipe itself, and between sections. Raises RecipeError."""
-    _check_sizes(recipe)
-    _check_times(recipe)
-    _check_phases(recipe)
-    _check_folders(recipe)
 
 
 def _check_sizes(recipe: Recipe) -> None:
@@ -170,17 +159,6 @@ def _check_times(recipe: Recipe) -> None:
             count <= total or count == 0,
             f"`scheduler.t_warmup` must not be longer than `max_duration` ({recipe.max_duration}); got {warmup}.",
         )
-    require(
-        recipe.eval_interval is None or recipe.eval is not None,
-        "`eval_interval` needs `eval` (the held-out text or questions to measure); there is none.",
-    )
-
-
-def _check_phases(recipe: Recipe) -> None:
-    for index, phase in enumerate(recipe.mixture.phases):
-        if phase.histogram == CHECKPOINT or (phase.windows is None and CHECKPOINT in phase.sources):
-            _check_checkpoint_phase(recipe, index)
-    _check_ends(recipe)
 
 
 def _check_checkpoint_phase(recipe: Recipe, index: int) -> None:
@@ -245,23 +223,6 @@ def _check_folders(recipe: Recipe) -> None:
         f"`save_folder` must be a local folder or an s3:// URL; got {folder}.",
     )
     require(
-        not recipe.autoresume or recipe.save_folder is not None,
-        "`autoresume` needs `save_folder`, where the checkpoints are; there is none.",
-    )
-    for key in ("load_weights_only", "load_restart"):
-        require(
-            not getattr(recipe, key) or recipe.load_path is not None,
-            f"`{key}` needs `load_path`, the checkpoint to take the weights from; there is none.",
-        )
-    require(
         not (recipe.load_weights_only and recipe.load_restart),
         "`load_weights_only` restarts all of `load_restart`. Keep one of them.",
-    )
-    require(
-        not recipe.log_windows or recipe.save_folder is not None,
-        "`log_windows` needs `save_folder`, where windows.csv goes; there is none.",
-    )
-    require(
-        not recipe.loggers or recipe.save_folder is not None,
-        "`loggers` need `save_folder`, where their files go; there is none.",
     )

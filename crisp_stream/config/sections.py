@@ -35,22 +35,16 @@ class DataRecipe:
 
     remote: str
     """Root of a dataset written by `crisp-stream write`: a folder, or s3:// gs:// az:// https://."""
-
     generation: int | None = None
     """Generation of a dataset that has grown by `crisp-stream append`. Nothing: the newest."""
-
     local: str | None = None
     """Folder of this node's cache of a remote dataset. Local datasets are read in place."""
-
     cache_limit: str | int | None = None
     """Most bytes the cache may hold, as a number or a size such as `200gb` (10^9 bytes each). Nothing: no limit."""
-
     num_workers: int = 0
     """DataLoader worker processes per rank, >= 0. With 0 the training process reads by itself."""
-
     timeout: float = 120.0
     """Seconds without a window after which the loader gives up with an error."""
-
     lookahead: int = 4096
     """Windows that each process plans, and fetches from a remote root, before they are used."""
 
@@ -60,11 +54,7 @@ class DataRecipe:
 
     @property
     def cache_limit_bytes(self) -> int | None:
-        """`cache_limit` as a number of bytes.
-
-        Raises:
-            RecipeError: text that is no size.
-        """
+        """`cache_limit` as a number of bytes. Raises RecipeError: text that is no size."""
         if self.cache_limit is None or isinstance(self.cache_limit, int):
             return self.cache_limit
         match = _BYTES.fullmatch(self.cache_limit.strip().lower())
@@ -81,18 +71,14 @@ class PhaseRecipe:
     """`base` (the dataset's frequencies), the path of a histogram, or a list of paths (their plain average).
     `checkpoint`, in the first phase alone: what the checkpoint of `load_path` was served, up to where it stands.
     Nothing: `windows` says what is drawn."""
-
     windows: str | None = None
     """Path of a window selection, made by `crisp-stream select`, instead of `histogram`: its windows are drawn, each as
     often as any other. Beside `histogram: checkpoint`: the selection that the checkpoint was served from."""
-
     until: str | None = None
     """End of the phase, counted from the start of the run: `928ba`, `…tok`, or a share of the run (`0.9dur`).
     Nothing: at the end of the run."""
-
     max_repeats: float | None = None
     """Most draws of a window during the phase, on average over its cluster. Nothing: no limit."""
-
     on_excess: Literal["error", "cap"] = "error"
     """Clusters beyond `max_repeats`: `error` names them before the run; `cap` gives what is left to the others."""
 
@@ -134,7 +120,6 @@ class MixtureRecipe:
 
     phases: tuple[PhaseRecipe, ...]
     """One or more phases in order. All but the last say `until`."""
-
     draw: Literal["systematic", "multinomial"] = "systematic"
     """`systematic` follows the proportions as closely as whole windows allow; `multinomial` draws independently,
     as Algorithm 1 of the CRISP paper is written."""
@@ -151,19 +136,14 @@ class ModelRecipe:
 
     n_embd: int
     """Width of the residual stream. The feed-forward layers are four times as wide."""
-
     n_layer: int
     """Number of blocks."""
-
     n_head: int
     """Attention heads per block; divides `n_embd`."""
-
     n_positions: int | None = None
     """Context limit in tokens, at least the dataset's `window_tokens`. Nothing: exactly `window_tokens`."""
-
     dropout: float = 0.0
     """Dropout of the embeddings, attention weights and residual branches, in [0, 1)."""
-
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory for about a third more compute."""
 
@@ -188,13 +168,10 @@ class OptimizerRecipe:
 
     lr: float
     """Peak learning rate."""
-
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of the running mean and of the running square of the gradient. Default: Brown et al. (2020)."""
-
     eps: float = 1e-8
     """Added to the denominator."""
-
     weight_decay: float = 0.1
     """On weight matrices and embeddings; biases and layer norms are left alone. Default: Brown et al. (2020)."""
 
@@ -211,7 +188,6 @@ class SchedulerRecipe:
 
     t_warmup: str = "0ba"
     """Length of the warm-up in the unit of `max_duration` (`3815ba`, `…tok`), or as a share of the run (`0.01dur`)."""
-
     alpha_f: float = 0.1
     """Final learning rate as a share of `optimizer.lr`. Default: 10 %, as in Brown et al. (2020)."""
 
@@ -226,7 +202,6 @@ class FSDPRecipe:
 
     reshard_after_forward: bool = True
     """Free the gathered weights between forward and backward: less memory, more communication."""
-
     mixed_precision: Literal["DEFAULT", "PURE", "FULL"] = "DEFAULT"
     """Precision of the gathered weights and reduced gradients, as Composer names them."""
 
@@ -237,10 +212,8 @@ class CompileRecipe:
 
     mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
     """Trade of compilation time for speed."""
-
     fullgraph: bool = False
     """Fail rather than fall back to Python inside the model."""
-
     dynamic: bool | None = None
     """Whether to compile for varying shapes. Nothing: torch decides."""
 
@@ -251,16 +224,12 @@ class EvalRecipe:
 
     inputs: str | tuple[str, ...] = ()
     """Files, folders or globs of held-out documents, local or in object storage."""
-
     text_column: str = "text"
     """Field or column that holds the text."""
-
     limit: int | None = 500
     """Most documents to use. Nothing: all."""
-
     questions: str | tuple[str, ...] = ()
     """Question sets: a file, a task of the paper (`arc_easy`), or `TASK=FILE`, each."""
-
     question_limit: int | None = 500
     """Most questions of each set, chosen at random and the same in all runs. Nothing: all."""
 
@@ -278,13 +247,10 @@ class WandBRecipe:
 
     project: str = "crisp-stream"
     """Project of the run; its group is `run_name`, so that resumed parts stand together."""
-
     entity: str | None = None
     """User or team. Nothing: the account's default."""
-
     mode: Literal["online", "offline"] = "online"
     """`offline` only writes files; `wandb sync FOLDER` sends them later. `online` needs `wandb login`."""
-
     tags: tuple[str, ...] = ()
     """Labels of the run."""
 
@@ -295,10 +261,8 @@ class LoggersRecipe:
 
     file: bool = False
     """A text file per rank with all metrics and what the rank printed."""
-
     tensorboard: bool = False
     """Event files for TensorBoard."""
-
     wandb: WandBRecipe | None = None
     """Weights & Biases."""
 

@@ -16,6 +16,7 @@ from typing import IO, Any, Literal, NamedTuple, get_args
 from crisp_stream.errors import CrispError, InputError
 from crisp_stream.examples.hashes import example_hash
 from crisp_stream.storage.inputs import open_input
+from crisp_stream.typed import plain
 
 Prompt = Literal["question", "instructions"]
 """`question`: ARC's and MMLU's; `instructions`: RewardBench's."""
@@ -63,14 +64,9 @@ class Question:
 
     def to_json(self) -> dict[str, object]:
         """A JSON object, as a line of the file holds it."""
-        row: dict[str, object] = {
-            "question": self.question,
-            "choices": list(self.choices),
-            "answer": self.answer,
-            "topic": self.topic,
-            "prompt": None if self.prompt == "question" else self.prompt,
-            "half": self.half,
-        }
+        row = plain(self)
+        if self.prompt == "question":
+            del row["prompt"]
         return {key: value for key, value in row.items() if value is not None}
 
 
@@ -116,11 +112,7 @@ def read_questions(path: str | Path, *, limit: int | None = None) -> list[Questi
 def place_questions(
     path: str | Path, *, limit: int | None = None, subsets: frozenset[str] | None = None
 ) -> list[PlacedQuestion]:
-    """Read questions as `read_questions` does, with their places.
-
-    Args:
-        subsets: only records whose `subset` is one of them, where records have one.
-    """
+    """Read questions as `read_questions` does, with places; of records with a `subset` only those of `subsets`."""
     placed: list[PlacedQuestion] = []
     with open_input(str(path)) as raw:
         for place, record in _records(str(path), raw):
@@ -150,14 +142,7 @@ def learnable_questions(path: str | Path) -> list[Question]:
 
 
 def question_of(record: Mapping[str, Any], place: str) -> Question:
-    """Make a question of a record of one of the schemas.
-
-    Args:
-        place: names it in errors.
-
-    Raises:
-        InputError: keys or values that are not those of a question.
-    """
+    """Make a question of a record of one of the schemas; `place` names it in errors. Raises InputError."""
     if record.keys() >= {"prompt", "chosen", "rejected"}:
         return _of_pair(record, place)
     if "answerKey" in record and "answer" not in record:
@@ -248,11 +233,9 @@ def _records(path: str, raw: IO[bytes]) -> Iterator[tuple[str, Mapping[str, Any]
 def _rows(path: str, raw: IO[bytes]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     import pyarrow.parquet as pq
 
-    row = 0
-    for batch in pq.ParquetFile(raw, pre_buffer=False).iter_batches(batch_size=1024, use_threads=False):
-        for record in batch.to_pylist():
-            row += 1
-            yield f"{path}:{row}", record
+    batches = pq.ParquetFile(raw, pre_buffer=False).iter_batches(batch_size=1024, use_threads=False)
+    for row, record in enumerate((record for batch in batches for record in batch.to_pylist()), start=1):
+        yield f"{path}:{row}", record
 
 
 def _record(line: str, place: str) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ histogram; a Bloom filter for as many examples would be smaller and neither join
 from __future__ import annotations
 
 import base64
+import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,9 +50,7 @@ class ExampleSketch:
         """Keep at most so many hashes of the set."""
         if len(self.hashes) <= max_hashes:
             return self
-        return ExampleSketch(
-            hashes=self.hashes[:max_hashes], num_examples=self.num_examples, exact=False, complete=self.complete
-        )
+        return dataclasses.replace(self, hashes=self.hashes[:max_hashes], exact=False)
 
     def to_json(self) -> dict[str, Any]:
         """Make plain data: `number` of examples, `exact`, `complete` and `hashes`, little-endian u64 in base64."""
@@ -88,7 +87,6 @@ class SketchBuilder:
         self._held: list[int] = []
         self._kept = np.empty(0, np.uint64)
         self._num_examples = 0
-        self._exact = True
 
     def add(self, example: int) -> None:
         """Count an example by its hash."""
@@ -100,13 +98,13 @@ class SketchBuilder:
     def finish(self) -> ExampleSketch:
         """The sketch of all examples so far."""
         self._merge()
-        return ExampleSketch(hashes=self._kept, num_examples=self._num_examples, exact=self._exact)
+        exact = len(self._kept) <= MAX_HASHES
+        return ExampleSketch(hashes=self._kept[:MAX_HASHES], num_examples=self._num_examples, exact=exact)
 
     def _merge(self) -> None:
-        self._kept = np.unique(np.concatenate([self._kept, np.array(self._held, np.uint64)]))
-        self._held = []
-        if len(self._kept) > MAX_HASHES:
-            self._kept, self._exact = self._kept[:MAX_HASHES], False
+        """Keep one hash more than a sketch does, which tells that it is not exact."""
+        kept = np.unique(np.concatenate([self._kept, np.array(self._held, np.uint64)]))
+        self._kept, self._held = kept[: MAX_HASHES + 1], []
 
 
 def join_sketches(sketches: Iterable[ExampleSketch | None]) -> ExampleSketch | None:
@@ -129,10 +127,7 @@ def join_sketches(sketches: Iterable[ExampleSketch | None]) -> ExampleSketch | N
 
 
 def sketch_of(provenance: Any) -> ExampleSketch | None:
-    """The examples that a histogram was made from, however it was computed from others.
-
-    Args:
-        provenance: of the histogram.
+    """The examples that a histogram of this provenance was made from, however it was computed from others.
 
     Returns:
         None where it does not say: an older histogram, one of embeddings, or one made by other code.

@@ -28,16 +28,7 @@ class Dataset:
     """An opened dataset root: manifest, cluster table, shard table; windows are read on demand."""
 
     def __init__(self, root: str, *, generation: int | None = None, timeout: float = 120.0) -> None:
-        """Args:
-            root: local folder or object-store prefix.
-            generation: 0 is the dataset before it first grew; the newest when None.
-            timeout: seconds after which a failing request becomes an error.
-
-        Raises:
-            FormatError: the root holds no dataset, or one that breaks FORMAT.md.
-            InputError: there is no such generation.
-            StorageError: the storage refused or failed.
-        """
+        """Arguments and errors as of `open_dataset`."""
         self.store: Store = open_store(root, timeout=timeout)
         self._timeout = timeout
         self.root = self.store.url
@@ -167,7 +158,7 @@ def open_dataset(root: str | Path, *, generation: int | None = None, timeout: fl
 
     Args:
         root: where it is.
-        generation: of a dataset that has grown (`crisp-stream append`); the newest when None.
+        generation: of a dataset that has grown (`crisp-stream append`): 0 is the first, None the newest.
         timeout: seconds after which a failing request becomes an error.
 
     Raises:

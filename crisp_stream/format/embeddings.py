@@ -22,11 +22,10 @@ FACTS = "embeddings.json"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WindowEmbeddings:
-    """Embeddings, and the dataset that they are of."""
+    """Embeddings of all windows of a dataset."""
 
     rows: NDArray[np.float16]
     """[num_windows, dim], L2 norm 1 up to rounding, in the dataset's numbering; mapped, read-only."""
-    dataset_fingerprint: str
 
     @classmethod
     def load(cls, folder: str | Path, dataset: Dataset) -> WindowEmbeddings:
@@ -61,4 +60,4 @@ class WindowEmbeddings:
                 f"{folder}: {EMBEDDINGS} must be {manifest.num_windows} rows of {manifest.encoder.dim} float16, got "
                 f"{rows.shape} of {rows.dtype}. Delete the folder. {remedy}"
             )
-        return cls(rows=rows, dataset_fingerprint=manifest.fingerprint)
+        return cls(rows=rows)

@@ -52,13 +52,8 @@ def sample_dtype(window_tokens: int, token_dtype: TokenDtype) -> np.dtype[Any]:
 
 
 def checksums(samples: NDArray[Any]) -> NDArray[np.uint32]:
-    """The checksum of each sample: the low 32 bits of XXH3-64 over its other bytes.
-
-    Args:
-        samples: [num_windows], `sample_dtype`, C-contiguous.
-    """
-    sample_bytes = samples.dtype.itemsize
-    raw = np.ascontiguousarray(samples).view(np.uint8).reshape(len(samples), sample_bytes)
+    """The checksum of each sample, [num_windows] of `sample_dtype`: the low 32 bits of XXH3-64 over its other bytes."""
+    raw = np.ascontiguousarray(samples).view(np.uint8).reshape(len(samples), samples.dtype.itemsize)
     digests = map(xxhash.xxh3_64_intdigest, raw[:, _CHECKSUM_BYTES:])
     return np.fromiter(digests, np.uint64, len(samples)).astype(np.uint32)
 

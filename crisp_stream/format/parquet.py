@@ -91,13 +91,9 @@ class Record:
 
 
 def save_record(path: str | Path, kind: RecordKind, columns: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Write a record, whole or not at all, replacing an older one. Raises StorageError.
+    """Write a record at a local path or an object URL, whole or not at all, replacing an older one.
 
-    Args:
-        path: a local path or an object URL.
-        kind: of the record.
-        columns: of the table, by name.
-        facts: fit for JSON.
+    Facts are fit for JSON. Raises StorageError.
     """
     text = json.dumps({kind.version_key: kind.version, **facts}, sort_keys=kind.sort_keys)
     table = pa.table(dict(columns)).replace_schema_metadata({kind.key: text.encode()})

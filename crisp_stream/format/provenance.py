@@ -7,11 +7,13 @@ the dataset is, and nothing is kept per window but these 8 bytes.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import chain, groupby, pairwise
+from operator import itemgetter
 from typing import IO, Any
 
 import numpy as np
@@ -31,8 +33,8 @@ PLACES_HEADER_BYTES = 128
 PLACE = np.dtype([("part", "<u4"), ("place", "<u4")])
 
 _TABLE_PATH = re.compile(re.escape(DOCUMENTS) + r"/[0-9]{6,9}\.parquet")
-_COLUMNS = {"part": pa.uint32(), "file": pa.uint32(), "row": pa.int64(), "first_token": pa.int64()}
-_COLUMNS["num_tokens"] = pa.int64()
+_SPANS = {"file": pa.uint32(), "row": pa.int64(), "first_token": pa.int64(), "num_tokens": pa.int64()}
+_COLUMNS = {"part": pa.uint32(), **_SPANS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +84,7 @@ class DocumentsTable:
     """One table of documents: the parts of a group of input files."""
 
     def __init__(self, dataset: Dataset, path: str, first_part: int) -> None:
-        """Args:
-        dataset: whose it is.
-        path: below the root.
-        first_part: the table's first part, as the list of tables says.
-        """
+        """`first_part`: first part of the table, as the list of tables says; `path`: below the root of the dataset."""
         self.path, self.first_part = path, first_part
         self._dataset = dataset
 
@@ -104,20 +102,19 @@ class DocumentsTable:
 
     def parts(self) -> Iterator[PartSpans]:
         """Read all parts with documents, in order; one is in memory at a time. Raises FormatError."""
-        groups = ((self._row_group(number), number) for number in range(self._file.metadata.num_row_groups))
-        pieces = (piece for group, _ in groups for piece in _by_part(group))
-        for _, same in groupby(pieces, key=lambda piece: piece.part):
-            yield _joined(list(same))
+        groups = map(self._row_group, range(self._file.metadata.num_row_groups))
+        for part, same in groupby(chain.from_iterable(map(_by_part, groups)), key=itemgetter(0)):
+            yield _spans(part, [rows for _, rows in same])
 
     def part(self, part: int) -> PartSpans | None:
         """Read the row groups of one part; None where it has no documents. Raises FormatError."""
-        pieces: list[PartSpans] = []
+        pieces: list[pa.Table] = []
         column = self._file.schema_arrow.names.index("part")
         for number in range(self._file.metadata.num_row_groups):
             known = self._file.metadata.row_group(number).column(column).statistics
             if known is None or not known.has_min_max or known.min <= part <= known.max:
-                pieces += [piece for piece in _by_part(self._row_group(number)) if piece.part == part]
-        return _joined(pieces) if pieces else None
+                pieces += [rows for other, rows in _by_part(self._row_group(number)) if other == part]
+        return _spans(part, pieces) if pieces else None
 
     def _row_group(self, number: int) -> pa.Table:
         try:
@@ -127,9 +124,8 @@ class DocumentsTable:
 
     def close(self) -> None:
         """Close the file, if it is open."""
-        if "_file" in self.__dict__:
-            self._file.close(force=True)
-            del self.__dict__["_file"]
+        if file := self.__dict__.pop("_file", None):
+            file.close(force=True)
 
 
 def has_provenance(dataset: Dataset) -> bool:
@@ -151,14 +147,13 @@ def documents_tables(dataset: Dataset) -> list[DocumentsTable]:
             "without provenance. Write it again with this version of crisp-stream."
         )
     table = _small_table(dataset, path, {"table": pa.string(), "first_part": pa.uint32()})
-    first_parts = numbers(table["first_part"], pa.uint32()).astype(np.int64)
-    for name in table["table"].to_pylist():
+    names, first_parts = table["table"].to_pylist(), numbers(table["first_part"], pa.uint32()).astype(np.int64)
+    for name in names:
         if not isinstance(name, str) or not _TABLE_PATH.fullmatch(name):
             raise FormatError(f"{path}: table must look like {DOCUMENTS}/000000.parquet, got {name!r}. Restore it.")
     if (np.diff(first_parts) <= 0).any():
         raise FormatError(f"{path}: first_part must be strictly increasing. Restore it.")
-    tables = zip(table["table"].to_pylist(), first_parts.tolist(), strict=True)
-    return [DocumentsTable(dataset, name, first) for name, first in tables]
+    return [DocumentsTable(dataset, name, first) for name, first in zip(names, first_parts.tolist(), strict=True)]
 
 
 def source_names(dataset: Dataset) -> list[str]:
@@ -208,21 +203,17 @@ def document_spans(dataset: Dataset, window_ids: NDArray[np.int64]) -> list[Wind
         for shard, window in zip(shards, ids, strict=True)
     ]
     sources: dict[int, WindowSource] = {}
-    spans: PartSpans | None = None
-    opened: DocumentsTable | None = None
-    for at in sorted(range(len(ids)), key=lambda at: (int(places[at]["part"]), at)):
-        part, place = int(places[at]["part"]), int(places[at]["place"])
-        if spans is None or spans.part != part:
-            table = tables[max(0, int(np.searchsorted(first_parts, part, side="right")) - 1)]
-            if opened is not None and opened is not table:
-                opened.close()
-            opened, spans = table, table.part(part)
-        if spans is None:
-            raise FormatError(f"{dataset.root}: window {ids[at]} is of part {part}, which no table of documents has.")
-        documents = _spans_of_place(dataset, spans, place, names)
-        sources[at] = WindowSource(window=int(ids[at]), part=part, place=place, documents=documents)
-    if opened is not None:
-        opened.close()
+    parts = [int(place["part"]) for place in places]
+    for part, group in groupby(sorted(range(len(ids)), key=parts.__getitem__), key=parts.__getitem__):
+        table = tables[max(0, int(np.searchsorted(first_parts, part, side="right")) - 1)]
+        with contextlib.closing(table):
+            spans = table.part(part)
+        for at in group:
+            window, place = int(ids[at]), int(places[at]["place"])
+            if spans is None:
+                raise FormatError(f"{dataset.root}: part {part}, of window {window}, is in no table of documents.")
+            documents = _spans_of_place(dataset, spans, place, names)
+            sources[at] = WindowSource(window=window, part=part, place=place, documents=documents)
     return [sources[at] for at in range(len(ids))]
 
 
@@ -244,36 +235,21 @@ def _spans_of_place(dataset: Dataset, spans: PartSpans, place: int, names: list[
     ]
 
 
-def _by_part(table: pa.Table) -> Iterator[PartSpans]:
+def _by_part(table: pa.Table) -> Iterator[tuple[int, pa.Table]]:
     """Consecutive rows of one part each."""
-    if table["part"].null_count or any(table[name].null_count for name in _COLUMNS):
+    if any(table[name].null_count for name in _COLUMNS):
         raise FormatError(f"{DOCUMENTS}: only ids may be null. Restore the table.")
-    columns: dict[str, NDArray[Any]] = {name: numbers(table[name], kind) for name, kind in _COLUMNS.items()}
+    parts = numbers(table["part"], pa.uint32()).astype(np.int64)
+    borders = np.flatnonzero(np.diff(parts, prepend=-1, append=-1)).tolist()
+    for start, stop in pairwise(borders):
+        yield int(parts[start]), table.slice(start, stop - start)
+
+
+def _spans(part: int, pieces: list[pa.Table]) -> PartSpans:
+    table = pa.concat_tables(pieces)
+    files, rows, first_tokens, num_tokens = (numbers(table[name], kind) for name, kind in _SPANS.items())
     ids = table["id"].to_pylist()
-    borders = np.flatnonzero(np.diff(columns["part"].astype(np.int64))) + 1
-    for start, stop in zip([0, *borders.tolist()], [*borders.tolist(), len(table)], strict=True):
-        if stop > start:
-            yield PartSpans(
-                part=int(columns["part"][start]),
-                files=columns["file"][start:stop],
-                rows=columns["row"][start:stop],
-                ids=ids[start:stop],
-                first_tokens=columns["first_token"][start:stop],
-                num_tokens=columns["num_tokens"][start:stop],
-            )
-
-
-def _joined(pieces: list[PartSpans]) -> PartSpans:
-    if len(pieces) == 1:
-        return pieces[0]
-    return PartSpans(
-        part=pieces[0].part,
-        files=np.concatenate([piece.files for piece in pieces]),
-        rows=np.concatenate([piece.rows for piece in pieces]),
-        ids=[name for piece in pieces for name in piece.ids],
-        first_tokens=np.concatenate([piece.first_tokens for piece in pieces]),
-        num_tokens=np.concatenate([piece.num_tokens for piece in pieces]),
-    )
+    return PartSpans(part=part, files=files, rows=rows, ids=ids, first_tokens=first_tokens, num_tokens=num_tokens)
 
 
 def _small_table(dataset: Dataset, path: str, columns: dict[str, pa.DataType]) -> pa.Table:

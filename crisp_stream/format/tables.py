@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 CLUSTERS = "clusters.parquet"
 SHARDS = "shards.parquet"
 
+_SHARD_COLUMNS = tuple(field.name for field in dataclasses.fields(ShardRow))
 _SHARD_PATH = re.compile(r"shards/[0-9]{2}/shard\.[0-9]{5,9}\.mds")
 
 
@@ -49,15 +50,8 @@ def clusters_fingerprint(leaves: NDArray[np.uint32], windows_per_leaf: NDArray[n
 
 def shards_parquet(rows: list[ShardRow]) -> bytes:
     """Write shards.parquet: one row per shard, in window order."""
-    schema = pa.schema(
-        [
-            ("path", pa.string()),
-            ("num_windows", pa.int64()),
-            ("shard_bytes", pa.int64()),
-            ("first_sample_offset", pa.int64()),
-            ("shard_hash", pa.string()),
-        ]
-    )
+    types = (pa.string(), pa.int64(), pa.int64(), pa.int64(), pa.string())
+    schema = pa.schema(zip(_SHARD_COLUMNS, types, strict=True))
     return parquet_bytes(pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=schema))
 
 
@@ -101,16 +95,13 @@ def read_shards(content: bytes, manifest: Manifest) -> list[ShardRow]:
         FormatError: the table is not readable, breaks MUST 5, or is not the manifest's.
     """
     table = generation_path(SHARDS, manifest.generation)
-    names = tuple(field.name for field in dataclasses.fields(ShardRow))
-    records = [
-        row for batch in checked_batches(content, table, names, manifest.num_shards) for row in batch.to_pylist()
-    ]
+    batches = checked_batches(content, table, _SHARD_COLUMNS, manifest.num_shards)
     rows = []
-    for record in records:
+    for record in [record for batch in batches for record in batch.to_pylist()]:
         path = record["path"]
         if not isinstance(path, str) or not _SHARD_PATH.fullmatch(path):
             raise FormatError(f"{table}: path must look like shards/07/shard.00000.mds below the root, got {path!r}.")
-        if any(not isinstance(record[name], int) for name in names[1:4]) or record["num_windows"] < 1:
+        if any(not isinstance(record[name], int) for name in _SHARD_COLUMNS[1:4]) or record["num_windows"] < 1:
             raise FormatError(f"{table}: {path}: counts and sizes must be positive integers, got {record}.")
         rows.append(ShardRow(**record))
     if len({row.path for row in rows}) != len(rows):

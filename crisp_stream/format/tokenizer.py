@@ -19,8 +19,6 @@ from crisp_stream.format.mds import TokenDtype
 
 EOT_TOKEN = "<|endoftext|>"
 _PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
-
-
 # tiktoken's regular expressions overflow their stack on about a million blanks in a row.
 _LONG_BLANKS = re.compile(r"\s{50000}")
 
@@ -29,10 +27,7 @@ class DocumentTokenizer:
     """Encodes plain text to ids, never to special tokens, and decodes windows for the encoder."""
 
     def __init__(self, folder: Path, *, fast: bool = False) -> None:
-        """Args:
-        folder: with tokenizer.json and tokenizer_config.json.
-        fast: encode through tiktoken; True only where `equals_tiktoken` said so.
-        """
+        """`folder` holds the tokenizer's files; `fast`: encode through tiktoken, where `equals_tiktoken` said so."""
         self.folder = folder
         self.fast = fast
 

@@ -19,8 +19,6 @@ from crisp_stream.histograms.mixture import check_tree, windows_per_node
 if TYPE_CHECKING:
     from crisp_stream.format.dataset import Dataset
 
-_TOP = 10
-
 
 def generalist_histogram(dataset: Dataset, level: int) -> Histogram:
     """Count P(c | D^g) of a level by the cluster table: windows per node over all windows.
@@ -36,13 +34,11 @@ def generalist_histogram(dataset: Dataset, level: int) -> Histogram:
     nodes_of_leaves = dataset.leaves // np.uint32(manifest.arity ** (manifest.depth - level))
     first = np.flatnonzero(np.append(True, nodes_of_leaves[1:] != nodes_of_leaves[:-1]))
     counts = np.add.reduceat(dataset.windows_per_leaf, first)
-    return Histogram(
+    return dataclasses.replace(
+        Histogram.base(manifest),
         level=level,
         nodes=nodes_of_leaves[first],
         proportions=counts / counts.sum(),
-        arity=manifest.arity,
-        depth=manifest.depth,
-        tree_fingerprint=manifest.tree_fingerprint,
         counts=counts,
         provenance={"name": "generalist"},
     )
@@ -161,22 +157,15 @@ class Comparison:
         return "\n".join(lines)
 
 
-def compare(first: Histogram, second: Histogram, *, limit: int = _TOP) -> Comparison:
+def compare(first: Histogram, second: Histogram, *, limit: int = 10) -> Comparison:
     """Compare two histograms of one tree; the finer one is cut to the level of the other.
 
-    Args:
-        first: a histogram.
-        second: another one.
-        limit: most differences that are named.
+    At most `limit` differences are named.
 
     Raises:
         InputError: histograms of different trees, or one of them of level 0.
     """
-    if first.tree_fingerprint != second.tree_fingerprint:
-        raise InputError(
-            f"histograms must come from one tree, got {first.tree_fingerprint[:12]} and "
-            f"{second.tree_fingerprint[:12]}. Count them again with one --data."
-        )
+    first.check_same_tree(second)
     level = min(first.level, second.level)
     if level == 0:
         raise InputError("compare: the base mixture has no level. Use the generalist histogram of a level.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -80,13 +81,13 @@ class Histogram:
         if abs(total - 1.0) > _SUM_TOLERANCE:
             raise InputError(f"proportions must sum to 1, got {total:.6f}. Divide them by their sum.")
         kept = proportions > 0
-        object.__setattr__(self, "nodes", _own(nodes, kept, np.uint32))
-        object.__setattr__(self, "proportions", _own(proportions, kept, np.float64))
-        if self.counts is not None:
-            object.__setattr__(self, "counts", _own(np.asarray(self.counts), kept, np.int64))
+        object.__setattr__(self, "nodes", _kept(nodes, kept, np.uint32))
+        object.__setattr__(self, "proportions", _kept(proportions, kept, np.float64))
         if self.counts is None:
             object.__setattr__(self, "examples", None)
-        elif self.examples is not None and len(self.examples) != int(self.counts.sum()):
+            return
+        object.__setattr__(self, "counts", _kept(np.asarray(self.counts), kept, np.int64))
+        if self.examples is not None and len(self.examples) != int(self.counts.sum()):
             raise InputError(
                 f"examples must be as many as windows were counted, {int(self.counts.sum())}, "
                 f"got {len(self.examples)}. Count them again."
@@ -106,9 +107,6 @@ class Histogram:
 
         Args:
             leaves: [num_windows], leaf ids from `tree.assign`.
-            tree: the tree that assigned them.
-            level: 1 to depth.
-            provenance: kept with the histogram.
             examples: [num_windows], numbers of the examples that the windows came from.
 
         Raises:
@@ -119,6 +117,9 @@ class Histogram:
                 f"level {level} is not in the tree, which has levels 1 to {tree.depth}. Choose one of them."
             )
         nodes_of_windows = tree.node_of(leaves, level)
+        if examples is not None:
+            examples = np.asarray(examples, np.int64)
+            examples = examples[np.lexsort((examples, nodes_of_windows))]
         nodes, counts = np.unique(nodes_of_windows, return_counts=True)
         if not len(nodes):
             raise InputError("a histogram needs at least one example, got none.")
@@ -130,7 +131,7 @@ class Histogram:
             depth=tree.depth,
             tree_fingerprint=tree.fingerprint,
             counts=counts,
-            examples=None if examples is None else _by_node(np.asarray(examples, np.int64), nodes_of_windows),
+            examples=examples,
             provenance=provenance or {},
         )
 
@@ -162,11 +163,7 @@ class Histogram:
             raise InputError("an average needs at least one histogram, got none.")
         first = histograms[0]
         for other in histograms[1:]:
-            if other.tree_fingerprint != first.tree_fingerprint:
-                raise InputError(
-                    f"histograms must come from one tree, got {first.tree_fingerprint[:12]} and "
-                    f"{other.tree_fingerprint[:12]}. Count them again with one --data."
-                )
+            first.check_same_tree(other)
             if other.level != first.level:
                 raise InputError(f"histograms must have one level, got {first.level} and {other.level}.")
         shares = np.ones(len(histograms)) if weights is None else np.asarray(weights, np.float64)
@@ -182,15 +179,16 @@ class Histogram:
         proportions = np.zeros(len(nodes))
         for share, histogram in zip(shares, histograms, strict=True):
             proportions[np.searchsorted(nodes, histogram.nodes)] += share * histogram.proportions
-        return cls(
-            level=first.level,
-            nodes=nodes,
-            proportions=proportions,
-            arity=first.arity,
-            depth=first.depth,
-            tree_fingerprint=first.tree_fingerprint,
-            provenance={"average": [h.provenance for h in histograms], "weights": shares.tolist()},
-        )
+        provenance = {"average": [h.provenance for h in histograms], "weights": shares.tolist()}
+        return dataclasses.replace(first, nodes=nodes, proportions=proportions, counts=None, provenance=provenance)
+
+    def check_same_tree(self, other: Histogram) -> None:
+        """Raise InputError if two histograms were counted with different trees."""
+        if other.tree_fingerprint != self.tree_fingerprint:
+            raise InputError(
+                f"histograms must come from one tree, got {self.tree_fingerprint[:12]} and "
+                f"{other.tree_fingerprint[:12]}. Count them again with one --data."
+            )
 
     @property
     def fingerprint(self) -> str:
@@ -241,11 +239,7 @@ class Histogram:
         return self.nodes[empty][np.argsort(-self.proportions[empty], kind="stable")]
 
     def save(self, path: str | Path) -> None:
-        """Write a small Parquet file with the columns node, proportion, count and, where known, examples.
-
-        Raises:
-            StorageError: the storage refused or failed.
-        """
+        """Write a small Parquet file: columns node, proportion, count, perhaps examples. Raises StorageError."""
         counts = pa.nulls(len(self.nodes), pa.int64()) if self.counts is None else pa.array(self.counts, pa.int64())
         columns: dict[str, Any] = {"node": self.nodes, "proportion": self.proportions, "count": counts}
         if self.examples is not None and self.counts is not None:
@@ -267,7 +261,11 @@ class Histogram:
             arity, depth = int(facts["arity"]), int(facts["depth"])
             if not (2 <= arity <= 64 and 1 <= depth <= 24):
                 raise FormatError(f"arity must be 2 to 64 and depth 1 to 24, got {arity} and {depth}.")
-            columns = _columns(record) if record.file.metadata.num_rows < SHARED_ROWS else _shared_columns(record)
+            if record.file.metadata.num_rows < SHARED_ROWS:
+                columns = _columns(record)
+            else:  # one copy for all processes of the machine
+                name = f"{xxhash.xxh3_128_hexdigest(record.content)}.arrays"
+                columns = shared_arrays(cache_folder() / "histograms" / name, lambda: _columns(record))
             counted = len(columns["count"]) > 0
             return cls(
                 level=int(facts["level"]),
@@ -301,19 +299,7 @@ def _columns(record: Record) -> dict[str, NDArray[Any]]:
     return {"node": nodes, "proportion": proportions, "count": counts, "examples": examples}
 
 
-def _shared_columns(record: Record) -> dict[str, NDArray[Any]]:
-    """The same columns, one copy for all processes of the machine."""
-    name = f"{xxhash.xxh3_128_hexdigest(record.content)}.arrays"
-    shared = shared_arrays(cache_folder() / "histograms" / name, lambda: _columns(record))
-    return {column: shared[column] for column in ("node", "proportion", "count", "examples")}
-
-
-def _by_node(examples: NDArray[np.int64], nodes: NDArray[np.uint32]) -> NDArray[np.int64]:
-    """Sorted by node, then by number."""
-    return examples[np.lexsort((examples, nodes))]
-
-
-def _own(values: NDArray[Any], kept: NDArray[np.bool_], dtype: type[np.generic]) -> NDArray[Any]:
+def _kept(values: NDArray[Any], kept: NDArray[np.bool_], dtype: type[np.generic]) -> NDArray[Any]:
     """The values to keep: a copy, unless they are all kept and nobody can change them."""
     if values.dtype == dtype and not values.flags.writeable and kept.all():
         return values

@@ -176,9 +176,6 @@ class Mixture:
     def leaf_proportions(self, dataset: Dataset) -> list[NDArray[np.float64]]:
         """Proportions of every phase over the dataset's non-empty leaves.
 
-        Args:
-            dataset: an opened dataset.
-
         Returns:
             For each phase [num_leaves] float64, in the order of `dataset.leaves`, summing to 1.
 
@@ -198,9 +195,7 @@ class Mixture:
 
     def histogram_of_phase(self, index: int, dataset: Dataset) -> Histogram:
         """Histogram that is drawn by: the phase's, capped where the phase says so. Raises as above."""
-        phase, what = self.phases[index], f"phase {index + 1}"
-        check_tree(phase.histogram, dataset, what=what)
-        return phase.histogram if phase.max_repeats is None else within_repeats(phase, dataset, what=what)
+        return within_repeats(self.phases[index], dataset, what=f"phase {index + 1}")
 
 
 def check_tree(histogram: Histogram, dataset: Dataset, *, what: str) -> None:
@@ -226,10 +221,7 @@ def report_missing(histogram: Histogram, dataset: Dataset, missing: float, *, li
 
 
 def windows_per_node(histogram: Histogram, dataset: Dataset) -> NDArray[np.int64]:
-    """Count the windows of each node of a histogram, [num_nodes], 0 where the dataset has none.
-
-    Two binary searches per node; no array as long as the leaves.
-    """
+    """Count the windows of each node, [num_nodes]: two binary searches per node, no array as long as the leaves."""
     leaves_per_node = histogram.arity ** (histogram.depth - histogram.level)
     if leaves_per_node == 1 and np.array_equal(histogram.nodes, dataset.leaves):
         return dataset.windows_per_leaf  # every leaf: nothing to look for
@@ -249,21 +241,18 @@ def _windows_before(dataset: Dataset, rows: NDArray[np.int64]) -> NDArray[np.int
 def within_repeats(phase: Phase, dataset: Dataset, *, what: str) -> Histogram:
     """The phase's histogram where no cluster exceeds `max_repeats`: itself, or capped if the phase asks for that.
 
-    Mass on clusters without windows keeps its share; the limit is checked as if it were redistributed already.
-
-    Args:
-        phase: with `max_repeats` and `samples`.
-        dataset: whose windows are drawn.
-        what: names the phase in messages.
+    Mass on clusters without windows keeps its share; the limit is checked as if it were redistributed already. `what`
+    names the phase in messages.
 
     Raises:
         InputError: a histogram of another tree, clusters beyond the limit, or, capping, fewer windows than the samples
             need.
     """
-    assert phase.max_repeats is not None
-    assert phase.samples is not None
     histogram = phase.histogram
     check_tree(histogram, dataset, what=what)
+    if phase.max_repeats is None:
+        return histogram
+    assert phase.samples is not None
     if phase.windows is not None:
         _check_repeats_of_selection(phase, phase.windows, what)
         return histogram

@@ -14,6 +14,7 @@ Examples in clusters of which the corpus has no window count for the nodes above
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -94,13 +95,12 @@ def smooth(
         posterior = (counts + prior * level_nodes.share_of_parent) / np.where(totals > 0, totals, 1.0)
         posterior = np.where(totals > 0, posterior, level_nodes.share_of_parent)  # no examples, and no prior
         mass = mass[level_nodes.parents] * posterior
-    return Histogram(
+    return dataclasses.replace(
+        histogram,
         level=level,
         nodes=levels[-1].nodes,
         proportions=mass / mass.sum(),
-        arity=histogram.arity,
-        depth=histogram.depth,
-        tree_fingerprint=histogram.tree_fingerprint,
+        counts=None,
         provenance={"smooth": histogram.provenance, "strength": [float(one) for one in strengths], "level": level},
     )
 
@@ -111,6 +111,4 @@ def _counts_at(histogram: Histogram, nodes: NDArray[np.uint32], level: int) -> N
     above = histogram.nodes // np.uint32(histogram.arity ** (histogram.level - level))
     at = np.minimum(np.searchsorted(nodes, above), len(nodes) - 1)
     hit = nodes[at] == above
-    return np.bincount(at[hit], weights=histogram.counts[hit].astype(np.float64), minlength=len(nodes)).astype(
-        np.float64
-    )
+    return np.bincount(at[hit], weights=histogram.counts[hit], minlength=len(nodes))

@@ -13,10 +13,9 @@ compared, `FLOOR` of it is replaced by the base mixture, at each level.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,10 +87,6 @@ class Tuning:
     num_windows: int
     """Windows of the examples, without those in clusters that hold no windows of the corpus."""
     left_out: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Make a JSON object."""
-        return dataclasses.asdict(self)
 
     def table(self) -> str:
         """Format as lines of text, one row per size."""
@@ -193,18 +188,12 @@ class _Paths:
         nodes, self._example_of_window = nodes[kept], np.unique(examples[kept], return_inverse=True)[1]
         self.num_windows = len(nodes)
         self.num_examples = int(self._example_of_window.max(initial=-1)) + 1
-        self._rows: list[NDArray[np.int64]] = []
-        """Compact numbers of the nodes, [num_windows] for each level."""
-        self._sizes: list[int] = []
-        self.log_share: list[NDArray[np.float64]] = []
-        """log P(c | p, D^g), [num_windows] for each level."""
-        for number, level in enumerate(levels, start=1):
-            above = nodes // np.uint32(histogram.arity ** (histogram.level - number))
-            row = np.searchsorted(level.nodes, above)
-            self.log_share.append(np.log(level.share_of_parent[row]))
-            used, compact = np.unique(row, return_inverse=True)
-            self._rows.append(compact)
-            self._sizes.append(len(used))
+        above = [nodes // np.uint32(histogram.arity**finer) for finer in reversed(range(len(levels)))]
+        rows = [np.searchsorted(level.nodes, nodes) for level, nodes in zip(levels, above, strict=True)]
+        self._used_rows = [np.unique(row, return_inverse=True) for row in rows]
+        """Rows of the nodes of a level, and the index of one of them for each window, [num_windows]; by level."""
+        self.log_share = np.log([level.share_of_parent[row] for level, row in zip(levels, rows, strict=True)])
+        """log P(c | p, D^g), [levels, num_windows]."""
 
     def windows_of(self, examples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Rows of the windows of some examples."""
@@ -215,13 +204,9 @@ class _Paths:
     def seen(self, training: NDArray[np.int64], held_out: NDArray[np.int64]) -> NDArray[np.float64]:
         """Training windows in the node of each window held out, [levels + 1, num_held_out]; level 0 is all of them."""
         counts = [np.full(len(held_out), float(len(training)))]
-        for rows, size in zip(self._rows, self._sizes, strict=True):
-            counts.append(np.bincount(rows[training], minlength=size)[rows[held_out]].astype(np.float64))
+        for used, index in self._used_rows:
+            counts.append(np.bincount(index[training], minlength=len(used))[index[held_out]].astype(np.float64))
         return np.stack(counts)
-
-    def log_shares(self, held_out: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Rows of `log_share` for windows held out, [levels, num_held_out]."""
-        return np.stack([share[held_out] for share in self.log_share])
 
 
 def _parts_of_score(
@@ -231,7 +216,7 @@ def _parts_of_score(
 
     P(c | p) is made of the training windows.
     """
-    seen, log_shares = counts.seen(training, held_out), counts.log_shares(held_out)
+    seen, log_shares = counts.seen(training, held_out), counts.log_share.take(held_out, axis=1)
     scores = np.empty((len(log_shares), len(strengths)))
     for column, strength in enumerate(strengths):
         posterior = (seen[1:] + strength * np.exp(log_shares)) / (seen[:-1] + strength)
@@ -243,7 +228,7 @@ def _raw_scores(
     counts: _Paths, training: NDArray[np.int64], held_out: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Score raw histograms with FLOOR of base, [levels], and the shares of unseen windows, [levels]."""
-    seen, log_shares = counts.seen(training, held_out), counts.log_shares(held_out)
+    seen, log_shares = counts.seen(training, held_out), counts.log_share.take(held_out, axis=1)
     weight = seen[1:] / len(training) / np.exp(np.cumsum(log_shares, axis=0))
     return np.log((1 - FLOOR) * weight + FLOOR).mean(axis=1), (seen[1:] == 0).mean(axis=1)
 

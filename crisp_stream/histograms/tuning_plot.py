@@ -12,16 +12,7 @@ _COLUMNS = 4
 
 
 def plot_tuning(tuning: Tuning, path: str | Path, *, title: str) -> Path:
-    """Draw a tuning: one panel per size, and one over all sizes.
-
-    Args:
-        tuning: returned by `tune`.
-        path: .svg, .png or .pdf file.
-        title: above all panels.
-
-    Returns:
-        The path written.
-    """
+    """Draw a tuning as .svg, .png or .pdf: one panel per size, and one over all sizes. Returns the path."""
     import_extra("matplotlib", extra="write", purpose="drawing curves")
     from matplotlib.figure import Figure
 

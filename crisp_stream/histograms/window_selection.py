@@ -6,6 +6,7 @@ as the paper's classifier (Section 3.2). A phase of a mixture draws from it (FOR
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -16,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from crisp_stream.errors import FormatError, InputError
-from crisp_stream.format.parquet import Record, RecordKind, load_record, numbers, save_record
+from crisp_stream.format.parquet import RecordKind, load_record, numbers, save_record
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.order.packed_bits import PackedBits, Words, indexed, members, num_words, pack, unpack
 from crisp_stream.storage.shared_arrays import SHARED_ROWS, keep_newest, shared_arrays
@@ -127,11 +128,7 @@ class WindowSelection:
         return np.diff(self.bits.rank(ends))
 
     def histogram(self, dataset: Dataset) -> Histogram:
-        """The selected windows counted per leaf: in these proportions they are drawn.
-
-        Raises:
-            InputError: of another dataset.
-        """
+        """Count the selected windows per leaf: in these proportions they are drawn. Raises InputError: as above."""
         self.check_dataset(dataset)
         manifest = dataset.manifest
         if manifest.num_leaves < SHARED_ROWS:
@@ -140,14 +137,12 @@ class WindowSelection:
             folder = cache_folder() / "selections"
             path = folder / f"{self.fingerprint[:32]}-leaves.arrays"
             columns = shared_arrays(path, lambda: self._columns(dataset))
-        return Histogram(
+        return dataclasses.replace(
+            Histogram.base(manifest),
             level=manifest.depth,
             nodes=columns["node"],
             proportions=columns["proportion"],
             counts=columns["count"],
-            arity=manifest.arity,
-            depth=manifest.depth,
-            tree_fingerprint=manifest.tree_fingerprint,
             provenance={"windows": self.fingerprint, **self.provenance},
         )
 
@@ -175,11 +170,7 @@ class WindowSelection:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write a Parquet file, by convention *.windows.parquet, with one column of 64 windows in a row.
-
-        Raises:
-            StorageError: the storage refused or failed.
-        """
+        """Write a Parquet file, by convention *.windows.parquet: a column of 64 windows a row. Raises StorageError."""
         keys = ("dataset_fingerprint", "num_windows", "num_selected", "provenance")
         columns = {"selected": pa.array(self.bits.words, pa.uint64())}
         save_record(path, _RECORD, columns, {key: getattr(self, key) for key in keys})
@@ -192,24 +183,20 @@ class WindowSelection:
             FormatError: not a selection, or a damaged one. StorageError: the storage refused or failed.
         """
         with load_record(path, _RECORD) as record:
-            return cls._read(record)
-
-    @classmethod
-    def _read(cls, record: Record) -> WindowSelection:
-        facts, rows = record.facts, record.file.metadata.num_rows
-        num_windows = int(facts["num_windows"])
-        if not 1 <= num_windows <= MAX_WINDOWS or rows != num_words(num_windows):
-            raise FormatError(f"{rows:,} rows cannot hold {num_windows:,} windows of a dataset. Restore the file.")
-        words = numbers(record.table()["selected"], pa.uint64())
-        if len(words) != rows or (num_windows % 64 and int(words[-1]) >> (num_windows % 64)):
-            raise FormatError("windows are selected that the dataset does not have. Restore the file.")
-        selection = cls.__new__(cls)
-        selection._hold(str(facts["dataset_fingerprint"]), words, num_windows, dict(facts["provenance"]))
-        if selection.num_selected != facts["num_selected"]:
-            raise FormatError(
-                f"must hold {facts['num_selected']:,} windows, got {selection.num_selected:,}. Restore the file."
-            )
-        return selection
+            facts, rows = record.facts, record.file.metadata.num_rows
+            num_windows = int(facts["num_windows"])
+            if not 1 <= num_windows <= MAX_WINDOWS or rows != num_words(num_windows):
+                raise FormatError(f"{rows:,} rows cannot hold {num_windows:,} windows of a dataset. Restore the file.")
+            words = numbers(record.table()["selected"], pa.uint64())
+            if len(words) != rows or (num_windows % 64 and int(words[-1]) >> (num_windows % 64)):
+                raise FormatError("windows are selected that the dataset does not have. Restore the file.")
+            selection = cls.__new__(cls)
+            selection._hold(str(facts["dataset_fingerprint"]), words, num_windows, dict(facts["provenance"]))
+            if selection.num_selected != facts["num_selected"]:
+                raise FormatError(
+                    f"must hold {facts['num_selected']:,} windows, got {selection.num_selected:,}. Restore the file."
+                )
+            return selection
 
 
 def _packed(chosen: NDArray[np.bool_]) -> Words:

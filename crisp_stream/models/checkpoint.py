@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crisp_stream.errors import FormatError, InputError, MissingObjectError, import_extra
+from crisp_stream.models.gpt import PROVENANCE_KEY
 from crisp_stream.storage.inputs import open_input
 from crisp_stream.storage.store import is_remote, local_path, open_store
 
@@ -47,11 +48,7 @@ class LoadedGPT:
 
 
 def latest_checkpoint(folder: str) -> str | None:
-    """Find the newest complete checkpoint of a run's `save_folder`, or None.
-
-    Raises:
-        StorageError: the storage refused or failed.
-    """
+    """Find the newest complete checkpoint of a run's `save_folder`, or None. Raises StorageError."""
     if not is_remote(folder):
         link = local_path(folder) / LATEST
         return str(link.resolve()) if link.exists() else None
@@ -64,23 +61,19 @@ def latest_checkpoint(folder: str) -> str | None:
 
 def has_checkpoints(folder: str) -> bool:
     """Whether a `save_folder` holds a checkpoint already."""
-    if is_remote(folder):
-        return any(name.endswith(".pt") for name, _ in open_store(folder).list())
-    return any(local_path(folder).glob("*.pt"))
+    return any(name.endswith(".pt") for name in _names(folder))
 
 
 def checkpoints_by_batch(folder: str) -> dict[int, str]:
-    """List the checkpoints of a run's `save_folder`: batch and URL, in order.
-
-    Raises:
-        StorageError: the storage refused or failed.
-    """
-    if is_remote(folder):
-        names = [name for name, _ in open_store(folder).list()]
-    else:
-        names = [path.name for path in local_path(folder).glob("*.pt")]
-    names_by_batch = {int(match[1]): name for name in names if (match := CHECKPOINT_NAME.fullmatch(name))}
+    """List the checkpoints of a run's `save_folder`: batch and URL, in order. Raises StorageError."""
+    names_by_batch = {int(match[1]): name for name in _names(folder) if (match := CHECKPOINT_NAME.fullmatch(name))}
     return {batch: f"{folder.rstrip('/')}/{names_by_batch[batch]}" for batch in sorted(names_by_batch)}
+
+
+def _names(folder: str) -> list[str]:
+    if is_remote(folder):
+        return [name for name, _ in open_store(folder).list()]
+    return [path.name for path in local_path(folder).glob("*.pt")]
 
 
 @contextlib.contextmanager
@@ -147,11 +140,7 @@ def model_config_of(checkpoint: dict[str, Any], path: Path | str) -> dict[str, A
 
 
 def tokenizer_of(contents: dict[str, Any], origin: Path | str) -> PreTrainedTokenizerFast:
-    """Load the tokenizer that a checkpoint holds.
-
-    Raises:
-        FormatError: there is none.
-    """
+    """Load the tokenizer that a checkpoint holds. Raises FormatError: there is none."""
     transformers = import_extra("transformers", extra="train", purpose="loading the tokenizer")
     files = contents["state"].get("integrations", {}).get("huggingface", {}).get("tokenizer") or {}
     if "tokenizer.json" not in files:
@@ -180,15 +169,7 @@ def load_gpt(checkpoint: str) -> LoadedGPT:
 
 
 def gpt_of(contents: dict[str, Any], origin: Path | str) -> LoadedGPT:
-    """Make the model of the contents of a checkpoint, in float32 on the CPU.
-
-    Args:
-        contents: of `read_checkpoint`.
-        origin: names it in errors.
-
-    Raises:
-        FormatError: not a GPT-2 checkpoint.
-    """
+    """Make the GPT-2 of what `read_checkpoint` gave, in float32 on the CPU. Raises FormatError, which names `origin`."""
     transformers = import_extra("transformers", extra="train", purpose="loading a checkpoint")
     config = transformers.GPT2Config(**model_config_of(contents, origin))
     gpt = transformers.GPT2LMHeadModel(config)
@@ -201,8 +182,6 @@ def gpt_of(contents: dict[str, Any], origin: Path | str) -> LoadedGPT:
 
 
 def _loaded(gpt: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast) -> LoadedGPT:
-    from crisp_stream.models.gpt import PROVENANCE_KEY
-
     gpt.loss_type = "ForCausalLM"
     gpt.eval()
     return LoadedGPT(gpt=gpt, tokenizer=tokenizer, provenance=getattr(gpt.config, PROVENANCE_KEY, None) or {})

@@ -11,7 +11,6 @@ Initial weights depend on the seed alone, not on the rank or the device.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,31 +27,10 @@ PROVENANCE_KEY = "crisp_stream"
 """Key of the model's config.json under which we record which dataset it was trained on."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class GPTSize:
-    """One column of Table 4 of the CRISP paper."""
-
-    n_embd: int
-    """Embedding dimension. The latent dimension of the table is four times this."""
-
-    n_layer: int
-    """Depth."""
-
-    n_head: int
-    """Number of heads."""
-
-    n_positions: int = 1024
-    """Context limit in tokens."""
-
-    def recipe(self) -> ModelRecipe:
-        """The `model:` section of a recipe of this size."""
-        return ModelRecipe(n_embd=self.n_embd, n_layer=self.n_layer, n_head=self.n_head, n_positions=self.n_positions)
-
-
-GPT_SIZES: dict[str, GPTSize] = {
-    "350M": GPTSize(n_embd=1024, n_layer=24, n_head=16),
-    "1.3B": GPTSize(n_embd=2048, n_layer=24, n_head=16),
-    "6.7B": GPTSize(n_embd=4096, n_layer=32, n_head=32),
+GPT_SIZES = {
+    "350M": ModelRecipe(n_embd=1024, n_layer=24, n_head=16, n_positions=1024),
+    "1.3B": ModelRecipe(n_embd=2048, n_layer=24, n_head=16, n_positions=1024),
+    "6.7B": ModelRecipe(n_embd=4096, n_layer=32, n_head=32, n_positions=1024),
 }
 """The sizes of Table 4 of the CRISP paper, by the names used there (its "1.3m" is a misprint)."""
 
@@ -105,18 +83,6 @@ def build_gpt(config: GPT2Config, *, seed: int) -> GPT2LMHeadModel:
         gpt = transformers.GPT2LMHeadModel(config)
     gpt.loss_type = "ForCausalLM"  # what transformers falls back to for this class, with a warning
     return gpt
-
-
-def count_parameters(model: ModelRecipe, *, vocab_size: int, window_tokens: int = 1024) -> int:
-    """Number of trained parameters (the tied embedding once), without allocating them."""
-    torch = import_extra("torch", extra="train", purpose="counting parameters")
-    transformers = import_extra("transformers", extra="train", purpose="counting parameters")
-    config = gpt_config(model, vocab_size=vocab_size, window_tokens=window_tokens, eot_id=0)
-    model_class = transformers.GPT2LMHeadModel  # imported here: importing under a device context breaks torch
-    with torch.device("meta"):
-        gpt = model_class(config)
-    gpt.tie_weights()  # a meta model keeps its output layer apart until this call
-    return sum(parameter.numel() for parameter in gpt.parameters())
 
 
 def load_tokenizer(folder: Path, *, eot_token: str, n_positions: int) -> PreTrainedTokenizerFast:

@@ -18,11 +18,7 @@ _PACKING = {
 
 
 def model_card(record: dict[str, Any]) -> str:
-    """README.md of an exported folder.
-
-    Args:
-        record: the content of training.json.
-    """
+    """README.md of an exported folder, by the content of its training.json."""
     hub = import_extra("huggingface_hub", extra="train", purpose="writing a model card")
     name = plain(record.get("run_name") or "GPT")
     data = hub.ModelCardData(
@@ -111,10 +107,7 @@ def _mixture(record: dict[str, Any]) -> str:
             number,
             plain(phase.get("histogram") or "?") + _selected(phase.get("windows")),
             _code(phase.get("fingerprint")) or "?",
-            _number(phase.get("level")),
-            _number(phase.get("clusters")),
-            _number(phase.get("first_sample")),
-            _number(phase.get("samples")),
+            *(_number(phase.get(key)) for key in ("level", "clusters", "first_sample", "samples")),
         )
         for number, phase in enumerate(mixture.get("phases") or [], 1)
     ]

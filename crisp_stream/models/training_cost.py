@@ -72,12 +72,12 @@ def _cost(record: dict[str, Any]) -> TrainingCost:
     if parent is None:
         return TrainingCost(tokens=tokens, flops=tokens * per_token, device_seconds=seconds)
     before = _cost(parent)
-    own_tokens = tokens - (int(parent["progress"]["tokens"]) if counts_on(record) else 0)
+    new_tokens = tokens - (int(parent["progress"]["tokens"]) if counts_on(record) else 0)
     if record.get("restarted") == []:  # its account goes on, too
         seconds = _sum(seconds, parent.get("device_seconds"), sign=-1)
     return TrainingCost(
-        tokens=own_tokens + before.tokens,
-        flops=own_tokens * per_token + before.flops,
+        tokens=new_tokens + before.tokens,
+        flops=new_tokens * per_token + before.flops,
         device_seconds=_sum(seconds, before.device_seconds),
     )
 

@@ -40,11 +40,7 @@ def public_address(url: str) -> str | None:
 
 
 def training_record(checkpoint: dict[str, Any], origin: Path | str) -> dict[str, Any]:
-    """Read what a checkpoint knows of the run that saved it.
-
-    Args:
-        checkpoint: contents, of `checkpoint.read_checkpoint`.
-        origin: names it in errors.
+    """Read what the contents of a checkpoint know of the run that saved it; `origin` names it in errors.
 
     Returns:
         The keys of training.json (docs/judge/export.md); values that the checkpoint does not know are None.
@@ -64,14 +60,15 @@ def _record(state: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     lineage, account = callbacks.get(LINEAGE_STATE) or {}, callbacks.get("RunAccount") or {}
     served = (state.get("dataset_state") or {}).get("train") or {}
     position = served.get("position")
-    timestamp = state["timestamp"]["Timestamp"]
-    progress = {name: int(timestamp[key]) for name, key in _COUNTS.items()}
+    counts = state["timestamp"]["Timestamp"]
     return {
         "format_version": RECORD_VERSION,
         "run_name": lineage.get("run_name") or state.get("run_name"),
         "model": {"architecture": config["model_type"], **{key: config[key] for key in _ARCHITECTURE}},
         "progress": {
-            **progress,
+            "batches": int(counts["batch"]),
+            "samples": int(counts["sample"]),
+            "tokens": int(counts["token"]),
             "position": position,
             "began_at_batch": int((served.get("start") or {}).get("batch", 0)),
         },
@@ -87,9 +84,6 @@ def _record(state: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
         "parent": lineage.get("parent"),
         "restarted": lineage.get("restarted"),
     }
-
-
-_COUNTS = {"batches": "batch", "samples": "sample", "tokens": "token"}
 
 
 def _loss(account: dict[str, Any]) -> dict[str, Any] | None:
@@ -142,10 +136,8 @@ def _mixture(mixture: dict[str, Any], served: dict[str, Any], position: int | No
 
 def _versions(state: dict[str, Any]) -> dict[str, str]:
     metadata = state.get("metadata") or {}
-    known = {
-        "composer": (metadata.get("composer_env_info") or {}).get("composer_version"),
-        "torch": metadata.get("torch_version"),
-    }
+    composer = (metadata.get("composer_env_info") or {}).get("composer_version")
+    known = {"composer": composer, "torch": metadata.get("torch_version")}
     return {name: str(version) for name, version in known.items() if version is not None}
 
 

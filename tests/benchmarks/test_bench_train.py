@@ -66,7 +66,7 @@ def test_a_size_that_does_not_fit_is_a_row() -> None:
 
 
 def test_flops_and_hours_are_the_formula() -> None:
-    flops = Flops.of(GPT_SIZES["1.3B"].recipe(), vocab_size=32_768, window_tokens=1024)
+    flops = Flops.of(GPT_SIZES["1.3B"], vocab_size=32_768, window_tokens=1024)
     assert flops.full == 6 * 1_277_808_640 + 12 * 24 * 2048 * 1024
     assert flops.causal == 6 * 1_277_808_640 + 6 * 24 * 2048 * 1024
     assert gpu_hours(1e6 * 112 * 1024, flops.full, peak=989.5e12, mfu=0.4) == pytest.approx(665.7, abs=0.1)

@@ -80,7 +80,7 @@ def test_the_run_name_is_filled_into_the_save_folder(recipe_file: Path) -> None:
         ("seed", "an override is key=value"),
         ("seed=[", "is not YAML"),
         ("seed=1.5", r"`seed` must be a whole number; got a number \(1.5\)"),
-        ("seed=true", r"`seed` must be a whole number; got true/false"),
+        ("seed=true", r"`seed` must be a whole number; got true or false"),
         ("seed=-1", r"`seed` must be 0 or more"),
         ("autoresume=1", r"`autoresume` must be true or false; got a whole number"),
         ("optimizer.lr=fast", r"`optimizer.lr` must be a number; got text \('fast'\)"),

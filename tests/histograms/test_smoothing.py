@@ -18,6 +18,7 @@ from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.histograms.smoothing import smooth
 from crisp_stream.histograms.tuning import FLOOR, tune
 from crisp_stream.histograms.tuning_plot import plot_tuning
+from crisp_stream.typed import plain
 from tests.support.synthetic import write_synthetic_dataset
 
 WINDOWS = {0: 10, 1: 30, 5: 20, 6: 5, 15: 40}
@@ -193,7 +194,7 @@ def test_a_tuning_is_printed_drawn_and_saved(deep: Dataset, tmp_path: Path) -> N
     assert found.left_out == 1  # the corpus has no window in leaf 0
     assert "300 examples, 300 windows (1 in clusters without windows of the corpus)" in found.table()
     assert len(found.table().splitlines()) == 8 + len(found.sizes)
-    assert found.to_json()["sizes"][0]["examples"] == 50
+    assert plain(found)["sizes"][0]["examples"] == 50
     drawn = plot_tuning(found, tmp_path / "curves" / "t.svg", title="a task").read_text()
     assert "<svg" in drawn
     assert drawn.count('id="matplotlib.axis_') == 2 * (len(found.sizes) + 1)

@@ -7,7 +7,8 @@ import torch
 
 from crisp_stream.config.sections import ModelRecipe
 from crisp_stream.errors import FormatError, RecipeError
-from crisp_stream.models.gpt import GPT_SIZES, build_gpt, count_parameters, gpt_config, load_tokenizer, parameter_groups
+from crisp_stream.models.gpt import GPT_SIZES, build_gpt, gpt_config, load_tokenizer, parameter_groups
+from tests.support.parameters import count_parameters
 from tests.support.synthetic import write_tokenizer
 
 SMALL = ModelRecipe(n_embd=32, n_layer=2, n_head=2)
@@ -21,9 +22,9 @@ def test_the_sizes_of_table_4_have_their_number_of_parameters(name: str, paramet
     width, depth, vocabulary, context = size.n_embd, size.n_layer, 32_768, 1024
     block = 12 * width**2 + 13 * width
     assert parameters == depth * block + (vocabulary + context) * width + 2 * width
-    assert count_parameters(size.recipe(), vocab_size=vocabulary) == parameters
+    assert count_parameters(size, vocab_size=vocabulary) == parameters
     # The names count GPT-2's vocabulary, as Brown et al. did. With another one the embedding, counted once, differs.
-    of_gpt_2 = count_parameters(size.recipe(), vocab_size=50_257)
+    of_gpt_2 = count_parameters(size, vocab_size=50_257)
     assert of_gpt_2 - parameters == (50_257 - vocabulary) * width
     assert of_gpt_2 == pytest.approx({"350M": 350e6, "1.3B": 1.3e9, "6.7B": 6.7e9}[name], rel=0.02)
 

@@ -9,10 +9,11 @@ import pytest
 
 from crisp_stream.errors import InputError
 from crisp_stream.models.checkpoint import read_checkpoint
-from crisp_stream.models.gpt import GPT_SIZES, count_parameters
+from crisp_stream.models.gpt import GPT_SIZES
 from crisp_stream.models.training_cost import flops_per_token, gpt_parameters, training_cost
 from crisp_stream.models.training_record import training_record
 from crisp_stream.training.train import train
+from tests.support.parameters import count_parameters
 from tests.support.small_runs import SmallRun, copy_until, small_run
 
 TOKENS_PER_BATCH = 8 * 32
@@ -36,7 +37,7 @@ def made_record(tokens: int, seconds: dict[str, float] | None = None, **more: An
 @pytest.mark.parametrize("size", GPT_SIZES.values(), ids=GPT_SIZES)
 def test_parameters_are_counted_as_the_model_has_them(size: Any) -> None:
     shape = {"n_layer": size.n_layer, "n_embd": size.n_embd, "n_positions": 1024}
-    assert gpt_parameters(**shape, vocab_size=32_768) == count_parameters(size.recipe(), vocab_size=32_768)
+    assert gpt_parameters(**shape, vocab_size=32_768) == count_parameters(size, vocab_size=32_768)
 
 
 def test_flops_are_six_per_parameter_and_attention() -> None:

@@ -155,7 +155,7 @@ def test_a_missing_package_of_a_logger_fails_before_a_model_is_built(
 
 
 def test_loggers_need_a_folder_and_known_keys(done: SmallRun) -> None:
-    with pytest.raises(RecipeError, match="`loggers` need `save_folder`"):
+    with pytest.raises(RecipeError, match="`loggers` needs `save_folder`"):
         done.recipe("loggers.file=true", "save_folder=null", "log_windows=false")
     with pytest.raises(
         RecipeError, match=r"`loggers.tensorbord` is not a recipe key; did you mean `loggers.tensorboard`"

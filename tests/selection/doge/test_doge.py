@@ -17,11 +17,11 @@ from crisp_stream.config.recipe import Recipe
 from crisp_stream.errors import FormatError, InputError, RecipeError, ResumeError
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.histograms.histogram import Histogram
-from crisp_stream.models.gpt import count_parameters
 from crisp_stream.selection.doge.doge import weigh_by_doge
 from crisp_stream.selection.doge.doge_report import compared_clusters
 from crisp_stream.selection.doge.settings import DogeSettings
 from crisp_stream.selection.doge.target_text import read_target_text
+from tests.support.parameters import count_parameters
 from tests.support.synthetic import write_synthetic_dataset
 
 LETTERS = ["abcdef", "ghijkl", "mnopqr"]
