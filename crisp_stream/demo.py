@@ -28,7 +28,7 @@ from crisp_stream.format.manifest import MANIFEST, Manifest
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.inspection.summary import NodeSummary, top_nodes
 from crisp_stream.report.evaluation import Evaluation
-from crisp_stream.report.page import write_page
+from crisp_stream.report.page import page_html, write_page
 from crisp_stream.report.runs import TrainingRun, read_run
 from crisp_stream.report.verdict import verdict_of
 from crisp_stream.results.results import TextResults, load_results, results_path
@@ -183,9 +183,8 @@ def run_demo(
     steps.begin("judge both on held-out text")
     evaluation = Evaluation(results=_judge(runs, corpora, log), baseline="base")
     trainings = {name: read_run(str(run.folder), dataset) for name, run in runs.items()}
-    page = write_page(
-        folder / "report.html", dataset, {TASK: histogram}, list(trainings.values()), evaluation=evaluation
-    )
+    html = page_html(dataset, {TASK: histogram}, list(trainings.values()), evaluation=evaluation)
+    page = write_page(folder / "report.html", html)
     result = DemoResult(
         evaluation=evaluation,
         runs=trainings,

@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING
 from crisp_stream.histograms.mixture import check_tree
 from crisp_stream.report.colours import Colours, assign_colours
 from crisp_stream.report.elements import definitions, section
-from crisp_stream.report.evaluation import Evaluation, evaluation_section
+from crisp_stream.report.evaluation import Evaluation, evaluation_section, score_section
 from crisp_stream.report.forecast import forecast_section
 from crisp_stream.report.heaviest import heaviest_section
 from crisp_stream.report.map import TaskShares, Tree, gather_terms, levels_of, map_payload, task_shares, visible
 from crisp_stream.report.runs import TrainingRun, run_section, served_shares
-from crisp_stream.report.scores import score_section
 from crisp_stream.report.tasks import histogram_section, specificity_section, transfer, transfer_section
 from crisp_stream.report.verdict import verdict_section
 from crisp_stream.results.curves import run_identity
@@ -37,38 +36,8 @@ if TYPE_CHECKING:
 _SCRIPTS = ("treemap.js", "page.js")
 
 
-def write_page(
-    path: str | Path,
-    dataset: Dataset,
-    histograms: Mapping[str, Histogram],
-    runs: Sequence[TrainingRun] = (),
-    *,
-    forecasts: Mapping[str, Forecast | str] | None = None,
-    evaluation: Evaluation | None = None,
-    max_windows: int = 50_000,
-    log: Callable[[str], None] = lambda line: None,
-) -> Path:
-    """Write the page, replacing an older one only when it is complete.
-
-    Args:
-        path: of the HTML file.
-        dataset: the opened dataset.
-        histograms: name to histogram, of the dataset's tree, of any levels.
-        runs: from `read_run`.
-        forecasts: name of a histogram to the forecast of a run of it, or to the reason why there is none.
-        evaluation: results of judged models.
-        max_windows: about how many windows are read per level for terms and sample text.
-        log: takes a line of progress.
-
-    Returns:
-        The path written.
-
-    Raises:
-        InputError: a histogram of another tree, or results without the baseline.
-    """
-    html = page_html(
-        dataset, histograms, runs, forecasts=forecasts, evaluation=evaluation, max_windows=max_windows, log=log
-    )
+def write_page(path: str | Path, html: str) -> Path:
+    """Write the page, replacing an older one only when it is complete. Returns its path."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(target.name + ".tmp")
@@ -87,7 +56,20 @@ def page_html(
     max_windows: int = 50_000,
     log: Callable[[str], None] = lambda line: None,
 ) -> str:
-    """The page as text; arguments as of `write_page`."""
+    """Make the page as text.
+
+    Args:
+        dataset: the opened dataset.
+        histograms: name to histogram, of the dataset's tree, of any levels.
+        runs: from `read_run`.
+        forecasts: name of a histogram to the forecast of a run of it, or to the reason why there is none.
+        evaluation: results of judged models.
+        max_windows: about how many windows are read per level for terms and sample text.
+        log: takes a line of progress.
+
+    Raises:
+        InputError: a histogram of another tree, or results without the baseline.
+    """
     for name, histogram in histograms.items():
         check_tree(histogram, dataset, what=name)
     manifest = dataset.manifest
@@ -105,7 +87,7 @@ def page_html(
     tree = Tree(arity=manifest.arity, levels=levels, terms=terms)
     parts = {
         "verdict": ("Verdict", verdict_section(evaluation) if runs or evaluation else ""),
-        "scores": ("Perplexity", score_section(evaluation, colours) if evaluation else ""),
+        "scores": ("Scores", score_section(evaluation, colours) if evaluation else ""),
         "heaviest": ("Where the task lives", heaviest_section(tasks, tree, colours) if tasks else ""),
         "runs": ("Training runs", run_section(runs, served, tree, colours) if runs else ""),
         "map": ("Map", _map_section(layers, of_layers)),
@@ -228,7 +210,7 @@ aria-label="Clusters of the corpus" aria-describedby="announced"></canvas></div>
 <aside id="panel" class="panel" aria-label="Cluster"></aside>
 </div>
 <p id="announced" class="unseen" aria-live="polite"></p>"""
-    return section("map", "The tree as a map", body, kind="explorer")
+    return section("map", "The tree as a map", body)
 
 
 def _dataset_section(dataset: Dataset, tree: Tree) -> str:

@@ -31,12 +31,12 @@ class BetterRow:
     """One model against the baseline on one set."""
 
     judged: JudgedSet
-    model: str
+    results: AnyResults
+    """Results of the model."""
     baseline: str
     measure: Measure
     fraction: Estimate
     """Share of examples on which the model is better, in [0, 1]; a tie counts as half."""
-    num_examples: int
     num_ties: int
 
 
@@ -53,11 +53,10 @@ def better_rows(results: Sequence[AnyResults], *, baseline: str) -> list[BetterR
             rows.append(
                 BetterRow(
                     judged=judged,
-                    model=results_of_model.model_name,
+                    results=results_of_model,
                     baseline=baseline,
                     measure=measure,
                     fraction=mean_of(np.where(gain == 0, 0.5, gain > 0)),
-                    num_examples=len(gain),
                     num_ties=int((gain == 0).sum()),
                 )
             )
@@ -92,10 +91,10 @@ def better_table(rows: Sequence[BetterRow]) -> TableGroup:
         rows=[
             (
                 row.judged.name,
-                row.model,
+                row.results.model_name,
                 row.fraction.cell(1, scale=100),
                 f"{row.num_ties:,}",
-                f"{row.num_examples:,}",
+                f"{row.results.num_examples:,}",
                 _WRITTEN[row.measure],
             )
             for row in rows
@@ -108,12 +107,12 @@ def better_table(rows: Sequence[BetterRow]) -> TableGroup:
         records=[
             {
                 "set": row.judged.name,
-                "model": row.model,
+                "model": row.results.model_name,
                 "than": row.baseline,
                 "measure": row.measure,
                 **row.fraction.columns("fraction_better"),
                 "ties": row.num_ties,
-                "examples": row.num_examples,
+                "examples": row.results.num_examples,
             }
             for row in rows
         ],
@@ -128,11 +127,11 @@ def plot_better(rows: Sequence[BetterRow], path: str | Path) -> Path:
     """
     check_picture(path)
     sets = list(dict.fromkeys(row.judged.name for row in rows))
-    models = list(dict.fromkeys(row.model for row in rows))
+    models = list(dict.fromkeys(row.results.model_name for row in rows))
     figure = blank_figure(6.4, 1.3 + 0.5 * len(sets) + 0.1 * len(models))
     axis = figure.subplots()
     for number, model in enumerate(models):
-        dots = [row for row in rows if row.model == model]
+        dots = [row for row in rows if row.results.model_name == model]
         values = np.array([100 * row.fraction.value for row in dots])
         bounds = 100 * np.array([row.fraction.interval for row in dots]).T
         shift = (number - (len(models) - 1) / 2) * 0.5 / len(models)

@@ -50,6 +50,16 @@ class ResultRow:
         flags = self.results.contaminated
         return None if flags is None else int(flags.sum())
 
+    @property
+    def measure(self) -> str:
+        """Measure that counts for the set, as of `figure_of`."""
+        return measure_of(self.judged, self.results)
+
+    @property
+    def comparison(self) -> tuple[str, Estimate] | None:
+        """Measure and estimate of the comparison with `than`; None without one."""
+        return next((entry for entry in self.estimates.items() if _is_comparison(entry[0])), None)
+
 
 def results_table(results: Sequence[AnyResults], *, baseline: str | None = None) -> str:
     """Show all models on all sets, as text.
@@ -101,21 +111,23 @@ def question_estimates(results: QuestionResults) -> dict[str, Estimate]:
     return estimates
 
 
-def figure_of(judged: JudgedSet, results: AnyResults) -> tuple[str, Estimate]:
-    """Estimate the figure that counts for a set.
-
-    That is the accuracy that the paper reports, perplexity, or bits per byte where not all models of the set predict
-    the same tokens.
-
-    Returns:
-        The measure and the estimate; accuracies as shares.
-    """
+def measure_of(judged: JudgedSet, results: AnyResults) -> str:
+    """Name the measure that counts for a set: the accuracy that the paper reports, perplexity, or bits per byte where
+    not all models of the set predict the same tokens."""
     if isinstance(results, QuestionResults):
-        return results.metric, accuracy_of(results.reported)
-    if judged.comparable:
-        return PERPLEXITY, perplexity_of(results.losses)
+        return results.metric
+    return PERPLEXITY if judged.comparable else BITS_PER_BYTE
+
+
+def figure_of(judged: JudgedSet, results: AnyResults) -> tuple[str, Estimate]:
+    """Estimate the measure that counts for a set; accuracies as shares."""
+    measure = measure_of(judged, results)
+    if isinstance(results, QuestionResults):
+        return measure, accuracy_of(results.reported)
+    if measure == PERPLEXITY:
+        return measure, perplexity_of(results.losses)
     columns = results.loss_sums / math.log(2), results.num_bytes.astype(np.float64)
-    return BITS_PER_BYTE, Estimate(float(ratio_of_sums(*columns)), bootstrap_interval(ratio_of_sums, *columns))
+    return measure, Estimate(float(ratio_of_sums(*columns)), bootstrap_interval(ratio_of_sums, *columns))
 
 
 def perplexity_of(losses: NDArray[np.float64]) -> Estimate:
@@ -221,14 +233,16 @@ def _than_column(rows: Sequence[ResultRow]) -> dict[str, list[str]]:
 
 def than_cell(row: ResultRow) -> str:
     """Show a model against the baseline: `x` a ratio of perplexities, `bits x` one of bits per byte, or points."""
-    for measure, estimate in row.estimates.items():
-        if measure == RATIO:
-            return f"x {estimate.cell(4)}"
-        if measure == RATIO_OF_BITS:
-            return f"bits x {estimate.cell(4)}"
-        if measure.startswith(DIFFERENCE):
-            return estimate.cell(1, scale=100, signed=True)
-    return NONE
+    if row.comparison is None:
+        return NONE
+    measure, estimate = row.comparison
+    if measure.startswith(DIFFERENCE):
+        return estimate.cell(1, scale=100, signed=True)
+    return f"{'x' if measure == RATIO else 'bits x'} {estimate.cell(4)}"
+
+
+def _is_comparison(measure: str) -> bool:
+    return measure in (RATIO, RATIO_OF_BITS) or measure.startswith(DIFFERENCE)
 
 
 def _contaminated_columns(rows: Sequence[ResultRow]) -> dict[str, list[str]]:
@@ -299,7 +313,7 @@ def _records(rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
             "model": row.results.model_name,
             "measure": measure,
             **estimate.columns(),
-            "than": row.than if measure in (RATIO, RATIO_OF_BITS) or measure.startswith(DIFFERENCE) else None,
+            "than": row.than if _is_comparison(measure) else None,
             "reported": measure in (PERPLEXITY, getattr(row.results, "metric", None)),
             "examples": row.results.num_examples,
             "tokens": int(row.results.num_tokens.sum()) if isinstance(row.results, TextResults) else None,
