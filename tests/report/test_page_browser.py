@@ -278,7 +278,7 @@ def test_who_wants_no_motion_gets_none(browser: Browser, html: Path) -> None:
 def test_hostile_text_and_names_stay_text(browser: Browser, tmp_path: Path) -> None:
     dataset = topic_dataset(tmp_path / "corpus", {0: HOSTILE, 5: f"{HOSTILE} more"}, {0: 6, 5: 8}, tokens=96)
     tasks = {HOSTILE_NAME: histogram_of(dataset, {0: 1}), "\u202eother": histogram_of(dataset, {5: 1})}
-    html = page.write_page(tmp_path / "page.html", page_html(dataset, tasks))
+    html = page.write_page(tmp_path / "page.html", page.page_html(dataset, tasks))
     with visit(browser, html) as seen:
         seen.page.fill("#search", "<img")
         seen.page.wait_for_selector("#hits button")
@@ -308,7 +308,7 @@ def test_a_damaged_page_says_so_instead_of_staying_empty(browser: Browser, html:
 
 
 def test_without_histograms_the_map_is_still_there(browser: Browser, dataset: Dataset, tmp_path: Path) -> None:
-    html = page.write_page(tmp_path / "page.html", page_html(dataset, {}))
+    html = page.write_page(tmp_path / "page.html", page.page_html(dataset, {}))
     with visit(browser, html) as seen:
         assert seen.console == []
         assert seen.page.locator("#task").count() == 0

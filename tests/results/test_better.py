@@ -76,9 +76,8 @@ def test_sets_that_only_other_models_were_judged_on_do_not_matter() -> None:
         text_results("crisp", [1.0], set_name="law", ids=[7]),
         text_results("third", [1.0], set_name="law", ids=[7]),
     ]
-    assert [(row.judged.name, row.results.model_name) for row in better_rows(found, baseline="base")] == [
-        ("news", "crisp")
-    ]
+    rows = better_rows(found, baseline="base")
+    assert [(row.judged.name, row.results.model_name) for row in rows] == [("news", "crisp")]
 
 
 def test_the_baseline_that_suggests_itself_is_the_first_with_base_in_its_name() -> None:
