@@ -34,7 +34,7 @@ from crisp_stream.report.verdict import verdict_of
 from crisp_stream.results.results import TextResults, load_results, results_path
 from crisp_stream.results.tables import PERPLEXITY, RATIO
 from crisp_stream.storage.store import cache_folder, is_remote, open_store
-from crisp_stream.table import format_bytes
+from crisp_stream.table import Table, format_bytes
 
 Log = Callable[[str], None]
 
@@ -96,25 +96,26 @@ class DemoResult:
 
     def text(self) -> str:
         """The main numbers of the page for a terminal, and the verdict."""
-        base, crisp = self.runs["base"], self.runs["crisp"]
-        lines = [f"{'held-out perplexity':<22}{'base':>10}{'crisp':>10}{'crisp : base':>15}"]
-        rows = {(row.judged.name, row.results.model_name): row.estimates for row in self.evaluation.rows}
+        estimates = {(row.judged.name, row.results.model_name): row.estimates for row in self.evaluation.rows}
+        figures = []
         for name in _SETS.values():
-            perplexities = "".join(f"{rows[name, model][PERPLEXITY].value:>10.1f}" for model in self.runs)
-            lines.append(f"{name:<22}{perplexities}{rows[name, 'crisp'][RATIO].value:>15.2f}")
-        errors = (f"{run.record['mixture_error']:>10.4f}" for run in (base, crisp))
-        read = (f"{format_bytes(run.totals['bytes_read']):>10}" for run in (base, crisp))
-        lines += [
-            f"{'mixture error':<22}{''.join(errors)}",
-            f"{'bytes read':<22}{''.join(read)}",
-            "",
-            f"{'cluster':>7}{'of the task':>13}{'of the corpus':>15}{'w':>7}  beginning of one of its windows",
+            perplexities = (f"{estimates[name, model][PERPLEXITY].value:.1f}" for model in self.runs)
+            figures.append((name, *perplexities, f"{estimates[name, 'crisp'][RATIO].value:.2f}"))
+        figures.append(("mixture error", *(f"{run.record['mixture_error']:.4f}" for run in self.runs.values()), ""))
+        figures.append(("bytes read", *(format_bytes(run.totals["bytes_read"]) for run in self.runs.values()), ""))
+        clusters = [
+            (f"{one.node}", f"{one.share:.1%}", f"{one.generalist_share:.1%}", f"{one.weight:.1f}", one.text[:70])
+            for one in self.clusters
         ]
-        lines += [
-            f"{row.node:>7}{row.share:>13.1%}{row.generalist_share:>15.1%}{row.weight:>7.1f}  {row.text[:70]}"
-            for row in self.clusters
-        ]
-        return "\n".join([*lines, "", verdict_of(self.evaluation).sentence])
+        tables = (
+            Table(head=("held-out perplexity", *self.runs, "crisp : base"), rows=figures),
+            Table(
+                head=("cluster", "of the task", "of the corpus", "w", "beginning of one of its windows"),
+                rows=clusters,
+                words=(-1,),
+            ),
+        )
+        return "\n\n".join([*(table.text() for table in tables), verdict_of(self.evaluation).sentence])
 
 
 @dataclass

@@ -108,29 +108,27 @@ def top_nodes(
     ]
 
 
-def describe_dataset(dataset: Dataset, *, level: int, limit: int) -> str:
-    """Write a page of text about a dataset: what it holds, and its largest clusters with terms and sample text."""
+def dataset_facts(dataset: Dataset) -> dict[str, str]:
+    """Sizes, tree, tokenizer and encoder of a dataset, by name."""
     manifest = dataset.manifest
     shard_bytes = sum(row.shard_bytes for row in dataset.shards)
     tokens = manifest.num_windows * manifest.window_tokens
-    facts: list[tuple[str, object]] = [
-        (
-            "windows",
-            f"{manifest.num_windows:,} of {manifest.window_tokens} tokens ({manifest.token_dtype}, "
-            f"{manifest.packing}), {tokens:,} tokens",
-        ),
-        ("shards", f"{manifest.num_shards:,}, {shard_bytes / 1e6:,.1f} MB"),
-        (
-            "clusters",
-            f"{manifest.num_leaves:,} leaves with windows of at most {manifest.arity**manifest.depth:,} "
-            f"(arity {manifest.arity}, depth {manifest.depth})",
-        ),
-        ("tokenizer", f"{manifest.tokenizer.vocab_size:,} ids, {manifest.tokenizer.fingerprint[:12]}"),
-        ("encoder", f"{manifest.encoder.name}, first {manifest.encoder.max_length} word pieces"),
-        ("fingerprint", manifest.fingerprint[:16]),
-        *([("generation", manifest.generation)] if manifest.generation else []),
-        *manifest.provenance.items(),
-    ]
+    return {
+        "windows": f"{manifest.num_windows:,} of {manifest.window_tokens} tokens ({manifest.token_dtype}, "
+        f"{manifest.packing}), {tokens:,} tokens",
+        "shards": f"{manifest.num_shards:,}, {shard_bytes / 1e6:,.1f} MB",
+        "clusters": f"{manifest.num_leaves:,} leaves with windows of at most {manifest.arity**manifest.depth:,} "
+        f"(arity {manifest.arity}, depth {manifest.depth})",
+        "tokenizer": f"{manifest.tokenizer.vocab_size:,} ids, {manifest.tokenizer.fingerprint[:12]}",
+        "encoder": f"{manifest.encoder.name}, first {manifest.encoder.max_length} word pieces",
+        "fingerprint": manifest.fingerprint[:16],
+        **({"generation": f"{manifest.generation}"} if manifest.generation else {}),
+    }
+
+
+def describe_dataset(dataset: Dataset, *, level: int, limit: int) -> str:
+    """Write a page of text about a dataset: what it holds, and its largest clusters with terms and sample text."""
+    facts = [*dataset_facts(dataset).items(), *dataset.manifest.provenance.items()]
     largest = top_nodes(dataset, generalist_histogram(dataset, level), limit, num_terms=_TERMS_SHOWN)
     clusters = f"Largest clusters of level {level}:\n{_clusters_text(largest, with_weight=False)}"
     return f"{dataset.root}\n{_facts_text(facts)}\n\n{clusters}\n"

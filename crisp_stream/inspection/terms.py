@@ -44,16 +44,12 @@ class NodeTerms:
     level: int
     nodes: NDArray[np.uint32]
     """[num_nodes], node ids."""
-    windows_per_node: Int64s
-    """[num_nodes], windows of the dataset in each node."""
     windows_read_per_node: Int64s
     """[num_nodes], how many of them were looked at."""
     terms: list[tuple[str, ...]]
     """[num_nodes], the terms that set each node apart, strongest first; none where no term stands out."""
     texts: list[str]
     """[num_nodes], the beginning of the window that holds most of the node's terms, among those read."""
-    text_windows: Int64s
-    """[num_nodes], the id of that window; -1 for a node without windows."""
     num_windows_read: int
     """Windows read in all, the background included."""
 
@@ -112,11 +108,9 @@ def node_terms(
     return NodeTerms(
         level=level,
         nodes=chosen,
-        windows_per_node=sizes,
         windows_read_per_node=np.bincount(node_row, minlength=len(chosen)),
         terms=terms,
         texts=[texts[place[row]] if row >= 0 else "" for row in best],
-        text_windows=np.array([of_nodes[row] if row >= 0 else -1 for row in best], np.int64),
         num_windows_read=len(windows),
     )
 

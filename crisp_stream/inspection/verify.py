@@ -7,7 +7,7 @@ found even where all checksums, hashes and tables were made to fit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,25 +65,20 @@ def verify_dataset(
     places = PlacesCheck(dataset) if deep else None
     if places is not None:
         report.problems += places.read_tables()
-    for number, problem in enumerate(_shard_problems(dataset, report, places), 1):
-        if problem:
-            report.problems.append(problem)
-        if progress is not None:
-            progress(number, len(dataset.shards))
-    if places is not None:
-        report.problems += places.finish()
-    return report
-
-
-def _shard_problems(dataset: Dataset, report: VerifyReport, places: PlacesCheck | None) -> Iterator[str | None]:
     for shard in range(len(dataset.shards)):
         try:
             problem = _shard_problem(dataset, shard, report, places)
         except CrispError as error:
             problem = str(error)
-        if problem and places is not None:
-            places.leave_out(shard)
-        yield problem
+        if problem:
+            report.problems.append(problem)
+            if places is not None:
+                places.leave_out(shard)
+        if progress is not None:
+            progress(shard + 1, len(dataset.shards))
+    if places is not None:
+        report.problems += places.finish()
+    return report
 
 
 def _shard_problem(dataset: Dataset, shard: int, report: VerifyReport, places: PlacesCheck | None) -> str | None:

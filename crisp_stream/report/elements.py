@@ -46,7 +46,7 @@ def valued_bar(value: str, share: float, colour: str) -> str:
 def interval_below(text: str) -> str:
     """A figure with its interval below it."""
     value, bracket, interval = text.rpartition(" [")
-    return f'{escape(value)} <span class="interval">[{escape(interval)}</span>' if bracket else escape(text)
+    return f'<span>{value} <span class="interval">[{interval}</span></span>' if bracket else text
 
 
 def table(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crisp_stream.histograms.mixture import check_tree
+from crisp_stream.inspection.summary import dataset_facts
 from crisp_stream.report.colours import Colours, assign_colours
 from crisp_stream.report.elements import definitions, section
 from crisp_stream.report.evaluation import Evaluation, evaluation_section, score_section
@@ -214,23 +215,17 @@ aria-label="Clusters of the corpus" aria-describedby="announced"></canvas></div>
 
 
 def _dataset_section(dataset: Dataset, tree: Tree) -> str:
-    manifest = dataset.manifest
-    kind = f"{manifest.token_dtype}, {manifest.packing}"
+    windows_read = sum(one.num_windows_read for one in tree.terms)
     facts = {
-        "Root": dataset.root,
-        "Windows": f"{manifest.num_windows:,} of {manifest.window_tokens:,} tokens ({kind})",
-        "Tokens": f"{manifest.num_windows * manifest.window_tokens:,}",
-        "Shards": f"{manifest.num_shards:,}",
-        "Tree": f"arity {manifest.arity}, depth {manifest.depth}, {manifest.num_leaves:,} leaves with windows",
-        "Encoder": f"{manifest.encoder.name}, first {manifest.encoder.max_length:,} word pieces of a window",
-        "Tokenizer": f"{manifest.tokenizer.vocab_size:,} ids",
-        **({"Generation": f"{manifest.generation}"} if manifest.generation else {}),
-        "Fingerprint": manifest.fingerprint[:16],
-        "Read for this page": f"{sum(one.num_windows_read for one in tree.terms):,} windows",
+        "root": dataset.root,
+        **dataset_facts(dataset),
+        "read for this page": f"{windows_read:,} windows",
     }
     note = ""
-    if tree.levels[-1].level < manifest.depth:
-        note = f'<p class="note">The map ends at level {tree.levels[-1].level}; the tree has {manifest.depth}.</p>'
+    if tree.levels[-1].level < dataset.manifest.depth:
+        note = (
+            f'<p class="note">The map ends at level {tree.levels[-1].level}; the tree has {dataset.manifest.depth}.</p>'
+        )
     return section(
         "dataset",
         "The dataset",

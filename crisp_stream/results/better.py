@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.figure import blank_figure, check_picture, save_figure
+from crisp_stream.figure import blank_figure, save_figure
 from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, model_names, paired_sets, pairs, same_tokens
 from crisp_stream.results.results import QuestionResults, TextResults
@@ -71,17 +71,12 @@ def example_gains(results: AnyResults, base: AnyResults) -> tuple[Measure, NDArr
         or nats of the right answer.
     """
     if isinstance(results, QuestionResults) and isinstance(base, QuestionResults):
-        return "probability_of_answer", _answer_log_probs(results) - _answer_log_probs(base)
+        return "probability_of_answer", results.answer_log_probs - base.answer_log_probs
     assert isinstance(results, TextResults)
     assert isinstance(base, TextResults)
     if same_tokens(results, base):
         return "perplexity", base.losses - results.losses
     return "bits_per_byte", base.bits_per_byte - results.bits_per_byte
-
-
-def _answer_log_probs(results: QuestionResults) -> NDArray[np.float64]:
-    scored = zip(results.log_probs, results.answers, strict=True)
-    return np.array([row[answer] for row, answer in scored], np.float64)
 
 
 def better_table(rows: Sequence[BetterRow]) -> TableGroup:
@@ -125,7 +120,6 @@ def plot_better(rows: Sequence[BetterRow], path: str | Path) -> Path:
     Raises:
         InputError: not .svg, .png or .pdf. MissingExtraError: matplotlib is not installed.
     """
-    check_picture(path)
     sets = list(dict.fromkeys(row.judged.name for row in rows))
     models = list(dict.fromkeys(row.results.model_name for row in rows))
     figure = blank_figure(6.4, 1.3 + 0.5 * len(sets) + 0.1 * len(models))

@@ -8,6 +8,7 @@ and the set are described in the file's metadata, as JSON under one key.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -126,6 +127,11 @@ class TextResults(Results):
         return self.loss_sums / self.num_tokens
 
     @property
+    def perplexity(self) -> float:
+        """exp of the mean over examples of their mean token loss (CRISP, Sec. 3.1)."""
+        return math.exp(self.losses.mean())
+
+    @property
     def bits_per_byte(self) -> NDArray[np.float64]:
         """[num_examples], comparable between tokenizers."""
         return self.loss_sums / self.num_bytes / np.log(2)
@@ -161,6 +167,11 @@ class QuestionResults(Results):
     """[num_examples][num_choices], length of each choice in characters."""
     topics: list[str | None]
     """[num_examples], as MMLU has them."""
+
+    @property
+    def answer_log_probs(self) -> NDArray[np.float64]:
+        """[num_examples], log probability of the right choice, nats."""
+        return np.array([row[answer] for row, answer in zip(self.log_probs, self.answers, strict=True)], np.float64)
 
     @property
     def right(self) -> NDArray[np.bool_]:

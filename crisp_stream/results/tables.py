@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.results.bootstrap import CONFIDENCE, RESAMPLES, bootstrap_interval, exp_mean, ratio_of_sums
+from crisp_stream.results.bootstrap import CONFIDENCE, RESAMPLES, Interval, bootstrap_interval, exp_mean, ratio_of_sums
 from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, check_baseline, judged_sets, same_tokens
-from crisp_stream.results.perplexity import summarise
 from crisp_stream.results.results import QuestionResults, TextResults
 from crisp_stream.table import NONE, Table, TableGroup
 
@@ -91,12 +90,15 @@ def result_rows(results: Sequence[AnyResults], *, baseline: str | None = None) -
 
 
 def text_estimates(results: TextResults) -> dict[str, Estimate]:
-    """Estimate perplexities and bits per byte, of all examples and without the contaminated."""
-    summary = summarise(results)
+    """Estimate perplexity, perplexity over all tokens and bits per byte; perplexity without the contaminated, too."""
+    sums, tokens, num_bytes = results.loss_sums, results.num_tokens, results.num_bytes
+    per_token = bootstrap_interval(ratio_of_sums, sums, tokens)
+    per_byte = bootstrap_interval(ratio_of_sums, sums, num_bytes)
+    bits_per_byte = float(sums.sum() / num_bytes.sum() / math.log(2))
     estimates = {
-        PERPLEXITY: Estimate(summary.perplexity, summary.interval),
-        TOKEN_LEVEL: Estimate(summary.token_level_perplexity, summary.token_level_interval),
-        BITS_PER_BYTE: Estimate(summary.bits_per_byte, summary.bits_per_byte_interval),
+        PERPLEXITY: perplexity_of(results.losses),
+        TOKEN_LEVEL: Estimate(math.exp(sums.sum() / tokens.sum()), Interval(*np.exp(per_token))),
+        BITS_PER_BYTE: Estimate(bits_per_byte, Interval(*(np.array(per_byte) / math.log(2)))),
     }
     if results.contaminated is not None:
         estimates[PERPLEXITY + CLEAN] = perplexity_of(results.losses[~results.contaminated])
@@ -105,9 +107,9 @@ def text_estimates(results: TextResults) -> dict[str, Estimate]:
 
 def question_estimates(results: QuestionResults) -> dict[str, Estimate]:
     """Estimate both accuracies, of all questions and, for the one that counts, without the contaminated."""
-    estimates = {"acc": accuracy_of(results.right), "acc_norm": accuracy_of(results.right_normalised)}
+    estimates = {"acc": mean_of(results.right), "acc_norm": mean_of(results.right_normalised)}
     if results.contaminated is not None:
-        estimates[results.metric + CLEAN] = accuracy_of(results.reported[~results.contaminated])
+        estimates[results.metric + CLEAN] = mean_of(results.reported[~results.contaminated])
     return estimates
 
 
@@ -123,7 +125,7 @@ def figure_of(judged: JudgedSet, results: AnyResults) -> tuple[str, Estimate]:
     """Estimate the measure that counts for a set; accuracies as shares."""
     measure = measure_of(judged, results)
     if isinstance(results, QuestionResults):
-        return measure, accuracy_of(results.reported)
+        return measure, mean_of(results.reported)
     if measure == PERPLEXITY:
         return measure, perplexity_of(results.losses)
     columns = results.loss_sums / math.log(2), results.num_bytes.astype(np.float64)
@@ -132,17 +134,13 @@ def figure_of(judged: JudgedSet, results: AnyResults) -> tuple[str, Estimate]:
 
 def perplexity_of(losses: NDArray[np.float64]) -> Estimate:
     """Take exp of the mean of losses of examples; NaN of none."""
-    return Estimate(math.exp(losses.mean()), bootstrap_interval(exp_mean, losses)) if len(losses) else _nothing()
+    return Estimate(math.exp(losses.mean()), bootstrap_interval(exp_mean, losses)) if len(losses) else _NOTHING
 
 
-def accuracy_of(right: NDArray[np.bool_]) -> Estimate:
-    """Estimate the share of questions answered right; NaN of none."""
-    return mean_of(right.astype(np.float64))
-
-
-def mean_of(values: NDArray[np.float64]) -> Estimate:
-    """Estimate the mean over examples; NaN of none."""
-    return Estimate(float(values.mean()), bootstrap_interval(np.mean, values)) if len(values) else _nothing()
+def mean_of(values: NDArray[Any]) -> Estimate:
+    """Estimate the mean over examples, of flags their share; NaN of none."""
+    values = values.astype(np.float64)
+    return Estimate(float(values.mean()), bootstrap_interval(np.mean, values)) if len(values) else _NOTHING
 
 
 def figure_cell(measure: str, estimate: Estimate) -> str:
@@ -152,8 +150,7 @@ def figure_cell(measure: str, estimate: Estimate) -> str:
     return estimate.cell(4 if measure == BITS_PER_BYTE else 2)
 
 
-def _nothing() -> Estimate:
-    return Estimate(math.nan)
+_NOTHING = Estimate(math.nan)
 
 
 def compared(results: AnyResults, base: AnyResults) -> dict[str, Estimate]:
@@ -183,7 +180,8 @@ def result_tables(rows: Sequence[ResultRow]) -> TableGroup:
     texts = [row for row in rows if isinstance(row.results, TextResults)]
     questions = [row for row in rows if isinstance(row.results, QuestionResults)]
     tables = [*([_text_table(texts)] if texts else []), *([_question_table(questions)] if questions else [])]
-    return TableGroup(tables=tables, notes=[INTERVALS, *row_notes(rows)], records=_records(rows))
+    starred = ["*: the metric that counts for the set, as the paper reports it"] if questions else []
+    return TableGroup(tables=tables, notes=[INTERVALS, *starred, *row_notes(rows)], records=_records(rows))
 
 
 def _text_table(rows: Sequence[ResultRow]) -> Table:
@@ -266,8 +264,6 @@ def clean_cell(row: ResultRow) -> str:
 def row_notes(rows: Sequence[ResultRow]) -> list[str]:
     """List what a reader of the figures must know, a line each."""
     notes = []
-    if any(isinstance(row.results, QuestionResults) for row in rows):
-        notes.append("*: the metric that counts for the set, as the paper reports it")
     if any(row.than for row in rows):
         notes.append("than: ratio of perplexities (below 1 is better), difference of accuracies in points; paired")
     notes += comparability_notes([row.judged for row in rows])

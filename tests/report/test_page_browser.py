@@ -363,10 +363,8 @@ def _made_terms(level: MapLevel, rng: np.random.Generator) -> NodeTerms:
     return NodeTerms(
         level=level.level,
         nodes=nodes,
-        windows_per_node=count,
         windows_read_per_node=count,
         terms=[tuple(words[at] for at in row[:8]) for row in picked],
         texts=[" ".join(words[at] for at in row[8:]) for row in picked],
-        text_windows=count,
         num_windows_read=len(nodes),
     )
