@@ -101,7 +101,8 @@ def page_html(
     }
     sections = {key: part for key, part in parts.items() if part[1]}
     payload = map_payload(tree, layers, of_layers)
-    return _document(_name(dataset), _summary(dataset, len(tasks), len(runs)), sections, payload)
+    name = visible(dataset.root.rstrip("/").rpartition("/")[2]) or "the dataset"
+    return _document(name, _summary(dataset, len(tasks), len(runs)), sections, payload)
 
 
 def _colours(tasks: Sequence[str], runs: Sequence[TrainingRun], evaluation: Evaluation | None) -> Colours:
@@ -154,10 +155,6 @@ def _document(name: str, summary: str, sections: Mapping[str, tuple[str, str]], 
 
 def _asset(name: str) -> str:
     return resources.files("crisp_stream.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _name(dataset: Dataset) -> str:
-    return visible(dataset.root.rstrip("/").rpartition("/")[2]) or "the dataset"
 
 
 def _summary(dataset: Dataset, num_tasks: int, num_runs: int) -> str:
