@@ -95,7 +95,7 @@ def _eval(asked: argparse.Namespace) -> int:
     from crisp_stream.evaluation.contamination import Contamination
     from crisp_stream.evaluation.judge import TextSet, each_checkpoint, judge
     from crisp_stream.evaluation.question_sets import open_question_set
-    from crisp_stream.results.tables import results_table
+    from crisp_stream.results.tables import result_rows, result_tables
 
     with as_a_rank(asked):
         log = print_line if is_first_rank() else lambda line: None
@@ -123,7 +123,8 @@ def _eval(asked: argparse.Namespace) -> int:
             progress=_progress,
         )
         models = list(dict.fromkeys(each.model_name for each in results))
-        log(results_table(results, baseline=models[0] if len(models) > 1 else None))
+        rows = result_rows(results, baseline=models[0] if len(models) > 1 else None)
+        log(result_tables(rows).text())
         if asked.out:
             log(f"\nresults of every example in {asked.out}; tables and figures of them: crisp-stream results")
     return 0

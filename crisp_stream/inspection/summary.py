@@ -57,13 +57,9 @@ def window_text(dataset: Dataset, window_ids: NDArray[np.int64]) -> list[str]:
 
 
 def top_nodes(dataset: Dataset, histogram: Histogram, limit: int = 10, characters: int = 160) -> list[NodeSummary]:
-    """Find the heaviest clusters of a histogram, with terms (terms.py) and a line of sample text each.
+    """Find the heaviest clusters of a histogram, with terms (terms.py) and `characters` of sample text each.
 
-    Args:
-        dataset: a dataset of the histogram's tree; up to 4,000 of its windows are read.
-        histogram: whose nodes are ranked.
-        limit: how many nodes.
-        characters: length of the sample text.
+    Up to 4,000 windows are read.
 
     Raises:
         InputError: the histogram was counted with another tree.

@@ -161,10 +161,7 @@ def _stretch(quota: int) -> int:
 def _read_texts(dataset: Dataset, windows: Int64s, stretch: int) -> list[str]:
     """Read the beginning of each window as one line of text, a pilcrow where one document ends and the next begins.
 
-    Args:
-        dataset: the opened dataset.
-        windows: [num_windows], sorted.
-        stretch: windows of a leaf that are fetched together.
+    `windows` are sorted; `stretch` windows of a leaf are fetched together.
     """
     tokenizers = import_extra("tokenizers", extra="write", purpose="showing text")
     tokenizer = tokenizers.Tokenizer.from_file(str(dataset.tokenizer_path() / "tokenizer.json"))
@@ -244,12 +241,7 @@ def _count_terms(texts: list[str]) -> tuple[Any, list[str]] | None:
 def _best_terms(scores: Any, shared: Any, row: int, vocabulary: list[str], limit: int) -> tuple[str, ...]:
     """Pick the terms with the highest scores of a row, those of several windows first, then by the alphabet.
 
-    Args:
-        scores: sparse [num_nodes, num_terms].
-        shared: sparse [num_nodes, num_terms], windows of the node with the term; of the same pattern.
-        row: row of both.
-        vocabulary: [num_terms], sorted.
-        limit: at most so many.
+    `scores` and `shared` (windows of the node with the term) are sparse [num_nodes, num_terms], of the same pattern.
     """
     part = slice(scores.indptr[row], scores.indptr[row + 1])
     columns, values = scores.indices[part], scores.data[part]

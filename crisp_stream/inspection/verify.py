@@ -110,15 +110,9 @@ def _shard_problem(dataset: Dataset, shard: int, report: VerifyReport, places: P
 
 
 def _sample_problem(dataset: Dataset, path: str, samples: NDArray[Any], first: int, *, counted: bool) -> str | None:
-    """Name the first problem of consecutive samples of a shard; None without any.
+    """Name the first problem of consecutive samples of a shard, from window `first` on; None without any.
 
-    Args:
-        dataset: the dataset that is verified.
-        path: path of the shard.
-        samples: consecutive samples of the shard.
-        first: window id of the first sample.
-        counted: whether windows of each leaf are counted and compared in the end, which says more than where a leaf
-            begins.
+    `counted`: windows of each leaf are counted and compared in the end, which says more than where a leaf begins.
     """
     window_ids = np.arange(first, first + len(samples))
     damaged = checksums(samples) != samples["checksum"]

@@ -46,16 +46,7 @@ def opened(key: DatasetKey) -> tuple[Dataset, WindowDecoder]:
 
 
 def read_tokens(dataset: Dataset, shard: int, start: int, count: int) -> NDArray[Any]:
-    """Read and verify the tokens of consecutive windows of a shard.
-
-    Args:
-        dataset: local or remote.
-        shard: row of the shard table.
-        start: window of the shard, from 0.
-        count: number of windows, at least 1.
-
-    Returns:
-        [count, window_tokens].
+    """Read and verify `count` windows of a row of the shard table, from its window `start` on: [count, window_tokens].
 
     Raises:
         CorruptDataError, StorageError: they cannot be read.

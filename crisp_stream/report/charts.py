@@ -94,15 +94,9 @@ def smoothed(points: ArrayLike) -> NDArray[np.float64]:
 
 
 def line_chart(curves: Sequence[Curve], x: Axis, y: Axis, *, width: int, height: int, described: str) -> str:
-    """Draw curves as an SVG element.
+    """Draw curves as an SVG element of `width` times `height` pixels, later ones over earlier ones.
 
-    Args:
-        curves: later ones are drawn over earlier ones.
-        x: horizontal axis, its label below the chart.
-        y: vertical axis, its label above the chart.
-        width: width of the drawing in pixels before it is scaled to the page.
-        height: height of the drawing, likewise.
-        described: text for a reader who cannot see the chart; empty for a second drawing of the same.
+    `described` is the text for a reader who cannot see the chart, empty for a second drawing of the same.
     """
     top = _TOP + _LABEL * bool(y.label)
     inner_width, inner_height = width - _LEFT - _RIGHT, height - top - _BOTTOM

@@ -43,9 +43,7 @@ class Colours:
 def assign_colours(tasks: Sequence[str], runs: Sequence[tuple[RunKey, Sequence[str]]]) -> Colours:
     """Give tasks, then runs, a colour each in their order.
 
-    Args:
-        tasks: names of histograms.
-        runs: a key, and the histograms of its mixture where they are known; one run may come several times.
+    `runs` has a key, and the histograms of the mixture where they are known; one run may come several times.
     """
     greys = itertools.chain([BASE], itertools.repeat(f"{BASE} dashed"))
     shades = (f"colour{n % NUM_COLOURS}" + " dashed" * (n >= NUM_COLOURS) for n in itertools.count())

@@ -27,13 +27,7 @@ _SHARE_TICKS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 def forecast_section(forecasts: Mapping[str, Forecast | str], tree: Tree, colours: Colours) -> str:
-    """A chart of occurrences, a table, and advice for each run.
-
-    Args:
-        forecasts: name of a histogram to its forecast, or the reason why there is none.
-        tree: for the terms of clusters.
-        colours: of the histograms.
-    """
+    """A chart of occurrences, a table, and advice for each histogram, or the reason why it has no forecast."""
     made = {name: forecast for name, forecast in forecasts.items() if not isinstance(forecast, str)}
     refused = "\n".join(
         f'<p class="warning">{safe(name)}: {safe(reason)}</p>'

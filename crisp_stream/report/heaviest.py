@@ -66,15 +66,9 @@ training on the task's histogram draws the cluster than base does.</p>
 
 
 def card(task: TaskShares, tree: Tree, colour: str, scale: float, *, heading: str, facts: str = "") -> str:
-    """A card with the heaviest clusters of a task or run: its bar above that of the corpus.
+    """A card with the heaviest clusters of a task or run: its bar above that of the corpus, `scale` fills a track.
 
-    Args:
-        task: shares at the level of the clusters.
-        tree: for the shares of the corpus and the terms.
-        colour: of the task or run.
-        scale: share that fills a track.
-        heading: element of the name, such as `h3`.
-        facts: HTML above the clusters.
+    `heading` is the element of the name, such as `h3`; `facts` is HTML above the clusters.
     """
     level = tree.levels[task.level - 1]
     corpus = level.shares

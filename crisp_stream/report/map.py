@@ -177,13 +177,7 @@ def _notable(
 
 
 def map_payload(tree: Tree, tasks: Sequence[TaskShares], colours: Sequence[str]) -> str:
-    """Everything the script needs, as base64 text (see `pack`).
-
-    Args:
-        tree: sizes, terms and texts.
-        tasks: tasks, and what runs were served.
-        colours: [num_tasks], classes of the style sheet.
-    """
+    """Everything the script needs, as base64 text (see `pack`). `tasks` include what runs were served."""
     deepest = tree.levels[-1]
     arrays: dict[str, NDArray[Any]] = {
         "nodes": np.diff(deepest.nodes.astype(np.int64), prepend=0).astype(np.uint32),

@@ -107,9 +107,9 @@ def page_html(
 
 def _colours(tasks: Sequence[str], runs: Sequence[TrainingRun], evaluation: Evaluation | None) -> Colours:
     """Colours of tasks, runs and judged models; a model has that of its run."""
-    judged = [] if evaluation is None else evaluation.results
     keys = [(run.key, run.histograms) for run in runs]
-    keys += [(run_identity(results), results.model.get("histograms") or []) for results in judged]
+    for results in evaluation.results if evaluation else []:
+        keys.append((run_identity(results), results.model.get("histograms") or []))
     return assign_colours(tasks, keys)
 
 
@@ -168,12 +168,7 @@ def _summary(dataset: Dataset, num_tasks: int, num_runs: int) -> str:
 
 
 def _map_section(layers: Sequence[TaskShares], colours: Sequence[str]) -> str:
-    """The frame that the script fills.
-
-    Args:
-        layers: tasks, and what runs were served, to colour the map by.
-        colours: [num_layers], classes of the style sheet.
-    """
+    """The frame that the script fills. `layers`: tasks, and what runs were served, to colour the map by."""
     options = "".join(
         f'<option value="{number}">{escape(visible(layer.name))}</option>' for number, layer in enumerate(layers)
     )

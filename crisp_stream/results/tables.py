@@ -60,21 +60,12 @@ class ResultRow:
         return next((entry for entry in self.estimates.items() if _is_comparison(entry[0])), None)
 
 
-def results_table(results: Sequence[AnyResults], *, baseline: str | None = None) -> str:
-    """Show all models on all sets, as text.
-
-    Args:
-        results: what `load_all` read, or as judged.
-        baseline: name of a model that the others are compared with.
+def result_rows(results: Sequence[AnyResults], *, baseline: str | None = None) -> list[ResultRow]:
+    """Estimate the figures of all models on all sets, and compare them with a baseline if one is named.
 
     Raises:
         InputError: no results, none of the baseline or of another, or two models of one name.
     """
-    return result_tables(result_rows(results, baseline=baseline)).text()
-
-
-def result_rows(results: Sequence[AnyResults], *, baseline: str | None = None) -> list[ResultRow]:
-    """Estimate the figures of all models on all sets; arguments and errors as of `results_table`."""
     if baseline is not None:
         check_baseline(results, baseline)
     rows = []
@@ -179,42 +170,33 @@ def result_tables(rows: Sequence[ResultRow]) -> TableGroup:
     """Tabulate texts and questions, each apart, with notes on what may not be compared."""
     texts = [row for row in rows if isinstance(row.results, TextResults)]
     questions = [row for row in rows if isinstance(row.results, QuestionResults)]
-    tables = [*([_text_table(texts)] if texts else []), *([_question_table(questions)] if questions else [])]
+    tables = [_table(same) for same in (texts, questions) if same]
     starred = ["*: the metric that counts for the set, as the paper reports it"] if questions else []
     return TableGroup(tables=tables, notes=[INTERVALS, *starred, *row_notes(rows)], records=_records(rows))
 
 
-def _text_table(rows: Sequence[ResultRow]) -> Table:
-    return _table_of_columns(
-        {
-            "set": [row.judged.name for row in rows],
-            "model": [row.results.model_name for row in rows],
+def _table(rows: Sequence[ResultRow]) -> Table:
+    if isinstance(rows[0].results, QuestionResults):
+        figures = {f"{metric} %": [_accuracy_cell(row, metric) for row in rows] for metric in ("acc", "acc_norm")}
+        counts = {"questions": [f"{row.results.num_examples:,}" for row in rows]}
+    else:
+        figures = {
             "perplexity": [row.estimates[PERPLEXITY].cell(2) for row in rows],
             "token level": [row.estimates[TOKEN_LEVEL].cell(2) for row in rows],
             "bits/byte": [row.estimates[BITS_PER_BYTE].cell(4) for row in rows],
-            **_than_column(rows),
+        }
+        counts = {
             "examples": [f"{row.results.num_examples:,}" for row in rows],
             "tokens": [f"{row.results.num_tokens.sum():,}" for row in rows if isinstance(row.results, TextResults)],
-            **_contaminated_columns(rows),
         }
-    )
-
-
-def _question_table(rows: Sequence[ResultRow]) -> Table:
-    return _table_of_columns(
-        {
-            "set": [row.judged.name for row in rows],
-            "model": [row.results.model_name for row in rows],
-            "acc %": [_accuracy_cell(row, "acc") for row in rows],
-            "acc_norm %": [_accuracy_cell(row, "acc_norm") for row in rows],
-            **_than_column(rows),
-            "questions": [f"{row.results.num_examples:,}" for row in rows],
-            **_contaminated_columns(rows),
-        }
-    )
-
-
-def _table_of_columns(columns: dict[str, list[str]]) -> Table:
+    columns = {
+        "set": [row.judged.name for row in rows],
+        "model": [row.results.model_name for row in rows],
+        **figures,
+        **_than_column(rows),
+        **counts,
+        **_contaminated_columns(rows),
+    }
     return Table(head=list(columns), rows=list(zip(*columns.values(), strict=True)), words=(0, 1))
 
 
