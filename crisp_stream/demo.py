@@ -28,13 +28,13 @@ from crisp_stream.format.manifest import MANIFEST, Manifest
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.inspection.summary import NodeSummary, top_nodes
 from crisp_stream.report.evaluation import Evaluation
-from crisp_stream.report.page import write_page
+from crisp_stream.report.page import page_html, write_page
 from crisp_stream.report.runs import TrainingRun, read_run
 from crisp_stream.report.verdict import verdict_of
 from crisp_stream.results.results import TextResults, load_results, results_path
 from crisp_stream.results.tables import PERPLEXITY, RATIO
 from crisp_stream.storage.store import cache_folder, is_remote, open_store
-from crisp_stream.table import format_bytes
+from crisp_stream.table import Table, format_bytes
 
 Log = Callable[[str], None]
 
@@ -42,6 +42,8 @@ TASK = "medical abstracts"
 CORPUS = "the corpus"
 _SETS = {"task": TASK, "corpus": CORPUS}
 """Sets of held-out documents: name in the files of results, and title on the page."""
+_KEY_FILE = "demo-key"
+"""File beside the checkpoints of a training: fingerprint of everything that it was made from."""
 _NUM_STEPS = 6
 _TOP_CLUSTERS = 8
 _PART_CHARACTERS = 150_000
@@ -96,25 +98,26 @@ class DemoResult:
 
     def text(self) -> str:
         """The main numbers of the page for a terminal, and the verdict."""
-        base, crisp = self.runs["base"], self.runs["crisp"]
-        lines = [f"{'held-out perplexity':<22}{'base':>10}{'crisp':>10}{'crisp : base':>15}"]
-        rows = {(row.judged.name, row.results.model_name): row.estimates for row in self.evaluation.rows}
+        estimates = {(row.judged.name, row.results.model_name): row.estimates for row in self.evaluation.rows}
+        figures = []
         for name in _SETS.values():
-            perplexities = "".join(f"{rows[name, model][PERPLEXITY].value:>10.1f}" for model in self.runs)
-            lines.append(f"{name:<22}{perplexities}{rows[name, 'crisp'][RATIO].value:>15.2f}")
-        errors = (f"{run.record['mixture_error']:>10.4f}" for run in (base, crisp))
-        read = (f"{format_bytes(run.totals['bytes_read']):>10}" for run in (base, crisp))
-        lines += [
-            f"{'mixture error':<22}{''.join(errors)}",
-            f"{'bytes read':<22}{''.join(read)}",
-            "",
-            f"{'cluster':>7}{'of the task':>13}{'of the corpus':>15}{'w':>7}  beginning of one of its windows",
+            perplexities = (f"{estimates[name, model][PERPLEXITY].value:.1f}" for model in self.runs)
+            figures.append((name, *perplexities, f"{estimates[name, 'crisp'][RATIO].value:.2f}"))
+        figures.append(("mixture error", *(f"{run.record['mixture_error']:.4f}" for run in self.runs.values()), ""))
+        figures.append(("bytes read", *(format_bytes(run.totals["bytes_read"]) for run in self.runs.values()), ""))
+        clusters = [
+            (f"{one.node}", f"{one.share:.1%}", f"{one.generalist_share:.1%}", f"{one.weight:.1f}", one.text[:70])
+            for one in self.clusters
         ]
-        lines += [
-            f"{row.node:>7}{row.share:>13.1%}{row.generalist_share:>15.1%}{row.weight:>7.1f}  {row.text[:70]}"
-            for row in self.clusters
-        ]
-        return "\n".join([*lines, "", verdict_of(self.evaluation).sentence])
+        tables = (
+            Table(head=("held-out perplexity", *self.runs, "crisp : base"), rows=figures),
+            Table(
+                head=("cluster", "of the task", "of the corpus", "w", "beginning of one of its windows"),
+                rows=clusters,
+                words=(-1,),
+            ),
+        )
+        return "\n\n".join([*(table.text() for table in tables), verdict_of(self.evaluation).sentence])
 
 
 @dataclass
@@ -181,14 +184,12 @@ def run_demo(
         for name in ("base", "crisp")
     }
     steps.begin("judge both on held-out text")
-    evaluation = Evaluation(results=_judge(runs, corpora, log), baseline="base")
-    trainings = {name: read_run(str(run.folder), dataset) for name, run in runs.items()}
-    page = write_page(
-        folder / "report.html", dataset, {TASK: histogram}, list(trainings.values()), evaluation=evaluation
-    )
+    evaluation = Evaluation(results=_judge(runs, corpora, folder, log), baseline="base")
+    html = page_html(dataset, {TASK: histogram}, list(runs.values()), evaluation=evaluation)
+    page = write_page(folder / "report.html", html)
     result = DemoResult(
         evaluation=evaluation,
-        runs=trainings,
+        runs=runs,
         clusters=top_nodes(dataset, histogram, _TOP_CLUSTERS, _SAMPLE_CHARACTERS),
         page=page,
         kept=tuple(steps.kept),
@@ -291,18 +292,7 @@ def _recipe(name: str, scale: DemoScale, root: str, folder: Path, histogram: Pat
     return load_recipe(["demo", name], overrides)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Run:
-    """A finished training."""
-
-    folder: Path
-    key: str
-    """Fingerprint of everything that it was made from."""
-    record: dict[str, Any]
-    """run.json."""
-
-
-def _train(recipe: Recipe, dataset: Dataset, histogram: Histogram, fresh: bool, steps: _Steps) -> _Run:
+def _train(recipe: Recipe, dataset: Dataset, histogram: Histogram, fresh: bool, steps: _Steps) -> TrainingRun:
     """Train, or go on with a training, or find it finished; a training of other things in this place is removed."""
     from crisp_stream.training.train import train
 
@@ -310,7 +300,7 @@ def _train(recipe: Recipe, dataset: Dataset, histogram: Histogram, fresh: bool, 
     name = folder.name
     steps.begin(f"train {name}: {recipe.max_duration}, recipe demo {name}")
     key = _fingerprint(dataclasses.asdict(recipe), dataset.manifest.fingerprint, histogram.fingerprint)
-    key_file = folder / "demo-key"
+    key_file = folder / _KEY_FILE
     if folder.is_dir() and (fresh or not key_file.is_file() or key_file.read_text() != key):
         steps.log(
             f"{name}: an earlier training with other settings is removed" if not fresh else f"{name}: trained anew"
@@ -326,33 +316,27 @@ def _train(recipe: Recipe, dataset: Dataset, histogram: Histogram, fresh: bool, 
         steps.log(report.table())
         if report.interrupted_by is not None:
             raise KeyboardInterrupt
-    return _Run(folder=folder, key=key, record=json.loads(record.read_text()))
+    return read_run(str(folder), dataset)
 
 
-def _judge(runs: dict[str, _Run], corpora: Corpora, log: Log) -> list[TextResults]:
+def _judge(runs: Mapping[str, TrainingRun], corpora: Corpora, folder: Path, log: Log) -> list[TextResults]:
     """Judge both models on both held-out sets; the results of every example are kept in `judged`."""
+    from crisp_stream.evaluation.models import open_model
+    from crisp_stream.evaluation.perplexity import judge_texts
+
     tests = {"task": corpora.specialist_test, "corpus": corpora.generalist_test}
     results = []
     for model, run in runs.items():
         for set_name, test in tests.items():
-            judged = _results(model, run, set_name, test)
+            key = _fingerprint((folder / model / _KEY_FILE).read_text(), test.name)
+            path = results_path(judged_folder(folder), model, set_name)
+            judged = load_results(path) if Path(path).is_file() else None
+            if not isinstance(judged, TextResults) or judged.notes.get("key") != key:
+                opened = open_model(run.record["checkpoint"], name=model)
+                judged = replace(judge_texts(opened, _texts(test), set_name=set_name), notes={"key": key})
+                judged.save(judged_folder(folder))
             results.append(replace(judged, set_name=_SETS[set_name]))
             log(f"{model}: judged on {judged.num_examples} documents of {_SETS[set_name]}")
-    return results
-
-
-def _results(model: str, run: _Run, set_name: str, test: Path) -> TextResults:
-    from crisp_stream.evaluation.models import open_model
-    from crisp_stream.evaluation.perplexity import judge_texts
-
-    folder = judged_folder(run.folder.parent)
-    key = _fingerprint(run.key, test.name)
-    path = results_path(folder, model, set_name)
-    results = load_results(path) if Path(path).is_file() else None
-    if not isinstance(results, TextResults) or results.notes.get("key") != key:
-        opened = open_model(run.record["checkpoint"], name=model)
-        results = replace(judge_texts(opened, _texts(test), set_name=set_name), notes={"key": key})
-        results.save(folder)
     return results
 
 

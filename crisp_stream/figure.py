@@ -7,15 +7,7 @@ from typing import Any
 
 from crisp_stream.errors import InputError, import_extra
 
-PICTURES = (".svg", ".png", ".pdf")
-"""File suffixes of plots."""
-
-
-def check_picture(path: str | Path) -> Path:
-    """Check the suffix of a plot's file. Raises InputError."""
-    if Path(path).suffix.lower() not in PICTURES:
-        raise InputError(f"--plot: must end in {', '.join(PICTURES)}, got {path}.")
-    return Path(path)
+_PICTURES = (".svg", ".png", ".pdf")
 
 
 def blank_figure(width: float, height: float) -> Any:
@@ -27,8 +19,10 @@ def blank_figure(width: float, height: float) -> Any:
 
 
 def save_figure(figure: Any, path: str | Path) -> Path:
-    """Write a matplotlib figure, with the folder that it is in; the same figure gives the same SVG."""
-    target = check_picture(path)
+    """Write a figure, with the folder that it is in; equal figures give equal SVG. Raises InputError: other formats."""
+    target = Path(path)
+    if target.suffix.lower() not in _PICTURES:
+        raise InputError(f"--plot: must end in {', '.join(_PICTURES)}, got {path}.")
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, metadata={"Date": None} if target.suffix.lower() == ".svg" else None)
     return target

@@ -21,7 +21,7 @@ from crisp_stream.histograms.tuning import Tuning, tune
 from crisp_stream.histograms.tuning_plot import plot_tuning
 from crisp_stream.inspection.summary import top_nodes
 
-_TERMS, _CLUSTERS = 6, 4
+_CLUSTERS = 4
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def about(dataset: Dataset, tasks: dict[str, Histogram]) -> str:
     for name, histogram in tasks.items():
         distance = compare(histogram, generalist_histogram(dataset, histogram.level)).total_variation
         known = histogram.provenance
-        nodes = top_nodes(dataset, histogram, _CLUSTERS, num_terms=_TERMS)
+        nodes = top_nodes(dataset, histogram, _CLUSTERS)
         terms = "<br>".join(f"{node.share:.1%}, {node.weight:.0f}: {', '.join(node.terms)}" for node in nodes)
         lines.append(
             f"| {name} | {known['examples']:,} | {known['windows']:,} | {len(histogram.nodes):,}, "

@@ -104,7 +104,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     from crisp_stream.evaluation.contamination import Contamination
     from crisp_stream.evaluation.judge import JudgedSets, TextSet, each_checkpoint, judge
     from crisp_stream.evaluation.question_sets import open_question_set
-    from crisp_stream.results.tables import results_table
+    from crisp_stream.results.tables import result_rows, result_tables
 
     with as_a_rank(arguments):
         log = print_line if is_first_rank() else lambda line: None
@@ -136,7 +136,8 @@ def _eval(arguments: argparse.Namespace) -> int:
             progress=_progress,
         )
         models = list(dict.fromkeys(judged.model_name for judged in results))
-        log(results_table(results, baseline=models[0] if len(models) > 1 else None))
+        rows = result_rows(results, baseline=models[0] if len(models) > 1 else None)
+        log(result_tables(rows).text())
         if arguments.out:
             log(f"\nresults of every example in {arguments.out}; tables and figures of them: crisp-stream results")
     return 0

@@ -44,10 +44,7 @@ class _Run:
     mixture: Mixture
     samples: int | None
     seed: int
-    batch: int | None
-    workers: int
-    lookahead: int
-    cache_limit: int | None
+    loader: Loader
 
 
 def add_forecast(verbs: Any) -> None:
@@ -105,7 +102,7 @@ def _forecast(arguments: argparse.Namespace) -> None:
         run.mixture,
         samples=run.samples,
         seed=run.seed,
-        loader=_loader(arguments, run),
+        loader=run.loader,
         price_per_1000_requests=arguments.request_price,
         top=arguments.top,
         max_blocks=arguments.blocks,
@@ -171,16 +168,15 @@ def _of_recipe(arguments: argparse.Namespace, names: list[str], overrides: list[
     dataset = open_dataset(data.remote, generation=data.generation, timeout=data.timeout)
     tokens = recipe.global_train_batch_size * dataset.manifest.window_tokens
     batches = batches_of(recipe.max_duration, tokens_per_batch=tokens)
-    return _Run(
-        dataset=dataset,
-        mixture=build_mixture(recipe, dataset),
-        samples=batches * recipe.global_train_batch_size,
-        seed=recipe.seed,
+    loader = _loader(
+        arguments,
         batch=recipe.global_train_batch_size,
-        workers=data.num_workers,
+        num_workers=data.num_workers,
         lookahead=data.lookahead,
         cache_limit=data.cache_limit_bytes,
     )
+    mixture, samples = build_mixture(recipe, dataset), batches * recipe.global_train_batch_size
+    return _Run(dataset=dataset, mixture=mixture, samples=samples, seed=recipe.seed, loader=loader)
 
 
 def _of_phases(arguments: argparse.Namespace, items: list[str]) -> _Run:
@@ -202,20 +198,18 @@ def _of_phases(arguments: argparse.Namespace, items: list[str]) -> _Run:
         length = None if samples_of_phase is None else int(samples_of_phase)
         if length is None and arguments.max_repeats is not None and samples is not None:
             length = samples - sum(phase.samples or 0 for phase in phases)  # a limit needs a length
-        drawn = _drawn(name, dataset)
         limits = {"max_repeats": arguments.max_repeats, "on_excess": arguments.on_excess or "error"}
-        phases.append(dataclasses.replace(drawn, samples=length, **limits))
+        phases.append(dataclasses.replace(_drawn(name, dataset), samples=length, **limits))
     recipe = DataRecipe(remote=arguments.data, cache_limit=arguments.cache_limit)
-    return _Run(
-        dataset=dataset,
-        mixture=Mixture(phases, draw=arguments.draw or "systematic"),
-        samples=samples,
-        seed=arguments.seed or 0,
+    loader = _loader(
+        arguments,
         batch=arguments.batch,
-        workers=arguments.workers or 0,
+        num_workers=arguments.workers or 0,
         lookahead=recipe.lookahead if arguments.lookahead is None else arguments.lookahead,
         cache_limit=recipe.cache_limit_bytes,
     )
+    mixture = Mixture(phases, draw=arguments.draw or "systematic")
+    return _Run(dataset=dataset, mixture=mixture, samples=samples, seed=arguments.seed or 0, loader=loader)
 
 
 def _drawn(name: str, dataset: Dataset) -> Phase:
@@ -228,24 +222,23 @@ def _drawn(name: str, dataset: Dataset) -> Phase:
     return Phase(Histogram.base(dataset.manifest) if name == "base" else Histogram.load(name))
 
 
-def _loader(arguments: argparse.Namespace, run: _Run) -> Loader:
+def _loader(arguments: argparse.Namespace, *, batch: int | None, **settings: Any) -> Loader:
     from crisp_stream.forecast.result import Loader
 
-    one = Loader(nodes=arguments.nodes, ranks_per_node=arguments.ranks_per_node, replication=arguments.replication)
-    if run.batch is not None and (run.batch < 1 or run.batch % one.global_batch_size):
-        raise InputError(
-            f"the batch of a step must be a multiple of the {one.global_batch_size:,} groups of ranks that get "
-            f"different samples, got {run.batch}."
-        )
-    return Loader(
+    one = Loader(
         nodes=arguments.nodes,
         ranks_per_node=arguments.ranks_per_node,
         replication=arguments.replication,
-        batch_size=1 if run.batch is None else run.batch // one.global_batch_size,
-        num_workers=run.workers,
-        lookahead=run.lookahead,
-        cache_limit=run.cache_limit,
+        **settings,
     )
+    if batch is None:
+        return one
+    if batch < 1 or batch % one.global_batch_size:
+        raise InputError(
+            f"the batch of a step must be a multiple of the {one.global_batch_size:,} groups of ranks that get "
+            f"different samples, got {batch}."
+        )
+    return dataclasses.replace(one, batch_size=batch // one.global_batch_size)
 
 
 def _terms(result: Forecast, dataset: Dataset) -> dict[int, str]:

@@ -51,7 +51,7 @@ def _report(arguments: argparse.Namespace) -> None:
     from crisp_stream.histograms.histogram import Histogram
     from crisp_stream.report.evaluation import Evaluation, holds_results
     from crisp_stream.report.forecast import forecast_each
-    from crisp_stream.report.page import write_page
+    from crisp_stream.report.page import page_html, write_page
     from crisp_stream.report.runs import read_run
     from crisp_stream.results.results import load_all
     from crisp_stream.storage.store import is_remote, local_path
@@ -74,8 +74,7 @@ def _report(arguments: argparse.Namespace) -> None:
     samples = dataset.manifest.num_windows if arguments.samples is None else arguments.samples
     forecasts = forecast_each(dataset, histograms, samples) if samples else {}
     evaluation = Evaluation(results=load_all(judged), baseline=arguments.than) if judged else None
-    path = write_page(
-        arguments.out,
+    html = page_html(
         dataset,
         histograms,
         runs,
@@ -84,6 +83,7 @@ def _report(arguments: argparse.Namespace) -> None:
         max_windows=arguments.windows,
         log=print_line,
     )
+    path = write_page(arguments.out, html)
     print(f"written to {path}, {path.stat().st_size / 1e6:.1f} MB")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from crisp_stream.cli.verbs import Formatter, add_verb, print_line
@@ -10,7 +12,12 @@ from crisp_stream.errors import InputError
 
 if TYPE_CHECKING:
     from crisp_stream.results.distances import Distances
+    from crisp_stream.results.pairing import AnyResults
     from crisp_stream.table import TableGroup
+
+
+_Shown = tuple["TableGroup", "Callable[[str], object] | None"]
+"""Tables of a verb, and what draws its figure into a file, if it has one."""
 
 
 def add_results(verbs: Any) -> None:
@@ -21,18 +28,17 @@ def add_results(verbs: Any) -> None:
     )
     command = verbs.add_parser("results", help=about.partition(". ")[0], description=about, formatter_class=Formatter)
     results_verbs = command.add_subparsers(title="what of them", metavar="VERB", required=True)
-    _add_table(results_verbs)
-    _add_better(results_verbs)
-    _add_transfer(results_verbs)
-    _add_curve(results_verbs)
-    _add_cost(results_verbs)
-    _add_distance(results_verbs)
+    added = {name: _add(results_verbs, name, *declared) for name, declared in _VERBS.items()}
+    added["curve"].add_argument("--x", choices=["batch", "tokens"], default="batch", help="what the plot is over")
+    _add_cost_options(added["cost"])
+    _add_distance_options(added["distance"])
 
 
-def _add(verbs: Any, name: str, run: Any, text: str, *, plot: bool, than: bool | None) -> argparse.ArgumentParser:
+def _add(verbs: Any, name: str, show: Any, plot: bool, than: bool | None, text: str) -> argparse.ArgumentParser:
     """Declare a verb with the options that all of them take. `than`: whether a baseline must be named; None: no such
     option."""
-    verb = add_verb(verbs, name, run, text)
+    verb = add_verb(verbs, name, _run, text)
+    verb.set_defaults(show=show, plot=None)
     verb.add_argument("results", nargs="+", metavar="RESULTS", help="folders or files of results (eval --out)")
     if than is not None:
         verb.add_argument("--than", required=than, metavar="MODEL", help="compare with this model, by its name")
@@ -42,107 +48,45 @@ def _add(verbs: Any, name: str, run: Any, text: str, *, plot: bool, than: bool |
     return verb
 
 
-def _finish(tables: TableGroup, arguments: argparse.Namespace) -> None:
+def _run(arguments: argparse.Namespace) -> None:
+    from crisp_stream.results.results import load_all
     from crisp_stream.table import write_csv
 
+    tables, draw = arguments.show(load_all(arguments.results), arguments)
     print(tables.text())
     if arguments.csv:
         print(f"written to {write_csv(arguments.csv, tables.records)}")
+    if arguments.plot and draw:
+        print(f"written to {draw(arguments.plot)}")
 
 
-def _add_table(verbs: Any) -> None:
-    _add(
-        verbs,
-        "table",
-        _table,
-        "All models on all sets: perplexity, bits per byte, accuracy, with intervals. With --than also the ratio of "
-        "perplexities or the difference of accuracies, paired by example.",
-        plot=False,
-        than=False,
-    )
-
-
-def _table(arguments: argparse.Namespace) -> None:
-    from crisp_stream.results.results import load_all
+def _table(results: Sequence[AnyResults], arguments: argparse.Namespace) -> _Shown:
     from crisp_stream.results.tables import result_rows, result_tables
 
-    rows = result_rows(load_all(arguments.results), baseline=arguments.than)
-    _finish(result_tables(rows), arguments)
+    return result_tables(result_rows(results, baseline=arguments.than)), None
 
 
-def _add_better(verbs: Any) -> None:
-    _add(
-        verbs,
-        "better",
-        _better,
-        "On which share of the examples each model is better than another (paper, Table 8). A tie counts as half.",
-        plot=True,
-        than=True,
-    )
-
-
-def _better(arguments: argparse.Namespace) -> None:
+def _better(results: Sequence[AnyResults], arguments: argparse.Namespace) -> _Shown:
     from crisp_stream.results.better import better_rows, better_table, plot_better
-    from crisp_stream.results.results import load_all
 
-    rows = better_rows(load_all(arguments.results), baseline=arguments.than)
-    _finish(better_table(rows), arguments)
-    if arguments.plot:
-        print(f"written to {plot_better(rows, arguments.plot)}")
+    rows = better_rows(results, baseline=arguments.than)
+    return better_table(rows), partial(plot_better, rows)
 
 
-def _add_transfer(verbs: Any) -> None:
-    _add(
-        verbs,
-        "transfer",
-        _transfer,
-        "Models as rows and sets as columns, the best of each marked (paper, Tables 1 and 12). Multi is the mean "
-        "accuracy over tasks, the sets of ARC averaged first.",
-        plot=False,
-        than=None,
-    )
-
-
-def _transfer(arguments: argparse.Namespace) -> None:
-    from crisp_stream.results.results import load_all
+def _transfer(results: Sequence[AnyResults], _: argparse.Namespace) -> _Shown:
     from crisp_stream.results.transfer import transfer, transfer_table
 
-    _finish(transfer_table(transfer(load_all(arguments.results))), arguments)
+    return transfer_table(transfer(results)), None
 
 
-def _add_curve(verbs: Any) -> None:
-    verb = _add(
-        verbs,
-        "curve",
-        _curve,
-        "Perplexity or accuracy over training, from results of several checkpoints of each run (paper, Figure 8). "
-        "Beside it the perplexity of the loss that was optimised.",
-        plot=True,
-        than=None,
-    )
-    verb.add_argument("--x", choices=["batch", "tokens"], default="batch", help="what the plot is over")
-
-
-def _curve(arguments: argparse.Namespace) -> None:
+def _curve(results: Sequence[AnyResults], arguments: argparse.Namespace) -> _Shown:
     from crisp_stream.results.curves import curves, curves_table, plot_curves
-    from crisp_stream.results.results import load_all
 
-    drawn = curves(load_all(arguments.results))
-    _finish(curves_table(drawn), arguments)
-    if arguments.plot:
-        print(f"written to {plot_curves(drawn, arguments.plot, x=arguments.x)}")
+    drawn = curves(results)
+    return curves_table(drawn), partial(plot_curves, drawn, x=arguments.x)
 
 
-def _add_cost(verbs: Any) -> None:
-    verb = _add(
-        verbs,
-        "cost",
-        _cost,
-        "What each method reaches for what training costs, over checkpoints of all sizes (paper, Figure 10). The cost "
-        "of what a run began from is added.",
-        plot=True,
-        than=None,
-    )
+def _add_cost_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--cost",
         choices=["device-hours", "flops", "tokens"],
@@ -159,9 +103,8 @@ def _add_cost(verbs: Any) -> None:
     )
 
 
-def _cost(arguments: argparse.Namespace) -> None:
+def _cost(results: Sequence[AnyResults], arguments: argparse.Namespace) -> _Shown:
     from crisp_stream.results.costs import costs, costs_table, plot_costs
-    from crisp_stream.results.results import load_all
 
     methods = {}
     for text in arguments.method:
@@ -169,22 +112,11 @@ def _cost(arguments: argparse.Namespace) -> None:
         if not (name and equals and pattern):
             raise InputError(f"--method: must be NAME=PATTERN, got {text!r}.")
         methods[pattern] = name
-    compared = costs(load_all(arguments.results), axis=arguments.cost, methods=methods)
-    _finish(costs_table(compared), arguments)
-    if arguments.plot:
-        print(f"written to {plot_costs(compared, arguments.plot)}")
+    compared = costs(results, axis=arguments.cost, methods=methods)
+    return costs_table(compared), partial(plot_costs, compared)
 
 
-def _add_distance(verbs: Any) -> None:
-    verb = _add(
-        verbs,
-        "distance",
-        _distance,
-        "How much better each model is by how far an example is from the specialist set (paper, Figure 7). With "
-        "--specialist the distances are computed, and saved with --distances; with --distances alone they are read.",
-        plot=True,
-        than=True,
-    )
+def _add_distance_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--distances", metavar="FILE", help="small .parquet file of distances, to write or to read")
     verb.add_argument("--specialist", nargs="+", default=[], metavar="INPUT", help="the specialist set")
     verb.add_argument("--specialist-test", nargs="+", default=[], metavar="INPUT", help="those kept for testing")
@@ -198,16 +130,13 @@ def _add_distance(verbs: Any) -> None:
     verb.add_argument("--bins", type=int, default=10, metavar="N", help="groups of equal size by distance")
 
 
-def _distance(arguments: argparse.Namespace) -> None:
+def _distance(results: Sequence[AnyResults], arguments: argparse.Namespace) -> _Shown:
     from crisp_stream.results.distances import distance_bins, distances_table, plot_distances
-    from crisp_stream.results.results import load_all
 
-    results = load_all(arguments.results)
     distances = _distances(arguments)
     bins = distance_bins(results, distances, baseline=arguments.than, bins=arguments.bins)
-    _finish(distances_table(bins, distances, baseline=arguments.than), arguments)
-    if arguments.plot:
-        print(f"written to {plot_distances(bins, distances, arguments.plot, baseline=arguments.than)}")
+    table = distances_table(bins, distances, baseline=arguments.than)
+    return table, partial(plot_distances, bins, distances, baseline=arguments.than)
 
 
 def _distances(arguments: argparse.Namespace) -> Distances:
@@ -234,3 +163,49 @@ def _distances(arguments: argparse.Namespace) -> Distances:
     if arguments.distances:
         print(f"written to {distances.save(arguments.distances)}")
     return distances
+
+
+_VERBS = {
+    "table": (
+        _table,
+        False,
+        False,
+        "All models on all sets: perplexity, bits per byte, accuracy, with intervals. With --than also the ratio of "
+        "perplexities or the difference of accuracies, paired by example.",
+    ),
+    "better": (
+        _better,
+        True,
+        True,
+        "On which share of the examples each model is better than another (paper, Table 8). A tie counts as half.",
+    ),
+    "transfer": (
+        _transfer,
+        False,
+        None,
+        "Models as rows and sets as columns, the best of each marked (paper, Tables 1 and 12). Multi is the mean "
+        "accuracy over tasks, the sets of ARC averaged first.",
+    ),
+    "curve": (
+        _curve,
+        True,
+        None,
+        "Perplexity or accuracy over training, from results of several checkpoints of each run (paper, Figure 8). "
+        "Beside it the perplexity of the loss that was optimised.",
+    ),
+    "cost": (
+        _cost,
+        True,
+        None,
+        "What each method reaches for what training costs, over checkpoints of all sizes (paper, Figure 10). The cost "
+        "of what a run began from is added.",
+    ),
+    "distance": (
+        _distance,
+        True,
+        True,
+        "How much better each model is by how far an example is from the specialist set (paper, Figure 7). With "
+        "--specialist the distances are computed, and saved with --distances; with --distances alone they are read.",
+    ),
+}
+"""Name of a verb to its function, whether it draws, whether it needs a baseline (None: it takes none), and its text."""

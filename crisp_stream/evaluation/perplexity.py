@@ -30,7 +30,6 @@ from crisp_stream.errors import InputError, import_extra
 from crisp_stream.evaluation.models import JudgedModel, open_model, plain_record
 from crisp_stream.examples.hashes import example_hash
 from crisp_stream.models.checkpoint import LoadedGPT
-from crisp_stream.results.perplexity import PerplexityResult, summarise
 from crisp_stream.results.results import TextResults
 
 if TYPE_CHECKING:
@@ -62,8 +61,8 @@ class EncodedText:
         return sum(len(row) - 1 for row in self.rows)
 
 
-def perplexity(checkpoint: str | Path | LoadedGPT, texts: Iterable[str], *, batch_size: int = 8) -> PerplexityResult:
-    """Measure the perplexity of a model on texts (see the top of this file), by this process alone.
+def perplexity(checkpoint: str | Path | LoadedGPT, texts: Iterable[str], *, batch_size: int = 8) -> TextResults:
+    """Judge texts (see the top of this file for what exactly is predicted), by this process alone.
 
     Args:
         checkpoint: a Composer `.pt` file, an exported folder, or a loaded model.
@@ -76,7 +75,7 @@ def perplexity(checkpoint: str | Path | LoadedGPT, texts: Iterable[str], *, batc
     """
     loaded = checkpoint if isinstance(checkpoint, LoadedGPT) else open_model(str(checkpoint)).loaded
     sums = _judge(loaded, texts, batch_size=batch_size, device=None, progress=lambda more: None, shared=False)
-    return summarise(sums.results(model={"name": ""}, set_name=""))
+    return sums.results(model={"name": ""}, set_name="")
 
 
 def judge_texts(

@@ -24,14 +24,7 @@ _SELECT_MORE = "Train for fewer samples, or select more windows (a lower quantil
 
 
 def advise(forecast: Forecast, loader: Loader, *, sample_bytes: int, left_out: int) -> tuple[Advice, ...]:
-    """Look for what may be wrong with a run.
-
-    Args:
-        forecast: the forecast of the run, without advice.
-        loader: the processes that read.
-        sample_bytes: bytes of a window in a shard.
-        left_out: samples at the end that do not fill a global batch.
-    """
+    """Look for what may be wrong with a run. `left_out`: samples at the end that do not fill a global batch."""
     advice = [*_of_repeats(forecast), *_of_proportions(forecast), *_of_reads(forecast, loader, sample_bytes)]
     if left_out:
         finding = f"The last {left_out:,} samples do not fill a global batch of {loader.global_batch_size:,}."

@@ -80,15 +80,9 @@ def phases_before(order: SampleOrder, samples: int) -> list[tuple[PhasePlan, int
 
 
 def count(dataset: Dataset, order: SampleOrder, samples: int, *, draw: str, level: int, top: int) -> Counts:
-    """Count the first `samples` samples of an order.
+    """Count the first `samples` samples (at least 1) of an order, whose caches are used.
 
-    Args:
-        dataset: the dataset whose windows are served.
-        order: the order of its windows; its caches are used.
-        samples: at least 1, at most what the order has.
-        draw: how the mixture draws.
-        level: level of the clusters that are counted.
-        top: how many of the most repeated clusters are named.
+    `level` is that of the clusters that are counted, `top` how many of the most repeated ones are named.
     """
     phases = phases_before(order, samples)
     counts = Counts(phases=[PhaseCounts(samples=served) for _, served in phases])

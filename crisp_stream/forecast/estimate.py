@@ -9,7 +9,7 @@ its lane; leaves that several nodes draw from are read by each with the probabil
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,22 +28,20 @@ class LeafReads:
 
     positions: Int64s
     """[num_moments], increasing."""
-    runs_begun: Int64s = field(default_factory=lambda: np.empty(0, np.int64))
+    runs_begun: Int64s
     """[num_moments], runs that one node has begun to read before them."""
-    windows_kept: Int64s = field(default_factory=lambda: np.empty(0, np.int64))
+    windows_kept: Int64s
     """[num_moments], windows that one node has read and will need again."""
+    windows_per_reader: NDArray[np.float64]
+    """[num_readers], windows in the runs that each node is expected to read."""
     windows: int = 0
     """Windows in the runs that one node reads, all in all."""
-    windows_per_reader: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
-    """[num_readers], windows in the runs that each node is expected to read."""
 
 
 def stretches(plans: Plans, max_blocks: int) -> Int64s:
     """Divide the run into stretches: [num_stretches + 1] borders; each begins with a block, the last one ends the run.
 
-    Args:
-        plans: the reads of the run.
-        max_blocks: how many stretches there may be; at least one for each phase, where there are not more phases.
+    There are at most `max_blocks`; at least one for each phase, where there are not more phases.
     """
     phases = phases_before(plans.order, plans.samples)
     factor = 2
@@ -76,13 +74,7 @@ def moments(plans: Plans) -> Int64s:
 
 
 def estimate(plans: Plans, reads: LeafReads, borders: Int64s) -> Reading:
-    """Estimate requests from a block of each stretch; bytes from the sums over the leaves.
-
-    Args:
-        plans: the reads of the run.
-        reads: sums counted at positions that hold all of `borders`.
-        borders: borders of the stretches.
-    """
+    """Estimate requests from a block of each stretch; bytes from sums counted at positions that hold all `borders`."""
     readers, sample_bytes = plans.loader.num_readers, plans.dataset.manifest.sample_bytes
     begun = np.diff(reads.runs_begun[np.searchsorted(reads.positions, borders)])
     num_requests, windows, runs_unseen = np.zeros(readers), np.zeros(readers), 0
@@ -107,19 +99,19 @@ def estimate(plans: Plans, reads: LeafReads, borders: Int64s) -> Reading:
 
 
 def count_reads(plans: Plans, positions: Int64s) -> LeafReads:
-    """Sum what is read over the leaves.
-
-    Args:
-        plans: the reads of the run.
-        positions: [num_moments], increasing, ending at the end of the run.
-    """
-    reads = LeafReads(positions=positions)
-    reads.runs_begun = np.zeros(len(positions), np.int64)
-    reads.windows_kept = np.zeros(len(positions), np.int64)
-    reads.windows_per_reader = np.zeros(plans.loader.num_readers)
+    """Sum what is read over the leaves. `positions`: [num_moments], increasing, ending at the end of the run."""
+    reads = LeafReads(
+        positions=positions,
+        runs_begun=np.zeros(len(positions), np.int64),
+        windows_kept=np.zeros(len(positions), np.int64),
+        windows_per_reader=np.zeros(plans.loader.num_readers),
+    )
     phases = [(plan, plan.first_sample + served) for plan, served in phases_before(plans.order, plans.samples)]
     cuts = _ShardCuts(plans)
-    for rows in slices(len(plans.dataset.leaves), _slice_size(plans)):
+    num_leaves = len(plans.dataset.leaves)
+    # Multinomial draws are counted by making all, so all leaves are taken at once.
+    size = num_leaves if plans.draw == "multinomial" else max(1, SLICE // plans.loader.num_readers)
+    for rows in slices(num_leaves, size):
         windows = plans.dataset.windows_per_leaf[rows]
         needed = sorted({*positions.tolist(), *(end for _, end in phases), plans.samples, plans.stop or 0})
         drawn_at = {position: plans.drawn_before(rows, position) for position in needed}  # ascending is fastest
@@ -134,13 +126,6 @@ def count_reads(plans: Plans, positions: Int64s) -> LeafReads:
     if plans.loader.num_readers == 1:
         reads.windows_per_reader[0] = reads.windows
     return reads
-
-
-def _slice_size(plans: Plans) -> int:
-    """Choose how many leaves to take at a time. Multinomial draws are counted by making all."""
-    if plans.draw == "multinomial":
-        return len(plans.dataset.leaves)
-    return max(1, SLICE // plans.loader.num_readers)
 
 
 @dataclass(kw_only=True, eq=False)

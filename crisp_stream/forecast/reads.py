@@ -63,16 +63,10 @@ class Plans:
         draw: Draw,
         loader: Loader,
     ) -> None:
-        """Plan the reads of a run.
+        """Plan the reads of the first `samples` samples.
 
-        Args:
-            dataset: the dataset that is read.
-            copied: gives a copy of the order, one for each place that is read from, or blocks would be opened again
-                and again.
-            samples: samples that are served.
-            stop: position from which the loader knows that nothing more is needed; None: it does not.
-            draw: how the mixture draws.
-            loader: the processes that read.
+        `copied` gives a copy of the order, one for each place that is read from, or blocks would be opened again and
+        again. From position `stop` on the loader knows that nothing more is needed; None: it does not know.
         """
         self.dataset, self.order, self.samples, self.stop, self.loader = dataset, copied(), samples, stop, loader
         self.draw: Draw = draw

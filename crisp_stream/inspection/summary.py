@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.errors import FormatError, import_extra
+from crisp_stream.errors import import_extra
 from crisp_stream.examples.sketch import without_hashes
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.format.provenance import document_spans, has_provenance
 from crisp_stream.histograms.arithmetic import compare, effective_clusters, generalist_histogram
 from crisp_stream.histograms.histogram import Histogram
-from crisp_stream.histograms.mixture import windows_per_node
+from crisp_stream.histograms.mixture import check_tree, windows_per_node
 from crisp_stream.inspection.terms import node_terms
 from crisp_stream.loading.reader import read_windows
 from crisp_stream.table import NONE, Table, aligned
@@ -56,45 +56,21 @@ def window_text(dataset: Dataset, window_ids: NDArray[np.int64]) -> list[str]:
     return [text.replace(dataset.manifest.tokenizer.eot_token, "\n\n").strip() for text in texts]
 
 
-def top_nodes(
-    dataset: Dataset, histogram: Histogram, limit: int = 10, characters: int = 160, *, num_terms: int = 0
-) -> list[NodeSummary]:
-    """Find the heaviest clusters of a histogram, with a line of sample text each.
+def top_nodes(dataset: Dataset, histogram: Histogram, limit: int = 10, characters: int = 160) -> list[NodeSummary]:
+    """Find the heaviest clusters of a histogram, with terms (terms.py) and `characters` of sample text each.
 
-    Args:
-        dataset: a dataset of the histogram's tree.
-        histogram: whose nodes are ranked.
-        limit: how many nodes.
-        characters: length of the sample text.
-        num_terms: terms that characterise each node (terms.py); reads up to 4,000 windows when not 0.
+    Up to 4,000 windows are read.
 
     Raises:
-        FormatError: the histogram was counted with another tree.
+        InputError: the histogram was counted with another tree.
     """
-    if histogram.tree_fingerprint != dataset.manifest.tree_fingerprint:
-        raise FormatError(
-            f"the histogram was counted with tree {histogram.tree_fingerprint[:12]}, {dataset.root} has "
-            f"{dataset.manifest.tree_fingerprint[:12]}. Count it again with --data {dataset.root}"
-        )
+    check_tree(histogram, dataset, what="histogram")
     heaviest = np.argsort(-histogram.proportions, kind="stable")[:limit]
     nodes, shares = histogram.nodes[heaviest], histogram.proportions[heaviest]
     windows = windows_per_node(histogram, dataset)[heaviest]
-    occupied = windows > 0
-    texts = [""] * len(nodes)
-    terms: list[tuple[str, ...]] = [()] * len(nodes)
-    if num_terms and occupied.any():
-        described = node_terms(
-            dataset, histogram.level, nodes=nodes[occupied], max_windows=_WINDOWS_FOR_TERMS, terms_per_node=num_terms
-        )
-        for at, words, text in zip(np.flatnonzero(occupied), described.terms, described.texts, strict=True):
-            terms[at], texts[at] = words, text
-    else:
-        leaves_per_node = histogram.arity ** (histogram.depth - histogram.level)
-        first = np.searchsorted(dataset.leaves, (nodes[occupied].astype(np.int64) * leaves_per_node).astype(np.uint32))
-        for at, text in zip(
-            np.flatnonzero(occupied), window_text(dataset, dataset.first_window_per_leaf[first]), strict=True
-        ):
-            texts[at] = text
+    described = node_terms(
+        dataset, histogram.level, nodes=nodes, max_windows=_WINDOWS_FOR_TERMS, terms_per_node=_TERMS_SHOWN
+    )
     return [
         NodeSummary(
             node=int(node),
@@ -102,36 +78,36 @@ def top_nodes(
             generalist_share=int(count) / dataset.manifest.num_windows,
             num_windows=int(count),
             text=" ".join(text.split())[:characters],
-            terms=words,
+            terms=terms,
         )
-        for node, share, count, text, words in zip(nodes, shares, windows, texts, terms, strict=True)
+        for node, share, count, text, terms in zip(
+            nodes, shares, windows, described.texts, described.terms, strict=True
+        )
     ]
+
+
+def dataset_facts(dataset: Dataset) -> dict[str, str]:
+    """Sizes, tree, tokenizer and encoder of a dataset, by name."""
+    manifest = dataset.manifest
+    shard_bytes = sum(row.shard_bytes for row in dataset.shards)
+    tokens = manifest.num_windows * manifest.window_tokens
+    return {
+        "windows": f"{manifest.num_windows:,} of {manifest.window_tokens} tokens ({manifest.token_dtype}, "
+        f"{manifest.packing}), {tokens:,} tokens",
+        "shards": f"{manifest.num_shards:,}, {shard_bytes / 1e6:,.1f} MB",
+        "clusters": f"{manifest.num_leaves:,} leaves with windows of at most {manifest.arity**manifest.depth:,} "
+        f"(arity {manifest.arity}, depth {manifest.depth})",
+        "tokenizer": f"{manifest.tokenizer.vocab_size:,} ids, {manifest.tokenizer.fingerprint[:12]}",
+        "encoder": f"{manifest.encoder.name}, first {manifest.encoder.max_length} word pieces",
+        "fingerprint": manifest.fingerprint[:16],
+        **({"generation": f"{manifest.generation}"} if manifest.generation else {}),
+    }
 
 
 def describe_dataset(dataset: Dataset, *, level: int, limit: int) -> str:
     """Write a page of text about a dataset: what it holds, and its largest clusters with terms and sample text."""
-    manifest = dataset.manifest
-    shard_bytes = sum(row.shard_bytes for row in dataset.shards)
-    tokens = manifest.num_windows * manifest.window_tokens
-    facts: list[tuple[str, object]] = [
-        (
-            "windows",
-            f"{manifest.num_windows:,} of {manifest.window_tokens} tokens ({manifest.token_dtype}, "
-            f"{manifest.packing}), {tokens:,} tokens",
-        ),
-        ("shards", f"{manifest.num_shards:,}, {shard_bytes / 1e6:,.1f} MB"),
-        (
-            "clusters",
-            f"{manifest.num_leaves:,} leaves with windows of at most {manifest.arity**manifest.depth:,} "
-            f"(arity {manifest.arity}, depth {manifest.depth})",
-        ),
-        ("tokenizer", f"{manifest.tokenizer.vocab_size:,} ids, {manifest.tokenizer.fingerprint[:12]}"),
-        ("encoder", f"{manifest.encoder.name}, first {manifest.encoder.max_length} word pieces"),
-        ("fingerprint", manifest.fingerprint[:16]),
-        *([("generation", manifest.generation)] if manifest.generation else []),
-        *manifest.provenance.items(),
-    ]
-    largest = top_nodes(dataset, generalist_histogram(dataset, level), limit, num_terms=_TERMS_SHOWN)
+    facts = [*dataset_facts(dataset).items(), *dataset.manifest.provenance.items()]
+    largest = top_nodes(dataset, generalist_histogram(dataset, level), limit)
     clusters = f"Largest clusters of level {level}:\n{_clusters_text(largest, with_weight=False)}"
     return f"{dataset.root}\n{_facts_text(facts)}\n\n{clusters}\n"
 
@@ -145,6 +121,8 @@ def describe_histogram(histogram: Histogram, dataset: Dataset | None, *, limit: 
         ("tree", histogram.tree_fingerprint[:16]),
         *without_hashes(histogram.provenance).items(),
     ]
+    if dataset is not None:
+        check_tree(histogram, dataset, what="histogram")
     if dataset is not None and histogram.level:
         distance = compare(histogram, generalist_histogram(dataset, histogram.level)).total_variation
         facts.append(("off corpus", f"{distance:.1%} (total variation)"))
@@ -154,7 +132,7 @@ def describe_histogram(histogram: Histogram, dataset: Dataset | None, *, limit: 
 
 def _heaviest_text(histogram: Histogram, dataset: Dataset | None, limit: int) -> str:
     if dataset is not None:
-        nodes = top_nodes(dataset, histogram, limit, num_terms=_TERMS_SHOWN)
+        nodes = top_nodes(dataset, histogram, limit)
         return f"Heaviest clusters:\n{_clusters_text(nodes, with_weight=True)}"
     heaviest = np.argsort(-histogram.proportions, kind="stable")[:limit]
     rows = [(str(histogram.nodes[at]), f"{histogram.proportions[at]:.2%}") for at in heaviest]

@@ -44,16 +44,12 @@ class NodeTerms:
     level: int
     nodes: NDArray[np.uint32]
     """[num_nodes], node ids."""
-    windows_per_node: Int64s
-    """[num_nodes], windows of the dataset in each node."""
     windows_read_per_node: Int64s
     """[num_nodes], how many of them were looked at."""
     terms: list[tuple[str, ...]]
     """[num_nodes], the terms that set each node apart, strongest first; none where no term stands out."""
     texts: list[str]
     """[num_nodes], the beginning of the window that holds most of the node's terms, among those read."""
-    text_windows: Int64s
-    """[num_nodes], the id of that window; -1 for a node without windows."""
     num_windows_read: int
     """Windows read in all, the background included."""
 
@@ -112,11 +108,9 @@ def node_terms(
     return NodeTerms(
         level=level,
         nodes=chosen,
-        windows_per_node=sizes,
         windows_read_per_node=np.bincount(node_row, minlength=len(chosen)),
         terms=terms,
         texts=[texts[place[row]] if row >= 0 else "" for row in best],
-        text_windows=np.array([of_nodes[row] if row >= 0 else -1 for row in best], np.int64),
         num_windows_read=len(windows),
     )
 
@@ -167,10 +161,7 @@ def _stretch(quota: int) -> int:
 def _read_texts(dataset: Dataset, windows: Int64s, stretch: int) -> list[str]:
     """Read the beginning of each window as one line of text, a pilcrow where one document ends and the next begins.
 
-    Args:
-        dataset: the opened dataset.
-        windows: [num_windows], sorted.
-        stretch: windows of a leaf that are fetched together.
+    `windows` are sorted; `stretch` windows of a leaf are fetched together.
     """
     tokenizers = import_extra("tokenizers", extra="write", purpose="showing text")
     tokenizer = tokenizers.Tokenizer.from_file(str(dataset.tokenizer_path() / "tokenizer.json"))
@@ -250,12 +241,7 @@ def _count_terms(texts: list[str]) -> tuple[Any, list[str]] | None:
 def _best_terms(scores: Any, shared: Any, row: int, vocabulary: list[str], limit: int) -> tuple[str, ...]:
     """Pick the terms with the highest scores of a row, those of several windows first, then by the alphabet.
 
-    Args:
-        scores: sparse [num_nodes, num_terms].
-        shared: sparse [num_nodes, num_terms], windows of the node with the term; of the same pattern.
-        row: row of both.
-        vocabulary: [num_terms], sorted.
-        limit: at most so many.
+    `scores` and `shared` (windows of the node with the term) are sparse [num_nodes, num_terms], of the same pattern.
     """
     part = slice(scores.indptr[row], scores.indptr[row + 1])
     columns, values = scores.indices[part], scores.data[part]

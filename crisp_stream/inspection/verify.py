@@ -7,7 +7,7 @@ found even where all checksums, hashes and tables were made to fit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,25 +65,20 @@ def verify_dataset(
     places = PlacesCheck(dataset) if deep else None
     if places is not None:
         report.problems += places.read_tables()
-    for number, problem in enumerate(_shard_problems(dataset, report, places), 1):
-        if problem:
-            report.problems.append(problem)
-        if progress is not None:
-            progress(number, len(dataset.shards))
-    if places is not None:
-        report.problems += places.finish()
-    return report
-
-
-def _shard_problems(dataset: Dataset, report: VerifyReport, places: PlacesCheck | None) -> Iterator[str | None]:
     for shard in range(len(dataset.shards)):
         try:
             problem = _shard_problem(dataset, shard, report, places)
         except CrispError as error:
             problem = str(error)
-        if problem and places is not None:
-            places.leave_out(shard)
-        yield problem
+        if problem:
+            report.problems.append(problem)
+            if places is not None:
+                places.leave_out(shard)
+        if progress is not None:
+            progress(shard + 1, len(dataset.shards))
+    if places is not None:
+        report.problems += places.finish()
+    return report
 
 
 def _shard_problem(dataset: Dataset, shard: int, report: VerifyReport, places: PlacesCheck | None) -> str | None:
@@ -115,15 +110,9 @@ def _shard_problem(dataset: Dataset, shard: int, report: VerifyReport, places: P
 
 
 def _sample_problem(dataset: Dataset, path: str, samples: NDArray[Any], first: int, *, counted: bool) -> str | None:
-    """Name the first problem of consecutive samples of a shard; None without any.
+    """Name the first problem of consecutive samples of a shard, from window `first` on; None without any.
 
-    Args:
-        dataset: the dataset that is verified.
-        path: path of the shard.
-        samples: consecutive samples of the shard.
-        first: window id of the first sample.
-        counted: whether windows of each leaf are counted and compared in the end, which says more than where a leaf
-            begins.
+    `counted`: windows of each leaf are counted and compared in the end, which says more than where a leaf begins.
     """
     window_ids = np.arange(first, first + len(samples))
     damaged = checksums(samples) != samples["checksum"]

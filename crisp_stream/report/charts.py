@@ -25,8 +25,12 @@ class Curve:
 
     points: NDArray[np.float64]
     """[num_points, 2]: x and y."""
-    kind: str
-    """CSS classes, such as `curve base`."""
+    colour: str
+    """CSS class of its colour, such as `base`."""
+    label: str = ""
+    """Text of the legend; empty for a curve that is not in it."""
+    style: str = "curve"
+    """CSS classes of the line besides its colour."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +65,11 @@ def linear_axis(values: ArrayLike, *, count: int, label: str = "", margin: float
     return Axis(low=low, high=high, ticks=ticks(low, high, count), label=label)
 
 
+def percent(value: float) -> str:
+    """Write a share as a tick: `12.5%`."""
+    return f"{100 * value:g}%"
+
+
 def ticks(low: float, high: float, count: int) -> list[float]:
     """Choose at most `count` + 1 round numbers inside [low, high]."""
     step = 10 ** np.floor(np.log10(max(high - low, 1e-9) / count))
@@ -84,22 +93,10 @@ def smoothed(points: ArrayLike) -> NDArray[np.float64]:
     return np.column_stack([rows[:, 0], (sums[last] - sums[first]) / (last - first)])
 
 
-def drawings(curves: Sequence[Curve], x: Axis, y: Axis, *, described: str) -> str:
-    """Draw the same curves twice, for wide and for narrow screens; arguments as of `line_chart`."""
-    wide = line_chart(curves, x, y, width=760, height=310, described=described)
-    return wide + line_chart(curves, x, y, width=360, height=270, described="")
-
-
 def line_chart(curves: Sequence[Curve], x: Axis, y: Axis, *, width: int, height: int, described: str) -> str:
-    """Draw curves as an SVG element.
+    """Draw curves as an SVG element of `width` times `height` pixels, later ones over earlier ones.
 
-    Args:
-        curves: later ones are drawn over earlier ones.
-        x: horizontal axis, its label below the chart.
-        y: vertical axis, its label above the chart.
-        width: width of the drawing in pixels before it is scaled to the page.
-        height: height of the drawing, likewise.
-        described: text for a reader who cannot see the chart; empty for a second drawing of the same.
+    `described` is the text for a reader who cannot see the chart, empty for a second drawing of the same.
     """
     top = _TOP + _LABEL * bool(y.label)
     inner_width, inner_height = width - _LEFT - _RIGHT, height - top - _BOTTOM
@@ -122,7 +119,7 @@ def line_chart(curves: Sequence[Curve], x: Axis, y: Axis, *, width: int, height:
     for curve in curves:
         rows = np.column_stack([across(curve.points[:, 0]), down(curve.points[:, 1])])
         placed = " ".join(f"{a:.1f},{b:.1f}" for a, b in rows.tolist())
-        parts.append(f'<polyline class="{curve.kind}" points="{placed}"/>')
+        parts.append(f'<polyline class="{curve.style} {curve.colour}" points="{placed}"/>')
     label = f'role="img" aria-label="{escape(described)}"' if described else 'aria-hidden="true"'
     size = "wide" if described else "narrow"
     return f'<svg class="chart {size}" viewBox="0 0 {width} {height}" {label}>{"".join(parts)}</svg>'

@@ -5,6 +5,7 @@ Colours are named by classes of the style sheet, which holds their shades for li
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,33 +37,21 @@ class Colours:
 
     def of_set(self, set_name: str) -> str | None:
         """Class of the task whose examples a set holds; None for a set of no task."""
-        task = task_of_set(set_name, list(self.tasks))
-        return None if task is None else self.tasks[task]
+        return self.tasks.get(task_of_set(set_name, list(self.tasks)) or "")
 
 
 def assign_colours(tasks: Sequence[str], runs: Sequence[tuple[RunKey, Sequence[str]]]) -> Colours:
     """Give tasks, then runs, a colour each in their order.
 
-    Args:
-        tasks: names of histograms.
-        runs: a key, and the histograms of its mixture where they are known; one run may come several times.
+    `runs` has a key, and the histograms of the mixture where they are known; one run may come several times.
     """
-    of_tasks: dict[str, str] = {}
+    greys = itertools.chain([BASE], itertools.repeat(f"{BASE} dashed"))
+    shades = (f"colour{n % NUM_COLOURS}" + " dashed" * (n >= NUM_COLOURS) for n in itertools.count())
+    of_tasks = {task: next(greys if is_base(task) else shades) for task in tasks}
     of_runs: list[tuple[RunKey, str]] = []
-    num_coloured = num_base = 0
-    entries = [*((task, is_base(task)) for task in tasks), *((key, is_base(key[0], names)) for key, names in runs)]
-    for name, grey in entries:
-        if not isinstance(name, str) and any(same_run(known, name) for known, _ in of_runs):
-            continue
-        if grey:
-            colour, num_base = BASE + " dashed" * (num_base > 0), num_base + 1
-        else:
-            colour = f"colour{num_coloured % NUM_COLOURS}" + " dashed" * (num_coloured >= NUM_COLOURS)
-            num_coloured += 1
-        if isinstance(name, str):
-            of_tasks[name] = colour
-        else:
-            of_runs.append((name, colour))
+    for key, histograms in runs:
+        if not any(same_run(known, key) for known, _ in of_runs):
+            of_runs.append((key, next(greys if is_base(key[0], histograms) else shades)))
     return Colours(tasks=of_tasks, runs=of_runs)
 
 

@@ -1,17 +1,17 @@
-"""Pieces of HTML that several sections use: names, bars, legends, charts over batches, buttons of clusters."""
+"""Pieces of HTML that several sections use: names, bars, tables, charts with a legend, buttons of clusters."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 
 import numpy as np
-from numpy.typing import NDArray
 
-from crisp_stream.report.charts import Curve, drawings, linear_axis, smoothed, thinned
-from crisp_stream.report.colours import BASE
+from crisp_stream.report.charts import Axis, Curve, line_chart, linear_axis, smoothed, thinned
 from crisp_stream.report.map import Tree, visible
+
+Cells = Mapping[str, str]
+"""HTML of the cells of a row by heading; the first one names the row."""
 
 
 def safe(name: str) -> str:
@@ -19,15 +19,15 @@ def safe(name: str) -> str:
     return f"<bdi>{escape(visible(name))}</bdi>"
 
 
-def section(key: str, title: str, body: str, *, kind: str = "") -> str:
+def section(key: str, title: str, body: str) -> str:
     """A section with its heading."""
-    kinds = f' class="{kind}"' if kind else ""
-    return f'<section aria-labelledby="{key}"{kinds}>\n<h2 id="{key}">{title}</h2>\n{body}\n</section>'
+    return f'<section aria-labelledby="{key}">\n<h2 id="{key}">{title}</h2>\n{body}\n</section>'
 
 
-def dot(colour: str | None) -> str:
-    """A dot in the colour of a task or run; nothing without a colour."""
-    return "" if colour is None else f'<span class="dot {colour}" aria-hidden="true"></span>'
+def named(name: str, colour: str | None) -> str:
+    """A name behind a dot in the colour of its task or run; the name alone without a colour."""
+    dot = "" if colour is None else f'<span class="dot {colour}" aria-hidden="true"></span>'
+    return dot + safe(name)
 
 
 def bar(share: float, colour: str) -> str:
@@ -36,9 +36,55 @@ def bar(share: float, colour: str) -> str:
     return f'<span class="track" aria-hidden="true"><span class="fill {colour}" style="width:{width}"></span></span>'
 
 
-def against_corpus(share: float, corpus: float, scale: float, colour: str) -> str:
-    """Two bars on one scale: a share of a task or run, and below it that of the corpus."""
-    return f'<span class="pairs">{bar(share / scale, colour)}{bar(corpus / scale, BASE)}</span>'
+def valued_bar(value: str, share: float, colour: str) -> str:
+    """A value, a bar behind it, and the interval of the value below it, if it has one."""
+    number, _, interval = value.partition(" ")
+    line = f'<span class="line"><span class="value">{number}</span>{bar(share, colour)}</span>'
+    return f'{line}<span class="interval">{interval}</span>' if interval else line
+
+
+def interval_below(text: str) -> str:
+    """A figure with its interval below it."""
+    value, bracket, interval = text.rpartition(" [")
+    return f'<span>{value} <span class="interval">[{interval}</span></span>' if bracket else text
+
+
+def table(
+    groups: Mapping[str, Sequence[Cells]], *, title: str, caption: str, kinds: Mapping[str, str] | None = None
+) -> str:
+    """A table that becomes a list of cards on a narrow screen; nothing without rows.
+
+    Args:
+        groups: HTML of the heading of a group of rows (empty: no heading) to the rows, which all have the same cells.
+        title: name for readers who cannot see the table.
+        caption: meaning of the cells.
+        kinds: class of the cells below a heading: `bar`, `sample` (text) or nothing; those of others are numbers.
+    """
+    columns = next((list(rows[0]) for rows in groups.values() if rows), [])
+    if not columns:
+        return ""
+    classes = {name: (kinds or {}).get(name, "number") for name in columns} | {columns[0]: ""}
+    head = "".join(f'<th scope="col" class="{kind}">{safe(name)}</th>' for name, kind in classes.items())
+    bodies = "\n".join(_group(heading, rows, classes) for heading, rows in groups.items())
+    return f"""<div class="scroll" tabindex="0" role="region" aria-label="{escape(visible(title))}">
+<table class="stack">
+<caption>{caption}</caption>
+<thead><tr>{head}</tr></thead>
+{bodies}
+</table>
+</div>"""
+
+
+def _group(heading: str, rows: Sequence[Cells], classes: Mapping[str, str]) -> str:
+    lines = [f'<tr class="group"><th scope="rowgroup" colspan="{len(classes)}">{heading}</th></tr>'] if heading else []
+    for cells in rows:
+        (_, name), *others = cells.items()
+        data = "".join(
+            f'<td class="{classes[heading]}" data-label="{escape(visible(heading))}">{cell}</td>'
+            for heading, cell in others
+        )
+        lines.append(f'<tr><th scope="row">{name}</th>{data}</tr>')
+    return "<tbody>\n" + "\n".join(lines) + "\n</tbody>"
 
 
 def legend(entries: Sequence[tuple[str, str]]) -> str:
@@ -50,51 +96,46 @@ def legend(entries: Sequence[tuple[str, str]]) -> str:
     return f'<p class="legend">{keys}</p>'
 
 
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """A figure of a run over its batches."""
+def figure(curves: Sequence[Curve], x: Axis, y: Axis, *, caption: str, heading: str = "") -> str:
+    """A chart with a legend of the curves that have a label, drawn twice: for wide and for narrow screens."""
+    labelled = [curve for curve in curves if curve.label]
+    described = f"{y.label} by {x.label}: {'; '.join(visible(curve.label) for curve in labelled)}."
+    return f"""<figure>
+{heading}
+<figcaption>{caption}</figcaption>
+{legend([(curve.colour, curve.label) for curve in labelled])}
+{line_chart(curves, x, y, width=760, height=310, described=described)}
+{line_chart(curves, x, y, width=360, height=270, described="")}
+</figure>"""
 
-    label: str
-    """Name and last value, for the legend."""
-    colour: str
-    """Class of the run."""
-    points: NDArray[np.float64]
-    """[num_points, 2]: batch and value, finite."""
 
-
-def batch_figure(heading: str, caption: str, unit: str, lines: Sequence[Line], *, noisy: bool = False) -> str:
-    """Chart lines by batch; nothing without lines.
+def batch_figure(heading: str, caption: str, unit: str, lines: Sequence[Curve], *, noisy: bool = False) -> str:
+    """Chart figures of runs by batch; runs of fewer than two points are left out, and nothing is left without runs.
 
     Args:
         heading: element with the title.
         caption: what the values are.
         unit: label of the vertical axis.
-        lines: one of each run.
+        lines: one of each run, of finite values.
         noisy: draw an average over neighbouring batches, and the values themselves faint.
     """
+    lines = [line for line in lines if len(line.points) > 1]
     if not lines:
         return ""
-    curves = [Curve(points=thinned(line.points), kind=f"raw {line.colour}") for line in lines if noisy]
+    curves = [Curve(points=thinned(line.points), colour=line.colour, style="raw") for line in lines if noisy]
     for line in lines:
         points = smoothed(line.points) if noisy else line.points
-        curves.append(Curve(points=thinned(points), kind=f"curve {line.colour}"))
+        curves.append(Curve(points=thinned(points), colour=line.colour, label=line.label))
     every = np.concatenate([line.points for line in lines])
     x = linear_axis([0.0, every[:, 0].max()], count=5, label="batch")
     y = linear_axis(every[:, 1], count=5, margin=0.04, label=unit)
-    described = f"{unit} by batch: {'; '.join(visible(line.label) for line in lines)}."
-    return f"""<figure>
-{heading}
-<figcaption>{caption}</figcaption>
-{legend([(line.colour, line.label) for line in lines])}
-{drawings(curves, x, y, described=described)}
-</figure>"""
+    return figure(curves, x, y, caption=caption, heading=heading)
 
 
 def definitions(facts: Mapping[str, str], *, kind: str = "") -> str:
     """A list of names and values."""
-    kinds = f' class="{kind}"' if kind else ""
     listed = "".join(f"<div><dt>{safe(name)}</dt><dd>{safe(value)}</dd></div>" for name, value in facts.items())
-    return f"<dl{kinds}>{listed}</dl>"
+    return f'<dl class="{kind}">{listed}</dl>'
 
 
 def node_button(tree: Tree, level: int, node: int) -> str:

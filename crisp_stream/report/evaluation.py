@@ -1,22 +1,21 @@
-"""Results of judged models: all their figures, the share of examples on which each is better than base, and curves."""
+"""Results of judged models: their figures as bars, the share of examples on which each is better than base, curves."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from html import escape
 
 import numpy as np
 
 from crisp_stream.errors import InputError
+from crisp_stream.report.charts import Curve
 from crisp_stream.report.colours import Colours, task_of_set
-from crisp_stream.report.elements import Line, bar, batch_figure, dot, safe, section
-from crisp_stream.report.map import visible
-from crisp_stream.results.better import BetterRow, better_rows, natural_baseline
-from crisp_stream.results.curves import TRAINING_LOSS, CurvePoint, curves, run_identity
-from crisp_stream.results.pairing import AnyResults, model_names
-from crisp_stream.results.results import SUFFIX, QuestionResults, TextResults
+from crisp_stream.report.elements import Cells, batch_figure, interval_below, named, safe, section, table, valued_bar
+from crisp_stream.results.better import better_rows, natural_baseline
+from crisp_stream.results.curves import TRAINING_LOSS, curves, run_identity
+from crisp_stream.results.pairing import AnyResults, JudgedSet, model_names
+from crisp_stream.results.results import SUFFIX, TextResults
 from crisp_stream.results.tables import (
     BITS_PER_BYTE,
     INTERVALS,
@@ -33,8 +32,20 @@ from crisp_stream.results.tables import (
 from crisp_stream.storage.store import is_remote, local_path, open_store
 from crisp_stream.table import NONE
 
-Cells = Mapping[str, str]
-"""Heading to text, of one row."""
+_CAPTIONS = {
+    PERPLEXITY: "Lower is better: exp of the mean over texts of the mean loss per token.",
+    BITS_PER_BYTE: "Lower is better: loss of all tokens in bits, over the bytes of their text. For models that cut "
+    "text into tokens differently, whose perplexities cannot be compared.",
+    "acc": "Higher is better: share of questions answered right.",
+    "acc_norm": "Higher is better: share of questions answered right, by log probability per character.",
+}
+_TITLES = {
+    PERPLEXITY: "Perplexity",
+    TOKEN_LEVEL: "Token level",
+    BITS_PER_BYTE: "Bits/byte",
+    "acc": "Accuracy, %",
+    "acc_norm": "Accuracy, % (acc_norm)",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +61,13 @@ class Evaluation:
         """Results of the newest checkpoint of each run on each set, and of the baseline; older ones are for curves."""
         newest: dict[tuple[object, ...], AnyResults] = {}
         for results in self.results:
-            key = (*run_identity(results), *_set_of(results))
+            key = (*run_identity(results), results.kind, results.fingerprint)
             if key not in newest or results.model["batch"] > newest[key].model["batch"]:
                 newest[key] = results
-        kept = {(results.model_name, *_set_of(results)) for results in newest.values()}
         return [
             results
             for results in self.results
-            if results.model_name == self.baseline or (results.model_name, *_set_of(results)) in kept
+            if results.model_name == self.baseline or any(results is kept for kept in newest.values())
         ]
 
     @property
@@ -80,10 +90,6 @@ class Evaluation:
         return replace(self, results=ordered)
 
 
-def _set_of(results: AnyResults) -> tuple[str, str]:
-    return results.kind, results.fingerprint
-
-
 def holds_results(path: str) -> bool:
     """Tell whether a path is a file of results or a folder with some. Raises StorageError."""
     if path.endswith(SUFFIX):
@@ -93,92 +99,62 @@ def holds_results(path: str) -> bool:
     return any(name.endswith(SUFFIX) for name, _ in open_store(path).list())
 
 
-def evaluation_section(evaluation: Evaluation, colours: Colours) -> str:
-    """Tables of all figures, shares of examples that got better, and curves over training.
+def score_section(evaluation: Evaluation, colours: Colours) -> str:
+    """A table per measure that counts for a set: its bars on one scale, and all other figures.
 
     Raises:
         InputError: no results, none of the baseline, or two models of one name.
     """
-    rows = evaluation.rows
-    texts = [row for row in rows if isinstance(row.results, TextResults)]
-    questions = [row for row in rows if isinstance(row.results, QuestionResults)]
-    notes = [INTERVALS, *row_notes(rows)]
+    by_measure: dict[str, list[ResultRow]] = {measure: [] for measure in _CAPTIONS}
+    for row in evaluation.rows:
+        by_measure[row.measure].append(row)
+    tables = "\n".join(_score_table(measure, rows, colours) for measure, rows in by_measure.items() if rows)
+    notes = [INTERVALS, *row_notes(evaluation.rows)]
     if len(evaluation.newest) < len(evaluation.results):
         notes.append("tables: the newest checkpoint of each run; the curves show all")
     listed = "".join(f"<li>{safe(note)}</li>" for note in notes)
-    parts = [
-        _table("Perplexity of texts", [_text_cells(row) for row in texts], texts, colours),
-        _table("Accuracy on questions, %", [_question_cells(row) for row in questions], questions, colours),
-        f'<ul class="advice">{listed}</ul>',
-        _better_part(evaluation, colours),
-        _curve_part(evaluation.results, colours),
-    ]
-    return section("evaluation", "Evaluation: all figures", "\n".join(part for part in parts if part))
+    return section("scores", "Scores of the judged models", f'{tables}\n<ul class="advice">{listed}</ul>')
 
 
-def _text_cells(row: ResultRow) -> Cells:
-    return {
-        "Perplexity": figure_cell(PERPLEXITY, row.estimates[PERPLEXITY]),
-        "Token level": figure_cell(PERPLEXITY, row.estimates[TOKEN_LEVEL]),
-        "Bits/byte": figure_cell(BITS_PER_BYTE, row.estimates[BITS_PER_BYTE]),
-        "Examples": f"{row.results.num_examples:,}",
-    }
-
-
-def _question_cells(row: ResultRow) -> Cells:
-    metric = row.results.metric if isinstance(row.results, QuestionResults) else ""
-    cells = {name: figure_cell(name, row.estimates[name]) + "*" * (name == metric) for name in ("acc", "acc_norm")}
-    return {**cells, "Questions": f"{row.results.num_examples:,}"}
-
-
-def _table(title: str, cells: Sequence[Cells], rows: Sequence[ResultRow], colours: Colours) -> str:
-    """Rows of models by set; columns of comparisons and of contaminated examples only where there are some."""
-    if not rows:
-        return ""
+def _score_table(measure: str, rows: Sequence[ResultRow], colours: Colours) -> str:
+    """Models by set; columns of comparisons and of contaminated examples only where there are some."""
+    title = _TITLES[measure]
+    scale = 1.0 if measure.startswith("acc") else max(row.estimates[measure].value for row in rows)
     than = next((row.than for row in rows if row.than), None)
     checked = any(row.num_contaminated is not None for row in rows)
-    body, names = [], []
-    for row, figures in zip(rows, cells, strict=True):
-        shown = dict(figures)
+    groups: dict[str, list[Cells]] = {}
+    for row in rows:
+        colour, figure = colours.of_run(run_identity(row.results)), row.estimates[measure]
+        cells = {
+            "Model": named(row.results.model_name, colour),
+            title: valued_bar(figure_cell(measure, figure), figure.value / scale, colour),
+        }
         if than is not None:
-            shown[f"than {than}"] = than_cell(row)
+            cells[f"than {than}"] = interval_below(than_cell(row))
+        for other in _TITLES:
+            if other != measure and other in row.estimates:
+                cells[_TITLES[other]] = interval_below(figure_cell(other, row.estimates[other]))
         if checked:
-            shown["Contaminated"] = NONE if row.num_contaminated is None else f"{row.num_contaminated:,}"
-            shown["Without them"] = clean_cell(row)
-        names = list(shown)
-        body.append(f"<tr>{_names(row.judged.name, row.results, colours)}{_number_cells(shown)}</tr>")
-    head = "".join(f'<th scope="col" class="number">{safe(name)}</th>' for name in names)
-    return f"""<h3>{title}</h3>
-<div class="scroll" tabindex="0" role="region" aria-label="{title}"><table class="stack">
-<thead><tr><th scope="col">Set</th><th scope="col">Model</th>{head}</tr></thead>
-<tbody>
-{chr(10).join(body)}
-</tbody>
-</table></div>"""
+            cells["Contaminated"] = NONE if row.num_contaminated is None else f"{row.num_contaminated:,}"
+            cells["Without them"] = interval_below(clean_cell(row))
+        groups.setdefault(_set_heading(row.judged, colours), []).append(cells)
+    return table(groups, title=title, caption=_CAPTIONS[measure], kinds={title: "bar"})
 
 
-def _names(set_name: str, results: AnyResults, colours: Colours) -> str:
-    """The cells of a set and a model, each with its colour."""
-    model = f"{dot(colours.of_run(run_identity(results)))}{safe(results.model_name)}"
-    return (
-        f'<th scope="row">{dot(colours.of_set(set_name))}{safe(set_name)}</th>'
-        f'<td data-label="model"><span>{model}</span></td>'
-    )
+def _set_heading(judged: JudgedSet, colours: Colours) -> str:
+    return f"{named(judged.name, colours.of_set(judged.name))} <small>{examples(judged.results[0])}</small>"
 
 
-def _number_cells(cells: Cells) -> str:
-    return "".join(
-        f'<td class="number" data-label="{escape(visible(name))}">{_cell(cell)}</td>' for name, cell in cells.items()
-    )
+def examples(results: AnyResults) -> str:
+    """Number of examples of a set, in words."""
+    kind = "text" if isinstance(results, TextResults) else "question"
+    return f"{results.num_examples:,} {kind}{'s' * (results.num_examples != 1)}"
 
 
-def _cell(text: str) -> str:
-    """A figure with its interval below it."""
-    value, bracket, interval = text.partition(" [")
-    below, closed, mark = interval.partition("]")
-    if not bracket:
-        return escape(text)
-    return f'<span>{escape(value)}{escape(mark)} <span class="interval">[{escape(below)}{closed}</span></span>'
+def evaluation_section(evaluation: Evaluation, colours: Colours) -> str:
+    """Shares of examples that got better, and curves over training; nothing where there is neither."""
+    parts = [part for part in (_better_part(evaluation, colours), _curve_part(evaluation.results, colours)) if part]
+    return section("evaluation", "Evaluation example by example and over training", "\n".join(parts)) if parts else ""
 
 
 def _better_part(evaluation: Evaluation, colours: Colours) -> str:
@@ -188,34 +164,23 @@ def _better_part(evaluation: Evaluation, colours: Colours) -> str:
         return ""
     try:
         rows = better_rows(evaluation.newest, baseline=than)
-    except InputError as error:  # nothing that may be paired: the table stands, and says why this does not
+    except InputError as error:  # nothing that may be paired: the scores stand, and this says why it does not
         return f'<p class="warning">{safe(str(error))}</p>'
-    body = "\n".join(_better_row(row, colours) for row in rows)
+    groups: dict[str, list[Cells]] = {}
+    for row in rows:
+        colour = colours.of_run(run_identity(row.results))
+        cells = {
+            "Model": named(row.results.model_name, colour),
+            "% better": valued_bar(row.fraction.cell(1, scale=100), row.fraction.value, colour),
+            "Ties": f"{row.num_ties:,}",
+        }
+        groups.setdefault(_set_heading(row.judged, colours), []).append(cells)
     title = "Where it got better"
-    return f"""<h3>{title}</h3>
-<div class="scroll" tabindex="0" role="region" aria-label="{title}"><table class="stack">
-<caption>Share of the examples on which each model is better than {safe(than)}: a lower perplexity, or a likelier right
-answer. A tie counts as half.</caption>
-<thead><tr><th scope="col">Set</th><th scope="col">Model</th><th scope="col">Better</th>
-<th scope="col" class="number">95% interval</th><th scope="col" class="number">Examples</th></tr></thead>
-<tbody>
-{body}
-</tbody>
-</table></div>"""
-
-
-def _better_row(row: BetterRow, colours: Colours) -> str:
-    low, high = row.fraction.interval
-    interval = NONE if np.isnan(low) else f"{low:.1%} to {high:.1%}"
-    results = row.judged.of(row.model)
-    assert results is not None
-    return (
-        f"<tr>{_names(row.judged.name, results, colours)}"
-        f'<td class="bar" data-label="better"><span class="line"><span class="value">{row.fraction.value:.1%}</span>'
-        f"{bar(row.fraction.value, colours.of_run(run_identity(results)))}</span></td>"
-        f'<td class="number" data-label="95% interval">{interval}</td>'
-        f'<td class="number" data-label="examples">{row.num_examples:,}</td></tr>'
+    caption = (
+        f"Share of the examples on which each model is better than {safe(than)}: a lower perplexity, or a likelier "
+        "right answer. A tie counts as half."
     )
+    return f"<h3>{title}</h3>\n{table(groups, title=title, caption=caption, kinds={'% better': 'bar'})}"
 
 
 def _curve_part(results: Sequence[AnyResults], colours: Colours) -> str:
@@ -225,19 +190,17 @@ def _curve_part(results: Sequence[AnyResults], colours: Colours) -> str:
     except InputError:  # models of no run, or two of one batch: there is no curve to draw
         return ""
     colour_of = {judged.model_name: colours.of_run(run_identity(judged)) for judged in results}
-    by_set: dict[tuple[str, str], list[Line]] = {}
+    by_set: dict[tuple[str, str], list[Curve]] = {}
     for (run, set_name), points in lines.items():
-        if len(points) > 1 and set_name != TRAINING_LOSS:
-            line = _line(run, points, colour_of[points[0].model])
-            by_set.setdefault((set_name, WRITTEN[points[0].measure]), []).append(line)
+        if set_name != TRAINING_LOSS:
+            measure = points[0].measure
+            scale = 100 if measure.startswith("acc") else 1
+            values = np.array([(point.batch, scale * point.estimate.value) for point in points], np.float64)
+            label = f"{run}: {values[-1, 1]:.4g} at the end"
+            curve = Curve(points=values, colour=colour_of[points[0].model], label=label)
+            by_set.setdefault((set_name, WRITTEN[measure]), []).append(curve)
     figures = "\n".join(
         batch_figure(f"<h4>{safe(set_name)}</h4>", "Checkpoints of each run.", measure, drawn)
         for (set_name, measure), drawn in by_set.items()
     )
-    return f'<h3>Over training</h3>\n<div class="pair">\n{figures}\n</div>' if figures else ""
-
-
-def _line(run: str, points: Sequence[CurvePoint], colour: str) -> Line:
-    scale = 100 if points[0].measure.startswith("acc") else 1
-    values = np.array([(point.batch, scale * point.estimate.value) for point in points], np.float64)
-    return Line(label=f"{run}: {values[-1, 1]:.4g} at the end", colour=colour, points=values)
+    return f'<h3>Over training</h3>\n<div class="pair">\n{figures}\n</div>' if figures.strip() else ""

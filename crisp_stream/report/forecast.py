@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -12,27 +13,21 @@ from crisp_stream.errors import InputError
 from crisp_stream.forecast.forecast import forecast
 from crisp_stream.forecast.result import Forecast
 from crisp_stream.histograms.mixture import Mixture
-from crisp_stream.report.charts import Axis, Curve, drawings
+from crisp_stream.report.charts import Axis, Curve, percent
 from crisp_stream.report.colours import Colours
-from crisp_stream.report.elements import dot, legend, node_button, safe, section
-from crisp_stream.report.map import Tree, visible
+from crisp_stream.report.elements import Cells, figure, named, node_button, safe, section, table
+from crisp_stream.report.map import Tree
 from crisp_stream.table import format_bytes
 
 if TYPE_CHECKING:
     from crisp_stream.format.dataset import Dataset
     from crisp_stream.histograms.histogram import Histogram
 
-_LEAST_SHARE = 1e-4
+_SHARE_TICKS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 def forecast_section(forecasts: Mapping[str, Forecast | str], tree: Tree, colours: Colours) -> str:
-    """A chart of occurrences, a table, and advice for each run.
-
-    Args:
-        forecasts: name of a histogram to its forecast, or the reason why there is none.
-        tree: for the terms of clusters.
-        colours: of the histograms.
-    """
+    """A chart of occurrences, a table, and advice for each histogram, or the reason why it has no forecast."""
     made = {name: forecast for name, forecast in forecasts.items() if not isinstance(forecast, str)}
     refused = "\n".join(
         f'<p class="warning">{safe(name)}: {safe(reason)}</p>'
@@ -40,7 +35,8 @@ def forecast_section(forecasts: Mapping[str, Forecast | str], tree: Tree, colour
         if isinstance(reason, str)
     )
     samples = f", {next(iter(made.values())).samples:,} samples each" if made else ""
-    rows = "\n".join(_row(name, forecast, tree, colours) for name, forecast in made.items())
+    rows = [_row(name, forecast, tree, colours) for name, forecast in made.items()]
+    caption = "Requests and bytes of all nodes, with a cache that holds the working set."
     return section(
         "forecast",
         "What a run would read",
@@ -48,16 +44,7 @@ def forecast_section(forecasts: Mapping[str, Forecast | str], tree: Tree, colour
 them, so the numbers are those of the run, for the seed of the forecast.</p>
 {refused}
 {_occurrences(made, colours)}
-<div class="scroll" tabindex="0" role="region" aria-label="Forecasts"><table class="stack">
-<caption>Requests and bytes of all nodes, with a cache that holds the working set.</caption>
-<thead><tr><th scope="col">Histogram</th><th scope="col" class="number">Of the corpus</th>
-<th scope="col" class="number">Clusters hit</th><th scope="col" class="number">Times served, mean</th>
-<th scope="col" class="number">Read</th><th scope="col" class="number">Requests</th>
-<th scope="col" class="number">Mixture error</th><th scope="col">Most repeated cluster</th></tr></thead>
-<tbody>
-{rows}
-</tbody>
-</table></div>
+{table({"": rows}, title="Forecasts", caption=caption, kinds={"Most repeated cluster": "sample"})}
 {_advice(made)}""",
     )
 
@@ -78,53 +65,46 @@ def _advice(forecasts: Mapping[str, Forecast]) -> str:
     return "<h3>Before you start</h3>\n" + "\n".join(parts)
 
 
-def _row(name: str, forecast: Forecast, tree: Tree, colours: Colours) -> str:
-    cells = {
-        "of the corpus": f"{forecast.windows_served / forecast.windows:.1%}",
-        "clusters hit": f"{forecast.clusters_hit:,} of {forecast.clusters_reachable:,}",
-        "times served, mean": f"{forecast.mean_occurrences:.2f}",
-        "read": format_bytes(sum(forecast.reads.bytes_per_node)),
-        "requests": f"{forecast.reads.requests:,}",
-        "mixture error": f"{forecast.mixture_error:.4f}",
-    }
-    rest = "".join(f'<td class="number" data-label="{label}">{value}</td>' for label, value in cells.items())
+def _row(name: str, forecast: Forecast, tree: Tree, colours: Colours) -> Cells:
     most = ""
     if forecast.most_repeated:
         worst = forecast.most_repeated[0]
         level = min(forecast.level, tree.levels[-1].level)
         node = worst.cluster // tree.arity ** (forecast.level - level)
         most = f"{worst.epochs:,.1f} times: {node_button(tree, level, node)}"
-    label = f'<th scope="row">{dot(colours.tasks[name])}{safe(name)}</th>'
-    return f'<tr>{label}{rest}<td class="sample">{most}</td></tr>'
+    return {
+        "Histogram": named(name, colours.tasks[name]),
+        "Of the corpus": f"{forecast.windows_served / forecast.windows:.1%}",
+        "Clusters hit": f"{forecast.clusters_hit:,} of {forecast.clusters_reachable:,}",
+        "Times served, mean": f"{forecast.mean_occurrences:.2f}",
+        "Read": format_bytes(sum(forecast.reads.bytes_per_node)),
+        "Requests": f"{forecast.reads.requests:,}",
+        "Mixture error": f"{forecast.mixture_error:.4f}",
+        "Most repeated cluster": most,
+    }
 
 
 def _occurrences(forecasts: Mapping[str, Forecast], colours: Colours) -> str:
     """Chart the share of the corpus that is served at least so many times."""
-    steps = {name: _served_at_least(forecast) for name, forecast in forecasts.items()}
-    steps = {name: points for name, points in steps.items() if len(points)}
-    if not steps:
+    curves = []
+    for name, of_run in forecasts.items():
+        points = _served_at_least(of_run)
+        if len(points):
+            label = f"{name}: at most {points[-1, 0]:g} times"
+            curves.append(Curve(points=points, colour=colours.tasks[name], label=label))
+    if not curves:
         return ""
-    most = max(float(points[-1, 0]) for points in steps.values())
-    curves = [Curve(points=points, kind=f"curve {colours.tasks[name]}") for name, points in steps.items()]
-    high = max(10.0, 10 ** np.ceil(np.log10(most)))
-    x_ticks = [float(10**power) for power in range(int(np.log10(high)) + 1)]
-    y_ticks = [float(10.0**power) for power in range(int(np.log10(_LEAST_SHARE)), 1)]
-    x = Axis(low=1, high=high, ticks=x_ticks, label="times served", logarithmic=True)
+    powers = max(1, math.ceil(math.log10(max(curve.points[-1, 0] for curve in curves))))
+    x_ticks = [10.0**power for power in range(powers + 1)]
+    x = Axis(low=1, high=x_ticks[-1], ticks=x_ticks, label="times served", logarithmic=True)
     y = Axis(
-        low=_LEAST_SHARE,
-        high=1,
-        ticks=y_ticks,
-        label="share of the corpus",
-        logarithmic=True,
-        write=lambda share: f"{100 * share:g}%",
+        low=_SHARE_TICKS[0], high=1, ticks=_SHARE_TICKS, label="share of the corpus", logarithmic=True, write=percent
     )
-    ends = "; ".join(f"{visible(name)}: at most {points[-1, 0]:g} times" for name, points in steps.items())
-    return f"""<figure>
-<figcaption>Share of the corpus served at least so often. Where a curve begins is the share that is served at all; a
-long tail to the right are windows that the model would see again and again.</figcaption>
-{legend([(colours.tasks[name], name) for name in steps])}
-{drawings(curves, x, y, described=f"Occurrences of windows; {ends}.")}
-</figure>"""
+    caption = (
+        "Share of the corpus served at least so often. Where a curve begins is the share that is served at all; a long "
+        "tail to the right are windows that the model would see again and again."
+    )
+    return figure(curves, x, y, caption=caption)
 
 
 def _served_at_least(forecast: Forecast) -> NDArray[np.float64]:
@@ -136,7 +116,7 @@ def _served_at_least(forecast: Forecast) -> NDArray[np.float64]:
     shares = np.cumsum(windows[::-1])[::-1] / forecast.windows
     times = np.array([max(entry.least, 1) for entry in bins], np.float64)
     points = np.column_stack([np.append(1, times), np.append(shares[0], shares)])
-    return points[points[:, 1] >= _LEAST_SHARE]
+    return points[points[:, 1] >= _SHARE_TICKS[0]]
 
 
 def forecast_each(dataset: Dataset, histograms: Mapping[str, Histogram], samples: int) -> dict[str, Forecast | str]:

@@ -1,4 +1,4 @@
-"""Section `Where the task lives`: its heaviest clusters against the corpus, with terms and a text of each."""
+"""The heaviest clusters of tasks and runs: section `Where the task lives`, and cards of other sections."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.report.colours import BASE, Colours
-from crisp_stream.report.elements import bar, legend, node_button, safe, section
+from crisp_stream.report.elements import bar, legend, named, node_button, safe, section, table, valued_bar
 from crisp_stream.report.map import TaskShares, Tree
 
 _NUM_CLUSTERS = 8
@@ -17,58 +17,71 @@ _TEXT_CHARACTERS = 180
 
 def heaviest_section(tasks: Sequence[TaskShares], tree: Tree, colours: Colours) -> str:
     """A table of clusters for each task; that of the first is open."""
-    scale = largest_share(tasks, tree, _NUM_CLUSTERS)
-    first, *others = [(task, _task_part(task, tree, colours.tasks[task.name], scale)) for task in tasks]
-    folded = "\n".join(f"<details>\n<summary>{safe(task.name)}</summary>\n{part}\n</details>" for task, part in others)
+    scale = largest_share(tasks, tree)
+    first, *others = [(safe(task.name), _task_part(task, tree, colours.tasks[task.name], scale)) for task in tasks]
     if not others:
         return section("heaviest", "Where the task lives", first[1])
-    return section("heaviest", "Where the tasks live", f"<h3>{safe(first[0].name)}</h3>\n{first[1]}\n{folded}")
+    folded = "\n".join(f"<details>\n<summary>{name}</summary>\n{part}\n</details>" for name, part in others)
+    return section("heaviest", "Where the tasks live", f"<h3>{first[0]}</h3>\n{first[1]}\n{folded}")
 
 
-def heaviest_rows(task: TaskShares, limit: int) -> NDArray[np.intp]:
+def heaviest_rows(task: TaskShares) -> NDArray[np.intp]:
     """Rows of the heaviest clusters of a task at its level, heaviest first; none without mass."""
-    rows = np.argsort(-task.shares, kind="stable")[:limit]
+    rows = np.argsort(-task.shares, kind="stable")[:_NUM_CLUSTERS]
     return rows[task.shares[rows] > 0]
 
 
-def largest_share(tasks: Sequence[TaskShares], tree: Tree, limit: int) -> float:
+def largest_share(tasks: Sequence[TaskShares], tree: Tree) -> float:
     """Largest share, of a task or of the corpus, among the heaviest clusters of all tasks: the scale of their bars."""
     shares = [0.0]
     for task in tasks:
-        rows = heaviest_rows(task, limit)
+        rows = heaviest_rows(task)
         shares += [float(column[rows].max(initial=0)) for column in (task.shares, tree.levels[task.level - 1].shares)]
     return max(shares) or 1.0
 
 
 def _task_part(task: TaskShares, tree: Tree, colour: str, scale: float) -> str:
     level = tree.levels[task.level - 1]
-    top = heaviest_rows(task, _NUM_CLUSTERS)
-    rows = "\n".join(_row(task, tree, int(row), colour, scale) for row in top)
-    name = safe(task.name)
-    held, corpus = task.shares[top].sum(), level.shares[top].sum()
+    top, name = heaviest_rows(task), safe(task.name)
+    rows = []
+    for node, share, corpus in zip(level.nodes[top].tolist(), task.shares[top], level.shares[top], strict=True):
+        text = tree.text_of(task.level, node)[:_TEXT_CHARACTERS]
+        bars = [valued_bar(f"{share:.1%}", share / scale, colour), valued_bar(f"{corpus:.1%}", corpus / scale, BASE)]
+        rows.append(
+            {
+                "Cluster: path and terms": node_button(tree, task.level, node),
+                "Share": "".join(bars),
+                "w": f"{share / corpus:,.1f}",
+                "Beginning of one of its windows": f"<q>{safe(text)}</q>" if text else "",
+            }
+        )
+    held, of_corpus = task.shares[top].sum(), level.shares[top].sum()
+    title = f"Heaviest clusters of {task.name} at level {task.level} of the tree"
+    kinds = {"Share": "bar", "Beginning of one of its windows": "sample"}
     return f"""<p class="note">The {len(top)} heaviest of {len(level.nodes):,} clusters hold {held:.0%} of {name}, and
-{corpus:.0%} of the corpus. Importance weight w = share of the task / share of the corpus: how much more often
+{of_corpus:.0%} of the corpus. Importance weight w = share of the task / share of the corpus: how much more often
 training on the task's histogram draws the cluster than base does.</p>
 {legend([(colour, task.name), (BASE, "corpus")])}
-<table class="stack clusters">
-<caption class="unseen">Heaviest clusters of {name} at level {task.level} of the tree</caption>
-<thead><tr><th scope="col">Cluster: path and terms</th><th scope="col">Share</th>
-<th scope="col" class="number">w</th><th scope="col">Beginning of one of its windows</th></tr></thead>
-<tbody>
-{rows}
-</tbody>
-</table>"""
+{table({"": rows}, title=title, caption=f"Level {task.level} of the tree.", kinds=kinds)}"""
 
 
-def _row(task: TaskShares, tree: Tree, row: int, colour: str, scale: float) -> str:
+def card(task: TaskShares, tree: Tree, colour: str, scale: float, *, heading: str, facts: str = "") -> str:
+    """A card with the heaviest clusters of a task or run: its bar above that of the corpus, `scale` fills a track.
+
+    `heading` is the element of the name, such as `h3`; `facts` is HTML above the clusters.
+    """
     level = tree.levels[task.level - 1]
-    node, share, corpus = int(level.nodes[row]), float(task.shares[row]), float(level.shares[row])
-    text = tree.text_of(task.level, node)[:_TEXT_CHARACTERS]
-    quote = f"<q>{safe(text)}</q>" if text else ""
-    return (
-        f'<tr><th scope="row">{node_button(tree, task.level, node)}</th>'
-        f'<td class="bar" data-label="share"><span class="line"><span class="value">{share:.1%}</span>'
-        f'{bar(share / scale, colour)}</span><span class="line"><span class="value quiet">{corpus:.1%}</span>'
-        f'{bar(corpus / scale, BASE)}</span></td><td class="number" data-label="w">{share / corpus:,.1f}</td>'
-        f'<td class="sample">{quote}</td></tr>'
+    corpus = level.shares
+    rows = "\n".join(
+        f"<li>{node_button(tree, task.level, int(level.nodes[row]))}"
+        f'<span class="pairs">{bar(task.shares[row] / scale, colour)}{bar(corpus[row] / scale, BASE)}</span>'
+        f'<span class="figures">{task.shares[row]:.1%} · w {task.shares[row] / corpus[row]:,.1f}</span></li>'
+        for row in heaviest_rows(task)
     )
+    return f"""<article class="card">
+<{heading}>{named(task.name, colour)}</{heading}>
+{facts}
+<ol class="top">
+{rows}
+</ol>
+</article>"""

@@ -119,14 +119,18 @@ def levels_of(dataset: Dataset) -> list[MapLevel]:
 def task_shares(name: str, histogram: Histogram, levels: Sequence[MapLevel]) -> TaskShares:
     """Shares of a histogram at its level, or at the map's deepest where the histogram is finer."""
     level = max(1, min(histogram.level, levels[-1].level))
-    nodes = levels[level - 1].nodes
     if histogram.level == 0:
         return TaskShares(name=name, level=level, shares=levels[0].shares, missing=0.0)
     ancestors = histogram.nodes // np.uint32(histogram.arity ** (histogram.level - level))
-    at = np.minimum(np.searchsorted(nodes, ancestors), len(nodes) - 1)
-    present = nodes[at] == ancestors
-    shares = sums(at[present], histogram.proportions[present], len(nodes))
-    return TaskShares(name=name, level=level, shares=shares, missing=float(histogram.proportions[~present].sum()))
+    return gathered(name, levels[level - 1], ancestors, histogram.proportions)
+
+
+def gathered(name: str, level: MapLevel, ancestors: NDArray[Any], shares: NDArray[np.float64]) -> TaskShares:
+    """Sum shares by node of a level. `ancestors`: [num_shares], may repeat; those without windows count as missing."""
+    at = np.minimum(np.searchsorted(level.nodes, ancestors), len(level.nodes) - 1)
+    present = level.nodes[at] == ancestors
+    of_nodes = _sums(at[present], shares[present], len(level.nodes))
+    return TaskShares(name=name, level=level.level, shares=of_nodes, missing=float(shares[~present].sum()))
 
 
 def shares_at(task: TaskShares, level: int, levels: Sequence[MapLevel], arity: int) -> NDArray[np.float64]:
@@ -135,12 +139,12 @@ def shares_at(task: TaskShares, level: int, levels: Sequence[MapLevel], arity: i
     counted = levels[task.level - 1]
     if level <= task.level:
         above = counted.nodes // np.uint32(arity ** (task.level - level))
-        return sums(np.searchsorted(nodes, above), task.shares, len(nodes))
+        return _sums(np.searchsorted(nodes, above), task.shares, len(nodes))
     parent = np.searchsorted(counted.nodes, nodes // np.uint32(arity ** (level - task.level)))
     return task.shares[parent] * levels[level - 1].windows / counted.windows[parent]
 
 
-def sums(rows: NDArray[np.intp], values: NDArray[np.float64], length: int) -> NDArray[np.float64]:
+def _sums(rows: NDArray[np.intp], values: NDArray[np.float64], length: int) -> NDArray[np.float64]:
     """[length], the sum of the values of each row."""
     return np.asarray(np.bincount(rows, weights=values, minlength=length), np.float64)
 
@@ -173,13 +177,7 @@ def _notable(
 
 
 def map_payload(tree: Tree, tasks: Sequence[TaskShares], colours: Sequence[str]) -> str:
-    """Everything the script needs, as base64 text (see `pack`).
-
-    Args:
-        tree: sizes, terms and texts.
-        tasks: tasks, and what runs were served.
-        colours: [num_tasks], classes of the style sheet.
-    """
+    """Everything the script needs, as base64 text (see `pack`). `tasks` include what runs were served."""
     deepest = tree.levels[-1]
     arrays: dict[str, NDArray[Any]] = {
         "nodes": np.diff(deepest.nodes.astype(np.int64), prepend=0).astype(np.uint32),

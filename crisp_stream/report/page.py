@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crisp_stream.histograms.mixture import check_tree
+from crisp_stream.inspection.summary import dataset_facts
 from crisp_stream.report.colours import Colours, assign_colours
 from crisp_stream.report.elements import definitions, section
-from crisp_stream.report.evaluation import Evaluation, evaluation_section
+from crisp_stream.report.evaluation import Evaluation, evaluation_section, score_section
 from crisp_stream.report.forecast import forecast_section
 from crisp_stream.report.heaviest import heaviest_section
 from crisp_stream.report.map import TaskShares, Tree, gather_terms, levels_of, map_payload, task_shares, visible
 from crisp_stream.report.runs import TrainingRun, run_section, served_shares
-from crisp_stream.report.scores import score_section
 from crisp_stream.report.tasks import histogram_section, specificity_section, transfer, transfer_section
 from crisp_stream.report.verdict import verdict_section
 from crisp_stream.results.curves import run_identity
@@ -37,38 +37,8 @@ if TYPE_CHECKING:
 _SCRIPTS = ("treemap.js", "page.js")
 
 
-def write_page(
-    path: str | Path,
-    dataset: Dataset,
-    histograms: Mapping[str, Histogram],
-    runs: Sequence[TrainingRun] = (),
-    *,
-    forecasts: Mapping[str, Forecast | str] | None = None,
-    evaluation: Evaluation | None = None,
-    max_windows: int = 50_000,
-    log: Callable[[str], None] = lambda line: None,
-) -> Path:
-    """Write the page, replacing an older one only when it is complete.
-
-    Args:
-        path: of the HTML file.
-        dataset: the opened dataset.
-        histograms: name to histogram, of the dataset's tree, of any levels.
-        runs: from `read_run`.
-        forecasts: name of a histogram to the forecast of a run of it, or to the reason why there is none.
-        evaluation: results of judged models.
-        max_windows: about how many windows are read per level for terms and sample text.
-        log: takes a line of progress.
-
-    Returns:
-        The path written.
-
-    Raises:
-        InputError: a histogram of another tree, or results without the baseline.
-    """
-    html = page_html(
-        dataset, histograms, runs, forecasts=forecasts, evaluation=evaluation, max_windows=max_windows, log=log
-    )
+def write_page(path: str | Path, html: str) -> Path:
+    """Write the page, replacing an older one only when it is complete. Returns its path."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(target.name + ".tmp")
@@ -87,7 +57,20 @@ def page_html(
     max_windows: int = 50_000,
     log: Callable[[str], None] = lambda line: None,
 ) -> str:
-    """The page as text; arguments as of `write_page`."""
+    """Make the page as text.
+
+    Args:
+        dataset: the opened dataset.
+        histograms: name to histogram, of the dataset's tree, of any levels.
+        runs: from `read_run`.
+        forecasts: name of a histogram to the forecast of a run of it, or to the reason why there is none.
+        evaluation: results of judged models.
+        max_windows: about how many windows are read per level for terms and sample text.
+        log: takes a line of progress.
+
+    Raises:
+        InputError: a histogram of another tree, or results without the baseline.
+    """
     for name, histogram in histograms.items():
         check_tree(histogram, dataset, what=name)
     manifest = dataset.manifest
@@ -105,7 +88,7 @@ def page_html(
     tree = Tree(arity=manifest.arity, levels=levels, terms=terms)
     parts = {
         "verdict": ("Verdict", verdict_section(evaluation) if runs or evaluation else ""),
-        "scores": ("Perplexity", score_section(evaluation, colours) if evaluation else ""),
+        "scores": ("Scores", score_section(evaluation, colours) if evaluation else ""),
         "heaviest": ("Where the task lives", heaviest_section(tasks, tree, colours) if tasks else ""),
         "runs": ("Training runs", run_section(runs, served, tree, colours) if runs else ""),
         "map": ("Map", _map_section(layers, of_layers)),
@@ -118,14 +101,15 @@ def page_html(
     }
     sections = {key: part for key, part in parts.items() if part[1]}
     payload = map_payload(tree, layers, of_layers)
-    return _document(_name(dataset), _summary(dataset, len(tasks), len(runs)), sections, payload)
+    name = visible(dataset.root.rstrip("/").rpartition("/")[2]) or "the dataset"
+    return _document(name, _summary(dataset, len(tasks), len(runs)), sections, payload)
 
 
 def _colours(tasks: Sequence[str], runs: Sequence[TrainingRun], evaluation: Evaluation | None) -> Colours:
     """Colours of tasks, runs and judged models; a model has that of its run."""
-    judged = [] if evaluation is None else evaluation.results
     keys = [(run.key, run.histograms) for run in runs]
-    keys += [(run_identity(results), results.model.get("histograms") or []) for results in judged]
+    for results in evaluation.results if evaluation else []:
+        keys.append((run_identity(results), results.model.get("histograms") or []))
     return assign_colours(tasks, keys)
 
 
@@ -173,10 +157,6 @@ def _asset(name: str) -> str:
     return resources.files("crisp_stream.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _name(dataset: Dataset) -> str:
-    return visible(dataset.root.rstrip("/").rpartition("/")[2]) or "the dataset"
-
-
 def _summary(dataset: Dataset, num_tasks: int, num_runs: int) -> str:
     manifest = dataset.manifest
     parts = [
@@ -188,12 +168,7 @@ def _summary(dataset: Dataset, num_tasks: int, num_runs: int) -> str:
 
 
 def _map_section(layers: Sequence[TaskShares], colours: Sequence[str]) -> str:
-    """The frame that the script fills.
-
-    Args:
-        layers: tasks, and what runs were served, to colour the map by.
-        colours: [num_layers], classes of the style sheet.
-    """
+    """The frame that the script fills. `layers`: tasks, and what runs were served, to colour the map by."""
     options = "".join(
         f'<option value="{number}">{escape(visible(layer.name))}</option>' for number, layer in enumerate(layers)
     )
@@ -228,27 +203,21 @@ aria-label="Clusters of the corpus" aria-describedby="announced"></canvas></div>
 <aside id="panel" class="panel" aria-label="Cluster"></aside>
 </div>
 <p id="announced" class="unseen" aria-live="polite"></p>"""
-    return section("map", "The tree as a map", body, kind="explorer")
+    return section("map", "The tree as a map", body)
 
 
 def _dataset_section(dataset: Dataset, tree: Tree) -> str:
-    manifest = dataset.manifest
-    kind = f"{manifest.token_dtype}, {manifest.packing}"
+    windows_read = sum(one.num_windows_read for one in tree.terms)
     facts = {
-        "Root": dataset.root,
-        "Windows": f"{manifest.num_windows:,} of {manifest.window_tokens:,} tokens ({kind})",
-        "Tokens": f"{manifest.num_windows * manifest.window_tokens:,}",
-        "Shards": f"{manifest.num_shards:,}",
-        "Tree": f"arity {manifest.arity}, depth {manifest.depth}, {manifest.num_leaves:,} leaves with windows",
-        "Encoder": f"{manifest.encoder.name}, first {manifest.encoder.max_length:,} word pieces of a window",
-        "Tokenizer": f"{manifest.tokenizer.vocab_size:,} ids",
-        **({"Generation": f"{manifest.generation}"} if manifest.generation else {}),
-        "Fingerprint": manifest.fingerprint[:16],
-        "Read for this page": f"{sum(one.num_windows_read for one in tree.terms):,} windows",
+        "root": dataset.root,
+        **dataset_facts(dataset),
+        "read for this page": f"{windows_read:,} windows",
     }
     note = ""
-    if tree.levels[-1].level < manifest.depth:
-        note = f'<p class="note">The map ends at level {tree.levels[-1].level}; the tree has {manifest.depth}.</p>'
+    if tree.levels[-1].level < dataset.manifest.depth:
+        note = (
+            f'<p class="note">The map ends at level {tree.levels[-1].level}; the tree has {dataset.manifest.depth}.</p>'
+        )
     return section(
         "dataset",
         "The dataset",

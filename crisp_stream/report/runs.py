@@ -11,7 +11,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,16 +20,18 @@ from numpy.typing import NDArray
 from crisp_stream.errors import FormatError, InputError, MissingExtraError, MissingObjectError
 from crisp_stream.models.checkpoint import latest_checkpoint, local_copy, read_checkpoint
 from crisp_stream.models.training_record import last_loss
+from crisp_stream.report.charts import Curve
 from crisp_stream.report.colours import Colours, RunKey
-from crisp_stream.report.elements import Line, against_corpus, batch_figure, dot, node_button, safe, section
-from crisp_stream.report.map import MapLevel, TaskShares, Tree, shares_at, sums
+from crisp_stream.report.elements import Cells, batch_figure, named, section, table
+from crisp_stream.report.heaviest import card, largest_share
+from crisp_stream.report.map import MapLevel, TaskShares, Tree, gathered, shares_at
 from crisp_stream.storage.store import is_remote, open_store
 from crisp_stream.table import NONE, format_bytes
 
 if TYPE_CHECKING:
     from crisp_stream.format.dataset import Dataset
 
-_TOP_NODES = 8
+_TOTALS = ("bytes_read", "requests", "wall_seconds", "cpu_seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +118,6 @@ def read_run(folder: str, dataset: Dataset) -> TrainingRun:
     )
 
 
-_TOTALS = ("bytes_read", "requests", "wall_seconds", "cpu_seconds")
-
-
 def _account(folder: str) -> tuple[dict[str, Any], list[tuple[float, float]]]:
     """run.json and losses.csv; empty for a run that has not finished."""
     store = open_store(folder)
@@ -162,83 +161,58 @@ def served_shares(run: TrainingRun, levels: Sequence[MapLevel], depth: int, arit
     total = int(run.served_windows.sum())
     if not total:
         return None
-    deepest = levels[-1]
-    ancestors = run.served_leaves // arity ** (depth - deepest.level)
-    at = np.minimum(np.searchsorted(deepest.nodes, ancestors), len(deepest.nodes) - 1)
-    present = deepest.nodes[at] == ancestors
-    shares = sums(at[present], run.served_windows[present] / total, len(deepest.nodes))
-    return TaskShares(name=f"served to {run.name}", level=deepest.level, shares=shares, missing=1 - float(shares.sum()))
+    ancestors = run.served_leaves // arity ** (depth - levels[-1].level)
+    return gathered(f"served to {run.name}", levels[-1], ancestors, run.served_windows / total)
 
 
 def run_section(runs: Sequence[TrainingRun], served: Sequence[TaskShares | None], tree: Tree, colours: Colours) -> str:
     """Curves of all runs, a table of their figures, and the mixture that each was served."""
-    rows = "\n".join(_row(run, colours) for run in runs)
+    losses = [_curve(run, run.losses, f"last loss {run.last_loss:.4f}", colours) for run in runs]
+    held_out = [
+        _curve(run, run.held_out, f"{run.held_out[-1][1]:.4g} at the end", colours) for run in runs if run.held_out
+    ]
+    of_losses = (
+        "Training loss on each run's mixture, averaged over neighbouring batches; faint: every batch. Mixtures differ, "
+        "so these curves do not say which run is better: judged text does."
+    )
+    of_held_out = "Measured during training, on the text that the recipe names."
+    rows = [_row(run, colours) for run in runs]
     return section(
         "runs",
         "Training runs",
-        f"""{_loss_figure(runs, colours)}
-{_held_out_figure(runs, colours)}
-<div class="scroll" tabindex="0" role="region" aria-label="Figures of the runs"><table class="stack">
-<caption>{_LAST_LOSS} Mixture error: total variation between the cluster proportions asked for and those served; 0 is
-exact, 1 is disjoint. Read: bytes from the dataset, by all ranks. Time: inside the training loop.</caption>
-<thead><tr><th scope="col">Run</th><th scope="col">State</th><th scope="col" class="number">Parameters</th>
-<th scope="col" class="number">Seed</th><th scope="col" class="number">Batches</th>
-<th scope="col" class="number">Tokens</th><th scope="col" class="number">Last loss</th>
-<th scope="col" class="number">Mixture error</th><th scope="col" class="number">Read</th>
-<th scope="col" class="number">Time</th></tr></thead>
-<tbody>
-{rows}
-</tbody>
-</table></div>
+        f"""{batch_figure("<h3>Training loss</h3>", of_losses, "nats per token", losses, noisy=True)}
+{batch_figure("<h3>Held-out perplexity</h3>", of_held_out, "perplexity", held_out)}
+{table({"": rows}, title="Figures of the runs", caption=_CAPTION, kinds={"State": ""})}
 {_served_cards(runs, served, tree, colours)}""",
     )
 
 
-_LAST_LOSS = (
-    "Last loss: mean loss of the last tenth of the batches, in nats per token, as crisp-stream train prints it."
-)
+_CAPTION = """Last loss: mean loss of the last tenth of the batches, in nats per token, as crisp-stream train prints it.
+Mixture error: total variation between the cluster proportions asked for and those served; 0 is exact, 1 is disjoint.
+Read: bytes from the dataset, by all ranks. Time: inside the training loop."""
 
 
-def _loss_figure(runs: Sequence[TrainingRun], colours: Colours) -> str:
-    lines = [_line(run, run.losses, f"last loss {run.last_loss:.4f}", colours) for run in runs]
-    caption = (
-        "Training loss on each run's mixture, averaged over neighbouring batches; faint: every batch. Mixtures differ, "
-        "so these curves do not say which run is better: judged text does."
-    )
-    drawn = [line for line in lines if len(line.points) > 1]
-    return batch_figure("<h3>Training loss</h3>", caption, "nats per token", drawn, noisy=True)
-
-
-def _held_out_figure(runs: Sequence[TrainingRun], colours: Colours) -> str:
-    lines = [_line(run, run.held_out, f"{run.held_out[-1][1]:.4g} at the end", colours) for run in runs if run.held_out]
-    caption = "Measured during training, on the text that the recipe names."
-    drawn = [line for line in lines if len(line.points) > 1]
-    return batch_figure("<h3>Held-out perplexity</h3>", caption, "perplexity", drawn)
-
-
-def _line(run: TrainingRun, values: Sequence[tuple[float, float]], last: str, colours: Colours) -> Line:
+def _curve(run: TrainingRun, values: Sequence[tuple[float, float]], last: str, colours: Colours) -> Curve:
     points = np.asarray(values, np.float64).reshape(-1, 2)
     points = points[np.isfinite(points).all(axis=1)]
-    return Line(label=f"{run.name}: {last}", colour=colours.of_run(run.key), points=points)
+    return Curve(points=points, colour=colours.of_run(run.key), label=f"{run.name}: {last}")
 
 
-def _row(run: TrainingRun, colours: Colours) -> str:
+def _row(run: TrainingRun, colours: Colours) -> Cells:
     record = run.record
-    state = "finished" if record else f"running: as of its checkpoint at batch {run.batches:,}"
     error = record.get("mixture_error")
-    cells = {
-        "parameters": _count(record.get("num_parameters")),
-        "seed": NONE if run.seed is None else f"{run.seed}",
-        "batches": f"{run.batches:,}",
-        "tokens": _count(record.get("tokens")),
-        "last loss": f"{run.last_loss:.4f}" if run.losses else NONE,
-        "mixture error": f"{error:.4f}" if isinstance(error, float) else NONE,
-        "read": format_bytes(run.totals["bytes_read"]),
-        "time": f"{run.totals['wall_seconds']:,.0f} s",
+    return {
+        "Run": named(run.name, colours.of_run(run.key)),
+        "State": "finished" if record else f"running: as of its checkpoint at batch {run.batches:,}",
+        "Parameters": _count(record.get("num_parameters")),
+        "Seed": NONE if run.seed is None else f"{run.seed}",
+        "Batches": f"{run.batches:,}",
+        "Tokens": _count(record.get("tokens")),
+        "Last loss": f"{run.last_loss:.4f}" if run.losses else NONE,
+        "Mixture error": f"{error:.4f}" if isinstance(error, float) else NONE,
+        "Read": format_bytes(run.totals["bytes_read"]),
+        "Time": f"{run.totals['wall_seconds']:,.0f} s",
     }
-    rest = "".join(f'<td class="number" data-label="{label}">{value}</td>' for label, value in cells.items())
-    name = f"{dot(colours.of_run(run.key))}{safe(run.name)}"
-    return f'<tr><th scope="row">{name}</th><td data-label="state">{state}</td>{rest}</tr>'
 
 
 def _count(value: Any) -> str:
@@ -249,35 +223,18 @@ def _served_cards(
     runs: Sequence[TrainingRun], served: Sequence[TaskShares | None], tree: Tree, colours: Colours
 ) -> str:
     """The level-1 clusters that each run was served most, against the corpus, on one scale."""
-    first = tree.levels[0]
-    cards = [
-        (task.name, colours.of_run(run.key), shares_at(task, 1, tree.levels, tree.arity))
+    shown = [
+        (colours.of_run(run.key), replace(task, level=1, shares=shares_at(task, 1, tree.levels, tree.arity)))
         for run, task in zip(runs, served, strict=True)
         if task is not None
     ]
-    if not cards:
+    if not shown:
         return ""
-    scale = max(float(first.shares.max()), *(float(shares.max()) for _, _, shares in cards))
-    articles = "\n".join(_served_card(name, colour, shares, tree, scale) for name, colour, shares in cards)
+    scale = largest_share([task for _, task in shown], tree)
+    cards = "\n".join(card(task, tree, colour, scale, heading="h4") for colour, task in shown)
     return f"""<h3>Mixture served so far</h3>
-<p class="note">Share of the windows that each run was served, by cluster of level 1; grey: share of the corpus.</p>
+<p class="note">Share of the windows that each run was served, by cluster of level 1; grey: share of the corpus; w is
+the ratio of the two.</p>
 <div class="cards">
-{articles}
+{cards}
 </div>"""
-
-
-def _served_card(name: str, colour: str, shares: NDArray[np.float64], tree: Tree, scale: float) -> str:
-    first = tree.levels[0]
-    top = np.argsort(-shares, kind="stable")[:_TOP_NODES]
-    rows = "\n".join(
-        f"<li>{node_button(tree, 1, int(first.nodes[row]))}"
-        f"{against_corpus(float(shares[row]), float(first.shares[row]), scale, colour)}"
-        f'<span class="figures">{shares[row]:.1%}, corpus {first.shares[row]:.1%}</span></li>'
-        for row in top[shares[top] > 0]
-    )
-    return f"""<article class="card">
-<h4>{dot(colour)}{safe(name)}</h4>
-<ol class="top">
-{rows}
-</ol>
-</article>"""

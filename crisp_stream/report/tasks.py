@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 
 from crisp_stream.histograms.arithmetic import effective_clusters
 from crisp_stream.histograms.histogram import Histogram
-from crisp_stream.report.charts import Axis, Curve, drawings
+from crisp_stream.report.charts import Axis, Curve, percent
 from crisp_stream.report.colours import BASE, Colours
-from crisp_stream.report.elements import against_corpus, definitions, dot, legend, node_button, safe, section
-from crisp_stream.report.heaviest import heaviest_rows, largest_share
-from crisp_stream.report.map import TaskShares, Tree, shares_at, visible
+from crisp_stream.report.elements import definitions, figure, safe, section
+from crisp_stream.report.heaviest import card, largest_share
+from crisp_stream.report.map import TaskShares, Tree, shares_at
+from crisp_stream.table import NONE
 
 BASE_SHARE = 0.1
 """Share of the base mixture in the second transfer matrix: with it no example of another task is impossible."""
 
-_TOP_NODES = 6
 _CURVE_POINTS = 120
 
 
@@ -57,8 +57,18 @@ def histogram_section(
     histograms: Mapping[str, Histogram], tasks: Sequence[TaskShares], tree: Tree, colours: Colours
 ) -> str:
     """A card per histogram: how many clusters, how far from the corpus, the heaviest with their terms."""
-    scale = largest_share(tasks, tree, _TOP_NODES)
-    cards = "\n".join(_card(task, histograms[task.name], tree, colours.tasks[task.name], scale) for task in tasks)
+    scale = largest_share(tasks, tree)
+    cards = "\n".join(
+        card(
+            task,
+            tree,
+            colours.tasks[task.name],
+            scale,
+            heading="h3",
+            facts=definitions(_facts(task, histograms[task.name], tree), kind="facts"),
+        )
+        for task in tasks
+    )
     return section(
         "histograms",
         "Histograms side by side",
@@ -72,66 +82,39 @@ corpus itself, 1 for nothing in common.</p>
     )
 
 
-def _card(task: TaskShares, histogram: Histogram, tree: Tree, colour: str, scale: float) -> str:
+def _facts(task: TaskShares, histogram: Histogram, tree: Tree) -> dict[str, str]:
     level = tree.levels[task.level - 1]
-    shares, corpus = task.shares, level.shares
-    rows = "\n".join(
-        f"<li>{node_button(tree, task.level, int(level.nodes[row]))}"
-        f"{against_corpus(float(shares[row]), float(corpus[row]), scale, colour)}"
-        f'<span class="figures">{shares[row]:.1%} · w {shares[row] / corpus[row]:,.1f}</span></li>'
-        for row in heaviest_rows(task, _TOP_NODES)
-    )
-    facts = {
+    return {
         "level": f"{histogram.level}",
-        "windows counted": "-" if histogram.counts is None else f"{int(histogram.counts.sum()):,}",
+        "windows counted": NONE if histogram.counts is None else f"{int(histogram.counts.sum()):,}",
         "clusters": f"{len(histogram.nodes):,} of {len(level.nodes):,}",
         "effective clusters": f"{effective_clusters(histogram):,.0f}",
-        "off the corpus": f"{np.abs(shares - corpus).sum() / 2 + task.missing / 2:.2f}",
+        "off the corpus": f"{np.abs(task.shares - level.shares).sum() / 2 + task.missing / 2:.2f}",
+        **({"on empty clusters": f"{task.missing:.1%}"} if task.missing > 0 else {}),
     }
-    if task.missing > 0:
-        facts["on empty clusters"] = f"{task.missing:.1%}"
-    return f"""<article class="card">
-<h3>{dot(colour)}{safe(task.name)}</h3>
-{definitions(facts, kind="facts")}
-<ol class="top">
-{rows}
-</ol>
-</article>"""
 
 
 def specificity_section(tasks: Sequence[TaskShares], tree: Tree, colours: Colours) -> str:
     """Curves of how much of a task a part of the corpus holds, the best clusters first."""
-    curves, ends = [], []
+    diagonal = np.geomspace(1e-3, 1, _CURVE_POINTS)
+    curves = [Curve(points=np.column_stack([diagonal, diagonal]), colour=BASE, label="corpus", style="curve thin")]
     for task in tasks:
         corpus, held = _concentration(task, tree)
         half = float(np.interp(0.5 * held[-1], held, corpus))
-        ends.append(f"{visible(task.name)}: half of it in {half:.1%}")
-        at = np.unique(np.searchsorted(corpus, np.geomspace(1e-3, 1, _CURVE_POINTS)).clip(0, len(corpus) - 1))
+        at = np.unique(np.searchsorted(corpus, diagonal).clip(0, len(corpus) - 1))
         points = np.column_stack([np.maximum(corpus[at], 1e-3), held[at]])
-        curves.append(Curve(points=points, kind=f"curve {colours.tasks[task.name]}"))
-    diagonal = np.geomspace(1e-3, 1, _CURVE_POINTS)
-    curves.insert(0, Curve(points=np.column_stack([diagonal, diagonal]), kind=f"curve thin {BASE}"))
+        label = f"{task.name}: half of it in {half:.1%}"
+        curves.append(Curve(points=points, colour=colours.tasks[task.name], label=label))
     x = Axis(
-        low=1e-3, high=1, ticks=[1e-3, 1e-2, 1e-1, 1], label="share of the corpus", logarithmic=True, write=_percent
+        low=1e-3, high=1, ticks=[1e-3, 1e-2, 1e-1, 1], label="share of the corpus", logarithmic=True, write=percent
     )
-    y = Axis(low=0, high=1, ticks=[0, 0.25, 0.5, 0.75, 1], label="share of the task", write=_percent)
-    described = "Share of each task held by the best part of the corpus; " + "; ".join(ends) + "."
-    keys = [(colours.tasks[task.name], end) for task, end in zip(tasks, ends, strict=True)]
-    return section(
-        "specificity",
-        "How much of the corpus a task needs",
-        f"""<figure>
-<figcaption>Clusters in the order of w, largest first: the part of the corpus that they make up, against the share of
-the task that falls in them. Grey: the corpus itself. A curve far to the left is a task that few clusters serve, and
-whose windows will repeat soonest.</figcaption>
-{legend([*keys, (BASE, "corpus")])}
-{drawings(curves, x, y, described=described)}
-</figure>""",
+    y = Axis(low=0, high=1, ticks=[0, 0.25, 0.5, 0.75, 1], label="share of the task", write=percent)
+    caption = (
+        "Clusters in the order of w, largest first: the part of the corpus that they make up, against the share of the "
+        "task that falls in them. Grey: the corpus itself. A curve far to the left is a task that few clusters serve, "
+        "and whose windows will repeat soonest."
     )
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:g}%"
+    return section("specificity", "How much of the corpus a task needs", figure(curves, x, y, caption=caption))
 
 
 def _concentration(task: TaskShares, tree: Tree) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 
 from crisp_stream.errors import InputError
 from crisp_stream.report.elements import definitions, safe, section
-from crisp_stream.report.evaluation import Evaluation
+from crisp_stream.report.evaluation import Evaluation, examples
 from crisp_stream.results.bootstrap import CONFIDENCE, RESAMPLES
 from crisp_stream.results.pairing import AnyResults, model_names, paired_sets
-from crisp_stream.results.results import TextResults
-from crisp_stream.results.tables import DIFFERENCE, RATIO, RATIO_OF_BITS, ResultRow
+from crisp_stream.results.tables import RATIO, RATIO_OF_BITS, ResultRow
 
 _MAX_FURTHER_SETS = 2
 """Sets besides the first that the sentence names; more are counted."""
@@ -144,46 +143,31 @@ def verdict_of(evaluation: Evaluation) -> Verdict:
     effects = list(map(_effect, rows))
     deciding = [effect for effect in effects if effect.row.judged.name == effects[0].row.judged.name]
     best = max(deciding, key=lambda effect: effect.gain)
-    further = [
-        effect
-        for effect in effects
-        if effect is not best and effect.row.results.model_name == best.row.results.model_name
-    ]
+    model = best.row.results.model_name
+    further = [effect for effect in effects if effect is not best and effect.row.results.model_name == model]
     return Verdict(baseline=baseline, first=best, further=further, num_models=len(deciding))
 
 
 def verdict_section(evaluation: Evaluation | None) -> str:
     """The section of the page: the sentence with its conditions, or why there is none."""
-    if evaluation is None:
-        return _section(
-            "Nothing to compare: no model was judged. Judge two with crisp-stream eval, and name its folder."
-        )
+    sentence = "Nothing to compare: no model was judged. Judge two with crisp-stream eval, and name its folder."
+    conditions = ""
     try:
-        verdict = verdict_of(evaluation)
+        if evaluation is not None:
+            verdict = verdict_of(evaluation)
+            sentence, conditions = verdict.sentence, definitions(verdict.conditions, kind="conditions")
     except InputError as error:
-        return _section(f"Nothing to compare: {error}")
-    return _section(verdict.sentence, definitions(verdict.conditions, kind="conditions"))
-
-
-def examples(results: AnyResults) -> str:
-    """Number of examples of a set, in words."""
-    kind = "text" if isinstance(results, TextResults) else "question"
-    return f"{results.num_examples:,} {kind}{'s' * (results.num_examples != 1)}"
-
-
-def _section(sentence: str, conditions: str = "") -> str:
+        sentence = f"Nothing to compare: {error}"
     return section("verdict", "Verdict", f'<p class="verdict">{safe(sentence)}</p>\n{conditions}')
 
 
 def _effect(row: ResultRow) -> Effect:
-    for measure, estimate in row.estimates.items():
-        low, high = estimate.interval
-        if measure in (RATIO, RATIO_OF_BITS):
-            words = "perplexity" if measure == RATIO else "loss in bits per byte"
-            return Effect(row=row, measure=words, change=estimate.value - 1, low=low - 1, high=high - 1)
-        if measure.startswith(DIFFERENCE):
-            return Effect(row=row, measure="accuracy", change=estimate.value, low=low, high=high)
-    raise AssertionError(f"{row.results.model_name} was not compared")
+    assert row.comparison is not None
+    measure, estimate = row.comparison
+    words = {RATIO: "perplexity", RATIO_OF_BITS: "loss in bits per byte"}.get(measure, "accuracy")
+    same = 0 if words == "accuracy" else 1
+    low, high = estimate.interval
+    return Effect(row=row, measure=words, change=estimate.value - same, low=low - same, high=high - same)
 
 
 def _set_in_words(row: ResultRow) -> str:

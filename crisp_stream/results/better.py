@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.figure import blank_figure, check_picture, save_figure
+from crisp_stream.figure import blank_figure, save_figure
 from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, model_names, paired_sets, pairs, same_tokens
 from crisp_stream.results.results import QuestionResults, TextResults
@@ -31,12 +31,12 @@ class BetterRow:
     """One model against the baseline on one set."""
 
     judged: JudgedSet
-    model: str
+    results: AnyResults
+    """Results of the model."""
     baseline: str
     measure: Measure
     fraction: Estimate
     """Share of examples on which the model is better, in [0, 1]; a tie counts as half."""
-    num_examples: int
     num_ties: int
 
 
@@ -53,11 +53,10 @@ def better_rows(results: Sequence[AnyResults], *, baseline: str) -> list[BetterR
             rows.append(
                 BetterRow(
                     judged=judged,
-                    model=results_of_model.model_name,
+                    results=results_of_model,
                     baseline=baseline,
                     measure=measure,
                     fraction=mean_of(np.where(gain == 0, 0.5, gain > 0)),
-                    num_examples=len(gain),
                     num_ties=int((gain == 0).sum()),
                 )
             )
@@ -72,17 +71,12 @@ def example_gains(results: AnyResults, base: AnyResults) -> tuple[Measure, NDArr
         or nats of the right answer.
     """
     if isinstance(results, QuestionResults) and isinstance(base, QuestionResults):
-        return "probability_of_answer", _answer_log_probs(results) - _answer_log_probs(base)
+        return "probability_of_answer", results.answer_log_probs - base.answer_log_probs
     assert isinstance(results, TextResults)
     assert isinstance(base, TextResults)
     if same_tokens(results, base):
         return "perplexity", base.losses - results.losses
     return "bits_per_byte", base.bits_per_byte - results.bits_per_byte
-
-
-def _answer_log_probs(results: QuestionResults) -> NDArray[np.float64]:
-    scored = zip(results.log_probs, results.answers, strict=True)
-    return np.array([row[answer] for row, answer in scored], np.float64)
 
 
 def better_table(rows: Sequence[BetterRow]) -> TableGroup:
@@ -92,10 +86,10 @@ def better_table(rows: Sequence[BetterRow]) -> TableGroup:
         rows=[
             (
                 row.judged.name,
-                row.model,
+                row.results.model_name,
                 row.fraction.cell(1, scale=100),
                 f"{row.num_ties:,}",
-                f"{row.num_examples:,}",
+                f"{row.results.num_examples:,}",
                 _WRITTEN[row.measure],
             )
             for row in rows
@@ -108,12 +102,12 @@ def better_table(rows: Sequence[BetterRow]) -> TableGroup:
         records=[
             {
                 "set": row.judged.name,
-                "model": row.model,
+                "model": row.results.model_name,
                 "than": row.baseline,
                 "measure": row.measure,
                 **row.fraction.columns("fraction_better"),
                 "ties": row.num_ties,
-                "examples": row.num_examples,
+                "examples": row.results.num_examples,
             }
             for row in rows
         ],
@@ -126,13 +120,12 @@ def plot_better(rows: Sequence[BetterRow], path: str | Path) -> Path:
     Raises:
         InputError: not .svg, .png or .pdf. MissingExtraError: matplotlib is not installed.
     """
-    check_picture(path)
     sets = list(dict.fromkeys(row.judged.name for row in rows))
-    models = list(dict.fromkeys(row.model for row in rows))
+    models = list(dict.fromkeys(row.results.model_name for row in rows))
     figure = blank_figure(6.4, 1.3 + 0.5 * len(sets) + 0.1 * len(models))
     axis = figure.subplots()
     for number, model in enumerate(models):
-        dots = [row for row in rows if row.model == model]
+        dots = [row for row in rows if row.results.model_name == model]
         values = np.array([100 * row.fraction.value for row in dots])
         bounds = 100 * np.array([row.fraction.interval for row in dots]).T
         shift = (number - (len(models) - 1) / 2) * 0.5 / len(models)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from crisp_stream.errors import InputError
-from crisp_stream.figure import blank_figure, check_picture, save_figure
+from crisp_stream.figure import blank_figure, save_figure
 from crisp_stream.models.training_cost import TrainingCost, training_cost
 from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, judged_sets
@@ -209,7 +209,6 @@ def plot_costs(compared: Costs, path: str | Path) -> Path:
     Raises:
         InputError: not .svg, .png or .pdf. MissingExtraError: matplotlib is not installed.
     """
-    check_picture(path)
     sets = list(dict.fromkeys(point.set_name for point in compared.points))
     methods = list(dict.fromkeys(point.method for point in compared.points))
     figure = blank_figure(4.4 * len(sets), 3.6)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from crisp_stream.errors import InputError
-from crisp_stream.figure import blank_figure, check_picture, save_figure
+from crisp_stream.figure import blank_figure, save_figure
 from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, judged_sets
 from crisp_stream.results.tables import INTERVALS, PERPLEXITY, WRITTEN, comparability_notes, figure_cell, figure_of
@@ -67,7 +67,7 @@ def curves(results: Sequence[AnyResults]) -> Curves:
         InputError: none says of which run and batch it is, or one batch of a run was judged twice.
     """
     sets = judged_sets(results)
-    placed = [one for one in results if _is_placed(one)]
+    placed = list(filter(_is_placed, results))
     left_out = list(dict.fromkeys(one.model_name for one in results if not _is_placed(one)))
     if not placed:
         raise InputError(
@@ -75,10 +75,10 @@ def curves(results: Sequence[AnyResults]) -> Curves:
             "and batch they are. Judge checkpoints of crisp-stream train."
         )
     names = _run_names(placed)
-    points = [
-        _point(names[run_identity(one)], judged, one) for judged in sets for one in judged.results if _is_placed(one)
-    ]
-    points = [*_training_losses(placed, names), *points]
+    points = _training_losses(placed, names)
+    for judged in sets:
+        for one in filter(_is_placed, judged.results):
+            points.append(_point(names[run_identity(one)], judged.name, one, *figure_of(judged, one)))
     _check_batches(points)
     order = list(dict.fromkeys((point.run, point.set_name) for point in points))
     points.sort(key=lambda point: (order.index((point.run, point.set_name)), point.batch))
@@ -113,11 +113,10 @@ def run_identity(results: AnyResults) -> RunIdentity:
     return name, model["num_parameters"], model.get("mixture_fingerprint"), seed
 
 
-def _point(run: str, judged: JudgedSet, results: AnyResults) -> CurvePoint:
-    measure, estimate = figure_of(judged, results)
+def _point(run: str, set_name: str, results: AnyResults, measure: str, estimate: Estimate) -> CurvePoint:
     return CurvePoint(
         run=run,
-        set_name=judged.name,
+        set_name=set_name,
         measure=measure,
         batch=results.model["batch"],
         tokens=results.model.get("tokens"),
@@ -131,18 +130,10 @@ def _training_losses(results: Sequence[AnyResults], names: dict[RunIdentity, str
     points: dict[tuple[str, int], CurvePoint] = {}
     for checkpoint in results:
         loss = ((checkpoint.model.get("training") or {}).get("loss") or {}).get("final")
-        if loss is None:
-            continue
-        key = names[run_identity(checkpoint)], checkpoint.model["batch"]
-        points[key] = CurvePoint(
-            run=key[0],
-            set_name=TRAINING_LOSS,
-            measure=PERPLEXITY,
-            batch=key[1],
-            tokens=checkpoint.model.get("tokens"),
-            model=checkpoint.model_name,
-            estimate=Estimate(math.exp(loss)),
-        )
+        if loss is not None:
+            run = names[run_identity(checkpoint)]
+            point = _point(run, TRAINING_LOSS, checkpoint, PERPLEXITY, Estimate(math.exp(loss)))
+            points[run, point.batch] = point
     return list(points.values())
 
 
@@ -203,7 +194,6 @@ def plot_curves(drawn: Curves, path: str | Path, *, x: Axis = "batch") -> Path:
     Raises:
         InputError: not .svg, .png or .pdf, or tokens are not known. MissingExtraError: matplotlib is not installed.
     """
-    check_picture(path)
     if x == "tokens" and any(point.tokens is None for point in drawn.points):
         raise InputError("--x tokens: some checkpoints do not say how many they were trained on. Use --x batch.")
     runs = list(dict.fromkeys(point.run for point in drawn.points))

@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError
-from crisp_stream.figure import blank_figure, check_picture, save_figure
+from crisp_stream.figure import blank_figure, save_figure
 from crisp_stream.format.parquet import RecordKind, load_record, numbers, save_record
 from crisp_stream.results.better import Measure, example_gains
 from crisp_stream.results.estimates import Estimate
@@ -263,7 +263,6 @@ def plot_distances(bins: Sequence[DistanceBin], distances: Distances, path: str 
     Raises:
         InputError: not .svg, .png or .pdf. MissingExtraError: matplotlib is not installed.
     """
-    check_picture(path)
     sets = list(dict.fromkeys(group.judged.name for group in bins))
     models = list(dict.fromkeys(group.model for group in bins))
     figure = blank_figure(4.8 * len(sets), 3.6)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from crisp_stream.results.bootstrap import Interval
 from crisp_stream.table import NONE
 
-NO_INTERVAL = Interval(math.nan, math.nan)
+_NO_INTERVAL = Interval(math.nan, math.nan)
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Estimate:
     """A figure of a set of examples."""
 
     value: float
-    interval: Interval = NO_INTERVAL
+    interval: Interval = _NO_INTERVAL
 
     def cell(self, decimals: int, *, scale: float = 1.0, signed: bool = False) -> str:
         """`12.3 [11.9, 12.8]`; `-` where there is no figure, and no bounds where there are none."""

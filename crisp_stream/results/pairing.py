@@ -65,12 +65,14 @@ def judged_sets(results: Sequence[AnyResults]) -> list[JudgedSet]:
     for result in results:
         by_examples.setdefault((result.kind, result.fingerprint), []).append(result)
     names = [same[0].set_name for same in by_examples.values()]
-    sets = [
-        JudgedSet(name=_set_name(same[0], names.count(same[0].set_name) > 1), results=same)
-        for same in by_examples.values()
-    ]
-    for judged in sets:
+    sets = []
+    for same in by_examples.values():
+        name = same[0].set_name
+        if names.count(name) > 1:
+            name = f"{name} ({same[0].fingerprint[:_FINGERPRINT_DIGITS]})"
+        judged = JudgedSet(name=name, results=same)
         _check_metric(judged)
+        sets.append(judged)
     return sets
 
 
@@ -116,10 +118,6 @@ def paired_sets(results: Sequence[AnyResults], baseline: str) -> list[JudgedSet]
     if not chosen:
         raise InputError(f"no other model was judged on a set of {baseline}. Judge both on the same files.")
     return chosen
-
-
-def _set_name(results: AnyResults, shared: bool) -> str:
-    return f"{results.set_name} ({results.fingerprint[:_FINGERPRINT_DIGITS]})" if shared else results.set_name
 
 
 def _check_models(results: Sequence[AnyResults]) -> None:

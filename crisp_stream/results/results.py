@@ -8,8 +8,8 @@ and the set are described in the file's metadata, as JSON under one key.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,10 +39,14 @@ def set_fingerprint(example_ids: NDArray[np.uint64]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Results(ABC):
+class Results:
     """Results of one model on one set, of any kind."""
 
     kind: ClassVar[str] = ""
+    columns: ClassVar[dict[str, tuple[str, pa.DataType]]] = {}
+    """Fields with a value per example, besides those that all kinds have, to their columns of the file and types."""
+    facts: ClassVar[tuple[str, ...]] = ()
+    """Fields of a kind that are no columns."""
     model: dict[str, Any]
     """`ModelRecord` as plain data."""
     set_name: str
@@ -69,19 +73,6 @@ class Results(ABC):
         """Fingerprint of the set: equal where the same examples were judged in the same order."""
         return set_fingerprint(self.example_ids)
 
-    @abstractmethod
-    def columns(self) -> dict[str, Any]:
-        """List the columns of the file besides those that all kinds have."""
-
-    @abstractmethod
-    def facts(self) -> dict[str, Any]:
-        """List the fields of a kind that are no columns, as plain data."""
-
-    @classmethod
-    @abstractmethod
-    def of_columns(cls, table: pa.Table) -> dict[str, Any]:
-        """Read the fields of the dataclass from what `columns` wrote."""
-
     def save(self, folder: str | Path) -> str:
         """Write `MODEL.SET.results.parquet`, whole or not at all, replacing an older one.
 
@@ -95,10 +86,11 @@ class Results(ABC):
             "kind": self.kind,
             "model": self.model,
             "set": {"name": self.set_name, "fingerprint": self.fingerprint},
-            "facts": self.facts(),
+            "facts": {name: getattr(self, name) for name in self.facts},
             "notes": self.notes,
         }
-        columns = {"example": pa.array(self.example_ids, pa.uint64()), **self.columns()}
+        columns = {"example": pa.array(self.example_ids, pa.uint64())}
+        columns |= {column: pa.array(getattr(self, name), kind) for name, (column, kind) in self.columns.items()}
         if self.contaminated is not None:
             columns["contaminated"] = pa.array(self.contaminated, pa.bool_())
         path = results_path(folder, self.model_name, self.set_name)
@@ -111,6 +103,12 @@ class TextResults(Results):
     """Losses of texts. Texts without a token to predict are not among them."""
 
     kind: ClassVar[str] = "text"
+    columns: ClassVar[dict[str, tuple[str, pa.DataType]]] = {
+        "loss_sums": ("loss_sum", pa.float64()),
+        "num_tokens": ("tokens", pa.int64()),
+        "num_bytes": ("bytes", pa.int64()),
+    }
+    facts: ClassVar[tuple[str, ...]] = ("num_empty",)
     loss_sums: NDArray[np.float64]
     """[num_examples], nats, summed over the predicted tokens of each text."""
     num_tokens: NDArray[np.int64]
@@ -126,24 +124,14 @@ class TextResults(Results):
         return self.loss_sums / self.num_tokens
 
     @property
+    def perplexity(self) -> float:
+        """exp of the mean over examples of their mean token loss (CRISP, Sec. 3.1)."""
+        return math.exp(self.losses.mean())
+
+    @property
     def bits_per_byte(self) -> NDArray[np.float64]:
         """[num_examples], comparable between tokenizers."""
         return self.loss_sums / self.num_bytes / np.log(2)
-
-    def columns(self) -> dict[str, Any]:
-        return {
-            "loss_sum": pa.array(self.loss_sums, pa.float64()),
-            "tokens": pa.array(self.num_tokens, pa.int64()),
-            "bytes": pa.array(self.num_bytes, pa.int64()),
-        }
-
-    def facts(self) -> dict[str, Any]:
-        return {"num_empty": self.num_empty}
-
-    @classmethod
-    def of_columns(cls, table: pa.Table) -> dict[str, Any]:
-        names = {"loss_sums": "loss_sum", "num_tokens": "tokens", "num_bytes": "bytes"}
-        return {name: table[column].to_numpy() for name, column in names.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +139,13 @@ class QuestionResults(Results):
     """Log probabilities of the choices of multiple-choice questions."""
 
     kind: ClassVar[str] = "questions"
+    columns: ClassVar[dict[str, tuple[str, pa.DataType]]] = {
+        "answers": ("answer", pa.int64()),
+        "log_probs": ("log_probs", pa.list_(pa.float64())),
+        "num_characters": ("characters", pa.list_(pa.int64())),
+        "topics": ("topic", pa.string()),
+    }
+    facts: ClassVar[tuple[str, ...]] = ("metric",)
     metric: str
     """Metric that the paper reports for this set (Appendix D): `acc` or `acc_norm`."""
     answers: NDArray[np.int64]
@@ -161,6 +156,11 @@ class QuestionResults(Results):
     """[num_examples][num_choices], length of each choice in characters."""
     topics: list[str | None]
     """[num_examples], as MMLU has them."""
+
+    @property
+    def answer_log_probs(self) -> NDArray[np.float64]:
+        """[num_examples], log probability of the right choice, nats."""
+        return np.array([row[answer] for row, answer in zip(self.log_probs, self.answers, strict=True)], np.float64)
 
     @property
     def right(self) -> NDArray[np.bool_]:
@@ -177,26 +177,6 @@ class QuestionResults(Results):
     def reported(self) -> NDArray[np.bool_]:
         """[num_examples], whether the right choice wins by `metric`."""
         return self.right_normalised if self.metric == "acc_norm" else self.right
-
-    def columns(self) -> dict[str, Any]:
-        return {
-            "answer": pa.array(self.answers, pa.int64()),
-            "log_probs": pa.array(self.log_probs, pa.list_(pa.float64())),
-            "characters": pa.array(self.num_characters, pa.list_(pa.int64())),
-            "topic": pa.array(self.topics, pa.string()),
-        }
-
-    def facts(self) -> dict[str, Any]:
-        return {"metric": self.metric}
-
-    @classmethod
-    def of_columns(cls, table: pa.Table) -> dict[str, Any]:
-        return {
-            "answers": table["answer"].to_numpy(),
-            "log_probs": table["log_probs"].to_pylist(),
-            "num_characters": table["characters"].to_pylist(),
-            "topics": table["topic"].to_pylist(),
-        }
 
 
 def results_path(folder: str | Path, model_name: str, set_name: str) -> str:
@@ -220,7 +200,11 @@ def load_results(path: str | Path) -> TextResults | QuestionResults:
             "notes": facts["notes"],
         }
         kind = {kind.kind: kind for kind in (TextResults, QuestionResults)}[facts["kind"]]
-        results = kind(**shared, **kind.of_columns(table), **facts["facts"])
+        columns = {
+            name: table[column].to_numpy() if pa.types.is_primitive(of) else table[column].to_pylist()
+            for name, (column, of) in kind.columns.items()
+        }
+        results = kind(**shared, **columns, **facts["facts"])
         if results.fingerprint != facts["set"]["fingerprint"]:
             raise FormatError("its examples are not those it says. Judge the model again.")
         return results

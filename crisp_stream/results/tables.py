@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.results.bootstrap import CONFIDENCE, RESAMPLES, bootstrap_interval, exp_mean, ratio_of_sums
+from crisp_stream.results.bootstrap import CONFIDENCE, RESAMPLES, Interval, bootstrap_interval, exp_mean, ratio_of_sums
 from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, check_baseline, judged_sets, same_tokens
-from crisp_stream.results.perplexity import summarise
 from crisp_stream.results.results import QuestionResults, TextResults
 from crisp_stream.table import NONE, Table, TableGroup
 
@@ -50,22 +49,23 @@ class ResultRow:
         flags = self.results.contaminated
         return None if flags is None else int(flags.sum())
 
+    @property
+    def measure(self) -> str:
+        """Measure that counts for the set, as of `figure_of`."""
+        return measure_of(self.judged, self.results)
 
-def results_table(results: Sequence[AnyResults], *, baseline: str | None = None) -> str:
-    """Show all models on all sets, as text.
+    @property
+    def comparison(self) -> tuple[str, Estimate] | None:
+        """Measure and estimate of the comparison with `than`; None without one."""
+        return next((entry for entry in self.estimates.items() if _is_comparison(entry[0])), None)
 
-    Args:
-        results: what `load_all` read, or as judged.
-        baseline: name of a model that the others are compared with.
+
+def result_rows(results: Sequence[AnyResults], *, baseline: str | None = None) -> list[ResultRow]:
+    """Estimate the figures of all models on all sets, and compare them with a baseline if one is named.
 
     Raises:
         InputError: no results, none of the baseline or of another, or two models of one name.
     """
-    return result_tables(result_rows(results, baseline=baseline)).text()
-
-
-def result_rows(results: Sequence[AnyResults], *, baseline: str | None = None) -> list[ResultRow]:
-    """Estimate the figures of all models on all sets; arguments and errors as of `results_table`."""
     if baseline is not None:
         check_baseline(results, baseline)
     rows = []
@@ -81,12 +81,15 @@ def result_rows(results: Sequence[AnyResults], *, baseline: str | None = None) -
 
 
 def text_estimates(results: TextResults) -> dict[str, Estimate]:
-    """Estimate perplexities and bits per byte, of all examples and without the contaminated."""
-    summary = summarise(results)
+    """Estimate perplexity, perplexity over all tokens and bits per byte; perplexity without the contaminated, too."""
+    sums, tokens, num_bytes = results.loss_sums, results.num_tokens, results.num_bytes
+    per_token = bootstrap_interval(ratio_of_sums, sums, tokens)
+    per_byte = bootstrap_interval(ratio_of_sums, sums, num_bytes)
+    bits_per_byte = float(sums.sum() / num_bytes.sum() / math.log(2))
     estimates = {
-        PERPLEXITY: Estimate(summary.perplexity, summary.interval),
-        TOKEN_LEVEL: Estimate(summary.token_level_perplexity, summary.token_level_interval),
-        BITS_PER_BYTE: Estimate(summary.bits_per_byte, summary.bits_per_byte_interval),
+        PERPLEXITY: perplexity_of(results.losses),
+        TOKEN_LEVEL: Estimate(math.exp(sums.sum() / tokens.sum()), Interval(*np.exp(per_token))),
+        BITS_PER_BYTE: Estimate(bits_per_byte, Interval(*(np.array(per_byte) / math.log(2)))),
     }
     if results.contaminated is not None:
         estimates[PERPLEXITY + CLEAN] = perplexity_of(results.losses[~results.contaminated])
@@ -95,42 +98,40 @@ def text_estimates(results: TextResults) -> dict[str, Estimate]:
 
 def question_estimates(results: QuestionResults) -> dict[str, Estimate]:
     """Estimate both accuracies, of all questions and, for the one that counts, without the contaminated."""
-    estimates = {"acc": accuracy_of(results.right), "acc_norm": accuracy_of(results.right_normalised)}
+    estimates = {"acc": mean_of(results.right), "acc_norm": mean_of(results.right_normalised)}
     if results.contaminated is not None:
-        estimates[results.metric + CLEAN] = accuracy_of(results.reported[~results.contaminated])
+        estimates[results.metric + CLEAN] = mean_of(results.reported[~results.contaminated])
     return estimates
 
 
-def figure_of(judged: JudgedSet, results: AnyResults) -> tuple[str, Estimate]:
-    """Estimate the figure that counts for a set.
-
-    That is the accuracy that the paper reports, perplexity, or bits per byte where not all models of the set predict
-    the same tokens.
-
-    Returns:
-        The measure and the estimate; accuracies as shares.
-    """
+def measure_of(judged: JudgedSet, results: AnyResults) -> str:
+    """Name the measure that counts for a set: the accuracy that the paper reports, perplexity, or bits per byte where
+    not all models of the set predict the same tokens."""
     if isinstance(results, QuestionResults):
-        return results.metric, accuracy_of(results.reported)
-    if judged.comparable:
-        return PERPLEXITY, perplexity_of(results.losses)
+        return results.metric
+    return PERPLEXITY if judged.comparable else BITS_PER_BYTE
+
+
+def figure_of(judged: JudgedSet, results: AnyResults) -> tuple[str, Estimate]:
+    """Estimate the measure that counts for a set; accuracies as shares."""
+    measure = measure_of(judged, results)
+    if isinstance(results, QuestionResults):
+        return measure, mean_of(results.reported)
+    if measure == PERPLEXITY:
+        return measure, perplexity_of(results.losses)
     columns = results.loss_sums / math.log(2), results.num_bytes.astype(np.float64)
-    return BITS_PER_BYTE, Estimate(float(ratio_of_sums(*columns)), bootstrap_interval(ratio_of_sums, *columns))
+    return measure, Estimate(float(ratio_of_sums(*columns)), bootstrap_interval(ratio_of_sums, *columns))
 
 
 def perplexity_of(losses: NDArray[np.float64]) -> Estimate:
     """Take exp of the mean of losses of examples; NaN of none."""
-    return Estimate(math.exp(losses.mean()), bootstrap_interval(exp_mean, losses)) if len(losses) else _nothing()
+    return Estimate(math.exp(losses.mean()), bootstrap_interval(exp_mean, losses)) if len(losses) else _NOTHING
 
 
-def accuracy_of(right: NDArray[np.bool_]) -> Estimate:
-    """Estimate the share of questions answered right; NaN of none."""
-    return mean_of(right.astype(np.float64))
-
-
-def mean_of(values: NDArray[np.float64]) -> Estimate:
-    """Estimate the mean over examples; NaN of none."""
-    return Estimate(float(values.mean()), bootstrap_interval(np.mean, values)) if len(values) else _nothing()
+def mean_of(values: NDArray[Any]) -> Estimate:
+    """Estimate the mean over examples, of flags their share; NaN of none."""
+    values = values.astype(np.float64)
+    return Estimate(float(values.mean()), bootstrap_interval(np.mean, values)) if len(values) else _NOTHING
 
 
 def figure_cell(measure: str, estimate: Estimate) -> str:
@@ -140,8 +141,7 @@ def figure_cell(measure: str, estimate: Estimate) -> str:
     return estimate.cell(4 if measure == BITS_PER_BYTE else 2)
 
 
-def _nothing() -> Estimate:
-    return Estimate(math.nan)
+_NOTHING = Estimate(math.nan)
 
 
 def compared(results: AnyResults, base: AnyResults) -> dict[str, Estimate]:
@@ -170,41 +170,33 @@ def result_tables(rows: Sequence[ResultRow]) -> TableGroup:
     """Tabulate texts and questions, each apart, with notes on what may not be compared."""
     texts = [row for row in rows if isinstance(row.results, TextResults)]
     questions = [row for row in rows if isinstance(row.results, QuestionResults)]
-    tables = [*([_text_table(texts)] if texts else []), *([_question_table(questions)] if questions else [])]
-    return TableGroup(tables=tables, notes=[INTERVALS, *row_notes(rows)], records=_records(rows))
+    tables = [_table(same) for same in (texts, questions) if same]
+    starred = ["*: the metric that counts for the set, as the paper reports it"] if questions else []
+    return TableGroup(tables=tables, notes=[INTERVALS, *starred, *row_notes(rows)], records=_records(rows))
 
 
-def _text_table(rows: Sequence[ResultRow]) -> Table:
-    return _table_of_columns(
-        {
-            "set": [row.judged.name for row in rows],
-            "model": [row.results.model_name for row in rows],
+def _table(rows: Sequence[ResultRow]) -> Table:
+    if isinstance(rows[0].results, QuestionResults):
+        figures = {f"{metric} %": [_accuracy_cell(row, metric) for row in rows] for metric in ("acc", "acc_norm")}
+        counts = {"questions": [f"{row.results.num_examples:,}" for row in rows]}
+    else:
+        figures = {
             "perplexity": [row.estimates[PERPLEXITY].cell(2) for row in rows],
             "token level": [row.estimates[TOKEN_LEVEL].cell(2) for row in rows],
             "bits/byte": [row.estimates[BITS_PER_BYTE].cell(4) for row in rows],
-            **_than_column(rows),
+        }
+        counts = {
             "examples": [f"{row.results.num_examples:,}" for row in rows],
             "tokens": [f"{row.results.num_tokens.sum():,}" for row in rows if isinstance(row.results, TextResults)],
-            **_contaminated_columns(rows),
         }
-    )
-
-
-def _question_table(rows: Sequence[ResultRow]) -> Table:
-    return _table_of_columns(
-        {
-            "set": [row.judged.name for row in rows],
-            "model": [row.results.model_name for row in rows],
-            "acc %": [_accuracy_cell(row, "acc") for row in rows],
-            "acc_norm %": [_accuracy_cell(row, "acc_norm") for row in rows],
-            **_than_column(rows),
-            "questions": [f"{row.results.num_examples:,}" for row in rows],
-            **_contaminated_columns(rows),
-        }
-    )
-
-
-def _table_of_columns(columns: dict[str, list[str]]) -> Table:
+    columns = {
+        "set": [row.judged.name for row in rows],
+        "model": [row.results.model_name for row in rows],
+        **figures,
+        **_than_column(rows),
+        **counts,
+        **_contaminated_columns(rows),
+    }
     return Table(head=list(columns), rows=list(zip(*columns.values(), strict=True)), words=(0, 1))
 
 
@@ -221,14 +213,16 @@ def _than_column(rows: Sequence[ResultRow]) -> dict[str, list[str]]:
 
 def than_cell(row: ResultRow) -> str:
     """Show a model against the baseline: `x` a ratio of perplexities, `bits x` one of bits per byte, or points."""
-    for measure, estimate in row.estimates.items():
-        if measure == RATIO:
-            return f"x {estimate.cell(4)}"
-        if measure == RATIO_OF_BITS:
-            return f"bits x {estimate.cell(4)}"
-        if measure.startswith(DIFFERENCE):
-            return estimate.cell(1, scale=100, signed=True)
-    return NONE
+    if row.comparison is None:
+        return NONE
+    measure, estimate = row.comparison
+    if measure.startswith(DIFFERENCE):
+        return estimate.cell(1, scale=100, signed=True)
+    return f"{'x' if measure == RATIO else 'bits x'} {estimate.cell(4)}"
+
+
+def _is_comparison(measure: str) -> bool:
+    return measure in (RATIO, RATIO_OF_BITS) or measure.startswith(DIFFERENCE)
 
 
 def _contaminated_columns(rows: Sequence[ResultRow]) -> dict[str, list[str]]:
@@ -252,8 +246,6 @@ def clean_cell(row: ResultRow) -> str:
 def row_notes(rows: Sequence[ResultRow]) -> list[str]:
     """List what a reader of the figures must know, a line each."""
     notes = []
-    if any(isinstance(row.results, QuestionResults) for row in rows):
-        notes.append("*: the metric that counts for the set, as the paper reports it")
     if any(row.than for row in rows):
         notes.append("than: ratio of perplexities (below 1 is better), difference of accuracies in points; paired")
     notes += comparability_notes([row.judged for row in rows])
@@ -299,7 +291,7 @@ def _records(rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
             "model": row.results.model_name,
             "measure": measure,
             **estimate.columns(),
-            "than": row.than if measure in (RATIO, RATIO_OF_BITS) or measure.startswith(DIFFERENCE) else None,
+            "than": row.than if _is_comparison(measure) else None,
             "reported": measure in (PERPLEXITY, getattr(row.results, "metric", None)),
             "examples": row.results.num_examples,
             "tokens": int(row.results.num_tokens.sum()) if isinstance(row.results, TextResults) else None,

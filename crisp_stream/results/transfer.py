@@ -14,7 +14,7 @@ from typing import Any
 
 from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, judged_sets, model_names
-from crisp_stream.results.tables import BITS_PER_BYTE, comparability_notes, figure_cell, figure_of
+from crisp_stream.results.tables import BITS_PER_BYTE, comparability_notes, figure_cell, figure_of, measure_of
 from crisp_stream.table import NONE, Marked, Table, TableGroup
 
 _ARC = re.compile(r"(^|_)arc_(e|c|easy|challenge)(_|$)")
@@ -57,7 +57,11 @@ class Transfer:
 def transfer(results: Sequence[AnyResults]) -> Transfer:
     """Arrange the figures that count. Raises InputError: no results, or two models of one name."""
     models = model_names(results)
-    columns = [_column(judged) for judged in judged_sets(results)]
+    columns = []
+    for judged in judged_sets(results):
+        estimates = {one.model_name: figure_of(judged, one)[1] for one in judged.results}
+        measure = measure_of(judged, judged.results[0])
+        columns.append(TransferColumn(judged=judged, measure=measure, estimates=estimates))
     columns.sort(key=lambda column: not column.higher_is_better)  # questions first
     tasks = {column.judged.name: column.estimates for column in columns if column.higher_is_better}
     multi = {}
@@ -86,13 +90,6 @@ def _task(set_name: str) -> str:
     return "arc" if _ARC.search(plain) else set_name
 
 
-def _column(judged: JudgedSet) -> TransferColumn:
-    figures = {results.model_name: figure_of(judged, results) for results in judged.results}
-    measure = next(measure for measure, _ in figures.values())
-    estimates = {model: estimate for model, (_, estimate) in figures.items()}
-    return TransferColumn(judged=judged, measure=measure, estimates=estimates)
-
-
 def transfer_table(compared: Transfer) -> TableGroup:
     """Tabulate accuracies and perplexities, each apart; the best of each column is marked."""
     questions = [column for column in compared.columns if column.higher_is_better]
@@ -108,33 +105,22 @@ def transfer_table(compared: Transfer) -> TableGroup:
 
 
 def _table(title: str, compared: Transfer, columns: Sequence[TransferColumn], *, multi: dict[str, float]) -> Table:
+    best = max(multi.values()) if len(multi) > 1 else math.nan
     rows = []
     for model in compared.models:
-        cells = [_cell(column.estimates.get(model), column) for column in columns]
+        cells = [_cell(column.measure, column.estimates.get(model), column.best) for column in columns]
         if any(cell != NONE for cell in cells):
-            rows.append([model, *cells, *([_multi_cell(multi, model)] if multi else [])])
-    head = ["model", *(_heading(column) for column in columns), *(["Multi"] if multi else [])]
-    return Table(title=title, head=head, rows=rows)
+            mean = [_cell("acc", Estimate(multi[model]) if model in multi else None, best)] if multi else []
+            rows.append([model, *cells, *mean])
+    names = [column.judged.name + " (bits/byte)" * (column.measure == BITS_PER_BYTE) for column in columns]
+    return Table(title=title, head=["model", *names, *(["Multi"] if multi else [])], rows=rows)
 
 
-def _heading(column: TransferColumn) -> str:
-    return f"{column.judged.name} (bits/byte)" if column.measure == BITS_PER_BYTE else column.judged.name
-
-
-def _cell(estimate: Estimate | None, column: TransferColumn) -> str:
+def _cell(measure: str, estimate: Estimate | None, best: float) -> str:
     if estimate is None:
         return NONE
-    return _marked(figure_cell(column.measure, Estimate(estimate.value)), estimate.value == column.best)
-
-
-def _multi_cell(multi: dict[str, float], model: str) -> str:
-    if model not in multi:
-        return NONE
-    return _marked(f"{100 * multi[model]:.1f}", len(multi) > 1 and multi[model] == max(multi.values()))
-
-
-def _marked(text: str, is_best: bool) -> str:
-    return Marked(text, "best") if is_best else text
+    text = figure_cell(measure, Estimate(estimate.value))
+    return Marked(text, "best") if estimate.value == best else text
 
 
 def _records(compared: Transfer) -> list[dict[str, Any]]:

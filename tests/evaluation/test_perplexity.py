@@ -15,7 +15,7 @@ from crisp_stream.evaluation.perplexity import encode_texts, example_rows, in_ba
 from crisp_stream.examples.hashes import example_hash
 from crisp_stream.models.checkpoint import LoadedGPT
 from crisp_stream.models.export import export
-from crisp_stream.results.perplexity import summarise
+from crisp_stream.results.tables import BITS_PER_BYTE, PERPLEXITY, TOKEN_LEVEL, text_estimates
 from tests.support.independent import Independent, perplexities
 from tests.support.small_runs import SmallRun, small_run
 
@@ -57,17 +57,18 @@ def test_all_figures_equal_those_of_transformers_one_text_at_a_time(model: Judge
     np.testing.assert_allclose(results.loss_sums, [text["loss"] for text in other], rtol=1e-5)
     assert results.num_tokens.tolist() == [text["tokens"] for text in other]
     assert results.num_bytes.tolist() == [text["bytes"] for text in other]
-    summary, expected = summarise(results), perplexities(other)
-    assert summary.perplexity == pytest.approx(expected["perplexity"], rel=1e-5)
-    assert summary.token_level_perplexity == pytest.approx(expected["token_level"], rel=1e-5)
-    assert summary.bits_per_byte == pytest.approx(expected["bits_per_byte"], rel=1e-5)
-    assert (summary.num_examples, summary.num_empty) == (len(TEXTS), 0)
+    estimates, expected = text_estimates(results), perplexities(other)
+    assert results.perplexity == pytest.approx(expected["perplexity"], rel=1e-5)
+    assert estimates[PERPLEXITY].value == results.perplexity
+    assert estimates[TOKEN_LEVEL].value == pytest.approx(expected["token_level"], rel=1e-5)
+    assert estimates[BITS_PER_BYTE].value == pytest.approx(expected["bits_per_byte"], rel=1e-5)
+    assert (results.num_examples, results.num_empty) == (len(TEXTS), 0)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_the_batch_size_does_not_matter(model: JudgedModel, batch_size: int) -> None:
-    losses = perplexity(model.loaded, TEXTS, batch_size=batch_size).example_losses
-    np.testing.assert_allclose(losses, perplexity(model.loaded, TEXTS).example_losses, rtol=1e-5)
+    losses = perplexity(model.loaded, TEXTS, batch_size=batch_size).losses
+    np.testing.assert_allclose(losses, perplexity(model.loaded, TEXTS).losses, rtol=1e-5)
 
 
 def test_a_set_that_is_judged_in_many_blocks_gives_the_same(
@@ -128,14 +129,14 @@ def test_every_token_is_predicted_once() -> None:
 
 def test_a_model_of_separate_documents_is_given_the_first_token(model: JudgedModel) -> None:
     result = perplexity(separate(model), [*TEXTS, "", "z"])
-    assert result.num_tokens == perplexity(model.loaded, TEXTS).num_tokens - len(TEXTS)
+    assert result.num_tokens.sum() == perplexity(model.loaded, TEXTS).num_tokens.sum() - len(TEXTS)
     assert (result.num_examples, result.num_empty) == (len(TEXTS) - 1, 3)
     encoded = encode_texts(separate(model), ["abcd"])[0]
     assert encoded.num_bytes == 3
 
 
 def test_end_of_text_inside_a_text_is_plain_text(model: JudgedModel) -> None:
-    assert perplexity(model.loaded, ["<|endoftext|>"]).num_tokens == len("<|endoftext|>")
+    assert perplexity(model.loaded, ["<|endoftext|>"]).num_tokens.sum() == len("<|endoftext|>")
 
 
 def test_empty_texts_are_left_out_and_counted_and_the_others_keep_their_places(model: JudgedModel) -> None:
@@ -169,10 +170,9 @@ def test_the_tokenizer_of_another_model_is_an_error(folder: str, tmp_path: Path)
 def test_intervals_hold_the_figure_and_narrow_with_more_examples(model: JudgedModel) -> None:
     rng = np.random.default_rng(3)
     texts = ["".join(map(chr, rng.integers(97, 123, 40))) for _ in range(160)]
-    few, many = (summarise(judge_texts(model, part, set_name="held")) for part in (texts[:10], texts))
-    for summary in (few, many):
-        assert summary.interval.low < summary.perplexity < summary.interval.high
-        assert summary.token_level_interval.low < summary.token_level_perplexity < summary.token_level_interval.high
-        assert summary.bits_per_byte_interval.low < summary.bits_per_byte < summary.bits_per_byte_interval.high
-    assert many.interval.high - many.interval.low < (few.interval.high - few.interval.low) / 2
-    assert math.isnan(summarise(judge_texts(model, texts[:1], set_name="held")).interval.low)
+    few, many = (text_estimates(judge_texts(model, part, set_name="held")) for part in (texts[:10], texts))
+    for estimate in (*few.values(), *many.values()):
+        assert estimate.interval.low < estimate.value < estimate.interval.high
+    widths = [part[PERPLEXITY].interval.high - part[PERPLEXITY].interval.low for part in (few, many)]
+    assert widths[1] < widths[0] / 2
+    assert math.isnan(text_estimates(judge_texts(model, texts[:1], set_name="held"))[PERPLEXITY].interval.low)

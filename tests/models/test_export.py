@@ -233,7 +233,7 @@ def test_lm_eval_finds_the_log_likelihoods_of_the_trained_model(done: SmallRun, 
     texts = [text for text in TEXTS if len(text) <= 32]
     rolling = [Instance("loglikelihood_rolling", {}, (text,), index) for index, text in enumerate(texts)]
     whole = np.array(lm.loglikelihood_rolling(rolling, disable_tqdm=True)) / [len(text) for text in texts]
-    np.testing.assert_allclose(-whole, perplexity(str(done.checkpoint(12)), texts).example_losses, rtol=1e-5)
+    np.testing.assert_allclose(-whole, perplexity(str(done.checkpoint(12)), texts).losses, rtol=1e-5)
 
 
 _TASK = """\

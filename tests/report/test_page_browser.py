@@ -38,7 +38,7 @@ def html(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "medicine": histogram_of(dataset, {0: 60, 1: 39, 5: 1}),
         "music": histogram_of(dataset, {5: 95, 15: 5}),
     }
-    return page.write_page(tmp_path_factory.mktemp("html") / "page.html", dataset, tasks)
+    return page.write_page(tmp_path_factory.mktemp("html") / "page.html", page.page_html(dataset, tasks))
 
 
 def show_the_whole(seen: Visit) -> None:
@@ -278,7 +278,7 @@ def test_who_wants_no_motion_gets_none(browser: Browser, html: Path) -> None:
 def test_hostile_text_and_names_stay_text(browser: Browser, tmp_path: Path) -> None:
     dataset = topic_dataset(tmp_path / "corpus", {0: HOSTILE, 5: f"{HOSTILE} more"}, {0: 6, 5: 8}, tokens=96)
     tasks = {HOSTILE_NAME: histogram_of(dataset, {0: 1}), "\u202eother": histogram_of(dataset, {5: 1})}
-    html = page.write_page(tmp_path / "page.html", dataset, tasks)
+    html = page.write_page(tmp_path / "page.html", page.page_html(dataset, tasks))
     with visit(browser, html) as seen:
         seen.page.fill("#search", "<img")
         seen.page.wait_for_selector("#hits button")
@@ -308,7 +308,7 @@ def test_a_damaged_page_says_so_instead_of_staying_empty(browser: Browser, html:
 
 
 def test_without_histograms_the_map_is_still_there(browser: Browser, dataset: Dataset, tmp_path: Path) -> None:
-    html = page.write_page(tmp_path / "page.html", dataset, {})
+    html = page.write_page(tmp_path / "page.html", page.page_html(dataset, {}))
     with visit(browser, html) as seen:
         assert seen.console == []
         assert seen.page.locator("#task").count() == 0
@@ -363,10 +363,8 @@ def _made_terms(level: MapLevel, rng: np.random.Generator) -> NodeTerms:
     return NodeTerms(
         level=level.level,
         nodes=nodes,
-        windows_per_node=count,
         windows_read_per_node=count,
         terms=[tuple(words[at] for at in row[:8]) for row in picked],
         texts=[" ".join(words[at] for at in row[8:]) for row in picked],
-        text_windows=count,
         num_windows_read=len(nodes),
     )

@@ -13,7 +13,7 @@ from crisp_stream.cli.main import main
 from crisp_stream.errors import InputError
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.report.colours import assign_colours
-from crisp_stream.report.evaluation import Evaluation, evaluation_section
+from crisp_stream.report.evaluation import Evaluation, evaluation_section, score_section
 from crisp_stream.report.page import page_html
 from crisp_stream.results.curves import run_identity
 from crisp_stream.results.results import QuestionResults, TextResults
@@ -44,7 +44,8 @@ def results() -> list[TextResults | QuestionResults]:
 
 def section(evaluation: Evaluation) -> str:
     runs = [(run_identity(judged), judged.model.get("histograms") or []) for judged in evaluation.results]
-    return evaluation_section(evaluation, assign_colours([], runs))
+    colours = assign_colours([], runs)
+    return score_section(evaluation, colours) + evaluation_section(evaluation, colours)
 
 
 def cells(html: str) -> list[list[str]]:
@@ -77,8 +78,8 @@ def cells(html: str) -> list[list[str]]:
 
 def test_the_tables_show_the_newest_checkpoint_of_each_run_and_say_so() -> None:
     html = section(Evaluation(results=results()))
-    models = [row[1] for row in cells(html) if row[0] == "news"]
-    assert models == ["base-ba8", "crisp-ba8", "crisp-ba8"]  # figures of both, and where the second got better
+    models = [row[0] for row in cells(html) if "ba" in row[0]]
+    assert models == ["base-ba8", "crisp-ba8", "base-ba8", "crisp-ba8"]  # texts, questions, where the second got better
     assert "the newest checkpoint of each run; the curves show all" in html
     older = section(Evaluation(results=results(), baseline="base-ba4"))
     assert "than base-ba4" in older
@@ -87,22 +88,20 @@ def test_the_tables_show_the_newest_checkpoint_of_each_run_and_say_so() -> None:
 
 def test_figures_comparisons_and_contaminated_examples_are_there() -> None:
     html = section(Evaluation(results=results()))
-    head, base, crisp = cells(html)[:3]
-    assert head == [
-        *("Set", "Model", "Perplexity", "Token level", "Bits/byte", "Examples", "than base-ba8"),
-        *("Contaminated", "Without them"),
-    ]
-    assert base[2].startswith("7.39 [")
-    assert (base[6], base[7], base[8]) == ("-", "1", "7.39")
-    assert crisp[6].startswith("x 1.0000 [0.3679, 2.7183]")
+    head, group, base, crisp = cells(html)[:4]
+    assert head == ["Model", "Perplexity", "than base-ba8", "Token level", "Bits/byte", "Contaminated", "Without them"]
+    assert group == ["news 2 texts"]
+    assert base[1].startswith("7.39[")
+    assert (base[2], base[5], base[6]) == ("-", "1", "7.39")
+    assert crisp[2].startswith("x 1.0000 [0.3679, 2.7183]")
     assert "WARNING: news: 50.0% of the examples" in html
-    assert "100.0*" in html
+    assert [row[1:] for row in cells(html) if "100.0" in row] == [["100.0", "100.0"]]
 
 
 def test_where_it_got_better_is_a_share_with_a_bar() -> None:
     html = section(Evaluation(results=results()))
-    (row,) = (row for row in cells(html) if "50.0%" in row)
-    assert row == ["news", "crisp-ba8", "50.0%", "0.0% to 100.0%", "2"]
+    (row,) = (row for row in cells(html) if "50.0[0.0, 100.0]" in row)
+    assert row == ["crisp-ba8", "50.0[0.0, 100.0]", "0"]
     assert 'class="fill colour0" style="width:50.0%"' in html
     assert '<span class="dot base" aria-hidden="true"></span><bdi>base-ba8</bdi>' in html
     assert "got better" not in section(Evaluation(results=results()[:2]))

@@ -19,7 +19,7 @@ def test_a_tie_counts_as_half() -> None:
     crisp = text_results("crisp", [0.5, 2.0, 3.5, 3.0])
     (row,) = better_rows([base, crisp], baseline="base")
     assert row.fraction.value == (2 + 0.5) / 4
-    assert (row.num_ties, row.num_examples, row.measure) == (1, 4, "perplexity")
+    assert (row.num_ties, row.results.num_examples, row.measure) == (1, 4, "perplexity")
     (back,) = better_rows([base, crisp], baseline="crisp")
     assert back.fraction.value == 1 - row.fraction.value
 
@@ -76,7 +76,8 @@ def test_sets_that_only_other_models_were_judged_on_do_not_matter() -> None:
         text_results("crisp", [1.0], set_name="law", ids=[7]),
         text_results("third", [1.0], set_name="law", ids=[7]),
     ]
-    assert [(row.judged.name, row.model) for row in better_rows(found, baseline="base")] == [("news", "crisp")]
+    rows = better_rows(found, baseline="base")
+    assert [(row.judged.name, row.results.model_name) for row in rows] == [("news", "crisp")]
 
 
 def test_the_baseline_that_suggests_itself_is_the_first_with_base_in_its_name() -> None:

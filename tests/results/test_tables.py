@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from crisp_stream.cli.main import main
 from crisp_stream.errors import InputError
+from crisp_stream.results.pairing import AnyResults
 from crisp_stream.results.results import load_all
 from crisp_stream.results.tables import (
     BITS_PER_BYTE,
@@ -20,11 +22,14 @@ from crisp_stream.results.tables import (
     TOKEN_LEVEL,
     result_rows,
     result_tables,
-    results_table,
 )
 from tests.support.made_results import answered, question_results, text_results
 
 LN2 = math.log(2)
+
+
+def results_table(results: Sequence[AnyResults], *, baseline: str | None = None) -> str:
+    return result_tables(result_rows(results, baseline=baseline)).text()
 
 
 def test_the_figures_of_two_texts_are_those_worked_by_hand() -> None:
