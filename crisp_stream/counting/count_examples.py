@@ -141,7 +141,7 @@ def _assign_all(tree: ClusterTree, batches: Iterable[Embedded], log: Log) -> _Co
             examples.append(done.examples)
             cosines += float(leaf_cosines(tree, done.embeddings, leaves[-1]).sum(dtype=np.float64))
         num_examples = max(num_examples, done.num_examples)
-        dropped.merge(done.dropped_tokens)
+        dropped.update(done.dropped_tokens)
         progress.add(len(done.embeddings))
     progress.finish()
     all_leaves = np.concatenate(leaves)

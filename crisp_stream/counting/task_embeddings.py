@@ -117,7 +117,7 @@ def histogram_of_task(task: TaskEmbeddings, dataset: Dataset, level: int, *, log
 
 
 def _collected(task: EmbeddedTask, dataset: Dataset) -> TaskEmbeddings:
-    from crisp_stream.writers.documents.drops import DropCounts
+    from crisp_stream.writers.documents.drops import merged_counts
 
     done = list(task.batches)
     embeddings = [np.asarray(batch.embeddings, np.float32) for batch in done]
@@ -129,14 +129,11 @@ def _collected(task: EmbeddedTask, dataset: Dataset) -> TaskEmbeddings:
             f"{dataset.manifest.window_tokens} tokens, got none. Use --packing document, or give more examples."
         )
     in_order = np.argsort(examples, kind="stable")  # batches come in any order
-    dropped_tokens = DropCounts()
-    for batch in done:
-        dropped_tokens.merge(batch.dropped_tokens)
     provenance = {
         **task.provenance,
         "examples": max(batch.num_examples for batch in done),
         "windows": len(rows),
-        "dropped_tokens": dropped_tokens.as_dict(),
+        "dropped_tokens": merged_counts(batch.dropped_tokens for batch in done),
         **task.late_provenance(),
     }
     rows = rows[in_order] / np.linalg.norm(rows[in_order], axis=1, keepdims=True)

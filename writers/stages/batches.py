@@ -163,7 +163,7 @@ class _Made:
     @property
     def num_read(self) -> int:
         """Documents so far, dropped ones included."""
-        return self.num_taken + self.reading.total
+        return self.num_taken + self.reading.total()
 
     def add(self, number: int, document: Document) -> None:
         """Take a document; a batch that is full is written."""
@@ -213,7 +213,7 @@ class _Made:
         """Write what is held and the arrays over all documents; the record of the task."""
         if self._held:
             self._write_batch()
-        self.counts.merge(self.reading.as_dict())
+        self.counts.update(self.reading)
         kinds = [f"{batch:06d}.arrow" for batch in range(len(self._documents_per_batch))]
         arrays: dict[str, NDArray[Any]] = {}
         if self._places:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from crisp_stream.errors import InputError
-from crisp_stream.writers.documents.drops import DropCounts
+from crisp_stream.writers.documents.drops import DropCounts, merged_counts
 from crisp_stream.writers.documents.inputs import DocumentSettings, InputFile
 from crisp_stream.writers.documents.listing import list_input_files
 from crisp_stream.writers.engine.engine import holding, limit_of
@@ -36,11 +36,7 @@ class ReadDocuments:
     @property
     def dropped(self) -> dict[str, int]:
         """Documents dropped, by reason."""
-        counts = DropCounts()
-        for record in self.records:
-            counts.merge(record["dropped"])
-        counts.merge(self.duplicates_dropped)
-        return counts.as_dict()
+        return merged_counts([*(record["dropped"] for record in self.records), self.duplicates_dropped])
 
     @property
     def corrupt(self) -> list[tuple[str, str]]:
@@ -80,7 +76,7 @@ def read_documents_in_stages(runner: Runner, options: WriteOptions, *, memory_by
         records = runner.run(tasks, unit="documents")
     else:
         tasks, records = _read_until(runner, tasks, options.limit)
-    records[0]["dropped"] = _with(records[0]["dropped"], counts)
+    records[0]["dropped"] = merged_counts([records[0]["dropped"], counts])
     duplicates = None
     if options.dedup is not None:
         duplicates = DuplicatesTask(
@@ -112,12 +108,6 @@ def read_documents_in_stages(runner: Runner, options: WriteOptions, *, memory_by
 
 def _search_bytes(memory_bytes: int | None) -> int:
     return DUPLICATES_BYTES if memory_bytes is None else max(memory_bytes - DRIVER_BYTES, LEAST_WORK_BYTES)
-
-
-def _with(dropped: dict[str, int], counts: DropCounts) -> dict[str, int]:
-    joined = DropCounts(dropped)
-    joined.merge(counts.as_dict())
-    return joined.as_dict()
 
 
 def _require_documents(options: WriteOptions, records: Sequence[Record]) -> None:
