@@ -7,6 +7,7 @@ same functions, same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -68,11 +69,8 @@ def map_unordered(function: Callable[[Task], Result], tasks: Iterable[Task], *, 
     if processes == 1:
         yield from map(function, tasks)
         return
-    pool = Pool(processes)
-    try:
+    with contextlib.closing(Pool(processes)) as pool:
         yield from pool.map_unordered(function, tasks)
-    finally:
-        pool.close()
 
 
 class Pool:
@@ -116,12 +114,7 @@ class Pool:
             ) from error
 
     def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
-        """Have one worker do one thing. The outcome is BrokenProcessPool where a worker was killed.
-
-        Args:
-            function: importable by name.
-            arguments: of it.
-        """
+        """Have one worker call a function that is importable by name. BrokenProcessPool where it was killed."""
         return self._executor.submit(function, *arguments)
 
     def close(self) -> None:

@@ -106,11 +106,8 @@ class LocalEngine:
         if processes == 1:
             yield from map(run, tasks)
         elif kind == "encoder":
-            pool = Pool(processes, start=start)
-            try:
+            with contextlib.closing(Pool(processes, start=start)) as pool:
                 yield from pool.map_unordered(run, tasks)
-            finally:
-                pool.close()
         else:
             self._light = self._light or Pool(self.workers("light"), start=start)
             yield from self._light.map_unordered(run, tasks)
@@ -217,35 +214,22 @@ class RayEngine:
         if num_tasks is not None:
             workers = min(workers, num_tasks)
         if kind == "encoder":
-            yield from self._run_in_actors(tasks, workers)
+            with contextlib.closing(_Team(self._ray, workers, on_gpus=self._gpus > 0)) as team:
+                yield from team.run(tasks)
         else:
-            remote = self._ray.remote(num_cpus=1, max_retries=_RETRIES)(_run)
-            yield from self._as_they_come(tasks, [remote.remote] * workers)
+            yield from self._run_light(tasks, workers)
 
-    def _run_in_actors(self, tasks: Iterable[Task], workers: int) -> Iterator[tuple[int, Record]]:
-        team = _Team(self._ray, workers, on_gpus=self._gpus > 0)
-        try:
-            yield from team.run(tasks)
-        finally:
-            team.close()
-
-    def _as_they_come(self, tasks: Iterable[Task], slots: list[Any]) -> Iterator[tuple[int, Record]]:
-        """Keep `_AHEAD` tasks submitted per slot; a slot is a function that submits."""
-        free = list(range(len(slots))) * _AHEAD
-        slot_of: dict[Any, int] = {}
+    def _run_light(self, tasks: Iterable[Task], workers: int) -> Iterator[tuple[int, Record]]:
+        remote = self._ray.remote(num_cpus=1, max_retries=_RETRIES)(_run)
+        running: list[Any] = []
         for task in tasks:
-            if not free:
-                yield from self._finish_one(slot_of, free)
-            slot = free.pop(0)
-            slot_of[slots[slot](task)] = slot
-        while slot_of:
-            yield from self._finish_one(slot_of, free)
-
-    def _finish_one(self, slot_of: dict[Any, int], free: list[int]) -> Iterator[tuple[int, Record]]:
-        done, _ = self._ray.wait(list(slot_of), num_returns=1)
-        for reference in done:
-            free.append(slot_of.pop(reference))
-            yield _outcome(self._ray, reference)
+            if len(running) == workers * _AHEAD:
+                [done], running = self._ray.wait(running, num_returns=1)
+                yield _outcome(self._ray, done)
+            running.append(remote.remote(task))
+        while running:
+            [done], running = self._ray.wait(running, num_returns=1)
+            yield _outcome(self._ray, done)
 
     def close(self) -> None:
         """Leave the cluster; one that was started here ends."""
