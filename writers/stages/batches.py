@@ -268,29 +268,3 @@ def read_batch(workspace: Workspace, name: str) -> Batch:
         ids=table["id"].to_pylist(),
         texts=table["text"].to_pylist(),
     )
-
-
-def documents_tasks(
-    workspace: Workspace,
-    files: Sequence[InputFile],
-    documents: DocumentSettings,
-    selection: Selection,
-    *,
-    batch_characters: int,
-    group_bytes: int,
-    inputs: tuple[str, ...] = (),
-) -> list[DocumentsTask]:
-    """The tasks over all files; their outcome does not depend on how many run at once."""
-    return [
-        DocumentsTask(
-            workspace=workspace,
-            number=number,
-            inputs=inputs,
-            files=tuple(files[start:stop]),
-            first_file=start,
-            documents=documents,
-            selection=selection,
-            batch_characters=batch_characters,
-        )
-        for number, (start, stop) in enumerate(group_files(files, group_bytes=group_bytes))
-    ]

@@ -59,7 +59,7 @@ def embed_in_stages(runner: Runner, options: WriteOptions, models: Models | None
     engine = runner.engine
     work_bytes = None if engine is None else engine.work_bytes()  # before shards and encoders are counted
     given = None if models is None else given_by(runner, models, options)
-    read = read_documents_in_stages(runner, options, memory_bytes=options.memory_bytes)
+    read = read_documents_in_stages(runner, options)
     tokenizer = tokenizer_in_stages(runner, options, read, given)
     embedded = parts_in_stages(
         runner,
