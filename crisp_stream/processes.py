@@ -77,10 +77,7 @@ class Pool:
     """Worker processes."""
 
     def __init__(self, processes: int, *, start: Callable[[], None] | None = None) -> None:
-        """Args:
-        processes: at least 1; started with the first task.
-        start: run first in each.
-        """
+        """Processes are started with the first task; each calls `start` first."""
         self._processes = processes
         context = multiprocessing.get_context("spawn")
         self._executor = ProcessPoolExecutor(
@@ -126,12 +123,7 @@ class Progress:
     """Display of a stage's progress: a bar on a terminal, else a line every ten seconds."""
 
     def __init__(self, stage: str, unit: str, *, log: Log, total: int | None = None) -> None:
-        """Args:
-        stage: what is being done.
-        unit: what is counted, in the plural.
-        log: receives the lines.
-        total: how many there will be, where that is known.
-        """
+        """`unit` is what is counted, in the plural; `total` how many there will be, where that is known."""
         self._stage, self._unit, self._log, self._total = stage, unit, log, total
         self._count = 0
         self._started = self._logged = time.monotonic()

@@ -44,10 +44,6 @@ QUICK_EXTRAS = ("tokenizers", "tiktoken", "sklearn", "faiss", "threadpoolctl")
 def write(options: WriteOptions, *, log: Log = print) -> WriteReport:
     """Write a dataset; stages/pipeline.py has the sequence of its stages.
 
-    Args:
-        options: what and how.
-        log: receives progress and the final table.
-
     Raises:
         InputError: bad input or options, nothing to write, or an output root that is taken.
         StorageError: the storage refused or failed.

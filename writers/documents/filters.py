@@ -48,11 +48,7 @@ class Filter:
         return f"filter: {self.expression}"
 
     def keeps(self, record: dict[str, Any], place: str) -> bool:
-        """Decide whether the document stays. Null equals only null, and no order holds with it.
-
-        Args:
-            record: the fields of the document.
-            place: where it stands, for errors.
+        """Decide whether the document at `place` stays. Null equals only null, and no order holds with it.
 
         Raises:
             InputError: the field is not there, or its value cannot be compared with the filter's.

@@ -63,9 +63,10 @@ class LocalEngine:
     name = "local"
 
     def __init__(self, *, processes: int | None = None, memory_bytes: int | None = None) -> None:
-        """Args:
-        processes: at most; None is one per core.
-        memory_bytes: of all processes together; fewer run where it is short. Raises InputError where none fits.
+        """At most so many processes (None: one per core); fewer where they need more than `memory_bytes` together.
+
+        Raises:
+            InputError: not even one process fits.
         """
         self._processes = num_processes(processes)
         self.limit = None if memory_bytes is None else MemoryLimit(memory_bytes)
@@ -294,11 +295,7 @@ class _Team:
     """
 
     def __init__(self, ray: Any, size: int, *, on_gpus: bool) -> None:
-        """Args:
-        ray: the module, connected.
-        size: actors.
-        on_gpus: a part of a GPU each, and no CPU, which tasks that feed them need; else a CPU each.
-        """
+        """Start `size` actors, with a CPU each; or a part of a GPU each and no CPU, which tasks that feed them need."""
         self._ray = ray
         options = {"num_cpus": 0, "num_gpus": 1 / ENCODERS_PER_GPU} if on_gpus else {"num_cpus": 1}
         self._type: Any = ray.remote(max_restarts=0, max_task_retries=0, **options)(_Actor)

@@ -70,13 +70,7 @@ def _taken_name(store: Store) -> str | None:
 
 
 def publish(staged: str, root: str, manifest: bytes, *, log: Log) -> None:
-    """Move what is staged to its root, then create the manifest.
-
-    Args:
-        staged: folder with shards/, tree/, … and the two tables, which is emptied; or the root itself.
-        root: local folder or object-store prefix.
-        manifest: content of manifest.json.
-        log: receives a line.
+    """Move what is staged to its root (or is there already), then create the manifest.
 
     Raises:
         StorageError: the storage refused or failed, or another writer's manifest appeared.

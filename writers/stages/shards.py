@@ -231,11 +231,8 @@ class ShardSink:
     """Writes the shards of a node below a root, in the background where that is an object store."""
 
     def __init__(self, root: str, node: int, *, first_shard: int | None = None) -> None:
-        """Args:
-        root: dataset root, or a folder in which it is staged.
-        node: whose shards.
-        first_shard: number of the first one where a dataset grows: other shards of the folder stay, and its index is
-            left to whoever publishes.
+        """Where a dataset grows, `first_shard` is the number of the first one: other shards of the folder stay, and its
+        index is left to whoever publishes.
         """
         self._root, self._below, self._next = root, directory_name(node), first_shard or 0
         self._is_alone = first_shard is None
@@ -309,11 +306,7 @@ class ShardsSummary:
 
 
 def shard_ends(nodes: NDArray[Any], windows_per_shard: int) -> list[int]:
-    """Cut windows, of which more may follow, into shards: after each node, and when full.
-
-    Args:
-        nodes: [num_windows], sorted; the first window starts a shard.
-        windows_per_shard: at least 1.
+    """Cut windows of sorted `nodes`, of which more may follow, into shards: after each node, and when full.
 
     Returns:
         Ends in order; the windows after the last do not fill a shard yet.

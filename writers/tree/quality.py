@@ -154,10 +154,7 @@ class TreeQuality:
 def tree_quality(tree: ClusterTree, embeddings: NDArray[Any], *, fit_seconds: ArrayLike | None = None) -> TreeQuality:
     """Measure a tree on embeddings [num_windows, dim] of norm 1, best ones that it was not fitted on.
 
-    Args:
-        tree: the tree.
-        embeddings: float16 or float32.
-        fit_seconds: [depth], time spent fitting each level.
+    `fit_seconds` [depth] is the time spent fitting each level.
 
     Raises:
         InputError: the width is not the tree's, or values are not finite.
@@ -179,7 +176,7 @@ def quality_of_counts(
     """Measure a tree by a dataset's leaf counts.
 
     Args:
-        tree: the tree.
+        tree: of the dataset.
         leaves: [num_non_empty_leaves], as in clusters.parquet.
         counts: [num_non_empty_leaves], windows of each.
         sums: of the same windows; without them the quantisation error stays unknown.
