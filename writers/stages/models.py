@@ -188,10 +188,13 @@ def parts_in_stages(
         if encoder.name == LSI_NAME:
             if given is None:
                 parts = _cut_parts(windows, records)
-                inputs = tuple(part.fingerprint for part in parts)
-                cut_by = tokenizer.settings
                 lsi = LsiTask(
-                    workspace=runner.workspace, number=0, inputs=inputs, parts=parts, windows=cut_by, seed=options.seed
+                    workspace=runner.workspace,
+                    number=0,
+                    inputs=tuple(part.fingerprint for part in parts),
+                    parts=parts,
+                    windows=tokenizer.settings,
+                    seed=options.seed,
                 )
                 with holding(runner.engine, _LSI_FIT, _lsi_fit_bytes(read)):
                     [fitted] = runner.run([lsi], unit="encoders")
