@@ -1,4 +1,4 @@
-"""SplitMix64, a cheap hash of integers, for whole arrays and for one number; and sha256 of a file."""
+"""SplitMix64, a cheap hash of integers, for whole arrays; and sha256 of a file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 _STEP = 0x9E3779B97F4A7C15
 _FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-_LOW_64_BITS = (1 << 64) - 1
 
 
 def splitmix64_finalise(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -24,14 +23,6 @@ def splitmix64_finalise(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def splitmix64(states: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Compute the number that SplitMix64 gives next in each of these states."""
     return splitmix64_finalise(states + np.uint64(_STEP))
-
-
-def unit_hash(number: int) -> float:
-    """Hash a number to [0, 1): the `number`-th output of SplitMix64 from seed 0. In Python, fast for one number."""
-    mixed = number * _STEP & _LOW_64_BITS
-    mixed = (mixed ^ mixed >> 30) * _FACTORS[0] & _LOW_64_BITS
-    mixed = (mixed ^ mixed >> 27) * _FACTORS[1] & _LOW_64_BITS
-    return (mixed ^ mixed >> 31) / 2**64
 
 
 def file_sha256(path: Path) -> str:

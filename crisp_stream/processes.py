@@ -7,6 +7,7 @@ same functions, same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -68,21 +69,15 @@ def map_unordered(function: Callable[[Task], Result], tasks: Iterable[Task], *, 
     if processes == 1:
         yield from map(function, tasks)
         return
-    pool = Pool(processes)
-    try:
+    with contextlib.closing(Pool(processes)) as pool:
         yield from pool.map_unordered(function, tasks)
-    finally:
-        pool.close()
 
 
 class Pool:
     """Worker processes."""
 
     def __init__(self, processes: int, *, start: Callable[[], None] | None = None) -> None:
-        """Args:
-        processes: at least 1; started with the first task.
-        start: run first in each.
-        """
+        """Processes are started with the first task; each calls `start` first."""
         self._processes = processes
         context = multiprocessing.get_context("spawn")
         self._executor = ProcessPoolExecutor(
@@ -116,12 +111,7 @@ class Pool:
             ) from error
 
     def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
-        """Have one worker do one thing. The outcome is BrokenProcessPool where a worker was killed.
-
-        Args:
-            function: importable by name.
-            arguments: of it.
-        """
+        """Have one worker call a function that is importable by name. BrokenProcessPool where it was killed."""
         return self._executor.submit(function, *arguments)
 
     def close(self) -> None:
@@ -133,12 +123,7 @@ class Progress:
     """Display of a stage's progress: a bar on a terminal, else a line every ten seconds."""
 
     def __init__(self, stage: str, unit: str, *, log: Log, total: int | None = None) -> None:
-        """Args:
-        stage: what is being done.
-        unit: what is counted, in the plural.
-        log: receives the lines.
-        total: how many there will be, where that is known.
-        """
+        """`unit` is what is counted, in the plural; `total` how many there will be, where that is known."""
         self._stage, self._unit, self._log, self._total = stage, unit, log, total
         self._count = 0
         self._started = self._logged = time.monotonic()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from crisp_stream.hashing import splitmix64, unit_hash
+from crisp_stream.hashing import splitmix64
 
 OUTPUTS = (0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F)
 STEP = 0x9E3779B97F4A7C15
@@ -13,7 +13,3 @@ STEP = 0x9E3779B97F4A7C15
 def test_the_outputs_of_seed_0_are_the_published_ones() -> None:
     states = np.array([count * STEP % 2**64 for count in range(3)], np.uint64)
     assert splitmix64(states).tolist() == list(OUTPUTS)
-
-
-def test_one_number_is_hashed_as_an_array_of_states_is() -> None:
-    assert [unit_hash(number) for number in (1, 2, 3)] == [output / 2**64 for output in OUTPUTS]

@@ -18,22 +18,13 @@ from typing import Any
 
 from crisp_stream.errors import InputError, require_extra
 from crisp_stream.format.dataset import Dataset, open_dataset
-from crisp_stream.format.manifest import DROPPED, MANIFEST, SOURCES, TABLES, Manifest
+from crisp_stream.format.manifest import DROPPED, MANIFEST, Manifest
 from crisp_stream.format.provenance import has_provenance
-from crisp_stream.format.tables import (
-    CLUSTERS,
-    SHARDS,
-    clusters_fingerprint,
-    clusters_parquet,
-    generation_path,
-    shards_fingerprint,
-    shards_parquet,
-)
+from crisp_stream.format.tables import generation_path
 from crisp_stream.processes import Log
 from crisp_stream.storage.store import local_path, open_store
-from crisp_stream.writers.append_report import AppendReport, report_of
-from crisp_stream.writers.cleaning.dropped import Dropped, dropped_parquet, read_dropped
-from crisp_stream.writers.documents.drops import DropCounts
+from crisp_stream.writers.cleaning.dropped import read_dropped
+from crisp_stream.writers.documents.drops import DropCounts, merged_counts
 from crisp_stream.writers.documents.inputs import DocumentSettings
 from crisp_stream.writers.documents.listing import list_input_files
 from crisp_stream.writers.embedding.given_models import models_of_dataset
@@ -43,16 +34,11 @@ from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.publishing import generations
 from crisp_stream.writers.publishing.generations import Append
 from crisp_stream.writers.publishing.work import work_folder
-from crisp_stream.writers.stages.dataset import (
-    check_windows,
-    forget_lost,
-    sources_parquet,
-    tables_parquet,
-    tree_provenance,
-)
+from crisp_stream.writers.report import AppendReport
+from crisp_stream.writers.stages.dataset import check_windows, forget_lost, tree_provenance
 from crisp_stream.writers.stages.documents import ReadDocuments
 from crisp_stream.writers.stages.pipeline import Assembly, Corpus, Growth, assemble_in_stages, embed_in_stages
-from crisp_stream.writers.stages.provenance import list_dropped, provenance_record
+from crisp_stream.writers.stages.provenance import list_dropped, provenance_record, shard_facts, table_files
 from crisp_stream.writers.stages.shards import ShardsSummary
 from crisp_stream.writers.write import QUICK_EXTRAS, engine_of
 
@@ -165,7 +151,18 @@ def _request(options: WriteOptions) -> str:
 
 
 def _report(dataset: Dataset, log: Log, started: float) -> AppendReport:
-    report = report_of(dataset, time.monotonic() - started)
+    manifest = dataset.manifest
+    entry = manifest.provenance["appended"][-1]
+    report = AppendReport.of(
+        dataset.root,
+        manifest,
+        entry,
+        time.monotonic() - started,
+        windows=entry["windows"],
+        generation=manifest.generation,
+        windows_before=manifest.num_windows - entry["windows"],
+        new_shards=entry["new_shards"],
+    )
     log(report.table())
     return report
 
@@ -183,38 +180,22 @@ class _Grown:
         Returns:
             Its manifest and its other tables, which are not written yet.
         """
-        options, runner, growth = self._options, self._runner, self._growth
-        corpus = embed_in_stages(runner, options, models_of_dataset(self._dataset), first_part=growth.next_part)
-        root = _staged_root(options, runner.workspace, self._claim)
-        assembly = assemble_in_stages(runner, options, corpus, root, growth)
-        forget_lost(runner, assembly.shards, assembly.tables, self._begin(root))
+        options, runner, dataset, growth = self._options, self._runner, self._dataset, self._growth
+        corpus = embed_in_stages(runner, options, models_of_dataset(dataset), first_part=growth.next_part)
+        root, staged = remote_or_absolute(options.out), _staged_root(options, runner.workspace, self._claim)
+        assembly = assemble_in_stages(runner, options, corpus, staged, growth)
+        has_begun = generations.begin(dataset.store, self._claim)  # files may be in the root only if it has
+        places = [*([staged] if staged != root else []), *([root] if has_begun else [])]
+        forget_lost(runner, assembly.shards, assembly.tables, places)
         shards = assembly.make(runner)
-        check_windows(shards, corpus.embedded.parts, more=self._dataset.manifest.num_windows)
-        if root != remote_or_absolute(options.out):
-            generations.move_staged_files(Path(root), local_path(self._dataset.root))
-        levels = tree_provenance(assembly.tree, shards, None)
-        return self._manifest(shards, self._provenance(corpus, shards, levels)), self._tables(shards, corpus, assembly)
-
-    def _begin(self, staged: str) -> list[str]:
-        """Claim the root; list the places where files of this append may stand already.
-
-        The root is among them only where an earlier run of the same append began.
-        """
-        root = remote_or_absolute(self._options.out)
-        has_begun = generations.begin(self._dataset.store, self._claim)
-        return [*([staged] if staged != root else []), *([root] if has_begun else [])]
-
-    def _manifest(self, shards: ShardsSummary, provenance: dict[str, Any]) -> Manifest:
-        return replace(
-            self._dataset.manifest,
-            generation=self._claim.generation,
-            num_windows=int(shards.windows_per_leaf.sum()),
-            num_leaves=len(shards.leaves),
-            num_shards=len(shards.rows),
-            clusters_fingerprint=clusters_fingerprint(shards.leaves, shards.windows_per_leaf),
-            shards_fingerprint=shards_fingerprint(shards.rows),
-            provenance=provenance,
-        )
+        check_windows(shards, corpus.embedded.parts, more=dataset.manifest.num_windows)
+        if staged != root:
+            generations.move_staged_files(Path(staged), local_path(dataset.root))
+        provenance = self._provenance(corpus, shards, tree_provenance(assembly.tree, shards, None))
+        generation = self._claim.generation
+        manifest = replace(dataset.manifest, generation=generation, provenance=provenance, **shard_facts(shards))
+        tables = self._tables(shards, corpus, assembly)
+        return manifest, {generation_path(name, generation): content for name, content in tables.items()}
 
     def _provenance(self, corpus: Corpus, shards: ShardsSummary, levels: list[dict[str, Any]]) -> dict[str, Any]:
         """Provenance of the new generation: sums over all generations, and an account of what was added now."""
@@ -232,34 +213,22 @@ class _Grown:
             joined[name] = int(old.get(name) or 0) + entry[name]
         joined["parts"] = self._growth.next_part + len(corpus.embedded.parts)
         for name in ("dropped_documents", "dropped_tokens"):
-            counts = DropCounts(old.get(name))
-            counts.merge(entry[name])
-            joined[name] = counts.as_dict()
+            joined[name] = merged_counts([old.get(name) or {}, entry[name]])
         return joined
 
     def _tables(self, shards: ShardsSummary, corpus: Corpus, assembly: Assembly) -> dict[str, bytes]:
         """The small tables of the new generation, by path."""
-        read, growth = corpus.read, self._growth
+        read, growth, store = corpus.read, self._growth, self._dataset.store
         names = _new_names(read, growth.sources)
         named = [replace(file, name=name) for file, name in zip(read.files, names, strict=True)]
-        tables = [*growth.tables, *(task.table for task in assembly.tables)]
-        files = {
-            CLUSTERS: clusters_parquet(shards.leaves, shards.windows_per_leaf),
-            SHARDS: shards_parquet(shards.rows),
-            SOURCES: sources_parquet([*growth.sources, *names]),
-            TABLES: tables_parquet(tables, [*growth.first_parts, *assembly.first_parts]),
-        }
         name_of = {file.name: name for file, name in zip(read.files, names, strict=True)}
-        dropped = self._dropped_before()
+        path = self._dataset.own_path(DROPPED)
+        dropped = read_dropped(store.get(path)) if store.exists(path) else []
         for row in list_dropped(replace(read, files=named), corpus.embedded):
             dropped.append(replace(row, file=name_of[row.file]) if row.reason == "contaminated" else row)
-        if dropped:
-            files[DROPPED] = dropped_parquet(dropped)
-        return {generation_path(name, self._claim.generation): content for name, content in files.items()}
-
-    def _dropped_before(self) -> list[Dropped]:
-        path = self._dataset.own_path(DROPPED)
-        return read_dropped(self._dataset.store.get(path)) if self._dataset.store.exists(path) else []
+        tables = [*growth.tables, *(task.table for task in assembly.tables)]
+        first_parts = [*growth.first_parts, *assembly.first_parts]
+        return table_files(shards, [*growth.sources, *names], tables, first_parts, dropped)
 
 
 def _staged_root(options: WriteOptions, workspace: Workspace, claim: Append) -> str:

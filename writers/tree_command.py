@@ -34,11 +34,7 @@ EMBEDDINGS = "embeddings.npy"
 
 
 def fit(options: WriteOptions, *, log: Log = print) -> TreeReport:
-    """Fit a tree on documents and leave it in a folder, with tokenizer, encoder files, the sample and a report.
-
-    Args:
-        options: as for `write`; `out` is the folder.
-        log: receives progress and the report.
+    """Fit a tree on documents and leave it in the folder `out`, with tokenizer, encoder files, the sample and a report.
 
     Raises:
         InputError: bad input or options, or a folder that is taken.

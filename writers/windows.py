@@ -162,7 +162,10 @@ def cut_joined(documents: Sequence[NDArray[Any]], *, window_tokens: int, eot_id:
         eot_id: id of end-of-text.
         token_dtype: of the result.
     """
-    joined = _with_eot(documents, eot_id, token_dtype)
+    lengths = np.array([len(document) + 1 for document in documents], np.int64)
+    joined = np.full(int(lengths.sum()), eot_id, token_dtype)
+    for start, document in zip(np.cumsum(lengths) - lengths, documents, strict=True):
+        joined[start : start + len(document)] = document
     num_windows = len(joined) // window_tokens
     windows = joined[: num_windows * window_tokens].reshape(num_windows, window_tokens)
     return _without_empty(windows, eot_id, {LAST_PARTIAL_WINDOW: len(joined) - windows.size}, window_tokens)
@@ -174,13 +177,7 @@ def cut_by_document(
     """Cut each document, followed by end-of-text, alone; a last window is filled up with end-of-text.
 
     Everything behind the first end-of-text of a window is padding. A document whose length is a multiple of
-    `window_tokens` loses its end-of-text, which would stand alone in a window.
-
-    Args:
-        documents: token ids of each document, without end-of-text.
-        window_tokens: tokens of a window, at least 1.
-        eot_id: id of end-of-text.
-        token_dtype: of the result.
+    `window_tokens` loses its end-of-text, which would stand alone in a window. Arguments are those of `cut_joined`.
     """
     windows_per_document = np.array([-(-(len(document) + 1) // window_tokens) for document in documents], np.int64)
     windows = np.full((int(windows_per_document.sum()), window_tokens), eot_id, token_dtype)
@@ -199,14 +196,6 @@ def cut_documents(
     return cut(documents, window_tokens=window_tokens, eot_id=eot_id, token_dtype=token_dtype)
 
 
-def _with_eot(documents: Sequence[NDArray[Any]], eot_id: int, token_dtype: TokenDtype) -> NDArray[Any]:
-    lengths = np.array([len(document) + 1 for document in documents], np.int64)
-    joined = np.full(int(lengths.sum()), eot_id, token_dtype)
-    for start, document in zip(np.cumsum(lengths) - lengths, documents, strict=True):
-        joined[start : start + len(document)] = document
-    return joined
-
-
 def _without_empty(windows: NDArray[Any], eot_id: int, dropped: dict[str, int], tokens_per_empty: int) -> Cut:
     empty = (windows == eot_id).all(axis=1)
     counted = {**dropped, ONLY_EOT: int(empty.sum()) * tokens_per_empty}
@@ -216,13 +205,8 @@ def _without_empty(windows: NDArray[Any], eot_id: int, dropped: dict[str, int], 
 
 
 def window_texts(tokens: NDArray[Any], tokenizer: DocumentTokenizer, eot_id: int) -> list[str]:
-    """The text of each window, as the encoder shall read it: documents separated by a blank line, no padding.
-
-    Args:
-        tokens: [num_windows, window_tokens].
-        tokenizer: decodes; halves of characters at a window's edges are left away.
-        eot_id: id of end-of-text.
-    """
+    """The text of each of the windows [num_windows, window_tokens], as the encoder shall read it: documents separated
+    by a blank line, without padding and halves of characters at a window's edges."""
     runs: list[NDArray[Any]] = []
     window_of_run: list[int] = []
     for window, row in enumerate(tokens):

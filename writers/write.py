@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass
 
 from crisp_stream.errors import InputError, require_extra
 from crisp_stream.format.dataset import open_dataset
 from crisp_stream.format.manifest import Manifest
 from crisp_stream.processes import Log
-from crisp_stream.storage.store import is_remote, open_store
-from crisp_stream.table import aligned
+from crisp_stream.storage.store import is_remote
 from crisp_stream.writers.embedding.embeddings_folder import complete, embeddings_folder, is_complete, refuse_others
 from crisp_stream.writers.embedding.given_models import Models, models_of_dataset, models_of_folder
 from crisp_stream.writers.engine.engine import LocalEngine, RayEngine, open_engine
@@ -32,60 +30,19 @@ from crisp_stream.writers.publishing.work import (
     work_folder,
     work_url,
 )
-from crisp_stream.writers.stages.dataset import Contents, forget_lost, tree_provenance, write_small_files
+from crisp_stream.writers.report import WriteReport
+from crisp_stream.writers.stages.dataset import forget_lost
 from crisp_stream.writers.stages.kept_embeddings import KeptEmbeddingsTask, RunEmbeddingsTask, keep_in_stages
 from crisp_stream.writers.stages.pipeline import assemble_in_stages, embed_in_stages
-from crisp_stream.writers.stages.provenance import list_dropped, provenance_record
+from crisp_stream.writers.stages.provenance import write_small_files
 
 _EMBEDDINGS_STAGES = (RunEmbeddingsTask.stage, KeptEmbeddingsTask.stage)
 QUICK_EXTRAS = ("tokenizers", "tiktoken", "sklearn", "faiss", "threadpoolctl")
 """Looked for before hours of work; sentence_transformers is needed first anyway."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class WriteReport:
-    """Result of a write."""
-
-    root: str
-    fingerprint: str
-    """Fingerprint of the dataset."""
-    documents: int
-    """Documents in windows or in dropped parts of windows; dropped documents are not counted."""
-    windows: int
-    tokens: int
-    """Tokens in windows, without padding."""
-    dropped_documents: dict[str, int]
-    dropped_tokens: dict[str, int]
-    dataset_bytes: int
-    leaves: int
-    """Leaves that hold a window."""
-    shards: int
-    seconds: float
-    """Duration of this run; tasks that an earlier run had finished cost nothing."""
-
-    def table(self) -> str:
-        """The report as aligned lines."""
-        rows = [
-            ("dataset", self.root),
-            ("documents in", f"{self.documents + sum(self.dropped_documents.values()):,}"),
-            *((f"  dropped: {reason}", f"{count:,}") for reason, count in self.dropped_documents.items()),
-            ("windows out", f"{self.windows:,}"),
-            ("tokens in windows", f"{self.tokens:,}"),
-            *((f"  tokens dropped: {reason}", f"{count:,}") for reason, count in self.dropped_tokens.items()),
-            ("leaves with windows", f"{self.leaves:,}"),
-            ("shards", f"{self.shards:,}"),
-            ("bytes", f"{self.dataset_bytes:,}"),
-            ("rate", f"{self.windows / self.seconds:,.1f} windows/s in {self.seconds:,.0f} s"),
-        ]
-        return aligned(rows)
-
-
 def write(options: WriteOptions, *, log: Log = print) -> WriteReport:
     """Write a dataset; stages/pipeline.py has the sequence of its stages.
-
-    Args:
-        options: what and how.
-        log: receives progress and the final table.
 
     Raises:
         InputError: bad input or options, nothing to write, or an output root that is taken.
@@ -108,18 +65,13 @@ def write(options: WriteOptions, *, log: Log = print) -> WriteReport:
             if options.embeddings is not None:
                 _complete_embeddings(options.embeddings, manifest, log)
             publish(staged_root(options, workspace), options.out, manifest.to_json(), log=log)
-    report = WriteReport(
-        root=options.out,
-        fingerprint=manifest.fingerprint,
-        documents=manifest.provenance["documents"],
+    report = WriteReport.of(
+        options.out,
+        manifest,
+        manifest.provenance,
+        time.monotonic() - started,
         windows=manifest.num_windows,
-        tokens=manifest.provenance["tokens"],
-        dropped_documents=manifest.provenance["dropped_documents"],
-        dropped_tokens=manifest.provenance["dropped_tokens"],
         dataset_bytes=published_bytes(options.out),
-        leaves=manifest.num_leaves,
-        shards=manifest.num_shards,
-        seconds=max(time.monotonic() - started, 1e-9),
     )
     log(report.table())
     return report
@@ -230,18 +182,6 @@ def _make(options: WriteOptions, models: Models | None, runner: Runner) -> Manif
     manifest = runner.workspace.read_if_there(made)
     if manifest is not None:  # its publishing was interrupted
         return Manifest.from_json(manifest)
-    levels = tree_provenance(assembly.tree, shards, assembly.ordered.quality_sums)
-    contents = Contents(
-        shards=shards,
-        embedded=corpus.embedded,
-        tree=assembly.tree,
-        seed=options.seed,
-        provenance=provenance_record(options, corpus, levels, models),
-        sources=[file.name for file in corpus.read.files],
-        tables=assembly.tables,
-        first_parts=assembly.first_parts,
-        dropped=list_dropped(corpus.read, corpus.embedded),
-    )
-    written = write_small_files(runner, open_store(root), contents)
+    written = write_small_files(runner, options, root, assembly, shards, models)
     runner.workspace.write(made, written.to_json())
     return written

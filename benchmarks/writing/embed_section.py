@@ -105,7 +105,7 @@ def padded_features(encoder: Encoder, device: Any) -> Callable[[Any], Iterable[d
 
     def of(pieces: Any) -> Iterable[dict[str, Any]]:
         if not made:
-            for batch in encoder.prepare(pieces).batches:
+            for batch in encoder.batches(pieces):
                 ids = torch.from_numpy(batch.ids.astype(np.int64)).to(device)
                 lengths = torch.from_numpy(batch.lengths).to(device)
                 mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()

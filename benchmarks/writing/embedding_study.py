@@ -103,13 +103,13 @@ def _window_from(
 def embed_both(texts: list[str]) -> dict[str, NDArray[np.float16]]:
     """MiniLM's vectors of the first word pieces and of all, from one pass: the first stretch of all is the first."""
     encoder = Encoder(reads="all")
-    prepared = encoder.prepare(encoder.pieces(texts))
-    vectors = encoder.sequence_vectors(prepared)
-    per_text = prepared.sequences_per_text
+    pieces = encoder.pieces(texts)
+    vectors = encoder.sequence_vectors(pieces)
+    per_text = pieces.sequences_per_text
     first = np.cumsum(per_text) - per_text
     return {
-        "first": unit_vectors(vectors[first], prepared.lengths[first], np.ones_like(per_text)),
-        "all": unit_vectors(vectors, prepared.lengths, per_text),
+        "first": unit_vectors(vectors[first], pieces.lengths[first], np.ones_like(per_text)),
+        "all": unit_vectors(vectors, pieces.lengths, per_text),
     }
 
 

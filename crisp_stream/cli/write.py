@@ -36,11 +36,14 @@ def _add_write(verbs: Any) -> None:
     add_flag_groups(verb, _OF_WRITE)
 
 
+def _options(arguments: argparse.Namespace, out: str, names: list[str]) -> WriteOptions:
+    return WriteOptions(inputs=arguments.inputs, out=out, **values_of(arguments, [*_INPUTS, *names]))
+
+
 def _write(arguments: argparse.Namespace) -> None:
     from crisp_stream.writers.write import plan, write
 
-    names = [*_INPUTS, *_DATASET, *names_in(_OF_WRITE)]
-    options = WriteOptions(inputs=arguments.inputs, out=arguments.out, **values_of(arguments, names))
+    options = _options(arguments, arguments.out, [*_DATASET, *names_in(_OF_WRITE)])
     if arguments.plan:
         print(plan(options))
     else:
@@ -64,8 +67,7 @@ def _add_append(verbs: Any) -> None:
 def _append(arguments: argparse.Namespace) -> None:
     from crisp_stream.writers.append import append
 
-    names = [*_INPUTS, "encoder", "shard_bytes", *names_in(_OF_APPEND)]
-    options = WriteOptions(inputs=arguments.inputs, out=arguments.root, **values_of(arguments, names))
+    options = _options(arguments, arguments.root, ["encoder", "shard_bytes", *names_in(_OF_APPEND)])
     append(options, prune=arguments.prune, log=print_line)
 
 
@@ -90,7 +92,7 @@ def _add_tree(verbs: Any) -> None:
         "--embeddings", metavar="FILE", help=".npy [windows, dim] to judge it on; those of `tree fit` when absent"
     )
     inspect.add_argument("--plot", metavar="FILE", help=".png or .svg to draw")
-    inspect.add_argument("--json", metavar="FILE", help="the same figures as JSON")
+    inspect.add_argument("--json", dest="out", metavar="FILE", help="the same figures as JSON")
 
 
 def _tree_help(arguments: argparse.Namespace) -> None:
@@ -100,20 +102,11 @@ def _tree_help(arguments: argparse.Namespace) -> None:
 def _tree_fit(arguments: argparse.Namespace) -> None:
     from crisp_stream.writers.tree_command import fit
 
-    names = [*_INPUTS, *names_in(_OF_FIT)]
-    options = WriteOptions(inputs=arguments.inputs, out=arguments.out, **values_of(arguments, names))
-    fit(options, log=print_line)
+    fit(_options(arguments, arguments.out, names_in(_OF_FIT)), log=print_line)
 
 
 def _tree_inspect(arguments: argparse.Namespace) -> None:
     from crisp_stream.writers.tree_command import inspect
 
-    print(
-        inspect(
-            arguments.tree,
-            against=arguments.against,
-            embeddings=arguments.embeddings,
-            plot=arguments.plot,
-            out=arguments.json,
-        )
-    )
+    names = ("against", "embeddings", "plot", "out")
+    print(inspect(arguments.tree, **{name: getattr(arguments, name) for name in names}))

@@ -89,13 +89,7 @@ def check_level(level: int, dataset: Dataset) -> None:
 
 
 def count_embedded(task: EmbeddedTask, dataset: Dataset, level: int, *, log: Log = print) -> Histogram:
-    """Count in which clusters embedded examples fall.
-
-    Args:
-        task: the examples, by the dataset's encoder.
-        dataset: whose tree is meant.
-        level: of the tree.
-        log: receives progress, and warnings of examples that are unlike the corpus.
+    """Count in which clusters examples fall that were embedded by the dataset's encoder.
 
     Raises:
         InputError: nothing to count.
@@ -141,7 +135,7 @@ def _assign_all(tree: ClusterTree, batches: Iterable[Embedded], log: Log) -> _Co
             examples.append(done.examples)
             cosines += float(leaf_cosines(tree, done.embeddings, leaves[-1]).sum(dtype=np.float64))
         num_examples = max(num_examples, done.num_examples)
-        dropped.merge(done.dropped_tokens)
+        dropped.update(done.dropped_tokens)
         progress.add(len(done.embeddings))
     progress.finish()
     all_leaves = np.concatenate(leaves)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
@@ -42,12 +44,6 @@ class _Settings:
     window_tokens: int
     packing: Packing
     encoder: EncoderChoice
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Batch:
-    examples: list[Example]
-    settings: _Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,13 +124,7 @@ def embedded_task(
 ) -> EmbeddedTask:
     """Embed a task's examples by a dataset's encoder, or read their embeddings where the inputs are .npy files.
 
-    Args:
-        sources: the examples.
-        dataset: whose tokenizer, window length and encoder are meant.
-        packing: document, or joined to let examples share windows.
-        encoder: folder or hub name of the encoder, where it cannot be found by its recorded name.
-        processes: worker processes; one per core when None.
-        log: receives messages.
+    The other arguments are those of `count_examples`.
 
     Raises:
         InputError: an encoder with other weights, text beside embeddings, broken input.
@@ -225,25 +215,14 @@ def split_in_batches(examples: Iterable[Example], characters: int) -> Iterator[l
 def embed_examples(examples: Iterator[Example], settings: _Settings, processes: int) -> Iterator[Embedded]:
     """The windows of all examples, in batches; these in any order with several processes."""
     batches = split_in_batches(examples, EXAMPLE_BATCH_CHARACTERS)
-    first = next(batches)
-    second = next(batches, None)
-    if second is None:
-        yield _embed(_Batch(examples=first, settings=settings))
-        return
-
-    def tasks() -> Iterator[_Batch]:
-        yield _Batch(examples=first, settings=settings)
-        yield _Batch(examples=second, settings=settings)
-        for batch in batches:
-            yield _Batch(examples=batch, settings=settings)
-
-    yield from map_unordered(_embed, tasks(), processes=processes)
+    first = list(islice(batches, 2))
+    processes = processes if len(first) == 2 else 1
+    yield from map_unordered(partial(_embed, settings), chain(first, batches), processes=processes)
 
 
-def _embed(batch: _Batch) -> Embedded:
-    settings = batch.settings
+def _embed(settings: _Settings, examples: list[Example]) -> Embedded:
     tokenizer = load_tokenizer(settings.tokenizer_folder, settings.fast_tokenizer)
-    tokens = tokenizer.encode([text for _, text in batch.examples])
+    tokens = tokenizer.encode([text for _, text in examples])
     cut = cut_documents(
         tokens,
         packing=settings.packing,
@@ -253,7 +232,7 @@ def _embed(batch: _Batch) -> Embedded:
     )
     texts = window_texts(cut.tokens, tokenizer, tokenizer.eot_id)
     embeddings = load_encoder(settings.encoder, worker_device()).embed(texts)
-    numbers = np.array([number for number, _ in batch.examples], np.int64)
+    numbers = np.array([number for number, _ in examples], np.int64)
     return Embedded(
         embeddings=embeddings,
         examples=numbers[_text_of_windows(cut, [len(ids) for ids in tokens], settings)],

@@ -44,11 +44,7 @@ class TaskEmbeddings:
     """Files, numbers and hashes of the examples, as in the provenance of histograms."""
 
     def save(self, path: str | Path) -> None:
-        """Write a Parquet file, whole or not at all, replacing an older one.
-
-        Raises:
-            StorageError: the storage refused or failed.
-        """
+        """Write a Parquet file, whole or not at all, replacing an older one. Raises StorageError."""
         dim = self.embeddings.shape[1]
         rows = pa.FixedSizeListArray.from_arrays(pa.array(self.embeddings.ravel(), pa.float32()), dim)
         columns = {"example": pa.array(self.examples, pa.int64()), "embedding": rows}
@@ -56,11 +52,7 @@ class TaskEmbeddings:
 
     @classmethod
     def load(cls, path: str | Path) -> TaskEmbeddings:
-        """Read what `save` wrote.
-
-        Raises:
-            FormatError: not such a file, or damaged. StorageError: the storage refused or failed.
-        """
+        """Read what `save` wrote. Raises FormatError for any other file, StorageError."""
         with load_record(path, _RECORD) as record:
             table = record.table()
             column = table["embedding"].combine_chunks()
@@ -93,12 +85,6 @@ def embed_task(
 def histogram_of_task(task: TaskEmbeddings, dataset: Dataset, level: int, *, log: Log = print) -> Histogram:
     """Count the histogram of embedded examples: the one that `count_examples` counts of their text.
 
-    Args:
-        task: by the dataset's encoder.
-        dataset: whose tree is meant.
-        level: of the tree, 1 to its depth.
-        log: receives warnings of examples that are unlike the corpus.
-
     Raises:
         InputError: a level the tree does not have.
     """
@@ -117,7 +103,7 @@ def histogram_of_task(task: TaskEmbeddings, dataset: Dataset, level: int, *, log
 
 
 def _collected(task: EmbeddedTask, dataset: Dataset) -> TaskEmbeddings:
-    from crisp_stream.writers.documents.drops import DropCounts
+    from crisp_stream.writers.documents.drops import merged_counts
 
     done = list(task.batches)
     embeddings = [np.asarray(batch.embeddings, np.float32) for batch in done]
@@ -129,14 +115,11 @@ def _collected(task: EmbeddedTask, dataset: Dataset) -> TaskEmbeddings:
             f"{dataset.manifest.window_tokens} tokens, got none. Use --packing document, or give more examples."
         )
     in_order = np.argsort(examples, kind="stable")  # batches come in any order
-    dropped_tokens = DropCounts()
-    for batch in done:
-        dropped_tokens.merge(batch.dropped_tokens)
     provenance = {
         **task.provenance,
         "examples": max(batch.num_examples for batch in done),
         "windows": len(rows),
-        "dropped_tokens": dropped_tokens.as_dict(),
+        "dropped_tokens": merged_counts(batch.dropped_tokens for batch in done),
         **task.late_provenance(),
     }
     rows = rows[in_order] / np.linalg.norm(rows[in_order], axis=1, keepdims=True)

@@ -34,9 +34,7 @@ class Family:
     """The centroids of siblings, ready for scoring: score = inner product - half the centroid's squared norm."""
 
     def __init__(self, centroids: NDArray[np.float32]) -> None:
-        """Args:
-        centroids: [num_children, dim].
-        """
+        """Take the centroids [num_children, dim]."""
         self.centroids = centroids
         self.transposed = centroids.T
         half_norms = 0.5 * np.einsum("ij,ij->i", centroids, centroids, dtype=np.float64)

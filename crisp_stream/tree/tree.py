@@ -143,11 +143,9 @@ class ClusterTree:
 
     @classmethod
     def load(cls, url: str | Path, *, timeout: float = 120.0) -> ClusterTree:
-        """Read a saved tree from a local folder or an object-store prefix.
+        """Read a saved tree from a local folder or an object-store prefix that holds tree.json.
 
-        Args:
-            url: the folder that holds tree.json.
-            timeout: seconds after which a failing request is given up.
+        A request that fails is given up after `timeout` seconds.
 
         Raises:
             FormatError: files are missing, damaged or do not fit together.

@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,13 +57,11 @@ class ContaminationMatch:
         return f"row {self.row} of {self.source}: {self.words}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Example:
+class _Example(NamedTuple):
     source: str
     row: int
     words: str
     """All its words, with single spaces."""
-    num_words: int
 
 
 class _Hit(NamedTuple):
@@ -99,7 +98,7 @@ class EvaluationNgrams:
         """Examples too short to be looked for, by evaluation file."""
         self._entries, self._examples = entries, examples
         self._hashes = np.ascontiguousarray(entries["hash"])
-        lengths = {min(example.num_words, ngram) for example in examples}
+        lengths = {min(example.words.count(" ") + 1, ngram) for example in examples}
         self._lengths = sorted(lengths, reverse=True)
         self._bits, self._shift = self._prefix_bits()
 
@@ -131,7 +130,8 @@ class EvaluationNgrams:
         examples: list[_Example] = []
         entries: list[NDArray[np.void]] = []
         is_checked: dict[tuple[str, int], bool] = {}
-        for batch in _in_batches(texts):
+        remaining = iter(texts)
+        while batch := list(itertools.islice(remaining, _BATCH_TEXTS)):
             hashed = hash_words([text for _, _, text in batch])
             runs, prefixes = ngram_hashes(hashed.hashes, ngram), ngram_hashes(hashed.hashes, min_words)
             bounds = hashed.first_word.tolist()
@@ -145,8 +145,7 @@ class EvaluationNgrams:
                     entry["prefix"] = prefixes[first : first + len(hashes)]
                     entry["first_word"] = np.arange(len(hashes))
                     entries.append(entry)
-                    words = " ".join(hashed.words(first, end))
-                    examples.append(_Example(source=source, row=row, words=words, num_words=end - first))
+                    examples.append(_Example(source, row, " ".join(hashed.words(first, end))))
         if not entries:
             raise InputError(
                 f"decontamination: at least one evaluation text of {min_words} words is needed, got none among "
@@ -155,14 +154,10 @@ class EvaluationNgrams:
         joined = np.concatenate(entries)
         # The first of equal n-grams, in the order of the examples.
         first_of_hash = np.unique(joined["hash"], return_index=True)[1]
-        unchecked: dict[str, int] = {}
+        unchecked: Counter[str] = Counter()
         for (source, _), checked in is_checked.items():
-            unchecked[source] = unchecked.get(source, 0) + (not checked)
+            unchecked[source] += not checked
         return cls(joined[first_of_hash], examples, ngram=ngram, min_words=min_words, unchecked=unchecked)
-
-    def find(self, text: str) -> ContaminationMatch | None:
-        """The first match in a document, or None; quicker per document in `find_all`."""
-        return self.find_all([text])[0]
 
     def find_all(self, texts: Sequence[str]) -> list[ContaminationMatch | None]:
         """The first match in each document, by where it begins; of matches that begin together the longest."""
@@ -198,7 +193,7 @@ class EvaluationNgrams:
 
     def words_of_ngram(self, ngram: int) -> str:
         """The words of an n-gram by its number, case folded, with single spaces."""
-        return " ".join(self._ngram_words(self._entries[ngram]))
+        return " ".join(self._ngram_words(ngram))
 
     def _hits(self, hashed: HashedWords) -> Iterator[_Hit]:
         """Find the n-grams of the index in a batch of texts, by hash."""
@@ -238,9 +233,7 @@ class EvaluationNgrams:
         }
         with examples_path.open("w", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(header) + "\n")
-            file.writelines(
-                json.dumps([example.source, example.row, example.words]) + "\n" for example in self._examples
-            )
+            file.writelines(json.dumps(example) + "\n" for example in self._examples)
 
     @classmethod
     def load(cls, paths: Sequence[Path]) -> EvaluationNgrams:
@@ -273,21 +266,8 @@ class EvaluationNgrams:
                 f"got version {version}, {len(records)} examples and {len(entries)} n-grams. Remove both, so that they "
                 "are made again."
             )
-        examples = [
-            _Example(source=source, row=row, words=words, num_words=words.count(" ") + 1)
-            for source, row, words in records
-        ]
-        return cls(
-            entries, examples, ngram=header["ngram"], min_words=header["min_words"], unchecked=header["unchecked"]
-        )
-
-    def fingerprint(self) -> str:
-        """sha256 of everything that decides what matches and how it is reported."""
-        digest = hashlib.sha256(json.dumps([INDEX_VERSION, self.ngram, self.min_words]).encode())
-        digest.update(self._entries.tobytes())
-        for example in self._examples:
-            digest.update(json.dumps([example.source, example.row, example.words]).encode())
-        return digest.hexdigest()
+        settings = {name: header[name] for name in ("ngram", "min_words", "unchecked")}
+        return cls(entries, [_Example(*record) for record in records], **settings)
 
     def _prefix_bits(self) -> tuple[NDArray[np.uint8], np.uint64]:
         """A table with a bit for the hash of the first `min_words` words of every n-gram."""
@@ -304,35 +284,21 @@ class EvaluationNgrams:
         octets = self._bits[places >> np.uint64(3)]
         return np.flatnonzero((octets >> (places & np.uint64(7)).astype(np.uint8)) & 1)
 
-    def _ngram_words(self, entry: np.void) -> list[str]:
+    def _ngram_words(self, ngram: int) -> list[str]:
+        entry = self._entries[ngram]
         words = self._examples[int(entry["example"])].words.split(" ")
         first = int(entry["first_word"])
         return words[first : first + self.ngram]
 
     def _is_confirmed(self, hashed: HashedWords, hit: _Hit) -> bool:
-        return hashed.words(hit.begin, hit.begin + self._lengths[hit.rank]) == self._ngram_words(
-            self._entries[hit.ngram]
-        )
+        return hashed.words(hit.begin, hit.begin + self._lengths[hit.rank]) == self._ngram_words(hit.ngram)
 
 
 def _ngrams_of_text(
     hashed: HashedWords, runs: NDArray[np.uint64], first: int, end: int, ngram: int
 ) -> NDArray[np.uint64]:
-    """The hashes of the n-grams of one text of a batch, or of a shorter text as a whole.
-
-    Args:
-        hashed: the words of the batch.
-        runs: hashes of all runs of `ngram` words of the batch.
-        first: word of the batch where the text begins.
-        end: word behind it.
-        ngram: words of an n-gram.
-    """
+    """The hashes of the n-grams of the text `first` to `end` of a batch, or of a shorter text as a whole; `runs` are
+    those of all runs of `ngram` words of the batch."""
     if end - first >= ngram:
         return runs[first : end - ngram + 1]
     return ngram_hashes(hashed.hashes[first:end], end - first)
-
-
-def _in_batches(texts: Iterable[tuple[str, int, str]]) -> Iterator[list[tuple[str, int, str]]]:
-    remaining = iter(texts)
-    while batch := list(itertools.islice(remaining, _BATCH_TEXTS)):
-        yield batch

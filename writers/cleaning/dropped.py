@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -86,17 +86,13 @@ def dropped_documents(exact: Removals, near: NearDuplicates | None, places: Arra
     return dropped
 
 
-def dropped_parquet(rows: Iterable[Dropped]) -> bytes:
+def dropped_parquet(rows: Sequence[Dropped]) -> bytes:
     """The rows as a Parquet file, in their order; the same rows give the same bytes."""
     sink = io.BytesIO()
     with pq.ParquetWriter(sink, _SCHEMA, compression="zstd") as writer:
-        held: list[Dropped] = []
-        for row in rows:
-            held.append(row)
-            if len(held) == _ROWS_PER_GROUP:
-                writer.write_table(_table(held))
-                held = []
-        writer.write_table(_table(held))
+        for start in range(0, len(rows) + 1, _ROWS_PER_GROUP):
+            group = [vars(row) for row in rows[start : start + _ROWS_PER_GROUP]]
+            writer.write_table(pa.Table.from_pylist(group, schema=_SCHEMA))
     return sink.getvalue()
 
 
@@ -121,7 +117,3 @@ def read_dropped(content: bytes) -> list[Dropped]:
                 f"{record['reason']!r}. Upgrade crisp-stream, or write the dataset again."
             )
     return [Dropped(**record) for record in records]
-
-
-def _table(rows: list[Dropped]) -> pa.Table:
-    return pa.table({name: [getattr(row, name) for row in rows] for name in _SCHEMA.names}, schema=_SCHEMA)

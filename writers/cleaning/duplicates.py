@@ -31,6 +31,7 @@ _CAPACITY_PER_MEAN = 1.25
 
 Removals = NDArray[np.int64]
 """[num_removed, 2]: document number, and the number of the kept document."""
+_NO_REMOVALS: Removals = np.zeros((0, 2), np.int64)
 
 
 def text_digests(texts: Sequence[str]) -> NDArray[np.uint64]:
@@ -108,17 +109,13 @@ def removals_in_pass(files: ArrayFiles, number: int, passes: int, *, skip_zero: 
             capacity = max(capacity, int(_CAPACITY_PER_MEAN * num_gathered))
     if gathered:
         removed.append(_split_repeats(gathered)[1])
-    return np.concatenate([_no_removals(), *removed])
+    return np.concatenate([_NO_REMOVALS, *removed])
 
 
 def sort_removals(removals: Sequence[Removals]) -> Removals:
     """The removals of all passes as one array, sorted by document."""
-    joined = np.concatenate([_no_removals(), *removals])
+    joined = np.concatenate([_NO_REMOVALS, *removals])
     return joined[np.argsort(joined[:, 0])]
-
-
-def _no_removals() -> Removals:
-    return np.zeros((0, 2), np.int64)
 
 
 def _split_repeats(gathered: list[NDArray[np.uint64]]) -> tuple[NDArray[np.uint64], Removals]:
@@ -136,7 +133,7 @@ def _split_repeats(gathered: list[NDArray[np.uint64]]) -> tuple[NDArray[np.uint6
     candidates = order[shared]
     del order
     if not len(candidates):
-        return entries, _no_removals()
+        return entries, _NO_REMOVALS
     members = entries[:, candidates]
     ranks = np.lexsort((members[-1], *members[:-1]))
     members = members[:, ranks]

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from crisp_stream.errors import CrispError, InputError
+from crisp_stream.errors import InputError
 from crisp_stream.examples.hashes import example_hash
 from crisp_stream.examples.questions import Question, question_hash
-from crisp_stream.storage.inputs import open_input
-
-_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-_UTF8_BOM = "\ufeff"
+from crisp_stream.writers.documents.inputs import file_kind
+from crisp_stream.writers.documents.readers import TXT_FIELD, Record, read_lines, read_parquet, read_txt
 
 
 class EvaluationText(NamedTuple):
@@ -72,62 +68,21 @@ def read_evaluation_examples(file: str, *, text_column: str = "text") -> Iterato
     Raises:
         InputError: a file of another kind, a broken line, a record of another shape. StorageError: the storage failed.
     """
-    name = PurePosixPath(file)
-    compression = _COMPRESSIONS.get(name.suffix.lower())
-    kind = PurePosixPath(name.stem).suffix.lower() if compression else name.suffix.lower()
-    if kind not in (".jsonl", ".json", ".ndjson", ".txt", ".parquet"):
-        raise InputError(
-            f"{file}: an evaluation file is .jsonl, .json or .ndjson (one object per line), .txt or .parquet, also .gz "
-            "or .zst. Convert it."
-        )
-    try:
-        with open_input(file) as raw:
-            if kind == ".parquet":
-                records = _parquet_records(raw)
-            elif kind == ".txt":
-                records = iter([(1, {text_column: "".join(_lines(raw, compression))})])
-            else:
-                records = _line_records(file, _lines(raw, compression))
-            for row, record in records:
-                yield _example(record, text_column, name.name, row, f"{file}:{row}")
-    except CrispError:
-        raise
-    except (OSError, EOFError, ValueError) as error:
-        raise InputError(f"{file}: must be readable to its end, got: {error}. Restore the file.") from error
-
-
-def _lines(raw: IO[bytes], compression: str | None) -> Iterator[str]:
-    import pyarrow as pa
-
-    stream = raw if compression is None else io.BufferedReader(pa.CompressedInputStream(raw, compression), 1 << 20)
-    with io.TextIOWrapper(stream, encoding="utf-8", newline="\n") as lines:
-        for number, line in enumerate(lines):
-            yield line.removeprefix(_UTF8_BOM) if number == 0 else line
-
-
-def _line_records(file: str, lines: Iterator[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
+    records: Iterator[Record]
+    match file_kind(file):
+        case "lines":
+            records = read_lines(file)
+        case "text":
+            records = iter([(1, {text_column: "".join(piece[TXT_FIELD] for _, piece in read_txt(file))})])
+        case "parquet":
+            records = read_parquet(file, (text_column, "question", "choices", "answer", "prompt", "chosen", "rejected"))
+        case _:
             raise InputError(
-                f"{file}:{number}: every line must be a JSON object, got: {error}. Mend or remove the line."
-            ) from error
-        if not isinstance(record, dict):
-            raise InputError(f"{file}:{number}: every line must be a JSON object, got {type(record).__name__}.")
-        yield number, record
-
-
-def _parquet_records(raw: IO[bytes]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    import pyarrow.parquet as pq
-
-    row = 0
-    for batch in pq.ParquetFile(raw, pre_buffer=False).iter_batches(batch_size=1024, use_threads=False):
-        for record in batch.to_pylist():
-            row += 1
-            yield row, record
+                f"{file}: an evaluation file is .jsonl, .json or .ndjson (one object per line), .txt or .parquet, also "
+                ".gz or .zst. Convert it."
+            )
+    for row, record in records:
+        yield _example(record, text_column, PurePosixPath(file).name, row, f"{file}:{row}")
 
 
 def _example(record: Mapping[str, Any], text_column: str, source: str, row: int, place: str) -> EvaluationExample:

@@ -28,7 +28,6 @@ from crisp_stream.hashing import splitmix64_finalise
 _BLOCK_CHARACTERS = 1 << 15
 _CHARACTER_BASE = 0x9E3779B97F4A7C15 | 1
 _WORD_BASE = 0xD1342543DE82EF95 | 1
-_MASK = (1 << 64) - 1
 _SEPARATOR, _LETTER, _ALONE = 0, 1, 2
 _PUNCTUATION = 2
 _ALONE_RANGES = (
@@ -69,10 +68,10 @@ class HashedWords:
 def hash_words(texts: Sequence[str]) -> HashedWords:
     """Cut a batch of texts into words and hash each; the hash of a word depends on nothing but the word.
 
-    Returns:
-        hashes, uint64, uniform; memory about 15 bytes per character while it runs.
+    It takes about 15 bytes of memory per character while it runs.
     """
-    return _hash_parts([_normalise(text) for text in texts], _word_bounds)
+    parts = [text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold() for text in texts]
+    return _hash_parts(parts, _word_bounds)
 
 
 def hash_tokens(texts: Sequence[str]) -> HashedWords:
@@ -141,10 +140,6 @@ def ngram_hashes(word_hashes: NDArray[np.uint64], num_words: int) -> NDArray[np.
     return splitmix64_finalise(rolled + np.uint64(num_words))
 
 
-def _normalise(text: str) -> str:
-    return text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
-
-
 def _word_bounds(codes: _Codes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     if codes.dtype == np.uint8:
         letter = _character_classes()[:256][codes].view(np.bool_)  # no ASCII character stands alone
@@ -152,9 +147,7 @@ def _word_bounds(codes: _Codes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return bounds[0::2], bounds[1::2]
     before, after = _neighbours(_character_classes(), codes)
     border = (before != after) | (before == _ALONE)
-    starts = np.flatnonzero(border & (after != _SEPARATOR))
-    ends = np.flatnonzero(border & (before != _SEPARATOR))
-    return starts, ends
+    return np.flatnonzero(border & (after != _SEPARATOR)), np.flatnonzero(border & (before != _SEPARATOR))
 
 
 def _token_bounds(codes: _Codes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -201,7 +194,7 @@ def _geometric(base: int, length: int) -> NDArray[np.uint64]:
 
 
 def _power(base: int, exponent: int) -> np.uint64:
-    return np.uint64(pow(base, exponent, _MASK + 1))
+    return np.uint64(pow(base, exponent, 1 << 64))
 
 
 @lru_cache(maxsize=1)

@@ -9,39 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from crisp_stream.errors import InputError
-from crisp_stream.hashing import unit_hash
-from crisp_stream.writers.documents.drops import (
-    BROKEN_UNICODE,
-    EMPTY_TEXT,
-    NOT_SAMPLED,
-    NULL_TEXT,
-    OTHER_FILE,
-    DropCounts,
-)
-from crisp_stream.writers.documents.fields import MISSING, field_names, find_field
+from crisp_stream.writers.documents.drops import BROKEN_UNICODE, EMPTY_TEXT, NULL_TEXT, DropCounts
+from crisp_stream.writers.documents.fields import MISSING, find_field, listed_fields
 from crisp_stream.writers.documents.hub import read_hub
 from crisp_stream.writers.documents.inputs import DocumentSettings, InputFile, Layout
 from crisp_stream.writers.documents.listing import list_input_files
 from crisp_stream.writers.documents.readers import TXT_FIELD, Record, read_arrow, read_lines, read_parquet, read_txt
 from crisp_stream.writers.documents.redpajama import read_redpajama
-
-__all__ = [
-    "BROKEN_UNICODE",
-    "EMPTY_TEXT",
-    "NOT_SAMPLED",
-    "NULL_TEXT",
-    "OTHER_FILE",
-    "Document",
-    "DocumentSettings",
-    "DropCounts",
-    "InputFile",
-    "list_input_files",
-    "read_documents",
-    "read_input",
-]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +58,6 @@ def read_documents(
     *,
     text_column: str = "text",
     limit: int | None = None,
-    sample: float | None = None,
     filters: Sequence[str] = (),
     layout: Layout = "files",
     counts: DropCounts,
@@ -91,7 +68,6 @@ def read_documents(
         inputs: files, folders, prefixes or globs, local or on an object store; datasets by name.
         text_column: dotted path of the key (JSONL) or column (Parquet, Arrow) that holds the text; not used for .txt.
         limit: read at most this many documents, dropped ones included.
-        sample: keep about this share of the documents, above 0 and at most 1, chosen by a hash of their number.
         filters: of DocumentSettings.
         layout: of DocumentSettings.
         counts: receives what was dropped and why: empty, null or undecodable texts, and each filter.
@@ -102,25 +78,17 @@ def read_documents(
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit: must be at least 1 document, got {limit}. Leave it out to read all.")
-    if sample is not None and not 0 < sample <= 1:
-        raise InputError(f"sample: must be above 0 and at most 1, got {sample}. Leave it out to read all.")
     settings = DocumentSettings(text_field=text_column, filters=tuple(filters), layout=layout)
     files = list_input_files(inputs, settings, counts)
     num_read = num_kept = 0
-    for file in files:
-        for document in _read(file, settings):
-            num_read += 1
-            if sample is not None and unit_hash(num_read) >= sample:
-                counts.add(NOT_SAMPLED)
-            elif isinstance(document, Document):
-                num_kept += 1
-                yield document.text
-            else:
-                counts.add(document)
-            if num_read == limit:
-                break
-        if num_read == limit:
-            break
+    documents = (document for file in files for document in _read(file, settings))
+    for document in islice(documents, limit):
+        num_read += 1
+        if isinstance(document, Document):
+            num_kept += 1
+            yield document.text
+        else:
+            counts.add(document)
     if num_kept == 0:
         raise InputError(
             f"{', '.join(inputs)}: at least one document with text is needed, got {num_read} documents without any. "
@@ -139,11 +107,8 @@ def _read(file: InputFile, settings: DocumentSettings) -> Iterator[Document | st
         )
     for row, (number, record) in enumerate(_records(file, settings)):
         text = _text(find_field(record, text_path), file, number, text_path, record)
-        reason = _reason_to_drop(text)
-        for each in filters if reason is None else ():
-            if not each.keeps(record, _place(file, number)):
-                reason = each.reason
-                break
+        refused = (each.reason for each in filters if not each.keeps(record, _place(file, number)))
+        reason = _reason_to_drop(text) or next(refused, None)
         if reason is not None or text is None:
             yield reason or NULL_TEXT
             continue
@@ -193,14 +158,13 @@ def _reason_to_drop(text: str | None) -> str | None:
 def _text(value: Any, file: InputFile, number: int, path: str, record: dict[str, Any]) -> str | None:
     if value is None or isinstance(value, str):
         return value
-    place = _place(file, number)
     if value is MISSING:
         raise InputError(
-            f"{place}: the text column {path!r} must exist, got: {', '.join(field_names(record)) or 'none'}. "
+            f"{_place(file, number)}: the text column {path!r} must exist, got: {listed_fields(record)}. "
             "Name the right one with --text-column."
         )
     raise InputError(
-        f"{place}: the text column {path!r} must hold strings, got {type(value).__name__}. "
+        f"{_place(file, number)}: the text column {path!r} must hold strings, got {type(value).__name__}. "
         "Name another column with --text-column, or convert the values."
     )
 
@@ -210,10 +174,9 @@ def _id(value: Any, file: InputFile, number: int, path: str, record: dict[str, A
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
+    got = "null" if value is None else type(value).__name__
     if value is MISSING:
-        got = f"only: {', '.join(field_names(record)) or 'none'}"
-    else:
-        got = "null" if value is None else type(value).__name__
+        got = f"only: {listed_fields(record)}"
     raise InputError(
         f"{_place(file, number)}: the id column {path!r} must hold a text or a whole number, got {got}. "
         "Name the right one with --id-column, or leave it out."

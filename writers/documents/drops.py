@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
 EMPTY_TEXT = "empty text"
 NULL_TEXT = "null text"
 BROKEN_UNICODE = "text with an unpaired surrogate"
@@ -10,27 +13,22 @@ OTHER_BUCKET = "RedPajama-v2 file of another language or bucket"
 NOT_SAMPLED = "not in the sample"
 
 
-class DropCounts:
+class DropCounts(Counter[str]):
     """Counts of dropped documents, by reason."""
-
-    def __init__(self, by_reason: dict[str, int] | None = None) -> None:
-        self.by_reason: dict[str, int] = dict(by_reason or {})
 
     def add(self, reason: str, count: int = 1) -> None:
         """Count `count` more under `reason`."""
         if count:
-            self.by_reason[reason] = self.by_reason.get(reason, 0) + int(count)
-
-    def merge(self, other: dict[str, int]) -> None:
-        """Add the counts of another stage or part."""
-        for reason, count in other.items():
-            self.add(reason, count)
+            self[reason] += int(count)
 
     def as_dict(self) -> dict[str, int]:
         """The counts, sorted by reason."""
-        return dict(sorted(self.by_reason.items()))
+        return dict(sorted(self.items()))
 
-    @property
-    def total(self) -> int:
-        """Sum over the reasons."""
-        return sum(self.by_reason.values())
+
+def merged_counts(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Add up the counts of several stages or parts, sorted by reason."""
+    merged = DropCounts()
+    for part in parts:
+        merged.update(part)
+    return merged.as_dict()

@@ -36,10 +36,10 @@ def find_field(record: dict[str, Any], path: str) -> Any:
     return MISSING
 
 
-def field_names(record: dict[str, Any]) -> list[str]:
+def listed_fields(record: dict[str, Any]) -> str:
     """The paths of a record's fields, as errors name them; nested objects to a depth of three, 60 names at most."""
     names = _nested_names(record, "", 3)
-    return names if len(names) <= _SHOWN_NAMES else [*names[:_SHOWN_NAMES], "…"]
+    return ", ".join(names[:_SHOWN_NAMES] + ["…"] * (len(names) > _SHOWN_NAMES)) or "none"
 
 
 def _nested_names(record: dict[str, Any], prefix: str, depth: int) -> list[str]:

@@ -12,12 +12,12 @@ import json
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from crisp_stream.errors import InputError
-from crisp_stream.writers.documents.fields import MISSING, field_names, find_field
+from crisp_stream.writers.documents.fields import MISSING, find_field, listed_fields
 
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
@@ -48,11 +48,7 @@ class Filter:
         return f"filter: {self.expression}"
 
     def keeps(self, record: dict[str, Any], place: str) -> bool:
-        """Decide whether the document stays. Null equals only null, and no order holds with it.
-
-        Args:
-            record: the fields of the document.
-            place: where it stands, for errors.
+        """Decide whether the document at `place` stays. Null equals only null, and no order holds with it.
 
         Raises:
             InputError: the field is not there, or its value cannot be compared with the filter's.
@@ -61,7 +57,7 @@ class Filter:
         if value is MISSING:
             raise InputError(
                 f"{place}: the field {self.field!r} of the filter {self.expression!r} must exist, got: "
-                f"{', '.join(field_names(record)) or 'none'}. Name one of these, or leave the filter out."
+                f"{listed_fields(record)}. Name one of these, or leave the filter out."
             )
         if isinstance(value, list):
             value = self._score(value, record, place)
@@ -84,17 +80,12 @@ class Filter:
         if by_line or len(spans) > 1 or not _is_span(spans[0]):
             prefix = self.field.rpartition(".")[0]
             beside = find_field(record, prefix) if prefix else record
-            usable = _document_signals(beside if isinstance(beside, dict) else _json_object(beside))
+            usable = _document_signals(_literal(beside) if isinstance(beside, str) else beside)
             raise InputError(
                 f"{place}: the filter {self.expression!r} needs one value per document, got a list of {len(spans)} in "
                 f"{self.field!r}. Use a signal of the whole document: {', '.join(usable) or 'there is none here'}."
             )
         return spans[0][2]
-
-
-def parse_filters(expressions: Iterable[str]) -> tuple[Filter, ...]:
-    """Filters out of `FIELD OPERATOR VALUE`. Raises InputError."""
-    return tuple(map(parse_filter, expressions))
 
 
 def parse_filter(expression: str) -> Filter:
@@ -157,14 +148,9 @@ def _is_span(span: Any) -> bool:
     return isinstance(span, list | tuple) and len(span) == 3
 
 
-def _json_object(value: Any) -> dict[str, Any]:
-    parsed = _literal(value) if isinstance(value, str) else None
-    return parsed if isinstance(parsed, dict) else {}
-
-
-def _document_signals(record: dict[str, Any]) -> list[str]:
+def _document_signals(record: Any) -> list[str]:
     return [
         name
-        for name, spans in record.items()
+        for name, spans in (record.items() if isinstance(record, dict) else ())
         if isinstance(spans, list) and len(spans) == 1 and _is_span(spans[0]) and not name.startswith(_LINE_SIGNAL)
     ]

@@ -7,6 +7,7 @@ that `datasets` reads can be read so; files that are at hand are read faster and
 from __future__ import annotations
 
 import gzip
+import itertools
 import os
 import socket
 import urllib.parse
@@ -42,13 +43,12 @@ def list_hub_shards(source: str) -> list[InputFile]:
     if split not in splits:
         raise InputError(f"{source}: the split must be one of {', '.join(splits)}, got {split}. Name one of these.")
     num_shards = int(by_split[split].num_shards)
-    shown = PurePosixPath(name).name if _is_folder(name) else name
-    label = f"{shown}{f':{config}' if config else ''}@{split}"
-    url = f"{HUB_SCHEME}{name}{f':{config}' if config else ''}@{split}"
+    shown = PurePosixPath(name).name if Path(name).is_dir() else name
+    suffix = f"{f':{config}' if config else ''}@{split}"
     return [
         InputFile(
-            url=url,
-            name=f"{label}/{shard:05d}-of-{num_shards:05d}",
+            url=f"{HUB_SCHEME}{name}{suffix}",
+            name=f"{shown}{suffix}/{shard:05d}-of-{num_shards:05d}",
             kind="hub",
             num_bytes=0,
             version=str(builder.hash),
@@ -77,20 +77,19 @@ def read_hub(file: InputFile, paths: Sequence[str]) -> Iterator[Record]:
     if rows.column_names and top_columns <= set(rows.column_names):
         rows = rows.select_columns(sorted(top_columns))
     rows = iter(rows.shard(num_shards=file.num_shards, index=file.shard))
-    number = 0
-    while (row := _next_row(rows, file, number + 1)) is not None:
-        number += 1
+    for number in itertools.count(1):
+        row = _next_row(rows, f"{file.url}, shard {file.shard}: row {number}")
+        if row is None:
+            return
         yield number, row
 
 
-def _next_row(rows: Iterator[dict[str, Any]], file: InputFile, number: int) -> dict[str, Any] | None:
+def _next_row(rows: Iterator[dict[str, Any]], place: str) -> dict[str, Any] | None:
     import pyarrow as pa
 
-    place = f"{file.url}, shard {file.shard}: row {number}"
-    damage = (pa.ArrowException, ValueError, EOFError, zlib.error, gzip.BadGzipFile)
     try:
         return next(rows, None)
-    except damage as error:
+    except (pa.ArrowException, ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise CorruptInputError(
             f"{place}: must be readable through datasets, got {type(error).__name__}: {error}. "
             "Fetch the dataset again, or leave it out."
@@ -110,13 +109,9 @@ def _parse(source: str) -> tuple[str, str | None, str | None]:
     return name, config or None, split or None
 
 
-def _is_folder(name: str) -> bool:
-    return Path(name).is_dir()
-
-
 def _builder(source: str, name: str, config: str | None) -> Any:
     datasets = import_extra("datasets", extra="write", purpose="a dataset by name")
-    if not _is_folder(name):
+    if not Path(name).is_dir():
         _require_connection(source)
     return _call(source, lambda: datasets.load_dataset_builder(name, name=config))
 
@@ -124,21 +119,19 @@ def _builder(source: str, name: str, config: str | None) -> Any:
 def _call(source: str, load: Any) -> Any:
     try:
         return load()
-    except OSError as error:
-        if isinstance(error, FileNotFoundError):  # also where the hub knows no such dataset
-            raise InputError(_not_loadable(source, error)) from error
-        raise StorageError(
-            f"{source}: cannot be reached: {error}. Check the network and HF_ENDPOINT, or fetch the dataset and name "
-            "its folder."
-        ) from error
     except Exception as error:  # of any library under `datasets`
-        raise InputError(_not_loadable(source, error)) from error
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):  # an unknown dataset is "not found"
+            raise _unreachable(f"{source}:", error) from error
+        raise InputError(
+            f"{source}: must be a dataset that datasets can load, got {type(error).__name__}: {error}. "
+            "Check the name, the configuration and the split, and HF_TOKEN if it is not public."
+        ) from error
 
 
-def _not_loadable(source: str, error: Exception) -> str:
-    return (
-        f"{source}: must be a dataset that datasets can load, got {type(error).__name__}: {error}. "
-        "Check the name, the configuration and the split, and HF_TOKEN if it is not public."
+def _unreachable(subject: str, error: OSError) -> StorageError:
+    return StorageError(
+        f"{subject} cannot be reached: {error}. Check the network and HF_ENDPOINT, or fetch the dataset and name its "
+        "folder."
     )
 
 
@@ -153,7 +146,4 @@ def _require_connection(source: str) -> None:
     try:
         socket.create_connection((endpoint.hostname or "", port), timeout=_CONNECT_SECONDS).close()
     except OSError as error:
-        raise StorageError(
-            f"{source}: the hub at {endpoint.geturl()} cannot be reached: {error}. Check the network and HF_ENDPOINT, "
-            "or fetch the dataset and name its folder."
-        ) from error
+        raise _unreachable(f"{source}: the hub at {endpoint.geturl()}", error) from error

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from crisp_stream.errors import InputError
-from crisp_stream.writers.documents.filters import Filter, parse_filters
+from crisp_stream.writers.documents.filters import Filter, parse_filter
 
 Kind = Literal["lines", "text", "parquet", "arrow", "redpajama-v2", "hub"]
 Layout = Literal["files", "redpajama-v2"]
@@ -51,7 +51,7 @@ class DocumentSettings:
             raise InputError("the text field and the id field: must be names, got an empty one. Name the field.")
         if self.layout not in LAYOUTS:
             raise InputError(f"layout: must be one of {', '.join(LAYOUTS)}, got {self.layout!r}. Choose one of these.")
-        parse_filters(self.filters)
+        self.parsed_filters()  # they check themselves
 
     @property
     def text_path(self) -> str:
@@ -60,8 +60,8 @@ class DocumentSettings:
         return self.text_field if plain else _REDPAJAMA_TEXT_FIELD
 
     def parsed_filters(self) -> tuple[Filter, ...]:
-        """The filters, taken apart."""
-        return parse_filters(self.filters)
+        """The filters, taken apart. Raises InputError."""
+        return tuple(map(parse_filter, self.filters))
 
     def paths(self) -> tuple[str, ...]:
         """Every field that is needed, each once."""

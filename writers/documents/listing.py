@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from crisp_stream.errors import CorruptInputError, InputError
@@ -147,5 +147,4 @@ def _with_unique_names(files: list[InputFile]) -> list[InputFile]:
 
 
 def _input_folder(file: InputFile) -> str:
-    folder = file.url.removesuffix(file.name).rstrip("/")
-    return PurePosixPath(folder).name or Path(folder).name or "root"
+    return PurePosixPath(file.url.removesuffix(file.name)).name or "root"

@@ -129,13 +129,10 @@ def read_parquet(url: str, paths: Sequence[str]) -> Iterator[Record]:
 def _rows_per_batch(group: Any, columns: list[str] | None) -> int:
     """Number of rows that make about BATCH_BYTES in this row group."""
     chunks = (group.column(index) for index in range(group.num_columns))
-    num_bytes = sum(chunk.total_uncompressed_size for chunk in chunks if _is_chosen(chunk.path_in_schema, columns))
+    chosen = tuple(f"{column}." for column in columns) if columns is not None else ("",)
+    num_bytes = sum(each.total_uncompressed_size for each in chunks if f"{each.path_in_schema}.".startswith(chosen))
     bytes_per_row = num_bytes / max(group.num_rows, 1)
     return int(min(max(BATCH_BYTES / max(bytes_per_row, 1.0), 1), _MAX_BATCH_ROWS))
-
-
-def _is_chosen(leaf: str, columns: list[str] | None) -> bool:
-    return columns is None or any(leaf == column or leaf.startswith(f"{column}.") for column in columns)
 
 
 def read_arrow(url: str, paths: Sequence[str]) -> Iterator[Record]:
@@ -168,13 +165,9 @@ def read_arrow(url: str, paths: Sequence[str]) -> Iterator[Record]:
 
 def _column_paths(schema: Any, paths: Sequence[str]) -> list[str] | None:
     """Columns to read for `paths`: each as far as the structs go. None when one of them is not there."""
-    columns: list[str] = []
-    for path in paths:
-        column = _column_path(schema, path)
-        if column is None:
-            return None
-        columns.append(column)
-    return columns
+    columns = [_column_path(schema, path) for path in paths]
+    present = [column for column in columns if column is not None]
+    return present if len(present) == len(columns) else None
 
 
 def _column_path(fields: Any, path: str) -> str | None:

@@ -56,15 +56,6 @@ _LONGEST = 1 << 20
 _PROBES = ["Probe: A Naïve CAFÉ, isn't it? 中文 <s> [SEP] 🙂", "  lower UPPER\tİstanbul ﬁ Ǆ 1,234.5 e\u0301 \n\n", ""]
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """Pieces cut in batches: all that can be done before the device is free."""
-
-    batches: list[Batch]
-    lengths: NDArray[np.int32]
-    sequences_per_text: NDArray[np.int32]
-
-
 class TextEncoder(Protocol):
     """Texts to unit vectors in two steps, that the second may run elsewhere: `Encoder`, or LSI."""
 
@@ -81,16 +72,8 @@ class TextEncoder(Protocol):
         """Tokenise on one core."""
         ...
 
-    def prepare(self, pieces: Pieces) -> Any:
-        """All that can be done before the device is free."""
-        ...
-
-    def embed_prepared(self, prepared: Any) -> NDArray[np.float16]:
-        """[num_texts, dim], L2 norm 1 up to float16 rounding."""
-        ...
-
     def embed_pieces(self, pieces: Pieces) -> NDArray[np.float16]:
-        """`prepare` and `embed_prepared`."""
+        """[num_texts, dim], L2 norm 1 up to float16 rounding."""
         ...
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float16]:
@@ -128,13 +111,9 @@ class Encoder:
         self.reads: Reads = reads
         self._device = device
 
-    @property
+    @cached_property
     def weights_sha256(self) -> str:
         """Hex digest of the weights file. Raises InputError."""
-        return self._weights_sha256
-
-    @cached_property
-    def _weights_sha256(self) -> str:
         digest = file_sha256(weights_file(self._source))
         if self.name == DEFAULT_ENCODER and digest != DEFAULT_WEIGHTS_SHA256:
             raise InputError(
@@ -229,30 +208,20 @@ class Encoder:
     def pieces(self, texts: Sequence[str]) -> Pieces:
         """Tokenise on one core; loads neither torch nor the weights.
 
-        Args:
-            texts: [num_texts].
-
         Raises:
             InputError: max_length leaves no place beside the special tokens.
         """
         return Pieces.from_sequences(self._splitter.sequences(texts), self._splitter.vocab_size)
 
-    def prepare(self, pieces: Pieces) -> Prepared:
+    def batches(self, pieces: Pieces) -> Iterator[Batch]:
         """Sort sequences by length and pad them in batches; a function of the pieces and the kind of device alone."""
         model: Any = self.model
         budget = CPU_BATCH_PIECES if model.device.type == "cpu" else CUDA_BATCH_PIECES
         tokenizer = model.tokenizer
-        batches = pad_batches(pieces, budget, pad_id=tokenizer.pad_token_id or 0, left=tokenizer.padding_side == "left")
-        return Prepared(list(batches), pieces.lengths, pieces.sequences_per_text)
+        return pad_batches(pieces, budget, pad_id=tokenizer.pad_token_id or 0, left=tokenizer.padding_side == "left")
 
-    def embed_prepared(self, prepared: Prepared) -> NDArray[np.float16]:
-        """`embed_pieces` for pieces that are prepared already."""
-        if not prepared.batches:
-            return np.zeros((0, self.record().dim), np.float16)
-        return unit_vectors(self.sequence_vectors(prepared), prepared.lengths, prepared.sequences_per_text)
-
-    def sequence_vectors(self, prepared: Prepared) -> NDArray[np.float32]:
-        """The model's vector of each sequence, not normalised: [num_sequences, dim]."""
+    def sequence_vectors(self, pieces: Pieces) -> NDArray[np.float32]:
+        """The model's vector of each sequence, not normalised: [num_sequences, dim]. At least one sequence."""
         import torch
 
         model: Any = self.model
@@ -262,8 +231,9 @@ class Encoder:
             modules.pop()
         names = model.tokenizer.model_input_names
         outputs: list[torch.Tensor] = []
+        rows: list[NDArray[np.int64]] = []
         with torch.inference_mode(), _one_torch_thread() if device.type == "cpu" else contextlib.nullcontext():
-            for batch in prepared.batches:
+            for batch in self.batches(pieces):
                 ids = _to_device(batch.ids, device).long()
                 from_start = torch.arange(ids.shape[1], device=device)
                 if model.tokenizer.padding_side == "left":
@@ -275,28 +245,20 @@ class Encoder:
                 for module in modules:
                     features = module(features)
                 outputs.append(features["sentence_embedding"].float())
+                rows.append(batch.rows)
             by_batch = torch.cat(outputs).cpu().numpy()
         vectors = np.empty_like(by_batch)
-        vectors[np.concatenate([batch.rows for batch in prepared.batches])] = by_batch
+        vectors[np.concatenate(rows)] = by_batch
         return vectors
 
     def embed_pieces(self, pieces: Pieces) -> NDArray[np.float16]:
-        """Embed what `pieces` of an equal encoder made.
-
-        Returns:
-            [num_texts, dim], L2 norm 1 up to float16 rounding.
-        """
-        return self.embed_prepared(self.prepare(pieces))
+        """Embed what `pieces` of an equal encoder made: [num_texts, dim], L2 norm 1 up to float16 rounding."""
+        if not len(pieces):
+            return np.zeros((0, self.record().dim), np.float16)
+        return unit_vectors(self.sequence_vectors(pieces), pieces.lengths, pieces.sequences_per_text)
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float16]:
-        """Embed texts.
-
-        Args:
-            texts: [num_texts]; with reads="first", what lies beyond max_length word pieces is not read.
-
-        Returns:
-            [num_texts, dim], L2 norm 1 up to float16 rounding.
-        """
+        """`pieces` and `embed_pieces`: with reads="first", what lies beyond max_length word pieces is not read."""
         return self.embed_pieces(self.pieces(texts))
 
 

@@ -28,12 +28,7 @@ def resolve_encoder(name: str | None) -> tuple[str, str]:
 
 
 def find_file(source: str, file: str) -> Path | None:
-    """A file of an encoder, if it has it.
-
-    Args:
-        source: folder or hub name.
-        file: such as tokenizer.json.
-    """
+    """A file of an encoder, such as tokenizer.json, in a folder or on the hub; None if it has none."""
     if Path(source).is_dir():
         path = Path(source) / file
         return path if path.is_file() else None

@@ -124,14 +124,6 @@ class LsiEncoder:
         matrix.data /= np.repeat(norms, np.diff(matrix.indptr))
         return matrix
 
-    def prepare(self, pieces: Pieces) -> Pieces:
-        """Nothing needs preparing: the same call order as of a neural encoder."""
-        return pieces
-
-    def embed_prepared(self, prepared: Pieces) -> NDArray[np.float16]:
-        """See `embed_pieces`."""
-        return self.embed_pieces(prepared)
-
     def embed_pieces(self, pieces: Pieces) -> NDArray[np.float16]:
         """Embed what `pieces` made; a row depends on its text alone.
 
@@ -158,23 +150,15 @@ class LsiEncoder:
             dim=self.components.shape[1],
         )
 
-    def files(self) -> dict[str, bytes]:
-        """Content of each of `LSI_FILES`."""
-        return {name: b"".join(content) for name, content in zip(LSI_FILES, self._contents(), strict=True)}
-
     def _contents(self) -> Iterator[tuple[bytes | memoryview, ...]]:
         """The files' contents in pieces: the arrays, 50 MB of axes among them, are not copied."""
         yield ((json.dumps(self.terms, ensure_ascii=False, indent=0) + "\n").encode(),)
         yield _npy(self.weight_per_term)
         yield _npy(self.components)
 
-    @property
+    @cached_property
     def weights_sha256(self) -> str:
         """Hex digest over all files."""
-        return self._weights_sha256
-
-    @cached_property
-    def _weights_sha256(self) -> str:
         digests = []
         for content in self._contents():
             digest = hashlib.sha256()
@@ -225,10 +209,6 @@ class LsiEncoder:
 
 def lsi_folder(root: str, weights_sha256: str) -> Path:
     """A local folder with the LSI files of a dataset, copied once from a remote one.
-
-    Args:
-        root: of the dataset.
-        weights_sha256: of its manifest's encoder.
 
     Raises:
         FormatError: the dataset lacks them. StorageError: the storage refused or failed.

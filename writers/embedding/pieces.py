@@ -145,11 +145,8 @@ def check_max_length(max_length: int, num_special_tokens: int) -> None:
 
 
 def splits_at_blanks(content: dict[str, Any]) -> bool:
-    """Say whether pieces before a blank are independent of what follows it: BERT's normaliser and word splitter.
-
-    Args:
-        content: of tokenizer.json.
-    """
+    """Say whether by tokenizer.json pieces before a blank are independent of what follows: BERT's normaliser and word
+    splitter."""
     return (
         (content.get("normalizer") or {}).get("type") == "BertNormalizer"
         and (content.get("pre_tokenizer") or {}).get("type") == "BertPreTokenizer"
@@ -160,11 +157,7 @@ def splits_at_blanks(content: dict[str, Any]) -> bool:
 def says_everything(content: dict[str, Any], config: dict[str, Any]) -> bool:
     """Say whether `transformers` would load tokenizer.json as it is.
 
-    Its BERT classes overrule the normaliser by tokenizer_config.json.
-
-    Args:
-        content: of tokenizer.json.
-        config: of tokenizer_config.json.
+    Its BERT classes overrule the normaliser by tokenizer_config.json, `config`.
     """
     normaliser = content.get("normalizer") or {}
     return normaliser.get("type") != "BertNormalizer" or (
@@ -189,11 +182,7 @@ class Batch:
 def pad_batches(pieces: Pieces, pieces_per_batch: int, *, pad_id: int, left: bool) -> Iterator[Batch]:
     """Batches of sequences of similar length, the longest first, each at most `pieces_per_batch` ids with padding.
 
-    Args:
-        pieces: [num_sequences] sequences.
-        pieces_per_batch: exceeded only by a single longer sequence.
-        pad_id: fills up.
-        left: fill up on the left.
+    Only a single longer sequence has more. `left` pads on the left.
     """
     starts = np.cumsum(pieces.lengths, dtype=np.int64) - pieces.lengths
     order = np.argsort(-pieces.lengths, kind="stable")

@@ -63,9 +63,10 @@ class LocalEngine:
     name = "local"
 
     def __init__(self, *, processes: int | None = None, memory_bytes: int | None = None) -> None:
-        """Args:
-        processes: at most; None is one per core.
-        memory_bytes: of all processes together; fewer run where it is short. Raises InputError where none fits.
+        """At most so many processes (None: one per core); fewer where they need more than `memory_bytes` together.
+
+        Raises:
+            InputError: not even one process fits.
         """
         self._processes = num_processes(processes)
         self.limit = None if memory_bytes is None else MemoryLimit(memory_bytes)
@@ -106,11 +107,8 @@ class LocalEngine:
         if processes == 1:
             yield from map(run, tasks)
         elif kind == "encoder":
-            pool = Pool(processes, start=start)
-            try:
+            with contextlib.closing(Pool(processes, start=start)) as pool:
                 yield from pool.map_unordered(run, tasks)
-            finally:
-                pool.close()
         else:
             self._light = self._light or Pool(self.workers("light"), start=start)
             yield from self._light.map_unordered(run, tasks)
@@ -217,35 +215,22 @@ class RayEngine:
         if num_tasks is not None:
             workers = min(workers, num_tasks)
         if kind == "encoder":
-            yield from self._run_in_actors(tasks, workers)
+            with contextlib.closing(_Team(self._ray, workers, on_gpus=self._gpus > 0)) as team:
+                yield from team.run(tasks)
         else:
-            remote = self._ray.remote(num_cpus=1, max_retries=_RETRIES)(_run)
-            yield from self._as_they_come(tasks, [remote.remote] * workers)
+            yield from self._run_light(tasks, workers)
 
-    def _run_in_actors(self, tasks: Iterable[Task], workers: int) -> Iterator[tuple[int, Record]]:
-        team = _Team(self._ray, workers, on_gpus=self._gpus > 0)
-        try:
-            yield from team.run(tasks)
-        finally:
-            team.close()
-
-    def _as_they_come(self, tasks: Iterable[Task], slots: list[Any]) -> Iterator[tuple[int, Record]]:
-        """Keep `_AHEAD` tasks submitted per slot; a slot is a function that submits."""
-        free = list(range(len(slots))) * _AHEAD
-        slot_of: dict[Any, int] = {}
+    def _run_light(self, tasks: Iterable[Task], workers: int) -> Iterator[tuple[int, Record]]:
+        remote = self._ray.remote(num_cpus=1, max_retries=_RETRIES)(_run)
+        running: list[Any] = []
         for task in tasks:
-            if not free:
-                yield from self._finish_one(slot_of, free)
-            slot = free.pop(0)
-            slot_of[slots[slot](task)] = slot
-        while slot_of:
-            yield from self._finish_one(slot_of, free)
-
-    def _finish_one(self, slot_of: dict[Any, int], free: list[int]) -> Iterator[tuple[int, Record]]:
-        done, _ = self._ray.wait(list(slot_of), num_returns=1)
-        for reference in done:
-            free.append(slot_of.pop(reference))
-            yield _outcome(self._ray, reference)
+            if len(running) == workers * _AHEAD:
+                [done], running = self._ray.wait(running, num_returns=1)
+                yield _outcome(self._ray, done)
+            running.append(remote.remote(task))
+        while running:
+            [done], running = self._ray.wait(running, num_returns=1)
+            yield _outcome(self._ray, done)
 
     def close(self) -> None:
         """Leave the cluster; one that was started here ends."""
@@ -310,11 +295,7 @@ class _Team:
     """
 
     def __init__(self, ray: Any, size: int, *, on_gpus: bool) -> None:
-        """Args:
-        ray: the module, connected.
-        size: actors.
-        on_gpus: a part of a GPU each, and no CPU, which tasks that feed them need; else a CPU each.
-        """
+        """Start `size` actors, with a CPU each; or a part of a GPU each and no CPU, which tasks that feed them need."""
         self._ray = ray
         options = {"num_cpus": 0, "num_gpus": 1 / ENCODERS_PER_GPU} if on_gpus else {"num_cpus": 1}
         self._type: Any = ray.remote(max_restarts=0, max_task_retries=0, **options)(_Actor)

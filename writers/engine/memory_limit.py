@@ -66,13 +66,14 @@ class MemoryLimit:
 
     def require(self, purpose: str, num_bytes: int) -> None:
         """Raises InputError where a process that needs `num_bytes` beside what every one needs does not fit."""
-        least = DRIVER_BYTES + LEAST_WORK_BYTES + num_bytes
+        remedy = "Give more, or a tree that was fitted elsewhere (--tree)." if num_bytes else "Give more."
+        self._require(LEAST_WORK_BYTES + num_bytes, f", what {purpose} needs", remedy)
+
+    def _require(self, num_bytes: int, purpose: str, remedy: str) -> None:
+        least = DRIVER_BYTES + num_bytes
         if self._limit_bytes < least:
-            remedy = "Give more, or a tree that was fitted elsewhere (--tree)." if num_bytes else "Give more."
-            raise InputError(
-                f"memory: must be at least {_megabytes(least)} MB, what {purpose} needs, got "
-                f"{self._limit_bytes >> 20} MB. {remedy}"
-            )
+            got = f"got {self._limit_bytes >> 20} MB"
+            raise InputError(f"memory: must be at least {_megabytes(least)} MB{purpose}, {got}. {remedy}")
 
     @contextmanager
     def beside(self, purpose: str, num_bytes: int) -> Iterator[None]:
@@ -88,12 +89,8 @@ class MemoryLimit:
         """Count a shard, which its process holds until it is full. Raises InputError where it does not fit."""
         held = int(_COPIES_OF_SHARD * shard_bytes)
         self._light_bytes = max(LIGHT_BYTES + LEAST_WORK_BYTES, SORTER_BYTES + held)
-        least = DRIVER_BYTES + max(LEAST_WORK_BYTES, held)
-        if self._limit_bytes < least:
-            raise InputError(
-                f"memory: must be at least {_megabytes(least)} MB for shards of {_megabytes(shard_bytes)} MB, got "
-                f"{self._limit_bytes >> 20} MB. Give more, or smaller shards (--shard-mb)."
-            )
+        purpose, remedy = f" for shards of {_megabytes(shard_bytes)} MB", "Give more, or smaller shards (--shard-mb)."
+        self._require(max(LEAST_WORK_BYTES, held), purpose, remedy)
 
     def count_encoder(self, weights_bytes: int) -> None:
         """Count the weights of the neural encoder that is used. Raises InputError where it does not fit."""

@@ -164,11 +164,7 @@ class Runner:
     """Runs stages: what is not done of each, on an engine; or only says what would run."""
 
     def __init__(self, engine: Engine | None, workspace: Workspace, *, log: Log) -> None:
-        """Args:
-        engine: where tasks run; None plans: a stage with anything to do ends it.
-        workspace: of the tasks.
-        log: receives progress.
-        """
+        """Without an engine it plans: a stage with anything to do ends it."""
         self.engine = engine
         self.workspace = workspace
         self.log = log
@@ -176,14 +172,9 @@ class Runner:
         """Stage, tasks, tasks that are done."""
 
     def run(self, tasks: Sequence[Task], *, unit: str) -> list[Record]:
-        """Run what is not done of a stage.
+        """Run what is not done of a stage; the records of all its tasks, in their order.
 
-        Args:
-            tasks: all of the stage, numbered in any way.
-            unit: what records count as `num_units`, in the plural.
-
-        Returns:
-            The records of all tasks, in their order.
+        `unit` names what records count as `num_units`, in the plural.
 
         Raises:
             PlanEnds: without an engine, when a task is not done.

@@ -31,6 +31,7 @@ from crisp_stream.format.provenance import documents_tables
 from crisp_stream.format.tables import CLUSTERS, SHARDS
 from crisp_stream.processes import Log
 from crisp_stream.storage.store import Store, local_path
+from crisp_stream.writers.publishing.publish import move
 
 APPENDING = "append.json"
 """File that is in a root while an append puts files there."""
@@ -80,13 +81,10 @@ def check_free(store: Store, claim: Append) -> bool:
 
 
 def begin(store: Store, claim: Append) -> bool:
-    """Claim the root: from here on files may be put there.
+    """Claim the root: from here on files may be put there. Raises InputError where another append has begun.
 
     Returns:
         Whether an earlier run of this append had begun, whose files are used again.
-
-    Raises:
-        InputError: another append has begun.
     """
     if check_free(store, claim):
         return True
@@ -112,13 +110,7 @@ def move_staged_files(staged: Path, root: Path) -> None:
             continue
         target = root / file.relative_to(staged)
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            file.rename(target)
-        except OSError:  # another file system
-            incoming = target.with_name(f".incoming-{target.name}")
-            shutil.copyfile(file, incoming)
-            incoming.rename(target)
-            file.unlink()
+        move(file, target)
 
 
 def exchange_manifest(store: Store, old: bytes, manifest: Manifest) -> None:
@@ -147,15 +139,9 @@ def write_indexes(dataset: Dataset) -> None:
 
 
 def settle(root: str, *, prune: bool, log: Log) -> Dataset:
-    """Finish an append whose new manifest stands. Doing it twice does no harm.
+    """Finish an append whose new manifest stands, and open the newest generation. Doing it twice does no harm.
 
-    Args:
-        root: of the dataset.
-        prune: delete the files that the newest generation does not use.
-        log: receives a line.
-
-    Returns:
-        The newest generation.
+    With `prune`, the files that it does not use are deleted.
     """
     dataset = open_dataset(root)
     write_indexes(dataset)
@@ -166,11 +152,7 @@ def settle(root: str, *, prune: bool, log: Log) -> Dataset:
 
 
 def delete_older(dataset: Dataset) -> int:
-    """Delete what only generations older than this one use, and what appends left that were given up.
-
-    Returns:
-        Number of files.
-    """
+    """Delete what only generations older than this one use, and what appends left that were given up; count it."""
     used = {dataset.own_path(path) for path in _TABLES}
     used |= {table.path for table in documents_tables(dataset)}
     for row in dataset.shards:

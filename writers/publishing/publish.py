@@ -70,13 +70,7 @@ def _taken_name(store: Store) -> str | None:
 
 
 def publish(staged: str, root: str, manifest: bytes, *, log: Log) -> None:
-    """Move what is staged to its root, then create the manifest.
-
-    Args:
-        staged: folder with shards/, tree/, … and the two tables, which is emptied; or the root itself.
-        root: local folder or object-store prefix.
-        manifest: content of manifest.json.
-        log: receives a line.
+    """Move what is staged to its root (or is there already), then create the manifest.
 
     Raises:
         StorageError: the storage refused or failed, or another writer's manifest appeared.
@@ -106,16 +100,17 @@ def move_staged(staged: Path, root: Path) -> None:
         source = staged / name
         if not source.exists():
             continue  # moved before an interruption
-        try:
-            source.rename(root / name)
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-            _copy_across(source, root / name)
+        move(source, root / name)
 
 
-def _copy_across(source: Path, target: Path) -> None:
-    """Copy from another file system under a temporary name, then rename."""
+def move(source: Path, target: Path) -> None:
+    """Rename; from another file system, copy under a temporary name, then rename."""
+    try:
+        source.rename(target)
+        return
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
     incoming = target.with_name(f".incoming-{target.name}")
     if source.is_dir():
         shutil.rmtree(incoming, ignore_errors=True)

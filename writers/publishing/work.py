@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from crisp_stream.errors import InputError
 from crisp_stream.format.manifest import MANIFEST, Manifest
@@ -51,15 +52,19 @@ def staged_root(options: WriteOptions, workspace: Workspace) -> str:
 def begin_publishing(options: WriteOptions, workspace: Workspace, content: str) -> None:
     """Remember whose files stand in a remote root from here on, so that only the same write takes them over."""
     record = {"root": remote_or_absolute(options.out), "content": content, "options": _identity(options)}
-    begun = workspace.read_if_there(_PUBLISHING)
-    earlier = record if begun is None else json.loads(begun)
-    others = earlier["root"] == record["root"] and earlier != record
+    earlier = _begun(workspace)
+    others = earlier.get("root") == record["root"] and earlier != record
     if others and is_remote(options.out) and open_store(options.out).list("shards"):
         raise InputError(
             f"{options.out}: the output root must not hold files of another write, but an unfinished one with other "
             "options or inputs left shards there. Delete them, finish that write, or choose another --out."
         )
     workspace.write(_PUBLISHING, json.dumps(record).encode())
+
+
+def _begun(workspace: Workspace) -> dict[str, Any]:
+    """What `begin_publishing` remembered; empty where nothing began."""
+    return json.loads(workspace.read_if_there(_PUBLISHING) or b"{}")
 
 
 def _identity(options: WriteOptions) -> str:
@@ -70,17 +75,12 @@ def _identity(options: WriteOptions) -> str:
 def check_taken(options: WriteOptions) -> None:
     """Refuse a root that is taken, but not by an earlier run of this write. Raises InputError, StorageError."""
     workspace = Workspace(work_url(options))
-    begun = workspace.read_if_there(_PUBLISHING)
-    record = {} if begun is None else json.loads(begun)
+    record = _begun(workspace)
     same = record.get("options") == _identity(options)
     manifests = made_manifests(workspace) if same else []
     if options.embeddings is not None:
         _check_embeddings(options.embeddings, options.out, manifests)
-    check_root(
-        options.out,
-        ours=record.get("root") == remote_or_absolute(options.out),
-        manifests=manifests,
-    )
+    check_root(options.out, ours=record.get("root") == remote_or_absolute(options.out), manifests=manifests)
 
 
 def _check_embeddings(folder: str, out: str, manifests: Sequence[bytes]) -> None:
@@ -96,12 +96,9 @@ def _check_embeddings(folder: str, out: str, manifests: Sequence[bytes]) -> None
 
 def published_before(options: WriteOptions) -> bool:
     """Say whether an earlier run with these options published the dataset in the root, and was stopped then."""
-    workspace = Workspace(work_url(options))
-    begun = workspace.read_if_there(_PUBLISHING)
-    store = open_store(options.out)
+    workspace, store = Workspace(work_url(options)), open_store(options.out)
     return (
-        begun is not None
-        and json.loads(begun).get("options") == _identity(options)
+        _begun(workspace).get("options") == _identity(options)
         and store.exists(MANIFEST)
         and store.get(MANIFEST) in made_manifests(workspace)
     )

@@ -163,7 +163,7 @@ class _Made:
     @property
     def num_read(self) -> int:
         """Documents so far, dropped ones included."""
-        return self.num_taken + self.reading.total
+        return self.num_taken + self.reading.total()
 
     def add(self, number: int, document: Document) -> None:
         """Take a document; a batch that is full is written."""
@@ -213,7 +213,7 @@ class _Made:
         """Write what is held and the arrays over all documents; the record of the task."""
         if self._held:
             self._write_batch()
-        self.counts.merge(self.reading.as_dict())
+        self.counts.update(self.reading)
         kinds = [f"{batch:06d}.arrow" for batch in range(len(self._documents_per_batch))]
         arrays: dict[str, NDArray[Any]] = {}
         if self._places:
@@ -268,29 +268,3 @@ def read_batch(workspace: Workspace, name: str) -> Batch:
         ids=table["id"].to_pylist(),
         texts=table["text"].to_pylist(),
     )
-
-
-def documents_tasks(
-    workspace: Workspace,
-    files: Sequence[InputFile],
-    documents: DocumentSettings,
-    selection: Selection,
-    *,
-    batch_characters: int,
-    group_bytes: int,
-    inputs: tuple[str, ...] = (),
-) -> list[DocumentsTask]:
-    """The tasks over all files; their outcome does not depend on how many run at once."""
-    return [
-        DocumentsTask(
-            workspace=workspace,
-            number=number,
-            inputs=inputs,
-            files=tuple(files[start:stop]),
-            first_file=start,
-            documents=documents,
-            selection=selection,
-            batch_characters=batch_characters,
-        )
-        for number, (start, stop) in enumerate(group_files(files, group_bytes=group_bytes))
-    ]

@@ -1,9 +1,9 @@
-"""The stages from embedded parts to a dataset: sorted runs, shards, provenance, and the manifest."""
+"""The stages from embedded parts to a dataset: sorted runs, shards and provenance."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,29 +12,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crisp_stream.format.dataset import Dataset
-from crisp_stream.format.manifest import DOCUMENTS, DROPPED, SOURCES, TABLES, Manifest, places_path
-from crisp_stream.format.mds import ShardRow, index_bytes
-from crisp_stream.format.tables import (
-    CLUSTERS,
-    SHARDS,
-    clusters_fingerprint,
-    clusters_parquet,
-    shards_fingerprint,
-    shards_parquet,
-)
-from crisp_stream.storage.store import Store, open_store
+from crisp_stream.format.manifest import DOCUMENTS, places_path
+from crisp_stream.format.mds import ShardRow
+from crisp_stream.storage.store import open_store
 from crisp_stream.tree.tree import ClusterTree
-from crisp_stream.writers.cleaning.dropped import Dropped, dropped_parquet
-from crisp_stream.writers.embedding.lsi import LSI_FILES
 from crisp_stream.writers.engine.tasks import Record, Runner, Task, finished
+from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.stages.models import EmbeddedParts
 from crisp_stream.writers.stages.runs import RunTask, SortedRun, group_parts
 from crisp_stream.writers.stages.shards import ShardSettings, ShardsSummary, ShardsTask
-from crisp_stream.writers.stages.windows import SPANS, TOKENIZER_NAMES, Part, tokenizer_of
+from crisp_stream.writers.stages.tree import FittedTree
+from crisp_stream.writers.stages.whole_corpus import GivenTreeTask
+from crisp_stream.writers.stages.windows import SPANS, Part
 from crisp_stream.writers.tree.quality import QualitySums, quality_of_counts
 
 LEAST_SORT_BYTES = 4 << 20
-_COUNTS = ("level", "num_clusters", "num_leaves", "empty_clusters")
 _COPIES_IN_SORTING = 5
 """A process that sorts holds about so many times the tokens it sorts."""
 
@@ -83,6 +75,12 @@ class Sorted:
     records: list[Record]
 
     @property
+    def sorted_runs(self) -> tuple[SortedRun, ...]:
+        """The runs as clusters read them."""
+        pairs = zip(self.runs, self.records, strict=True)
+        return tuple(SortedRun(key=task.key, offsets=tuple(record["offsets"])) for task, record in pairs)
+
+    @property
     def quality_sums(self) -> QualitySums:
         """Fit of the tree to all windows; added up part by part, whatever parts a run holds."""
         return QualitySums.merge(QualitySums.from_json(part) for record in self.records for part in record["quality"])
@@ -90,36 +88,25 @@ class Sorted:
 
 def sort_in_stages(
     runner: Runner,
+    options: WriteOptions,
     embedded: EmbeddedParts,
-    tree_key: str,
-    tree_fingerprint: str,
+    tree: FittedTree | GivenTreeTask,
     *,
-    seed: int,
     work_bytes: int | None,
-    run_bytes: int,
 ) -> Sorted:
-    """Assign all windows to leaves and sort them into runs.
-
-    Args:
-        runner: of the write.
-        embedded: the windows.
-        tree_key: where the tree's files are.
-        tree_fingerprint: of the tree's task.
-        seed: of the order inside a leaf.
-        work_bytes: what a process may hold, which bounds runs further; None does not.
-        run_bytes: tokens of a run at most.
-    """
+    """Assign all windows to leaves and sort them into runs; `work_bytes`, if any, bound a run beside `run_bytes`."""
     window_bytes = embedded.window_tokens * np.dtype(embedded.summary.token_dtype).itemsize
+    run_bytes = options.run_bytes
     if work_bytes is not None:
         run_bytes = min(run_bytes, max(work_bytes // _COPIES_IN_SORTING, 1))
     tasks = [
         RunTask(
             workspace=runner.workspace,
             number=number,
-            inputs=(tree_fingerprint, *(part.fingerprint for part in parts)),
+            inputs=(tree.fingerprint, *(part.fingerprint for part in parts)),
             parts=parts,
-            tree=tree_key,
-            seed=seed,
+            tree=tree.key,
+            seed=options.seed,
         )
         for number, parts in enumerate(group_parts(embedded.parts, window_bytes, run_bytes=run_bytes))
     ]
@@ -128,7 +115,7 @@ def sort_in_stages(
 
 def shard_tasks(
     runner: Runner,
-    sorted_runs: Sorted,
+    ordered: Sorted,
     tree: ClusterTree,
     settings: ShardSettings,
     *,
@@ -138,11 +125,8 @@ def shard_tasks(
 ) -> list[ShardsTask]:
     """One task per level-1 cluster; with `grown`, each takes over that dataset's windows."""
     leaves_per_node = tree.arity ** (tree.depth - 1)
-    runs = tuple(
-        SortedRun(key=task.key, offsets=tuple(record["offsets"]))
-        for task, record in zip(sorted_runs.runs, sorted_runs.records, strict=True)
-    )
-    fingerprints = tuple(task.fingerprint for task in sorted_runs.runs)
+    runs = ordered.sorted_runs
+    fingerprints = tuple(task.fingerprint for task in ordered.runs)
     return [
         ShardsTask(
             workspace=runner.workspace,
@@ -177,16 +161,7 @@ def document_table_tasks(
     first_group: int = 0,
     first_file: int = 0,
 ) -> list[DocumentsTableTask]:
-    """One task per group of input files that gave parts.
-
-    Args:
-        runner: of the write.
-        embedded: the parts.
-        groups: [num_parts], group of each part.
-        root: where the tables go.
-        first_group: added to the groups' numbers.
-        first_file: added to the files' numbers.
-    """
+    """One task per group of input files that gave parts; `groups` [num_parts] are those of the parts."""
     by_group: dict[int, list[int]] = {}
     for at, group in enumerate(groups):
         by_group.setdefault(group, []).append(at)
@@ -210,15 +185,8 @@ def forget_lost(
     roots: Sequence[str],
     made: str | None = None,
 ) -> None:
-    """Let tasks run again whose files are in none of the roots any more.
-
-    Args:
-        runner: of the write.
-        shards: of all nodes.
-        tables: of all groups.
-        roots: where files may stand: staged, or published already.
-        made: name of the manifest that was made of them, if one is kept, which is then made again, too.
-    """
+    """Let tasks run again whose files are in none of the roots (staged, published) any more; then the manifest `made`
+    of them is forgotten, too."""
     done = finished(runner.workspace, shards)
     tables_done = finished(runner.workspace, tables)
     if not done and not tables_done:
@@ -237,99 +205,6 @@ def forget_lost(
         runner.workspace.store.delete(made)
 
 
-def tables_parquet(tables: Sequence[str], first_parts: Sequence[int]) -> bytes:
-    """First part of each table of documents: `table`, `first_part`."""
-    return _parquet(pa.table({"table": list(tables), "first_part": pa.array(first_parts, pa.uint32())}))
-
-
-def sources_parquet(names: Sequence[str]) -> bytes:
-    """The input files: `file`, their number in the tables of documents, and `name`."""
-    numbers = pa.array(range(len(names)), pa.uint32())
-    return _parquet(pa.table({"file": numbers, "name": list(names)}))
-
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    return sink.getvalue()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contents:
-    """Content of a dataset's small files."""
-
-    shards: ShardsSummary
-    embedded: EmbeddedParts
-    tree: ClusterTree
-    seed: int
-    provenance: dict[str, Any]
-    sources: list[str]
-    tables: list[DocumentsTableTask]
-    first_parts: list[int]
-    dropped: list[Dropped]
-
-
-def write_small_files(runner: Runner, store: Store, contents: Contents) -> Manifest:
-    """Write everything but shards and documents' tables to a root, and make the manifest, which is not written."""
-    embedded, shards, tree = contents.embedded, contents.shards, contents.tree
-    tokenizer = tokenizer_of(runner.workspace, embedded.tokenizer)
-    check_windows(shards, embedded.parts)
-    files = {
-        "shards/index.json": index_bytes(
-            shards.rows,
-            below="shards",
-            window_tokens=embedded.window_tokens,
-            token_dtype=embedded.summary.token_dtype,
-        ),
-        CLUSTERS: clusters_parquet(shards.leaves, shards.windows_per_leaf),
-        SHARDS: shards_parquet(shards.rows),
-        SOURCES: sources_parquet(contents.sources),
-        TABLES: tables_parquet([task.table for task in contents.tables], contents.first_parts),
-        **{f"tree/{name}": content for name, content in tree.to_files().items()},
-    }
-    if contents.dropped:
-        files[DROPPED] = dropped_parquet(contents.dropped)
-    for name in TOKENIZER_NAMES:
-        content = runner.workspace.read_if_there(f"{embedded.tokenizer.tokenizer}/{name}")
-        if content is not None:
-            files[f"tokenizer/{name}"] = content
-    if embedded.lsi is not None:
-        files |= {f"encoder/{name}": runner.workspace.read(f"{embedded.lsi.key}/{name}") for name in LSI_FILES}
-    for name, content in files.items():
-        store.put(name, content)
-    if store.is_local:
-        _sweep(store, {*files, *(task.table for task in contents.tables), *_shard_files(shards)})
-    return Manifest(
-        window_tokens=embedded.window_tokens,
-        token_dtype=embedded.summary.token_dtype,
-        packing=embedded.tokenizer.packing,
-        num_windows=embedded.summary.num_windows,
-        num_leaves=len(shards.leaves),
-        num_shards=len(shards.rows),
-        arity=tree.arity,
-        depth=tree.depth,
-        sort_seed=contents.seed,
-        clusters_fingerprint=clusters_fingerprint(shards.leaves, shards.windows_per_leaf),
-        shards_fingerprint=shards_fingerprint(shards.rows),
-        tree_fingerprint=tree.fingerprint,
-        tokenizer=tokenizer.record(),
-        encoder=embedded.summary.encoder,
-        provenance=contents.provenance,
-    )
-
-
-def _shard_files(shards: ShardsSummary) -> Iterator[str]:
-    for row in shards.rows:
-        yield from (row.path, places_path(row.path), f"{row.path.rpartition('/')[0]}/index.json")
-
-
-def _sweep(staged: Store, expected: set[str]) -> None:
-    """Delete what an earlier run with other options left in the folder that is about to be published."""
-    for name, _ in staged.list():
-        if name not in expected:
-            staged.delete(name)
-
-
 def check_windows(shards: ShardsSummary, parts: Sequence[Part], *, more: int = 0) -> None:
     """Raises AssertionError where the shards do not hold the windows of the parts, and `more`, sorted by leaf."""
     expected = sum(part.num_windows for part in parts) + more
@@ -339,12 +214,9 @@ def check_windows(shards: ShardsSummary, parts: Sequence[Part], *, more: int = 0
 
 def tree_provenance(tree: ClusterTree, shards: ShardsSummary, sums: QualitySums | None) -> list[dict[str, Any]]:
     """Fit of the tree to all windows, level by level, for the manifest."""
-    levels = quality_of_counts(tree, shards.leaves, shards.windows_per_leaf, sums=sums).to_json()["levels"]
+    levels = quality_of_counts(tree, shards.leaves, shards.windows_per_leaf, sums=sums).levels
+    known = [{name: value for name, value in vars(level).items() if value is not None} for level in levels]
     return [
-        {
-            name: round(value, 6) if isinstance(value, float) else value
-            for name, value in level.items()
-            if value is not None
-        }
-        for level in levels
+        {name: round(value, 6) if isinstance(value, float) else value for name, value in level.items()}
+        for level in known
     ]

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from crisp_stream.errors import InputError
-from crisp_stream.writers.documents.drops import DropCounts
+from crisp_stream.writers.documents.drops import DropCounts, merged_counts
 from crisp_stream.writers.documents.inputs import DocumentSettings, InputFile
 from crisp_stream.writers.documents.listing import list_input_files
 from crisp_stream.writers.engine.engine import holding, limit_of
 from crisp_stream.writers.engine.memory_limit import DRIVER_BYTES, LEAST_WORK_BYTES
 from crisp_stream.writers.engine.tasks import Record, Runner
 from crisp_stream.writers.options import WriteOptions
-from crisp_stream.writers.stages.batches import DocumentsTask, Selection, documents_tasks
+from crisp_stream.writers.stages.batches import DocumentsTask, Selection, group_files
 from crisp_stream.writers.stages.whole_corpus import BatchName, DuplicatesTask, EvaluationTask, batch_names
 
 DUPLICATES_BYTES = 2 << 30
@@ -36,11 +36,7 @@ class ReadDocuments:
     @property
     def dropped(self) -> dict[str, int]:
         """Documents dropped, by reason."""
-        counts = DropCounts()
-        for record in self.records:
-            counts.merge(record["dropped"])
-        counts.merge(self.duplicates_dropped)
-        return counts.as_dict()
+        return merged_counts([*(record["dropped"] for record in self.records), self.duplicates_dropped])
 
     @property
     def corrupt(self) -> list[tuple[str, str]]:
@@ -48,7 +44,7 @@ class ReadDocuments:
         return [(name, reason) for record in self.records for name, reason in record["corrupt"]]
 
 
-def read_documents_in_stages(runner: Runner, options: WriteOptions, *, memory_bytes: int | None) -> ReadDocuments:
+def read_documents_in_stages(runner: Runner, options: WriteOptions) -> ReadDocuments:
     """Read, filter and select all documents.
 
     Raises:
@@ -60,36 +56,24 @@ def read_documents_in_stages(runner: Runner, options: WriteOptions, *, memory_by
     counts = DropCounts()
     files = list_input_files(options.inputs, options.documents, counts)
     evaluation, unchecked = _evaluation(runner, options)
-    selection = Selection(
-        sample=options.sample,
-        skip_corrupt=options.skip_corrupt,
-        evaluation=evaluation.key if evaluation else None,
-        exact=options.dedup is not None,
-        near=options.sketches,
-    )
-    tasks = documents_tasks(
-        runner.workspace,
-        files,
-        options.documents,
-        selection,
-        batch_characters=options.part_characters,
-        group_bytes=options.group_bytes,
-        inputs=(evaluation.fingerprint,) if evaluation else (),
-    )
+    tasks = _documents_tasks(runner, options, files, evaluation)
     if options.limit is None:
         records = runner.run(tasks, unit="documents")
     else:
         tasks, records = _read_until(runner, tasks, options.limit)
-    records[0]["dropped"] = _with(records[0]["dropped"], counts)
+    records[0]["dropped"] = merged_counts([records[0]["dropped"], counts])
     duplicates = None
     if options.dedup is not None:
+        free_bytes = DUPLICATES_BYTES
+        if options.memory_bytes is not None:
+            free_bytes = max(options.memory_bytes - DRIVER_BYTES, LEAST_WORK_BYTES)
         duplicates = DuplicatesTask(
             workspace=runner.workspace,
             number=0,
             inputs=tuple(task.fingerprint for task in tasks),
             groups=tuple(t.key for t, record in zip(tasks, records, strict=True) if record["documents_per_batch"]),
             near=options.sketches,
-            memory_bytes=_search_bytes(memory_bytes),
+            memory_bytes=free_bytes,
         )
     _require_documents(options, records)
     repeats = {"exact": 0, "near": 0}
@@ -110,14 +94,29 @@ def read_documents_in_stages(runner: Runner, options: WriteOptions, *, memory_by
     return read
 
 
-def _search_bytes(memory_bytes: int | None) -> int:
-    return DUPLICATES_BYTES if memory_bytes is None else max(memory_bytes - DRIVER_BYTES, LEAST_WORK_BYTES)
-
-
-def _with(dropped: dict[str, int], counts: DropCounts) -> dict[str, int]:
-    joined = DropCounts(dropped)
-    joined.merge(counts.as_dict())
-    return joined.as_dict()
+def _documents_tasks(
+    runner: Runner, options: WriteOptions, files: Sequence[InputFile], evaluation: EvaluationTask | None
+) -> list[DocumentsTask]:
+    selection = Selection(
+        sample=options.sample,
+        skip_corrupt=options.skip_corrupt,
+        evaluation=evaluation.key if evaluation else None,
+        exact=options.dedup is not None,
+        near=options.sketches,
+    )
+    return [
+        DocumentsTask(
+            workspace=runner.workspace,
+            number=number,
+            inputs=(evaluation.fingerprint,) if evaluation else (),
+            files=tuple(files[start:stop]),
+            first_file=start,
+            documents=options.documents,
+            selection=selection,
+            batch_characters=options.part_characters,
+        )
+        for number, (start, stop) in enumerate(group_files(files, group_bytes=options.group_bytes))
+    ]
 
 
 def _require_documents(options: WriteOptions, records: Sequence[Record]) -> None:
@@ -133,13 +132,8 @@ def _evaluation(runner: Runner, options: WriteOptions) -> tuple[EvaluationTask |
     if not options.decontaminate:
         return None, 0
     files = list_input_files(options.decontaminate, DocumentSettings(), DropCounts())
-    task = EvaluationTask(
-        workspace=runner.workspace,
-        number=0,
-        inputs=(),
-        files=tuple(files),
-        words_per_gram=options.ngram,
-    )
+    workspace, ngram = runner.workspace, options.ngram
+    task = EvaluationTask(workspace=workspace, number=0, inputs=(), files=tuple(files), words_per_gram=ngram)
     [record] = runner.run([task], unit="n-grams")
     unchecked: dict[str, int] = {name: count for name, count in record["unchecked"].items() if count}
     for name, count in unchecked.items():

@@ -122,15 +122,9 @@ class KeptEmbeddingsTask(Task):
 def keep_in_stages(
     runner: Runner, embedded: EmbeddedParts, ordered: Sorted, tree: ClusterTree, out: str, *, memory_bytes: int
 ) -> None:
-    """Put the embeddings of all windows in a folder; what an earlier run did of it is kept.
+    """Put the embeddings of all windows in the folder `out`; what an earlier run did of it is kept.
 
-    Args:
-        runner: of the write; without an engine, nothing is made.
-        embedded: the windows.
-        ordered: their runs.
-        tree: of the dataset.
-        out: the folder.
-        memory_bytes: of rows sorted at once.
+    Without an engine nothing is made. `memory_bytes` are those of rows sorted at once.
     """
     folder = embeddings_folder(out, option="embeddings")
     if is_complete(folder):
@@ -148,10 +142,7 @@ def keep_in_stages(
         for run in ordered.runs
     ]
     runner.run(of_runs, unit="windows")
-    runs = tuple(
-        SortedRun(key=run.key, offsets=tuple(record["offsets"]))
-        for run, record in zip(ordered.runs, ordered.records, strict=True)
-    )
+    runs = ordered.sorted_runs
     leaves_per_node = tree.arity ** (tree.depth - 1)
     target = folder / EMBEDDINGS
     if runner.engine is not None:

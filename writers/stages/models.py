@@ -13,7 +13,7 @@ from pathlib import Path
 
 from crisp_stream.errors import InputError
 from crisp_stream.format.mds import TokenDtype
-from crisp_stream.writers.embedding.embed import Encoder, EncoderChoice, matching_encoder
+from crisp_stream.writers.embedding.embed import EncoderChoice, matching_encoder
 from crisp_stream.writers.embedding.encoder_files import resolve_encoder, weights_file
 from crisp_stream.writers.embedding.given_models import Models
 from crisp_stream.writers.embedding.lsi import FIT_BYTES, FIT_BYTES_PER_CHARACTER, LSI_NAME
@@ -78,13 +78,8 @@ def given_by(runner: Runner, models: Models, options: WriteOptions) -> Given:
             f"shard_level: must be 1 to {models.tree.depth}, the depth of {models.root}, got {options.shard_level}."
         )
     workspace = runner.workspace
-    tree = GivenTreeTask(
-        workspace=workspace,
-        number=0,
-        inputs=(),
-        digest=models.tree.fingerprint,
-        files=models.tree.to_files(),
-    )
+    digest, files = models.tree.fingerprint, models.tree.to_files()
+    tree = GivenTreeTask(workspace=workspace, number=0, inputs=(), digest=digest, files=files)
     lsi = None
     if models.encoder.name == LSI_NAME:
         digest = models.encoder.weights_sha256
@@ -110,7 +105,7 @@ def tokenizer_in_stages(runner: Runner, options: WriteOptions, read: ReadDocumen
     task = TokenizerTask(
         workspace=runner.workspace,
         number=0,
-        inputs=_selection_inputs(read),
+        inputs=_duplicates_input(read) or tuple(task.fingerprint for task in read.tasks),
         given=source,
         given_sha256=_tokenizer_sha256(source),
         vocab_size=options.vocab_size,
@@ -122,19 +117,9 @@ def tokenizer_in_stages(runner: Runner, options: WriteOptions, read: ReadDocumen
         runner.log(reason)
     if source is None:
         runner.log(f"tokenizer: {record['vocab_size']:,} entries, trained on text from all over the corpus")
-    settings = WindowSettings(
-        tokenizer=task.key,
-        fast_tokenizer=bool(record["fast"]),
-        window_tokens=window_tokens,
-        packing=options.packing,
-    )
+    fast, packing = bool(record["fast"]), options.packing
+    settings = WindowSettings(tokenizer=task.key, fast_tokenizer=fast, window_tokens=window_tokens, packing=packing)
     return Tokenizer(task=task, token_dtype=record["token_dtype"], settings=settings)
-
-
-def _selection_inputs(read: ReadDocuments) -> tuple[str, ...]:
-    if read.duplicates is not None:
-        return (read.duplicates.fingerprint,)
-    return tuple(task.fingerprint for task in read.tasks)
 
 
 def _tokenizer_sha256(source: str | None) -> str | None:
@@ -172,16 +157,7 @@ def parts_in_stages(
     first_part: int = 0,
     both_at_once: bool = False,
 ) -> EmbeddedParts:
-    """Cut and embed all documents.
-
-    Args:
-        runner: of the write.
-        options: of the write.
-        read: the documents.
-        tokenizer: cuts them.
-        given: what to embed with.
-        first_part: number of the first part; another than 0 where a dataset grows.
-        both_at_once: embed parts while others are still cut, because GPUs would wait.
+    """Cut and embed all documents; `both_at_once` embeds parts while others are still cut, because GPUs would wait.
 
     Raises:
         InputError: not one window.
@@ -211,7 +187,15 @@ def parts_in_stages(
         _require_windows(records, tokenizer)
         if encoder.name == LSI_NAME:
             if given is None:
-                lsi = _lsi_task(runner, windows, records, tokenizer, options.seed)
+                parts = _cut_parts(windows, records)
+                lsi = LsiTask(
+                    workspace=runner.workspace,
+                    number=0,
+                    inputs=tuple(part.fingerprint for part in parts),
+                    parts=parts,
+                    windows=tokenizer.settings,
+                    seed=options.seed,
+                )
                 with holding(runner.engine, _LSI_FIT, _lsi_fit_bytes(read)):
                     [fitted] = runner.run([lsi], unit="encoders")
             else:
@@ -223,14 +207,8 @@ def parts_in_stages(
         embedded = runner.run(embeddings, unit="windows")
     forget_encoders()
     parts = tuple(
-        Part(
-            number=window.number,
-            num_windows=int(record["num_windows"]),
-            windows_key=window.key,
-            embeddings_key=embedding.key,
-            fingerprint=embedding.fingerprint,
-        )
-        for window, embedding, record in zip(windows, embeddings, records, strict=True)
+        replace(part, embeddings_key=embedding.key, fingerprint=embedding.fingerprint)
+        for part, embedding in zip(_cut_parts(windows, records), embeddings, strict=True)
     )
     summary = PartsSummary.of(records, embedded, token_dtype=tokenizer.token_dtype)
     return EmbeddedParts(
@@ -256,7 +234,6 @@ def _count_encoder(runner: Runner, name: str | None) -> None:
 
 
 def _lsi_fit_bytes(read: ReadDocuments) -> int:
-    """Known before documents are cut."""
     num_characters = sum(batch.num_characters for batch in read.batches)
     return FIT_BYTES + FIT_BYTES_PER_CHARACTER * min(num_characters, LSI_TOKENS * _CHARACTERS_PER_TOKEN)
 
@@ -268,27 +245,17 @@ def _duplicates_input(read: ReadDocuments) -> tuple[str, ...]:
 def _encoder_settings(options: WriteOptions, given: Given | None) -> EncoderSettings:
     if given is not None and given.lsi is not None:
         return EncoderSettings(name=LSI_NAME, weights_sha256=given.models.encoder.weights_sha256)
-    if given is not None:
-        return EncoderSettings(
-            name=_resolved(given.encoder.name),
-            max_length=given.encoder.max_length,
-            reads=given.encoder.reads,
-            weights_sha256=given.models.encoder.weights_sha256,
-        )
-    if options.encoder == LSI_NAME:
+    if given is None and options.encoder == LSI_NAME:
         return EncoderSettings(name=LSI_NAME)
-    encoder = Encoder(options.encoder, max_length=options.max_length, reads=options.reads)
-    return EncoderSettings(
-        name=_resolved(options.encoder),
-        max_length=options.max_length,
-        reads=options.reads,
-        weights_sha256=encoder.weights_sha256,
-    )
-
-
-def _resolved(name: str | None) -> str | None:
-    """A folder by its full path, since workers may stand elsewhere."""
-    return str(Path(name).resolve()) if name is not None and Path(name).is_dir() else name
+    if given is not None:
+        choice, digest = given.encoder, given.models.encoder.weights_sha256
+    else:
+        choice = EncoderChoice(name=options.encoder, max_length=options.max_length, reads=options.reads)
+        digest = choice.open().weights_sha256
+    name = choice.name
+    if name is not None and Path(name).is_dir():
+        name = str(Path(name).resolve())  # workers may stand elsewhere
+    return EncoderSettings(name=name, max_length=choice.max_length, reads=choice.reads, weights_sha256=digest)
 
 
 def _embeddings_tasks(
@@ -307,10 +274,9 @@ def _embeddings_tasks(
     ]
 
 
-def _lsi_task(
-    runner: Runner, windows: Sequence[WindowsTask], records: Sequence[Record], tokenizer: Tokenizer, seed: int
-) -> LsiTask:
-    parts = tuple(
+def _cut_parts(windows: Sequence[WindowsTask], records: Sequence[Record]) -> tuple[Part, ...]:
+    """The parts, not embedded yet."""
+    return tuple(
         Part(
             number=task.number,
             num_windows=int(record["num_windows"]),
@@ -319,14 +285,6 @@ def _lsi_task(
             fingerprint=task.fingerprint,
         )
         for task, record in zip(windows, records, strict=True)
-    )
-    return LsiTask(
-        workspace=runner.workspace,
-        number=0,
-        inputs=tuple(task.fingerprint for task in windows),
-        parts=parts,
-        windows=tokenizer.settings,
-        seed=seed,
     )
 
 
@@ -347,15 +305,7 @@ def tree_in_stages(runner: Runner, options: WriteOptions, parts: tuple[Part, ...
     if limit_of(runner.engine) is not None:
         dim = runner.workspace.array(f"{parts[0].embeddings_key}.embeddings.npy").shape[1]
         num_bytes = num_sampled * (2 * dim + _INDEX_BYTES)
+    names = ("arity", "depth", "min_examples_to_split", "seed")
+    settings = TreeSettings(**{name: getattr(options, name) for name in names})
     with holding(runner.engine, f"fitting a tree on {num_sampled:,} windows", num_bytes):
-        return fit_tree_in_stages(runner, parts, tree_settings(options), fit_windows=options.fit_windows)
-
-
-def tree_settings(options: WriteOptions) -> TreeSettings:
-    """Settings by which the tree of a write is fitted."""
-    return TreeSettings(
-        arity=options.arity,
-        depth=options.depth,
-        min_examples_to_split=options.min_examples_to_split,
-        seed=options.seed,
-    )
+        return fit_tree_in_stages(runner, parts, settings, fit_windows=options.fit_windows)

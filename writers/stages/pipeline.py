@@ -51,13 +51,7 @@ class Corpus:
 
 
 def embed_in_stages(runner: Runner, options: WriteOptions, models: Models | None, *, first_part: int = 0) -> Corpus:
-    """Read the documents, cut them into windows and embed these.
-
-    Args:
-        runner: of the write.
-        options: of the write.
-        models: tokenizer, encoder and tree to use; None makes them.
-        first_part: number of the first part.
+    """Read the documents, cut them into windows and embed these, with the tokenizer and encoder of `models` if any.
 
     Raises:
         InputError: bad input, or not one window. PlanEnds: without an engine, at tasks that are not done.
@@ -65,7 +59,7 @@ def embed_in_stages(runner: Runner, options: WriteOptions, models: Models | None
     engine = runner.engine
     work_bytes = None if engine is None else engine.work_bytes()  # before shards and encoders are counted
     given = None if models is None else given_by(runner, models, options)
-    read = read_documents_in_stages(runner, options, memory_bytes=options.memory_bytes)
+    read = read_documents_in_stages(runner, options)
     tokenizer = tokenizer_in_stages(runner, options, read, given)
     embedded = parts_in_stages(
         runner,
@@ -114,6 +108,7 @@ class Growth:
 class Assembly:
     """Sorted windows, and the tasks that make a dataset's shards and tables of documents from them."""
 
+    corpus: Corpus
     tree: ClusterTree
     ordered: Sorted
     shards: list[ShardsTask]
@@ -136,26 +131,13 @@ def assemble_in_stages(
 ) -> Assembly:
     """Make the tree, or bring the one that exists, and sort all windows into runs by it.
 
-    Args:
-        runner: of the write.
-        options: of the write.
-        corpus: the windows.
-        root: where shards and tables of documents are put; nothing is put there yet.
-        growth: the dataset whose windows the new shards take over; None for a new dataset.
+    Shards and tables of documents will be put in `root`, together with the windows of the dataset of `growth`.
     """
     given, embedded = corpus.given, corpus.embedded
     if given is not None:
         runner.run([given.tree], unit="trees")
     fitted = given.tree if given is not None else tree_in_stages(runner, options, embedded.parts)
-    ordered = sort_in_stages(
-        runner,
-        embedded,
-        fitted.key,
-        fitted.fingerprint,
-        seed=options.seed,
-        work_bytes=corpus.work_bytes,
-        run_bytes=options.run_bytes,
-    )
+    ordered = sort_in_stages(runner, options, embedded, fitted, work_bytes=corpus.work_bytes)
     tree = tree_of(runner.workspace, fitted.key)
     settings = ShardSettings(
         root=root,
@@ -174,12 +156,13 @@ def assemble_in_stages(
         memory_bytes=sort_memory_bytes,
         grown=growth.dataset if growth else None,
     )
-    first_group, first_part, first_file = (
-        (growth.next_group, growth.next_part, len(growth.sources)) if growth else (0, 0, 0)
-    )
+    first_group, first_part, first_file = 0, 0, 0
+    if growth is not None:
+        first_group, first_part, first_file = growth.next_group, growth.next_part, len(growth.sources)
     groups = [batch.group for batch in corpus.read.batches]
     tables = document_table_tasks(runner, embedded, groups, root, first_group=first_group, first_file=first_file)
     return Assembly(
+        corpus=corpus,
         tree=tree,
         ordered=ordered,
         shards=shards,

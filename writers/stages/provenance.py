@@ -1,16 +1,116 @@
-"""The provenance of a write for its manifest, and the list of the documents that it dropped."""
+"""The small files of a dataset: tables, models and the manifest with its provenance."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from crisp_stream.writers.cleaning.dropped import Dropped
+import pyarrow as pa
+
+from crisp_stream.format.manifest import DROPPED, SOURCES, TABLES, Manifest, places_path
+from crisp_stream.format.mds import index_bytes
+from crisp_stream.format.parquet import parquet_bytes
+from crisp_stream.format.tables import (
+    CLUSTERS,
+    SHARDS,
+    clusters_fingerprint,
+    clusters_parquet,
+    shards_fingerprint,
+    shards_parquet,
+)
+from crisp_stream.storage.store import open_store
+from crisp_stream.writers.cleaning.dropped import Dropped, dropped_parquet
 from crisp_stream.writers.embedding.given_models import Models
+from crisp_stream.writers.embedding.lsi import LSI_FILES
+from crisp_stream.writers.engine.tasks import Runner
 from crisp_stream.writers.options import WriteOptions
+from crisp_stream.writers.stages.dataset import check_windows, tree_provenance
 from crisp_stream.writers.stages.documents import ReadDocuments
 from crisp_stream.writers.stages.models import EmbeddedParts
-from crisp_stream.writers.stages.pipeline import Corpus
+from crisp_stream.writers.stages.pipeline import Assembly, Corpus
+from crisp_stream.writers.stages.shards import ShardsSummary
+from crisp_stream.writers.stages.windows import TOKENIZER_NAMES, tokenizer_of
+
+
+def write_small_files(
+    runner: Runner, options: WriteOptions, root: str, assembly: Assembly, shards: ShardsSummary, models: Models | None
+) -> Manifest:
+    """Write everything but shards and documents' tables to a root, and make the manifest, which is not written."""
+    corpus, tree, workspace = assembly.corpus, assembly.tree, runner.workspace
+    embedded = corpus.embedded
+    summary = embedded.summary
+    check_windows(shards, embedded.parts)
+    tables = [task.table for task in assembly.tables]
+    sources = [file.name for file in corpus.read.files]
+    index = index_bytes(
+        shards.rows, below="shards", window_tokens=embedded.window_tokens, token_dtype=summary.token_dtype
+    )
+    files = {
+        "shards/index.json": index,
+        **table_files(shards, sources, tables, assembly.first_parts, list_dropped(corpus.read, embedded)),
+        **{f"tree/{name}": content for name, content in tree.to_files().items()},
+    }
+    for name in TOKENIZER_NAMES:
+        content = workspace.read_if_there(f"{embedded.tokenizer.tokenizer}/{name}")
+        if content is not None:
+            files[f"tokenizer/{name}"] = content
+    if embedded.lsi is not None:
+        files |= {f"encoder/{name}": workspace.read(f"{embedded.lsi.key}/{name}") for name in LSI_FILES}
+    store = open_store(root)
+    for name, content in files.items():
+        store.put(name, content)
+    if store.is_local:
+        expected = {*files, *tables}
+        for row in shards.rows:
+            expected |= {row.path, places_path(row.path), f"{row.path.rpartition('/')[0]}/index.json"}
+        for name, _ in store.list():  # an earlier run with other options may have left more
+            if name not in expected:
+                store.delete(name)
+    levels = tree_provenance(tree, shards, assembly.ordered.quality_sums)
+    return Manifest(
+        window_tokens=embedded.window_tokens,
+        token_dtype=summary.token_dtype,
+        packing=embedded.tokenizer.packing,
+        arity=tree.arity,
+        depth=tree.depth,
+        sort_seed=options.seed,
+        tree_fingerprint=tree.fingerprint,
+        tokenizer=tokenizer_of(workspace, embedded.tokenizer).record(),
+        encoder=summary.encoder,
+        provenance=provenance_record(options, corpus, levels, models),
+        **shard_facts(shards),
+    )
+
+
+def table_files(
+    shards: ShardsSummary,
+    sources: Sequence[str],
+    tables: Sequence[str],
+    first_parts: Sequence[int],
+    dropped: Sequence[Dropped],
+) -> dict[str, bytes]:
+    """Content of a dataset's tables, by path; input files are numbered in the order of `sources`."""
+    numbered = {"file": pa.array(range(len(sources)), pa.uint32()), "name": list(sources)}
+    documents = {"table": list(tables), "first_part": pa.array(first_parts, pa.uint32())}
+    files = {
+        CLUSTERS: clusters_parquet(shards.leaves, shards.windows_per_leaf),
+        SHARDS: shards_parquet(shards.rows),
+        SOURCES: parquet_bytes(pa.table(numbered), write_page_checksum=True),
+        TABLES: parquet_bytes(pa.table(documents), write_page_checksum=True),
+    }
+    return {**files, DROPPED: dropped_parquet(dropped)} if dropped else files
+
+
+def shard_facts(shards: ShardsSummary) -> dict[str, Any]:
+    """Fields of the manifest that say which windows there are."""
+    return {
+        "num_windows": int(shards.windows_per_leaf.sum()),
+        "num_leaves": len(shards.leaves),
+        "num_shards": len(shards.rows),
+        "clusters_fingerprint": clusters_fingerprint(shards.leaves, shards.windows_per_leaf),
+        "shards_fingerprint": shards_fingerprint(shards.rows),
+    }
 
 
 def list_dropped(read: ReadDocuments, embedded: EmbeddedParts) -> list[Dropped]:

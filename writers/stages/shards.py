@@ -10,6 +10,7 @@ next ones are made.
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -93,29 +94,22 @@ class ShardsTask(Task):
     def make(self) -> Record:
         """Write shards, places and index of the node; nothing, where a dataset grows by no window in it."""
         grown = None if self.grown is None else open_dataset(self.grown, generation=self.grown_generation)
-        if grown is not None and not any(
-            stop > start for start, stop in (run.slice_of(self.number) for run in self.runs)
-        ):
+        if grown is not None and not any(stop > start for _, start, stop in self._stretches()):
             return self._unchanged(grown)
         settings = self.shards
         windows_per_shard = max_windows_per_shard(settings.shard_bytes, settings.window_tokens, settings.token_dtype)
-        windows_per_range = max(1, self.memory_bytes // self._token_bytes)
-        windows_of_leaf: dict[int, int] = {}
+        token_bytes = settings.window_tokens * np.dtype(settings.token_dtype).itemsize
+        windows_per_range = max(1, self.memory_bytes // token_bytes)
+        windows_of_leaf: Counter[int] = Counter()
         with ExitStack() as stack:
             slices = stack.enter_context(self._slices(grown))
             first_shard = None if grown is None else self._first_shard(grown)
             sink = stack.enter_context(ShardSink(settings.root, self.number, first_shard=first_shard))
             pending = _Samples.none(settings)
-            ranges = key_ranges(
-                [one.keys for one in slices],
-                self.first_leaf << HASH_BITS,
-                self.end_leaf << HASH_BITS,
-                windows_per_range,
-            )
-            for bounds in ranges:
+            first_key, end_key = self.first_leaf << HASH_BITS, self.end_leaf << HASH_BITS
+            for bounds in key_ranges([one.keys for one in slices], first_key, end_key, windows_per_range):
                 samples = _gather(slices, bounds, self.grown)
-                for leaf, count in zip(*np.unique(samples.samples["cluster"], return_counts=True), strict=True):
-                    windows_of_leaf[int(leaf)] = windows_of_leaf.get(int(leaf), 0) + int(count)
+                windows_of_leaf.update(samples.samples["cluster"].tolist())
                 pending = pending.then(samples)
                 ends = shard_ends(pending.samples["cluster"] // settings.leaves_per_shard_node, windows_per_shard)
                 for start, stop in pairwise([0, *ends]):
@@ -131,22 +125,20 @@ class ShardsTask(Task):
             "windows_per_leaf": list(windows_of_leaf.values()),
         }
 
-    @property
-    def _token_bytes(self) -> int:
-        return self.shards.window_tokens * np.dtype(self.shards.token_dtype).itemsize
-
     @contextmanager
     def _slices(self, grown: Dataset | None) -> Iterator[list[Slice]]:
         """The node's windows in every run; those of an object store are brought to local disk first."""
-        runs = [(run, *run.slice_of(self.number)) for run in self.runs]
-        present = [(run, start, stop) for run, start, stop in runs if stop > start]
+        present = [(run, start, stop) for run, start, stop in self._stretches() if stop > start]
         with ExitStack() as stack:
             remote = self.workspace.folder is None
             scratch = stack.enter_context(scratch_folder()) if remote else None
             old = [] if grown is None else self._grown_slices(grown, stack)
             with ThreadPoolExecutor(_SLICE_THREADS) as threads:
-                new = threads.map(lambda one: self._slice(one[0], one[1], one[2], scratch), present)
+                new = threads.map(lambda one: self._slice(*one, scratch), present)
                 yield [*old, *new]
+
+    def _stretches(self) -> list[tuple[SortedRun, int, int]]:
+        return [(run, *run.slice_of(self.number)) for run in self.runs]
 
     def _slice(self, run: SortedRun, start: int, stop: int, scratch: Path | None) -> Slice:
         arrays = {kind: self.workspace.array(f"{run.key}.{kind}.npy") for kind in ("keys", "tokens", "places")}
@@ -158,9 +150,7 @@ class ShardsTask(Task):
 
     def _grown_slices(self, dataset: Dataset, stack: ExitStack) -> list[Slice]:
         """The node's shards of the dataset that grows."""
-        folder = None
-        if not dataset.store.is_local:
-            folder = stack.enter_context(scratch_folder())
+        folder = None if dataset.store.is_local else stack.enter_context(scratch_folder())
         dtype = sample_dtype(self.shards.window_tokens, self.shards.token_dtype)
         slices = []
         for shard, row in enumerate(dataset.shards):
@@ -179,24 +169,14 @@ class ShardsTask(Task):
                     f"{self.grown}: the windows of {row.path} must stand in the order that {places_path(row.path)} "
                     "gives, but do not. Run crisp-stream verify --deep on it; nothing was added."
                 )
-            slices.append(
-                Slice(
-                    keys=keys,
-                    tokens=samples["tokens"],
-                    places=places,
-                    checksums=samples["checksum"],
-                )
-            )
+            checksums = samples["checksum"]
+            slices.append(Slice(keys=keys, tokens=samples["tokens"], places=places, checksums=checksums))
         return slices
 
     def _first_shard(self, grown: Dataset) -> int:
         """Shards of a generation never take the name of one of an older generation."""
-        numbers = [
-            int(row.path.rpartition(".mds")[0].rpartition(".")[2])
-            for row in grown.shards
-            if self._node_of(row) == self.number
-        ]
-        return max(numbers, default=-1) + 1
+        paths = [row.path for row in grown.shards if self._node_of(row) == self.number]
+        return max((int(path.removesuffix(".mds").rpartition(".")[2]) for path in paths), default=-1) + 1
 
     def _unchanged(self, grown: Dataset) -> Record:
         in_node = (grown.leaves >= self.first_leaf) & (grown.leaves < self.end_leaf)
@@ -251,11 +231,8 @@ class ShardSink:
     """Writes the shards of a node below a root, in the background where that is an object store."""
 
     def __init__(self, root: str, node: int, *, first_shard: int | None = None) -> None:
-        """Args:
-        root: dataset root, or a folder in which it is staged.
-        node: whose shards.
-        first_shard: number of the first one where a dataset grows: other shards of the folder stay, and its index is
-            left to whoever publishes.
+        """Where a dataset grows, `first_shard` is the number of the first one: other shards of the folder stay, and its
+        index is left to whoever publishes.
         """
         self._root, self._below, self._next = root, directory_name(node), first_shard or 0
         self._is_alone = first_shard is None
@@ -329,11 +306,7 @@ class ShardsSummary:
 
 
 def shard_ends(nodes: NDArray[Any], windows_per_shard: int) -> list[int]:
-    """Cut windows, of which more may follow, into shards: after each node, and when full.
-
-    Args:
-        nodes: [num_windows], sorted; the first window starts a shard.
-        windows_per_shard: at least 1.
+    """Cut windows of sorted `nodes`, of which more may follow, into shards: after each node, and when full.
 
     Returns:
         Ends in order; the windows after the last do not fill a shard yet.

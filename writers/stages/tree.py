@@ -76,18 +76,22 @@ def _threshold(share: float) -> np.uint64:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TreeRootTask(Task):
+class _FitTask(Task):
+    tree: TreeSettings
+
+    def settings(self) -> Any:
+        """All settings of the tree."""
+        return self.tree
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeRootTask(_FitTask):
     """Fit the centroids of level 1."""
 
     stage: ClassVar[str] = "tree-root"
 
     sample: str
     """Name of the sample's array."""
-    tree: TreeSettings
-
-    def settings(self) -> Any:
-        """All settings of the tree."""
-        return self.tree
 
     def make(self) -> Record:
         """Write [arity, dim] float32, and the level-1 node of every row of the sample."""
@@ -102,7 +106,7 @@ class TreeRootTask(Task):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TreeBranchTask(Task):
+class TreeBranchTask(_FitTask):
     """Fit all levels below one level-1 node, which is `number`."""
 
     stage: ClassVar[str] = "tree-branches"
@@ -112,11 +116,6 @@ class TreeBranchTask(Task):
     """Name of the array of the root's centroids."""
     labels: str
     """Name of the array of the level-1 nodes of the sample."""
-    tree: TreeSettings
-
-    def settings(self) -> Any:
-        """All settings of the tree."""
-        return self.tree
 
     def make(self) -> Record:
         """Write the branch."""
@@ -129,18 +128,13 @@ class TreeBranchTask(Task):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TreeTask(Task):
+class TreeTask(_FitTask):
     """Join the branches to a tree."""
 
     stage: ClassVar[str] = "tree"
 
     root: str
     branches: tuple[str, ...]
-    tree: TreeSettings
-
-    def settings(self) -> Any:
-        """All settings of the tree."""
-        return self.tree
 
     def make(self) -> Record:
         """Write the tree's files below the task's key."""

@@ -59,11 +59,7 @@ class EvaluationTask(Task):
             ngrams.save(paths)
             for name, path in zip(names, paths, strict=True):
                 self.workspace.write(name, path.read_bytes())
-        return {
-            "num_units": ngrams.num_ngrams,
-            "unchecked": ngrams.unchecked,
-            "files": file_sizes(self, *names),
-        }
+        return {"num_units": ngrams.num_ngrams, "unchecked": ngrams.unchecked, "files": file_sizes(self, *names)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +87,8 @@ class DuplicatesTask(Task):
         exact = find_duplicates(self._kept("digests"), memory_bytes=self.memory_bytes)
         near = None
         if self.near is not None:
-            near = find_near_duplicates(
-                self._kept("bands"), self._kept("minima"), self.near, memory_bytes=self.memory_bytes
-            )
+            bands, minima = self._kept("bands"), self._kept("minima")
+            near = find_near_duplicates(bands, minima, self.near, memory_bytes=self.memory_bytes)
         places = self._kept("places")
         rows = dropped_documents(exact, near, ArrayFiles(places, PLACE))
         ends = np.cumsum([len(np.load(path, mmap_mode="r")) for path in places])
@@ -104,12 +99,9 @@ class DuplicatesTask(Task):
             of_group["document"] -= start
             names.append(self.dropped_file(group))
             self.workspace.save_array(names[-1], of_group)
-        return {
-            "num_units": len(rows),
-            "exact": int(np.count_nonzero(~rows["near"])),
-            "near": int(np.count_nonzero(rows["near"])),
-            "files": file_sizes(self, *names),
-        }
+        num_near = int(np.count_nonzero(rows["near"]))
+        kinds = {"exact": len(rows) - num_near, "near": num_near}
+        return {"num_units": len(rows), **kinds, "files": file_sizes(self, *names)}
 
     def _kept(self, name: str) -> list[Path]:
         return self.workspace.kept(*(f"{key}.{name}.npy" for key in self.groups))
@@ -195,14 +187,8 @@ class TokenizerTask(Task):
             reasons: list[str] = []
             fast = tokenizer.equals_tiktoken(probe_texts(self._texts()), log=reasons.append)
             files = {name: (folder / name).read_bytes() for name in TOKENIZER_NAMES if (folder / name).is_file()}
-            return write_files(
-                self,
-                files,
-                vocab_size=tokenizer.vocab_size,
-                token_dtype=tokenizer.token_dtype,
-                fast=fast,
-                reasons=reasons,
-            )
+            token_dtype, vocab_size = tokenizer.token_dtype, tokenizer.vocab_size
+            return write_files(self, files, vocab_size=vocab_size, token_dtype=token_dtype, fast=fast, reasons=reasons)
 
     def _texts(self) -> Iterator[str]:
         for batch in self.batches:

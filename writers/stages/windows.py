@@ -21,7 +21,7 @@ from crisp_stream.format.manifest import EncoderRecord, Packing, Reads
 from crisp_stream.format.mds import TokenDtype
 from crisp_stream.format.tokenizer import DocumentTokenizer
 from crisp_stream.processes import worker_index
-from crisp_stream.writers.documents.drops import DropCounts
+from crisp_stream.writers.documents.drops import merged_counts
 from crisp_stream.writers.embedding.embed import EncoderChoice, TextEncoder
 from crisp_stream.writers.embedding.lsi import LSI_FILES, LSI_NAME
 from crisp_stream.writers.embedding.pieces import Pieces
@@ -282,15 +282,12 @@ class PartsSummary:
     @classmethod
     def of(cls, windows: list[Record], embeddings: list[Record], *, token_dtype: TokenDtype) -> PartsSummary:
         """Add up the records of all parts."""
-        dropped_tokens = DropCounts()
-        for record in windows:
-            dropped_tokens.merge(record["dropped_tokens"])
         return cls(
             num_windows=sum(record["num_windows"] for record in windows),
             num_documents=sum(record["num_documents"] for record in windows),
             num_characters=sum(record["num_characters"] for record in windows),
             num_tokens=sum(record["num_tokens"] for record in windows),
-            dropped_tokens=dropped_tokens.as_dict(),
+            dropped_tokens=merged_counts(record["dropped_tokens"] for record in windows),
             token_dtype=token_dtype,
             encoder=EncoderRecord(**embeddings[0]["encoder"]),
         )

@@ -111,11 +111,7 @@ def balance(labels: NDArray[np.int64], arity: int, limit: float, rng: np.random.
         labels: [num_examples], cluster of each example; not changed.
         arity: number of clusters.
         limit: largest share of the assignments that is left alone.
-        rng: chooses which half moves.
-
-    Returns:
-        [num_examples]; each cluster that was above the limit, largest first, gave a random half to the then smallest
-        one.
+        rng: chooses the half that each cluster above the limit, largest first, gives to the then smallest one.
     """
     balanced = labels.copy()
     counts = np.bincount(labels, minlength=arity)

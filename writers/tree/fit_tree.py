@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,22 +24,7 @@ from crisp_stream.tree.tree import ClusterTree
 from crisp_stream.writers.tree.balanced_kmeans import closest, fit_node, search_device, unit_rows
 from crisp_stream.writers.tree.settings import TreeSettings
 
-__all__ = [
-    "NodeProgress",
-    "Subtree",
-    "TreeSettings",
-    "fit_root",
-    "fit_subtree",
-    "fit_tree",
-    "join_subtrees",
-    "root_labels",
-    "search_device",
-]
-
 _ROWS_PER_BATCH = 1 << 14
-
-NodeProgress = Callable[[int, int, int], None]
-"""Called with (level being built, nodes looked at, nodes to look at): of the root, or of one subtree."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,8 +75,6 @@ class Subtree:
 def fit_tree(
     embeddings: NDArray[Any],
     settings: TreeSettings | None = None,
-    *,
-    progress: NodeProgress | None = None,
     **options: Any,
 ) -> ClusterTree:
     """Fit a clustering tree: the root, then its subtrees, one after the other.
@@ -101,7 +84,6 @@ def fit_tree(
     Args:
         embeddings: [num_examples, dim], float16 or float32, may be memory-mapped; normalised here.
         settings: how; the paper's when None.
-        progress: called after every node.
         options: single fields of TreeSettings, where settings is None.
 
     Raises:
@@ -109,27 +91,17 @@ def fit_tree(
     """
     settings = settings or TreeSettings(**options)
     root_centroids = fit_root(embeddings, settings)
-    if progress is not None:
-        progress(1, 1, 1)
     subtrees = []
     if settings.depth > 1:
         labels = root_labels(embeddings, root_centroids)
         subtrees = [
-            fit_subtree(embeddings, root_centroids, child, settings, labels=labels, progress=progress)
-            for child in range(settings.arity)
+            fit_subtree(embeddings, root_centroids, child, settings, labels=labels) for child in range(settings.arity)
         ]
     return join_subtrees(root_centroids, subtrees, settings)
 
 
 def fit_root(embeddings: NDArray[Any], settings: TreeSettings) -> NDArray[np.float32]:
-    """The centroids of level 1.
-
-    Args:
-        embeddings: [num_examples, dim], float16 or float32, may be memory-mapped.
-        settings: of the tree.
-
-    Returns:
-        [arity, dim].
+    """The centroids of level 1, [arity, dim], from embeddings as of `fit_tree`.
 
     Raises:
         InputError: not enough distinct examples, values that are not finite.
@@ -169,17 +141,10 @@ def fit_subtree(
     settings: TreeSettings,
     *,
     labels: NDArray[np.uint8] | None = None,
-    progress: NodeProgress | None = None,
 ) -> Subtree:
-    """Fit all levels below one level-1 node.
+    """Fit all levels below the level-1 node `child`, with the embeddings and settings of the root.
 
-    Args:
-        embeddings: [num_examples, dim], those of the root.
-        root_centroids: [arity, dim], of `fit_root`.
-        child: the level-1 node, 0 to arity - 1.
-        settings: those of the root.
-        labels: [num_examples], of `root_labels`; computed when None, in 2 microseconds per example.
-        progress: called after every node.
+    `labels` are of `root_labels`; computed when None, in 2 microseconds per example.
 
     Raises:
         InputError: values that are not finite.
@@ -191,9 +156,7 @@ def fit_subtree(
     with _one_thread():
         for level in range(2, settings.depth + 1):
             started = time.perf_counter()
-            nodes, centroids, rows_per_node = _fit_level(
-                np.asarray(embeddings), rows_per_node, settings, level=level, progress=progress
-            )
+            nodes, centroids, rows_per_node = _fit_level(np.asarray(embeddings), rows_per_node, settings, level)
             nodes_per_level.append(nodes)
             centroids_per_level.append(centroids)
             seconds_per_level.append(time.perf_counter() - started)
@@ -243,26 +206,22 @@ def _fit_level(
     embeddings: NDArray[Any],
     rows_per_node: dict[int, NDArray[np.int64]],
     settings: TreeSettings,
-    *,
     level: int,
-    progress: NodeProgress | None,
 ) -> tuple[NDArray[np.uint32], NDArray[np.float32], dict[int, NDArray[np.int64]]]:
     """Split the nodes of the level above: the level's node ids and centroids, and the rows of each."""
     nodes = [np.zeros(0, np.uint32)]
     centroids = [np.zeros((0, embeddings.shape[1]), np.float32)]
     children_rows: dict[int, NDArray[np.int64]] = {}
-    for done, (node, rows) in enumerate(sorted(rows_per_node.items()), start=1):
-        fitted = None
-        if len(rows) >= max(settings.min_examples, settings.arity):
-            fitted = fit_node(embeddings, rows, settings, level=level, node=node)
+    for node, rows in sorted(rows_per_node.items()):
+        if len(rows) < max(settings.min_examples, settings.arity):
+            continue
+        fitted = fit_node(embeddings, rows, settings, level=level, node=node)
         if fitted is not None:
             first_child = node * settings.arity
             nodes.append(np.arange(first_child, first_child + settings.arity, dtype=np.uint32))
             centroids.append(fitted)
             if level < settings.depth:
                 children_rows.update(_partition(embeddings, rows, fitted, first_child))
-        if progress is not None:
-            progress(level, done, len(rows_per_node))
     return np.concatenate(nodes), np.concatenate(centroids), children_rows
 
 

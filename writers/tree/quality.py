@@ -84,12 +84,6 @@ class QualitySums:
             raise FormatError(f"quality sums: not readable ({error}). Assign the windows again.") from error
 
 
-def assign_with_quality(tree: ClusterTree, embeddings: NDArray[Any]) -> tuple[NDArray[np.uint32], QualitySums]:
-    """Leaves [num_windows] of windows [num_windows, dim] of norm 1, and their quality sums. Raises InputError."""
-    leaves = tree.assign(embeddings)
-    return leaves, QualitySums.of(tree, embeddings, leaves)
-
-
 def leaf_cosines(tree: ClusterTree, embeddings: NDArray[Any], leaves: NDArray[np.uint32]) -> NDArray[np.float32]:
     """[num_windows], between windows [num_windows, dim] of norm 1 and the centroids of their leaves."""
     *_, (centroid_level, rows) = _passed(tree, leaves)
@@ -156,23 +150,17 @@ class TreeQuality:
     leaf_sizes: list[LeafSizes]
     """Classes of size from 0 windows up, in powers of two."""
 
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object."""
-        return dataclasses.asdict(self)
-
 
 def tree_quality(tree: ClusterTree, embeddings: NDArray[Any], *, fit_seconds: ArrayLike | None = None) -> TreeQuality:
     """Measure a tree on embeddings [num_windows, dim] of norm 1, best ones that it was not fitted on.
 
-    Args:
-        tree: the tree.
-        embeddings: float16 or float32.
-        fit_seconds: [depth], time spent fitting each level.
+    `fit_seconds` [depth] is the time spent fitting each level.
 
     Raises:
         InputError: the width is not the tree's, or values are not finite.
     """
-    leaves, sums = assign_with_quality(tree, embeddings)
+    leaves = tree.assign(embeddings)
+    sums = QualitySums.of(tree, embeddings, leaves)
     present, counts = np.unique(leaves, return_counts=True)
     return quality_of_counts(tree, present, counts, sums=sums, fit_seconds=fit_seconds)
 
@@ -188,7 +176,7 @@ def quality_of_counts(
     """Measure a tree by a dataset's leaf counts.
 
     Args:
-        tree: the tree.
+        tree: of the dataset.
         leaves: [num_non_empty_leaves], as in clusters.parquet.
         counts: [num_non_empty_leaves], windows of each.
         sums: of the same windows; without them the quantisation error stays unknown.
@@ -249,11 +237,6 @@ class Agreement:
     """Adjusted Rand index: 1 for equal clusterings, about 0 for unrelated ones."""
     normalised_mutual_information: float
     """Mutual information over the mean of the two entropies: 1 for equal clusterings. High when windows are few."""
-
-
-def agreement(tree: ClusterTree, other: ClusterTree, embeddings: NDArray[Any], level: int) -> Agreement:
-    """Compare two trees' clusters of embeddings [num_windows, dim] at a level that both have. Raises InputError."""
-    return label_agreement(tree.assign(embeddings, level), other.assign(embeddings, level), level)
 
 
 def label_agreement(labels: NDArray[Any], others: NDArray[Any], level: int = 1) -> Agreement:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,24 +17,30 @@ from crisp_stream.tree.tree import ClusterTree
 from crisp_stream.writers.tree.quality import (
     Agreement,
     LeafSizes,
+    LevelQuality,
     QualitySums,
     TreeQuality,
-    agreement,
+    label_agreement,
     quality_of_counts,
     tree_quality,
 )
 
-_COLUMNS = (
-    "level",
-    "clusters",
-    "leaves",
-    "empty",
-    "imbalance",
-    "largest / average",
-    "squared distance",
-    "cosine",
-    "fit seconds",
-)
+
+def _figure(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+_COLUMNS: dict[str, Callable[[LevelQuality], str]] = {
+    "level": lambda level: str(level.level),
+    "clusters": lambda level: f"{level.num_clusters:,}",
+    "leaves": lambda level: f"{level.num_leaves:,}",
+    "empty": lambda level: f"{level.empty_clusters:,}",
+    "imbalance": lambda level: f"{level.imbalance:.2f}",
+    "largest / average": lambda level: f"{level.largest:.1f}",
+    "squared distance": lambda level: _figure(level.squared_distance, 4),
+    "cosine": lambda level: _figure(level.cosine, 4),
+    "fit seconds": lambda level: _figure(level.fit_seconds, 1),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +74,8 @@ class TreeReport:
             blocks.append(
                 f"{quality.num_windows:,} windows, {quality.empty_leaves:,} of {quality.num_leaves:,} leaves empty"
             )
-            blocks.append(Table(head=_COLUMNS, rows=_level_rows(quality), words=()).text())
+            rows = [[cell(level) for cell in _COLUMNS.values()] for level in quality.levels]
+            blocks.append(Table(head=list(_COLUMNS), rows=rows, words=()).text())
             sizes = [(_size_range(size), f"{size.num_leaves:,}") for size in quality.leaf_sizes]
             blocks.append(Table(head=("windows in the leaf", "leaves"), rows=sizes, words=()).text())
         if self.agreements:
@@ -132,7 +140,8 @@ def inspect_tree(
         if embeddings is None:
             raise InputError("two trees: are compared on embeddings, got none. Give --embeddings.")
         levels = range(1, min(tree.depth, against.depth) + 1)
-        agreements = [agreement(tree, against, embeddings, level) for level in levels]
+        assigned = ((level, tree.assign(embeddings, level), against.assign(embeddings, level)) for level in levels)
+        agreements = [label_agreement(labels, others, level) for level, labels, others in assigned]
     return TreeReport(
         arity=tree.arity,
         depth=tree.depth,
@@ -145,60 +154,39 @@ def inspect_tree(
     )
 
 
-def _level_rows(quality: TreeQuality) -> list[tuple[str, ...]]:
-    def number(value: float | None, digits: int) -> str:
-        return "-" if value is None else f"{value:.{digits}f}"
-
-    return [
-        (
-            str(level.level),
-            f"{level.num_clusters:,}",
-            f"{level.num_leaves:,}",
-            f"{level.empty_clusters:,}",
-            f"{level.imbalance:.2f}",
-            f"{level.largest:.1f}",
-            number(level.squared_distance, 4),
-            number(level.cosine, 4),
-            number(level.fit_seconds, 1),
-        )
-        for level in quality.levels
-    ]
-
-
 def _size_range(size: LeafSizes) -> str:
     return f"{size.at_least:,}" if size.at_least == size.at_most else f"{size.at_least:,} to {size.at_most:,}"
 
 
 def _draw(report: TreeReport, quality: TreeQuality, axes: Any) -> None:
     levels = [level.level for level in quality.levels]
-    axes[0].plot(levels, [level.imbalance for level in quality.levels], "o-", label="imbalance factor")
-    axes[0].plot(levels, [level.largest for level in quality.levels], "s--", label="largest / average")
+    _draw_lines(axes[0], quality.levels, {"imbalance": "imbalance factor", "largest": "largest / average"})
     axes[0].set(title="balance", yscale="log")
     axes[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes[0].yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
-    axes[0].legend()
     measured = [level for level in quality.levels if level.cosine is not None]
     if measured:
-        measured_levels = [level.level for level in measured]
-        axes[1].plot(
-            measured_levels, [level.squared_distance for level in measured], "o-", label="mean squared distance"
-        )
-        axes[1].plot(measured_levels, [level.cosine for level in measured], "s--", label="mean cosine")
-        axes[1].legend()
+        _draw_lines(axes[1], measured, {"squared_distance": "mean squared distance", "cosine": "mean cosine"})
     axes[1].set(title="to the centroid", ylim=(0, None))
     positions = range(len(quality.leaf_sizes))
     axes[2].bar(positions, [size.num_leaves for size in quality.leaf_sizes])
     axes[2].set_xticks(positions, [f"{size.at_least:,}" for size in quality.leaf_sizes], rotation=60)
     axes[2].set(title="leaf sizes", xlabel="windows in the leaf, at least", ylabel="leaves")
     if report.agreements:
-        shared_levels = [agreement.level for agreement in report.agreements]
-        rand = [agreement.adjusted_rand for agreement in report.agreements]
-        axes[3].plot(shared_levels, rand, "o-", label="adjusted Rand index")
-        information = [agreement.normalised_mutual_information for agreement in report.agreements]
-        axes[3].plot(shared_levels, information, "s--", label="normalised mutual information")
+        names = {
+            "adjusted_rand": "adjusted Rand index",
+            "normalised_mutual_information": "normalised mutual information",
+        }
+        _draw_lines(axes[3], report.agreements, names)
         axes[3].set(title="agreement", ylim=(0, 1.02), xlabel="level")
-        axes[3].set_xticks(shared_levels)
-        axes[3].legend()
+        axes[3].set_xticks([agreement.level for agreement in report.agreements])
     for axis in axes[:2]:
         axis.set_xticks(levels)
         axis.set_xlabel("level")
+
+
+def _draw_lines(axis: Any, levels: Sequence[LevelQuality] | Sequence[Agreement], names: dict[str, str]) -> None:
+    """Draw two fields of the levels, under the names of the legend."""
+    for style, (field, name) in zip(("o-", "s--"), names.items(), strict=True):
+        axis.plot([level.level for level in levels], [getattr(level, field) for level in levels], style, label=name)
+    axis.legend()

@@ -10,9 +10,9 @@ import pytest
 
 from crisp_stream.errors import InputError
 from crisp_stream.storage.store import open_store
-from crisp_stream.writers.documents import documents, readers
+from crisp_stream.writers.documents import readers
 from crisp_stream.writers.documents.documents import read_documents
-from crisp_stream.writers.documents.drops import DropCounts
+from crisp_stream.writers.documents.drops import BROKEN_UNICODE, EMPTY_TEXT, NULL_TEXT, OTHER_FILE, DropCounts
 from tests.support.seaweed import S3Server
 
 
@@ -62,7 +62,7 @@ def test_a_folder_gives_its_files_by_name_and_inputs_keep_their_order(tmp_path: 
     last.write_bytes(b"\xef\xbb\xbflast")
     texts, counts = read(folder, last)
     assert texts == ["first", "second\n", "third é", "last"]
-    assert counts == {documents.OTHER_FILE: 1}
+    assert counts == {OTHER_FILE: 1}
 
 
 def test_a_huge_text_file_is_cut_behind_line_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,7 @@ def test_texts_without_content_are_dropped_and_counted_by_reason(tmp_path: Path)
     path.write_bytes(jsonl(*records) + b"\n\n")
     texts, counts = read(path)
     assert texts == ["kept"]
-    assert counts == {documents.EMPTY_TEXT: 2, documents.NULL_TEXT: 1, documents.BROKEN_UNICODE: 1}
+    assert counts == {EMPTY_TEXT: 2, NULL_TEXT: 1, BROKEN_UNICODE: 1}
 
 
 def test_the_limit_counts_documents_read(tmp_path: Path) -> None:
@@ -90,20 +90,6 @@ def test_the_limit_counts_documents_read(tmp_path: Path) -> None:
     assert read(path, limit=3)[0] == ["a", "b"]
     with pytest.raises(InputError, match="limit: must be at least 1 document, got 0"):
         read(path, limit=0)
-
-
-def test_a_sample_keeps_about_its_share_the_same_every_time_and_counts_the_rest(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(jsonl(*({"text": str(number)} for number in range(4000))))
-    texts, counts = read(path, sample=0.25)
-    assert abs(len(texts) - 1000) < 100
-    assert counts == {documents.NOT_SAMPLED: 4000 - len(texts)}
-    assert read(path, sample=0.25)[0] == texts
-    assert set(texts) < set(read(path, sample=0.5)[0])
-    assert len(read(path, sample=1)[0]) == 4000
-    for share in (0, 1.5):
-        with pytest.raises(InputError, match=f"sample: must be above 0 and at most 1, got {share}"):
-            read(path, sample=share)
 
 
 def test_an_object_store_is_read_like_a_folder(tmp_path: Path, s3: S3Server) -> None:

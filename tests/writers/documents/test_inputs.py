@@ -28,7 +28,7 @@ def listed(*inputs: Path | str, settings: DocumentSettings | None = None) -> lis
 
 def read(path: Path | str, counts: DropCounts | None = None, **options: object) -> list[Document]:
     settings = DocumentSettings(**options)  # type: ignore[arg-type]
-    counts = counts or DropCounts()
+    counts = DropCounts() if counts is None else counts
     files = list_input_files([str(path)], settings, counts)
     return [document for file in files for document in read_input(file, settings, counts)]
 
@@ -208,7 +208,9 @@ def test_settings_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
 _MEASURE = """
 import sys, tracemalloc
 import pyarrow as pa
-from crisp_stream.writers.documents.documents import DocumentSettings, DropCounts, read_input
+from crisp_stream.writers.documents.documents import read_input
+from crisp_stream.writers.documents.drops import DropCounts
+from crisp_stream.writers.documents.inputs import DocumentSettings
 from crisp_stream.writers.documents.listing import list_input_files
 settings = DocumentSettings()
 [file] = list_input_files(sys.argv[1:], settings, DropCounts())

@@ -37,7 +37,7 @@ def rows(count: int = 10, text: str = "t") -> dict[str, list[object]]:
 
 
 def listed(source: str | Path, counts: DropCounts | None = None) -> list[InputFile]:
-    return list_input_files([str(source)], SETTINGS, counts or DropCounts())
+    return list_input_files([str(source)], SETTINGS, DropCounts() if counts is None else counts)
 
 
 def read(source: str | Path) -> list[Document]:

@@ -13,7 +13,7 @@ import pytest
 from crisp_stream.errors import InputError
 from crisp_stream.writers.documents.documents import read_input
 from crisp_stream.writers.documents.drops import DropCounts
-from crisp_stream.writers.documents.fields import MISSING, field_names, find_field
+from crisp_stream.writers.documents.fields import MISSING, find_field, listed_fields
 from crisp_stream.writers.documents.filters import parse_filter
 from crisp_stream.writers.documents.inputs import DocumentSettings
 from crisp_stream.writers.documents.listing import list_input_files
@@ -132,7 +132,7 @@ def test_fields_are_found_with_the_longest_key_first() -> None:
     assert find_field({"a": None}, "a.b") is None
     assert find_field({"a": "{broken"}, "a.b") is MISSING
     assert find_field({}, "a.b") is MISSING
-    assert field_names({str(n): n for n in range(100)})[-2:] == ["59", "…"]
+    assert listed_fields({str(n): n for n in range(100)}).endswith(" 59, …")
 
 
 def test_documents_are_counted_under_the_first_filter_that_drops_them(tmp_path: Path) -> None:

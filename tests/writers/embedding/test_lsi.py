@@ -129,8 +129,9 @@ def test_a_matching_encoder_is_fetched_from_a_remote_dataset_once(
     with pytest.raises(FormatError, match=r"encoder/vocabulary\.json is missing"):
         matching_encoder(lsi.record(), None, url)
     store = open_store(url)
-    for name, content in lsi.files().items():
-        store.put(f"encoder/{name}", content)
+    lsi.save(tmp_path)
+    for name in LSI_FILES:
+        store.put(f"encoder/{name}", (tmp_path / name).read_bytes())
     choice = matching_encoder(lsi.record(), None, url)
     np.testing.assert_array_equal(choice.open().embed(TEXTS[:5]), lsi.embed(TEXTS[:5]))
     for name in LSI_FILES:

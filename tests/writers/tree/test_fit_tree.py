@@ -203,12 +203,6 @@ def test_balancing_moves_only_halves_of_clusters_above_the_limit(labels: list[in
     assert before.tolist() == labels
 
 
-def test_progress_is_told_per_node() -> None:
-    calls: list[tuple[int, int, int]] = []
-    fit_tree(blobs(8, 40), arity=4, depth=2, min_examples_to_split=16, progress=lambda *call: calls.append(call))
-    assert calls == [(1, 1, 1)] + 4 * [(2, 1, 1)]  # the root, then the one node of level 1 in each subtree
-
-
 @pytest.mark.parametrize(
     ("points", "options", "message"),
     [

@@ -15,7 +15,6 @@ from crisp_stream.tree.tree import ClusterTree
 from crisp_stream.writers.tree.fit_tree import fit_tree
 from crisp_stream.writers.tree.quality import (
     QualitySums,
-    assign_with_quality,
     label_agreement,
     quality_of_counts,
     tree_quality,
@@ -48,6 +47,11 @@ def centroid_passed(tree: ClusterTree, leaf: int, level: int) -> NDArray[np.floa
     raise AssertionError(leaf)
 
 
+def assigned(tree: ClusterTree, vectors: NDArray[np.float32]) -> tuple[NDArray[np.uint32], QualitySums]:
+    leaves = tree.assign(vectors)
+    return leaves, QualitySums.of(tree, vectors, leaves)
+
+
 @pytest.mark.parametrize("scale", [1.0, 0.7])
 def test_the_sums_are_those_of_distances_to_the_centroids_passed(tree: ClusterTree, scale: float) -> None:
     scaled = ClusterTree(
@@ -57,7 +61,7 @@ def test_the_sums_are_those_of_distances_to_the_centroids_passed(tree: ClusterTr
         centroids_per_level=[np.float32(scale) * centroids for centroids in tree.centroids_per_level],
     )
     vectors = unit_vectors(400, seed=1)
-    leaves, sums = assign_with_quality(scaled, vectors)
+    leaves, sums = assigned(scaled, vectors)
     for level in (1, 2, 3):
         own = np.stack([centroid_passed(scaled, int(leaf), level) for leaf in leaves]).astype(np.float64)
         distances = np.square(vectors - own).sum()
@@ -69,9 +73,9 @@ def test_the_sums_are_those_of_distances_to_the_centroids_passed(tree: ClusterTr
 
 def test_sums_of_batches_merge_to_those_of_all_and_survive_json(tree: ClusterTree) -> None:
     vectors = unit_vectors(500, seed=2)
-    whole = assign_with_quality(tree, vectors)[1]
-    parts = [assign_with_quality(tree, vectors[at : at + 120])[1] for at in range(0, 500, 120)]
-    parts.append(assign_with_quality(tree, vectors[:0])[1])
+    whole = assigned(tree, vectors)[1]
+    parts = [assigned(tree, vectors[at : at + 120])[1] for at in range(0, 500, 120)]
+    parts.append(assigned(tree, vectors[:0])[1])
     merged = QualitySums.merge(QualitySums.from_json(json.loads(json.dumps(part.to_json()))) for part in parts)
     assert merged.num_windows == 500
     assert merged.cosines == pytest.approx(whole.cosines)
@@ -102,7 +106,7 @@ def test_deeper_levels_are_closer_and_balance_is_counted_over_all_clusters(tree:
 
 def test_leaf_counts_of_a_dataset_give_the_same_balance_without_embeddings(tree: ClusterTree) -> None:
     vectors = unit_vectors(600, seed=3)
-    leaves, sums = assign_with_quality(tree, vectors)
+    leaves, sums = assigned(tree, vectors)
     counts = np.unique(leaves, return_counts=True)
     assert quality_of_counts(tree, *counts, sums=sums) == tree_quality(tree, vectors)
     unknown = quality_of_counts(tree, *counts)
