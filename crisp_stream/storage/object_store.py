@@ -9,6 +9,7 @@ Credentials come from the environment; docs/faults.md lists the variables of eve
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import threading
@@ -34,7 +35,7 @@ class ObjectStore:
         self._client = ObjectClient(url, timeout)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_reopen, (self.url, self._timeout))
+        return functools.partial(ObjectStore, self.url, timeout=self._timeout), ()
 
     def get(self, path: str) -> bytes:
         """The whole object."""
@@ -54,7 +55,7 @@ class ObjectStore:
 
     def object_bytes(self, path: str) -> int:
         """Size of the object in bytes."""
-        return self.call("object_bytes", path)
+        return self.describe(path)[1]
 
     def exists(self, path: str) -> bool:
         """Whether the object is there."""
@@ -66,7 +67,7 @@ class ObjectStore:
 
     def list(self, prefix: str = "") -> list[tuple[str, int]]:
         """(path, bytes) of every object under `prefix`, sorted by path."""
-        return self.call("list", prefix)
+        return [(path, num_bytes) for path, num_bytes, _ in self.call("list", prefix)]
 
     def describe(self, path: str) -> tuple[str, int, str]:
         """(path, bytes, version) of one object. Raises MissingObjectError when it is not there."""
@@ -77,7 +78,7 @@ class ObjectStore:
 
         The version is the entity tag, or the time of the last change where the store has no tags.
         """
-        return self.call("describe_all", "")
+        return self.call("list", "")
 
     def delete(self, path: str) -> None:
         """Delete one object."""
@@ -97,7 +98,7 @@ class ObjectStore:
         return io.BufferedReader(_ObjectFile(opened, url), READ_AHEAD_BYTES)
 
     def call(self, operation: str, path: str, *arguments: Any) -> Any:
-        """Carry out one of OPERATIONS. Raises StorageError, about `timeout` seconds after the start at the latest."""
+        """Carry out one operation. Raises StorageError, about `timeout` seconds after the start at the latest."""
         if forked_after_use():
             from crisp_stream.storage.object_helper import helper
 
@@ -146,7 +147,3 @@ class _ObjectFile(io.RawIOBase):
 
     def tell(self) -> int:
         return self._opened.tell()
-
-
-def _reopen(url: str, timeout: float) -> ObjectStore:
-    return ObjectStore(url, timeout=timeout)
