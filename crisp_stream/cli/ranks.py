@@ -29,14 +29,14 @@ def add_launch_arguments(verb: argparse.ArgumentParser, *, alone: str) -> None:
     )
 
 
-def handed_over(asked: argparse.Namespace) -> int | None:
+def handed_over(arguments: argparse.Namespace) -> int | None:
     """The exit code of the same command as ranks of Composer's launcher; None: this process does it."""
-    if "nproc" not in asked:
+    if "nproc" not in arguments:
         return None
-    own = argparse.ArgumentParser(add_help=False)
-    add_launch_arguments(own, alone="")
-    _, rest = own.parse_known_args(asked.given)
-    return launch(rest, nproc=asked.nproc, rank_logs=asked.rank_logs)
+    launcher = argparse.ArgumentParser(add_help=False)
+    add_launch_arguments(launcher, alone="")
+    _, rest = launcher.parse_known_args(arguments.given)
+    return launch(rest, nproc=arguments.nproc, rank_logs=arguments.rank_logs)
 
 
 def is_first_rank() -> bool:
@@ -45,12 +45,12 @@ def is_first_rank() -> bool:
 
 
 @contextlib.contextmanager
-def as_a_rank(asked: argparse.Namespace) -> Iterator[None]:
+def as_a_rank(arguments: argparse.Namespace) -> Iterator[None]:
     """Work in this process, which may be one of several. Raises InputError: options for the launcher alone."""
     # Read when torch loads its OpenMP. Threads that spin while they wait made training beside other jobs 4x slower:
     # 40 batches on 2 busy cores took 251 s and 71 s CPU; with passive waiting 64 s and 21 s CPU.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if asked.rank_logs is not None:
+    if arguments.rank_logs is not None:
         raise InputError("--rank-logs is for the processes that --nproc starts; there is no --nproc.")
     try:
         yield

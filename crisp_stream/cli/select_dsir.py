@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from crisp_stream.cli.verbs import add_inputs, add_selection, add_verb, print_line
+from crisp_stream.cli.verbs import add_dataset_options, add_inputs, add_selection, add_verb, print_line
 from crisp_stream.config.sections import SELECTION_SUFFIX
 from crisp_stream.errors import InputError
 
@@ -33,7 +33,7 @@ def add_select_dsir(verbs: Any) -> None:
         "with its right answer, or once with all choices",
     )
     verb.add_argument("--data", required=True, metavar="ROOT", help="dataset to select from")
-    verb.add_argument("--generation", type=int, metavar="G", help="an older generation of a dataset that has grown")
+    add_dataset_options(verb, "--generation", "--processes")
     amount = verb.add_mutually_exclusive_group(required=True)
     amount.add_argument("--windows", type=int, metavar="N", help="number of windows to select")
     amount.add_argument("--share", type=float, metavar="F", help="share of the dataset's windows to select, up to 1")
@@ -46,7 +46,6 @@ def add_select_dsir(verbs: Any) -> None:
     )
     verb.add_argument("--out", required=True, metavar="FILE", help="selection to write, FILE.windows.parquet")
     verb.add_argument("--weights", metavar="FILE", help="file for the log importance weight of every window")
-    verb.add_argument("--processes", type=int, metavar="N", help="worker processes; one per core when absent")
 
 
 def _dsir(arguments: argparse.Namespace) -> None:

@@ -52,13 +52,13 @@ def add_finetune(verbs: Any) -> None:
     add_launch_arguments(verb, alone="this process trains")
 
 
-def _train(asked: argparse.Namespace) -> int:
+def _train(arguments: argparse.Namespace) -> int:
     from crisp_stream.config.load import load_each
 
-    recipes = load_each(*recipes_and_overrides(asked.recipe), asked.each)
-    if (code := handed_over(asked)) is not None:
+    recipes = load_each(*recipes_and_overrides(arguments.recipe), arguments.each)
+    if (code := handed_over(arguments)) is not None:
         return code
-    with as_a_rank(asked):
+    with as_a_rank(arguments):
         from crisp_stream.training.train import train
 
         for recipe in recipes:
@@ -73,20 +73,20 @@ def _train(asked: argparse.Namespace) -> int:
     return 0
 
 
-def _finetune(asked: argparse.Namespace) -> int:
+def _finetune(arguments: argparse.Namespace) -> int:
     from crisp_stream.config.load import load_recipe
 
-    names, overrides = recipes_and_overrides(asked.recipe)
-    recipe = load_recipe([*names, "finetune"], [f"eval.inputs={json.dumps(asked.text)}", *overrides])
-    if (code := handed_over(asked)) is not None:
+    names, overrides = recipes_and_overrides(arguments.recipe)
+    recipe = load_recipe([*names, "finetune"], [f"eval.inputs={json.dumps(arguments.text)}", *overrides])
+    if (code := handed_over(arguments)) is not None:
         return code
-    with as_a_rank(asked):
+    with as_a_rank(arguments):
         from crisp_stream.training.finetune import finetune, table
 
         models = finetune(
             recipe,
-            pretrained=asked.pretrained,
-            fractions=asked.fractions,
+            pretrained=arguments.pretrained,
+            fractions=arguments.fractions,
             log=print_line if is_first_rank() else lambda line: None,
         )
         if is_first_rank():
