@@ -50,7 +50,6 @@ class WindowEmbeddingsTask(Task):
 
     root: str
     generation: int
-    dim: int
     num_windows: int
     """Windows of the dataset."""
     target: Path
@@ -127,7 +126,6 @@ def embed_windows(
             inputs=(manifest.fingerprint,),
             root=remote_or_absolute(root),
             generation=manifest.generation,
-            dim=manifest.encoder.dim,
             num_windows=manifest.num_windows,
             target=target,
             choice=choice,

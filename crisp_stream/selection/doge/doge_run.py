@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,13 +74,11 @@ class DogeRun:
         self.save_every = max(1, save_every)
         self.seconds = 0.0
         self.trajectory: list[list[float]] = []
-        self.uniform = Histogram(
-            level=settings.level,
-            nodes=corpus.nodes,
+        self.uniform = replace(
+            corpus,
             proportions=np.full(len(corpus.nodes), 1 / len(corpus.nodes)),
-            arity=corpus.arity,
-            depth=corpus.depth,
-            tree_fingerprint=corpus.tree_fingerprint,
+            counts=None,
+            provenance={},
         )
         self.proxy = self._new_proxy(tokens_per_step)
 
@@ -250,23 +248,15 @@ class DogeRun:
         )
 
     def _histogram(self, proportions: NDArray[np.float64], averaged: str) -> Histogram:
-        uniform = self.uniform
-        return Histogram(
-            level=uniform.level,
-            nodes=uniform.nodes,
-            proportions=proportions,
-            arity=uniform.arity,
-            depth=uniform.depth,
-            tree_fingerprint=uniform.tree_fingerprint,
-            provenance={
-                "name": "doge",
-                "averaged_over": averaged,
-                "settings": self.identity(),
-                "cost": self.cost(),
-                "trajectory": self.trajectory_path.name,
-                **self.target.provenance,
-            },
-        )
+        provenance = {
+            "name": "doge",
+            "averaged_over": averaged,
+            "settings": self.identity(),
+            "cost": self.cost(),
+            "trajectory": self.trajectory_path.name,
+            **self.target.provenance,
+        }
+        return replace(self.uniform, proportions=proportions, provenance=provenance)
 
     def cost(self) -> dict[str, Any]:
         """Cost of the weights: `seconds` and `device`, `corpus_tokens` and `specialist_tokens` trained or scored on,

@@ -29,8 +29,6 @@ class TargetText:
 
     tokens: NDArray[Any]
     """[num_windows, window_tokens], in the type of the dataset's tokens."""
-    num_documents: int
-    """Documents that the windows were cut from."""
     provenance: dict[str, Any]
     """`inputs`, `documents`, `windows`, and the hashes of the documents, under the keys of a counted histogram."""
 
@@ -104,7 +102,6 @@ def read_target_text(
         )
     return TargetText(
         tokens=cut.tokens,
-        num_documents=len(encoded),
         provenance={
             "inputs": list(inputs),
             "documents": len(encoded),
