@@ -21,7 +21,6 @@ _SHOWN_CHARACTERS = 160
 
 
 def add_eval(verbs: Any) -> None:
-    """Declare `eval`."""
     verb = add_verb(
         verbs,
         "eval",
@@ -157,7 +156,6 @@ def _progress(judged: str, total: int) -> Callable[[int], None]:
 
 
 def add_contamination(verbs: Any) -> None:
-    """Declare `contamination`."""
     verb = add_verb(
         verbs,
         "contamination",
@@ -222,7 +220,6 @@ def _print_contamination(contamination: Contamination, out: str, seconds: float,
 
 
 def add_split(verbs: Any) -> None:
-    """Declare `split`."""
     verb = add_verb(
         verbs,
         "split",
@@ -257,5 +254,5 @@ def _split(arguments: argparse.Namespace) -> None:
     sizes = halves.group_sizes
     alike = f"{sum(sizes):,} in {len(sizes):,} groups of alike ones, of up to {sizes[0]:,}" if sizes else "none alike"
     print(f"{'questions':<10}  {len(questions.questions):>8,}  {alike}")
-    for half, path in zip(("specialist", "test"), written, strict=False):
-        print(f"{half:<10}  {len(halves.of(half)):>8,}  {path}")
+    print(f"{'specialist':<10}  {len(halves.specialist):>8,}  {written[0]}")
+    print(f"{'test':<10}  {len(halves.test):>8,}  {written[1]}")

@@ -7,9 +7,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from crisp_stream.cli.select_doge import add_select_doge
-from crisp_stream.cli.select_dsir import add_select_dsir, check_selection_name
-from crisp_stream.cli.verbs import add_dataset_options, add_inputs, add_verb, print_line
-from crisp_stream.config.sections import SELECTION_SUFFIX
+from crisp_stream.cli.select_dsir import add_select_dsir, add_task_arguments, check_selection_name
+from crisp_stream.cli.verbs import add_dataset_options, add_verb, print_line
 from crisp_stream.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,22 +33,10 @@ def add_select(verbs: Any) -> None:
     _add_embed(verbs)
 
 
-def _add_task_arguments(verb: argparse.ArgumentParser) -> None:
-    """Declare the examples of a task, the dataset to select from, and the selection to write."""
-    add_inputs(verb, "task", "examples of the task, or .npy files of their embeddings")
-    verb.add_argument("--data", required=True, metavar="ROOT", help="dataset to select from")
-    verb.add_argument("--out", required=True, metavar="FILE", help=f"selection to write, *{SELECTION_SUFFIX}")
-    verb.add_argument(
-        "--questions",
-        choices=["right", "all"],
-        metavar="right|all",
-        help="the task is multiple-choice questions, each with its right answer or with all, as for histogram count",
-    )
-    verb.add_argument("--packing", choices=["joined", "document"], default="document", help="as for histogram count")
-    add_dataset_options(verb, "--generation", "--encoder", "--processes")
-
-
 def _add_embedding_arguments(verb: argparse.ArgumentParser) -> None:
+    add_task_arguments(verb, "examples of the task, or .npy files of their embeddings")
+    verb.add_argument("--packing", choices=["joined", "document"], default="document", help="as for histogram count")
+    add_dataset_options(verb, "--encoder")
     verb.add_argument("--embeddings", required=True, metavar="DIR", help="folder that crisp-stream embed wrote")
     verb.add_argument(
         "--quantile",
@@ -68,7 +55,6 @@ def _add_classifier(methods: Any) -> None:
         "Select by a logistic regression on window embeddings (paper, Section 3.2). It learns the task's examples from "
         "random windows; its regularisation is chosen on held-out examples.",
     )
-    _add_task_arguments(verb)
     _add_embedding_arguments(verb)
     verb.add_argument(
         "--quantile-of",
@@ -138,7 +124,6 @@ def _add_nearest(methods: Any) -> None:
         "Select the windows that are nearest to the task's examples. By the cosine of a window's embedding to the "
         "nearest example, or the mean of the nearest ones.",
     )
-    _add_task_arguments(verb)
     _add_embedding_arguments(verb)
     verb.add_argument("--neighbours", type=int, default=1, metavar="K", help="number of nearest examples to average")
 

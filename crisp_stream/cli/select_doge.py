@@ -11,7 +11,6 @@ from crisp_stream.writers.flags import add_flags
 
 
 def add_select_doge(verbs: Any) -> None:
-    """Declare `select doge`."""
     verb = add_verb(
         verbs,
         "doge",

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crisp_stream.results.bootstrap import Interval, bootstrap_interval, exp_mean, ratio_of_sums
 from crisp_stream.results.results import TextResults
@@ -40,9 +39,6 @@ class PerplexityResult:
     num_empty: int
     """Texts without a token to predict, left out."""
 
-    example_losses: NDArray[np.float64]
-    """[num_examples], nats per token, in the order of the texts."""
-
 
 def summarise(results: TextResults) -> PerplexityResult:
     """Compute the perplexities of results, with their intervals."""
@@ -59,5 +55,4 @@ def summarise(results: TextResults) -> PerplexityResult:
         num_examples=len(losses),
         num_tokens=int(tokens.sum()),
         num_empty=results.num_empty,
-        example_losses=losses,
     )

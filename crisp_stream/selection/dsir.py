@@ -71,14 +71,10 @@ def select_dsir(
     """Draw windows of a dataset that are like a task.
 
     Args:
-        task: examples of the task.
-        data: root of the dataset.
-        num_windows: number of windows to select.
         seed: seed of the draw; weights do not depend on it.
         fitted_windows: windows that the corpus's distribution is fitted on; as many as have FITTED_NGRAMS when None.
         generation: generation of a dataset that has grown; the newest when None.
         processes: worker processes; one per core when None. The result does not depend on it.
-        log: receives progress.
 
     Raises:
         InputError: a number out of range, a corpus without a word, broken input.

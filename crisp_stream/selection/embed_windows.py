@@ -98,14 +98,11 @@ def embed_windows(
     """Embed every window of a dataset. The work of an earlier run of the same is kept.
 
     Args:
-        root: root of the dataset, local or in object storage.
         out: folder to write; with Ray, one that all machines see.
         generation: generation of a dataset that has grown; the newest when None.
         encoder: folder or hub name of the dataset's encoder, where its recorded name does not lead to it.
         engine: local processes, or ray.
-        address: address of a Ray cluster.
         processes: worker processes; one per core when None.
-        log: receives progress.
 
     Raises:
         InputError: an encoder with other weights, a folder that holds embeddings of another dataset.

@@ -25,7 +25,10 @@ READ_AHEAD_BYTES = 8 << 20
 
 
 class ObjectStore:
-    """An object-store prefix as a Store. Opened on first use, so that it can be pickled and sent to other processes."""
+    """An object-store prefix as a `Store`, which describes the methods.
+
+    Opened on first use, so that it can be pickled and sent to other processes.
+    """
 
     is_local = False
 
@@ -38,15 +41,12 @@ class ObjectStore:
         return functools.partial(ObjectStore, self.url, timeout=self._timeout), ()
 
     def get(self, path: str) -> bytes:
-        """The whole object."""
         return self.call("get", path)
 
     def get_range(self, path: str, start: int, length: int) -> bytes:
-        """`length` bytes from byte `start`."""
         return self.call("get_range", path, start, length)
 
     def put(self, path: str, content: bytes, *, create: bool = False) -> None:
-        """Write atomically; with `create`, only if nothing is there."""
         self.call("put", path, content, create)
 
     def put_file(self, path: str, source: Path) -> None:
@@ -54,11 +54,9 @@ class ObjectStore:
         self.call("put_file", path, source)
 
     def object_bytes(self, path: str) -> int:
-        """Size of the object in bytes."""
         return self.describe(path)[1]
 
     def exists(self, path: str) -> bool:
-        """Whether the object is there."""
         try:
             self.object_bytes(path)
         except MissingObjectError:
@@ -66,7 +64,6 @@ class ObjectStore:
         return True
 
     def list(self, prefix: str = "") -> list[tuple[str, int]]:
-        """(path, bytes) of every object under `prefix`, sorted by path."""
         return [(path, num_bytes) for path, num_bytes, _ in self.call("list", prefix)]
 
     def describe(self, path: str) -> tuple[str, int, str]:
@@ -81,7 +78,6 @@ class ObjectStore:
         return self.call("list", "")
 
     def delete(self, path: str) -> None:
-        """Delete one object."""
         self.call("delete", path)
 
     def open(self, path: str) -> IO[bytes]:

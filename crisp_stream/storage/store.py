@@ -88,7 +88,7 @@ class Store(Protocol):
 
 
 class FolderStore:
-    """A local folder as a Store."""
+    """A local folder as a `Store`, which describes the methods."""
 
     is_local = True
 
@@ -102,7 +102,6 @@ class FolderStore:
         return self._folder / path
 
     def get(self, path: str) -> bytes:
-        """The whole file."""
         with self._explained(path):
             return self._file(path).read_bytes()
 
@@ -133,21 +132,17 @@ class FolderStore:
             temporary.replace(target)
 
     def object_bytes(self, path: str) -> int:
-        """Size of the file."""
         with self._explained(path):
             return self._file(path).stat().st_size
 
     def exists(self, path: str) -> bool:
-        """Whether the file is there."""
         return self._file(path).is_file()
 
     def list(self, prefix: str = "") -> list[tuple[str, int]]:
-        """Every file below `prefix`."""
         files = (file for file in self._file(prefix).rglob("*") if file.is_file())
         return sorted((file.relative_to(self._folder).as_posix(), file.stat().st_size) for file in files)
 
     def delete(self, path: str) -> None:
-        """Remove one file."""
         with self._explained(path):
             self._file(path).unlink()
 

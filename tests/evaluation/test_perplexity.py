@@ -66,8 +66,8 @@ def test_all_figures_equal_those_of_transformers_one_text_at_a_time(model: Judge
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_the_batch_size_does_not_matter(model: JudgedModel, batch_size: int) -> None:
-    losses = perplexity(model.loaded, TEXTS, batch_size=batch_size).example_losses
-    np.testing.assert_allclose(losses, perplexity(model.loaded, TEXTS).example_losses, rtol=1e-5)
+    losses = judge_texts(model, TEXTS, set_name="held", batch_size=batch_size).losses
+    np.testing.assert_allclose(losses, judge_texts(model, TEXTS, set_name="held").losses, rtol=1e-5)
 
 
 def test_a_set_that_is_judged_in_many_blocks_gives_the_same(

@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from crisp_stream import __version__
 from crisp_stream.cli.main import main
 from crisp_stream.errors import CrispError, FormatError, InputError, StorageError
-from crisp_stream.evaluation.perplexity import perplexity
+from crisp_stream.evaluation.models import open_model
+from crisp_stream.evaluation.perplexity import judge_texts, perplexity
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.models.checkpoint import load_gpt
 from crisp_stream.models.export import export
@@ -233,7 +234,8 @@ def test_lm_eval_finds_the_log_likelihoods_of_the_trained_model(done: SmallRun, 
     texts = [text for text in TEXTS if len(text) <= 32]
     rolling = [Instance("loglikelihood_rolling", {}, (text,), index) for index, text in enumerate(texts)]
     whole = np.array(lm.loglikelihood_rolling(rolling, disable_tqdm=True)) / [len(text) for text in texts]
-    np.testing.assert_allclose(-whole, perplexity(str(done.checkpoint(12)), texts).example_losses, rtol=1e-5)
+    judged = judge_texts(open_model(str(done.checkpoint(12))), texts, set_name="texts")
+    np.testing.assert_allclose(-whole, judged.losses, rtol=1e-5)
 
 
 _TASK = """\

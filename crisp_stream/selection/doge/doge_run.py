@@ -45,13 +45,7 @@ class DogeRun:
     def __init__(
         self, recipe: Recipe, settings: DogeSettings, dataset: Dataset, target: TargetText, *, out: Path, log: Log
     ) -> None:
-        """Args:
-            recipe: recipe of the proxy model and its training.
-            settings: settings that a recipe has no keys for.
-            dataset: the generalist corpus.
-            target: the specialist text.
-            out: histogram that will be written; state and trajectory stand beside it.
-            log: takes a line of progress.
+        """Prepare a run; its state and trajectory stand beside the histogram `out`.
 
         Raises:
             InputError: a level the tree does not have, or with fewer than two clusters that hold windows.
@@ -175,7 +169,12 @@ class DogeRun:
         if done % self.recipe.log_interval == 0 or last:
             weights = self.proxy.weights.weights
             self.trajectory.append([done, result.learning_rate, result.loss, result.target_loss, *weights.tolist()])
-            self.log(self._progress(done, result))
+            top = np.argsort(-weights, kind="stable")[:_SHOWN]
+            named = ", ".join(f"{self.nodes[at]} {weights[at]:.1%}" for at in top)
+            self.log(
+                f"step {done:>7,}/{self.num_steps:,}  loss {result.loss:.3f}  specialist {result.target_loss:.3f}  "
+                f"lr {result.learning_rate:.2e}  clusters {named}  {self.seconds:,.0f} s"
+            )
         if done % self.save_every == 0 or last:
             self._save()
 
@@ -187,15 +186,6 @@ class DogeRun:
             is_end = tokens == manifest.tokenizer.eot_id
             labels[np.cumsum(is_end, axis=1) - is_end > 0] = IGNORED_LABEL
         return Windows(input_ids=torch.from_numpy(tokens).to(device), labels=torch.from_numpy(labels).to(device))
-
-    def _progress(self, done: int, result: StepResult) -> str:
-        weights = self.proxy.weights.weights
-        top = np.argsort(-weights, kind="stable")[:_SHOWN]
-        named = ", ".join(f"{self.nodes[at]} {weights[at]:.1%}" for at in top)
-        return (
-            f"step {done:>7,}/{self.num_steps:,}  loss {result.loss:.3f}  specialist {result.target_loss:.3f}  "
-            f"lr {result.learning_rate:.2e}  clusters {named}  {self.seconds:,.0f} s"
-        )
 
     def _save(self) -> None:
         self._write_trajectory()

@@ -42,11 +42,6 @@ class TargetText:
 
         The choice depends on its arguments alone, so a run can go on anywhere.
 
-        Args:
-            step: number of the step, from 0.
-            num_rows: windows per step.
-            seed: seed of the orders.
-
         Returns:
             [num_rows], numbers of windows.
         """
@@ -63,12 +58,6 @@ def read_target_text(
     inputs: Sequence[str], dataset: Dataset, *, text_column: str = "text", limit: int | None = None
 ) -> TargetText:
     """Read the specialist documents and cut them into windows by the dataset's tokenizer, length and packing.
-
-    Args:
-        inputs: files, folders, prefixes or globs, as for `write`.
-        dataset: generalist corpus.
-        text_column: key or column of the text.
-        limit: read at most this many documents.
 
     Raises:
         InputError: nothing to read, or less text than a window.
