@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from crisp_stream.cli.ranks import add_launch_arguments, as_a_rank, handed_over, is_first_rank
-from crisp_stream.cli.verbs import add_selection, add_verb, print_line
+from crisp_stream.cli.verbs import add_dataset_options, add_selection, add_verb, print_line
 from crisp_stream.errors import InputError
+from crisp_stream.writers.flags import add_flags
 
 if TYPE_CHECKING:
     from crisp_stream.evaluation.contamination import Contamination
@@ -20,7 +21,6 @@ _SHOWN_CHARACTERS = 160
 
 
 def add_eval(verbs: Any) -> None:
-    """Declare `eval`."""
     verb = add_verb(
         verbs,
         "eval",
@@ -43,7 +43,7 @@ def add_eval(verbs: Any) -> None:
         metavar="INPUT",
         help="a set of held-out documents; may be repeated",
     )
-    verb.add_argument("--text-column", default="text", metavar="NAME", help="key or column of the text")
+    add_flags(verb, ("text_column",))
     add_selection(verb)
     verb.add_argument(
         "--mcq",
@@ -157,7 +157,6 @@ def _progress(judged: str, total: int) -> Callable[[int], None]:
 
 
 def add_contamination(verbs: Any) -> None:
-    """Declare `contamination`."""
     verb = add_verb(
         verbs,
         "contamination",
@@ -174,10 +173,9 @@ def add_contamination(verbs: Any) -> None:
         "paper, TASK or TASK=FILE, as for eval",
     )
     verb.add_argument("--out", required=True, metavar="FILE", help="result, FILE.parquet, to write")
-    verb.add_argument("--text-column", default="text", metavar="NAME", help="key or column of documents")
+    add_flags(verb, ("text_column",))
     verb.add_argument("--ngram", type=int, default=13, metavar="N", help="words of a match, 2 to 64")
-    verb.add_argument("--processes", type=int, metavar="N", help="worker processes; one per core when absent")
-    verb.add_argument("--generation", type=int, metavar="G", help="an older generation of a dataset that has grown")
+    add_dataset_options(verb, "--processes", "--generation")
 
 
 def _contamination(arguments: argparse.Namespace) -> None:
@@ -223,7 +221,6 @@ def _print_contamination(contamination: Contamination, out: str, seconds: float,
 
 
 def add_split(verbs: Any) -> None:
-    """Declare `split`."""
     verb = add_verb(
         verbs,
         "split",
@@ -258,5 +255,5 @@ def _split(arguments: argparse.Namespace) -> None:
     sizes = halves.group_sizes
     alike = f"{sum(sizes):,} in {len(sizes):,} groups of alike ones, of up to {sizes[0]:,}" if sizes else "none alike"
     print(f"{'questions':<10}  {len(questions.questions):>8,}  {alike}")
-    for half, path in zip(("specialist", "test"), written, strict=False):
-        print(f"{half:<10}  {len(halves.of(half)):>8,}  {path}")
+    print(f"{'specialist':<10}  {len(halves.specialist):>8,}  {written[0]}")
+    print(f"{'test':<10}  {len(halves.test):>8,}  {written[1]}")

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from crisp_stream import __version__
 from crisp_stream.cli.eval import add_contamination, add_eval, add_split
 from crisp_stream.cli.forecast import add_forecast
 from crisp_stream.cli.histogram import add_histogram_commands, with_count
@@ -62,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Write a corpus once as MDS shards sorted by cluster; train on any task's cluster histogram.",
         epilog="ROOT is a local folder or s3://, gs://, az:// prefix; credentials come from the environment.",
     )
-    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("--version", action="version", version=f"crisp-stream {__version__}")
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_write_commands(verbs)
     add_histogram_commands(verbs)
@@ -82,12 +83,6 @@ def _parser() -> argparse.ArgumentParser:
     add_recipes(verbs)
     _add_demo(verbs)
     return parser
-
-
-def _version() -> str:
-    from crisp_stream import __version__
-
-    return f"crisp-stream {__version__}"
 
 
 def _add_export(verbs: Any) -> None:

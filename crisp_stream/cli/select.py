@@ -7,9 +7,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from crisp_stream.cli.select_doge import add_select_doge
-from crisp_stream.cli.select_dsir import add_select_dsir, check_selection_name
-from crisp_stream.cli.verbs import add_inputs, add_verb, print_line
-from crisp_stream.config.sections import SELECTION_SUFFIX
+from crisp_stream.cli.select_dsir import add_select_dsir, add_task_arguments, check_selection_name
+from crisp_stream.cli.verbs import add_dataset_options, add_verb, print_line
 from crisp_stream.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,27 +33,11 @@ def add_select(verbs: Any) -> None:
     _add_embed(verbs)
 
 
-def _add_task_arguments(verb: argparse.ArgumentParser) -> None:
-    """Declare the examples of a task, the dataset to select from, and the selection to write."""
-    add_inputs(verb, "task", "examples of the task, or .npy files of their embeddings")
-    verb.add_argument("--data", required=True, metavar="ROOT", help="dataset to select from")
-    verb.add_argument("--generation", type=int, metavar="G", help="an older generation of a dataset that has grown")
-    verb.add_argument("--out", required=True, metavar="FILE", help=f"selection to write, *{SELECTION_SUFFIX}")
-    verb.add_argument(
-        "--questions",
-        choices=["right", "all"],
-        metavar="right|all",
-        help="the task is multiple-choice questions, each with its right answer or with all, as for histogram count",
-    )
-    verb.add_argument("--packing", choices=["joined", "document"], default="document", help="as for histogram count")
-    verb.add_argument("--processes", type=int, metavar="N", help="worker processes; one per core when absent")
-
-
 def _add_embedding_arguments(verb: argparse.ArgumentParser) -> None:
+    add_task_arguments(verb, "examples of the task, or .npy files of their embeddings")
+    verb.add_argument("--packing", choices=["joined", "document"], default="document", help="as for histogram count")
+    add_dataset_options(verb, "--encoder")
     verb.add_argument("--embeddings", required=True, metavar="DIR", help="folder that crisp-stream embed wrote")
-    verb.add_argument(
-        "--encoder", metavar="NAME", help="folder or name of the dataset's encoder, if not its recorded name"
-    )
     verb.add_argument(
         "--quantile",
         type=float,
@@ -72,7 +55,6 @@ def _add_classifier(methods: Any) -> None:
         "Select by a logistic regression on window embeddings (paper, Section 3.2). It learns the task's examples from "
         "random windows; its regularisation is chosen on held-out examples.",
     )
-    _add_task_arguments(verb)
     _add_embedding_arguments(verb)
     verb.add_argument(
         "--quantile-of",
@@ -142,7 +124,6 @@ def _add_nearest(methods: Any) -> None:
         "Select the windows that are nearest to the task's examples. By the cosine of a window's embedding to the "
         "nearest example, or the mean of the nearest ones.",
     )
-    _add_task_arguments(verb)
     _add_embedding_arguments(verb)
     verb.add_argument("--neighbours", type=int, default=1, metavar="K", help="number of nearest examples to average")
 
@@ -200,13 +181,9 @@ def _add_embed(verbs: Any) -> None:
     verb.add_argument(
         "--out", required=True, metavar="DIR", help="folder to write, 768 bytes per window at 384 numbers"
     )
-    verb.add_argument("--generation", type=int, metavar="G", help="an older generation of a dataset that has grown")
-    verb.add_argument(
-        "--encoder", metavar="NAME", help="folder or name of the dataset's encoder, if not its recorded name"
-    )
+    add_dataset_options(verb, "--generation", "--encoder", "--processes")
     verb.add_argument("--engine", choices=["local", "ray"], default="local", help="processes of this machine, or Ray")
     verb.add_argument("--address", metavar="HOST:PORT", help="running Ray cluster; one is started when absent")
-    verb.add_argument("--processes", type=int, metavar="N", help="worker processes; one per core when absent")
 
 
 def _embed(arguments: argparse.Namespace) -> None:

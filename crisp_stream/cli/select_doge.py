@@ -7,10 +7,10 @@ from typing import Any
 
 from crisp_stream.cli.verbs import add_recipe_arguments, add_verb, print_line
 from crisp_stream.config.files import recipes_and_overrides
+from crisp_stream.writers.flags import add_flags
 
 
 def add_select_doge(verbs: Any) -> None:
-    """Declare `select doge`."""
     verb = add_verb(
         verbs,
         "doge",
@@ -27,8 +27,7 @@ def add_select_doge(verbs: Any) -> None:
         metavar="INPUT",
         help="specialist documents: .jsonl[.gz|.zst], .parquet, .txt; file, folder, prefix or glob",
     )
-    verb.add_argument("--text-column", default="text", metavar="NAME", help="key or column of the text")
-    verb.add_argument("--limit", type=int, metavar="N", help="read at most N documents")
+    add_flags(verb, ("text_column", "limit"))
     verb.add_argument("--level", type=int, default=1, metavar="L", help="level of the tree whose clusters get weights")
     verb.add_argument("--mu", type=float, default=5e-4, metavar="MU", help="Bregman coefficient; larger moves less")
     verb.add_argument(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from crisp_stream.cli.verbs import add_inputs, add_selection, add_verb, print_line
+from crisp_stream.cli.verbs import add_dataset_options, add_inputs, add_selection, add_verb, print_line
 from crisp_stream.config.sections import SELECTION_SUFFIX
 from crisp_stream.errors import InputError
 
@@ -14,17 +14,9 @@ if TYPE_CHECKING:
     from crisp_stream.histograms.window_selection import WindowSelection
 
 
-def add_select_dsir(verbs: Any) -> None:
-    """Declare `select dsir`."""
-    verb = add_verb(
-        verbs,
-        "dsir",
-        _dsir,
-        "Select windows by importance resampling on hashed n-grams (DSIR, Xie et al. 2023). Needs no encoder and no "
-        "training: two passes over the text of the dataset.",
-    )
-    add_inputs(verb, "task", "examples of the task")
-    add_selection(verb)
+def add_task_arguments(verb: argparse.ArgumentParser, what: str) -> None:
+    """Declare the examples of a task, the dataset to select from, and the selection to write."""
+    add_inputs(verb, "task", what)
     verb.add_argument(
         "--questions",
         choices=["right", "all"],
@@ -33,7 +25,20 @@ def add_select_dsir(verbs: Any) -> None:
         "with its right answer, or once with all choices",
     )
     verb.add_argument("--data", required=True, metavar="ROOT", help="dataset to select from")
-    verb.add_argument("--generation", type=int, metavar="G", help="an older generation of a dataset that has grown")
+    verb.add_argument("--out", required=True, metavar="FILE", help=f"selection to write, *{SELECTION_SUFFIX}")
+    add_dataset_options(verb, "--generation", "--processes")
+
+
+def add_select_dsir(verbs: Any) -> None:
+    verb = add_verb(
+        verbs,
+        "dsir",
+        _dsir,
+        "Select windows by importance resampling on hashed n-grams (DSIR, Xie et al. 2023). Needs no encoder and no "
+        "training: two passes over the text of the dataset.",
+    )
+    add_task_arguments(verb, "examples of the task")
+    add_selection(verb)
     amount = verb.add_mutually_exclusive_group(required=True)
     amount.add_argument("--windows", type=int, metavar="N", help="number of windows to select")
     amount.add_argument("--share", type=float, metavar="F", help="share of the dataset's windows to select, up to 1")
@@ -44,9 +49,7 @@ def add_select_dsir(verbs: Any) -> None:
         metavar="N",
         help="windows that the distribution of the corpus is fitted on; about a billion n-grams when absent",
     )
-    verb.add_argument("--out", required=True, metavar="FILE", help="selection to write, FILE.windows.parquet")
     verb.add_argument("--weights", metavar="FILE", help="file for the log importance weight of every window")
-    verb.add_argument("--processes", type=int, metavar="N", help="worker processes; one per core when absent")
 
 
 def _dsir(arguments: argparse.Namespace) -> None:

@@ -15,7 +15,6 @@ _STOPPING = "SIGTERM or Ctrl-C ends the run after the batch in progress, with a 
 
 
 def add_train(verbs: Any) -> None:
-    """Declare the command."""
     verb = add_verb(verbs, "train", _train, f"Train a GPT by a recipe. {_STOPPING}")
     add_recipe_arguments(verb)
     verb.add_argument(
@@ -30,7 +29,6 @@ def add_train(verbs: Any) -> None:
 
 
 def add_finetune(verbs: Any) -> None:
-    """Declare the command."""
     verb = add_verb(
         verbs,
         "finetune",

@@ -8,6 +8,12 @@ from typing import Any
 
 from crisp_stream.writers.flags import add_flags
 
+_DATASET_OPTIONS: dict[str, dict[str, Any]] = {
+    "--generation": {"type": int, "metavar": "G", "help": "an older generation of a dataset that has grown"},
+    "--encoder": {"metavar": "NAME", "help": "folder or name of the dataset's encoder, if not its recorded name"},
+    "--processes": {"type": int, "metavar": "N", "help": "worker processes; one per core when absent"},
+}
+
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows the default behind every option that has one."""
@@ -36,6 +42,12 @@ def add_inputs(verb: argparse.ArgumentParser, name: str, what: str) -> None:
 def add_selection(group: Any) -> None:
     """Which documents of the inputs are meant: filters, and the layout of the files."""
     add_flags(group, ("filters", "layout"))
+
+
+def add_dataset_options(verb: argparse.ArgumentParser, *names: str) -> None:
+    """Declare options of commands that read a dataset: --generation, --encoder, --processes."""
+    for name in names:
+        verb.add_argument(name, **_DATASET_OPTIONS[name])
 
 
 def add_recipe_arguments(verb: argparse.ArgumentParser) -> None:

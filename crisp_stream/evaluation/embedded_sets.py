@@ -41,11 +41,6 @@ class DistanceInputs:
     limit: int | None = None
     """Most texts read, as for judging them."""
 
-    def sources(self, files: Sequence[str], *, questions: bool, limit: int | None = None) -> ExampleSources:
-        """Describe how files are read; test halves of questions are allowed, since nothing is learnt from them."""
-        answers = "right" if questions else None
-        return ExampleSources(tuple(files), self.text_column, limit, answers, (), "files", test_halves=True)
-
 
 @dataclass(frozen=True, kw_only=True)
 class FirstWindows:
@@ -68,11 +63,9 @@ def measure_distances(
     """Embed all files, and measure the distance of each text to the nearest specialist example.
 
     Args:
-        inputs: files of texts and of the specialist set.
         data: root of the dataset whose encoder, tokenizer and window length are used.
         encoder: folder or hub name of that encoder, where its recorded name does not lead to it.
         processes: worker processes; one per core when None.
-        log: receives progress.
 
     Raises:
         InputError: an encoder with other weights, nothing to embed, broken input.
@@ -82,17 +75,19 @@ def measure_distances(
     dataset, workers = open_dataset(data), num_processes(processes)
     choice = matching_encoder(dataset.manifest.encoder, encoder, data)
 
-    def embed(sources: ExampleSources) -> FirstWindows:
-        log(f"embedding {', '.join(_names(sources.inputs))}")
+    def embed(files: Sequence[str], *, questions: bool = inputs.questions, limit: int | None = None) -> FirstWindows:
+        log(f"embedding {', '.join(_names(files))}")
+        answers = "right" if questions else None
+        # Nothing is learnt from these examples, so test halves of questions are allowed.
+        sources = ExampleSources(tuple(files), inputs.text_column, limit, answers, (), "files", test_halves=True)
         return embed_first_windows(sources, dataset, choice, processes=workers, log=log)
 
-    specialist = embed(inputs.sources(inputs.specialist, questions=inputs.questions)).embeddings
-    texts = embed(inputs.sources(inputs.texts, questions=False, limit=inputs.limit))
+    specialist = embed(inputs.specialist).embeddings
+    texts = embed(inputs.texts, questions=False, limit=inputs.limit)
     examples, distances = sorted_once(texts.examples, nearest_distances(texts.embeddings, specialist))
     test_distances = np.empty(0)
     if inputs.specialist_test:
-        test = embed(inputs.sources(inputs.specialist_test, questions=inputs.questions))
-        test_distances = np.sort(nearest_distances(test.embeddings, specialist))
+        test_distances = np.sort(nearest_distances(embed(inputs.specialist_test).embeddings, specialist))
     return Distances(
         examples=examples,
         distances=distances,
@@ -112,13 +107,6 @@ def embed_first_windows(
     sources: ExampleSources, dataset: Dataset, encoder: EncoderChoice, *, processes: int, log: Log = print
 ) -> FirstWindows:
     """Embed texts as `count_examples` does, each by its first window alone.
-
-    Args:
-        sources: files of the texts.
-        dataset: dataset whose tokenizer and window length are used.
-        encoder: encoder of the dataset.
-        processes: worker processes.
-        log: receives progress.
 
     Raises:
         InputError: nothing to embed, broken input.

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from crisp_stream.errors import CrispError, InputError
+from crisp_stream.errors import CrispError, InputError, import_extra
 from crisp_stream.evaluation.question_sets import QuestionSet
-from crisp_stream.examples.questions import Half, Question, question_hash
+from crisp_stream.examples.questions import Question, question_hash
 from crisp_stream.results.results import set_fingerprint
 from crisp_stream.storage.store import open_store
 
@@ -40,10 +40,6 @@ class Halves:
     test: list[Question]
     group_sizes: list[int]
     """Questions of each group of two or more, largest first."""
-
-    def of(self, half: Half) -> list[Question]:
-        """The questions of one half."""
-        return self.specialist if half == "specialist" else self.test
 
 
 def cut_in_halves(questions: Sequence[Question], *, seed: int = 0) -> Halves:
@@ -78,35 +74,28 @@ def like_groups(questions: Sequence[Question]) -> list[list[int]]:
     from crisp_stream.writers.cleaning.near_duplicates import NearSettings, find_near_duplicates, sketch_texts
     from crisp_stream.writers.cleaning.words import hash_words
 
-    root = list(range(len(questions)))
-
-    def find(number: int) -> int:
-        while root[number] != number:
-            root[number] = number = root[root[number]]
-        return number
-
-    def join(one: int, other: int) -> None:
-        first, second = sorted((find(one), find(other)))
-        root[second] = first
-
+    pairs: list[tuple[int, int]] = []
     texts = ["\n".join([row.question, *sorted(row.choices, key=str.casefold)]) for row in questions]
     hashed = hash_words(texts)
     seen: dict[bytes | int, int] = {}
     for number, (first, end) in enumerate(pairwise(hashed.first_word.tolist())):
         words = hashed.hashes[first:end].tobytes()
-        for key in (words, question_hash(questions[number])) if words else (question_hash(questions[number]),):
-            join(number, seen.setdefault(key, number))
+        for key in filter(None, (words, question_hash(questions[number]))):
+            pairs.append((number, seen.setdefault(key, number)))
     settings = NearSettings(threshold=LIKENESS, words_per_gram=_WORDS_PER_GRAM)
     sketches = sketch_texts(texts, settings)
     with tempfile.TemporaryDirectory(prefix="crisp-split-") as folder:
         keys, minima = Path(folder, "keys.npy"), Path(folder, "minima.npy")
         np.save(keys, sketches.keys)
         np.save(minima, sketches.minima)
-        for one, other in find_near_duplicates([keys], [minima], settings, memory_bytes=_MEMORY_BYTES).removals:
-            join(int(one), int(other))
+        pairs += find_near_duplicates([keys], [minima], settings, memory_bytes=_MEMORY_BYTES).removals.tolist()
+    sparse = import_extra("scipy.sparse", extra="write", purpose="finding near-duplicates")
+    graph = import_extra("scipy.sparse.csgraph", extra="write", purpose="finding near-duplicates")
+    ones, others = np.array(pairs).reshape(-1, 2).T
+    joined = sparse.coo_array((np.ones(len(pairs), np.bool_), (ones, others)), (len(questions), len(questions)))
     groups: dict[int, list[int]] = {}
-    for number in range(len(questions)):
-        groups.setdefault(find(number), []).append(number)
+    for number, label in enumerate(graph.connected_components(joined, directed=False)[1].tolist()):
+        groups.setdefault(label, []).append(number)
     return list(groups.values())
 
 
@@ -146,9 +135,6 @@ def write_halves(questions: QuestionSet, halves: Halves, out: str, *, seed: int,
     """Write OUT.specialist.jsonl, OUT.test.jsonl and OUT.split.json: all of them, or none.
 
     Args:
-        questions: the set that was cut.
-        halves: its halves.
-        out: beginning of the names of the files.
         seed: seed of the draw, for the record.
         source: name of the set, for the record; only its last part is kept.
 
@@ -162,8 +148,7 @@ def write_halves(questions: QuestionSet, halves: Halves, out: str, *, seed: int,
     if not prefix:
         raise InputError(f"--out: must be the beginning of file names, such as splits/arc, got {out!r}. Add a name.")
     contents, about = {}, {}
-    for half in ("specialist", "test"):
-        rows = halves.of(half)
+    for half, rows in (("specialist", halves.specialist), ("test", halves.test)):
         name = f"{prefix}.{half}.jsonl"
         contents[name] = "".join(json.dumps(row.to_json(), ensure_ascii=False) + "\n" for row in rows).encode()
         ids = np.array([question_hash(row) for row in rows], np.uint64)

@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.task import ConfigurableTask
@@ -30,7 +29,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from crisp_stream.evaluation.packed_rows import PackedRow, add_scores, pack_rows
-from crisp_stream.evaluation.perplexity import encode_texts, in_batches, text_blocks
+from crisp_stream.evaluation.perplexity import encode_texts, gather, in_batches, place_among_processes, text_blocks
 from crisp_stream.evaluation.prompts import ReadRecord
 from crisp_stream.evaluation.question_sets import QuestionSet, read_task
 from crisp_stream.models.checkpoint import LoadedGPT
@@ -51,11 +50,7 @@ class HarnessLM(TemplateLM):
     backend = "causal"
 
     def __init__(self, loaded: LoadedGPT, *, batch_size: int = 8, share_done: ShareDone = lambda share: None) -> None:
-        """Args:
-        loaded: model on the device where it computes, in eval mode; whole, or a part of a sharded one.
-        batch_size: full contexts per forward pass.
-        share_done: takes the share of a call's work that is done.
-        """
+        """Take a model on the device where it computes, in eval mode; whole, or a part of a sharded one."""
         super().__init__()
         self._loaded = loaded
         self._batch_size = batch_size
@@ -82,22 +77,18 @@ class HarnessLM(TemplateLM):
         """
         pairs = [_whole_words(*request.args) for request in requests]
         places = {pair: place for place, pair in enumerate(dict.fromkeys(pairs))}
-        answers = self._pair_answers(list(places))
-        return [answers[places[pair]] for pair in pairs]
-
-    def _pair_answers(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
-        """Score different pairs (context, continuation) of texts."""
-        contexts = list(dict.fromkeys(context for context, _ in pairs))
+        contexts = list(dict.fromkeys(context for context, _ in places))
         tokens_of = dict(zip(contexts, self._encode(contexts), strict=True))
-        wholes = self._encode([context + continuation for context, continuation in pairs])
-        heads = (tokens_of[context] for context, _ in pairs)
-        return self._answers(
+        wholes = self._encode([context + continuation for context, continuation in places])
+        heads = (tokens_of[context] for context, _ in places)
+        answers = self._answers(
             (
                 (head or [self.prefix_token_id], whole[len(head) :] or whole[-1:])
                 for head, whole in zip(heads, wholes, strict=True)
             ),
-            len(pairs),
+            len(places),
         )
+        return [answers[places[pair]] for pair in pairs]
 
     def _loglikelihood_tokens(self, requests: list[Request], **kwargs: Any) -> list[tuple[float, bool]]:
         return self._answers(((context, continuation) for _, context, continuation in requests), len(requests))
@@ -125,7 +116,7 @@ class HarnessLM(TemplateLM):
         log_probs, greedy = np.zeros(num_requests), np.ones(num_requests, np.bool_)
         numbered = ((number, [0] * (row.num_inputs + 1)) for number, row in enumerate(rows))
         batches = list(in_batches(numbered, batch_size=self._batch_size, n_positions=self.max_length))
-        rank, world_size = _place_among_processes()
+        rank, world_size = place_among_processes()
         for first in range(0, len(batches), world_size):
             # A sharded model needs every rank in every forward pass: a rank without a batch repeats the first.
             mine = first + rank
@@ -134,9 +125,7 @@ class HarnessLM(TemplateLM):
             add_scores(self._loaded.gpt, batch, *to_keep, device=self._device)
             self._share_done(min(1.0, (first + world_size) / len(batches)))
         if world_size > 1:
-            from composer.utils import dist
-
-            gathered = dist.all_gather_object((log_probs, greedy))
+            gathered = gather((log_probs, greedy))
             log_probs = np.sum([part for part, _ in gathered], axis=0)
             greedy = np.all([part for _, part in gathered], axis=0)
         return log_probs, greedy
@@ -205,14 +194,6 @@ def _whole_words(context: str, continuation: str) -> tuple[str, str]:
     """Move spaces at the end of the context to the continuation: tokens of words begin with their space."""
     kept = context.rstrip()
     return kept, context[len(kept) :] + continuation
-
-
-def _place_among_processes() -> tuple[int, int]:
-    """Return rank and world size."""
-    processes = torch.distributed
-    if not processes.is_available() or not processes.is_initialized():
-        return 0, 1
-    return processes.get_rank(), processes.get_world_size()
 
 
 @contextlib.contextmanager

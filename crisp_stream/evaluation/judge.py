@@ -99,11 +99,6 @@ class JudgedSets:
     allow_seen: bool = False
     """Whether models are judged also on examples that a histogram of their mixture was counted from."""
 
-    @property
-    def names(self) -> list[str]:
-        """Names of all sets."""
-        return [judged.name for judged in (*self.texts, *self.questions)]
-
 
 @dataclass(frozen=True, kw_only=True)
 class _ScannedTexts:
@@ -143,12 +138,9 @@ def judge(
 
     Args:
         checkpoints: each as for `open_model`.
-        sets: texts and questions.
         names: names of the models; made of run and batch when empty.
-        batch_size: full contexts per forward pass.
         out: folder or prefix that receives a file of results per model and set.
         log: takes a line: dropped documents, warnings.
-        progress: called once per model and set.
 
     Returns:
         Results model by model, set by set.
@@ -157,12 +149,15 @@ def judge(
         InputError: no checkpoint or set, a bad set, two of one name, or examples that a mixture was made from.
         FormatError, StorageError: as `open_model`.
     """
-    _check(checkpoints, names, sets.names)
+    _check(checkpoints, names, [judged.name for judged in (*sets.texts, *sets.questions)])
     join_ranks()
     scanned = together(lambda: [_scan(texts) for texts in sets.texts])
-    for line in (*map(_dropped_line, scanned), *(line for questions in sets.questions for line in questions.warnings)):
-        if line:
-            log(f"warning: {line}")
+    for texts in scanned:
+        if texts.dropped:
+            reasons = ", ".join(f"{reason} {count:,}" for reason, count in texts.dropped.items())
+            log(f"warning: {texts.texts.name}: {sum(texts.dropped.values()):,} documents were left out: {reasons}.")
+    for warning in (warning for questions in sets.questions for warning in questions.warnings):
+        log(f"warning: {warning}")
     lookup_ids = {texts.texts.name: texts.lookup_ids for texts in scanned}
     lookup_ids |= {questions.name: questions.example_ids for questions in sets.questions}
     example_ids = lookup_ids | {texts.texts.name: texts.example_ids for texts in scanned}
@@ -207,13 +202,6 @@ def _scan(texts: TextSet) -> _ScannedTexts:
     if texts.questions:
         lookup_ids = np.array([question_hash(question) for question in texts.read_questions()], np.uint64)
     return _ScannedTexts(texts=texts, example_ids=example_ids, lookup_ids=lookup_ids, dropped=dropped)
-
-
-def _dropped_line(scanned: _ScannedTexts) -> str | None:
-    if not scanned.dropped:
-        return None
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in scanned.dropped.items())
-    return f"{scanned.texts.name}: {sum(scanned.dropped.values()):,} documents were left out: {reasons}."
 
 
 def _warn(model: JudgedModel, sets: JudgedSets, lookup_ids: dict[str, NDArray[np.uint64]], log: Log) -> None:

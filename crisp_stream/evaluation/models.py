@@ -35,7 +35,7 @@ class ModelRecord:
     packing: str | None
     """`joined` or `document`; decides whether a text's first token is predicted."""
     tokenizer_fingerprint: str
-    """Hash that is equal where two tokenizers cut every text alike."""
+    """sha256 of everything that decides how the tokenizer cuts texts."""
     dataset_fingerprint: str | None
     histograms: list[str] = field(default_factory=list)
     """Histograms of the phases of its mixture, in order."""
@@ -63,7 +63,8 @@ def open_model(checkpoint: str, *, name: str | None = None) -> JudgedModel:
         InputError, FormatError, StorageError: the checkpoint is missing, not of a GPT-2 model, or has the tokenizer of
             another model.
     """
-    checkpoint = _newest_of_run(checkpoint)
+    if not is_remote(checkpoint) and (newest := local_path(checkpoint) / LATEST).exists():
+        checkpoint = str(newest)
     if not is_remote(checkpoint) and local_path(checkpoint).is_dir():
         loaded, training = load_gpt(checkpoint), _record_of_folder(checkpoint)
     else:
@@ -74,11 +75,6 @@ def open_model(checkpoint: str, *, name: str | None = None) -> JudgedModel:
     return JudgedModel(loaded=loaded, record=_describe(loaded, training, checkpoint, name))
 
 
-def tokenizer_fingerprint(loaded: LoadedGPT) -> str:
-    """Hash everything that decides how the tokenizer cuts texts; returns a sha256."""
-    return hashlib.sha256(loaded.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-
-
 def check_names(names: Sequence[str]) -> None:
     """Raises InputError where two models have one name."""
     for name in names:
@@ -86,13 +82,6 @@ def check_names(names: Sequence[str]) -> None:
             raise InputError(
                 f"models must have different names, got {names.count(name)} models called {name}. Give each a --name."
             )
-
-
-def _newest_of_run(checkpoint: str) -> str:
-    path = local_path(checkpoint)
-    if not is_remote(checkpoint) and (path / LATEST).exists():
-        return str(path / LATEST)
-    return checkpoint
 
 
 def _record_of_folder(folder: str) -> dict[str, Any]:
@@ -124,17 +113,16 @@ def _check_tokenizer(loaded: LoadedGPT, checkpoint: str) -> None:
 def _describe(loaded: LoadedGPT, training: dict[str, Any], checkpoint: str, name: str | None) -> ModelRecord:
     progress, mixture = training.get("progress") or {}, training.get("mixture") or {}
     run_name, batch = training.get("run_name"), progress.get("batches")
-    address = public_address(checkpoint) or file_name(str(local_path(checkpoint).resolve()))
     return ModelRecord(
         name=name or (f"{run_name}-ba{batch}" if run_name and batch is not None else file_name(checkpoint)),
-        checkpoint=address,
+        checkpoint=public_address(checkpoint) or file_name(str(local_path(checkpoint).resolve())),
         run_name=run_name,
         batch=batch,
         tokens=progress.get("tokens"),
         num_parameters=sum(weight.numel() for weight in loaded.gpt.parameters()),
         n_positions=int(loaded.gpt.config.n_positions),
         packing=loaded.provenance.get("packing"),
-        tokenizer_fingerprint=tokenizer_fingerprint(loaded),
+        tokenizer_fingerprint=hashlib.sha256(loaded.tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         dataset_fingerprint=loaded.provenance.get("dataset"),
         histograms=[str(phase.get("histogram")) for phase in mixture.get("phases") or []],
         mixture_fingerprint=mixture.get("fingerprint"),

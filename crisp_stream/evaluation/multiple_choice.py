@@ -30,14 +30,9 @@ def judge_questions(
     device: str | None = None,
     progress: ExamplesDone = lambda more: None,
 ) -> QuestionResults:
-    """Compute the log probability of every choice. Processes of a launcher share the work; all of them call this.
+    """Compute the log probability of every choice, on a GPU if there is one and no other device is named.
 
-    Args:
-        model: result of `open_model`.
-        questions: result of `open_question_set`, the same on every process.
-        batch_size: full contexts per forward pass.
-        device: torch device. Default: a GPU if there is one.
-        progress: takes how many more questions are done.
+    Processes of a launcher share the work; all of them call this, with the same questions.
 
     Raises:
         InputError: batch_size is not positive, or the model gives no number for a choice.
@@ -73,13 +68,6 @@ def ask_model(
     share_done: ShareDone = lambda share: None,
 ) -> QuestionResults:
     """Do the work of `judge_questions` with a model in eval mode on its device, which may be sharded.
-
-    Args:
-        loaded: the model.
-        questions: result of `open_question_set`, the same on every process.
-        described: description of the model, as results hold it.
-        batch_size: full contexts per forward pass.
-        share_done: takes the share of the work that is done.
 
     Raises:
         InputError: batch_size is not positive.

@@ -19,13 +19,14 @@ not grow with the set; within a block, rows of similar length share a forward pa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from crisp_stream.counting.embedded_examples import split_in_batches
 from crisp_stream.errors import InputError, import_extra
 from crisp_stream.evaluation.models import JudgedModel, open_model, plain_record
 from crisp_stream.examples.hashes import example_hash
@@ -34,6 +35,8 @@ from crisp_stream.results.results import TextResults
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
 
 _BLOCK_CHARACTERS = 8 << 20
 """Characters of text tokenised and sorted at once; each is held as about a third of a token id."""
@@ -74,8 +77,7 @@ def perplexity(checkpoint: str | Path | LoadedGPT, texts: Iterable[str], *, batc
         FormatError: not a checkpoint of a GPT-2 model.
     """
     loaded = checkpoint if isinstance(checkpoint, LoadedGPT) else open_model(str(checkpoint)).loaded
-    sums = _judge(loaded, texts, batch_size=batch_size, device=None, progress=lambda more: None, shared=False)
-    return sums.results(model={"name": ""}, set_name="")
+    return _judge(loaded, texts, batch_size=batch_size, shared=False).results(model={"name": ""}, set_name="")
 
 
 def judge_texts(
@@ -90,27 +92,22 @@ def judge_texts(
     """Measure the loss of every text. Processes of a launcher share the work; all of them call this.
 
     Args:
-        model: result of `open_model`.
         texts: the examples, the same on every process; at least one must have a token to predict.
-        set_name: name of the set in tables.
         batch_size: full contexts per forward pass.
         device: torch device. Default: a GPU if there is one.
-        progress: takes how many more examples are done.
 
     Raises:
         InputError: no text, or none with a token to predict.
     """
-    sums = _judge(model.loaded, texts, batch_size=batch_size, device=device, progress=progress, shared=True)
-    return sums.results(model=plain_record(model.record), set_name=set_name)
+    results = _judge(model.loaded, texts, batch_size=batch_size, device=device, progress=progress, shared=True)
+    return replace(results, model=plain_record(model.record), set_name=set_name)
 
 
 def example_rows(tokens: Sequence[int], *, context_token: int | None, n_positions: int) -> list[list[int]]:
     """Cut one tokenised text into runs for the model: the inputs are `row[:-1]`, the predictions `row[1:]`.
 
     Args:
-        tokens: token ids of the text.
         context_token: token before the text, which is not predicted. None: the text's first token is not predicted.
-        n_positions: context limit.
 
     Returns:
         Rows of 2 to n_positions + 1 tokens; a row begins with the last token of the row before it. Empty if there is
@@ -209,95 +206,67 @@ def tokens_at_once(logits: torch.Tensor) -> int:
     return max(1, _LOGITS_AT_ONCE["cpu" if logits.device.type == "cpu" else "cuda"] // logits.shape[1])
 
 
-@dataclass
-class _Sums:
-    """Losses and lengths of the examples so far, in blocks or one by one."""
-
-    loss_sums: list[NDArray[np.float64]]
-    num_tokens: list[int]
-    num_bytes: list[int]
-    example_ids: list[int]
-
-    def results(self, *, model: dict[str, object], set_name: str) -> TextResults:
-        """Make results, without examples that have no token to predict. Raises InputError: none is left."""
-        tokens = np.array(self.num_tokens, np.int64)
-        kept = tokens > 0
-        if not kept.any():
-            raise InputError(
-                f"perplexity needs at least one text with a token to predict, got none in {len(kept)} texts."
-            )
-        return TextResults(
-            model=model,
-            set_name=set_name,
-            example_ids=np.array(self.example_ids, np.uint64)[kept],
-            loss_sums=np.concatenate(self.loss_sums)[kept],
-            num_tokens=tokens[kept],
-            num_bytes=np.array(self.num_bytes, np.int64)[kept],
-            num_empty=int((~kept).sum()),
-        )
-
-
 def _judge(
     loaded: LoadedGPT,
     texts: Iterable[str],
     *,
     batch_size: int,
-    device: str | None,
-    progress: ExamplesDone,
+    device: str | None = None,
+    progress: ExamplesDone = lambda more: None,
     shared: bool,
-) -> _Sums:
-    """Sum losses per example. With `shared`, each process of a launcher takes a part of the batches."""
+) -> TextResults:
+    """Measure texts for a model and a set without names. With `shared`, processes of a launcher share the batches.
+
+    Raises InputError: no text has a token to predict.
+    """
     torch = import_extra("torch", extra="train", purpose="computing perplexity")
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     loaded.gpt.to(chosen).eval()
     n_positions = int(loaded.gpt.config.n_positions)
-    sums = _Sums([], [], [], [])
+    rank, world_size = place_among_processes() if shared else (0, 1)
+    loss_sums, measured, example_ids = [np.empty(0)], [], []
     for block in text_blocks(texts, _BLOCK_CHARACTERS):
         encoded = encode_texts(loaded, block)
         rows = ((example, row) for example, text in enumerate(encoded) for row in text.rows)
-        loss_sums = np.zeros(len(block))
+        sums = np.zeros(len(block))
         batches = list(in_batches(rows, batch_size=batch_size, n_positions=n_positions))
-        for batch in _batches_of_rank(batches) if shared else batches:
-            np.add.at(
-                loss_sums,
-                [example for example, _ in batch],
-                row_losses(loaded.gpt, [row for _, row in batch], device=chosen),
-            )
-        sums.loss_sums.append(_sum_over_ranks(loss_sums) if shared else loss_sums)
-        sums.num_tokens += [text.num_tokens for text in encoded]
-        sums.num_bytes += [text.num_bytes for text in encoded]
-        sums.example_ids += [example_hash(text) for text in block]
+        for batch in batches[rank::world_size]:
+            losses = row_losses(loaded.gpt, [row for _, row in batch], device=chosen)
+            np.add.at(sums, [example for example, _ in batch], losses)
+        loss_sums.append(np.sum(gather(sums), axis=0) if world_size > 1 else sums)
+        measured += [(text.num_tokens, text.num_bytes) for text in encoded]
+        example_ids += [example_hash(text) for text in block]
         progress(len(block))
-    return sums
+    num_tokens, num_bytes = np.array(measured, np.int64).reshape(-1, 2).T
+    kept = num_tokens > 0
+    if not kept.any():
+        raise InputError(f"perplexity needs at least one text with a token to predict, got none in {len(kept)} texts.")
+    return TextResults(
+        model={"name": ""},
+        set_name="",
+        example_ids=np.array(example_ids, np.uint64)[kept],
+        loss_sums=np.concatenate(loss_sums)[kept],
+        num_tokens=num_tokens[kept],
+        num_bytes=num_bytes[kept],
+        num_empty=int((~kept).sum()),
+    )
 
 
 def text_blocks(texts: Iterable[str], least_characters: int) -> Iterator[list[str]]:
     """Group consecutive texts into blocks of at least so many characters; the last may have fewer."""
-    block: list[str] = []
-    characters = 0
-    for text in texts:
-        block.append(text)
-        characters += len(text)
-        if characters >= least_characters:
-            yield block
-            block, characters = [], 0
-    if block:
-        yield block
+    for block in split_in_batches(enumerate(texts), least_characters):
+        yield [text for _, text in block]
 
 
-def _batches_of_rank(batches: list[list[Row]]) -> list[list[Row]]:
-    """Select the batches of this process among those of a launcher."""
+def place_among_processes() -> tuple[int, int]:
+    """Return rank and world size; 0 and 1 without a launcher."""
     import torch.distributed as processes
 
-    if not processes.is_initialized():
-        return batches
-    return batches[processes.get_rank() :: processes.get_world_size()]
+    if not processes.is_available() or not processes.is_initialized():
+        return 0, 1
+    return processes.get_rank(), processes.get_world_size()
 
 
-def _sum_over_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    import torch.distributed as processes
-
-    if not processes.is_initialized() or processes.get_world_size() == 1:
-        return values
-    dist = import_extra("composer.utils.dist", extra="train", purpose="several processes")
-    return np.sum(dist.all_gather_object(values), axis=0)
+def gather(values: T) -> list[T]:
+    """Collect the values of all processes of a launcher; all of them call this."""
+    return import_extra("composer.utils.dist", extra="train", purpose="several processes").all_gather_object(values)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -167,20 +167,14 @@ def hub_source(task: str) -> str:
     return f"hf://{config['dataset_path']}{part}@{config['test_split']}"
 
 
-def hub_records(source: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Read rows of a dataset of the hub, or of a local folder. Raises InputError, StorageError."""
+def _from_hub(task: str) -> list[PlacedQuestion]:
     from crisp_stream.writers.documents.hub import list_hub_shards, read_hub
 
-    for shard in list_hub_shards(source):
-        for _, record in read_hub(shard, columns):
-            yield record
-
-
-def _from_hub(task: str) -> list[PlacedQuestion]:
-    source = hub_source(task)
+    source, columns = hub_source(task), read_task(task)["metadata"]["columns"]
     placed = []
     try:
-        for number, record in enumerate(hub_records(source, read_task(task)["metadata"]["columns"]), start=1):
+        records = (record for shard in list_hub_shards(source) for _, record in read_hub(shard, columns))
+        for number, record in enumerate(records, start=1):
             if task != "rewardbench_reasoning" or record["subset"] in REASONING:
                 place = f"{source}:{number}"
                 placed.append(PlacedQuestion(place, question_of(record, place)))
@@ -192,11 +186,7 @@ def _from_hub(task: str) -> list[PlacedQuestion]:
 
 
 def _count_repeats(placed: Sequence[PlacedQuestion], *, lenient: bool) -> tuple[int, int]:
-    """Count questions that are repeated with the same right answer, and with another.
-
-    Args:
-        placed: the questions.
-        lenient: allow another right answer, which benchmarks have.
+    """Count questions that are repeated with the same right answer, and with another, which benchmarks have.
 
     Raises:
         InputError: not lenient, and a question has two right answers; names both places.

@@ -7,7 +7,6 @@ looked up and not left to file names. It says nothing of what stands in the corp
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,11 +59,7 @@ class Seen:
         return bool(self.histograms) and all(counted.is_known for counted in self.histograms)
 
     def error(self, set_name: str) -> str | None:
-        """Explain which histograms were counted from the examples; None where none was.
-
-        Args:
-            set_name: name of the set in tables.
-        """
+        """Explain which histograms were counted from the examples; None where none was."""
         if not self.counted_from:
             return None
         parts = [
@@ -100,19 +95,17 @@ def seen_examples(training: dict[str, Any], example_ids: ArrayLike) -> Seen:
         FormatError: the record is damaged.
     """
     judged = np.unique(np.asarray(example_ids, np.uint64))
-    histograms: list[CountedIn] = []
-    for record in _with_parents(training):
+    histograms: dict[tuple[Any, ...], CountedIn] = {}
+    record: dict[str, Any] | None = training
+    while record:
         for phase in (record.get("mixture") or {}).get("phases") or []:
             if phase.get("samples") != 0:  # a phase that has not begun changed nothing
-                histograms.append(_counted(phase, record.get("run_name"), judged))
-    return Seen(num_examples=len(judged), histograms=_once(histograms))
-
-
-def _with_parents(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    current: dict[str, Any] | None = record
-    while current:
-        yield current
-        current = current.get("parent")
+                counted = _counted(phase, record.get("run_name"), judged)
+                # A run that continues the phases of another has these in its record, too: they are said once.
+                key = (counted.histogram, counted.num_seen, counted.exact, counted.complete)
+                histograms.setdefault(key, counted)
+        record = record.get("parent")
+    return Seen(num_examples=len(judged), histograms=list(histograms.values()))
 
 
 def _counted(phase: dict[str, Any], run: str | None, judged: NDArray[np.uint64]) -> CountedIn:
@@ -131,11 +124,3 @@ def _counted(phase: dict[str, Any], run: str | None, judged: NDArray[np.uint64])
         exact=sketch.exact,
         complete=sketch.complete,
     )
-
-
-def _once(histograms: list[CountedIn]) -> list[CountedIn]:
-    """Drop repetitions: a run that continues the phases of another has these in its record, too."""
-    first: dict[tuple[Any, ...], CountedIn] = {}
-    for counted in histograms:
-        first.setdefault((counted.histogram, counted.num_seen, counted.exact, counted.complete), counted)
-    return list(first.values())

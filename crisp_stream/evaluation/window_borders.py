@@ -38,10 +38,7 @@ class WindowBorders:
     """The edges and places of all windows of a dataset."""
 
     def __init__(self, dataset: Dataset, folder: Path) -> None:
-        """Args:
-        dataset: one that `can_join`.
-        folder: place of the temporary file.
-        """
+        """Make the temporary file in a folder, for a dataset that `can_join`."""
         manifest = dataset.manifest
         edge_tokens = min(EDGE_TOKENS, manifest.window_tokens)
         self._places = np.zeros(manifest.num_windows, PLACE)

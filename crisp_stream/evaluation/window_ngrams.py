@@ -7,8 +7,7 @@ known.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from crisp_stream.inspection.window_reading import (
     read_tokens,
 )
 from crisp_stream.inspection.window_texts import WindowDecoder
-from crisp_stream.processes import Progress, map_unordered
+from crisp_stream.processes import Log, Progress, map_unordered
 from crisp_stream.writers.cleaning.decontamination import EvaluationNgrams
 
 NOT_FOUND = np.iinfo(np.int64).max
@@ -50,15 +49,12 @@ class NgramPlaces:
     """Borders of windows that were searched; 0 where the dataset does not say which windows followed one another."""
 
 
-_Index = tuple[Path, Path]
-"""Files of the n-grams that are searched for."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Windows:
     """Task: search the windows of a part."""
 
-    index: _Index
+    index: tuple[Path, Path]
+    """Files of the n-grams that are searched for."""
     part: ShardPart
     with_edges: bool
     """Whether windows are joined afterwards."""
@@ -68,7 +64,7 @@ class _Windows:
 class _Borders:
     """Task: search some borders of windows."""
 
-    index: _Index
+    index: tuple[Path, Path]
     dataset: DatasetKey
     windows: NDArray[np.int64]
     """[num_borders], the window before each."""
@@ -87,16 +83,8 @@ class _Matches:
     """`edges_of` the windows from `first` on, and their places."""
 
 
-def find_in_windows(
-    dataset: Dataset, ngrams: EvaluationNgrams, *, processes: int, log: Callable[[str], None]
-) -> NgramPlaces:
+def find_in_windows(dataset: Dataset, ngrams: EvaluationNgrams, *, processes: int, log: Log) -> NgramPlaces:
     """Search every window of a dataset for n-grams.
-
-    Args:
-        dataset: local or remote.
-        ngrams: index of the n-grams.
-        processes: worker processes, at least 1.
-        log: receives progress.
 
     Raises:
         CorruptDataError, StorageError: a window cannot be read.
@@ -106,9 +94,8 @@ def find_in_windows(
     across = within.copy()
     num_windows = text_bytes = num_borders = 0
     with tempfile.TemporaryDirectory(prefix="crisp-stream-") as scratch:
-        first, second = EvaluationNgrams.files("evaluation")
-        index = (Path(scratch, first), Path(scratch, second))
-        ngrams.save(index)
+        first, second = (Path(scratch, name) for name in EvaluationNgrams.files("evaluation"))
+        ngrams.save(index := (first, second))
         borders = WindowBorders(dataset, Path(scratch)) if can_join(dataset) else None
         progress = Progress("contamination", "windows", log=log, total=dataset.manifest.num_windows)
         tasks = (_Windows(index=index, part=part, with_edges=borders is not None) for part in parts_of(dataset))
@@ -144,16 +131,11 @@ def _search_windows(task: _Windows) -> _Matches:
     first = first_window(dataset, part)
     windows = np.arange(first, first + part.num_windows)
     first_windows, text_bytes = _search(decoder, _load_ngrams(task.index), tokens, windows)
-    edges = (
-        (edges_of(tokens), read_places(dataset, part.shard, part.start, part.num_windows)) if task.with_edges else None
-    )
-    return _Matches(
-        first_windows=first_windows,
-        num_windows=part.num_windows,
-        text_bytes=text_bytes,
-        first=first,
-        edges=edges,
-    )
+    done = _Matches(first_windows=first_windows, num_windows=part.num_windows, text_bytes=text_bytes, first=first)
+    if not task.with_edges:
+        return done
+    places = read_places(dataset, part.shard, part.start, part.num_windows)
+    return replace(done, edges=(edges_of(tokens), places))
 
 
 def _search_borders(task: _Borders) -> _Matches:

@@ -84,10 +84,8 @@ def fit_classifier(
 
     Args:
         task: positives. Windows of one example are held out together.
-        corpus: embeddings of the windows of a dataset.
         regularisations: strengths to choose from: C, above 0, or None.
         num_negatives: windows of the corpus; as many as positives when None, but at least 10,000, and at most all.
-        seed: seed of the negatives and of the split.
 
     Raises:
         InputError: fewer than 5 examples, nothing to choose from, a number out of range.
@@ -184,12 +182,8 @@ def select_by_classifier(
     """Select the windows that the classifier scores highest.
 
     Args:
-        task: examples of the task.
-        corpus: [num_windows, dim], embeddings of the windows of the dataset.
-        dataset: dataset to select from.
         quantile: the threshold is this quantile of scores: 0.975 selects 2.5 %.
         quantile_of: scores that the quantile is taken of: the corpus's or the task's (see `scores`).
-        regularisations, num_negatives, seed: arguments of `fit_classifier`.
 
     Raises:
         InputError: as `fit_classifier`; embeddings of another dataset, a quantile that leaves nothing.

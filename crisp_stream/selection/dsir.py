@@ -14,10 +14,9 @@ when it is written.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,14 +36,8 @@ from crisp_stream.inspection.window_reading import (
     parts_of,
     read_tokens,
 )
-from crisp_stream.processes import Progress, map_unordered, num_processes
-from crisp_stream.selection.hashed_ngrams import (
-    NUM_BUCKETS,
-    SMOOTHING,
-    count_ngrams,
-    log_ratios,
-    log_weights,
-)
+from crisp_stream.processes import Log, Progress, map_unordered, num_processes
+from crisp_stream.selection.hashed_ngrams import NUM_BUCKETS, SMOOTHING, count_ngrams, log_ratios, log_weights
 from crisp_stream.writers.documents.drops import DropCounts
 
 FITTED_NGRAMS = 100_000 * NUM_BUCKETS
@@ -64,15 +57,6 @@ class DsirSelection:
     """[num_windows], nats, of every window of the dataset."""
 
 
-class _Weighed(NamedTuple):
-    """Log weights of the windows of a part."""
-
-    first: int
-    """First window, counted in the dataset."""
-    log_weights: NDArray[np.float64]
-    text_bytes: int
-
-
 def select_dsir(
     task: ExampleSources,
     *,
@@ -82,19 +66,15 @@ def select_dsir(
     fitted_windows: int | None = None,
     generation: int | None = None,
     processes: int | None = None,
-    log: Callable[[str], None] = print,
+    log: Log = print,
 ) -> DsirSelection:
     """Draw windows of a dataset that are like a task.
 
     Args:
-        task: examples of the task.
-        data: root of the dataset.
-        num_windows: number of windows to select.
         seed: seed of the draw; weights do not depend on it.
         fitted_windows: windows that the corpus's distribution is fitted on; as many as have FITTED_NGRAMS when None.
         generation: generation of a dataset that has grown; the newest when None.
         processes: worker processes; one per core when None. The result does not depend on it.
-        log: receives progress.
 
     Raises:
         InputError: a number out of range, a corpus without a word, broken input.
@@ -107,14 +87,21 @@ def select_dsir(
         raise InputError(
             f"windows: must be 1 to {all_windows:,}, those of {data}, got {num_windows:,}. Choose another number."
         )
-    fitted = _num_fitted(dataset, fitted_windows)
+    # No token has more than two n-grams: itself, and it with the one before.
+    fitted = FITTED_NGRAMS // (2 * dataset.manifest.window_tokens) if fitted_windows is None else fitted_windows
+    if fitted < 1:
+        raise InputError(f"fitted windows: must be at least 1, got {fitted}. Leave it out for the authors' number.")
     dropped, sketch = DropCounts(), SketchBuilder()
     of_task, num_examples = _count_task(task, dropped, sketch)
-    of_corpus, fitted = _count_corpus(dataset, fitted, workers, log)
+    of_corpus, fitted = _count_corpus(dataset, min(fitted, all_windows), workers, log)
     weights, text_bytes = _weigh(dataset, log_ratios(of_task, of_corpus), workers, log)
     chosen = gumbel_top_k(weights, num_windows, seed=seed)
-    provenance: dict[str, Any] = {
-        **_described(task),
+    provenance = {
+        "method": "dsir",
+        "inputs": [PurePosixPath(source.rstrip("/")).name for source in task.inputs],
+        "answers": task.answers,
+        "buckets": NUM_BUCKETS,
+        "smoothing": SMOOTHING,
         "examples": num_examples,
         "dropped_examples": dropped.as_dict(),
         "task_ngrams": int(of_task.sum()),
@@ -134,26 +121,6 @@ def select_dsir(
         provenance=provenance,
     )
     return DsirSelection(selection=selection, log_weights=weights)
-
-
-def _num_fitted(dataset: Dataset, windows: int | None) -> int:
-    """Choose how many windows the corpus's distribution is fitted on. Raises InputError below 1."""
-    # No token has more than two n-grams: itself, and it with the one before.
-    fitted = FITTED_NGRAMS // (2 * dataset.manifest.window_tokens) if windows is None else windows
-    if fitted < 1:
-        raise InputError(f"fitted windows: must be at least 1, got {fitted}. Leave it out for the authors' number.")
-    return min(fitted, dataset.manifest.num_windows)
-
-
-def _described(task: ExampleSources) -> dict[str, Any]:
-    """Describe the method and its inputs, without folders."""
-    return {
-        "method": "dsir",
-        "inputs": [PurePosixPath(source.rstrip("/")).name for source in task.inputs],
-        "answers": task.answers,
-        "buckets": NUM_BUCKETS,
-        "smoothing": SMOOTHING,
-    }
 
 
 def gumbel_top_k(weights: NDArray[np.float64], count: int, *, seed: int) -> NDArray[np.int64]:
@@ -195,9 +162,7 @@ def _count_task(task: ExampleSources, dropped: DropCounts, sketch: SketchBuilder
     return counts, num_examples
 
 
-def _count_corpus(
-    dataset: Dataset, fitted: int, processes: int, log: Callable[[str], None]
-) -> tuple[NDArray[np.int64], int]:
+def _count_corpus(dataset: Dataset, fitted: int, processes: int, log: Log) -> tuple[NDArray[np.int64], int]:
     """Count the n-grams, [NUM_BUCKETS], of about `fitted` windows of the dataset, and these windows exactly."""
     parts = parts_of(dataset) if fitted == dataset.manifest.num_windows else _sampled_parts(dataset, fitted)
     counts, num_windows = np.zeros(NUM_BUCKETS, np.int64), 0
@@ -212,17 +177,15 @@ def _count_corpus(
     return counts, num_windows
 
 
-def _weigh(
-    dataset: Dataset, ratios: NDArray[np.float64], processes: int, log: Callable[[str], None]
-) -> tuple[NDArray[np.float64], int]:
+def _weigh(dataset: Dataset, ratios: NDArray[np.float64], processes: int, log: Log) -> tuple[NDArray[np.float64], int]:
     """Weigh all windows, [num_windows] log weights, and count the bytes of their text."""
     weights, text_bytes = np.zeros(dataset.manifest.num_windows), 0
     progress = Progress("weights", "windows", log=log, total=len(weights))
     tasks = ((part, ratios) for part in parts_of(dataset))
-    for done in map_unordered(_weigh_part, tasks, processes=processes):
-        weights[done.first : done.first + len(done.log_weights)] = done.log_weights
-        text_bytes += done.text_bytes
-        progress.add(len(done.log_weights))
+    for first, part_weights, part_bytes in map_unordered(_weigh_part, tasks, processes=processes):
+        weights[first : first + len(part_weights)] = part_weights
+        text_bytes += part_bytes
+        progress.add(len(part_weights))
     progress.finish()
     return weights, text_bytes
 
@@ -249,14 +212,15 @@ def _count_part(part: ShardPart) -> tuple[int, NDArray[np.int64]]:
     return part.num_windows, counts
 
 
-def _weigh_part(task: tuple[ShardPart, NDArray[np.float64]]) -> _Weighed:
+def _weigh_part(task: tuple[ShardPart, NDArray[np.float64]]) -> tuple[int, NDArray[np.float64], int]:
+    """Return the first window of a part in the dataset, the log weights of its windows, and the bytes of their text."""
     part, ratios = task
+    dataset, _ = opened(part.dataset)
     weights, text_bytes = [], 0
     for batch in _decoded_part(part):
         weights.append(log_weights(batch.texts, batch.owners, batch.num_windows, ratios))
         text_bytes += batch.text_bytes
-    dataset, _ = opened(part.dataset)
-    return _Weighed(first_window(dataset, part), np.concatenate(weights), text_bytes)
+    return first_window(dataset, part), np.concatenate(weights), text_bytes
 
 
 def _decoded_part(part: ShardPart) -> Iterator[DecodedWindows]:

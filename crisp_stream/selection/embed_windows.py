@@ -50,7 +50,6 @@ class WindowEmbeddingsTask(Task):
 
     root: str
     generation: int
-    dim: int
     num_windows: int
     """Windows of the dataset."""
     target: Path
@@ -99,14 +98,11 @@ def embed_windows(
     """Embed every window of a dataset. The work of an earlier run of the same is kept.
 
     Args:
-        root: root of the dataset, local or in object storage.
         out: folder to write; with Ray, one that all machines see.
         generation: generation of a dataset that has grown; the newest when None.
         encoder: folder or hub name of the dataset's encoder, where its recorded name does not lead to it.
         engine: local processes, or ray.
-        address: address of a Ray cluster.
         processes: worker processes; one per core when None.
-        log: receives progress.
 
     Raises:
         InputError: an encoder with other weights, a folder that holds embeddings of another dataset.
@@ -127,7 +123,6 @@ def embed_windows(
             inputs=(manifest.fingerprint,),
             root=remote_or_absolute(root),
             generation=manifest.generation,
-            dim=manifest.encoder.dim,
             num_windows=manifest.num_windows,
             target=target,
             choice=choice,

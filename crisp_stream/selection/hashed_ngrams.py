@@ -23,7 +23,6 @@ def ngram_buckets(texts: Sequence[str], owners: NDArray[np.int64]) -> tuple[NDAr
     """Hash all n-grams of texts into buckets, and name the owner of each. No pair crosses the border of two texts.
 
     Args:
-        texts: any number of texts.
         owners: [num_texts], number of the owner of each text, such as its window.
 
     Returns:
@@ -64,7 +63,6 @@ def log_weights(
     """Sum the log ratios of each owner's n-grams: its log importance weight, not divided by their number.
 
     Args:
-        texts: texts of all owners.
         owners: [num_texts], each below `num_owners`.
         num_owners: number of owners; an owner without n-grams has weight 0.
         ratios: [NUM_BUCKETS], see `log_ratios`.

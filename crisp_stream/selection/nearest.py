@@ -72,11 +72,7 @@ def select_nearest(
     """Select the windows of a dataset that are nearest to a task.
 
     Args:
-        task: examples of the task.
-        corpus: [num_windows, dim], embeddings of the windows of the dataset.
-        dataset: dataset to select from.
         quantile: the threshold is this quantile of the corpus's scores: 0.975 selects 2.5 %.
-        neighbours: argument of `nearest_scores`.
 
     Raises:
         InputError: embeddings of another dataset, a quantile that leaves nothing, neighbours out of range.

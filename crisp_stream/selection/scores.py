@@ -73,8 +73,6 @@ def select_above(
 
     Args:
         scores: [num_windows], one score per window of the dataset.
-        threshold: t.
-        dataset: dataset to select from.
         provenance: method of the scores, and its settings.
 
     Raises:

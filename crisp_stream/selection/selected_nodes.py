@@ -36,11 +36,11 @@ def selected_nodes(selection: WindowSelection, dataset: Dataset, *, level: int =
     return [SelectedNode(int(nodes[at]), int(windows[at]), int(chosen[at])) for at in order]
 
 
-def selected_nodes_table(selection: WindowSelection, dataset: Dataset, *, level: int = 1, limit: int = 10) -> Table:
+def selected_nodes_table(selection: WindowSelection, dataset: Dataset, *, limit: int = 10) -> Table:
     """Tabulate the nodes with most selected windows, with a line for all others. Errors of `selected_nodes`."""
-    nodes = selected_nodes(selection, dataset, level=level)
-    shown, others = nodes[:limit], nodes[limit:]
-    rows = [_row(str(node.node), node.num_windows, node.num_selected, selection) for node in shown]
+    nodes = selected_nodes(selection, dataset)
+    others = nodes[limit:]
+    rows = [_row(str(node.node), node.num_windows, node.num_selected, selection) for node in nodes[:limit]]
     if others:
         windows, selected = sum(node.num_windows for node in others), sum(node.num_selected for node in others)
         rows.append(_row(f"{len(others):,} others", windows, selected, selection))

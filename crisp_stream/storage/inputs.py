@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from crisp_stream.errors import InputError, MissingObjectError, StorageError
-from crisp_stream.storage.store import is_remote, local_path, open_store
+from crisp_stream.storage.store import is_remote, local_path
 
 GLOB_SIGNS = "*?["
 
@@ -27,18 +27,10 @@ class ListedFile:
     """Mark that changes with the content: the modification time in ns, or the entity tag of an object store."""
 
 
-def list_inputs(url: str) -> list[str]:
-    """List the files that an input names: a file, a folder or prefix (all files below it), or a glob; sorted.
-
-    Raises:
-        InputError: nothing matches.
-        StorageError: the storage cannot be listed.
-    """
-    return [file.url for file in describe_inputs(url)]
-
-
 def describe_inputs(url: str) -> list[ListedFile]:
-    """List the files that an input names, with size and version, from one listing whatever their number.
+    """List the files that an input names, sorted by path, from one listing whatever their number.
+
+    An input is a file, a folder or prefix (all files below it), or a glob.
 
     Raises:
         InputError: nothing matches.
@@ -112,12 +104,6 @@ def _describe_remote(prefix: str, *, name: str | None = None) -> list[ListedFile
     ]
 
 
-def input_bytes(url: str) -> int:
-    """Size of one input file in bytes. Raises StorageError."""
-    parent, name = _split(url)
-    return open_store(parent).object_bytes(name)
-
-
 def open_input(url: str) -> IO[bytes]:
     """Open one input file for streaming, seekable reads; the caller closes it. Raises StorageError."""
     if not is_remote(url):
@@ -127,13 +113,5 @@ def open_input(url: str) -> IO[bytes]:
             raise StorageError(f"{url}: {error.strerror}. Check the path and the permissions.") from error
     from crisp_stream.storage.object_store import ObjectStore
 
-    parent, name = _split(url)
+    parent, _, name = url.rpartition("/")
     return ObjectStore(parent, timeout=120.0).open(name)
-
-
-def _split(url: str) -> tuple[str, str]:
-    if is_remote(url):
-        parent, _, name = url.rpartition("/")
-        return parent, name
-    path = local_path(url)
-    return str(path.parent), path.name

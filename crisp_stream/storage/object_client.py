@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from crisp_stream.errors import MissingObjectError, StorageError
 
 UPLOAD_PART_BYTES = 16 << 20
 WRITES = ("put", "put_file", "delete")
-LISTINGS = ("list", "describe_all")
 
 _ENDPOINTS = {
     **dict.fromkeys(("s3", "s3a"), ("AWS_ENDPOINT_URL", "S3_ENDPOINT_URL")),
@@ -48,11 +45,11 @@ class ObjectClient:
         self._opened_in_pid = -1
 
     def call(self, operation: str, path: str, *arguments: Any) -> Any:
-        """Carry out one of `_OPERATIONS`. Raises StorageError, about `timeout` seconds after it began at the latest."""
+        """Carry out one operation. Raises StorageError, about `timeout` seconds after it began at the latest."""
         try:
             client = self.opened(writing=operation in WRITES)
             _require_support(client, operation, self._url)
-            return _OPERATIONS[operation](client, path, *arguments)
+            return _request(client, operation, path, *arguments)
         except Exception as error:
             raise explain(error, f"{self._url}/{path}", _action(operation, *arguments)) from error
 
@@ -107,84 +104,40 @@ def _require_support(client: Any, operation: str, url: str) -> None:
     """Web servers are read by name only. Raises StorageError."""
     from obstore.store import HTTPStore
 
-    if isinstance(client, HTTPStore) and operation in (*WRITES, *LISTINGS):
+    if isinstance(client, HTTPStore) and operation in (*WRITES, "list"):
         raise StorageError(
-            f"{url}: a web server can be read, not {'listed' if operation in LISTINGS else 'written to'}. "
+            f"{url}: a web server can be read, not {'listed' if operation == 'list' else 'written to'}. "
             "Use the folder that it serves, or s3://, gs:// or az://."
         )
 
 
-def _get(client: Any, path: str) -> bytes:
+def _request(client: Any, operation: str, path: str, *arguments: Any) -> Any:
+    """Make the request of one operation of `ObjectStore`."""
     import obstore
 
-    return bytes(obstore.get(client, path).bytes())
+    match operation, *arguments:
+        case ["get"]:
+            return bytes(obstore.get(client, path).bytes())
+        case ["get_range", start, length]:
+            return bytes(obstore.get_range(client, path, start=start, length=length))
+        case ["put", content, create]:
+            obstore.put(client, path, content, mode="create" if create else "overwrite")
+        case ["put_file", source]:
+            obstore.put(client, path, source, chunk_size=UPLOAD_PART_BYTES)
+        case ["describe"]:
+            return path, *_size_and_version(obstore.head(client, path))
+        case ["list"]:
+            listed: Any = obstore.list(client, path or None)
+            return sorted((meta["path"], *_size_and_version(meta)) for batch in listed for meta in batch)
+        case ["delete"]:
+            obstore.delete(client, path)
+        case _:
+            raise AssertionError(f"no operation {operation} with {len(arguments)} arguments")
+    return None
 
 
-def _get_range(client: Any, path: str, start: int, length: int) -> bytes:
-    import obstore
-
-    return bytes(obstore.get_range(client, path, start=start, length=length))
-
-
-def _put(client: Any, path: str, content: bytes, create: bool) -> None:
-    import obstore
-
-    obstore.put(client, path, content, mode="create" if create else "overwrite")
-
-
-def _put_file(client: Any, path: str, source: Path) -> None:
-    import obstore
-
-    obstore.put(client, path, source, chunk_size=UPLOAD_PART_BYTES)
-
-
-def _object_bytes(client: Any, path: str) -> int:
-    import obstore
-
-    return int(obstore.head(client, path)["size"])
-
-
-def _list(client: Any, prefix: str) -> list[tuple[str, int]]:
-    import obstore
-
-    listed: Any = obstore.list(client, prefix or None)
-    return sorted((meta["path"], int(meta["size"])) for batch in listed for meta in batch)
-
-
-def _described(meta: Any) -> tuple[str, int, str]:
-    return meta["path"], int(meta["size"]), (meta["e_tag"] or "").strip('"') or meta["last_modified"].isoformat()
-
-
-def _describe(client: Any, path: str) -> tuple[str, int, str]:
-    import obstore
-
-    return (path, *_described(obstore.head(client, path))[1:])
-
-
-def _describe_all(client: Any, prefix: str) -> list[tuple[str, int, str]]:
-    import obstore
-
-    listed: Any = obstore.list(client, prefix or None)
-    return sorted(_described(meta) for batch in listed for meta in batch)
-
-
-def _delete(client: Any, path: str) -> None:
-    import obstore
-
-    obstore.delete(client, path)
-
-
-_OPERATIONS: dict[str, Callable[..., Any]] = {
-    "get": _get,
-    "get_range": _get_range,
-    "put": _put,
-    "put_file": _put_file,
-    "object_bytes": _object_bytes,
-    "list": _list,
-    "describe": _describe,
-    "describe_all": _describe_all,
-    "delete": _delete,
-}
+def _size_and_version(meta: Any) -> tuple[int, str]:
+    return int(meta["size"]), (meta["e_tag"] or "").strip('"') or meta["last_modified"].isoformat()
 
 
 _CAUSES = {
@@ -222,9 +175,7 @@ _ACTIONS = {
     "get": "read",
     "put": "write",
     "put_file": "write",
-    "object_bytes": "look up",
     "describe": "look up",
-    "describe_all": "list",
 }
 
 

@@ -9,6 +9,7 @@ Credentials come from the environment; docs/train/faults.md lists the variables 
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import threading
@@ -24,7 +25,10 @@ READ_AHEAD_BYTES = 8 << 20
 
 
 class ObjectStore:
-    """An object-store prefix as a Store. Opened on first use, so that it can be pickled and sent to other processes."""
+    """An object-store prefix as a `Store`, which describes the methods.
+
+    Opened on first use, so that it can be pickled and sent to other processes.
+    """
 
     is_local = False
 
@@ -34,18 +38,15 @@ class ObjectStore:
         self._client = ObjectClient(url, timeout)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_reopen, (self.url, self._timeout))
+        return functools.partial(ObjectStore, self.url, timeout=self._timeout), ()
 
     def get(self, path: str) -> bytes:
-        """The whole object."""
         return self.call("get", path)
 
     def get_range(self, path: str, start: int, length: int) -> bytes:
-        """`length` bytes from byte `start`."""
         return self.call("get_range", path, start, length)
 
     def put(self, path: str, content: bytes, *, create: bool = False) -> None:
-        """Write atomically; with `create`, only if nothing is there."""
         self.call("put", path, content, create)
 
     def put_file(self, path: str, source: Path) -> None:
@@ -53,11 +54,9 @@ class ObjectStore:
         self.call("put_file", path, source)
 
     def object_bytes(self, path: str) -> int:
-        """Size of the object in bytes."""
-        return self.call("object_bytes", path)
+        return self.describe(path)[1]
 
     def exists(self, path: str) -> bool:
-        """Whether the object is there."""
         try:
             self.object_bytes(path)
         except MissingObjectError:
@@ -65,8 +64,7 @@ class ObjectStore:
         return True
 
     def list(self, prefix: str = "") -> list[tuple[str, int]]:
-        """(path, bytes) of every object under `prefix`, sorted by path."""
-        return self.call("list", prefix)
+        return [(path, num_bytes) for path, num_bytes, _ in self.call("list", prefix)]
 
     def describe(self, path: str) -> tuple[str, int, str]:
         """(path, bytes, version) of one object. Raises MissingObjectError when it is not there."""
@@ -77,10 +75,9 @@ class ObjectStore:
 
         The version is the entity tag, or the time of the last change where the store has no tags.
         """
-        return self.call("describe_all", "")
+        return self.call("list", "")
 
     def delete(self, path: str) -> None:
-        """Delete one object."""
         self.call("delete", path)
 
     def open(self, path: str) -> IO[bytes]:
@@ -97,7 +94,7 @@ class ObjectStore:
         return io.BufferedReader(_ObjectFile(opened, url), READ_AHEAD_BYTES)
 
     def call(self, operation: str, path: str, *arguments: Any) -> Any:
-        """Carry out one of OPERATIONS. Raises StorageError, about `timeout` seconds after the start at the latest."""
+        """Carry out one operation. Raises StorageError, about `timeout` seconds after the start at the latest."""
         if forked_after_use():
             from crisp_stream.storage.object_helper import helper
 
@@ -146,7 +143,3 @@ class _ObjectFile(io.RawIOBase):
 
     def tell(self) -> int:
         return self._opened.tell()
-
-
-def _reopen(url: str, timeout: float) -> ObjectStore:
-    return ObjectStore(url, timeout=timeout)

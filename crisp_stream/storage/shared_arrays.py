@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import mmap
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,13 @@ import xxhash
 from numpy.typing import NDArray
 
 from crisp_stream.errors import StorageError
+from crisp_stream.storage.store import temporary_beside
 
 SHARED_ROWS = 1 << 20
 """Tables of at least so many rows are shared; smaller ones are cheaper to hold."""
 
 _HEADER_BYTES = 4096
 _ALIGNMENT = 64
-_HASH_SLICE = 64 << 20
 
 
 class SharedArrays:
@@ -41,7 +40,7 @@ class SharedArrays:
             header = json.loads(file.read(_HEADER_BYTES))
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         body = memoryview(mapped)[_HEADER_BYTES:]
-        if _hash(body) != header["hash"]:
+        if xxhash.xxh3_128_hexdigest(body) != header["hash"]:
             raise ValueError(f"{path} does not match its hash")
         self._arrays: dict[str, NDArray[Any]] = {}
         start = 0
@@ -68,9 +67,9 @@ def shared_arrays(path: Path, make: Callable[[], dict[str, NDArray[Any]]]) -> Sh
     """
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return SharedArrays(path)
-    made = make()
+    arrays = make()
     try:
-        _write(path, made)
+        _write(path, arrays)
         return SharedArrays(path)
     except (OSError, ValueError) as error:
         raise StorageError(
@@ -87,10 +86,8 @@ def keep_newest(folder: Path, pattern: str, count: int) -> None:
 
 
 def _write(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     digest = xxhash.xxh3_128()
-    try:
+    with temporary_beside(path) as temporary:
         with temporary.open("wb") as file:
             file.write(b"\0" * _HEADER_BYTES)
             written = 0
@@ -105,16 +102,7 @@ def _write(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
             file.seek(0)
             file.write(header.ljust(_HEADER_BYTES - 1) + b"\n")
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _aligned(length: int) -> int:
     return -(-length // _ALIGNMENT) * _ALIGNMENT
-
-
-def _hash(body: memoryview) -> str:
-    digest = xxhash.xxh3_128()
-    for start in range(0, len(body), _HASH_SLICE):
-        digest.update(body[start : start + _HASH_SLICE])
-    return digest.hexdigest()

@@ -9,6 +9,7 @@ import contextlib
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -40,8 +41,7 @@ def local_path(url: str) -> Path:
 def cache_folder() -> Path:
     """Folder that keeps data of remote roots between runs: $CRISP_STREAM_CACHE, else crisp-stream below the user's
     cache folder."""
-    chosen = os.environ.get("CRISP_STREAM_CACHE")
-    if chosen:
+    if chosen := os.environ.get("CRISP_STREAM_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crisp-stream"
 
@@ -88,7 +88,7 @@ class Store(Protocol):
 
 
 class FolderStore:
-    """A local folder as a Store."""
+    """A local folder as a `Store`, which describes the methods."""
 
     is_local = True
 
@@ -102,86 +102,75 @@ class FolderStore:
         return self._folder / path
 
     def get(self, path: str) -> bytes:
-        """The whole file."""
-        try:
+        with self._explained(path):
             return self._file(path).read_bytes()
-        except OSError as error:
-            raise self._explain(error, path) from error
 
     def get_range(self, path: str, start: int, length: int) -> bytes:
         """`length` bytes from byte `start`; fewer at the end of the file."""
-        try:
-            with self._file(path).open("rb") as file:
-                file.seek(start)
-                return file.read(length)
-        except OSError as error:
-            raise self._explain(error, path) from error
+        with self._explained(path), self._file(path).open("rb") as file:
+            file.seek(start)
+            return file.read(length)
 
     def put(self, path: str, content: bytes, *, create: bool = False) -> None:
         """Write to a temporary name, then rename (or link, with `create`)."""
         target = self._file(path)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
+        with self._explained(path), temporary_beside(target) as temporary:
             with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             if create:
                 os.link(temporary, target)
-                temporary.unlink()
             else:
                 temporary.replace(target)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise self._explain(error, path) from error
 
     def put_file(self, path: str, source: Path) -> None:
         """Copy a file to its place, whole or not at all."""
         target = self._file(path)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
+        with self._explained(path), temporary_beside(target) as temporary:
             shutil.copyfile(source, temporary)
             temporary.replace(target)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise self._explain(error, path) from error
 
     def object_bytes(self, path: str) -> int:
-        """Size of the file."""
-        try:
+        with self._explained(path):
             return self._file(path).stat().st_size
-        except OSError as error:
-            raise self._explain(error, path) from error
 
     def exists(self, path: str) -> bool:
-        """Whether the file is there."""
         return self._file(path).is_file()
 
     def list(self, prefix: str = "") -> list[tuple[str, int]]:
-        """Every file below `prefix`."""
         files = (file for file in self._file(prefix).rglob("*") if file.is_file())
         return sorted((file.relative_to(self._folder).as_posix(), file.stat().st_size) for file in files)
 
     def delete(self, path: str) -> None:
-        """Remove one file."""
-        try:
+        with self._explained(path):
             self._file(path).unlink()
-        except OSError as error:
-            raise self._explain(error, path) from error
 
-    def _explain(self, error: OSError, path: str) -> StorageError:
+    @contextlib.contextmanager
+    def _explained(self, path: str) -> Iterator[None]:
         where = f"{self.url}/{path}"
-        if isinstance(error, FileNotFoundError | NotADirectoryError):
-            return MissingObjectError(f"{where} does not exist. Check the path.")
-        if isinstance(error, FileExistsError):
-            return StorageError(
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise MissingObjectError(f"{where} does not exist. Check the path.") from error
+        except FileExistsError as error:
+            raise StorageError(
                 f"{where} already exists and is not overwritten. Choose another root, or delete it first."
-            )
-        return StorageError(f"{where}: {error.strerror or error}. Check the permissions and the disk.")
+            ) from error
+        except OSError as error:
+            raise StorageError(f"{where}: {error.strerror or error}. Check the permissions and the disk.") from error
+
+
+@contextlib.contextmanager
+def temporary_beside(target: Path) -> Iterator[Path]:
+    """Name a temporary file in the folder of a target, which is made; delete the file unless it was renamed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def open_store(url: str, *, timeout: float = 120.0) -> Store:

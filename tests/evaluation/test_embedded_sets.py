@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from crisp_stream.cli.main import main
+from crisp_stream.counting.embedded_examples import ExampleSources
 from crisp_stream.errors import InputError
-from crisp_stream.evaluation.embedded_sets import DistanceInputs, FirstWindows, embed_first_windows
+from crisp_stream.evaluation.embedded_sets import FirstWindows, embed_first_windows
 from crisp_stream.examples.hashes import example_hash
 from crisp_stream.format.dataset import open_dataset
 from crisp_stream.format.tokenizer import DocumentTokenizer
@@ -34,7 +35,7 @@ def write_texts(path: Path, texts: list[str]) -> str:
 
 def first_windows(file: str, root: Path) -> FirstWindows:
     dataset = open_dataset(root)
-    sources = DistanceInputs(texts=[file], specialist=[]).sources([file], questions=False)
+    sources = ExampleSources((file,), "text", None, None, (), "files")
     encoder = matching_encoder(dataset.manifest.encoder, None, str(root))
     return embed_first_windows(sources, dataset, encoder, processes=1, log=quiet)
 

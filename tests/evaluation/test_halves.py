@@ -44,7 +44,7 @@ def write(path: Path, questions: list[Question]) -> str:
 def test_halves_are_equal_random_and_in_the_order_of_the_set() -> None:
     questions = made_questions(101)
     halves = cut_in_halves(questions, seed=4)
-    texts = {half: [row.question for row in halves.of(half)] for half in ("specialist", "test")}
+    texts = {half: [row.question for row in getattr(halves, half)] for half in ("specialist", "test")}
     assert (len(texts["specialist"]), len(texts["test"])) == (50, 51)
     every = [row.question for row in questions]
     assert sorted(texts["specialist"] + texts["test"]) == sorted(every)

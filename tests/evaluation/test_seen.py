@@ -53,8 +53,7 @@ def count(done: SmallRun, path: Path, rows: list[dict[str, Any]], **options: Any
         where = "crisp_stream.counting.embedded_examples"
         patch.setattr(f"{where}.load_encoder", lambda choice, device: encoder)
         patch.setattr(f"{where}.worker_device", lambda: "cpu")
-        for caller in (where, "crisp_stream.counting.count_examples"):
-            patch.setattr(f"{caller}.matching_encoder", lambda *_: EncoderChoice(name=DEFAULT_ENCODER), raising=False)
+        patch.setattr(f"{where}.matching_encoder", lambda *_: EncoderChoice(name=DEFAULT_ENCODER))
         return count_examples([str(path)], data=done.dataset.root, processes=1, log=quiet, **options)
 
 

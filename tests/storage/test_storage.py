@@ -123,12 +123,16 @@ def test_a_child_process_reads_after_its_parent_did(s3: S3Server, start_method: 
     assert pickle.loads(pickle.dumps(store)).get("a") == b"xyz"
 
 
+def listed(url: str) -> list[str]:
+    return [file.url for file in inputs.describe_inputs(url)]
+
+
 def test_hidden_files_are_left_out_but_a_hidden_folder_may_be_named(tmp_path: Path) -> None:
     folder = tmp_path / ".cache" / "x"
     (folder / ".git").mkdir(parents=True)
     for name in ("a.txt", ".b.txt", ".git/c.txt"):
         (folder / name).write_text("x")
-    assert inputs.list_inputs(str(folder)) == [str(folder / "a.txt")]
+    assert listed(str(folder)) == [str(folder / "a.txt")]
 
 
 def test_inputs_are_listed_as_files_folders_and_globs(tmp_path: Path, s3: S3Server) -> None:
@@ -139,14 +143,14 @@ def test_inputs_are_listed_as_files_folders_and_globs(tmp_path: Path, s3: S3Serv
         (tmp_path / name).write_bytes(b"{}")
         remote.put(name, b"{}")
     for root in (str(tmp_path), prefix):
-        assert inputs.list_inputs(root) == [f"{root}/a.jsonl", f"{root}/b.jsonl", f"{root}/sub/c.txt"]
-        assert inputs.list_inputs(f"{root}/*.jsonl") == [f"{root}/a.jsonl", f"{root}/b.jsonl"]
-        assert inputs.list_inputs(f"{root}/a.jsonl") == [f"{root}/a.jsonl"]
+        assert listed(root) == [f"{root}/a.jsonl", f"{root}/b.jsonl", f"{root}/sub/c.txt"]
+        assert listed(f"{root}/*.jsonl") == [f"{root}/a.jsonl", f"{root}/b.jsonl"]
+        assert listed(f"{root}/a.jsonl") == [f"{root}/a.jsonl"]
         with inputs.open_input(f"{root}/a.jsonl") as file:
             assert file.read() == b"{}"
-        assert inputs.input_bytes(f"{root}/a.jsonl") == 2
+        assert [file.num_bytes for file in inputs.describe_inputs(f"{root}/a.jsonl")] == [2]
         with pytest.raises(InputError, match=r"none\.jsonl matches no file"):
-            inputs.list_inputs(f"{root}/none.jsonl")
+            inputs.describe_inputs(f"{root}/none.jsonl")
 
 
 def test_ctrl_c_is_heeded_while_a_request_waits(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,8 +76,6 @@ def weigh_by_doge(
             weights along the run (`OUT.trajectory.csv`), and during the run its state (`OUT.state.pt`), from which the
             same call goes on.
         settings: level, Bregman coefficient, form of the update; the paper's when None.
-        text_column: key or column of the text.
-        limit: read at most this many documents.
         log: takes a line of progress every `log_interval` steps.
 
     Raises:

@@ -29,22 +29,12 @@ class ComparedCluster:
 
 
 def compared_clusters(
-    histogram: Histogram, dataset: Dataset, other: Histogram | None = None, *, limit: int = _TOP
+    histogram: Histogram, corpus: Histogram, other: Histogram | None = None, *, limit: int = _TOP
 ) -> list[ComparedCluster]:
     """List the heaviest clusters by the mean of both weights, heaviest first (CRISP, Figure 13: the top 16).
 
-    Args:
-        histogram: result of DoGE.
-        dataset: dataset whose windows are counted for the share of the corpus.
-        other: histogram of the same tree; a finer one is cut to the level.
-        limit: most clusters.
-
-    Raises:
-        InputError: the other histogram is of another tree, or of a coarser level.
+    All histograms are of one level of one tree (`comparable`).
     """
-    corpus = generalist_histogram(dataset, histogram.level)
-    if other is not None:
-        other = comparable(other, histogram.level, histogram.tree_fingerprint)
     sources = [source for source in (histogram, other) if source is not None]
     nodes = np.unique(np.concatenate([source.nodes for source in sources]))
     shares = np.array([_shares_of(source, nodes) for source in sources])
@@ -64,7 +54,11 @@ def compared_clusters(
 def doge_table(
     histogram: Histogram, dataset: Dataset, other: Histogram | None = None, *, limit: int = _TOP
 ) -> TableGroup:
-    """Tabulate the heaviest clusters; the notes say how far the histograms are apart, and what DoGE cost."""
+    """Tabulate the heaviest clusters; the notes say how far the histograms are apart, and what DoGE cost.
+
+    `other` is of the same level (`comparable`).
+    """
+    corpus = generalist_histogram(dataset, histogram.level)
     head = ("cluster", "DoGE", "corpus", "ratio", *(() if other is None else ("compared",)))
     rows = [
         [
@@ -74,15 +68,14 @@ def doge_table(
             f"{row.weight / row.corpus_share:.2f}" if row.corpus_share else NONE,
             *(() if row.other is None else (f"{row.other:.2%}",)),
         ]
-        for row in compared_clusters(histogram, dataset, other, limit=limit)
+        for row in compared_clusters(histogram, corpus, other, limit=limit)
     ]
-    corpus = generalist_histogram(dataset, histogram.level)
     facts = [
         ("effective clusters", f"{effective_clusters(histogram):.1f} of {len(corpus.nodes)}"),
         ("from the corpus", f"{compare(histogram, corpus).total_variation:.4f} total variation"),
     ]
     if other is not None:
-        distance = compare(histogram, comparable(other, histogram.level, histogram.tree_fingerprint))
+        distance = compare(histogram, other)
         facts.append(("from the compared", f"{distance.total_variation:.4f} total variation"))
         facts.append(("Jensen-Shannon", f"{distance.jensen_shannon:.4f} nats"))
     cost = histogram.provenance.get("cost")

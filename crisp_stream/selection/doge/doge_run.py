@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,13 +46,7 @@ class DogeRun:
     def __init__(
         self, recipe: Recipe, settings: DogeSettings, dataset: Dataset, target: TargetText, *, out: Path, log: Log
     ) -> None:
-        """Args:
-            recipe: recipe of the proxy model and its training.
-            settings: settings that a recipe has no keys for.
-            dataset: the generalist corpus.
-            target: the specialist text.
-            out: histogram that will be written; state and trajectory stand beside it.
-            log: takes a line of progress.
+        """Prepare a run; its state and trajectory stand beside the histogram `out`.
 
         Raises:
             InputError: a level the tree does not have, or with fewer than two clusters that hold windows.
@@ -75,13 +69,11 @@ class DogeRun:
         self.save_every = max(1, save_every)
         self.seconds = 0.0
         self.trajectory: list[list[float]] = []
-        self.uniform = Histogram(
-            level=settings.level,
-            nodes=corpus.nodes,
+        self.uniform = replace(
+            corpus,
             proportions=np.full(len(corpus.nodes), 1 / len(corpus.nodes)),
-            arity=corpus.arity,
-            depth=corpus.depth,
-            tree_fingerprint=corpus.tree_fingerprint,
+            counts=None,
+            provenance={},
         )
         self.proxy = self._new_proxy(tokens_per_step)
 
@@ -174,7 +166,12 @@ class DogeRun:
         if done % self.recipe.log_interval == 0 or last:
             weights = self.proxy.weights.weights
             self.trajectory.append([done, result.learning_rate, result.loss, result.target_loss, *weights.tolist()])
-            self.log(self._progress(done, result))
+            top = np.argsort(-weights, kind="stable")[:_SHOWN]
+            named = ", ".join(f"{self.nodes[at]} {weights[at]:.1%}" for at in top)
+            self.log(
+                f"step {done:>7,}/{self.num_steps:,}  loss {result.loss:.3f}  specialist {result.target_loss:.3f}  "
+                f"lr {result.learning_rate:.2e}  clusters {named}  {self.seconds:,.0f} s"
+            )
         if done % self.save_every == 0 or last:
             self._save()
 
@@ -186,15 +183,6 @@ class DogeRun:
             is_end = tokens == manifest.tokenizer.eot_id
             labels[np.cumsum(is_end, axis=1) - is_end > 0] = IGNORED_LABEL
         return Windows(input_ids=torch.from_numpy(tokens).to(device), labels=torch.from_numpy(labels).to(device))
-
-    def _progress(self, done: int, result: StepResult) -> str:
-        weights = self.proxy.weights.weights
-        top = np.argsort(-weights, kind="stable")[:_SHOWN]
-        named = ", ".join(f"{self.nodes[at]} {weights[at]:.1%}" for at in top)
-        return (
-            f"step {done:>7,}/{self.num_steps:,}  loss {result.loss:.3f}  specialist {result.target_loss:.3f}  "
-            f"lr {result.learning_rate:.2e}  clusters {named}  {self.seconds:,.0f} s"
-        )
 
     def _save(self) -> None:
         self._write_trajectory()
@@ -247,23 +235,15 @@ class DogeRun:
         )
 
     def _histogram(self, proportions: NDArray[np.float64], averaged: str) -> Histogram:
-        uniform = self.uniform
-        return Histogram(
-            level=uniform.level,
-            nodes=uniform.nodes,
-            proportions=proportions,
-            arity=uniform.arity,
-            depth=uniform.depth,
-            tree_fingerprint=uniform.tree_fingerprint,
-            provenance={
-                "name": "doge",
-                "averaged_over": averaged,
-                "settings": self.identity(),
-                "cost": self.cost(),
-                "trajectory": self.trajectory_path.name,
-                **self.target.provenance,
-            },
-        )
+        provenance = {
+            "name": "doge",
+            "averaged_over": averaged,
+            "settings": self.identity(),
+            "cost": self.cost(),
+            "trajectory": self.trajectory_path.name,
+            **self.target.provenance,
+        }
+        return replace(self.uniform, proportions=proportions, provenance=provenance)
 
     def cost(self) -> dict[str, Any]:
         """Cost of the weights: `seconds` and `device`, `corpus_tokens` and `specialist_tokens` trained or scored on,

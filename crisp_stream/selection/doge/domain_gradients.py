@@ -66,7 +66,6 @@ def loss_gradient(
         gpt: model whose parameters are differentiated; their `grad` stays as it was.
         windows: the gradient is 0 where none of their tokens is predicted.
         microbatch_size: windows per forward pass; all passes count.
-        autocast: context of the forward passes.
 
     Returns:
         The gradient in the parameters' type, and the loss in nats per token.

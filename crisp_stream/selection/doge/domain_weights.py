@@ -48,8 +48,6 @@ def scores(
     Args:
         inner_products: [num_present], each present domain's gradient times the target's.
         gradient_norms: [num_present], norms of the domains' gradients; the paper's form ignores them.
-        learning_rate: learning rate of this step.
-        update: form of the score.
 
     Returns:
         [num_present], nats of loss, to first order, in the paper's form.
@@ -84,19 +82,20 @@ class DomainWeights:
     @property
     def run_average(self) -> NDArray[np.float64]:
         """[num_domains], mean over all updates: the weights that DoGE transfers."""
-        return _normalised(self._sum) if self.num_updates else self.weights
+        return self._sum / self._sum.sum() if self.num_updates else self.weights
 
     @property
     def last_average(self) -> NDArray[np.float64]:
         """[num_domains], mean over the last 20 updates."""
-        return _normalised(self._last.sum(axis=0)) if self.num_updates else self.weights
+        sums = self._last.sum(axis=0)
+        return sums / sums.sum() if self.num_updates else self.weights
 
     def update(self, present: NDArray[np.intp], scores: NDArray[np.float64], *, mu: float) -> None:
         """Move the weights by the scores of the domains in a batch; see the top of this file for absent domains.
 
         Args:
             present: [num_present], numbers of the domains in the batch, each once.
-            scores: [num_present], score of each.
+            scores: [num_present]
             mu: Bregman coefficient; a larger one moves the weights less.
         """
         factor = gain_factor(len(self.log_weights), len(present))
@@ -122,7 +121,3 @@ class DomainWeights:
         """Restore a saved `state`."""
         self.log_weights, self._sum, self._last = (np.array(state[key]) for key in ("log_weights", "sum", "last"))
         self.num_updates = int(state["num_updates"])
-
-
-def _normalised(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return values / values.sum()

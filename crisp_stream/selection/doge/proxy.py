@@ -64,12 +64,8 @@ class Proxy:
     ) -> None:
         """Args:
         recipe: optimiser, schedule, clipping, microbatch, precision, seed of the model's weights.
-        config: architecture.
-        settings: Bregman coefficient, form of the score.
         num_domains: at least 2.
-        num_steps: length of the run.
         tokens_per_step: tokens of a batch, for a warm-up in tokens.
-        device: device of the model.
         """
         self.gpt = build_gpt(config, seed=recipe.seed).train()
         self.gpt.to(device)  # pyright: ignore[reportArgumentType] - transformers wraps `to`
@@ -91,13 +87,7 @@ class Proxy:
         )
 
     def step(self, batch: Windows, domains: NDArray[np.int64], target: Windows) -> StepResult:
-        """Score, move the weights, train.
-
-        Args:
-            batch: windows drawn uniformly over the domains.
-            domains: [num_windows], the domain of each window.
-            target: windows of the specialist text.
-        """
+        """Score, move the weights, train. `domains`: [num_windows], the domain of each window of the batch."""
         rate = self._recipe.optimizer.lr * schedule_share(
             self.step_number,
             num_steps=self._num_steps,
@@ -209,12 +199,6 @@ def schedule_share(step: int, *, num_steps: int, warmup_steps: int, final_share:
     """Compute the learning rate as a share of its peak: a linear warm-up from 0, then a cosine.
 
     Composer's rate in training lags one batch behind.
-
-    Args:
-        step: number of the step, from 0.
-        num_steps: length of the run.
-        warmup_steps: length of the warm-up.
-        final_share: share at the end of the run.
     """
     if step < warmup_steps:
         return step / warmup_steps

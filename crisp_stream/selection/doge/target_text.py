@@ -29,8 +29,6 @@ class TargetText:
 
     tokens: NDArray[Any]
     """[num_windows, window_tokens], in the type of the dataset's tokens."""
-    num_documents: int
-    """Documents that the windows were cut from."""
     provenance: dict[str, Any]
     """`inputs`, `documents`, `windows`, and the hashes of the documents, under the keys of a counted histogram."""
 
@@ -43,11 +41,6 @@ class TargetText:
         """Choose the windows of a step: all in a random order, then all again in another order.
 
         The choice depends on its arguments alone, so a run can go on anywhere.
-
-        Args:
-            step: number of the step, from 0.
-            num_rows: windows per step.
-            seed: seed of the orders.
 
         Returns:
             [num_rows], numbers of windows.
@@ -65,12 +58,6 @@ def read_target_text(
     inputs: Sequence[str], dataset: Dataset, *, text_column: str = "text", limit: int | None = None
 ) -> TargetText:
     """Read the specialist documents and cut them into windows by the dataset's tokenizer, length and packing.
-
-    Args:
-        inputs: files, folders, prefixes or globs, as for `write`.
-        dataset: generalist corpus.
-        text_column: key or column of the text.
-        limit: read at most this many documents.
 
     Raises:
         InputError: nothing to read, or less text than a window.
@@ -104,7 +91,6 @@ def read_target_text(
         )
     return TargetText(
         tokens=cut.tokens,
-        num_documents=len(encoded),
         provenance={
             "inputs": list(inputs),
             "documents": len(encoded),

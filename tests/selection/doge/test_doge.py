@@ -16,9 +16,10 @@ from crisp_stream.config.load import load_recipe
 from crisp_stream.config.recipe import Recipe
 from crisp_stream.errors import FormatError, InputError, RecipeError, ResumeError
 from crisp_stream.format.dataset import Dataset
+from crisp_stream.histograms.arithmetic import generalist_histogram
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.selection.doge.doge import weigh_by_doge
-from crisp_stream.selection.doge.doge_report import compared_clusters
+from crisp_stream.selection.doge.doge_report import comparable, compared_clusters
 from crisp_stream.selection.doge.settings import DogeSettings
 from crisp_stream.selection.doge.target_text import read_target_text
 from tests.support.parameters import count_parameters
@@ -228,16 +229,17 @@ def test_a_run_of_several_processes_is_refused(
 
 def test_clusters_are_compared_by_their_mean_weight_beside_their_share_of_the_corpus(dataset: Dataset) -> None:
     weighed, other = Histogram.from_leaves([0, 5, 5, 5], dataset.tree, 1), counted(dataset, [8, 11, 11, 0])
-    rows = compared_clusters(weighed, dataset, other)
+    corpus = generalist_histogram(dataset, 1)
+    rows = compared_clusters(weighed, corpus, comparable(other, 1, weighed.tree_fingerprint))
     assert [(row.node, row.weight, row.other) for row in rows] == [(1, 0.75, 0.0), (2, 0.0, 0.75), (0, 0.25, 0.25)]
     assert {round(row.corpus_share, 6) for row in rows} == {round(1 / 3, 6)}
-    assert [row.other for row in compared_clusters(weighed, dataset, limit=1)] == [None]
+    assert [row.other for row in compared_clusters(weighed, corpus, limit=1)] == [None]
 
 
 def test_a_histogram_of_another_tree_is_not_compared(dataset: Dataset, tmp_path: Path) -> None:
     stranger = write_synthetic_dataset(tmp_path / "other", {0: 4, 1: 4}, arity=2)
     with pytest.raises(InputError, match="must come from tree"):
-        compared_clusters(counted(dataset, [0]), dataset, counted(stranger, [0]))
+        comparable(counted(stranger, [0]), 1, dataset.manifest.tree_fingerprint)
 
 
 def test_the_specialist_text_is_cut_like_the_corpus_and_every_window_is_used_once_per_round(
