@@ -77,7 +77,7 @@ def perplexity(checkpoint: str | Path | LoadedGPT, texts: Iterable[str], *, batc
         FormatError: not a checkpoint of a GPT-2 model.
     """
     loaded = checkpoint if isinstance(checkpoint, LoadedGPT) else open_model(str(checkpoint)).loaded
-    return _judge(loaded, texts, batch_size=batch_size, shared=False).results(model={"name": ""}, set_name="")
+    return _judge(loaded, texts, batch_size=batch_size, shared=False)
 
 
 def judge_texts(
