@@ -76,15 +76,13 @@ def clean(
     cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest
 ) -> Iterator[None]:
     """Nothing is left: no process, no shared memory, no temporary file."""
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
+    temporary = Path(tempfile.mkdtemp())  # below `tmp_path` it could be too long for the sockets of workers
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     monkeypatch.setenv("TMPDIR", str(temporary))
-    mark, before = uuid.uuid4().hex, fault_runs.shared_memory()
+    mark = uuid.uuid4().hex
     monkeypatch.setenv(fault_runs.HELPER_MARK, mark)
-    with fault_runs.no_process_left(mark):
+    with fault_runs.no_shared_memory_left(tmp_path / "processes"), fault_runs.no_process_left(mark):
         yield
-    assert not fault_runs.shared_memory() - before
     killed = "killed" in request.node.name  # then a claim may be left, and Python's own folder of sockets
     assert killed or not fault_runs.cache_litter(cache)
     assert not [path for path in temporary.iterdir() if not (killed and path.name.startswith("pymp-"))]
@@ -104,6 +102,25 @@ def table() -> Iterator[None]:
 def note(fault: str, when: str, num_workers: int | str, outcome: Outcome | str) -> None:
     reader = {"0": "in the process", "2": "2 workers"}.get(str(num_workers), str(num_workers))
     ROWS.append((fault, when, str(reader), str(outcome)))
+
+
+def test_shared_memory_that_a_process_of_the_test_leaves_is_seen(tmp_path: Path) -> None:
+    def leave() -> Outcome:
+        entry = Path(f"/dev/shm/torch_{os.getpid()}_1_0")
+        entry.touch()
+        return Outcome(how=str(entry))
+
+    seen = fault_runs.no_shared_memory_left(tmp_path / "inner-processes")
+    with pytest.raises(AssertionError, match="shared memory is left behind"), seen:
+        entry = Child(leave).outcome(60).how
+    Path(entry).unlink()
+
+
+def test_shared_memory_of_other_processes_does_not_count(tmp_path: Path) -> None:
+    entry = Path(f"/dev/shm/torch_1_{uuid.uuid4().int}_0")
+    with fault_runs.no_shared_memory_left(tmp_path / "inner-processes"):
+        entry.touch()
+    entry.unlink()
 
 
 def assert_healed(outcome: Outcome) -> None:
