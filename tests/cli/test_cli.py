@@ -225,7 +225,7 @@ def test_storage_errors_are_one_line_errors(
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, dataset: Dataset) -> None:
-    monkeypatch.setattr("crisp_stream.inspection.summary.verify_dataset", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("crisp_stream.inspection.verify.verify_dataset", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run("verify", dataset.root)
 
