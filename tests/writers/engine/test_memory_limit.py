@@ -172,7 +172,7 @@ def test_shards_that_do_not_fit_are_refused_before_anything_is_read(text_file: P
 FREED = """
 import os, sys
 from pathlib import Path
-from crisp_stream.writers import memory_limit
+from crisp_stream.writers.engine import memory_limit
 resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 if sys.argv[1] == "bounded":
     memory_limit.bound_allocators()
