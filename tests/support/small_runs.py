@@ -116,7 +116,7 @@ def launch(done: SmallRun, processes: int, runs: list[list[str]], folder: Path, 
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=800,
+        timeout=600,
         check=False,
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
