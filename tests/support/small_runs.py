@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 import os
 import shutil
-import subprocess
+import socket
 import sys
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ import pytest
 import torch
 import yaml
 
+from crisp_stream.cli.main import main
 from crisp_stream.config.load import load_recipe
 from crisp_stream.config.recipe import Recipe
 from crisp_stream.format.dataset import Dataset, open_dataset
@@ -96,30 +100,48 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
 
 
 def launch(done: SmallRun, processes: int, runs: list[list[str]], folder: Path, *, before: str = "") -> None:
-    """Train several variants of the recipe, one after the other, in `processes` processes of Composer's launcher.
+    """Train several variants of the recipe, one after the other, as ranks on this machine.
+
+    They are forked from a process that has imported Composer, which costs 10 s of CPU in each new interpreter; that
+    Composer's launcher gives ranks these same places is tested by test_runs.py and test_launch.py.
 
     Args:
-        folder: gets the script that they run.
-        before: Python that each process runs first.
+        folder: gets what the ranks print.
+        before: Python that each rank runs first.
     """
-    script = folder / f"{processes}-processes.py"
-    script.write_text(
-        f"{before}\n"
-        "import sys\n"
-        "from crisp_stream.cli.main import main\n"
-        "if __name__ == '__main__':\n"
-        f"    sys.exit(max(main(['train', {str(done.recipe_file)!r}, *run]) for run in {runs!r}))\n"
-    )
-    launcher = Path(sys.executable).with_name("composer")
-    finished = subprocess.run(
-        [str(launcher), "-n", str(processes), str(script)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stdout + finished.stderr
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["crisp_stream.training.train"])
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        place = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "NODE_RANK": 0}
+        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1]}
+    commands = [["train", str(done.recipe_file), *run] for run in runs]
+    logs = [folder / f"{processes}-processes-rank-{rank}.log" for rank in range(processes)]
+    ranks = [
+        context.Process(target=_rank, args=(place | {"RANK": rank, "LOCAL_RANK": rank}, before, commands, log))
+        for rank, log in enumerate(logs)
+    ]
+    for rank in ranks:
+        rank.start()
+    until = time.monotonic() + 800
+    while any(rank.is_alive() for rank in ranks) and not any(rank.exitcode for rank in ranks):
+        if time.monotonic() > until:
+            break
+        time.sleep(0.05)
+    for rank in ranks:
+        rank.kill()  # those that wait for one that failed
+        rank.join()
+    assert [rank.exitcode for rank in ranks] == [0] * processes, "".join(log.read_text() for log in logs)
+
+
+def _rank(place: Mapping[str, object], before: str, commands: list[list[str]], log: Path) -> None:
+    os.environ |= {name: str(value) for name, value in place.items()}
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    exec(before, {})
+    for command in commands:
+        if main(command):
+            sys.exit(1)
 
 
 def copy_until(run: Path, batch: int, folder: Path, *, first: int = 4, every: int = 4) -> None:
