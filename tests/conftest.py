@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import shutil
 import tempfile
@@ -21,8 +23,32 @@ from tests.support.written_dataset import written as written
 settings.register_profile("crisp-stream", deadline=None)
 settings.load_profile("crisp-stream")
 
+TESTS = Path(__file__).parent
 MAX_TEST_PROCESSES = 8
 """More would not end sooner: a file is run by one process."""
+SLOW = ("study/test_study.py",)
+"""Files that take long, the longest first: in this order they begin, so that all test processes end at about the same
+time, and `--quick` leaves them out."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare `--quick`, the tests of `make check`."""
+    parser.addoption("--quick", action="store_true", help="leave out the files that take long (SLOW in conftest.py)")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not even import the slow files of a quick run."""
+    return True if config.getoption("quick") and _name(collection_path) in SLOW else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the slow files first."""
+    places = {name: place for place, name in enumerate(SLOW)}
+    items.sort(key=lambda item: places.get(_name(item.path), len(SLOW)))
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(TESTS).as_posix() if path.is_relative_to(TESTS) else path.name
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -33,6 +59,9 @@ def pytest_configure(config: pytest.Config) -> None:
     characters. A worker of xdist has its folder in that of the process that started it. All of it is removed at the
     end; pytest's `--basetemp` keeps what the tests wrote.
     """
+    gone = [name for name in SLOW if not (TESTS / name).is_file()]
+    if gone:
+        raise pytest.UsageError(f"SLOW of tests/conftest.py names files that are not there: {', '.join(gone)}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     worker = os.environ.get("PYTEST_XDIST_WORKER")
     if worker is None:
@@ -60,3 +89,14 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         for name, value in server.environment().items():
             environment.setenv(name, value)
         yield server
+
+
+@pytest.fixture
+def names_in_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let StreamingDataset count its names in /dev/shm from a number that no other process counts from.
+
+    It takes the first free number from 0 on; two processes that do so at the same moment share barriers, and wait.
+    """
+    monkeypatch.setattr(
+        "streaming.base.shared.prefix._each_prefix_int", functools.partial(itertools.count, os.getpid() * 1_000)
+    )
