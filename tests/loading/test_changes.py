@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from crisp_stream import Histogram, Mixture, MixtureDataset, Phase
 from crisp_stream.errors import InputError, ResumeError, StorageError
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.loading import topology
+from tests.support.ports import free_port
 from tests.support.synthetic import write_synthetic_dataset
 
 WINDOWS = {0: 300, 3: 50, 5: 70, 9: 40, 15: 200}
@@ -219,10 +219,7 @@ distributed.destroy_process_group()
 
 
 def test_real_ranks_with_different_workers_change_at_the_same_sample(dataset: Dataset) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", RANK_SCRIPT, dataset.root],

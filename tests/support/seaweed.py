@@ -22,13 +22,11 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
+from tests.support.ports import GRPC_OFFSET, free_ports
+
 _START_SECONDS = 120.0
 _STOP_SECONDS = 15.0
 _START_TRIES = 3
-_GRPC_OFFSET = 10_000
-"""SeaweedFS listens for gRPC on each HTTP port plus this."""
-_FIRST_PORT, _LAST_PORT = 10_000, 21_999
-"""HTTP ports; with their gRPC ports they lie below 32,768, where Linux begins to give ports to outgoing connections."""
 
 
 @dataclass(kw_only=True)
@@ -73,7 +71,7 @@ class S3Server:
         except subprocess.TimeoutExpired:
             self.kill()
         for port in self.ports:  # it makes its sockets in /tmp and leaves them there
-            for number in (port, port + _GRPC_OFFSET):
+            for number in (port, port + GRPC_OFFSET):
                 for socket_file in Path("/tmp").glob(f"seaweedfs-*-{number}.sock"):
                     socket_file.unlink(missing_ok=True)
 
@@ -146,7 +144,7 @@ def _configured(folder: Path, *, anonymous: bool) -> S3Server:
     data.mkdir(parents=True)
     access_key_id, secret_access_key = f"crisp{secrets.token_hex(6)}", secrets.token_hex(20)
     bucket = "crisp-tests"
-    ports = _free_ports(5)
+    ports = free_ports(5, (0, GRPC_OFFSET))
     master, volume, filer, s3, admin = ports
     command = [
         str(Path(sysconfig.get_path("scripts")) / "weed"),
@@ -177,30 +175,6 @@ def _configured(folder: Path, *, anonymous: bool) -> S3Server:
         ports=ports,
         anonymous=anonymous,
     )
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports p of 127.0.0.1 where p and p + 10,000 are free, all held open until the last one is found."""
-    held: list[socket.socket] = []
-    ports: list[int] = []
-    try:
-        while len(ports) < count:
-            port = _FIRST_PORT + secrets.randbelow(_LAST_PORT - _FIRST_PORT + 1)
-            pair: list[socket.socket] = []
-            try:
-                for number in (port, port + _GRPC_OFFSET):
-                    pair.append(socket.socket())
-                    pair[-1].bind(("127.0.0.1", number))
-            except OSError:
-                for listener in pair:
-                    listener.close()
-                continue
-            held += pair
-            ports.append(port)
-        return ports
-    finally:
-        for listener in held:
-            listener.close()
 
 
 def _wait_until_ready(server: S3Server, process: subprocess.Popen[bytes]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from crisp_stream.cli.main import main
+from tests.support.ports import free_port
 from tests.support.small_runs import SmallRun, account_of, losses_of, small_run, windows_of
 
 SLURM = Path(__file__).parent.parent.parent / "examples" / "slurm.sh"
@@ -50,12 +50,6 @@ esac
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
     return small_run(tmp_path_factory)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Job:
