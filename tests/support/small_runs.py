@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
-import multiprocessing
-import os
 import shutil
-import socket
 import sys
-import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +21,7 @@ from crisp_stream.config.recipe import Recipe
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.training.train import train
+from tests.support.ranks import run_ranks
 from tests.support.synthetic import write_synthetic_dataset
 
 BATCHES = 12
@@ -100,44 +97,17 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
 
 
 def launch(done: SmallRun, processes: int, runs: list[list[str]], folder: Path, *, before: str = "") -> None:
-    """Train several variants of the recipe, one after the other, as ranks on this machine.
-
-    They are forked from a process that has imported Composer, which costs 10 s of CPU in each new interpreter; that
-    Composer's launcher gives ranks these same places is tested by test_runs.py and test_launch.py.
+    """Train several variants of the recipe, one after the other, in `processes` ranks.
 
     Args:
         folder: gets what the ranks print.
         before: Python that each rank runs first.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["crisp_stream.training.train"])
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        place = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "NODE_RANK": 0}
-        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1]}
     commands = [["train", str(done.recipe_file), *run] for run in runs]
-    logs = [folder / f"{processes}-processes-rank-{rank}.log" for rank in range(processes)]
-    ranks = [
-        context.Process(target=_rank, args=(place | {"RANK": rank, "LOCAL_RANK": rank}, before, commands, log))
-        for rank, log in enumerate(logs)
-    ]
-    for rank in ranks:
-        rank.start()
-    until = time.monotonic() + 800
-    while any(rank.is_alive() for rank in ranks) and not any(rank.exitcode for rank in ranks):
-        if time.monotonic() > until:
-            break
-        time.sleep(0.05)
-    for rank in ranks:
-        rank.kill()  # those that wait for one that failed
-        rank.join()
-    assert [rank.exitcode for rank in ranks] == [0] * processes, "".join(log.read_text() for log in logs)
+    run_ranks(processes, functools.partial(_run_commands, commands, before), folder)
 
 
-def _rank(place: Mapping[str, object], before: str, commands: list[list[str]], log: Path) -> None:
-    os.environ |= {name: str(value) for name, value in place.items()}
-    with log.open("w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+def _run_commands(commands: list[list[str]], before: str) -> None:
     exec(before, {})
     for command in commands:
         if main(command):
