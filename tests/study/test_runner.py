@@ -105,10 +105,10 @@ def test_a_plan_whose_inputs_changed_meanwhile_runs_what_follows_anew(tmp_path: 
 
 
 def test_a_whole_machine_job_runs_alone_and_before_others_that_wait_for_room(tmp_path: Path) -> None:
-    short, long = (functools.partial(small_jobs.note_interval, seconds=seconds) for seconds in (0.1, 1.0))
+    begun, short = tmp_path / "begun", small_jobs.note_interval
     jobs = (
-        job("long", long),
-        job("short", short),
+        job("long", functools.partial(short, awaited=begun)),
+        job("short", functools.partial(short, mark=begun)),
         job("late", short),
         job("whole", short, "short", whole=True),
         job("early", short, whole=True),
