@@ -26,14 +26,14 @@ settings.load_profile("crisp-stream")
 TESTS = Path(__file__).parent
 MAX_TEST_PROCESSES = 8
 """More would not end sooner: a file is run by one process."""
-SLOW = ("study/test_study.py",)
-"""Files that take long, the longest first: in this order they begin, so that all test processes end at about the same
-time, and `--quick` leaves them out."""
+SLOW = [line.split()[1] for line in (TESTS / "slow.txt").read_text().splitlines() if not line.startswith("#")]
+"""Files that take long. In this order they begin, so that all test processes end at about the same time; `--quick`
+leaves them out."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Declare `--quick`, the tests of `make check`."""
-    parser.addoption("--quick", action="store_true", help="leave out the files that take long (SLOW in conftest.py)")
+    parser.addoption("--quick", action="store_true", help="leave out the files that take long (tests/slow.txt)")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -61,7 +61,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     gone = [name for name in SLOW if not (TESTS / name).is_file()]
     if gone:
-        raise pytest.UsageError(f"SLOW of tests/conftest.py names files that are not there: {', '.join(gone)}")
+        raise pytest.UsageError(f"tests/slow.txt names files that are not there: {', '.join(gone)}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     worker = os.environ.get("PYTEST_XDIST_WORKER")
     if worker is None:
