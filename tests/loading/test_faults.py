@@ -105,6 +105,8 @@ def note(fault: str, when: str, num_workers: int | str, outcome: Outcome | str) 
 
 
 def test_shared_memory_that_a_process_of_the_test_leaves_is_seen(tmp_path: Path) -> None:
+    entries: list[Path] = []
+
     def leave() -> Outcome:
         entry = Path(f"/dev/shm/torch_{os.getpid()}_1_0")
         entry.touch()
@@ -112,8 +114,8 @@ def test_shared_memory_that_a_process_of_the_test_leaves_is_seen(tmp_path: Path)
 
     seen = fault_runs.no_shared_memory_left(tmp_path / "inner-processes")
     with pytest.raises(AssertionError, match="shared memory is left behind"), seen:
-        entry = Child(leave).outcome(300).how
-    Path(entry).unlink()
+        entries.append(Path(Child(leave).outcome(300).how))
+    entries[0].unlink()
 
 
 def test_shared_memory_of_other_processes_does_not_count(tmp_path: Path) -> None:
