@@ -16,7 +16,7 @@ from crisp_stream.evaluation.multiple_choice import judge_questions
 from crisp_stream.evaluation.question_sets import open_question_set
 from tests.support.ports import free_port
 
-_PATIENCE_SECONDS = 800.0
+_PATIENCE_SECONDS = 1500.0
 
 
 def run_ranks(num_ranks: int, work: Callable[[], None], folder: Path) -> None:

@@ -90,7 +90,7 @@ class Job:
 
     def wait_for(self, text: str) -> None:
         """Wait until node 0 has printed something."""
-        until = time.monotonic() + 300
+        until = time.monotonic() + 800
         while text not in self.log():
             assert self.process.poll() is None, self.log() + self.log(1)
             assert time.monotonic() < until, self.log()
