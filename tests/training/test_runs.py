@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from crisp_stream.training.train import train
-from tests.support.small_runs import SmallRun, account_of, losses_of, small_run, windows_of
+from tests.support.small_runs import SmallRun, account_of, launch, losses_of, small_run, windows_of
 
 LONG = ("max_duration=120ba", "save_interval=50ba", "log_interval=1", "mixture.phases.0.until=80ba")
 
@@ -121,8 +121,7 @@ def test_a_signal_to_the_launcher_or_to_one_rank_stops_all_ranks_at_one_batch(
     assert record["interrupted_by"] == "SIGTERM"
     assert (folder / f"ep0-ba{record['interrupted_at']}-rank0.pt").is_file()
     assert len(losses_of(folder)) == record["interrupted_at"]
-    again = Running(done, f"save_folder={folder}", "autoresume=true", "--nproc", "2")
-    assert again.end() == 0, again.text
+    launch(done, 2, [[*LONG, f"save_folder={folder}", "autoresume=true"]], tmp_path)
     assert account_of(folder)["resumed_at"] == record["interrupted_at"]
     assert len(losses_of(folder)) == 120
     assert (tmp_path / "ranks" / "rank1.stdout.txt").is_file()
