@@ -32,7 +32,7 @@ TORCH_FREE = ["format.dataset", "histograms.histogram", "histograms.mixture", "o
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", code]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=600)
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=1500)
 
 
 def heavy_modules_loaded_by(code: str) -> set[str]:
@@ -77,7 +77,7 @@ def test_the_help_starts_quickly(capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(3):
         started = time.perf_counter()
         done = subprocess.run(
-            [sys.executable, "-m", "crisp_stream", "--help"], capture_output=True, text=True, check=False, timeout=600
+            [sys.executable, "-m", "crisp_stream", "--help"], capture_output=True, text=True, check=False, timeout=1500
         )
         seconds.append(time.perf_counter() - started)
         assert done.returncode == 0, done.stderr

@@ -230,6 +230,6 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, dataset: Dat
 
 def test_a_reader_of_a_pipe_that_has_seen_enough_is_no_error(dataset: Dataset) -> None:
     command = f"{sys.executable} -m crisp_stream inspect {dataset.root} --top 5 | true; echo ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=600)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=1500)
     assert done.stderr == ""
     assert int(done.stdout) in (0, 141)

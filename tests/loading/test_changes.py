@@ -229,7 +229,7 @@ def test_real_ranks_with_different_workers_change_at_the_same_sample(dataset: Da
         )
         for rank in range(2)
     ]
-    results = [json.loads(process.communicate(timeout=600)[0]) for process in ranks]
+    results = [json.loads(process.communicate(timeout=1500)[0]) for process in ranks]
     assert results[0][0] == results[1][0]
     first, second = results[0][0]
     assert first % 12 == second % 12 == 0

@@ -114,7 +114,7 @@ def test_shared_memory_that_a_process_of_the_test_leaves_is_seen(tmp_path: Path)
 
     seen = fault_runs.no_shared_memory_left(tmp_path / "inner-processes")
     with pytest.raises(AssertionError, match="shared memory is left behind"), seen:
-        entries.append(Path(Child(leave).outcome(300).how))
+        entries.append(Path(Child(leave).outcome(500).how))
     entries[0].unlink()
 
 
@@ -262,7 +262,7 @@ def test_a_full_disk_in_the_cache_folder(source: Source, root: str, cache: Path,
             outcome.how = mechanism
             return outcome
 
-    outcome = Child(run).outcome(300)
+    outcome = Child(run).outcome(500)
     note("disk full in the cache folder", outcome.how, num_workers, outcome)
     assert not outcome.litter
     if outcome.error:
@@ -293,7 +293,7 @@ def test_cache_entries_damaged_while_in_use(source: Source, root: str, cache: Pa
                     file.truncate() if damage == "truncated" else file.write(bytes([byte[0] ^ 1]))
             done += 1
 
-    outcome = Child(lambda: train(source, root, cache, after_batch=spoil)).outcome(300)  # a crash would be seen
+    outcome = Child(lambda: train(source, root, cache, after_batch=spoil)).outcome(500)  # a crash would be seen
     note(f"cache entries {damage}", "all entries, three times", 0, outcome)
     assert_healed(outcome)
     again = train(source, root, cache)
@@ -357,13 +357,13 @@ def test_a_rank_killed_and_started_again(source: Source, root: str, cache: Path)
         return train(source, root, cache, num_workers=1, after_batch=suicide)
 
     first, second = (Child(lambda n=n: rank(n, deadly=n == 1)) for n in (0, 1))
-    other = first.outcome(300)
+    other = first.outcome(500)
     with pytest.raises(EOFError):
-        second.outcome(300)
+        second.outcome(500)
     second.process.join()
     assert second.process.exitcode == -signal.SIGKILL
     note("kill -9", "of a rank; the outcome is that of the other rank", "1 worker", other)
-    again = Child(lambda: rank(1, deadly=False)).outcome(300)
+    again = Child(lambda: rank(1, deadly=False)).outcome(500)
     note("kill -9", "of a rank, started again", "1 worker", again)
     for outcome in (other, again):
         assert_healed(outcome)
@@ -373,7 +373,7 @@ def test_two_jobs_share_one_cache(source: Source, root: str, cache: Path) -> Non
     limits = (None, 60_000)  # one of them evicts what the other uses
     jobs = [Child(lambda limit=limit: train(source, root, cache, num_workers=1, cache_limit=limit)) for limit in limits]
     for job, limit in zip(jobs, limits, strict=True):
-        outcome = job.outcome(300)
+        outcome = job.outcome(500)
         note("two jobs share one cache", f"this one with cache_limit={limit}", "1 worker", outcome)
         assert_healed(outcome)
 

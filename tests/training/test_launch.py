@@ -80,7 +80,7 @@ class Job:
 
     def end(self) -> int:
         """Wait for it; the exit code."""
-        self.output = self.process.communicate(timeout=600)[0]
+        self.output = self.process.communicate(timeout=1500)[0]
         return self.process.returncode
 
     def log(self, node: int = 0) -> str:
@@ -118,7 +118,7 @@ def test_two_nodes_train_together_are_stopped_put_back_and_continued(done: Small
 
 
 def test_a_job_without_a_recipe_says_how_it_is_used() -> None:
-    finished = subprocess.run(["bash", str(SLURM)], capture_output=True, text=True, check=False, timeout=600)
+    finished = subprocess.run(["bash", str(SLURM)], capture_output=True, text=True, check=False, timeout=1500)
     assert finished.returncode == 2
     assert "usage: sbatch slurm.sh RECIPE…" in finished.stderr
 
@@ -170,7 +170,7 @@ def test_two_sharded_processes_measure_as_one_does_and_keep_what_each_prints(don
     command += ["fsdp={}", "device_train_microbatch_size=2", "loggers.file=true", "data.num_workers=1"]
     command += ["--nproc", "2", "--rank-logs", f"{tmp_path}/ranks"]
     finished = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=600
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=1500
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
     (counts, losses), (whole_counts, whole_losses) = (

@@ -57,7 +57,7 @@ class Running:
 
     def end(self) -> int:
         """Read to the end; the exit code."""
-        self.lines += self.process.communicate(timeout=600)[0].splitlines(keepends=True)
+        self.lines += self.process.communicate(timeout=1500)[0].splitlines(keepends=True)
         return self.process.returncode
 
     @property
@@ -139,7 +139,7 @@ def test_a_process_ends_though_its_loader_still_has_workers() -> None:
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=600, check=False
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=1500, check=False
     )
     assert done.returncode == 0, done.stderr
     first, *workers = map(int, done.stdout.split())

@@ -191,7 +191,7 @@ def test_what_cannot_work_ends_two_processes_with_one_message_and_no_waiting(
         arguments.append("mixture.phases.1.histogram=nowhere.histogram")
         message = "nowhere.histogram"
     command = [sys.executable, "-m", "crisp_stream", "train", str(done.recipe_file), *arguments, "--nproc", "2"]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500, check=False)
     assert finished.returncode == 2, finished.stdout + finished.stderr
     assert "error: " in finished.stderr
     assert message in finished.stderr

@@ -49,7 +49,7 @@ def start(source: Path, out: Path | str, log: Path, *more: str, **environment: s
 def finish(source: Path, out: Path | str, log: Path, *more: str, **environment: str) -> str:
     """What an uninterrupted command printed."""
     process = start(source, out, log, *more, **environment)
-    status = process.wait(600)
+    status = process.wait(1500)
     printed = log.read_text()
     assert status == 0, printed
     return printed
@@ -57,7 +57,7 @@ def finish(source: Path, out: Path | str, log: Path, *more: str, **environment: 
 
 def fail(source: Path, out: Path | str, log: Path, *more: str, **environment: str) -> str:
     """The error that a command ended with; there must be one, on one line, without a traceback."""
-    status = start(source, out, log, *more, **environment).wait(600)
+    status = start(source, out, log, *more, **environment).wait(1500)
     printed = log.read_text()
     assert status == 2, printed
     assert "Traceback" not in printed
@@ -193,7 +193,7 @@ def test_an_object_store_that_is_away_for_seconds_is_waited_for(
         proxy.start("503")
         time.sleep(4)
         proxy.heal()
-        assert process.wait(600) == 0, log.read_text()
+        assert process.wait(1500) == 0, log.read_text()
     store = open_store(root)
     assert {path: store.get(path) for path, _ in store.list()} == whole
 
