@@ -1,5 +1,6 @@
 # make demo [DATA=s3://bucket/prefix]   the whole method on real text, from a clean clone
 # make test                             format, lint, types, all tests (on Debian installs Chromium if there is none)
+# make check                            format, lint, types, the quick tests: for while one works
 # make study [STUDY=small]              which method wins, at equal tokens: from the text to the tables (half an hour)
 # make lint | make install | make bench | make constraints
 SHELL := bash
@@ -10,6 +11,7 @@ VENV ?= .venv
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3 python; do \
 	"$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo "$$python" && break; done)
 RUN := $(VENV)/bin
+PYRIGHT = PYRIGHT_PYTHON_IGNORE_WARNINGS=1 "$(RUN)/pyright" --pythonpath "$(RUN)/python"
 STAMP := $(VENV)/.crisp-stream-installed
 
 # The dataset of the demo: a folder or s3://, gs://, az://. Everything else of the demo stands in OUT.
@@ -25,7 +27,7 @@ PYTEST_ARGS ?=
 # OpenMP threads that sleep while they wait: on a busy machine 4 times faster than spinning ones (see crisp_stream/demo.py).
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install demo study test lint browser bench constraints
+.PHONY: help install demo study test check lint browser bench constraints
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
 
@@ -50,7 +52,7 @@ study: $(STAMP)
 lint: $(STAMP)
 	"$(RUN)/ruff" check .
 	"$(RUN)/ruff" format --check .
-	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 "$(RUN)/pyright" --pythonpath "$(RUN)/python"
+	$(PYRIGHT)
 
 # The tests of the report page look at it in the system's Chromium.
 browser:
@@ -60,8 +62,23 @@ browser:
 	{ $$sudo apt-get update -q && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends chromium; } \
 	|| echo "chromium could not be installed; the tests of the report page will fail" >&2
 
-test: lint browser
-	"$(RUN)/python" -m pytest $(PYTEST_ARGS)
+# pyright needs a core for a minute and a half: it runs beside the tests. What it finds is shown after their closing line.
+# $(call test_beside_types,ARGUMENTS OF PYTEST)
+define test_beside_types
+	"$(RUN)/ruff" check .
+	"$(RUN)/ruff" format --check .
+	types=$$(mktemp); $(PYRIGHT) > "$$types" 2>&1 & pyright=$$!; \
+	trap 'kill $$pyright 2>/dev/null || true; rm -f "$$types"' EXIT; trap 'exit 130' INT; \
+	status=0; "$(RUN)/python" -m pytest -n auto --dist loadfile --no-loadscope-reorder $(1) $(PYTEST_ARGS) || status=$$?; \
+	wait $$pyright || { cat "$$types"; status=1; }; \
+	exit $$status
+endef
+
+test: $(STAMP) browser
+	$(call test_beside_types,--durations=20)
+
+check: $(STAMP)
+	$(call test_beside_types,--quick)
 
 bench: $(STAMP)
 	for benchmark in benchmarks/*/bench_*.py; do "$(RUN)/python" "$$benchmark"; done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import re
 import subprocess
@@ -31,7 +32,7 @@ TORCH_FREE = ["format.dataset", "histograms.histogram", "histograms.mixture", "o
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", code]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=1500)
 
 
 def heavy_modules_loaded_by(code: str) -> set[str]:
@@ -73,16 +74,16 @@ def test_the_pure_core_runs_without_torch(module: str) -> None:
 def test_the_help_starts_quickly(capsys: pytest.CaptureFixture[str]) -> None:
     """The wall time is printed, not asserted: a shared machine would make the test a coin."""
     seconds: list[float] = []
-    for _ in range(5):
+    for _ in range(3):
         started = time.perf_counter()
         done = subprocess.run(
-            [sys.executable, "-m", "crisp_stream", "--help"], capture_output=True, text=True, check=False, timeout=60
+            [sys.executable, "-m", "crisp_stream", "--help"], capture_output=True, text=True, check=False, timeout=1500
         )
         seconds.append(time.perf_counter() - started)
         assert done.returncode == 0, done.stderr
         assert "usage: crisp-stream" in done.stdout
     with capsys.disabled():
-        print(f"\ncrisp-stream --help: {sorted(seconds)[2]:.2f} s (median of 5)")
+        print(f"\ncrisp-stream --help: {sorted(seconds)[1]:.2f} s (median of 3)")
 
 
 @pytest.mark.parametrize("name", crisp_stream.__all__)
@@ -95,6 +96,7 @@ def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
         getattr(crisp_stream, "MixturDataset")  # noqa: B009 (pyright would refuse the attribute itself)
 
 
+@functools.cache
 def imported_modules(path: Path) -> set[str]:
     """Full names of all that a source file imports anywhere in it, `from a import b` as both a and a.b."""
     found: set[str] = set()

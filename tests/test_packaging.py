@@ -26,7 +26,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built as a package index's user would get it: from the sdist."""
     folder = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1500)
     assert done.returncode == 0, done.stdout + done.stderr
     return next(folder.glob("*.whl"))
 
@@ -42,7 +42,7 @@ def run_away_from_checkout(code: str, installed: Path) -> subprocess.CompletedPr
     """Run code with the installed copy before everything else, in a folder that is not the checkout."""
     prelude = f"import sys; sys.path[:] = [{str(installed)!r}, *(path for path in sys.path if path != {str(ROOT)!r})]"
     command = [sys.executable, "-c", f"{prelude}\n{code}"]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=installed, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=installed, timeout=1500)
 
 
 def names_under(folder: Path, pattern: str) -> set[str]:
@@ -98,7 +98,7 @@ def test_there_is_no_top_level_module_called_writers(wheel: Path, tmp_path: Path
 
 def test_the_writers_of_the_checkout_refuse_to_be_imported_as_top_level_writers() -> None:
     command = [sys.executable, "-c", "import writers"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=1500)
     assert "ImportError: Import this package as crisp_stream.writers" in done.stderr
 
 

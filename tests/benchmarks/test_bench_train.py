@@ -43,7 +43,7 @@ def test_every_side_is_measured_at_toy_size(how: list[str], tmp_path: Path) -> N
         capture_output=True,
         text=True,
         check=False,
-        timeout=280,
+        timeout=1500,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "train-speed.json").read_text())

@@ -171,6 +171,6 @@ dataset = open_dataset({dataset.root!r})
 print(forecast(dataset, Mixture.base(dataset.manifest), samples=100).table())
 """
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1500)
     assert done.returncode == 0, done.stderr
     assert "100 samples, 3,200 tokens" in done.stdout

@@ -80,7 +80,7 @@ def test_two_processes_save_what_one_saves(done: SmallRun, folder: Path, tmp_pat
     asked = [done.checkpoint(12), "--text", folder / "held.jsonl", "--mcq", folder / "mine.jsonl", "--batch-size", "1"]
     assert run(*asked, "--out", tmp_path / "one") == 0
     command = [sys.executable, "-m", "crisp_stream.cli.main", "eval", "--nproc", "2", *asked, "--out", tmp_path / "two"]
-    shared = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, check=False)
+    shared = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=1500, check=False)
     assert shared.returncode == 0, shared.stdout + shared.stderr
     assert shared.stdout.count("small-ba12  ") == 2
     for alone, other in zip(load_all([tmp_path / "one"]), load_all([tmp_path / "two"]), strict=True):

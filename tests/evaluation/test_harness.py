@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from crisp_stream.evaluation.question_sets import TASK_FOLDER, QuestionSet, open
 from crisp_stream.models.checkpoint import LoadedGPT
 from crisp_stream.models.export import export
 from crisp_stream.results.results import load_results
+from tests.support.ranks import judge_as_rank, run_ranks
 from tests.support.small_runs import SmallRun, small_run
 
 TEXTS = ["a short one", "b", "longer than the context of thirty-two tokens, and then some", "", "x" * 64, "q" * 33]
@@ -239,28 +238,7 @@ def test_two_processes_find_what_one_finds(
     model: JudgedModel, done: SmallRun, questions: QuestionSet, tmp_path: Path
 ) -> None:
     source = write_questions(tmp_path / "own.jsonl", 30)
-    script = tmp_path / "two.py"
-    script.write_text(
-        "import json, os\n"
-        "import torch.distributed\n"
-        "from crisp_stream.evaluation.models import open_model\n"
-        "from crisp_stream.evaluation.multiple_choice import judge_questions\n"
-        "from crisp_stream.evaluation.question_sets import open_question_set\n"
-        "torch.distributed.init_process_group('gloo')\n"
-        f"results = judge_questions(open_model({str(done.checkpoint(12))!r}), open_question_set({source!r}),"
-        " batch_size=1, device='cpu')\n"
-        f"open({str(tmp_path)!r} + '/' + os.environ['RANK'], 'w').write(json.dumps(results.log_probs))\n"
-        "torch.distributed.destroy_process_group()\n"
-    )
-    finished = subprocess.run(
-        [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "2", "--standalone", str(script)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
+    run_ranks(2, functools.partial(judge_as_rank, str(done.checkpoint(12)), source, tmp_path), tmp_path)
     first, second = (json.loads((tmp_path / rank).read_text()) for rank in ("0", "1"))
     assert first == second
     alone = judge_questions(model, questions, batch_size=1, device="cpu").log_probs

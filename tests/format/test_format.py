@@ -203,6 +203,7 @@ def test_must_6_windows_are_sorted_by_leaf_and_shards_by_level_1_cluster(dataset
 
 
 # mosaicml-streaming leaves the shard files that it reads to the garbage collector.
+@pytest.mark.usefixtures("names_in_shared_memory")
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_must_7_vanilla_streaming_reads_every_window_back(dataset: Dataset, tmp_path: Path) -> None:
     from streaming import StreamingDataset

@@ -21,9 +21,6 @@ from crisp_stream.training.prepare import build_mixture
 from crisp_stream.training.train import train
 from tests.support.small_runs import BATCHES, SmallRun, account_of, copy_until, launch, losses_of, small_run, windows_of
 
-# Seven processes import Composer, 10 s of CPU each: minutes on a busy machine.
-pytestmark = pytest.mark.timeout(900)
-
 UNSCALED = ("optimizer.eps=1e-3", "gradient_clipping=50.0")
 """With these a gradient twice too large shows; clipping and Adam's usual eps would hide it."""
 

@@ -29,7 +29,7 @@ LEAVES = {leaf: 20 + 3 * leaf for leaf in range(16) if leaf not in (6, 9)}
 
 
 @pytest.fixture(autouse=True)
-def released() -> Iterator[None]:
+def released(names_in_shared_memory: None) -> Iterator[None]:
     """StreamingDataset holds its folders until it is collected."""
     yield
     gc.collect()

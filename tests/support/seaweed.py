@@ -6,6 +6,7 @@ are the point of these tests. The `weed` binary comes with the package seaweedfs
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
@@ -21,10 +22,11 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
-_START_SECONDS = 60.0
+from tests.support.ports import GRPC_OFFSET, free_ports
+
+_START_SECONDS = 120.0
 _STOP_SECONDS = 15.0
-_GRPC_OFFSET = 10_000
-"""SeaweedFS listens for gRPC on each HTTP port plus this."""
+_START_TRIES = 3
 
 
 @dataclass(kw_only=True)
@@ -37,6 +39,7 @@ class S3Server:
     bucket: str
     log: Path
     command: list[str]
+    ports: list[int]
     region: str = "us-east-1"
     anonymous: bool = False
     """Without accounts: whoever asks is served."""
@@ -52,7 +55,11 @@ class S3Server:
             self.process = subprocess.Popen(
                 self.command, cwd=self.log.parent, env=environment, stdout=output, stderr=subprocess.STDOUT
             )
-        _wait_until_ready(self, self.process)
+        try:
+            _wait_until_ready(self, self.process)
+        except RuntimeError:
+            self.kill()
+            raise
 
     def stop(self) -> None:
         """Stop it in order, or by force when that takes too long."""
@@ -63,6 +70,10 @@ class S3Server:
             self.process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self.kill()
+        for port in self.ports:  # it makes its sockets in /tmp and leaves them there
+            for number in (port, port + GRPC_OFFSET):
+                for socket_file in Path("/tmp").glob(f"seaweedfs-*-{number}.sock"):
+                    socket_file.unlink(missing_ok=True)
 
     def kill(self) -> None:
         """End it without warning, as a power cut would."""
@@ -103,15 +114,38 @@ class S3Server:
 def seaweed(folder: Path, *, anonymous: bool = False) -> Iterator[S3Server]:
     """Run a server with its data under `folder`; it is stopped, by its own process id, at the end.
 
+    Another process may take a port between the choice of the ports and the start of the server; then others are tried.
+
     Raises:
-        RuntimeError: the server ended, or did not answer within a minute; the message holds the end of its log.
+        RuntimeError: the server ended, or did not answer in time; the message holds the end of its log.
     """
+    server = _started(folder, anonymous=anonymous)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def _started(folder: Path, *, anonymous: bool) -> S3Server:
+    for number in range(1, _START_TRIES):
+        with contextlib.suppress(RuntimeError):
+            server = _configured(folder / f"try-{number}", anonymous=anonymous)
+            server.start()
+            return server
+    server = _configured(folder / f"try-{_START_TRIES}", anonymous=anonymous)
+    server.start()
+    return server
+
+
+def _configured(folder: Path, *, anonymous: bool) -> S3Server:
+    """Choose ports and credentials for a server that has not been started."""
     log = folder / "weed.log"
     data = folder / "data"
     data.mkdir(parents=True)
     access_key_id, secret_access_key = f"crisp{secrets.token_hex(6)}", secrets.token_hex(20)
     bucket = "crisp-tests"
-    master, volume, filer, s3, admin = _free_ports(5)
+    ports = free_ports(5, (0, GRPC_OFFSET))
+    master, volume, filer, s3, admin = ports
     command = [
         str(Path(sysconfig.get_path("scripts")) / "weed"),
         "mini",
@@ -131,44 +165,16 @@ def seaweed(folder: Path, *, anonymous: bool = False) -> Iterator[S3Server]:
         "-s3.autoCreateBucket=false",
         f"-bucket={bucket}",
     ]
-    server = S3Server(
+    return S3Server(
         endpoint=f"http://127.0.0.1:{s3}",
         access_key_id=access_key_id,
         secret_access_key=secret_access_key,
         bucket=bucket,
         log=log,
         command=command,
+        ports=ports,
         anonymous=anonymous,
     )
-    try:
-        server.start()
-        yield server
-    finally:
-        server.stop()
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports p of 127.0.0.1 where p and p + 10,000 are free, all held open until the last one is found."""
-    held: list[socket.socket] = []
-    ports: list[int] = []
-    try:
-        while len(ports) < count:
-            port = 20_000 + secrets.randbelow(12_000)
-            pair: list[socket.socket] = []
-            try:
-                for number in (port, port + _GRPC_OFFSET):
-                    pair.append(socket.socket())
-                    pair[-1].bind(("127.0.0.1", number))
-            except OSError:
-                for listener in pair:
-                    listener.close()
-                continue
-            held += pair
-            ports.append(port)
-        return ports
-    finally:
-        for listener in held:
-            listener.close()
 
 
 def _wait_until_ready(server: S3Server, process: subprocess.Popen[bytes]) -> None:

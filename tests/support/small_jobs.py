@@ -18,7 +18,7 @@ from crisp_stream.study.jobs import runner
 from crisp_stream.study.jobs.job import Done, Job, JobPlace
 from crisp_stream.study.jobs.runner import run_jobs
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 300.0
 """Of work that waits for something that comes at once, unless the machine is busy."""
 
 
@@ -68,10 +68,14 @@ def kill_worker(place: JobPlace, *, once: Path | None = None) -> dict[str, Any]:
     return {}
 
 
-def note_interval(place: JobPlace, *, seconds: float) -> dict[str, Any]:
-    """When it ran, by a clock that processes share."""
+def note_interval(place: JobPlace, *, mark: Path | None = None, awaited: Path | None = None) -> dict[str, Any]:
+    """When it ran, by a clock that processes share. It begins with `mark`, and ends after `awaited`."""
     started = time.monotonic()
-    time.sleep(seconds)
+    if mark is not None:
+        mark.touch()
+    if awaited is not None:
+        wait_for(awaited)
+    time.sleep(0.1)
     return {"started": started, "ended": time.monotonic(), "threads": place.threads, "processes": place.processes}
 
 
@@ -110,13 +114,17 @@ def environment(place: JobPlace) -> dict[str, Any]:
     return {"pid": os.getpid(), "numpy": "numpy" in sys.modules, **{name: os.environ.get(name) for name in names}}
 
 
-def take_steps(place: JobPlace, *, steps: int, mark: Path) -> dict[str, Any]:
-    """Like a training: goes on at its checkpoint; a signal ends it after the step in progress, with a checkpoint."""
+def take_steps(place: JobPlace, *, steps: int, mark: Path, awaited: Path) -> dict[str, Any]:
+    """Like a training: goes on at its checkpoint; a signal ends it after the step in progress, with a checkpoint.
+
+    The first step lasts until `awaited` is there.
+    """
     checkpoint, received = place.folder / "step", list[int]()
     before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
     first = int(checkpoint.read_text()) if checkpoint.exists() else 0
     for step in range(first, steps):
         mark.touch()
+        wait_for(awaited)
         time.sleep(1.0)
         if received:
             checkpoint.write_text(str(step + 1))
@@ -145,7 +153,8 @@ def wait_for(path: Path) -> None:
 def training_plan(folder: Path, steps: int, done: Mapping[str, Done]) -> list[Job]:
     """A training beside work that dies of a signal, once a first job has left its worker idle."""
     first = job("first", functools.partial(add, runs=folder / "first.runs"))
-    training = job("training", functools.partial(take_steps, steps=steps, mark=folder / "training"), "first")
+    work = functools.partial(take_steps, steps=steps, mark=folder / "training", awaited=folder / "dying")
+    training = job("training", work, "first")
     dying = job("dying", functools.partial(sleep_after, mark=folder / "dying", seconds=1), "first")
     last = job("last", functools.partial(add, runs=folder / "last.runs"), "training", "dying")
     return [first, training, dying, last]

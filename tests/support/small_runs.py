@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
-import os
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,13 @@ import pytest
 import torch
 import yaml
 
+from crisp_stream.cli.main import main
 from crisp_stream.config.load import load_recipe
 from crisp_stream.config.recipe import Recipe
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.training.train import train
+from tests.support.ranks import run_ranks
 from tests.support.synthetic import write_synthetic_dataset
 
 BATCHES = 12
@@ -96,30 +97,21 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
 
 
 def launch(done: SmallRun, processes: int, runs: list[list[str]], folder: Path, *, before: str = "") -> None:
-    """Train several variants of the recipe, one after the other, in `processes` processes of Composer's launcher.
+    """Train several variants of the recipe, one after the other, in `processes` ranks.
 
     Args:
-        folder: gets the script that they run.
-        before: Python that each process runs first.
+        folder: gets what the ranks print.
+        before: Python that each rank runs first.
     """
-    script = folder / f"{processes}-processes.py"
-    script.write_text(
-        f"{before}\n"
-        "import sys\n"
-        "from crisp_stream.cli.main import main\n"
-        "if __name__ == '__main__':\n"
-        f"    sys.exit(max(main(['train', {str(done.recipe_file)!r}, *run]) for run in {runs!r}))\n"
-    )
-    launcher = Path(sys.executable).with_name("composer")
-    finished = subprocess.run(
-        [str(launcher), "-n", str(processes), str(script)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=800,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stdout + finished.stderr
+    commands = [["train", str(done.recipe_file), *run] for run in runs]
+    run_ranks(processes, functools.partial(_run_commands, commands, before), folder)
+
+
+def _run_commands(commands: list[list[str]], before: str) -> None:
+    exec(before, {})
+    for command in commands:
+        if main(command):
+            sys.exit(1)
 
 
 def copy_until(run: Path, batch: int, folder: Path, *, first: int = 4, every: int = 4) -> None:

@@ -22,8 +22,6 @@ from crisp_stream.models.export import export
 from crisp_stream.training.train import train
 from tests.support.small_runs import SmallRun, account_of, launch, losses_of, small_run, windows_of
 
-pytestmark = pytest.mark.timeout(900)  # three processes import Composer, 10 s of CPU each
-
 TEXTS = ["abcdefgh" * length for length in range(1, 8)]
 SPLIT = ("device_train_microbatch_size=2", "model.activation_checkpointing=true")
 SCALED = ("optimizer.eps=1e-3", "gradient_clipping=1.2")

@@ -72,7 +72,7 @@ def test_a_stateful_dataloader_goes_on_in_another_process(dataset: Dataset, mixt
         env={"PYTHONPATH": str(ROOT), "PATH": ""},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=1500,
         check=False,
     )
     assert finished.returncode == 0, finished.stderr

@@ -37,6 +37,7 @@ def test_two_processes_write_the_bytes_of_one(
     assert [path.name for path in tmp_path.iterdir()] == ["two"]
 
 
+@pytest.mark.usefixtures("names_in_shared_memory")
 def test_plain_streaming_reads_every_window_back(written: tuple[Path, WriteReport], tmp_path: Path) -> None:
     from streaming import StreamingDataset
 

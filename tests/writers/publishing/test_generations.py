@@ -54,6 +54,7 @@ def test_windows_of_every_generation_name_their_documents(base: Path, texts: lis
 
 
 # mosaicml-streaming leaves the shard files that it reads to the garbage collector.
+@pytest.mark.usefixtures("names_in_shared_memory")
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_plain_streaming_reads_the_newest_generation(base: Path, texts: list[str], tmp_path: Path) -> None:
     from streaming import StreamingDataset
