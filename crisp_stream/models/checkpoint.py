@@ -169,7 +169,7 @@ def load_gpt(checkpoint: str) -> LoadedGPT:
 
 
 def gpt_of(contents: dict[str, Any], origin: Path | str) -> LoadedGPT:
-    """Make the GPT-2 of what `read_checkpoint` gave, in float32 on the CPU. Raises FormatError, which names `origin`."""
+    """Make the GPT-2 of what `read_checkpoint` gave, in float32 on the CPU. FormatError names `origin`."""
     transformers = import_extra("transformers", extra="train", purpose="loading a checkpoint")
     config = transformers.GPT2Config(**model_config_of(contents, origin))
     gpt = transformers.GPT2LMHeadModel(config)
