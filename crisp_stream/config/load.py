@@ -99,7 +99,8 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     node: Any = tree
     keys = dotted.split(".")
     for depth, key in enumerate(keys):
-        last, above, position = depth == len(keys) - 1, ".".join(keys[:depth]), key
+        last, above = depth == len(keys) - 1, ".".join(keys[:depth])
+        position: Any = key
         if isinstance(node, list):
             if not key.isdigit() or int(key) >= len(node):
                 raise RecipeError(f"`{above}` has items 0 to {len(node) - 1}; {override!r} names {key!r}.")

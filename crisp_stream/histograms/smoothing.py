@@ -111,4 +111,4 @@ def _counts_at(histogram: Histogram, nodes: NDArray[np.uint32], level: int) -> N
     above = histogram.nodes // np.uint32(histogram.arity ** (histogram.level - level))
     at = np.minimum(np.searchsorted(nodes, above), len(nodes) - 1)
     hit = nodes[at] == above
-    return np.bincount(at[hit], weights=histogram.counts[hit], minlength=len(nodes))
+    return np.bincount(at[hit], weights=histogram.counts[hit], minlength=len(nodes)).astype(np.float64)
