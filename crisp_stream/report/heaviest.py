@@ -71,12 +71,12 @@ def card(task: TaskShares, tree: Tree, colour: str, scale: float, *, heading: st
     `heading` is the element of the name, such as `h3`; `facts` is HTML above the clusters.
     """
     level = tree.levels[task.level - 1]
-    corpus = level.shares
+    top = heaviest_rows(task)
     rows = "\n".join(
-        f"<li>{node_button(tree, task.level, int(level.nodes[row]))}"
-        f'<span class="pairs">{bar(task.shares[row] / scale, colour)}{bar(corpus[row] / scale, BASE)}</span>'
-        f'<span class="figures">{task.shares[row]:.1%} · w {task.shares[row] / corpus[row]:,.1f}</span></li>'
-        for row in heaviest_rows(task)
+        f"<li>{node_button(tree, task.level, node)}"
+        f'<span class="pairs">{bar(share / scale, colour)}{bar(corpus / scale, BASE)}</span>'
+        f'<span class="figures">{share:.1%} · w {share / corpus:,.1f}</span></li>'
+        for node, share, corpus in zip(level.nodes[top].tolist(), task.shares[top], level.shares[top], strict=True)
     )
     return f"""<article class="card">
 <{heading}>{named(task.name, colour)}</{heading}>

@@ -48,10 +48,9 @@ def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
         assert again.model == results.model
         assert (again.set_name, again.notes) == (results.set_name, results.notes)
         assert again.example_ids.tolist() == results.example_ids.tolist()
-        assert again.columns().keys() == results.columns().keys()
-        for name, column in again.columns().items():
-            assert column.equals(results.columns()[name])
-        assert again.facts() == results.facts()
+        assert results.columns
+        for name in (*results.columns, *results.facts):
+            assert np.all(getattr(again, name) == getattr(results, name))
     flags = load_results(text_results().save(tmp_path)).contaminated
     assert flags is not None
     assert flags.tolist() == [True, False]
