@@ -59,7 +59,7 @@ _PROBES = ["Probe: A Naïve CAFÉ, isn't it? 中文 <s> [SEP] 🙂", "  lower UP
 class TextEncoder(Protocol):
     """Texts to unit vectors in two steps, that the second may run elsewhere: `Encoder`, or LSI."""
 
-    @property
+    @cached_property
     def weights_sha256(self) -> str:
         """Hex digest of what determines the vectors. Raises InputError."""
         ...

@@ -134,7 +134,7 @@ class ShardsTask(Task):
             scratch = stack.enter_context(scratch_folder()) if remote else None
             old = [] if grown is None else self._grown_slices(grown, stack)
             with ThreadPoolExecutor(_SLICE_THREADS) as threads:
-                new = threads.map(lambda one: self._slice(*one, scratch), present)
+                new = threads.map(lambda one: self._slice(one[0], one[1], one[2], scratch), present)
                 yield [*old, *new]
 
     def _stretches(self) -> list[tuple[SortedRun, int, int]]:
