@@ -16,6 +16,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from crisp_stream import Histogram, Mixture, MixtureDataset, Phase
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.models.checkpoint import read_checkpoint
+from crisp_stream.training.callbacks.composer_fixes import close_trainer
 from tests.support.synthetic import write_synthetic_dataset
 
 ROOT = Path(__file__).parent.parent.parent
@@ -117,8 +118,9 @@ def test_the_accelerate_loop_goes_on_where_it_stopped(dataset: Dataset, task: st
 def test_the_composer_loop_goes_on_where_it_stopped(dataset: Dataset, task: str, tmp_path: Path) -> None:
     main = example("composer_loop").main
     options = [dataset.root, task, "--global-batch=4", "--width=16", f"--save-folder={tmp_path}/run"]
-    main([*options, "--batches=3", "--workers=0"])
+    close_trainer(main([*options, "--batches=3", "--workers=0"]))
     trainer = main([*options, "--batches=5", "--workers=1"])
     assert trainer.state.timestamp.batch == 5
+    close_trainer(trainer)
     state = read_checkpoint(tmp_path / "run" / "latest-rank0.pt")["state"]
     assert state["dataset_state"]["train"]["position"] == 5 * 4
