@@ -6,6 +6,7 @@ import functools
 import itertools
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from multiprocessing.util import Finalize
@@ -89,6 +90,18 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         for name, value in server.environment().items():
             environment.setenv(name, value)
         yield server
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_process_group_left_behind() -> Iterator[None]:
+    """Remove the process group that Composer made for a training of one process, after each file.
+
+    It would hide RANK and WORLD_SIZE from the tests of the next file.
+    """
+    yield
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 @pytest.fixture
