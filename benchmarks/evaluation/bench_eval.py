@@ -42,7 +42,7 @@ CONTEXT = 128
 Side = Callable[[], object]
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Cost of judging beside its forward passes.")
     parser.add_argument("checkpoint", nargs="?", help="an exported folder or a checkpoint; a random model if none")
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--width", type=int, default=128, help="of the random model")
-    asked = parser.parse_args()
+    asked = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if asked.checkpoint is None:

@@ -6,6 +6,7 @@ checked without data is checked before anything runs.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -191,12 +192,18 @@ class StudySettings:
     def recipe_of(self, kind: str, overrides: Sequence[str] = ()) -> Recipe:
         """The study's recipe with a method of the packaged recipes."""
         names, changes = recipes_and_overrides(self.recipe)
-        return load_recipe([*names, kind], [*changes, *overrides])
+        return _recipe((*names, kind), (*changes, *overrides))
 
     @property
     def num_batches(self) -> int:
         """Steps of every model, those of fine-tuning included."""
         return parse_duration(self.recipe_of("base").max_duration)[0]
+
+
+@functools.lru_cache(maxsize=1024)
+def _recipe(names: tuple[str, ...], overrides: tuple[str, ...]) -> Recipe:
+    """Load a recipe once: a study plans anew after each job, and asks for the same ones each time."""
+    return load_recipe(names, overrides)
 
 
 def candidates_of(method: MethodSettings) -> list[dict[str, float]]:

@@ -2,50 +2,54 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import re
-import subprocess
-import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from composer.callbacks.speed_monitor import GPU_AVAILABLE_FLOPS
 
-from benchmarks.support.measure import UnavailableError, run_task
+from benchmarks.support.measure import UnavailableError
 from benchmarks.support.report import table
-from benchmarks.training import memory_section, train_section
+from benchmarks.training import bench_train, memory_section, train_section
 from benchmarks.training.train_flops import Flops, gpu_hours, peak_flops
 from benchmarks.training.train_sides import out_of_memory_is_unavailable
-from benchmarks.training.training_memory import Step, measured_peak
+from benchmarks.training.training_memory import Step, computed_peak, measured_peak
 from crisp_stream.models.gpt import GPT_SIZES
+from tests.support.ranks import run_ranks
 
-ROOT = Path(__file__).parent.parent.parent
 SIDES = ["crisp-stream, real loader", "crisp-stream, tensors on the device", "transformers, eager float32"]
 
 
+class Task:
+    """A task of a benchmark in a forked process; the first rank saves its result."""
+
+    def __init__(self, task: str, options: Mapping[str, Any], saved: Path) -> None:
+        self._task, self._options, self._saved = task, options, saved
+
+    def __call__(self) -> None:
+        module, _, function = self._task.partition(":")
+        result = getattr(importlib.import_module(f"benchmarks.{module}"), function)(**self._options)
+        if os.environ["RANK"] == "0":
+            self._saved.write_text(json.dumps(result))
+
+
 @pytest.mark.parametrize("how", [[], ["--ranks", "2", "--fsdp"]])
-def test_every_side_is_measured_at_toy_size(how: list[str], tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "benchmarks/training/bench_train.py",
-        "--sizes",
-        "toy",
-        "--steps",
-        "2",
-        "--turns",
-        "2",
-        *how,
-    ]
-    done = subprocess.run(
-        [*command, "--work", str(tmp_path), "--peak-tflops", "1"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=1500,
-    )
-    assert done.returncode == 0, done.stderr
+def test_every_side_is_measured_at_toy_size(
+    how: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def forked(task: str, options: Mapping[str, Any], *, timeout: float, ranks: int) -> dict[str, Any]:
+        run_ranks(ranks, Task(task, options, tmp_path / "result.json"), tmp_path)
+        return json.loads((tmp_path / "result.json").read_text())
+
+    monkeypatch.setattr(train_section, "run_task", forked)
+    arguments = ["--sizes", "toy", "--steps", "2", "--turns", "2", "--work", str(tmp_path), "--peak-tflops", "1", *how]
+    bench_train.main(arguments)
     found = json.loads((tmp_path / "train-speed.json").read_text())
     assert [row["side"] for row in found["rows"]] == SIDES
     for row in found["rows"]:
@@ -53,7 +57,7 @@ def test_every_side_is_measured_at_toy_size(how: list[str], tmp_path: Path) -> N
         assert 0 < row["mfu_causal"] < row["mfu"] < 100
         assert row["memory"] > 0.1
     assert 0 <= found["rows"][0]["waiting"] < 100
-    assert re.search(r"with the loader a step takes [+-]\d+\.\d\d%", done.stdout)
+    assert re.search(r"with the loader a step takes [+-]\d+\.\d\d%", capsys.readouterr().out)
 
 
 def test_a_size_that_does_not_fit_is_a_row() -> None:
@@ -91,7 +95,7 @@ def test_peaks_are_those_that_composer_knows(device: str, composers: str) -> Non
 def test_computed_memory_is_what_a_real_step_needs(checkpointing: bool) -> None:
     model = {"n_embd": 256, "n_layer": 4, "n_head": 4, "activation_checkpointing": checkpointing}
     step = Step(model=model, microbatch=8, vocab_size=4096, window_tokens=256, bf16=False)
-    computed = run_task("training.training_memory:peak", step.options())["Total"]
+    computed = computed_peak(step)["Total"]
     assert measured_peak(step) == pytest.approx(computed, rel=0.05)
 
 

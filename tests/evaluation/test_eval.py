@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from crisp_stream.models.export import export
 from crisp_stream.results.results import QuestionResults, TextResults, load_all
 from tests.evaluation.test_contamination import files, planted
 from tests.support.independent import Independent, perplexities
+from tests.support.ranks import Command, start_ranks
 from tests.support.small_runs import SmallRun, small_run
 
 TEXTS = ["a short one", "b", "longer than the context of thirty-two tokens, and then some", "q" * 33]
@@ -79,10 +78,9 @@ def test_two_models_on_three_sets_equal_an_independent_computation(
 def test_two_processes_save_what_one_saves(done: SmallRun, folder: Path, tmp_path: Path) -> None:
     asked = [done.checkpoint(12), "--text", folder / "held.jsonl", "--mcq", folder / "mine.jsonl", "--batch-size", "1"]
     assert run(*asked, "--out", tmp_path / "one") == 0
-    command = [sys.executable, "-m", "crisp_stream.cli.main", "eval", "--nproc", "2", *asked, "--out", tmp_path / "two"]
-    shared = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=1500, check=False)
-    assert shared.returncode == 0, shared.stdout + shared.stderr
-    assert shared.stdout.count("small-ba12  ") == 2
+    first, second = start_ranks(2, Command("eval", *asked, "--out", tmp_path / "two"), tmp_path)
+    assert (first.end(), second.end()) == (0, 0), first.text + second.text
+    assert (first.text.count("small-ba12  "), second.text) == (2, "")
     for alone, other in zip(load_all([tmp_path / "one"]), load_all([tmp_path / "two"]), strict=True):
         assert alone.fingerprint == other.fingerprint
         if isinstance(alone, TextResults):

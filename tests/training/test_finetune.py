@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +14,7 @@ from crisp_stream.errors import InputError, RecipeError
 from crisp_stream.evaluation.perplexity import perplexity
 from crisp_stream.models.checkpoint import checkpoints_by_batch
 from crisp_stream.training.finetune import FinetunedModel, best, finetune, table
+from tests.support.ranks import Command, start_ranks
 from tests.support.small_runs import (
     SmallRun,
     account_of,
@@ -92,29 +90,26 @@ def test_each_fraction_starts_where_the_pretraining_leaves_it_and_the_best_is_na
         assert list(csv.DictReader(file)) == rows
 
 
-def test_two_processes_of_the_launcher_find_what_one_finds(
-    done: SmallRun, specialist: str, valid: Path, tmp_path: Path
-) -> None:
+def test_two_processes_find_what_one_finds(done: SmallRun, specialist: str, valid: Path, tmp_path: Path) -> None:
     def given(name: str) -> list[str]:
         own = arguments(done, specialist, tmp_path / name)
         return [*own, "--pretrained", str(done.save_folder), "--text", str(valid), "--fractions", "0.3", "1"]
 
     assert main(["finetune", *given("one")]) == 0
-    command = [sys.executable, "-m", "crisp_stream", "finetune", *given("two"), "--nproc", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500, check=False)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    assert finished.stdout.count("<- best") == 1
+    first, second = start_ranks(2, Command("finetune", *given("two")), tmp_path)
+    assert (first.end(), second.end()) == (0, 0), first.text + second.text
+    assert (first.text.count("<- best"), second.text.count("<- best")) == (1, 0)
     one, two = (
         list(csv.DictReader((tmp_path / name / "finetune.csv").read_text().splitlines())) for name in ("one", "two")
     )
     for first, second in zip(one, two, strict=True):
         assert float(second["perplexity"]) == pytest.approx(float(first["perplexity"]), rel=1e-4)
         assert (second["fraction"], second["start"]) == (first["fraction"], first["start"])
-    command[command.index(str(valid))] = str(tmp_path / "none.jsonl")  # an error of rank 0 ends both
-    failed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500, check=False)
-    assert failed.returncode == 2
-    assert "none.jsonl" in failed.stderr
+    failed = given("failed")
+    failed[failed.index(str(valid))] = str(tmp_path / "none.jsonl")
+    both = start_ranks(2, Command("finetune", *failed), tmp_path)
+    assert [rank.end() for rank in both] == [2, 2]
+    assert all("none.jsonl" in rank.text for rank in both)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from crisp_stream.training.train import train
+from tests.support.ranks import Command, Forked, start_ranks
 from tests.support.small_runs import SmallRun, account_of, launch, losses_of, small_run, windows_of
 
 LONG = ("max_duration=120ba", "save_interval=50ba", "log_interval=1", "mixture.phases.0.until=80ba")
@@ -28,41 +29,6 @@ def whole(done: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"
     assert train(done.recipe(*LONG, f"save_folder={folder}")).interrupted_at is None
     return folder
-
-
-class Running:
-    """A `crisp-stream train` that is waited for, line by line."""
-
-    def __init__(self, done: SmallRun, *arguments: str) -> None:
-        command = [sys.executable, "-m", "crisp_stream", "train", str(done.recipe_file), *LONG, *arguments]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-        self.process = subprocess.Popen(
-            command,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        self.lines: list[str] = []
-
-    def wait_for_batch(self, batch: int) -> None:
-        """Read until the line of a batch."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append(line)
-            if line.startswith(f"batch {batch}/"):
-                return
-        raise AssertionError("".join(self.lines))
-
-    def end(self) -> int:
-        """Read to the end; the exit code."""
-        self.lines += self.process.communicate(timeout=1500)[0].splitlines(keepends=True)
-        return self.process.returncode
-
-    @property
-    def text(self) -> str:
-        return "".join(self.lines)
 
 
 def check_stopped_and_continue(done: SmallRun, whole: Path, folder: Path, name: str) -> None:
@@ -94,37 +60,44 @@ def test_a_signal_ends_a_run_with_a_checkpoint_that_goes_on_bit_for_bit(
     done: SmallRun, whole: Path, tmp_path: Path, sent: signal.Signals, to_group: bool, workers: int, code: int
 ) -> None:
     folder = tmp_path / "run"
-    running = Running(done, f"save_folder={folder}", f"data.num_workers={workers}")
-    running.wait_for_batch(5)
-    (os.killpg if to_group else os.kill)(running.process.pid, sent)
+    work = Command("train", done.recipe_file, *LONG, f"save_folder={folder}", f"data.num_workers={workers}")
+    running = Forked(work, tmp_path / "printed")
+    running.wait_for("batch 5/120")
+    running.send(sent, to_group=to_group)
     assert running.end() == code, running.text
     assert f"{sent.name}: stopping after batch" in running.text
     check_stopped_and_continue(done, whole, folder, sent.name)
 
 
-def rank_pid(launcher: int, rank: int) -> int:
-    """The process of a rank below the launcher."""
-    return next(child.pid for child in psutil.Process(launcher).children() if child.environ().get("RANK") == str(rank))
-
-
-@pytest.mark.parametrize("to", ["launcher", "rank 1"])
-def test_a_signal_to_the_launcher_or_to_one_rank_stops_all_ranks_at_one_batch(
-    done: SmallRun, tmp_path: Path, to: str
-) -> None:
-    folder = tmp_path / "run"
-    running = Running(done, f"save_folder={folder}", "--nproc", "2", "--rank-logs", str(tmp_path / "ranks"))
-    running.wait_for_batch(5)
-    pid = running.process.pid if to == "launcher" else rank_pid(running.process.pid, 1)
-    os.kill(pid, signal.SIGTERM)
-    assert running.end() == 143, running.text
+def check_both_stopped_and_continue(done: SmallRun, folder: Path) -> None:
+    """Both ranks stopped after one batch, with a checkpoint, and two ranks go on from it."""
     record = account_of(folder)
     assert record["interrupted_by"] == "SIGTERM"
     assert (folder / f"ep0-ba{record['interrupted_at']}-rank0.pt").is_file()
     assert len(losses_of(folder)) == record["interrupted_at"]
-    launch(done, 2, [[*LONG, f"save_folder={folder}", "autoresume=true"]], tmp_path)
+    launch(done, 2, [[*LONG, f"save_folder={folder}", "autoresume=true"]], folder.parent)
     assert account_of(folder)["resumed_at"] == record["interrupted_at"]
     assert len(losses_of(folder)) == 120
+
+
+def test_a_signal_to_the_launcher_stops_all_ranks_at_one_batch(done: SmallRun, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = ["train", done.recipe_file, *LONG, f"save_folder={folder}", "--nproc", "2"]
+    launcher = Forked(Command(*command, "--rank-logs", tmp_path / "ranks"), tmp_path / "printed")
+    launcher.wait_for("batch 5/120")
+    launcher.send(signal.SIGTERM)
+    assert launcher.end() == 143, launcher.text
+    check_both_stopped_and_continue(done, folder)
     assert (tmp_path / "ranks" / "rank1.stdout.txt").is_file()
+
+
+def test_a_signal_to_one_rank_stops_both_at_one_batch(done: SmallRun, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    first, second = start_ranks(2, Command("train", done.recipe_file, *LONG, f"save_folder={folder}"), tmp_path)
+    first.wait_for("batch 5/120")
+    second.send(signal.SIGTERM)
+    assert (first.end(), second.end()) == (143, 143), first.text + second.text
+    check_both_stopped_and_continue(done, folder)
 
 
 def test_a_process_ends_though_its_loader_still_has_workers() -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import obstore
@@ -16,6 +13,7 @@ from crisp_stream.models import gpt as model
 from crisp_stream.models.checkpoint import latest_checkpoint
 from crisp_stream.storage.store import open_store
 from crisp_stream.training.train import train
+from tests.support.ranks import Command, Forked, start_ranks
 from tests.support.seaweed import S3Server
 from tests.support.small_runs import SmallRun, losses_of, small_run, windows_of
 
@@ -53,26 +51,11 @@ def test_a_run_that_is_killed_goes_on_from_object_storage_bit_for_bit(
     train(done.recipe(*LONG, f"save_folder={tmp_path}/whole"))
     folder = s3.fresh_prefix("killed")
     arguments = [*LONG, f"save_folder={folder}", "autoresume=true", "loggers.file=true", "data.num_workers=1"]
-    command = [sys.executable, "-m", "crisp_stream", "train", str(done.recipe_file), *arguments]
     for killed_after in (25, 70):
-        process = subprocess.Popen(
-            command,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        assert process.stderr is not None
-        with process.stderr as lines:
-            seen = []
-            for line in lines:
-                seen.append(line)
-                if line.startswith(f"batch {killed_after}/"):
-                    break
-            else:
-                raise AssertionError("".join(seen))
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(60)
+        running = Forked(Command("train", done.recipe_file, *arguments), tmp_path / f"{killed_after}.log")
+        running.wait_for(f"batch {killed_after}/")
+        running.send(signal.SIGKILL, to_group=True)
+        assert running.end() == -signal.SIGKILL
         latest = latest_checkpoint(folder)
         assert latest is not None
         assert latest.rpartition("/")[2] in checkpoints(folder)
@@ -182,7 +165,7 @@ def test_trying_a_place_leaves_nothing_there(done: SmallRun, s3: S3Server) -> No
 def test_what_cannot_work_ends_two_processes_with_one_message_and_no_waiting(
     done: SmallRun, s3: S3Server, tmp_path: Path, wrong: str
 ) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {}
     arguments = [f"save_folder={s3.fresh_prefix('refused')}"]
     if wrong == "key":
         environment["AWS_SECRET_ACCESS_KEY"] = "wrong"
@@ -190,12 +173,12 @@ def test_what_cannot_work_ends_two_processes_with_one_message_and_no_waiting(
     else:
         arguments.append("mixture.phases.1.histogram=nowhere.histogram")
         message = "nowhere.histogram"
-    command = [sys.executable, "-m", "crisp_stream", "train", str(done.recipe_file), *arguments, "--nproc", "2"]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500, check=False)
-    assert finished.returncode == 2, finished.stdout + finished.stderr
-    assert "error: " in finished.stderr
-    assert message in finished.stderr
-    assert "Traceback" not in finished.stdout + finished.stderr
+    ranks = start_ranks(2, Command("train", done.recipe_file, *arguments), tmp_path, **environment)
+    assert [rank.end() for rank in ranks] == [2, 2]
+    for rank in ranks:
+        assert rank.text.count("error: ") == 1
+        assert message in rank.text
+        assert "Traceback" not in rank.text
 
 
 def test_reading_back_what_was_uploaded_needs_nothing_of_this_project(done: SmallRun, s3: S3Server) -> None:
