@@ -1,15 +1,32 @@
 # make demo [DATA=s3://bucket/prefix]   the whole method on real text, from a clean clone
-# make test                             format, lint, types, all tests (on Debian installs Chromium if there is none)
+# make test                             format, lint, types, all tests (on Debian installs Chromium if there is none), then
+#                                       the part of the tests that also runs on the plain stack
 # make check                            format, lint, types, the quick tests: for while one works
 # make study [STUDY=small]              which method wins, at equal tokens: from the text to the tables (half an hour)
 # make lint | make install | make bench | make constraints
+# Every one of them with STACK=plain: on what plain pip resolves, in .venv-plain (docs/install.md).
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 
+# current: the newest torch and transformers, through overrides.txt; plain: what Composer's own pins allow.
+STACK ?= current
+ifeq ($(STACK),current)
 VENV ?= .venv
-PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3 python; do \
-	"$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo "$$python" && break; done)
+CONSTRAINTS := constraints.txt
+OVERRIDES := overrides.txt
+NEWEST_PYTHON := 3.14
+else ifeq ($(STACK),plain)
+VENV ?= .venv-plain
+CONSTRAINTS := constraints-plain.txt
+OVERRIDES :=
+NEWEST_PYTHON := 3.13
+else
+$(error STACK must be current or plain, got $(STACK))
+endif
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3 python; do \
+	"$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= tuple(map(int, "$(NEWEST_PYTHON)".split("."))))' \
+	2>/dev/null && echo "$$python" && break; done)
 RUN := $(VENV)/bin
 PYRIGHT = PYRIGHT_PYTHON_IGNORE_WARNINGS=1 "$(RUN)/pyright" --pythonpath "$(RUN)/python"
 STAMP := $(VENV)/.crisp-stream-installed
@@ -34,13 +51,16 @@ help:
 install: $(STAMP)
 
 # uv installs in two minutes what takes pip six; where it cannot be had, or fails, pip does the same from the same pins.
-$(STAMP): pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "error: crisp-stream needs Python 3.11, 3.12 or 3.13; none was found. Run: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+# pip knows no overrides: it installs every pin, and looks at no requirement.
+$(STAMP): pyproject.toml $(CONSTRAINTS) $(OVERRIDES)
+	@test -n "$(PYTHON)" || { echo "error: crisp-stream needs Python 3.11 to $(NEWEST_PYTHON) on this stack; none was found. Run: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@test -x "$(RUN)/python" || "$(PYTHON)" -m venv "$(VENV)"
 	@"$(RUN)/python" -m pip --version >/dev/null 2>&1 || "$(RUN)/python" -m ensurepip -q
 	@test -x "$(RUN)/uv" || "$(RUN)/python" -m pip install -q --disable-pip-version-check uv || true
-	UV_HTTP_TIMEOUT=300 "$(RUN)/uv" pip install --compile-bytecode --python "$(RUN)/python" -c constraints.txt -e '.[dev]' \
-	|| "$(RUN)/python" -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	UV_HTTP_TIMEOUT=300 "$(RUN)/uv" pip install --compile-bytecode --python "$(RUN)/python" -c $(CONSTRAINTS) \
+		$(OVERRIDES:%=--override %) -e '.[dev]' \
+	|| { "$(RUN)/python" -m pip install --disable-pip-version-check --no-deps -r $(CONSTRAINTS) \
+		&& "$(RUN)/python" -m pip install --disable-pip-version-check --no-deps -e .; }
 	@touch "$@"
 
 demo: $(STAMP)
@@ -74,8 +94,23 @@ define test_beside_types
 	exit $$status
 endef
 
+# Python of the current stack, for the tests of files that change stacks.
+OTHER_PYTHON ?= $(abspath .venv/bin/python)
+
+# The part of the tests that touches what differs between the stacks: loader, training with resume, export, evaluation, writing
+# with an encoder, and files of the other stack.
+PLAIN_TESTS = tests/test_stacks.py tests/loading/test_mixture_dataset.py tests/training/test_train.py \
+	tests/models/test_export.py tests/evaluation/test_perplexity.py tests/writers/embedding/test_embed.py
+
+ifeq ($(STACK),current)
 test: $(STAMP) browser
 	$(call test_beside_types,--durations=20)
+	$(MAKE) test STACK=plain VENV="$(VENV)-plain" PYTEST_ARGS= OTHER_PYTHON="$(abspath $(RUN))/python"
+else
+test: $(STAMP)
+	OTHER_PYTHON="$(OTHER_PYTHON)" "$(RUN)/python" -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PLAIN_TESTS) $(PYTEST_ARGS)
+	OTHER_PYTHON="$(abspath $(RUN))/python" "$(OTHER_PYTHON)" -m pytest tests/test_stacks.py
+endif
 
 check: $(STAMP)
 	$(call test_beside_types,--quick)
@@ -85,8 +120,11 @@ bench: $(STAMP)
 
 # The pins, compiled for Linux and macOS at once. `make constraints ARGS=--upgrade` moves to the newest versions that fit.
 constraints: $(STAMP)
-	"$(RUN)/uv" pip compile -q pyproject.toml --extra dev --extra bench --universal --python-version 3.11 --no-annotate --no-header \
-		--no-emit-index-url $(ARGS) -o constraints.new
-	{ sed -n '/^#/p' constraints.txt; sed '/^#/d; s/ ;.*//' constraints.new; } > constraints.sorted
+	cp $(CONSTRAINTS) constraints.new
+	echo ".[dev,bench] ; python_version <= '$(NEWEST_PYTHON)' and sys_platform != 'win32'" \
+	| "$(RUN)/uv" pip compile -q - $(OVERRIDES:%=--override %) --universal --python-version 3.11 --fork-strategy fewest \
+		--no-annotate --no-header --no-emit-index-url $(ARGS) -o constraints.new
+	{ sed -n '/^#/p' $(CONSTRAINTS); \
+		sed "/^\./d; s/ ; python_full_version < '3[.][0-9]*' and sys_platform != 'win32'\$$//" constraints.new; } > constraints.sorted
 	rm constraints.new
-	mv constraints.sorted constraints.txt
+	mv constraints.sorted $(CONSTRAINTS)

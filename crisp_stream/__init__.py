@@ -5,8 +5,9 @@ Names are imported on first use, so that `import crisp_stream` loads no heavy li
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from crisp_stream.errors import import_extra
 
 if TYPE_CHECKING:
     from crisp_stream.format.dataset import open_dataset
@@ -48,7 +49,8 @@ _MODULE_OF = {
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'crisp_stream' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"crisp_stream.{_MODULE_OF[name]}"), name)
+    module = import_extra(f"crisp_stream.{_MODULE_OF[name]}", extra="loader", purpose=name)
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

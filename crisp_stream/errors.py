@@ -54,18 +54,29 @@ class MissingExtraError(CrispError, ImportError):
     """An optional dependency of the activity is not installed."""
 
 
+_PACKAGES = {
+    "composer": "mosaicml",
+    "faiss": "faiss-cpu",
+    "sklearn": "scikit-learn",
+    "streaming": "mosaicml-streaming",
+}
+"""Packages whose name is not that of their module."""
+
+
 def import_extra(module: str, *, extra: str, purpose: str) -> ModuleType:
-    """Import an optional dependency where it is used.
+    """Import an optional dependency, or a module of this package that needs one, where it is used.
 
     Raises:
-        MissingExtraError: the module is not installed; the message holds the pip command.
+        MissingExtraError: a package is not installed; the message holds its name and the pip command.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
+        top = module.partition(".")[0]
+        missing = (error.name or "").partition(".")[0]
+        if missing in ("", "crisp_stream") or (top != "crisp_stream" and missing != top):
             raise
-        raise _missing(module, extra, purpose) from error
+        raise _missing(missing, extra, purpose) from error
 
 
 def require_extra(module: str, *, extra: str, purpose: str) -> None:
@@ -79,8 +90,10 @@ def require_extra(module: str, *, extra: str, purpose: str) -> None:
 
 
 def _missing(module: str, extra: str, purpose: str) -> MissingExtraError:
+    top = module.partition(".")[0]
+    package = _PACKAGES.get(top, top.replace("_", "-"))
     return MissingExtraError(
-        f"{purpose} needs {module}, which is not installed. Run: pip install 'crisp-stream[{extra}]'"
+        f"{purpose} needs {package}, which is not installed. Run: pip install 'crisp-stream[{extra}]'"
     )
 
 

@@ -71,6 +71,27 @@ def test_the_pure_core_runs_without_torch(module: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("blocked", "code", "message"),
+    [
+        ("torch", "from crisp_stream import MixtureDataset", "MixtureDataset needs torch, {}[loader]'"),
+        (
+            "streaming",
+            "from crisp_stream import to_streams as it; it('r', None)",
+            "streams needs mosaicml-streaming, {}",
+        ),
+        ("composer", "get('composer.utils.dist', extra='train', purpose='it')", "it needs mosaicml, {}[train]'"),
+        ("composer", "get('crisp_stream.models.composer_gpt', extra='train', purpose='it')", "it needs mosaicml, {}"),
+    ],
+)
+def test_what_is_not_installed_is_named_with_the_command_that_installs_it(
+    blocked: str, code: str, message: str
+) -> None:
+    prelude = f"import sys\nsys.modules[{blocked!r}] = None\nfrom crisp_stream.errors import import_extra as get\n"
+    done = run_python(prelude + code)
+    assert message.format("which is not installed. Run: pip install 'crisp-stream") in done.stderr
+
+
 def test_the_help_starts_quickly(capsys: pytest.CaptureFixture[str]) -> None:
     """The wall time is printed, not asserted: a shared machine would make the test a coin."""
     seconds: list[float] = []

@@ -59,6 +59,7 @@ def to_streams(
         FormatError, StorageError: the root cannot be opened.
         MissingExtraError: mosaicml-streaming is not installed.
     """
+    stream_class = import_extra("streaming", extra="streaming", purpose="making streams").Stream
     dataset = open_dataset(root)
     check_tree(histogram, dataset, what="to_streams")
     histogram = _at_level(histogram, dataset, level)
@@ -71,7 +72,6 @@ def to_streams(
     remote = _streaming_url(dataset)
     parent = cache_folder() / "streams" if local is None else Path(local)
     parent = parent.absolute() / dataset.manifest.fingerprint[:16] / f"level{histogram.level}"
-    stream_class = import_extra("streaming", extra="train", purpose="making streams").Stream
     streams = []
     for node, (first, stop), proportion in zip(nodes, shards, histogram.proportions[kept], strict=True):
         rows = dataset.shards[first:stop]

@@ -81,6 +81,7 @@ def _record(state: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
         "order_version": served.get("order_version"),
         "training": lineage.get("training"),
         "versions": lineage.get("versions") or _versions(state),
+        "earlier_versions": lineage.get("earlier_versions") or [],
         "parent": lineage.get("parent"),
         "restarted": lineage.get("restarted"),
     }

@@ -29,7 +29,7 @@ OPTIONS = [
     *("--encoder", "lsi", "--window-tokens", "64", "--vocab-size", "600", "--arity", "4", "--depth", "2"),
     *("--min-split", "32", "--part-characters", "5000", "--shard-mb", "0.006", "--processes", "2"),
 ]
-KILLS = 8
+KILLS = 5
 NUM_TASKS = 2 + 2 * 14 + 3 + 4 + 1 + 1 + 4 + 1
 """Documents, tokenizer, windows and embeddings of 14 parts, LSI, sample, root, branches, tree, run, shards, table."""
 
@@ -109,7 +109,7 @@ def test_a_write_killed_again_and_again_publishes_the_same_bytes(
     whole: dict[str, bytes], text_file: Path, tmp_path: Path
 ) -> None:
     kills = write_with_kills(text_file, tmp_path / "root", tmp_path / "work", tmp_path / "log", 1)
-    assert len(kills) >= 6
+    assert len(kills) >= 4
     assert kills == sorted(kills)
     assert files_below(tmp_path / "root") == whole
 
@@ -119,7 +119,7 @@ def test_a_write_to_s3_killed_again_and_again_publishes_the_same_bytes(
 ) -> None:
     root = s3.fresh_prefix("killed")
     kills = write_with_kills(text_file, root, tmp_path / "work", tmp_path / "log", 2)
-    assert len(kills) >= 6
+    assert len(kills) >= 4
     store = open_store(root)
     assert {path: store.get(path) for path, _ in store.list()} == whole
 

@@ -56,6 +56,7 @@ def describe_run(run: PreparedRun) -> dict[str, Any]:
     recipe, mixture = run.recipe, run.mixture
     begun_from = _record_of_start(run)
     parent, restarted = _parent_of(run, begun_from)
+    versions = {"crisp_stream": __version__, **{name: metadata.version(package) for name, package in _PACKAGES.items()}}
     return {
         "run_name": recipe.run_name,
         "dataset": _describe_dataset(run.dataset),
@@ -74,10 +75,8 @@ def describe_run(run: PreparedRun) -> dict[str, Any]:
             "precision": recipe.precision,
         },
         "held_out": _describe_texts(run.held_out) if run.held_out else None,
-        "versions": {
-            "crisp_stream": __version__,
-            **{name: metadata.version(package) for name, package in _PACKAGES.items()},
-        },
+        "versions": versions,
+        "earlier_versions": _earlier_versions(run, begun_from, versions),
         "parent": parent,
         "restarted": restarted,
     }
@@ -102,6 +101,16 @@ def _parent_of(run: PreparedRun, record: dict[str, Any] | None) -> tuple[dict[st
         return record["parent"], record["restarted"]
     address = None if url is None else public_address(url)
     return {"checkpoint": address or path.resolve().name, **record}, sorted(run.recipe.restarts)
+
+
+def _earlier_versions(
+    run: PreparedRun, record: dict[str, Any] | None, versions: dict[str, str]
+) -> list[dict[str, Any]]:
+    """The versions of packages that trained this run before it was resumed on others, each with its last batch."""
+    if record is None or not run.checkpoint.resumes:
+        return []
+    before = {"until_batch": record["progress"]["batches"], **(record["versions"] or {})}
+    return [*record["earlier_versions"], *([before] if record["versions"] != versions else [])]
 
 
 def _describe_dataset(dataset: Dataset) -> dict[str, Any]:
