@@ -22,7 +22,7 @@ _PATIENCE_SECONDS = 1500.0
 def run_ranks(num_ranks: int, work: Callable[[], None], folder: Path) -> None:
     """Call `work`, which must be picklable, in every rank of a group.
 
-    The ranks find their places in the environment, as those of Composer's launcher do (test_runs.py and test_launch.py
+    The ranks find their places in the environment, as those of the launcher do (test_runs.py and test_launch.py
     test that one). What they print stands in `folder`.
     """
     context = multiprocessing.get_context("forkserver")
