@@ -11,12 +11,14 @@ import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from types import FrameType
 from typing import Any, TypeVar
 
 from crisp_stream.errors import CrispError, InputError
@@ -117,6 +119,29 @@ class Pool:
     def close(self) -> None:
         """End the workers; tasks that wait are forgotten, those that run are finished first."""
         self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+class StopSignals:
+    """Remembers SIGTERM and Ctrl-C instead of dying of them. A second Ctrl-C is a KeyboardInterrupt."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        """The first one that came."""
+
+    def __enter__(self) -> StopSignals:
+        here = threading.current_thread() is threading.main_thread()
+        numbers = (signal.SIGTERM, signal.SIGINT) if here else ()
+        self._before = {number: signal.signal(number, self._receive) for number in numbers}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.received is not None:
+            raise KeyboardInterrupt
+        self.received = self.received or signal.Signals(number)
 
 
 class Progress:

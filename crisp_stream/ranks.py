@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -14,9 +16,15 @@ TIMEOUT_SECONDS = 1800.0
 
 
 def join_ranks() -> None:
-    """Connect the processes of a launcher; does nothing in a single process. May be called again."""
+    """Connect the processes of a launcher; does nothing in a single process. May be called again.
+
+    From then on SIGTERM ends a rank at once, until something else handles it: Composer's handler would be called when
+    the other ranks have answered, which may be never.
+    """
     dist = import_extra("composer.utils.dist", extra="train", purpose="training")
     if dist.get_world_size() > 1:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         dist.initialize_dist(device_name(), timeout=TIMEOUT_SECONDS)
 
 

@@ -4,7 +4,7 @@
 #   sbatch --nodes=4 --gpus-per-node=8 examples/slurm.sh gpt-1.3b crisp data.remote=s3://bucket/data \
 #       save_folder=s3://bucket/runs/{run_name}
 #
-# One task per node runs Composer's launcher, which starts one process per GPU. Credentials of object storage must be in
+# One task per node is the launcher, which starts one process per GPU. Credentials of object storage must be in
 # the environment of sbatch. The first line of the output names the nodes.
 #
 #SBATCH --job-name=crisp-stream

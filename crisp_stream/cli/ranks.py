@@ -6,7 +6,11 @@ import argparse
 import contextlib
 import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
+from types import FrameType
+from typing import Any
 
 from crisp_stream.errors import InputError
 from crisp_stream.training.launch import launch, processes
@@ -19,7 +23,7 @@ def add_launch_arguments(verb: argparse.ArgumentParser, *, alone: str) -> None:
         type=processes,
         default=argparse.SUPPRESS,
         metavar="N|auto",
-        help="start N processes on this node with Composer's launcher; auto: one per GPU. Further nodes: WORLD_SIZE, "
+        help="start N processes on this node; auto: one per GPU. Further nodes: WORLD_SIZE, "
         f"NODE_RANK, MASTER_ADDR and MASTER_PORT in the environment. Absent: {alone}",
     )
     verb.add_argument(
@@ -30,7 +34,7 @@ def add_launch_arguments(verb: argparse.ArgumentParser, *, alone: str) -> None:
 
 
 def handed_over(arguments: argparse.Namespace) -> int | None:
-    """Run the same command as ranks of Composer's launcher; returns its exit code, or None: this process does it."""
+    """Run the same command as ranks of this node; returns their exit code, or None: this process does it."""
     if "nproc" not in arguments:
         return None
     launcher_options = argparse.ArgumentParser(add_help=False)
@@ -46,14 +50,29 @@ def is_first_rank() -> bool:
 
 @contextlib.contextmanager
 def as_a_rank(arguments: argparse.Namespace) -> Iterator[None]:
-    """Work in this process, which may be one of several. Raises InputError: options for the launcher alone."""
+    """Work in this process, which may be one of several. Raises InputError: options for the launcher alone.
+
+    SIGTERM is exit code 143 from here on; a launcher makes the same of a rank that dies of it.
+    """
     # Read when torch loads its OpenMP. Threads that spin while they wait made training beside other jobs 4x slower:
     # 40 batches on 2 busy cores took 251 s and 71 s CPU; with passive waiting 64 s and 21 s CPU.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if arguments.rank_logs is not None:
         raise InputError("--rank-logs is for the processes that --nproc starts; there is no --nproc.")
+    before = _on_sigterm(_leave)
     try:
         yield
     finally:
-        if "RANK" in os.environ:  # a launcher ends the ranks that end last, and hands on their exit codes
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        # A launcher ends the ranks that end last, and hands on their exit codes.
+        _on_sigterm(signal.SIG_IGN if "RANK" in os.environ else before)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+def _on_sigterm(handler: Any) -> Any:
+    """Set what SIGTERM does, in the main thread; returns what it did."""
+    if threading.current_thread() is threading.main_thread():
+        return signal.signal(signal.SIGTERM, handler)
+    return handler

@@ -83,6 +83,11 @@ def load_each(
     return recipes
 
 
+def recipe_of(tree: Any) -> Recipe:
+    """Make a recipe of all its keys as plain data, such as `run.json` holds. Raises RecipeError."""
+    return _BUILDER.build(Recipe, tree)
+
+
 def dump_recipe(recipe: Recipe) -> str:
     """Write all keys of a recipe as YAML, defaults included; `load_recipe` reads it back."""
     return yaml.safe_dump(plain(recipe), sort_keys=False)

@@ -69,7 +69,8 @@ class Recipe:
     save_num_checkpoints_to_keep: int = -1
     """Newest checkpoints kept; -1 keeps all. Object storage keeps at least one."""
     autoresume: bool = False
-    """Continue from the newest checkpoint in `save_folder`, if there is one. It goes before `load_path`."""
+    """Continue from the newest checkpoint in `save_folder`, if there is one, by the same recipe. It goes before
+    `load_path`."""
     load_path: str | None = None
     """Checkpoint to start from: a file or an object URL. All of it is continued but what `load_restart` names. The
     learning rate and other keys of `optimizer` and `scheduler` are always those of the recipe."""

@@ -26,6 +26,9 @@ RECORD_VERSION = 1
 LINEAGE_STATE = "Lineage"
 """Name of the callback whose saved state says what the run was made of."""
 
+RECIPE_KEY = "recipe"
+"""Key of that state: the keys of the recipe that a resumed run keeps."""
+
 _ARCHITECTURE = ("n_layer", "n_embd", "n_head", "n_positions", "vocab_size")
 
 

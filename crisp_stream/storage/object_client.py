@@ -51,7 +51,7 @@ class ObjectClient:
             _require_support(client, operation, self._url)
             return _request(client, operation, path, *arguments)
         except Exception as error:
-            raise explain(error, f"{self._url}/{path}", _action(operation, *arguments)) from error
+            raise explain(error, f"{self._url}/{path}", action_of(operation, *arguments)) from error
 
     def opened(self, *, writing: bool) -> Any:
         """The client of obstore for reading or for writing."""
@@ -179,7 +179,8 @@ _ACTIONS = {
 }
 
 
-def _action(operation: str, *arguments: Any) -> str:
+def action_of(operation: str, *arguments: Any) -> str:
+    """What an operation does, as in "cannot …"."""
     if operation == "get_range":
         start, length = arguments
         return f"read bytes {start}-{start + length - 1} of"

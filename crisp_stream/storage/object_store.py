@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from crisp_stream.errors import MissingObjectError, StorageError
-from crisp_stream.storage.object_client import ObjectClient, explain, forked_after_use
+from crisp_stream.storage.object_client import ObjectClient, action_of, explain, forked_after_use
+from crisp_stream.storage.waiting import waiting_to
 
 READ_AHEAD_BYTES = 8 << 20
 
@@ -88,20 +89,24 @@ class ObjectStore:
         if forked_after_use():
             raise StorageError(f"{url}: cannot be streamed in a forked process. Start it with spawn or forkserver.")
         try:
-            opened = obstore.open_reader(self._client.opened(writing=False), path, buffer_size=READ_AHEAD_BYTES)
+            with waiting_to(f"open {url}", timeout=self._timeout):
+                opened = obstore.open_reader(self._client.opened(writing=False), path, buffer_size=READ_AHEAD_BYTES)
         except Exception as error:
             raise explain(error, url, "open") from error
-        return io.BufferedReader(_ObjectFile(opened, url), READ_AHEAD_BYTES)
+        return io.BufferedReader(_ObjectFile(opened, url, self._timeout), READ_AHEAD_BYTES)
 
     def call(self, operation: str, path: str, *arguments: Any) -> Any:
         """Carry out one operation. Raises StorageError, about `timeout` seconds after the start at the latest."""
-        if forked_after_use():
-            from crisp_stream.storage.object_helper import helper
+        what = f"{action_of(operation, *arguments)} {self.url}/{path}"
+        upload_bytes = arguments[0].stat().st_size if operation == "put_file" else 0
+        with waiting_to(what, timeout=self._timeout, upload_bytes=upload_bytes):
+            if forked_after_use():
+                from crisp_stream.storage.object_helper import helper
 
-            return helper(self.url, self._timeout).call(operation, path, *arguments)
-        if threading.current_thread() is threading.main_thread():
-            return _interruptible(self._client.call, operation, path, *arguments)
-        return self._client.call(operation, path, *arguments)
+                return helper(self.url, self._timeout).call(operation, path, *arguments)
+            if threading.current_thread() is threading.main_thread():
+                return _interruptible(self._client.call, operation, path, *arguments)
+            return self._client.call(operation, path, *arguments)
 
 
 def _interruptible(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -121,8 +126,8 @@ def _interruptible(function: Callable[..., Any], *arguments: Any) -> Any:
 class _ObjectFile(io.RawIOBase):
     """obstore's reader as a raw file."""
 
-    def __init__(self, opened: Any, url: str) -> None:
-        self._opened, self._url = opened, url
+    def __init__(self, opened: Any, url: str, timeout: float) -> None:
+        self._opened, self._url, self._timeout = opened, url, timeout
 
     def readable(self) -> bool:
         return True
@@ -132,7 +137,8 @@ class _ObjectFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         try:
-            content = bytes(self._opened.read(len(buffer)))
+            with waiting_to(f"read {self._url}", timeout=self._timeout):
+                content = bytes(self._opened.read(len(buffer)))
         except Exception as error:
             raise explain(error, self._url, "read") from error
         buffer[: len(content)] = content

@@ -190,13 +190,20 @@ def open_store(url: str, *, timeout: float = 120.0) -> Store:
 def try_folder(folder: str) -> None:
     """Write and delete a small object, so that a wrong credential or place shows before the run and not after it.
 
+    Folders that this makes are removed again.
+
     Raises:
         StorageError: it cannot be done; the message says why.
     """
     store = open_store(folder, timeout=30.0)
+    path = local_path(folder)
+    made = [path for path in (path, *path.parents) if store.is_local and not path.exists()]
     name = f".crisp-stream-{uuid.uuid4().hex}"
     store.put(name, b"a run can save here")
     store.delete(name)
+    with contextlib.suppress(OSError):  # another process has put something there
+        for path in made:
+            path.rmdir()
 
 
 def file_name(path: str) -> str:

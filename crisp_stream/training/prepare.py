@@ -26,6 +26,7 @@ from crisp_stream.training.start import (
     RunStart,
     StartingPoint,
     check_model,
+    check_recipe,
     check_something_left,
     phases_before,
     run_start,
@@ -91,6 +92,8 @@ def prepare(recipe: Recipe, checkpoint: StartingPoint) -> PreparedRun:
     tokens_per_batch = recipe.global_train_batch_size * dataset.manifest.window_tokens
     num_batches = batches_of(recipe.max_duration, tokens_per_batch=tokens_per_batch)
     saved = None if checkpoint.path is None else read_checkpoint(checkpoint.path)
+    if saved is not None:
+        check_recipe(recipe, saved, dataset, resumes=checkpoint.resumes)
     start = run_start(recipe, saved, resumes=checkpoint.resumes)
     if saved is not None and not checkpoint.resumes:
         check_something_left(recipe, saved, num_batches)

@@ -8,17 +8,21 @@ checkpoint records where both began.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crisp_stream.config.kept import changed_keys, kept_keys
+from crisp_stream.config.load import recipe_of
 from crisp_stream.config.recipe import Recipe
-from crisp_stream.errors import CrispError, InputError, RecipeError, ResumeError, import_extra
+from crisp_stream.errors import CrispError, InputError, MissingObjectError, RecipeError, ResumeError, import_extra
 from crisp_stream.histograms.window_selection import WindowSelection
 from crisp_stream.loading.continuation import phases_of_state
 from crisp_stream.models.checkpoint import has_checkpoints, latest_checkpoint, local_copy, model_config_of, tokenizer_of
-from crisp_stream.storage.store import is_remote
+from crisp_stream.models.training_record import LINEAGE_STATE, RECIPE_KEY
+from crisp_stream.storage.store import is_remote, open_store, try_folder
 
 if TYPE_CHECKING:
     from transformers import GPT2Config
@@ -80,8 +84,6 @@ def starting_checkpoint(recipe: Recipe) -> Iterator[StartingPoint]:
 
 def _find_start(recipe: Recipe) -> tuple[str | None, bool] | CrispError:
     """Address of the checkpoint to start from, and whether it is of this run; or the error for all ranks."""
-    from crisp_stream.storage.store import try_folder
-
     folder = recipe.checkpoint_folder
     try:
         if folder is not None:
@@ -93,13 +95,74 @@ def _find_start(recipe: Recipe) -> tuple[str | None, bool] | CrispError:
         elif folder is not None and has_checkpoints(folder):
             continues = recipe.load_path is not None and not recipe.restarts
             if not (continues and str(recipe.load_path).startswith(folder)):
-                raise InputError(
-                    f"save_folder {folder} holds checkpoints of an earlier run. "
-                    "Add autoresume=true to continue it, or name another save_folder."
-                )
+                raise _not_asked_to_continue(recipe, folder)
     except CrispError as error:
         return error
     return recipe.load_path, False
+
+
+def _not_asked_to_continue(recipe: Recipe, folder: str) -> InputError:
+    """The error about a folder with checkpoints; names what is another recipe, where that folder says its own."""
+    try:
+        earlier = recipe_of(json.loads(open_store(folder).get("run.json"))["recipe"])
+    except (MissingObjectError, ValueError, KeyError, TypeError):  # the run was killed, or is of another version
+        changed = []
+    else:
+        changed = list(changed_keys(kept_keys(earlier), recipe).values())
+        if earlier.data.remote != recipe.data.remote:
+            changed.append(f"`data.remote` was {earlier.data.remote}, is {recipe.data.remote}")
+    if changed:
+        return InputError(f"save_folder {folder} holds another run: {'; '.join(changed)}. {_new_name(recipe)}")
+    return InputError(
+        f"save_folder {folder} holds checkpoints of an earlier run. Add autoresume=true to continue it. "
+        f"{_new_name(recipe)}"
+    )
+
+
+def _new_name(recipe: Recipe) -> str:
+    """How a run gets a folder of its own."""
+    named = "{run_name}" in (recipe.save_folder or "")
+    return f"For a run of its own: {'run_name=NAME' if named else 'save_folder=FOLDER'}"
+
+
+def check_recipe(recipe: Recipe, checkpoint: dict[str, Any], dataset: Dataset, *, resumes: bool) -> None:
+    """Check that the run of a checkpoint can go on by this recipe and dataset, as far as its mixture is not concerned.
+
+    Args:
+        resumes: whether it is a checkpoint of this run.
+
+    Raises:
+        ResumeError: the checkpoint in `save_folder` is of another recipe or dataset.
+        RecipeError: the schedule of another run goes on, but it has counted other batches.
+    """
+    if not resumes:
+        saved = _kept_by(checkpoint).get("global_train_batch_size")
+        if "schedule" not in recipe.restarts and saved not in (None, recipe.global_train_batch_size):
+            raise RecipeError(
+                f"`global_train_batch_size` is {recipe.global_train_batch_size}, but the checkpoint at `load_path` has "
+                f"counted batches of {saved}, and its schedule goes on. Set it to {saved}, or let the schedule start "
+                "afresh: load_restart=[schedule]"
+            )
+        return
+    changed = changed_keys(_kept_by(checkpoint), recipe)
+    then, now = dataset_state_of(checkpoint, recipe).get("dataset"), dataset.manifest.fingerprint
+    if isinstance(then, str) and then != now and dataset.generation_with(then) is None:
+        changed["data"] = f"the dataset at `data.remote` was {then[:12]}, is {now[:12]}"
+    if any(not key.startswith("mixture.") for key in changed):
+        raise _another_run(recipe, list(changed.values()))
+
+
+def _kept_by(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of the recipe of its run."""
+    lineage = (checkpoint["state"].get("callbacks") or {}).get(LINEAGE_STATE) or {}
+    return lineage.get(RECIPE_KEY) or {}
+
+
+def _another_run(recipe: Recipe, changed: list[str]) -> ResumeError:
+    return ResumeError(
+        f"save_folder {recipe.checkpoint_folder} holds another run: {'; '.join(changed)}. {_new_name(recipe)} "
+        "(with load_path=CHECKPOINT it can go on from a checkpoint of that run)"
+    )
 
 
 def run_start(recipe: Recipe, checkpoint: dict[str, Any] | None, *, resumes: bool) -> RunStart:
@@ -202,9 +265,19 @@ def state_to_load(
     if not resumes and "data" in recipe.restarts:
         return {**stream.state_dict(0), START_KEY: asdict(start)}
     saved = dataset_state_of(checkpoint, recipe)
+    if resumes and saved.get("dataset") == stream.dataset.manifest.fingerprint:
+        _check_mixture(recipe, checkpoint, stream)
     same = resumes or saved.get("mixture") == stream.mixture.fingerprint
     stream.load_state_dict(state := saved if same else stream.continued_state(saved))
     return {**state, START_KEY: asdict(start)}
+
+
+def _check_mixture(recipe: Recipe, checkpoint: dict[str, Any], stream: Any) -> None:
+    """Raises ResumeError: the run in `save_folder` was served by another mixture."""
+    if dataset_state_of(checkpoint, recipe).get("mixture") != stream.mixture.fingerprint:
+        changed = changed_keys(_kept_by(checkpoint), recipe)
+        same_names = ["a histogram or window selection has the same name and other contents, or a phase another end"]
+        raise _another_run(recipe, list(changed.values()) or same_names)
 
 
 def parts_to_load(recipe: Recipe, dataset_state: dict[str, Any]) -> Callable[[dict[str, Any]], None]:

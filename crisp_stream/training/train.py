@@ -73,7 +73,7 @@ def train(recipe: Recipe) -> TrainReport:
     Raises:
         RecipeError: values that do not fit the dataset, the device or the number of processes.
         InputError, FormatError, StorageError: dataset, histogram, held-out text or checkpoint missing or unfit.
-        ResumeError: the checkpoint belongs to another dataset, mixture or seed.
+        ResumeError: the checkpoint belongs to another recipe or dataset.
         MissingExtraError: Composer, transformers or a logger's package is not installed.
     """
     dist = import_extra("composer.utils.dist", extra="train", purpose="training")
@@ -90,6 +90,8 @@ def train(recipe: Recipe) -> TrainReport:
             try:
                 if run.trainer.state.timestamp < recipe.max_duration.replace("_", ""):
                     run.trainer.fit()
+                elif dist.get_global_rank() == 0:
+                    print(_finished(recipe, start.url), file=sys.stderr, flush=True)
             finally:
                 run.close()
             report = _report(prepared, run, start.url)
@@ -97,6 +99,14 @@ def train(recipe: Recipe) -> TrainReport:
                 save_report(report, run.callbacks.account, run.callbacks.monitor, recipe.checkpoint_folder)
             dist.barrier()  # a launcher ends the other ranks soon after the first has ended
     return report
+
+
+def _finished(recipe: Recipe, checkpoint: str | None) -> str:
+    """The line that says why a run trains nothing."""
+    return (
+        f"{recipe.run_name} is finished: {checkpoint} is where `max_duration` = {recipe.max_duration} ends, or beyond. "
+        "Nothing is trained; a longer `max_duration` goes on."
+    )
 
 
 def _report(prepared: PreparedRun, run: TrainingRun, started_from: str | None) -> TrainReport:

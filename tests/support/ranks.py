@@ -88,7 +88,7 @@ class Command:
 def start_ranks(num_ranks: int, work: Callable[[], None], folder: Path, **environment: str) -> list[Forked]:
     """Start some work in every rank of a group.
 
-    The ranks find their places in the environment, as those of Composer's launcher do (test_runs.py and test_launch.py
+    The ranks find their places in the environment, as those of the launcher do (test_runs.py and test_launch.py
     test that one). What they print stands in `folder`.
     """
     group = {"WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks, "NODE_RANK": 0}

@@ -1,18 +1,24 @@
-"""`--nproc`: Composer's launcher, several nodes, and the SLURM script with an imitation of SLURM's commands."""
+"""`--nproc`: the launcher, several nodes, and the SLURM script with an imitation of SLURM's commands."""
 
 from __future__ import annotations
 
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from crisp_stream.cli.main import main
+from crisp_stream.models import gpt as model
+from crisp_stream.processes import StopSignals
+from crisp_stream.training import launch, prepare
+from crisp_stream.training.launch import rank_places, run_ranks
 from tests.support.ports import free_port
 from tests.support.small_runs import SmallRun, account_of, launch, losses_of, small_run, windows_of
 
@@ -132,6 +138,7 @@ def test_a_job_without_a_recipe_says_how_it_is_used() -> None:
         (["--nproc", "2"], {"RANK": "0"}, "this process is one already"),
         (["--nproc", "2"], {"WORLD_SIZE": "4"}, "missing in the environment: NODE_RANK, MASTER_ADDR, MASTER_PORT"),
         (["--nproc", "2"], {"WORLD_SIZE": "1"}, "WORLD_SIZE is 1, but this node alone has 2 processes"),
+        (["--nproc", "2"], {"NODE_RANK": "1"}, "NODE_RANK is 1, but .* WORLD_SIZE = 2 has room for nodes 0 to 0"),
         (["--rank-logs", "logs"], {}, "--rank-logs is for the processes that --nproc starts"),
         (["seed=half", "--nproc", "2"], {}, "`seed` must be a whole number"),
     ],
@@ -149,7 +156,7 @@ def test_a_launch_that_cannot_work_is_refused_before_any_process_starts(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert main(["train", str(done.recipe_file), *arguments]) == 2
-    assert message in capsys.readouterr().err
+    assert re.search(message, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "two"])
@@ -187,3 +194,110 @@ def test_two_sharded_processes_measure_as_one_does_and_keep_what_each_prints(don
     assert "batch 12/12" in finished.stderr
     logs = (tmp_path / "run" / "logs").glob("*.txt")
     assert sorted(path.name.rpartition("-")[2] for path in logs) == ["rank0.txt", "rank1.txt"]
+
+
+WAITS = "import signal, time; print('started', flush=True); time.sleep(60)"
+STOPS = f"import signal, sys; signal.signal(15, lambda *_: sys.exit(143)); {WAITS}"
+DIES = "import os; os.kill(os.getpid(), 15)"
+
+
+def code_of_ranks(*programs: str, send: signal.Signals | None = None, folder: Path | None = None) -> int:
+    """Exit code of a launcher whose ranks run these programs. The signal is sent to it when all have started."""
+    places = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "PROGRAM": text} for rank, text in enumerate(programs)]
+    command = [sys.executable, "-c", "import os; exec(os.environ['PROGRAM'])"]
+
+    def send_when_started() -> None:
+        assert folder is not None
+        while len([path for path in folder.glob("*.stdout.txt") if path.read_text()]) < len(programs) - 1:
+            time.sleep(0.02)
+        os.kill(os.getpid(), send or 0)
+
+    with StopSignals() as signals:
+        if send is not None:
+            threading.Thread(target=send_when_started, daemon=True).start()
+        return run_ranks(command, places, signals, logs=folder)
+
+
+@pytest.mark.parametrize("program", [WAITS, STOPS])
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_the_launcher_is_its_exit_code_whether_ranks_stop_or_die_of_it(
+    tmp_path: Path, program: str, sent: signal.Signals, code: int
+) -> None:
+    assert code_of_ranks(program, program, send=sent, folder=tmp_path) == code
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_before_the_first_rank_starts_none(
+    done: SmallRun, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals, code: int
+) -> None:
+    def places(nproc: int) -> list[dict[str, str]]:
+        os.kill(os.getpid(), sent)
+        return rank_places(nproc)
+
+    monkeypatch.setattr(launch, "rank_places", places)
+    monkeypatch.setattr(launch, "_Rank", None)
+    assert main(["train", str(done.recipe_file), "--nproc", "2"]) == code
+
+
+@pytest.mark.parametrize(
+    ("programs", "code"),
+    [
+        (("", DIES), 143),
+        (("raise SystemExit(1)", DIES), 143),  # as a rank whose peer is gone
+        ((WAITS, DIES), 143),
+        ((STOPS, "raise SystemExit(1)"), 1),  # the launcher itself ended the first one
+        ((WAITS, "raise SystemExit(2)"), 2),
+        (("", "import os; os.kill(os.getpid(), 11)"), 139),
+    ],
+)
+def test_the_launcher_exits_with_what_ended_the_first_rank_of_itself(programs: tuple[str, str], code: int) -> None:
+    assert code_of_ranks(*programs) == code
+
+
+def test_a_rank_that_does_not_end_after_another_failed_is_killed_and_the_failure_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(launch, "FAILED_SECONDS", 0.2)
+    deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"
+    assert code_of_ranks(deaf, "raise SystemExit('what went wrong')") == 1
+    assert "rank 1 printed:\nwhat went wrong" in capsys.readouterr().err
+
+
+def test_a_second_ctrl_c_kills_the_ranks(tmp_path: Path) -> None:
+    deaf = "import os, signal, time; signal.signal(15, lambda *_: os.kill(os.getppid(), 2)); " + WAITS
+    with pytest.raises(KeyboardInterrupt):
+        code_of_ranks(deaf, WAITS, send=signal.SIGINT, folder=tmp_path)
+
+
+def test_the_launcher_loads_neither_torch_nor_composer(done: SmallRun) -> None:
+    code = (
+        "import sys\n"
+        "from crisp_stream.cli.main import main\n"
+        "from crisp_stream.training import launch\n"
+        "launch.run_ranks = lambda command, places, signals, logs: len(places)\n"
+        "assert main(sys.argv[1:]) == 2\n"
+        "print(sorted({'torch', 'composer', 'transformers'} & sys.modules.keys()))\n"
+    )
+    command = [sys.executable, "-c", code, "train", str(done.recipe_file), "--nproc", "2"]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1500)
+    assert (finished.returncode, finished.stdout) == (0, "[]\n"), finished.stderr
+
+
+@pytest.mark.parametrize("moment", ["opening data", "building the model"])
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_before_the_first_batch_of_one_process_is_its_exit_code(
+    done: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, sent: signal.Signals, code: int
+) -> None:
+    def receive(*_: object, **__: object) -> None:
+        signal.raise_signal(sent)
+        raise AssertionError("it went on")
+
+    if moment == "opening data":
+        monkeypatch.setattr(prepare, "open_dataset", receive)
+    else:
+        monkeypatch.setattr(model, "build_gpt", receive)
+    try:
+        ended = main(["train", str(done.recipe_file), f"save_folder={tmp_path}/run"])
+    except SystemExit as leaving:
+        ended = leaving.code
+    assert ended == code

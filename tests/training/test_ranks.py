@@ -9,6 +9,10 @@ split their part into microbatches and recompute activations, and the one proces
 from __future__ import annotations
 
 import ast
+import multiprocessing
+import os
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +23,9 @@ from transformers import AutoModelForCausalLM
 from crisp_stream.evaluation.perplexity import perplexity
 from crisp_stream.models.checkpoint import read_checkpoint
 from crisp_stream.models.export import export
+from crisp_stream.ranks import join_ranks
 from crisp_stream.training.train import train
+from tests.support.ports import free_port
 from tests.support.small_runs import SmallRun, account_of, launch, losses_of, small_run, windows_of
 
 TEXTS = ["abcdefgh" * length for length in range(1, 8)]
@@ -143,3 +149,25 @@ def test_a_checkpoint_of_two_ranks_is_exported_like_any_other(runs: Path, tmp_pa
         assert torch.equal(value, weights_of(runs / name)[f"model.{key}"])
     measured = account_of(runs / name)["held_out"][-1][1]
     assert perplexity(folder, TEXTS).perplexity == pytest.approx(measured, rel=1e-5)
+
+
+def _wait_for_a_peer(port: int, joins: Path) -> None:
+    os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "NODE_RANK": "0", "RANK": "0", "LOCAL_RANK": "0"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    joins.touch()
+    join_ranks()
+
+
+def test_a_rank_that_waits_for_others_ends_at_a_signal(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["crisp_stream.training.train"])
+    rank = context.Process(target=_wait_for_a_peer, args=(free_port(), tmp_path / "joins"))
+    rank.start()
+    while not (tmp_path / "joins").exists():
+        time.sleep(0.02)
+    time.sleep(1)  # until it waits where no handler of Python is called
+    rank.terminate()
+    rank.join(60)
+    exit_code = rank.exitcode
+    rank.kill()
+    assert exit_code == -signal.SIGTERM

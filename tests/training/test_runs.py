@@ -1,4 +1,4 @@
-"""Runs as processes: stopped by signals, killed, continued; one process, and two of Composer's launcher."""
+"""Runs as processes: stopped by signals, killed, continued; one process, and two of the launcher."""
 
 from __future__ import annotations
 

@@ -115,12 +115,69 @@ def test_autoresume_writes_again_what_an_interruption_left_beyond_the_newest_che
     assert "model" in read_checkpoint(tmp_path / "run" / "ep0-ba12-rank0.pt")["state"]
 
 
-def test_autoresume_of_a_finished_run_trains_nothing_more(done: SmallRun, tmp_path: Path) -> None:
+def test_autoresume_of_a_finished_run_trains_nothing_more_and_says_so(
+    done: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     copy_until(done.save_folder, 12, tmp_path / "run")
     report = train(done.recipe(f"save_folder={tmp_path}/run", "autoresume=true"))
     assert report.batches == BATCHES
     assert report.checkpoint == str(tmp_path / "run" / "ep0-ba12-rank0.pt")
     assert losses_of(tmp_path / "run") == losses_of(done.save_folder)
+    said = f"small is finished: {report.checkpoint} is where `max_duration` = 12ba ends, or beyond. Nothing is trained"
+    assert said in capsys.readouterr().err
+
+
+def test_how_and_how_long_a_run_is_carried_out_may_change_when_it_is_resumed(done: SmallRun, tmp_path: Path) -> None:
+    copy_until(done.save_folder, 8, tmp_path / "run")
+    changed = ["device_train_microbatch_size=2", "data.num_workers=1", "save_interval=3ba", "max_duration=14ba"]
+    report = train(done.recipe(f"save_folder={tmp_path}/run", "autoresume=true", "run_name=other", *changed))
+    assert (report.resumed_at, report.batches) == (8, 14)
+    assert windows_of(tmp_path / "run")[:12] == windows_of(done.save_folder)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["optimizer.lr=0.5", "seed=6"], "`optimizer.lr` was 0.01, is 0.5; `seed` was 5, is 6"),
+        (["data.remote={folder}/other"], "the dataset at `data.remote` was"),
+        (["model.n_embd=16"], "`model.n_embd` was 32, is 16"),
+        (
+            ["mixture.phases.1.histogram={folder}/law.histogram"],
+            "`mixture.phases.1.histogram` was task.histogram, is law.histogram",
+        ),
+        (["mixture.phases.1.histogram={folder}/task.histogram"], "has the same name and other contents"),
+        (["global_train_batch_size=16"], "`global_train_batch_size` was 8, is 16"),
+        (
+            ["global_train_batch_size=16", "max_duration=6144tok", "scheduler.t_warmup=512tok"],
+            "`global_train_batch_size` was 8, is 16",
+        ),
+    ],
+)
+def test_another_recipe_or_dataset_in_the_folder_of_a_run_is_refused_by_what_differs(
+    done: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], part: str
+) -> None:
+    write_dataset(tmp_path / "other", seed=9)
+    for name in ("law", "task"):
+        leaf_histogram(done.dataset, [5, 6]).save(tmp_path / f"{name}.histogram")
+    copy_until(done.save_folder, 8, tmp_path / "run")
+    before = sorted((tmp_path / "run").iterdir())
+    monkeypatch.setattr(model, "build_gpt", None)
+    filled = [override.format(folder=tmp_path) for override in overrides]
+    with pytest.raises(
+        ResumeError, match=f"run holds another run: .*{part}.* For a run of its own: save_folder=FOLDER"
+    ):
+        train(done.recipe(f"save_folder={tmp_path}/run", "autoresume=true", *filled))
+    assert sorted((tmp_path / "run").iterdir()) == before
+
+
+@pytest.mark.parametrize("length", [["max_duration=12ba"], ["max_duration=6144tok", "scheduler.t_warmup=512tok"]])
+def test_a_schedule_does_not_go_on_in_other_batches(
+    done: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: list[str]
+) -> None:
+    monkeypatch.setattr(model, "build_gpt", None)
+    overrides = [f"save_folder={tmp_path}/run", f"load_path={done.checkpoint(8)}", "global_train_batch_size=16"]
+    with pytest.raises(RecipeError, match="is 16, but the checkpoint at `load_path` has counted batches of 8"):
+        train(done.recipe(*overrides, *length))
 
 
 def test_load_path_continues_a_run_in_another_folder(done: SmallRun, tmp_path: Path) -> None:
@@ -159,6 +216,9 @@ def test_resuming_something_else_fails_before_a_model_is_built(
 def test_a_folder_with_checkpoints_is_not_trained_into_by_accident(done: SmallRun) -> None:
     with pytest.raises(InputError, match=r"holds checkpoints of an earlier run\. Add autoresume=true"):
         train(done.recipe())
+    other = ["optimizer.lr=0.5", f"save_folder={done.folder}/{{run_name}}", "run_name=run"]
+    with pytest.raises(InputError, match=r"run holds another run: `optimizer.lr` was 0.01, is 0.5\. .*run_name=NAME"):
+        train(done.recipe(*other))
 
 
 class _Code:
@@ -208,7 +268,8 @@ def test_what_cannot_work_fails_before_a_model_is_built(
     monkeypatch.setattr(model, "build_gpt", None)
     filled = [override.format(folder=tmp_path, saved=done.checkpoint(8)) for override in overrides]
     with pytest.raises(error, match=message):
-        train(done.recipe(f"save_folder={tmp_path}/run", *filled))
+        train(done.recipe(f"save_folder={tmp_path}/runs/run", *filled))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_microbatches_do_not_change_the_loss_when_windows_are_padded(done: SmallRun, tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import functools
 import multiprocessing
 import os
 import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,10 +20,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from crisp_stream.errors import CrispError, InputError, RunInterruptedError, StorageError
-from crisp_stream.processes import Pool, num_processes
+from crisp_stream.processes import Pool, StopSignals, num_processes
 from crisp_stream.study.jobs.job import LOG, Done, Job, Plan, job_folder, load_done
 from crisp_stream.study.jobs.worker import Failure, ctrl_c_held_back, prepare_worker, run_job
 
@@ -58,34 +56,12 @@ def run_jobs(plan: Plan, out: str | Path, *, workers: int | None = None, log: Lo
             f"jobs at a time must be at least 1, got {workers}. Leave it out for one per GPU, or per core."
         )
     folder = Path(out)
-    with _locked(folder), _Signals() as signals:
+    with _locked(folder), StopSignals() as signals:
         run = _Run(plan, folder, workers, log, signals)
         try:
             return run.finish()
         finally:
             run.close()
-
-
-class _Signals:
-    """Remembers SIGTERM and Ctrl-C instead of dying of them. A second Ctrl-C is a KeyboardInterrupt."""
-
-    def __init__(self) -> None:
-        self.received: signal.Signals | None = None
-
-    def __enter__(self) -> _Signals:
-        here = threading.current_thread() is threading.main_thread()
-        numbers = (signal.SIGTERM, signal.SIGINT) if here else ()
-        self._before = {number: signal.signal(number, self._receive) for number in numbers}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.received is not None:
-            raise KeyboardInterrupt
-        self.received = signal.Signals(number)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +88,7 @@ class _Room:
 class _Run:
     """The state of `run_jobs`."""
 
-    def __init__(self, plan: Plan, out: Path, workers: int | None, log: Log, signals: _Signals) -> None:
+    def __init__(self, plan: Plan, out: Path, workers: int | None, log: Log, signals: StopSignals) -> None:
         self._plan, self._out, self._workers, self._log, self._signals = plan, out, workers, log, signals
         self._others = set(multiprocessing.active_children())
         self._pools: dict[int | None, Pool] = {}

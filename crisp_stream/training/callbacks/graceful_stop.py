@@ -50,7 +50,7 @@ class GracefulStop(Callback):
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._received == signal.SIGINT:
             raise KeyboardInterrupt
-        self._received = max(self._received, number)
+        self._received = self._received or number  # after a Ctrl-C, the launcher says SIGTERM
 
     def batch_end(self, state: State, logger: Logger) -> None:
         received = state.device.tensor_to_device(torch.tensor([self._received]))

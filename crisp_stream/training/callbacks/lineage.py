@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from composer.core import Callback
 
 from crisp_stream import __version__
+from crisp_stream.config.kept import kept_keys
 from crisp_stream.config.recipe import Recipe
 from crisp_stream.config.sections import CHECKPOINT
 from crisp_stream.examples.sketch import RECORD_HASHES, sketch_of
@@ -25,7 +26,7 @@ from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.histograms.mixture import Mixture
 from crisp_stream.histograms.window_selection import WindowSelection
 from crisp_stream.models.checkpoint import read_checkpoint
-from crisp_stream.models.training_record import public_address, training_record
+from crisp_stream.models.training_record import RECIPE_KEY, public_address, training_record
 from crisp_stream.storage.store import file_name
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def describe_run(run: PreparedRun) -> dict[str, Any]:
     versions = {"crisp_stream": __version__, **{name: metadata.version(package) for name, package in _PACKAGES.items()}}
     return {
         "run_name": recipe.run_name,
+        RECIPE_KEY: kept_keys(recipe),
         "dataset": _describe_dataset(run.dataset),
         "mixture": {
             "fingerprint": mixture.fingerprint,
