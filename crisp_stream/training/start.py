@@ -8,17 +8,25 @@ checkpoint records where both began.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crisp_stream.config.recipe import Recipe
-from crisp_stream.errors import CrispError, InputError, RecipeError, ResumeError, import_extra
+from crisp_stream.errors import CrispError, FormatError, InputError, RecipeError, ResumeError, import_extra
 from crisp_stream.histograms.window_selection import WindowSelection
 from crisp_stream.loading.continuation import phases_of_state
-from crisp_stream.models.checkpoint import has_checkpoints, latest_checkpoint, local_copy, model_config_of, tokenizer_of
-from crisp_stream.storage.store import is_remote
+from crisp_stream.models.checkpoint import (
+    check_readable,
+    has_checkpoints,
+    local_copy,
+    model_config_of,
+    newest_first,
+    tokenizer_of,
+)
+from crisp_stream.storage.store import is_remote, local_path
 
 if TYPE_CHECKING:
     from transformers import GPT2Config
@@ -87,12 +95,12 @@ def _find_start(recipe: Recipe) -> tuple[str | None, bool] | CrispError:
         if folder is not None:
             try_folder(folder)
         if folder is not None and recipe.autoresume:
-            latest = latest_checkpoint(folder)
-            if latest is not None:
-                return latest, True
+            newest = _newest_readable(folder)
+            if newest is not None:
+                return newest, True
         elif folder is not None and has_checkpoints(folder):
             continues = recipe.load_path is not None and not recipe.restarts
-            if not (continues and str(recipe.load_path).startswith(folder)):
+            if not (continues and _stands_in(folder, str(recipe.load_path))):
                 raise InputError(
                     f"save_folder {folder} holds checkpoints of an earlier run. "
                     "Add autoresume=true to continue it, or name another save_folder."
@@ -100,6 +108,36 @@ def _find_start(recipe: Recipe) -> tuple[str | None, bool] | CrispError:
     except CrispError as error:
         return error
     return recipe.load_path, False
+
+
+def _newest_readable(folder: str) -> str | None:
+    """Find the newest checkpoint of a `save_folder` that can be read, and say which newer ones cannot.
+
+    Raises:
+        FormatError: there are checkpoints, and none can be read. StorageError: the storage refused or failed.
+    """
+    damaged: list[str] = []
+    for url in newest_first(folder):
+        try:
+            check_readable(url)
+        except FormatError as error:
+            damaged.append(str(error).rstrip("."))
+            continue
+        for reason in damaged:
+            print(f"warning: {reason}. The run goes on from {url}.", file=sys.stderr, flush=True)
+        return url
+    if damaged:
+        raise FormatError(
+            f"{folder}: none of its {len(damaged)} checkpoints can be read ({damaged[0]}). Put a good copy of one "
+            "there, or name another save_folder to train from the beginning."
+        )
+    return None
+
+
+def _stands_in(folder: str, checkpoint: str) -> bool:
+    if is_remote(folder) or is_remote(checkpoint):
+        return checkpoint.rpartition("/")[0] == folder
+    return local_path(checkpoint).absolute().parent == local_path(folder).absolute()
 
 
 def run_start(recipe: Recipe, checkpoint: dict[str, Any] | None, *, resumes: bool) -> RunStart:
