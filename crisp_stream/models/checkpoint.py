@@ -14,6 +14,7 @@ import io
 import json
 import pickle
 import re
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crisp_stream.errors import FormatError, InputError, MissingObjectError, import_extra
+from crisp_stream.errors import FormatError, InputError, MissingObjectError, StorageError, import_extra
 from crisp_stream.models.gpt import PROVENANCE_KEY
 from crisp_stream.storage.inputs import open_input
 from crisp_stream.storage.store import file_name, is_remote, local_path, open_store
@@ -132,9 +133,15 @@ def local_copy(url: str) -> Iterator[Path]:
         url = latest_checkpoint(parent) or url
     with tempfile.TemporaryDirectory(prefix="crisp-checkpoint-") as folder:
         path = Path(folder) / "checkpoint.pt"
-        with open_input(url) as source, path.open("wb") as target:
-            while block := source.read(_COPY_BYTES):
-                target.write(block)
+        try:
+            with open_input(url) as source, path.open("wb") as target:
+                shutil.copyfileobj(source, target, _COPY_BYTES)
+        except StorageError:
+            raise
+        except OSError as error:
+            raise StorageError(
+                f"{folder}: {error.strerror}. {url} is fetched into it; make room there, or set TMPDIR."
+            ) from error
         yield path
 
 

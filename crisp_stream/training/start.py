@@ -26,6 +26,7 @@ from crisp_stream.models.checkpoint import (
     newest_first,
     tokenizer_of,
 )
+from crisp_stream.ranks import together
 from crisp_stream.storage.store import is_remote, local_path
 
 if TYPE_CHECKING:
@@ -77,9 +78,8 @@ def starting_checkpoint(recipe: Recipe) -> Iterator[StartingPoint]:
         raise decided[0]
     url, resumes = decided[0]
     with contextlib.ExitStack() as stack:
-        path: Any = None
-        if url is not None and (not is_remote(url) or dist.get_local_rank() == 0):
-            path = stack.enter_context(local_copy(url))
+        wanted = url is not None and (not is_remote(url) or dist.get_local_rank() == 0)
+        path = together(lambda: stack.enter_context(local_copy(url)) if wanted else None)
         paths = dist.all_gather_object(path)
         on_node = paths[dist.get_global_rank() - dist.get_local_rank()] if path is None else path
         yield StartingPoint(url=url, path=on_node, resumes=resumes)

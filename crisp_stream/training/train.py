@@ -10,6 +10,7 @@ Several processes: `crisp-stream train RECIPE key=value… --nproc 8` (launch.py
 from __future__ import annotations
 
 import dataclasses
+import errno
 import sys
 import warnings
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crisp_stream.config.recipe import Recipe
-from crisp_stream.errors import import_extra
+from crisp_stream.errors import StorageError, import_extra
 from crisp_stream.examples.hashes import example_hash
 from crisp_stream.ranks import TIMEOUT_SECONDS, device_name, join_ranks, together
 from crisp_stream.training.callbacks.composer_fixes import close_trainer
@@ -91,6 +92,8 @@ def train(recipe: Recipe) -> TrainReport:
             try:
                 if run.trainer.state.timestamp < recipe.max_duration.replace("_", ""):
                     run.trainer.fit()
+            except OSError as error:
+                raise _explained(error, recipe) from error
             finally:
                 run.close()
             report = _report(prepared, run)
@@ -98,6 +101,14 @@ def train(recipe: Recipe) -> TrainReport:
                 save_report(report, run.callbacks.account, run.callbacks.monitor, recipe.checkpoint_folder)
             dist.barrier()  # a launcher ends the other ranks soon after the first has ended
     return report
+
+
+def _explained(error: OSError, recipe: Recipe) -> OSError:
+    """The error, in words where a disk is full: a logger writes there, too."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return error
+    place = error.filename or recipe.checkpoint_folder
+    return StorageError(f"{place}: {error.strerror}. Make room there, and continue with autoresume=true.")
 
 
 def _report(prepared: PreparedRun, run: TrainingRun) -> TrainReport:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import functools
 import os
+import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import obstore
 import pytest
+from composer.loggers import FileLogger
 
+from crisp_stream.cli.main import main
 from crisp_stream.errors import FormatError, InputError, StorageError
 from crisp_stream.evaluation.models import open_model
 from crisp_stream.models import gpt as model
-from crisp_stream.models.checkpoint import check_readable, latest_checkpoint
+from crisp_stream.models.checkpoint import check_readable, latest_checkpoint, local_copy
 from crisp_stream.storage.store import open_store
 from crisp_stream.training.train import train
+from tests.support.ranks import run_ranks
 from tests.support.seaweed import S3Server
 from tests.support.small_runs import SmallRun, copy_until, losses_of, small_run, windows_of
 
@@ -160,6 +168,22 @@ def test_checkpoints_are_also_saved_where_asked_and_count_among_those_that_are_k
     assert fetch(again, tmp_path / "csv").joinpath("losses.csv").read_bytes() == open_store(all_of).get("losses.csv")
 
 
+@contextlib.contextmanager
+def largest_file(num_bytes: int) -> Iterator[None]:
+    """Have no file of this process grow beyond a size, as on a disk that is full then."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def fails_on_a_full_disk(command: list[str], num_bytes: int) -> None:
+    with largest_file(num_bytes):
+        assert main(command) == 2
+
+
 @pytest.fixture(params=["local", "s3"])
 def saved(request: pytest.FixtureRequest, done: SmallRun, tmp_path: Path) -> str:
     """A folder with the checkpoints at 4 and 8 batches, without a link to the newest one."""
@@ -210,6 +234,50 @@ def test_where_no_checkpoint_can_be_read_nothing_is_trained(done: SmallRun, save
     ):
         train(done.recipe(f"save_folder={saved}", "autoresume=true"))
     assert dict(open_store(saved).list()) == files
+
+
+def test_a_full_disk_ends_a_run_with_one_line_and_leaves_no_half_checkpoint(
+    done: SmallRun, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for folder in (f"{tmp_path}/run", s3.fresh_prefix("full")):
+        fails_on_a_full_disk(["train", str(done.recipe_file), f"save_folder={folder}", "log_interval=100"], 300_000)
+        (error,) = capsys.readouterr().err.splitlines()
+        assert error.startswith(f"error: {tmp_path}/")
+        assert "/ep0-ba4-rank0.pt cannot be saved: File too large. Check the space and the permissions there" in error
+        assert open_store(folder).list() == []
+
+
+def test_a_checkpoint_that_finds_no_room_where_it_is_fetched_is_one_line(
+    done: SmallRun, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    url = f"{s3.fresh_prefix('fetched')}/ep0-ba4-rank0.pt"
+    open_store(url.rpartition("/")[0]).put_file("ep0-ba4-rank0.pt", done.checkpoint(4))
+    no_room = pytest.raises(StorageError, match=rf"File too large\. {url} is fetched into it; .*, or set TMPDIR")
+    with no_room, largest_file(300_000), local_copy(url):
+        pass
+
+
+def test_a_full_disk_ends_all_ranks(done: SmallRun, tmp_path: Path) -> None:
+    command = ["train", str(done.recipe_file), f"save_folder={tmp_path}/run"]
+    run_ranks(2, functools.partial(fails_on_a_full_disk, command, 300_000), tmp_path)
+    for rank in range(2):
+        log = (tmp_path / f"rank-{rank}-of-2.log").read_text()
+        assert f"error: {tmp_path}/run/ep0-ba4-rank0.pt cannot be saved: File too large. Check the space" in log
+        assert "Traceback" not in log
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_full_disk_ends_a_run_that_logs_there(
+    done: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flush(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(FileLogger, "batch_end", flush)
+    with pytest.raises(StorageError, match=f"{tmp_path}/run: No space left on device. Make room there"):
+        train(done.recipe(f"save_folder={tmp_path}/run", "loggers.file=true"))
 
 
 @pytest.mark.parametrize("start", ["another/ep0-ba4-rank0.pt", "ep0-ba4-rank0.pt"])
