@@ -134,7 +134,7 @@ class Builder:
             value = str(value)
         if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
             raise self._wrong(key, f"must be {_NAMES.get(hint, hint)}; got {kind_of(value)} ({value!r}).")
-        if self.lenient and hint is float and not math.isfinite(value):
+        if self.lenient and isinstance(value, float) and not math.isfinite(value):
             raise self._wrong(key, f"must be a finite number; got {value}.")
         return value
 

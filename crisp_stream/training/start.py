@@ -78,8 +78,8 @@ def starting_checkpoint(recipe: Recipe) -> Iterator[StartingPoint]:
         raise decided[0]
     url, resumes = decided[0]
     with contextlib.ExitStack() as stack:
-        wanted = url is not None and (not is_remote(url) or dist.get_local_rank() == 0)
-        path = together(lambda: stack.enter_context(local_copy(url)) if wanted else None)
+        fetched = url if url is not None and (not is_remote(url) or dist.get_local_rank() == 0) else None
+        path = together(lambda: None if fetched is None else stack.enter_context(local_copy(fetched)))
         paths = dist.all_gather_object(path)
         on_node = paths[dist.get_global_rank() - dist.get_local_rank()] if path is None else path
         yield StartingPoint(url=url, path=on_node, resumes=resumes)

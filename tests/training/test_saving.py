@@ -275,7 +275,7 @@ def test_a_full_disk_ends_a_run_that_logs_there(
     def flush(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(FileLogger, "batch_end", flush)
+    monkeypatch.setattr(FileLogger, "_flush_file", flush)
     with pytest.raises(StorageError, match=f"{tmp_path}/run: No space left on device. Make room there"):
         train(done.recipe(f"save_folder={tmp_path}/run", "loggers.file=true"))
 
