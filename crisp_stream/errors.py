@@ -42,6 +42,10 @@ class StorageError(CrispError, OSError):
     """The storage refused or failed: missing object, missing container, credentials, network."""
 
 
+class DivergedError(CrispError, ArithmeticError):
+    """The loss or the weights of a model in training are not finite."""
+
+
 class RunInterruptedError(CrispError):
     """A signal ended a run in order, with a checkpoint; its name is `signal_name`."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -48,7 +49,8 @@ class Builder:
     missing_remedies: Mapping[str, str] = field(default_factory=dict)
     """Last sentences about missing keys, by key."""
     lenient: bool = False
-    """Whether text counts as a number, and a number as text: YAML 1.1 reads `1e-4` as text and `7` as a number."""
+    """For what people write: text counts as a number, and a number as text (YAML 1.1 reads `1e-4` as text and `7` as a
+    number), and infinities and NaN are refused."""
 
     def build(
         self, kind: type[Built], tree: Any, *, prefix: str = "", others: Mapping[str, Any] | None = None
@@ -125,15 +127,15 @@ class Builder:
         return tuple(self._convert(kind, item, f"{key}.{index}") for index, (kind, item) in pairs)
 
     def _convert_scalar(self, hint: Any, value: Any, key: str) -> Any:
-        if self.lenient and hint is float and isinstance(value, str):
-            with contextlib.suppress(ValueError):
+        if hint is float and isinstance(value, str | int if self.lenient else int) and not isinstance(value, bool):
+            with contextlib.suppress(ValueError, OverflowError):
                 value = float(value)
-        if hint is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
         if self.lenient and hint is str and isinstance(value, int | float) and not isinstance(value, bool):
             value = str(value)
         if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
             raise self._wrong(key, f"must be {_NAMES.get(hint, hint)}; got {kind_of(value)} ({value!r}).")
+        if self.lenient and isinstance(value, float) and not math.isfinite(value):
+            raise self._wrong(key, f"must be a finite number; got {value}.")
         return value
 
 

@@ -67,7 +67,7 @@ class Recipe:
     """Further checkpoints, where fine-tuning or continued pretraining is to begin: `360ba`, `…tok`, `0.9dur` each,
     counted from the start of the run."""
     save_num_checkpoints_to_keep: int = -1
-    """Newest checkpoints kept; -1 keeps all. Object storage keeps at least one."""
+    """Newest checkpoints kept, at least one; -1 keeps all."""
     autoresume: bool = False
     """Continue from the newest checkpoint in `save_folder`, if there is one, by the same recipe. It goes before
     `load_path`."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from crisp_stream.errors import FormatError, InputError
 from crisp_stream.examples.sketch import without_hashes
-from crisp_stream.models.checkpoint import LATEST, LoadedGPT, gpt_of, load_gpt, local_copy, read_checkpoint
+from crisp_stream.models.checkpoint import LoadedGPT, gpt_of, latest_checkpoint, load_gpt, local_copy, read_checkpoint
 from crisp_stream.models.export import RECORD_FILE
 from crisp_stream.models.training_record import public_address, training_record
 from crisp_stream.storage.store import file_name, is_remote, local_path
@@ -63,8 +63,8 @@ def open_model(checkpoint: str, *, name: str | None = None) -> JudgedModel:
         InputError, FormatError, StorageError: the checkpoint is missing, not of a GPT-2 model, or has the tokenizer of
             another model.
     """
-    if not is_remote(checkpoint) and (newest := local_path(checkpoint) / LATEST).exists():
-        checkpoint = str(newest)
+    if not is_remote(checkpoint) and (newest := latest_checkpoint(checkpoint)):
+        checkpoint = newest
     if not is_remote(checkpoint) and local_path(checkpoint).is_dir():
         loaded, training = load_gpt(checkpoint), _record_of_folder(checkpoint)
     else:

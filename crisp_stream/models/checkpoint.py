@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import io
 import json
 import pickle
 import re
+import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crisp_stream.errors import FormatError, InputError, MissingObjectError, import_extra
+from crisp_stream.errors import FormatError, InputError, MissingObjectError, StorageError, import_extra
 from crisp_stream.models.gpt import PROVENANCE_KEY
 from crisp_stream.storage.inputs import open_input
-from crisp_stream.storage.store import is_remote, local_path, open_store
+from crisp_stream.storage.store import file_name, is_remote, local_path, open_store
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
@@ -35,6 +38,8 @@ CHECKPOINT_NAME = re.compile(r"ep\d+-ba(\d+)-rank0\.pt")
 """File name of a checkpoint; its group is the batch."""
 
 _COPY_BYTES = 8 << 20
+_END_BYTES = 1 << 16
+"""Bytes in which a zip archive, such as PyTorch saves, ends with its directory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +53,30 @@ class LoadedGPT:
 
 
 def latest_checkpoint(folder: str) -> str | None:
-    """Find the newest complete checkpoint of a run's `save_folder`, or None. Raises StorageError."""
+    """Find the newest checkpoint of a run's `save_folder`, or None. Raises StorageError."""
+    return next(iter(newest_first(folder)), None)
+
+
+def newest_first(folder: str) -> list[str]:
+    """List the checkpoints of a run's `save_folder`: the one that it links to as the newest, then the others by batch.
+
+    A folder without that link, such as a kill may leave, is listed by batch alone. Raises StorageError.
+    """
+    linked = _linked_checkpoint(folder)
+    by_batch = [url for _, url in sorted(checkpoints_by_batch(folder).items(), reverse=True)]
+    return by_batch if linked is None else [linked, *(url for url in by_batch if file_name(url) != file_name(linked))]
+
+
+def _linked_checkpoint(folder: str) -> str | None:
     if not is_remote(folder):
         link = local_path(folder) / LATEST
         return str(link.resolve()) if link.exists() else None
+    store = open_store(folder)
     try:
-        target = open_store(folder).get(f"{LATEST}.symlink").decode().strip()
+        name = file_name(store.get(f"{LATEST}.symlink").decode().strip())
     except MissingObjectError:
         return None
-    return f"{folder.rstrip('/')}/{target.rpartition('/')[2]}"
+    return f"{folder.rstrip('/')}/{name}" if store.exists(name) else None
 
 
 def has_checkpoints(folder: str) -> bool:
@@ -72,8 +92,26 @@ def checkpoints_by_batch(folder: str) -> dict[int, str]:
 
 def _names(folder: str) -> list[str]:
     if is_remote(folder):
-        return [name for name, _ in open_store(folder).list()]
+        return [name for name, _ in open_store(folder).list() if "/" not in name]
     return [path.name for path in local_path(folder).glob("*.pt")]
+
+
+def check_readable(url: str) -> None:
+    """Check that a checkpoint can be read; in object storage, without fetching it, that its end is there.
+
+    Raises:
+        FormatError: it is damaged or cut off. StorageError, InputError: as `local_copy`.
+    """
+    if not is_remote(url):
+        with local_copy(url) as path:
+            read_checkpoint(path)
+        return
+    parent, _, name = url.rpartition("/")
+    store = open_store(parent)
+    num_bytes = store.object_bytes(name)
+    start = max(num_bytes - _END_BYTES, 0)
+    if not zipfile.is_zipfile(io.BytesIO(store.get_range(name, start, num_bytes - start))):
+        raise FormatError(f"{url} is not a checkpoint, or it is cut off")
 
 
 @contextlib.contextmanager
@@ -95,9 +133,15 @@ def local_copy(url: str) -> Iterator[Path]:
         url = latest_checkpoint(parent) or url
     with tempfile.TemporaryDirectory(prefix="crisp-checkpoint-") as folder:
         path = Path(folder) / "checkpoint.pt"
-        with open_input(url) as source, path.open("wb") as target:
-            while block := source.read(_COPY_BYTES):
-                target.write(block)
+        try:
+            with open_input(url) as source, path.open("wb") as target:
+                shutil.copyfileobj(source, target, _COPY_BYTES)
+        except StorageError:
+            raise
+        except OSError as error:
+            raise StorageError(
+                f"{folder}: {error.strerror}. {url} is fetched into it; make room there, or set TMPDIR."
+            ) from error
         yield path
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,12 +18,28 @@ from typing import TYPE_CHECKING, Any
 from crisp_stream.config.kept import changed_keys, kept_keys
 from crisp_stream.config.load import recipe_of
 from crisp_stream.config.recipe import Recipe
-from crisp_stream.errors import CrispError, InputError, MissingObjectError, RecipeError, ResumeError, import_extra
+from crisp_stream.errors import (
+    CrispError,
+    FormatError,
+    InputError,
+    MissingObjectError,
+    RecipeError,
+    ResumeError,
+    import_extra,
+)
 from crisp_stream.histograms.window_selection import WindowSelection
 from crisp_stream.loading.continuation import phases_of_state
-from crisp_stream.models.checkpoint import has_checkpoints, latest_checkpoint, local_copy, model_config_of, tokenizer_of
+from crisp_stream.models.checkpoint import (
+    check_readable,
+    has_checkpoints,
+    local_copy,
+    model_config_of,
+    newest_first,
+    tokenizer_of,
+)
 from crisp_stream.models.training_record import LINEAGE_STATE, RECIPE_KEY
-from crisp_stream.storage.store import is_remote, open_store, try_folder
+from crisp_stream.ranks import together
+from crisp_stream.storage.store import is_remote, local_path, open_store, try_folder
 
 if TYPE_CHECKING:
     from transformers import GPT2Config
@@ -73,9 +90,8 @@ def starting_checkpoint(recipe: Recipe) -> Iterator[StartingPoint]:
         raise decided[0]
     url, resumes = decided[0]
     with contextlib.ExitStack() as stack:
-        path: Any = None
-        if url is not None and (not is_remote(url) or dist.get_local_rank() == 0):
-            path = stack.enter_context(local_copy(url))
+        fetched = url if url is not None and (not is_remote(url) or dist.get_local_rank() == 0) else None
+        path = together(lambda: None if fetched is None else stack.enter_context(local_copy(fetched)))
         paths = dist.all_gather_object(path)
         on_node = paths[dist.get_global_rank() - dist.get_local_rank()] if path is None else path
         yield StartingPoint(url=url, path=on_node, resumes=resumes)
@@ -89,12 +105,12 @@ def _find_start(recipe: Recipe) -> tuple[str | None, bool] | CrispError:
         if folder is not None:
             try_folder(folder)
         if folder is not None and recipe.autoresume:
-            latest = latest_checkpoint(folder)
-            if latest is not None:
-                return latest, True
+            newest = _newest_readable(folder)
+            if newest is not None:
+                return newest, True
         elif folder is not None and has_checkpoints(folder):
             continues = recipe.load_path is not None and not recipe.restarts
-            if not (continues and str(recipe.load_path).startswith(folder)):
+            if not (continues and _stands_in(folder, str(recipe.load_path))):
                 raise _not_asked_to_continue(recipe, folder)
     except CrispError as error:
         return error
@@ -163,6 +179,36 @@ def _another_run(recipe: Recipe, changed: list[str]) -> ResumeError:
         f"save_folder {recipe.checkpoint_folder} holds another run: {'; '.join(changed)}. {_new_name(recipe)} "
         "(with load_path=CHECKPOINT it can go on from a checkpoint of that run)"
     )
+
+
+def _newest_readable(folder: str) -> str | None:
+    """Find the newest checkpoint of a `save_folder` that can be read, and say which newer ones cannot.
+
+    Raises:
+        FormatError: there are checkpoints, and none can be read. StorageError: the storage refused or failed.
+    """
+    damaged: list[str] = []
+    for url in newest_first(folder):
+        try:
+            check_readable(url)
+        except FormatError as error:
+            damaged.append(str(error).rstrip("."))
+            continue
+        for reason in damaged:
+            print(f"warning: {reason}. The run goes on from {url}.", file=sys.stderr, flush=True)
+        return url
+    if damaged:
+        raise FormatError(
+            f"{folder}: none of its {len(damaged)} checkpoints can be read ({damaged[0]}). Put a good copy of one "
+            "there, or name another save_folder to train from the beginning."
+        )
+    return None
+
+
+def _stands_in(folder: str, checkpoint: str) -> bool:
+    if is_remote(folder) or is_remote(checkpoint):
+        return checkpoint.rpartition("/")[0] == folder
+    return local_path(checkpoint).absolute().parent == local_path(folder).absolute()
 
 
 def run_start(recipe: Recipe, checkpoint: dict[str, Any] | None, *, resumes: bool) -> RunStart:

@@ -10,6 +10,7 @@ Several processes: `crisp-stream train RECIPE key=value… --nproc 8` (launch.py
 from __future__ import annotations
 
 import dataclasses
+import errno
 import sys
 import warnings
 from dataclasses import dataclass
@@ -17,10 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crisp_stream.config.recipe import Recipe
-from crisp_stream.errors import import_extra
+from crisp_stream.errors import StorageError, import_extra
 from crisp_stream.examples.hashes import example_hash
 from crisp_stream.ranks import TIMEOUT_SECONDS, device_name, join_ranks, together
-from crisp_stream.storage.store import is_remote
 from crisp_stream.training.callbacks.composer_fixes import close_trainer
 from crisp_stream.training.loggers import build_loggers, require_loggers
 from crisp_stream.training.prepare import PreparedRun, prepare
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from crisp_stream.training.callbacks.run_callbacks import RunCallbacks
 
 _STATELESS = (
-    "CheckpointSaver",
+    "Checkpoints",
+    "Divergence",
     "FileLogger",
     "GracefulStop",
     "LogFiles",
@@ -71,6 +72,7 @@ def train(recipe: Recipe) -> TrainReport:
     run after the batch in progress, with a checkpoint; the report says so (`interrupted_by`).
 
     Raises:
+        DivergedError: the loss or the weights are not finite.
         RecipeError: values that do not fit the dataset, the device or the number of processes.
         InputError, FormatError, StorageError: dataset, histogram, held-out text or checkpoint missing or unfit.
         ResumeError: the checkpoint belongs to another recipe or dataset.
@@ -92,9 +94,11 @@ def train(recipe: Recipe) -> TrainReport:
                     run.trainer.fit()
                 elif dist.get_global_rank() == 0:
                     print(_finished(recipe, start.url), file=sys.stderr, flush=True)
+            except OSError as error:
+                raise _explained(error, recipe) from error
             finally:
                 run.close()
-            report = _report(prepared, run, start.url)
+            report = _report(prepared, run)
             if dist.get_global_rank() == 0 and recipe.checkpoint_folder is not None:
                 save_report(report, run.callbacks.account, run.callbacks.monitor, recipe.checkpoint_folder)
             dist.barrier()  # a launcher ends the other ranks soon after the first has ended
@@ -109,11 +113,15 @@ def _finished(recipe: Recipe, checkpoint: str | None) -> str:
     )
 
 
-def _report(prepared: PreparedRun, run: TrainingRun, started_from: str | None) -> TrainReport:
-    from composer.utils import dist
+def _explained(error: OSError, recipe: Recipe) -> OSError:
+    """The error, in words where a disk is full: a logger writes there, too."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return error
+    place = error.filename or recipe.checkpoint_folder
+    return StorageError(f"{place}: {error.strerror}. Make room there, and continue with autoresume=true.")
 
-    saved = run.trainer.saved_checkpoints  # of rank 0 alone, where checkpoints are whole
-    newest = _saved_name(prepared.recipe, saved[-1]) if saved else started_from
+
+def _report(prepared: PreparedRun, run: TrainingRun) -> TrainReport:
     callbacks = run.callbacks
     return make_report(
         prepared,
@@ -123,7 +131,7 @@ def _report(prepared: PreparedRun, run: TrainingRun, started_from: str | None) -
         held_out=[] if callbacks.held_out is None else callbacks.held_out.measured,
         questions=[] if callbacks.questions is None else callbacks.questions.measured,
         interrupted_by=None if callbacks.stop.stopped_by is None else callbacks.stop.stopped_by.name,
-        checkpoint=dist.all_gather_object(newest)[0],
+        checkpoint=callbacks.divergence.last_good,
     )
 
 
@@ -308,9 +316,3 @@ def _parallelism(recipe: Recipe) -> Any:
             mixed_precision=recipe.fsdp.mixed_precision,
         )
     )
-
-
-def _saved_name(recipe: Recipe, local: str) -> str:
-    """Address from which a checkpoint can be loaded: the local file, or its copy in object storage."""
-    folder = recipe.checkpoint_folder or ""
-    return f"{folder}/{Path(local).name}" if is_remote(folder) else str(local)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import typing
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import yaml
 from crisp_stream.config.durations import batches_of, parse_duration
 from crisp_stream.config.files import copy_recipe, list_recipes, read_recipe
 from crisp_stream.config.load import dump_recipe, load_recipe
+from crisp_stream.config.recipe import Recipe
 from crisp_stream.errors import InputError, RecipeError
 
 SMALLEST: dict[str, Any] = {
@@ -142,6 +145,36 @@ def test_the_run_name_is_filled_into_the_save_folder(recipe_file: Path) -> None:
 def test_a_mistake_is_named_with_its_key(recipe_file: Path, override: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         load_recipe(recipe_file, [override])
+
+
+def float_keys(kind: type, prefix: str = "") -> list[str]:
+    """Dotted keys of a section that take any number; those of its first phase for a list of phases."""
+    keys: list[str] = []
+    for name, hint in typing.get_type_hints(kind).items():
+        inner = [part for part in (hint, *typing.get_args(hint)) if isinstance(part, type)]
+        is_list = typing.get_origin(hint) is tuple
+        key = f"{prefix}{name}.0" if is_list else f"{prefix}{name}"
+        keys += [key] * (float in inner)
+        keys += [below for part in inner if is_dataclass(part) for below in float_keys(part, f"{key}.")]
+    return keys
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "inf", "1e999"])
+@pytest.mark.parametrize("key", float_keys(Recipe))
+def test_infinities_and_nan_are_refused_for_every_number(recipe_file: Path, key: str, value: str) -> None:
+    override = f"{key}={value}" if key != "optimizer.betas.0" else f"optimizer.betas=[{value}, 0.9]"
+    with pytest.raises(RecipeError, match=rf"`{key}` must be a finite number; got -?(inf|nan)"):
+        load_recipe(recipe_file, [override])
+
+
+def test_the_keys_that_take_any_number_are_found() -> None:
+    found = {"optimizer.lr", "optimizer.betas.0", "gradient_clipping", "mixture.phases.0.max_repeats", "data.timeout"}
+    assert found <= set(float_keys(Recipe))
+
+
+def test_a_whole_number_beyond_all_floats_is_refused(recipe_file: Path) -> None:
+    with pytest.raises(RecipeError, match=r"`optimizer.lr` must be a number; got a whole number"):
+        load_recipe(recipe_file, [f"optimizer.lr=1{'0' * 400}"])
 
 
 @pytest.mark.parametrize("key", ["max_duration", "data", "mixture", "model", "optimizer"])

@@ -135,7 +135,10 @@ def test_the_record_says_what_the_model_was_trained_on(done: SmallRun, exported:
     assert (record["progress"]["batches"], record["progress"]["tokens"]) == (12, 12 * 8 * 32)
     assert record["loss"]["final"] == pytest.approx(float((done.save_folder / "losses.csv").read_text().split(",")[-2]))
     assert record["training"]["optimizer"]["lr"] == 0.01
-    assert record["versions"] | {"crisp_stream": __version__, "torch": torch.__version__.partition("+")[0]} == record["versions"]
+    assert (
+        record["versions"] | {"crisp_stream": __version__, "torch": torch.__version__.partition("+")[0]}
+        == record["versions"]
+    )
     assert (record["parent"], record["held_out"]) == (None, None)
     config = json.loads((exported / "config.json").read_text())
     assert config["crisp_stream"] == {"dataset": manifest.fingerprint, "packing": "joined", "window_tokens": 32}

@@ -29,6 +29,7 @@ def test_the_callbacks_of_a_run_stand_in_this_order(done: SmallRun, tmp_path: Pa
     assert names == [
         "FileLogger",
         "RunAccount",
+        "Divergence",
         "RunMonitor",
         "Progress",
         "RecipeRates",
@@ -37,5 +38,5 @@ def test_the_callbacks_of_a_run_stand_in_this_order(done: SmallRun, tmp_path: Pa
         "QuestionAccuracy",
         "LogFiles",
         "GracefulStop",
-        "CheckpointSaver",
+        "Checkpoints",
     ]

@@ -17,7 +17,8 @@ import pytest
 from crisp_stream.cli.main import main
 from crisp_stream.models import gpt as model
 from crisp_stream.processes import StopSignals
-from crisp_stream.training import launch, prepare
+from crisp_stream.training import launch as launcher
+from crisp_stream.training import prepare
 from crisp_stream.training.launch import rank_places, run_ranks
 from tests.support.ports import free_port
 from tests.support.small_runs import SmallRun, account_of, launch, losses_of, small_run, windows_of
@@ -234,8 +235,8 @@ def test_a_signal_before_the_first_rank_starts_none(
         os.kill(os.getpid(), sent)
         return rank_places(nproc)
 
-    monkeypatch.setattr(launch, "rank_places", places)
-    monkeypatch.setattr(launch, "_Rank", None)
+    monkeypatch.setattr(launcher, "rank_places", places)
+    monkeypatch.setattr(launcher, "_Rank", None)
     assert main(["train", str(done.recipe_file), "--nproc", "2"]) == code
 
 
@@ -257,7 +258,7 @@ def test_the_launcher_exits_with_what_ended_the_first_rank_of_itself(programs: t
 def test_a_rank_that_does_not_end_after_another_failed_is_killed_and_the_failure_is_shown(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(launch, "FAILED_SECONDS", 0.2)
+    monkeypatch.setattr(launcher, "FAILED_SECONDS", 0.2)
     deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"
     assert code_of_ranks(deaf, "raise SystemExit('what went wrong')") == 1
     assert "rank 1 printed:\nwhat went wrong" in capsys.readouterr().err

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import functools
+import os
+import resource
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import obstore
 import pytest
+from composer.loggers import FileLogger
 
-from crisp_stream.errors import StorageError
+from crisp_stream.cli.main import main
+from crisp_stream.errors import FormatError, InputError, StorageError
+from crisp_stream.evaluation.models import open_model
 from crisp_stream.models import gpt as model
-from crisp_stream.models.checkpoint import latest_checkpoint
+from crisp_stream.models.checkpoint import check_readable, latest_checkpoint, local_copy
 from crisp_stream.storage.store import open_store
 from crisp_stream.training.train import train
-from tests.support.ranks import Command, Forked, start_ranks
+from tests.support.ranks import Command, Forked, run_ranks, start_ranks
 from tests.support.seaweed import S3Server
-from tests.support.small_runs import SmallRun, losses_of, small_run, windows_of
+from tests.support.small_runs import SmallRun, copy_until, losses_of, small_run, windows_of
 
 LONG = ("max_duration=120ba", "save_interval=10ba", "log_interval=1", "mixture.phases.0.until=80ba")
 
@@ -94,13 +104,24 @@ def test_a_checkpoint_in_object_storage_is_not_written_over_by_accident(done: Sm
     assert store.get("ep0-ba12-rank0.pt") == b"of another run"
 
 
-@pytest.mark.parametrize(("keep", "left"), [(-1, [2, 4, 6, 8, 10, 12]), (2, [10, 12]), (0, [12])])
-def test_as_many_checkpoints_are_kept_in_object_storage_as_asked(
-    done: SmallRun, s3: S3Server, keep: int, left: list[int]
+@pytest.mark.parametrize(
+    ("place", "keep", "left"),
+    [
+        ("s3", -1, [2, 4, 6, 8, 10, 12]),
+        ("s3", 2, [10, 12]),
+        ("s3", 0, [12]),
+        ("local", 2, [10, 12]),
+        ("local", 0, [12]),
+    ],
+)
+def test_as_many_checkpoints_are_kept_as_asked_also_of_an_earlier_part_of_the_run(
+    done: SmallRun, tmp_path: Path, place: str, keep: int, left: list[int], request: pytest.FixtureRequest
 ) -> None:
-    folder = s3.fresh_prefix("kept")
-    overrides = [f"save_folder={folder}", f"save_num_checkpoints_to_keep={keep}", "save_interval=2ba"]
-    train(done.recipe(*overrides))
+    folder = f"{tmp_path}/run" if place == "local" else request.getfixturevalue("s3").fresh_prefix("kept")
+    for batch in (2, 4):
+        open_store(folder).put_file(f"ep0-ba{batch}-rank0.pt", done.checkpoint(4))
+    options = [f"save_num_checkpoints_to_keep={keep}", "save_interval=2ba", "autoresume=true"]
+    train(done.recipe(f"save_folder={folder}", *options))
     assert checkpoints(folder) == [f"ep0-ba{batch}-rank0.pt" for batch in left]
     assert latest_checkpoint(folder) == f"{folder}/ep0-ba12-rank0.pt"
 
@@ -128,6 +149,148 @@ def test_checkpoints_are_also_saved_where_asked_and_count_among_those_that_are_k
     assert report.resumed_at == 5
     assert batches_in(again) == [5, 6, 9, 12]
     assert fetch(again, tmp_path / "csv").joinpath("losses.csv").read_bytes() == open_store(all_of).get("losses.csv")
+
+
+@contextlib.contextmanager
+def largest_file(num_bytes: int) -> Iterator[None]:
+    """Have no file of this process grow beyond a size, as on a disk that is full then."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def fails_on_a_full_disk(command: list[str], num_bytes: int) -> None:
+    with largest_file(num_bytes):
+        assert main(command) == 2
+
+
+@pytest.fixture(params=["local", "s3"])
+def saved(request: pytest.FixtureRequest, done: SmallRun, tmp_path: Path) -> str:
+    """A folder with the checkpoints at 4 and 8 batches, without a link to the newest one."""
+    folder = f"{tmp_path}/saved" if request.param == "local" else request.getfixturevalue("s3").fresh_prefix("saved")
+    for batch in (4, 8):
+        open_store(folder).put_file(f"ep0-ba{batch}-rank0.pt", done.checkpoint(batch))
+    return folder
+
+
+def cut_off(folder: str, batch: int) -> None:
+    """Leave the first half of a checkpoint."""
+    store, name = open_store(folder), f"ep0-ba{batch}-rank0.pt"
+    store.put(name, store.get_range(name, 0, store.object_bytes(name) // 2))
+
+
+def test_autoresume_finds_checkpoints_without_a_link(
+    done: SmallRun, saved: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(done.recipe(f"save_folder={saved}", "autoresume=true", "max_duration=9ba")).resumed_at == 8
+    assert latest_checkpoint(saved) == f"{saved}/ep0-ba9-rank0.pt"
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_a_folder_without_a_link_is_judged_by_its_newest_checkpoint(done: SmallRun, tmp_path: Path) -> None:
+    copy_until(done.save_folder, 8, tmp_path / "run")
+    (tmp_path / "run" / "latest-rank0.pt").unlink()
+    assert open_model(f"{tmp_path}/run").record.batch == 8
+
+
+def test_a_newest_checkpoint_that_is_cut_off_gives_way_to_the_one_before(
+    done: SmallRun, saved: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut_off(saved, 8)
+    assert train(done.recipe(f"save_folder={saved}", "autoresume=true", "max_duration=9ba")).resumed_at == 4
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert len(warnings) == 1
+    assert warnings[0].startswith(f"warning: {saved}/ep0-ba8-rank0.pt is not a checkpoint, or it is ")
+    assert warnings[0].endswith(f". The run goes on from {saved}/ep0-ba4-rank0.pt.")
+    check_readable(f"{saved}/ep0-ba8-rank0.pt")
+
+
+def test_where_no_checkpoint_can_be_read_nothing_is_trained(done: SmallRun, saved: str) -> None:
+    cut_off(saved, 4)
+    cut_off(saved, 8)
+    files = dict(open_store(saved).list())
+    with pytest.raises(
+        FormatError, match=rf"{saved}: none of its 2 checkpoints can be read .*ep0-ba8.*or name another"
+    ):
+        train(done.recipe(f"save_folder={saved}", "autoresume=true"))
+    assert dict(open_store(saved).list()) == files
+
+
+def test_a_full_disk_ends_a_run_with_one_line_and_leaves_no_half_checkpoint(
+    done: SmallRun, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for folder in (f"{tmp_path}/run", s3.fresh_prefix("full")):
+        fails_on_a_full_disk(["train", str(done.recipe_file), f"save_folder={folder}", "log_interval=100"], 300_000)
+        (error,) = capsys.readouterr().err.splitlines()
+        assert error.startswith(f"error: {tmp_path}/")
+        assert "/ep0-ba4-rank0.pt cannot be saved: File too large. Check the space and the permissions there" in error
+        assert open_store(folder).list() == []
+
+
+def test_a_checkpoint_that_finds_no_room_where_it_is_fetched_is_one_line(
+    done: SmallRun, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    url = f"{s3.fresh_prefix('fetched')}/ep0-ba4-rank0.pt"
+    open_store(url.rpartition("/")[0]).put_file("ep0-ba4-rank0.pt", done.checkpoint(4))
+    no_room = pytest.raises(StorageError, match=rf"File too large\. {url} is fetched into it; .*, or set TMPDIR")
+    with no_room, largest_file(300_000), local_copy(url):
+        pass
+
+
+def test_a_full_disk_ends_all_ranks(done: SmallRun, tmp_path: Path) -> None:
+    command = ["train", str(done.recipe_file), f"save_folder={tmp_path}/run"]
+    run_ranks(2, functools.partial(fails_on_a_full_disk, command, 300_000), tmp_path)
+    for rank in range(2):
+        log = (tmp_path / f"rank-{rank}-of-2.log").read_text()
+        assert f"error: {tmp_path}/run/ep0-ba4-rank0.pt cannot be saved: File too large. Check the space" in log
+        assert "Traceback" not in log
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_full_disk_ends_a_run_that_logs_there(
+    done: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flush(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(FileLogger, "_flush_file", flush)
+    with pytest.raises(StorageError, match=f"{tmp_path}/run: No space left on device. Make room there"):
+        train(done.recipe(f"save_folder={tmp_path}/run", "loggers.file=true"))
+
+
+@pytest.mark.parametrize("start", ["another/ep0-ba4-rank0.pt", "ep0-ba4-rank0.pt"])
+def test_checkpoints_of_another_run_or_beyond_the_start_are_not_written_over(
+    done: SmallRun, saved: str, start: str
+) -> None:
+    """Another run's folder may begin with the same letters."""
+    load_path = f"{saved}-{start}" if "/" in start else f"{saved}/{start}"
+    parent, _, name = load_path.rpartition("/")
+    open_store(parent).put_file(name, done.checkpoint(4))
+    before = {name: open_store(saved).get(name) for name in checkpoints(saved)}
+    with pytest.raises((InputError, StorageError), match=r"Add autoresume=true.*, or name another save_folder"):
+        train(done.recipe(f"save_folder={saved}", f"load_path={load_path}"))
+    assert {name: open_store(saved).get(name) for name in checkpoints(saved)} == before
+
+
+def test_the_link_to_the_newest_checkpoint_is_there_at_every_moment(
+    done: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(link: Path, target: str, make: Any = Path.symlink_to) -> None:
+        make(link, target)
+        if target == "ep0-ba8-rank0.pt":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "symlink_to", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(done.recipe(f"save_folder={tmp_path}/run"))
+    assert latest_checkpoint(f"{tmp_path}/run") == f"{tmp_path}/run/ep0-ba4-rank0.pt"
+    monkeypatch.undo()
+    assert train(done.recipe(f"save_folder={tmp_path}/run", "autoresume=true")).resumed_at == 4
 
 
 def test_nothing_of_a_run_in_object_storage_stays_on_the_disk(

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from composer.callbacks import CheckpointSaver
 from composer.core import Callback
 from composer.loggers import LoggerDestination
 
@@ -16,13 +15,14 @@ from crisp_stream.models.checkpoint import LoadedGPT
 from crisp_stream.storage.store import is_remote
 from crisp_stream.training.callbacks.account import CountedStream, RunAccount
 from crisp_stream.training.callbacks.composer_fixes import RecipeRates
+from crisp_stream.training.callbacks.divergence import Divergence
 from crisp_stream.training.callbacks.graceful_stop import GracefulStop
 from crisp_stream.training.callbacks.held_out import HeldOutPerplexity, QuestionAccuracy
 from crisp_stream.training.callbacks.lineage import Lineage, describe_run
 from crisp_stream.training.callbacks.log_files import LogFiles
 from crisp_stream.training.callbacks.monitor import RunMonitor, TimedLoader
 from crisp_stream.training.callbacks.progress import Progress
-from crisp_stream.training.callbacks.saving import UploadedCheckpoints, save_due
+from crisp_stream.training.callbacks.saving import Checkpoints, UploadedCheckpoints, save_due
 from crisp_stream.training.prepare import PreparedRun
 
 
@@ -31,6 +31,7 @@ class RunCallbacks:
     """The callbacks of a run; None where the recipe has no use for one."""
 
     account: RunAccount
+    divergence: Divergence
     monitor: RunMonitor
     progress: Progress
     rates: RecipeRates
@@ -39,12 +40,13 @@ class RunCallbacks:
     questions: QuestionAccuracy | None
     logs: LogFiles
     stop: GracefulStop
-    saver: CheckpointSaver | None
+    saver: Checkpoints | None
 
     def in_order(self) -> list[Callback]:
         """The order in which Composer calls them at every event; it calls the loggers before."""
         callbacks: list[Callback | None] = [
             self.account,  # first: the others read what it counted of the batch
+            self.divergence,  # after the account, whose losses it looks at
             self.monitor,  # after the account, whose counts it holds against the mixture
             self.progress,  # after the monitor, whose error and waits it prints
             self.rates,  # anywhere: nothing else acts on a loaded checkpoint
@@ -82,11 +84,13 @@ def build_callbacks(
     length: dict[str, Any] = {"num_batches": run.num_batches, "log_interval": recipe.log_interval}
     losses = gpt.loss_function if recipe.cluster_losses else None
     account = RunAccount(run.dataset.leaves, stream, start=run.start, log_windows=recipe.log_windows)
+    divergence = Divergence(account, run.checkpoint.url)
     monitor = RunMonitor(account, run.mixture, run.dataset, loader, **length, window_losses=losses)
     held_out, questions = _evaluations(run, gpt)
     interval = _interval(recipe.save_interval, run)
     return RunCallbacks(
         account=account,
+        divergence=divergence,
         monitor=monitor,
         progress=Progress(**length, monitor=monitor),
         rates=RecipeRates(optimizer),
@@ -95,7 +99,7 @@ def build_callbacks(
         questions=questions,
         logs=LogFiles(recipe, loggers, folder, copy_interval=interval),
         stop=GracefulStop(),
-        saver=_saver(run, folder, interval),
+        saver=_saver(run, folder, interval, divergence),
     )
 
 
@@ -113,23 +117,19 @@ def _evaluations(run: PreparedRun, gpt: Any) -> tuple[HeldOutPerplexity | None, 
     )
 
 
-def _saver(run: PreparedRun, folder: Path | None, interval: str) -> CheckpointSaver | None:
+def _saver(run: PreparedRun, folder: Path | None, interval: str, divergence: Divergence) -> Checkpoints | None:
     recipe = run.recipe
-    due = save_due(interval, run)
-    if folder is None or recipe.checkpoint_folder is None:
+    address = recipe.checkpoint_folder
+    if folder is None or address is None:
         return None
-    keep = recipe.save_num_checkpoints_to_keep
-    overwrite = recipe.autoresume  # what lies beyond the newest complete checkpoint is written again
-    if is_remote(recipe.checkpoint_folder):
-        url = recipe.checkpoint_folder
-        return UploadedCheckpoints(url, folder, save_interval=due, overwrite=overwrite, keep=keep)
-    return CheckpointSaver(
+    remote = is_remote(address)
+    return (UploadedCheckpoints if remote else Checkpoints)(
+        address if remote else str(folder),
         folder,
-        remote_file_name=None,
-        latest_remote_file_name=None,
-        save_interval=due,
-        overwrite=overwrite,
-        num_checkpoints_to_keep=keep,
+        divergence=divergence,
+        save_interval=save_due(interval, run),
+        overwrite=recipe.autoresume,  # what lies beyond the checkpoint that the run goes on from is written again
+        keep=recipe.save_num_checkpoints_to_keep,
     )
 
 
