@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from crisp_stream.errors import FormatError, InputError, MissingObjectError, import_extra
 from crisp_stream.models.gpt import PROVENANCE_KEY
-from crisp_stream.storage.inputs import open_input
+from crisp_stream.storage.download import download
+from crisp_stream.storage.object_store import ObjectStore
 from crisp_stream.storage.store import is_remote, local_path, open_store
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ LATEST = "latest-rank0.pt"
 
 CHECKPOINT_NAME = re.compile(r"ep\d+-ba(\d+)-rank0\.pt")
 """File name of a checkpoint; its group is the batch."""
-
-_COPY_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +94,8 @@ def local_copy(url: str) -> Iterator[Path]:
         url = latest_checkpoint(parent) or url
     with tempfile.TemporaryDirectory(prefix="crisp-checkpoint-") as folder:
         path = Path(folder) / "checkpoint.pt"
-        with open_input(url) as source, path.open("wb") as target:
-            while block := source.read(_COPY_BYTES):
-                target.write(block)
+        parent, _, name = url.rpartition("/")
+        download(ObjectStore(parent, timeout=120.0), name, path)
         yield path
 
 
