@@ -176,8 +176,10 @@ def _trainer(run: PreparedRun, **parts: Any) -> Trainer:
     """Make Composer's Trainer by the recipe, of the parts that were built for it."""
     from composer import Trainer
 
+    from crisp_stream.training.callbacks.composer_fixes import mapped_checkpoints
+
     recipe = run.recipe
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), mapped_checkpoints():
         warnings.filterwarnings("ignore", f"({'|'.join(_STATELESS)}) is not in the state_dict", UserWarning)
         return Trainer(
             run_name=recipe.run_name,

@@ -28,19 +28,19 @@ class WatchedStore(ObjectStore):
     def __init__(self, url: str, *, timeout: float = 20.0) -> None:
         super().__init__(url, timeout=timeout)
         self.ranges: list[tuple[int, int]] = []
-        self.open = self.most_open = 0
+        self.reading = self.most_reading = 0
         self._lock = threading.Lock()
 
     def get_range(self, path: str, start: int, length: int) -> bytes:
         with self._lock:
             self.ranges.append((start, length))
-            self.open += 1
-            self.most_open = max(self.most_open, self.open)
+            self.reading += 1
+            self.most_reading = max(self.most_reading, self.reading)
         try:
             return super().get_range(path, start, length)
         finally:
             with self._lock:
-                self.open -= 1
+                self.reading -= 1
 
 
 def one_range(request: Request) -> bool:
@@ -75,7 +75,7 @@ def test_eight_ranges_are_read_at_the_same_time_and_each_once(url: str, proxy: F
         (start, min(SMALL_RANGE, len(CONTENT) - start)) for start in range(0, len(CONTENT), SMALL_RANGE)
     ]
     assert proxy.requests == len(store.ranges) + 2  # and what the object is, before and after
-    assert store.most_open == RANGES_AT_ONCE
+    assert store.most_reading == RANGES_AT_ONCE
     assert RANGES_AT_ONCE * RANGE_BYTES == 128 << 20
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed
 from composer.core import Algorithm, Callback, Event, State
 from composer.loggers import Logger
-from composer.utils import dist
+from composer.utils import checkpoint, dist
+from torch.utils.serialization import config as serialization
 
 if TYPE_CHECKING:
     from composer import Trainer
@@ -34,6 +37,25 @@ def close_trainer(trainer: Trainer) -> None:
     names: Any = getattr(state_dict, "_get_fqns", None)
     if hasattr(names, "cache_clear"):  # PyTorch's issue 149100: names of parameters, by model; newer ones keep none
         names.cache_clear()
+
+
+@contextlib.contextmanager
+def mapped_checkpoints() -> Iterator[None]:
+    """Let Composer map checkpoints into memory, so that the ranks of a node share one copy, in the page cache.
+
+    Composer reads the whole file on every rank: 79 GB for 6.7B parameters, eight times on a node of eight GPUs.
+    """
+    read = checkpoint._torch_load_with_validation
+
+    def map_file(*arguments: Any, **named: Any) -> Any:
+        with serialization.patch("load.mmap", True):
+            return read(*arguments, **named)
+
+    checkpoint._torch_load_with_validation = map_file
+    try:
+        yield
+    finally:
+        checkpoint._torch_load_with_validation = read
 
 
 class MeanOfShardedGradients(Algorithm):
