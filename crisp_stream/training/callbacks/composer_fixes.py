@@ -6,7 +6,7 @@ import atexit
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch.distributed
 from composer.core import Algorithm, Callback, Event, State
@@ -47,17 +47,18 @@ def mapped_checkpoints() -> Iterator[None]:
 
     Composer reads the whole file on every rank: 79 GB for 6.7B parameters, eight times on a node of eight GPUs.
     """
-    read = checkpoint._torch_load_with_validation
+    composer, torch_config = cast("Any", checkpoint), cast("Any", serialization)
+    read = composer._torch_load_with_validation
 
     def map_file(*arguments: Any, **named: Any) -> Any:
-        with serialization.patch("load.mmap", True):
+        with torch_config.patch("load.mmap", True):
             return read(*arguments, **named)
 
-    checkpoint._torch_load_with_validation = map_file
+    composer._torch_load_with_validation = map_file
     try:
         yield
     finally:
-        checkpoint._torch_load_with_validation = read
+        composer._torch_load_with_validation = read
 
 
 @contextlib.contextmanager
@@ -66,7 +67,8 @@ def copies_on_cpu() -> Iterator[None]:
 
     Gloo refuses to average in `all_reduce`, and streams of a CPU record no events.
     """
-    all_reduce, record_event = torch.distributed.all_reduce, torch.cpu.Stream.record_event
+    stream: Any = torch.cpu.Stream
+    all_reduce, record_event = torch.distributed.all_reduce, stream.record_event
 
     def mean(tensor: torch.Tensor, op: Any = torch.distributed.ReduceOp.SUM, group: Any = None, **named: Any) -> Any:
         if op != torch.distributed.ReduceOp.AVG or torch.distributed.get_backend(group) != "gloo":
@@ -76,11 +78,11 @@ def copies_on_cpu() -> Iterator[None]:
         return None
 
     torch.distributed.all_reduce = mean
-    torch.cpu.Stream.record_event = lambda stream: torch.cpu.Event()
+    stream.record_event = lambda _: torch.cpu.Event()
     try:
         yield
     finally:
-        torch.distributed.all_reduce, torch.cpu.Stream.record_event = all_reduce, record_event
+        torch.distributed.all_reduce, stream.record_event = all_reduce, record_event
 
 
 @dataclass
