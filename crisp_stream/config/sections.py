@@ -204,6 +204,14 @@ class FSDPRecipe:
     """Free the gathered weights between forward and backward: less memory, more communication."""
     mixed_precision: Literal["DEFAULT", "PURE", "FULL"] = "DEFAULT"
     """Precision of the gathered weights and reduced gradients, as Composer names them."""
+    data_parallel_shard_degree: int | None = None
+    """Consecutive ranks that share one copy of the model; all ranks together hold as many copies as there are such
+    groups (hybrid sharding). With the ranks of a node, weights are gathered within nodes, and only gradients, a shard
+    of them, go between. Nothing: one copy over all ranks."""
+
+    def __post_init__(self) -> None:
+        degree = self.data_parallel_shard_degree
+        require(degree is None or degree > 1, f"`fsdp.data_parallel_shard_degree` must be 2 or more; got {degree}.")
 
 
 @dataclass(frozen=True, kw_only=True)

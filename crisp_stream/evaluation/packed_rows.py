@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from crisp_stream.evaluation.perplexity import example_rows, tokens_at_once
+from crisp_stream.evaluation.perplexity import example_rows, in_float32, tokens_at_once
 
 
 class PackedRow(NamedTuple):
@@ -127,7 +127,7 @@ def add_scores(
     places, targets, owners = _scored(rows, first, width)
     inputs, positions, segments = (torch.from_numpy(array).to(device) for array in laid)
     alone = all(len(row.continuations) == 1 for row in rows)
-    with torch.no_grad():
+    with torch.no_grad(), in_float32():
         logits = gpt(
             input_ids=inputs,
             position_ids=positions,

@@ -18,6 +18,7 @@ not grow with the set; within a block, rows of similar length share a forward pa
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -175,6 +176,19 @@ def in_batches(rows: Iterable[Row], *, batch_size: int, n_positions: int) -> Ite
         yield batch
 
 
+@contextlib.contextmanager
+def in_float32() -> Iterator[None]:
+    """Let GPUs multiply float32 as it is. Composer has them round factors to TF32, in training and for `--nproc`."""
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def row_losses(gpt: torch.nn.Module, rows: Sequence[Sequence[int]], *, device: torch.device) -> NDArray[np.float64]:
     """Compute the summed loss of each row, in nats, by one forward pass over all rows.
 
@@ -190,7 +204,7 @@ def row_losses(gpt: torch.nn.Module, rows: Sequence[Sequence[int]], *, device: t
     for index, row in enumerate(rows):
         padded[index, : len(row)] = row
     whole = torch.from_numpy(padded).to(device)
-    with torch.no_grad():
+    with torch.no_grad(), in_float32():
         logits = gpt(input_ids=whole[:, :-1].clamp(min=0), use_cache=False).logits.flatten(0, 1)
         targets = whole[:, 1:].flatten()
         step = tokens_at_once(logits)

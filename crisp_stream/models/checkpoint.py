@@ -14,7 +14,6 @@ import io
 import json
 import pickle
 import re
-import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -22,9 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crisp_stream.errors import FormatError, InputError, MissingObjectError, StorageError, import_extra
+from crisp_stream.errors import FormatError, InputError, MissingObjectError, import_extra
 from crisp_stream.models.gpt import PROVENANCE_KEY
-from crisp_stream.storage.inputs import open_input
+from crisp_stream.storage.download import download
+from crisp_stream.storage.object_store import ObjectStore
 from crisp_stream.storage.store import file_name, is_remote, local_path, open_store
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ LATEST = "latest-rank0.pt"
 CHECKPOINT_NAME = re.compile(r"ep\d+-ba(\d+)-rank0\.pt")
 """File name of a checkpoint; its group is the batch."""
 
-_COPY_BYTES = 8 << 20
 _END_BYTES = 1 << 16
 """Bytes in which a zip archive, such as PyTorch saves, ends with its directory."""
 
@@ -133,15 +132,8 @@ def local_copy(url: str) -> Iterator[Path]:
         url = latest_checkpoint(parent) or url
     with tempfile.TemporaryDirectory(prefix="crisp-checkpoint-") as folder:
         path = Path(folder) / "checkpoint.pt"
-        try:
-            with open_input(url) as source, path.open("wb") as target:
-                shutil.copyfileobj(source, target, _COPY_BYTES)
-        except StorageError:
-            raise
-        except OSError as error:
-            raise StorageError(
-                f"{folder}: {error.strerror}. {url} is fetched into it; make room there, or set TMPDIR."
-            ) from error
+        parent, _, name = url.rpartition("/")
+        download(ObjectStore(parent, timeout=120.0), name, path)
         yield path
 
 

@@ -71,11 +71,12 @@ def finetune(
         raise RecipeError(f"fine-tuning needs `max_duration` in batches (400ba), got {recipe.max_duration}.")
     saved = checkpoints_by_batch(pretrained)
     starts = [(fraction, starting_batch(fraction, total, saved, pretrained)) for fraction in sorted(set(fractions))]
-    models = [_pretrained_alone(recipe, saved[total], dist)]
+    end = saved[total]
+    models = [FinetunedModel(fraction=0.0, start=end, batches=0, perplexity=_judged(recipe, end, dist), checkpoint=end)]
     for fraction, batch in starts:
         start = saved.get(batch, "random weights")
         log(f"fine-tuning {fraction:.2%}: {total - batch:,} of {total:,} steps, from {start}")
-        models.append(_finetuned(recipe, total, batch, saved.get(batch)))
+        models.append(_finetuned(recipe, total, batch, saved.get(batch), dist))
     if dist.get_global_rank() == 0:
         open_store(folder).put("finetune.csv", csv_text(table(models).records).encode())
     return models
@@ -138,19 +139,18 @@ def table(models: Sequence[FinetunedModel]) -> Table:
     return Table(head=("fine-tuning", "steps", "perplexity", "checkpoint"), rows=rows, words=(-1,), records=records)
 
 
-def _pretrained_alone(recipe: Recipe, checkpoint: str, dist: Any) -> FinetunedModel:
-    """Judge the pretraining run at its end, as the yardstick."""
+def _judged(recipe: Recipe, checkpoint: str, dist: Any) -> float:
+    """Validation perplexity of a checkpoint, computed by rank 0 alone: one way for all models of the comparison."""
     from crisp_stream.evaluation.perplexity import perplexity
     from crisp_stream.training.prepare import held_out_texts
 
     def judge() -> float:
         return perplexity(checkpoint, held_out_texts(recipe)).perplexity if dist.get_global_rank() == 0 else 0.0
 
-    judged = dist.all_gather_object(together(judge))[0]
-    return FinetunedModel(fraction=0.0, start=checkpoint, batches=0, perplexity=judged, checkpoint=checkpoint)
+    return dist.all_gather_object(together(judge))[0]
 
 
-def _finetuned(recipe: Recipe, total: int, batch: int, start: str | None) -> FinetunedModel:
+def _finetuned(recipe: Recipe, total: int, batch: int, start: str | None, dist: Any) -> FinetunedModel:
     from crisp_stream.training.train import train
 
     fraction = (total - batch) / total
@@ -171,12 +171,11 @@ def _finetuned(recipe: Recipe, total: int, batch: int, start: str | None) -> Fin
             signal_name=report.interrupted_by,
         )
     gc.collect()  # the model of the last run, before the next one is built
-    assert report.held_out, "the recipe has `eval`, which is measured at the end"
     assert report.checkpoint is not None, "the last step is always saved"
     return FinetunedModel(
         fraction=fraction,
         start=start,
         batches=total - batch,
-        perplexity=report.held_out[-1][1],
+        perplexity=_judged(recipe, report.checkpoint, dist),
         checkpoint=report.checkpoint,
     )

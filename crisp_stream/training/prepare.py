@@ -87,6 +87,7 @@ def prepare(recipe: Recipe, checkpoint: StartingPoint) -> PreparedRun:
 
     dist = import_extra("composer.utils.dist", extra="train", purpose="training")
     _check_device(recipe)
+    _check_sharding(recipe, dist.get_world_size())
     per_rank, microbatch_size = _batch_sizes(recipe, dist.get_world_size())
     dataset = open_dataset(recipe.data.remote, generation=recipe.data.generation, timeout=recipe.data.timeout)
     tokens_per_batch = recipe.global_train_batch_size * dataset.manifest.window_tokens
@@ -250,6 +251,15 @@ def _batch_sizes(recipe: Recipe, world_size: int) -> tuple[int, int]:
 def _check_device(recipe: Recipe) -> None:
     if device_name() == "cpu" and recipe.precision != "fp32":
         raise RecipeError(f"`precision` {recipe.precision} needs a GPU and there is none. Add: precision=fp32")
+
+
+def _check_sharding(recipe: Recipe, world_size: int) -> None:
+    degree = None if recipe.fsdp is None else recipe.fsdp.data_parallel_shard_degree
+    if degree is not None and world_size % degree:
+        raise RecipeError(
+            f"`fsdp.data_parallel_shard_degree` must divide the number of processes, {world_size}; got {degree}. "
+            "Name another, or shard over all of them: fsdp.data_parallel_shard_degree=null"
+        )
 
 
 def held_out_texts(recipe: Recipe) -> list[str]:

@@ -21,7 +21,7 @@ from crisp_stream.config.recipe import Recipe
 from crisp_stream.errors import StorageError, import_extra
 from crisp_stream.examples.hashes import example_hash
 from crisp_stream.ranks import TIMEOUT_SECONDS, device_name, join_ranks, together
-from crisp_stream.training.callbacks.composer_fixes import close_trainer
+from crisp_stream.training.callbacks.composer_fixes import close_trainer, copies_on_cpu
 from crisp_stream.training.loggers import build_loggers, require_loggers
 from crisp_stream.training.prepare import PreparedRun, prepare
 from crisp_stream.training.run_report import TrainReport, make_report, save_report
@@ -88,7 +88,7 @@ def train(recipe: Recipe) -> TrainReport:
             prepared = together(lambda: prepare(recipe, start))
             run = build_trainer(prepared, folder)
         # A signal may come twice, from a batch system and from the launcher: the report is still written.
-        with run.callbacks.stop.listening():
+        with run.callbacks.stop.listening(), copies_on_cpu():
             try:
                 if run.trainer.state.timestamp < recipe.max_duration.replace("_", ""):
                     run.trainer.fit()
@@ -194,8 +194,10 @@ def _trainer(run: PreparedRun, **parts: Any) -> Trainer:
     """Make Composer's Trainer by the recipe, of the parts that were built for it."""
     from composer import Trainer
 
+    from crisp_stream.training.callbacks.composer_fixes import mapped_checkpoints
+
     recipe = run.recipe
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), mapped_checkpoints():
         warnings.filterwarnings("ignore", f"({'|'.join(_STATELESS)}) is not in the state_dict", UserWarning)
         return Trainer(
             run_name=recipe.run_name,
@@ -304,13 +306,16 @@ def _scheduler(recipe: Recipe) -> Any:
 
 def _parallelism(recipe: Recipe) -> Any:
     from composer.utils import dist
-    from composer.utils.parallelism import FSDP2Config, ParallelismConfig
+    from composer.utils.parallelism import ParallelismConfig
+
+    from crisp_stream.training.callbacks.composer_fixes import HybridSharding
 
     if recipe.fsdp is None or dist.get_world_size() == 1:
         return None
     # Composer takes FSDP2 only as this object; the plain dict of its documentation is silently ignored.
     return ParallelismConfig(
-        fsdp2=FSDP2Config(
+        fsdp2=HybridSharding(
+            ranks_per_copy=recipe.fsdp.data_parallel_shard_degree,
             state_dict_type="full",
             reshard_after_forward=recipe.fsdp.reshard_after_forward,
             mixed_precision=recipe.fsdp.mixed_precision,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch.distributed
@@ -129,6 +130,16 @@ def _do(work: Callable[[], None], output: Path, environment: Mapping[str, str]) 
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     work()
+
+
+@contextlib.contextmanager
+def group_of_one(folder: Path) -> Iterator[None]:
+    """Make this process a group by itself, which meets in a folder."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def judge_as_rank(checkpoint: str, questions: str, folder: Path) -> None:

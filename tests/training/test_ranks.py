@@ -32,9 +32,13 @@ TEXTS = ["abcdefgh" * length for length in range(1, 8)]
 SPLIT = ("device_train_microbatch_size=2", "model.activation_checkpointing=true")
 SCALED = ("optimizer.eps=1e-3", "gradient_clipping=1.2")
 """The first four gradients are clipped, the others are not: a norm of 1.8 at first, of 0.9 in the end."""
-FROM_START = ("ddp", "sharded", "kept")
-"""Two data-parallel ranks; two that free the gathered weights after the forward pass; two that keep them."""
-FROM_ANOTHER = ("one-to-sharded", "sharded-to-ddp", "ddp-to-kept", "sharded-to-one")
+FROM_START = ("ddp", "sharded", "kept", "hybrid")
+"""Two data-parallel ranks; two that free the gathered weights after the forward pass; two that keep them; four, of
+which each two share a copy."""
+FROM_ANOTHER = (
+    *("one-to-sharded", "sharded-to-ddp", "ddp-to-kept", "sharded-to-one"),
+    *("ddp-to-hybrid", "hybrid-to-one"),
+)
 
 OBSERVE = """
 from composer import Trainer
@@ -83,6 +87,13 @@ def runs(done: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     launch(done, 2, two, folder, before=OBSERVE.format(file=str(folder / "observed")))
     train(done.recipe(*made("sharded-to-one", start="sharded")))
+    hybrid = "fsdp.data_parallel_shard_degree=2"
+    four = [
+        made("hybrid", "device_train_microbatch_size=1", "model.activation_checkpointing=true", hybrid),
+        made("ddp-to-hybrid", hybrid, start="ddp"),
+    ]
+    launch(done, 4, four, folder, before=OBSERVE.format(file=str(folder / "observed")))
+    train(done.recipe(*made("hybrid-to-one", start="hybrid")))
     return folder
 
 
@@ -109,6 +120,15 @@ def test_sharded_ranks_hold_half_of_the_model_each_and_free_what_they_gather_onl
         assert sum(held for held, _ in seen[name]) == whole
         assert {frees_it for _, frees_it in seen[name]} == {frees}
         assert all(0.45 < held / whole < 0.55 for held, _ in seen[name])
+
+
+@pytest.mark.parametrize("name", ["hybrid", "ddp-to-hybrid"])
+def test_each_two_of_four_ranks_hold_a_copy_of_the_model(runs: Path, name: str) -> None:
+    rows = [line.split("|") for line in (runs / "observed").read_text().splitlines()]
+    [held] = [[held for held, _ in ast.literal_eval(row)] for saved, row in rows if Path(saved).parent.name == name]
+    assert held[:2] == held[2:]
+    assert sum(held[:2]) == 34_816
+    assert max(held) < 0.55 * 34_816
 
 
 @pytest.mark.parametrize("name", [*FROM_START, *FROM_ANOTHER])
@@ -141,8 +161,8 @@ def test_every_checkpoint_holds_the_whole_model(runs: Path, name: str) -> None:
         torch.testing.assert_close(several[key], value, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["ddp", "sharded", "kept"])
-def test_a_checkpoint_of_two_ranks_is_exported_like_any_other(runs: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", FROM_START)
+def test_a_checkpoint_of_several_ranks_is_exported_like_any_other(runs: Path, tmp_path: Path, name: str) -> None:
     folder = export(f"{runs}/{name}/latest-rank0.pt", tmp_path / "model")
     gpt = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
     for key, value in gpt.state_dict().items():

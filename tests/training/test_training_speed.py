@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.parallel import DistributedDataParallel
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.activations import ACT2FN
 
 from crisp_stream.config.sections import ModelRecipe
 from crisp_stream.models.gpt import build_gpt, compile_blocks, composer_model, gpt_config, save_activations_per_block
+from tests.support.ranks import group_of_one
 
 DEPTH = 10  # more than the 8 graphs that torch makes of one function before it gives up
 BATCH = torch.arange(32).view(2, 16)
@@ -73,6 +76,17 @@ def test_compiled_blocks_are_one_graph_and_train_alike(checkpointing: bool) -> N
         assert name == other_name
         torch.testing.assert_close(one.grad, other.grad)
     assert list(compiled.state_dict()) == list(plain.state_dict())
+
+
+def test_a_block_that_fills_two_of_ddps_buckets_is_still_one_graph(tmp_path: Path) -> None:
+    with group_of_one(tmp_path):
+        model = ModelRecipe(n_embd=1024, n_layer=1, n_head=16)
+        gpt = build_gpt(gpt_config(model, vocab_size=64, window_tokens=16, eot_id=0), seed=0).train()
+        graphs = CompileCounterWithBackend("eager")
+        with torch._dynamo.config.patch(optimize_ddp=True):  # torch's default
+            compile_blocks(gpt, backend=graphs, fullgraph=True)
+            DistributedDataParallel(gpt)(input_ids=BATCH, labels=BATCH)
+        assert graphs.frame_count == 2  # the block, and the loss
 
 
 def test_texts_of_any_length_are_evaluated_without_compiling() -> None:

@@ -13,12 +13,12 @@ from composer.core import Callback, Event, State
 from composer.loggers import Logger
 from composer.utils import dist
 from composer.utils.misc import create_interval_scheduler
-from torch.nn.parallel import DistributedDataParallel
 
 from crisp_stream.evaluation.multiple_choice import ask_model
 from crisp_stream.evaluation.perplexity import encode_texts, in_batches, row_losses
 from crisp_stream.evaluation.question_sets import QuestionSet
 from crisp_stream.models.checkpoint import LoadedGPT
+from crisp_stream.training.callbacks.as_judged import as_judged
 
 
 class HeldOutPerplexity(Callback):
@@ -43,20 +43,16 @@ class HeldOutPerplexity(Callback):
     def batch_end(self, state: State, logger: Logger) -> None:
         if not self._due(state, Event.BATCH_END):
             return
-        wrapped = state.model.module if isinstance(state.model, DistributedDataParallel) else state.model
-        gpt = wrapped.model
-        assert isinstance(gpt, torch.nn.Module)
         loss_sums = np.zeros(len(self._tokens_per_example))
         world, rank = dist.get_world_size(), dist.get_global_rank()
-        gpt.eval()
-        for first in range(0, len(self._batches), world):
-            # A sharded model needs every rank in every forward pass: a rank without a batch repeats the first.
-            number = first + rank
-            batch = self._batches[number if number < len(self._batches) else 0]
-            sums = row_losses(gpt, [row for _, row in batch], device=next(gpt.parameters()).device)
-            if number < len(self._batches):
-                np.add.at(loss_sums, [example for example, _ in batch], sums)
-        gpt.train()
+        with as_judged(state.model) as gpt:
+            for first in range(0, len(self._batches), world):
+                # A sharded model needs every rank in every forward pass: a rank without a batch repeats the first.
+                number = first + rank
+                batch = self._batches[number if number < len(self._batches) else 0]
+                sums = row_losses(gpt, [row for _, row in batch], device=next(gpt.parameters()).device)
+                if number < len(self._batches):
+                    np.add.at(loss_sums, [example for example, _ in batch], sums)
         gathered = dist.all_gather(state.device.tensor_to_device(torch.from_numpy(loss_sums)))
         summed = torch.stack([part.cpu() for part in gathered]).sum(dim=0).numpy()
         kept = self._tokens_per_example > 0
@@ -99,13 +95,14 @@ class QuestionAccuracy(Callback):
     def batch_end(self, state: State, logger: Logger) -> None:
         if not self._due(state, Event.BATCH_END):
             return
-        wrapped = state.model.module if isinstance(state.model, DistributedDataParallel) else state.model
-        gpt: Any = wrapped.model  # as the trainer has wrapped or sharded it
-        loaded = LoadedGPT(gpt=gpt, tokenizer=self._tokenizer, provenance=self._provenance)
         batch = int(state.timestamp.batch)
-        gpt.eval()
-        for questions in self._question_sets:
-            results = ask_model(loaded, questions, described={}, batch_size=self._batch_size)
+        with as_judged(state.model) as gpt:
+            loaded = LoadedGPT(gpt=gpt, tokenizer=self._tokenizer, provenance=self._provenance)
+            judged = [
+                ask_model(loaded, questions, described={}, batch_size=self._batch_size)
+                for questions in self._question_sets
+            ]
+        for questions, results in zip(self._question_sets, judged, strict=True):
             acc, acc_norm = float(results.right.mean()), float(results.right_normalised.mean())
             self.measured.append((batch, questions.name, acc, acc_norm))
             logger.log_metrics(
@@ -118,7 +115,6 @@ class QuestionAccuracy(Callback):
                     file=sys.stderr,
                     flush=True,
                 )
-        gpt.train()
 
     def state_dict(self) -> dict[str, Any]:
         return {"measured": self.measured}
