@@ -12,11 +12,10 @@ import pytest
 import torch
 from composer.callbacks.speed_monitor import GPU_AVAILABLE_FLOPS
 
-from benchmarks.support.measure import UnavailableError, run_task
+from benchmarks.support.measure import UnavailableError, out_of_memory_is_unavailable, run_task
 from benchmarks.support.report import table
 from benchmarks.training import memory_section, train_section
 from benchmarks.training.train_flops import Flops, gpu_hours, peak_flops
-from benchmarks.training.train_sides import out_of_memory_is_unavailable
 from benchmarks.training.training_memory import Step, measured_peak
 from crisp_stream.models.gpt import GPT_SIZES
 
