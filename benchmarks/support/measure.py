@@ -7,6 +7,7 @@ imports, page faults, allocator arenas and threads of one side are charged to no
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,12 @@ class Child:
         self._process.stdin.flush()
 
 
+def task_named(task: str) -> Callable[..., dict[str, Any]]:
+    """Import a task by its name, such as `loading.ours:first_batch`."""
+    module, _, function = task.partition(":")
+    return getattr(importlib.import_module(f"benchmarks.{module}"), function)
+
+
 def run_task(
     task: str,
     options: Mapping[str, Any],
@@ -110,6 +117,24 @@ def medians_of(results: list[dict[str, Any]]) -> dict[str, Any]:
         else:
             medians[name] = value
     return medians
+
+
+@contextlib.contextmanager
+def out_of_memory_is_unavailable() -> Iterator[None]:
+    """Turns torch's several ways to say that memory ran out into UnavailableError."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one, and so is what torch raises on a CPU
+        reason = out_of_memory(str(error))
+        if reason is None:
+            raise
+        raise UnavailableError(reason) from error
+
+
+def out_of_memory(message: str) -> str | None:
+    """What to say of an error if it means that memory ran out; None if it means something else."""
+    signs = ("out of memory", "OutOfMemoryError", "can't allocate memory", "not enough memory")
+    return "out of memory" if any(sign in message for sign in signs) else None
 
 
 def pause() -> None:

@@ -73,7 +73,16 @@ def machine_line() -> str:
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True, check=False
     ).stdout.strip()
-    names = ("numpy", "torch", "mosaicml-streaming", "litdata", "obstore")
+    names = (
+        "numpy",
+        "torch",
+        "mosaicml",
+        "mosaicml-streaming",
+        "transformers",
+        "sentence-transformers",
+        "litdata",
+        "obstore",
+    )
     versions = [f"{name} {version}" for name in names if (version := _version(name))]
     cpu = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     cores = len(os.sched_getaffinity(0))

@@ -7,11 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.support.measure import run_task
+from benchmarks.support.measure import out_of_memory, run_task
 from benchmarks.support.report import Column, Row, count, digits
 from benchmarks.support.synthetic_dataset import DatasetPlan, write_dataset
 from benchmarks.training.train_flops import Flops, peak_flops
-from benchmarks.training.train_sides import out_of_memory
 from crisp_stream.config.sections import ModelRecipe
 from crisp_stream.format.dataset import open_dataset
 from crisp_stream.models.gpt import GPT_SIZES
@@ -91,7 +90,7 @@ def speed(options: SpeedOptions) -> tuple[list[Row], list[str]]:
 
 
 def _size(size: str, config: BenchConfig, options: SpeedOptions) -> tuple[list[Row], list[str]]:
-    root = options.data or str(_dataset(size, config, options.work))
+    root = options.data or str(bench_dataset(config, options.work / ("toy" if size == "toy" else "windows")))
     manifest = open_dataset(root).manifest
     model = {**asdict(config.model), "n_positions": manifest.window_tokens}
     microbatch = min(options.microbatch or config.microbatch, config.batch // options.ranks)
@@ -118,7 +117,7 @@ def _size(size: str, config: BenchConfig, options: SpeedOptions) -> tuple[list[R
         ModelRecipe(**model), vocab_size=manifest.tokenizer.vocab_size, window_tokens=manifest.window_tokens
     )
     tokens = batch * manifest.window_tokens / options.ranks
-    row = _Rows(size, batch, tokens, flops, options)
+    row = SideRows(size, batch, tokens, flops, options.peak_tflops)
     rows = [
         row.of("crisp-stream, real loader", ours, "loader", microbatch),
         row.of("crisp-stream, tensors on the device", ours, "resident", microbatch),
@@ -139,15 +138,23 @@ def _size(size: str, config: BenchConfig, options: SpeedOptions) -> tuple[list[R
     return rows, notes
 
 
-class _Rows:
-    def __init__(self, size: str, batch: int, tokens: float, flops: Flops, options: SpeedOptions) -> None:
-        self._size, self._batch, self._tokens, self._flops, self._options = size, batch, tokens, flops, options
+class SideRows:
+    """Makes rows of what the sides of a size measured."""
+
+    def __init__(self, size: str, batch: int, tokens: float, flops: Flops, peak_tflops: float | None) -> None:
+        """Args:
+        batch: windows of a step over all ranks.
+        tokens: of a step, per rank.
+        peak_tflops: of the device; None: by its name.
+        """
+        self._size, self._batch, self._tokens, self._flops, self._peak = size, batch, tokens, flops, peak_tflops
 
     def peak(self, device: str) -> float | None:
-        given = self._options.peak_tflops
-        return peak_flops(device) if given is None else given * 1e12
+        """FLOP/s of a device at most; None if nobody knows."""
+        return peak_flops(device) if self._peak is None else self._peak * 1e12
 
     def of(self, side: str, found: dict[str, Any], turns: str, microbatch: int) -> Row:
+        """Make the row of a side; `turns` is the key of its seconds per step."""
         row: Row = {"size": self._size, "side": side, "batch": f"{self._batch} / {microbatch}"}
         if "unavailable" in found:
             return {**row, "unavailable": found["unavailable"]}
@@ -192,8 +199,8 @@ def _largest_that_fits(options: dict[str, Any], ranks: int) -> tuple[dict[str, A
         microbatch = next(smaller for smaller in range(microbatch // 2, 0, -1) if microbatch % smaller == 0)
 
 
-def _dataset(size: str, config: BenchConfig, work: Path) -> Path:
-    root = work / ("toy" if size == "toy" else "windows")
+def bench_dataset(config: BenchConfig, root: Path) -> Path:
+    """Write the random dataset of a configuration, unless it is there."""
     if not (root / "manifest.json").exists():
-        write_dataset(root, config.dataset, with_tree=False)
+        write_dataset(root, config.dataset)
     return root

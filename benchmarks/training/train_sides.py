@@ -18,7 +18,7 @@ from composer.core import Callback, DataSpec, State
 from composer.loggers import Logger
 from composer.utils import dist
 
-from benchmarks.support.measure import UnavailableError, memory_bytes, reset_peak
+from benchmarks.support.measure import memory_bytes, out_of_memory_is_unavailable, reset_peak
 from crisp_stream.config.recipe import Recipe
 from crisp_stream.config.sections import (
     CompileRecipe,
@@ -189,24 +189,6 @@ def _on_device(microbatches: Any) -> list[dict[str, Any]]:
         {key: value.cuda() if isinstance(value, torch.Tensor) else value for key, value in part.items()}
         for part in microbatches
     ]
-
-
-@contextlib.contextmanager
-def out_of_memory_is_unavailable() -> Iterator[None]:
-    """Turns torch's several ways to say that memory ran out into UnavailableError."""
-    try:
-        yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is one, and so is what torch raises on a CPU
-        reason = out_of_memory(str(error))
-        if reason is None:
-            raise
-        raise UnavailableError(reason) from error
-
-
-def out_of_memory(message: str) -> str | None:
-    """What to say of an error if it means that memory ran out; None if it means something else."""
-    signs = ("out of memory", "OutOfMemoryError", "can't allocate memory", "not enough memory")
-    return "out of memory" if any(sign in message for sign in signs) else None
 
 
 def _finish() -> None:

@@ -44,20 +44,30 @@ TOKENISE_COLUMNS = [
 ]
 
 
-def embedding(texts: list[str], repeats: int, device: str | None = None) -> tuple[list[Row], list[str]]:
+def embedding(
+    texts: list[str], repeats: int, device: str | None = None, *, bf16: bool = False
+) -> tuple[list[Row], list[str]]:
     """Windows per second of each side, over the same windows.
 
     Args:
         texts: of the windows.
         repeats: turns; a first one that is not counted goes before.
         device: such as "cpu"; None takes CUDA when there is one.
+        bf16: let all sides multiply in bfloat16.
     """
     import torch
 
     encoder = Encoder(device=device)
+    library: Any = encoder.model
+    with torch.autocast(library.device.type, torch.bfloat16, enabled=bf16):
+        return _embedding(encoder, library, texts, repeats)
+
+
+def _embedding(encoder: Encoder, library: Any, texts: list[str], repeats: int) -> tuple[list[Row], list[str]]:
+    import torch
+
     pieces = encoder.pieces(texts)
     ours = encoder.embed_pieces(pieces)
-    library: Any = encoder.model
     library_vectors = library.encode(texts[:8], normalize_embeddings=True, show_progress_bar=False)
     agreement = float((ours[:8].astype(np.float32) * library_vectors).sum(axis=1).min())
     features = padded_features(encoder, library.device)

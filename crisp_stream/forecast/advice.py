@@ -10,7 +10,7 @@ from crisp_stream.order.order import NUM_LANES
 from crisp_stream.table import format_bytes
 
 if TYPE_CHECKING:
-    from crisp_stream.forecast.result import Forecast, Loader
+    from crisp_stream.forecast.result import Forecast, Loader, Serving
 
 MANY_TIMES = 4
 """Times up to which repeating is nearly as good as new text (Muennighoff et al., 2023)."""
@@ -25,10 +25,16 @@ _SELECT_MORE = "Train for fewer samples, or select more windows (a lower quantil
 
 def advise(forecast: Forecast, loader: Loader, *, sample_bytes: int, left_out: int) -> tuple[Advice, ...]:
     """Look for what may be wrong with a run. `left_out`: samples at the end that do not fill a global batch."""
-    advice = [*_of_repeats(forecast), *_of_proportions(forecast), *_of_reads(forecast, loader, sample_bytes)]
+    advice = list(_of_reads(forecast, loader, sample_bytes))
     if left_out:
         finding = f"The last {left_out:,} samples do not fill a global batch of {loader.global_batch_size:,}."
         advice.append((finding, "They are left out; give the phases a multiple of the batch."))
+    return (*advise_serving(forecast), *(Advice(finding=finding, remedy=remedy) for finding, remedy in advice))
+
+
+def advise_serving(serving: Serving) -> tuple[Advice, ...]:
+    """Look for what may be wrong with what a run serves, however it is read."""
+    advice = [*_of_repeats(serving), *_of_proportions(serving)]
     return tuple(Advice(finding=finding, remedy=remedy) for finding, remedy in advice)
 
 
@@ -36,58 +42,58 @@ def _number(times: float) -> str:
     return f"{times:,.1f}" if times < 100 else f"{times:,.0f}"
 
 
-def _of_repeats(forecast: Forecast) -> Iterator[tuple[str, str]]:
-    samples, reachable = forecast.samples, forecast.windows_reachable
-    selects = any(phase.selected is not None for phase in forecast.phases)
+def _of_repeats(serving: Serving) -> Iterator[tuple[str, str]]:
+    samples, reachable = serving.samples, serving.windows_reachable
+    selects = any(phase.selected is not None for phase in serving.phases)
     if samples > reachable:
-        of_corpus = "the whole corpus" if reachable == forecast.windows else "what the mixture can reach"
+        of_corpus = "the whole corpus" if reachable == serving.windows else "what the mixture can reach"
         yield (
             f"{samples:,} samples are {_number(samples / reachable)} times the {reachable:,} windows of {of_corpus}, "
             "so windows must repeat.",
             "Train for fewer samples, or write more documents."
-            if reachable == forecast.windows
+            if reachable == serving.windows
             else _SELECT_MORE
             if selects
             else "Train for fewer samples, or let the mixture reach more: by a coarser level, or a share of base.",
         )
-    seldom = sum(entry.least * entry.windows for entry in forecast.distribution if entry.most <= MANY_TIMES)
+    seldom = sum(entry.least * entry.windows for entry in serving.distribution if entry.most <= MANY_TIMES)
     share = 1 - seldom / samples
     if share > _MANY_SAMPLES:
-        worst = forecast.most_repeated[0]
+        worst = serving.most_repeated[0]
         yield (
             f"{share:.0%} of the samples are windows that are served more than {MANY_TIMES} times; cluster "
-            f"{worst.cluster} of level {forecast.level} is gone through {_number(worst.epochs)} times "
+            f"{worst.cluster} of level {serving.level} is gone through {_number(worst.epochs)} times "
             f"({worst.windows:,} window{'s' * (worst.windows > 1)}).",
             _SELECT_MORE
             if selects
             else "Use smoothing (histogram tune), a coarser level, a histogram closer to base (histogram interpolate), "
             "fewer samples, or a limit with max_repeats and on_excess=cap."
-            if any(phase.level for phase in forecast.phases)
+            if any(phase.level for phase in serving.phases)
             else "Train for fewer samples, or write more documents.",
         )
 
 
-def _of_proportions(forecast: Forecast) -> Iterator[tuple[str, str]]:
-    for number, phase in enumerate(forecast.phases, 1):
+def _of_proportions(serving: Serving) -> Iterator[tuple[str, str]]:
+    for number, phase in enumerate(serving.phases, 1):
         if phase.missing_mass > 0:
             yield (
                 f"Phase {number}: {phase.missing_mass:.2%} of the histogram stands on clusters without windows; the "
                 "others get it in proportion.",
                 "Use a coarser level, or write more documents.",
             )
-    if forecast.clusters_hit < _FEW_CLUSTERS * forecast.clusters_reachable:
-        missed = forecast.clusters_reachable - forecast.clusters_hit
+    if serving.clusters_hit < _FEW_CLUSTERS * serving.clusters_reachable:
+        missed = serving.clusters_reachable - serving.clusters_hit
         yield (
-            f"{missed:,} of {forecast.clusters_reachable:,} clusters with mass are never drawn: the run is short for "
-            f"level {forecast.level}.",
+            f"{missed:,} of {serving.clusters_reachable:,} clusters with mass are never drawn: the run is short for "
+            f"level {serving.level}.",
             "Use a coarser level, or train longer.",
         )
-    if forecast.mixture_error > _LARGE_ERROR:
+    if serving.mixture_error > _LARGE_ERROR:
         remedy = "Use a coarser level, or train longer."
-        if forecast.draw == "multinomial":
+        if serving.draw == "multinomial":
             remedy = "Draw systematically, which is more exact, or train longer."
         yield (
-            f"The proportions served are {forecast.mixture_error:.1%} (total variation) off those of the mixture.",
+            f"The proportions served are {serving.mixture_error:.1%} (total variation) off those of the mixture.",
             remedy,
         )
 

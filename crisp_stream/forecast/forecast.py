@@ -29,6 +29,7 @@ from crisp_stream.forecast.result import (
     OccurrenceBin,
     PhaseForecast,
     Reads,
+    Serving,
 )
 from crisp_stream.forecast.selected import count_selected
 from crisp_stream.histograms.mixture import windows_per_node
@@ -38,6 +39,7 @@ from crisp_stream.order.draws import BLOCK_SAMPLES
 if TYPE_CHECKING:
     from crisp_stream.format.dataset import Dataset
     from crisp_stream.histograms.mixture import Mixture
+    from crisp_stream.order.order import SampleOrder
 
 MAX_BLOCKS = 16
 """Most blocks that are walked for requests."""
@@ -79,29 +81,40 @@ def forecast(
     stop = _stop(mixture, samples, loader.global_batch_size)
     served = stop // loader.global_batch_size * loader.global_batch_size
     stream = Stream(dataset, mixture, seed=seed)
-    level = max([1, *(phase.histogram.level for phase in mixture.phases if phase.windows is None)])
-    order = stream.fresh_order()
-    counting = count if order.table is None else count_selected
-    counts = counting(dataset, order, served, draw=mixture.draw, level=level, top=top)
+    serving = forecast_serving(dataset, mixture, stream.fresh_order(), samples=served, seed=seed, top=top)
     known = stop if mixture.draw == "systematic" else None
     plans = Plans(dataset, stream.fresh_order, served, stop=known, draw=mixture.draw, loader=loader)
-    result = Forecast(
+    result = Forecast(**vars(serving), reads=_reads(plans, price_per_1000_requests, max_blocks))
+    left_out = 0 if samples is not None and mixture.num_samples is None else stop - served
+    warnings = advise(result, loader, sample_bytes=dataset.manifest.sample_bytes, left_out=left_out)
+    return dataclasses.replace(result, warnings=warnings)
+
+
+def forecast_serving(
+    dataset: Dataset, mixture: Mixture, order: SampleOrder, *, samples: int, seed: int, top: int = 10
+) -> Serving:
+    """Count what a run will serve, and nothing of how it is read: no block of the order is walked.
+
+    Args:
+        order: of the mixture and the seed; its caches are used.
+        samples: samples over all ranks, at least 1.
+    """
+    level = max([1, *(phase.histogram.level for phase in mixture.phases if phase.windows is None)])
+    counting = count if order.table is None else count_selected
+    counts = counting(dataset, order, samples, draw=mixture.draw, level=level, top=top)
+    return Serving(
         dataset=dataset.root,
         dataset_fingerprint=dataset.manifest.fingerprint,
         mixture_fingerprint=mixture.fingerprint,
         seed=seed,
         draw=mixture.draw,
-        samples=served,
-        tokens=served * dataset.manifest.window_tokens,
+        samples=samples,
+        tokens=samples * dataset.manifest.window_tokens,
         phases=_phases(dataset, mixture, counts),
         windows=dataset.manifest.num_windows,
         level=level,
-        **_counted(counts, dataset.manifest.num_windows, served),
-        reads=_reads(plans, price_per_1000_requests, max_blocks),
+        **_counted(counts, dataset.manifest.num_windows, samples),
     )
-    left_out = 0 if samples is not None and mixture.num_samples is None else stop - served
-    warnings = advise(result, loader, sample_bytes=dataset.manifest.sample_bytes, left_out=left_out)
-    return dataclasses.replace(result, warnings=warnings)
 
 
 def _check_numbers(top: int, max_blocks: int, price: float) -> None:

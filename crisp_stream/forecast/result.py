@@ -64,8 +64,8 @@ class ClusterRepeats:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Forecast:
-    """Forecast of what a run of a mixture over a dataset will serve and read."""
+class Serving:
+    """Forecast of what a run of a mixture over a dataset will serve."""
 
     dataset: str
     """Root of the dataset."""
@@ -108,13 +108,18 @@ class Forecast:
     mixture_error_bound: float
     """Bound of the error whatever the seed; for multinomial draws, a bound that 99.9 % of seeds keep."""
 
-    reads: Reads
-    warnings: tuple[Advice, ...] = field(default=())
-
     @property
     def mean_occurrences(self) -> float:
         """Mean times that a served window is served."""
         return self.samples / self.windows_served
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast(Serving):
+    """Forecast of what a run will serve and read."""
+
+    reads: Reads
+    warnings: tuple[Advice, ...] = field(default=())
 
     def to_json(self) -> dict[str, Any]:
         """Convert to a JSON object."""
@@ -156,7 +161,7 @@ class Forecast:
             ],
             words=(-1,),
         )
-        warnings = [f"! {warning.finding}\n  {warning.remedy}" for warning in self.warnings]
+        warnings = [f"! {warning.text()}" for warning in self.warnings]
         return "\n\n".join([aligned(rows), clusters.text(), *warnings])
 
 
@@ -182,6 +187,10 @@ class Advice:
 
     finding: str
     remedy: str
+
+    def text(self) -> str:
+        """Format as two lines."""
+        return f"{self.finding}\n  {self.remedy}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,6 +72,17 @@ class PreparedRun:
     question_sets: list[QuestionSet]
     """Questions to ask during the run."""
 
+    @property
+    def end(self) -> int:
+        """Position in the order of samples where the run ends."""
+        return self.start.position_at(self.num_batches, batch_size=self.recipe.global_train_batch_size)
+
+    @property
+    def batches_done(self) -> int:
+        """Batch after which this process goes on; 0 where the schedule begins."""
+        position = self.start.position if self.dataset_state is None else int(self.dataset_state["position"])
+        return self.start.batch + (position - self.start.position) // self.recipe.global_train_batch_size
+
 
 def prepare(recipe: Recipe, checkpoint: StartingPoint) -> PreparedRun:
     """Try everything that a run needs before its model is built.
@@ -106,7 +117,7 @@ def prepare(recipe: Recipe, checkpoint: StartingPoint) -> PreparedRun:
         seed=recipe.seed,
         reading=ReadOptions.of(recipe.data),
         yield_batches=True,
-        num_samples=start.position + (num_batches - start.batch) * recipe.global_train_batch_size,
+        num_samples=start.position_at(num_batches, batch_size=recipe.global_train_batch_size),
     )
     config, tokenizer = _config_and_tokenizer(recipe, dataset)
     dataset_state = None

@@ -74,6 +74,10 @@ class RunStart:
     position: int = 0
     """Position in the order of the dataset."""
 
+    def position_at(self, batch: int, *, batch_size: int) -> int:
+        """Position in the order after so many batches of the schedule, of `batch_size` samples over all ranks."""
+        return self.position + (batch - self.batch) * batch_size
+
 
 @contextlib.contextmanager
 def starting_checkpoint(recipe: Recipe) -> Iterator[StartingPoint]:

@@ -21,6 +21,7 @@ from crisp_stream.config.recipe import Recipe
 from crisp_stream.errors import StorageError, import_extra
 from crisp_stream.examples.hashes import example_hash
 from crisp_stream.ranks import TIMEOUT_SECONDS, device_name, join_ranks, together
+from crisp_stream.training.announce import announce
 from crisp_stream.training.callbacks.composer_fixes import close_trainer, copies_on_cpu
 from crisp_stream.training.loggers import build_loggers, require_loggers
 from crisp_stream.training.prepare import PreparedRun, prepare
@@ -86,6 +87,7 @@ def train(recipe: Recipe) -> TrainReport:
     with working_folder(recipe) as folder:
         with starting_checkpoint(recipe) as start:
             prepared = together(lambda: prepare(recipe, start))
+            together(lambda: announce(prepared))
             run = build_trainer(prepared, folder)
         # A signal may come twice, from a batch system and from the launcher: the report is still written.
         with run.callbacks.stop.listening(), copies_on_cpu():

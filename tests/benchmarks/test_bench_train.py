@@ -14,11 +14,10 @@ import pytest
 import torch
 from composer.callbacks.speed_monitor import GPU_AVAILABLE_FLOPS
 
-from benchmarks.support.measure import UnavailableError
+from benchmarks.support.measure import UnavailableError, out_of_memory_is_unavailable
 from benchmarks.support.report import table
 from benchmarks.training import bench_train, memory_section, train_section
 from benchmarks.training.train_flops import Flops, gpu_hours, peak_flops
-from benchmarks.training.train_sides import out_of_memory_is_unavailable
 from benchmarks.training.training_memory import Step, computed_peak, measured_peak
 from crisp_stream.models.gpt import GPT_SIZES
 from tests.support.ranks import run_ranks

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from crisp_stream.config.durations import batches_of, parse_duration
 from crisp_stream.config.files import list_recipes, read_recipe
 from crisp_stream.config.load import load_recipe
+from crisp_stream.errors import InputError
+from crisp_stream.forecast.forecast import forecast
+from crisp_stream.training.prepare import build_mixture
 from crisp_stream.training.train import train
 from tests.support.seaweed import S3Server
 from tests.support.selections import random_selection
@@ -65,6 +70,37 @@ def test_methods_differ_from_base_in_the_mixture_alone(size: str, method: str) -
         assert getattr(base, key) == getattr(other, key)
     assert base.mixture.phases[0].histogram == "base"
     assert base.mixture != other.mixture
+
+
+@pytest.mark.parametrize("method", ["crisp", "multitask", "continued", "from-checkpoint"])
+def test_the_limit_in_the_header_caps_the_phase_of_the_task(method: str) -> None:
+    assert "max_repeats: null" in read_recipe(method)
+    (line,) = [line for line in read_recipe(method).splitlines() if line.startswith("# Limit:")]
+    *phases, task = load_recipe(["demo", method], line.split()[4:]).mixture.phases
+    assert line.split()[3] == method
+    assert (task.max_repeats, task.on_excess) == (6, "cap")
+    assert all(phase.max_repeats is None for phase in phases)
+
+
+def test_a_limit_of_repeats_holds_and_the_others_get_the_rest(done: SmallRun, tmp_path: Path) -> None:
+    """70 % of 400 samples stand on a leaf of 24 windows: 11.7 passes, or 6."""
+    wanted = np.full(16, 0.02)
+    wanted[0] = 0.7
+    replace(leaf_histogram(done.dataset, list(range(16))), proportions=wanted).save(tmp_path / "task.parquet")
+    overrides = [*TOY, "max_duration=50ba", f"data.remote={done.dataset.root}"]
+    overrides.append(f"mixture.phases.0.histogram={tmp_path}/task.parquet")
+
+    def most_passes(*limit: str) -> tuple[float, float]:
+        mixture = build_mixture(load_recipe(["demo", "crisp"], [*overrides, *limit]), done.dataset)
+        passes = [entry.epochs for entry in forecast(done.dataset, mixture, samples=400, top=16).most_repeated]
+        return passes[0], passes[1]
+
+    free, capped = most_passes(), most_passes("mixture.phases.0.max_repeats=6", "mixture.phases.0.on_excess=cap")
+    assert free[0] == pytest.approx(280 / 24, abs=0.1)
+    assert capped[0] == pytest.approx(6, abs=0.1)
+    assert capped[1] > free[1]
+    with pytest.raises(InputError, match="would be drawn more than max_repeats 6 times"):
+        most_passes("mixture.phases.0.max_repeats=6")
 
 
 def test_continued_pretraining_switches_where_the_paper_does() -> None:

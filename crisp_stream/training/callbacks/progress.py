@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import shutil
 import sys
 import time
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
 
 _REFRESH_SECONDS = 0.2
+_WARM_UP = 3
+"""First batches, which compile and fill caches: not timed for the estimate."""
+_TIMED = 5
+"""Batches after them from which the time of the run is estimated."""
 
 
 class Progress(Callback):
@@ -43,8 +48,10 @@ class Progress(Callback):
         self._monitor = monitor
         self._stream = sys.stderr if stream is None else stream
         self._terminal = self._stream.isatty()
+        self._line_start = "\r\x1b[K" if self._terminal else ""
         self._started = (0.0, 0, 0)
         self._printed_at = 0.0
+        self._timed_from = 0.0
 
     def fit_start(self, state: State, logger: Logger) -> None:
         self._started = (time.monotonic(), int(state.timestamp.token), int(state.timestamp.batch))
@@ -52,6 +59,7 @@ class Progress(Callback):
     def batch_end(self, state: State, logger: Logger) -> None:
         batch, now = int(state.timestamp.batch), time.monotonic()
         last = batch == self._num_batches
+        self._estimate(batch, now)
         due = now - self._printed_at > _REFRESH_SECONDS if self._terminal else batch % self._log_interval == 0
         if dist.get_global_rank() or not (due or last):
             return
@@ -69,5 +77,20 @@ class Progress(Callback):
             line += f"  mixture error {self._monitor.mixture_error:.4f}  waiting {self._monitor.wait_share:.1%}"
         if self._terminal:  # a longer line would wrap, and then stay
             line = line[: shutil.get_terminal_size().columns - 1]
-        start, end = ("\r\x1b[K", "\n" if last else "") if self._terminal else ("", "\n")
-        print(start + line, end=end, file=self._stream, flush=True)
+        print(self._line_start + line, end="\n" if last or not self._terminal else "", file=self._stream, flush=True)
+
+    def _estimate(self, batch: int, now: float) -> None:
+        """Say once, after the first batches, how long the run will take."""
+        first_batch = self._started[2]
+        if batch == first_batch + _WARM_UP:
+            self._timed_from = now
+        if batch != first_batch + _WARM_UP + _TIMED or dist.get_global_rank():
+            return
+        seconds = (now - self._timed_from) / _TIMED
+        whole = datetime.timedelta(seconds=round((self._num_batches - first_batch) * seconds))
+        print(
+            f"{self._line_start}estimated time: {whole} for {self._num_batches - first_batch:,} batches of "
+            f"{seconds:.3g} s, saving and measuring not counted",
+            file=self._stream,
+            flush=True,
+        )
