@@ -203,7 +203,10 @@ DIES = "import os; os.kill(os.getpid(), 15)"
 
 
 def code_of_ranks(*programs: str, send: signal.Signals | None = None, folder: Path | None = None) -> int:
-    """Exit code of a launcher whose ranks run these programs. The signal is sent to it when all have started."""
+    """Exit code of a launcher whose ranks run these programs.
+
+    The signal is sent to it when all ranks but the first, which prints into no file, have said that they started.
+    """
     places = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "PROGRAM": text} for rank, text in enumerate(programs)]
     command = [sys.executable, "-c", "import os; exec(os.environ['PROGRAM'])"]
 
@@ -265,9 +268,9 @@ def test_a_rank_that_does_not_end_after_another_failed_is_killed_and_the_failure
 
 
 def test_a_second_ctrl_c_kills_the_ranks(tmp_path: Path) -> None:
-    deaf = "import os, signal, time; signal.signal(15, lambda *_: os.kill(os.getppid(), 2)); " + WAITS
+    deaf = f"import os, signal; signal.signal(15, lambda *_: os.kill(os.getppid(), 2)); {WAITS}"
     with pytest.raises(KeyboardInterrupt):
-        code_of_ranks(deaf, WAITS, send=signal.SIGINT, folder=tmp_path)
+        code_of_ranks(WAITS, deaf, send=signal.SIGINT, folder=tmp_path)
 
 
 def test_the_launcher_loads_neither_torch_nor_composer(done: SmallRun) -> None:
