@@ -143,3 +143,12 @@ def test_a_checkpoint_of_two_ranks_is_exported_like_any_other(runs: Path, tmp_pa
         assert torch.equal(value, weights_of(runs / name)[f"model.{key}"])
     measured = account_of(runs / name)["held_out"][-1][1]
     assert perplexity(folder, TEXTS).perplexity == pytest.approx(measured, rel=1e-5)
+
+
+def test_the_first_rank_alone_says_what_each_run_will_train(runs: Path) -> None:
+    """Once for each of the six runs of two ranks, three of which go on after batch 4."""
+    first, second = ((runs / f"rank-{rank}-of-2.log").read_text() for rank in range(2))
+    assert first.count("a vocabulary of 260") == 6
+    assert first.count("goes on after batch 4, 8 batches") == 3
+    assert first.count("B at 2 windows per forward pass, computed, per process") == 3
+    assert "a vocabulary of" not in second
