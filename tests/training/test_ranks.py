@@ -191,3 +191,12 @@ def test_a_rank_that_waits_for_others_ends_at_a_signal(tmp_path: Path) -> None:
     exit_code = rank.exitcode
     rank.kill()
     assert exit_code == -signal.SIGTERM
+
+
+def test_the_first_rank_alone_says_what_each_run_will_train(runs: Path) -> None:
+    """Once for each of the six runs of two ranks, three of which go on after batch 4."""
+    first, second = ((runs / f"rank-{rank}-of-2.log").read_text() for rank in range(2))
+    assert first.count("a vocabulary of 260") == 6
+    assert first.count("goes on after batch 4, 8 batches") == 3
+    assert first.count("B at 2 windows per forward pass, computed, per process") == 3
+    assert "a vocabulary of" not in second
