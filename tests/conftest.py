@@ -89,6 +89,11 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    """Let the interpreter free everything at its end; libraries complain of what is left."""
+    gc.unfreeze()
+
+
 def pytest_xdist_auto_num_workers() -> int:
     """For `-n auto`: one process per usable core. Two on a single core, too: many tests wait."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
