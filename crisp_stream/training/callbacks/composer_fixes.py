@@ -15,6 +15,8 @@ from composer.utils import checkpoint, dist
 from composer.utils.parallelism import FSDP2Config
 from torch.utils.serialization import config as serialization
 
+from crisp_stream.ranks import device_name
+
 if TYPE_CHECKING:
     from composer import Trainer
 
@@ -67,6 +69,9 @@ def copies_on_cpu() -> Iterator[None]:
 
     Gloo refuses to average in `all_reduce`, and streams of a CPU record no events.
     """
+    if device_name() != "cpu":
+        yield
+        return
     stream: Any = torch.cpu.Stream
     all_reduce, record_event = torch.distributed.all_reduce, stream.record_event
 
