@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import crisp_stream
+from tests.support.synthetic import write_synthetic_dataset
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {
@@ -90,6 +91,22 @@ def test_what_is_not_installed_is_named_with_the_command_that_installs_it(
     prelude = f"import sys\nsys.modules[{blocked!r}] = None\nfrom crisp_stream.errors import import_extra as get\n"
     done = run_python(prelude + code)
     assert message.format("which is not installed. Run: pip install 'crisp-stream") in done.stderr
+
+
+def test_inspect_needs_tokenizers_alone(tmp_path: Path) -> None:
+    root = write_synthetic_dataset(tmp_path / "data", {0: 40, 5: 30}).root
+    blocked = [*sorted(HEAVY), "scipy", "datasets", "matplotlib", "tiktoken"]
+    code = "import sys\nfrom crisp_stream.cli.main import main\nfor name in {}: sys.modules[name] = None\n"
+    code += f"sys.exit(main(['inspect', {root!r}]))"
+    done = run_python(code.format(blocked))
+    assert done.returncode == 0, done.stderr
+    assert "Largest clusters of level 1" in done.stdout
+    assert "(Terms need scikit-learn, which is not installed. Run: pip install 'crisp-stream[write]')" in done.stdout
+    done = run_python(code.format([*blocked, "tokenizers"]))
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: showing text needs tokenizers, which is not installed. Run: pip install 'crisp-stream[inspect]'\n"
+    )
 
 
 def test_the_help_starts_quickly(capsys: pytest.CaptureFixture[str]) -> None:

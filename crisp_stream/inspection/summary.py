@@ -16,12 +16,13 @@ from crisp_stream.format.provenance import document_spans, has_provenance
 from crisp_stream.histograms.arithmetic import compare, effective_clusters, generalist_histogram
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.histograms.mixture import check_tree, windows_per_node
-from crisp_stream.inspection.terms import node_terms
+from crisp_stream.inspection.terms import node_terms, terms_can_be_found
 from crisp_stream.loading.reader import read_windows
 from crisp_stream.table import NONE, Table, aligned
 
 _TERMS_SHOWN = 6
 _WINDOWS_FOR_TERMS = 4_000
+_NO_TERMS = "(Terms need scikit-learn, which is not installed. Run: pip install 'crisp-stream[write]')"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class NodeSummary:
 
 def window_text(dataset: Dataset, window_ids: NDArray[np.int64]) -> list[str]:
     """Decode some windows; a blank line stands where one document ends and the next begins."""
-    tokenizers = import_extra("tokenizers", extra="write", purpose="showing text")
+    tokenizers = import_extra("tokenizers", extra="inspect", purpose="showing text")
     tokenizer = tokenizers.Tokenizer.from_file(str(dataset.tokenizer_path() / "tokenizer.json"))
     samples = read_windows(dataset, window_ids)
     texts = (tokenizer.decode(row.tolist(), skip_special_tokens=False) for row in samples["tokens"])
@@ -59,7 +60,7 @@ def window_text(dataset: Dataset, window_ids: NDArray[np.int64]) -> list[str]:
 def top_nodes(dataset: Dataset, histogram: Histogram, limit: int = 10, characters: int = 160) -> list[NodeSummary]:
     """Find the heaviest clusters of a histogram, with terms (terms.py) and `characters` of sample text each.
 
-    Up to 4,000 windows are read.
+    Without scikit-learn the clusters have no terms. Up to 4,000 windows are read.
 
     Raises:
         InputError: the histogram was counted with another tree.
@@ -68,8 +69,9 @@ def top_nodes(dataset: Dataset, histogram: Histogram, limit: int = 10, character
     heaviest = np.argsort(-histogram.proportions, kind="stable")[:limit]
     nodes, shares = histogram.nodes[heaviest], histogram.proportions[heaviest]
     windows = windows_per_node(histogram, dataset)[heaviest]
+    terms_per_node = _TERMS_SHOWN if terms_can_be_found() else 0
     described = node_terms(
-        dataset, histogram.level, nodes=nodes, max_windows=_WINDOWS_FOR_TERMS, terms_per_node=_TERMS_SHOWN
+        dataset, histogram.level, nodes=nodes, max_windows=_WINDOWS_FOR_TERMS, terms_per_node=terms_per_node
     )
     return [
         NodeSummary(
@@ -148,7 +150,8 @@ def _clusters_text(nodes: Sequence[NodeSummary], *, with_weight: bool) -> str:
         terms = " · ".join(node.terms) or NONE
         rows.append((str(node.node), f"{node.share:.2%}", *weight, f"{node.num_windows:,}", terms))
         rows.append(("",) * (len(head) - 1) + (node.text,))
-    return _indented(Table(head=head, rows=rows, words=(-1,)).text())
+    note = "" if terms_can_be_found() else f"\n{_NO_TERMS}"
+    return _indented(Table(head=head, rows=rows, words=(-1,)).text() + note)
 
 
 def _facts_text(facts: Sequence[tuple[str, object]]) -> str:

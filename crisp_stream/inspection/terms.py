@@ -11,6 +11,7 @@ cannot be had everywhere, and invents.
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,11 @@ _TOKEN = r"(?u)\b[^\W\d_]{3,30}\b"
 _DECODE_ROWS = 4096
 
 Int64s = NDArray[np.int64]
+
+
+def terms_can_be_found() -> bool:
+    """Whether scikit-learn, which finds terms, is installed. Without it `terms_per_node=0` gives the texts alone."""
+    return importlib.util.find_spec("sklearn") is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +83,7 @@ def node_terms(
         level: 0 to the tree's depth.
         nodes: [num_nodes], node ids; all nodes of the level that have windows when None.
         max_windows: about how many windows are read, at most 128 per node; the first 256 tokens of each count.
-        terms_per_node: at most so many.
+        terms_per_node: at most so many; 0: the texts alone, without scikit-learn.
         seed: seed of the places that are read.
 
     Raises:
@@ -163,7 +169,7 @@ def _read_texts(dataset: Dataset, windows: Int64s, stretch: int) -> list[str]:
 
     `windows` are sorted; `stretch` windows of a leaf are fetched together.
     """
-    tokenizers = import_extra("tokenizers", extra="write", purpose="showing text")
+    tokenizers = import_extra("tokenizers", extra="inspect", purpose="showing text")
     tokenizer = tokenizers.Tokenizer.from_file(str(dataset.tokenizer_path() / "tokenizer.json"))
     end_of_text = dataset.manifest.tokenizer.eot_token
     plan = RunPlan(dataset)
@@ -202,7 +208,7 @@ def _characterise(
     chosen_nodes, all_nodes = num_nodes
     typical = np.full(chosen_nodes, -1)
     typical[row_per_place[::-1]] = np.arange(len(place))[::-1]  # the first of each node, where there are no terms
-    counted = _count_terms(texts)
+    counted = _count_terms(texts) if terms_per_node else None
     if counted is None:
         return [()] * chosen_nodes, typical.tolist()
     counts, vocabulary = counted
