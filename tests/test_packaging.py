@@ -16,6 +16,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.support.synthetic import write_synthetic_dataset
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PIN = re.compile(r"([a-z0-9][a-z0-9-]*)==(\S+)")
@@ -162,6 +164,38 @@ def test_every_package_has_builds_for_the_newest_python() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=1500)
     assert done.returncode == 0, done.stderr
     assert f"torch=={pins('constraints.txt')['torch']}" in done.stdout
+
+
+def test_reading_works_with_the_oldest_versions_that_are_allowed(wheel: Path, tmp_path: Path) -> None:
+    """In a fresh environment that holds `crisp-stream[inspect]` and nothing else."""
+    uv = str(Path(sys.executable).with_name("uv"))
+    python = tmp_path / "oldest" / "bin" / "python"
+    root = write_synthetic_dataset(tmp_path / "data", {0: 40, 5: 30}).root
+    install = [uv, "pip", "install", "--python", str(python), "--resolution=lowest-direct", "--only-binary=:all:"]
+    for command in (
+        [uv, "venv", "--python", sys.executable, str(tmp_path / "oldest")],
+        [*install, f"crisp-stream[inspect] @ {wheel.as_uri()}"],
+        [str(python), "-m", "crisp_stream", "inspect", root],
+        [str(python), "-m", "crisp_stream", "inspect", root, "--window", "3"],
+        [str(python), "-c", OLDEST_READS.format(root=root)],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=1500)
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["70", "100"]
+
+
+OLDEST_READS = """
+import numpy
+from crisp_stream import Histogram, Mixture, Phase, open_dataset
+from crisp_stream.loading.reader import read_windows
+from crisp_stream.order.order import SampleOrder
+dataset = open_dataset({root!r})
+Histogram.base(dataset.manifest).save("base.parquet")
+assert Histogram.load("base.parquet").fingerprint == Histogram.base(dataset.manifest).fingerprint
+print(len(read_windows(dataset, numpy.arange(70))["tokens"]))
+order = SampleOrder(dataset.leaves, dataset.windows_per_leaf, [(numpy.array([0.5, 0.5]), None)], seed=1)
+print(len(order.window_ids(numpy.arange(100))))
+"""
 
 
 def needed_distributions() -> set[str]:
