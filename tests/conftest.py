@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import itertools
+import multiprocessing
 import os
 import shutil
 import sys
@@ -80,6 +81,8 @@ def pytest_configure(config: pytest.Config) -> None:
         folder = Path(tempfile.gettempdir(), worker)
         folder.mkdir()
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+    # Before any test starts the server of forked processes, which then would hold nothing.
+    multiprocessing.set_forkserver_preload(["crisp_stream.training.train", "crisp_stream.evaluation.judge"])
     gc.disable()  # while the tests are imported: a quarter of the 35 s of CPU that it takes each process
 
 

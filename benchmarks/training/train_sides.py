@@ -130,7 +130,8 @@ def _eager(
     if dist.get_world_size() > 1:
         dist.initialize_dist(device_name())
     device = torch.device(f"cuda:{dist.get_local_rank()}" if torch.cuda.is_available() else "cpu")
-    config = transformers.GPT2Config(
+    config_class: Any = transformers.GPT2Config
+    config = config_class(
         vocab_size=vocab_size,
         n_positions=window_tokens,
         n_embd=model["n_embd"],

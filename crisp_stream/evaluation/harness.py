@@ -65,7 +65,8 @@ class HarnessLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        return int(self._loaded.gpt.config.eos_token_id)
+        config: Any = self._loaded.gpt.config
+        return int(config.eos_token_id)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         return self._encode([string])[0]

@@ -143,7 +143,8 @@ _NUMPY_NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}
 def numbers(column: pa.Array | pa.ChunkedArray, kind: pa.DataType) -> NDArray[Any]:
     """Convert a column without nulls to numpy, cast to a type of whole or floating numbers.
 
-    The conversion of Arrow imports pandas (0.5 s, 50 MB), older ones need it. Raises ArrowException where a value does not fit.
+    The conversion of Arrow imports pandas (0.5 s, 50 MB), and older ones need it. Raises ArrowException where a value
+    does not fit.
     """
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     dtype = np.dtype(_NUMPY_NAMES.get(str(kind), str(kind)))

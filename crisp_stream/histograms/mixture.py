@@ -262,7 +262,7 @@ def within_repeats(phase: Phase, dataset: Dataset, *, what: str) -> Histogram:
         return histogram  # all mass is missing, which is reported as that
     share = float(histogram.proportions.sum(where=present))
     wanted = np.where(present, histogram.proportions / share, 0.0)
-    limits = windows * (phase.max_repeats / phase.samples)
+    limits = np.asarray(windows * (phase.max_repeats / phase.samples), np.float64)
     excess = wanted > limits * (1 + _ROUNDING)
     if not excess.any():
         return histogram

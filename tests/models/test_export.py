@@ -85,7 +85,7 @@ def test_transformers_loads_the_folder_and_computes_the_same_bit_by_bit(done: Sm
 
 def test_the_folder_generates_what_the_trained_model_would(done: SmallRun, exported: Path) -> None:
     model, tokenizer = training_model(done), AutoTokenizer.from_pretrained(exported, local_files_only=True)
-    gpt = AutoModelForCausalLM.from_pretrained(exported, local_files_only=True).eval()
+    gpt: Any = AutoModelForCausalLM.from_pretrained(exported, local_files_only=True).eval()
     prompt = tokenizer("some text", return_tensors="pt")
     generated = gpt.generate(**prompt, max_new_tokens=8, do_sample=False)
     tokens = prompt["input_ids"]

@@ -35,7 +35,6 @@ class Forked:
             environment: variables besides those of this process.
         """
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["crisp_stream.training.train", "crisp_stream.evaluation.judge"])
         variables = {**os.environ, **{name: str(value) for name, value in (environment or {}).items()}}
         self._output = output
         self._process = context.Process(target=_do, args=(work, output, variables))

@@ -180,7 +180,6 @@ def _wait_for_a_peer(port: int, joins: Path) -> None:
 
 def test_a_rank_that_waits_for_others_ends_at_a_signal(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["crisp_stream.training.train"])
     rank = context.Process(target=_wait_for_a_peer, args=(free_port(), tmp_path / "joins"))
     rank.start()
     while not (tmp_path / "joins").exists():
