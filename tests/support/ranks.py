@@ -123,6 +123,7 @@ def run_ranks(num_ranks: int, work: Callable[[], None], folder: Path) -> None:
 
 def _do(work: Callable[[], None], output: Path, environment: Mapping[str, str]) -> None:
     os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # as in an interpreter of its own
     os.environ.clear()
     os.environ |= environment
     with output.open("w") as file:

@@ -8,6 +8,7 @@ last step is saved, loggers are flushed.
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import sys
@@ -78,7 +79,8 @@ def shield_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_for, args=(os.getppid(),), daemon=True).start()
+        parent = multiprocessing.parent_process()  # the run, also where a server forks its workers
+        threading.Thread(target=_end_for, args=(parent.pid if parent else os.getppid(),), daemon=True).start()
 
 
 def _end_for(sender: int) -> None:
