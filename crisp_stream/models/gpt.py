@@ -141,7 +141,9 @@ def composer_model(
 
 def save_activations_per_block(gpt: GPT2LMHeadModel) -> None:
     """Keep only each block's input for the backward pass, which computes the rest again (activation checkpointing)."""
-    gpt.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # transformers 5 has another name for it, and warns of the old one.
+    enable: Any = getattr(gpt, "activation_checkpointing_enable", gpt.gradient_checkpointing_enable)
+    enable({"use_reentrant": False})
 
 
 def compile_blocks(gpt: GPT2LMHeadModel, *, backend: str | Callable[..., Any] = "inductor", **options: Any) -> None:
