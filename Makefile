@@ -1,23 +1,23 @@
 # make demo [DATA=s3://bucket/prefix]   the whole method on real text, from a clean clone
-# make test                             format, lint, types, all tests (on Debian installs Chromium if there is none), then
-#                                       the part of the tests that also runs on the plain stack
+# make test                             format, lint, types, all tests (on Debian installs Chromium if there is none)
 # make check                            format, lint, types, the quick tests: for while one works
 # make study [STUDY=small]              which method wins, at equal tokens: from the text to the tables (half an hour)
 # make lint | make install | make bench | make constraints
-# Every one of them with STACK=plain: on what plain pip resolves, in .venv-plain (docs/install.md).
+# make stacks                           files of one stack on the other, both ways (installs both)
+# Every one of them with STACK=current: on the newest torch and transformers, in .venv-current (docs/install.md).
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 
-# current: the newest torch and transformers, through overrides.txt; plain: what Composer's own pins allow.
-STACK ?= current
+# plain: what Composer's own pins allow; current: the newest torch and transformers, through overrides.txt.
+STACK ?= plain
 ifeq ($(STACK),current)
-VENV ?= .venv
+VENV ?= .venv-current
 CONSTRAINTS := constraints.txt
 OVERRIDES := overrides.txt
 NEWEST_PYTHON := 3.14
 else ifeq ($(STACK),plain)
-VENV ?= .venv-plain
+VENV ?= .venv
 CONSTRAINTS := constraints-plain.txt
 OVERRIDES :=
 NEWEST_PYTHON := 3.13
@@ -44,7 +44,7 @@ PYTEST_ARGS ?=
 # OpenMP threads that sleep while they wait: on a busy machine 4 times faster than spinning ones (see crisp_stream/demo.py).
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install demo study test check lint browser bench constraints
+.PHONY: help install demo study test stacks check lint browser bench constraints
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
 
@@ -94,23 +94,14 @@ define test_beside_types
 	exit $$status
 endef
 
-# Python of the current stack, for the tests of files that change stacks.
-OTHER_PYTHON ?= $(abspath .venv/bin/python)
-
-# The part of the tests that touches what differs between the stacks: loader, training with resume, export, evaluation, writing
-# with an encoder, and files of the other stack.
-PLAIN_TESTS = tests/test_stacks.py tests/loading/test_mixture_dataset.py tests/training/test_train.py \
-	tests/models/test_export.py tests/evaluation/test_perplexity.py tests/writers/embedding/test_embed.py
-
-ifeq ($(STACK),current)
 test: $(STAMP) browser
 	$(call test_beside_types,--durations=20)
-	$(MAKE) test STACK=plain VENV="$(VENV)-plain" PYTEST_ARGS= OTHER_PYTHON="$(abspath $(RUN))/python"
-else
-test: $(STAMP)
-	OTHER_PYTHON="$(OTHER_PYTHON)" "$(RUN)/python" -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PLAIN_TESTS) $(PYTEST_ARGS)
-	OTHER_PYTHON="$(abspath $(RUN))/python" "$(OTHER_PYTHON)" -m pytest tests/test_stacks.py
-endif
+
+stacks:
+	$(MAKE) install STACK=plain VENV=.venv
+	$(MAKE) install STACK=current VENV=.venv-current
+	OTHER_PYTHON="$(CURDIR)/.venv-current/bin/python" .venv/bin/python -m pytest tests/test_stacks.py
+	OTHER_PYTHON="$(CURDIR)/.venv/bin/python" .venv-current/bin/python -m pytest tests/test_stacks.py
 
 check: $(STAMP)
 	$(call test_beside_types,--quick)

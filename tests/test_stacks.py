@@ -1,6 +1,6 @@
 """Files of the other stack: its datasets and checkpoints are read bit for bit, and its runs go on here.
 
-`make test` names the other stack's Python in OTHER_PYTHON, both ways round; without it these tests are not collected.
+`make stacks` names the other stack's Python in OTHER_PYTHON, both ways; without it these tests are not collected.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def test_a_model_that_is_sharded_in_bfloat16_is_measured_in_float32_block_by_blo
     with group_of_one(tmp_path):
         expected = scores(small_gpt().eval())
         gpt = small_gpt()
-        model = composer_model(gpt, tokenizer=None)
+        model = composer_model(gpt, tokenizer=None)  # pyright: ignore[reportArgumentType]
         save_activations_per_block(gpt)
         how = {"mesh": init_device_mesh("cpu", (1,)), "mp_policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16)}
         for module in (*gpt.transformer.h, gpt):
@@ -56,7 +56,7 @@ def test_a_model_that_is_sharded_in_bfloat16_is_measured_in_float32_block_by_blo
 
 def test_matrices_are_multiplied_in_float32_as_composer_does_not_ask_for() -> None:
     gpt = small_gpt()
-    model = composer_model(gpt, tokenizer=None)
+    model = composer_model(gpt, tokenizer=None)  # pyright: ignore[reportArgumentType]
     seen: list[str] = []
     gpt.register_forward_hook(lambda *_: seen.append(torch.get_float32_matmul_precision()))
     torch.set_float32_matmul_precision("high")  # as Composer sets it on a GPU: factors are rounded to TF32

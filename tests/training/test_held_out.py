@@ -114,7 +114,7 @@ def test_a_missing_lm_eval_is_named_before_the_run(
 ) -> None:
     source = write_questions(tmp_path / "own.jsonl", 3)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"multiple choice needs lm_eval.*crisp-stream\[eval\]"):
+    with pytest.raises(MissingExtraError, match=r"multiple choice needs lm-eval.*crisp-stream\[eval\]"):
         sampled_questions(done.recipe(f"eval.questions={source}"))
 
 

@@ -100,7 +100,7 @@ def test_texts_of_any_length_are_evaluated_without_compiling() -> None:
 
 
 def test_a_training_step_keeps_the_loss_alone() -> None:
-    wrapped = composer_model(small_gpt(), tokenizer=None)
+    wrapped = composer_model(small_gpt(), tokenizer=None)  # pyright: ignore[reportArgumentType]
     batch = {"input_ids": BATCH, "labels": BATCH, "window": torch.arange(2)}
     outputs = wrapped(batch)
     assert list(outputs) == ["loss"]
@@ -109,7 +109,7 @@ def test_a_training_step_keeps_the_loss_alone() -> None:
 
 
 def test_nothing_is_sent_beside_gradients() -> None:
-    wrapped = composer_model(small_gpt(), tokenizer=None)
+    wrapped = composer_model(small_gpt(), tokenizer=None)  # pyright: ignore[reportArgumentType]
     assert sum(buffer.numel() for buffer in wrapped.model.buffers()) == 0
 
 
