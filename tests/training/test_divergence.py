@@ -14,9 +14,9 @@ from crisp_stream.errors import DivergedError
 from crisp_stream.training import train as training
 from crisp_stream.training.train import train
 from tests.support.ranks import run_ranks
-from tests.support.small_runs import SmallRun, copy_until, small_run
+from tests.support.small_runs import SmallRun, small_run
 
-WILD = ("autoresume=true", "save_interval=1ba", "save_num_checkpoints_to_keep=1", "optimizer.lr=1e20")
+WILD = ("save_interval=1ba", "save_num_checkpoints_to_keep=1", "optimizer.lr=1e20")
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +52,14 @@ def test_a_loss_that_is_not_finite_ends_all_ranks_and_names_the_last_good_checkp
     done: SmallRun, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    copy_until(done.save_folder, 8, folder)
-    command = ["train", str(done.recipe_file), f"save_folder={folder}", *WILD]
+    command = ["train", str(done.recipe_file), f"save_folder={folder}", f"load_path={done.checkpoint(8)}", *WILD]
     run_ranks(2, functools.partial(fails_in_order, command), tmp_path)
     assert checkpoints(folder) == ["ep0-ba9-rank0.pt"]
     logs = [(tmp_path / f"rank-{rank}-of-2.log").read_text() for rank in range(2)]
     for log in logs:
         assert "error: the loss of batch 10 is " in log
         assert "at learning rate 4.1" in log
-        assert f"Last good checkpoint: {folder}/ep0-ba9-rank0.pt. Continue from it with a lower `optimizer.lr`" in log
+        assert f"Last good checkpoint: {folder}/ep0-ba9-rank0.pt. Start another run with load_path={folder}/ep0" in log
         assert "Traceback" not in log
 
 

@@ -48,10 +48,10 @@ class Divergence(Callback):
             raise self._diverged(f"there are weights that are not finite after batch {int(state.timestamp.batch):,}")
 
     def _diverged(self, what: str) -> DivergedError:
-        remedy = "Continue from it" if self.last_good else "Start again"
+        remedy = f"Start another run with load_path={self.last_good} and" if self.last_good else "Start again with"
         return DivergedError(
             f"{what}, at learning rate {self._account.learning_rates[-1]:g}; the run ends and saves nothing more. "
-            f"Last good checkpoint: {self.last_good or 'none'}. {remedy} with a lower `optimizer.lr`."
+            f"Last good checkpoint: {self.last_good or 'none'}. {remedy} a lower `optimizer.lr`."
         )
 
 
