@@ -16,6 +16,8 @@ from crisp_stream.errors import CrispError, FormatError, InputError, RecipeError
 from crisp_stream.format.dataset import open_dataset
 from crisp_stream.models import gpt as model
 from crisp_stream.models.checkpoint import latest_checkpoint, local_copy, read_checkpoint
+from crisp_stream.models.training_record import training_record
+from crisp_stream.training.callbacks import lineage
 from crisp_stream.training.callbacks.progress import Progress
 from crisp_stream.training.train import _count_tokens, _split_batch, train
 from tests.support.seaweed import S3Server
@@ -356,3 +358,17 @@ def test_progress_is_a_line_per_interval_or_one_line_that_keeps_up(stream: io.St
     assert lines[-1].startswith("batch 3/3  loss 2.5000  300 tokens")
     assert lines[-1].endswith("0:00 left\n")
     assert lines[0].endswith(f"left{end}")
+
+
+def test_a_run_resumed_on_other_packages_names_those_before(
+    done: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy_until(done.save_folder, 8, tmp_path / "run")
+    monkeypatch.setattr(lineage, "_PACKAGES", {"torch": "numpy"})  # another version under the name of torch
+    train(done.recipe(f"save_folder={tmp_path}/run", "autoresume=true"))
+    records = [
+        training_record(read_checkpoint(path), path)
+        for path in (done.checkpoint(8), tmp_path / "run" / "ep0-ba12-rank0.pt")
+    ]
+    assert records[0]["earlier_versions"] == []
+    assert records[1]["earlier_versions"] == [{"until_batch": 8, **records[0]["versions"]}]
