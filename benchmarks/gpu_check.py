@@ -58,7 +58,7 @@ COLUMNS = [
 ]
 
 
-def parts(work: str, *, toy: bool, peak_tflops: float | None = None) -> list[Part]:
+def parts(work: str, *, toy: bool, peak_tflops: float | None = None, encoder: str | None = None) -> list[Part]:
     """What is measured, the most important first."""
     in_work = {"work": work}
     trained = {**in_work, "peak_tflops": peak_tflops}
@@ -91,7 +91,7 @@ def parts(work: str, *, toy: bool, peak_tflops: float | None = None) -> list[Par
             Part(name=f"training {size}", task=f"{at}training", options={**trained, **options}, seconds=seconds)
             for size, options, seconds in trainings
         ),
-        Part(name="embedding", task=f"{at}embedding", options=embedded, seconds=90.0),
+        Part(name="embedding", task=f"{at}embedding", options={"encoder": encoder, **embedded}, seconds=90.0),
         Part(name="resume", task=f"{at}resume", options={**in_work, **resumed}, seconds=90.0),
         Part(name="evaluation", task=f"{at}evaluation", options=judged),
         Part(name="DoGE step", task=f"{at}doge", options={**in_work, **weighed}),
@@ -139,12 +139,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file to write, too")
     parser.add_argument("--toy", action="store_true", help="toy sizes in this process; always so without a GPU")
     parser.add_argument("--peak-tflops", type=float, help="dense bfloat16 peak of a device that is not listed")
+    parser.add_argument("--encoder", metavar="NAME", help="encoder to embed with, or its folder (default: MiniLM)")
     options = parser.parse_args(given)
     gpu = torch.cuda.is_available()
     toy = options.toy or not gpu
     device = torch.cuda.get_device_name() if gpu else f"no GPU ({platform.machine()})"
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as work:
-        rows, notes = check(parts(work, toy=toy, peak_tflops=options.peak_tflops), alone=not toy)
+        chosen = parts(work, toy=toy, peak_tflops=options.peak_tflops, encoder=options.encoder)
+        rows, notes = check(chosen, alone=not toy)
     found = Results(
         section="gpu-check",
         rows=rows,

@@ -10,8 +10,7 @@ import csv
 import pydoc_data.topics
 import statistics
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict
 from itertools import cycle, islice
 from pathlib import Path
@@ -88,10 +87,11 @@ def training(
     return {"figures": figures, "notes": [f"{size}: {microbatch} windows per forward pass, {turns} turns of {steps}."]}
 
 
-def embedding(*, num_windows: int, characters: int, repeats: int) -> dict[str, Any]:
-    """Windows per second of MiniLM in bfloat16, against the bare forward pass of the same batches.
+def embedding(*, encoder: str | None, num_windows: int, characters: int, repeats: int) -> dict[str, Any]:
+    """Windows per second of an encoder in bfloat16, against the bare forward pass of the same batches.
 
     Args:
+        encoder: name or folder; None is MiniLM.
         characters: of a window.
     """
     from benchmarks.writing import embed_section
@@ -99,10 +99,14 @@ def embedding(*, num_windows: int, characters: int, repeats: int) -> dict[str, A
     text = "\n\n".join(pydoc_data.topics.topics.values())
     windows = [text[start : start + characters] for start in range(0, len(text) - characters, characters)]
     with out_of_memory_is_unavailable():
-        rows, notes = embed_section.embedding(list(islice(cycle(windows), num_windows)), repeats, bf16=True)
+        repeated = list(islice(cycle(windows), num_windows))
+        rows, notes = embed_section.embedding(repeated, repeats, name=encoder, bf16=True)
     figures: Figures = [(f"windows/s, {row['side']}", row["rate"]) for row in rows]
     figures.append(("pieces to stored vectors against the bare forward pass", rows[1]["ratio"]))
-    return {"figures": figures, "notes": [f"MiniLM by autocast (the writer computes in float32): {notes[0]}."]}
+    return {
+        "figures": figures,
+        "notes": [f"{encoder or 'MiniLM'} by autocast (the writer computes in float32): {notes[0]}."],
+    }
 
 
 def resume(*, work: str, model: dict[str, Any], size: str) -> dict[str, Any]:
@@ -141,7 +145,7 @@ def resume(*, work: str, model: dict[str, Any], size: str) -> dict[str, Any]:
 
 
 def evaluation(*, model: dict[str, Any], vocab_size: int, window_tokens: int, rows: int) -> dict[str, Any]:
-    """Losses of rows in TF32 and in bfloat16, as in training, against float32, as `eval` computes them."""
+    """Losses of rows in bfloat16, as in training, against float32, as `eval` computes them."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recipe = ModelRecipe(**model)
     config = gpt_config(recipe, vocab_size=vocab_size, window_tokens=window_tokens, eot_id=0)
@@ -151,15 +155,14 @@ def evaluation(*, model: dict[str, Any], vocab_size: int, window_tokens: int, ro
     figures: Figures = []
     losses = {}
     with out_of_memory_is_unavailable():
-        for name, matmul, bf16 in (("float32", "highest", False), ("TF32", "high", False), ("bfloat16", "high", True)):
-            with _matmul(matmul), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        for name, bf16 in (("float32", False), ("bfloat16", True)):
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 row_losses(gpt, tokens, device=device)
                 started = time.perf_counter()
                 losses[name] = row_losses(gpt, tokens, device=device) / (window_tokens - 1)
                 figures.append((f"tokens/s, {name}", rows * (window_tokens - 1) / (time.perf_counter() - started)))
-    for name in ("TF32", "bfloat16"):
-        difference = float(np.abs(losses[name] - losses["float32"]).max())
-        figures.append((f"{name}: largest difference of a row's mean loss, nats", difference))
+    difference = float(np.abs(losses["bfloat16"] - losses["float32"]).max())
+    figures.append(("bfloat16: largest difference of a row's mean loss, nats", difference))
     return {"figures": figures, "notes": [f"Evaluation: {rows} rows of random tokens, random weights."]}
 
 
@@ -238,14 +241,3 @@ def _weights(folder: str) -> Iterable[torch.Tensor]:
 
 def _equal(one: Iterable[torch.Tensor], other: Iterable[torch.Tensor]) -> bool:
     return all(torch.equal(mine, yours) for mine, yours in zip(one, other, strict=True))
-
-
-@contextmanager
-def _matmul(precision: str) -> Iterator[None]:
-    """Precision of float32 products; Composer turns TF32 on for the whole process."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

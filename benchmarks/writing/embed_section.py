@@ -45,7 +45,7 @@ TOKENISE_COLUMNS = [
 
 
 def embedding(
-    texts: list[str], repeats: int, device: str | None = None, *, bf16: bool = False
+    texts: list[str], repeats: int, device: str | None = None, *, name: str | None = None, bf16: bool = False
 ) -> tuple[list[Row], list[str]]:
     """Windows per second of each side, over the same windows.
 
@@ -53,11 +53,12 @@ def embedding(
         texts: of the windows.
         repeats: turns; a first one that is not counted goes before.
         device: such as "cpu"; None takes CUDA when there is one.
+        name: of the encoder, or its folder; None is MiniLM.
         bf16: let all sides multiply in bfloat16.
     """
     import torch
 
-    encoder = Encoder(device=device)
+    encoder = Encoder(name, device=device)
     library: Any = encoder.model
     with torch.autocast(library.device.type, torch.bfloat16, enabled=bf16):
         return _embedding(encoder, library, texts, repeats)

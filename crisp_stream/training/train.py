@@ -152,15 +152,23 @@ def build_trainer(run: PreparedRun, folder: Path | None) -> TrainingRun:
     stream = CountedStream(run.stream, num_workers=recipe.data.num_workers, start=run.start)
     loader = _loader(recipe, stream)
     gpt = build_gpt(run.config, seed=recipe.seed)
-    if recipe.cluster_losses:
-        gpt.loss_function = WindowLosses()
+    window_losses = WindowLosses() if recipe.cluster_losses else None
+    if window_losses is not None:
+        gpt.loss_function = window_losses
     model = composer_model(gpt, run.tokenizer, activation_checkpointing=recipe.model.activation_checkpointing)
     if recipe.compile_config is not None:
         compile_blocks(gpt, **dataclasses.asdict(recipe.compile_config))
     optimizer = _optimizer(recipe, gpt)
     loggers = [] if folder is None else build_loggers(recipe, folder / "logs")
     callbacks = build_callbacks(
-        run, folder, stream=stream, loader=loader, gpt=gpt, optimizer=optimizer, loggers=loggers
+        run,
+        folder,
+        stream=stream,
+        loader=loader,
+        gpt=gpt,
+        window_losses=window_losses,
+        optimizer=optimizer,
+        loggers=loggers,
     )
     _warn_of_seen(run, callbacks.lineage.record)
     trainer = _trainer(

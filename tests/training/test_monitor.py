@@ -16,6 +16,7 @@ from torch.utils.data import IterableDataset
 
 from crisp_stream.config.sections import ModelRecipe
 from crisp_stream.format.dataset import open_dataset
+from crisp_stream.models import gpt as gpt_module
 from crisp_stream.models.gpt import build_gpt, compile_blocks, gpt_config
 from crisp_stream.training.callbacks.cluster_losses import ClusterLosses, WindowLosses
 from crisp_stream.training.callbacks.monitor import TimedLoader
@@ -105,6 +106,19 @@ def test_losses_of_clusters_add_up_to_those_of_the_batches(long: Path) -> None:
         assert tokens == 5 * 8 * 31
         mean = sum(row["tokens"] * row["loss"] for row in part) / tokens
         assert mean == pytest.approx(losses[first - 1 : first + 4].mean(), rel=1e-6)
+
+
+def test_a_compiled_run_has_the_losses_of_one_that_is_not(
+    done: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpt_module, "compile_blocks", lambda model, **_: compile_blocks(model, backend="aot_eager"))
+    short = ("max_duration=4ba", "mixture.phases.0.until=2ba", "log_interval=2")
+    for name, keys in {"plain": short, "compiled": (*short, "compile_config={}")}.items():
+        train(done.recipe(*keys, f"save_folder={tmp_path / name}"))
+    plain, compiled = (rows_of(tmp_path / name) for name in ("plain", "compiled"))
+    assert len(plain) > 2
+    for one, other in zip(plain, compiled, strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
 
 
 def test_losses_of_clusters_are_logged_when_an_interval_ends(long: Path) -> None:
@@ -215,6 +229,7 @@ def test_losses_of_windows_are_float32_where_the_model_computes_in_bfloat16() ->
 
 
 def test_a_compiled_training_step_keeps_the_losses_of_its_windows() -> None:
+    torch._dynamo.reset()  # graphs of the tests before
     gpt, labels = small_gpt()
     gpt.loss_function = kept = WindowLosses()
     graphs = CompileCounterWithBackend("aot_eager")

@@ -139,7 +139,7 @@ class Encoder:
 
     @cached_property
     def _loaded(self) -> SentenceTransformer:
-        """The model as it ships."""
+        """The model as it ships, in float32: what file type its weights have decides nothing (transformers 5 keeps it)."""
         library = import_extra("sentence_transformers", extra="write", purpose="embedding text")
         _ = self.weights_sha256
         local = Path(self._source).is_dir()
@@ -150,7 +150,7 @@ class Encoder:
                 f"{self.name}: must be a folder or hub name of a sentence-transformers model, got: {error}. "
                 "Check the name."
             ) from error
-        return model.eval()
+        return model.float().eval()
 
     @cached_property
     def model(self) -> SentenceTransformer:

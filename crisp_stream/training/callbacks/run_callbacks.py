@@ -14,6 +14,7 @@ from crisp_stream.config.durations import SHARE, batches_of
 from crisp_stream.models.checkpoint import LoadedGPT
 from crisp_stream.storage.store import is_remote
 from crisp_stream.training.callbacks.account import CountedStream, RunAccount
+from crisp_stream.training.callbacks.cluster_losses import WindowLosses
 from crisp_stream.training.callbacks.composer_fixes import RecipeRates
 from crisp_stream.training.callbacks.divergence import Divergence
 from crisp_stream.training.callbacks.graceful_stop import GracefulStop
@@ -67,6 +68,7 @@ def build_callbacks(
     stream: CountedStream,
     loader: TimedLoader,
     gpt: Any,
+    window_losses: WindowLosses | None,
     optimizer: torch.optim.Optimizer,
     loggers: list[LoggerDestination],
 ) -> RunCallbacks:
@@ -76,16 +78,16 @@ def build_callbacks(
         folder: folder that this process writes to; None: nothing is saved.
         stream: batches of this rank, whose reads are counted.
         loader: the DataLoader, whose waits are measured.
-        gpt: the model; its loss function is WindowLosses where the recipe says `cluster_losses`.
+        gpt: the model.
+        window_losses: the loss function of the model, not compiled; None: no losses by cluster.
         optimizer: as the recipe makes it.
         loggers: of this rank.
     """
     recipe = run.recipe
     length: dict[str, Any] = {"num_batches": run.num_batches, "log_interval": recipe.log_interval}
-    losses = gpt.loss_function if recipe.cluster_losses else None
     account = RunAccount(run.dataset.leaves, stream, start=run.start, log_windows=recipe.log_windows)
     divergence = Divergence(account, run.checkpoint.url)
-    monitor = RunMonitor(account, run.mixture, run.dataset, loader, **length, window_losses=losses)
+    monitor = RunMonitor(account, run.mixture, run.dataset, loader, **length, window_losses=window_losses)
     held_out, questions = _evaluations(run, gpt)
     interval = _interval(recipe.save_interval, run)
     return RunCallbacks(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import pydoc_data.topics
 import shutil
@@ -11,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 
 from benchmarks.writing import embed_section
 from crisp_stream.errors import InputError
@@ -259,16 +262,33 @@ def test_a_tokenizer_without_tokenizer_json_gives_the_same_pieces(tmp_path: Path
     np.testing.assert_array_equal(other.pieces(TOPICS[:5]).ids, encoder.pieces(TOPICS[:5]).ids)
 
 
-def test_a_slow_tokenizer_gives_the_same_pieces(encoder: Encoder, whole: Encoder) -> None:
-    from transformers import BertTokenizer
+def slow_bert() -> Any:
+    """The class of BERT's tokenizer in Python: transformers 5 has it under another name."""
+    try:
+        return importlib.import_module("transformers.models.bert.tokenization_bert_legacy").BertTokenizerLegacy
+    except ModuleNotFoundError:
+        return importlib.import_module("transformers").BertTokenizer
 
-    slow = BertTokenizer.from_pretrained(resolve_encoder(None)[0])
+
+def test_a_slow_tokenizer_gives_the_same_pieces(encoder: Encoder, whole: Encoder) -> None:
+    slow = slow_bert().from_pretrained(resolve_encoder(None)[0])
+    assert not slow.is_fast
     texts = [*TOPICS[:3], *ODD_TEXTS[:4]]
     for expected in (encoder, whole):
         splitter = embed.SlowSplitter(slow, max_length=32, reads=expected.reads)
         found = Pieces.from_sequences(splitter.sequences(texts), splitter.vocab_size)
         np.testing.assert_array_equal(found.ids, expected.pieces(texts).ids)
         np.testing.assert_array_equal(found.sequences_per_text, expected.pieces(texts).sequences_per_text)
+
+
+def test_weights_in_half_precision_are_computed_with_in_float32(tmp_path: Path) -> None:
+    folder = copied_encoder(tmp_path / "half")
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    half = {name: weight.half() if weight.is_floating_point() else weight for name, weight in weights.items()}
+    (folder / "model.safetensors").unlink()
+    safetensors.torch.save_file(half, folder / "model.safetensors", {"format": "pt"})
+    encoder = Encoder(str(folder), max_length=32, device="cpu")
+    assert {parameter.dtype for parameter in as_loaded(encoder).parameters()} == {torch.float32}
 
 
 def test_a_prompt_stands_before_every_text(tmp_path: Path) -> None:
