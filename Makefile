@@ -2,22 +2,24 @@
 # make test                             format, lint, types, all tests (on Debian installs Chromium if there is none)
 # make check                            format, lint, types, the quick tests: for while one works
 # make study [STUDY=small]              which method wins, at equal tokens: from the text to the tables (half an hour)
-# make lint | make install | make bench | make constraints
-# make stacks                           files of one stack on the other, both ways (installs both)
-# Every one of them with STACK=current: on the newest torch and transformers, in .venv-current (docs/install.md).
+# make lint | make install | make bench | make constraints [STACK=plain]
+# make install|demo STACK=plain         the same on the torch and transformers that Composer asks for (docs/install.md)
+# make test STACK=plain                 a part of the tests on that stack; `make test` ends with it
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 
-# plain: what Composer's own pins allow; current: the newest torch and transformers, through overrides.txt.
-STACK ?= plain
+# current: the newest torch and transformers, through overrides.txt; plain: what Composer's own pins allow.
+STACK ?= current
 ifeq ($(STACK),current)
-VENV ?= .venv-current
+VENV ?= .venv
+OTHER_VENV ?= .venv-plain
 CONSTRAINTS := constraints.txt
 OVERRIDES := overrides.txt
 NEWEST_PYTHON := 3.14
 else ifeq ($(STACK),plain)
-VENV ?= .venv
+VENV ?= .venv-plain
+OTHER_VENV ?= .venv
 CONSTRAINTS := constraints-plain.txt
 OVERRIDES :=
 NEWEST_PYTHON := 3.13
@@ -38,13 +40,16 @@ DATA ?= $(OUT)/data
 ARGS ?=
 # A packaged study, or the YAML file of one.
 STUDY ?= small
+# What runs on the plain stack: files of the other one, the loader, training with resume, export, evaluation, MiniLM.
+PLAIN_TESTS := $(addprefix tests/,test_stacks.py loading/test_mixture_dataset.py training/test_train.py \
+	models/test_export.py evaluation/test_perplexity.py writers/embedding/test_embed.py)
 # Further arguments of pytest, such as `-k order`.
 PYTEST_ARGS ?=
 
 # OpenMP threads that sleep while they wait: on a busy machine 4 times faster than spinning ones (see crisp_stream/demo.py).
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install demo study test stacks check lint browser bench constraints
+.PHONY: help install demo study test check lint browser bench constraints
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
 
@@ -94,14 +99,18 @@ define test_beside_types
 	exit $$status
 endef
 
+# Each stack reads what the other one wrote (tests/test_stacks.py).
+test: export OTHER_PYTHON := $(CURDIR)/$(OTHER_VENV)/bin/python
+ifeq ($(STACK),current)
 test: $(STAMP) browser
+	$(MAKE) install STACK=plain VENV=$(OTHER_VENV)
 	$(call test_beside_types,--durations=20)
-
-stacks:
-	$(MAKE) install STACK=plain VENV=.venv
-	$(MAKE) install STACK=current VENV=.venv-current
-	OTHER_PYTHON="$(CURDIR)/.venv-current/bin/python" .venv/bin/python -m pytest tests/test_stacks.py
-	OTHER_PYTHON="$(CURDIR)/.venv/bin/python" .venv-current/bin/python -m pytest tests/test_stacks.py
+	$(MAKE) test STACK=plain VENV=$(OTHER_VENV) OTHER_VENV=$(VENV) PYTEST_ARGS=
+else
+test: $(STAMP)
+	$(MAKE) install STACK=current VENV=$(OTHER_VENV)
+	"$(RUN)/python" -m pytest -n auto --dist loadfile $(PLAIN_TESTS) $(PYTEST_ARGS)
+endif
 
 check: $(STAMP)
 	$(call test_beside_types,--quick)

@@ -74,9 +74,9 @@ def computed_peak(step: Step) -> dict[str, float]:
     """Peak bytes of a rank on a GPU, computed."""
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     mesh = _mesh(step.ranks) if step.layout == "fsdp" else None
+    gpt = _model(step, "meta")
     with fake, like_a_gpu():
-        gpt = _model(step, "meta").to_empty(device="cpu")
-        gpt.tie_weights()
+        gpt.to_empty(device="cpu").tie_weights()
         if mesh is not None:
             _shard(gpt, mesh, step)
         optimizer = _optimizer(gpt)

@@ -28,8 +28,7 @@ from crisp_stream.storage.object_store import ObjectStore
 from crisp_stream.storage.store import file_name, is_remote, local_path, open_store
 
 if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel
-    from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
+    from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 LATEST = "latest-rank0.pt"
 """Composer's link to the newest checkpoint of a folder (in object storage a text object ending in `.symlink`)."""

@@ -20,8 +20,7 @@ from crisp_stream.errors import FormatError, RecipeError, import_extra
 if TYPE_CHECKING:
     import torch
     from composer.models import HuggingFaceModel
-    from transformers import GPT2Config, GPT2LMHeadModel
-    from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 PROVENANCE_KEY = "crisp_stream"
 """Key of the model's config.json under which we record which dataset it was trained on."""

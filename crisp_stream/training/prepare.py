@@ -34,8 +34,7 @@ from crisp_stream.training.start import (
 )
 
 if TYPE_CHECKING:
-    from transformers import GPT2Config
-    from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
+    from transformers import GPT2Config, PreTrainedTokenizerFast
 
     from crisp_stream.evaluation.question_sets import QuestionSet
     from crisp_stream.loading.mixture_dataset import MixtureDataset

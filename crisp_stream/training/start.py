@@ -42,8 +42,7 @@ from crisp_stream.ranks import together
 from crisp_stream.storage.store import is_remote, local_path, open_store, try_folder
 
 if TYPE_CHECKING:
-    from transformers import GPT2Config
-    from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
+    from transformers import GPT2Config, PreTrainedTokenizerFast
 
     from crisp_stream.format.dataset import Dataset
     from crisp_stream.histograms.mixture import Phase

@@ -148,7 +148,7 @@ def test_greedy_means_that_every_token_is_the_likeliest(model: JudgedModel) -> N
     with torch.no_grad():
         for _ in range(4):
             tokens.append(int(loaded.gpt(torch.tensor([tokens])).logits[0, -1].argmax()))
-    liked = loaded.tokenizer.decode(tokens)[3:]
+    liked = str(loaded.tokenizer.decode(tokens))[3:]
     other = liked[:-1] + chr(ord(liked[-1]) ^ 1)
     found = HarnessLM(loaded).loglikelihood(requests_of([("abc", liked), ("abc", other), ("abc", liked[:2])]))
     assert [greedy for _, greedy in found] == [True, False, True]

@@ -139,7 +139,7 @@ class Encoder:
 
     @cached_property
     def _loaded(self) -> SentenceTransformer:
-        """The model as it ships, in float32: what file type its weights have decides nothing (transformers 5 keeps it)."""
+        """The model as it ships, in float32 also where its files hold another type, which transformers 5 would keep."""
         library = import_extra("sentence_transformers", extra="write", purpose="embedding text")
         _ = self.weights_sha256
         local = Path(self._source).is_dir()
