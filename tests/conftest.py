@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import gc
 import itertools
-import multiprocessing
 import os
 import shutil
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from crisp_stream.processes import preload
 from tests.support.seaweed import S3Server, seaweed
 from tests.support.written_dataset import text_file as text_file
 from tests.support.written_dataset import word_encoder as word_encoder
@@ -82,7 +82,7 @@ def pytest_configure(config: pytest.Config) -> None:
         folder.mkdir()
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
     # Before any test starts the server of forked processes, which then would hold nothing.
-    multiprocessing.set_forkserver_preload(["crisp_stream.training.train", "crisp_stream.evaluation.judge"])
+    preload("crisp_stream.training.train", "crisp_stream.evaluation.judge", "sentence_transformers")
     gc.disable()  # while the tests are imported: a quarter of the 35 s of CPU that it takes each process
 
 

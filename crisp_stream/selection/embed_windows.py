@@ -17,7 +17,7 @@ import numpy as np
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.format.embeddings import WindowEmbeddings
 from crisp_stream.loading.reader import read_windows
-from crisp_stream.processes import Log
+from crisp_stream.processes import Log, preload
 from crisp_stream.writers.embedding.embed import EncoderChoice, matching_encoder
 from crisp_stream.writers.embedding.embeddings_folder import (
     complete,
@@ -129,6 +129,8 @@ def embed_windows(
         )
         for number in range(-(-manifest.num_windows // TASK_WINDOWS))
     ]
+    if not choice.lsi:
+        preload("sentence_transformers")
     running = open_engine(engine, processes=processes, memory_bytes=None, address=address)
     try:
         Runner(running, tasks[0].workspace, log=log).run(tasks, unit="windows")

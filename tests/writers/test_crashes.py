@@ -124,13 +124,19 @@ def test_a_write_to_s3_killed_again_and_again_publishes_the_same_bytes(
     assert {path: store.get(path) for path, _ in store.list()} == whole
 
 
+def workers_of(pid: int) -> list[int]:
+    """The worker processes of a process: forked from its server."""
+    servers = [child for child in children(pid) if b"forkserver" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [worker for server in servers for worker in children(server)]
+
+
 def children(pid: int) -> list[int]:
-    """Processes below a process that run Python work, not the tracker of their resources."""
+    """Processes that a process started."""
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(OSError):
             found += [int(child) for child in (task / "children").read_text().split()]
-    return [child for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return found
 
 
 def test_a_killed_worker_ends_the_command_with_an_error_and_nothing_is_lost(
@@ -139,7 +145,7 @@ def test_a_killed_worker_ends_the_command_with_an_error_and_nothing_is_lost(
     log, work = tmp_path / "log", tmp_path / "work"
     process = start(text_file, tmp_path / "root", log, "--work", str(work))
     assert wait_until(lambda: len(list(work.glob("windows/*.json"))) > 2, process)
-    workers = children(process.pid)
+    workers = workers_of(process.pid)
     assert len(workers) == 2
     os.kill(workers[0], signal.SIGKILL)
     assert process.wait(300) == 2
@@ -155,7 +161,7 @@ def test_workers_end_with_a_command_that_is_killed(processes: str, text_file: Pa
     work = tmp_path / "work"
     process = start(text_file, tmp_path / "root", tmp_path / "log", "--work", str(work), "--processes", processes)
     assert wait_until(lambda: len(list(work.glob("windows/*.json"))) > 2, process)
-    workers = children(process.pid)
+    workers = workers_of(process.pid)
     process.kill()
     process.wait()
     until = time.monotonic() + 120

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.format.provenance import documents_tables, source_names
+from crisp_stream.processes import preload
 from crisp_stream.tree.tree import ClusterTree
 from crisp_stream.writers.embedding.given_models import Models
+from crisp_stream.writers.embedding.lsi import LSI_NAME
 from crisp_stream.writers.engine.tasks import Runner
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.stages.dataset import (
@@ -59,6 +61,8 @@ def embed_in_stages(runner: Runner, options: WriteOptions, models: Models | None
     engine = runner.engine
     work_bytes = None if engine is None else engine.work_bytes()  # before shards and encoders are counted
     given = None if models is None else given_by(runner, models, options)
+    if (options.encoder if given is None else given.encoder.name) != LSI_NAME:
+        preload("sentence_transformers")
     read = read_documents_in_stages(runner, options)
     tokenizer = tokenizer_in_stages(runner, options, read, given)
     embedded = parts_in_stages(
