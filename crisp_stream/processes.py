@@ -91,10 +91,11 @@ def map_unordered(function: Callable[[Task], Result], tasks: Iterable[Task], *, 
 class Pool:
     """Worker processes."""
 
-    def __init__(self, processes: int, *, start: Callable[[], None] | None = None) -> None:
-        """Processes are started with the first task; each calls `start` first."""
+    def __init__(self, processes: int, *, start: Callable[[], None] | None = None, bare: bool = False) -> None:
+        """Processes are started with the first task; each calls `start` first. Those of a `bare` pool are spawned: with
+        nothing imported, so that libraries read the environment that `start` makes."""
         self._processes = processes
-        context = multiprocessing.get_context(START_METHOD)
+        context = multiprocessing.get_context("spawn" if bare else START_METHOD)
         begun_with = (context.Value("i", 0), dict(os.environ), start)
         self._executor = ProcessPoolExecutor(
             processes, mp_context=context, initializer=_start_worker, initargs=begun_with

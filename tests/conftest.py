@@ -98,9 +98,9 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """For `-n auto`: one process per usable core. Two on a single core, too: many tests wait."""
+    """For `-n auto`: three processes for two usable cores, because many tests wait."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(2, cores), MAX_TEST_PROCESSES)
+    return min(max(2, cores * 3 // 2), MAX_TEST_PROCESSES)
 
 
 @pytest.fixture(scope="session")

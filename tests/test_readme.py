@@ -24,8 +24,11 @@ ROOT = Path(__file__).parent.parent
 README, REFERENCE = (ROOT / "README.md").read_text(), (ROOT / "docs" / "reference.md").read_text()
 RUN_ELSEWHERE = ("make demo", "make test", "make install && source .venv/bin/activate", "crisp-stream study small")
 """By tests/test_demo.py, this suite itself, whoever runs the suite, tests/study/test_study.py."""
-SMALL = ["max_duration=10ba", "scheduler.t_warmup=1ba", "save_interval=1ba", "global_train_batch_size=2"]
-"""What makes 400 batches 10, and the 360th the 9th."""
+SMALL = [
+    *("max_duration=10ba", "scheduler.t_warmup=1ba", "save_interval=1ba", "global_train_batch_size=2"),
+    *("model.n_embd=32", "model.n_layer=1", "model.n_head=2"),
+]
+"""What makes 400 batches 10, and the 360th the 9th; and a model that is trained in a second."""
 VERBS = {
     *("write", "append", "tree", "inspect", "verify", "histogram", "split", "forecast", "recipes", "train"),
     *("finetune", "export", "contamination", "eval", "report", "results"),

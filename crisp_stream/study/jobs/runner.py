@@ -82,7 +82,7 @@ class _Room:
         """Make a worker: None has the whole machine; others share it, on different GPUs where there are enough."""
         gpu = self.gpus[number % len(self.gpus)] if self.gpus and number is not None else None
         threads = self.cores if number is None else self.threads
-        return Pool(1, start=functools.partial(prepare_worker, threads, gpu))
+        return Pool(1, start=functools.partial(prepare_worker, threads, gpu), bare=True)
 
 
 class _Run:

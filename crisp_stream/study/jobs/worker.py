@@ -55,8 +55,6 @@ def prepare_worker(threads: int, gpu: str | None) -> None:
     """
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if "torch" in sys.modules:  # preloaded: it has read the environment of another process
-        sys.modules["torch"].set_num_threads(threads)
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     for stream in (sys.stdout, sys.stderr):
