@@ -137,9 +137,10 @@ def resume(*, work: str, model: dict[str, Any], size: str) -> dict[str, Any]:
     figures: Figures = []
     for name, other in (("the same run again", again), ("resumed", second_half)):
         losses = max(abs(one - two) for one, two in zip(_losses(whole), _losses(other), strict=True))
-        equal = _equal(_weights(whole), _weights(other)) and losses == 0
-        figures.append((f"{name}: equal bit for bit", "yes" if equal else "no"))
+        weights = _largest_difference(_weights(whole), _weights(other))
+        figures.append((f"{name}: equal bit for bit", "yes" if losses == weights == 0 else "no"))
         figures.append((f"{name}: largest difference of a loss, nats", losses))
+        figures.append((f"{name}: largest difference of a weight", weights))
     note = f"Resumed after batch {_RESUMED_AT} of {_BATCHES}. Where a run differs from itself, so may a resumed one."
     return {"figures": figures, "notes": [note]}
 
@@ -239,5 +240,5 @@ def _weights(folder: str) -> Iterable[torch.Tensor]:
     return saved["state"]["model"].values()
 
 
-def _equal(one: Iterable[torch.Tensor], other: Iterable[torch.Tensor]) -> bool:
-    return all(torch.equal(mine, yours) for mine, yours in zip(one, other, strict=True))
+def _largest_difference(one: Iterable[torch.Tensor], other: Iterable[torch.Tensor]) -> float:
+    return max(float((mine - yours).abs().max()) for mine, yours in zip(one, other, strict=True))

@@ -26,6 +26,7 @@ def test_every_part_is_measured_at_toy_size(tmp_path: Path, capfd: pytest.Captur
     assert values["embedding", "pieces to stored vectors against the bare forward pass"] > 0.1
     assert values["resume", "resumed: equal bit for bit"] == "yes"
     assert values["resume", "resumed: largest difference of a loss, nats"] == 0
+    assert values["resume", "resumed: largest difference of a weight"] == 0
     assert 0 < values["evaluation", "bfloat16: largest difference of a row's mean loss, nats"] < 1e-2
     assert values["DoGE step", "ms per step"] > 0
 
