@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from crisp_stream.errors import FormatError, InputError, MissingObjectError, import_extra
 from crisp_stream.models.gpt import PROVENANCE_KEY
+from crisp_stream.models.progress_bars import without_progress_bars
 from crisp_stream.storage.download import download
 from crisp_stream.storage.object_store import ObjectStore
 from crisp_stream.storage.store import file_name, is_remote, local_path, open_store
@@ -229,7 +230,8 @@ def _load_folder(folder: Path) -> LoadedGPT:
             f"{folder} is not an exported model: it has no config.json. Name a .pt file or an export folder."
         )
     try:
-        gpt = transformers.GPT2LMHeadModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        with without_progress_bars():
+            gpt = transformers.GPT2LMHeadModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise FormatError(f"{folder} does not load as a GPT-2 model: {str(error).splitlines()[0]}") from error

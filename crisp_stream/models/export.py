@@ -19,6 +19,7 @@ from typing import Literal, get_args
 from crisp_stream.errors import CrispError, InputError, StorageError, import_extra
 from crisp_stream.models.checkpoint import LoadedGPT, gpt_of, local_copy, read_checkpoint
 from crisp_stream.models.model_card import model_card
+from crisp_stream.models.progress_bars import without_progress_bars
 from crisp_stream.models.training_record import training_record
 from crisp_stream.storage.store import Store, is_remote, local_path, open_store
 
@@ -69,7 +70,8 @@ def _write(loaded: LoadedGPT, record: dict[str, object], folder: Path, dtype: Ex
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     gpt.to(getattr(torch, dtype))
-    gpt.save_pretrained(folder, safe_serialization=True)
+    with without_progress_bars():
+        gpt.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
     record = {**record, "weights": {"dtype": dtype, "parameters": sum(weight.numel() for weight in gpt.parameters())}}
     (folder / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

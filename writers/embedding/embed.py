@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from crisp_stream.errors import InputError, import_extra
 from crisp_stream.format.manifest import EncoderRecord, Reads
 from crisp_stream.hashing import file_sha256
+from crisp_stream.models.progress_bars import without_progress_bars
 from crisp_stream.writers.embedding.encoder_files import (
     DEFAULT_ENCODER,
     DEFAULT_WEIGHTS_SHA256,
@@ -144,7 +145,8 @@ class Encoder:
         _ = self.weights_sha256
         local = Path(self._source).is_dir()
         try:
-            model = library.SentenceTransformer(self._source, device=self._device, local_files_only=local)
+            with without_progress_bars():
+                model = library.SentenceTransformer(self._source, device=self._device, local_files_only=local)
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{self.name}: must be a folder or hub name of a sentence-transformers model, got: {error}. "

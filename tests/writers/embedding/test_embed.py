@@ -281,6 +281,11 @@ def test_a_slow_tokenizer_gives_the_same_pieces(encoder: Encoder, whole: Encoder
         np.testing.assert_array_equal(found.sequences_per_text, expected.pieces(texts).sequences_per_text)
 
 
+def test_loading_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    Encoder(max_length=32, device="cpu").embed(["a cat"])
+    assert capfd.readouterr().err == ""
+
+
 def test_weights_in_half_precision_are_computed_with_in_float32(tmp_path: Path) -> None:
     folder = copied_encoder(tmp_path / "half")
     weights = safetensors.torch.load_file(folder / "model.safetensors")
