@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from crisp_stream.errors import InputError, RunInterruptedError
+from crisp_stream.processes import map_unordered
 from crisp_stream.study.jobs import runner
 from crisp_stream.study.jobs.job import Done, Job, JobPlace
 from crisp_stream.study.jobs.runner import run_jobs
@@ -107,6 +108,19 @@ def burn_in_child(place: JobPlace, *, seconds: float) -> dict[str, Any]:
     code = f"import time\nwhile time.process_time() < {seconds}: pass"
     subprocess.run([sys.executable, "-c", code], check=True)
     return {}
+
+
+def burn_in_pool(place: JobPlace, *, seconds: float) -> dict[str, Any]:
+    """Use the processor, in the processes of a pool."""
+    list(map_unordered(burn, [seconds, seconds], processes=2))
+    return {}
+
+
+def burn(seconds: float) -> None:
+    """Use the processor."""
+    until = time.process_time() + seconds
+    while time.process_time() < until:
+        pass
 
 
 def environment(place: JobPlace) -> dict[str, Any]:

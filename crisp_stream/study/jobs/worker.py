@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from crisp_stream import errors
+from crisp_stream import errors, processes
 from crisp_stream.errors import CrispError, RunInterruptedError
 from crisp_stream.study.jobs.job import LOG, Done, Job, JobPlace, plain_values, save_done
 
@@ -53,6 +53,7 @@ def prepare_worker(threads: int, gpu: str | None) -> None:
 
     `gpu` is the only one to be seen, as CUDA_VISIBLE_DEVICES names it; None: as the study itself sees them.
     """
+    processes.START_METHOD = "spawn"  # the system adds the CPU time of spawned processes to that of their job
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if gpu is not None:
