@@ -6,13 +6,14 @@ import contextlib
 import dataclasses
 import difflib
 import math
+import operator
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from crisp_stream.errors import CrispError
+from crisp_stream.errors import CrispError, InputError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -157,3 +158,19 @@ def did_you_mean(word: str, names: Sequence[str], prefix: str = "") -> str:
 def kind_of(value: Any) -> str:
     """Say what a value of YAML or JSON is."""
     return _NAMES.get(type(value), type(value).__name__)
+
+
+def whole_number(value: Any, name: str, *, least: int | None = None, most: int | None = None) -> int:
+    """Make an int of a whole number of any kind: an int, a numpy or torch integer.
+
+    Raises:
+        InputError: it is none, or out of range.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError as error:
+        raise InputError(f"{name} must be a whole number, got {value!r}.") from error
+    if isinstance(value, bool) or (least is not None and number < least) or (most is not None and number > most):
+        limits = f" from {least:,} to {most:,}" if most is not None else f" of at least {least:,}"
+        raise InputError(f"{name} must be a whole number{'' if least is None else limits}, got {value!r}.")
+    return number

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.order.draws import BLOCK_SAMPLES, Int64s, PhasePlan, Rows, block_offsets
-from crisp_stream.order.order import NUM_LANES, SampleOrder
+from crisp_stream.order.blocks import BLOCK_SAMPLES, FIRST_BLOCK_SAMPLES, NUM_LANES, OrderPhase
+from crisp_stream.order.draws import Int64s, Rows, block_offsets
+from crisp_stream.order.order import SampleOrder
 
 if TYPE_CHECKING:
     from crisp_stream.format.dataset import Dataset
@@ -68,14 +69,14 @@ def slices(length: int, size: int = SLICE) -> Iterator[Rows]:
         yield np.arange(start, min(start + size, length), dtype=np.uint32)  # as in plans, or these would be copied
 
 
-def phases_before(order: SampleOrder, samples: int) -> list[tuple[PhasePlan, int]]:
+def phases_before(order: SampleOrder, samples: int) -> list[tuple[OrderPhase, int]]:
     """List the phases of the first `samples` samples, and how many of them each has."""
     phases = []
-    for plan in order.plans:
-        left = samples - plan.first_sample
-        served = left if plan.served is None else min(left, plan.served)
+    for phase in order.phases:
+        left = samples - phase.first_sample
+        served = left if phase.num_samples is None else min(left, phase.num_samples)
         if served > 0:
-            phases.append((plan, served))
+            phases.append((phase, served))
     return phases
 
 
@@ -86,7 +87,7 @@ def count(dataset: Dataset, order: SampleOrder, samples: int, *, draw: str, leve
     """
     phases = phases_before(order, samples)
     counts = Counts(phases=[PhaseCounts(samples=served) for _, served in phases])
-    strays = [Stray.of(plan, served) for plan, served in phases]
+    strays = [Stray(served) for _, served in phases]
     clusters = Clusters(dataset, level, top)
     for rows in slices(len(dataset.leaves)):
         windows = dataset.windows_per_leaf[rows]
@@ -116,12 +117,12 @@ def count(dataset: Dataset, order: SampleOrder, samples: int, *, draw: str, leve
     return counts
 
 
-def shares_of(plan: PhasePlan, rows: Rows) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def shares_of(phase: OrderPhase, rows: Rows) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Look up the proportion of each row in a phase, [num_rows], and whether it has any, [num_rows]."""
-    entries, has_mass = plan.entries_of(rows)
-    cdf = plan.cdf
-    before = np.where(entries > 0, cdf[entries - 1], 0.0)
-    return np.where(has_mass, cdf[entries] - before, 0.0), has_mass
+    shares = phase.shares()
+    entries, has_mass = shares.entries_of(rows)
+    before = np.where(entries > 0, shares.cdf[entries - 1], 0.0)
+    return np.where(has_mass, shares.cdf[entries] - before, 0.0), has_mass
 
 
 def add_occurrences(counts: Counts, draws: Int64s, windows: Int64s) -> None:
@@ -146,7 +147,6 @@ def bound_multinomial(counts: Counts, samples: int) -> None:
         phase.error_bound = (counts.spread / 2 + above) * phase.samples / samples
 
 
-@dataclass(kw_only=True)
 class Stray:
     """Bound of how far the systematic draws of a phase can miss their shares, whatever the seed.
 
@@ -155,50 +155,49 @@ class Stray:
     not change. Of what all leaves have too much, the others have too little, so the smaller of both bounds holds.
     """
 
-    blocks: int
-    rest: int
-    """Samples served of the block after them."""
-    closed: bool
-    """Whether the rest is a whole block, not the beginning of a larger one."""
-    arcs: float
-    leaves: int = 0
-    over: float = 0.0
-    under: float = 0.0
-    over_in_rest: float = 0.0
-    under_in_rest: float = 0.0
-
-    @classmethod
-    def of(cls, plan: PhasePlan, served: int) -> Stray:
-        blocks, rest = divmod(served, BLOCK_SAMPLES)
-        closed = rest == plan.draws_of_block(blocks, BLOCK_SAMPLES)
-        return cls(blocks=blocks, rest=rest, closed=closed, arcs=_arc_discrepancy(blocks))
+    def __init__(self, served: int) -> None:
+        """Begin with no leaves; `served` are the samples of the phase that are served."""
+        # The first small blocks together are one large block: their offsets are evenly spaced.
+        large, small_samples = divmod(served, BLOCK_SAMPLES)
+        small, rest = divmod(small_samples, FIRST_BLOCK_SAMPLES) if not large else (0, small_samples)
+        num_first = BLOCK_SAMPLES // FIRST_BLOCK_SAMPLES
+        of_large = block_offsets(0, 0, num_first, num_first + large, num_first=num_first)
+        of_small = block_offsets(0, 0, 0, small, num_first=num_first)
+        self._groups = [
+            (BLOCK_SAMPLES, large, _arc_discrepancy(of_large)),
+            (FIRST_BLOCK_SAMPLES, small, _arc_discrepancy(of_small)),
+        ]
+        self._rest, self._rest_block = rest, BLOCK_SAMPLES if large else FIRST_BLOCK_SAMPLES
+        self._leaves = 0
+        self._over, self._under = np.zeros(3), np.zeros(3)
 
     def add(self, shares: NDArray[np.float64]) -> None:
         """Take in some leaves with mass: [num_leaves]."""
-        self.leaves += len(shares)
-        fraction = (shares * BLOCK_SAMPLES) % 1.0
-        self.over += float(np.minimum(self.arcs, self.blocks * (1 - fraction)).sum())
-        self.under += float(np.minimum(self.arcs, self.blocks * fraction).sum())
-        fraction = (shares * (self.rest if self.closed else BLOCK_SAMPLES)) % 1.0
-        self.over_in_rest += float((1 - fraction).sum())
-        self.under_in_rest += float(fraction.sum())
+        self._leaves += len(shares)
+        for at, (size, blocks, arcs) in enumerate(self._groups):
+            fraction = (shares * size) % 1.0
+            self._over[at] += np.minimum(arcs, blocks * (1 - fraction)).sum()
+            self._under[at] += np.minimum(arcs, blocks * fraction).sum()
+        fraction = (shares * self._rest_block) % 1.0
+        self._over[2] += (1 - fraction).sum()
+        self._under[2] += fraction.sum()
 
     def bound(self) -> float:
         """Compute the bound, in samples."""
-        of_rest = min(self.over_in_rest, self.under_in_rest)
-        if not self.closed:
-            # Spread over its lane, a leaf is within one draw of its share of any prefix, and so is the lane as a whole;
-            # lane borders cut at most NUM_LANES - 1 leaves, and lanes may be ahead of others by one draw.
-            of_rest = of_rest * self.rest / BLOCK_SAMPLES + self.leaves + 1.5 * NUM_LANES
-        return min(self.over, self.under) + min(of_rest, self.rest) + _ROUNDING * (self.blocks + 1) * self.leaves
+        of_blocks, of_rest = np.split(np.minimum(self._over, self._under), [2])
+        # Spread over its lane, a leaf is within one draw of its share of any prefix, and so is the lane as a whole;
+        # lane borders cut at most NUM_LANES - 1 leaves, and lanes may be ahead of others by one draw.
+        of_rest = float(of_rest[0]) * self._rest / self._rest_block + self._leaves + 1.5 * NUM_LANES
+        num_blocks = sum(blocks for _, blocks, _ in self._groups)
+        return float(of_blocks.sum()) + min(of_rest, self._rest) + _ROUNDING * (num_blocks + 1) * self._leaves
 
 
-def _arc_discrepancy(blocks: int) -> float:
-    """Find the most by which the number of offsets in any arc of the circle differs from blocks x length."""
+def _arc_discrepancy(offsets: Int64s) -> float:
+    """Find the most by which the number of offsets in any arc of the circle differs from their number x length."""
+    blocks = len(offsets)
     if not blocks:
         return 0.0
-    offsets = np.sort(block_offsets(0, 0, 0, blocks)) / 2.0**44
-    above = np.arange(1, blocks + 1) - blocks * offsets
+    above = np.arange(1, blocks + 1) - blocks * (np.sort(offsets) / 2.0**44)
     return float(above.max() - above.min() + _ONE_BLOCK)
 
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from crisp_stream.forecast.counts import SLICE, phases_before, slices
 from crisp_stream.forecast.reads import Plans, Reading, requests
-from crisp_stream.order.draws import BLOCK_SAMPLES, Int64s, PhasePlan, Rows
+from crisp_stream.order.blocks import BLOCK_SAMPLES, OrderPhase
+from crisp_stream.order.draws import Int64s, Rows
 
 _MOMENTS = 4
 """Evenly spaced moments at which the working set is counted, besides the stretches' borders."""
@@ -232,7 +233,7 @@ class _ShardCuts:
 
 
 def _read_by_each(
-    plans: Plans, leaves: _Leaves, drawn_after_phase: list[tuple[PhasePlan, Int64s]]
+    plans: Plans, leaves: _Leaves, drawn_after_phase: list[tuple[OrderPhase, Int64s]]
 ) -> NDArray[np.float64]:
     """Estimate the windows of a slice of the leaves in the runs that each reader reads, [num_readers].
 
@@ -253,18 +254,20 @@ def _read_by_each(
     return held.sum(axis=0)
 
 
-def _reader_shares(plans: Plans, plan: PhasePlan, rows: Rows) -> NDArray[np.float64]:
+def _reader_shares(plans: Plans, plan: OrderPhase, rows: Rows) -> NDArray[np.float64]:
     """Compute the part of each leaf's draws that a reader has, by the lanes of the leaf, [num_leaves, num_readers].
 
     Position i belongs to reader i mod readers and lane i mod lanes, so a lane's positions go to the readers that are
     congruent to it modulo the greatest common divisor.
     """
-    readers, lane_of_interval = plans.loader.num_readers, plans.order.lane_of_interval
+    readers, lane_of_interval = plans.loader.num_readers, np.argsort(plans.order.blocks.interval_of_lane)
+    if plans.draw == "multinomial":
+        lane_of_interval = lane_of_interval[:1]  # draws are not shared among lanes
     lanes = len(lane_of_interval)
     classes = math.gcd(readers, lanes)
     class_of_interval = (lane_of_interval + plan.first_sample) % classes
-    entries, has_mass = plan.entries_of(rows)
-    cdf = plan.cdf
+    entries, has_mass = plan.shares().entries_of(rows)
+    cdf = plan.shares().cdf
     begin = np.where(entries > 0, cdf[entries - 1], 0.0) * lanes
     end = np.maximum(cdf[entries] * lanes, begin + 1e-12)
     shares = np.zeros((len(rows), classes))

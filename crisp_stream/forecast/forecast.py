@@ -34,7 +34,7 @@ from crisp_stream.forecast.result import (
 from crisp_stream.forecast.selected import count_selected
 from crisp_stream.histograms.mixture import windows_per_node
 from crisp_stream.loading.stream import Stream
-from crisp_stream.order.draws import BLOCK_SAMPLES
+from crisp_stream.order.blocks import BLOCK_SAMPLES
 
 if TYPE_CHECKING:
     from crisp_stream.format.dataset import Dataset

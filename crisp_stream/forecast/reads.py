@@ -16,7 +16,8 @@ import numpy as np
 from crisp_stream.forecast.result import Loader
 from crisp_stream.loading.reader import REQUEST_BYTES
 from crisp_stream.loading.runs import RunPlan, RunsOfWindows
-from crisp_stream.order.draws import BLOCK_SAMPLES, Int64s, Rows
+from crisp_stream.order.blocks import BLOCK_SAMPLES
+from crisp_stream.order.draws import Int64s, Rows
 from crisp_stream.order.order import SampleOrder
 
 if TYPE_CHECKING:

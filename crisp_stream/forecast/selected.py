@@ -23,8 +23,9 @@ from crisp_stream.forecast.counts import (
     phases_before,
     shares_of,
 )
+from crisp_stream.order.blocks import OrderPhase
 from crisp_stream.order.draw_table import DrawTable
-from crisp_stream.order.draws import Int64s, PhasePlan, Rows
+from crisp_stream.order.draws import Int64s, Rows
 from crisp_stream.order.order import SampleOrder
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def count_selected(dataset: Dataset, order: SampleOrder, samples: int, *, draw: 
     assert table is not None
     phases = phases_before(order, samples)
     counts = Counts(phases=[PhaseCounts(samples=served) for _, served in phases])
-    strays = [Stray.of(plan, served) for plan, served in phases]
+    strays = [Stray(served) for _, served in phases]
     clusters = Clusters(dataset, level, top)
     for leaves in _slices(dataset):
         rows_of_part = [leaves, *(_rows_in(table, part, leaves) for part in range(1, len(table.parts) + 1))]
@@ -93,7 +94,7 @@ def _rows_in(table: DrawTable, part: int, leaves: Rows) -> Rows:
 
 
 def _times(
-    dataset: Dataset, order: SampleOrder, plans: list[PhasePlan], rows_of_part: list[Rows], samples: int
+    dataset: Dataset, order: SampleOrder, plans: list[OrderPhase], rows_of_part: list[Rows], samples: int
 ) -> tuple[Int64s, NDArray[np.bool_]]:
     """Count how often each window of some consecutive leaves is served, and whether some phase can reach it."""
     table, leaves = order.table, rows_of_part[0]
@@ -112,7 +113,7 @@ def _times(
         served = np.repeat(each, windows) + (turn < np.repeat(more, windows))
         reached = np.zeros(len(rows), bool)
         for plan in plans:
-            reached |= (plan.part == part) & plan.entries_of(rows)[1]
+            reached |= (plan.part == part) & plan.shares().entries_of(rows)[1]
         at = table.window_ids(int(table.first_per_row[rows[0]]) + np.arange(len(place))) - first
         times[at] += served
         reachable[at] |= np.repeat(reached, windows)

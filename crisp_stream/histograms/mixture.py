@@ -51,10 +51,6 @@ class Phase:
     on_excess: OnExcess = "error"
     """Treatment of clusters beyond `max_repeats`. error: InputError, which names them. cap: they get `max_repeats`,
     and what is left goes to the others in proportion; reported as a warning."""
-    whole_blocks: bool = False
-    """Draw as an open-ended phase does, and end at `samples` within a block if need be: another phase can then go on
-    from any sample of it (continued pretraining from a checkpoint). Otherwise the last block is as large as what is
-    left, and its counts are within 1 of their share. Recipes' phases end so."""
     windows: WindowSelection | None = None
     """The windows that are drawn, each as often as any other; `histogram` then counts them per leaf. None: all, in the
     proportions of the histogram."""
@@ -82,7 +78,6 @@ class Phase:
         *,
         max_repeats: float | None = None,
         on_excess: OnExcess = "error",
-        whole_blocks: bool = False,
     ) -> Phase:
         """A phase that draws the windows of a selection, each as often as any other; arguments as of a phase.
 
@@ -94,7 +89,6 @@ class Phase:
             samples,
             max_repeats=max_repeats,
             on_excess=on_excess,
-            whole_blocks=whole_blocks,
             windows=windows,
         )
 
@@ -167,7 +161,6 @@ class Mixture:
         parts = [
             [phase.histogram.fingerprint, phase.samples]
             + ([] if phase.max_repeats is None else [float(phase.max_repeats), phase.on_excess])
-            + (["whole blocks"] if phase.whole_blocks and phase.samples is not None else [])
             + ([] if phase.windows is None else ["windows", phase.windows.fingerprint])
             for phase in self.phases
         ]

@@ -1,8 +1,9 @@
 """Batches as torch tensors, and how they travel from a DataLoader worker: as they stood in the shard.
 
 Tokens are 2 bytes in a shard and twice 8 as input_ids and labels. DataLoader moves each tensor through a shared memory
-file, whose descriptor is handed over through an authenticated socket: measured, 40 µs of CPU time for a sample. The
-samples as they are, through a ring of mapped slots (ring.py), become tensors where they arrive.
+file, whose descriptor is handed over through an authenticated socket: measured, 40 µs of CPU time for a sample, and
+where the path of TMPDIR is too long for a socket the batch is lost and the loader waits for ever. The samples as they
+are, through mapped slots (slots.py), become tensors where they arrive.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.data._utils.collate import default_collate_fn_map
 
-from crisp_stream.loading.ring import Ring, taken
+from crisp_stream.errors import InputError
+from crisp_stream.loading.slots import Place, Slots, taken
 
 if TYPE_CHECKING:
     from crisp_stream.order.draws import Int64s
@@ -23,7 +26,11 @@ IGNORED_LABEL = -100
 KEYS = ("input_ids", "labels", "cluster", "window")
 
 
-def tensors(window_ids: Int64s, samples: NDArray[Any], masked_after: int | None) -> dict[str, torch.Tensor]:
+class Batch(dict[str, torch.Tensor]):
+    """A batch of a MixtureDataset: input_ids and labels [batch, window_tokens], cluster and window [batch]."""
+
+
+def tensors(window_ids: Int64s, samples: NDArray[Any], masked_after: int | None) -> Batch:
     """Make input_ids and labels [batch, window_tokens], cluster and window [batch], all int64.
 
     Args:
@@ -38,12 +45,14 @@ def tensors(window_ids: Int64s, samples: NDArray[Any], masked_after: int | None)
     if masked_after is not None:
         is_end = tokens == masked_after
         labels[np.cumsum(is_end, axis=1) - is_end > 0] = IGNORED_LABEL
-    return {
-        "input_ids": torch.from_numpy(input_ids),
-        "labels": torch.from_numpy(labels),
-        "cluster": torch.from_numpy(samples["cluster"].astype(np.int64)),
-        "window": torch.from_numpy(window_ids.copy()),
-    }
+    return Batch(
+        {
+            "input_ids": torch.from_numpy(input_ids),
+            "labels": torch.from_numpy(labels),
+            "cluster": torch.from_numpy(samples["cluster"].astype(np.int64)),
+            "window": torch.from_numpy(window_ids.copy()),
+        }
+    )
 
 
 class PackedBatch:
@@ -53,9 +62,15 @@ class PackedBatch:
     """
 
     def __init__(
-        self, window_ids: Int64s, samples: NDArray[Any], masked_after: int | None, ring: Ring | None = None
+        self,
+        window_ids: Int64s,
+        samples: NDArray[Any],
+        masked_after: int | None,
+        slots: Slots | None = None,
+        worker: int = 0,
     ) -> None:
-        self._window_ids, self._samples, self._masked_after, self._ring = window_ids, samples, masked_after, ring
+        self._window_ids, self._samples, self._masked_after = window_ids, samples, masked_after
+        self._slots, self._worker = slots, worker
 
     def keys(self) -> Iterable[str]:
         """Keys of the dict that `tensors` makes."""
@@ -65,17 +80,26 @@ class PackedBatch:
         return tensors(self._window_ids, self._samples, self._masked_after)[key]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        place = None if self._ring is None else self._ring.put(self._samples)
+        place = None if self._slots is None else self._slots.put(self._worker, self._samples)
         content = self._samples.tobytes() if place is None else place
         return (_unpack, (self._window_ids, content, self._samples.dtype, self._masked_after))
 
 
-def _unpack(
-    window_ids: Int64s, content: bytes | tuple[Any, ...], dtype: np.dtype[Any], masked_after: int | None
-) -> dict[str, torch.Tensor]:
+def _unpack(window_ids: Int64s, content: bytes | Place, dtype: np.dtype[Any], masked_after: int | None) -> Batch:
     if isinstance(content, bytes):
         return tensors(window_ids, np.frombuffer(content, dtype), masked_after)
     placed, mark = taken(content)
     unpacked = tensors(window_ids, placed.view(dtype), masked_after)
     mark[:] = 0
     return unpacked
+
+
+def _refuse(batches: Any, **_: Any) -> Any:
+    """For torch's `default_collate`, which would stack batches."""
+    raise InputError(
+        "a MixtureDataset yields whole batches, of its own batch_size, and a DataLoader puts them together once more. "
+        "Iterate dataset.loader(num_workers=…), or DataLoader(dataset, batch_size=None)."
+    )
+
+
+default_collate_fn_map[Batch] = default_collate_fn_map[PackedBatch] = _refuse

@@ -31,17 +31,15 @@ class PhaseRecords:
     def before(self, position: int) -> list[dict[str, Any]]:
         """Describe the phases begun before a position of the first pass, in values that JSON can hold.
 
-        Each has `first_sample`; `samples` that the blocks were planned for (None: whole blocks); `histogram` in base64;
-        `draw`; and `windows`, the fingerprint of a window selection, where there is one.
+        Each has `first_sample`; `histogram` in base64; `draw`; and `windows`, the fingerprint of a window selection,
+        where there is one.
         """
         records, first_sample = [], 0
         for index, phase in enumerate(self._mixture.phases):
             if first_sample >= position:
                 break
-            planned = None if phase.whole_blocks else phase.samples
             record = {
                 "first_sample": first_sample,
-                "samples": planned,
                 "histogram": "" if phase.windows is not None else self._histogram(index),
                 "draw": self._mixture.draw,
             }
@@ -53,13 +51,13 @@ class PhaseRecords:
 
     def check_continue(self, state: dict[str, Any]) -> None:
         """Raises ResumeError: up to the state's position these phases are not those that it was served by."""
-        saved, current = _saved_phases(state), self.before(state["position"])
+        saved, current = _saved_phases(state), self.before(state["samples"])
         for number, (then, now) in enumerate(zip(saved, current, strict=False), 1):
             if then != now:
                 raise ResumeError(f"cannot continue: phase {number} {_difference(then, now)}. {_REMEDY}")
         if len(saved) != len(current):
             raise ResumeError(
-                f"cannot continue: phases begun before sample {state['position']:,}: {len(saved)} in the checkpoint, "
+                f"cannot continue: phases begun before sample {state['samples']:,}: {len(saved)} in the checkpoint, "
                 f"{len(current)} in this mixture. {_REMEDY}"
             )
 
@@ -82,8 +80,7 @@ def phases_of_state(
         selections: those that phases were drawn from: a state holds just their fingerprints.
 
     Raises:
-        ResumeError: the state does not say, is damaged, ends within a phase whose blocks were planned for a length, or
-            was drawn from other selections.
+        ResumeError: the state does not say, is damaged, or was drawn from other selections.
     """
     by_fingerprint = {selection.fingerprint: selection for selection in selections}
     records = [record for record in _saved_phases(state) if record["first_sample"] < until]
@@ -91,20 +88,15 @@ def phases_of_state(
     for number, record in enumerate(records, 1):
         selection = _selection_of(record, by_fingerprint, number)
         end = until if number == len(records) else records[number]["first_sample"]
-        samples, planned = end - record["first_sample"], record["samples"]
-        if planned not in (None, samples):
-            raise ResumeError(
-                f"cannot continue at sample {end:,}: phase {number} was planned for {planned:,} samples and "
-                f"{samples:,} were served. Continue from the end of the phase, or from a phase of whole blocks."
-            )
+        samples = end - record["first_sample"]
         if selection is not None:
-            phases.append(Phase.of_windows(selection, dataset, samples, whole_blocks=planned is None))
+            phases.append(Phase.of_windows(selection, dataset, samples))
             continue
         try:
             histogram = decode_histogram(base64.b64decode(record["histogram"], validate=True), dataset)
         except (TypeError, ValueError) as error:
             raise ResumeError(f"the saved phase {number} is damaged ({error}). Use another checkpoint.") from error
-        phases.append(Phase(histogram, samples, whole_blocks=planned is None))
+        phases.append(Phase(histogram, samples))
     for unused in by_fingerprint.keys() - {record.get("windows") for record in records}:
         raise ResumeError(
             f"cannot continue: no phase up to sample {until:,} was drawn from the window selection {unused[:12]}. "
@@ -134,30 +126,28 @@ def _selection_of(
     return selections[windows]
 
 
-def check_identity(
-    state: dict[str, Any],
-    identity: dict[str, Any],
-    dataset: Dataset,
-    *,
-    worker: tuple[int | None, int | None] = (None, None),
-) -> None:
-    """Refuse what is no state of a dataset, or the state of another one.
+def check_state(state: dict[str, Any]) -> None:
+    """Raises ResumeError: it is no state of a MixtureDataset."""
+    numbers = [state.get(key) for key in ("pass", "position", "samples")]
+    if any(not isinstance(number, int) or number < 0 for number in numbers):
+        raise ResumeError(
+            f"not a state of MixtureDataset: pass, position and samples must be integers >= 0, got {numbers}. "
+            "States of order version 2 and before cannot be resumed."
+        )
+
+
+def check_identity(state: dict[str, Any], identity: dict[str, Any], dataset: Dataset) -> None:
+    """Refuse the state of another dataset, mixture, seed, …
 
     Args:
         state: the saved state.
-        identity: the entries that must be equal in it.
+        identity: the entries that must be equal in it (None: not there).
         dataset: the one that is to go on.
-        worker: number of this DataLoader worker and count of them, in a worker.
 
     Raises:
         ResumeError: names each part that differs, and what to do.
     """
-    position, samples = state.get("position"), state.get("samples", 0)
-    if not isinstance(position, int) or position < 0 or not isinstance(samples, int) or samples < 0:
-        raise ResumeError(f"not a state of MixtureDataset: position must be an integer >= 0, got {position!r}.")
     changed = [(key, state.get(key), now) for key, now in identity.items() if state.get(key) != now]
-    if state.get("num_workers") is not None and worker != (state.get("worker"), state["num_workers"]):
-        changed.append(("DataLoader worker", (state.get("worker"), state["num_workers"]), worker))
     if changed:
         parts = "; ".join(f"{key} was {str(then)[:12]}, is {str(now)[:12]}" for key, then, now in changed)
         raise ResumeError(
@@ -198,15 +188,9 @@ def _difference(then: dict[str, Any], now: dict[str, Any]) -> str:
         return f"was drawn from {_selection(then)}, now from {_selection(now)}"
     if then["histogram"] != now["histogram"]:
         return "was drawn by another histogram"
-    if then["draw"] != now["draw"]:
-        return f"had {then['draw']} draws, now {now['draw']}"
-    return f"was drawn in other blocks ({_blocks(then)}, now {_blocks(now)})"
+    return f"had {then['draw']} draws, now {now['draw']}"
 
 
 def _selection(record: dict[str, Any]) -> str:
     windows = record.get("windows")
     return "all windows" if windows is None else f"the window selection {windows[:12]}"
-
-
-def _blocks(record: dict[str, Any]) -> str:
-    return "whole blocks" if record["samples"] is None else f"planned for {record['samples']:,} samples"

@@ -1,63 +1,74 @@
-"""Messages between a MixtureDataset and its DataLoader workers: how far is planned, how the mixture changed.
+"""Memory that a MixtureDataset shares with its copies in DataLoader workers.
 
-A worker is a copy of the dataset in another process, forked or spawned; DataLoader has no channel to it. This one is an
-unnamed file, in memory where the system has such, that all copies hold open: a few mapped numbers, and a log of
-changes. It has no name, so nothing can be left behind, and its lock (POSIX, by process) is released by the kernel when
-a process dies in it.
+DataLoader has no channel to the datasets in its workers. This one is an unnamed file, in memory where the system has
+such, that all copies hold open. Three things go through it:
+
+* where the next iteration begins, said by the parent; how far workers have planned, and what they have read;
+* a log of changes of the mixture, written by the parent, which every process follows once, in order;
+* slots for the samples of batches (slots.py).
+
+It has no name, so nothing can be left behind, and its lock (POSIX, by process) is released by the kernel when a process
+dies in it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import multiprocessing.context
 import multiprocessing.reduction
 import os
+import secrets
 import struct
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
 from crisp_stream.errors import StorageError
 
-_HEADER_BYTES = 8192
-_MAX_WORKERS = 4096
+MAX_WORKERS = 1024
+_NUMBERS = 8
+_COLUMNS = 4  # per worker
+_HEADER_BYTES = -(-8 * (_NUMBERS + _COLUMNS * MAX_WORKERS) // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
 _NO_CEILING = -1
 _RECORD = struct.Struct("<Q")
 
+_here: WeakValueDictionary[int, Control] = WeakValueDictionary()
+"""Those of this process, by name."""
+
 
 class Control:
-    """Shared by a dataset and the copies of it that DataLoader makes."""
+    """Shared by a dataset and the copies of it that DataLoader makes. Made by the parent."""
 
-    def __init__(self, file: int | None = None) -> None:
+    def __init__(self, start: int = 0, *, shared: tuple[int, int, int] | None = None) -> None:
+        """Args:
+        start: position where the first iteration begins.
+        shared: descriptor, name and bytes of the log that are followed already, of one that another process made.
+        """
         self._file = -1
-        self._file = _unnamed_file() if file is None else file
+        self._file, self.name, self._followed = shared or (_unnamed_file(), secrets.randbits(62), 0)
         self._mapped = mmap.mmap(self._file, _HEADER_BYTES)
-        numbers = np.frombuffer(self._mapped, np.int64, (_HEADER_BYTES - _MAX_WORKERS) // 8, _MAX_WORKERS)
-        self._registered = np.frombuffer(self._mapped, np.int8, _MAX_WORKERS)
-        self._log_bytes, self._planned, self._ceiling = numbers[0:1], numbers[1:2], numbers[2:3]
-        self._begun, self._pass, self._at_start, self._key = (numbers[slot : slot + 1] for slot in range(3, 7))
-        if file is None:
-            self._ceiling[0] = _NO_CEILING
-        self._read_bytes = 0
+        numbers = np.frombuffer(self._mapped, np.int64, _NUMBERS + _COLUMNS * MAX_WORKERS)
+        self._log_end, self._planned, self._ceiling, self._iteration, self._start, self._workers, self._forgotten = (
+            numbers[slot : slot + 1] for slot in range(7)
+        )
+        columns = numbers[_NUMBERS:].reshape(_COLUMNS, MAX_WORKERS)
+        self._begun, self._followed_by, self._bytes_read, self._requests = columns
         self._thread_lock = threading.Lock()
+        _here[self.name] = self
+        if shared is None:
+            self._ceiling[0] = _NO_CEILING
+            self.begin(start)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if multiprocessing.context.get_spawning_popen() is not None:
-            return (_attach, (multiprocessing.reduction.DupFd(self._file),))
-        return (Control._copy, (bytes(self._mapped), os.pread(self._file, int(self._log_bytes[0]), _HEADER_BYTES)))
-
-    @staticmethod
-    def _copy(header: bytes, log: bytes) -> Control:
-        """A copy that shares nothing, where a dataset is pickled for another purpose than a worker."""
-        copied = Control()
-        copied._mapped[:] = header
-        os.pwrite(copied._file, log, _HEADER_BYTES)
-        return copied
+        assert multiprocessing.context.get_spawning_popen() is not None, "another copy shares nothing"
+        return (_attach, (multiprocessing.reduction.DupFd(self._file), self.name, self._followed))
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:  # `os` may be gone before this object
         if self._file >= 0:
@@ -72,38 +83,54 @@ class Control:
             finally:
                 fcntl.lockf(self._file, fcntl.LOCK_UN)
 
-    def begin_pass(self, worker: int, key: int, start: int, *, loaded: bool) -> tuple[int, bool]:
-        """Say that a worker begins to iterate.
+    # Iterations.
 
-        Args:
-            worker: number of the worker.
-            key: the same for all workers of an iteration, most likely another for another iteration.
-            start: the pass in which the position lies where the first iteration begins.
-            loaded: that position was loaded in the worker itself, for this iteration.
-
-        Returns:
-            The pass that this iteration serves, and whether it begins at that position, not with the pass.
-        """
-        key &= (1 << 62) - 1
+    def begin(self, start: int, num_workers: int = -1) -> None:
+        """Say where the next iteration begins, and how many workers it has (-1: not known); the parent does."""
         with self._locked():
-            if self._begun[0] == 0 or self._key[0] != key or self._registered[worker]:
-                self._registered[:] = 0
-                self._at_start[0] = loaded or self._begun[0] == 0
-                self._pass[0] = start if self._at_start[0] else self._pass[0] + 1
-                self._begun[0] += 1
-                self._key[0] = key
-            self._registered[worker] = 1
-            return int(self._pass[0]), bool(self._at_start[0])
+            self._iteration[0] += 1
+            self._start[0] = self._planned[0] = start
+            self._workers[0] = num_workers
+
+    def join(self, worker: int) -> int | None:
+        """Take part in the iteration that was begun; returns its first position, None if this worker has taken part."""
+        with self._locked():
+            if self._begun[worker] == self._iteration[0]:
+                return None
+            self._begun[worker], self._followed_by[worker] = self._iteration[0], self._followed
+            return int(self._start[0])
 
     @property
-    def current_pass(self) -> int | None:
-        """The pass that is being served, or was last; None before the first iteration."""
-        return int(self._pass[0]) if self._begun[0] else None
+    def start(self) -> int:
+        """First position of the iteration."""
+        return int(self._start[0])
 
     @property
-    def planned(self) -> int:
-        """Position before which workers have planned what to serve."""
-        return int(self._planned[0])
+    def knows_workers(self) -> bool:
+        """Whether the iteration was begun with a known number of workers."""
+        return bool(self._workers[0] >= 0)
+
+    @property
+    def joined(self) -> bool:
+        """Whether a worker takes part in the iteration."""
+        return bool((self._begun == self._iteration[0]).any())
+
+    def count(self, worker: int, bytes_read: int, requests: int) -> None:
+        """Add what a worker has read."""
+        self._bytes_read[worker] += bytes_read
+        self._requests[worker] += requests
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes read by all workers, in all iterations."""
+        return int(self._bytes_read.sum())
+
+    @property
+    def requests(self) -> int:
+        """Requests by all workers, in all iterations."""
+        return int(self._requests.sum())
+
+    # Changes of the mixture.
 
     def plan(self, stop: int) -> bool:
         """Claim the positions before `stop` for the mixture as it is known; False when that has to wait for a change
@@ -114,33 +141,63 @@ class Control:
             self._planned[0] = max(int(self._planned[0]), stop)
             return True
 
-    def hold(self) -> int:
-        """Let workers plan nothing more; returns the position before which they have planned."""
+    def hold(self) -> tuple[int, int]:
+        """Let workers plan nothing more; returns the first position of the iteration, and the one before which they
+        have planned."""
         with self._locked():
             self._ceiling[0] = self._planned[0]
-            return int(self._planned[0])
+            return int(self._start[0]), int(self._planned[0])
 
     def release(self, record: bytes | None) -> None:
-        """Let workers go on, after a change (None: there was none)."""
+        """Let workers go on, after a change (None: there was none), which this process has made already."""
         with self._locked():
             if record is not None:
-                end = _HEADER_BYTES + int(self._log_bytes[0])
-                content = _RECORD.pack(len(record)) + record
-                while content:  # a write may be partial
-                    written = os.pwrite(self._file, content, end)
-                    content, end = content[written:], end + written
-                self._log_bytes[0] = end - _HEADER_BYTES
+                self._append(record)
             self._ceiling[0] = _NO_CEILING
 
-    def new_records(self) -> list[bytes]:
-        """The changes since the last call in this process."""
+    def append(self, record: bytes) -> None:
+        """Write to the log what this process has done already."""
+        with self._locked():
+            self._append(record)
+
+    def _append(self, record: bytes) -> None:
+        end = _HEADER_BYTES + int(self._log_end[0])
+        content = _RECORD.pack(len(record)) + record
+        while content:  # a write may be partial
+            written = os.pwrite(self._file, content, end)
+            content, end = content[written:], end + written
+        self._log_end[0] = self._followed = end - _HEADER_BYTES
+        self._forget()
+
+    def _forget(self) -> None:
+        """Give back the memory of records that all workers have followed. Where their number is not known, nothing."""
+        workers = slice(0, max(0, int(self._workers[0])))
+        if (self._begun[workers] != self._iteration[0]).any():
+            return
+        followed = int(self._followed_by[workers].min(initial=self._followed)) if self._workers[0] >= 0 else 0
+        page = mmap.ALLOCATIONGRANULARITY
+        first, stop = int(self._forgotten[0]), followed // page * page
+        if stop > first and hasattr(mmap, "MADV_REMOVE"):
+            with mmap.mmap(self._file, stop - first, offset=_HEADER_BYTES + first) as old, contextlib.suppress(OSError):
+                old.madvise(mmap.MADV_REMOVE)
+            self._forgotten[0] = stop
+
+    def new_records(self, worker: int | None = None) -> list[bytes]:
+        """The records since the last call in this process."""
         records = []
-        while self._read_bytes < int(self._log_bytes[0]):
-            at = _HEADER_BYTES + self._read_bytes
+        while self._followed < int(self._log_end[0]):
+            at = _HEADER_BYTES + self._followed
             (length,) = _RECORD.unpack(os.pread(self._file, _RECORD.size, at))
             records.append(os.pread(self._file, length, at + _RECORD.size))
-            self._read_bytes += _RECORD.size + length
+            self._followed += _RECORD.size + length
+        if worker is not None:
+            self._followed_by[worker] = self._followed
         return records
+
+
+def control_named(name: int) -> Control | None:
+    """The control of this name in this process."""
+    return _here.get(name)
 
 
 def _unnamed_file() -> int:
@@ -156,5 +213,5 @@ def _unnamed_file() -> int:
     return descriptor
 
 
-def _attach(duplicate: Any) -> Control:
-    return Control(duplicate.detach())
+def _attach(duplicate: Any, name: int, followed: int) -> Control:
+    return Control(shared=(duplicate.detach(), name, followed))

@@ -1,62 +1,45 @@
-"""MixtureDataset: the sample order and the reader as a torch IterableDataset.
+"""MixtureDataset: the sample order and the reader as a torch IterableDataset of whole batches.
 
 Not a subclass of `streaming.StreamingDataset`, whose plan is as long as an epoch, which was measured to spend 230 µs
 of CPU per sample (this one: 4), and which lives on machine-global shared memory. Every process computes its own part
 of the order; ranks share nothing but the cache folder.
+
+A place in the stream is one number, the samples over all ranks and passes before it. It is kept by the process that
+trains: nothing about it is inferred from what workers did.
 """
 
 from __future__ import annotations
 
-import logging
-import time
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
-from crisp_stream.errors import InputError, StorageError
+from crisp_stream.errors import InputError
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.histograms.mixture import Mixture
-from crisp_stream.loading.batches import PackedBatch, tensors
-from crisp_stream.loading.continuation import PhaseRecords, check_identity
+from crisp_stream.loading.batches import Batch, PackedBatch, tensors
+from crisp_stream.loading.continuation import PhaseRecords, check_identity, check_state
 from crisp_stream.loading.control import Control
-from crisp_stream.loading.reader import ReadOptions, Ticket, WindowReader
-from crisp_stream.loading.ring import Ring, made_ring
-from crisp_stream.loading.runs import RunPlan
-from crisp_stream.loading.stream import Stream, apply_change, encode_change
+from crisp_stream.loading.loader import MixtureLoader
+from crisp_stream.loading.reader import ReadOptions, read_windows
+from crisp_stream.loading.serving import BatchSizes, Serving
+from crisp_stream.loading.slots import MAX_WORKERS, made_slots
+from crisp_stream.loading.stream import Stream, change_record, restore_record
 from crisp_stream.loading.topology import Topology, agreed
-from crisp_stream.order.draws import Int64s
 from crisp_stream.order.order import ORDER_VERSION, SampleOrder
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Start:
-    """Place where the next iteration begins."""
-
-    position: int = 0
-    pass_number: int = 0
-    skipped_samples: int = 0
-    """Samples of the first batch that were served before."""
-    in_worker: bool = False
-    """Whether a DataLoader worker loaded this: then `position` is that of the worker's next batch."""
+from crisp_stream.typed import whole_number
 
 
-class MixtureDataset(IterableDataset[dict[str, Any]]):
-    """Samples of a dataset in the proportions of a mixture: exact, elastic, resumable.
+class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
+    """Batches of a dataset in the proportions of a mixture: exact, elastic, resumable.
 
-    Iterating yields this rank's samples (or batches) from the current position to the end of the mixture; iterating
-    again goes on with the next pass over a mixture that has an end (no window repeats before its cluster is exhausted,
-    over all passes), and begins at the same position again with an open-ended one. With DataLoader workers, worker w
-    makes every num_workers-th batch, so the order of batches does not depend on their number.
+    Iterate `dataset.loader(…)`, or the dataset itself. An iteration yields this rank's batches from where the stream
+    stands to the end of the pass; the next one goes on from there. No window repeats before its cluster is exhausted,
+    over all passes.
     """
 
     def __init__(
@@ -67,10 +50,10 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         batch_size: int,
         seed: int = 0,
         reading: ReadOptions | None = None,
-        yield_batches: bool = False,
         replication: int = 1,
         drop_last: bool = True,
         num_samples: int | None = None,
+        same_pass: bool = False,
     ) -> None:
         """Args:
             data: an opened dataset, or the root of one: a local folder (read in place) or s3://, gs://, az://, https://
@@ -79,27 +62,35 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
             batch_size: samples per batch of this rank; the global batch is that times the groups of ranks.
             seed: of the sample order.
             reading: cache folder and its limit, timeout and lookahead; the defaults when None.
-            yield_batches: yield whole batches, for `DataLoader(dataset, batch_size=None)`, instead of samples.
             replication: so many consecutive ranks get the same samples (a tensor-parallel group).
             drop_last: leave out a last global batch that is not full. Otherwise it is served smaller, equally large
                 on all ranks; what cannot be shared equally is left out.
             num_samples: samples that training will take, over all ranks, when an open-ended mixture has a known end:
                 nothing beyond is planned or fetched ahead. It never changes what is served.
+            same_pass: serve the same samples in every iteration, for evaluation; the mixture must have an end.
 
         Raises:
             FormatError, StorageError: the root cannot be opened.
-            InputError: the mixture does not fit the dataset, or a number is out of range.
+            InputError: the mixture does not fit the dataset, or an argument is of the wrong kind or out of range.
         """
-        for name, value in (("batch_size", batch_size), ("num_samples", num_samples)):
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1, got {value}.")
+        if not isinstance(mixture, Mixture):
+            if not isinstance(mixture, Histogram):
+                raise InputError(f"MixtureDataset needs a Mixture or a Histogram, got {type(mixture).__name__}.")
+            mixture = Mixture.from_histogram(mixture)
+        batch_size = whole_number(batch_size, "batch_size", least=1)
+        seed = whole_number(seed, "seed")
+        self._num_samples = None if num_samples is None else whole_number(num_samples, "num_samples", least=1)
+        if same_pass and mixture.num_samples is None:
+            raise InputError("same_pass needs a mixture with an end: give its last phase a number of samples.")
         self._reading = ReadOptions() if reading is None else reading
+        if not isinstance(data, Dataset) and not str(data):
+            raise InputError("MixtureDataset needs a dataset or the root of one, got an empty path.")
         self.dataset = data if isinstance(data, Dataset) else open_dataset(data, timeout=self._reading.timeout)
-        self.mixture = mixture
-        self.batch_size = batch_size
-        self.seed = seed
-        self.topology = Topology.current(replication=replication)
-        self._yield_batches, self._drop_last, self._num_samples = yield_batches, drop_last, num_samples
+        self.mixture, self.batch_size, self.seed, self._same_pass = mixture, batch_size, seed, same_pass
+        self.topology = Topology.current(replication=whole_number(replication, "replication", least=1))
+        self._sizes = BatchSizes(
+            batch_size=batch_size, num_replicas=self.topology.num_replicas, drop_last=bool(drop_last)
+        )
         self._stream = Stream(self.dataset, mixture, seed=seed)
         self._identity = {
             "order_version": ORDER_VERSION,
@@ -109,264 +100,298 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         }
         self._phase_records = PhaseRecords(mixture, self.dataset)
         self._control = Control()
-        self._start = _Start()
-        self._iterations = 0
-        self._served: dict[str, int] | None = None
-        self._readers: list[WindowReader] = []
-        self._ring: Ring | None = None
+        self._slots = made_slots(batch_size * self.dataset.manifest.sample_bytes)
+        self._place = 0
+        """Where the stream stands: samples over all ranks and passes that were delivered."""
+        self._pass_start = 0
+        """Position at which the pass began that was iterated last."""
+        self._began = 0
+        """Position at which the last iteration began."""
+        self._worker_place: int | None = None
+        """In a DataLoader worker: position of its next batch."""
+
+    def loader(
+        self,
+        num_workers: int = 0,
+        *,
+        prefetch_factor: int | None = None,
+        pin_memory: bool = False,
+        persistent_workers: bool = False,
+        multiprocessing_context: Any = None,
+        worker_init_fn: Any = None,
+        timeout: float | None = None,
+    ) -> MixtureLoader:
+        """Make a `torch.utils.data.DataLoader` of this dataset's batches, which knows what it has delivered.
+
+        Args:
+            num_workers: processes that read; worker w makes every num_workers-th batch, so that the order of batches
+                does not depend on their number. With 0 the training process reads.
+            prefetch_factor, pin_memory, persistent_workers, multiprocessing_context, worker_init_fn: as of DataLoader.
+            timeout: seconds without a batch after which a worker is given up; by default two and a half times that of
+                `reading`.
+
+        Raises:
+            InputError: a number is out of range.
+        """
+        num_workers = whole_number(num_workers, "num_workers", least=0, most=MAX_WORKERS)
+        limit = 2.5 * self._reading.timeout if timeout is None else timeout
+        return MixtureLoader(
+            self,
+            num_workers=num_workers,
+            prefetch_factor=prefetch_factor,
+            pin_memory=pin_memory,
+            persistent_workers=persistent_workers,
+            multiprocessing_context=multiprocessing_context,
+            worker_init_fn=worker_init_fn,
+            timeout=limit if num_workers else 0,
+        )
 
     def order(self) -> SampleOrder:
         """Return the sample order from position 0; one pass of it, where the mixture has an end."""
         return self._stream.copied_order() if self._stream.changed else self._stream.fresh_order()
 
+    def window(self, window_id: int) -> Batch:
+        """Read one window of the dataset: a batch of one, as an iteration would yield it.
+
+        Raises:
+            InputError: there is no such window.
+            CorruptDataError, StorageError: it cannot be read.
+        """
+        number = whole_number(window_id, "window", least=0, most=self.dataset.manifest.num_windows - 1)
+        ids = torch.tensor([number]).numpy()
+        return tensors(ids, read_windows(self.dataset, ids), self._masked_after)
+
     @property
     def global_batch_size(self) -> int:
         """Samples of a batch over all ranks."""
-        return self.batch_size * self.topology.num_replicas
+        return self._sizes.of_all
 
     @property
     def bytes_read(self) -> int:
-        """Bytes read from the root by this process (DataLoader workers count their own)."""
-        return sum(reader.bytes_read for reader in self._readers)
+        """Bytes read from the root by this process and its DataLoader workers."""
+        return self._control.bytes_read
 
     @property
     def requests(self) -> int:
-        """Requests made to a remote root by this process (DataLoader workers count their own)."""
-        return sum(reader.requests for reader in self._readers)
+        """Requests made to a remote root by this process and its DataLoader workers."""
+        return self._control.requests
+
+    def __len__(self) -> int:
+        """Number of batches of a whole pass. Raises TypeError: the mixture has no end."""
+        if self._stream.pass_samples is None:
+            raise TypeError("the mixture is open-ended, so its stream has no length; give its last phase samples=")
+        return self._sizes.left(0, self._stream.pass_samples)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        phases = f"{len(self.mixture.phases)} phase{'s' * (len(self.mixture.phases) > 1)}"
+        end = self._stream.pass_samples
+        return (
+            f"MixtureDataset({self.dataset.root!r}, {phases}, {'no end' if end is None else f'{end:,} samples'}, "
+            f"batches of {self.batch_size} x {self._sizes.num_replicas}, seed {self.seed}, at sample {self._place:,})"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_readers": [], "_ring": None}
+        state = dict(self.__dict__)
+        if not _starting_a_process():  # another copy: it shares nothing, and stands where this one does
+            state["_control"] = state["_slots"] = None
+        return state
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        worker = get_worker_info()
-        worker_id, step, key = (0, 1, 0) if worker is None else (worker.id, worker.num_workers, worker.seed - worker.id)
-        self._iterations += 1
-        start = self._begin_pass(worker_id, self._iterations + key)
-        self._served = {"position": start.position, "samples": start.skipped_samples, "pass": start.pass_number}
-        if worker_id == 0:
-            self._report_tail(start.position)
-        runs = RunPlan(self.dataset, *self._order_of_runs())
-        reader = WindowReader(self.dataset, self._reading, runs=runs)
-        self._readers.append(reader)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._control is None:
+            self._control = Control(self._place)
+            self._slots = made_slots(self.batch_size * self.dataset.manifest.sample_bytes)
+
+    @property
+    def _masked_after(self) -> int | None:
         manifest = self.dataset.manifest
-        masked_after = manifest.tokenizer.eot_id if manifest.packing == "document" else None
-        if self._ring is None and worker is not None and self._yield_batches:
-            self._ring = made_ring(self.batch_size * manifest.sample_bytes)  # for all iterations of a worker that stays
-        with reader:
-            skipped = start.skipped_samples
-            for position, window_ids, samples in self._planned(reader, runs, start.position, step):
-                after = position + step * self.global_batch_size
-                if not self._yield_batches:
-                    yield from self._samples(tensors(window_ids, samples, masked_after), skipped, position, after)
-                else:
-                    self._served.update(position=after, samples=0)
-                    if worker is None:
-                        yield tensors(window_ids, samples, masked_after)
-                    else:  # arrives as dict
-                        yield PackedBatch(window_ids, samples, masked_after, self._ring)  # pyright: ignore[reportReturnType]
-                skipped = 0
-                self._stream.order.forget_before(max(start.position, position - self.global_batch_size))
+        return manifest.tokenizer.eot_id if manifest.packing == "document" else None
 
-    def _samples(
-        self, batch: dict[str, torch.Tensor], skipped: int, position: int, after: int
-    ) -> Iterator[dict[str, Any]]:
-        assert self._served is not None
-        num_samples = len(batch["window"])
-        for row in range(skipped, num_samples):
-            last = row == num_samples - 1
-            self._served.update(position=after if last else position, samples=0 if last else row + 1)
-            yield {
-                "input_ids": batch["input_ids"][row],
-                "labels": batch["labels"][row],
-                "cluster": int(batch["cluster"][row]),
-                "window": int(batch["window"][row]),
-            }
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        worker = get_worker_info()
+        if worker is not None:
+            return self._batches_of_worker(worker.id, worker.num_workers)
+        self.begin_iteration(num_workers=0)
+        return self._batches()
 
-    def _begin_pass(self, worker_id: int, key: int) -> _Start:
-        """Begin a pass in this process; returns the place of its first batch."""
-        start, end = self._start, self._stream.pass_samples
-        number, at_start = self._control.begin_pass(worker_id, key, start.pass_number, loaded=start.in_worker)
-        self._update_stream()
-        self._stream.begin_pass(number)
-        ahead = worker_id * self.global_batch_size
-        if end is not None and not at_start:
-            begun = _Start(position=number * end + ahead, pass_number=number)
-        elif start.in_worker:
-            begun = _Start(position=start.position, pass_number=number, skipped_samples=start.skipped_samples)
-        else:
-            skipped = start.skipped_samples if worker_id == 0 else 0  # of the first batch alone
-            begun = _Start(position=start.position + ahead, pass_number=number, skipped_samples=skipped)
-        if end is not None and start.in_worker:
-            self._start = _Start(pass_number=number)  # a worker that stays for the next iteration
-        return begun
+    def begin_iteration(self, num_workers: int) -> int:
+        """Say to workers that an iteration begins where the stream stands; returns that position. Loaders call this."""
+        if self._same_pass:
+            self._place = 0
+        self._began = self._place
+        self._pass_start = self._start_of_pass(self._place)
+        self._control.begin(self._place, num_workers)
+        return self._place
 
-    def _order_of_runs(self) -> tuple[SampleOrder, int | None]:
-        """The order in which windows will be read, and the position where reading ends, where that is known."""
-        order = self._stream.copied_order()
-        if self._stream.changed or self.mixture.draw != "systematic":
-            return order, None
-        ends = [] if order.num_samples is None else [order.num_samples]
-        if self._num_samples is not None:
-            ends.append(-(-self._num_samples // self.global_batch_size) * self.global_batch_size)
-        return order, min(ends, default=None)
+    def delivered(self, position: int) -> int:
+        """Take note that the batch at a position was delivered; returns that of the next. Loaders call this."""
+        self._place = self._sizes.after(position, self._stream.end_of_pass(position))
+        self._stream.forget_before(self._place)
+        return self._place
 
-    def _planned(
-        self, reader: WindowReader, runs: RunPlan, first: int, step: int
-    ) -> Iterator[tuple[int, Int64s, NDArray[Any]]]:
-        """Position, window ids and samples of this process's batches.
+    def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
+        serving = self._serving(self._began, None, 1)
+        serving.report_tail(self._began)
+        with serving.reader:
+            for position, window_ids, samples in serving:
+                self._count_reads(serving, 0)
+                batch = tensors(window_ids, samples, self._masked_after)
+                self.delivered(position)
+                yield batch
 
-        Groups of batches are planned ahead and fetched together; they grow, so that the first batch is not kept waiting
-        and later requests can be joined.
-        """
-        waiting: deque[tuple[list[int], Ticket]] = deque()
-        position, group, windows_ahead = first, 1, 0
-        largest = max(1, self._reading.lookahead // (4 * self.batch_size))
-        while True:
-            while windows_ahead < self._reading.lookahead:
-                starts = self._claim(runs, position, step, group, needed=not waiting)
-                if not starts:
-                    break
-                sizes = [self._batch_size_at(start) for start in starts]
-                parts = [self.topology.positions(start, size) for start, size in zip(starts, sizes, strict=True)]
-                ticket = reader.prefetch(*self._stream.order.draws(np.concatenate(parts)))
-                waiting.append((starts, ticket))
-                windows_ahead += len(ticket.window_ids)
-                position = starts[-1] + step * self.global_batch_size
-                if group < largest:
-                    group *= 2
-                    break  # hand out the first batches before planning further ahead
-            if not waiting:
-                return
-            starts, ticket = waiting.popleft()
-            windows_ahead -= len(ticket.window_ids)
-            # What was fetched is read at once, each run a single time; a local batch is read while it is in the caches.
-            samples = None if self.dataset.store.is_local else reader.read_ticket(ticket)
-            row = 0
-            for start in starts:
-                part = slice(row, row + self._batch_size_at(start))
-                ids = ticket.window_ids[part]
-                yield start, ids, reader.read(ids, ticket.rows[part]) if samples is None else samples[part]
-                row = part.stop
-
-    def _claim(self, runs: RunPlan, position: int, step: int, group: int, *, needed: bool) -> list[int]:
-        """Claim this process's next batches, at most `group`, for the mixture as it is now known; returns their starts.
-
-        Beyond `num_samples` only what is `needed` now: one batch.
-        """
-        starts = [position + number * step * self.global_batch_size for number in range(group)]
-        starts = [start for start in starts if self._batch_size_at(start)]
-        if self._num_samples is not None and starts and starts[-1] >= self._num_samples:
-            starts = [start for start in starts if start < self._num_samples] or starts[: int(needed)]
-        if starts:
-            until = time.monotonic() + self._reading.timeout
-            while not self._control.plan(starts[-1] + self.global_batch_size):
-                if time.monotonic() > until:
-                    raise StorageError(
-                        f"a change of the mixture was begun but not finished within {self._reading.timeout:.0f} s. "
-                        "set_proportions must be called on every rank."
-                    )
-                time.sleep(0.002)
-        if self._update_stream():
-            runs.forget_stop()
-        return starts
-
-    def _batch_size_at(self, position: int) -> int:
-        """Samples of this rank in the global batch at a position; 0 at the end of the pass."""
-        end = self._stream.order.num_samples
-        left = self.global_batch_size if end is None else end - position
-        if left >= self.global_batch_size:
-            return self.batch_size
-        return 0 if self._drop_last else max(0, left) // self.topology.num_replicas
-
-    def _report_tail(self, first: int) -> None:
-        """Say which samples will be left out at the end of a pass, which is served from position `first`."""
-        end = self._stream.order.num_samples
-        left = 0 if end is None else max(0, end - first) % self.global_batch_size
-        left_out = left if self._drop_last else left % self.topology.num_replicas
-        if left_out:
-            log.warning(
-                "the last %d samples of the mixture do not fill a global batch of %d", left_out, self.global_batch_size
+    def _batches_of_worker(self, worker: int, num_workers: int) -> Iterator[dict[str, torch.Tensor]]:
+        start = self._control.join(worker)
+        if self._worker_place is not None:  # loaded in this worker
+            first, self._worker_place = self._worker_place, None
+            start = first - worker * self.global_batch_size
+        elif start is None and self._same_pass:
+            start = 0
+        elif start is None:
+            raise InputError(
+                "the batches from here on were served already: a DataLoader does not say what it delivered. Iterate "
+                "dataset.loader(num_workers=…), or give the place with load_state_dict before each iteration."
             )
+        serving = self._serving(start, worker, num_workers)
+        if worker == 0:
+            serving.report_tail(start)
+        self._worker_place = start + worker * self.global_batch_size
+        with serving.reader:
+            for position, window_ids, samples in serving:
+                self._count_reads(serving, worker)
+                self._worker_place = position + num_workers * self.global_batch_size
+                slots = self._slots if worker < MAX_WORKERS else None
+                # It arrives as a Batch.
+                yield PackedBatch(window_ids, samples, self._masked_after, slots, worker)  # pyright: ignore[reportReturnType]
+                self._stream.forget_before(position)
+        self._worker_place = None
 
-    def _update_stream(self) -> bool:
-        records = self._control.new_records()
-        for record in records:
-            apply_change(record, self._stream, self.dataset)
-        return bool(records)
+    def _serving(self, start: int, worker: int | None, num_workers: int) -> Serving:
+        return Serving(
+            self.dataset,
+            self._stream,
+            self._control,
+            sizes=self._sizes,
+            topology=self.topology,
+            reading=self._reading,
+            start=start,
+            worker=worker,
+            num_workers=num_workers,
+            num_samples=self._num_samples,
+        )
+
+    def _count_reads(self, serving: Serving, worker: int) -> None:
+        self._control.count(worker, *serving.reader.take_counts())
 
     def set_proportions(self, histogram: Histogram, at_sample: int | None = None) -> int:
         """Follow another histogram from a future sample on, while training runs. Every rank must make the same call.
 
         Workers have planned ahead (`lookahead`, and what DataLoader prefetches), so the change can stand no earlier
-        than the first global batch that no worker of any rank has planned. It lasts to the end of the mixture (of this
-        pass) or to the next change, takes the place of phases that were to come, is part of `state_dict`, and is
-        replayed exactly on resume. It has no `max_repeats`.
+        than the first global batch that no worker of any rank has planned. It lasts to the end of its pass or to the
+        next change, takes the place of phases that were to come, is part of `state_dict`, and is replayed exactly on
+        resume. It has no `max_repeats`.
 
         Args:
             histogram: of the dataset's tree.
-            at_sample: position over all ranks; the earliest possible when None.
+            at_sample: position over all ranks and passes; the earliest possible when None.
 
         Returns:
             The position from which the histogram is followed.
 
         Raises:
-            InputError: the histogram does not fit, the position is planned already or beyond the end, or ranks do
-                not agree.
+            InputError: the histogram does not fit, the position is planned already, or ranks do not agree.
         """
         self._stream.check(histogram)
-        self._update_stream()
+        at_sample = None if at_sample is None else whole_number(at_sample, "at_sample", least=0)
         record = None
-        number, end = self._control.current_pass, self._stream.pass_samples
-        first = self._start.position if end is None or number in (None, self._start.pass_number) else number * end
-        planned = max(self._control.hold(), first)
+        first, planned = self._control.hold()
         try:
             ahead = -(-(planned - first) // self.global_batch_size) * self.global_batch_size
             planned = agreed(first + ahead, histogram, at_sample)
-            earliest = max(planned, self._stream.last_change)
+            end = self._stream.end_of_pass(first)
+            if end is not None and first < planned and not self._sizes.at(planned, end):
+                planned = max(planned, end)  # what is left of the pass is not served
+            earliest = max(planned, self._stream.last_change or 0)
             at = earliest if at_sample is None else at_sample
             if at < earliest:
                 raise InputError(
                     f"at_sample {at:,} is planned already; the mixture can be changed from sample {earliest:,} on. "
                     "Ask earlier, or lower lookahead."
                 )
-            self._stream.change(at, histogram, planned_before=planned)
-            record = encode_change(at, histogram, planned_before=planned)
+            self._stream.change(at, histogram)
+            record = change_record(at, histogram)
         finally:
             self._control.release(record)
-        self._control.new_records()  # the change just made
         return at
 
     def state_dict(self, num_samples: int | None = None, from_beginning: bool = True) -> dict[str, Any]:
         """Say where training stands, to be saved with a checkpoint.
 
         Args:
-            num_samples: samples of this pass that all ranks have trained on. None: what this process has handed out,
-                in a DataLoader worker the part of that worker (which torchdata's StatefulDataLoader saves).
-            from_beginning: counted from the beginning of the pass, else from where this dataset started.
+            num_samples: samples of the current pass that all ranks have trained on; after its last batch was delivered,
+                0 stands for the beginning of the next one. None: what was delivered; in a DataLoader worker the part of
+                that worker (which torchdata's StatefulDataLoader saves).
+            from_beginning: counted from the beginning of the pass, else from where the last iteration began.
 
         Raises:
-            InputError: num_samples is None where DataLoader workers make the batches.
+            InputError: it cannot be so many, or num_samples is None where another DataLoader than `loader` has workers.
         """
+        worker = get_worker_info()
+        if worker is not None:
+            return self._state_of_worker(worker.id, worker.num_workers)
+        foreign = self._control.joined and not self._control.knows_workers
         if num_samples is None:
-            return self._state_of_process()
-        self._update_stream()
-        end, number = self._stream.pass_samples, self._control.current_pass
-        begun = self._start.pass_number if number is None else number
-        base = begun * (end or 0)
-        if end is not None and num_samples == 0 and number is not None and self._control.planned >= base + end:
-            base += end  # between two passes
-        if not from_beginning and begun == self._start.pass_number:
-            base = self._start.position
-        position = base + num_samples
-        known = not self._stream.changed and (end is None or position <= end)
+            if foreign:
+                raise InputError("DataLoader workers make the batches: say how many samples were trained on.")
+            return self._state(self._place)
+        count, end = whole_number(num_samples, "num_samples", least=0), self._stream.end_of_pass(self._pass_start)
+        if count == 0 and self._place == end:
+            return self._state(self._place)
+        if count == 0 and foreign and end is not None:
+            raise InputError(
+                "num_samples 0 is the beginning of this pass or of the next: a DataLoader does not say what it "
+                "delivered. Iterate dataset.loader(num_workers=…)."
+            )
+        position = count + (self._pass_start if from_beginning else self._began)
+        if end is not None and position > end:
+            raise InputError(
+                f"num_samples counts those of one pass, which has {self._stream.pass_samples:,}; got {count:,}."
+            )
+        if not foreign and position > self._place:
+            raise InputError(
+                f"num_samples must be at most what was delivered in this pass, {count - position + self._place:,}; "
+                f"got {count:,}. To stand at another sample: skip_to."
+            )
+        if position < (end or position) and not self._sizes.at(position, end):
+            position = end or position  # what is left of the pass is not served
+        return self._state(position)
+
+    def _state(self, position: int) -> dict[str, Any]:
+        number, rest = divmod(position, self._stream.pass_samples) if self._stream.pass_samples else (0, position)
+        known = not self._stream.changed and (number == 0 or position == self._stream.pass_samples)
         phases = {"phases": self._phase_records.before(position)} if known else {}
-        return {"position": position, **self._identity, **self._stream.state(position), **phases}
+        return {
+            "pass": number,
+            "position": rest,
+            "samples": position,
+            **self._identity,
+            "global_batch_size": self.global_batch_size,
+            **self._stream.state(position),
+            **phases,
+        }
+
+    def _state_of_worker(self, worker: int, num_workers: int) -> dict[str, Any]:
+        place = self._worker_place
+        if place is None:
+            place = self._control.start + worker * self.global_batch_size
+        return {**self._state(place), "worker": worker, "num_workers": num_workers}
 
     def continued_state(self, obj: dict[str, Any]) -> dict[str, Any]:
         """Make the state with which this mixture goes on where another one stood: continued pretraining.
 
-        Up to there both mixtures must be the same: begun at the same samples, drawn by the same histograms and in the
-        same blocks (`Phase.whole_blocks`, unless the checkpoint stands at the end of the phase).
+        Up to there both mixtures must be the same: begun at the same samples, drawn by the same histograms.
 
         Args:
             obj: from `state_dict(num_samples)`, over the same dataset and with the same seed.
@@ -374,51 +399,55 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         Raises:
             ResumeError: they are not the same, or the state does not say.
         """
-        identity = {key: value for key, value in self._identity.items() if key != "mixture"}
-        check_identity(obj, identity, self.dataset)
+        check_identity(obj, {key: value for key, value in self._identity.items() if key != "mixture"}, self.dataset)
         self._phase_records.check_continue(obj)
-        return {"position": obj["position"], **self._identity}
-
-    def _state_of_process(self) -> dict[str, Any]:
-        """The state after what this process, perhaps a DataLoader worker, has handed out."""
-        worker = get_worker_info()
-        if self._served is None:
-            if worker is None and self._control.current_pass is not None:
-                raise InputError("DataLoader workers make the batches: say how many samples were trained on.")
-            served = {"position": self._start.position, "samples": 0, "pass": self._start.pass_number}
-            if worker is not None and not self._start.in_worker:
-                served["position"] += worker.id * self.global_batch_size
-        else:
-            served = dict(self._served)
-        place = {} if worker is None else {"worker": worker.id, "num_workers": worker.num_workers}
-        return {**served, **place, **self._identity, **self._stream.state(served["position"])}
+        number, rest = divmod(obj["samples"], self._stream.pass_samples or (obj["samples"] + 1))
+        return {**obj, "pass": number, "position": rest, **self._identity}
 
     def load_state_dict(self, obj: dict[str, Any]) -> None:
-        """Continue from a saved state; call before iterating. Any number of nodes, ranks and workers may continue it.
+        """Continue from a saved state, at the next iteration. Any number of nodes, ranks and workers may continue it.
 
-        (The state of a DataLoader worker, which torchdata saves, is continued by the same worker of as many.)
+        (The state of a DataLoader worker, which torchdata saves, is continued by the same worker of as many, with
+        batches of the same size.)
 
         Raises:
             ResumeError: the state belongs to another dataset, mixture, seed or order version, or is not a state.
         """
+        check_state(obj)
         worker = get_worker_info()
-        place = (None, None) if worker is None else (worker.id, worker.num_workers)
-        check_identity(obj, self._identity, self.dataset, worker=place)
-        position, samples = obj["position"], obj.get("samples", 0)
+        expected: dict[str, Any] = {} if worker is None else {"worker": worker.id, "num_workers": worker.num_workers}
+        if worker is not None or "num_workers" in obj:
+            expected["global_batch_size"] = self.global_batch_size
+        for key in ("worker", "num_workers"):
+            expected.setdefault(key, None)
+        check_identity(obj, {**self._identity, **expected}, self.dataset)
         self._stream.restore(obj)
-        end = self._stream.pass_samples
-        number = obj.get("pass", 0 if end is None else position // end)
-        if (
-            end is not None
-            and "pass" not in obj
-            and self._drop_last
-            and (number + 1) * end - position < self.global_batch_size
-        ):
-            number, position = number + 1, (number + 1) * end
-        self._stream.begin_pass(number)
-        self._served = None
-        self._start = _Start(
-            position=position, pass_number=number, skipped_samples=samples, in_worker=worker is not None
-        )
-        if worker is None:
-            self._control = Control()
+        if worker is not None:
+            self._worker_place = obj["samples"]
+            return
+        self._control.append(restore_record(obj))
+        self._stand_at(obj["samples"])
+
+    def skip_to(self, num_samples: int) -> None:
+        """Stand at a sample of the stream, counted over all ranks and passes, as if all before it had been delivered.
+
+        Raises:
+            InputError: not a number >= 0.
+        """
+        self._stand_at(whole_number(num_samples, "num_samples", least=0))
+
+    def _stand_at(self, position: int) -> None:
+        self._place = self._began = position
+        self._pass_start = self._start_of_pass(position)
+        self._control.begin(position)
+
+    def _start_of_pass(self, position: int) -> int:
+        pass_samples = self._stream.pass_samples
+        return 0 if pass_samples is None else position // pass_samples * pass_samples
+
+
+def _starting_a_process() -> bool:
+    """Whether what is pickled goes to a process that is being started."""
+    from multiprocessing.context import get_spawning_popen
+
+    return get_spawning_popen() is not None

@@ -106,6 +106,7 @@ class WindowReader:
         """
         reading = ReadOptions() if reading is None else reading
         self.dataset = dataset
+        self._taken = (0, 0)
         self._dtype = sample_dtype(dataset.manifest.window_tokens, dataset.manifest.token_dtype)
         self._leaves = dataset.leaves if runs is None else runs.leaves
         self._source: _LocalShards | _FetchedRuns
@@ -161,6 +162,11 @@ class WindowReader:
     def requests(self) -> int:
         """Requests to a remote root by this reader; 0 for a local one."""
         return self._source.requests
+
+    def take_counts(self) -> tuple[int, int]:
+        """Bytes and requests since the last call."""
+        before, self._taken = self._taken, (self.bytes_read, self.requests)
+        return self._taken[0] - before[0], self._taken[1] - before[1]
 
     def close(self) -> None:
         """Stop fetching."""

@@ -8,6 +8,7 @@ million batches than after ten.
 from __future__ import annotations
 
 import hashlib
+import pickle
 import struct
 import zlib
 from collections import OrderedDict
@@ -21,9 +22,11 @@ from numpy.typing import NDArray
 from crisp_stream.errors import InputError, ResumeError
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.histograms.mixture import Mixture, Phase
+from crisp_stream.order.blocks import Blocks, OrderPhase
+from crisp_stream.order.draw_counts import DrawHistory
 from crisp_stream.order.draw_table import DrawTable, SelectedPart
-from crisp_stream.order.draws import LeafShares, PhasePlan
-from crisp_stream.order.order import DrawHistory, SampleOrder
+from crisp_stream.order.draws import LeafShares
+from crisp_stream.order.order import SampleOrder
 from crisp_stream.storage.shared_arrays import SHARED_ROWS, SharedArrays, keep_newest, shared_arrays
 
 if TYPE_CHECKING:
@@ -33,7 +36,8 @@ _KEPT_CHANGES = 4
 _KEPT_PLANS = 16
 _KEPT_TABLES = 4
 _HEAD = struct.Struct("<qI")
-_CHANGE = struct.Struct("<qq")
+_POSITION = struct.Struct("<q")
+_CHANGE, _RESTORE = b"c", b"r"  # kinds of records
 
 
 def draw_table_of(dataset: Dataset, phases: Sequence[Phase]) -> tuple[DrawTable | None, list[int]]:
@@ -75,7 +79,7 @@ def draw_table_of(dataset: Dataset, phases: Sequence[Phase]) -> tuple[DrawTable 
 
 
 class Stream:
-    """The mixture over all positions. Not bounded by a pass: passes are added as they are begun."""
+    """The mixture over all positions. Not bounded by a pass: passes are added as they are reached."""
 
     def __init__(self, dataset: Dataset, mixture: Mixture, *, seed: int) -> None:
         """Raises InputError: the mixture does not fit the dataset."""
@@ -87,10 +91,9 @@ class Stream:
         for number in range(len(mixture.phases)):
             self.shares_of_phase(number)
         self.pass_samples = mixture.num_samples
-        self.changed = False
-        self.last_change = 0
+        self.last_change: int | None = None
+        """Position of the last change; None: the mixture was not changed."""
         self.order = self.fresh_order()
-        self._passes = 1
 
     def __getstate__(self) -> dict[str, Any]:
         phases = {
@@ -98,80 +101,114 @@ class Stream:
         }
         state = {**self.__dict__, "_shares_of_phase": phases, "_shares_of_change": OrderedDict()}
         del state["order"]
-        return {**state, "_plans": self._described_plans(), "_history": self.order.given_history}
+        return {**state, "_phases": _described(self.order.phases), "_history": self.order.history}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        plans, history = state.pop("_plans"), state.pop("_history")
+        phases, history = state.pop("_phases"), state.pop("_history")
         self.__dict__.update(state)
-        self.order = self._order_of([self._plan(plan) for plan in plans], history)
+        self.order = self._order_of([self._phase(phase) for phase in phases], history)
+
+    @property
+    def changed(self) -> bool:
+        """Whether the mixture was changed while running."""
+        return self.last_change is not None
+
+    def fresh_order(self) -> SampleOrder:
+        """The order of one pass, as if nothing had been changed."""
+        phases, at = [], 0
+        for number, phase in enumerate(self.mixture.phases):
+            part, shares = self._part_of_phase[number], _PhaseShares(self, number)
+            phases.append(OrderPhase(shares=shares, first_sample=at, num_samples=phase.samples, part=part))
+            at += phase.samples or 0
+        return self._order_of(phases, None)
 
     def copied_order(self) -> SampleOrder:
         """The order as it is now; computing in the copy leaves the caches of this one alone."""
-        return self._order_of(self.order.plans, self.order.given_history)
+        return self._order_of(self.order.phases, self.order.history)
 
-    def begin_pass(self, number: int) -> None:
-        """Have the phases of all passes up to one. Does nothing when the mixture is open-ended."""
-        while self.pass_samples is not None and self._passes <= number:
+    def end_of_pass(self, position: int) -> int | None:
+        """Position after the last sample of the pass that holds a position; None when the mixture is open-ended."""
+        return None if self.pass_samples is None else (position // self.pass_samples + 1) * self.pass_samples
+
+    def reach(self, position: int) -> None:
+        """Have the phases of the pass that holds a position, and of all passes before it."""
+        while (end := self.order.num_samples) is not None and end <= position:
             for index, phase in enumerate(self.mixture.phases):
-                part = self._part_of_phase[index]
-                self.order.append(_PhaseShares(self, index), phase.samples, whole_blocks=phase.whole_blocks, part=part)
-            self._passes += 1
+                self.order.append(_PhaseShares(self, index), phase.samples, part=self._part_of_phase[index])
 
-    def change(self, at: int, histogram: Histogram, *, planned_before: int) -> None:
-        """Follow another histogram from position `at` on, to the end of the pass.
-
-        Args:
-            at: where the change stands.
-            histogram: to follow from there.
-            planned_before: position before which some process may have planned. A phase from there on is planned anew,
-                for the length that it now has; one before keeps the order in which it was begun.
+    def change(self, at: int, histogram: Histogram) -> None:
+        """Follow another histogram from position `at` on, to the end of its pass.
 
         Raises:
-            InputError: an earlier change stands at a later position, or the pass is over before.
+            InputError: an earlier change stands at a later position.
         """
-        end = self.order.num_samples
-        if at < self.last_change or (end is not None and at >= end):
-            reach = "" if end is None else f" and before its end at {end:,}"
-            raise InputError(f"the mixture can be changed from sample {self.last_change:,} on{reach}, got {at:,}.")
-        self.order.cut(at, planned=self.order.phase_start(at) < planned_before)
-        self.order.append(self._changed_shares(histogram), None if end is None else end - at)
-        self.changed, self.last_change = True, at
+        if self.last_change is not None and at < self.last_change:
+            raise InputError(f"the mixture can be changed from sample {self.last_change:,} on, got {at:,}.")
+        self.reach(at)
+        end = self.end_of_pass(at)
+        self.order.change(at, self._changed_shares(histogram), None if end is None else end - at)
+        self.last_change = at
+
+    def forget_before(self, position: int) -> None:
+        """Let go of what changes long before a position were, so that any number of them costs no more than a few."""
+        if self.changed:
+            self.order.forget_before(position)
+
+    def follow(self, record: bytes) -> None:
+        """Do what a record of the log says."""
+        if record[:1] == _RESTORE:
+            self.restore(pickle.loads(record[1:]))
+        else:
+            (at,) = _POSITION.unpack_from(record, 1)
+            self.change(at, decode_histogram(record[1 + _POSITION.size :], self._dataset))
 
     def check(self, histogram: Histogram) -> None:
         """Raises InputError: the histogram does not fit the dataset."""
         self._expanded(histogram)
 
     def state(self, position: int) -> dict[str, Any]:
-        """Say what `restore` needs to go on from a position, where that is more than the mixture; else nothing."""
+        """Say what `restore` needs to go on from a position, where that is more than the mixture; else nothing.
+
+        Raises:
+            InputError: phases before the position have been forgotten (see `SampleOrder.forget_before`).
+        """
         if not self.changed:
             return {}
-        # Selections begin where leaves stood when they were first used, so a stream of them keeps all its phases.
-        phase = 0 if self._table else self.order.phase_at(position)
-        history = None if self._table else self.order.history_before(position)
-        drawn = None if history is None else zlib.compress(history.drawn.astype("<i8").tobytes(), 1)
-        plans = [plan for plan in self._described_plans() if plan["number"] >= phase]
-        return {"stream": {"plans": plans, "drawn": drawn, "passes": self._passes, "last_change": self.last_change}}
+        self.reach(position)
+        try:
+            history = self.order.history_at(position)
+        except IndexError as error:
+            raise InputError(
+                f"the mixture was changed many times since sample {position:,}, and is known from sample "
+                f"{self.order.phases[0].first_sample:,} on. Take the state of a later sample."
+            ) from error
+        first = 0 if history is None else history.first_sample
+        phases = [phase for phase in self.order.phases if phase.first_sample >= first]
+        drawn = None if history is None else _packed(history.drawn)
+        before_part = {} if history is None else {part: _packed(each) for part, each in history.before_part.items()}
+        saved = {"first_sample": first, "drawn": drawn, "before_part": before_part, "last_change": self.last_change}
+        return {"stream": {**saved, "phases": _described(phases)}}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Be as the stream was that gave this state. Raises ResumeError: it is not such a state."""
         saved = state.get("stream")
         if saved is None:
-            self.order, self._passes, self.changed, self.last_change = self.fresh_order(), 1, False, 0
+            self.order, self.last_change = self.fresh_order(), None
             return
         try:
             history = None
             if saved["drawn"] is not None:
-                drawn = np.frombuffer(zlib.decompress(saved["drawn"]), "<i8").astype(np.int64)
-                if len(drawn) != self._dataset.manifest.num_leaves:
-                    raise ValueError("another number of leaves")
-                history = DrawHistory(first_phase=saved["plans"][0]["number"], drawn=drawn)
-            self.order = self._order_of([self._plan(plan) for plan in saved["plans"]], history)
-            self._passes, self.last_change = int(saved["passes"]), int(saved["last_change"])
+                drawn, num_rows = _unpacked(saved["drawn"]), self.order.num_rows
+                if len(drawn) != num_rows:
+                    raise ValueError(f"{len(drawn)} rows of {num_rows}")
+                before_part = {int(part): _unpacked(each) for part, each in saved["before_part"].items()}
+                history = DrawHistory(first_sample=int(saved["first_sample"]), drawn=drawn, before_part=before_part)
+            self.order = self._order_of([self._phase(phase) for phase in saved["phases"]], history)
+            self.last_change = int(saved["last_change"])
         except (KeyError, TypeError, ValueError, IndexError, zlib.error) as error:
             raise ResumeError(
                 f"the saved stream of mixtures is damaged ({error!r}). Use another checkpoint."
             ) from error
-        self.changed = True
 
     def _changed_shares(self, histogram: Histogram) -> _ChangedShares:
         self._num_changes += 1
@@ -214,64 +251,32 @@ class Stream:
         keep_newest(folder, "plan-*.arrays", _KEPT_PLANS)
         return arrays
 
-    def fresh_order(self) -> SampleOrder:
-        """The order of one pass, as if nothing had been changed."""
-        plans: list[PhasePlan] = []
-        at = 0
-        for number, phase in enumerate(self.mixture.phases):
-            planned = None if phase.whole_blocks else phase.samples
-            plans.append(
-                PhasePlan(
-                    shares=_PhaseShares(self, number),
-                    number=number,
-                    first_sample=at,
-                    num_samples=planned,
-                    served=phase.samples,
-                    part=self._part_of_phase[number],
-                )
-            )
-            at += phase.samples or 0
-        return self._order_of(plans, None)
-
-    def _order_of(self, plans: list[PhasePlan], history: DrawHistory | None) -> SampleOrder:
+    def _order_of(self, phases: Sequence[OrderPhase], history: DrawHistory | None) -> SampleOrder:
         dataset = self._dataset
         return SampleOrder(
             dataset.leaves,
             dataset.windows_per_leaf,
-            list(plans),
-            seed=self._seed,
-            draw=self.mixture.draw,
+            phases,
+            Blocks(seed=self._seed, draw=self.mixture.draw),
             history=history,
             first_window_per_leaf=dataset.first_window_per_leaf,
             table=self._table,
         )
 
-    def _described_plans(self) -> list[dict[str, Any]]:
-        described = []
-        for plan in self.order.plans:
-            shares = plan.shares
-            assert isinstance(shares, _PhaseShares | _ChangedShares)
-            if isinstance(shares, _PhaseShares):
-                source: dict[str, Any] = {"phase": shares.index}
-            else:
-                source = {"histogram": encode_histogram(shares.histogram)}
-            placed = {name: getattr(plan, name) for name in ("number", "first_sample", "num_samples", "served")}
-            described.append({**placed, **source})
-        return described
-
-    def _plan(self, described: dict[str, Any]) -> PhasePlan:
-        placed = {name: described[name] for name in ("number", "first_sample", "num_samples", "served")}
+    def _phase(self, described: dict[str, Any]) -> OrderPhase:
+        first, samples = described["first_sample"], described["num_samples"]
         if "phase" not in described:
             histogram = decode_histogram(described["histogram"], self._dataset)
-            return PhasePlan(shares=self._changed_shares(histogram), **placed)
+            return OrderPhase(shares=self._changed_shares(histogram), first_sample=first, num_samples=samples)
         index = int(described["phase"])
         if not 0 <= index < len(self.mixture.phases):
             raise ValueError(f"phase {index}")
-        return PhasePlan(shares=_PhaseShares(self, index), part=self._part_of_phase[index], **placed)
+        part, shares = self._part_of_phase[index], _PhaseShares(self, index)
+        return OrderPhase(shares=shares, first_sample=first, num_samples=samples, part=part)
 
 
 class _PhaseShares:
-    """The proportions of a phase of the mixture: a function without arguments, for PhasePlan."""
+    """The proportions of a phase of the mixture: a function without arguments, for OrderPhase."""
 
     def __init__(self, stream: Stream, index: int) -> None:
         self._stream, self.index = stream, index
@@ -281,13 +286,35 @@ class _PhaseShares:
 
 
 class _ChangedShares:
-    """The proportions of a change made while running, for PhasePlan. Changes are numbered as they come to a stream."""
+    """The proportions of a change made while running, for OrderPhase. Changes are numbered as they come to a stream."""
 
     def __init__(self, stream: Stream, number: int, histogram: Histogram) -> None:
         self._stream, self._number, self.histogram = stream, number, histogram
 
     def __call__(self) -> LeafShares:
         return self._stream.shares_of_change(self._number, self.histogram)
+
+
+def _described(phases: Sequence[OrderPhase]) -> list[dict[str, Any]]:
+    described = []
+    for phase in phases:
+        shares = phase.shares
+        assert isinstance(shares, _PhaseShares | _ChangedShares)
+        source = (
+            {"phase": shares.index}
+            if isinstance(shares, _PhaseShares)
+            else {"histogram": encode_histogram(shares.histogram)}
+        )
+        described.append({"first_sample": phase.first_sample, "num_samples": phase.num_samples, **source})
+    return described
+
+
+def _packed(counts: NDArray[np.int64]) -> bytes:
+    return zlib.compress(counts.astype("<i8").tobytes(), 1)
+
+
+def _unpacked(content: bytes) -> NDArray[np.int64]:
+    return np.frombuffer(zlib.decompress(content), "<i8").astype(np.int64)
 
 
 def encode_histogram(histogram: Histogram) -> bytes:
@@ -312,12 +339,11 @@ def decode_histogram(content: bytes, dataset: Dataset) -> Histogram:
     )
 
 
-def encode_change(at: int, histogram: Histogram, *, planned_before: int) -> bytes:
-    """The arguments of `Stream.change` as a record of the control log."""
-    return _CHANGE.pack(at, planned_before) + encode_histogram(histogram)
+def change_record(at: int, histogram: Histogram) -> bytes:
+    """A change as a record of the log."""
+    return _CHANGE + _POSITION.pack(at) + encode_histogram(histogram)
 
 
-def apply_change(record: bytes, stream: Stream, dataset: Dataset) -> None:
-    """Make the change of a record."""
-    at, planned_before = _CHANGE.unpack_from(record)
-    stream.change(at, decode_histogram(record[_CHANGE.size :], dataset), planned_before=planned_before)
+def restore_record(state: dict[str, Any]) -> bytes:
+    """A loaded state as a record of the log."""
+    return _RESTORE + pickle.dumps({"stream": state.get("stream")})

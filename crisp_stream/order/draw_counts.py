@@ -1,18 +1,21 @@
-"""Counts of the draws before a block or a phase.
+"""How often each row was drawn before: in finished phases, and in the blocks of a phase before one of them.
 
-Systematic draws are counted for just the rows of interest (draws.py). Multinomial draws can only be counted by making
-them, so the last count is kept, and going on from it is cheap.
+Systematic draws of whole blocks are counted for just the rows of interest (draws.py), so nothing here is as long as
+the table of leaves while a stream has few phases. Where there are more, the oldest are summed up, each once. The block
+in which a phase ended is drawn, and kept. Multinomial draws can only be counted by making them, so the last count is
+kept, and going on from it is cheap.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from crisp_stream.order.block_plan import BlockPlan
-from crisp_stream.order.draws import Int64s, PhasePlan, Rows
+from crisp_stream.order.blocks import Blocks, OrderPhase
+from crisp_stream.order.draw_table import DrawTable
+from crisp_stream.order.draws import Int64s, Rows
 
 COUNTED_PHASES = 8
 """Phases behind the current one whose draws are counted when needed; earlier ones are summed up in one array."""
@@ -22,12 +25,15 @@ _SLICE = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class DrawHistory:
-    """Draws of the phases before some phase."""
+    """Draws before some phase."""
 
-    first_phase: int
-    """Number of the first phase that is not in it."""
+    first_sample: int
+    """Position of the first sample that is not in it."""
     drawn: Int64s
-    """[num_leaves], draws of each leaf in earlier phases."""
+    """[num_rows], draws of each row before that."""
+    before_part: dict[int, Int64s] = field(default_factory=dict)
+    """For each selection that was drawn from before: [rows of the selection], draws of their leaves before its first
+    phase."""
 
 
 @dataclass(kw_only=True)
@@ -43,97 +49,147 @@ class DrawCounts:
     """Draws in the phases of one stream. All that it keeps between calls saves time and changes no answer."""
 
     def __init__(
-        self, blocks: BlockPlan, phases: Sequence[PhasePlan], num_rows: int, history: DrawHistory | None
+        self,
+        blocks: Blocks,
+        phases: Sequence[OrderPhase],
+        num_rows: int,
+        *,
+        history: DrawHistory | None,
+        table: DrawTable | None,
     ) -> None:
         """Args:
         blocks: the draws of blocks.
-        phases: the list of the stream's phases, to which its owner may append.
+        phases: the stream's phases.
         num_rows: rows of the table that is drawn from.
-        history: draws of phases before the first of these.
+        history: draws before the first of these phases.
+        table: where phases draw from selections.
         """
-        self._blocks, self._phases, self._num_rows = blocks, phases, num_rows
-        self.history = self._summed_up = history
-        self._walk: _Walk | None = None
+        self._blocks, self._phases, self._num_rows, self._table = blocks, phases, num_rows, table
+        self.history = history
+        self._sum = (0, history)  # of the phases before one, by its index
+        self._ends: dict[int, tuple[Rows, Int64s]] = {}
         self._before_part: dict[int, Int64s] = {}
+        self._walk: _Walk | None = None
 
-    def before_block(self, plan: PhasePlan, block: int, rows: Rows) -> Int64s:
-        """[len(rows)]: draws of some rows before a block of a phase."""
+    def before_block(self, phase: int, block: int, rows: Rows) -> Int64s:
+        """[len(rows)]: draws of some rows before a block of a phase, by its index."""
         if self._blocks.draw == "multinomial":
-            return self._walked_to(plan, block)[rows]
-        phase = plan.number - self._phases[0].number
-        counted_from = self._sum_up_far_phases(phase)
-        counts = np.zeros(len(rows), np.int64) if self._summed_up is None else self._summed_up.drawn[rows]
-        for earlier in self._phases[counted_from:phase]:
-            counts = counts + self._blocks.drawn_in_phase(earlier, rows)
-        return counts + self._blocks.drawn_before_block(plan, block, rows)
-
-    def before_part(self, part: int, rows: Rows) -> Int64s:
-        """[len(rows)]: draws of some leaves before the first phase that draws from a selection."""
-        phase = next(at for at, plan in enumerate(self._phases) if plan.part == part)
-        if self._blocks.draw == "multinomial":
-            number = self._phases[phase].number
-            if number not in self._before_part:
-                self._before_part[number] = self._walked_to(self._phases[phase], 0).copy()
-            return self._before_part[number][rows]
-        counts = np.zeros(len(rows), np.int64)
-        for plan in self._phases[:phase]:
-            if plan.part == 0:
-                counts += self._blocks.drawn_in_phase(plan, rows)
-        return counts
+            return self._walked_to(phase, block)[rows]
+        start, known = self._sum
+        if not 0 <= phase - start <= COUNTED_PHASES:
+            start, known = self._sum = (phase, self.before_phase(phase))
+        counts = np.zeros(len(rows), np.int64) if known is None else known.drawn[rows]
+        for index in range(start, phase):
+            counts = counts + self._in_phase(index, rows)
+        return counts + self._blocks.drawn(self._phases[phase], block, rows)
 
     def before_phase(self, phase: int) -> DrawHistory | None:
         """Sum up the draws of all phases before one, by its index; of the first: the history given at the start."""
         if phase == 0:
             return self.history
-        return DrawHistory(first_phase=self._phases[phase].number, drawn=self._sum(phase))
+        parts = {self._phases[index].part for index in range(phase)} - {0}
+        before_part = {part: self._of_part(part) for part in parts}
+        if self.history is not None:
+            before_part |= self.history.before_part
+        return DrawHistory(
+            first_sample=self._phases[phase].first_sample, drawn=self._summed(phase), before_part=before_part
+        )
 
-    def forget_from(self, phase: int, served: int) -> None:
-        """Forget draws that are no more: the stream now ends in a phase, after `served` of its samples."""
-        if self._summed_up is not None and self._summed_up.first_phase > self._phases[phase].number:
-            self._summed_up = self.history
-        walk = self._walk
-        if walk is not None and (walk.phase, walk.block * self._blocks.block_samples) > (phase, served):
-            self._walk = None
+    def before_part(self, part: int, rows: Rows) -> Int64s:
+        """[len(rows)]: draws of the leaves of some rows of a selection before the first phase that draws from it."""
+        assert self._table is not None
+        return self._of_part(part)[rows - self._table.parts[part - 1].first_row]
+
+    def drop(self, phase: int) -> None:
+        """Sum up all phases before one, by its index, as the owner of the list is about to remove them."""
+        self.history = self.before_phase(phase)
+        self._sum = (0, self.history)
         self._before_part.clear()
+        if self._walk is not None:
+            walk = self._walk
+            self._walk = None if walk.phase < phase else replace(walk, phase=walk.phase - phase)
 
-    def _sum_up_far_phases(self, phase: int) -> int:
-        """Have a sum that ends at most COUNTED_PHASES before a phase; returns the phase where it ends."""
-        first = self._phases[0].number
-        end = 0 if self._summed_up is None else self._summed_up.first_phase - first
-        if end > phase:
-            self._summed_up, end = self.history, 0
-        if phase - end > COUNTED_PHASES:
-            self._summed_up = DrawHistory(first_phase=phase + first, drawn=self._sum(phase))
-            end = phase
-        return end
+    def forget_from(self, sample: int) -> None:
+        """Forget what was counted of phases that end or begin after a sample: they have changed."""
+        kept = sum(phase.first_sample < sample for phase in self._phases) - 1  # its end has changed
+        if self._sum[0] > kept:
+            self._sum = (0, self.history)
+        changed = self._phases[max(kept, 0)].first_sample
+        self._ends = {first: end for first, end in self._ends.items() if first < changed}
+        self._before_part.clear()
+        if self._walk is not None and self._walk.phase >= kept:
+            self._walk = None
 
-    def _sum(self, phase: int) -> Int64s:
+    def _of_part(self, part: int) -> Int64s:
+        if self.history is not None and part in self.history.before_part:
+            return self.history.before_part[part]
+        if part not in self._before_part:
+            assert self._table is not None
+            selected = self._table.parts[part - 1]
+            leaves = self._table.leaf_rows(np.arange(selected.first_row, selected.stop_row))
+            phase = next(index for index, each in enumerate(self._phases) if each.part == part)
+            self._before_part[part] = self.before_block(phase, 0, leaves)
+        return self._before_part[part]
+
+    def _summed(self, phase: int) -> Int64s:
         """[num_rows]: draws of all phases before one."""
         if self._blocks.draw == "multinomial":
-            return self._walked_to(self._phases[phase], 0).copy()
-        first, known = self._phases[0].number, self._summed_up
-        if known is None or known.first_phase - first > phase:
-            known = self.history
+            return self._walked_to(phase, 0).copy()
+        start, known = self._sum if self._sum[0] <= phase else (0, self.history)
         totals = np.zeros(self._num_rows, np.int64) if known is None else known.drawn.copy()
-        for plan in self._phases[0 if known is None else known.first_phase - first : phase]:
-            for start in range(0, len(plan.rows), _SLICE):
-                rows = plan.rows[start : start + _SLICE]
-                totals[rows] += self._blocks.drawn_in_phase(plan, rows)
+        for index in range(start, phase):
+            each = self._phases[index]
+            assert each.num_samples is not None
+            block = self._blocks.holding(each.num_samples)[0]
+            for rows in _slices(each.shares().rows) if block else ():
+                totals[rows] += self._blocks.drawn(each, block, rows)
+            drawn, times = self._end(index)
+            totals[drawn] += times
         return totals
 
-    def _walked_to(self, plan: PhasePlan, block: int) -> Int64s:
+    def _in_phase(self, index: int, rows: Rows) -> Int64s:
+        """[len(rows)]: systematic draws of some rows over a whole phase."""
+        each = self._phases[index]
+        assert each.num_samples is not None
+        counts = self._blocks.drawn(each, self._blocks.holding(each.num_samples)[0], rows)
+        drawn, times = self._end(index)
+        if len(drawn):
+            at = np.minimum(np.searchsorted(drawn, rows), len(drawn) - 1)
+            counts += np.where(drawn[at] == rows, times[at], 0)
+        return counts
+
+    def _end(self, index: int) -> tuple[Rows, Int64s]:
+        """The rows that a phase drew in the block in which it ended, increasing, and how often each."""
+        each = self._phases[index]
+        assert each.num_samples is not None
+        if each.first_sample not in self._ends:
+            block, rest = self._blocks.holding(each.num_samples)
+            drawn = self._blocks.rows_of_places(each, block)[:rest] if rest else np.empty(0, np.uint32)
+            self._ends[each.first_sample] = np.unique(drawn, return_counts=True)
+            while len(self._ends) > COUNTED_PHASES:
+                del self._ends[next(iter(self._ends))]
+        return self._ends[each.first_sample]
+
+    def _walked_to(self, phase: int, block: int) -> Int64s:
         """[num_rows]: multinomial draws before a block; the array is that of the walk."""
-        target, walk = (plan.number - self._phases[0].number, block), self._walk
-        if walk is None or (walk.phase, walk.block) > target:
+        walk = self._walk
+        if walk is None or (walk.phase, walk.block) > (phase, block):
             drawn = np.zeros(self._num_rows, np.int64) if self.history is None else self.history.drawn.copy()
             walk = self._walk = _Walk(phase=0, block=0, drawn=drawn)
-        while (walk.phase, walk.block) < target:
+        while (walk.phase, walk.block) < (phase, block):
             current = self._phases[walk.phase]
-            left = None if current.served is None else current.served - walk.block * self._blocks.block_samples
-            if left is not None and left <= 0:
+            left = self._blocks.num_draws(walk.block)
+            if current.num_samples is not None:
+                left = min(left, current.num_samples - self._blocks.first_sample(walk.block))
+            if left <= 0:
                 walk.phase, walk.block = walk.phase + 1, 0
                 continue
-            served, times = np.unique(self._blocks.rows_of_places(current, walk.block)[:left], return_counts=True)
-            walk.drawn[served] += times
+            drawn, times = np.unique(self._blocks.rows_of_places(current, walk.block)[:left], return_counts=True)
+            walk.drawn[drawn] += times
             walk.block += 1
         return walk.drawn
+
+
+def _slices(rows: Rows) -> Iterator[Rows]:
+    for start in range(0, len(rows), _SLICE):
+        yield rows[start : start + _SLICE]

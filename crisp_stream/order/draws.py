@@ -1,17 +1,15 @@
-"""Count the draws of each leaf in a phase: exact, without walking, for any leaves and any stretch of blocks.
+"""Which leaf each draw of a block falls in: a systematic sample of the proportions' CDF, counted exactly.
 
-A phase is cut into blocks of 2^18 draws. The counts of a block's draws by leaf are a systematic sample of the
-proportions' CDF. The blocks' offsets are a Weyl sequence (seeded start, golden-ratio steps), not independent
-uniforms: each is uniform, so the draws are unbiased, but together they are evenly spaced, so a leaf's surplus in one
-block is paid back in the next: after B blocks its draws are within O(log B) of its share instead of O(sqrt B). And
-because the offsets need no memory, the draws of any number of blocks are counted in one vectorised step, for just the
-leaves of interest: nothing here is as long as the table of leaves but the CDF itself. All counting is in 44-bit fixed
-point; floating point would round differently in different ways of counting.
+The blocks' offsets are a seeded start and even steps (golden-ratio steps, a Weyl sequence, from block to block), not
+independent uniforms: each is uniform, so the draws are unbiased, but together they are evenly spaced, so a leaf's
+surplus in one block is paid back in the next: after B blocks its draws are within O(log B) of its share instead of
+O(sqrt B). And because the offsets need no memory, the draws of any number of blocks are counted in one vectorised step,
+for just the leaves of interest. All counting is in 44-bit fixed point; floating point would round differently in
+different ways of counting.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.hashing import splitmix64_finalise
-
-BLOCK_SAMPLES = 1 << 18
 
 _FRACTION_BITS = 44  # 18 bits of draws + 44 bits of fraction fit in int64
 _ONE = 1 << _FRACTION_BITS
@@ -32,12 +28,11 @@ Rows = NDArray[np.integer[Any]]
 """Rows of the cluster table, or leaf ids: any integers."""
 
 
-def random_bits(
-    seed: int, purpose: str, *, phase: int = 0, block: int = 0, lane: int = 0, count: int
-) -> NDArray[np.uint64]:
-    """`count` random 64-bit words of the Philox stream that belongs to (seed, purpose, phase, block, lane)."""
+def random_bits(seed: int, purpose: str, *, phase: int = 0, block: int = 0, count: int) -> NDArray[np.uint64]:
+    """`count` random 64-bit words of the Philox stream of a seed and purpose, in a block of the phase that begins at
+    sample `phase`."""
     key = np.array([seed & 0xFFFFFFFFFFFFFFFF, _PURPOSES[purpose]], np.uint64)
-    return np.random.Philox(key=key, counter=np.array([0, lane, block, phase], np.uint64)).random_raw(count)
+    return np.random.Philox(key=key, counter=np.array([0, 0, block, phase], np.uint64)).random_raw(count)
 
 
 def uniforms(bits: NDArray[np.uint64]) -> NDArray[np.float64]:
@@ -53,12 +48,23 @@ def leaf_starts(seed: int, leaves: Rows, windows_per_leaf: Int64s) -> Int64s:
     return (splitmix64_finalise(salted) % windows_per_leaf.astype(np.uint64)).astype(np.int64)
 
 
-def block_offsets(seed: int, phase: int, first: int, stop: int) -> Int64s:
-    """[stop - first]: the systematic offsets of blocks first … stop - 1, in [0, 1) with 44 fractional bits."""
+def block_offsets(seed: int, phase: int, first: int, stop: int, *, num_first: int) -> Int64s:
+    """[stop - first]: the systematic offsets of blocks first … stop - 1 of the phase that begins at sample `phase`, in
+    [0, 1) with 44 fractional bits.
+
+    Those of the first blocks (`num_first`, a power of two) are evenly spaced, in bit-reversed order: together their
+    draws are those of one large block, and so are those of every first half, quarter, …
+    """
     start = random_bits(seed, "offset", phase=phase, count=1)[0] >> np.uint64(64 - _FRACTION_BITS)
+    blocks = np.arange(first, stop, dtype=np.uint64)
+    bits = num_first.bit_length() - 1
+    reversed_bits = np.zeros(len(blocks), np.uint64)
+    for bit in range(bits):
+        reversed_bits |= (blocks >> np.uint64(bit) & np.uint64(1)) << np.uint64(bits - 1 - bit)
     with np.errstate(over="ignore"):  # 2^44 divides 2^64, so wrapping does no harm
-        offsets = start + np.arange(first, stop, dtype=np.uint64) * np.uint64(_GOLDEN_STEP)
-    return (offsets & np.uint64(_ONE - 1)).astype(np.int64)
+        small = start + (reversed_bits << np.uint64(_FRACTION_BITS - bits))
+        large = start * np.uint64(num_first) + (blocks - np.uint64(num_first - 1)) * np.uint64(_GOLDEN_STEP)
+    return (np.where(blocks < num_first, small, large) & np.uint64(_ONE - 1)).astype(np.int64)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,46 +84,11 @@ class LeafShares:
         cumulative /= cumulative[-1]
         return cls(rows=rows, cdf=cumulative)
 
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PhasePlan:
-    """A stretch of the stream with one mixture."""
-
-    shares: Callable[[], LeafShares]
-    """Function that gives the proportions, so that a stream of thousands of phases need not hold them all."""
-    number: int = 0
-    """Number of the phase in the stream, which keys its random words."""
-    first_sample: int = 0
-    """Position of the phase's first sample."""
-    num_samples: int | None = None
-    """Samples that were planned, which decide the size of its last block; None: all blocks are whole."""
-    served: int | None = None
-    """Samples that it really has: fewer than planned when the mixture was changed while running, and any number where
-    all blocks are whole; None: open-ended."""
-    part: int = 0
-    """0: the phase draws from leaves; k: from the k-th selection of the order's table."""
-
-    @property
-    def rows(self) -> Rows:
-        """[num_entries], see LeafShares."""
-        return self.shares().rows
-
-    @property
-    def cdf(self) -> NDArray[np.float64]:
-        """[num_entries], see LeafShares."""
-        return self.shares().cdf
-
-    def draws_of_block(self, block: int, block_samples: int) -> int:
-        """Samples in a block: `block_samples`, or what is left of the phase."""
-        left = block_samples if self.num_samples is None else self.num_samples - block * block_samples
-        return max(0, min(block_samples, left))
-
     def entries_of(self, rows: Rows) -> tuple[Int64s, NDArray[np.bool_]]:
         """The entry of each row of the cluster table, and whether it has one."""
-        drawn = self.rows
-        entries = np.searchsorted(drawn, rows)
-        entries[entries == len(drawn)] = 0
-        return entries, drawn[entries] == rows
+        entries = np.searchsorted(self.rows, rows)
+        entries[entries == len(self.rows)] = 0
+        return entries, self.rows[entries] == rows
 
     def drawn_before_end(self, entries: Int64s, draws: int, offset: int) -> Int64s:
         """Count the draws of a block that fall in the entries up to and with each of these.
@@ -130,9 +101,8 @@ class PhasePlan:
     def entries_of_draws(self, draws: int, offset: int) -> Int64s:
         """[draws]: the entry in which each draw of a block falls, in leaf order."""
         wanted = np.arange(draws)
-        cdf = self.cdf
-        entries = np.searchsorted(cdf, (wanted + 1 - offset / _ONE) / draws)  # right up to rounding
-        np.minimum(entries, len(cdf) - 1, out=entries)
+        entries = np.searchsorted(self.cdf, (wanted + 1 - offset / _ONE) / draws)  # right up to rounding
+        np.minimum(entries, len(self.cdf) - 1, out=entries)
         while len(low := np.flatnonzero(self.drawn_before_end(entries, draws, offset) <= wanted)):
             entries[low] += 1
         while len(high := np.flatnonzero(self.drawn_before_end(entries - 1, draws, offset) > wanted)):
@@ -149,8 +119,6 @@ class PhasePlan:
             carried = np.searchsorted(sorted_offsets, _ONE - (ends & (_ONE - 1)), side="left")
             return len(sorted_offsets) * (ends >> _FRACTION_BITS) + (len(sorted_offsets) - carried)
 
-        if not len(sorted_offsets):
-            return np.zeros(len(entries), np.int64)
         return drawn_before(self._ends(entries, draws)) - drawn_before(self._ends(entries - 1, draws))
 
     def _ends(self, entries: Int64s, draws: int) -> Int64s:

@@ -208,9 +208,7 @@ def build_mixture(
 
 
 def _phase(phase: PhaseRecipe, drawn: Phase, samples: int, dataset: Dataset, last: bool, number: int) -> Phase:
-    limited = dataclasses.replace(
-        drawn, samples=samples, max_repeats=phase.max_repeats, on_excess=phase.on_excess, whole_blocks=True
-    )
+    limited = dataclasses.replace(drawn, samples=samples, max_repeats=phase.max_repeats, on_excess=phase.on_excess)
     if not last or phase.on_excess == "cap":
         return limited
     # Checked for the length of the run, then left open, so that a finished run can be lengthened.

@@ -17,7 +17,7 @@ from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.histograms.mixture import Draw, Mixture, Phase
 from crisp_stream.loading.reader import ReadOptions
 from crisp_stream.loading.stream import Stream
-from crisp_stream.order.draws import BLOCK_SAMPLES
+from crisp_stream.order.blocks import BLOCK_SAMPLES
 from tests.support.mixtures import LEAVES, histogram_of, two_phases
 from tests.support.synthetic import synthetic_tree, write_synthetic_dataset
 

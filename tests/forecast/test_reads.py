@@ -23,7 +23,7 @@ from crisp_stream.loading.reader import ReadOptions, _FetchedRuns
 from crisp_stream.loading.run_cache import WindowRun
 from crisp_stream.loading.stream import Stream
 from crisp_stream.loading.topology import Topology
-from crisp_stream.order.draws import BLOCK_SAMPLES
+from crisp_stream.order.blocks import BLOCK_SAMPLES
 from tests.support.mixtures import LEAVES, histogram_of, two_phases
 from tests.support.seaweed import S3Server
 from tests.support.synthetic import upload, write_synthetic_dataset

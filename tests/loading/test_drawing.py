@@ -24,7 +24,8 @@ from crisp_stream.loading.continuation import phases_of_state
 from crisp_stream.loading.reader import ReadOptions
 from crisp_stream.loading.runs import MAX_GAP, RunPlan
 from crisp_stream.loading.stream import Stream
-from crisp_stream.order.draws import BLOCK_SAMPLES, leaf_starts
+from crisp_stream.order.blocks import BLOCK_SAMPLES
+from crisp_stream.order.draws import leaf_starts
 from tests.support.mixtures import histogram_of
 from tests.support.seaweed import S3Server
 from tests.support.selections import LEAVES, random_selection, select

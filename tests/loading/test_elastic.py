@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from crisp_stream import MixtureDataset
 from crisp_stream.loading.topology import Topology
 from crisp_stream.models.checkpoint import read_checkpoint
-from crisp_stream.order.order import SampleOrder
+from crisp_stream.order.blocks import Blocks
+from crisp_stream.order.order import SampleOrder, phases_in_turn
 from crisp_stream.training.prepare import build_mixture
 from crisp_stream.training.train import train
 from tests.support.small_runs import BATCHES, SmallRun, account_of, copy_until, launch, losses_of, small_run, windows_of
@@ -61,7 +62,8 @@ def test_any_nodes_ranks_and_workers_serve_the_global_batches_of_one_process(
     batch, stretches = made
     leaves, windows = np.arange(7), np.array([3, 50, 8, 1, 20, 13, 9])
     phases = [(windows / windows.sum(), 37), (np.array([0.5, 0, 0, 0.2, 0.3, 0, 0]), None)]
-    order = SampleOrder(leaves, windows, phases, seed=seed, draw=way, block_samples=64)  # pyright: ignore[reportArgumentType]
+    blocks = Blocks(seed=seed, draw=way, first_block_samples=64, block_samples=64)  # pyright: ignore[reportArgumentType]
+    order = SampleOrder(leaves, windows, phases_in_turn(phases), blocks)
     start = 0
     for nodes, ranks_per_node, num_workers, num_batches in stretches:
         world = nodes * ranks_per_node

@@ -17,7 +17,8 @@ from crisp_stream.loading import run_cache
 from crisp_stream.loading.reader import ReadOptions
 from crisp_stream.loading.run_cache import RunCache, WindowRun
 from crisp_stream.loading.runs import RunPlan
-from crisp_stream.order.order import SampleOrder
+from crisp_stream.order.blocks import Blocks
+from crisp_stream.order.order import SampleOrder, phases_in_turn
 from tests.support.seaweed import S3Server
 from tests.support.synthetic import upload, write_synthetic_dataset
 
@@ -131,7 +132,8 @@ def plan_for(
     """A run plan for the first samples of an order, and the windows of those."""
 
     def order() -> SampleOrder:
-        return SampleOrder(dataset.leaves, dataset.windows_per_leaf, [(proportions, None)], seed=3)
+        phases = phases_in_turn([(proportions, None)])
+        return SampleOrder(dataset.leaves, dataset.windows_per_leaf, phases, Blocks(seed=3))
 
     return RunPlan(dataset, order(), samples if known else None), order().window_ids(np.arange(samples))
 
