@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> list[float]:
 
     mixture = Mixture.from_histogram(Histogram.load(asked.histogram))
     per_rank = asked.global_batch // accelerator.num_processes
-    dataset = MixtureDataset(asked.root, mixture, batch_size=per_rank, seed=17, yield_batches=True)
+    dataset = MixtureDataset(asked.root, mixture, batch_size=per_rank, seed=17)
     manifest = dataset.dataset.manifest
     torch.manual_seed(17)
     config = GPT2Config(

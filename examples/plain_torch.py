@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> list[float]:
     device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
     mixture = Mixture.from_histogram(Histogram.load(asked.histogram))
-    dataset = MixtureDataset(asked.root, mixture, batch_size=asked.batch_size, seed=17, yield_batches=True)
+    dataset = MixtureDataset(asked.root, mixture, batch_size=asked.batch_size, seed=17)
     loader = StatefulDataLoader(dataset, batch_size=None, num_workers=asked.workers)
     manifest = dataset.dataset.manifest
     torch.manual_seed(17)

@@ -15,7 +15,7 @@ WARM_UP_BATCHES = 50
 def _open(root: str, mixture: Any, options: dict[str, Any]) -> Any:
     from crisp_stream.loading.mixture_dataset import MixtureDataset
 
-    return MixtureDataset(root, mixture, yield_batches=True, **options)
+    return MixtureDataset(root, mixture, **options)
 
 
 def _batches(dataset: Any, loader: str) -> Iterator[dict[str, Any]]:

@@ -27,7 +27,6 @@ def ours(*, root: str, histogram: str | None, samples: int, batch_size: int, loc
         root,
         mixture,
         batch_size=batch_size,
-        yield_batches=True,
         reading=ReadOptions(local=local),
         num_samples=batches * batch_size,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -22,17 +23,21 @@ class MixtureLoader(DataLoader[dict[str, torch.Tensor]]):
     _is_accelerate_prepared = True
     """Accelerate leaves such loaders alone. It would deal the batches to the ranks, and these are dealt already."""
 
+    waited = 0.0
+    """Seconds that this process has spent in `next`, in all iterations."""
+
     def __init__(self, dataset: MixtureDataset, **options: Any) -> None:
         super().__init__(dataset, batch_size=None, **options)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if not self.num_workers:
-            return iter(super().__iter__())
-        return self._delivered(self.dataset.begin_iteration(self.num_workers), super().__iter__())
+        position = self.dataset.begin_iteration(self.num_workers) if self.num_workers else None
+        return self._delivered(position, super().__iter__())
 
-    def _delivered(self, position: int, batches: Any) -> Iterator[dict[str, torch.Tensor]]:
+    def _delivered(self, position: int | None, batches: Any) -> Iterator[dict[str, torch.Tensor]]:
+        """`position` is that of the first batch; None: the dataset itself takes note of what it delivers."""
         number = 0
         while True:
+            started = time.monotonic()
             try:
                 batch = next(batches)
             except StopIteration:
@@ -41,8 +46,11 @@ class MixtureLoader(DataLoader[dict[str, torch.Tensor]]):
                 if "timed out" not in str(error):
                     raise
                 raise self._late(number % self.num_workers, batches) from error
+            finally:
+                self.waited += time.monotonic() - started
             number += 1
-            position = self.dataset.delivered(position)
+            if position is not None:
+                position = self.dataset.delivered(position)
             yield batch
 
     def _late(self, worker: int, batches: Any) -> StorageError:

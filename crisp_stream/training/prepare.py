@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from transformers import GPT2Config, PreTrainedTokenizerFast
 
     from crisp_stream.evaluation.question_sets import QuestionSet
-    from crisp_stream.loading.mixture_dataset import MixtureDataset
+    from crisp_stream.training.run_stream import RunStream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class PreparedRun:
     recipe: Recipe
     dataset: Dataset
     mixture: Mixture
-    stream: MixtureDataset
+    stream: RunStream
     """This rank's batches."""
 
     tokenizer: PreTrainedTokenizerFast
@@ -92,8 +92,8 @@ def prepare(recipe: Recipe, checkpoint: StartingPoint) -> PreparedRun:
     Raises:
         as `train.train`.
     """
-    from crisp_stream.loading.mixture_dataset import MixtureDataset
     from crisp_stream.loading.reader import ReadOptions
+    from crisp_stream.training.run_stream import RunStream
 
     dist = import_extra("composer.utils.dist", extra="train", purpose="training")
     _check_device(recipe)
@@ -109,13 +109,13 @@ def prepare(recipe: Recipe, checkpoint: StartingPoint) -> PreparedRun:
     if saved is not None and not checkpoint.resumes:
         check_something_left(recipe, saved, num_batches)
     mixture = build_mixture(recipe, dataset, start=start, before=phases_before(recipe, saved, dataset, start))
-    stream = MixtureDataset(
+    stream = RunStream(
         dataset,
         mixture,
+        start=start,
         batch_size=per_rank,
         seed=recipe.seed,
         reading=ReadOptions.of(recipe.data),
-        yield_batches=True,
         num_samples=start.position_at(num_batches, batch_size=recipe.global_train_batch_size),
     )
     config, tokenizer = _config_and_tokenizer(recipe, dataset)

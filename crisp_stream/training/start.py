@@ -237,14 +237,14 @@ def run_start(recipe: Recipe, checkpoint: dict[str, Any] | None, *, resumes: boo
     return RunStart(
         batch=int(timestamp["batch"]) if continues else 0,
         samples=int(timestamp["sample"]) if continues else 0,
-        position=0 if "data" in recipe.restarts else int(state["position"]),
+        position=0 if "data" in recipe.restarts else int(state["samples"]),
     )
 
 
 def dataset_state_of(checkpoint: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     """The dataset state of a checkpoint. Raises InputError: there is none."""
     state = (checkpoint["state"].get("dataset_state") or {}).get("train")
-    if not isinstance(state, dict) or not isinstance(state.get("position"), int):
+    if not isinstance(state, dict) or not isinstance(state.get("samples"), int):
         raise InputError(
             f"{recipe.load_path or recipe.checkpoint_folder} holds no position in a dataset. "
             "Add load_weights_only=true to start a new run from it."
@@ -312,7 +312,7 @@ def state_to_load(
         ResumeError: the checkpoint belongs to another dataset, mixture or seed.
     """
     if not resumes and "data" in recipe.restarts:
-        return {**stream.state_dict(0), START_KEY: asdict(start)}
+        return stream.state_dict()
     saved = dataset_state_of(checkpoint, recipe)
     if resumes and saved.get("dataset") == stream.dataset.manifest.fingerprint:
         _check_mixture(recipe, checkpoint, stream)

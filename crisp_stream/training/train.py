@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from crisp_stream.config.recipe import Recipe
 from crisp_stream.errors import StorageError, import_extra
 from crisp_stream.examples.hashes import example_hash
+from crisp_stream.loading.worker_signals import shield_worker
 from crisp_stream.ranks import TIMEOUT_SECONDS, device_name, join_ranks, together
 from crisp_stream.training.announce import announce
 from crisp_stream.training.callbacks.composer_fixes import close_trainer, copies_on_cpu
@@ -33,8 +34,7 @@ if TYPE_CHECKING:
     from composer import Trainer
     from composer.core import Algorithm, DataSpec
 
-    from crisp_stream.training.callbacks.account import CountedStream
-    from crisp_stream.training.callbacks.monitor import TimedLoader
+    from crisp_stream.loading.loader import MixtureLoader
     from crisp_stream.training.callbacks.run_callbacks import RunCallbacks
 
 _STATELESS = (
@@ -144,13 +144,11 @@ def build_trainer(run: PreparedRun, folder: Path | None) -> TrainingRun:
         folder: where this process writes; None: nothing is saved.
     """
     from crisp_stream.models.gpt import build_gpt, compile_blocks, composer_model
-    from crisp_stream.training.callbacks.account import CountedStream
     from crisp_stream.training.callbacks.cluster_losses import WindowLosses
     from crisp_stream.training.callbacks.run_callbacks import build_callbacks
 
     recipe = run.recipe
-    stream = CountedStream(run.stream, num_workers=recipe.data.num_workers, start=run.start)
-    loader = _loader(recipe, stream)
+    loader = run.stream.loader(recipe.data.num_workers, worker_init_fn=shield_worker, pin_memory=device_name() == "gpu")
     gpt = build_gpt(run.config, seed=recipe.seed)
     window_losses = WindowLosses() if recipe.cluster_losses else None
     if window_losses is not None:
@@ -163,7 +161,6 @@ def build_trainer(run: PreparedRun, folder: Path | None) -> TrainingRun:
     callbacks = build_callbacks(
         run,
         folder,
-        stream=stream,
         loader=loader,
         gpt=gpt,
         window_losses=window_losses,
@@ -247,22 +244,7 @@ def _algorithms(recipe: Recipe) -> list[Algorithm]:
     return [*([] if clipping is None else [GradientClipping("norm", clipping)]), *mean]
 
 
-def _loader(recipe: Recipe, stream: CountedStream) -> TimedLoader:
-    import torch
-
-    from crisp_stream.training.callbacks.graceful_stop import shield_worker
-    from crisp_stream.training.callbacks.monitor import TimedLoader
-
-    return TimedLoader(
-        stream,
-        batch_size=None,
-        num_workers=recipe.data.num_workers,
-        worker_init_fn=shield_worker,
-        pin_memory=torch.cuda.is_available(),
-    )
-
-
-def _data_spec(loader: TimedLoader) -> DataSpec:
+def _data_spec(loader: MixtureLoader) -> DataSpec:
     from composer.core import DataSpec
 
     return DataSpec(loader, split_batch=_split_batch, get_num_tokens_in_batch=_count_tokens)

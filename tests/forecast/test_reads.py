@@ -70,7 +70,7 @@ def read_all(
     for rank in ranks:
         environment.setenv("RANK", str(rank))
         reading = ReadOptions(local=cache, lookahead=lookahead)
-        stream = MixtureDataset(remote.root, mixture, reading=reading, yield_batches=True, **options)
+        stream = MixtureDataset(remote.root, mixture, reading=reading, **options)
         store = stream.dataset.store = Counting(stream.dataset.store)  # pyright: ignore[reportAttributeAccessIssue]
         left = None
         if mixture.num_samples is None:

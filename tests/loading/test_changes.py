@@ -36,7 +36,7 @@ def only(dataset: Dataset, *leaves: int) -> Histogram:
 def made(dataset: Dataset, *, samples: int | None = None, **options: object) -> MixtureDataset:
     mixture = Mixture([Phase(Histogram.base(dataset.manifest), samples)])
     options = {"batch_size": 10, "seed": 4, "reading": ReadOptions(lookahead=20), **options}
-    return MixtureDataset(dataset.root, mixture, yield_batches=True, **options)  # pyright: ignore[reportArgumentType]
+    return MixtureDataset(dataset.root, mixture, **options)  # pyright: ignore[reportArgumentType]
 
 
 def served(dataset: Dataset, windows: list[int]) -> list[int]:
@@ -206,7 +206,7 @@ distributed.init_process_group("gloo")
 rank = distributed.get_rank()
 dataset = open_dataset(root)
 mixture, reading = Mixture.base(dataset.manifest), ReadOptions(lookahead=30)
-stream = MixtureDataset(dataset, mixture, batch_size=6, seed=4, reading=reading, yield_batches=True)
+stream = MixtureDataset(dataset, mixture, batch_size=6, seed=4, reading=reading)
 batches = iter(DataLoader(stream, batch_size=None, num_workers=2 * rank))
 taken = [next(batches)["window"].tolist() for _ in range(3)]
 changes = []

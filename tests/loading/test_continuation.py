@@ -34,7 +34,6 @@ def opened(dataset: Dataset, *phases: Phase, seed: int = 3, draw: Any = "systema
         Mixture(phases, draw=draw),
         batch_size=BATCH,
         seed=seed,
-        yield_batches=True,
         reading=ReadOptions(lookahead=16),
     )
 

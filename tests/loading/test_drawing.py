@@ -137,9 +137,7 @@ def test_resuming_at_any_batch_equals_the_uninterrupted_run_over_passes(
     mixture = Mixture([*phases, Phase(histogram_of(dataset, {0: 1.0}), 16)])
 
     def opened() -> MixtureDataset:
-        return MixtureDataset(
-            dataset.root, mixture, batch_size=8, seed=9, yield_batches=True, reading=ReadOptions(lookahead=16)
-        )
+        return MixtureDataset(dataset.root, mixture, batch_size=8, seed=9, reading=ReadOptions(lookahead=16))
 
     whole = opened()
     batches = [windows_of(whole) for _ in range(12)]  # more than COUNTED_PHASES phases
@@ -156,8 +154,8 @@ def test_workers_of_any_kind_make_the_batches_of_one_process(
     dataset: Dataset, chosen: WindowSelection, context: str
 ) -> None:
     mixture = Mixture([Phase(Histogram.base(dataset.manifest), 40), Phase.of_windows(chosen, dataset, 400)])
-    plain = windows_of(MixtureDataset(dataset.root, mixture, batch_size=8, yield_batches=True))
-    made = MixtureDataset(dataset.root, mixture, batch_size=8, yield_batches=True)
+    plain = windows_of(MixtureDataset(dataset.root, mixture, batch_size=8))
+    made = MixtureDataset(dataset.root, mixture, batch_size=8)
     loader: Any = DataLoader(made, batch_size=None, num_workers=2, multiprocessing_context=context)
     assert windows_of(loader) == plain
 
@@ -166,13 +164,13 @@ def test_ranks_together_make_the_global_batches_of_one_process(
     dataset: Dataset, chosen: WindowSelection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mixture = Mixture([Phase.of_windows(chosen, dataset, 480)])
-    one = windows_of(MixtureDataset(dataset.root, mixture, batch_size=12, yield_batches=True))
+    one = windows_of(MixtureDataset(dataset.root, mixture, batch_size=12))
     monkeypatch.setenv("WORLD_SIZE", "6")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     parts = []
     for rank in range(6):
         monkeypatch.setenv("RANK", str(rank))
-        parts.append(windows_of(MixtureDataset(dataset.root, mixture, batch_size=2, yield_batches=True)))
+        parts.append(windows_of(MixtureDataset(dataset.root, mixture, batch_size=2)))
     together = [sorted(window for part in parts for window in part[number]) for number in range(40)]
     assert together == [sorted(batch) for batch in one]
 
@@ -181,7 +179,7 @@ def test_a_mixture_that_was_changed_while_running_resumes(dataset: Dataset, chos
     mixture = Mixture([Phase(Histogram.base(dataset.manifest), 80), Phase.of_windows(chosen, dataset, 160)])
 
     def opened() -> MixtureDataset:
-        return MixtureDataset(dataset.root, mixture, batch_size=8, yield_batches=True, reading=ReadOptions(lookahead=8))
+        return MixtureDataset(dataset.root, mixture, batch_size=8, reading=ReadOptions(lookahead=8))
 
     stream = opened()
     iterator = iter(stream)
@@ -201,9 +199,7 @@ def test_a_mixture_that_was_changed_while_running_resumes(dataset: Dataset, chos
 
 def test_a_checkpoint_of_the_corpus_is_continued_by_a_selection(dataset: Dataset, chosen: WindowSelection) -> None:
     def opened(*phases: Phase) -> MixtureDataset:
-        return MixtureDataset(
-            dataset.root, Mixture(phases), batch_size=8, seed=3, yield_batches=True, reading=ReadOptions(lookahead=16)
-        )
+        return MixtureDataset(dataset.root, Mixture(phases), batch_size=8, seed=3, reading=ReadOptions(lookahead=16))
 
     base = Histogram.base(dataset.manifest)
     generic = opened(Phase(base))
@@ -310,7 +306,7 @@ def test_a_remote_selection_reads_little_more_than_it_serves(dataset: Dataset, s
     url = upload(dataset, s3.fresh_prefix())
     selection = select(dataset, np.arange(dataset.manifest.num_windows) % 40 == 0)
     mixture = Mixture([Phase(Histogram.base(dataset.manifest), 48), Phase.of_windows(selection, dataset, 96)])
-    stream = MixtureDataset(url, mixture, batch_size=8, reading=ReadOptions(local=tmp_path), yield_batches=True)
+    stream = MixtureDataset(url, mixture, batch_size=8, reading=ReadOptions(local=tmp_path))
     found = np.concatenate([batch["window"].numpy() for batch in stream])
     assert found.tolist() == drawn(dataset, mixture, 0, 144, seed=0).tolist()
     assert selection.num_selected == 24

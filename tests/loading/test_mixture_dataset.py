@@ -233,7 +233,7 @@ def test_without_drop_last_the_tail_is_served_in_equal_parts(
     parts = []
     for rank in range(world_size):
         monkeypatch.setenv("RANK", str(rank))
-        made = MixtureDataset(dataset.root, mixture, batch_size=batch_size, yield_batches=True, drop_last=False)
+        made = MixtureDataset(dataset.root, mixture, batch_size=batch_size, drop_last=False)
         parts.append(windows(DataLoader(made, batch_size=None, num_workers=rank % 2 * 2)))
     left = 330 % (batch_size * world_size)
     assert [[len(batch) for batch in part] for part in parts] == [[batch_size] * 3 + [left // world_size]] * world_size
@@ -277,10 +277,10 @@ def test_a_collate_function_may_look_into_batches_of_a_worker(dataset: Dataset, 
     def shifted(batch: Any) -> dict[str, torch.Tensor]:
         return {**batch, "labels": batch["labels"] + 1}
 
-    made = MixtureDataset(dataset.root, mixture, batch_size=8, yield_batches=True)
+    made = MixtureDataset(dataset.root, mixture, batch_size=8)
     plain = next(iter(DataLoader(made, batch_size=None, num_workers=1)))
     shifted_batch = next(iter(DataLoader(made, batch_size=None, num_workers=1, collate_fn=shifted)))
-    alone = next(iter(MixtureDataset(dataset.root, mixture, batch_size=8, yield_batches=True)))
+    alone = next(iter(MixtureDataset(dataset.root, mixture, batch_size=8)))
     assert type(plain) is type(alone) is dict
     assert plain.keys() == alone.keys()
     for key, expected in alone.items():

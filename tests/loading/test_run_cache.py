@@ -197,9 +197,7 @@ def test_a_stream_goes_on_beyond_the_end_that_was_named(dataset: Dataset, s3: S3
         .order()
         .window_ids(np.arange(1500))
     )
-    stream = MixtureDataset(
-        url, mixture, batch_size=50, reading=ReadOptions(local=tmp_path / "b"), num_samples=720, yield_batches=True
-    )
+    stream = MixtureDataset(url, mixture, batch_size=50, reading=ReadOptions(local=tmp_path / "b"), num_samples=720)
     batches = iter(stream)
     found = np.concatenate([next(batches)["window"].numpy() for _ in range(14)])
     used = len(np.unique(expected[:750])) * dataset.manifest.sample_bytes

@@ -107,7 +107,7 @@ def test_a_process_ends_though_its_loader_still_has_workers(start: str) -> None:
     script = (
         "import multiprocessing, torch\n"
         f"multiprocessing.set_start_method('{start}')\n"
-        "from crisp_stream.training.callbacks.graceful_stop import shield_worker\n"
+        "from crisp_stream.loading.worker_signals import shield_worker\n"
         "rows = torch.utils.data.TensorDataset(torch.arange(1000))\n"
         "loader = torch.utils.data.DataLoader(rows, num_workers=2, worker_init_fn=shield_worker)\n"
         "batches = iter(loader)\n"

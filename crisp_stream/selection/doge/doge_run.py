@@ -142,10 +142,9 @@ class DogeRun:
             batch_size=batch,
             seed=self.recipe.seed,
             reading=ReadOptions.of(self.recipe.data),
-            yield_batches=True,
             num_samples=self.num_steps * batch,
         )
-        stream.load_state_dict(stream.state_dict(self.proxy.step_number * batch))
+        stream.skip_to(self.proxy.step_number * batch)
         return stream
 
     def _step(self, batch: dict[str, Any]) -> StepResult:

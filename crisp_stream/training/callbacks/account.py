@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -20,52 +19,16 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 from numpy.typing import NDArray
-from torch.utils.data import IterableDataset, get_worker_info
 
 from crisp_stream.loading.mixture_dataset import MixtureDataset
-from crisp_stream.training.start import START_KEY, RunStart
-
-
-class CountedStream(IterableDataset[dict[str, torch.Tensor]]):
-    """A MixtureDataset whose read counters are visible in the training process, also from DataLoader workers."""
-
-    def __init__(self, stream: MixtureDataset, *, num_workers: int, start: RunStart) -> None:
-        self.stream = stream
-        self._start = start
-        self._counters = torch.zeros((max(num_workers, 1), 2), dtype=torch.int64).share_memory_()
-
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        worker = get_worker_info()
-        counters = self._counters[0 if worker is None else worker.id]
-        for batch in self.stream:
-            counters[0], counters[1] = self.stream.bytes_read, self.stream.requests
-            yield batch
-
-    @property
-    def bytes_read(self) -> int:
-        """Bytes read from storage by this rank."""
-        return int(self._counters[:, 0].sum())
-
-    @property
-    def requests(self) -> int:
-        """Requests to storage by this rank."""
-        return int(self._counters[:, 1].sum())
-
-    def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
-        """Save the MixtureDataset; Composer calls this at every checkpoint, with the samples that it has counted."""
-        position = num_samples - self._start.samples + self._start.position
-        return {**self.stream.state_dict(position, from_beginning), START_KEY: asdict(self._start)}
-
-    def load_state_dict(self, obj: dict[str, Any]) -> None:
-        """Restore the MixtureDataset; Composer calls this before iterating. Raises ResumeError."""
-        self.stream.load_state_dict({key: value for key, value in obj.items() if key != START_KEY})
+from crisp_stream.training.start import RunStart
 
 
 class RunAccount(Callback):
     """Losses, learning rates, served clusters, bytes, requests, time: of the whole run, resumed parts included."""
 
     def __init__(
-        self, leaves: NDArray[np.uint32], reads: CountedStream, *, start: RunStart, log_windows: bool = False
+        self, leaves: NDArray[np.uint32], reads: MixtureDataset, *, start: RunStart, log_windows: bool = False
     ) -> None:
         """Args:
         leaves: [num_leaves], sorted ids of the dataset's leaves.

@@ -8,7 +8,6 @@ on with them.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,30 +15,13 @@ import torch
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
-from torch.utils.data import DataLoader
 
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.histograms.mixture import Mixture
+from crisp_stream.loading.loader import MixtureLoader
 from crisp_stream.training.callbacks.account import RunAccount
 from crisp_stream.training.callbacks.cluster_losses import LOGGED_CLUSTERS, ClusterLosses, WindowLosses
 from crisp_stream.training.callbacks.served import FEW_LEAVES, ServedMixture
-
-
-class TimedLoader(DataLoader[dict[str, torch.Tensor]]):
-    """A DataLoader that adds up the time for which it was waited."""
-
-    waited = 0.0
-    """Seconds that this rank has spent in `next`."""
-
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        batches = super().__iter__()
-        while True:
-            started = time.monotonic()
-            batch = next(batches, None)
-            self.waited += time.monotonic() - started
-            if batch is None:
-                return
-            yield batch
 
 
 class RunMonitor(Callback):
@@ -50,7 +32,7 @@ class RunMonitor(Callback):
         account: RunAccount,
         mixture: Mixture,
         dataset: Dataset,
-        loader: TimedLoader,
+        loader: MixtureLoader,
         *,
         num_batches: int,
         log_interval: int,

@@ -11,9 +11,10 @@ from composer.core import Callback
 from composer.loggers import LoggerDestination
 
 from crisp_stream.config.durations import SHARE, batches_of
+from crisp_stream.loading.loader import MixtureLoader
 from crisp_stream.models.checkpoint import LoadedGPT
 from crisp_stream.storage.store import is_remote
-from crisp_stream.training.callbacks.account import CountedStream, RunAccount
+from crisp_stream.training.callbacks.account import RunAccount
 from crisp_stream.training.callbacks.cluster_losses import WindowLosses
 from crisp_stream.training.callbacks.composer_fixes import RecipeRates
 from crisp_stream.training.callbacks.divergence import Divergence
@@ -21,7 +22,7 @@ from crisp_stream.training.callbacks.graceful_stop import GracefulStop
 from crisp_stream.training.callbacks.held_out import HeldOutPerplexity, QuestionAccuracy
 from crisp_stream.training.callbacks.lineage import Lineage, describe_run
 from crisp_stream.training.callbacks.log_files import LogFiles
-from crisp_stream.training.callbacks.monitor import RunMonitor, TimedLoader
+from crisp_stream.training.callbacks.monitor import RunMonitor
 from crisp_stream.training.callbacks.progress import Progress
 from crisp_stream.training.callbacks.saving import Checkpoints, UploadedCheckpoints, save_due
 from crisp_stream.training.prepare import PreparedRun
@@ -65,8 +66,7 @@ def build_callbacks(
     run: PreparedRun,
     folder: Path | None,
     *,
-    stream: CountedStream,
-    loader: TimedLoader,
+    loader: MixtureLoader,
     gpt: Any,
     window_losses: WindowLosses | None,
     optimizer: torch.optim.Optimizer,
@@ -76,7 +76,6 @@ def build_callbacks(
 
     Args:
         folder: folder that this process writes to; None: nothing is saved.
-        stream: batches of this rank, whose reads are counted.
         loader: the DataLoader, whose waits are measured.
         gpt: the model.
         window_losses: the loss function of the model, not compiled; None: no losses by cluster.
@@ -85,7 +84,7 @@ def build_callbacks(
     """
     recipe = run.recipe
     length: dict[str, Any] = {"num_batches": run.num_batches, "log_interval": recipe.log_interval}
-    account = RunAccount(run.dataset.leaves, stream, start=run.start, log_windows=recipe.log_windows)
+    account = RunAccount(run.dataset.leaves, run.stream, start=run.start, log_windows=recipe.log_windows)
     divergence = Divergence(account, run.checkpoint.url)
     monitor = RunMonitor(account, run.mixture, run.dataset, loader, **length, window_losses=window_losses)
     held_out, questions = _evaluations(run, gpt)

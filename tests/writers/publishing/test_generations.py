@@ -78,18 +78,18 @@ def _mixture(root: Path) -> Mixture:
 
 def test_a_run_goes_on_with_its_generation_bit_for_bit_and_is_refused_by_another(base: Path, texts: list[str]) -> None:
     mixture = _mixture(base)
-    uninterrupted = MixtureDataset(base, mixture, batch_size=10, yield_batches=True)
-    running = iter(MixtureDataset(base, mixture, batch_size=10, yield_batches=True))
+    uninterrupted = MixtureDataset(base, mixture, batch_size=10)
+    running = iter(MixtureDataset(base, mixture, batch_size=10))
     expected = [batch["input_ids"] for batch in itertools.islice(uninterrupted, 20)]
     state = uninterrupted.state_dict(num_samples=80)
     first = [next(running)["input_ids"] for _ in range(8)]
     append_words(texts[1:2], base)
     rest = [batch["input_ids"] for batch in itertools.islice(running, 12)]  # opened before the dataset grew
     assert all((one == other).all() for one, other in zip(expected, first + rest, strict=True))
-    grown = MixtureDataset(base, mixture, batch_size=10, yield_batches=True)
+    grown = MixtureDataset(base, mixture, batch_size=10)
     with pytest.raises(ResumeError, match=r"trained on generation 0 of .*, which has grown: .*data\.generation=0"):
         grown.load_state_dict(state)
-    again = MixtureDataset(open_dataset(base, generation=0), mixture, batch_size=10, yield_batches=True)
+    again = MixtureDataset(open_dataset(base, generation=0), mixture, batch_size=10)
     again.load_state_dict(state)
     resumed = [batch["input_ids"] for batch in itertools.islice(again, 12)]
     assert all((one == other).all() for one, other in zip(expected[8:], resumed, strict=True))

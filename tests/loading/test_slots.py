@@ -27,7 +27,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def stream(dataset: Dataset, samples: int = 400) -> MixtureDataset:
     mixture = Mixture([Phase(Histogram.base(dataset.manifest), samples)])
-    return MixtureDataset(dataset.root, mixture, batch_size=8, yield_batches=True)
+    return MixtureDataset(dataset.root, mixture, batch_size=8)
 
 
 def check(batches: Any, dataset: Dataset) -> list[list[int]]:
