@@ -65,6 +65,9 @@ class MixtureLoader(DataLoader[dict[str, torch.Tensor]]):
         """Number of batches of a whole pass. Raises TypeError: the mixture has no end."""
         return len(self.dataset)
 
+    def __bool__(self) -> bool:
+        return True
+
     def state_dict(self) -> dict[str, Any]:
         """Say where the stream stands after what was delivered: `MixtureDataset.state_dict()`."""
         return self.dataset.state_dict()

@@ -91,6 +91,11 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
         self._sizes = BatchSizes(
             batch_size=batch_size, num_replicas=self.topology.num_replicas, drop_last=bool(drop_last)
         )
+        if mixture.num_samples is not None and not self._sizes.at(0, mixture.num_samples):
+            raise InputError(
+                f"a mixture of {mixture.num_samples:,} samples does not fill one global batch of "
+                f"{self._sizes.of_all:,}. Give its last phase more samples, or choose a smaller batch."
+            )
         self._stream = Stream(self.dataset, mixture, seed=seed)
         self._identity = {
             "order_version": ORDER_VERSION,
@@ -109,6 +114,8 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
         """Position at which the last iteration began."""
         self._worker_place: int | None = None
         """In a DataLoader worker: position of its next batch."""
+        self._loaded_place: int | None = None
+        """In a DataLoader worker: that position, where it was loaded there for the next iteration."""
 
     def loader(
         self,
@@ -221,6 +228,9 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
         """Say to workers that an iteration begins where the stream stands; returns that position. Loaders call this."""
         if self._same_pass:
             self._place = 0
+        end = self._stream.end_of_pass(self._place)
+        if end is not None and not self._sizes.at(self._place, end):
+            self._place = end  # what is left of the pass is less than a batch of this topology
         self._began = self._place
         self._pass_start = self._start_of_pass(self._place)
         self._control.begin(self._place, num_workers)
@@ -244,9 +254,8 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
 
     def _batches_of_worker(self, worker: int, num_workers: int) -> Iterator[dict[str, torch.Tensor]]:
         start = self._control.join(worker)
-        if self._worker_place is not None:  # loaded in this worker
-            first, self._worker_place = self._worker_place, None
-            start = first - worker * self.global_batch_size
+        if self._loaded_place is not None:
+            start, self._loaded_place = self._loaded_place - worker * self.global_batch_size, None
         elif start is None and self._same_pass:
             start = 0
         elif start is None:
@@ -423,7 +432,7 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
         check_identity(obj, {**self._identity, **expected}, self.dataset)
         self._stream.restore(obj)
         if worker is not None:
-            self._worker_place = obj["samples"]
+            self._worker_place = self._loaded_place = obj["samples"]
             return
         self._control.append(restore_record(obj))
         self._stand_at(obj["samples"])
