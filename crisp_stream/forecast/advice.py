@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from crisp_stream.forecast.result import Advice
-from crisp_stream.order.order import NUM_LANES
+from crisp_stream.order.blocks import NUM_LANES
 from crisp_stream.table import format_bytes
 
 if TYPE_CHECKING:

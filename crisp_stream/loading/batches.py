@@ -67,10 +67,10 @@ class PackedBatch:
         samples: NDArray[Any],
         masked_after: int | None,
         slots: Slots | None = None,
-        worker: int = 0,
+        group: int | None = None,
     ) -> None:
         self._window_ids, self._samples, self._masked_after = window_ids, samples, masked_after
-        self._slots, self._worker = slots, worker
+        self._slots, self._group = slots, group
 
     def keys(self) -> Iterable[str]:
         """Keys of the dict that `tensors` makes."""
@@ -80,7 +80,9 @@ class PackedBatch:
         return tensors(self._window_ids, self._samples, self._masked_after)[key]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        place = None if self._slots is None else self._slots.put(self._worker, self._samples)
+        place = None
+        if self._slots is not None and self._group is not None:
+            place = self._slots.put(self._group, self._samples)
         content = self._samples.tobytes() if place is None else place
         return (_unpack, (self._window_ids, content, self._samples.dtype, self._masked_after))
 

@@ -75,7 +75,8 @@ class Control:
             close(self._file)
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
+        """Hold the lock of all processes."""
         with self._thread_lock:
             fcntl.lockf(self._file, fcntl.LOCK_EX)
             try:
@@ -87,18 +88,23 @@ class Control:
 
     def begin(self, start: int, num_workers: int = -1) -> None:
         """Say where the next iteration begins, and how many workers it has (-1: not known); the parent does."""
-        with self._locked():
+        with self.locked():
             self._iteration[0] += 1
             self._start[0] = self._planned[0] = start
             self._workers[0] = num_workers
 
     def join(self, worker: int) -> int | None:
         """Take part in the iteration that was begun; returns its first position, None if this worker has taken part."""
-        with self._locked():
+        with self.locked():
             if self._begun[worker] == self._iteration[0]:
                 return None
             self._begun[worker], self._followed_by[worker] = self._iteration[0], self._followed
             return int(self._start[0])
+
+    @property
+    def iteration(self) -> int:
+        """Number of the iteration."""
+        return int(self._iteration[0])
 
     @property
     def start(self) -> int:
@@ -135,7 +141,7 @@ class Control:
     def plan(self, stop: int) -> bool:
         """Claim the positions before `stop` for the mixture as it is known; False when that has to wait for a change
         that is being made."""
-        with self._locked():
+        with self.locked():
             if self._ceiling[0] != _NO_CEILING and stop > self._ceiling[0]:
                 return False
             self._planned[0] = max(int(self._planned[0]), stop)
@@ -144,20 +150,20 @@ class Control:
     def hold(self) -> tuple[int, int]:
         """Let workers plan nothing more; returns the first position of the iteration, and the one before which they
         have planned."""
-        with self._locked():
+        with self.locked():
             self._ceiling[0] = self._planned[0]
             return int(self._start[0]), int(self._planned[0])
 
     def release(self, record: bytes | None) -> None:
         """Let workers go on, after a change (None: there was none), which this process has made already."""
-        with self._locked():
+        with self.locked():
             if record is not None:
                 self._append(record)
             self._ceiling[0] = _NO_CEILING
 
     def append(self, record: bytes) -> None:
         """Write to the log what this process has done already."""
-        with self._locked():
+        with self.locked():
             self._append(record)
 
     def _append(self, record: bytes) -> None:

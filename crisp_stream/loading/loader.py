@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader
 
 from crisp_stream.errors import StorageError
 
-if TYPE_CHECKING:
-    from crisp_stream.loading.mixture_dataset import MixtureDataset
+
+class CountedDataset(Protocol):
+    """What a loader needs of its dataset, a MixtureDataset."""
+
+    def begin_iteration(self, num_workers: int) -> int: ...
+
+    def delivered(self, position: int) -> int: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, obj: dict[str, Any]) -> None: ...
+
+    def __len__(self) -> int: ...
 
 
 class MixtureLoader(DataLoader[dict[str, torch.Tensor]]):
     """Batches of a MixtureDataset, from where it stands to the end of the pass. Made by `MixtureDataset.loader`."""
 
-    dataset: MixtureDataset
+    dataset: CountedDataset
 
     _is_accelerate_prepared = True
     """Accelerate leaves such loaders alone. It would deal the batches to the ranks, and these are dealt already."""
@@ -26,7 +37,7 @@ class MixtureLoader(DataLoader[dict[str, torch.Tensor]]):
     waited = 0.0
     """Seconds that this process has spent in `next`, in all iterations."""
 
-    def __init__(self, dataset: MixtureDataset, **options: Any) -> None:
+    def __init__(self, dataset: Any, **options: Any) -> None:
         super().__init__(dataset, batch_size=None, **options)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:  # pyright: ignore[reportIncompatibleMethodOverride]

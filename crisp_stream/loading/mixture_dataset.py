@@ -23,11 +23,11 @@ from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.histograms.mixture import Mixture
 from crisp_stream.loading.batches import Batch, PackedBatch, tensors
 from crisp_stream.loading.continuation import PhaseRecords, check_identity, check_state
-from crisp_stream.loading.control import Control
+from crisp_stream.loading.control import MAX_WORKERS, Control
 from crisp_stream.loading.loader import MixtureLoader
 from crisp_stream.loading.reader import ReadOptions, read_windows
 from crisp_stream.loading.serving import BatchSizes, Serving
-from crisp_stream.loading.slots import MAX_WORKERS, made_slots
+from crisp_stream.loading.slots import made_slots
 from crisp_stream.loading.stream import Stream, change_record, restore_record
 from crisp_stream.loading.topology import Topology, agreed
 from crisp_stream.order.order import ORDER_VERSION, SampleOrder
@@ -263,6 +263,8 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
                 "the batches from here on were served already: a DataLoader does not say what it delivered. Iterate "
                 "dataset.loader(num_workers=…), or give the place with load_state_dict before each iteration."
             )
+        with self._control.locked():
+            group = None if self._slots is None else self._slots.claim(self._control.iteration)
         serving = self._serving(start, worker, num_workers)
         if worker == 0:
             serving.report_tail(start)
@@ -271,9 +273,8 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
             for position, window_ids, samples in serving:
                 self._count_reads(serving, worker)
                 self._worker_place = position + num_workers * self.global_batch_size
-                slots = self._slots if worker < MAX_WORKERS else None
                 # It arrives as a Batch.
-                yield PackedBatch(window_ids, samples, self._masked_after, slots, worker)  # pyright: ignore[reportReturnType]
+                yield PackedBatch(window_ids, samples, self._masked_after, self._slots, group)  # pyright: ignore[reportReturnType]
                 self._stream.forget_before(position)
         self._worker_place = None
 

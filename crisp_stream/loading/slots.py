@@ -1,9 +1,9 @@
 """Samples from DataLoader workers to the training process through memory that both have mapped.
 
-An unnamed file that a dataset makes before its workers start, so that nothing has to be handed over later. A slot is
-marked with the number of the batch in it, which the receiver compares and clears, so a slot is never read as another
-batch. Where no slot is free, the bytes go through DataLoader's pipe, which costs the training process three times as
-much CPU. Memory is used for slots that were filled, not for those that could be.
+An unnamed file that a dataset makes before its workers start, so that nothing has to be handed over later. Each worker
+claims a group of slots. A slot is marked with the number of the batch in it, which the receiver compares and clears, so
+a slot is never read as another batch. Where no slot is free, the bytes go through DataLoader's pipe, which costs the
+training process three times as much CPU. Memory is used for slots that were filled, not for those that could be.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from numpy.typing import NDArray
 
 from crisp_stream.errors import CorruptDataError
 
-SLOTS_PER_WORKER = 8
-MAX_WORKERS = 128
-"""Workers that have slots."""
-_NUM_SLOTS = SLOTS_PER_WORKER * MAX_WORKERS
-_HEADER_BYTES = -(-8 * _NUM_SLOTS // mmap.PAGESIZE) * mmap.PAGESIZE
+GROUP_SLOTS = 8
+_NUM_GROUPS = 128
+_NUM_SLOTS = GROUP_SLOTS * _NUM_GROUPS
+_HEADER_BYTES = -(-8 * (_NUM_SLOTS + 2 * _NUM_GROUPS) // mmap.PAGESIZE) * mmap.PAGESIZE
 
 _here: WeakValueDictionary[int, Slots] = WeakValueDictionary()
 """Those of this process, by name."""
@@ -53,7 +52,8 @@ class Slots:
         if shared is None:
             os.ftruncate(self._file, length)
         mapped = mmap.mmap(self._file, length)
-        self._marks = np.frombuffer(mapped, np.int64, _NUM_SLOTS)
+        numbers = np.frombuffer(mapped, np.int64, _NUM_SLOTS + 2 * _NUM_GROUPS)
+        self._marks, self._owners, self._iterations = np.split(numbers, [_NUM_SLOTS, _NUM_SLOTS + _NUM_GROUPS])
         self._bytes = np.frombuffer(mapped, np.uint8, _NUM_SLOTS * self._slot_bytes, _HEADER_BYTES)
         _here[self.name] = self
 
@@ -65,13 +65,29 @@ class Slots:
         if self._file >= 0:
             close(self._file)
 
-    def put(self, worker: int, samples: NDArray[Any]) -> Place | None:
-        """Place samples in a free slot of a worker; returns the place for `taken`, None when no slot is free."""
+    def claim(self, iteration: int) -> int | None:
+        """Claim a group of slots for this process, for one iteration; None when there is none. One process at a time.
+
+        Groups of processes that have ended are claimed again; what they sent may still be on its way, unless it is from
+        an iteration before the last one.
+        """
+        for group, owner in enumerate(self._owners.tolist()):
+            if owner in (0, os.getpid()) or not _runs(owner):
+                marks = self._marks[group * GROUP_SLOTS :][:GROUP_SLOTS]
+                if self._iterations[group] < iteration - 1:
+                    marks[:] = 0
+                if (marks == 0).all():
+                    self._owners[group], self._iterations[group] = os.getpid(), iteration
+                    return group
+        return None
+
+    def put(self, group: int, samples: NDArray[Any]) -> Place | None:
+        """Place samples in a free slot of a group; returns the place for `taken`, None when no slot is free."""
         content = samples.view(np.uint8)
-        free = np.flatnonzero(self._marks[worker * SLOTS_PER_WORKER :][:SLOTS_PER_WORKER] == 0)
+        free = np.flatnonzero(self._marks[group * GROUP_SLOTS :][:GROUP_SLOTS] == 0)
         if not len(free) or len(content) > self._slot_bytes:
             return None
-        slot, mark = worker * SLOTS_PER_WORKER + int(free[0]), secrets.randbits(62) | 1
+        slot, mark = group * GROUP_SLOTS + int(free[0]), secrets.randbits(62) | 1
         start = slot * self._slot_bytes
         self._bytes[start : start + len(content)] = content
         self._marks[slot] = mark
@@ -111,3 +127,13 @@ def taken(place: Place) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 def _attach(slot_bytes: int, duplicate: Any, name: int) -> Slots:
     return Slots(slot_bytes, shared=(duplicate.detach(), name))
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

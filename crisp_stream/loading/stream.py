@@ -203,7 +203,11 @@ class Stream:
                     raise ValueError(f"{len(drawn)} rows of {num_rows}")
                 before_part = {int(part): _unpacked(each) for part, each in saved["before_part"].items()}
                 history = DrawHistory(first_sample=int(saved["first_sample"]), drawn=drawn, before_part=before_part)
-            self.order = self._order_of([self._phase(phase) for phase in saved["phases"]], history)
+            phases = [self._phase(phase) for phase in saved["phases"]]
+            ends = [int(saved["first_sample"]), *(phase.first_sample + (phase.num_samples or 0) for phase in phases)]
+            if not phases or any(phase.first_sample != end for phase, end in zip(phases, ends, strict=False)):
+                raise ValueError("phases that do not follow each other")
+            self.order = self._order_of(phases, history)
             self.last_change = int(saved["last_change"])
         except (KeyError, TypeError, ValueError, IndexError, zlib.error) as error:
             raise ResumeError(

@@ -136,8 +136,6 @@ def test_a_new_mixture_for_every_batch(dataset: Dataset, num_workers: int) -> No
 def test_a_change_in_a_mixture_with_an_end_lasts_until_the_end_of_the_pass(dataset: Dataset) -> None:
     stream = made(dataset, samples=200)
     stream.set_proportions(only(dataset, 3), at_sample=50)
-    with pytest.raises(InputError, match=r"from sample 50 on and before its end at 200, got 200"):
-        stream.set_proportions(only(dataset, 5), at_sample=200)
     first = [int(window) for batch in stream for window in batch["window"]]
     second = [int(window) for batch in stream for window in batch["window"]]
     assert len(first) == len(second) == 200
@@ -189,8 +187,11 @@ def test_ranks_agree_on_the_latest_of_their_positions(dataset: Dataset, monkeypa
 def test_a_damaged_saved_stream_is_refused(dataset: Dataset) -> None:
     stream = made(dataset)
     stream.set_proportions(only(dataset, 3), at_sample=100)
+    for _ in zip(range(15), stream, strict=False):
+        pass
     state = stream.state_dict(150)
-    for damage in ({"plans": []}, {"drawn": b"x"}, {"plans": [{**state["stream"]["plans"][0], "histogram": b"123"}]}):
+    phase = state["stream"]["phases"][0]
+    for damage in ({"phases": []}, {"drawn": b"x"}, {"phases": [{**phase, "histogram": b"123"}]}):
         with pytest.raises(ResumeError, match="the saved stream of mixtures is damaged"):
             made(dataset).load_state_dict({**state, "stream": {**state["stream"], **damage}})
 

@@ -118,7 +118,7 @@ def test_an_open_selection_is_drawn_uniformly(dataset: Dataset, chosen: WindowSe
 
 
 def test_the_phases_before_a_selection_are_served_as_without_it(dataset: Dataset, chosen: WindowSelection) -> None:
-    base = Phase(Histogram.base(dataset.manifest), 400, whole_blocks=True)
+    base = Phase(Histogram.base(dataset.manifest), 400)
     with_selection = Mixture([base, Phase.of_windows(chosen, dataset)])
     assert drawn(dataset, with_selection, 0, 400).tolist() == drawn(dataset, Mixture([base]), 0, 400).tolist()
 
@@ -142,9 +142,9 @@ def test_resuming_at_any_batch_equals_the_uninterrupted_run_over_passes(
     whole = opened()
     batches = [windows_of(whole) for _ in range(12)]  # more than COUNTED_PHASES phases
     for number, batch in [(0, 0), (0, 8), (0, 13), (1, 3), (2, 24), (11, 9)]:
-        resumed = opened()
-        state = resumed.state_dict((25 * number + batch) * 8)
-        resumed.load_state_dict(pickle.loads(pickle.dumps(state)))
+        running, resumed = opened(), opened()
+        running.skip_to((25 * number + batch) * 8)
+        resumed.load_state_dict(pickle.loads(pickle.dumps(running.state_dict())))
         assert windows_of(resumed) == batches[number][batch:]
 
 
@@ -208,7 +208,7 @@ def test_a_checkpoint_of_the_corpus_is_continued_by_a_selection(dataset: Dataset
     specialist = opened(*phases_of_state(saved, dataset, until=160), Phase.of_windows(chosen, dataset))
     specialist.load_state_dict(specialist.continued_state(saved))
     after = windows_of(specialist, 30)
-    one_run = opened(Phase(base, 160, whole_blocks=True), Phase.of_windows(chosen, dataset))
+    one_run = opened(Phase(base, 160), Phase.of_windows(chosen, dataset))
     assert windows_of(one_run, 50) == before + after
 
     saved = specialist.state_dict(400)
@@ -224,16 +224,14 @@ def test_a_checkpoint_of_the_corpus_is_continued_by_a_selection(dataset: Dataset
     again = opened(*phases_of_state(saved, dataset, until=400, selections=[chosen]), Phase(base))
     again.load_state_dict(again.continued_state(saved))
     next_windows = windows_of(again, 5)
-    further = opened(
-        *one_run.mixture.phases[:1], Phase.of_windows(chosen, dataset, 240, whole_blocks=True), Phase(base)
-    )
+    further = opened(*one_run.mixture.phases[:1], Phase.of_windows(chosen, dataset, 240), Phase(base))
     further.load_state_dict(further.continued_state(saved))
     assert windows_of(further, 5) == next_windows
     assert len(np.unique(np.concatenate([*before, *next_windows]))) == 200
-    other = Phase.of_windows(random_selection(dataset, 0.3, 7), dataset, 240, whole_blocks=True)
+    other = Phase.of_windows(random_selection(dataset, 0.3, 7), dataset, 240)
     with pytest.raises(ResumeError, match=r"phase 2 was drawn from the window selection .*, now from the window"):
         opened(*one_run.mixture.phases[:1], other, Phase(base)).continued_state(saved)
-    unselected = Phase(base, 240, whole_blocks=True)
+    unselected = Phase(base, 240)
     with pytest.raises(ResumeError, match=r"phase 2 was drawn from the window selection .*, now from all windows"):
         opened(*one_run.mixture.phases[:1], unselected, Phase(base)).continued_state(saved)
 

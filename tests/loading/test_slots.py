@@ -9,20 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from torch.utils.data import DataLoader
 
 from crisp_stream import Histogram, Mixture, MixtureDataset, Phase
 from crisp_stream.errors import CorruptDataError
 from crisp_stream.format.dataset import Dataset
-from crisp_stream.loading import ring
-from crisp_stream.loading.ring import NUM_SLOTS, Ring
+from crisp_stream.loading import slots
+from crisp_stream.loading.slots import GROUP_SLOTS, Slots
 from tests.support.fault_runs import no_shared_memory_left
 from tests.support.synthetic import synthetic_tokens, write_synthetic_dataset
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return write_synthetic_dataset(tmp_path_factory.mktemp("ring"), {0: 300, 3: 50, 15: 200})
+    return write_synthetic_dataset(tmp_path_factory.mktemp("slots"), {0: 300, 3: 50, 15: 200})
 
 
 def stream(dataset: Dataset, samples: int = 400) -> MixtureDataset:
@@ -42,15 +41,9 @@ def check(batches: Any, dataset: Dataset) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
-@pytest.mark.parametrize("prefetch_factor", [1, 3 * NUM_SLOTS])
+@pytest.mark.parametrize("prefetch_factor", [1, 3 * GROUP_SLOTS])
 def test_batches_arrive_as_they_were_sent(dataset: Dataset, context: str, prefetch_factor: int) -> None:
-    loader = DataLoader(
-        stream(dataset),
-        batch_size=None,
-        num_workers=2,
-        prefetch_factor=prefetch_factor,
-        multiprocessing_context=context,
-    )
+    loader = stream(dataset).loader(2, prefetch_factor=prefetch_factor, multiprocessing_context=context)
     expected = check(stream(dataset), dataset)
     found = iter(loader)
     first = next(found)
@@ -59,69 +52,67 @@ def test_batches_arrive_as_they_were_sent(dataset: Dataset, context: str, prefet
 
 
 def test_two_iterations_at_once_do_not_mix(dataset: Dataset) -> None:
-    one, other = (DataLoader(stream(dataset), batch_size=None, num_workers=1) for _ in range(2))
-    same = DataLoader(stream(dataset, 200), batch_size=None, num_workers=2)
+    one, other = (stream(dataset).loader(1) for _ in range(2))
     expected = check(stream(dataset), dataset)
     assert [check([a], dataset) + check([b], dataset) for a, b in zip(one, other, strict=True)] == [
         [windows, windows] for windows in expected
     ]
+    same = stream(dataset, 200).loader(2)
     begun = iter(same)
-    next(begun)
-    assert len(check(same, dataset)) == 25  # while the workers of the first iteration are alive
-    assert len(check(begun, dataset)) == 24
+    first = check([next(begun)], dataset)
+    rest = check(same, dataset)  # while the workers of the first iteration are alive
+    assert first + rest == check(stream(dataset, 200), dataset)
+    assert check(begun, dataset) == rest
 
 
-def test_a_full_ring_a_large_batch_and_a_slot_with_another_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ring, "_received", {})
-    made, samples = Ring(1000), np.arange(250, dtype=np.uint32)
-    places = [place for number in range(NUM_SLOTS) if (place := made.put(samples + number)) is not None]
-    assert len(places) == NUM_SLOTS
-    assert made.put(samples) is None
-    assert made.put(np.zeros(100_000, np.uint8)) is None
+def test_full_slots_a_large_batch_and_a_slot_with_another_batch() -> None:
+    made, samples = Slots(1000), np.arange(250, dtype=np.uint32)
+    group = made.claim(1)
+    assert group is not None
+    places = [place for number in range(GROUP_SLOTS) if (place := made.put(group, samples + number)) is not None]
+    assert len(places) == GROUP_SLOTS
+    assert made.put(group, samples) is None
+    assert made.put(group, np.zeros(100_000, np.uint8)) is None
     for number, place in reversed(list(enumerate(places))):
-        content, mark = ring.taken((*place[:3], Duplicate(made), *place[4:]))
+        content, mark = slots.taken(place)
         assert (content.view(np.uint32) == samples + number).all()
         mark[:] = 0
-    place = places[0]
     with pytest.raises(CorruptDataError, match="unpacked twice, or too late"):
-        ring.taken(place)
-    assert made.put(samples) is not None
-    monkeypatch.setattr(ring, "_received", {})
+        slots.taken(places[0])
+    place = made.put(group, samples)
+    assert place is not None
+    del made, content, mark
     with pytest.raises(CorruptDataError, match="unpacked twice, or too late"):
-        ring.taken((*place[:3], None, *place[4:]))
+        slots.taken(place)
 
 
-class Duplicate:
-    """A descriptor as it arrives in the other process."""
-
-    def __init__(self, made: Ring) -> None:
-        self._file = made._file
-
-    def detach(self) -> int:
-        return os.dup(self._file)
+def test_a_group_is_claimed_by_one_process_and_again_when_nothing_of_it_is_on_its_way() -> None:
+    made, samples = Slots(1000), np.arange(250, dtype=np.uint32)
+    assert made.claim(1) == made.claim(1) == 0
+    assert made.put(0, samples) is not None
+    made._owners[1] = os.getppid()  # a process that runs
+    assert [made.claim(1), made.claim(2), made.claim(3)] == [2, 2, 0]
+    assert made.put(0, samples) is not None
+    made._owners[:] = 2**22 + 1  # one that does not
+    assert [made.claim(4), made.claim(5)] == [1, 0]
 
 
 def test_without_such_memory_batches_go_through_the_pipe(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("os.memfd_create")
-    assert ring.made_ring(1000) is None
-    assert check(DataLoader(stream(dataset), batch_size=None, num_workers=2), dataset) == check(
-        stream(dataset), dataset
-    )
+    assert slots.made_slots(1000) is None
+    assert check(stream(dataset).loader(2), dataset) == check(stream(dataset), dataset)
 
 
 def test_nothing_is_left_behind(dataset: Dataset, tmp_path: Path) -> None:
     with no_shared_memory_left(tmp_path / "processes"):
-        check(DataLoader(stream(dataset), batch_size=None, num_workers=2), dataset)
+        check(stream(dataset).loader(2), dataset)
 
 
-def test_rings_of_workers_that_ended_are_let_go(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ring, "_received", {})
-    loader = DataLoader(stream(dataset, 80), batch_size=None, num_workers=2)
-    for _ in range(4):
+@pytest.mark.parametrize("stay", [False, True])
+def test_the_same_slots_serve_every_pass(dataset: Dataset, stay: bool) -> None:
+    made = stream(dataset, 80)
+    loader = made.loader(2, persistent_workers=stay)
+    for _ in range(6):
         assert len(list(loader)) == 10
-    assert len(ring._received) <= 2
-    monkeypatch.setattr(ring, "_received", {})
-    stays = DataLoader(stream(dataset, 80), batch_size=None, num_workers=2, persistent_workers=True)
-    for _ in range(4):
-        assert len(list(stays)) == 10
-    assert len(ring._received) == 2
+    assert made._slots is not None
+    assert (made._slots._owners > 0).sum() <= 4
