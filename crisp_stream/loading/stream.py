@@ -32,7 +32,7 @@ from crisp_stream.storage.shared_arrays import SHARED_ROWS, keep_newest, shared_
 if TYPE_CHECKING:
     from crisp_stream.format.dataset import Dataset
 
-_KEPT_BYTES = 64 << 20
+_KEPT_BYTES, _FEW_BYTES = 64 << 20, 64 << 10
 _KEPT_PLANS = 16
 _KEPT_TABLES = 4
 _HEAD = struct.Struct("<qI")
@@ -222,13 +222,14 @@ class Stream:
         shares = self._shares.get(key)
         if shares is None:
             shares = make()
-            size = sum(each.rows.nbytes + each.cdf.nbytes for each in [*self._shares.values(), shares])
-            while self._shares and size > _KEPT_BYTES:
-                _, old = self._shares.popitem(last=False)
-                size -= old.rows.nbytes + old.cdf.nbytes
+            while self._shares and self._bytes_kept() + _bytes_of(shares) > _KEPT_BYTES:
+                self._shares.popitem(last=False)
             self._shares[key] = shares
         self._shares.move_to_end(key)
         return shares
+
+    def _bytes_kept(self) -> int:
+        return sum(map(_bytes_of, self._shares.values()))
 
     def _expanded(self, histogram: Histogram) -> NDArray[np.float64]:
         alone = Mixture([Phase(histogram)], max_missing_mass=self.mixture.max_missing_mass)
@@ -296,6 +297,11 @@ class _ChangedShares:
 
     def __call__(self) -> LeafShares:
         return self._stream.shares_of_change(self._number, self.histogram)
+
+
+def _bytes_of(shares: LeafShares) -> int:
+    """Memory of this process; what is mapped from a file is not."""
+    return _FEW_BYTES + sum(array.nbytes for array in (shares.rows, shares.cdf) if array.flags.writeable)
 
 
 def _described(phases: Sequence[OrderPhase]) -> list[dict[str, Any]]:
