@@ -1,6 +1,6 @@
 """What storage and machines do to a training run, and what the run makes of it.
 
-Every case runs the training loop `for batch in DataLoader(MixtureDataset(…))` against a real S3 server behind a
+Every case runs the training loop `for batch in MixtureDataset(…).loader()` against a real S3 server behind a
 fault-injecting proxy (fault_proxy.py), compares every batch with the source, and looks for hangs and litter. The cases
 together make the table of docs/train/faults.md (fault_table.py).
 """
