@@ -34,7 +34,7 @@ class Expected(NamedTuple):
 
     def at(self, windows: NDArray[np.intp]) -> Expected:
         """Some of the windows."""
-        return Expected(*(column[windows] for column in self))
+        return Expected(self.window_ids[windows], self.shards[windows], self.seeds[windows], self.leaves[windows])
 
     def wrong(self, samples: NDArray[Any]) -> NDArray[np.bool_]:
         """Where samples [num_windows] are not these windows, whole and in their places."""
