@@ -181,20 +181,27 @@ def test_reading_works_with_the_oldest_versions_that_are_allowed(wheel: Path, tm
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=1500)
         assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["70", "100"]
+    assert done.stdout.split() == ["70", "100", "key"]
 
 
 OLDEST_READS = """
+import os
+import pathlib
 import numpy
 from crisp_stream import Histogram, Mixture, Phase, open_dataset
 from crisp_stream.loading.reader import read_windows
 from crisp_stream.order.order import SampleOrder
+from crisp_stream.storage.access import access_options
 dataset = open_dataset({root!r})
 Histogram.base(dataset.manifest).save("base.parquet")
 assert Histogram.load("base.parquet").fingerprint == Histogram.base(dataset.manifest).fingerprint
 print(len(read_windows(dataset, numpy.arange(70))["tokens"]))
 order = SampleOrder(dataset.leaves, dataset.windows_per_leaf, [(numpy.array([0.5, 0.5]), None)], seed=1)
 print(len(order.window_ids(numpy.arange(100))))
+os.environ.pop("AWS_ACCESS_KEY_ID", None)
+os.environ["AWS_SHARED_CREDENTIALS_FILE"] = "keys"
+pathlib.Path("keys").write_text("[default]\\naws_access_key_id=key\\naws_secret_access_key=secret\\n")
+print(access_options("s3://bucket")["credential_provider"]()["access_key_id"])
 """
 
 
