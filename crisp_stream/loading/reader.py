@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from crisp_stream.config.sizes import parse_bytes
 from crisp_stream.errors import CorruptDataError, InputError, StorageError
 from crisp_stream.format.mds import sample_dtype
 from crisp_stream.loading.expected import Expected
@@ -64,8 +65,8 @@ class ReadOptions:
     local: str | Path | None = None
     """Cache folder for a remote root; the user's cache folder when None. A local root is read in place."""
 
-    cache_limit: int | None = None
-    """Bytes that the cache may hold; no limit when None."""
+    cache_limit: str | int | None = None
+    """Most bytes that the cache may hold, as a number or a size such as `200gb` (10^9 bytes each). None: no limit."""
 
     timeout: float = 120.0
     """Seconds after which a failing or stalled read is raised."""
@@ -76,12 +77,20 @@ class ReadOptions:
     def __post_init__(self) -> None:
         if self.lookahead < 1:
             raise InputError(f"lookahead must be at least 1, got {self.lookahead}.")
+        if self.cache_limit is not None and (self.cache_limit_bytes or 0) < 1:
+            raise InputError(
+                f"cache_limit must be a positive number of bytes, or a size such as 200gb; got {self.cache_limit!r}."
+            )
+
+    @property
+    def cache_limit_bytes(self) -> int | None:
+        """`cache_limit` as a number of bytes."""
+        return None if self.cache_limit is None else parse_bytes(self.cache_limit)
 
     @classmethod
     def of(cls, data: DataRecipe) -> ReadOptions:
         """Take the options from the section `data` of a recipe."""
-        limit = data.cache_limit_bytes
-        return cls(local=data.local, cache_limit=limit, timeout=data.timeout, lookahead=data.lookahead)
+        return cls(local=data.local, cache_limit=data.cache_limit, timeout=data.timeout, lookahead=data.lookahead)
 
 
 class Ticket(NamedTuple):
@@ -115,7 +124,9 @@ class WindowReader:
             self._source = _LocalShards(dataset)
         else:
             folder = cache_folder() if reading.local is None else Path(reading.local)
-            cache = RunCache(folder / dataset.manifest.fingerprint[:16] / "runs", reading.cache_limit, self._dtype)
+            cache = RunCache(
+                folder / dataset.manifest.fingerprint[:16] / "runs", reading.cache_limit_bytes, self._dtype
+            )
             self._source = _FetchedRuns(dataset, cache, runs or RunPlan(dataset), reading.timeout)
 
     def prefetch(self, window_ids: Int64s, rows: Int64s | None = None) -> Ticket:
