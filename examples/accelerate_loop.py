@@ -32,13 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> list[float]:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--width", type=int, default=128)
     asked = parser.parse_args(arguments)
-    accelerator = Accelerator(
-        gradient_accumulation_steps=asked.accumulate
-    )  # before MixtureDataset, which asks for ranks
+    # Before MixtureDataset, which asks torch.distributed which rank it is.
+    accelerator = Accelerator(gradient_accumulation_steps=asked.accumulate, cpu=not torch.cuda.is_available())
 
     mixture = Mixture.from_histogram(Histogram.load(asked.histogram))
     per_rank = asked.global_batch // accelerator.num_processes // asked.accumulate
     dataset = MixtureDataset(asked.root, mixture, batch_size=per_rank, seed=17)
+    if dataset.global_batch_size * asked.accumulate != asked.global_batch:
+        parser.error(f"the ranks cannot share --global-batch {asked.global_batch} equally")
     manifest = dataset.dataset.manifest
     torch.manual_seed(17)
     config = GPT2Config(

@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> Trainer:
     per_rank = asked.global_batch // dist.get_world_size()
     mixture = Mixture.from_histogram(Histogram.load(asked.histogram))
     dataset = MixtureDataset(asked.root, mixture, batch_size=per_rank, seed=17)
+    if dataset.global_batch_size != asked.global_batch:
+        parser.error(f"the ranks cannot share --global-batch {asked.global_batch} equally")
     manifest = dataset.dataset.manifest
     config = GPT2Config(
         vocab_size=manifest.tokenizer.vocab_size,
@@ -51,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> Trainer:
     trainer = Trainer(
         model=model,
         train_dataloader=dataset.loader(asked.workers),
+        device_train_microbatch_size=per_rank,  # Composer asks the loader else, and this one makes whole batches
         optimizers=torch.optim.AdamW(model.parameters(), lr=1e-3),
         max_duration=f"{asked.steps}ba",  # an open-ended mixture has no epoch
         save_folder=asked.save_folder,

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
@@ -80,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> Trainer:
         learning_rate=1e-3,
         lr_scheduler_type="constant",
         seed=17,
+        use_cpu=not torch.cuda.is_available(),
         report_to="none",
         disable_tqdm=True,
     )
@@ -88,6 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> Trainer:
 
     mixture = Mixture.from_histogram(Histogram.load(asked.histogram))
     dataset = MixtureDataset(asked.root, mixture, batch_size=per_rank, seed=17)
+    if dataset.global_batch_size * asked.accumulate != asked.global_batch:
+        parser.error(f"the ranks cannot share --global-batch {asked.global_batch} equally")
     manifest = dataset.dataset.manifest
     config = GPT2Config(
         vocab_size=manifest.tokenizer.vocab_size,

@@ -57,6 +57,8 @@ class Windows(lightning.LightningDataModule):
         per_rank = self._global_batch // trainer.world_size // trainer.accumulate_grad_batches
         mixture = Mixture.from_histogram(Histogram.load(self._histogram))
         dataset = MixtureDataset(self._root, mixture, batch_size=per_rank, seed=17)
+        if dataset.global_batch_size * trainer.accumulate_grad_batches != self._global_batch:
+            raise ValueError(f"the ranks cannot share a global batch of {self._global_batch} equally")
         return CountedBySteps(dataset, self._num_workers, trainer)
 
 

@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> list[float]:
 
     mixture = Mixture.from_histogram(Histogram.load(asked.histogram))
     dataset = MixtureDataset(asked.root, mixture, batch_size=asked.global_batch // ranks, seed=17)
+    if dataset.global_batch_size != asked.global_batch:
+        parser.error(f"the ranks cannot share --global-batch {asked.global_batch} equally")
     loader = dataset.loader(asked.workers)
     manifest = dataset.dataset.manifest
     torch.manual_seed(17)

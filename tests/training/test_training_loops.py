@@ -1,47 +1,33 @@
-"""Training loops other than ours: what torchdata's StatefulDataLoader saves is continued in another process, and the
-examples do what they say."""
+"""Training loops of others: the examples, on one and on two ranks, train on the windows of the pure order and on no
+others; and what would deal a stream to the ranks once more is refused."""
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import json
+import os
 import pickle
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
+from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from crisp_stream import Histogram, Mixture, MixtureDataset, Phase
+from crisp_stream.errors import InputError
 from crisp_stream.format.dataset import Dataset
-from crisp_stream.models.checkpoint import read_checkpoint
-from crisp_stream.training.callbacks.composer_fixes import close_trainer
+from tests.support.ranks import run_ranks
 from tests.support.synthetic import write_synthetic_dataset
 
 ROOT = Path(__file__).parent.parent.parent
 SAMPLES = 96
 BATCH = 8
-CASES = [(num_workers, yield_batches) for num_workers in (0, 2) for yield_batches in (False, True)]
-CONTINUE = """
-import pickle, sys
-from pathlib import Path
-from tests.training.test_training_loops import CASES, make_loader
-
-if __name__ == "__main__":
-    root, mixture, states = pickle.loads(Path(sys.argv[1]).read_bytes())
-    rest = []
-    for case, state in zip(CASES, states, strict=True):
-        loader = make_loader(root, mixture, *case)
-        loader.load_state_dict(state)
-        rest.append([batch["window"].tolist() for batch in loader])
-    Path(sys.argv[1]).write_bytes(pickle.dumps(rest))
-"""
-
-
-def make_loader(root: str, mixture: Mixture, num_workers: int, yield_batches: bool) -> StatefulDataLoader:
-    dataset = MixtureDataset(root, mixture, batch_size=BATCH, seed=3, yield_batches=yield_batches)
-    return StatefulDataLoader(dataset, batch_size=None if yield_batches else BATCH, num_workers=num_workers)
 
 
 @pytest.fixture(scope="module")
@@ -50,35 +36,10 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def mixture(dataset: Dataset) -> Mixture:
-    task = Histogram.from_leaves([0, 0, 3, 15], dataset.tree, 2)
-    return Mixture([Phase(Histogram.base(dataset.manifest), 50), Phase(task, SAMPLES - 50)])
-
-
-def test_a_stateful_dataloader_goes_on_in_another_process(dataset: Dataset, mixture: Mixture, tmp_path: Path) -> None:
-    whole = [batch["window"].tolist() for batch in make_loader(dataset.root, mixture, 0, True)]
-    assert len(whole) == SAMPLES // BATCH
-    states = []
-    for stop, case in enumerate(CASES, start=4):  # before and after the switch at sample 50
-        loader = make_loader(dataset.root, mixture, *case)
-        batches = iter(loader)
-        seen = [next(batches)["window"].tolist() for _ in range(stop)]
-        states.append(loader.state_dict())
-        assert [*seen, *(batch["window"].tolist() for batch in batches)] == whole
-    handed_over = tmp_path / "states.pickle"
-    handed_over.write_bytes(pickle.dumps((dataset.root, mixture, states)))
-    (tmp_path / "continue.py").write_text(CONTINUE)
-    finished = subprocess.run(
-        [sys.executable, str(tmp_path / "continue.py"), str(handed_over)],
-        env={"PYTHONPATH": str(ROOT), "PATH": ""},
-        capture_output=True,
-        text=True,
-        timeout=1500,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    rest = pickle.loads(handed_over.read_bytes())
-    assert rest == [whole[stop:] for stop in range(4, 4 + len(CASES))]
+def task(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("task") / "task.parquet"
+    Histogram.from_leaves([0, 0, 3, 15], dataset.tree, 2).save(path)
+    return str(path)
 
 
 def example(name: str) -> ModuleType:
@@ -90,37 +51,51 @@ def example(name: str) -> ModuleType:
     return module
 
 
-@pytest.fixture(scope="module")
-def task(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("task") / "task.parquet"
-    Histogram.from_leaves([0, 0, 3, 15], dataset.tree, 2).save(path)
-    return str(path)
+def recorded_windows() -> list[list[int]]:
+    """Have every batch that a model is trained on recorded from now on: the windows, which their first tokens name."""
+    from transformers import GPT2LMHeadModel
+
+    seen: list[list[int]] = []
+    forward = GPT2LMHeadModel.forward
+
+    @functools.wraps(forward)
+    def recording(self: GPT2LMHeadModel, *args: Any, **inputs: Any) -> Any:
+        seen.append((inputs["input_ids"][:, :4].cpu() * 256 ** np.arange(4)).sum(axis=1).tolist())
+        return forward(self, *args, **inputs)
+
+    GPT2LMHeadModel.forward = recording  # pyright: ignore[reportAttributeAccessIssue]
+    return seen
 
 
-def test_the_plain_loop_goes_on_where_it_stopped(dataset: Dataset, task: str, tmp_path: Path) -> None:
-    main = example("plain_torch").main
-    options = [dataset.root, task, "--batch-size=4", "--width=16", "--save-every=3"]
-    whole = main([*options, f"--checkpoint={tmp_path}/whole.pt", "--steps=6", "--workers=0"])
-    first = main([*options, f"--checkpoint={tmp_path}/parts.pt", "--steps=3", "--workers=2"])
-    rest = main([*options, f"--checkpoint={tmp_path}/parts.pt", "--steps=6", "--workers=2"])
-    assert [*first, *rest] == whole
+def train_as_rank(name: str, options: list[str], folder: Path) -> None:
+    """Run an example as one rank; what it was trained on stands in a file of the rank."""
+    seen = recorded_windows()
+    example(name).main(options)
+    (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(seen))
 
 
-def test_the_accelerate_loop_goes_on_where_it_stopped(dataset: Dataset, task: str, tmp_path: Path) -> None:
-    main = example("accelerate_loop").main
-    options = [dataset.root, task, "--global-batch=4", "--width=16", "--save-every=3"]
-    whole = main([*options, f"--save-folder={tmp_path}/whole", "--steps=5", "--workers=0"])
-    first = main([*options, f"--save-folder={tmp_path}/parts", "--steps=3", "--workers=0"])
-    rest = main([*options, f"--save-folder={tmp_path}/parts", "--steps=5", "--workers=1"])
-    assert [*first, *rest] == whole
+def trained_on(name: str, num_ranks: int, options: list[str], folder: Path) -> list[list[int]]:
+    """Windows of each batch that the ranks of an example were trained on together, sorted."""
+    folder.mkdir(parents=True)
+    run_ranks(num_ranks, functools.partial(train_as_rank, name, options, folder), folder)
+    ranks = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(num_ranks)]
+    return [sorted(window for part in parts for window in part) for parts in zip(*ranks, strict=True)]
 
 
-def test_the_composer_loop_goes_on_where_it_stopped(dataset: Dataset, task: str, tmp_path: Path) -> None:
-    main = example("composer_loop").main
-    options = [dataset.root, task, "--global-batch=4", "--width=16", f"--save-folder={tmp_path}/run"]
-    close_trainer(main([*options, "--batches=3", "--workers=0"]))
-    trainer = main([*options, "--batches=5", "--workers=1"])
-    assert trainer.state.timestamp.batch == 5
-    close_trainer(trainer)
-    state = read_checkpoint(tmp_path / "run" / "latest-rank0.pt")["state"]
-    assert state["dataset_state"]["train"]["position"] == 5 * 4
+@pytest.mark.parametrize("name", ["plain_torch", "composer_loop", "accelerate_loop", "lightning_loop", "hf_trainer"])
+def test_an_example_goes_on_with_other_ranks_and_workers_and_uses_every_window(
+    dataset: Dataset, task: str, name: str, tmp_path: Path
+) -> None:
+    place = f"--checkpoint={tmp_path}/run.pt" if name == "plain_torch" else f"--save-folder={tmp_path}/run"
+    accumulates = name in ("accelerate_loop", "lightning_loop", "hf_trainer")
+    options = [dataset.root, task, place, f"--global-batch={BATCH}", "--width=16", "--save-every=2"]
+    in_halves = ["--accumulate=2"] if accumulates else []
+    first = trained_on(name, 1, [*options, "--steps=2", "--workers=0"], tmp_path / "first")
+    second = trained_on(name, 2, [*options, "--steps=4", "--workers=1", *in_halves], tmp_path / "second")
+    third = trained_on(name, 1, [*options, "--steps=6", "--workers=2"], tmp_path / "third")
+    if accumulates:
+        second = [sorted(one + other) for one, other in zip(second[::2], second[1::2], strict=True)]
+    mixture = Mixture.from_histogram(Histogram.load(task))
+    order = MixtureDataset(dataset, mixture, batch_size=BATCH, seed=17).order()
+    expected = [sorted(order.window_ids(np.arange(step * BATCH, (step + 1) * BATCH)).tolist()) for step in range(6)]
+    assert [*first, *second, *third] == expected
