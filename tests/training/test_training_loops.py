@@ -8,8 +8,7 @@ import importlib.util
 import json
 import os
 import pickle
-import subprocess
-import sys
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,14 +18,13 @@ import pytest
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from crisp_stream import Histogram, Mixture, MixtureDataset, Phase
+from crisp_stream import Histogram, Mixture, MixtureDataset, Phase, open_dataset
 from crisp_stream.errors import InputError
 from crisp_stream.format.dataset import Dataset
 from tests.support.ranks import run_ranks
 from tests.support.synthetic import write_synthetic_dataset
 
 ROOT = Path(__file__).parent.parent.parent
-SAMPLES = 96
 BATCH = 8
 
 
@@ -97,5 +95,151 @@ def test_an_example_goes_on_with_other_ranks_and_workers_and_uses_every_window(
         second = [sorted(one + other) for one, other in zip(second[::2], second[1::2], strict=True)]
     mixture = Mixture.from_histogram(Histogram.load(task))
     order = MixtureDataset(dataset, mixture, batch_size=BATCH, seed=17).order()
-    expected = [sorted(order.window_ids(np.arange(step * BATCH, (step + 1) * BATCH)).tolist()) for step in range(6)]
-    assert [*first, *second, *third] == expected
+    assert [*first, *second, *third] == windows_of(order, 0, 6 * BATCH)
+
+
+def windows_of(order: Any, first: int, end: int) -> list[list[int]]:
+    """Windows of the global batches from one sample to another, each sorted."""
+    return [sorted(order.window_ids(np.arange(at, at + BATCH)).tolist()) for at in range(first, end, BATCH)]
+
+
+def of_four_batches(root: str) -> MixtureDataset:
+    """A dataset whose pass is four batches, and two samples that are left out."""
+    data = open_dataset(root)
+    mixture = Mixture([Phase(Histogram.base(data.manifest), 4 * BATCH + 2)])
+    return MixtureDataset(data, mixture, batch_size=BATCH, seed=17)
+
+
+def train_passes_with_lightning(root: str, folder: Path) -> None:
+    """Ten batches of passes of four, in fits of three, five and two batches."""
+    import lightning
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    seen = recorded_windows()
+    module = example("lightning_loop")
+    for steps, num_workers in ((3, 0), (8, 1), (10, 2)):
+        dataset = of_four_batches(root)
+        saving = ModelCheckpoint(folder, filename="run", every_n_train_steps=1, enable_version_counter=False)
+        trainer = lightning.Trainer(
+            max_steps=steps,
+            use_distributed_sampler=False,
+            callbacks=[saving],
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        saved = folder / "run.ckpt"
+        loader = dataset.loader(num_workers)
+        trainer.fit(module.SmallGPT(260, 32, 16), loader, ckpt_path=saved if saved.exists() else None)
+    (folder / "seen.json").write_text(json.dumps([sorted(each) for each in seen]))
+
+
+def train_passes_with_transformers(root: str, folder: Path) -> None:
+    """The same with a Trainer that counts epochs; then one that would skip batches by itself."""
+    from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
+
+    seen = recorded_windows()
+    module = example("hf_trainer")
+
+    def trainer(steps: int, num_workers: int, ignore_data_skip: bool = True) -> Any:
+        settings = TrainingArguments(
+            str(folder),
+            max_steps=steps,
+            save_steps=1,
+            ignore_data_skip=ignore_data_skip,
+            dataloader_num_workers=num_workers,
+            lr_scheduler_type="constant",
+            report_to="none",
+            use_cpu=True,
+            disable_tqdm=True,
+        )
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=260, n_positions=32, n_embd=16, n_layer=1, n_head=2))
+        callbacks = [module.LoaderState()]
+        return module.MixtureTrainer(model, settings, train_dataset=of_four_batches(root), callbacks=callbacks)
+
+    for steps, num_workers in ((3, 0), (8, 1), (10, 2)):
+        trainer(steps, num_workers).train(resume_from_checkpoint=module.get_last_checkpoint(str(folder)))
+    with pytest.raises(ValueError, match="would skip the same batches once more"):
+        trainer(11, 0, ignore_data_skip=False).train(resume_from_checkpoint=module.get_last_checkpoint(str(folder)))
+    (folder / "seen.json").write_text(json.dumps([sorted(each) for each in seen]))
+
+
+@pytest.mark.parametrize("train", [train_passes_with_lightning, train_passes_with_transformers])
+def test_a_mixture_with_an_end_is_trained_on_pass_after_pass(dataset: Dataset, train: Any, tmp_path: Path) -> None:
+    run_ranks(1, functools.partial(train, dataset.root, tmp_path), tmp_path)
+    stream = of_four_batches(dataset.root)
+    passes = [sorted(batch["window"].tolist()) for _ in range(3) for batch in stream]
+    assert len(passes) == 12
+    assert json.loads((tmp_path / "seen.json").read_text()) == passes[:10]
+
+
+def deal_once_more(root: str, folder: Path) -> None:
+    """Give the dataset itself to all that would deal its batches to the ranks; what is refused stands in a file."""
+    from accelerate import Accelerator
+    from accelerate.utils import DataLoaderConfiguration
+    from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+
+    def trainer(num_workers: int) -> Any:
+        settings = TrainingArguments(
+            str(folder / "run"), max_steps=1, dataloader_num_workers=num_workers, report_to="none", use_cpu=True
+        )
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=260, n_positions=32, n_embd=16, n_layer=1, n_head=2))
+        return Trainer(model, settings, train_dataset=of_four_batches(root), eval_dataset=of_four_batches(root))
+
+    def prepared(num_workers: int, batch_size: int | None, **options: Any) -> Any:
+        accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(**options))
+        return accelerator.prepare(DataLoader(of_four_batches(root), batch_size=batch_size, num_workers=num_workers))
+
+    cases = {
+        "Trainer": lambda num_workers: trainer(num_workers).train(),
+        "Trainer, evaluation": lambda num_workers: trainer(num_workers).evaluate(),
+        "dispatched": lambda num_workers: next(iter(prepared(num_workers, None))),
+        "sharded": lambda num_workers: next(iter(prepared(num_workers, 2, dispatch_batches=False))),
+        "stateful": lambda num_workers: next(iter(prepared(num_workers, None, use_stateful_dataloader=True))),
+    }
+    refused = {}
+    for name, iterate in cases.items():
+        for num_workers in (0, 1):
+            try:
+                iterate(num_workers)
+            except InputError as error:
+                refused[f"{name}, {num_workers} workers"] = str(error)
+            else:
+                refused[f"{name}, {num_workers} workers"] = "not refused"
+    (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(refused))
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_what_would_deal_a_stream_to_the_ranks_once_more_is_refused(
+    dataset: Dataset, num_ranks: int, tmp_path: Path
+) -> None:
+    run_ranks(num_ranks, functools.partial(deal_once_more, dataset.root, tmp_path), tmp_path)
+    for rank in range(num_ranks):
+        refused = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert len(refused) == 10
+        right = r"Give them dataset\.loader\(num_workers=…\)"
+        assert {name: text for name, text in refused.items() if not re.search(right, text)} == {}
+
+
+def continue_with_torchdata(root: str, states: Path, found: Path) -> None:
+    """Go on from states of StatefulDataLoaders, in this process."""
+    rest = []
+    for num_workers, state in pickle.loads(states.read_bytes()):
+        loader = StatefulDataLoader(of_four_batches(root), batch_size=None, num_workers=num_workers)
+        loader.load_state_dict(state)
+        rest.append([batch["window"].tolist() for batch in loader])
+    found.write_text(json.dumps(rest))
+
+
+def test_a_stateful_dataloader_goes_on_in_another_process(dataset: Dataset, tmp_path: Path) -> None:
+    whole = [batch["window"].tolist() for batch in of_four_batches(dataset.root)]
+    states = []
+    for num_workers in (0, 2):
+        loader = StatefulDataLoader(of_four_batches(dataset.root), batch_size=None, num_workers=num_workers)
+        batches = iter(loader)
+        assert [next(batches)["window"].tolist() for _ in range(3)] == whole[:3]
+        states.append((num_workers, loader.state_dict()))
+    (tmp_path / "states").write_bytes(pickle.dumps(states))
+    work = functools.partial(continue_with_torchdata, dataset.root, tmp_path / "states", tmp_path / "found.json")
+    run_ranks(1, work, tmp_path)
+    assert json.loads((tmp_path / "found.json").read_text()) == [whole[3:]] * 2
