@@ -169,7 +169,7 @@ def _streaming_batches(
         which = {"streams": [streaming.Stream(local=folder, proportion=float(share)) for folder, share in pairs]}
     dataset = streaming.StreamingDataset(**which, batch_size=BATCH_SIZE, shuffle=True, epoch_size=epoch_size)
     if position:
-        dataset.load_state_dict(dataset.state_dict(position, True))
+        dataset.skip_to(position)
     loader = DataLoader(dataset, batch_size=BATCH_SIZE, drop_last=True)
 
     def batches_of() -> Iterator[Tensor]:

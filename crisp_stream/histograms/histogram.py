@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from crisp_stream.storage.shared_arrays import SHARED_ROWS, shared_arrays
 from crisp_stream.storage.store import cache_folder
 
 if TYPE_CHECKING:
+    from crisp_stream.format.dataset import Dataset
     from crisp_stream.format.manifest import Manifest
     from crisp_stream.tree.tree import ClusterTree
 
@@ -36,7 +38,6 @@ _RECORD = RecordKind(
     sort_keys=True,
     options={"compression": "snappy"},
 )
-_SLICE = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +137,12 @@ class Histogram:
         )
 
     @classmethod
-    def base(cls, manifest: Manifest) -> Histogram:
-        """All mass on the root: expanded by size, it is the distribution of the generalist corpus itself."""
+    def base(cls, manifest: Manifest | Dataset) -> Histogram:
+        """All mass on the root: expanded by size, it is the distribution of the generalist corpus itself.
+
+        `manifest` is that of the dataset, or the dataset itself.
+        """
+        manifest = getattr(manifest, "manifest", manifest)
         return cls(
             level=0,
             nodes=np.zeros(1, np.uint32),
@@ -190,7 +195,7 @@ class Histogram:
                 f"{other.tree_fingerprint[:12]}. Count them again with one --data."
             )
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """sha256 over level, nodes, proportions and tree."""
         digest = hashlib.sha256(json.dumps([self.level, self.tree_fingerprint]).encode())
@@ -212,25 +217,27 @@ class Histogram:
         Returns:
             [num_leaves] proportions summing to 1 - missing; and missing, the mass on nodes without windows.
         """
-        windows_per_node = np.zeros(len(self.nodes))
-        for part in _slices(len(leaves)):
-            at, hit = self._nodes_above(leaves[part])
-            np.add.at(windows_per_node, at[hit], windows_per_leaf[part][hit])
-        present = windows_per_node > 0
+        if self.level == self.depth and np.array_equal(self.nodes, leaves):
+            return self.proportions.copy(), 0.0
+        span, nodes = self.arity ** (self.depth - self.level), self.nodes.astype(np.int64)
+        # The needles have the type of the haystack, or numpy would copy all leaves.
+        first, stop = (np.searchsorted(leaves, (border * span).astype(np.uint32)) for border in (nodes, nodes + 1))
+        present = stop > first
         missing = float(self.proportions[~present].sum())
-        per_window = np.divide(self.proportions, windows_per_node, out=windows_per_node, where=present)
-        expanded = np.empty(len(leaves))
-        for part in _slices(len(leaves)):
-            at, hit = self._nodes_above(leaves[part])
-            expanded[part] = np.where(hit, per_window[at] * windows_per_leaf[part], 0.0)
+        first, stop = first[present], stop[present]
+        if not len(first):
+            return np.zeros(len(leaves)), missing
+        borders = np.stack([first, stop], axis=1).ravel()
+        if borders[-1] == len(leaves):
+            borders = borders[:-1]
+        per_window = self.proportions[present] / np.add.reduceat(windows_per_leaf, borders)[::2]
+        # Between the nodes lie leaves of others: stretches of them and of nodes, in turn.
+        lengths = np.diff(np.stack([first, stop], axis=1).ravel(), prepend=0, append=len(leaves))
+        values = np.zeros(len(lengths))
+        values[1::2] = per_window
+        expanded = np.repeat(values, lengths)
+        expanded *= windows_per_leaf
         return expanded, missing
-
-    def _nodes_above(self, leaves: NDArray[np.uint32]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-        """Index into `nodes` of the node above each leaf, and whether the histogram has it."""
-        nodes = leaves // np.uint32(self.arity ** (self.depth - self.level))
-        at = np.searchsorted(self.nodes, nodes)
-        at[at == len(self.nodes)] = 0
-        return at, self.nodes[at] == nodes
 
     def missing_nodes(self, leaves: NDArray[np.uint32]) -> NDArray[np.uint32]:
         """The nodes with mass that hold no window, heaviest first."""
@@ -304,8 +311,3 @@ def _kept(values: NDArray[Any], kept: NDArray[np.bool_], dtype: type[np.generic]
     if values.dtype == dtype and not values.flags.writeable and kept.all():
         return values
     return values[kept].astype(dtype, copy=False)
-
-
-def _slices(length: int) -> Iterator[slice]:
-    """Stretches short enough that arrays over them cost little memory."""
-    return (slice(start, start + _SLICE) for start in range(0, length, _SLICE))

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from crisp_stream.errors import InputError
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.histograms.window_selection import WindowSelection
+from crisp_stream.typed import whole_number
 
 if TYPE_CHECKING:
     from crisp_stream.format.dataset import Dataset
@@ -56,6 +57,13 @@ class Phase:
     proportions of the histogram."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.histogram, Histogram | Mixture):
+            raise InputError(
+                f"a phase needs a Histogram, got {type(self.histogram).__name__} {str(self.histogram)[:80]!r}. "
+                "A file of one is opened by Histogram.load(path)."
+            )
+        if self.samples is not None:
+            object.__setattr__(self, "samples", whole_number(self.samples, "samples of a phase"))
         self._check_repeats()
         if isinstance(self.histogram, Mixture):
             if len(self.histogram.phases) != 1:
@@ -129,6 +137,11 @@ class Mixture:
         object.__setattr__(self, "phases", tuple(self.phases))
         if not self.phases:
             raise InputError("a mixture needs at least one phase, got none.")
+        for phase in self.phases:
+            if not isinstance(phase, Phase):
+                raise InputError(
+                    f"a mixture needs Phases, got {type(phase).__name__}. Write Phase(histogram, samples)."
+                )
         if self.draw not in ("systematic", "multinomial"):
             raise InputError(f"draw must be systematic or multinomial, got {self.draw!r}.")
         for number, phase in enumerate(self.phases[:-1], 1):
@@ -155,7 +168,7 @@ class Mixture:
         """Samples of all phases over all ranks; None when the last is open-ended."""
         return None if self.phases[-1].samples is None else sum(phase.samples or 0 for phase in self.phases)
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """sha256 over the histograms, samples, limits and window selections, where set, and the way of drawing."""
         parts = [
@@ -165,6 +178,22 @@ class Mixture:
             for phase in self.phases
         ]
         return hashlib.sha256(json.dumps([self.draw, parts]).encode()).hexdigest()
+
+    def check(self, dataset: Dataset) -> None:
+        """Check that all phases fit a dataset, by their nodes alone: nothing is spread over leaves.
+
+        Raises:
+            InputError: as `leaf_proportions`.
+        """
+        checked: set[str] = set()
+        for number, phase in enumerate(self.phases, 1):
+            if phase.max_repeats is None and phase.windows is None and phase.histogram.fingerprint in checked:
+                continue
+            histogram, what = within_repeats(phase, dataset, what=f"phase {number}"), f"phase {number}"
+            missing = float(histogram.proportions.sum(where=windows_per_node(histogram, dataset) == 0))
+            if missing > 0:
+                report_missing(histogram, dataset, missing, limit=self.max_missing_mass, what=what)
+            checked.add(histogram.fingerprint)
 
     def leaf_proportions(self, dataset: Dataset) -> list[NDArray[np.float64]]:
         """Proportions of every phase over the dataset's non-empty leaves.

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from crisp_stream.errors import InputError
+from crisp_stream.errors import InputError, ResumeError
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.histograms.mixture import Mixture
@@ -32,6 +32,9 @@ from crisp_stream.loading.stream import Stream, change_record, restore_record
 from crisp_stream.loading.topology import Topology, agreed
 from crisp_stream.order.order import ORDER_VERSION, SampleOrder
 from crisp_stream.typed import whole_number
+
+_MOST_PASSES = 1_000_000
+"""In a state; more is a damaged one."""
 
 
 class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
@@ -446,6 +449,12 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
         for key in ("worker", "num_workers"):
             expected.setdefault(key, None)
         check_identity(obj, {**self._identity, **expected}, self.dataset)
+        whole = self._stream.pass_samples or 0
+        if obj["samples"] != obj["pass"] * whole + obj["position"] or obj["pass"] > _MOST_PASSES:
+            raise ResumeError(
+                f"the saved place is damaged: pass {obj['pass']:,}, position {obj['position']:,}, samples "
+                f"{obj['samples']:,} of a mixture of {whole:,} samples. Use another checkpoint."
+            )
         self._stream.restore(obj)
         if worker is not None:
             self._worker_place = self._loaded_place = obj["samples"]

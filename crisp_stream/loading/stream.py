@@ -12,7 +12,7 @@ import pickle
 import struct
 import zlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +27,12 @@ from crisp_stream.order.draw_counts import DrawHistory
 from crisp_stream.order.draw_table import DrawTable, SelectedPart
 from crisp_stream.order.draws import LeafShares
 from crisp_stream.order.order import SampleOrder
-from crisp_stream.storage.shared_arrays import SHARED_ROWS, SharedArrays, keep_newest, shared_arrays
+from crisp_stream.storage.shared_arrays import SHARED_ROWS, keep_newest, shared_arrays
 
 if TYPE_CHECKING:
     from crisp_stream.format.dataset import Dataset
 
-_KEPT_CHANGES = 4
+_KEPT_BYTES, _FEW_BYTES = 64 << 20, 64 << 10
 _KEPT_PLANS = 16
 _KEPT_TABLES = 4
 _HEAD = struct.Struct("<qI")
@@ -84,22 +84,17 @@ class Stream:
     def __init__(self, dataset: Dataset, mixture: Mixture, *, seed: int) -> None:
         """Raises InputError: the mixture does not fit the dataset."""
         self._dataset, self.mixture, self._seed = dataset, mixture, seed
-        self._shares_of_phase: dict[int, LeafShares | SharedArrays] = {}
         self._num_changes = 0
-        self._shares_of_change: OrderedDict[int, LeafShares] = OrderedDict()
+        self._shares: OrderedDict[tuple[str, int], LeafShares] = OrderedDict()
+        mixture.check(dataset)
         self._table, self._part_of_phase = draw_table_of(dataset, mixture.phases)
-        for number in range(len(mixture.phases)):
-            self.shares_of_phase(number)
         self.pass_samples = mixture.num_samples
         self.last_change: int | None = None
         """Position of the last change; None: the mixture was not changed."""
         self.order = self.fresh_order()
 
     def __getstate__(self) -> dict[str, Any]:
-        phases = {
-            k: v for k, v in self._shares_of_phase.items() if isinstance(v, SharedArrays) or len(v.rows) < SHARED_ROWS
-        }
-        state = {**self.__dict__, "_shares_of_phase": phases, "_shares_of_change": OrderedDict()}
+        state = {**self.__dict__, "_shares": OrderedDict()}
         del state["order"]
         return {**state, "_phases": _described(self.order.phases), "_history": self.order.history}
 
@@ -219,12 +214,22 @@ class Stream:
         return _ChangedShares(self, self._num_changes, histogram)
 
     def shares_of_change(self, number: int, histogram: Histogram) -> LeafShares:
-        """Leaf proportions of the histogram of a change; those of the last few changes are kept, by number."""
-        if number not in self._shares_of_change:
-            self._shares_of_change[number] = LeafShares.of(self._expanded(histogram))
-            while len(self._shares_of_change) > _KEPT_CHANGES:
-                self._shares_of_change.popitem(last=False)
-        return self._shares_of_change[number]
+        """Leaf proportions of the histogram of a change."""
+        return self._kept(("change", number), lambda: LeafShares.of(self._expanded(histogram)))
+
+    def _kept(self, key: tuple[str, int], make: Callable[[], LeafShares]) -> LeafShares:
+        """Those used last are kept, up to a number of bytes."""
+        shares = self._shares.get(key)
+        if shares is None:
+            shares = make()
+            while self._shares and self._bytes_kept() + _bytes_of(shares) > _KEPT_BYTES:
+                self._shares.popitem(last=False)
+            self._shares[key] = shares
+        self._shares.move_to_end(key)
+        return shares
+
+    def _bytes_kept(self) -> int:
+        return sum(map(_bytes_of, self._shares.values()))
 
     def _expanded(self, histogram: Histogram) -> NDArray[np.float64]:
         alone = Mixture([Phase(histogram)], max_missing_mass=self.mixture.max_missing_mass)
@@ -232,19 +237,14 @@ class Stream:
 
     def shares_of_phase(self, number: int) -> LeafShares:
         """Leaf proportions of a phase of the mixture, by its index."""
-        shares = self._shares_of_phase.get(number)
-        if shares is None:
-            if self._table is not None and self._part_of_phase[number]:
-                self.mixture.histogram_of_phase(number, self._dataset)  # raises where windows would repeat too often
-                shares = self._table.shares(self._part_of_phase[number])
-            elif self._dataset.manifest.num_leaves < SHARED_ROWS:
-                shares = LeafShares.of(self.mixture.proportions_of_phase(number, self._dataset))
-            else:
-                shares = self._shared(number)
-            self._shares_of_phase[number] = shares
-        return shares if isinstance(shares, LeafShares) else LeafShares(rows=shares["rows"], cdf=shares["cdf"])
+        return self._kept(("phase", number), lambda: self._shares_of_phase(number))
 
-    def _shared(self, number: int) -> SharedArrays:
+    def _shares_of_phase(self, number: int) -> LeafShares:
+        if self._table is not None and self._part_of_phase[number]:
+            return self._table.shares(self._part_of_phase[number])
+        if self._dataset.manifest.num_leaves < SHARED_ROWS:
+            return LeafShares.of(self.mixture.proportions_of_phase(number, self._dataset))
+
         def make() -> dict[str, NDArray[Any]]:
             made = LeafShares.of(self.mixture.proportions_of_phase(number, self._dataset))
             return {"rows": made.rows, "cdf": made.cdf}
@@ -253,7 +253,7 @@ class Stream:
         name = f"{self.mixture.fingerprint[:16]}-{number}-{self.mixture.max_missing_mass:g}"
         arrays = shared_arrays(folder / f"plan-{name}.arrays", make)
         keep_newest(folder, "plan-*.arrays", _KEPT_PLANS)
-        return arrays
+        return LeafShares(rows=arrays["rows"], cdf=arrays["cdf"])
 
     def _order_of(self, phases: Sequence[OrderPhase], history: DrawHistory | None) -> SampleOrder:
         dataset = self._dataset
@@ -297,6 +297,11 @@ class _ChangedShares:
 
     def __call__(self) -> LeafShares:
         return self._stream.shares_of_change(self._number, self.histogram)
+
+
+def _bytes_of(shares: LeafShares) -> int:
+    """Memory of this process; what is mapped from a file is not."""
+    return _FEW_BYTES + sum(array.nbytes for array in (shares.rows, shares.cdf) if array.flags.writeable)
 
 
 def _described(phases: Sequence[OrderPhase]) -> list[dict[str, Any]]:

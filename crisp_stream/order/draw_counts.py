@@ -70,6 +70,7 @@ class DrawCounts:
         self._ends: dict[int, tuple[Rows, Int64s]] = {}
         self._before_part: dict[int, Int64s] = {}
         self._walk: _Walk | None = None
+        self._drawn: tuple[int, int, Rows] | None = None
 
     def before_block(self, phase: int, block: int, rows: Rows) -> Int64s:
         """[len(rows)]: draws of some rows before a block of a phase, by its index."""
@@ -100,6 +101,10 @@ class DrawCounts:
         assert self._table is not None
         return self._of_part(part)[rows - self._table.parts[part - 1].first_row]
 
+    def remember(self, phase: OrderPhase, block: int, rows: Rows) -> None:
+        """Take note of the rows at the places of a block, so that it need not be drawn again if its phase ends there."""
+        self._drawn = (phase.first_sample, block, rows)
+
     def drop(self, phase: int) -> None:
         """Sum up all phases before one, by its index, as the owner of the list is about to remove them."""
         self.history = self.before_phase(phase)
@@ -117,6 +122,8 @@ class DrawCounts:
         changed = self._phases[max(kept, 0)].first_sample
         self._ends = {first: end for first, end in self._ends.items() if first < changed}
         self._before_part.clear()
+        if self._drawn is not None and self._drawn[0] >= sample:
+            self._drawn = None
         if self._walk is not None and self._walk.phase >= kept:
             self._walk = None
 
@@ -164,9 +171,14 @@ class DrawCounts:
         assert each.num_samples is not None
         if each.first_sample not in self._ends:
             block, rest = self._blocks.holding(each.num_samples)
-            drawn = self._blocks.rows_of_places(each, block)[:rest] if rest else np.empty(0, np.uint32)
+            if not rest:
+                drawn: Rows = np.empty(0, np.uint32)
+            elif self._drawn is not None and self._drawn[:2] == (each.first_sample, block):
+                drawn = self._drawn[2][:rest]
+            else:
+                drawn = self._blocks.rows_of_places(each, block)[:rest]
             self._ends[each.first_sample] = np.unique(drawn, return_counts=True)
-            while len(self._ends) > COUNTED_PHASES:
+            while len(self._ends) > 4 * COUNTED_PHASES:
                 del self._ends[next(iter(self._ends))]
         return self._ends[each.first_sample]
 

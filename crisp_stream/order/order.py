@@ -198,6 +198,7 @@ class SampleOrder:
             of_leaf = (np.repeat(begin, times) + nth) % np.repeat(windows, times)
             ids = np.empty(len(rows), np.int64)
             ids[by_leaf] = np.repeat(self._first_window[drawn], times) + of_leaf
+            self._counts.remember(plan, number, rows)
             block = self._block = _Block(phase=plan, number=number, row_of_place=rows, window_of_place=ids)
         return block
 

@@ -123,7 +123,7 @@ def test_the_mixture_error_never_exceeds_its_bound(
     found = forecast(sixteen, mixture, samples=samples, seed=seed, max_blocks=1)
     assert found.mixture_error <= found.mixture_error_bound
     clusters = len(weights)
-    loose = 96 + 2 * clusters if not closed else clusters * (2 + np.log2(samples))
+    loose = 96 + 2 * clusters
     assert found.mixture_error_bound <= min(1, (loose + clusters * (2 + np.log2(samples))) / samples)
 
 

@@ -240,7 +240,9 @@ def test_resuming_with_another_selection_is_refused(dataset: Dataset, chosen: Wi
     def opened(selection: WindowSelection) -> MixtureDataset:
         return MixtureDataset(dataset.root, Mixture([Phase.of_windows(selection, dataset)]), batch_size=4)
 
-    state = opened(chosen).state_dict(8)
+    running = opened(chosen)
+    running.skip_to(8)
+    state = running.state_dict()
     assert state["phases"][0]["windows"] == chosen.fingerprint
     with pytest.raises(ResumeError, match="cannot resume: mixture was"):
         opened(random_selection(dataset, 0.3, 5)).load_state_dict(state)

@@ -16,10 +16,10 @@ from torch.utils.data import IterableDataset
 
 from crisp_stream.config.sections import ModelRecipe
 from crisp_stream.format.dataset import open_dataset
+from crisp_stream.loading.loader import MixtureLoader
 from crisp_stream.models import gpt as gpt_module
 from crisp_stream.models.gpt import build_gpt, compile_blocks, gpt_config
 from crisp_stream.training.callbacks.cluster_losses import ClusterLosses, WindowLosses
-from crisp_stream.training.callbacks.monitor import TimedLoader
 from crisp_stream.training.callbacks.served import ServedMixture
 from crisp_stream.training.prepare import build_mixture
 from crisp_stream.training.train import train
@@ -277,7 +277,7 @@ class _Slow(IterableDataset[dict[str, torch.Tensor]]):
 def test_the_wait_for_the_loader_is_the_time_in_its_next() -> None:
     import time
 
-    loader = TimedLoader(_Slow(), batch_size=None)
+    loader = MixtureLoader(_Slow())
     for _ in loader:
         time.sleep(0.1)
     assert 0.15 <= loader.waited < 0.25
