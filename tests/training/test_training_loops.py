@@ -18,7 +18,7 @@ import pytest
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from crisp_stream import Histogram, Mixture, MixtureDataset, Phase, open_dataset
+from crisp_stream import Histogram, Mixture, MixtureDataset, Phase, ReadOptions, open_dataset
 from crisp_stream.errors import InputError
 from crisp_stream.format.dataset import Dataset
 from tests.support.ranks import run_ranks
@@ -243,3 +243,42 @@ def test_a_stateful_dataloader_goes_on_in_another_process(dataset: Dataset, tmp_
     work = functools.partial(continue_with_torchdata, dataset.root, tmp_path / "states", tmp_path / "found.json")
     run_ranks(1, work, tmp_path)
     assert json.loads((tmp_path / "found.json").read_text()) == [whole[3:]] * 2
+
+
+def code_of_changing_mixtures() -> tuple[str, str]:
+    """The blocks of code of docs/train/changing-mixtures.md, which end after batch `last` and keep what they saw."""
+    page = (ROOT / "docs" / "train" / "changing-mixtures.md").read_text()
+    loops = "    if step > last:\n        break\n    seen.append(batch['window'].tolist())\n"
+    one, every = (block.replace("    ...\n", loops) for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    return one, every
+
+
+def test_the_code_of_the_page_on_changing_mixtures_works(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data").symlink_to(dataset.root)
+    one, every = code_of_changing_mixtures()
+    only = {leaf: Histogram.from_leaves([leaf], dataset.tree, 2) for leaf in (0, 3, 5, 15)}
+    given = {"MixtureDataset": MixtureDataset, "ReadOptions": ReadOptions, "mixture": Mixture.base(dataset.manifest)}
+
+    def leaves(batches: list[list[int]]) -> list[set[int]]:
+        return [set(dataset.leaf_of_windows(np.array(batch)).tolist()) for batch in batches]
+
+    names = {**given, "law": only[3], "medicine": only[15], "last": 560, "seen": []}
+    exec(one, names)
+    first = names["at"] // 16
+    assert 20 <= first < 540
+    assert leaves(names["seen"])[first : first + 20] == [{3}] * 10 + [{15}] * 10
+
+    chosen = [list(only)[number] for number in np.random.default_rng(0).integers(0, 4, 100)]
+    names = {**given, "histogram_of": lambda step: only[chosen[step]], "checkpoint": None, "last": 29, "seen": []}
+    exec(every, names)
+    seen = names["seen"]
+    assert leaves(seen) == [{leaf} for leaf in chosen[:30]]
+    names |= {"last": 49, "seen": []}
+    exec(every, names)  # resumed
+    assert leaves(names["seen"]) == [{leaf} for leaf in chosen[30:50]]
+    whole = {**names, "checkpoint": None, "last": 49, "seen": []}
+    exec(every, whole)  # not interrupted
+    assert whole["seen"] == [*seen, *names["seen"]]
