@@ -25,13 +25,19 @@ from crisp_stream import Histogram, Mixture, MixtureDataset
 
 
 class MixtureTrainer(Trainer):
-    """A Trainer whose train_dataset is a MixtureDataset."""
+    """A Trainer whose datasets are MixtureDatasets."""
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Give the loader of this rank, which nobody deals to the ranks once more."""
-        assert isinstance(self.train_dataset, MixtureDataset)
-        workers = self.args.dataloader_num_workers
-        return self.train_dataset.loader(workers, pin_memory=self.args.dataloader_pin_memory)
+        return self._loader(self.train_dataset)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """The same for evaluation, on a MixtureDataset with `same_pass=True`."""
+        return self._loader(self.eval_dataset if eval_dataset is None else eval_dataset)
+
+    def _loader(self, dataset: Any) -> DataLoader[Any]:
+        assert isinstance(dataset, MixtureDataset)
+        return dataset.loader(self.args.dataloader_num_workers, pin_memory=self.args.dataloader_pin_memory)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **options: Any) -> Any:
         """Leave out `cluster` and `window`, which the model does not take."""

@@ -61,7 +61,7 @@ def recorded_windows() -> list[list[int]]:
         seen.append((inputs["input_ids"][:, :4].cpu() * 256 ** np.arange(4)).sum(axis=1).tolist())
         return forward(self, *args, **inputs)
 
-    GPT2LMHeadModel.forward = recording  # pyright: ignore[reportAttributeAccessIssue]
+    GPT2LMHeadModel.forward = recording
     return seen
 
 
@@ -103,11 +103,11 @@ def windows_of(order: Any, first: int, end: int) -> list[list[int]]:
     return [sorted(order.window_ids(np.arange(at, at + BATCH)).tolist()) for at in range(first, end, BATCH)]
 
 
-def of_four_batches(root: str) -> MixtureDataset:
+def of_four_batches(root: str, **options: Any) -> MixtureDataset:
     """A dataset whose pass is four batches, and two samples that are left out."""
     data = open_dataset(root)
     mixture = Mixture([Phase(Histogram.base(data.manifest), 4 * BATCH + 2)])
-    return MixtureDataset(data, mixture, batch_size=BATCH, seed=17)
+    return MixtureDataset(data, mixture, batch_size=BATCH, seed=17, **options)
 
 
 def train_passes_with_lightning(root: str, folder: Path) -> None:
@@ -135,7 +135,7 @@ def train_passes_with_lightning(root: str, folder: Path) -> None:
 
 
 def train_passes_with_transformers(root: str, folder: Path) -> None:
-    """The same with a Trainer that counts epochs; then one that would skip batches by itself."""
+    """The same with a Trainer that counts epochs, and evaluates twice; then one that would skip batches by itself."""
     from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
 
     seen = recorded_windows()
@@ -161,7 +161,11 @@ def train_passes_with_transformers(root: str, folder: Path) -> None:
         trainer(steps, num_workers).train(resume_from_checkpoint=module.get_last_checkpoint(str(folder)))
     with pytest.raises(ValueError, match="would skip the same batches once more"):
         trainer(11, 0, ignore_data_skip=False).train(resume_from_checkpoint=module.get_last_checkpoint(str(folder)))
-    (folder / "seen.json").write_text(json.dumps([sorted(each) for each in seen]))
+    evaluated = trainer(1, 1)
+    losses = [evaluated.evaluate(of_four_batches(root, same_pass=True))["eval_loss"] for _ in range(2)]
+    assert losses[0] == losses[1]
+    assert seen[10:14] == seen[14:18] == [batch["window"].tolist() for batch in of_four_batches(root)]
+    (folder / "seen.json").write_text(json.dumps([sorted(each) for each in seen[:10]]))
 
 
 @pytest.mark.parametrize("train", [train_passes_with_lightning, train_passes_with_transformers])
