@@ -117,6 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> list[float]:
     windows = Windows(asked.root, asked.histogram, asked.global_batch, asked.workers)
     saved = asked.save_folder / "run.ckpt"
     trainer.fit(model, datamodule=windows, ckpt_path=saved if saved.exists() else None)
+    if trainer.global_step % asked.save_every:
+        trainer.save_checkpoint(saved)
     return model.losses
 
 

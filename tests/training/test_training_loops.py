@@ -86,7 +86,7 @@ def test_an_example_goes_on_with_other_ranks_and_workers_and_uses_every_window(
 ) -> None:
     place = f"--checkpoint={tmp_path}/run.pt" if name == "plain_torch" else f"--save-folder={tmp_path}/run"
     accumulates = name in ("accelerate_loop", "lightning_loop", "hf_trainer")
-    options = [dataset.root, task, place, f"--global-batch={BATCH}", "--width=16", "--save-every=2"]
+    options = [dataset.root, task, place, f"--global-batch={BATCH}", "--width=16", "--save-every=4"]
     in_halves = ["--accumulate=2"] if accumulates else []
     first = trained_on(name, 1, [*options, "--steps=2", "--workers=0"], tmp_path / "first")
     second = trained_on(name, 2, [*options, "--steps=4", "--workers=1", *in_halves], tmp_path / "second")
