@@ -1,9 +1,9 @@
 """Train in a plain PyTorch loop. Killed at any step, it goes on from its last checkpoint with the next batch.
 
     python examples/plain_torch.py data medicine.parquet --steps 400 --save-every 50 --checkpoint run.pt
+    torchrun --nproc-per-node 4 examples/plain_torch.py data medicine.parquet --steps 400 --checkpoint run.pt
 
-Several ranks: `torchrun --nproc-per-node 4 examples/plain_torch.py …` (every rank keeps the state of its loader, in
-run.pt.rank0, run.pt.rank1, …, so resume on as many ranks and workers; docs/train/training-loops.md has a way without).
+Rank 0 writes one checkpoint. Any number of ranks and workers goes on from it, if it divides the global batch.
 """
 
 from __future__ import annotations
@@ -16,21 +16,20 @@ from pathlib import Path
 import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
-from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from crisp_stream import Histogram, Mixture, MixtureDataset
 
 
 def main(arguments: Sequence[str] | None = None) -> list[float]:
-    """Train; returns the loss of every step of this process."""
+    """Train, or go on training; returns the loss of every step of this process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", help="dataset written by crisp-stream write")
     parser.add_argument("histogram", help="written by crisp-stream histogram")
     parser.add_argument("--checkpoint", type=Path, default=Path("run.pt"))
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--save-every", type=int, default=50)
-    parser.add_argument("--batch-size", type=int, default=16, help="windows per rank")
+    parser.add_argument("--global-batch", type=int, default=16)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--width", type=int, default=128)
     asked = parser.parse_args(arguments)
@@ -41,8 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> list[float]:
     device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
     mixture = Mixture.from_histogram(Histogram.load(asked.histogram))
-    dataset = MixtureDataset(asked.root, mixture, batch_size=asked.batch_size, seed=17)
-    loader = StatefulDataLoader(dataset, batch_size=None, num_workers=asked.workers)
+    dataset = MixtureDataset(asked.root, mixture, batch_size=asked.global_batch // ranks, seed=17)
+    if dataset.global_batch_size != asked.global_batch:
+        parser.error(f"the ranks cannot share --global-batch {asked.global_batch} equally")
+    loader = dataset.loader(asked.workers)
     manifest = dataset.dataset.manifest
     torch.manual_seed(17)
     config = GPT2Config(
@@ -58,9 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> list[float]:
     model = GPT2LMHeadModel(config).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     first = 0
-    own_checkpoint = asked.checkpoint.with_name(f"{asked.checkpoint.name}.rank{rank}")
-    if own_checkpoint.exists():
-        saved = torch.load(own_checkpoint, map_location=device, weights_only=True)
+    if asked.checkpoint.exists():
+        saved = torch.load(asked.checkpoint, map_location=device, weights_only=True)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         loader.load_state_dict(saved["loader"])
@@ -76,14 +76,13 @@ def main(arguments: Sequence[str] | None = None) -> list[float]:
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-        if step % asked.save_every == 0 or step == asked.steps:
+        if rank == 0 and (step % asked.save_every == 0 or step == asked.steps):
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             state |= {"loader": loader.state_dict(), "step": step}
-            temporary = own_checkpoint.with_name(own_checkpoint.name + ".tmp")
+            temporary = asked.checkpoint.with_name(asked.checkpoint.name + ".tmp")
             torch.save(state, temporary)
-            temporary.replace(own_checkpoint)
-            if rank == 0:
-                print(f"step {step}: loss {loss.item():.4f}")
+            temporary.replace(asked.checkpoint)
+            print(f"step {step}: loss {loss.item():.4f}")
     if ranks > 1:
         distributed.destroy_process_group()
     return losses

@@ -225,6 +225,21 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
         self.begin_iteration(num_workers=0)
         return self._batches()
 
+    def set_epoch(self, epoch: int) -> None:
+        """Refuse: passes follow each other by themselves.
+
+        Loaders of Accelerate, and so those of transformers.Trainer, call this on every rank before they take a batch.
+        They deal the batches of a dataset to the ranks, but these are the batches of one rank: with two ranks every
+        second window would be thrown away.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(
+            "a MixtureDataset knows its rank and its pass, and Accelerate or transformers.Trainer deals its batches to "
+            "the ranks once more. Give them dataset.loader(num_workers=…): docs/train/training-loops.md."
+        )
+
     def begin_iteration(self, num_workers: int) -> int:
         """Say to workers that an iteration begins where the stream stands; returns that position. Loaders call this."""
         if self._same_pass:

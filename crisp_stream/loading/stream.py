@@ -7,6 +7,7 @@ million batches than after ten.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import pickle
 import struct
@@ -270,7 +271,8 @@ class Stream:
     def _phase(self, described: dict[str, Any]) -> OrderPhase:
         first, samples = described["first_sample"], described["num_samples"]
         if "phase" not in described:
-            histogram = decode_histogram(described["histogram"], self._dataset)
+            content = base64.b64decode(described["histogram"], validate=True)
+            histogram = decode_histogram(content, self._dataset)
             return OrderPhase(shares=self._changed_shares(histogram), first_sample=first, num_samples=samples)
         index = int(described["phase"])
         if not 0 <= index < len(self.mixture.phases):
@@ -312,18 +314,19 @@ def _described(phases: Sequence[OrderPhase]) -> list[dict[str, Any]]:
         source = (
             {"phase": shares.index}
             if isinstance(shares, _PhaseShares)
-            else {"histogram": encode_histogram(shares.histogram)}
+            else {"histogram": base64.b64encode(encode_histogram(shares.histogram)).decode()}
         )
         described.append({"first_sample": phase.first_sample, "num_samples": phase.num_samples, **source})
     return described
 
 
-def _packed(counts: NDArray[np.int64]) -> bytes:
-    return zlib.compress(counts.astype("<i8").tobytes(), 1)
+def _packed(counts: NDArray[np.int64]) -> str:
+    """Text, so that a state can stand in a JSON file, such as the trainer_state.json of transformers."""
+    return base64.b64encode(zlib.compress(counts.astype("<i8").tobytes(), 1)).decode()
 
 
-def _unpacked(content: bytes) -> NDArray[np.int64]:
-    return np.frombuffer(zlib.decompress(content), "<i8").astype(np.int64)
+def _unpacked(content: str) -> NDArray[np.int64]:
+    return np.frombuffer(zlib.decompress(base64.b64decode(content, validate=True)), "<i8").astype(np.int64)
 
 
 def encode_histogram(histogram: Histogram) -> bytes:

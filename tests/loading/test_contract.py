@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
+import json
 import pickle
 import tempfile
 import time
@@ -207,7 +208,7 @@ def run(dataset: Dataset, case: Case) -> tuple[list[tuple[int, list[int]]], list
                 place, batch = stream.state_dict()["samples"], next(batches)
             served.append((place, batch["window"].tolist()))
             count -= 1
-        state = pickle.loads(pickle.dumps(stream.state_dict()))
+        state = json.loads(json.dumps(stream.state_dict()))  # a state can stand in a JSON file
     return served, changes
 
 
