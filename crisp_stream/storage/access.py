@@ -35,8 +35,11 @@ _UNSIGNED = {
 }
 """By scheme, the variables that ask for requests without an account."""
 _ON, _OFF = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
-_AZURE_NO_ACCOUNT = ("ENDPOINT", "ACCOUNT_NAME", "STORAGE_ACCOUNT", "CONTAINER", "CONTAINER_NAME")
-"""Endings of variables of Azure that name a place and no account."""
+_AZURE_PLACES = {
+    *("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT", "AZURE_CONTAINER_NAME"),
+    *("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT", "AZURE_ACCOUNT_NAME"),
+}
+"""Variables of Azure that name a place and no account."""
 
 METADATA_ADDRESS = "169.254.169.254"
 METADATA_SECONDS = 1.0
@@ -254,9 +257,7 @@ def _require_google_account(url: str) -> None:
 
 
 def _require_azure_account(url: str) -> None:
-    named = any(
-        name.startswith("AZURE_") and text and not name.endswith(_AZURE_NO_ACCOUNT) for name, text in os.environ.items()
-    )
+    named = any(name.startswith("AZURE_") and text and name not in _AZURE_PLACES for name, text in os.environ.items())
     named = named or bool(os.environ.get("IDENTITY_ENDPOINT"))
     if not is_unsigned(url) and not named and not _answers(METADATA_ADDRESS):
         raise StorageError(

@@ -292,6 +292,17 @@ def test_google_and_azure_are_not_waited_for_either(
     assert access.access_options(url) == {}
 
 
+def test_an_identity_of_azure_elsewhere_is_left_to_be_asked(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "METADATA_ADDRESS", f"127.0.0.1:{free_port()}")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    for name in ("AZURE_MSI_ENDPOINT", "IDENTITY_ENDPOINT", "AZURE_FEDERATED_TOKEN_FILE"):
+        with monkeypatch.context() as variables:
+            variables.setenv(name, "there")
+            assert access.access_options("az://container/x") == {}
+    with pytest.raises(StorageError, match="no credentials"):
+        access.access_options("az://container/x")
+
+
 @pytest.fixture(scope="module")
 def public(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A server that refuses no request that has no signature."""
