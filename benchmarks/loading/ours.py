@@ -91,3 +91,51 @@ def first_batch(
     if paused:
         pause()
     return result
+
+
+def changes(*, root: str, level: int, marks: list[int], changed: bool) -> dict[str, float]:
+    """CPU per batch, time and size of a state, and memory, after each of `marks` changes: one for every batch."""
+    import pickle
+
+    import numpy as np
+
+    from crisp_stream.format.dataset import open_dataset
+    from crisp_stream.histograms.histogram import Histogram
+    from crisp_stream.histograms.mixture import Mixture
+    from crisp_stream.loading.reader import ReadOptions
+
+    batch_size, ahead, rng = 16, 8, np.random.default_rng(0)
+    dataset = open_dataset(root)
+    manifest = dataset.manifest
+    nodes = np.unique(dataset.leaves // np.uint32(manifest.arity ** (manifest.depth - level)))
+    histograms = [
+        Histogram(
+            level=level,
+            nodes=nodes,
+            proportions=rng.dirichlet(np.ones(len(nodes))),
+            arity=manifest.arity,
+            depth=manifest.depth,
+            tree_fingerprint=manifest.tree_fingerprint,
+        )
+        for _ in range(20)
+    ]
+    stream = _open(dataset, Mixture.base(manifest), {"batch_size": batch_size, "reading": ReadOptions(lookahead=32)})
+    for number in range(ahead if changed else 0):
+        stream.set_proportions(histograms[number % 20], at_sample=batch_size * number)
+    batches, found = iter(stream), {"nodes": float(len(nodes))}
+    next(batches)
+    cpu, since, resident = cpu_of_all(), 0, memory_bytes("VmRSS")
+    for number in range(marks[-1]):
+        if changed:
+            at = batch_size * (number + 1 + ahead)
+            stream.set_proportions(histograms[(number + ahead) % 20], at_sample=at)
+        next(batches)
+        if number + 1 in marks:
+            spent, before = cpu_of_all() - cpu, time.process_time()
+            state = stream.state_dict()
+            found[f"state_ms@{number + 1}"] = (time.process_time() - before) * 1e3
+            found[f"cpu_ms@{number + 1}"] = spent / (number + 1 - since) * 1e3
+            found[f"state_bytes@{number + 1}"] = len(pickle.dumps(state))
+            found[f"grown_bytes@{number + 1}"] = memory_bytes("VmRSS") - resident
+            cpu, since = cpu_of_all(), number + 1
+    return found

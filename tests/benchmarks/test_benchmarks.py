@@ -133,7 +133,7 @@ def test_the_tables_of_the_readme_are_replaced_between_their_marks(tmp_path: Pat
         report.update_readme({"s3": "new\n"}, readme)
 
 
-@pytest.mark.parametrize("section", ["cpu", "start", "resume", "s3", "error"])
+@pytest.mark.parametrize("section", ["cpu", "start", "resume", "s3", "error", "changes"])
 def test_every_section_runs_at_toy_size(section: str, tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/loading/bench_loader.py", section, "--quick", "--work", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=1500)
