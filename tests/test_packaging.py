@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -16,7 +17,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.support.synthetic import write_synthetic_dataset
+from tests.support.seaweed import S3Server
+from tests.support.synthetic import upload, write_synthetic_dataset
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -166,22 +168,30 @@ def test_every_package_has_builds_for_the_newest_python() -> None:
     assert f"torch=={pins('constraints.txt')['torch']}" in done.stdout
 
 
-def test_reading_works_with_the_oldest_versions_that_are_allowed(wheel: Path, tmp_path: Path) -> None:
-    """In a fresh environment that holds `crisp-stream[inspect]` and nothing else."""
+def test_reading_works_with_the_oldest_versions_that_are_allowed(wheel: Path, tmp_path: Path, s3: S3Server) -> None:
+    """In a fresh environment that holds `crisp-stream[inspect]` and nothing else; from S3 by a profile, too."""
     uv = str(Path(sys.executable).with_name("uv"))
     python = tmp_path / "oldest" / "bin" / "python"
-    root = write_synthetic_dataset(tmp_path / "data", {0: 40, 5: 30}).root
+    dataset = write_synthetic_dataset(tmp_path / "data", {0: 40, 5: 30})
+    root, bucket = dataset.root, upload(dataset, s3.fresh_prefix())
+    profile = f"aws_access_key_id={s3.access_key_id}\naws_secret_access_key={s3.secret_access_key}\n"
+    (tmp_path / "keys").write_text(f"[default]\n{profile}")
+    own = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    environment = {name: text for name, text in os.environ.items() if name not in own}
+    environment["AWS_SHARED_CREDENTIALS_FILE"] = str(tmp_path / "keys")
     install = [uv, "pip", "install", "--python", str(python), "--resolution=lowest-direct", "--only-binary=:all:"]
     for command in (
         [uv, "venv", "--python", sys.executable, str(tmp_path / "oldest")],
         [*install, f"crisp-stream[inspect] @ {wheel.as_uri()}"],
         [str(python), "-m", "crisp_stream", "inspect", root],
         [str(python), "-m", "crisp_stream", "inspect", root, "--window", "3"],
-        [str(python), "-c", OLDEST_READS.format(root=root)],
+        [str(python), "-c", OLDEST_READS.format(root=root, bucket=bucket)],
     ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=1500)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment, timeout=1500
+        )
         assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["70", "100"]
+    assert done.stdout.split() == ["70", "100", "70"]
 
 
 OLDEST_READS = """
@@ -197,6 +207,7 @@ print(len(read_windows(dataset, numpy.arange(70))["tokens"]))
 phases = phases_in_turn([(numpy.array([0.5, 0.5]), None)])
 order = SampleOrder(dataset.leaves, dataset.windows_per_leaf, phases, Blocks(seed=1))
 print(len(order.window_ids(numpy.arange(100))))
+print(len(read_windows(open_dataset({bucket!r}), numpy.arange(70))["tokens"]))
 """
 
 

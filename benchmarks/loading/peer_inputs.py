@@ -47,7 +47,7 @@ def mds_folders(root: Path, out: Path, clusters: int) -> Path:
         for number, samples in enumerate(_groups(root, clusters)):
             folder = unfinished / f"{number:06d}"
             folder.mkdir(parents=True)
-            row = mds.write_shard(folder / "shard.00000.mds", samples, root=unfinished)
+            row = mds.write_shard(folder / "shard.00000.mds", samples, root=unfinished, identity=0)
             width = samples["tokens"].shape[1]
             index = mds.index_bytes([row], below=folder.name, window_tokens=width, token_dtype="uint16")
             (folder / "index.json").write_bytes(index)

@@ -51,16 +51,17 @@ def cpu_of_pread(*, root: str, histogram: str | None, verify: bool, batches: int
     dataset = MixtureDataset(root, mixture_of(root, histogram), batch_size=BATCH_SIZE)
     window_ids = dataset.order().window_ids(np.arange((WARM_UP_BATCHES + batches) * BATCH_SIZE))
     opened = dataset.dataset
-    shard_of = np.searchsorted(opened.first_window_per_shard, window_ids, side="right") - 1
+    shard_of = opened.shard_of_windows(window_ids)
     size, rows = opened.manifest.sample_bytes, opened.shards
     first_byte = np.array([row.first_sample_offset for row in rows])
     offsets = (first_byte[shard_of] + (window_ids - opened.first_window_per_shard[shard_of]) * size).tolist()
     files = [os.open(Path(root) / row.path, os.O_RDONLY) for row in rows]
-    numbers = shard_of.tolist()
+    numbers, seeds = shard_of.tolist(), opened.checksum_seeds(window_ids, shard_of).tolist()
 
     def read(at: int) -> Tensor:
         sample = os.pread(files[numbers[at]], size, offsets[at])
-        if verify and xxhash.xxh3_64_intdigest(sample[4:]) & 0xFFFFFFFF != int.from_bytes(sample[:4], "little"):
+        stored = int.from_bytes(sample[:4], "little")
+        if verify and xxhash.xxh3_64_intdigest(sample[4:], seeds[at]) & 0xFFFFFFFF != stored:
             raise ValueError(f"window {window_ids[at]} does not match its checksum")
         return torch.from_numpy(np.frombuffer(sample, np.uint16, offset=8).astype(np.int64))
 

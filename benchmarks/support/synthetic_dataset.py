@@ -1,4 +1,4 @@
-"""Datasets of format v1 with any number of leaves, made of random tokens: real shards, real checksums, no text.
+"""Datasets of format v2 with any number of leaves, made of random tokens: real shards, real checksums, no text.
 
     python -m benchmarks.support.synthetic_dataset OUT --leaves 262144 --windows 2000000 --window-tokens 64
 
@@ -149,13 +149,14 @@ def _write_folder(
     target = root / "shards" / f"{folder:02d}"
     target.mkdir(parents=True)
     rng = np.random.default_rng([plan.seed, 3, folder])
+    identity = int(hashlib.sha256(repr(plan).encode()).hexdigest()[:16], 16)
     step = mds.max_windows_per_shard(plan.shard_bytes, plan.window_tokens, "uint16")
     rows = []
     for number, start in enumerate(range(0, len(clusters), step)):
         own = clusters[start : start + step]
         ids = first_window + start + np.arange(len(own))
         samples = mds.encode_samples(random_tokens(ids, plan.window_tokens, rng), own)
-        rows.append(mds.write_shard(target / f"shard.{number:05d}.mds", samples, root=root))
+        rows.append(mds.write_shard(target / f"shard.{number:05d}.mds", samples, root=root, identity=identity))
     (target / "index.json").write_bytes(_index(rows, f"shards/{folder:02d}", plan))
     return rows
 
@@ -219,7 +220,7 @@ def write_dataset(root: Path, plan: DatasetPlan, *, with_tree: bool = True) -> M
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Write a random dataset of format v1 with any number of leaves.")
+    parser = argparse.ArgumentParser(description="Write a random dataset of format v2 with any number of leaves.")
     parser.add_argument("out", type=Path, help="a folder that does not exist")
     parser.add_argument("--leaves", type=int, default=262_144, help="non-empty leaves (default: %(default)s)")
     parser.add_argument("--windows", type=int, default=2_000_000, help="windows in all (default: %(default)s)")

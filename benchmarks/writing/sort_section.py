@@ -27,7 +27,7 @@ from crisp_stream.tree.tree import ClusterTree
 from crisp_stream.writers.engine.tasks import Record, Runner
 from crisp_stream.writers.engine.workspace import Workspace
 from crisp_stream.writers.options import WriteOptions
-from crisp_stream.writers.stages.runs import RunTask, SortedRun, group_parts, part_places
+from crisp_stream.writers.stages.runs import RunTask, SortedRun, group_parts, identity_of, part_places
 from crisp_stream.writers.stages.shards import ShardSettings, ShardSink, ShardsTask
 from crisp_stream.writers.stages.windows import Part
 
@@ -111,6 +111,7 @@ def shards_tasks(
         token_dtype="uint16",
         shard_bytes=SHARD_BYTES,
         leaves_per_shard_node=leaves_per_node,
+        identity=identity_of(records, None),
     )
     found = tuple(
         SortedRun(key=run.key, offsets=tuple(record["offsets"])) for run, record in zip(runs, records, strict=True)
@@ -198,7 +199,7 @@ def sorted_by_ray_data(folder: str, num_bytes: int, processes: int) -> dict[str,
         leaves = (rows["key"].view(np.uint64) >> np.uint64(HASH_BITS)).astype(np.uint32)
         samples = encode_samples(np.ascontiguousarray(rows["tokens"], np.uint16), leaves)
         path = out / f"{int(rows['key'][0]):020d}.mds"
-        write_shard(path, samples, root=out)
+        write_shard(path, samples, root=out, identity=0)
         return {"windows": [len(samples)]}
 
     with _clean(out), _tree_memory() as peak:
@@ -277,7 +278,7 @@ def upload(folder: Path, num_bytes: int, repeats: int, root: str) -> tuple[list[
     num_shards = max(2, num_bytes // UPLOAD_SHARD_BYTES)
 
     def ours() -> None:
-        with ShardSink(root, 0) as sink:
+        with ShardSink(root, 0, identity=0) as sink:
             for _ in range(num_shards):
                 sink.add(samples, places)
             sink.finish(WINDOW_TOKENS, "uint16")
@@ -328,7 +329,7 @@ def _write_shards(samples: NDArray[Any], out: Path) -> None:
         for number, first in enumerate(range(start, stop, per_shard)):
             path = out / "shards" / f"{node:02d}" / f"shard.{number:05d}.mds"
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_shard(path, samples[first : min(stop, first + per_shard)], root=out)
+            write_shard(path, samples[first : min(stop, first + per_shard)], root=out, identity=0)
 
 
 @contextmanager

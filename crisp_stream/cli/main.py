@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="crisp-stream",
         formatter_class=Formatter,
         description="Write a corpus once as MDS shards sorted by cluster; train on any task's cluster histogram.",
-        epilog="ROOT is a local folder or s3://, gs://, az:// prefix; credentials come from the environment.",
+        epilog="ROOT is a local folder or s3://, gs://, az:// prefix; credentials: variables, profiles, roles.",
     )
     parser.add_argument("--version", action="version", version=f"crisp-stream {__version__}")
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

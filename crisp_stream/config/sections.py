@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
 from crisp_stream.config.durations import check_time
+from crisp_stream.config.sizes import parse_bytes
 from crisp_stream.errors import RecipeError
 
-_BYTES = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]?)b?")
 SELECTION_SUFFIX = ".windows.parquet"
 """Ending of files that hold a selection of windows; other Parquet files are histograms."""
 
@@ -55,12 +54,12 @@ class DataRecipe:
     @property
     def cache_limit_bytes(self) -> int | None:
         """`cache_limit` as a number of bytes. Raises RecipeError: text that is no size."""
-        if self.cache_limit is None or isinstance(self.cache_limit, int):
-            return self.cache_limit
-        match = _BYTES.fullmatch(self.cache_limit.strip().lower())
-        if match is None:
+        if self.cache_limit is None:
+            return None
+        num_bytes = parse_bytes(self.cache_limit)
+        if num_bytes is None:
             raise RecipeError(f"`data.cache_limit` must be bytes or a size such as 200gb; got {self.cache_limit!r}.")
-        return int(float(match[1]) * 1000 ** ("kmgt".find(match[2]) + 1 if match[2] else 0))
+        return num_bytes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Format v1 in code; FORMAT.md is the specification and its MUST numbers stand here in the comments.
+"""Format v2 in code; FORMAT.md is the specification and its MUST numbers stand here in the comments.
 
 Everything read from a root is input: it is validated before it is used (numbers that do not add up, paths that leave
 the root).
@@ -37,6 +37,8 @@ class Dataset:
         self.shards = read_shards(self._required(self.own_path(SHARDS)), self.manifest)
         windows_per_shard = np.array([row.num_windows for row in self.shards], np.int64)
         self.first_window_per_shard: NDArray[np.int64] = np.cumsum(windows_per_shard) - windows_per_shard
+        seed_per_shard = np.array([row.checksum_seed for row in self.shards], np.uint64)
+        self._seed_of_window_0 = seed_per_shard - self.first_window_per_shard.astype(np.uint64)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the tree out: a DataLoader worker would get all its centroids, and reads no windows by them."""
@@ -67,6 +69,14 @@ class Dataset:
             except InputError:
                 continue  # pruned
         return None
+
+    def is_replaced(self) -> bool:
+        """Whether another dataset was written to the root since this one was opened.
+
+        Raises:
+            FormatError, InputError, StorageError: its manifest cannot be read now.
+        """
+        return self._manifest_of(self.manifest.generation).fingerprint != self.manifest.fingerprint
 
     def own_path(self, path: str) -> str:
         """Path of a table of this generation, such as `TABLES`."""
@@ -147,6 +157,14 @@ class Dataset:
     def leaf_of_windows(self, window_ids: NDArray[np.int64]) -> NDArray[np.uint32]:
         """Leaf id of each window."""
         return self.leaves[self.row_of_windows(window_ids)]
+
+    def shard_of_windows(self, window_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Row of the shard table of each window's shard."""
+        return np.searchsorted(self.first_window_per_shard, window_ids, side="right") - 1
+
+    def checksum_seeds(self, window_ids: NDArray[np.int64], shards: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """Seed of each window's checksum; `shards` are those of `shard_of_windows`."""
+        return self._seed_of_window_0[shards] + window_ids.astype(np.uint64)
 
     def row_of_windows(self, window_ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Row of the cluster table of each window's leaf."""

@@ -13,7 +13,7 @@ from crisp_stream.errors import FormatError
 from crisp_stream.format.mds import TokenDtype, sample_dtype
 from crisp_stream.typed import Builder
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 MAX_LEAVES = 1 << 24  # 64 ** 4
@@ -83,7 +83,7 @@ class Manifest:
     """manifest.json, the description of a dataset. It is written last: without it the dataset is incomplete."""
 
     format_version: int = FORMAT_VERSION
-    """Version of the layout. Readers refuse newer ones."""
+    """Version of the layout. Readers refuse all others."""
     window_tokens: int
     """Tokens in every window."""
     token_dtype: TokenDtype
@@ -148,7 +148,7 @@ class Manifest:
         """Parse and validate manifest.json.
 
         Raises:
-            FormatError: not JSON, a newer version, keys missing or unknown, values of the wrong type or range.
+            FormatError: not JSON, another version, keys missing or unknown, values of the wrong type or range.
         """
         try:
             record = json.loads(content)
@@ -163,6 +163,11 @@ class Manifest:
             raise FormatError(
                 f"{MANIFEST}: format_version {version} is newer than this reader ({FORMAT_VERSION}). "
                 "Upgrade crisp-stream."
+            )
+        if version < FORMAT_VERSION:
+            raise FormatError(
+                f"{MANIFEST}: format_version {version} is of an early version of crisp-stream, whose checksums do not "
+                "tell where a window belongs: write the dataset again."
             )
         return _BUILDER.build(cls, record)
 

@@ -23,10 +23,11 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from crisp_stream.format.checksums import checksums, shard_seed, window_seeds
+
 TokenDtype = Literal["uint16", "uint32"]
 SHARD_HASH = "xxh3_128"
 MAX_SHARD_BYTES = (1 << 32) - 1
-_CHECKSUM_BYTES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,8 @@ class ShardRow:
     """Byte at which the first sample starts."""
     shard_hash: str
     """Hex digest of the file, xxh3_128."""
+    checksum_seed: int
+    """64 bits: window i of the shard has a checksum with the seed checksum_seed + i."""
 
 
 def sample_dtype(window_tokens: int, token_dtype: TokenDtype) -> np.dtype[Any]:
@@ -51,22 +54,15 @@ def sample_dtype(window_tokens: int, token_dtype: TokenDtype) -> np.dtype[Any]:
     return np.dtype([("checksum", "<u4"), ("cluster", "<u4"), ("tokens", tokens, (window_tokens,))])
 
 
-def checksums(samples: NDArray[Any]) -> NDArray[np.uint32]:
-    """The checksum of each sample, [num_windows] of `sample_dtype`: the low 32 bits of XXH3-64 over its other bytes."""
-    raw = np.ascontiguousarray(samples).view(np.uint8).reshape(len(samples), samples.dtype.itemsize)
-    digests = map(xxhash.xxh3_64_intdigest, raw[:, _CHECKSUM_BYTES:])
-    return np.fromiter(digests, np.uint64, len(samples)).astype(np.uint32)
-
-
 def encode_samples(tokens: NDArray[Any], clusters: NDArray[Any]) -> NDArray[Any]:
-    """Pack windows into samples.
+    """Pack windows into samples, whose checksums `write_shard` fills in, because they depend on the place.
 
     Args:
         tokens: [num_windows, window_tokens], uint16 or uint32.
         clusters: [num_windows], leaf ids.
 
     Returns:
-        [num_windows] of `sample_dtype`, checksums filled in.
+        [num_windows] of `sample_dtype`, checksums 0.
     """
     name: TokenDtype = "uint32" if tokens.dtype == np.uint32 else "uint16"
     if tokens.dtype != np.dtype(name):
@@ -74,7 +70,7 @@ def encode_samples(tokens: NDArray[Any], clusters: NDArray[Any]) -> NDArray[Any]
     samples = np.empty(len(tokens), sample_dtype(tokens.shape[1], name))
     samples["tokens"] = tokens
     samples["cluster"] = clusters
-    samples["checksum"] = checksums(samples)
+    samples["checksum"] = 0
     return samples
 
 
@@ -109,14 +105,18 @@ def max_windows_per_shard(shard_bytes: int, window_tokens: int, token_dtype: Tok
     return max(1, (shard_bytes - 8 - config_bytes) // per_window)
 
 
-def write_shard(path: Path, samples: NDArray[Any], *, root: Path) -> ShardRow:
-    """Write one shard under its final name, whole or not at all.
+def write_shard(path: Path, samples: NDArray[Any], *, root: Path, identity: int) -> ShardRow:
+    """Write one shard under its final name, whole or not at all, and fill the checksums of its samples in.
 
     Args:
         path: the file, below `root`.
         samples: [num_windows] of `sample_dtype`, in stored order.
         root: the dataset root that the returned path is relative to.
+        identity: 64 bits that follow from all windows of the write.
     """
+    name = path.relative_to(root).as_posix()
+    seed = shard_seed(identity, name)
+    samples["checksum"] = checksums(samples, window_seeds(seed, 0, len(samples)))
     token_dtype: TokenDtype = "uint32" if samples["tokens"].dtype.itemsize == 4 else "uint16"
     header = header_bytes(len(samples), samples["tokens"].shape[1], token_dtype)
     body = np.ascontiguousarray(samples).view(np.uint8).reshape(-1).data
@@ -130,11 +130,12 @@ def write_shard(path: Path, samples: NDArray[Any], *, root: Path) -> ShardRow:
         os.fsync(file.fileno())
     temporary.replace(path)
     return ShardRow(
-        path=path.relative_to(root).as_posix(),
+        path=name,
         num_windows=len(samples),
         shard_bytes=len(header) + len(body),
         first_sample_offset=len(header),
         shard_hash=hasher.hexdigest(),
+        checksum_seed=seed,
     )
 
 

@@ -129,7 +129,7 @@ class DocumentsTable:
 
 
 def has_provenance(dataset: Dataset) -> bool:
-    """Whether the dataset says where its windows came from; those of early versions do not. Raises StorageError."""
+    """Whether the dataset says where its windows came from; it can be read without. Raises StorageError."""
     return dataset.store.exists(dataset.own_path(TABLES))
 
 

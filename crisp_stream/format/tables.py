@@ -50,7 +50,7 @@ def clusters_fingerprint(leaves: NDArray[np.uint32], windows_per_leaf: NDArray[n
 
 def shards_parquet(rows: list[ShardRow]) -> bytes:
     """Write shards.parquet: one row per shard, in window order."""
-    types = (pa.string(), pa.int64(), pa.int64(), pa.int64(), pa.string())
+    types = (pa.string(), pa.int64(), pa.int64(), pa.int64(), pa.string(), pa.uint64())
     schema = pa.schema(zip(_SHARD_COLUMNS, types, strict=True))
     return parquet_bytes(pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=schema))
 
@@ -103,9 +103,14 @@ def read_shards(content: bytes, manifest: Manifest) -> list[ShardRow]:
             raise FormatError(f"{table}: path must look like shards/07/shard.00000.mds below the root, got {path!r}.")
         if any(not isinstance(record[name], int) for name in _SHARD_COLUMNS[1:4]) or record["num_windows"] < 1:
             raise FormatError(f"{table}: {path}: counts and sizes must be positive integers, got {record}.")
+        seed = record["checksum_seed"]
+        if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
+            raise FormatError(f"{table}: {path}: checksum_seed must be 0 to 2^64 - 1, got {seed!r}. Restore the file.")
         rows.append(ShardRow(**record))
     if len({row.path for row in rows}) != len(rows):
         raise FormatError(f"{table}: every path must stand once.")
+    if len({row.checksum_seed for row in rows}) != len(rows):
+        raise FormatError(f"{table}: every checksum_seed must stand once. Restore the file.")
     header_0 = len(header_bytes(0, manifest.window_tokens, manifest.token_dtype))
     for row in rows:
         offset = header_0 + 4 * row.num_windows

@@ -137,11 +137,6 @@ class Mixture:
         object.__setattr__(self, "phases", tuple(self.phases))
         if not self.phases:
             raise InputError("a mixture needs at least one phase, got none.")
-        for phase in self.phases:
-            if not isinstance(phase, Phase):
-                raise InputError(
-                    f"a mixture needs Phases, got {type(phase).__name__}. Write Phase(histogram, samples)."
-                )
         if self.draw not in ("systematic", "multinomial"):
             raise InputError(f"draw must be systematic or multinomial, got {self.draw!r}.")
         for number, phase in enumerate(self.phases[:-1], 1):

@@ -16,8 +16,9 @@ import xxhash
 from numpy.typing import NDArray
 
 from crisp_stream.errors import CrispError
+from crisp_stream.format.checksums import damaged, window_seeds
 from crisp_stream.format.dataset import Dataset, open_dataset
-from crisp_stream.format.mds import checksums, index_bytes, sample_dtype
+from crisp_stream.format.mds import index_bytes, sample_dtype
 from crisp_stream.inspection.verify_places import PlacesCheck
 
 VERIFY_CHUNK_BYTES = 8 << 20
@@ -89,7 +90,6 @@ def _shard_problem(dataset: Dataset, shard: int, report: VerifyReport, places: P
     dtype = sample_dtype(manifest.window_tokens, manifest.token_dtype)
     header = dataset.store.get_range(row.path, 0, row.first_sample_offset)
     hasher = xxhash.xxh3_128(header)
-    first = int(dataset.first_window_per_shard[shard])
     problem = None if places is None else places.begin(shard)
     windows_per_chunk = max(1, VERIFY_CHUNK_BYTES // dtype.itemsize)
     for start in range(0, row.num_windows, windows_per_chunk):
@@ -99,7 +99,7 @@ def _shard_problem(dataset: Dataset, shard: int, report: VerifyReport, places: P
         )
         hasher.update(content)
         samples = np.frombuffer(content, dtype)
-        problem = problem or _sample_problem(dataset, row.path, samples, first + start, counted=places is not None)
+        problem = problem or _sample_problem(dataset, shard, start, samples, counted=places is not None)
         if places is not None:
             problem = problem or places.add(shard, start, samples)
         report.num_windows += count
@@ -109,17 +109,16 @@ def _shard_problem(dataset: Dataset, shard: int, report: VerifyReport, places: P
     return problem
 
 
-def _sample_problem(dataset: Dataset, path: str, samples: NDArray[Any], first: int, *, counted: bool) -> str | None:
-    """Name the first problem of consecutive samples of a shard, from window `first` on; None without any.
+def _sample_problem(dataset: Dataset, shard: int, start: int, samples: NDArray[Any], *, counted: bool) -> str | None:
+    """Name the first problem of consecutive samples of a shard, `start` being their first in it; None without any.
 
     `counted`: windows of each leaf are counted and compared in the end, which says more than where a leaf begins.
     """
+    path, first = dataset.shards[shard].path, int(dataset.first_window_per_shard[shard]) + start
     window_ids = np.arange(first, first + len(samples))
-    damaged = checksums(samples) != samples["checksum"]
-    if damaged.any():
-        return (
-            f"{path}: window {window_ids[damaged][0]} does not match its checksum ({int(damaged.sum())} such windows)"
-        )
+    wrong = damaged(samples, window_seeds(dataset.shards[shard].checksum_seed, start, len(samples)))
+    if wrong.any():
+        return f"{path}: window {window_ids[wrong][0]} does not match its checksum ({int(wrong.sum())} such windows)"
     clusters = samples["cluster"]
     misplaced = clusters != dataset.leaf_of_windows(window_ids)
     if misplaced.any() and not counted:

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError
+from crisp_stream.format.checksums import damaged, window_seeds
 from crisp_stream.format.dataset import Dataset, open_dataset
-from crisp_stream.format.mds import checksums, sample_dtype
+from crisp_stream.format.mds import sample_dtype
 from crisp_stream.inspection.window_texts import WindowDecoder
 from crisp_stream.loading.reader import read_windows
 
@@ -108,7 +109,7 @@ def read_tokens(dataset: Dataset, part: ShardPart) -> NDArray[Any]:
     content = dataset.store.get_range(row.path, row.first_sample_offset + part.start * dtype.itemsize, size)
     if len(content) == size:
         samples = np.frombuffer(content, dtype)
-        if (checksums(samples) == samples["checksum"]).all():
+        if not damaged(samples, window_seeds(row.checksum_seed, part.start, part.num_windows)).any():
             return samples["tokens"]
     first = first_window(dataset, part)
     return read_windows(dataset, np.arange(first, first + part.num_windows))["tokens"]

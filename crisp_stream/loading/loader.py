@@ -29,7 +29,8 @@ class CountedDataset(Protocol):
 class MixtureLoader(DataLoader[dict[str, torch.Tensor]]):
     """Batches of a MixtureDataset, from where it stands to the end of the pass. Made by `MixtureDataset.loader`."""
 
-    dataset: CountedDataset
+    dataset: Any
+    """What is iterated: a `CountedDataset`."""
 
     _is_accelerate_prepared = True
     """Accelerate leaves such loaders alone. It would deal the batches to the ranks, and these are dealt already."""
@@ -37,8 +38,8 @@ class MixtureLoader(DataLoader[dict[str, torch.Tensor]]):
     waited = 0.0
     """Seconds that this process has spent in `next`, in all iterations."""
 
-    def __init__(self, dataset: Any, **options: Any) -> None:
-        super().__init__(dataset, batch_size=None, **options)
+    def __init__(self, dataset: CountedDataset, **options: Any) -> None:
+        super().__init__(dataset, batch_size=None, **options)  # pyright: ignore[reportArgumentType]
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         position = self.dataset.begin_iteration(self.num_workers) if self.num_workers else None

@@ -53,7 +53,7 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
     def __init__(
         self,
         data: Dataset | str | Path,
-        mixture: Mixture,
+        mixture: Mixture | Histogram,
         *,
         batch_size: int,
         seed: int = 0,
@@ -66,7 +66,7 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
         """Args:
             data: an opened dataset, or the root of one: a local folder (read in place) or s3://, gs://, az://, https://
                 prefix, of which the newest generation is opened.
-            mixture: proportions and phases.
+            mixture: proportions and phases; a histogram alone is one open-ended phase.
             batch_size: samples per batch of this rank; the global batch is that times the groups of ranks.
             seed: of the sample order.
             reading: cache folder and its limit, timeout and lookahead; the defaults when None.
@@ -81,10 +81,7 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
             FormatError, StorageError: the root cannot be opened.
             InputError: the mixture does not fit the dataset, or an argument is of the wrong kind or out of range.
         """
-        if not isinstance(mixture, Mixture):
-            if not isinstance(mixture, Histogram):
-                raise InputError(f"MixtureDataset needs a Mixture or a Histogram, got {type(mixture).__name__}.")
-            mixture = Mixture.from_histogram(mixture)
+        mixture = _mixture_of(mixture)
         batch_size = whole_number(batch_size, "batch_size", least=1)
         seed = whole_number(seed, "seed")
         self._num_samples = None if num_samples is None else whole_number(num_samples, "num_samples", least=1)
@@ -215,8 +212,9 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        copied = state["_control"] is None
         self.__dict__.update(state)
-        if self._control is None:
+        if copied:
             self._control = Control(self._place)
             self._slots = made_slots(self.batch_size * self.dataset.manifest.sample_bytes)
 
@@ -486,6 +484,14 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
     def _start_of_pass(self, position: int) -> int:
         pass_samples = self._stream.pass_samples
         return 0 if pass_samples is None else position // pass_samples * pass_samples
+
+
+def _mixture_of(mixture: Any) -> Mixture:
+    if isinstance(mixture, Histogram):
+        return Mixture.from_histogram(mixture)
+    if not isinstance(mixture, Mixture):
+        raise InputError(f"MixtureDataset needs a Mixture or a Histogram, got {type(mixture).__name__}.")
+    return mixture
 
 
 def _starting_a_process() -> bool:

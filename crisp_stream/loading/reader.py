@@ -2,8 +2,8 @@
 
 Local roots are read in place (shard_files.py). Remote roots are read in runs, neighbouring runs in one request of at
 most 8 MB, kept in a cache folder that the processes of a machine share (run_cache.py). Every window that leaves this
-file has had its checksum and its cluster compared; a remote run that does not match is fetched again, then the failure
-is raised.
+file has had its checksum and its cluster compared with those of its place (expected.py); a remote run that does not
+match is fetched again, then the failure is raised.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from crisp_stream.config.sizes import parse_bytes
 from crisp_stream.errors import CorruptDataError, InputError, StorageError
-from crisp_stream.format.mds import checksums, sample_dtype
+from crisp_stream.format.mds import sample_dtype
+from crisp_stream.loading.expected import Expected
 from crisp_stream.loading.run_cache import CLAIM_SECONDS, RunCache, WindowRun
 from crisp_stream.loading.runs import RunPlan
 from crisp_stream.loading.shard_files import ShardFile, open_shard
@@ -63,8 +65,8 @@ class ReadOptions:
     local: str | Path | None = None
     """Cache folder for a remote root; the user's cache folder when None. A local root is read in place."""
 
-    cache_limit: int | None = None
-    """Bytes that the cache may hold; no limit when None."""
+    cache_limit: str | int | None = None
+    """Most bytes that the cache may hold, as a number or a size such as `200gb` (10^9 bytes each). None: no limit."""
 
     timeout: float = 120.0
     """Seconds after which a failing or stalled read is raised."""
@@ -75,12 +77,20 @@ class ReadOptions:
     def __post_init__(self) -> None:
         if self.lookahead < 1:
             raise InputError(f"lookahead must be at least 1, got {self.lookahead}.")
+        if self.cache_limit is not None and (self.cache_limit_bytes or 0) < 1:
+            raise InputError(
+                f"cache_limit must be a positive number of bytes, or a size such as 200gb; got {self.cache_limit!r}."
+            )
+
+    @property
+    def cache_limit_bytes(self) -> int | None:
+        """`cache_limit` as a number of bytes."""
+        return None if self.cache_limit is None else parse_bytes(self.cache_limit)
 
     @classmethod
     def of(cls, data: DataRecipe) -> ReadOptions:
         """Take the options from the section `data` of a recipe."""
-        limit = data.cache_limit_bytes
-        return cls(local=data.local, cache_limit=limit, timeout=data.timeout, lookahead=data.lookahead)
+        return cls(local=data.local, cache_limit=data.cache_limit, timeout=data.timeout, lookahead=data.lookahead)
 
 
 class Ticket(NamedTuple):
@@ -114,7 +124,9 @@ class WindowReader:
             self._source = _LocalShards(dataset)
         else:
             folder = cache_folder() if reading.local is None else Path(reading.local)
-            cache = RunCache(folder / dataset.manifest.fingerprint[:16] / "runs", reading.cache_limit, self._dtype)
+            cache = RunCache(
+                folder / dataset.manifest.fingerprint[:16] / "runs", reading.cache_limit_bytes, self._dtype
+            )
             self._source = _FetchedRuns(dataset, cache, runs or RunPlan(dataset), reading.timeout)
 
     def prefetch(self, window_ids: Int64s, rows: Int64s | None = None) -> Ticket:
@@ -136,18 +148,19 @@ class WindowReader:
         """[num_windows] of `mds.sample_dtype`, verified, in the order of `window_ids`. Arguments as of `prefetch`.
 
         Raises:
-            CorruptDataError: a window does not match its checksum or cluster.
+            CorruptDataError: a window does not match the checksum or the cluster of its place.
             StorageError: the storage refused, failed or stalled.
         """
         return self.read_ticket(self._ticket(window_ids, rows))
 
     def read_ticket(self, ticket: Ticket) -> NDArray[Any]:
         """Read windows whose fetching has begun. Returns and raises as `read`."""
-        samples, leaves = np.empty(len(ticket.window_ids), self._dtype), self._leaves[ticket.rows]
-        self._source.fill(ticket, samples)
-        wrong = _wrong(samples, leaves)
+        samples = np.empty(len(ticket.window_ids), self._dtype)
+        expected = Expected.of(self.dataset, ticket.window_ids, self._leaves[ticket.rows])
+        self._source.fill(ticket, expected, samples)
+        wrong = expected.wrong(samples)
         if wrong.any():
-            self._source.mend(ticket, samples, wrong)
+            self._source.mend(ticket, expected, samples, wrong)
         return samples
 
     def _ticket(self, window_ids: Int64s, rows: Int64s | None) -> Ticket:
@@ -179,20 +192,6 @@ class WindowReader:
         self.close()
 
 
-def _wrong(samples: NDArray[Any], leaves: NDArray[np.uint32]) -> NDArray[np.bool_]:
-    return (checksums(samples) != samples["checksum"]) | (samples["cluster"] != leaves)
-
-
-def _corrupt(dataset: Dataset, window: int) -> CorruptDataError:
-    shard = int(np.searchsorted(dataset.first_window_per_shard, window, side="right")) - 1
-    row, size = dataset.shards[shard], dataset.manifest.sample_bytes
-    start = row.first_sample_offset + (window - int(dataset.first_window_per_shard[shard])) * size
-    return CorruptDataError(
-        f"{dataset.root}/{row.path}: window {window} (bytes {start}-{start + size - 1}) does not match its checksum. "
-        "The shard is damaged: run crisp-stream verify, and restore it from a copy or write the dataset again."
-    )
-
-
 class _LocalShards:
     """Shards of a local root, read in place."""
 
@@ -210,10 +209,10 @@ class _LocalShards:
     def prefetch(self, ticket: Ticket) -> None:
         """Nothing to do: the page cache reads ahead."""
 
-    def fill(self, ticket: Ticket, samples: NDArray[Any]) -> None:
-        dataset, size, files, window_ids = self._dataset, samples.itemsize, self._files, ticket.window_ids
-        shards = np.searchsorted(dataset.first_window_per_shard, window_ids, side="right") - 1
-        offsets = self._offset_per_shard[shards] + (window_ids - dataset.first_window_per_shard[shards]) * size
+    def fill(self, ticket: Ticket, expected: Expected, samples: NDArray[Any]) -> None:
+        size, files, window_ids, shards = samples.itemsize, self._files, ticket.window_ids, expected.shards
+        in_shard = window_ids - self._dataset.first_window_per_shard[shards]
+        offsets = self._offset_per_shard[shards] + in_shard * size
         raw, place = samples.view(np.uint8).data, 0
         for shard, offset in zip(shards.tolist(), offsets.tolist(), strict=True):
             file = files.get(shard)
@@ -250,9 +249,9 @@ class _LocalShards:
             "The shard is truncated or was replaced: restore it from a copy or write the dataset again."
         )
 
-    def mend(self, ticket: Ticket, samples: NDArray[Any], wrong: NDArray[np.bool_]) -> None:
+    def mend(self, ticket: Ticket, expected: Expected, samples: NDArray[Any], wrong: NDArray[np.bool_]) -> None:
         """Give up: reading a local file again does not heal it."""
-        raise _corrupt(self._dataset, int(ticket.window_ids[wrong][0]))
+        raise expected.error(self._dataset, wrong)
 
     def close(self) -> None:
         self._files.clear()
@@ -325,7 +324,7 @@ class _FetchedRuns:
             for run in group:
                 self._cache.release(run)
 
-    def fill(self, ticket: Ticket, samples: NDArray[Any]) -> None:
+    def fill(self, ticket: Ticket, expected: Expected, samples: NDArray[Any]) -> None:
         window_ids, absent = ticket.window_ids, []
         for run, places in zip(ticket.runs, ticket.places_of_run, strict=True):
             pending = self._pending.pop(run, None)
@@ -364,7 +363,7 @@ class _FetchedRuns:
                 f"{run.first + run.num_windows - 1}. Check the network, or raise timeout=."
             ) from error
 
-    def mend(self, ticket: Ticket, samples: NDArray[Any], wrong: NDArray[np.bool_]) -> None:
+    def mend(self, ticket: Ticket, expected: Expected, samples: NDArray[Any], wrong: NDArray[np.bool_]) -> None:
         """Fetch the runs of wrong windows again, from the root, a few times."""
         for attempt in range(FETCH_ATTEMPTS):
             if attempt:
@@ -374,15 +373,15 @@ class _FetchedRuns:
             for run in again.runs:
                 self._pending.pop(run, None)
                 self._cache.drop(run)
-            fetched = np.empty(len(bad), samples.dtype)
-            self.fill(again, fetched)
+            fetched, of_bad = np.empty(len(bad), samples.dtype), expected.at(bad)
+            self.fill(again, of_bad, fetched)
             samples[bad] = fetched
-            wrong[bad] = _wrong(fetched, self._plan.leaves[again.rows])
+            wrong[bad] = of_bad.wrong(fetched)
             if not wrong.any():
                 return
         for run in self.ticket(ticket.window_ids[wrong], ticket.rows[wrong]).runs:
             self._cache.drop(run)
-        raise _corrupt(self._dataset, int(ticket.window_ids[wrong][0]))
+        raise expected.error(self._dataset, wrong)
 
     def close(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
         if ending():  # of the interpreter: an iterator that was left open; the modules that this needs may be gone

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import time
 import uuid
 from pathlib import Path
@@ -83,6 +84,8 @@ class RunCache:
                 os.close(file)
         except FileNotFoundError:
             return False
+        except PermissionError as error:
+            raise self._refused(path, "use") from error
         except (OSError, ValueError) as error:
             raise StorageError(f"{path}: {error}. Check the cache folder, or choose another with local=.") from error
         return True
@@ -105,6 +108,8 @@ class RunCache:
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)  # noqa: PTH108
+            if isinstance(error, PermissionError):
+                raise self._refused(str(Path(path).parent), "write to") from error
             raise StorageError(
                 f"{Path(path).parent}: cannot write to the cache ({error.strerror}). Free space, set cache_limit=, or "
                 "choose another folder with local=."
@@ -112,6 +117,14 @@ class RunCache:
         self._sweep(self._folder_of(run))
         if self._limit is not None:
             self._evict(run)
+
+    def _refused(self, path: str, action: str) -> StorageError:
+        """The error of a cache that another user has made."""
+        limited = " With cache_limit=, files are marked when they are used, and deleted." if self._limit else ""
+        return StorageError(
+            f"{path}: cannot {action} the cache (Permission denied). It belongs to {_owner(path)}.{limited} "
+            "Choose a folder of your own with local=."
+        )
 
     def drop(self, run: WindowRun) -> None:
         """Forget a run."""
@@ -188,6 +201,17 @@ class RunCache:
                     with contextlib.suppress(OSError):
                         if time.time() - entry.stat().st_mtime > _LITTER_SECONDS:
                             os.unlink(entry.path)  # noqa: PTH108
+
+
+def _owner(path: str) -> str:
+    """Whose a file is, or the first folder above it that is there."""
+    for place in (Path(path), *Path(path).parents):
+        with contextlib.suppress(OSError):
+            user_id = place.stat().st_uid
+            with contextlib.suppress(KeyError):
+                return f"the user {pwd.getpwuid(user_id).pw_name}"
+            return f"the user id {user_id}"
+    return "another user"
 
 
 def _clock() -> int:

@@ -102,7 +102,7 @@ class DrawCounts:
         return self._of_part(part)[rows - self._table.parts[part - 1].first_row]
 
     def remember(self, phase: OrderPhase, block: int, rows: Rows) -> None:
-        """Take note of the rows at the places of a block, so that it need not be drawn again if its phase ends there."""
+        """Take note of the rows of a block, which need not be drawn again if its phase ends there."""
         self._drawn = (phase.first_sample, block, rows)
 
     def drop(self, phase: int) -> None:

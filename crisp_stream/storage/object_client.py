@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from datetime import timedelta
 from typing import Any
 
 from crisp_stream.errors import MissingObjectError, StorageError
+from crisp_stream.storage.access import access_options, account_remedy, endpoint_of
 
 UPLOAD_PART_BYTES = 16 << 20
 WRITES = ("put", "put_file", "delete")
 
-_ENDPOINTS = {
-    **dict.fromkeys(("s3", "s3a"), ("AWS_ENDPOINT_URL", "S3_ENDPOINT_URL")),
-    "gs": ("STORAGE_EMULATOR_HOST",),
-    **dict.fromkeys(("az", "azure", "abfs", "abfss"), ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")),
-}
-"""By scheme, the variables that name another server than the provider's."""
 _client_used = False
 _forked_after_use = False
 
@@ -34,6 +28,10 @@ os.register_at_fork(after_in_child=_mark_child)
 def forked_after_use() -> bool:
     """Whether this process was forked from one that had used a client, so that obstore would wait for ever in it."""
     return _forked_after_use
+
+
+class _EncodedAnswerError(Exception):
+    """An answer has the Content-Encoding that is its argument."""
 
 
 class ObjectClient:
@@ -87,15 +85,8 @@ def _connect(url: str, timeout: float, writing: bool) -> Any:
         },
         "client_options": client_options,
     }
-    scheme = url.partition("://")[0]
-    endpoint = next((os.environ[name] for name in _ENDPOINTS.get(scheme, ()) if os.environ.get(name)), None)
-    if endpoint and scheme in ("s3", "s3a"):
-        options["config"] = {"endpoint": endpoint}
-    elif endpoint and scheme == "gs":
-        account = {"gcs_base_url": endpoint, "disable_oauth": True}
-        account |= dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
-        options["config"] = {"service_account_key": json.dumps(account)}  # an emulator knows no accounts
-    if (endpoint or url).startswith("http://"):
+    options |= access_options(url)
+    if endpoint_of(url, options).startswith("http://"):
         client_options["allow_http"] = True
     return from_url(url, **options)
 
@@ -117,9 +108,9 @@ def _request(client: Any, operation: str, path: str, *arguments: Any) -> Any:
 
     match operation, *arguments:
         case ["get"]:
-            return bytes(obstore.get(client, path).bytes())
+            return _content(obstore.get(client, path))
         case ["get_range", start, length]:
-            return bytes(obstore.get_range(client, path, start=start, length=length))
+            return _content(obstore.get(client, path, options={"range": (start, start + length)}))
         case ["put", content, create]:
             obstore.put(client, path, content, mode="create" if create else "overwrite")
         case ["put_file", source]:
@@ -134,6 +125,14 @@ def _request(client: Any, operation: str, path: str, *arguments: Any) -> Any:
         case _:
             raise AssertionError(f"no operation {operation} with {len(arguments)} arguments")
     return None
+
+
+def _content(answer: Any) -> bytes:
+    """The body of an answer. Raises StorageError: it is compressed, so that its bytes are not those of the object."""
+    encoding = answer.attributes.get("Content-Encoding", "")
+    if any(part.strip().lower() not in ("", "identity", "aws-chunked") for part in encoding.split(",")):
+        raise _EncodedAnswerError(encoding)
+    return bytes(answer.bytes())
 
 
 def _size_and_version(meta: Any) -> tuple[int, str]:
@@ -154,7 +153,6 @@ _SHORTER = [
     (r"^Generic \w+ error: ", ""),
     (r", max_retries: .*?, retry_timeout: [0-9.]+m?s", ""),
     (r"Error performing ([A-Z]+) (\w+://[^/ ]+)\S* in ([0-9]+(?:\.[0-9])?)[0-9]*(\S*?s)\b", r"\1 from \2 for \3 \4"),
-    (r".*Range request not supported by \S+", "the server does not serve ranges"),
     (r"Server returned non-2xx status code: ", ""),
     (r": <\?xml.*?<Code>(.*?)</Code>.*?<Message>(.*?)</Message>.*", r", \1: \2"),
 ]
@@ -192,7 +190,22 @@ def explain(error: Exception, url: str, action: str) -> StorageError:
 
     if isinstance(error, StorageError):
         return error
+    if isinstance(error, _EncodedAnswerError):
+        return StorageError(
+            f"cannot {action} {url}: the answer is encoded (Content-Encoding: {error}), so its bytes are not those "
+            "that were written. Store the object without that header, and let no server or proxy compress it."
+        )
     text = _cause(error)
+    if "Range request not supported" in text or "non-partial response" in text:
+        return StorageError(
+            f"cannot {action} {url}: the server does not serve ranges (it answered 200 with the whole object, not 206 "
+            "with the bytes that were asked for). Use a server that does, and no proxy that drops them."
+        )
+    if "External AWS credential provider: " in text:
+        reason = text.partition("External AWS credential provider: ")[2][:500]
+        return StorageError(
+            f"cannot {action} {url}: the credentials cannot be renewed: {reason}. {account_remedy(url)}"
+        )
     if "NoSuchBucket" in text:
         container = "/".join(url.split("/")[:3])
         return StorageError(f"{container} does not exist (cannot {action} {url}). Create it, or check the name.")
@@ -203,8 +216,6 @@ def explain(error: Exception, url: str, action: str) -> StorageError:
     denied = isinstance(error, refused.PermissionDeniedError | refused.UnauthenticatedError)
     if denied or any(sign in text for sign in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied")):
         return StorageError(
-            f"cannot {action} {url}: the credentials were refused. "
-            "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or your provider's variables) and the permissions. "
-            f"The storage said: {text[:300]}"
+            f"cannot {action} {url}: the credentials were refused. {account_remedy(url)} The storage said: {text[:300]}"
         )
     return StorageError(f"cannot {action} {url}: {text}. Check the network, the endpoint and the path.")

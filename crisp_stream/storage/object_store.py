@@ -4,7 +4,8 @@ It retries with back-off and puts atomically. Its one flaw is settled here: its 
 forked DataLoader worker would wait for ever on a client that its parent had used. In such a process the requests go
 through a helper process (a fresh interpreter behind a pipe, see object_helper.py).
 
-Credentials come from the environment; docs/train/faults.md lists the variables of every provider and how failures end.
+access.py says where credentials come from; docs/train/faults.md lists the variables of every provider and how failures
+end.
 """
 
 from __future__ import annotations

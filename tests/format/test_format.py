@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,7 +27,7 @@ from crisp_stream.loading.reader import read_windows
 from tests.support.seaweed import S3Server
 from tests.support.synthetic import synthetic_tokens, upload, write_synthetic_dataset
 
-GOLDEN = Path(__file__).parent / "golden" / "v1"
+GOLDEN = Path(__file__).parent / "golden" / "v2"
 GOLDEN_WINDOWS_PER_LEAF = {0: 5, 3: 2, 6: 70, 13: 1}
 
 
@@ -55,8 +57,14 @@ def test_must_1_a_root_without_manifest_is_no_dataset(root: Path) -> None:
 
 
 def test_must_2_a_newer_format_version_is_refused(root: Path) -> None:
-    edit_manifest(root, format_version=2)
-    with pytest.raises(FormatError, match=r"format_version 2 is newer than this reader \(1\)\. Upgrade crisp-stream"):
+    edit_manifest(root, format_version=3)
+    with pytest.raises(FormatError, match=r"format_version 3 is newer than this reader \(2\)\. Upgrade crisp-stream"):
+        open_dataset(root)
+
+
+def test_must_2_the_version_that_was_never_released_is_refused(root: Path) -> None:
+    edit_manifest(root, format_version=1)
+    with pytest.raises(FormatError, match=r"format_version 1 is of an early version .*: write the dataset again"):
         open_dataset(root)
 
 
@@ -74,7 +82,7 @@ def test_must_2_a_newer_format_version_is_refused(root: Path) -> None:
         ({"tree_fingerprint": "abc"}, "tree_fingerprint must be a sha256"),
         ({"tokenizer": 3}, "`tokenizer` must be a mapping of keys; got a whole number"),
         ({"encoder": {}}, "`encoder.name` is missing"),
-        ({"extra": 1}, "`extra` is not a key of format version 1"),
+        ({"extra": 1}, "`extra` is not a key of format version 2"),
         ({"generation": -1}, "generation must be 0 to 999,999"),
         ({"generation": "1"}, "`generation` must be a whole number; got text"),
         ({"format_version": True}, "format_version must be a positive integer"),
@@ -175,6 +183,7 @@ def edit_shard(root: Path, dataset: Dataset, change: Callable[[ShardRow], ShardR
         ({"shard_bytes": 1}, "need offset and size"),
         ({"first_sample_offset": 0}, "need offset and size"),
         ({"shard_hash": "0" * 32}, "is not the manifest's"),
+        ({"checksum_seed": 1}, "is not the manifest's"),
     ],
 )
 def test_must_5_the_shard_table_stays_below_the_root_and_adds_up(
@@ -182,6 +191,23 @@ def test_must_5_the_shard_table_stays_below_the_root_and_adds_up(
 ) -> None:
     edit_shard(root, dataset, lambda row: dataclasses.replace(row, **changes))
     with pytest.raises(FormatError, match=r"shards\.parquet.*" + message):
+        open_dataset(root)
+
+
+def test_must_5_every_shard_has_a_seed_of_its_own(root: Path, dataset: Dataset) -> None:
+    seeds = {row.checksum_seed for row in dataset.shards}
+    assert len(seeds) == len(dataset.shards)
+    edit_shard(root, dataset, lambda row: dataclasses.replace(row, checksum_seed=dataset.shards[1].checksum_seed))
+    with pytest.raises(FormatError, match=r"shards\.parquet: every checksum_seed must stand once"):
+        open_dataset(root)
+    table = pq.read_table(root / "shards.parquet")
+    at = table.column_names.index("checksum_seed")
+    for values in ([None] * len(table), [-1] * len(table), ["7"] * len(table)):
+        pq.write_table(table.set_column(at, "checksum_seed", pa.array(values)), root / "shards.parquet")
+        with pytest.raises(FormatError, match=r"shards/00/shard.00000.mds: checksum_seed must be 0 to 2\^64 - 1"):
+            open_dataset(root)
+    pq.write_table(table.drop_columns("checksum_seed"), root / "shards.parquet")
+    with pytest.raises(FormatError, match=r"shards\.parquet: column checksum_seed is missing"):
         open_dataset(root)
 
 
@@ -275,7 +301,7 @@ def write_golden(root: Path) -> Dataset:
     return write_synthetic_dataset(root, GOLDEN_WINDOWS_PER_LEAF, window_tokens=8, tokens=tokens, seed=5)
 
 
-def test_the_golden_dataset_of_format_v1_reads_back_and_is_rewritten_byte_for_byte(tmp_path: Path) -> None:
+def test_the_golden_dataset_of_format_v2_reads_back_and_is_rewritten_byte_for_byte(tmp_path: Path) -> None:
     golden, again = open_dataset(GOLDEN), write_golden(tmp_path)
     files = sorted(path.relative_to(GOLDEN).as_posix() for path in GOLDEN.rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())

@@ -15,6 +15,7 @@ import pytest
 
 from crisp_stream import Histogram
 from crisp_stream.errors import FormatError, InputError
+from crisp_stream.format.checksums import checksums, window_seeds
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.format.manifest import places_path
 from crisp_stream.format.mds import encode_samples, sample_dtype, write_shard
@@ -66,9 +67,16 @@ def swap_windows(root: Path, dataset: Dataset) -> None:
     overwrite(root / row.path, row.first_sample_offset, samples.tobytes())
 
 
+def replace_shard(root: Path, dataset: Dataset) -> None:
+    """A whole shard stands in the place of another of the same leaf and size."""
+    shutil.copy(root / "shards/03/shard.00001.mds", root / "shards/03/shard.00000.mds")
+
+
 def move_to_another_leaf(root: Path, dataset: Dataset) -> None:
     row, samples = dataset.shards[0], read_windows(dataset, np.array([0]))
-    overwrite(root / row.path, row.first_sample_offset, encode_samples(samples["tokens"], np.array([3])).tobytes())
+    samples = encode_samples(samples["tokens"], np.array([3]))
+    samples["checksum"] = checksums(samples, window_seeds(row.checksum_seed, 0, 1))
+    overwrite(root / row.path, row.first_sample_offset, samples.tobytes())
 
 
 def truncate(root: Path, dataset: Dataset) -> None:
@@ -101,7 +109,8 @@ def replace_tokenizer(root: Path, dataset: Dataset) -> None:
     [
         (flip_token, r"shards/00/shard.00001.mds: window 64 does not match its checksum \(1 such windows\)"),
         (flip_header, "shards/00/shard.00001.mds: its hash is"),
-        (swap_windows, "shards/00/shard.00000.mds: its hash is"),
+        (swap_windows, r"shards/00/shard.00000.mds: window 0 does not match its checksum \(2 such windows\)"),
+        (replace_shard, r"shards/03/shard.00000.mds: window 157 does not match its checksum \(64 such windows\)"),
         (move_to_another_leaf, "window 0 is of cluster 3, the cluster table says 0"),
         (truncate, "the shard table says"),
         (remove_shard, "does not exist"),
@@ -230,7 +239,7 @@ def reorder_leaf(root: Path, dataset: Dataset) -> str:
     samples[[at, at + 1]], places[[at, at + 1]] = samples[[at + 1, at]], places[[at + 1, at]]
     np.save(root / places_path(row.path), places)
     rows = list(dataset.shards)
-    rows[shard] = write_shard(root / row.path, samples, root=root)
+    rows[shard] = write_shard(root / row.path, samples, root=root, identity=7)
     (root / "shards.parquet").write_bytes(shards_parquet(rows))
     edit_manifest(root, shards_fingerprint=shards_fingerprint(rows))
     write_indexes(open_dataset(root))

@@ -1,6 +1,6 @@
 """What storage and machines do to a training run, and what the run makes of it.
 
-Every case runs the training loop `for batch in DataLoader(MixtureDataset(…))` against a real S3 server behind a
+Every case runs the training loop `for batch in MixtureDataset(…).loader()` against a real S3 server behind a
 fault-injecting proxy (fault_proxy.py), compares every batch with the source, and looks for hangs and litter. The cases
 together make the table of docs/train/faults.md (fault_table.py).
 """
@@ -8,6 +8,7 @@ together make the table of docs/train/faults.md (fault_table.py).
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -313,7 +314,8 @@ def test_a_cache_limit_below_the_working_set(source: Source, root: str, cache: P
 def test_a_worker_killed(source: Source, root: str, cache: Path) -> None:
     def kill(number: int, iterator: Any) -> None:
         if number == 3:
-            os.kill(iterator._workers[0].pid, signal.SIGKILL)
+            workers = [child.pid for child in multiprocessing.active_children() if child.pid is not None]
+            os.kill(min(workers), signal.SIGKILL)
             time.sleep(5)  # which torch interrupts by its exception
 
     outcome = train(source, root, cache, num_workers=2, after_batch=kill)

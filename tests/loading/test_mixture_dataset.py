@@ -43,6 +43,7 @@ def flat(parts: Iterable[list[int]]) -> list[int]:
 
 def test_batches_have_the_tokens_of_their_windows(dataset: Dataset, mixture: Mixture) -> None:
     made = MixtureDataset(dataset.root, mixture, batch_size=6)
+    batch: dict[str, torch.Tensor] = {}
     for batch in made:
         assert batch["input_ids"].dtype == batch["labels"].dtype == torch.int64
         assert batch["input_ids"].shape == (6, 32)

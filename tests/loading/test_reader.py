@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -143,8 +144,25 @@ def test_a_cache_limit_below_the_working_set_still_gives_every_window(
         largest_run = MAX_RUN_WINDOWS * local.manifest.sample_bytes
         assert held <= limit + limit // 8 + largest_run
     assert not list(tmp_path.rglob("*.tmp"))
-    with pytest.raises(InputError, match="cache_limit must be a positive number of bytes, got 0"):
-        WindowReader(remote, ReadOptions(local=tmp_path, cache_limit=0))
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [("1mb", 10**6), (" 1.5 KB ", 1500), ("7", 7), (9, 9), (np.int64(9), 9), (None, None)]
+)
+def test_a_cache_limit_is_a_number_or_a_size(
+    remote: Dataset, local: Dataset, tmp_path: Path, limit: Any, expected: int | None
+) -> None:
+    options = ReadOptions(local=tmp_path, cache_limit=limit)
+    assert options.cache_limit_bytes == expected
+    with WindowReader(remote, options) as reader:
+        assert (reader.read(np.arange(5)) == read_windows(local, np.arange(5))).all()
+
+
+@pytest.mark.parametrize("limit", [0, -1, "0", "lots", "1 mib", "-1mb", "", 1e9, True, b"1mb"])
+def test_what_is_no_cache_limit_is_refused_when_it_is_given(limit: Any) -> None:
+    message = f"cache_limit must be a positive number of bytes, or a size such as 200gb; got {limit!r}."
+    with pytest.raises(InputError, match=re.escape(message)):
+        ReadOptions(cache_limit=limit)
 
 
 def test_a_damaged_remote_shard_is_retried_then_raised(

@@ -126,6 +126,24 @@ def test_limits_and_folders_that_cannot_be_are_refused(tmp_path: Path) -> None:
         cache_in(tmp_path / "file").store(WindowRun(0, 0, 1), b"x")
 
 
+def test_a_limit_on_the_cache_of_another_user_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The refusal is simulated, because root is refused nothing; tests/loading/test_faults.py has two users."""
+    run, samples = WindowRun(0, 0, 2), samples_of(WindowRun(0, 0, 2))
+    cache_in(tmp_path).store(run, samples.tobytes())
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    read, windows = np.empty_like(samples), np.arange(2)
+    assert cache_in(tmp_path).read(run, windows, read, windows)
+    told = (
+        rf"{tmp_path}/.*\.run: cannot use the cache \(Permission denied\)\. It belongs to the user {tmp_path.owner()}\."
+    )
+    with pytest.raises(StorageError, match=rf"{told} With cache_limit=, files are marked .* local="):
+        cache_in(tmp_path, 10**6).read(run, windows, read, windows)
+
+
 def plan_for(
     dataset: Dataset, proportions: np.ndarray, samples: int, *, known: bool = True
 ) -> tuple[RunPlan, np.ndarray]:

@@ -73,6 +73,7 @@ def test_full_slots_a_large_batch_and_a_slot_with_another_batch() -> None:
     assert len(places) == GROUP_SLOTS
     assert made.put(group, samples) is None
     assert made.put(group, np.zeros(100_000, np.uint8)) is None
+    content, mark = slots.taken(places[0])
     for number, place in reversed(list(enumerate(places))):
         content, mark = slots.taken(place)
         assert (content.view(np.uint32) == samples + number).all()

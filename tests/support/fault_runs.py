@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from crisp_stream import Histogram, Mixture, MixtureDataset, Phase
 from crisp_stream.errors import CrispError
@@ -124,7 +123,7 @@ def train(
             reading=ReadOptions(local=cache, cache_limit=cache_limit, timeout=timeout),
         )
         opened()
-        iterator = iter(DataLoader(made, batch_size=BATCH, num_workers=num_workers))
+        iterator = iter(made.loader(num_workers))
         for batch in iterator:
             outcome.wrong += not source.matches(expected[outcome.batches], batch)
             outcome.batches += 1

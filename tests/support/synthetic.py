@@ -81,7 +81,7 @@ def write_synthetic_dataset(
     packing: Packing = "joined",
     tokens: np.ndarray | None = None,
 ) -> Dataset:
-    """Write a complete dataset of format v1 with `windows_per_leaf[leaf]` windows in each leaf, and open it."""
+    """Write a complete dataset of format v2 with `windows_per_leaf[leaf]` windows in each leaf, and open it."""
     tree = synthetic_tree(arity, depth)
     leaves = np.array(sorted(windows_per_leaf), np.uint32)
     counts = np.array([windows_per_leaf[int(leaf)] for leaf in leaves], np.int64)
@@ -89,6 +89,7 @@ def write_synthetic_dataset(
     clusters = np.repeat(leaves, counts)
     if tokens is None:
         tokens = synthetic_tokens(num_windows, window_tokens, seed)
+    identity = int(hashlib.sha256(tokens.tobytes() + clusters.tobytes()).hexdigest()[:16], 16)
     rows: list[mds.ShardRow] = []
     folders = clusters // arity ** (depth - 1)
     for folder in np.unique(folders):
@@ -99,7 +100,7 @@ def write_synthetic_dataset(
         ends = shard_ends(clusters[own] // arity ** (depth - shard_level), windows_per_shard)
         for number, ids in enumerate(ids for ids in np.split(own, ends) if len(ids)):
             samples = mds.encode_samples(tokens[ids], clusters[ids])
-            own_rows.append(mds.write_shard(target / f"shard.{number:05d}.mds", samples, root=path))
+            own_rows.append(mds.write_shard(target / f"shard.{number:05d}.mds", samples, root=path, identity=identity))
         index = mds.index_bytes(
             own_rows, below=f"shards/{folder:02d}", window_tokens=window_tokens, token_dtype="uint16"
         )

@@ -19,7 +19,7 @@ from crisp_stream.errors import CorruptDataError, InputError, StorageError
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.format.provenance import read_places
 from crisp_stream.inspection.verify import verify_dataset
-from crisp_stream.loading.reader import read_windows
+from crisp_stream.loading.reader import WindowReader, read_windows
 from crisp_stream.storage.store import open_store
 from crisp_stream.writers.append import append
 from crisp_stream.writers.cleaning.dropped import read_dropped
@@ -74,8 +74,9 @@ def all_windows(dataset: Dataset) -> np.ndarray:
 
 
 def assert_same_windows(grown: Dataset, whole: Dataset) -> None:
-    """Windows, their order, cluster table and places."""
-    assert all_windows(grown).tobytes() == all_windows(whole).tobytes()
+    """Windows, their order, cluster table and places; checksums are of the write that made a shard."""
+    for column in ("tokens", "cluster"):
+        assert all_windows(grown)[column].tobytes() == all_windows(whole)[column].tobytes()
     assert grown.manifest.clusters_fingerprint == whole.manifest.clusters_fingerprint
     assert places_of(grown).tobytes() == places_of(whole).tobytes()
 
@@ -151,6 +152,31 @@ def test_level_1_clusters_without_new_windows_keep_their_shards(base: Path, text
     assert kept
     assert report.new_shards == len(grown.shards) - len(kept)
     assert_whole(base)
+
+
+def test_shards_keep_their_seeds_and_new_ones_have_others_than_any_sibling_s(base: Path, texts: list[str]) -> None:
+    few, sibling = base.with_name("few.jsonl"), base.with_name("sibling")
+    few.write_text(json.dumps({"text": TOPICS[1][:400]}) + "\n")
+    shutil.copytree(base, sibling)
+    old = open_dataset(base).shards
+    append(options_for([str(few)], base), log=quiet)
+    append(options_for(texts[1:2], sibling), log=quiet)
+    of_base, of_sibling = (set(open_dataset(root).shards) - set(old) for root in (base, sibling))
+    assert set(open_dataset(base).shards) & set(old)
+    assert {row.path for row in of_base} & {row.path for row in of_sibling}
+    assert len({row.checksum_seed for row in (*old, *of_base, *of_sibling)}) == len([*old, *of_base, *of_sibling])
+
+
+def test_a_reader_of_an_older_generation_reads_on_and_names_damage_as_such(base: Path, texts: list[str]) -> None:
+    old = open_dataset(base)
+    expected = all_windows(old)
+    with WindowReader(old) as reader:
+        append(options_for(texts[1:2], base), log=quiet)
+        assert (reader.read(np.arange(old.manifest.num_windows)) == expected).all()
+        assert not old.is_replaced()
+        _flip(base / old.shards[0].path, old.shards[0].first_sample_offset + 20)
+        with pytest.raises(CorruptDataError, match=r"window 0 .* does not match its checksum"):
+            reader.read(np.arange(3))
 
 
 def _new_windows(grown: Dataset, old: Dataset) -> np.ndarray:

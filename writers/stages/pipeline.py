@@ -36,7 +36,7 @@ from crisp_stream.writers.stages.models import (
     tokenizer_in_stages,
     tree_in_stages,
 )
-from crisp_stream.writers.stages.runs import tree_of
+from crisp_stream.writers.stages.runs import identity_of, tree_of
 from crisp_stream.writers.stages.shards import ShardSettings, ShardsSummary, ShardsTask
 
 
@@ -149,6 +149,7 @@ def assemble_in_stages(
         token_dtype=embedded.summary.token_dtype,
         shard_bytes=options.shard_bytes,
         leaves_per_shard_node=tree.arity ** (tree.depth - options.shard_level),
+        identity=identity_of(ordered.records, growth.dataset.manifest.fingerprint if growth else None),
     )
     sort_memory_bytes = sort_memory(options.sort_memory_bytes, corpus.work_bytes)
     shards = shard_tasks(

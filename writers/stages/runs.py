@@ -7,6 +7,8 @@ stretch of every run (shards.py).
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from crisp_stream.errors import import_extra
@@ -63,6 +66,7 @@ class RunTask(Task):
     """Assign the windows of some parts to leaves and sort them into one run."""
 
     stage: ClassVar[str] = "runs"
+    version: ClassVar[int] = 2
 
     parts: tuple[Part, ...]
     tree: str
@@ -95,6 +99,7 @@ class RunTask(Task):
         del stored
         tokens = [self.workspace.load_array(f"{part.windows_key}.tokens.npy") for part in self.parts]
         all_keys = window_keys(leaves, places, self.seed)
+        digests = [_digest(all_keys[start:stop], own) for own, (start, stop) in zip(tokens, bounds, strict=True)]
         order = np.argsort(all_keys, kind="stable")
         self.workspace.save_array(self.file("tokens.npy"), np.concatenate(tokens)[order])
         self.workspace.save_array(self.file("places.npy"), places[order])
@@ -106,8 +111,27 @@ class RunTask(Task):
             "num_units": len(all_keys),
             "offsets": [_position(sorted_keys, bound) for bound in first_keys],
             "quality": [one.to_json() for one in sums],
+            "digests": digests,
             "files": file_sizes(self, *map(self.file, ("tokens.npy", "places.npy", "keys.npy"))),
         }
+
+
+def _digest(keys: NDArray[np.uint64], tokens: NDArray[Any]) -> str:
+    """Hash the windows of a part, as they stand in it."""
+    hasher = xxhash.xxh3_128(np.ascontiguousarray(keys, "<u8").data)
+    hasher.update(np.ascontiguousarray(tokens, tokens.dtype.newbyteorder("<")).data)
+    return hasher.hexdigest()
+
+
+def identity_of(records: Sequence[Record], grown: str | None) -> int:
+    """64 bits that follow from all windows that are written, for the seeds of their checksums.
+
+    Args:
+        records: of all runs, in order; which parts a run holds changes nothing.
+        grown: fingerprint of the dataset that grows, None for a new one.
+    """
+    digests = [digest for record in records for digest in record["digests"]]
+    return int(hashlib.sha256(json.dumps([grown, digests]).encode()).hexdigest()[:16], 16)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.errors import CorruptDataError
+from crisp_stream.format.checksums import damaged, window_seeds
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.format.keys import HASH_BITS, window_keys
 from crisp_stream.format.manifest import places_path
@@ -53,8 +54,11 @@ class Slice:
     keys: NDArray[np.uint64]
     tokens: NDArray[Any] | RowsOnDisk
     places: NDArray[np.uint32]
-    checksums: NDArray[np.uint32] | None = None
-    """Checksums of samples that come from a dataset, to be compared when they are written again."""
+    shard: NDArray[Any] | None = None
+    """[num_windows] of `sample_dtype`, where they are a shard of a dataset: compared with their checksums before they
+    are written again."""
+    checksum_seed: int = 0
+    """Of that shard."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +72,8 @@ class ShardSettings:
     shard_bytes: int
     leaves_per_shard_node: int
     """Leaf ids below a node whose border no shard crosses."""
+    identity: int
+    """64 bits that follow from all windows of the write (`identity_of`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +110,9 @@ class ShardsTask(Task):
         with ExitStack() as stack:
             slices = stack.enter_context(self._slices(grown))
             first_shard = None if grown is None else self._first_shard(grown)
-            sink = stack.enter_context(ShardSink(settings.root, self.number, first_shard=first_shard))
+            sink = stack.enter_context(
+                ShardSink(settings.root, self.number, identity=settings.identity, first_shard=first_shard)
+            )
             pending = _Samples.none(settings)
             first_key, end_key = self.first_leaf << HASH_BITS, self.end_leaf << HASH_BITS
             for bounds in key_ranges([one.keys for one in slices], first_key, end_key, windows_per_range):
@@ -169,8 +177,11 @@ class ShardsTask(Task):
                     f"{self.grown}: the windows of {row.path} must stand in the order that {places_path(row.path)} "
                     "gives, but do not. Run crisp-stream verify --deep on it; nothing was added."
                 )
-            checksums = samples["checksum"]
-            slices.append(Slice(keys=keys, tokens=samples["tokens"], places=places, checksums=checksums))
+            slices.append(
+                Slice(
+                    keys=keys, tokens=samples["tokens"], places=places, shard=samples, checksum_seed=row.checksum_seed
+                )
+            )
         return slices
 
     def _first_shard(self, grown: Dataset) -> int:
@@ -230,10 +241,11 @@ class _Samples:
 class ShardSink:
     """Writes the shards of a node below a root, in the background where that is an object store."""
 
-    def __init__(self, root: str, node: int, *, first_shard: int | None = None) -> None:
+    def __init__(self, root: str, node: int, *, identity: int, first_shard: int | None = None) -> None:
         """Where a dataset grows, `first_shard` is the number of the first one: other shards of the folder stay, and its
-        index is left to whoever publishes.
+        index is left to whoever publishes. `identity` is that of the write.
         """
+        self._identity = identity
         self._root, self._below, self._next = root, directory_name(node), first_shard or 0
         self._is_alone = first_shard is None
         self._rows: list[ShardRow] = []
@@ -259,7 +271,7 @@ class ShardSink:
         """Write the next shard; waits while as many as `UPLOADS_AHEAD` are on their way."""
         path = self._folder / self._below / f"shard.{self._next:05d}.mds"
         path.parent.mkdir(parents=True, exist_ok=True)
-        row = write_shard(path, samples, root=self._folder)
+        row = write_shard(path, samples, root=self._folder, identity=self._identity)
         self._next += 1
         self._rows.append(row)
         places_file = self._folder / places_path(row.path)
@@ -321,20 +333,23 @@ def shard_ends(nodes: NDArray[Any], windows_per_shard: int) -> list[int]:
 def _gather(slices: Sequence[Slice], bounds: list[tuple[int, int]], grown: str | None) -> _Samples:
     """Samples of one range, sorted by key; ties stay in run order. Raises CorruptDataError for damaged old windows."""
     present = [(one, start, stop) for one, (start, stop) in zip(slices, bounds, strict=True) if stop > start]
+    for one, start, stop in present:
+        _check_taken(one, start, stop, grown)
     keys = np.concatenate([one.keys[start:stop] for one, start, stop in present])
     order = np.argsort(keys, kind="stable")
     tokens = np.concatenate([one.tokens[start:stop] for one, start, stop in present])
     places = np.concatenate([one.places[start:stop] for one, start, stop in present])
     samples = encode_samples(tokens[order], (keys[order] >> np.uint64(HASH_BITS)).astype(np.uint32))
-    where = np.empty(len(order), np.int64)
-    where[order] = np.arange(len(order))
-    first = 0
-    for one, start, stop in present:
-        at = where[first : first + stop - start]
-        if one.checksums is not None and (samples["checksum"][at] != one.checksums[start:stop]).any():
-            raise CorruptDataError(
-                f"{grown}: a window of cluster {int(samples['cluster'][at][0])} does not match its checksum. "
-                "Run crisp-stream verify on it; nothing was added."
-            )
-        first += stop - start
     return _Samples(samples=samples, places=places[order])
+
+
+def _check_taken(one: Slice, start: int, stop: int, grown: str | None) -> None:
+    if one.shard is None:
+        return
+    samples = one.shard[start:stop]
+    wrong = damaged(samples, window_seeds(one.checksum_seed, start, stop - start))
+    if wrong.any():
+        raise CorruptDataError(
+            f"{grown}: a window of cluster {int(samples['cluster'][wrong][0])} does not match its checksum. "
+            "Run crisp-stream verify on it; nothing was added."
+        )

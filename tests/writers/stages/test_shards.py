@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from crisp_stream.errors import CorruptDataError
+from crisp_stream.format.checksums import checksums, window_seeds
 from crisp_stream.format.keys import HASH_BITS, window_hashes, window_keys
-from crisp_stream.format.mds import ShardRow, sample_dtype
+from crisp_stream.format.mds import ShardRow, encode_samples, sample_dtype
 from crisp_stream.tree.tree import ClusterTree
 from crisp_stream.writers.engine.tasks import Record, execute
 from crisp_stream.writers.engine.workspace import Workspace
 from crisp_stream.writers.stages import shards
-from crisp_stream.writers.stages.runs import RunTask, SortedRun, group_parts, key_ranges, part_places
+from crisp_stream.writers.stages.runs import RunTask, SortedRun, group_parts, identity_of, key_ranges, part_places
 from crisp_stream.writers.stages.shards import ShardSettings, ShardsSummary, ShardsTask, Slice, shard_ends
 from crisp_stream.writers.stages.windows import Part
 from tests.support.seaweed import S3Server
@@ -82,6 +83,7 @@ def sort_and_write(
         token_dtype="uint16",
         shard_bytes=900,
         leaves_per_shard_node=tree.arity ** (tree.depth - shard_level),
+        identity=3,
     )
     return [
         execute(
@@ -146,6 +148,35 @@ def test_a_small_memory_budget_gives_the_bytes_of_a_large_one(
     assert outcomes[0] == outcomes[1]
 
 
+def test_an_identity_follows_from_all_windows_whatever_runs_they_are_sorted_in(tmp_path: Path) -> None:
+    tree = synthetic_tree(arity=4, depth=2)
+
+    def records(name: str, *, run_windows: int = 60, seed: int = 7, flip: bool = False) -> list[Record]:
+        workspace = Workspace(tmp_path / name)
+        for file, content in tree.to_files().items():
+            workspace.write(f"tree/{file}", content)
+        parts, _ = make_parts(workspace)
+        if flip:
+            tokens = workspace.load_array(f"{parts[3].windows_key}.tokens.npy")
+            tokens[56, 15] ^= 1
+            workspace.save_array(f"{parts[3].windows_key}.tokens.npy", tokens)
+        groups = group_parts(parts, WINDOW_TOKENS * 2, run_bytes=run_windows * WINDOW_TOKENS * 2)
+        return [
+            execute(RunTask(workspace=workspace, number=number, inputs=(), parts=members, tree="tree", seed=seed))
+            for number, members in enumerate(groups)
+        ]
+
+    one, many = records("one", run_windows=1000), records("many", run_windows=1)
+    assert len(one) < len(many)
+    assert identity_of(one, None) == identity_of(many, None) < 1 << 64
+    others = [
+        identity_of(records("another order", seed=8), None),
+        identity_of(records("another bit", flip=True), None),
+        identity_of(one, "0" * 64),
+    ]
+    assert len({identity_of(one, None), *others}) == 4
+
+
 def test_shards_end_at_the_nodes_of_a_level_and_hold_the_same_windows(tmp_path: Path) -> None:
     tree = synthetic_tree(arity=4, depth=2)
     samples, rows, staged = {}, {}, {}
@@ -154,7 +185,8 @@ def test_shards_end_at_the_nodes_of_a_level_and_hold_the_same_windows(tmp_path: 
         samples[name] = read_back(tmp_path / name / "staged", records)
         rows[name] = [row.num_windows for row in rows_of(records)]
         staged[name] = files_below(tmp_path / name / "staged")
-    assert samples["1"].tobytes() == samples["2"].tobytes()
+    for column in ("tokens", "cluster"):
+        assert (samples["1"][column] == samples["2"][column]).all()
     assert staged["2"] == staged["2 again"]
     assert len(rows["2"]) > len(rows["1"])
     borders = np.flatnonzero(np.diff(samples["2"]["cluster"].astype(int))) + 1
@@ -211,16 +243,24 @@ def test_windows_that_are_taken_over_damaged_are_refused() -> None:
     keys = np.arange(6, dtype=np.uint64) << np.uint64(HASH_BITS)
     places = part_places(0, np.arange(6, dtype=np.uint32))
     settings = ShardSettings(
-        root="r", window_tokens=WINDOW_TOKENS, token_dtype="uint16", shard_bytes=900, leaves_per_shard_node=1
+        root="r",
+        window_tokens=WINDOW_TOKENS,
+        token_dtype="uint16",
+        shard_bytes=900,
+        leaves_per_shard_node=1,
+        identity=3,
     )
     good = shards._gather([Slice(keys=keys, tokens=tokens, places=places)], [(0, 6)], None)
     assert shards._Samples.none(settings).then(good) is good
-    stored = good.samples["checksum"].copy()
-    taken = Slice(keys=keys, tokens=tokens, places=places, checksums=stored)
-    shards._gather([taken], [(0, 6)], "old")
-    stored[4] ^= 1
-    with pytest.raises(CorruptDataError, match="old: a window of cluster 0 does not match its checksum"):
-        shards._gather([taken], [(0, 6)], "old")
+    samples = encode_samples(tokens, np.arange(6))
+    samples["checksum"] = checksums(samples, window_seeds(9, 0, 6))
+    taken = Slice(keys=keys, tokens=tokens, places=places, shard=samples, checksum_seed=9)
+    for bounds in ((0, 6), (2, 5)):
+        assert (shards._gather([taken], [bounds], "old").samples["tokens"] == tokens[slice(*bounds)]).all()
+    samples["tokens"][4, 0] ^= 1
+    shards._gather([taken], [(0, 4)], "old")
+    with pytest.raises(CorruptDataError, match="old: a window of cluster 4 does not match its checksum"):
+        shards._gather([taken], [(2, 5)], "old")
 
 
 def test_hashes_are_uniform_distinct_and_depend_on_part_and_seed() -> None:
