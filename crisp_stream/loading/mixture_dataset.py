@@ -36,6 +36,11 @@ from crisp_stream.typed import whole_number
 _MOST_PASSES = 1_000_000
 """In a state; more is a damaged one."""
 
+_SERVED_ALREADY = (
+    "the batches from here on were served already: a DataLoader does not say what it delivered. Iterate "
+    "dataset.loader(num_workers=…), or give the place with load_state_dict before each iteration."
+)
+
 
 class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
     """Batches of a dataset in the proportions of a mixture: exact, elastic, resumable.
@@ -241,9 +246,15 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
         )
 
     def begin_iteration(self, num_workers: int) -> int:
-        """Say to workers that an iteration begins where the stream stands; returns that position. Loaders call this."""
+        """Say to workers that an iteration begins where the stream stands; returns that position. Loaders call this.
+
+        Raises:
+            InputError: workers of another DataLoader have served batches from here on, nobody knows how many.
+        """
         if self._same_pass:
             self._place = 0
+        elif self._control.joined and not self._control.knows_workers:
+            raise InputError(_SERVED_ALREADY)
         end = self._stream.end_of_pass(self._place)
         if end is not None and not self._sizes.at(self._place, end):
             self._place = end  # what is left of the pass is less than a batch of this topology
@@ -275,10 +286,7 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
         elif start is None and self._same_pass:
             start = 0
         elif start is None:
-            raise InputError(
-                "the batches from here on were served already: a DataLoader does not say what it delivered. Iterate "
-                "dataset.loader(num_workers=…), or give the place with load_state_dict before each iteration."
-            )
+            raise InputError(_SERVED_ALREADY)
         with self._control.locked():
             group = None if self._slots is None else self._slots.claim(self._control.iteration)
         serving = self._serving(start, worker, num_workers)

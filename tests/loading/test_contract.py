@@ -298,8 +298,9 @@ def test_a_plain_dataloader_with_workers_is_refused_where_it_would_repeat(datase
         stream = made(dataset, samples)
         loader = DataLoader(stream, batch_size=None, num_workers=1)
         take(iter(loader), 3)
-        with pytest.raises(InputError, match=r"Iterate dataset\.loader\(num_workers=…\)"):
-            next(iter(loader))
+        for other in (loader, stream.loader(), stream.loader(1), stream, DataLoader(stream, batch_size=None)):
+            with pytest.raises(InputError, match=r"Iterate dataset\.loader\(num_workers=…\)"):
+                next(iter(other))
         with pytest.raises(InputError, match="say how many samples were trained on"):
             stream.state_dict()
         stream.load_state_dict(stream.state_dict(30))
