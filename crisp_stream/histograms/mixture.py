@@ -181,11 +181,17 @@ class Mixture:
             InputError: as `leaf_proportions`.
         """
         checked: set[str] = set()
+        occupied: dict[int, NDArray[np.bool_]] = {}  # by level: whether each node has windows
         for number, phase in enumerate(self.phases, 1):
+            level = phase.histogram.level
             if phase.max_repeats is None and phase.windows is None and phase.histogram.fingerprint in checked:
                 continue
             histogram, what = within_repeats(phase, dataset, what=f"phase {number}"), f"phase {number}"
-            missing = float(histogram.proportions.sum(where=windows_per_node(histogram, dataset) == 0))
+            if level not in occupied:
+                tree = dataset.manifest
+                occupied[level] = np.zeros(tree.arity**level, bool)
+                occupied[level][dataset.leaves // np.uint32(tree.arity ** (tree.depth - level))] = True
+            missing = float(histogram.proportions.sum(where=~occupied[level][histogram.nodes]))
             if missing > 0:
                 report_missing(histogram, dataset, missing, limit=self.max_missing_mass, what=what)
             checked.add(histogram.fingerprint)

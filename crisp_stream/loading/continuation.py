@@ -8,17 +8,23 @@ table of leaves and would tie a checkpoint to one way of counting them.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from crisp_stream.errors import ResumeError
 from crisp_stream.histograms.mixture import Mixture, Phase
-from crisp_stream.loading.stream import decode_histogram, encode_histogram
+from crisp_stream.loading.stream import pack_histogram, unpack_histogram
 
 if TYPE_CHECKING:
     from crisp_stream.format.dataset import Dataset
     from crisp_stream.histograms.window_selection import WindowSelection
+
+
+_KEPT_NODES = 1 << 17
+"""Nodes of all histograms that a state holds, those of the last phases; it holds the last one in any case."""
+_FINGERPRINT = "sha256:"
 
 
 class PhaseRecords:
@@ -31,20 +37,20 @@ class PhaseRecords:
     def before(self, position: int) -> list[dict[str, Any]]:
         """Describe the phases begun before a position of the first pass, in values that JSON can hold.
 
-        Each has `first_sample`; `histogram` in base64; `draw`; and `windows`, the fingerprint of a window selection,
-        where there is one.
+        Each has `first_sample`; `histogram`, of all but the last few only the fingerprint; `draw`; and `windows`, the
+        fingerprint of a window selection, where there is one.
         """
+        ends = np.cumsum([phase.samples or position for phase in self._mixture.phases])
+        begun = self._mixture.phases[: int(np.searchsorted(ends, position)) + 1] if position else ()
+        nodes_to_the_last = np.cumsum([len(phase.histogram.nodes) for phase in begun][::-1])[::-1]
         records, first_sample = [], 0
-        for index, phase in enumerate(self._mixture.phases):
-            if first_sample >= position:
-                break
-            record = {
-                "first_sample": first_sample,
-                "histogram": "" if phase.windows is not None else self._histogram(index),
-                "draw": self._mixture.draw,
-            }
+        for index, phase in enumerate(begun):
+            record = {"first_sample": first_sample, "histogram": "", "draw": self._mixture.draw}
             if phase.windows is not None:
                 record["windows"] = phase.windows.fingerprint
+            else:
+                whole = index == len(begun) - 1 or nodes_to_the_last[index] <= _KEPT_NODES
+                record["histogram"] = self._histogram(index, whole=whole)
             records.append(record)
             first_sample += phase.samples or position
         return records
@@ -61,11 +67,13 @@ class PhaseRecords:
                 f"{len(current)} in this mixture. {_REMEDY}"
             )
 
-    def _histogram(self, index: int) -> str:
-        if index not in self._encoded:
+    def _histogram(self, index: int, *, whole: bool) -> str:
+        """Text of a phase's histogram, or its fingerprint alone."""
+        text = self._encoded.get(index)
+        if text is None or text.startswith(_FINGERPRINT) is whole:
             histogram = self._mixture.histogram_of_phase(index, self._dataset)
-            self._encoded[index] = base64.b64encode(encode_histogram(histogram)).decode()
-        return self._encoded[index]
+            text = self._encoded[index] = pack_histogram(histogram) if whole else _FINGERPRINT + histogram.fingerprint
+        return text
 
 
 def phases_of_state(
@@ -92,8 +100,13 @@ def phases_of_state(
         if selection is not None:
             phases.append(Phase.of_windows(selection, dataset, samples))
             continue
+        if str(record["histogram"]).startswith(_FINGERPRINT):
+            raise ResumeError(
+                f"cannot continue: a state holds the histograms of the last phases alone, and phase {number} is before "
+                "them. Name each phase with its own file (histogram: FILE, with until)."
+            )
         try:
-            histogram = decode_histogram(base64.b64decode(record["histogram"], validate=True), dataset)
+            histogram = unpack_histogram(record["histogram"], dataset)
         except (TypeError, ValueError) as error:
             raise ResumeError(f"the saved phase {number} is damaged ({error}). Use another checkpoint.") from error
         phases.append(Phase(histogram, samples))

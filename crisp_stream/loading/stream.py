@@ -205,7 +205,7 @@ class Stream:
                 raise ValueError("phases that do not follow each other")
             self.order = self._order_of(phases, history)
             self.last_change = int(saved["last_change"])
-        except (KeyError, TypeError, ValueError, IndexError, zlib.error) as error:
+        except (KeyError, TypeError, ValueError, IndexError) as error:
             raise ResumeError(
                 f"the saved stream of mixtures is damaged ({error!r}). Use another checkpoint."
             ) from error
@@ -271,8 +271,7 @@ class Stream:
     def _phase(self, described: dict[str, Any]) -> OrderPhase:
         first, samples = described["first_sample"], described["num_samples"]
         if "phase" not in described:
-            content = base64.b64decode(described["histogram"], validate=True)
-            histogram = decode_histogram(content, self._dataset)
+            histogram = unpack_histogram(described["histogram"], self._dataset)
             return OrderPhase(shares=self._changed_shares(histogram), first_sample=first, num_samples=samples)
         index = int(described["phase"])
         if not 0 <= index < len(self.mixture.phases):
@@ -314,19 +313,40 @@ def _described(phases: Sequence[OrderPhase]) -> list[dict[str, Any]]:
         source = (
             {"phase": shares.index}
             if isinstance(shares, _PhaseShares)
-            else {"histogram": base64.b64encode(encode_histogram(shares.histogram)).decode()}
+            else {"histogram": pack_histogram(shares.histogram)}
         )
         described.append({"first_sample": phase.first_sample, "num_samples": phase.num_samples, **source})
     return described
 
 
 def _packed(counts: NDArray[np.int64]) -> str:
+    return _text(counts.astype("<i8").tobytes())
+
+
+def _unpacked(text: str) -> NDArray[np.int64]:
+    return np.frombuffer(_content(text), "<i8").astype(np.int64)
+
+
+def pack_histogram(histogram: Histogram) -> str:
+    """A histogram as text."""
+    return _text(encode_histogram(histogram))
+
+
+def unpack_histogram(text: str, dataset: Dataset) -> Histogram:
+    """Read what `pack_histogram` made. Raises ValueError when it is damaged."""
+    return decode_histogram(_content(text), dataset)
+
+
+def _text(content: bytes) -> str:
     """Text, so that a state can stand in a JSON file, such as the trainer_state.json of transformers."""
-    return base64.b64encode(zlib.compress(counts.astype("<i8").tobytes(), 1)).decode()
+    return base64.b64encode(zlib.compress(content, 1)).decode()
 
 
-def _unpacked(content: str) -> NDArray[np.int64]:
-    return np.frombuffer(zlib.decompress(base64.b64decode(content, validate=True)), "<i8").astype(np.int64)
+def _content(text: str) -> bytes:
+    try:
+        return zlib.decompress(base64.b64decode(text, validate=True))
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
 
 
 def encode_histogram(histogram: Histogram) -> bytes:

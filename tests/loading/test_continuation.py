@@ -11,6 +11,7 @@ import pytest
 from crisp_stream import Histogram, Mixture, MixtureDataset, Phase
 from crisp_stream.errors import ResumeError
 from crisp_stream.format.dataset import Dataset
+from crisp_stream.loading import continuation
 from crisp_stream.loading.continuation import phases_of_state
 from crisp_stream.loading.reader import ReadOptions
 from tests.support.synthetic import write_synthetic_dataset
@@ -140,3 +141,25 @@ def test_a_mixture_that_was_changed_while_running_does_not_say_its_phases(datase
     stream.set_proportions(task)
     windows(stream, 1)
     assert "phases" not in stream.state_dict(BATCH)
+
+
+def test_a_state_of_many_phases_stays_small_and_says_which_histograms_it_lacks(
+    dataset: Dataset, task: Histogram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(continuation, "_KEPT_NODES", 32)
+    base = Histogram.base(dataset.manifest)
+    phases = [Phase(base if number % 2 else task, 8) for number in range(40)]  # of 1 and 3 nodes
+    stream = opened(dataset, *phases, Phase(base))
+    windows(stream, 30)
+    saved = stream.state_dict(30 * BATCH)
+    assert [record["first_sample"] for record in saved["phases"]] == [8 * number for number in range(30)]
+    assert sum(record["histogram"].startswith("sha256:") for record in saved["phases"]) == 30 - 16
+    with pytest.raises(ResumeError, match="histograms of the last phases alone, and phase 1 is before"):
+        phases_of_state(saved, dataset, until=30 * BATCH)
+    again = opened(dataset, *phases[:30], Phase(task))  # named by their own histograms
+    again.load_state_dict(again.continued_state(saved))
+    expected = opened(dataset, *phases[:30], Phase(task)).order().window_ids(np.arange(240, 280))
+    assert np.ravel(windows(again, 5)).tolist() == expected.tolist()
+    other = opened(dataset, Phase(base, 8), *phases[1:30], Phase(task))
+    with pytest.raises(ResumeError, match="phase 1 was drawn by another histogram"):
+        other.continued_state(saved)
