@@ -86,20 +86,21 @@ class Control:
 
     # Iterations.
 
-    def begin(self, start: int, num_workers: int = -1) -> None:
-        """Say where the next iteration begins, and how many workers it has (-1: not known); the parent does."""
+    def begin(self, start: int, num_workers: int = -1) -> int:
+        """Say where the next iteration begins, and how many workers it has (-1: not known); returns its number."""
         with self.locked():
             self._iteration[0] += 1
             self._start[0] = self._planned[0] = start
             self._workers[0] = num_workers
+            return int(self._iteration[0])
 
-    def join(self, worker: int) -> int | None:
-        """Take part in the iteration that was begun; returns its first position, None if this worker has taken part."""
+    def join(self, worker: int, iteration: int) -> bool:
+        """Take part in an iteration; False if this worker of it has taken part already."""
         with self.locked():
-            if self._begun[worker] == self._iteration[0]:
-                return None
-            self._begun[worker], self._followed_by[worker] = self._iteration[0], self._followed
-            return int(self._start[0])
+            if self._begun[worker] == iteration:
+                return False
+            self._begun[worker], self._followed_by[worker] = iteration, self._followed
+            return True
 
     @property
     def iteration(self) -> int:

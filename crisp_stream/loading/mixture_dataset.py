@@ -110,6 +110,10 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
         }
         self._phase_records = PhaseRecords(mixture, self.dataset)
         self._control = Control()
+        self._iteration = self._control.iteration
+        """Number of the iteration that was begun last, in a worker of that which it was started for."""
+        self._took_part = False
+        """Whether this process, a DataLoader worker, has taken part in that."""
         self._slots = made_slots(batch_size * self.dataset.manifest.sample_bytes)
         self._place = 0
         """Where the stream stands: samples over all ranks and passes that were delivered."""
@@ -216,6 +220,7 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
         self.__dict__.update(state)
         if copied:
             self._control = Control(self._place)
+            self._iteration = self._control.iteration
             self._slots = made_slots(self.batch_size * self.dataset.manifest.sample_bytes)
 
     @property
@@ -227,8 +232,7 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
         worker = get_worker_info()
         if worker is not None:
             return self._batches_of_worker(worker.id, worker.num_workers)
-        self.begin_iteration(num_workers=0)
-        return self._batches()
+        return self._batches(self.begin_iteration(num_workers=0))
 
     def set_epoch(self, epoch: int) -> None:
         """Refuse: passes follow each other by themselves.
@@ -260,7 +264,7 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
             self._place = end  # what is left of the pass is less than a batch of this topology
         self._began = self._place
         self._pass_start = self._start_of_pass(self._place)
-        self._control.begin(self._place, num_workers)
+        self._iteration = self._control.begin(self._place, num_workers)
         return self._place
 
     def delivered(self, position: int) -> int:
@@ -269,9 +273,9 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
         self._stream.forget_before(self._place)
         return self._place
 
-    def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
-        serving = self._serving(self._began, None, 1)
-        serving.report_tail(self._began)
+    def _batches(self, start: int) -> Iterator[dict[str, torch.Tensor]]:
+        serving = self._serving(start, None, 1)
+        serving.report_tail(start)
         with serving.reader:
             for position, window_ids, samples in serving:
                 self._count_reads(serving, 0)
@@ -280,15 +284,19 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
                 yield batch
 
     def _batches_of_worker(self, worker: int, num_workers: int) -> Iterator[dict[str, torch.Tensor]]:
-        start = self._control.join(worker)
+        start, iteration = self._began, self._iteration
+        if self._took_part:  # a worker that stays
+            start, iteration = self._control.start, self._control.iteration
+        self._took_part = True
+        is_new = self._control.join(worker, iteration)
         if self._loaded_place is not None:
             start, self._loaded_place = self._loaded_place - worker * self.global_batch_size, None
-        elif start is None and self._same_pass:
+        elif self._same_pass:
             start = 0
-        elif start is None:
+        elif not is_new:
             raise InputError(_SERVED_ALREADY)
         with self._control.locked():
-            group = None if self._slots is None else self._slots.claim(self._control.iteration)
+            group = None if self._slots is None else self._slots.claim(iteration)
         serving = self._serving(start, worker, num_workers)
         if worker == 0:
             serving.report_tail(start)
@@ -479,7 +487,7 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
     def _stand_at(self, position: int) -> None:
         self._place = self._began = position
         self._pass_start = self._start_of_pass(position)
-        self._control.begin(position)
+        self._iteration = self._control.begin(position)
 
     def _start_of_pass(self, position: int) -> int:
         pass_samples = self._stream.pass_samples

@@ -160,7 +160,7 @@ class Stream:
 
     def check(self, histogram: Histogram) -> None:
         """Raises InputError: the histogram does not fit the dataset."""
-        self._expanded(histogram)
+        Mixture([Phase(histogram)], max_missing_mass=self.mixture.max_missing_mass).check(self._dataset)
 
     def state(self, position: int) -> dict[str, Any]:
         """Say what `restore` needs to go on from a position, where that is more than the mixture; else nothing.

@@ -136,6 +136,17 @@ def test_an_iteration_goes_on_where_the_last_one_was_left(dataset: Dataset, name
         assert stream.state_dict(40, from_beginning=False) == stream.state_dict()
 
 
+def test_an_iteration_begins_where_the_stream_stood_when_it_was_asked_for(dataset: Dataset) -> None:
+    expected = stream_by_the_book(dataset, None, 60, [])
+    for num_workers in (0, 1):
+        stream = made(dataset)
+        loader = stream.loader(num_workers)
+        first = iter(loader)
+        stream.skip_to(40)
+        assert flat(take(iter(loader), 2)) == expected[40:60]
+        assert flat(take(first, 2)) == expected[:20]
+
+
 def test_a_pass_that_workers_have_planned_and_nobody_took_is_not_over(dataset: Dataset) -> None:
     stream = made(dataset, 160, batch_size=8, reading=ReadOptions(lookahead=1000))
     batches = iter(stream.loader(2, prefetch_factor=30))
@@ -195,12 +206,13 @@ def run(dataset: Dataset, case: Case) -> tuple[list[tuple[int, list[int]]], list
         if state is not None:
             stream.load_state_dict(state)
         loader = stream.loader(num_workers)
-        batches = iter(loader)
+        batches = iter(loader) if num_workers == 0 else None  # workers would go on planning between two changes
         for ahead in (ahead for before, ahead in case.changes if before == number):
             changes.append((stream.set_proportions(histogram := next(chosen)), histogram))
             at = changes[-1][0] + ahead
             changes.append((stream.set_proportions(histogram := next(chosen), at_sample=at), histogram))
         while count:
+            batches = iter(loader) if batches is None else batches
             place = stream.state_dict()["samples"]
             batch = next(batches, None)
             if batch is None:
