@@ -464,7 +464,8 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
             expected.setdefault(key, None)
         check_identity(obj, {**self._identity, **expected}, self.dataset)
         whole = self._stream.pass_samples or 0
-        if obj["samples"] != obj["pass"] * whole + obj["position"] or obj["pass"] > _MOST_PASSES:
+        place = divmod(obj["samples"], whole) if whole else (0, obj["samples"])
+        if place != (obj["pass"], obj["position"]) or obj["pass"] > _MOST_PASSES:
             raise ResumeError(
                 f"the saved place is damaged: pass {obj['pass']:,}, position {obj['position']:,}, samples "
                 f"{obj['samples']:,} of a mixture of {whole:,} samples. Use another checkpoint."

@@ -262,6 +262,23 @@ def test_the_same_changes_give_the_same_stream_whatever_was_planned(dataset: Dat
     assert streams == [streams[0]] * 4
 
 
+def test_a_place_long_before_many_changes_is_refused_by_name_not_served_wrongly(dataset: Dataset) -> None:
+    stream = made(dataset)
+    batches = iter(stream)
+    for number in range(40):
+        stream.set_proportions(only(dataset, 3 if number % 2 else 5))
+        next(batches)
+    with pytest.raises(InputError, match=r"changed many times since sample 10, and is known from sample \d+ on"):
+        stream.state_dict(10)
+    assert stream.state_dict(390)["samples"] == 390  # the last few can be gone back to
+
+
+def test_a_damaged_place_is_refused(dataset: Dataset) -> None:
+    for samples, damage in ((205, {"pass": 10**15}), (205, {"position": 10**18}), (None, {"pass": 1})):
+        with pytest.raises(ResumeError, match="the saved place is damaged"):
+            made(dataset, samples).load_state_dict({**made(dataset, samples).state_dict(), **damage})
+
+
 @pytest.mark.parametrize("context", ["fork", "forkserver", "spawn"])
 def test_changes_reach_every_kind_of_copy_once(dataset: Dataset, context: str) -> None:
     stream = made(dataset, 400)
