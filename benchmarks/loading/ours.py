@@ -119,7 +119,7 @@ def changes(*, root: str, level: int, marks: list[int], changed: bool) -> dict[s
         )
         for _ in range(20)
     ]
-    stream = _open(dataset, Mixture.base(manifest), {"batch_size": batch_size, "reading": ReadOptions(lookahead=32)})
+    stream = _open(root, Mixture.base(manifest), {"batch_size": batch_size, "reading": ReadOptions(lookahead=32)})
     for number in range(ahead if changed else 0):
         stream.set_proportions(histograms[number % 20], at_sample=batch_size * number)
     batches, found = iter(stream), {"nodes": float(len(nodes))}

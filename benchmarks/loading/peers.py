@@ -170,7 +170,7 @@ def _streaming_batches(
         which = {"streams": [streaming.Stream(local=folder, proportion=float(share)) for folder, share in pairs]}
     dataset = streaming.StreamingDataset(**which, batch_size=BATCH_SIZE, shuffle=True, epoch_size=epoch_size)
     if position:
-        dataset.skip_to(position)
+        dataset.load_state_dict(dataset.state_dict(position, True))
     loader = DataLoader(dataset, batch_size=BATCH_SIZE, drop_last=True)
 
     def batches_of() -> Iterator[Tensor]:

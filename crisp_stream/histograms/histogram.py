@@ -142,14 +142,14 @@ class Histogram:
 
         `manifest` is that of the dataset, or the dataset itself.
         """
-        manifest = getattr(manifest, "manifest", manifest)
+        found: Manifest = getattr(manifest, "manifest", manifest)
         return cls(
             level=0,
             nodes=np.zeros(1, np.uint32),
             proportions=np.ones(1),
-            arity=manifest.arity,
-            depth=manifest.depth,
-            tree_fingerprint=manifest.tree_fingerprint,
+            arity=found.arity,
+            depth=found.depth,
+            tree_fingerprint=found.tree_fingerprint,
             provenance={"name": "base"},
         )
 

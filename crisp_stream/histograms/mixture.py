@@ -14,7 +14,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,9 +57,10 @@ class Phase:
     proportions of the histogram."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.histogram, Histogram | Mixture):
+        histogram: Any = self.histogram
+        if not isinstance(histogram, Histogram | Mixture):
             raise InputError(
-                f"a phase needs a Histogram, got {type(self.histogram).__name__} {str(self.histogram)[:80]!r}. "
+                f"a phase needs a Histogram, got {type(histogram).__name__} {str(histogram)[:80]!r}. "
                 "A file of one is opened by Histogram.load(path)."
             )
         if self.samples is not None:

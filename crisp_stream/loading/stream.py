@@ -87,8 +87,8 @@ class Stream:
         self._dataset, self.mixture, self._seed = dataset, mixture, seed
         self._num_changes = 0
         self._shares: OrderedDict[tuple[str, int], LeafShares] = OrderedDict()
-        mixture.check(dataset)
         self._table, self._part_of_phase = draw_table_of(dataset, mixture.phases)
+        mixture.check(dataset)
         self.pass_samples = mixture.num_samples
         self.last_change: int | None = None
         """Position of the last change; None: the mixture was not changed."""

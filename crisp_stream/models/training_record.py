@@ -62,7 +62,7 @@ def _record(state: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     callbacks = state.get("callbacks") or {}
     lineage, account = callbacks.get(LINEAGE_STATE) or {}, callbacks.get("RunAccount") or {}
     served = (state.get("dataset_state") or {}).get("train") or {}
-    position = served.get("position")
+    position = served.get("samples")
     counts = state["timestamp"]["Timestamp"]
     return {
         "format_version": RECORD_VERSION,

@@ -79,7 +79,7 @@ class PreparedRun:
     @property
     def batches_done(self) -> int:
         """Batch after which this process goes on; 0 where the schedule begins."""
-        position = self.start.position if self.dataset_state is None else int(self.dataset_state["position"])
+        position = self.start.position if self.dataset_state is None else int(self.dataset_state["samples"])
         return self.start.batch + (position - self.start.position) // self.recipe.global_train_batch_size
 
 

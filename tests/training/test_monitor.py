@@ -277,7 +277,7 @@ class _Slow(IterableDataset[dict[str, torch.Tensor]]):
 def test_the_wait_for_the_loader_is_the_time_in_its_next() -> None:
     import time
 
-    loader = MixtureLoader(_Slow())
+    loader = MixtureLoader(_Slow())  # pyright: ignore[reportArgumentType]
     for _ in loader:
         time.sleep(0.1)
     assert 0.15 <= loader.waited < 0.25
