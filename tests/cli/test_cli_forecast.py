@@ -106,7 +106,7 @@ def test_most_repeated_clusters_are_named_by_their_terms(tmp_path: Path, capsys:
     head = next(number for number, line in enumerate(lines) if "most repeated of level 2" in line)
     named = [set(line.replace("·", " ").split()) for line in lines[head + 1 : head + 3]]
     assert {"15", "20", "46", "2.30", "compiler", "pointer", "kernel"} <= named[0]
-    assert {"5", "300", "0.16", "orchestra", "violin"} <= named[1]
+    assert {"5", "300", "0.17", "orchestra", "violin"} <= named[1]
 
 
 @pytest.mark.parametrize(
