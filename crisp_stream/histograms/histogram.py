@@ -142,7 +142,7 @@ class Histogram:
 
         `manifest` is that of the dataset, or the dataset itself.
         """
-        found: Manifest = getattr(manifest, "manifest", manifest)
+        found: Any = getattr(manifest, "manifest", manifest)
         return cls(
             level=0,
             nodes=np.zeros(1, np.uint32),
