@@ -24,7 +24,7 @@ CHANGES_COLUMNS = [
 def changes(inputs: Inputs, repeats: int) -> tuple[list[Row], list[str]]:
     """CPU per batch of 16, memory and state after more and more changes; and without any."""
     rows: list[Row] = []
-    marks = [5, 20] if inputs.quick else [10, 100, 1_000, 10_000]
+    marks = [5, 20] if inputs.quick else [10, 100, 1_000, 3_000]
     for name, level in (("leaves4k", 2), ("leaves262k", 2)):
         for side in (OURS, "no change"):
             options: dict[str, Any] = {"root": str(inputs.dataset(name)), "level": level, "marks": marks}
