@@ -23,14 +23,8 @@ from numpy.typing import NDArray
 
 from crisp_stream.format import mds
 from crisp_stream.format.manifest import MANIFEST, MAX_LEAVES, EncoderRecord, Manifest, TokenizerRecord
-from crisp_stream.format.tables import (
-    CLUSTERS,
-    SHARDS,
-    clusters_fingerprint,
-    clusters_parquet,
-    shards_fingerprint,
-    shards_parquet,
-)
+from crisp_stream.format.shards import SHARDS, ShardTable
+from crisp_stream.format.tables import CLUSTERS, clusters_fingerprint, clusters_parquet
 from crisp_stream.tree.tree import ClusterTree
 
 Sizes = Literal["lognormal", "zipf", "equal"]
@@ -189,7 +183,7 @@ def write_dataset(root: Path, plan: DatasetPlan, *, with_tree: bool = True) -> M
             first_window += len(clusters)
     (root / "shards" / "index.json").write_bytes(_index(rows, "shards", plan))
     (root / CLUSTERS).write_bytes(clusters_parquet(leaves, counts))
-    (root / SHARDS).write_bytes(shards_parquet(rows))
+    (root / SHARDS).write_bytes(ShardTable.of(rows).to_parquet())
     tree = random_tree(plan)
     if with_tree:
         tree.save(root / "tree")
@@ -204,7 +198,7 @@ def write_dataset(root: Path, plan: DatasetPlan, *, with_tree: bool = True) -> M
         depth=plan.levels,
         sort_seed=plan.seed,
         clusters_fingerprint=clusters_fingerprint(leaves, counts),
-        shards_fingerprint=shards_fingerprint(rows),
+        shards_fingerprint=ShardTable.of(rows).fingerprint,
         tree_fingerprint=tree.fingerprint,
         tokenizer=TokenizerRecord(
             fingerprint=write_byte_tokenizer(root / "tokenizer", plan.vocab_size),

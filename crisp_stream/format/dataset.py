@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from crisp_stream.errors import FormatError, InputError, MissingObjectError
 from crisp_stream.format.manifest import MANIFEST, TOKENIZER_FILES, Manifest, kept_manifest
-from crisp_stream.format.tables import CLUSTERS, SHARDS, generation_path, read_clusters, read_shards
+from crisp_stream.format.shards import SHARDS, read_shards
+from crisp_stream.format.tables import CLUSTERS, generation_path, read_clusters
 from crisp_stream.storage.shared_arrays import SHARED_ROWS, SharedArrays, shared_arrays
 from crisp_stream.storage.store import Store, cache_folder, local_path, open_store
 
@@ -35,10 +36,9 @@ class Dataset:
         self.manifest = self._manifest_of(generation)
         self._clusters = self._cluster_table()
         self.shards = read_shards(self._required(self.own_path(SHARDS)), self.manifest)
-        windows_per_shard = np.array([row.num_windows for row in self.shards], np.int64)
+        windows_per_shard = self.shards.num_windows
         self.first_window_per_shard: NDArray[np.int64] = np.cumsum(windows_per_shard) - windows_per_shard
-        seed_per_shard = np.array([row.checksum_seed for row in self.shards], np.uint64)
-        self._seed_of_window_0 = seed_per_shard - self.first_window_per_shard.astype(np.uint64)
+        self._seed_of_window_0 = self.shards.checksum_seed - self.first_window_per_shard.astype(np.uint64)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the tree out: a DataLoader worker would get all its centroids, and reads no windows by them."""

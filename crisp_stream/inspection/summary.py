@@ -91,7 +91,7 @@ def top_nodes(dataset: Dataset, histogram: Histogram, limit: int = 10, character
 def dataset_facts(dataset: Dataset) -> dict[str, str]:
     """Sizes, tree, tokenizer and encoder of a dataset, by name."""
     manifest = dataset.manifest
-    shard_bytes = sum(row.shard_bytes for row in dataset.shards)
+    shard_bytes = int(dataset.shards.shard_bytes.sum())
     tokens = manifest.num_windows * manifest.window_tokens
     return {
         "windows": f"{manifest.num_windows:,} of {manifest.window_tokens} tokens ({manifest.token_dtype}, "

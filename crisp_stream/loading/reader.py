@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -28,7 +27,7 @@ from crisp_stream.format.mds import sample_dtype
 from crisp_stream.loading.expected import Expected
 from crisp_stream.loading.run_cache import CLAIM_SECONDS, RunCache, WindowRun
 from crisp_stream.loading.runs import RunPlan
-from crisp_stream.loading.shard_files import ShardFile, open_shard
+from crisp_stream.loading.shard_files import ShardFiles, wrong_length
 from crisp_stream.storage.store import cache_folder, local_path
 
 if TYPE_CHECKING:
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
 REQUEST_BYTES = 8 << 20
 REQUESTS_IN_FLIGHT = 64
 FETCH_ATTEMPTS = 3
-_OPEN_SHARDS = 256
 _STALL_MARGIN = 6.0  # seconds beyond the timeout, for the client to give up by itself
 _FIRST_POLL = 0.001
 
@@ -199,8 +197,7 @@ class _LocalShards:
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
-        self._offset_per_shard = np.array([row.first_sample_offset for row in dataset.shards], np.int64)
-        self._files: OrderedDict[int, ShardFile] = OrderedDict()
+        self._files = ShardFiles(local_path(dataset.root), dataset.shards)
         self.bytes_read = 0
 
     def ticket(self, window_ids: Int64s, rows: Int64s) -> Ticket:
@@ -210,14 +207,14 @@ class _LocalShards:
         """Nothing to do: the page cache reads ahead."""
 
     def fill(self, ticket: Ticket, expected: Expected, samples: NDArray[Any]) -> None:
-        size, files, window_ids, shards = samples.itemsize, self._files, ticket.window_ids, expected.shards
-        in_shard = window_ids - self._dataset.first_window_per_shard[shards]
-        offsets = self._offset_per_shard[shards] + in_shard * size
+        size, opened, shards = samples.itemsize, self._files.opened, expected.shards
+        in_shard = ticket.window_ids - self._dataset.first_window_per_shard[shards]
+        offsets = self._dataset.shards.first_sample_offset[shards] + in_shard * size
         raw, place = samples.view(np.uint8).data, 0
         for shard, offset in zip(shards.tolist(), offsets.tolist(), strict=True):
-            file = files.get(shard)
+            file = opened.get(shard)
             if file is None:
-                file = self._open(shard)
+                file = self._files.open(shard)
             content = file[offset : offset + size]
             if len(content) != size:
                 raise self._truncated(shard)
@@ -225,36 +222,17 @@ class _LocalShards:
             place += size
         self.bytes_read += samples.nbytes
 
-    def _open(self, shard: int) -> ShardFile:
-        path = self._path(shard)
-        try:
-            if path.stat().st_size != self._dataset.shards[shard].shard_bytes:
-                raise self._truncated(shard)
-            file = self._files[shard] = open_shard(path)
-        except OSError as error:
-            raise StorageError(
-                f"{path}: {error.strerror}. Restore the shard; crisp-stream verify finds others."
-            ) from error
-        if len(self._files) > _OPEN_SHARDS:
-            self._files.popitem(last=False)
-        return file
-
-    def _path(self, shard: int) -> Path:
-        return local_path(self._dataset.root) / self._dataset.shards[shard].path
-
     def _truncated(self, shard: int) -> CorruptDataError:
-        path = self._path(shard)
-        return CorruptDataError(
-            f"{path}: the shard table says {self._dataset.shards[shard].shard_bytes} bytes, got {path.stat().st_size}. "
-            "The shard is truncated or was replaced: restore it from a copy or write the dataset again."
-        )
+        row = self._dataset.shards[shard]
+        path = local_path(self._dataset.root) / row.path
+        return wrong_length(str(path), row.shard_bytes, path.stat().st_size)
 
     def mend(self, ticket: Ticket, expected: Expected, samples: NDArray[Any], wrong: NDArray[np.bool_]) -> None:
         """Give up: reading a local file again does not heal it."""
         raise expected.error(self._dataset, wrong)
 
     def close(self) -> None:
-        self._files.clear()
+        self._files.close()
 
 
 class _FetchedRuns:

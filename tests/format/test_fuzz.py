@@ -31,7 +31,8 @@ from hypothesis import strategies as st
 from crisp_stream.errors import CrispError, FormatError
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.format.mds import ShardRow
-from crisp_stream.format.tables import clusters_fingerprint, shards_fingerprint
+from crisp_stream.format.shards import ShardTable
+from crisp_stream.format.tables import clusters_fingerprint
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.loading.reader import read_windows
 from crisp_stream.tree.tree import ClusterTree
@@ -286,7 +287,7 @@ def test_hostile_tables_with_matching_fingerprints(victim: Victim, data: st.Data
         changes["num_shards"] = len(table)
         rows = [ShardRow(**row) for row in table.to_pylist()]
         with contextlib.suppress(ValueError, TypeError):
-            changes["shards_fingerprint"] = shards_fingerprint(rows)
+            changes["shards_fingerprint"] = ShardTable.of(rows).fingerprint
     victim.sign(**changes)
     victim.read()
     victim.restore()

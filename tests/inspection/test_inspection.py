@@ -19,7 +19,8 @@ from crisp_stream.format.checksums import checksums, window_seeds
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.format.manifest import places_path
 from crisp_stream.format.mds import encode_samples, sample_dtype, write_shard
-from crisp_stream.format.tables import clusters_fingerprint, clusters_parquet, shards_fingerprint, shards_parquet
+from crisp_stream.format.shards import ShardTable
+from crisp_stream.format.tables import clusters_fingerprint, clusters_parquet
 from crisp_stream.inspection.summary import describe_dataset, describe_histogram, top_nodes, window_text
 from crisp_stream.inspection.verify import verify_dataset
 from crisp_stream.loading.reader import read_windows
@@ -240,8 +241,8 @@ def reorder_leaf(root: Path, dataset: Dataset) -> str:
     np.save(root / places_path(row.path), places)
     rows = list(dataset.shards)
     rows[shard] = write_shard(root / row.path, samples, root=root, identity=7)
-    (root / "shards.parquet").write_bytes(shards_parquet(rows))
-    edit_manifest(root, shards_fingerprint=shards_fingerprint(rows))
+    (root / "shards.parquet").write_bytes(ShardTable.of(rows).to_parquet())
+    edit_manifest(root, shards_fingerprint=ShardTable.of(rows).fingerprint)
     write_indexes(open_dataset(root))
     window = int(dataset.first_window_per_shard[shard]) + at + 1
     return rf"{row.path}: window {window} stands out of order: windows of a leaf are sorted by their hash"

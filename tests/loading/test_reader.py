@@ -243,19 +243,61 @@ def test_local_shards_are_read_alike_mapped_or_not(
     root: Path, local: Dataset, mapped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shard_files, "maps_are_safe", lambda folder: mapped)
-    monkeypatch.setattr(reading, "_OPEN_SHARDS", 2)
+    monkeypatch.setattr(shard_files, "_OPEN_FILES", 2)
     dataset, ids = open_dataset(root), every_window(local)
     with WindowReader(dataset) as reader:
         assert (reader.read(ids) == read_windows(local, ids)).all()
         assert isinstance(reader._source, reading._LocalShards)
-        assert {isinstance(file, memoryview) for file in reader._source._files.values()} == {mapped}
+        opened = reader._source._files.opened
+        assert {isinstance(file, memoryview) for file in opened.values()} == {mapped}
+        assert mapped or len(opened) == 2
         if not mapped:  # a file that becomes shorter while it is open
-            shard = next(iter(reader._source._files))
+            shard = next(iter(opened))
             path = root / dataset.shards[shard].path
             path.write_bytes(path.read_bytes()[:-100])
             last = int(dataset.first_window_per_shard[shard]) + dataset.shards[shard].num_windows - 1
             with pytest.raises(CorruptDataError, match="The shard is truncated"):
                 reader.read(np.array([last]))
+
+
+@pytest.mark.parametrize("limit", ["number", "bytes"])
+def test_beyond_the_limits_of_mappings_shards_are_read_alike_and_a_few_are_exchanged(
+    root: Path, local: Dataset, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, ids = open_dataset(root), every_window(local)
+    maps, before = shard_files._maps, len(shard_files._maps._addresses)
+    if limit == "number":
+        monkeypatch.setattr(maps, "_most", before + 2)
+    else:
+        monkeypatch.setattr(
+            shard_files, "MOST_MAPPED_BYTES", maps._num_bytes + int(dataset.shards.shard_bytes[:2].sum())
+        )
+    with WindowReader(dataset) as reader:
+        assert isinstance(reader._source, reading._LocalShards)
+        opened = reader._source._files.opened
+        assert (reader.read(ids[::-1]) == read_windows(local, ids[::-1])).all()
+        first, most = set(opened), max(2, len(opened))
+        assert len(dataset.shards) > len(first) > 0
+        for _ in range(40):
+            assert (reader.read(ids) == read_windows(local, ids)).all()
+            assert len(opened) <= most
+        assert set(opened) != first
+    assert len(maps._addresses) == before
+    with monkeypatch.context() as patch:  # nothing at all can be mapped
+        patch.setattr(maps, "_most", 0)
+        assert (read_windows(dataset, ids) == read_windows(local, ids)).all()
+    assert len(maps._addresses) == before
+
+
+def test_what_the_system_refuses_to_map_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "shard"
+    path.write_bytes(b"12345")
+    assert bytes(shard_files._maps.map(str(path), 5)) == b"12345"
+    with pytest.raises(CorruptDataError, match="says 6 bytes, got 5"):
+        shard_files._maps.map(str(path), 6)
+    (tmp_path / "empty").touch()
+    with pytest.raises(OSError, match="Invalid argument"):
+        shard_files._maps.map(str(tmp_path / "empty"), 0)
 
 
 def test_mappings_are_for_file_systems_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,14 +11,8 @@ import numpy as np
 from crisp_stream.format import mds
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.format.manifest import MANIFEST, EncoderRecord, Manifest, Packing, TokenizerRecord
-from crisp_stream.format.tables import (
-    CLUSTERS,
-    SHARDS,
-    clusters_fingerprint,
-    clusters_parquet,
-    shards_fingerprint,
-    shards_parquet,
-)
+from crisp_stream.format.shards import SHARDS, ShardTable
+from crisp_stream.format.tables import CLUSTERS, clusters_fingerprint, clusters_parquet
 from crisp_stream.storage.store import open_store
 from crisp_stream.tree.tree import ClusterTree
 from crisp_stream.writers.stages.shards import shard_ends
@@ -109,7 +103,7 @@ def write_synthetic_dataset(
     index = mds.index_bytes(rows, below="shards", window_tokens=window_tokens, token_dtype="uint16")
     (path / "shards" / "index.json").write_bytes(index)
     (path / CLUSTERS).write_bytes(clusters_parquet(leaves, counts))
-    (path / SHARDS).write_bytes(shards_parquet(rows))
+    (path / SHARDS).write_bytes(ShardTable.of(rows).to_parquet())
     tree.save(path / "tree")
     manifest = Manifest(
         window_tokens=window_tokens,
@@ -122,7 +116,7 @@ def write_synthetic_dataset(
         depth=depth,
         sort_seed=seed,
         clusters_fingerprint=clusters_fingerprint(leaves, counts),
-        shards_fingerprint=shards_fingerprint(rows),
+        shards_fingerprint=ShardTable.of(rows).fingerprint,
         tree_fingerprint=tree.fingerprint,
         tokenizer=TokenizerRecord(
             fingerprint=write_tokenizer(path / "tokenizer"),

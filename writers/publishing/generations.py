@@ -28,7 +28,8 @@ from crisp_stream.format.manifest import (
 )
 from crisp_stream.format.mds import index_bytes
 from crisp_stream.format.provenance import documents_tables
-from crisp_stream.format.tables import CLUSTERS, SHARDS
+from crisp_stream.format.shards import SHARDS
+from crisp_stream.format.tables import CLUSTERS
 from crisp_stream.processes import Log
 from crisp_stream.storage.store import Store, local_path
 from crisp_stream.writers.publishing.publish import move

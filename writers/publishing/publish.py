@@ -14,7 +14,8 @@ from pathlib import Path
 
 from crisp_stream.errors import InputError
 from crisp_stream.format.manifest import MANIFEST
-from crisp_stream.format.tables import CLUSTERS, SHARDS
+from crisp_stream.format.shards import SHARDS
+from crisp_stream.format.tables import CLUSTERS
 from crisp_stream.processes import Log
 from crisp_stream.storage.store import Store, is_remote, local_path, open_store
 from crisp_stream.writers.engine.workspace import Workspace

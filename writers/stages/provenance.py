@@ -11,14 +11,8 @@ import pyarrow as pa
 from crisp_stream.format.manifest import DROPPED, SOURCES, TABLES, Manifest, places_path
 from crisp_stream.format.mds import index_bytes
 from crisp_stream.format.parquet import parquet_bytes
-from crisp_stream.format.tables import (
-    CLUSTERS,
-    SHARDS,
-    clusters_fingerprint,
-    clusters_parquet,
-    shards_fingerprint,
-    shards_parquet,
-)
+from crisp_stream.format.shards import SHARDS, ShardTable
+from crisp_stream.format.tables import CLUSTERS, clusters_fingerprint, clusters_parquet
 from crisp_stream.storage.store import open_store
 from crisp_stream.writers.cleaning.dropped import Dropped, dropped_parquet
 from crisp_stream.writers.embedding.given_models import Models
@@ -95,7 +89,7 @@ def table_files(
     documents = {"table": list(tables), "first_part": pa.array(first_parts, pa.uint32())}
     files = {
         CLUSTERS: clusters_parquet(shards.leaves, shards.windows_per_leaf),
-        SHARDS: shards_parquet(shards.rows),
+        SHARDS: ShardTable.of(shards.rows).to_parquet(),
         SOURCES: parquet_bytes(pa.table(numbered), write_page_checksum=True),
         TABLES: parquet_bytes(pa.table(documents), write_page_checksum=True),
     }
@@ -109,7 +103,7 @@ def shard_facts(shards: ShardsSummary) -> dict[str, Any]:
         "num_leaves": len(shards.leaves),
         "num_shards": len(shards.rows),
         "clusters_fingerprint": clusters_fingerprint(shards.leaves, shards.windows_per_leaf),
-        "shards_fingerprint": shards_fingerprint(shards.rows),
+        "shards_fingerprint": ShardTable.of(shards.rows).fingerprint,
     }
 
 
