@@ -26,6 +26,8 @@ DATASETS = {
     "wide262k": DatasetPlan(leaves=262_144, windows=400_000, window_tokens=1_024),
     # Leaves with tens of windows, scattered over a tree of 262,144: what a corpus of 10^8 windows has.
     "scattered": DatasetPlan(leaves=7_500, windows=500_000, window_tokens=1_024, depth=3),
+    "shards64": DatasetPlan(leaves=4_096, windows=400_000, window_tokens=1_024),
+    "shards100k": DatasetPlan(leaves=4_096, windows=400_000, window_tokens=1_024, shard_bytes=8_700),  # of 4 windows
 }
 TOYS = {
     "leaves64": DatasetPlan(leaves=64, windows=4_000, window_tokens=8),
@@ -34,6 +36,8 @@ TOYS = {
     "leaves16m": DatasetPlan(leaves=2_000, windows=4_000, window_tokens=8, depth=2),
     "wide262k": DatasetPlan(leaves=1_000, windows=3_000, window_tokens=64, depth=2),
     "scattered": DatasetPlan(leaves=200, windows=3_000, window_tokens=64, depth=2),
+    "shards64": DatasetPlan(leaves=256, windows=3_000, window_tokens=64, depth=2),
+    "shards100k": DatasetPlan(leaves=256, windows=3_000, window_tokens=64, depth=2, shard_bytes=900),
 }
 """The same names at the size of a test."""
 

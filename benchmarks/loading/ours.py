@@ -28,10 +28,32 @@ def _batches(dataset: Any, loader: str) -> Iterator[dict[str, Any]]:
     return iter(DataLoader(dataset, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None))
 
 
-def cpu_per_sample(*, root: str, histogram: str | None, loader: str, batch_size: int, batches: int) -> dict[str, float]:
+def opening(*, root: str) -> dict[str, float]:
+    """CPU seconds and memory of opening a dataset."""
+    import pyarrow.parquet
+
+    from crisp_stream.format.dataset import open_dataset
+
+    del pyarrow  # imported before the measurement
+    resident, cpu = memory_bytes("VmRSS"), time.process_time()
+    dataset = open_dataset(root)
+    cpu = time.process_time() - cpu
+    assert len(dataset.shards)
+    return {"open_seconds": cpu, "open_bytes": memory_bytes("VmRSS") - resident}
+
+
+def cpu_per_sample(
+    *,
+    root: str,
+    histogram: str | None,
+    loader: str,
+    batch_size: int,
+    batches: int,
+    warm_up: int = WARM_UP_BATCHES,
+) -> dict[str, float]:
     """CPU time of all processes per sample, after the first batches, over whole blocks of the order."""
     batches_of = _batches(_open(root, mixture_of(root, histogram), {"batch_size": batch_size}), loader)
-    for _ in range(WARM_UP_BATCHES):
+    for _ in range(warm_up):
         next(batches_of)
     cpu, wall, tokens = cpu_of_all(), time.perf_counter(), 0
     for _ in range(batches):

@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,8 +39,19 @@ def _litdata() -> Any:
         raise UnavailableError("litdata is not installed (pip install 'crisp-stream[bench]')") from error
 
 
-def cpu_of_pread(*, root: str, histogram: str | None, verify: bool, batches: int) -> dict[str, float]:
-    """A naive loop over the windows that our order gives: pread, frombuffer, tensor, stack."""
+def cpu_of_pread(
+    *,
+    root: str,
+    histogram: str | None,
+    verify: bool,
+    batches: int,
+    warm_up: int = WARM_UP_BATCHES,
+    keep_open: bool = True,
+) -> dict[str, float]:
+    """A naive loop over the windows that our order gives: pread, frombuffer, tensor, stack.
+
+    Without `keep_open` each window's shard is opened and closed, as where there are too many to keep them open.
+    """
     import torch
     import xxhash
 
@@ -49,17 +59,23 @@ def cpu_of_pread(*, root: str, histogram: str | None, verify: bool, batches: int
     from crisp_stream.loading.mixture_dataset import MixtureDataset
 
     dataset = MixtureDataset(root, mixture_of(root, histogram), batch_size=BATCH_SIZE)
-    window_ids = dataset.order().window_ids(np.arange((WARM_UP_BATCHES + batches) * BATCH_SIZE))
+    window_ids = dataset.order().window_ids(np.arange((warm_up + batches) * BATCH_SIZE))
     opened = dataset.dataset
     shard_of = opened.shard_of_windows(window_ids)
     size, rows = opened.manifest.sample_bytes, opened.shards
-    first_byte = np.array([row.first_sample_offset for row in rows])
+    first_byte = rows.first_sample_offset
     offsets = (first_byte[shard_of] + (window_ids - opened.first_window_per_shard[shard_of]) * size).tolist()
-    files = [os.open(Path(root) / row.path, os.O_RDONLY) for row in rows]
+    paths = [f"{root}/{row.path}" for row in rows]
+    files = [os.open(path, os.O_RDONLY) for path in paths] if keep_open else []
     numbers, seeds = shard_of.tolist(), opened.checksum_seeds(window_ids, shard_of).tolist()
 
     def read(at: int) -> Tensor:
-        sample = os.pread(files[numbers[at]], size, offsets[at])
+        if keep_open:
+            sample = os.pread(files[numbers[at]], size, offsets[at])
+        else:
+            file = os.open(paths[numbers[at]], os.O_RDONLY)
+            sample = os.pread(file, size, offsets[at])
+            os.close(file)
         stored = int.from_bytes(sample[:4], "little")
         if verify and xxhash.xxh3_64_intdigest(sample[4:], seeds[at]) & 0xFFFFFFFF != stored:
             raise ValueError(f"window {window_ids[at]} does not match its checksum")
@@ -69,11 +85,11 @@ def cpu_of_pread(*, root: str, histogram: str | None, verify: bool, batches: int
         for start in range(0, len(window_ids), BATCH_SIZE):
             yield torch.stack([read(at) for at in range(start, start + BATCH_SIZE)])
 
-    return _cpu_per_sample(stacked(), batches)
+    return _cpu_per_sample(stacked(), batches, warm_up)
 
 
-def _cpu_per_sample(batches_of: Iterator[Tensor], batches: int) -> dict[str, float]:
-    for _ in range(WARM_UP_BATCHES):
+def _cpu_per_sample(batches_of: Iterator[Tensor], batches: int, warm_up: int = WARM_UP_BATCHES) -> dict[str, float]:
+    for _ in range(warm_up):
         next(batches_of)
     cpu, wall, samples = cpu_of_all(), time.perf_counter(), 0
     for _ in range(batches):
