@@ -3,9 +3,6 @@
 Not a subclass of `streaming.StreamingDataset`, whose plan is as long as an epoch, which was measured to spend 230 µs
 of CPU per sample (this one: 4), and which lives on machine-global shared memory. Every process computes its own part
 of the order; ranks share nothing but the cache folder.
-
-A place in the stream is one number, the samples over all ranks and passes before it. It is kept by the process that
-trains: nothing about it is inferred from what workers did.
 """
 
 from __future__ import annotations
@@ -25,6 +22,7 @@ from crisp_stream.loading.batches import Batch, PackedBatch, tensors
 from crisp_stream.loading.continuation import PhaseRecords, check_identity, check_state
 from crisp_stream.loading.control import MAX_WORKERS, Control
 from crisp_stream.loading.loader import MixtureLoader
+from crisp_stream.loading.place import Place
 from crisp_stream.loading.reader import ReadOptions, read_windows
 from crisp_stream.loading.serving import BatchSizes, Serving
 from crisp_stream.loading.slots import made_slots
@@ -115,12 +113,7 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
         self._took_part = False
         """Whether this process, a DataLoader worker, has taken part in that."""
         self._slots = made_slots(batch_size * self.dataset.manifest.sample_bytes)
-        self._place = 0
-        """Where the stream stands: samples over all ranks and passes that were delivered."""
-        self._pass_start = 0
-        """Position at which the pass began that was iterated last."""
-        self._began = 0
-        """Position at which the last iteration began."""
+        self._place = Place(self._stream, self._sizes)
         self._worker_place: int | None = None
         """In a DataLoader worker: position of its next batch."""
         self._loaded_place: int | None = None
@@ -206,7 +199,8 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
         end = self._stream.pass_samples
         return (
             f"MixtureDataset({self.dataset.root!r}, {phases}, {'no end' if end is None else f'{end:,} samples'}, "
-            f"batches of {self.batch_size} x {self._sizes.num_replicas}, seed {self.seed}, at sample {self._place:,})"
+            f"batches of {self.batch_size} x {self._sizes.num_replicas}, seed {self.seed}, "
+            f"at sample {self._place.position:,})"
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -219,7 +213,7 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
         copied = state["_control"] is None
         self.__dict__.update(state)
         if copied:
-            self._control = Control(self._place)
+            self._control = Control(self._place.position)
             self._iteration = self._control.iteration
             self._slots = made_slots(self.batch_size * self.dataset.manifest.sample_bytes)
 
@@ -256,22 +250,16 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
             InputError: workers of another DataLoader have served batches from here on, nobody knows how many.
         """
         if self._same_pass:
-            self._place = 0
+            self._place.stand_at(0)
         elif self._control.joined and not self._control.knows_workers:
             raise InputError(_SERVED_ALREADY)
-        end = self._stream.end_of_pass(self._place)
-        if end is not None and not self._sizes.at(self._place, end):
-            self._place = end  # what is left of the pass is less than a batch of this topology
-        self._began = self._place
-        self._pass_start = self._start_of_pass(self._place)
-        self._iteration = self._control.begin(self._place, num_workers)
-        return self._place
+        position = self._place.begin_iteration()
+        self._iteration = self._control.begin(position, num_workers)
+        return position
 
     def delivered(self, position: int) -> int:
         """Take note that the batch at a position was delivered; returns that of the next. Loaders call this."""
-        self._place = self._sizes.after(position, self._stream.end_of_pass(position))
-        self._stream.forget_before(self._place)
-        return self._place
+        return self._place.delivered(position)
 
     def _batches(self, start: int) -> Iterator[dict[str, torch.Tensor]]:
         serving = self._serving(start, None, 1)
@@ -284,7 +272,7 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
                 yield batch
 
     def _batches_of_worker(self, worker: int, num_workers: int) -> Iterator[dict[str, torch.Tensor]]:
-        start, iteration = self._began, self._iteration
+        start, iteration = self._place.began, self._iteration
         if self._took_part:  # a worker that stays
             start, iteration = self._control.start, self._control.iteration
         self._took_part = True
@@ -387,28 +375,8 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
         if num_samples is None:
             if foreign:
                 raise InputError("DataLoader workers make the batches: say how many samples were trained on.")
-            return self._state(self._place)
-        count, end = whole_number(num_samples, "num_samples", least=0), self._stream.end_of_pass(self._pass_start)
-        if count == 0 and self._place == end:
-            return self._state(self._place)
-        if count == 0 and foreign and end is not None:
-            raise InputError(
-                "num_samples 0 is the beginning of this pass or of the next: a DataLoader does not say what it "
-                "delivered. Iterate dataset.loader(num_workers=…)."
-            )
-        position = count + (self._pass_start if from_beginning else self._began)
-        if end is not None and position > end:
-            raise InputError(
-                f"num_samples counts those of one pass, which has {self._stream.pass_samples:,}; got {count:,}."
-            )
-        if not foreign and position > self._place:
-            raise InputError(
-                f"num_samples must be at most what was delivered in this pass, {count - position + self._place:,}; "
-                f"got {count:,}. To stand at another sample: skip_to."
-            )
-        if position < (end or position) and not self._sizes.at(position, end):
-            position = end or position  # what is left of the pass is not served
-        return self._state(position)
+            return self._state(self._place.position)
+        return self._state(self._place.of_samples(num_samples, from_beginning=from_beginning, foreign=foreign))
 
     def _state(self, position: int) -> dict[str, Any]:
         number, rest = divmod(position, self._stream.pass_samples) if self._stream.pass_samples else (0, position)
@@ -486,13 +454,8 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
         self._stand_at(whole_number(num_samples, "num_samples", least=0))
 
     def _stand_at(self, position: int) -> None:
-        self._place = self._began = position
-        self._pass_start = self._start_of_pass(position)
+        self._place.stand_at(position)
         self._iteration = self._control.begin(position)
-
-    def _start_of_pass(self, position: int) -> int:
-        pass_samples = self._stream.pass_samples
-        return 0 if pass_samples is None else position // pass_samples * pass_samples
 
 
 def _mixture_of(mixture: Any) -> Mixture:
