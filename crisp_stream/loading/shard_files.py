@@ -72,7 +72,7 @@ class ShardFiles:
         Raises:
             StorageError: it cannot be opened. CorruptDataError: it is not as long as the shard table says.
         """
-        path, num_bytes = f"{self._root}/{self._shards.path[shard]}", int(self._shards.shard_bytes[shard])
+        path, num_bytes = f"{self._root}/{self._shards.path[shard].decode()}", int(self._shards.shard_bytes[shard])
         try:
             if maps_are_safe(path.rpartition("/")[0]):
                 if _maps.are_full(num_bytes):

@@ -87,6 +87,7 @@ class Stream:
         self._dataset, self.mixture, self._seed = dataset, mixture, seed
         self._num_changes = 0
         self._shares: OrderedDict[tuple[str, int], LeafShares] = OrderedDict()
+        self._kept_bytes = 0
         self._table, self._part_of_phase = draw_table_of(dataset, mixture.phases)
         mixture.check(dataset)
         self.pass_samples = mixture.num_samples
@@ -95,7 +96,7 @@ class Stream:
         self.order = self.fresh_order()
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**self.__dict__, "_shares": OrderedDict()}
+        state = {**self.__dict__, "_shares": OrderedDict(), "_kept_bytes": 0}
         del state["order"]
         return {**state, "_phases": _described(self.order.phases), "_history": self.order.history}
 
@@ -223,14 +224,12 @@ class Stream:
         shares = self._shares.get(key)
         if shares is None:
             shares = make()
-            while self._shares and self._bytes_kept() + _bytes_of(shares) > _KEPT_BYTES:
-                self._shares.popitem(last=False)
+            self._kept_bytes += _bytes_of(shares)
+            while self._shares and self._kept_bytes > _KEPT_BYTES:
+                self._kept_bytes -= _bytes_of(self._shares.popitem(last=False)[1])
             self._shares[key] = shares
         self._shares.move_to_end(key)
         return shares
-
-    def _bytes_kept(self) -> int:
-        return sum(map(_bytes_of, self._shares.values()))
 
     def _expanded(self, histogram: Histogram) -> NDArray[np.float64]:
         alone = Mixture([Phase(histogram)], max_missing_mass=self.mixture.max_missing_mass)

@@ -191,7 +191,9 @@ class SampleOrder:
             rows = self.blocks.rows_of_places(plan, number)
             # Number the draws of each leaf by position: a stable sort groups them by leaf and keeps their order.
             by_leaf = np.argsort(rows, kind="stable")
-            drawn, first, times = np.unique(rows[by_leaf], return_index=True, return_counts=True)
+            grouped = rows[by_leaf]
+            first = np.flatnonzero(np.append(True, grouped[1:] != grouped[:-1]))
+            drawn, times = grouped[first], np.diff(first, append=len(rows))
             nth = np.arange(len(rows)) - np.repeat(first, times)
             windows = self._windows_per_leaf[drawn]
             begin = self.starts(drawn) + self._counts.before_block(phase, number, drawn)
