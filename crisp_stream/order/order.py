@@ -188,7 +188,9 @@ class SampleOrder:
     def _open_block(self, phase: int, number: int) -> _Block:
         block, plan = self._block, self.phases[phase]
         if block is None or block.phase.first_sample != plan.first_sample or block.number != number:
-            rows = self.blocks.rows_of_places(plan, number)
+            drawn_rows = rows = self.blocks.rows_of_places(plan, number)
+            if plan.num_samples is not None:  # a phase can end earlier than it says, but not later
+                rows = rows[: plan.num_samples - self.blocks.first_sample(number)]
             # Number the draws of each leaf by position: a stable sort groups them by leaf and keeps their order.
             by_leaf = np.argsort(rows, kind="stable")
             grouped = rows[by_leaf]
@@ -200,7 +202,7 @@ class SampleOrder:
             of_leaf = (np.repeat(begin, times) + nth) % np.repeat(windows, times)
             ids = np.empty(len(rows), np.int64)
             ids[by_leaf] = np.repeat(self._first_window[drawn], times) + of_leaf
-            self._counts.remember(plan, number, rows)
+            self._counts.remember(plan, number, drawn_rows)  # `before_block` has made use of the block before
             block = self._block = _Block(phase=plan, number=number, row_of_place=rows, window_of_place=ids)
         return block
 
