@@ -45,8 +45,8 @@ class ShardTable(Sequence[ShardRow]):
     @classmethod
     def of(cls, rows: Iterable[ShardRow]) -> ShardTable:
         """Make columns of rows."""
-        columns = [list(column) for column in zip(*map(dataclasses.astuple, rows), strict=True)] or [[] for _ in _NAMES]
-        return cls(**{name: _column(name, values) for name, values in zip(_NAMES, columns, strict=True)})
+        given = list(rows)
+        return cls(**{name: _column(name, [getattr(row, name) for row in given]) for name in _NAMES})
 
     def __len__(self) -> int:
         return len(self.path)
