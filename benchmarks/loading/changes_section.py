@@ -24,8 +24,8 @@ CHANGES_COLUMNS = [
 def changes(inputs: Inputs, repeats: int) -> tuple[list[Row], list[str]]:
     """CPU per batch of 16, memory and state after more and more changes; and without any."""
     rows: list[Row] = []
-    marks = [5, 20] if inputs.quick else [10, 100, 1_000, 3_000]
-    for name, level in (("leaves4k", 2), ("leaves262k", 2)):
+    for name, level, last in (("leaves4k", 2, 100_000), ("leaves262k", 2, 10_000)):
+        marks = [5, 20] if inputs.quick else [10, 1_000, last]
         for side in (OURS, "no change"):
             options: dict[str, Any] = {"root": str(inputs.dataset(name)), "level": level, "marks": marks}
             options["changed"] = side == OURS
