@@ -80,7 +80,7 @@ class Dataset:
 
     def own_path(self, path: str) -> str:
         """Path of a table of this generation, such as `TABLES`."""
-        return generation_path(path, self.manifest.generation)
+        return generation_path(path, self.manifest.generation, self.manifest.mark)
 
     def _cluster_table(self) -> SharedArrays | dict[str, NDArray[Any]]:
         def read() -> dict[str, NDArray[Any]]:

@@ -27,13 +27,18 @@ CLUSTERS = "clusters.parquet"
 SHARDS = "shards.parquet"
 
 _SHARD_COLUMNS = tuple(field.name for field in dataclasses.fields(ShardRow))
-_SHARD_PATH = re.compile(r"shards/[0-9]{2}/shard\.[0-9]{5,9}\.mds")
+_SHARD_PATH = re.compile(r"shards/[0-9]{2}/shard\.[0-9]{5,9}(\.[0-9a-f]{8})?\.mds")
 
 
-def generation_path(path: str, generation: int) -> str:
-    """The name of a table of a generation: clusters.parquet, and from generation 1 on clusters.g1.parquet."""
-    stem, dot, suffix = path.rpartition(".")
-    return path if generation == 0 else f"{stem}.g{generation}{dot}{suffix}"
+def generation_path(path: str, generation: int, mark: str = "") -> str:
+    """The name of a table of a generation: clusters.parquet, and from generation 1 on clusters.g1.3f2a9c01.parquet."""
+    return path if generation == 0 else marked(path, f"g{generation}", mark)
+
+
+def marked(path: str, *marks: str) -> str:
+    """A path with marks before its suffix; empty ones are left out."""
+    stem, _, suffix = path.rpartition(".")
+    return ".".join([stem, *filter(None, marks), suffix])
 
 
 def clusters_parquet(leaves: NDArray[np.uint32], windows_per_leaf: NDArray[np.int64]) -> bytes:
@@ -66,7 +71,7 @@ def read_clusters(content: bytes, manifest: Manifest) -> dict[str, NDArray[Any]]
     Raises:
         FormatError: the table is not readable, breaks MUST 4, or is not the manifest's.
     """
-    name = generation_path(CLUSTERS, manifest.generation)
+    name = generation_path(CLUSTERS, manifest.generation, manifest.mark)
     leaves, counts = np.empty(manifest.num_leaves, np.uint32), np.empty(manifest.num_leaves, np.int64)
     at = 0
     for batch in checked_batches(content, name, ("leaf", "num_windows"), manifest.num_leaves):
@@ -94,7 +99,7 @@ def read_shards(content: bytes, manifest: Manifest) -> list[ShardRow]:
     Raises:
         FormatError: the table is not readable, breaks MUST 5, or is not the manifest's.
     """
-    table = generation_path(SHARDS, manifest.generation)
+    table = generation_path(SHARDS, manifest.generation, manifest.mark)
     batches = checked_batches(content, table, _SHARD_COLUMNS, manifest.num_shards)
     rows = []
     for record in [record for batch in batches for record in batch.to_pylist()]:

@@ -12,7 +12,7 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -20,6 +20,8 @@ from urllib.parse import urlsplit
 from crisp_stream.errors import ConflictError, InputError, MissingObjectError, StorageError
 
 REMOTE_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "http", "https")
+
+_PLACINGS = 3
 
 
 def is_remote(url: str) -> bool:
@@ -76,7 +78,7 @@ class Store(Protocol):
     def replace(self, path: str, content: bytes, version: Any) -> None:
         """Write in the place of the version that was read, in one step. Raises ConflictError for any other, or none.
 
-        Where a store does not look at versions (S3-compatible ones that ignore If-Match), whatever is there is replaced.
+        A store that ignores conditions (If-Match) replaces whatever is there.
         """
         ...
 
@@ -138,16 +140,31 @@ class FolderStore:
 
     def put(self, path: str, content: bytes, *, create: bool = False) -> None:
         """Write to a temporary name, then rename (or link, with `create`)."""
-        target = self._file(path)
-        with self._explained(path), temporary_beside(target) as temporary:
+
+        def write(temporary: Path) -> None:
             with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            if create:
-                os.link(temporary, target)
-            else:
-                temporary.replace(target)
+
+        self._place(path, write, create=create)
+
+    def _place(self, path: str, write: Callable[[Path], object], *, create: bool = False) -> None:
+        """Write a temporary file and bring it to its place; again, where another process tidied it away."""
+        target = self._file(path)
+        with self._explained(path):
+            for left in range(_PLACINGS, -1, -1):
+                with temporary_beside(target) as temporary:
+                    try:
+                        write(temporary)
+                        if create:
+                            os.link(temporary, target)
+                        else:
+                            temporary.replace(target)
+                        return
+                    except FileNotFoundError:
+                        if not left or temporary.exists():
+                            raise
 
     def replace(self, path: str, content: bytes, version: Any) -> None:
         """Compare and rename under a lock on the file itself, which ends with the process that holds it."""
@@ -178,10 +195,7 @@ class FolderStore:
 
     def put_file(self, path: str, source: Path) -> None:
         """Copy a file to its place, whole or not at all."""
-        target = self._file(path)
-        with self._explained(path), temporary_beside(target) as temporary:
-            shutil.copyfile(source, temporary)
-            temporary.replace(target)
+        self._place(path, lambda temporary: shutil.copyfile(source, temporary))
 
     def object_bytes(self, path: str) -> int:
         with self._explained(path):
