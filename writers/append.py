@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from crisp_stream.errors import ConflictError, InputError, require_extra
+from crisp_stream.errors import ConflictError, CrispError, InputError, require_extra
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.format.manifest import DROPPED, MANIFEST, Manifest, places_path
 from crisp_stream.format.provenance import has_provenance, source_listings
@@ -35,7 +35,7 @@ from crisp_stream.writers.publishing.request import Request, listed_as
 from crisp_stream.writers.publishing.work import (
     delete_other_stages,
     is_left_over,
-    mark_published,
+    mark_publishing,
     staged_root,
     work_folder,
 )
@@ -83,7 +83,9 @@ def append(options: WriteOptions, *, prune: bool = False, log: Log = print) -> A
         try:
             generation = _grown(options, models, dataset, prune, log)
         except (ClaimLostError, DatasetChangedError, ConflictError):
-            generation = _done_in(open_dataset(options.out), Request.of(options, models, base=""))
+            generation = None
+            with contextlib.suppress(CrispError):  # the first error says more
+                generation = _done_in(open_dataset(options.out), Request.of(options, models, base=""))
             if generation is None:
                 raise
             log(f"published: {options.out}, generation {generation}, by another run of the same request")
@@ -107,8 +109,6 @@ def _grown(options: WriteOptions, models: Models, dataset: Dataset, prune: bool,
             manifest = grown.publish(Runner(engine, workspace, log=log))
         settle(options.out, hold, prune=prune, log=log)
         log(f"published: {options.out}, generation {manifest.generation}")
-        if not options.keep_work:
-            mark_published(workspace, request.fingerprint)
     return manifest.generation
 
 
@@ -119,12 +119,12 @@ def _done_in(dataset: Dataset, request: Request) -> int | None:
         InputError: it was made with other versions of libraries, so that this request would give other windows.
     """
     for generation, made in enumerate(requests_of(dataset.manifest)):
-        if made.asks_the_same(request):
+        if made is not None and made.asks_the_same(request):
             if made.libraries != request.libraries:
                 differs = "; ".join(replace(request, base=made.base).differences(made))
                 raise InputError(
-                    f"{dataset.root}: generation {generation} holds these documents already, but {differs}. Nothing was "
-                    "added. To add them a second time on purpose, copy them under other names."
+                    f"{dataset.root}: generation {generation} holds these documents already, but {differs}. Nothing "
+                    "was added. To add them a second time on purpose, copy them under other names."
                 )
             return generation
     return None
@@ -133,6 +133,7 @@ def _done_in(dataset: Dataset, request: Request) -> int | None:
 def _finish(options: WriteOptions, dataset: Dataset, generation: int, prune: bool, log: Log) -> int:
     """What remains after the manifest of a request stands: indexes, pruning, claim and work folder."""
     request = requests_of(dataset.manifest)[generation]
+    assert request is not None, "it was found by it"
     claim, _ = standing_claim(dataset.store)
     has_claim = claim is not None and claim.request.fingerprint == request.fingerprint
     log(f"already done: {options.out} has these documents since generation {generation}; nothing was added")
@@ -237,9 +238,11 @@ class _Grown:
             shards = assembly.make(runner)
             check_windows(shards, corpus.embedded.parts, more=dataset.manifest.num_windows)
             manifest, names = self._small_files(corpus, shards, assembly, staged)
+            mark_publishing(options, runner.workspace, self._request.fingerprint)
             publish(staged, options.out, names, manifest, base=self._base, hold=self._hold)
         except (ClaimLostError, DatasetChangedError, ConflictError):
             withdraw(dataset.store, assembly.mark)
+            self._hold.release()
             raise
         return manifest
 

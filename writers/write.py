@@ -11,9 +11,9 @@ import contextlib
 import time
 from dataclasses import replace
 
-from crisp_stream.errors import ConflictError, InputError, require_extra
+from crisp_stream.errors import ConflictError, CrispError, FormatError, InputError, require_extra
 from crisp_stream.format.dataset import open_dataset
-from crisp_stream.format.manifest import Manifest
+from crisp_stream.format.manifest import MANIFEST, Manifest
 from crisp_stream.processes import Log
 from crisp_stream.storage.store import is_remote, open_store
 from crisp_stream.writers.embedding.embeddings_folder import complete, embeddings_folder, is_complete, refuse_others
@@ -22,12 +22,18 @@ from crisp_stream.writers.engine.engine import LocalEngine, RayEngine, open_engi
 from crisp_stream.writers.engine.tasks import PlanEnds, Runner
 from crisp_stream.writers.engine.workspace import Workspace
 from crisp_stream.writers.options import WriteOptions
-from crisp_stream.writers.publishing.claim import ClaimLostError, Hold, check_free, manifest_of, standing_claim
+from crisp_stream.writers.publishing.claim import (
+    ClaimLostError,
+    Hold,
+    check_free,
+    is_made_by,
+    manifest_of,
+    standing_claim,
+)
 from crisp_stream.writers.publishing.claimed import claimed, require_same
 from crisp_stream.writers.publishing.publish import (
     begin,
     delete_temporaries,
-    is_made_by,
     publish,
     published_bytes,
     require_empty,
@@ -37,7 +43,7 @@ from crisp_stream.writers.publishing.request import Request
 from crisp_stream.writers.publishing.work import (
     delete_other_stages,
     is_left_over,
-    mark_published,
+    mark_publishing,
     staged_root,
     work_folder,
     work_url,
@@ -71,12 +77,13 @@ def write(options: WriteOptions, *, log: Log = print) -> WriteReport:
         models = models_of(options)
         request = Request.of(options, models)
         try:
-            manifest = _written(options, models, request, log)
+            manifest, is_new = _written(options, models, request, log)
         except (ClaimLostError, ConflictError):
-            if not is_made_by(open_store(options.out), request.fingerprint):
+            found = _published_by_others(options, request)
+            if found is None:
                 raise
             log(f"published: {options.out}, by another run of the same request")
-            manifest = open_dataset(options.out).manifest
+            manifest, is_new = found, True
     report = WriteReport.of(
         options.out,
         manifest,
@@ -85,20 +92,28 @@ def write(options: WriteOptions, *, log: Log = print) -> WriteReport:
         windows=manifest.num_windows,
         dataset_bytes=published_bytes(options.out),
     )
-    log(report.table())
+    if is_new:
+        log(report.table())
     return report
 
 
-def _written(options: WriteOptions, models: Models | None, request: Request, log: Log) -> Manifest:
-    """Make the dataset, or what is missing of it."""
+def _published_by_others(options: WriteOptions, request: Request) -> Manifest | None:
+    with contextlib.suppress(CrispError):
+        found = manifest_of(open_store(options.out))
+        if found is not None and is_made_by(found[0], request.fingerprint):
+            return found[0]
+    return None
+
+
+def _written(options: WriteOptions, models: Models | None, request: Request, log: Log) -> tuple[Manifest, bool]:
+    """Make the dataset, or what is missing of it; its newest manifest, and whether the dataset was made now."""
     manifest = _standing(options, request)
     if manifest is None:
         with work_folder(options, log) as workspace, claimed(options, request, log) as hold:
-            manifest = _standing(options, request) or _made(options, models, request, workspace, hold, log)
-        return manifest
+            standing = _standing(options, request)
+            return standing or _made(options, models, request, workspace, hold, log), standing is None
     grown = f", which has grown since to generation {manifest.generation}" if manifest.generation else ""
     log(f"already done: {options.out} holds the dataset of this request{grown}; nothing was done")
-    manifest = open_dataset(options.out, generation=0).manifest
     if _embeddings_missing(options, models, request, manifest):
         with work_folder(options, log) as workspace:
             with contextlib.closing(engine_of(options)) as engine:
@@ -111,7 +126,7 @@ def _written(options: WriteOptions, models: Models | None, request: Request, log
     if claim is not None and claim.request.fingerprint == request.fingerprint:
         delete_temporaries(open_store(options.out))
         Hold(options.out, request.fingerprint).release()
-    return manifest
+    return manifest, False
 
 
 def _standing(options: WriteOptions, request: Request) -> Manifest | None:
@@ -121,10 +136,17 @@ def _standing(options: WriteOptions, request: Request) -> Manifest | None:
         InputError: the root is taken by another dataset, claimed by another request, or holds other files.
     """
     store = open_store(options.out)
-    found = manifest_of(store)
+    try:
+        found = manifest_of(store)
+    except FormatError as error:
+        raise InputError(
+            f"{store.url}: the output root must not hold a dataset, but it has a {MANIFEST} that cannot be read. "
+            "Choose another --out, or delete what is there."
+        ) from error
     if options.embeddings is not None:
         here = embeddings_folder(options.embeddings, option="embeddings")
-        refuse_others(here, {found[0].fingerprint} if found else ())
+        if found is None or found[0].generation == 0:
+            refuse_others(here, {found[0].fingerprint} if found else ())
     if found is not None:
         require_same(store, found[0], request)
         return found[0]
@@ -148,12 +170,11 @@ def _made(
         hold.check(now=True)
         written, names = write_small_files(runner, options, staged, assembly, shards, models)
     manifest = replace(written, provenance={**written.provenance, "requests": [request.to_json()]})
+    mark_publishing(options, workspace, request.fingerprint)
     publish(staged, options.out, names, manifest, base=None, hold=hold)
     log(f"published: {options.out}")
     if options.embeddings is not None:
         _complete_embeddings(options, manifest, log)
-    if not options.keep_work:
-        mark_published(workspace, request.fingerprint)
     return manifest
 
 
@@ -163,7 +184,9 @@ def _embeddings_missing(options: WriteOptions, models: Models | None, request: R
     Raises:
         InputError: they can not, because the work is deleted, or parts of it.
     """
-    if options.embeddings is None or is_complete(embeddings_folder(options.embeddings, option="embeddings")):
+    if options.embeddings is None or manifest.generation:
+        return False
+    if is_complete(embeddings_folder(options.embeddings, option="embeddings")):
         return False
     runner = Runner(None, Workspace(work_url(options)), log=lambda line: None)
     with contextlib.suppress(PlanEnds):

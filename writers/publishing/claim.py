@@ -176,8 +176,8 @@ class Hold:
         if claim is None or claim.request.fingerprint != self.request:
             whose = "no claim is there" if claim is None else f"it was taken over by {claim.owner}"
             raise ClaimLostError(
-                f"{store.url}: must be claimed by this command while it works, but {whose}. Nothing more was put there. "
-                "Run the command again if the dataset is still wanted."
+                f"{store.url}: must be claimed by this command while it works, but {whose}. Nothing more was put "
+                "there. Run the command again if the dataset is still wanted."
             )
         return claim, version
 

@@ -50,10 +50,10 @@ def claimed(options: WriteOptions, request: Request, log: Log) -> Iterator[Hold]
 def require_same(store: Store, manifest: Manifest, request: Request) -> None:
     """Raises InputError: a root holds a dataset that another write made; the message says what differs."""
     made = requests_of(manifest)
-    if made and made[0].fingerprint == request.fingerprint:
+    if made and made[0] is not None and made[0].fingerprint == request.fingerprint:
         return
     differs = ""
-    if made:
+    if made and made[0] is not None:
         then = replace(made[0], listed=_listed(store, made[0]))
         differs = f" of another request. This one differs: {'; '.join(request.differences(then))}"
     raise InputError(

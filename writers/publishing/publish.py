@@ -20,7 +20,7 @@ from crisp_stream.errors import ConflictError, CrispError, InputError, MissingOb
 from crisp_stream.format.manifest import MANIFEST, Manifest, kept_manifest
 from crisp_stream.format.tables import CLUSTERS, SHARDS
 from crisp_stream.storage.store import Store, explain_os_error, local_path, open_store, temporary_beside
-from crisp_stream.writers.publishing.claim import Hold, manifest_of, requests_of
+from crisp_stream.writers.publishing.claim import Hold
 
 FOLDERS = ("shards", "tree", "tokenizer", "encoder", "provenance")
 FILES = (CLUSTERS, SHARDS)
@@ -96,12 +96,15 @@ def begin(root: str, hold: Hold, base: bytes | None) -> None:
     hold.begin()
 
 
-def _require_base(store: Store, base: bytes | None) -> None:
+def _standing(store: Store) -> bytes | None:
     try:
-        standing = store.get(MANIFEST)
+        return store.get(MANIFEST)
     except MissingObjectError:
-        standing = None
-    if standing == base:
+        return None
+
+
+def _require_base(store: Store, base: bytes | None) -> None:
+    if _standing(store) == base:
         return
     if base is None:
         raise ConflictError(
@@ -131,8 +134,7 @@ def publish(
     """
     store, wanted = open_store(root), sorted(set(names))
     content = manifest.to_json()
-    found = manifest_of(store)
-    if found is not None and found[1] == content:
+    if _standing(store) == content:
         return  # by a process with the same request
     begin(root, hold, base)
     if staged != root:
@@ -218,21 +220,20 @@ def _exchange_manifest(store: Store, base: bytes, manifest: Manifest) -> None:
     try:
         store.replace(MANIFEST, content, version)
     except ConflictError:
-        now = manifest_of(store)
-        if now is not None and now[1] == content:
+        if _standing(store) == content:
             return
-        if not had_kept and (now is None or now[0].generation < manifest.generation):
+        if not had_kept and _generation(store) < manifest.generation:
             store.delete(kept)
         _require_base(store, base)
         raise
 
 
-def is_made_by(store: Store, request: str) -> bool:
-    """Whether a request, by its fingerprint, is one of those that made the dataset in a root."""
-    with contextlib.suppress(CrispError):
-        found = manifest_of(store)
-        return found is not None and request in [one.fingerprint for one in requests_of(found[0])]
-    return False
+def _generation(store: Store) -> int:
+    """That of the manifest that stands; -1 where it cannot be read."""
+    try:
+        return Manifest.from_json(store.get(MANIFEST)).generation
+    except CrispError:
+        return -1
 
 
 def published_bytes(root: str) -> int:

@@ -18,8 +18,8 @@ from crisp_stream.writers.engine.workspace import Workspace, remote_or_absolute
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.publishing.publish import system_errors
 
-_PUBLISHED = "published.json"
-_LAST = (_PUBLISHED, "lock")
+_PUBLISHING = "publishing.json"
+_LAST = (_PUBLISHING, "lock")
 """Deleted last: while they are there, the folder is known to be left over."""
 
 
@@ -53,14 +53,16 @@ def delete_other_stages(options: WriteOptions, workspace: Workspace, request: st
                 shutil.rmtree(other, ignore_errors=True)
 
 
-def mark_published(workspace: Workspace, request: str) -> None:
-    """Remember that what is left in the work folder is of a request that is published, and can be deleted."""
-    workspace.write(_PUBLISHED, json.dumps({"request": request}).encode())
+def mark_publishing(options: WriteOptions, workspace: Workspace, request: str) -> None:
+    """Remember whose the work is: once its request is published, what is left of it can be deleted."""
+    if options.keep_work:
+        return
+    workspace.write(_PUBLISHING, json.dumps({"request": request}).encode())
 
 
 def is_left_over(options: WriteOptions, request: str) -> bool:
     """Whether a run that published this request was stopped before its work folder was deleted."""
-    content = Workspace(work_url(options)).read_if_there(_PUBLISHED)
+    content = Workspace(work_url(options)).read_if_there(_PUBLISHING)
     return content is not None and json.loads(content) == {"request": request}
 
 
