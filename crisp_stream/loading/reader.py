@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.config.sizes import parse_bytes
-from crisp_stream.errors import CorruptDataError, InputError, StorageError
+from crisp_stream.errors import CorruptDataError, InputError, MissingObjectError, StorageError
 from crisp_stream.format.mds import sample_dtype
 from crisp_stream.loading.expected import Expected
 from crisp_stream.loading.run_cache import CLAIM_SECONDS, RunCache, WindowRun
@@ -231,6 +231,9 @@ class _LocalShards:
             if path.stat().st_size != self._dataset.shards[shard].shard_bytes:
                 raise self._truncated(shard)
             file = self._files[shard] = open_shard(path)
+        except FileNotFoundError as error:
+            missing = MissingObjectError(f"{path} does not exist. Restore the shard; crisp-stream verify finds others.")
+            raise self._dataset.explain_missing(missing) from error
         except OSError as error:
             raise StorageError(
                 f"{path}: {error.strerror}. Restore the shard; crisp-stream verify finds others."
@@ -305,7 +308,10 @@ class _FetchedRuns:
         row, size = self._dataset.shards[group[0].shard], self._sample_bytes
         first, stop = group[0].first, group[-1].first + group[-1].num_windows
         start = row.first_sample_offset + (first - int(self._dataset.first_window_per_shard[group[0].shard])) * size
-        content = memoryview(self._dataset.store.get_range(row.path, start, (stop - first) * size))
+        try:
+            content = memoryview(self._dataset.store.get_range(row.path, start, (stop - first) * size))
+        except MissingObjectError as error:
+            raise self._dataset.explain_missing(error) from error
         with self._lock:
             self.bytes_read += len(content)
             self.requests += 1
