@@ -113,10 +113,9 @@ def _request(client: Any, operation: str, path: str, *arguments: Any) -> Any:
             return _content(obstore.get(client, path, options={"range": (start, start + length)}))
         case ["get_versioned"]:
             answer = obstore.get(client, path)
-            meta: Any = answer.meta
-            return _content(answer), {name: meta[name] for name in ("e_tag", "version") if meta[name] is not None}
+            return _content(answer), _version_to_replace(client, answer.meta)
         case ["replace", content, version]:
-            obstore.put(client, path, content, mode=version)
+            obstore.put(client, path, content, mode=version or "overwrite")
         case ["put", content, create]:
             obstore.put(client, path, content, mode="create" if create else "overwrite")
         case ["put_file", source]:
@@ -139,6 +138,16 @@ def _content(answer: Any) -> bytes:
     if any(part.strip().lower() not in ("", "identity", "aws-chunked") for part in encoding.split(",")):
         raise _EncodedAnswerError(encoding)
     return bytes(answer.bytes())
+
+
+def _version_to_replace(client: Any, meta: Any) -> dict[str, str]:
+    """What a conditional put asks for: the generation on Google's, else the entity tag; empty where the server tells
+    neither, so that nothing can be compared."""
+    from obstore.store import GCSStore
+
+    if meta["version" if isinstance(client, GCSStore) else "e_tag"] is None:
+        return {}
+    return {name: meta[name] for name in ("e_tag", "version") if meta[name] is not None}
 
 
 def _size_and_version(meta: Any) -> tuple[int, str]:

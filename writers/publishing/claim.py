@@ -279,17 +279,22 @@ def clear(store: Store, hold: Hold, names: Callable[[Store], Sequence[str]]) -> 
 
 
 def _warn_of_store(store: Store, claim: Claim, log: Log) -> None:
-    """A store that takes a second create-only put ignores the condition: then two writers could both have a root."""
+    """A store that takes a second create-only put, or one for another version, ignores the condition: then two writers
+    could both have a root."""
     if store.is_local:
         return
-    try:
-        store.put(CLAIM, claim.to_json(), create=True)
-    except ConflictError:
-        return
-    log(
-        f"claim: warning: {store.url} ignores conditional puts (If-None-Match), so it cannot tell which of two writers "
-        "came first. Start one write or append of it at a time."
-    )
+    content, ignored = claim.to_json(), list[str]()
+    with contextlib.suppress(ConflictError):
+        store.put(CLAIM, content, create=True)
+        ignored.append("If-None-Match")
+    with contextlib.suppress(ConflictError):
+        store.replace(CLAIM, content, {"e_tag": '"0"', "version": "0"})
+        ignored.append("If-Match")
+    if ignored:
+        log(
+            f"claim: warning: {store.url} ignores conditional puts ({', '.join(ignored)}), so it cannot tell which of "
+            "two writers came first. Start one write or append of it at a time."
+        )
 
 
 def remove_folders(made: Sequence[Path]) -> None:

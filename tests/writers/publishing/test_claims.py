@@ -24,10 +24,10 @@ from crisp_stream.writers.engine import engine, tasks, versions
 from crisp_stream.writers.engine.tasks import Record, Task, execute
 from crisp_stream.writers.options import NEUTRAL, WriteOptions
 from crisp_stream.writers.publishing import publish
-from crisp_stream.writers.publishing.claim import CLAIM, Claim, Owner, claim_root, standing_claim
+from crisp_stream.writers.publishing.claim import CLAIM, Claim, Owner, standing_claim
 from crisp_stream.writers.publishing.request import Request
 from crisp_stream.writers.write import plan, write
-from tests.support.seaweed import S3Server
+from tests.support.seaweed import S3Server, seaweed
 from tests.support.words import write_texts
 from tests.support.written_dataset import WordEncoder, small_options
 from tests.writers.test_crashes import small_disk
@@ -314,14 +314,20 @@ def test_a_failure_that_put_nothing_there_ends_its_claim(texts: list[str], tmp_p
     write(options_for(texts[:1], str(root)), log=quiet)
 
 
-def test_a_store_that_ignores_conditions_is_named(tmp_path: Path, texts: list[str]) -> None:
-    store = open_store(str(tmp_path))
-    original = store.put
-    store.is_local = False  # type: ignore[misc]
-    store.put = lambda path, content, create=False: original(path, content)  # type: ignore[method-assign]
+def test_a_store_that_ignores_conditions_is_named(
+    s3: S3Server, texts: list[str], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server speaks enough of Google's protocol to serve it, but knows none of its conditions."""
     lines: list[str] = []
-    claim_root(store, Request.of(options_for(texts[:1], "out"), None), take_over=False, log=lines.append)
-    assert any("ignores conditional puts (If-None-Match)" in line for line in lines)
+    with seaweed(tmp_path_factory.mktemp("gcs"), anonymous=True) as server:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.endpoint)
+        root = f"gs://{server.bucket}/root"
+        write(options_for(texts[:1], root), log=lines.append)
+        assert [line for line in lines if "ignores conditional puts (If-None-Match, If-Match)" in line]
+        assert verify_dataset(root, deep=True).problems == []
+    lines.clear()
+    write(options_for(texts[:1], s3.fresh_prefix("conditions")), log=lines.append)
+    assert not [line for line in lines if "warning" in line]
 
 
 def test_inputs_that_change_between_the_request_and_reading_are_refused(texts: list[str], tmp_path: Path) -> None:
