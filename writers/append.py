@@ -306,7 +306,7 @@ class _Grown:
         return table_files(shards, sources, tables, first_parts, dropped)
 
 
-def _known_requests(dataset: Dataset) -> list[dict[str, Any]]:
+def _known_requests(dataset: Dataset) -> list[dict[str, Any] | None]:
     """The requests of a dataset; one that was written without gets an empty place for each generation."""
     known = dataset.manifest.provenance.get("requests", [])
     return [*known, *[None] * (dataset.manifest.generation + 1 - len(known))]

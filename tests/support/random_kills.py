@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import random
@@ -261,13 +262,8 @@ def main() -> int:
     if arguments.serve is not None:
         _serve(arguments.serve)
         return 0
-    import faiss as faiss
-    import sklearn.utils.extmath as extmath
-
-    import crisp_stream.inspection.verify as verify
-    import crisp_stream.writers.append as imported  # noqa: F401
-
-    del extmath, verify
+    for module in ("faiss", "sklearn.utils.extmath", "crisp_stream.inspection.verify", "crisp_stream.writers.append"):
+        importlib.import_module(module)
     print(f"seed {arguments.seed}", flush=True)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cs-kills-")))

@@ -191,7 +191,7 @@ def _deciding(options: WriteOptions, models: Models | None) -> dict[str, Any]:
 
 def _content_of(name: str) -> str:
     """A model by its name alone on the hub; for a local one with a mark that changes with its files."""
-    if is_remote(name) or not local_path(name).exists():
+    if name == LSI_NAME or is_remote(name) or not local_path(name).exists():
         return name
     files = [[file.path, file.num_bytes, file.version] for file in describe_inputs(str(local_path(name).absolute()))]
     return f"{Path(name).resolve().name} ({fingerprint(files)[:8]})"

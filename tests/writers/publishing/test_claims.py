@@ -97,7 +97,7 @@ def during(stage: str, other: Callable[[], object]) -> Callable[[Task], Record]:
 def test_a_write_run_again_is_done_and_another_one_is_told_what_differs(
     root: str, texts: list[str], tmp_path: Path, words: WordEncoder
 ) -> None:
-    own = [shutil.copy(text, tmp_path) for text in texts[:2]]
+    own = [str(shutil.copy(text, tmp_path)) for text in texts[:2]]
     options = options_for(own, root, work=str(tmp_path / "work"), keep_work=True)
     write(options, log=quiet)
     before, calls, lines = contents(root), words.num_calls, list[str]()
@@ -108,7 +108,7 @@ def test_a_write_run_again_is_done_and_another_one_is_told_what_differs(
     with pytest.raises(InputError, match=r"depth is 2, was 3; seed is 7, was 0\. Choose another --out"):
         write(dataclasses.replace(options, depth=2, seed=7), log=quiet)
     Path(own[1]).write_text(Path(own[1]).read_text() + '{"text": "one more"}\n')
-    more = [*own, shutil.copy(texts[2], tmp_path)]
+    more = [*own, str(shutil.copy(texts[2], tmp_path))]
     with pytest.raises(InputError, match=r"inputs: 1 added \(c\.jsonl\), 1 changed \(b\.jsonl\)\. Choose"):
         write(dataclasses.replace(options, inputs=more), log=quiet)
     assert contents(root) == before
@@ -331,7 +331,7 @@ def test_a_store_that_ignores_conditions_is_named(
 
 
 def test_inputs_that_change_between_the_request_and_reading_are_refused(texts: list[str], tmp_path: Path) -> None:
-    own = shutil.copy(texts[0], tmp_path)
+    own = str(shutil.copy(texts[0], tmp_path))
 
     def listed_again(*arguments: Any) -> Any:
         Path(own).write_text(Path(own).read_text() + '{"text": "one more"}\n')
