@@ -241,7 +241,9 @@ class _Grown:
             mark_publishing(options, runner.workspace, self._request.fingerprint)
             publish(staged, options.out, names, manifest, base=self._base, hold=self._hold)
         except (ClaimLostError, DatasetChangedError, ConflictError):
-            withdraw(dataset.store, assembly.mark)
+            claim, _ = standing_claim(dataset.store)
+            if claim is None or not claim.request.may_share_files(self._request) or self._hold.is_own(claim):
+                withdraw(dataset.store, assembly.mark)
             self._hold.release()
             raise
         return manifest

@@ -171,9 +171,13 @@ class Hold:
         self._own(open_store(self.root))
         self._checked = time.monotonic()
 
+    def is_own(self, claim: Claim) -> bool:
+        """Whether a claim is of the request of this hold."""
+        return claim.request.fingerprint == self.request
+
     def _own(self, store: Store) -> tuple[Claim, Any]:
         claim, version = standing_claim(store)
-        if claim is None or claim.request.fingerprint != self.request:
+        if claim is None or not self.is_own(claim):
             whose = "no claim is there" if claim is None else f"it was taken over by {claim.owner}"
             raise ClaimLostError(
                 f"{store.url}: must be claimed by this command while it works, but {whose}. Nothing more was put "

@@ -139,6 +139,7 @@ def publish(
     begin(root, hold, base)
     if staged != root:
         _move_files(Path(staged), local_path(root), wanted, hold)
+    _require_all(store, wanted)
     if base is None:
         _delete_others(store, wanted)
     hold.check(now=True)
@@ -153,11 +154,14 @@ def _move_files(staged: Path, root: Path, names: Collection[str], hold: Hold) ->
         hold.check()
         with contextlib.suppress(FileNotFoundError):  # moved by an earlier run
             move(staged / name, root / name)
-    for name in names:
-        if not (root / name).is_file():
-            raise StorageError(
-                f"{root / name} is missing: it was deleted while it was published. Run the command again."
-            )
+
+
+def _require_all(store: Store, names: Collection[str]) -> None:
+    missing = sorted(set(names) - {path for path, _ in store.list()})
+    if missing:
+        raise StorageError(
+            f"{store.url}/{missing[0]} is missing: it was deleted while it was published. Run the command again."
+        )
 
 
 def move(source: Path, target: Path) -> None:

@@ -142,6 +142,11 @@ class Request:
         """
         return fingerprint(identity, self.options, self.inputs.files, self.inputs.bytes, sorted(self.listed))[:8]
 
+    def may_share_files(self, other: Request) -> bool:
+        """Whether new files of both may have one mark, so that neither may delete them while the other is at work."""
+        mine, theirs = self.inputs, other.inputs
+        return (self.options, mine.files, mine.bytes) == (other.options, theirs.files, theirs.bytes)
+
     def require_read(self, files: Sequence[InputFile]) -> None:
         """Raises InputError: the files that were read are not those of the request."""
         if Listing.of(files) != self.inputs:

@@ -281,6 +281,32 @@ def test_an_append_that_lost_its_claim_leaves_the_root_as_it_was(
     assert verify_dataset(root, deep=True).problems == []
 
 
+def test_a_loser_leaves_files_that_the_same_documents_of_another_request_share(
+    texts: list[str], tmp_path: Path
+) -> None:
+    root, own = str(tmp_path / "root"), str(shutil.copy(texts[1], tmp_path))
+    write(options_for(texts[:1], root), log=quiet)
+    first = options_for([own], root)
+
+    def other() -> None:
+        Path(own).touch()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(publish, "_exchange_manifest", lambda *arguments: _interrupt())
+            with pytest.raises(KeyboardInterrupt):
+                append(options_for([own], root, work=str(tmp_path / "other"), take_over=True), log=quiet)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "execute", during("shards", other))
+        with pytest.raises(InputError, match="it was taken over by process"):
+            append(first, log=quiet)
+    before = contents(root)
+    append(options_for([own], root, work=str(tmp_path / "other")), log=quiet)
+    assert {name: contents(root)[name] for name in before if ".g1." in name} == {
+        name: content for name, content in before.items() if ".g1." in name
+    }
+    assert verify_dataset(root, deep=True).problems == []
+
+
 def test_a_claim_of_a_process_that_has_ended_with_nothing_in_the_root_stands_in_nobodys_way(
     root: str, texts: list[str]
 ) -> None:
