@@ -194,9 +194,10 @@ def _check_manifest(manifest: Manifest) -> None:
         f"must be 1 to num_windows and at most {MAX_SHARDS:,}",
     )
     require(0 <= manifest.generation <= MAX_GENERATION, "generation", f"must be 0 to {MAX_GENERATION:,}")
-    if manifest.mark:
-        require(manifest.generation > 0, "mark", "must be left out for generation 0")
-        require(_MARK.fullmatch(manifest.mark) is not None, "mark", "must be 8 hex digits")
+    if manifest.generation:
+        require(_MARK.fullmatch(manifest.mark) is not None, "mark", "must be 8 hex digits for a generation above 0")
+    else:
+        require(not manifest.mark, "mark", "must be left out for generation 0")
     for key in ("clusters_fingerprint", "shards_fingerprint", "tree_fingerprint"):
         require(_SHA256.fullmatch(getattr(manifest, key)) is not None, key, "must be a sha256 hex digest")
     vocab_size, eot_id = manifest.tokenizer.vocab_size, manifest.tokenizer.eot_id

@@ -33,6 +33,7 @@ from typing import Any
 
 PLACES = ("folder", "other file system", "s3")
 KINDS = ("write", "append")
+_ROUNDS_PER_LINE = 12
 _SHARED_MEMORY = Path("/dev/shm")
 _REFUSALS = {
     "claimed by another request": r"must be written by one request at a time, but claim\.json .* --take-over",
@@ -279,6 +280,8 @@ def main() -> int:
                 print(f"round {number} ({kind}, {place}), after {kills} kills: {error}")
                 return 1
             rounds.counts[f"rounds: {kind}, {place}"] += 1
+            if number % _ROUNDS_PER_LINE == 0:
+                print(f"{kills} kills in {number} rounds so far", flush=True)
     print(f"{kills} kills in {number} rounds")
     for name, count in sorted(rounds.counts.items()):
         print(f"{count:6,}  {name}")
