@@ -92,6 +92,8 @@ class Claim:
     """Files of the request may stand in the root."""
     clears: bool = False
     """Files of an earlier claim are being deleted, before anything else is done."""
+    is_shared: bool = False
+    """Another process with the same request has joined while the owner may have been at work."""
 
     @classmethod
     def from_json(cls, content: bytes) -> Self:
@@ -102,6 +104,7 @@ class Claim:
             owner=Owner(**record["owner"]),
             has_begun=bool(record["has_begun"]),
             clears=bool(record["clears"]),
+            is_shared=bool(record["is_shared"]),
         )
 
     def to_json(self) -> bytes:
@@ -111,6 +114,7 @@ class Claim:
             "owner": asdict(self.owner),
             "has_begun": self.has_begun,
             "clears": self.clears,
+            "is_shared": self.is_shared,
         }
         return (json.dumps(record, indent=2, sort_keys=True) + "\n").encode()
 
@@ -202,7 +206,7 @@ class Hold:
             claim, version = self._own(store)
         except ClaimLostError:
             return
-        if failed and (claim.has_begun or claim.clears or claim.owner.token != token):
+        if failed and (claim.has_begun or claim.clears or claim.is_shared or claim.owner.token != token):
             return
         with contextlib.suppress(ConflictError):
             store.delete_version(CLAIM, version)
@@ -250,7 +254,8 @@ def claim_root(store: Store, request: Request, *, take_over: bool, log: Log) -> 
                 store.put(CLAIM, wanted.to_json(), create=True)
                 _warn_of_store(store, wanted, log)
             elif claim.request.fingerprint == request.fingerprint:
-                store.replace(CLAIM, replace(claim, owner=owner).to_json(), version)
+                joined = replace(claim, owner=owner, is_shared=claim.is_shared or not claim.owner.has_ended())
+                store.replace(CLAIM, joined.to_json(), version)
                 log(f"claim: going on with the same request, of {claim.owner}")
             elif take_over or _is_over(claim, store):
                 clears = request.kind == "write" and (claim.has_begun or claim.clears)
@@ -276,7 +281,7 @@ def clear(store: Store, hold: Hold, names: Callable[[Store], Sequence[str]]) -> 
     claim, version = standing_claim(store)
     if claim is None or not claim.clears or claim.request.fingerprint != hold.request:
         return
-    for name in names(store):
+    for name in [] if store.exists(MANIFEST) else names(store):
         with contextlib.suppress(MissingObjectError):
             store.delete(name)
     store.replace(CLAIM, replace(claim, clears=False).to_json(), version)

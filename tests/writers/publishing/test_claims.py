@@ -24,7 +24,7 @@ from crisp_stream.writers.engine import engine, tasks, versions
 from crisp_stream.writers.engine.tasks import Record, Task, execute
 from crisp_stream.writers.options import NEUTRAL, WriteOptions
 from crisp_stream.writers.publishing import publish
-from crisp_stream.writers.publishing.claim import CLAIM, Claim, Owner, standing_claim
+from crisp_stream.writers.publishing.claim import CLAIM, Claim, Hold, Owner, clear, standing_claim
 from crisp_stream.writers.publishing.request import Request
 from crisp_stream.writers.write import plan, write
 from tests.support.seaweed import S3Server, seaweed
@@ -323,6 +323,51 @@ def test_a_claim_of_a_process_that_has_ended_with_nothing_in_the_root_stands_in_
     elsewhere = dataclasses.replace(ended, process=ended.process.replace("pid:", "pid:1"))
     assert not elsewhere.has_ended()
     assert not Owner.here().has_ended()
+
+
+def test_a_process_that_joined_and_failed_leaves_the_claim_to_the_other(
+    root: str, texts: list[str], tmp_path: Path
+) -> None:
+    first = options_for(texts[:1], root)
+
+    def other() -> None:
+        def fail(task: Task) -> Record:
+            raise StorageError("no room")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(engine, "execute", fail)
+            with pytest.raises(StorageError, match="no room"):
+                write(dataclasses.replace(first, work=str(tmp_path / "other")), log=quiet)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "execute", during("windows", other))
+        write(first, log=quiet)
+    assert CLAIM not in contents(root)
+
+
+def test_two_processes_with_one_request_make_one_dataset(root: str, texts: list[str], tmp_path: Path) -> None:
+    first, lines = options_for(texts[:1], root), list[str]()
+
+    def other() -> None:
+        write(dataclasses.replace(first, work=str(tmp_path / "other")), log=quiet)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "execute", during("shards", other))
+        write(first, log=lines.append)
+    assert f"published: {root}, by another run of the same request" in lines
+    write(options_for(texts[:1], str(tmp_path / "alone")), log=quiet)
+    assert contents(root) == contents(str(tmp_path / "alone"))
+
+
+def test_a_dataset_that_was_finished_meanwhile_is_not_cleared(texts: list[str], tmp_path: Path) -> None:
+    root = str(tmp_path / "root")
+    write(options_for(texts[:1], root), log=quiet)
+    before = contents(root)
+    request = Request.of(options_for(texts[1:2], root), None)
+    store = open_store(root)
+    store.put(CLAIM, Claim(request=request, owner=Owner.here(), has_begun=True, clears=True).to_json())
+    clear(store, Hold(root, request.fingerprint), publish.dataset_files)
+    assert contents(root).items() >= before.items()
 
 
 def test_a_claim_that_cannot_be_read_is_told(root: str, texts: list[str]) -> None:
