@@ -103,3 +103,7 @@ def _missing(module: str, extra: str, purpose: str) -> MissingExtraError:
 
 class MissingObjectError(StorageError):
     """The object is not there, though the storage answered."""
+
+
+class ConflictError(StorageError):
+    """The object is there already, or is not the one any more that was to be replaced; nothing was written."""

@@ -12,33 +12,44 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-from crisp_stream.errors import InputError, require_extra
+from crisp_stream.errors import ConflictError, CrispError, InputError, require_extra
 from crisp_stream.format.dataset import Dataset, open_dataset
-from crisp_stream.format.manifest import DROPPED, MANIFEST, Manifest
-from crisp_stream.format.provenance import has_provenance
+from crisp_stream.format.manifest import DROPPED, MANIFEST, Manifest, places_path
+from crisp_stream.format.provenance import has_provenance, source_listings
 from crisp_stream.format.tables import generation_path
 from crisp_stream.processes import Log
-from crisp_stream.storage.store import local_path, open_store
+from crisp_stream.storage.store import is_remote, open_store
 from crisp_stream.writers.cleaning.dropped import read_dropped
-from crisp_stream.writers.documents.drops import DropCounts, merged_counts
-from crisp_stream.writers.documents.inputs import DocumentSettings
-from crisp_stream.writers.documents.listing import list_input_files
-from crisp_stream.writers.embedding.given_models import models_of_dataset
-from crisp_stream.writers.engine.tasks import Runner, fingerprint
-from crisp_stream.writers.engine.workspace import Workspace, remote_or_absolute
+from crisp_stream.writers.documents.drops import merged_counts
+from crisp_stream.writers.embedding.given_models import Models, models_of_dataset
+from crisp_stream.writers.engine.tasks import Runner
 from crisp_stream.writers.options import WriteOptions
-from crisp_stream.writers.publishing import generations
-from crisp_stream.writers.publishing.generations import Append
-from crisp_stream.writers.publishing.work import work_folder
+from crisp_stream.writers.publishing.claim import ClaimLostError, Hold, requests_of, standing_claim
+from crisp_stream.writers.publishing.claimed import claimed
+from crisp_stream.writers.publishing.generations import has_older, indexes_are_of, settle, withdraw
+from crisp_stream.writers.publishing.publish import DatasetChangedError, begin, publish, system_errors
+from crisp_stream.writers.publishing.request import Request, listed_as
+from crisp_stream.writers.publishing.work import (
+    delete_other_stages,
+    is_left_over,
+    mark_publishing,
+    staged_root,
+    work_folder,
+)
 from crisp_stream.writers.report import AppendReport
 from crisp_stream.writers.stages.dataset import check_windows, forget_lost, tree_provenance
 from crisp_stream.writers.stages.documents import ReadDocuments
 from crisp_stream.writers.stages.pipeline import Assembly, Corpus, Growth, assemble_in_stages, embed_in_stages
-from crisp_stream.writers.stages.provenance import list_dropped, provenance_record, shard_facts, table_files
+from crisp_stream.writers.stages.provenance import (
+    list_dropped,
+    provenance_record,
+    shard_facts,
+    sources_table,
+    table_files,
+)
 from crisp_stream.writers.stages.shards import ShardsSummary
 from crisp_stream.writers.write import QUICK_EXTRAS, engine_of
 
@@ -64,44 +75,86 @@ def append(options: WriteOptions, *, prune: bool = False, log: Log = print) -> A
     started = time.monotonic()
     for module in QUICK_EXTRAS:
         require_extra(module, extra="write", purpose="growing a dataset")
-    store = open_store(options.out)
-    unfinished, current = generations.append_in_progress(store), open_dataset(options.out)
-    if unfinished is not None and unfinished.generation == current.manifest.generation:
-        log(f"append: finishing the interrupted append that made generation {unfinished.generation}")
-        current = generations.settle(options.out, prune=prune, log=log)
-        is_done = unfinished.request == _request(_options_like(options, current))
-        if is_done:
-            with work_folder(options, log):
-                pass
-        generations.end(store, unfinished)
-        if is_done:
-            return _report(current, log, started)
-    content, dataset = store.get(MANIFEST), open_dataset(options.out)
-    _check_dataset(dataset, content)
-    options = _options_like(options, dataset)
-    generation = dataset.manifest.generation + 1
-    claim = Append(generation=generation, base=dataset.manifest.fingerprint, request=_request(options))
-    generations.check_free(store, claim)
-    with contextlib.closing(engine_of(options)) as engine, work_folder(options, log) as workspace:
-        grown = _Grown(options, dataset, Runner(engine, workspace, log=log), claim)
-        manifest, files = grown.make()
-        for name, small in files.items():
-            store.put(name, small)
+    with system_errors(options.out):
+        dataset = open_dataset(options.out)
+        _check_dataset(dataset)
+        options = _options_like(options, dataset)
+        models = models_of_dataset(dataset)
         try:
-            generations.exchange_manifest(store, content, manifest)
-        except InputError:
-            generations.end(store, claim)
-            raise
-        dataset = generations.settle(options.out, prune=prune, log=log)
-        log(f"published: {options.out}, generation {generation}")
-    generations.end(store, claim)
-    return _report(dataset, log, started)
+            generation = _grown(options, models, dataset, prune, log)
+        except (ClaimLostError, DatasetChangedError, ConflictError):
+            generation = None
+            with contextlib.suppress(CrispError):  # the first error says more
+                generation = _done_in(open_dataset(options.out), Request.of(options, models, base=""))
+            if generation is None:
+                raise
+            log(f"published: {options.out}, generation {generation}, by another run of the same request")
+        return _report(open_dataset(options.out), generation, log, started)
 
 
-def _check_dataset(dataset: Dataset, content: bytes) -> None:
-    if Manifest.from_json(content) != dataset.manifest:
-        raise InputError(f"{dataset.root}: the dataset changed meanwhile. Run the command again.")
-    dataset.store.list(generations.APPENDING)  # a web server, which cannot be written to, refuses this already
+def _grown(options: WriteOptions, models: Models, dataset: Dataset, prune: bool, log: Log) -> int:
+    """Add the documents, or finish what an interrupted run left; the generation that has them."""
+    request = Request.of(options, models, base=dataset.manifest.fingerprint)
+    done = _done_in(dataset, request)
+    if done is not None:
+        return _finish(options, dataset, done, prune, log)
+    with work_folder(options, log) as workspace, claimed(options, request, log) as hold:
+        _settle_other(options, dataset, hold, log)
+        base = dataset.store.get(MANIFEST)
+        if Manifest.from_json(base) != dataset.manifest:
+            raise DatasetChangedError(f"{dataset.root}: the dataset changed meanwhile. Run the command again.")
+        delete_other_stages(options, workspace, request.fingerprint)
+        grown = _Grown(options, models, dataset, request, base, hold)
+        with contextlib.closing(engine_of(options)) as engine:
+            manifest = grown.publish(Runner(engine, workspace, log=log))
+        settle(options.out, hold, prune=prune, log=log)
+        log(f"published: {options.out}, generation {manifest.generation}")
+    return manifest.generation
+
+
+def _done_in(dataset: Dataset, request: Request) -> int | None:
+    """The generation that has the documents of a request already, whatever it grew from; None where none has.
+
+    Raises:
+        InputError: it was made with other versions of libraries, so that this request would give other windows.
+    """
+    for generation, made in enumerate(requests_of(dataset.manifest)):
+        if made is not None and made.asks_the_same(request):
+            if made.libraries != request.libraries:
+                differs = "; ".join(replace(request, base=made.base).differences(made))
+                raise InputError(
+                    f"{dataset.root}: generation {generation} holds these documents already, but {differs}. Nothing "
+                    "was added. To add them a second time on purpose, copy them under other names."
+                )
+            return generation
+    return None
+
+
+def _finish(options: WriteOptions, dataset: Dataset, generation: int, prune: bool, log: Log) -> int:
+    """What remains after the manifest of a request stands: indexes, pruning, claim and work folder."""
+    request = requests_of(dataset.manifest)[generation]
+    assert request is not None, "it was found by it"
+    claim, _ = standing_claim(dataset.store)
+    has_claim = claim is not None and claim.request.fingerprint == request.fingerprint
+    log(f"already done: {options.out} has these documents since generation {generation}; nothing was added")
+    if has_claim or (prune and has_older(dataset)):
+        with claimed(options, request, log) as hold:
+            settle(options.out, hold, prune=prune, log=log)
+    if is_left_over(options, request.fingerprint):
+        with work_folder(options, log):
+            pass  # deletes it
+    return generation
+
+
+def _settle_other(options: WriteOptions, dataset: Dataset, hold: Hold, log: Log) -> None:
+    """Finish the indexes of an append that was interrupted after its manifest stood."""
+    if dataset.manifest.generation and not indexes_are_of(dataset):
+        log(f"append: finishing the interrupted append that made generation {dataset.manifest.generation}")
+        settle(options.out, hold, prune=False, log=log)
+
+
+def _check_dataset(dataset: Dataset) -> None:
+    dataset.store.list("claim.json")  # a web server, which cannot be written to, refuses this already
     if not has_provenance(dataset):
         raise InputError(
             f"{dataset.root}: must say where its windows came from to grow, but was written without provenance. Write "
@@ -135,32 +188,18 @@ def _options_like(options: WriteOptions, dataset: Dataset) -> WriteOptions:
     )
 
 
-def _request(options: WriteOptions) -> str:
-    """Fingerprint of the documents and of what determines the windows that they give."""
-    files = list_input_files(options.inputs, options.documents, DropCounts())
-    evaluation: list[Any] = []
-    if options.decontaminate:
-        evaluation = list_input_files(options.decontaminate, DocumentSettings(), DropCounts())
-    return fingerprint(
-        [asdict(file) for file in (*files, *evaluation)],
-        len(files),
-        options.documents,
-        [options.limit, options.sample, options.skip_corrupt, options.dedup, options.near_threshold, options.ngram],
-        [options.part_characters, options.group_bytes, options.shard_bytes, options.shard_level],
-    )
-
-
-def _report(dataset: Dataset, log: Log, started: float) -> AppendReport:
+def _report(dataset: Dataset, generation: int, log: Log, started: float) -> AppendReport:
     manifest = dataset.manifest
-    entry = manifest.provenance["appended"][-1]
+    [entry] = [entry for entry in manifest.provenance["appended"] if entry["generation"] == generation]
+    later = [entry for entry in manifest.provenance["appended"] if entry["generation"] > generation]
     report = AppendReport.of(
         dataset.root,
         manifest,
         entry,
         time.monotonic() - started,
         windows=entry["windows"],
-        generation=manifest.generation,
-        windows_before=manifest.num_windows - entry["windows"],
+        generation=generation,
+        windows_before=manifest.num_windows - sum(one["windows"] for one in [entry, *later]),
         new_shards=entry["new_shards"],
     )
     log(report.table())
@@ -170,32 +209,66 @@ def _report(dataset: Dataset, log: Log, started: float) -> AppendReport:
 class _Grown:
     """The stages of an append."""
 
-    def __init__(self, options: WriteOptions, dataset: Dataset, runner: Runner, claim: Append) -> None:
-        self._options, self._dataset, self._runner, self._claim = options, dataset, runner, claim
+    def __init__(
+        self, options: WriteOptions, models: Models, dataset: Dataset, request: Request, base: bytes, hold: Hold
+    ) -> None:
+        self._options, self._models, self._dataset, self._request = options, models, dataset, request
+        self._base, self._hold = base, hold
         self._growth = Growth.of(dataset)
+        self._generation = dataset.manifest.generation + 1
 
-    def make(self) -> tuple[Manifest, dict[str, bytes]]:
-        """Put shards, places and documents of the new generation into the root.
+    def publish(self, runner: Runner) -> Manifest:
+        """Make the new generation and put it into the root; if another writer was first, take its files back.
 
-        Returns:
-            Its manifest and its other tables, which are not written yet.
+        Raises:
+            ClaimLostError, DatasetChangedError: another writer was first.
         """
-        options, runner, dataset, growth = self._options, self._runner, self._dataset, self._growth
-        corpus = embed_in_stages(runner, options, models_of_dataset(dataset), first_part=growth.next_part)
-        root, staged = remote_or_absolute(options.out), _staged_root(options, runner.workspace, self._claim)
-        assembly = assemble_in_stages(runner, options, corpus, staged, growth)
-        has_begun = generations.begin(dataset.store, self._claim)  # files may be in the root only if it has
-        places = [*([staged] if staged != root else []), *([root] if has_begun else [])]
-        forget_lost(runner, assembly.shards, assembly.tables, places)
-        shards = assembly.make(runner)
-        check_windows(shards, corpus.embedded.parts, more=dataset.manifest.num_windows)
-        if staged != root:
-            generations.move_staged_files(Path(staged), local_path(dataset.root))
+        options, dataset = self._options, self._dataset
+        corpus = embed_in_stages(runner, options, self._models, first_part=self._growth.next_part)
+        self._request.require_read(corpus.read.files)
+        staged = staged_root(options, runner.workspace, self._request.fingerprint)
+        in_root = self._hold if is_remote(options.out) else None
+        assembly = assemble_in_stages(
+            runner, options, corpus, staged, self._growth, request=self._request, hold=in_root
+        )
+        try:
+            if in_root is not None:
+                begin(options.out, in_root, self._base)
+            forget_lost(runner, assembly.shards, assembly.tables, [staged, dataset.root])
+            shards = assembly.make(runner)
+            check_windows(shards, corpus.embedded.parts, more=dataset.manifest.num_windows)
+            manifest, names = self._small_files(corpus, shards, assembly, staged)
+            mark_publishing(options, runner.workspace, self._request.fingerprint)
+            publish(staged, options.out, names, manifest, base=self._base, hold=self._hold)
+        except (ClaimLostError, DatasetChangedError, ConflictError):
+            claim, _ = standing_claim(dataset.store)
+            if claim is None or not claim.request.may_share_files(self._request) or self._hold.is_own(claim):
+                withdraw(dataset.store, assembly.mark)
+            self._hold.release()
+            raise
+        return manifest
+
+    def _small_files(
+        self, corpus: Corpus, shards: ShardsSummary, assembly: Assembly, staged: str
+    ) -> tuple[Manifest, set[str]]:
+        """Write the tables of the new generation beside its shards; its manifest, and the paths of its new files."""
         provenance = self._provenance(corpus, shards, tree_provenance(assembly.tree, shards, None))
-        generation = self._claim.generation
-        manifest = replace(dataset.manifest, generation=generation, provenance=provenance, **shard_facts(shards))
+        manifest = replace(
+            self._dataset.manifest,
+            generation=self._generation,
+            mark=assembly.mark,
+            provenance=provenance,
+            **shard_facts(shards),
+        )
         tables = self._tables(shards, corpus, assembly)
-        return manifest, {generation_path(name, generation): content for name, content in tables.items()}
+        files = {generation_path(name, self._generation, assembly.mark): table for name, table in tables.items()}
+        store = open_store(staged)
+        self._hold.check(now=True)
+        for name, content in files.items():
+            store.put(name, content)
+        old = {row.path for row in self._dataset.shards}
+        new = [row.path for row in shards.rows if row.path not in old]
+        return manifest, {*files, *new, *map(places_path, new), *(task.table for task in assembly.tables)}
 
     def _provenance(self, corpus: Corpus, shards: ShardsSummary, levels: list[dict[str, Any]]) -> dict[str, Any]:
         """Provenance of the new generation: sums over all generations, and an account of what was added now."""
@@ -204,11 +277,12 @@ class _Grown:
         entry = {name: value for name, value in record.items() if name not in _KEPT_KEYS}
         old_paths = {row.path for row in self._dataset.shards}
         entry |= {
-            "generation": self._claim.generation,
+            "generation": self._generation,
             "windows": corpus.embedded.summary.num_windows,
             "new_shards": sum(row.path not in old_paths for row in shards.rows),
         }
         joined = {**old, "levels": levels, "appended": [*old.get("appended", []), entry]}
+        joined["requests"] = [*_known_requests(self._dataset), self._request.to_json()]
         for name in _SUMS:
             joined[name] = int(old.get(name) or 0) + entry[name]
         joined["parts"] = self._growth.next_part + len(corpus.embedded.parts)
@@ -226,17 +300,22 @@ class _Grown:
         dropped = read_dropped(store.get(path)) if store.exists(path) else []
         for row in list_dropped(replace(read, files=named), corpus.embedded):
             dropped.append(replace(row, file=name_of[row.file]) if row.reason == "contaminated" else row)
+        sources = sources_table(
+            [*_old_sources(self._dataset, growth), *zip(names, map(listed_as, read.files), strict=True)]
+        )
         tables = [*growth.tables, *(task.table for task in assembly.tables)]
         first_parts = [*growth.first_parts, *assembly.first_parts]
-        return table_files(shards, [*growth.sources, *names], tables, first_parts, dropped)
+        return table_files(shards, sources, tables, first_parts, dropped)
 
 
-def _staged_root(options: WriteOptions, workspace: Workspace, claim: Append) -> str:
-    """Folder for new files: the root itself on an object store, else one that only this append uses."""
-    root = remote_or_absolute(options.out)
-    if open_store(options.out).is_local and workspace.folder is not None:
-        return str(workspace.folder / f"staged-{fingerprint(root, claim)}")
-    return root
+def _known_requests(dataset: Dataset) -> list[dict[str, Any] | None]:
+    """The requests of a dataset; one that was written without gets an empty place for each generation."""
+    known = dataset.manifest.provenance.get("requests", [])
+    return [*known, *[None] * (dataset.manifest.generation + 1 - len(known))]
+
+
+def _old_sources(dataset: Dataset, growth: Growth) -> list[tuple[str, int | None]]:
+    return [*source_listings(dataset)] or [(name, None) for name in growth.sources]
 
 
 def _new_names(read: ReadDocuments, taken: Sequence[str]) -> list[str]:

@@ -27,6 +27,11 @@ FLAG = "flag"
 """Key of the `Flag` in a field's metadata."""
 WORK = "work (no effect on the bytes written)"
 """Title of the options of where the work is done."""
+NEUTRAL = (
+    *("out", "engine", "address", "processes", "memory_bytes", "run_bytes", "sort_memory_bytes"),
+    *("work", "keep_work", "embeddings", "take_over"),
+)
+"""Options that decide no byte; all others are part of the request (publishing/request.py)."""
 _PACKINGS: tuple[Packing, ...] = ("joined", "document")
 _READS: tuple[Reads, ...] = ("first", "all")
 _METAVARS: dict[Kind, str] = {"integer": "N", "megabytes": "MB", "size": "SIZE"}
@@ -71,8 +76,7 @@ _work = partial(_option, group=WORK)
 
 @dataclass(frozen=True, kw_only=True)
 class WriteOptions:
-    """Options of a write. Everything but engine, address, processes, memory_bytes, work, keep_work,
-    embeddings, group_bytes, run_bytes and sort_memory_bytes determines the bytes.
+    """Options of a write. All but those of `NEUTRAL` determine the bytes.
 
     Raises:
         InputError: a value out of range.
@@ -93,6 +97,11 @@ class WriteOptions:
         metavar="DIR",
     )
     """A folder that all machines see, with Ray."""
+    take_over: bool = _plain(
+        False,
+        "take ROOT from another write or append that has claimed it and was given up",
+        "switch",
+    )
 
     sample: float | None = _documents(
         None, "keep this share of the documents, 0 to 1, at random", "number", metavar="SHARE"

@@ -20,6 +20,7 @@ from crisp_stream.writers.embedding.given_models import FITTED, fitted_json, mod
 from crisp_stream.writers.embedding.lsi import LSI_FILES
 from crisp_stream.writers.engine.tasks import Runner
 from crisp_stream.writers.options import WriteOptions
+from crisp_stream.writers.publishing.publish import system_errors
 from crisp_stream.writers.publishing.work import work_folder
 from crisp_stream.writers.stages.models import EmbeddedParts, tree_in_stages
 from crisp_stream.writers.stages.pipeline import embed_in_stages
@@ -42,7 +43,11 @@ def fit(options: WriteOptions, *, log: Log = print) -> TreeReport:
     """
     if is_remote(options.out) or Path(options.out).exists():
         raise InputError(f"out: must be a new local folder, got {options.out}. Choose another --out.")
-    with contextlib.closing(engine_of(options)) as engine, work_folder(options, log) as workspace:
+    with (
+        system_errors(options.out),
+        contextlib.closing(engine_of(options)) as engine,
+        work_folder(options, log) as workspace,
+    ):
         runner = Runner(engine, workspace, log=log)
         embedded = embed_in_stages(runner, options, None).embedded
         fitted = tree_in_stages(runner, options, embedded.parts)

@@ -276,9 +276,17 @@ def upload(folder: Path, num_bytes: int, repeats: int, root: str) -> tuple[list[
     samples = encode_samples(rng.integers(0, 32_000, (per_shard, WINDOW_TOKENS), np.uint16), np.zeros(per_shard, "u4"))
     places = np.zeros((per_shard, 2), np.uint32)
     num_shards = max(2, num_bytes // UPLOAD_SHARD_BYTES)
+    settings = ShardSettings(
+        root=root,
+        window_tokens=WINDOW_TOKENS,
+        token_dtype="uint16",
+        shard_bytes=UPLOAD_SHARD_BYTES,
+        leaves_per_shard_node=1,
+        identity=0,
+    )
 
     def ours() -> None:
-        with ShardSink(root, 0, identity=0) as sink:
+        with ShardSink(settings, 0) as sink:
             for _ in range(num_shards):
                 sink.add(samples, places)
             sink.finish(WINDOW_TOKENS, "uint16")

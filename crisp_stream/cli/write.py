@@ -12,7 +12,7 @@ from crisp_stream.writers.options import WORK, WriteOptions
 
 _INPUTS = ("text_column", "limit")
 """Declared by `add_inputs`."""
-_DATASET = ("like", "tree", "embeddings")
+_DATASET = ("like", "tree", "embeddings", "take_over")
 _OF_WRITE = ("documents", "windows", "clustering", "shards", WORK)
 _OF_APPEND = ("documents", WORK)
 _OF_FIT = ("documents", "windows", "clustering", WORK)
@@ -59,7 +59,7 @@ def _add_append(verbs: Any) -> None:
     verb.add_argument(
         "--encoder", metavar="NAME", help="where the dataset's encoder is, if not under its recorded name"
     )
-    add_flags(verb, ("shard_bytes",))
+    add_flags(verb, ("shard_bytes", "take_over"))
     verb.add_argument("--prune", action="store_true", help="delete the files that only earlier generations use")
     add_flag_groups(verb, _OF_APPEND)
 
@@ -67,7 +67,7 @@ def _add_append(verbs: Any) -> None:
 def _append(arguments: argparse.Namespace) -> None:
     from crisp_stream.writers.append import append
 
-    options = _options(arguments, arguments.root, ["encoder", "shard_bytes", *names_in(_OF_APPEND)])
+    options = _options(arguments, arguments.root, ["encoder", "shard_bytes", "take_over", *names_in(_OF_APPEND)])
     append(options, prune=arguments.prune, log=print_line)
 
 

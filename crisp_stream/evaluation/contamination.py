@@ -127,7 +127,8 @@ class Contamination:
         trained = "on a dataset it does not name" if fingerprint is None else f"on dataset {fingerprint[:12]}"
         return (
             f"warning: contamination was measured in {self.dataset} ({self.fingerprint[:12]}), but the model was "
-            f"trained {trained}. Its contaminated examples may be others."
+            f"trained {trained}. Its contaminated examples may be others. If that is an older generation of the same "
+            "dataset, search it: crisp-stream contamination ROOT FILE… --generation N."
         )
 
     def save(self, path: str) -> None:

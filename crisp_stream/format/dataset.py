@@ -6,6 +6,7 @@ the root).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.errors import FormatError, InputError, MissingObjectError
+from crisp_stream.errors import CrispError, FormatError, InputError, MissingObjectError
 from crisp_stream.format.manifest import MANIFEST, TOKENIZER_FILES, Manifest, kept_manifest
 from crisp_stream.format.shards import SHARDS, read_shards
 from crisp_stream.format.tables import CLUSTERS, generation_path, read_clusters
@@ -70,6 +71,20 @@ class Dataset:
                 continue  # pruned
         return None
 
+    def explain_missing(self, error: MissingObjectError) -> MissingObjectError:
+        """The error for a file of the dataset that is not there: it names a generation that was deleted meanwhile."""
+        with contextlib.suppress(CrispError):
+            newest = Manifest.from_json(self.store.get(MANIFEST)).generation
+            gone = self.manifest.generation < newest and not self.store.exists(kept_manifest(self.manifest.generation))
+            if gone:
+                return MissingObjectError(
+                    f"{self.root}: generation {self.manifest.generation}, which is being read, was deleted: the "
+                    f"dataset has grown to generation {newest}, and append --prune deletes older ones ({error}) Start "
+                    f"anew with generation {newest}, whose windows stand in another order. To keep generations that "
+                    "are in use, append without --prune."
+                )
+        return error
+
     def is_replaced(self) -> bool:
         """Whether another dataset was written to the root since this one was opened.
 
@@ -80,7 +95,7 @@ class Dataset:
 
     def own_path(self, path: str) -> str:
         """Path of a table of this generation, such as `TABLES`."""
-        return generation_path(path, self.manifest.generation)
+        return generation_path(path, self.manifest.generation, self.manifest.mark)
 
     def _cluster_table(self) -> SharedArrays | dict[str, NDArray[Any]]:
         def read() -> dict[str, NDArray[Any]]:

@@ -25,6 +25,7 @@ DOCUMENTS = "provenance/documents"
 SOURCES = "provenance/sources.parquet"
 TABLES = "provenance/tables.parquet"
 DROPPED = "provenance/dropped.parquet"
+_MARK = re.compile(r"[0-9a-f]{8}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _BUILDER = Builder(
     error=FormatError,
@@ -112,6 +113,8 @@ class Manifest:
     encoder: EncoderRecord
     generation: int = 0
     """Number of times the dataset has grown. Each generation has its tables, see `generation_path`."""
+    mark: str = ""
+    """8 hex digits in the names of the files that this generation added; empty for generation 0."""
     provenance: dict[str, Any] = field(default_factory=dict, metadata={"required": True})
     """Sources of the windows and what was dropped; not part of the fingerprint."""
 
@@ -137,6 +140,8 @@ class Manifest:
             del record["encoder"]["reads"]
         if self.generation == 0:
             del record["generation"]
+        if not self.mark:
+            del record["mark"]
         return record
 
     def to_json(self) -> bytes:
@@ -189,6 +194,10 @@ def _check_manifest(manifest: Manifest) -> None:
         f"must be 1 to num_windows and at most {MAX_SHARDS:,}",
     )
     require(0 <= manifest.generation <= MAX_GENERATION, "generation", f"must be 0 to {MAX_GENERATION:,}")
+    if manifest.generation:
+        require(_MARK.fullmatch(manifest.mark) is not None, "mark", "must be 8 hex digits for a generation above 0")
+    else:
+        require(not manifest.mark, "mark", "must be left out for generation 0")
     for key in ("clusters_fingerprint", "shards_fingerprint", "tree_fingerprint"):
         require(_SHA256.fullmatch(getattr(manifest, key)) is not None, key, "must be a sha256 hex digest")
     vocab_size, eot_id = manifest.tokenizer.vocab_size, manifest.tokenizer.eot_id

@@ -8,6 +8,7 @@ the dataset is, and nothing is kept per window but these 8 bytes.
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ PLACES_HEADER_BYTES = 128
 """Bytes before the places in their file; each window takes 8 bytes."""
 PLACE = np.dtype([("part", "<u4"), ("place", "<u4")])
 
-_TABLE_PATH = re.compile(re.escape(DOCUMENTS) + r"/[0-9]{6,9}\.parquet")
+_TABLE_PATH = re.compile(re.escape(DOCUMENTS) + r"/[0-9]{6,9}(\.[0-9a-f]{8})?\.parquet")
 _SPANS = {"file": pa.uint32(), "row": pa.int64(), "first_token": pa.int64(), "num_tokens": pa.int64()}
 _COLUMNS = {"part": pa.uint32(), **_SPANS}
 
@@ -163,6 +164,16 @@ def source_names(dataset: Dataset) -> list[str]:
     if not np.array_equal(numbers(table["file"], pa.uint32()), np.arange(len(table))):
         raise FormatError(f"{path}: file must count from 0. Restore it.")
     return [str(name) for name in table["name"].to_pylist()]
+
+
+def source_listings(dataset: Dataset) -> list[tuple[str, int]]:
+    """Names of the input files, and a number that differs when the content of a file was replaced; empty where the
+    dataset does not say. Raises FormatError, StorageError."""
+    names = source_names(dataset)
+    table = pq.read_table(io.BytesIO(dataset.store.get(dataset.own_path(SOURCES))))
+    if "listed" not in table.column_names or table["listed"].null_count:
+        return []
+    return list(zip(names, table["listed"].to_pylist(), strict=True))
 
 
 def read_places(dataset: Dataset, shard: int, start: int, count: int) -> NDArray[Any]:

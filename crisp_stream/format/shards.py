@@ -28,7 +28,7 @@ _NUMBERS = {"num_windows": "int64", "shard_bytes": "int64", "first_sample_offset
 _HASH = re.compile(r"[0-9a-f]{32}")
 _PATH_EXAMPLE = "shards/07/shard.00000.mds below the root"
 _ROWS_AT_ONCE = 4_096
-_PATH = re.compile(r"shards/[0-9]{2}/shard\.[0-9]{5,9}\.mds")
+_PATH = re.compile(r"shards/[0-9]{2}/shard\.[0-9]{5,9}(\.[0-9a-f]{8})?\.mds")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,7 +98,7 @@ def read_shards(content: bytes, manifest: Manifest) -> ShardTable:
     Raises:
         FormatError: the table is not readable, breaks MUST 5, or is not the manifest's.
     """
-    name = generation_path(SHARDS, manifest.generation)
+    name = generation_path(SHARDS, manifest.generation, manifest.mark)
     table = _decoded(content, name, manifest)
     if len(set(table.path.tolist())) != len(table):
         raise FormatError(f"{name}: every path must stand once.")

@@ -22,10 +22,15 @@ if TYPE_CHECKING:
 CLUSTERS = "clusters.parquet"
 
 
-def generation_path(path: str, generation: int) -> str:
-    """The name of a table of a generation: clusters.parquet, and from generation 1 on clusters.g1.parquet."""
-    stem, dot, suffix = path.rpartition(".")
-    return path if generation == 0 else f"{stem}.g{generation}{dot}{suffix}"
+def generation_path(path: str, generation: int, mark: str = "") -> str:
+    """The name of a table of a generation: clusters.parquet, and from generation 1 on clusters.g1.3f2a9c01.parquet."""
+    return path if generation == 0 else marked(path, f"g{generation}", mark)
+
+
+def marked(path: str, *marks: str) -> str:
+    """A path with marks before its suffix; empty ones are left out."""
+    stem, _, suffix = path.rpartition(".")
+    return ".".join([stem, *filter(None, marks), suffix])
 
 
 def clusters_parquet(leaves: NDArray[np.uint32], windows_per_leaf: NDArray[np.int64]) -> bytes:
@@ -46,7 +51,7 @@ def read_clusters(content: bytes, manifest: Manifest) -> dict[str, NDArray[Any]]
     Raises:
         FormatError: the table is not readable, breaks MUST 4, or is not the manifest's.
     """
-    name = generation_path(CLUSTERS, manifest.generation)
+    name = generation_path(CLUSTERS, manifest.generation, manifest.mark)
     leaves, counts = np.empty(manifest.num_leaves, np.uint32), np.empty(manifest.num_leaves, np.int64)
     at = 0
     for batch in checked_batches(content, name, ("leaf", "num_windows"), manifest.num_leaves):

@@ -161,7 +161,8 @@ class WindowSelection:
         if generation is not None:
             raise InputError(
                 f"{what} is one of generation {generation} of {dataset.root}, which is opened in generation "
-                f"{manifest.generation}: windows are numbered anew. Select again, or open generation={generation}."
+                f"{manifest.generation}: windows are numbered anew. Select again, or open generation={generation} "
+                f"(in a recipe data.generation={generation})."
             )
         raise InputError(
             f"{what} was made for dataset {self.dataset_fingerprint[:12]} of {self.num_windows:,} windows, "

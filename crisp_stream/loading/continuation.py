@@ -170,9 +170,14 @@ def check_identity(state: dict[str, Any], identity: dict[str, Any], dataset: Dat
 
 
 def _remedy(trained_on: Any, dataset: Dataset) -> str:
+    return grown_remedy(trained_on, dataset) or "Resume with what the checkpoint was trained with"
+
+
+def grown_remedy(trained_on: Any, dataset: Dataset) -> str | None:
+    """Say how to continue on another generation of a dataset, by its fingerprint; None where it is not there."""
     generation = dataset.generation_with(trained_on) if isinstance(trained_on, str) else None
     if generation is None:
-        return "Resume with what the checkpoint was trained with"
+        return None
     return (
         f"The checkpoint was trained on generation {generation} of {dataset.root}, which has grown: continue "
         f"it exactly with open_dataset(root, generation={generation}) (in a recipe data.generation={generation})"

@@ -22,12 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.config.sizes import parse_bytes
-from crisp_stream.errors import CorruptDataError, InputError, StorageError
+from crisp_stream.errors import CorruptDataError, InputError, MissingObjectError, StorageError
 from crisp_stream.format.mds import sample_dtype
 from crisp_stream.loading.expected import Expected
 from crisp_stream.loading.run_cache import CLAIM_SECONDS, RunCache, WindowRun
 from crisp_stream.loading.runs import RunPlan
-from crisp_stream.loading.shard_files import ShardFiles, wrong_length
+from crisp_stream.loading.shard_files import ShardFile, ShardFiles, wrong_length
 from crisp_stream.storage.store import cache_folder, local_path
 
 if TYPE_CHECKING:
@@ -214,13 +214,19 @@ class _LocalShards:
         for shard, offset in zip(shards.tolist(), offsets.tolist(), strict=True):
             file = opened.get(shard)
             if file is None:
-                file = self._files.open(shard)
+                file = self._open(shard)
             content = file[offset : offset + size]
             if len(content) != size:
                 raise self._truncated(shard)
             raw[place : place + size] = content
             place += size
         self.bytes_read += samples.nbytes
+
+    def _open(self, shard: int) -> ShardFile:
+        try:
+            return self._files.open(shard)
+        except MissingObjectError as error:
+            raise self._dataset.explain_missing(error) from error
 
     def _truncated(self, shard: int) -> CorruptDataError:
         row = self._dataset.shards[shard]
@@ -283,7 +289,10 @@ class _FetchedRuns:
         row, size = self._dataset.shards[group[0].shard], self._sample_bytes
         first, stop = group[0].first, group[-1].first + group[-1].num_windows
         start = row.first_sample_offset + (first - int(self._dataset.first_window_per_shard[group[0].shard])) * size
-        content = memoryview(self._dataset.store.get_range(row.path, start, (stop - first) * size))
+        try:
+            content = memoryview(self._dataset.store.get_range(row.path, start, (stop - first) * size))
+        except MissingObjectError as error:
+            raise self._dataset.explain_missing(error) from error
         with self._lock:
             self.bytes_read += len(content)
             self.requests += 1

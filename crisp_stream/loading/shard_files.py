@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from crisp_stream.errors import CorruptDataError, StorageError
+from crisp_stream.errors import CorruptDataError, MissingObjectError, StorageError
 from crisp_stream.format.shards import ShardTable
 
 NETWORK_FILE_SYSTEMS = (
@@ -70,7 +70,8 @@ class ShardFiles:
         """Open a shard that is not in `opened`, and keep it there if there is room.
 
         Raises:
-            StorageError: it cannot be opened. CorruptDataError: it is not as long as the shard table says.
+            MissingObjectError, StorageError: it cannot be opened.
+            CorruptDataError: it is not as long as the shard table says.
         """
         path, num_bytes = f"{self._root}/{self._shards.path[shard].decode()}", int(self._shards.shard_bytes[shard])
         try:
@@ -85,6 +86,10 @@ class ShardFiles:
                 if len(self.opened) >= _OPEN_FILES:
                     self._close_oldest()
                 file = ReadFile(path, num_bytes)
+        except FileNotFoundError as error:
+            raise MissingObjectError(
+                f"{path} does not exist. Restore the shard; crisp-stream verify finds others."
+            ) from error
         except OSError as error:
             raise StorageError(
                 f"{path}: {error.strerror}. Restore the shard; crisp-stream verify finds others."

@@ -7,11 +7,11 @@ import re
 from datetime import timedelta
 from typing import Any
 
-from crisp_stream.errors import MissingObjectError, StorageError
+from crisp_stream.errors import ConflictError, MissingObjectError, StorageError
 from crisp_stream.storage.access import access_options, account_remedy, endpoint_of
 
 UPLOAD_PART_BYTES = 16 << 20
-WRITES = ("put", "put_file", "delete")
+WRITES = ("put", "put_file", "replace", "delete")
 
 _client_used = False
 _forked_after_use = False
@@ -111,6 +111,11 @@ def _request(client: Any, operation: str, path: str, *arguments: Any) -> Any:
             return _content(obstore.get(client, path))
         case ["get_range", start, length]:
             return _content(obstore.get(client, path, options={"range": (start, start + length)}))
+        case ["get_versioned"]:
+            answer = obstore.get(client, path)
+            return _content(answer), _version_to_replace(client, answer.meta)
+        case ["replace", content, version]:
+            obstore.put(client, path, content, mode=version or "overwrite")
         case ["put", content, create]:
             obstore.put(client, path, content, mode="create" if create else "overwrite")
         case ["put_file", source]:
@@ -133,6 +138,16 @@ def _content(answer: Any) -> bytes:
     if any(part.strip().lower() not in ("", "identity", "aws-chunked") for part in encoding.split(",")):
         raise _EncodedAnswerError(encoding)
     return bytes(answer.bytes())
+
+
+def _version_to_replace(client: Any, meta: Any) -> dict[str, str]:
+    """What a conditional put asks for: the generation on Google's, else the entity tag; empty where the server tells
+    neither, so that nothing can be compared."""
+    from obstore.store import GCSStore
+
+    if meta["version" if isinstance(client, GCSStore) else "e_tag"] is None:
+        return {}
+    return {name: meta[name] for name in ("e_tag", "version") if meta[name] is not None}
 
 
 def _size_and_version(meta: Any) -> tuple[int, str]:
@@ -171,7 +186,9 @@ def _cause(error: Exception) -> str:
 
 _ACTIONS = {
     "get": "read",
+    "get_versioned": "read",
     "put": "write",
+    "replace": "write",
     "put_file": "write",
     "describe": "look up",
 }
@@ -212,7 +229,9 @@ def explain(error: Exception, url: str, action: str) -> StorageError:
     if isinstance(error, refused.NotFoundError | FileNotFoundError):
         return MissingObjectError(f"{url} does not exist (cannot {action} it). Check the path.")
     if isinstance(error, refused.AlreadyExistsError):
-        return StorageError(f"{url} already exists and is not overwritten. Choose another root, or delete it first.")
+        return ConflictError(f"{url} already exists and is not overwritten. Choose another root, or delete it first.")
+    if isinstance(error, refused.PreconditionError):
+        return ConflictError(f"{url} was changed by another process meanwhile. Run the command again.")
     denied = isinstance(error, refused.PermissionDeniedError | refused.UnauthenticatedError)
     if denied or any(sign in text for sign in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied")):
         return StorageError(

@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import IO, Any
 
-from crisp_stream.errors import MissingObjectError, StorageError
+from crisp_stream.errors import ConflictError, MissingObjectError, StorageError
 from crisp_stream.storage.object_client import ObjectClient, action_of, explain, forked_after_use
 from crisp_stream.storage.waiting import waiting_to
 
@@ -50,6 +50,22 @@ class ObjectStore:
 
     def put(self, path: str, content: bytes, *, create: bool = False) -> None:
         self.call("put", path, content, create)
+
+    def get_versioned(self, path: str) -> tuple[bytes, Any]:
+        return self.call("get_versioned", path)
+
+    def replace(self, path: str, content: bytes, version: Any) -> None:
+        self.call("replace", path, content, version)
+
+    def delete_version(self, path: str, version: Any) -> None:
+        """Compare the version, then delete."""
+        try:
+            same = self.get_versioned(path)[1] == version
+        except MissingObjectError:
+            same = False
+        if not same:
+            raise ConflictError(f"{self.url}/{path} was changed by another process meanwhile. Run the command again.")
+        self.delete(path)
 
     def put_file(self, path: str, source: Path) -> None:
         """Upload a local file, in parts when it is large."""

@@ -6,17 +6,22 @@ Object stores are reached through obstore (see object_store.py). Local folders a
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from crisp_stream.errors import InputError, MissingObjectError, StorageError
+from crisp_stream.errors import ConflictError, InputError, MissingObjectError, StorageError
 
 REMOTE_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "http", "https")
+
+_PLACINGS = 3
 
 
 def is_remote(url: str) -> bool:
@@ -62,8 +67,19 @@ class Store(Protocol):
         """`length` bytes from byte `start`."""
         ...
 
+    def get_versioned(self, path: str) -> tuple[bytes, Any]:
+        """The whole object, and the version of it that `replace` asks for. Raises MissingObjectError."""
+        ...
+
     def put(self, path: str, content: bytes, *, create: bool = False) -> None:
-        """Write atomically; with `create`, only if nothing is there."""
+        """Write atomically; with `create`, only if nothing is there, else it raises ConflictError."""
+        ...
+
+    def replace(self, path: str, content: bytes, version: Any) -> None:
+        """Write in the place of the version that was read, in one step. Raises ConflictError for any other, or none.
+
+        A store that ignores conditions (If-Match) replaces whatever is there.
+        """
         ...
 
     def put_file(self, path: str, source: Path) -> None:
@@ -84,6 +100,13 @@ class Store(Protocol):
 
     def delete(self, path: str) -> None:
         """Delete one object."""
+        ...
+
+    def delete_version(self, path: str, version: Any) -> None:
+        """Delete the version that was read. Raises ConflictError for any other, or none.
+
+        In an object store, which deletes whatever is there, the version is compared just before.
+        """
         ...
 
 
@@ -111,25 +134,68 @@ class FolderStore:
             file.seek(start)
             return file.read(length)
 
+    def get_versioned(self, path: str) -> tuple[bytes, Any]:
+        content = self.get(path)
+        return content, _digest(content)
+
     def put(self, path: str, content: bytes, *, create: bool = False) -> None:
         """Write to a temporary name, then rename (or link, with `create`)."""
-        target = self._file(path)
-        with self._explained(path), temporary_beside(target) as temporary:
+
+        def write(temporary: Path) -> None:
             with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            if create:
-                os.link(temporary, target)
-            else:
-                temporary.replace(target)
+
+        self._place(path, write, create=create)
+
+    def _place(self, path: str, write: Callable[[Path], object], *, create: bool = False) -> None:
+        """Write a temporary file and bring it to its place; again, where another process tidied it away."""
+        target = self._file(path)
+        with self._explained(path):
+            for left in range(_PLACINGS, -1, -1):
+                with temporary_beside(target) as temporary:
+                    try:
+                        write(temporary)
+                        if create:
+                            os.link(temporary, target)
+                        else:
+                            temporary.replace(target)
+                        return
+                    except FileNotFoundError:
+                        if not left or temporary.exists():
+                            raise
+
+    def replace(self, path: str, content: bytes, version: Any) -> None:
+        """Compare and rename under a lock on the file itself, which ends with the process that holds it."""
+        with self._locked(path, version):
+            self.put(path, content)
+
+    def delete_version(self, path: str, version: Any) -> None:
+        """Delete the version that was read. Raises ConflictError for any other, or none."""
+        with self._locked(path, version):
+            self.delete(path)
+
+    @contextlib.contextmanager
+    def _locked(self, path: str, version: Any) -> Iterator[None]:
+        target = self._file(path)
+        changed = ConflictError(f"{target} was changed by another process meanwhile. Run the command again.")
+        while True:
+            try:
+                with self._explained(path), target.open("r+b") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                    if not _is_at(target, file.fileno()):
+                        continue  # replaced while this waited for its turn
+                    if _digest(file.read()) != version:
+                        raise changed
+                    yield
+                    return
+            except MissingObjectError as error:
+                raise changed from error
 
     def put_file(self, path: str, source: Path) -> None:
         """Copy a file to its place, whole or not at all."""
-        target = self._file(path)
-        with self._explained(path), temporary_beside(target) as temporary:
-            shutil.copyfile(source, temporary)
-            temporary.replace(target)
+        self._place(path, lambda temporary: shutil.copyfile(source, temporary))
 
     def object_bytes(self, path: str) -> int:
         with self._explained(path):
@@ -154,11 +220,38 @@ class FolderStore:
         except (FileNotFoundError, NotADirectoryError) as error:
             raise MissingObjectError(f"{where} does not exist. Check the path.") from error
         except FileExistsError as error:
-            raise StorageError(
+            raise ConflictError(
                 f"{where} already exists and is not overwritten. Choose another root, or delete it first."
             ) from error
+        except StorageError:
+            raise
         except OSError as error:
-            raise StorageError(f"{where}: {error.strerror or error}. Check the permissions and the disk.") from error
+            raise StorageError(explain_os_error(where, error)) from error
+
+
+def explain_os_error(where: str, error: OSError) -> str:
+    """One line for what the system refused at a path, with what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "Free some space there; the same command goes on where it stopped."
+    elif error.errno == errno.EROFS:
+        remedy = "Name a place that can be written to, or mount it for writing."
+    else:
+        remedy = "Check the permissions and the disk."
+    return f"{where}: {error.strerror or error}. {remedy}"
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether an open file still stands under its name."""
+    opened = os.fstat(descriptor)
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    return (there.st_dev, there.st_ino) == (opened.st_dev, opened.st_ino)
 
 
 @contextlib.contextmanager

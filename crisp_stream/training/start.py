@@ -28,7 +28,7 @@ from crisp_stream.errors import (
     import_extra,
 )
 from crisp_stream.histograms.window_selection import WindowSelection
-from crisp_stream.loading.continuation import phases_of_state
+from crisp_stream.loading.continuation import grown_remedy, phases_of_state
 from crisp_stream.models.checkpoint import (
     check_readable,
     has_checkpoints,
@@ -277,7 +277,8 @@ def phases_before(recipe: Recipe, checkpoint: dict[str, Any] | None, dataset: Da
     if state.get("dataset") != dataset.manifest.fingerprint:
         raise ResumeError(
             f"cannot continue: dataset was {str(state.get('dataset'))[:12]}, is {dataset.manifest.fingerprint[:12]}. "
-            "Name the dataset of the checkpoint, or start its data afresh: load_restart=[data], without that phase."
+            f"{grown_remedy(state.get('dataset'), dataset) or 'Name the dataset of the checkpoint'}, or start its data "
+            "afresh: load_restart=[data], without that phase."
         )
     named = recipe.mixture.phases[0].windows
     selections = [] if named is None else [WindowSelection.load(named)]

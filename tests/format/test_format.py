@@ -85,6 +85,9 @@ def test_must_2_the_version_that_was_never_released_is_refused(root: Path) -> No
         ({"encoder": {}}, "`encoder.name` is missing"),
         ({"extra": 1}, "`extra` is not a key of format version 2"),
         ({"generation": -1}, "generation must be 0 to 999,999"),
+        ({"generation": 1}, "mark must be 8 hex digits for a generation above 0, got ''"),
+        ({"generation": 1, "mark": "0123ABCD"}, "mark must be 8 hex digits for a generation above 0"),
+        ({"mark": "0123abcd"}, "mark must be left out for generation 0"),
         ({"generation": "1"}, "`generation` must be a whole number; got text"),
         ({"format_version": True}, "format_version must be a positive integer"),
     ],
@@ -117,15 +120,15 @@ def test_must_3_an_optional_key_is_written_only_where_it_says_something(root: Pa
 def test_must_12_a_generation_has_tables_of_its_own_and_the_older_ones_stay(root: Path) -> None:
     old = open_dataset(root)
     assert b'"generation"' not in old.manifest.to_json()
-    grown = dataclasses.replace(old.manifest, generation=1)
+    grown = dataclasses.replace(old.manifest, generation=1, mark="0123abcd")
     assert Manifest.from_json(grown.to_json()) == grown
     assert grown.fingerprint != old.manifest.fingerprint
     (root / "manifest.g0.json").write_bytes((root / "manifest.json").read_bytes())
     (root / "manifest.json").write_bytes(grown.to_json())
-    with pytest.raises(FormatError, match=r"clusters\.g1\.parquet is missing; it is damaged"):
+    with pytest.raises(FormatError, match=r"clusters\.g1\.0123abcd\.parquet is missing; it is damaged"):
         open_dataset(root)
     for name in ("clusters", "shards"):
-        shutil.copy(root / f"{name}.parquet", root / f"{name}.g1.parquet")
+        shutil.copy(root / f"{name}.parquet", root / f"{name}.g1.0123abcd.parquet")
     assert open_dataset(root).manifest == open_dataset(root, generation=1).manifest == grown
     assert open_dataset(root, generation=0).manifest == old.manifest
     assert open_dataset(root).generation_with(old.manifest.fingerprint) == 0

@@ -28,7 +28,8 @@ from crisp_stream.writers.embedding.encoder_files import DEFAULT_ENCODER
 from crisp_stream.writers.engine import engine
 from crisp_stream.writers.engine.tasks import Record, Task, execute
 from crisp_stream.writers.options import WriteOptions
-from crisp_stream.writers.publishing import generations
+from crisp_stream.writers.publishing import generations, publish
+from crisp_stream.writers.publishing.claim import Hold
 from crisp_stream.writers.write import write
 from tests.support.seaweed import S3Server
 from tests.support.written_dataset import TOPICS, WordEncoder, files_below, small_options
@@ -163,7 +164,8 @@ def test_shards_keep_their_seeds_and_new_ones_have_others_than_any_sibling_s(bas
     append(options_for(texts[1:2], sibling), log=quiet)
     of_base, of_sibling = (set(open_dataset(root).shards) - set(old) for root in (base, sibling))
     assert set(open_dataset(base).shards) & set(old)
-    assert {row.path for row in of_base} & {row.path for row in of_sibling}
+    assert of_base
+    assert not {row.path for row in of_base} & {row.path for row in of_sibling}, "names say what is in a file"
     assert len({row.checksum_seed for row in (*old, *of_base, *of_sibling)}) == len([*old, *of_base, *of_sibling])
 
 
@@ -207,8 +209,11 @@ def test_duplicates_are_dropped_among_the_new_documents_only_and_listed(texts: l
     lines = Path(texts[1]).read_text().splitlines()
     twice.write_text("\n".join([lines[0], lines[1], lines[0], Path(texts[0]).read_text().splitlines()[0]]) + "\n")
     append(options_for([str(twice)], root, dedup="exact"), log=quiet)
-    append(options_for([str(twice)], root, dedup="exact"), log=quiet)
-    dropped = read_dropped((root / "provenance/dropped.g2.parquet").read_bytes())
+    (tmp_path / "copies").mkdir()
+    copy = shutil.copy(twice, tmp_path / "copies")
+    append(options_for([copy], root, dedup="exact"), log=quiet)
+    [table] = root.glob("provenance/dropped.g2.*.parquet")
+    dropped = read_dropped(table.read_bytes())
     assert [(row.file, row.row, row.detail) for row in dropped] == [
         ("twice.jsonl", 2, "row 0 of twice.jsonl"),
         ("twice.jsonl~2", 2, "row 0 of twice.jsonl~2"),
@@ -235,11 +240,9 @@ def _fail(*arguments: object, **options: object) -> None:
     raise KeyboardInterrupt
 
 
-def _move_half(staged: Path, root: Path) -> None:
-    files = [path for path in sorted(staged.rglob("*")) if path.is_file()]
-    for file in files[: len(files) // 2]:
-        (root / file.relative_to(staged)).parent.mkdir(parents=True, exist_ok=True)
-        file.rename(root / file.relative_to(staged))
+def _move_half(staged: Path, root: Path, names: list[str], hold: Hold) -> None:
+    for name in names[: len(names) // 2]:
+        publish.move(staged / name, root / name)
     raise KeyboardInterrupt
 
 
@@ -255,9 +258,9 @@ def test_an_append_killed_before_the_manifest_leaves_the_old_dataset_and_goes_on
     words.num_calls = 0
     with pytest.MonkeyPatch.context() as patch:
         if point == "move":
-            patch.setattr(generations, "move_staged_files", _move_half)
+            patch.setattr(publish, "_move_files", _move_half)
         elif point == "exchange":
-            patch.setattr(generations, "exchange_manifest", _fail)
+            patch.setattr(publish, "_exchange_manifest", _fail)
         else:
             patch.setattr(engine, "execute", _killed_in(point))
         with pytest.raises(KeyboardInterrupt):
@@ -273,17 +276,17 @@ def test_an_append_killed_before_the_manifest_leaves_the_old_dataset_and_goes_on
     assert_same_windows(open_dataset(base), whole)
     assert_whole(base)
     assert_whole(base, 0)
-    assert not (base / "append.json").exists()
+    assert not (base / "claim.json").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["root", "whole"]
 
 
-@pytest.mark.parametrize("name", ["write_indexes", "delete_older", "end"])
+@pytest.mark.parametrize("name", ["write_indexes", "delete_older", "release"])
 def test_an_append_killed_after_the_manifest_only_finishes(
     name: str, base: Path, whole: Dataset, texts: list[str], tmp_path: Path, words: WordEncoder
 ) -> None:
     options = options_for(texts[1:2], base)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generations, name, _fail)
+        patch.setattr(Hold if name == "release" else generations, name, _fail)
         with pytest.raises(KeyboardInterrupt):
             append(options, prune=True, log=quiet)
     assert open_dataset(base).manifest.generation == 1
@@ -294,7 +297,7 @@ def test_an_append_killed_after_the_manifest_only_finishes(
     assert words.num_calls == calls
     assert_same_windows(open_dataset(base), whole)
     assert_whole(base)
-    assert not (base / "append.json").exists()
+    assert not (base / "claim.json").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["root", "whole"]
 
 
@@ -316,7 +319,7 @@ def test_two_appends_at_once_do_not_mix(base: Path, texts: list[str], tmp_path: 
 
     def in_between(task: Task) -> Record:
         if task.stage == "shards":
-            with pytest.raises(InputError, match="must be grown by one append at a time"):
+            with pytest.raises(InputError, match="must be written by one request at a time"):
                 append(second, log=quiet)
             with pytest.raises(InputError, match="must be written by one process at a time"):
                 append(first, log=quiet)
@@ -331,37 +334,36 @@ def test_two_appends_at_once_do_not_mix(base: Path, texts: list[str], tmp_path: 
 
 
 def test_a_manifest_that_changed_meanwhile_is_never_replaced(base: Path, texts: list[str]) -> None:
-    original = generations.move_staged_files
+    original = publish._move_files
 
-    def other_writer(staged: Path, root: Path) -> None:
-        original(staged, root)
+    def other_writer(staged: Path, root: Path, *arguments: Any) -> None:
+        original(staged, root, *arguments)
         (root / "manifest.json").write_text("theirs")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generations, "move_staged_files", other_writer)
+        patch.setattr(publish, "_move_files", other_writer)
         with pytest.raises(InputError, match="the dataset changed meanwhile, so nothing was added to it"):
             append(options_for(texts[1:2], base), log=quiet)
     assert (base / "manifest.json").read_text() == "theirs"
-    assert not (base / "append.json").exists()
+    assert not (base / "claim.json").exists()
 
 
 def test_an_append_that_was_given_up_leaves_nothing_that_another_could_take(
     base: Path, whole: Dataset, texts: list[str], tmp_path: Path
 ) -> None:
-    given_up, other = options_for(texts[2:], base), options_for(texts[1:2], base)
-    for options, refused in ((given_up, None), (other, given_up)):
-        if refused is not None:
-            with pytest.raises(InputError, match=r"to give it up, delete .*/append\.json"):
-                append(options, log=quiet)
-            (base / "append.json").unlink()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(generations, "exchange_manifest", _fail)
-            with pytest.raises(KeyboardInterrupt):
-                append(options, log=quiet)
-    (base / "append.json").unlink()
-    append(other, log=quiet)
+    given_up = options_for(texts[2:], base)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publish, "_exchange_manifest", _fail)
+        with pytest.raises(KeyboardInterrupt):
+            append(given_up, log=quiet)
+        with pytest.raises(InputError, match=r"inputs: 1 added \(b.jsonl\), 1 gone \(c.jsonl\).* with --take-over"):
+            append(options_for(texts[1:2], base), log=quiet)
+        with pytest.raises(KeyboardInterrupt):
+            append(options_for(texts[1:2], base, take_over=True), log=quiet)
+    append(options_for(texts[1:2], base), prune=True, log=quiet)
     assert_same_windows(open_dataset(base), whole)
     assert_whole(base)
+    assert {name for name in files_below(base) if name.endswith(".mds")} == {r.path for r in open_dataset(base).shards}
 
 
 def test_pruning_leaves_just_what_the_newest_generation_uses(base: Path, whole: Dataset, texts: list[str]) -> None:
@@ -371,7 +373,9 @@ def test_pruning_leaves_just_what_the_newest_generation_uses(base: Path, whole: 
     assert_whole(base)
     names = set(files_below(base))
     assert {name for name in names if name.endswith(".mds")} == {row.path for row in grown.shards}
-    assert {name for name in names if "/" not in name} == {"manifest.json", "clusters.g1.parquet", "shards.g1.parquet"}
+    mark = grown.manifest.mark
+    tables = {f"clusters.g1.{mark}.parquet", f"shards.g1.{mark}.parquet"}
+    assert {name for name in names if "/" not in name} == {"manifest.json", *tables}
     assert not {"provenance/tables.parquet", "provenance/sources.parquet"} & names
     with pytest.raises(InputError, match=r"generation must be one that is there, got 0; the newest is 1, .* --prune"):
         open_dataset(base, generation=0)
@@ -388,7 +392,7 @@ def test_appending_is_refused_where_it_cannot_be_right(base: Path, texts: list[s
         append(options_for(texts[1:2], base, tokenizer="x"), log=quiet)
     with pytest.raises(InputError, match="the text column 'body' must exist"):
         append(options_for(texts[1:2], base, text_column="body"), log=quiet)
-    assert not (base / "append.json").exists()
+    assert not (base / "claim.json").exists()
     assert open_dataset(base).manifest.generation == 0
 
 
@@ -444,10 +448,10 @@ def test_a_dataset_on_s3_grows_as_a_local_one(
         with pytest.raises(KeyboardInterrupt):
             append(options, log=quiet)
     assert_whole(root)
-    with pytest.raises(InputError, match="must be grown by one append at a time"):
+    with pytest.raises(InputError, match="must be written by one request at a time"):
         append(options_for(texts[2:], root, **changes), log=quiet)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generations, "exchange_manifest", _fail)
+        patch.setattr(publish, "_exchange_manifest", _fail)
         with pytest.raises(KeyboardInterrupt):
             append(options, log=quiet)
     append(options, log=quiet)

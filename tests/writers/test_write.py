@@ -181,13 +181,13 @@ def test_an_output_root_that_is_taken_is_refused_before_any_work(
 def test_another_writers_manifest_is_never_replaced(
     text_file: Path, tmp_path: Path, word_encoder: WordEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = publish.move_staged
+    original = publish._move_files
 
-    def other_writer_wins(staged: Path, root: Path) -> None:
-        original(staged, root)
+    def other_writer_wins(staged: Path, root: Path, *arguments: object) -> None:
+        original(staged, root, *arguments)
         (root / "manifest.json").write_text("theirs")
 
-    monkeypatch.setattr(publish, "move_staged", other_writer_wins)
+    monkeypatch.setattr(publish, "_move_files", other_writer_wins)
     with pytest.raises(StorageError, match="already exists and is not overwritten"):
         write(small_options(text_file, tmp_path / "out"), log=quiet)
     assert (tmp_path / "out" / "manifest.json").read_text() == "theirs"
@@ -204,8 +204,8 @@ def test_a_work_folder_on_another_file_system_is_copied_over(
         return original(self, target)
 
     write(small_options(text_file, tmp_path / "whole"), log=quiet)
-    original = Path.rename
-    monkeypatch.setattr(Path, "rename", cross_device)
+    original = Path.replace
+    monkeypatch.setattr(Path, "replace", cross_device)
     write(small_options(text_file, tmp_path / "root", work=str(tmp_path / "work")), log=quiet)
     assert files_below(tmp_path / "root") == files_below(tmp_path / "whole")
     assert not (tmp_path / "work").exists()

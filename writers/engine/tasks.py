@@ -12,16 +12,18 @@ import errno
 import hashlib
 import json
 import re
+import socket
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
-from crisp_stream.errors import StorageError
+from crisp_stream.errors import InputError, StorageError
 from crisp_stream.processes import Log, Progress
+from crisp_stream.writers.engine.versions import stage_libraries
 from crisp_stream.writers.engine.workspace import Workspace
 
 Record = dict[str, Any]
@@ -58,6 +60,25 @@ class Task(ABC):
     """Number of the task within the stage."""
     inputs: tuple[str, ...]
     """Fingerprints of the tasks whose files it reads."""
+    libraries: dict[str, str] = field(init=False, repr=False, compare=False)
+    """Versions of the libraries that decide its outcome, on the machine that the command was started on."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "libraries", self._libraries_here())
+
+    def _libraries_here(self) -> dict[str, str]:
+        return stage_libraries(self.stage, light=self.kind == "light")
+
+    def require_libraries(self) -> None:
+        """Raises InputError: this machine would make other files than the one that the command was started on."""
+        here = self._libraries_here()
+        if here != self.libraries:
+            others = {name: wanted for name, wanted in self.libraries.items() if here[name] != wanted}
+            wrong = ", ".join(f"{name} {here[name]} instead of {wanted}" for name, wanted in others.items())
+            raise InputError(
+                f"{socket.gethostname()}: all machines must have the same versions of libraries for {self.stage}, but "
+                f"this one has {wrong}. Install them there."
+            )
 
     @abstractmethod
     def settings(self) -> Any:
@@ -75,7 +96,7 @@ class Task(ABC):
     @property
     def fingerprint(self) -> str:
         """16 hex digits over everything that determines the outcome."""
-        return fingerprint(self.stage, self.version, self.number, self.inputs, self.settings())
+        return fingerprint(self.stage, self.version, self.libraries, self.number, self.inputs, self.settings())
 
     @property
     def key(self) -> str:
@@ -94,6 +115,7 @@ class Task(ABC):
 
 def execute(task: Task) -> Record:
     """Run a task and publish its record. Raises StorageError where the disk is full; other errors as they are."""
+    task.require_libraries()
     try:
         record = task.make()
         task.workspace.write(task.record_name, json.dumps(record, sort_keys=True).encode())

@@ -14,10 +14,12 @@ import pyarrow.parquet as pq
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.format.manifest import DOCUMENTS, places_path
 from crisp_stream.format.mds import ShardRow
+from crisp_stream.format.tables import marked
 from crisp_stream.storage.store import open_store
 from crisp_stream.tree.tree import ClusterTree
 from crisp_stream.writers.engine.tasks import Record, Runner, Task, finished
 from crisp_stream.writers.options import WriteOptions
+from crisp_stream.writers.publishing.claim import Hold
 from crisp_stream.writers.stages.models import EmbeddedParts
 from crisp_stream.writers.stages.runs import RunTask, SortedRun, group_parts
 from crisp_stream.writers.stages.shards import ShardSettings, ShardsSummary, ShardsTask
@@ -43,15 +45,19 @@ class DocumentsTableTask(Task):
     """Names of the spans of the group's parts, in order."""
     first_file: int = 0
     """Added to the numbers of files; another than 0 where a dataset grows."""
+    mark: str = ""
+    """In the name of the table of a dataset that grows."""
+    hold: Hold | None = None
+    """Claim of a root that tables are put into as they are made."""
 
     def settings(self) -> Any:
         """Root of the table, and the numbering of files."""
-        return [self.root, self.first_file] if self.first_file else self.root
+        return [self.root, self.first_file, self.mark]
 
     @property
     def table(self) -> str:
         """Path below the root."""
-        return f"{DOCUMENTS}/{self.number:06d}.parquet"
+        return marked(f"{DOCUMENTS}/{self.number:06d}.parquet", self.mark)
 
     def make(self) -> Record:
         """Write the table, a row group per part."""
@@ -63,6 +69,8 @@ class DocumentsTableTask(Task):
                     numbered = pa.array(spans["file"].to_numpy() + np.uint32(self.first_file))
                     spans = spans.set_column(SPANS.get_field_index("file"), SPANS.field("file"), numbered)
                     writer.write_table(spans, row_group_size=1 << 20)
+        if self.hold is not None:
+            self.hold.check()
         open_store(self.root).put(self.table, sink.getvalue())
         return {"num_units": len(self.spans)}
 
@@ -122,6 +130,7 @@ def shard_tasks(
     seed: int,
     memory_bytes: int,
     grown: Dataset | None = None,
+    hold: Hold | None = None,
 ) -> list[ShardsTask]:
     """One task per level-1 cluster; with `grown`, each takes over that dataset's windows."""
     leaves_per_node = tree.arity ** (tree.depth - 1)
@@ -140,6 +149,7 @@ def shard_tasks(
             grown=grown.root if grown else None,
             grown_generation=grown.manifest.generation if grown else 0,
             sort_seed=seed,
+            hold=hold,
         )
         for node in range(tree.arity)
     ]
@@ -160,6 +170,8 @@ def document_table_tasks(
     *,
     first_group: int = 0,
     first_file: int = 0,
+    mark: str = "",
+    hold: Hold | None = None,
 ) -> list[DocumentsTableTask]:
     """One task per group of input files that gave parts; `groups` [num_parts] are those of the parts."""
     by_group: dict[int, list[int]] = {}
@@ -172,6 +184,8 @@ def document_table_tasks(
             inputs=tuple(embedded.windows[at].fingerprint for at in members),
             root=root,
             first_file=first_file,
+            mark=mark,
+            hold=hold,
             spans=tuple(embedded.windows[at].file("spans.arrow") for at in members),
         )
         for group, members in by_group.items()
@@ -183,10 +197,8 @@ def forget_lost(
     shards: Sequence[ShardsTask],
     tables: Sequence[DocumentsTableTask],
     roots: Sequence[str],
-    made: str | None = None,
 ) -> None:
-    """Let tasks run again whose files are in none of the roots (staged, published) any more; then the manifest `made`
-    of them is forgotten, too."""
+    """Let tasks run again whose files are in none of the roots (staged, published) any more."""
     done = finished(runner.workspace, shards)
     tables_done = finished(runner.workspace, tables)
     if not done and not tables_done:
@@ -201,8 +213,6 @@ def forget_lost(
             lost.append(task)
     for task in lost:
         runner.workspace.store.delete(task.record_name)
-    if lost and made is not None and runner.workspace.read_if_there(made) is not None:
-        runner.workspace.store.delete(made)
 
 
 def check_windows(shards: ShardsSummary, parts: Sequence[Part], *, more: int = 0) -> None:

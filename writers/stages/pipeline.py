@@ -19,6 +19,8 @@ from crisp_stream.writers.embedding.given_models import Models
 from crisp_stream.writers.embedding.lsi import LSI_NAME
 from crisp_stream.writers.engine.tasks import Runner
 from crisp_stream.writers.options import WriteOptions
+from crisp_stream.writers.publishing.claim import Hold
+from crisp_stream.writers.publishing.request import Request
 from crisp_stream.writers.stages.dataset import (
     DocumentsTableTask,
     Sorted,
@@ -104,7 +106,7 @@ class Growth:
             first_parts=[table.first_part for table in tables],
             sources=source_names(dataset),
             next_part=max(last + 1, int(dataset.manifest.provenance.get("parts") or 0)),
-            next_group=max((int(Path(table.path).stem) for table in tables), default=-1) + 1,
+            next_group=max((int(Path(table.path).name.partition(".")[0]) for table in tables), default=-1) + 1,
         )
 
 
@@ -122,6 +124,8 @@ class Assembly:
     """First part of each table."""
     sort_memory_bytes: int
     """Bytes of tokens, or of embeddings, that a process sorts at once."""
+    mark: str
+    """In the names of new files, where a dataset grows; else empty."""
 
     def make(self, runner: Runner) -> ShardsSummary:
         """Write shards and tables below the root. Raises PlanEnds without an engine, at tasks that are not done."""
@@ -131,11 +135,19 @@ class Assembly:
 
 
 def assemble_in_stages(
-    runner: Runner, options: WriteOptions, corpus: Corpus, root: str, growth: Growth | None = None
+    runner: Runner,
+    options: WriteOptions,
+    corpus: Corpus,
+    root: str,
+    growth: Growth | None = None,
+    *,
+    request: Request | None = None,
+    hold: Hold | None = None,
 ) -> Assembly:
     """Make the tree, or bring the one that exists, and sort all windows into runs by it.
 
-    Shards and tables of documents will be put in `root`, together with the windows of the dataset of `growth`.
+    Shards and tables of documents will be put in `root`, together with the windows of the dataset of `growth`; then
+    `request` gives the mark of their names. `hold` is the claim of a root that they are put into as they are made.
     """
     given, embedded = corpus.given, corpus.embedded
     if given is not None:
@@ -143,13 +155,16 @@ def assemble_in_stages(
     fitted = given.tree if given is not None else tree_in_stages(runner, options, embedded.parts)
     ordered = sort_in_stages(runner, options, embedded, fitted, work_bytes=corpus.work_bytes)
     tree = tree_of(runner.workspace, fitted.key)
+    identity = identity_of(ordered.records, growth.dataset.manifest.fingerprint if growth else None)
+    mark = "" if growth is None or request is None else request.mark(identity)
     settings = ShardSettings(
         root=root,
         window_tokens=embedded.window_tokens,
         token_dtype=embedded.summary.token_dtype,
         shard_bytes=options.shard_bytes,
         leaves_per_shard_node=tree.arity ** (tree.depth - options.shard_level),
-        identity=identity_of(ordered.records, growth.dataset.manifest.fingerprint if growth else None),
+        identity=identity,
+        mark=mark,
     )
     sort_memory_bytes = sort_memory(options.sort_memory_bytes, corpus.work_bytes)
     shards = shard_tasks(
@@ -160,12 +175,15 @@ def assemble_in_stages(
         seed=options.seed,
         memory_bytes=sort_memory_bytes,
         grown=growth.dataset if growth else None,
+        hold=hold,
     )
     first_group, first_part, first_file = 0, 0, 0
     if growth is not None:
         first_group, first_part, first_file = growth.next_group, growth.next_part, len(growth.sources)
     groups = [batch.group for batch in corpus.read.batches]
-    tables = document_table_tasks(runner, embedded, groups, root, first_group=first_group, first_file=first_file)
+    tables = document_table_tasks(
+        runner, embedded, groups, root, first_group=first_group, first_file=first_file, mark=mark, hold=hold
+    )
     return Assembly(
         corpus=corpus,
         tree=tree,
@@ -174,4 +192,5 @@ def assemble_in_stages(
         tables=tables,
         first_parts=[first_part + groups.index(table.number - first_group) for table in tables],
         sort_memory_bytes=sort_memory_bytes,
+        mark=mark,
     )

@@ -19,6 +19,7 @@ from crisp_stream.writers.embedding.given_models import Models
 from crisp_stream.writers.embedding.lsi import LSI_FILES
 from crisp_stream.writers.engine.tasks import Runner
 from crisp_stream.writers.options import WriteOptions
+from crisp_stream.writers.publishing.request import listed_as
 from crisp_stream.writers.stages.dataset import check_windows, tree_provenance
 from crisp_stream.writers.stages.documents import ReadDocuments
 from crisp_stream.writers.stages.models import EmbeddedParts
@@ -29,14 +30,18 @@ from crisp_stream.writers.stages.windows import TOKENIZER_NAMES, tokenizer_of
 
 def write_small_files(
     runner: Runner, options: WriteOptions, root: str, assembly: Assembly, shards: ShardsSummary, models: Models | None
-) -> Manifest:
-    """Write everything but shards and documents' tables to a root, and make the manifest, which is not written."""
+) -> tuple[Manifest, set[str]]:
+    """Write everything but shards and documents' tables to a root, and make the manifest, which is not written.
+
+    Returns:
+        The manifest, and the paths of all files of the dataset.
+    """
     corpus, tree, workspace = assembly.corpus, assembly.tree, runner.workspace
     embedded = corpus.embedded
     summary = embedded.summary
     check_windows(shards, embedded.parts)
     tables = [task.table for task in assembly.tables]
-    sources = [file.name for file in corpus.read.files]
+    sources = sources_table([(file.name, listed_as(file)) for file in corpus.read.files])
     index = index_bytes(
         shards.rows, below="shards", window_tokens=embedded.window_tokens, token_dtype=summary.token_dtype
     )
@@ -54,15 +59,10 @@ def write_small_files(
     store = open_store(root)
     for name, content in files.items():
         store.put(name, content)
-    if store.is_local:
-        expected = {*files, *tables}
-        for row in shards.rows:
-            expected |= {row.path, places_path(row.path), f"{row.path.rpartition('/')[0]}/index.json"}
-        for name, _ in store.list():  # an earlier run with other options may have left more
-            if name not in expected:
-                store.delete(name)
+    names = {*files, *tables, *shard_names(shards)}
+    names |= {f"{row.path.rpartition('/')[0]}/index.json" for row in shards.rows}
     levels = tree_provenance(tree, shards, assembly.ordered.quality_sums)
-    return Manifest(
+    manifest = Manifest(
         window_tokens=embedded.window_tokens,
         token_dtype=summary.token_dtype,
         packing=embedded.tokenizer.packing,
@@ -75,22 +75,38 @@ def write_small_files(
         provenance=provenance_record(options, corpus, levels, models),
         **shard_facts(shards),
     )
+    return manifest, names
+
+
+def shard_names(shards: ShardsSummary) -> set[str]:
+    """Paths of shards and their places."""
+    return {name for row in shards.rows for name in (row.path, places_path(row.path))}
+
+
+def sources_table(sources: Sequence[tuple[str, int | None]]) -> pa.Table:
+    """The table of input files, numbered in the order of `sources`: name, and `listed_as` where it is known."""
+    return pa.table(
+        {
+            "file": pa.array(range(len(sources)), pa.uint32()),
+            "name": pa.array([name for name, _ in sources], pa.string()),
+            "listed": pa.array([listed for _, listed in sources], pa.uint64()),
+        }
+    )
 
 
 def table_files(
     shards: ShardsSummary,
-    sources: Sequence[str],
+    sources: pa.Table,
     tables: Sequence[str],
     first_parts: Sequence[int],
     dropped: Sequence[Dropped],
 ) -> dict[str, bytes]:
-    """Content of a dataset's tables, by path; input files are numbered in the order of `sources`."""
-    numbered = {"file": pa.array(range(len(sources)), pa.uint32()), "name": list(sources)}
+    """Content of a dataset's tables, by path."""
     documents = {"table": list(tables), "first_part": pa.array(first_parts, pa.uint32())}
     files = {
         CLUSTERS: clusters_parquet(shards.leaves, shards.windows_per_leaf),
         SHARDS: ShardTable.of(shards.rows).to_parquet(),
-        SOURCES: parquet_bytes(pa.table(numbered), write_page_checksum=True),
+        SOURCES: parquet_bytes(sources, write_page_checksum=True),
         TABLES: parquet_bytes(pa.table(documents), write_page_checksum=True),
     }
     return {**files, DROPPED: dropped_parquet(dropped)} if dropped else files

@@ -37,9 +37,11 @@ from crisp_stream.format.mds import (
     write_shard,
 )
 from crisp_stream.format.provenance import read_places
+from crisp_stream.format.tables import marked
 from crisp_stream.storage.store import is_remote, local_path, open_store
 from crisp_stream.writers.engine.tasks import Record, Task
 from crisp_stream.writers.engine.workspace import RowsOnDisk, StoredArray, scratch_folder
+from crisp_stream.writers.publishing.claim import Hold
 from crisp_stream.writers.stages.runs import SortedRun, key_ranges
 
 UPLOADS_AHEAD = 3
@@ -74,6 +76,8 @@ class ShardSettings:
     """Leaf ids below a node whose border no shard crosses."""
     identity: int
     """64 bits that follow from all windows of the write (`identity_of`)."""
+    mark: str = ""
+    """In the names of the shards of a dataset that grows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +96,8 @@ class ShardsTask(Task):
     grown_generation: int = 0
     """Generation of that dataset."""
     sort_seed: int = 0
+    hold: Hold | None = None
+    """Claim of a root that shards are put into as they are made."""
 
     def settings(self) -> Any:
         """Values that determine the shards beside the runs; memory does not."""
@@ -110,9 +116,7 @@ class ShardsTask(Task):
         with ExitStack() as stack:
             slices = stack.enter_context(self._slices(grown))
             first_shard = None if grown is None else self._first_shard(grown)
-            sink = stack.enter_context(
-                ShardSink(settings.root, self.number, identity=settings.identity, first_shard=first_shard)
-            )
+            sink = stack.enter_context(ShardSink(settings, self.number, first_shard=first_shard, hold=self.hold))
             pending = _Samples.none(settings)
             first_key, end_key = self.first_leaf << HASH_BITS, self.end_leaf << HASH_BITS
             for bounds in key_ranges([one.keys for one in slices], first_key, end_key, windows_per_range):
@@ -187,7 +191,7 @@ class ShardsTask(Task):
     def _first_shard(self, grown: Dataset) -> int:
         """Shards of a generation never take the name of one of an older generation."""
         paths = [row.path for row in grown.shards if self._node_of(row) == self.number]
-        return max((int(path.removesuffix(".mds").rpartition(".")[2]) for path in paths), default=-1) + 1
+        return max((int(path.rpartition("/")[2].split(".")[1]) for path in paths), default=-1) + 1
 
     def _unchanged(self, grown: Dataset) -> Record:
         in_node = (grown.leaves >= self.first_leaf) & (grown.leaves < self.end_leaf)
@@ -241,16 +245,18 @@ class _Samples:
 class ShardSink:
     """Writes the shards of a node below a root, in the background where that is an object store."""
 
-    def __init__(self, root: str, node: int, *, identity: int, first_shard: int | None = None) -> None:
+    def __init__(
+        self, settings: ShardSettings, node: int, *, first_shard: int | None = None, hold: Hold | None = None
+    ) -> None:
         """Where a dataset grows, `first_shard` is the number of the first one: other shards of the folder stay, and its
-        index is left to whoever publishes. `identity` is that of the write.
+        index is left to whoever publishes. `hold` is looked at before every file.
         """
-        self._identity = identity
-        self._root, self._below, self._next = root, directory_name(node), first_shard or 0
+        self._settings, self._hold = settings, hold
+        self._root, self._below, self._next = settings.root, directory_name(node), first_shard or 0
         self._is_alone = first_shard is None
         self._rows: list[ShardRow] = []
         self._uploads: list[Future[None]] = []
-        self._remote = is_remote(root)
+        self._remote = is_remote(self._root)
 
     def __enter__(self) -> ShardSink:
         self._stack = ExitStack()
@@ -269,9 +275,9 @@ class ShardSink:
 
     def add(self, samples: NDArray[Any], places: NDArray[np.uint32]) -> None:
         """Write the next shard; waits while as many as `UPLOADS_AHEAD` are on their way."""
-        path = self._folder / self._below / f"shard.{self._next:05d}.mds"
+        path = self._folder / self._below / marked(f"shard.{self._next:05d}.mds", self._settings.mark)
         path.parent.mkdir(parents=True, exist_ok=True)
-        row = write_shard(path, samples, root=self._folder, identity=self._identity)
+        row = write_shard(path, samples, root=self._folder, identity=self._settings.identity)
         self._next += 1
         self._rows.append(row)
         places_file = self._folder / places_path(row.path)
@@ -285,6 +291,8 @@ class ShardSink:
 
     def _upload(self, *files: Path) -> None:
         for file in files:
+            if self._hold is not None:
+                self._hold.check()
             self._store.put_file(file.relative_to(self._folder).as_posix(), file)
             file.unlink()
 

@@ -13,11 +13,11 @@ import pytest
 
 from crisp_stream import Histogram, Mixture, MixtureDataset, Phase
 from crisp_stream.config.load import load_recipe
-from crisp_stream.errors import InputError, ResumeError
+from crisp_stream.errors import InputError, MissingObjectError, ResumeError
 from crisp_stream.format.dataset import open_dataset
 from crisp_stream.format.provenance import document_spans
 from crisp_stream.inspection.summary import describe_dataset
-from crisp_stream.loading.reader import read_windows
+from crisp_stream.loading.reader import WindowReader, read_windows
 from crisp_stream.writers.publishing.generations import delete_older
 from tests.support.words import append_words, write_texts, write_words
 
@@ -96,6 +96,39 @@ def test_a_run_goes_on_with_its_generation_bit_for_bit_and_is_refused_by_another
     ahead = grown.state_dict(num_samples=0)
     with pytest.raises(ResumeError, match="trained on generation 1"):
         again.load_state_dict(ahead)
+
+
+def test_a_reader_of_a_pruned_generation_says_so(base: Path, texts: list[str]) -> None:
+    old = open_dataset(base)
+    with WindowReader(old) as reader:
+        append_words(texts[1:2], base)
+        delete_older(open_dataset(base))
+        with pytest.raises(MissingObjectError, match=r"generation 0, which is being read, was deleted: .* --prune"):
+            reader.read(np.arange(old.manifest.num_windows))
+
+
+def test_continuing_from_a_checkpoint_of_an_older_generation_names_it(
+    base: Path, texts: list[str], tmp_path: Path
+) -> None:
+    from crisp_stream.training.start import RunStart, phases_before
+
+    state = MixtureDataset(base, _mixture(base), batch_size=10).state_dict(num_samples=0)
+    grown = append_words(texts[1:2], base)
+    recipe = {
+        "run_name": "small",
+        "max_duration": "4ba",
+        "global_train_batch_size": 8,
+        "data": {"remote": str(base)},
+        "mixture": {"phases": [{"histogram": "checkpoint"}, {"histogram": "base"}]},
+        "model": {"n_embd": 32, "n_layer": 1, "n_head": 2},
+        "optimizer": {"lr": 0.01},
+        "load_path": "ep0-ba1-rank0.pt",
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(recipe))
+    checkpoint = {"state": {"dataset_state": {"train": state}}}
+    with pytest.raises(ResumeError, match=r"trained on generation 0 .* data\.generation=0"):
+        phases_before(load_recipe(path, []), checkpoint, grown, RunStart())
 
 
 def test_after_pruning_a_resume_of_the_old_generation_is_refused_as_of_another_dataset(

@@ -114,7 +114,7 @@ def test_a_killed_write_goes_on_with_the_embeddings_that_are_missing(
     options = small_options(text_file, tmp_path / "out", embeddings=str(tmp_path / "kept"), run_bytes=20_000)
     with monkeypatch.context() as patch:
         if killed == "publishing":
-            patch.setattr(publish, "move_staged", _die)
+            patch.setattr(publish, "_move_files", _die)
         elif killed == "tidying":
             patch.setattr("crisp_stream.writers.publishing.work._delete_folder", _die)
         else:

@@ -1,0 +1,63 @@
+"""The libraries whose versions decide bytes, by stage: the one list of them.
+
+Their versions are part of the fingerprint of every task, so that a write which goes on after an upgrade makes anew
+what could come out differently, and of the request, so that outputs of two versions never stand in one dataset. A
+library that only moves bytes (obstore, ray) is not in the list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from functools import lru_cache
+from importlib import metadata
+
+_ENCODER = ("sentence-transformers", "transformers", "torch", "tokenizers")
+_LSI = ("numpy", "scikit-learn", "scipy")
+_TREE = ("faiss", "numpy", "scikit-learn")
+LIBRARIES_OF_STAGE: dict[str, tuple[str, ...]] = {
+    "documents": ("pyarrow",),
+    "duplicates": ("datasketch", "numpy", "scipy"),
+    "tokenizer": ("tiktoken", "tokenizers"),
+    "windows": ("tiktoken", "tokenizers"),
+    "lsi": _LSI,
+    "embeddings": _ENCODER,
+    "tree-sample": ("numpy",),
+    "tree-root": _TREE,
+    "tree-branches": _TREE,
+    "tree": ("numpy",),
+    "runs": ("numpy",),
+    "provenance": ("pyarrow",),
+}
+"""Stages that are not named need no more than the files that they read."""
+_DISTRIBUTIONS = {"faiss": ("faiss-gpu", "faiss-cpu")}
+"""Packages that bring a library of another name."""
+
+
+def stage_libraries(stage: str, *, light: bool) -> dict[str, str]:
+    """Versions of the libraries that decide the outcome of a stage; the light way of embedding is an LSI's."""
+    return _versions(_LSI if stage == "embeddings" and light else LIBRARIES_OF_STAGE.get(stage, ()))
+
+
+def request_libraries(*, lsi: bool, without: Collection[str] = ()) -> dict[str, str]:
+    """Versions of the libraries that decide the bytes of a whole write, but for stages that it does not have."""
+    stages = [stage for stage in LIBRARIES_OF_STAGE if stage not in without and not (stage == "lsi" and not lsi)]
+    return _merged(stage_libraries(stage, light=lsi) for stage in stages)
+
+
+def _merged(parts: Iterable[dict[str, str]]) -> dict[str, str]:
+    return dict(sorted({name: version for part in parts for name, version in part.items()}.items()))
+
+
+@lru_cache
+def _versions(names: tuple[str, ...]) -> dict[str, str]:
+    return {name: _version(name) for name in names}
+
+
+@lru_cache
+def _version(name: str) -> str:
+    for distribution in _DISTRIBUTIONS.get(name, (name,)):
+        try:
+            return metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    return "none"
