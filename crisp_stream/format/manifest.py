@@ -67,15 +67,17 @@ class EncoderRecord:
     name: str
     """Hub name or base name of the folder."""
     weights_sha256: str
-    """sha256 of the weights file."""
+    """sha256 over everything that decides the vectors: see FORMAT.md, "Encoders"."""
     max_length: int
-    """Word pieces read from the start of a window; the rest of it is not seen."""
+    """Word pieces read from the start of a window; the rest of it is not seen. 0: no limit."""
     pooling: str
     """Way in which token vectors become one vector, such as mean."""
     dim: int
     """Width of an embedding."""
     reads: Reads = "first"
     """first: max_length word pieces. all: the mean over the whole window, read in stretches of max_length."""
+    prompt: str = ""
+    """Stood before the text of every window."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +137,8 @@ class Manifest:
         record = dataclasses.asdict(self)
         if self.encoder.reads == "first":  # optional keys are written only where they say something
             del record["encoder"]["reads"]
+        if not self.encoder.prompt:
+            del record["encoder"]["prompt"]
         if self.generation == 0:
             del record["generation"]
         return record

@@ -83,6 +83,11 @@ class LocalEngine:
             return gpus * ENCODERS_PER_GPU
         return self._processes if self.limit is None else min(self._processes, self.limit.processes(kind))
 
+    @property
+    def keeps_encoders_out(self) -> bool:
+        """True where this process shall load no encoder: others will, or its memory is counted without one."""
+        return self.limit is not None or self.workers("encoder") > 1
+
     def work_bytes(self) -> int | None:
         """Data that one light process may hold; None where memory is not limited."""
         return None if self.limit is None else self.limit.work_bytes(self.workers("light"))
