@@ -10,6 +10,7 @@ windows into existing shards in place was rejected: runs that read them would se
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -18,6 +19,7 @@ from typing import Any
 
 from crisp_stream.errors import InputError, require_extra
 from crisp_stream.format.dataset import Dataset, open_dataset
+from crisp_stream.format.listed_files import FILES, digests_of, files_parquet, shared_digests
 from crisp_stream.format.manifest import DROPPED, MANIFEST, Manifest
 from crisp_stream.format.provenance import has_provenance
 from crisp_stream.format.tables import generation_path
@@ -35,7 +37,7 @@ from crisp_stream.writers.publishing import generations
 from crisp_stream.writers.publishing.generations import Append
 from crisp_stream.writers.publishing.work import work_folder
 from crisp_stream.writers.report import AppendReport
-from crisp_stream.writers.stages.dataset import check_windows, forget_lost, tree_provenance
+from crisp_stream.writers.stages.dataset import check_windows, forget_lost, table_digests, tree_provenance
 from crisp_stream.writers.stages.documents import ReadDocuments
 from crisp_stream.writers.stages.pipeline import Assembly, Corpus, Growth, assemble_in_stages, embed_in_stages
 from crisp_stream.writers.stages.provenance import list_dropped, provenance_record, shard_facts, table_files
@@ -193,9 +195,20 @@ class _Grown:
             generations.move_staged_files(Path(staged), local_path(dataset.root))
         provenance = self._provenance(corpus, shards, tree_provenance(assembly.tree, shards, None))
         generation = self._claim.generation
-        manifest = replace(dataset.manifest, generation=generation, provenance=provenance, **shard_facts(shards))
         tables = self._tables(shards, corpus, assembly)
-        return manifest, {generation_path(name, generation): content for name, content in tables.items()}
+        files = {generation_path(name, generation): content for name, content in tables.items()}
+        listed = files_parquet(
+            {**shared_digests(dataset), **digests_of(files), **table_digests(runner, assembly.tables)}
+        )
+        files[generation_path(FILES, generation)] = listed
+        manifest = replace(
+            dataset.manifest,
+            generation=generation,
+            files_sha256=hashlib.sha256(listed).hexdigest(),
+            provenance=provenance,
+            **shard_facts(shards),
+        )
+        return manifest, files
 
     def _provenance(self, corpus: Corpus, shards: ShardsSummary, levels: list[dict[str, Any]]) -> dict[str, Any]:
         """Provenance of the new generation: sums over all generations, and an account of what was added now."""

@@ -32,6 +32,8 @@ _BUILDER = Builder(
     place=MANIFEST,
     remedy="The file is damaged; write the dataset again.",
 )
+_CHECKSUM = "checksum"
+_DIGEST = "must be a sha256 hex digest"
 Packing = Literal["joined", "document"]
 Reads = Literal["first", "all"]
 
@@ -114,6 +116,9 @@ class Manifest:
     encoder: EncoderRecord
     generation: int = 0
     """Number of times the dataset has grown. Each generation has its tables, see `generation_path`."""
+    files_sha256: str = ""
+    """sha256 of provenance/files.parquet, which lists every small file; empty where there is none. Not part of the
+    fingerprint."""
     provenance: dict[str, Any] = field(default_factory=dict, metadata={"required": True})
     """Sources of the windows and what was dropped; not part of the fingerprint."""
 
@@ -122,10 +127,11 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of everything but the provenance: two datasets that share it hold the same windows in the same
-        order."""
+        """sha256 of everything but the provenance and the list of files: two datasets that share it hold the same
+        windows in the same order."""
         identity = self._as_json()
         del identity["provenance"]
+        identity.pop("files_sha256", None)
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -141,18 +147,24 @@ class Manifest:
             del record["encoder"]["prompt"]
         if self.generation == 0:
             del record["generation"]
+        if not self.files_sha256:
+            del record["files_sha256"]
         return record
 
     def to_json(self) -> bytes:
-        """The bytes of manifest.json."""
-        return (json.dumps(self._as_json(), indent=2, sort_keys=True) + "\n").encode()
+        """The bytes of manifest.json. Where files are listed, it has a checksum of itself, too."""
+        record = self._as_json()
+        if self.files_sha256:
+            record[_CHECKSUM] = _checksum(record)
+        return (json.dumps(record, indent=2, sort_keys=True) + "\n").encode()
 
     @classmethod
     def from_json(cls, content: bytes) -> Manifest:
         """Parse and validate manifest.json.
 
         Raises:
-            FormatError: not JSON, another version, keys missing or unknown, values of the wrong type or range.
+            FormatError: not JSON, another version, keys missing or unknown, values of the wrong type or range, or not
+            what its checksum says.
         """
         try:
             record = json.loads(content)
@@ -173,7 +185,15 @@ class Manifest:
                 f"{MANIFEST}: format_version {version} is of an early version of crisp-stream, whose checksums do not "
                 "tell where a window belongs: write the dataset again."
             )
+        checksum = record.pop(_CHECKSUM, None)
+        if checksum is not None and checksum != _checksum(record):
+            raise FormatError(f"{MANIFEST}: does not match its checksum: it was changed or damaged. Restore the file.")
         return _BUILDER.build(cls, record)
+
+
+def _checksum(record: dict[str, Any]) -> str:
+    """sha256 of a manifest without its checksum."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _check_manifest(manifest: Manifest) -> None:
@@ -194,7 +214,8 @@ def _check_manifest(manifest: Manifest) -> None:
     )
     require(0 <= manifest.generation <= MAX_GENERATION, "generation", f"must be 0 to {MAX_GENERATION:,}")
     for key in ("clusters_fingerprint", "shards_fingerprint", "tree_fingerprint"):
-        require(_SHA256.fullmatch(getattr(manifest, key)) is not None, key, "must be a sha256 hex digest")
+        require(_SHA256.fullmatch(getattr(manifest, key)) is not None, key, _DIGEST)
+    require(not manifest.files_sha256 or _SHA256.fullmatch(manifest.files_sha256) is not None, "files_sha256", _DIGEST)
     vocab_size, eot_id = manifest.tokenizer.vocab_size, manifest.tokenizer.eot_id
     if not 0 <= eot_id < vocab_size:
         raise FormatError(f"{MANIFEST}: tokenizer.eot_id must be below vocab_size {vocab_size}, got {eot_id}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ class DocumentsTableTask(Task):
     """Write which documents are in the parts of a group; `number` is the group's."""
 
     stage: ClassVar[str] = "provenance"
+    version: ClassVar[int] = 2
 
     root: str
     """Dataset root, or a folder in which it is staged."""
@@ -63,8 +65,9 @@ class DocumentsTableTask(Task):
                     numbered = pa.array(spans["file"].to_numpy() + np.uint32(self.first_file))
                     spans = spans.set_column(SPANS.get_field_index("file"), SPANS.field("file"), numbered)
                     writer.write_table(spans, row_group_size=1 << 20)
-        open_store(self.root).put(self.table, sink.getvalue())
-        return {"num_units": len(self.spans)}
+        content = sink.getvalue()
+        open_store(self.root).put(self.table, content)
+        return {"num_units": len(self.spans), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +179,12 @@ def document_table_tasks(
         )
         for group, members in by_group.items()
     ]
+
+
+def table_digests(runner: Runner, tables: Sequence[DocumentsTableTask]) -> dict[str, str]:
+    """The sha256 of tables of documents that are made, by path."""
+    records = finished(runner.workspace, tables)
+    return {task.table: records[task.number]["sha256"] for task in tables}
 
 
 def forget_lost(

@@ -21,6 +21,7 @@ from crisp_stream.writers.cleaning.dropped import Dropped, dropped_parquet, read
 from crisp_stream.writers.cleaning.evaluation_texts import read_evaluation_texts
 from crisp_stream.writers.cleaning.words import hash_words, ngram_hashes
 from crisp_stream.writers.options import WriteOptions
+from crisp_stream.writers.stages.batches import CONTAMINATED
 from crisp_stream.writers.write import write
 from tests.support.written_dataset import WordEncoder, small_options
 
@@ -322,7 +323,7 @@ def test_a_write_takes_ngrams_of_five_words(text_file: Path, tmp_path: Path, wor
     (tmp_path / "exam.jsonl").write_text(json.dumps({"text": phrase}) + "\n")
     exam = [str(tmp_path / "exam.jsonl")]
     report = write(small_options(text_file, tmp_path / "out", decontaminate=exam, ngram=5), log=lambda line: None)
-    assert report.dropped_documents["contaminated"] >= 1
+    assert report.dropped_documents[CONTAMINATED] >= 1
 
 
 def test_characters_that_are_not_seen_hide_no_evaluation_text() -> None:
