@@ -11,18 +11,20 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.forkserver
 import os
 import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from types import FrameType
 from typing import Any, TypeVar
 
-from crisp_stream.errors import CrispError, InputError
+from crisp_stream.errors import CrispError, InputError, RunInterruptedError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -35,6 +37,7 @@ START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 
 _preloaded: set[str] = set()
 _worker_index = 0
+_open_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 
 def preload(*modules: str) -> None:
@@ -55,6 +58,7 @@ def _start_worker(counter: Any, environment: dict[str, str], start: Callable[[],
     os.environ.update(environment)
     if start is not None:
         start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to the whole group
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with counter.get_lock():
@@ -95,11 +99,15 @@ class Pool:
         """Processes are started with the first task; each calls `start` first. Those of a `bare` pool are spawned: with
         nothing imported, so that libraries read the environment that `start` makes."""
         self._processes = processes
-        context = multiprocessing.get_context("spawn" if bare else START_METHOD)
+        method = "spawn" if bare else START_METHOD
+        context = multiprocessing.get_context(method)
+        if method == "forkserver":
+            _start_server()
         begun_with = (context.Value("i", 0), dict(os.environ), start)
         self._executor = ProcessPoolExecutor(
             processes, mp_context=context, initializer=_start_worker, initargs=begun_with
         )
+        _open_pools.add(self)
 
     def map_unordered(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
         """Results of `function` over `tasks`, as they come; tasks are taken from the iterable only as workers keep up.
@@ -132,8 +140,59 @@ class Pool:
         return self._executor.submit(function, *arguments)
 
     def close(self) -> None:
-        """End the workers; tasks that wait are forgotten, those that run are finished first."""
+        """End the workers; tasks that wait are forgotten. Those that run are finished first, unless by an interrupt."""
+        if isinstance(sys.exc_info()[1], KeyboardInterrupt):
+            self.kill()
         self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def kill(self) -> None:
+        """End the workers at once, whatever they do."""
+        for process in list((self._executor._processes or {}).values()):
+            process.kill()
+
+
+def _start_server() -> None:
+    """Start the server that workers are forked from deaf to Ctrl-C, as its workers then are from their first moment.
+
+    Otherwise those that are just starting would print tracebacks.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def stopped_in_order(remedy: str) -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C end what runs below `with`, and all workers, with one message, which ends with `remedy`.
+
+    Workers are killed: for work that loses nothing that is done.
+
+    Raises:
+        RunInterruptedError: a signal came.
+    """
+    received: list[signal.Signals] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(signal.Signals(number))
+        for pool in list(_open_pools):
+            pool.kill()
+        raise KeyboardInterrupt
+
+    here = threading.current_thread() is threading.main_thread()
+    before = {one: signal.signal(one, receive) for one in (signal.SIGTERM, signal.SIGINT) if here}
+    try:
+        yield
+    except KeyboardInterrupt:
+        first = received[0] if received else signal.SIGINT
+        name = "Ctrl-C" if first is signal.SIGINT else first.name
+        raise RunInterruptedError(f"by {name}. {remedy}", signal_name=first.name) from None
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 class StopSignals:

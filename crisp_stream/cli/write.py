@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from crisp_stream.cli.verbs import add_inputs, add_verb, print_line
+from crisp_stream.cli.verbs import GO_ON, add_inputs, add_verb, print_line
 from crisp_stream.errors import InputError
 from crisp_stream.writers.flags import add_flag_groups, add_flags, names_in, values_of
 from crisp_stream.writers.options import WORK, WriteOptions
@@ -41,12 +41,14 @@ def _options(arguments: argparse.Namespace, out: str, names: list[str]) -> Write
 
 
 def _write(arguments: argparse.Namespace) -> None:
+    from crisp_stream.processes import stopped_in_order
     from crisp_stream.writers.write import plan, write
 
     options = _options(arguments, arguments.out, [*_DATASET, *names_in(_OF_WRITE)])
     if arguments.plan:
         print(plan(options))
-    else:
+        return
+    with stopped_in_order(GO_ON):
         write(options, log=print_line)
 
 
@@ -65,10 +67,12 @@ def _add_append(verbs: Any) -> None:
 
 
 def _append(arguments: argparse.Namespace) -> None:
+    from crisp_stream.processes import stopped_in_order
     from crisp_stream.writers.append import append
 
     options = _options(arguments, arguments.root, ["encoder", "shard_bytes", *names_in(_OF_APPEND)])
-    append(options, prune=arguments.prune, log=print_line)
+    with stopped_in_order(GO_ON):
+        append(options, prune=arguments.prune, log=print_line)
 
 
 def _add_tree(verbs: Any) -> None:
@@ -100,9 +104,11 @@ def _tree_help(arguments: argparse.Namespace) -> None:
 
 
 def _tree_fit(arguments: argparse.Namespace) -> None:
+    from crisp_stream.processes import stopped_in_order
     from crisp_stream.writers.tree_command import fit
 
-    fit(_options(arguments, arguments.out, names_in(_OF_FIT)), log=print_line)
+    with stopped_in_order(GO_ON):
+        fit(_options(arguments, arguments.out, names_in(_OF_FIT)), log=print_line)
 
 
 def _tree_inspect(arguments: argparse.Namespace) -> None:
