@@ -47,6 +47,7 @@ class WindowEmbeddingsTask(Task):
     """Embed TASK_WINDOWS consecutive windows of a dataset, from `number` x TASK_WINDOWS on."""
 
     stage: ClassVar[str] = "window-embeddings"
+    title: ClassVar[str] = "embedding windows"
 
     root: str
     generation: int
@@ -133,7 +134,8 @@ def embed_windows(
         preload("sentence_transformers")
     running = open_engine(engine, processes=processes, memory_bytes=None, address=address)
     try:
-        Runner(running, tasks[0].workspace, log=log).run(tasks, unit="windows")
+        windows = [min(TASK_WINDOWS, manifest.num_windows - task.number * TASK_WINDOWS) for task in tasks]
+        Runner(running, tasks[0].workspace, log=log).run(tasks, unit="windows", num_units=windows)
     finally:
         running.close()
     complete(folder, manifest)

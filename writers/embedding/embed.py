@@ -29,6 +29,7 @@ from crisp_stream.errors import InputError, import_extra
 from crisp_stream.format.manifest import EncoderRecord, Reads
 from crisp_stream.hashing import file_sha256
 from crisp_stream.models.progress_bars import without_progress_bars
+from crisp_stream.processes import report_units
 from crisp_stream.writers.embedding.encoder_digest import (
     encoder_digest,
     first_module_file,
@@ -255,6 +256,7 @@ class Encoder:
         names = model.tokenizer.model_input_names
         outputs: list[torch.Tensor] = []
         rows: list[NDArray[np.int64]] = []
+        sequences_done = texts_done = 0
         with torch.inference_mode(), _one_torch_thread() if device.type == "cpu" else contextlib.nullcontext():
             for batch in self.batches(pieces):
                 ids = _to_device(batch.ids, device).long()
@@ -269,6 +271,10 @@ class Encoder:
                     features = module(features)
                 outputs.append(features["sentence_embedding"].float())
                 rows.append(batch.rows)
+                sequences_done += len(batch.rows)
+                done = sequences_done * len(pieces) // len(pieces.lengths)
+                report_units(done - texts_done)
+                texts_done = done
             by_batch = torch.cat(outputs).cpu().numpy()
         vectors = np.empty_like(by_batch)
         vectors[np.concatenate(rows)] = by_batch

@@ -37,6 +37,7 @@ class DocumentsTableTask(Task):
     """Write which documents are in the parts of a group; `number` is the group's."""
 
     stage: ClassVar[str] = "provenance"
+    title: ClassVar[str] = "writing tables of documents"
     version: ClassVar[int] = 2
 
     root: str
@@ -113,7 +114,8 @@ def sort_in_stages(
         )
         for number, parts in enumerate(group_parts(embedded.parts, window_bytes, run_bytes=run_bytes))
     ]
-    return Sorted(runs=tasks, records=runner.run(tasks, unit="windows"))
+    windows_per_run = [sum(part.num_windows for part in task.parts) for task in tasks]
+    return Sorted(runs=tasks, records=runner.run(tasks, unit="windows", num_units=windows_per_run))
 
 
 def shard_tasks(

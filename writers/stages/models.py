@@ -124,7 +124,7 @@ def tokenizer_in_stages(
         window_tokens=window_tokens,
         batches=tuple(spread(read.batches, SAMPLE_CHARACTERS)),
     )
-    [record] = runner.run([task], unit="tokenizers")
+    [record] = runner.run([task], unit="")
     for reason in record["reasons"]:
         runner.log(reason)
     if source is None:
@@ -203,14 +203,14 @@ def parts_in_stages(
                     seed=options.seed,
                 )
                 with holding(runner.engine, _LSI_FIT, _lsi_fit_bytes(read)):
-                    [fitted] = runner.run([lsi], unit="encoders")
+                    [fitted] = runner.run([lsi], unit="")
             else:
                 lsi = given.lsi
                 assert lsi is not None
-                [fitted] = runner.run([replace(lsi, files=given.models.lsi_files())], unit="encoders")
+                [fitted] = runner.run([replace(lsi, files=given.models.lsi_files())], unit="")
             encoder = EncoderSettings(name=LSI_NAME, weights_sha256=fitted["weights_sha256"], lsi=lsi.key)
         embeddings = _embeddings_tasks(windows, tokenizer, encoder)
-        embedded = runner.run(embeddings, unit="windows")
+        embedded = runner.run(embeddings, unit="windows", num_units=[record["num_windows"] for record in records])
     forget_encoders()
     parts = tuple(
         replace(part, embeddings_key=embedding.key, fingerprint=embedding.fingerprint)
@@ -246,7 +246,7 @@ def check_encoder(runner: Runner, options: WriteOptions, given: Given | None) ->
         with contextlib.closing(Pool(1)) as pool:
             list(pool.map_unordered(execute, [task]))
     else:
-        runner.run([task], unit="encoders")
+        runner.run([task], unit="")
     return encoder
 
 

@@ -130,7 +130,8 @@ class Assembly:
     def make(self, runner: Runner) -> ShardsSummary:
         """Write shards and tables below the root. Raises PlanEnds without an engine, at tasks that are not done."""
         shards = ShardsSummary.of(runner.run(self.shards, unit="windows"))
-        runner.run(self.tables, unit="parts")
+        parts_per_table = [len(table.spans) for table in self.tables]
+        runner.run(self.tables, unit="parts", num_units=parts_per_table)
         return shards
 
 
@@ -143,7 +144,7 @@ def assemble_in_stages(
     """
     given, embedded = corpus.given, corpus.embedded
     if given is not None:
-        runner.run([given.tree], unit="trees")
+        runner.run([given.tree], unit="")
     fitted = given.tree if given is not None else tree_in_stages(runner, options, embedded.parts)
     ordered = sort_in_stages(runner, options, embedded, fitted, work_bytes=corpus.work_bytes)
     tree = tree_of(runner.workspace, fitted.key)

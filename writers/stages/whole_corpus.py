@@ -43,6 +43,7 @@ class EvaluationTask(Task):
     """Index the n-grams of evaluation sets, which no document may share."""
 
     stage: ClassVar[str] = "evaluation"
+    title: ClassVar[str] = "reading evaluation sets"
     version: ClassVar[int] = 2
 
     files: tuple[InputFile, ...]
@@ -70,6 +71,7 @@ class DuplicatesTask(Task):
     """Find the documents that repeat an earlier one, over all groups."""
 
     stage: ClassVar[str] = "duplicates"
+    title: ClassVar[str] = "finding duplicates"
 
     groups: tuple[str, ...]
     """Keys of the `DocumentsTask`s that hold documents, in order."""
@@ -163,6 +165,7 @@ class TokenizerTask(Task):
     """Train a tokenizer on text from all over the corpus, or bring a given one; settle how it is used."""
 
     stage: ClassVar[str] = "tokenizer"
+    title: ClassVar[str] = "making the tokenizer"
 
     given: GivenTokenizer | None
     """None trains."""
@@ -225,6 +228,7 @@ class LsiTask(Task):
     """Fit an LSI, TF-IDF and SVD, on a sample of all windows."""
 
     stage: ClassVar[str] = "lsi"
+    title: ClassVar[str] = "making the LSI"
 
     parts: tuple[Part, ...]
     windows: WindowSettings
@@ -278,6 +282,7 @@ class GivenLsiTask(GivenFilesTask):
     """An LSI that exists already."""
 
     stage: ClassVar[str] = "lsi"
+    title: ClassVar[str] = "making the LSI"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,3 +290,4 @@ class GivenTreeTask(GivenFilesTask):
     """A tree that exists already."""
 
     stage: ClassVar[str] = "tree"
+    title: ClassVar[str] = "making the tree"

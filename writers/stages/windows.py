@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from crisp_stream.format.manifest import EncoderRecord, Packing, Reads
 from crisp_stream.format.mds import TokenDtype
 from crisp_stream.format.tokenizer import DocumentTokenizer
-from crisp_stream.processes import worker_index
+from crisp_stream.processes import report_units, worker_index
 from crisp_stream.writers.documents.drops import merged_counts
 from crisp_stream.writers.embedding.embed import EncoderChoice, TextEncoder
 from crisp_stream.writers.embedding.lsi import LSI_FILES, LSI_NAME
@@ -132,6 +132,7 @@ class WindowsTask(Task):
     """Tokenise a batch of documents and cut it into windows; `number` is the part's."""
 
     stage: ClassVar[str] = "windows"
+    title: ClassVar[str] = "cutting windows"
 
     batch: str
     """Name of the batch's file."""
@@ -228,6 +229,7 @@ class EncoderTask(Task):
     """Open the encoder and embed a word, so that what is wrong with it shows before documents are read."""
 
     stage: ClassVar[str] = "encoder"
+    title: ClassVar[str] = "trying the encoder"
 
     encoder: EncoderSettings
 
@@ -251,6 +253,7 @@ class EmbeddingsTask(Task):
     """Embed the windows of a part."""
 
     stage: ClassVar[str] = "embeddings"
+    title: ClassVar[str] = "embedding windows"
 
     windows_key: str
     """Key of the part's `WindowsTask`."""
@@ -275,7 +278,7 @@ class EmbeddingsTask(Task):
             tokens = self.workspace.load_array(f"{self.windows_key}.tokens.npy")
             rows = [tokens[start : start + _ROWS_AT_ONCE] for start in range(0, len(tokens), _ROWS_AT_ONCE)]
             texts = (window_texts(some, tokenizer, tokenizer.eot_id) for some in rows or [tokens])
-            embeddings = np.concatenate([encoder.embed(some) for some in texts])
+            embeddings = np.concatenate([_embed_and_report(encoder, some) for some in texts])
         else:
             encoder = load_encoder(choice, None if self.encoder.is_light else worker_device())
             with self.workspace.opened(f"{self.windows_key}.pieces.npz") as path:
@@ -286,6 +289,12 @@ class EmbeddingsTask(Task):
             "encoder": asdict(encoder.record()),
             "files": file_sizes(self, self.file("embeddings.npy")),
         }
+
+
+def _embed_and_report(encoder: TextEncoder, texts: list[str]) -> NDArray[np.float16]:
+    embeddings = encoder.embed(texts)
+    report_units(len(embeddings))
+    return embeddings
 
 
 @dataclass(frozen=True, kw_only=True)
