@@ -32,7 +32,11 @@ def _add_write(verbs: Any) -> None:
     add_inputs(verb, "inputs", "documents")
     verb.add_argument("--out", required=True, metavar="ROOT", help="dataset root to create")
     add_flags(verb, _DATASET)
-    verb.add_argument("--plan", action="store_true", help="say what would run, and run nothing")
+    verb.add_argument(
+        "--plan",
+        action="store_true",
+        help="say what would run, and estimate windows, time, disk and memory from a sample; write nothing",
+    )
     add_flag_groups(verb, _OF_WRITE)
 
 
@@ -42,11 +46,13 @@ def _options(arguments: argparse.Namespace, out: str, names: list[str]) -> Write
 
 def _write(arguments: argparse.Namespace) -> None:
     from crisp_stream.processes import stopped_in_order
-    from crisp_stream.writers.write import plan, write
+    from crisp_stream.writers.estimate import estimate_write
+    from crisp_stream.writers.write import models_of, plan, write
 
     options = _options(arguments, arguments.out, [*_DATASET, *names_in(_OF_WRITE)])
     if arguments.plan:
-        print(plan(options))
+        print_line(plan(options))
+        print(estimate_write(options, models_of(options)).text())
         return
     with stopped_in_order(GO_ON):
         write(options, log=print_line)
