@@ -10,6 +10,7 @@ windows into existing shards in place was rejected: runs that read them would se
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from typing import Any
 
 from crisp_stream.errors import ConflictError, CrispError, InputError, require_extra
 from crisp_stream.format.dataset import Dataset, open_dataset
+from crisp_stream.format.listed_files import FILES, digests_of, files_parquet, shared_digests
 from crisp_stream.format.manifest import DROPPED, MANIFEST, Manifest, places_path
 from crisp_stream.format.provenance import has_provenance, source_listings
 from crisp_stream.format.tables import generation_path
@@ -40,7 +42,7 @@ from crisp_stream.writers.publishing.work import (
     work_folder,
 )
 from crisp_stream.writers.report import AppendReport
-from crisp_stream.writers.stages.dataset import check_windows, forget_lost, tree_provenance
+from crisp_stream.writers.stages.dataset import check_windows, forget_lost, table_digests, tree_provenance
 from crisp_stream.writers.stages.documents import ReadDocuments
 from crisp_stream.writers.stages.pipeline import Assembly, Corpus, Growth, assemble_in_stages, embed_in_stages
 from crisp_stream.writers.stages.provenance import (
@@ -237,7 +239,7 @@ class _Grown:
             forget_lost(runner, assembly.shards, assembly.tables, [staged, dataset.root])
             shards = assembly.make(runner)
             check_windows(shards, corpus.embedded.parts, more=dataset.manifest.num_windows)
-            manifest, names = self._small_files(corpus, shards, assembly, staged)
+            manifest, names = self._small_files(runner, corpus, shards, assembly, staged)
             mark_publishing(options, runner.workspace, self._request.fingerprint)
             publish(staged, options.out, names, manifest, base=self._base, hold=self._hold)
         except (ClaimLostError, DatasetChangedError, ConflictError):
@@ -249,19 +251,24 @@ class _Grown:
         return manifest
 
     def _small_files(
-        self, corpus: Corpus, shards: ShardsSummary, assembly: Assembly, staged: str
+        self, runner: Runner, corpus: Corpus, shards: ShardsSummary, assembly: Assembly, staged: str
     ) -> tuple[Manifest, set[str]]:
         """Write the tables of the new generation beside its shards; its manifest, and the paths of its new files."""
         provenance = self._provenance(corpus, shards, tree_provenance(assembly.tree, shards, None))
+        tables = self._tables(shards, corpus, assembly)
+        files = {generation_path(name, self._generation, assembly.mark): table for name, table in tables.items()}
+        listed = files_parquet(
+            {**shared_digests(self._dataset), **digests_of(files), **table_digests(runner, assembly.tables)}
+        )
+        files[generation_path(FILES, self._generation, assembly.mark)] = listed
         manifest = replace(
             self._dataset.manifest,
             generation=self._generation,
             mark=assembly.mark,
+            files_sha256=hashlib.sha256(listed).hexdigest(),
             provenance=provenance,
             **shard_facts(shards),
         )
-        tables = self._tables(shards, corpus, assembly)
-        files = {generation_path(name, self._generation, assembly.mark): table for name, table in tables.items()}
         store = open_store(staged)
         self._hold.check(now=True)
         for name, content in files.items():

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 Kind = Literal["text", "integer", "number", "switch", "megabytes", "size", "list", "repeated"]
 """Form of a value on the command line. megabytes: a number, for bytes. size: such as 8G, for bytes. list: values behind
 one flag. repeated: the flag with a value each time."""
+MIN_NGRAM, MAX_NGRAM = 2, 64
+"""Words of an n-gram of evaluation sets."""
 FLAG = "flag"
 """Key of the `Flag` in a field's metadata."""
 WORK = "work (no effect on the bytes written)"
@@ -124,7 +126,7 @@ class WriteOptions:
     decontaminate: tuple[str, ...] | list[str] = _documents(
         (), "evaluation files; documents that share an n-gram with them are left out and listed", "list", metavar="FILE"
     )
-    ngram: int = _documents(13, "words of such an n-gram", "integer")
+    ngram: int = _documents(13, "words of such an n-gram, 2 to 64", "integer")
 
     window_tokens: int = _windows(1024, "tokens per window", "integer")
     packing: Packing = _windows(
@@ -139,6 +141,12 @@ class WriteOptions:
     )
     tokenizer: str | None = _windows(None, "folder, tokenizer.json or hub name; trained when absent", metavar="PATH")
     """Trained is a byte-level BPE, on 20 MB of text from all over the corpus."""
+    eot_token: str | None = _windows(
+        None,
+        "end-of-text token of the given tokenizer, such as '</s>'; when absent eos_token of its tokenizer_config.json "
+        "or special_tokens_map.json, else <|endoftext|>",
+        metavar="TOKEN",
+    )
     vocab_size: int = _windows(32_000, "ids of a trained tokenizer", "integer")
 
     encoder: str | None = _clustering(
@@ -153,6 +161,12 @@ class WriteOptions:
         "first",
         "first: the first max-length word pieces of a window; all: the mean over all of it, 4 times the work",
         choices=_READS,
+    )
+    encoder_prompt: str | None = _clustering(
+        None,
+        "stands before the text of every window and, later, of every example, such as 'query: ' for E5; the encoder's "
+        "own when absent, mostly none",
+        metavar="TEXT",
     )
     arity: int = _clustering(64, "children per node, 2 to 64", "integer")
     depth: int = _clustering(4, "levels at most; nodes with few windows stay leaves", "integer")
@@ -214,7 +228,7 @@ class WriteOptions:
         require(bool(self.out), "out", "a folder or an object-store prefix")
         require(self.limit is None or self.limit >= 1, "limit", "at least 1 document, or left out")
         require(self.sample is None or 0 < self.sample <= 1, "sample", "above 0 and at most 1, or left out")
-        require(self.ngram >= 1, "ngram", "at least 1 word")
+        require(MIN_NGRAM <= self.ngram <= MAX_NGRAM, "ngram", f"{MIN_NGRAM} to {MAX_NGRAM} words")
         require(2 <= self.window_tokens <= 1 << 20, "window_tokens", "2 to 1,048,576")
         require(2 <= self.arity <= MAX_ARITY, "arity", f"2 to {MAX_ARITY}")
         require(
@@ -234,6 +248,14 @@ class WriteOptions:
         require(self.sort_memory_bytes >= 1, "sort_memory_bytes", "at least 1")
         require(
             self.encoder != LSI_NAME or self.reads == "first", "reads", "left out with --encoder lsi, which reads all"
+        )
+        require(
+            self.encoder != LSI_NAME or self.encoder_prompt is None, "encoder_prompt", "left out with --encoder lsi"
+        )
+        require(
+            self.eot_token is None or (self.eot_token != "" and self.tokenizer is not None),
+            "eot_token",
+            "a token of the tokenizer that --tokenizer names, or left out",
         )
         self._check_models()
         _ = self.documents, self.sketches  # these check themselves

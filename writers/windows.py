@@ -9,7 +9,6 @@ byte-level BPE. Whether it does is checked on the first documents, id by id; any
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,60 +84,6 @@ def _head(texts: Iterable[str], characters: int) -> Iterable[str]:
         characters -= len(text)
         if characters <= 0:
             return
-
-
-def copy_tokenizer(source: str, folder: Path, *, window_tokens: int = WriteOptions.window_tokens) -> None:
-    """Bring a given tokenizer into `folder` as tokenizer.json and tokenizer_config.json, tokenizer.json byte for byte.
-
-    Args:
-        source: a folder, a path of a tokenizer.json, or a hub name.
-        folder: where to.
-        window_tokens: model_max_length, where the source has no tokenizer_config.json.
-
-    Raises:
-        InputError: no tokenizer.json there, or no end-of-text token in it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = Path(source)
-    if not path.exists():
-        _save_from_hub(source, folder)
-    else:
-        origin = path / TOKENIZER_FILES[0] if path.is_dir() else path
-        if not origin.is_file():
-            raise InputError(
-                f"{source}: a tokenizer folder must hold {TOKENIZER_FILES[0]}, got none. Save a fast tokenizer there."
-            )
-        shutil.copyfile(origin, folder / TOKENIZER_FILES[0])
-        config = origin.with_name(TOKENIZER_FILES[1])
-        if config.is_file():
-            shutil.copyfile(config, folder / TOKENIZER_FILES[1])
-        else:
-            fallback = {
-                "eos_token": EOT_TOKEN,
-                "model_max_length": window_tokens,
-                "tokenizer_class": "PreTrainedTokenizerFast",
-            }
-            (folder / TOKENIZER_FILES[1]).write_text(json.dumps(fallback, indent=2) + "\n", encoding="utf-8")
-    DocumentTokenizer(folder).check()
-
-
-def _save_from_hub(name: str, folder: Path) -> None:
-    library: Any = import_extra("transformers", extra="write", purpose="loading a tokenizer by its hub name")
-    try:
-        saved = library.AutoTokenizer.from_pretrained(name, use_fast=True).save_pretrained(folder)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(
-            f"tokenizer {name}: must be a folder, a tokenizer.json or a hub name that can be reached, got: {reason} "
-            "Check the path."
-        ) from error
-    for file in map(Path, saved):
-        if file.name not in TOKENIZER_FILES:
-            file.unlink(missing_ok=True)
-    if not (folder / TOKENIZER_FILES[0]).is_file():
-        raise InputError(
-            f"tokenizer {name}: must have a fast version (tokenizer.json), got only a slow one. Choose another."
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0 when the command succeeded; 1 when `verify` reports problems; 2 for an expected error, printed as one line;
-        143 or 130 when SIGTERM or Ctrl-C stopped a training.
+        143 or 130 when SIGTERM or Ctrl-C stopped a command.
     """
     typed = sys.argv[1:] if arguments is None else list(arguments)
     parsed = _parser().parse_args(with_run(with_count(typed)))

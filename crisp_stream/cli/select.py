@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from crisp_stream.cli.select_doge import add_select_doge
 from crisp_stream.cli.select_dsir import add_select_dsir, add_task_arguments, check_selection_name
-from crisp_stream.cli.verbs import add_dataset_options, add_verb, print_line
+from crisp_stream.cli.verbs import GO_ON, add_dataset_options, add_verb, print_line
 from crisp_stream.errors import InputError
 
 if TYPE_CHECKING:
@@ -187,19 +187,21 @@ def _add_embed(verbs: Any) -> None:
 
 
 def _embed(arguments: argparse.Namespace) -> None:
+    from crisp_stream.processes import stopped_in_order
     from crisp_stream.selection.embed_windows import embed_windows
 
     started = time.monotonic()
-    embeddings = embed_windows(
-        arguments.root,
-        arguments.out,
-        generation=arguments.generation,
-        encoder=arguments.encoder,
-        engine=arguments.engine,
-        address=arguments.address,
-        processes=arguments.processes,
-        log=print_line,
-    )
+    with stopped_in_order(GO_ON):
+        embeddings = embed_windows(
+            arguments.root,
+            arguments.out,
+            generation=arguments.generation,
+            encoder=arguments.encoder,
+            engine=arguments.engine,
+            address=arguments.address,
+            processes=arguments.processes,
+            log=print_line,
+        )
     windows, dim = embeddings.rows.shape
     print(f"{arguments.out}: {windows:,} windows of {dim} numbers, {embeddings.rows.nbytes / 1e6:,.1f} MB")
     print(f"{time.monotonic() - started:.1f} s")

@@ -8,6 +8,8 @@ from typing import Any
 
 from crisp_stream.writers.flags import add_flags
 
+GO_ON = "What is finished is kept: run the same command again to go on."
+"""What to do after a signal ended a command that restarts where it stopped."""
 _DATASET_OPTIONS: dict[str, dict[str, Any]] = {
     "--generation": {"type": int, "metavar": "G", "help": "an older generation of a dataset that has grown"},
     "--encoder": {"metavar": "NAME", "help": "folder or name of the dataset's encoder, if not its recorded name"},

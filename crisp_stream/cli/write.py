@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from crisp_stream.cli.verbs import add_inputs, add_verb, print_line
+from crisp_stream.cli.verbs import GO_ON, add_inputs, add_verb, print_line
 from crisp_stream.errors import InputError
 from crisp_stream.writers.flags import add_flag_groups, add_flags, names_in, values_of
 from crisp_stream.writers.options import WORK, WriteOptions
@@ -32,7 +32,11 @@ def _add_write(verbs: Any) -> None:
     add_inputs(verb, "inputs", "documents")
     verb.add_argument("--out", required=True, metavar="ROOT", help="dataset root to create")
     add_flags(verb, _DATASET)
-    verb.add_argument("--plan", action="store_true", help="say what would run, and run nothing")
+    verb.add_argument(
+        "--plan",
+        action="store_true",
+        help="say what would run, and estimate windows, time, disk and memory from a sample; write nothing",
+    )
     add_flag_groups(verb, _OF_WRITE)
 
 
@@ -41,12 +45,16 @@ def _options(arguments: argparse.Namespace, out: str, names: list[str]) -> Write
 
 
 def _write(arguments: argparse.Namespace) -> None:
-    from crisp_stream.writers.write import plan, write
+    from crisp_stream.processes import stopped_in_order
+    from crisp_stream.writers.estimate import estimate_write
+    from crisp_stream.writers.write import models_of, plan, write
 
     options = _options(arguments, arguments.out, [*_DATASET, *names_in(_OF_WRITE)])
     if arguments.plan:
-        print(plan(options))
-    else:
+        print_line(plan(options))
+        print(estimate_write(options, models_of(options)).text())
+        return
+    with stopped_in_order(GO_ON):
         write(options, log=print_line)
 
 
@@ -65,10 +73,12 @@ def _add_append(verbs: Any) -> None:
 
 
 def _append(arguments: argparse.Namespace) -> None:
+    from crisp_stream.processes import stopped_in_order
     from crisp_stream.writers.append import append
 
     options = _options(arguments, arguments.root, ["encoder", "shard_bytes", "take_over", *names_in(_OF_APPEND)])
-    append(options, prune=arguments.prune, log=print_line)
+    with stopped_in_order(GO_ON):
+        append(options, prune=arguments.prune, log=print_line)
 
 
 def _add_tree(verbs: Any) -> None:
@@ -100,9 +110,11 @@ def _tree_help(arguments: argparse.Namespace) -> None:
 
 
 def _tree_fit(arguments: argparse.Namespace) -> None:
+    from crisp_stream.processes import stopped_in_order
     from crisp_stream.writers.tree_command import fit
 
-    fit(_options(arguments, arguments.out, names_in(_OF_FIT)), log=print_line)
+    with stopped_in_order(GO_ON):
+        fit(_options(arguments, arguments.out, names_in(_OF_FIT)), log=print_line)
 
 
 def _tree_inspect(arguments: argparse.Namespace) -> None:

@@ -231,7 +231,8 @@ def _embed(settings: _Settings, examples: list[Example]) -> Embedded:
         token_dtype=tokenizer.token_dtype,
     )
     texts = window_texts(cut.tokens, tokenizer, tokenizer.eot_id)
-    embeddings = load_encoder(settings.encoder, worker_device()).embed(texts)
+    device = None if settings.encoder.is_light else worker_device()
+    embeddings = load_encoder(settings.encoder, device).embed(texts)
     numbers = np.array([number for number, _ in examples], np.int64)
     return Embedded(
         embeddings=embeddings,

@@ -42,7 +42,6 @@ _RECORD = RecordKind(
     remedy="`crisp-stream contamination` writes them.",
     max_rows=1 << 28,
 )
-_MIN_WORDS = 8
 _BATCH_EXAMPLES = 4096
 _FACTS = ("dataset", "fingerprint", "ngram", "min_words", "num_windows", "text_bytes", "num_borders", "files")
 _COLUMNS = {
@@ -188,7 +187,7 @@ def check_contamination(
     numbered = [(number, example) for number, file in enumerate(files) for example in _examples(file, text_column)]
     examples = [example for _, example in numbered]
     texts = ((example.source, example.row, text) for example in examples for text in example.texts)
-    ngrams = EvaluationNgrams.build(texts, ngram=ngram, min_words=min(_MIN_WORDS, ngram))
+    ngrams = EvaluationNgrams.build(texts, ngram=ngram)
     places = find_in_windows(dataset, ngrams, processes=workers, log=log)
     distinct, matched, first = np.array(list(_match(examples, ngrams, places.first_window))).reshape(-1, 3).T
     return Contamination(

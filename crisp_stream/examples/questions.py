@@ -15,6 +15,7 @@ from typing import IO, Any, Literal, NamedTuple, get_args
 
 from crisp_stream.errors import CrispError, InputError
 from crisp_stream.examples.hashes import example_hash
+from crisp_stream.examples.ignorable import without_ignorable
 from crisp_stream.storage.inputs import open_input
 from crisp_stream.typed import plain
 
@@ -73,15 +74,15 @@ class Question:
 def question_hash(question: Question) -> int:
     """Hash a question to 64 bits: its text, and its choices in any order.
 
-    Case, white space and Unicode composition (NFKC) do not count; which choice is right and the topic neither. So
-    copies of a question in two files have one hash, also where the choices were shuffled.
+    Case, white space, Unicode composition (NFKC) and characters that are not seen do not count; which choice is right
+    and the topic neither. So copies of a question in two files have one hash, also where the choices were shuffled.
     """
     choices = sorted(_normalised(choice) for choice in question.choices)
     return example_hash(json.dumps([_normalised(question.question), choices], ensure_ascii=False))
 
 
 def _normalised(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return " ".join(unicodedata.normalize("NFKC", without_ignorable(text)).casefold().split())
 
 
 class PlacedQuestion(NamedTuple):

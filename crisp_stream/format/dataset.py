@@ -151,17 +151,19 @@ class Dataset:
         """A local folder that `transformers.AutoTokenizer.from_pretrained` loads (downloaded once for a remote root).
 
         Raises:
-            FormatError: the tokenizer is not the one of the manifest.
+            FormatError: the tokenizer is not the one of the manifest, or missing.
             StorageError: it cannot be read, or kept in the cache folder.
         """
         if self.store.is_local:
             folder = local_path(self.root) / "tokenizer"
+            content = self._required(f"tokenizer/{TOKENIZER_FILES[0]}")
         else:
             folder = cache_folder() / self.manifest.fingerprint[:16] / "tokenizer"
             cached = open_store(str(folder))
             for name in TOKENIZER_FILES:
                 cached.put(name, self._required(f"tokenizer/{name}"))
-        fingerprint = hashlib.sha256((folder / TOKENIZER_FILES[0]).read_bytes()).hexdigest()
+            content = cached.get(TOKENIZER_FILES[0])
+        fingerprint = hashlib.sha256(content).hexdigest()
         if fingerprint != self.manifest.tokenizer.fingerprint:
             raise FormatError(
                 f"{folder}: tokenizer.json has sha256 {fingerprint[:12]}, the manifest says "

@@ -33,6 +33,8 @@ _BUILDER = Builder(
     place=MANIFEST,
     remedy="The file is damaged; write the dataset again.",
 )
+_CHECKSUM = "checksum"
+_DIGEST = "must be a sha256 hex digest"
 Packing = Literal["joined", "document"]
 Reads = Literal["first", "all"]
 
@@ -68,15 +70,17 @@ class EncoderRecord:
     name: str
     """Hub name or base name of the folder."""
     weights_sha256: str
-    """sha256 of the weights file."""
+    """sha256 over everything that decides the vectors: see FORMAT.md, "Encoders"."""
     max_length: int
-    """Word pieces read from the start of a window; the rest of it is not seen."""
+    """Word pieces read from the start of a window; the rest of it is not seen. 0: no limit."""
     pooling: str
     """Way in which token vectors become one vector, such as mean."""
     dim: int
     """Width of an embedding."""
     reads: Reads = "first"
     """first: max_length word pieces. all: the mean over the whole window, read in stretches of max_length."""
+    prompt: str = ""
+    """Stood before the text of every window."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +119,9 @@ class Manifest:
     """Number of times the dataset has grown. Each generation has its tables, see `generation_path`."""
     mark: str = ""
     """8 hex digits in the names of the files that this generation added; empty for generation 0."""
+    files_sha256: str = ""
+    """sha256 of provenance/files.parquet, which lists every small file; empty where there is none. Not part of the
+    fingerprint."""
     provenance: dict[str, Any] = field(default_factory=dict, metadata={"required": True})
     """Sources of the windows and what was dropped; not part of the fingerprint."""
 
@@ -123,10 +130,11 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of everything but the provenance: two datasets that share it hold the same windows in the same
-        order."""
+        """sha256 of everything but the provenance and the list of files: two datasets that share it hold the same
+        windows in the same order."""
         identity = self._as_json()
         del identity["provenance"]
+        identity.pop("files_sha256", None)
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -138,22 +146,30 @@ class Manifest:
         record = dataclasses.asdict(self)
         if self.encoder.reads == "first":  # optional keys are written only where they say something
             del record["encoder"]["reads"]
+        if not self.encoder.prompt:
+            del record["encoder"]["prompt"]
         if self.generation == 0:
             del record["generation"]
         if not self.mark:
             del record["mark"]
+        if not self.files_sha256:
+            del record["files_sha256"]
         return record
 
     def to_json(self) -> bytes:
-        """The bytes of manifest.json."""
-        return (json.dumps(self._as_json(), indent=2, sort_keys=True) + "\n").encode()
+        """The bytes of manifest.json. Where files are listed, it has a checksum of itself, too."""
+        record = self._as_json()
+        if self.files_sha256:
+            record[_CHECKSUM] = _checksum(record)
+        return (json.dumps(record, indent=2, sort_keys=True) + "\n").encode()
 
     @classmethod
     def from_json(cls, content: bytes) -> Manifest:
         """Parse and validate manifest.json.
 
         Raises:
-            FormatError: not JSON, another version, keys missing or unknown, values of the wrong type or range.
+            FormatError: not JSON, another version, keys missing or unknown, values of the wrong type or range, or not
+            what its checksum says.
         """
         try:
             record = json.loads(content)
@@ -174,7 +190,15 @@ class Manifest:
                 f"{MANIFEST}: format_version {version} is of an early version of crisp-stream, whose checksums do not "
                 "tell where a window belongs: write the dataset again."
             )
+        checksum = record.pop(_CHECKSUM, None)
+        if checksum is not None and checksum != _checksum(record):
+            raise FormatError(f"{MANIFEST}: does not match its checksum: it was changed or damaged. Restore the file.")
         return _BUILDER.build(cls, record)
+
+
+def _checksum(record: dict[str, Any]) -> str:
+    """sha256 of a manifest without its checksum."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _check_manifest(manifest: Manifest) -> None:
@@ -199,7 +223,8 @@ def _check_manifest(manifest: Manifest) -> None:
     else:
         require(not manifest.mark, "mark", "must be left out for generation 0")
     for key in ("clusters_fingerprint", "shards_fingerprint", "tree_fingerprint"):
-        require(_SHA256.fullmatch(getattr(manifest, key)) is not None, key, "must be a sha256 hex digest")
+        require(_SHA256.fullmatch(getattr(manifest, key)) is not None, key, _DIGEST)
+    require(not manifest.files_sha256 or _SHA256.fullmatch(manifest.files_sha256) is not None, "files_sha256", _DIGEST)
     vocab_size, eot_id = manifest.tokenizer.vocab_size, manifest.tokenizer.eot_id
     if not 0 <= eot_id < vocab_size:
         raise FormatError(f"{MANIFEST}: tokenizer.eot_id must be below vocab_size {vocab_size}, got {eot_id}.")

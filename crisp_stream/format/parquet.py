@@ -25,7 +25,7 @@ from crisp_stream.storage.store import Store, open_store
 _BATCH_ROWS = 1 << 20
 _ROW_BYTES = 512
 """No row of a table is longer: paths and hashes have fixed forms."""
-_DAMAGE = (
+DAMAGE = (
     pa.ArrowException,
     OSError,
     LookupError,
@@ -127,7 +127,7 @@ def load_record(path: str | Path, kind: RecordKind) -> Iterator[Record]:
         raise
     except CrispError as error:
         raise FormatError(f"{path}: {error}") from error
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise FormatError(f"{path}: not {kind.name}, or damaged ({error!r}). {remedy}") from error
 
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from crisp_stream.errors import CrispError, FormatError, InputError
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.format.manifest import DOCUMENTS, SOURCES, TABLES, places_path
-from crisp_stream.format.parquet import numbers
+from crisp_stream.format.parquet import DAMAGE, numbers
 from crisp_stream.storage.inputs import open_input
 from crisp_stream.storage.store import local_path
 
@@ -93,9 +93,13 @@ class DocumentsTable:
     def _file(self) -> pq.ParquetFile:
         try:
             source = _open(self._dataset, self.path)
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
+        try:
             file = pq.ParquetFile(pa.PythonFile(source, "r"), pre_buffer=False, page_checksum_verification=True)
             missing = [name for name in (*_COLUMNS, "id") if name not in file.schema_arrow.names]
-        except (pa.ArrowException, OSError) as error:
+        except DAMAGE as error:
+            source.close()
             raise _unreadable(self.path, error) from error
         if missing:
             raise FormatError(f"{self.path}: column {missing[0]} is missing, it has {file.schema_arrow.names}.")
@@ -120,7 +124,7 @@ class DocumentsTable:
     def _row_group(self, number: int) -> pa.Table:
         try:
             return self._file.read_row_group(number, columns=[*_COLUMNS, "id"], use_threads=False)
-        except (pa.ArrowException, OSError) as error:
+        except DAMAGE as error:
             raise _unreadable(self.path, error) from error
 
     def close(self) -> None:
@@ -269,7 +273,7 @@ def _small_table(dataset: Dataset, path: str, columns: dict[str, pa.DataType]) -
             file = pq.ParquetFile(source, pre_buffer=False, page_checksum_verification=True)
             table = file.read(columns=list(columns), use_threads=False)
             return pa.table([table[name].cast(kind) for name, kind in columns.items()], names=list(columns))
-    except (pa.ArrowException, KeyError, OSError) as error:
+    except DAMAGE as error:
         raise _unreadable(path, error) from error
 
 

@@ -21,29 +21,57 @@ EOT_TOKEN = "<|endoftext|>"
 _PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 # tiktoken's regular expressions overflow their stack on about a million blanks in a row.
 _LONG_BLANKS = re.compile(r"\s{50000}")
+_RARE = ["\U00012031", "\U0001fae8", "龘"]
+"""A cuneiform sign, a young emoji and a rare Chinese character: a vocabulary of pieces hardly has all three."""
+_NO_TEXT = "\U0010fffe"
+"""A code point that is no character, and so in no text."""
+_SHOWN = 8
 
 
 class DocumentTokenizer:
     """Encodes plain text to ids, never to special tokens, and decodes windows for the encoder."""
 
-    def __init__(self, folder: Path, *, fast: bool = False) -> None:
-        """`folder` holds the tokenizer's files; `fast`: encode through tiktoken, where `equals_tiktoken` said so."""
+    def __init__(self, folder: Path, *, fast: bool = False, name: str | None = None) -> None:
+        """`folder` holds the tokenizer's files; `fast`: encode through tiktoken, where `equals_tiktoken` said so;
+        `name` is what messages call it, the folder when None."""
         self.folder = folder
         self.fast = fast
+        self._name = name or str(folder)
+
+    @cached_property
+    def _library(self) -> Any:
+        return import_extra("tokenizers", extra="write", purpose="tokenising documents")
 
     @cached_property
     def _tokenizer(self) -> Any:
-        library: Any = import_extra("tokenizers", extra="write", purpose="tokenising documents")
+        path = self.folder / TOKENIZER_FILES[0]
         try:
-            tokenizer = library.Tokenizer.from_file(str(self.folder / TOKENIZER_FILES[0]))
+            return _for_documents(self._library.Tokenizer.from_file(str(path)))
         except Exception as error:  # the library raises plain Exception
             raise InputError(
-                f"{self.folder}: tokenizer.json must be readable, got: {error}. Restore the file."
+                f"{self._name}: tokenizer.json must be readable, got: {error}. Restore the file."
             ) from error
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        tokenizer.encode_special_tokens = True
-        return tokenizer
+
+    @cached_property
+    def _encoding(self) -> Any:
+        """The tokenizer for encoding alone: the letters of special tokens become ordinary pieces.
+
+        `tokenizers` can leave special tokens out of account, but a Unigram model finds them in its vocabulary all the
+        same, because SentencePiece's kinds of pieces did not come along. There they get names that no text has.
+        """
+        content = json.loads((self.folder / TOKENIZER_FILES[0]).read_bytes())
+        model = content["model"]
+        if model.get("type") != "Unigram":
+            return self._tokenizer
+        special = {token["content"] for token in content.get("added_tokens") or [] if token.get("special")}
+        special.add(self.eot_token)
+        model["vocab"] = [
+            [f"{_NO_TEXT}{at}", score] if piece in special else [piece, score]
+            for at, (piece, score) in enumerate(model["vocab"])
+        ]
+        content["added_tokens"] = [one for one in content.get("added_tokens") or [] if one["content"] not in special]
+        content["post_processor"] = None
+        return _for_documents(self._library.Tokenizer.from_str(json.dumps(content)))
 
     @cached_property
     def eot_token(self) -> str:
@@ -53,9 +81,11 @@ class DocumentTokenizer:
         named = config.get("eos_token") or EOT_TOKEN
         token = named["content"] if isinstance(named, dict) else str(named)
         if self._tokenizer.token_to_id(token) is None:
+            special = [one.content for one in self._tokenizer.get_added_tokens_decoder().values() if one.special]
+            there = f"; its special tokens are {' '.join(special[:_SHOWN])}" if special else ""
             raise InputError(
-                f"{self.folder}: the tokenizer must have an end-of-text token, got no entry {token!r}. "
-                "Add one and name it as eos_token in tokenizer_config.json."
+                f"{self._name}: the tokenizer must have an end-of-text token, got no entry {token!r}{there}. Name one "
+                "of its tokens with --eot-token, or as eos_token in tokenizer_config.json."
             )
         return token
 
@@ -85,13 +115,26 @@ class DocumentTokenizer:
         )
 
     def check(self) -> None:
-        """Raises InputError when plain text that holds the end-of-text token's letters would become the token."""
+        """Raises InputError where text would become the end-of-text token: its letters, or what is unknown."""
         for ids in self._encode_slow([f"a{self.eot_token}b", self.eot_token]):
             if self.eot_id in ids:
                 raise InputError(
-                    f"{self.folder}: plain text must never become the end-of-text token, but {self.eot_token!r} did. "
-                    "Mark it as a special token in tokenizer.json."
+                    f"{self._name}: plain text must never become the end-of-text token, but {self.eot_token!r} did. "
+                    "Mark it as a special token in tokenizer.json, or name another one with --eot-token."
                 )
+        for ids in self._encode_slow(_RARE):
+            if self.eot_id in ids:
+                raise InputError(
+                    f"{self._name}: the end-of-text token must not stand for unknown characters, got "
+                    f"{self.eot_token!r}, which does. Name another token with --eot-token."
+                )
+
+    def unknown_characters(self) -> str | None:
+        """What to know of text that the tokenizer cannot hold: None where every character has ids of its own."""
+        [whole, *decoded] = self.decode([np.array(ids) for ids in self._encode_slow([" ".join(_RARE), *_RARE])])
+        if all(rare in text for rare, text in zip(_RARE, decoded, strict=True)):
+            return None
+        return f"tokenizer: rare characters are lost ({' '.join(_RARE)} becomes {whole.strip()})"
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[Any]]:
         """Ids of each text without special tokens, [num_tokens] of `token_dtype` each."""
@@ -118,7 +161,7 @@ class DocumentTokenizer:
         return reason is None
 
     def _encode_slow(self, texts: Sequence[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        return [encoding.ids for encoding in self._encoding.encode_batch(list(texts), add_special_tokens=False)]
 
     def _encode_fast(self, text: str) -> NDArray[Any]:
         encoding, _, id_of_rank = self._tiktoken
@@ -139,6 +182,13 @@ class DocumentTokenizer:
         byte_of = byte_of_character()
         ranks = {bytes(byte_of[c] for c in piece): rank for rank, piece in enumerate(ranks_or_reason)}
         return library.Encoding("documents", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens={}), None, ids
+
+
+def _for_documents(tokenizer: Any) -> Any:
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
 
 
 def byte_of_character() -> dict[str, int]:

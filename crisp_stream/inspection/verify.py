@@ -2,7 +2,7 @@
 
 One pass over the shards, a few MB at a time. A deep verification reads 8 bytes more per window; it recomputes the key
 by which every window was sorted from where the window came from, so a leaf whose windows were put in another order is
-found even where all checksums, hashes and tables were made to fit.
+found even where all checksums, hashes and tables were made to fit. And it reads every small file (`verify_files`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from crisp_stream.errors import CrispError
 from crisp_stream.format.checksums import damaged, window_seeds
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.format.mds import index_bytes, sample_dtype
+from crisp_stream.inspection.verify_files import file_problems
 from crisp_stream.inspection.verify_places import PlacesCheck
 
 VERIFY_CHUNK_BYTES = 8 << 20
@@ -47,7 +48,8 @@ def verify_dataset(
 
     Args:
         root: dataset root.
-        deep: also compare the order of all windows, and their number per leaf, with their provenance.
+        deep: also compare the order of all windows, and their number per leaf, with their provenance, and every other
+            file with the list of files.
         generation: generation of a dataset that has grown, the newest when None; indexes are the newest's alone.
         progress: called with (shards done, shards).
 
@@ -79,6 +81,7 @@ def verify_dataset(
             progress(shard + 1, len(dataset.shards))
     if places is not None:
         report.problems += places.finish()
+        report.problems += file_problems(dataset, report.problems)
     return report
 
 

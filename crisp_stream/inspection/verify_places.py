@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from crisp_stream.errors import CrispError, FormatError, MissingObjectError
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.format.keys import window_keys
-from crisp_stream.format.manifest import DROPPED, places_path
-from crisp_stream.format.parquet import read_parquet
+from crisp_stream.format.manifest import DROPPED, TABLES, places_path
+from crisp_stream.format.parquet import DAMAGE, read_parquet
 from crisp_stream.format.provenance import (
     PLACE,
     PLACES_HEADER_BYTES,
@@ -67,6 +67,8 @@ class PlacesCheck:
             return [str(error)]
         parts: list[int] = []
         sums: list[NDArray[np.uint64]] = []
+        if not self._tables:
+            return [f"{self._dataset.own_path(TABLES)}: lists no table of documents, of which every window is"]
         ends = [table.first_part for table in self._tables[1:]] + [1 << 32]
         for table, end in zip(self._tables, ends, strict=True):
             try:
@@ -90,7 +92,7 @@ class PlacesCheck:
             read_parquet(self._dataset.store.get(path), max_rows=_MAX_DROPPED)
         except MissingObjectError:
             return []
-        except (CrispError, ValueError, OSError) as error:
+        except DAMAGE as error:
             return [f"{path}: not a readable table ({error})"]
         return []
 

@@ -47,6 +47,7 @@ class WindowEmbeddingsTask(Task):
     """Embed TASK_WINDOWS consecutive windows of a dataset, from `number` x TASK_WINDOWS on."""
 
     stage: ClassVar[str] = "window-embeddings"
+    title: ClassVar[str] = "embedding windows"
 
     root: str
     generation: int
@@ -58,8 +59,8 @@ class WindowEmbeddingsTask(Task):
 
     @property
     def kind(self) -> Kind:
-        """Kind of work: an LSI is light."""
-        return "light" if self.choice.lsi else "encoder"
+        """Kind of work: an LSI and a static encoder are light."""
+        return "light" if self.choice.is_light else "encoder"
 
     def settings(self) -> Any:
         """Settings besides the input, which is the dataset's fingerprint and covers its windows and its encoder."""
@@ -72,7 +73,7 @@ class WindowEmbeddingsTask(Task):
         stop = min(first + TASK_WINDOWS, self.num_windows)
         tokens = read_windows(dataset, np.arange(first, stop))["tokens"]
         tokenizer = parts.load_tokenizer(dataset.tokenizer_path(), False)
-        encoder = parts.load_encoder(self.choice, None if self.choice.lsi else parts.worker_device())
+        encoder = parts.load_encoder(self.choice, None if self.choice.is_light else parts.worker_device())
         at_once = _ROWS_AT_ONCE if self.choice.lsi else TASK_WINDOWS
         rows = [
             encoder.embed(window_texts(tokens[start : start + at_once], tokenizer, dataset.manifest.tokenizer.eot_id))
@@ -129,11 +130,12 @@ def embed_windows(
         )
         for number in range(-(-manifest.num_windows // TASK_WINDOWS))
     ]
-    if not choice.lsi:
+    if not choice.is_light:
         preload("sentence_transformers")
     running = open_engine(engine, processes=processes, memory_bytes=None, address=address)
     try:
-        Runner(running, tasks[0].workspace, log=log).run(tasks, unit="windows")
+        windows = [min(TASK_WINDOWS, manifest.num_windows - task.number * TASK_WINDOWS) for task in tasks]
+        Runner(running, tasks[0].workspace, log=log).run(tasks, unit="windows", num_units=windows)
     finally:
         running.close()
     complete(folder, manifest)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
+import hashlib
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -17,8 +19,10 @@ from crisp_stream import Histogram
 from crisp_stream.errors import FormatError, InputError
 from crisp_stream.format.checksums import checksums, window_seeds
 from crisp_stream.format.dataset import Dataset, open_dataset
-from crisp_stream.format.manifest import places_path
+from crisp_stream.format.listed_files import FILES, digests_of, files_parquet
+from crisp_stream.format.manifest import Manifest, places_path
 from crisp_stream.format.mds import encode_samples, sample_dtype, write_shard
+from crisp_stream.format.parquet import read_parquet
 from crisp_stream.format.shards import ShardTable
 from crisp_stream.format.tables import clusters_fingerprint, clusters_parquet
 from crisp_stream.inspection.summary import describe_dataset, describe_histogram, top_nodes, window_text
@@ -225,9 +229,14 @@ def remove_places(root: Path, dataset: Dataset) -> str:
     return rf"{path} does not exist"
 
 
-def edit_manifest(root: Path, **changes: object) -> None:
-    record = json.loads((root / "manifest.json").read_text())
-    (root / "manifest.json").write_text(json.dumps({**record, **changes}))
+def edit_manifest(root: Path, **changes: Any) -> None:
+    """Change the manifest, and make its checksum and the list of files anew."""
+    manifest = Manifest.from_json((root / "manifest.json").read_bytes())
+    listed = read_parquet((root / FILES).read_bytes(), max_rows=1000)["path"].to_pylist()
+    content = files_parquet(digests_of({path: (root / path).read_bytes() for path in listed}))
+    (root / FILES).write_bytes(content)
+    changed = dataclasses.replace(manifest, files_sha256=hashlib.sha256(content).hexdigest(), **changes)
+    (root / "manifest.json").write_bytes(changed.to_json())
 
 
 def reorder_leaf(root: Path, dataset: Dataset) -> str:
@@ -273,6 +282,7 @@ def lose_a_part(root: Path, dataset: Dataset) -> str:
     table = pq.ParquetFile(path, pre_buffer=False).read(use_threads=False)
     last = max(table["part"].to_pylist())
     pq.write_table(table.filter(pc.field("part") != last), path)
+    edit_manifest(root)
     return rf"provenance/.*\.npy: window \d+ is said to be of part {last}, which no table of documents has"
 
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from crisp_stream.errors import InputError
 from crisp_stream.format.tokenizer import DocumentTokenizer
 from crisp_stream.writers import windows
-from crisp_stream.writers.windows import copy_tokenizer, cut_by_document, cut_joined, train_tokenizer
+from crisp_stream.writers.given_tokenizer import read_tokenizer
+from crisp_stream.writers.windows import cut_by_document, cut_joined, train_tokenizer
 from tests.support.written_dataset import TOPICS
 
 EOT = 9
@@ -93,8 +94,8 @@ def test_the_letters_of_the_end_token_never_become_the_token(trained: Path) -> N
 
 
 def test_a_given_tokenizer_keeps_its_bytes_and_may_be_folder_or_file(trained: Path, tmp_path: Path) -> None:
-    copy_tokenizer(str(trained), tmp_path / "folder")
-    copy_tokenizer(str(trained / "tokenizer.json"), tmp_path / "file")
+    read_tokenizer(str(trained)).save(tmp_path / "folder")
+    read_tokenizer(str(trained / "tokenizer.json")).save(tmp_path / "file")
     for copy in ("folder", "file"):
         assert (tmp_path / copy / "tokenizer.json").read_bytes() == (trained / "tokenizer.json").read_bytes()
         assert DocumentTokenizer(tmp_path / copy).record() == DocumentTokenizer(trained).record()
@@ -109,7 +110,7 @@ def test_a_word_piece_tokenizer_falls_back_and_says_so(tmp_path: Path) -> None:
     given.mkdir()
     (given / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
     (given / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "[SEP]"}}))
-    copy_tokenizer(str(given), copied)
+    read_tokenizer(str(given)).save(copied)
     lines: list[str] = []
     tokenizer = DocumentTokenizer(copied)
     assert not tokenizer.equals_tiktoken(["some text"], log=lines.append)
@@ -141,16 +142,16 @@ def test_tokenizers_that_cannot_be_used_are_refused(trained: Path, tmp_path: Pat
         train_tokenizer(TOPICS, tmp_path / "a", vocab_size=100)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"a tokenizer folder must hold tokenizer.json, got none"):
-        copy_tokenizer(str(tmp_path / "empty"), tmp_path / "b")
+        read_tokenizer(str(tmp_path / "empty")).save(tmp_path / "b")
     (tmp_path / "broken.json").write_text("{}")
     with pytest.raises(InputError, match=r"tokenizer.json must be readable"):
-        copy_tokenizer(str(tmp_path / "broken.json"), tmp_path / "c")
+        read_tokenizer(str(tmp_path / "broken.json")).save(tmp_path / "c")
     content = json.loads((trained / "tokenizer.json").read_text())
     content["added_tokens"] = []
     del content["model"]["vocab"]["<|endoftext|>"]
     (tmp_path / "endless.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match="must have an end-of-text token, got no entry"):
-        copy_tokenizer(str(tmp_path / "endless.json"), tmp_path / "d")
+        read_tokenizer(str(tmp_path / "endless.json")).save(tmp_path / "d")
 
 
 documents_strategy = st.lists(

@@ -5,10 +5,10 @@ same order: the rule of GPT-3 (Brown et al. 2020, Appendix C), which lm-eval's d
 GPT-3 cut 200 characters around the match and kept the rest, and ignored n-grams that many documents hold; here the
 document goes, and the list of removed documents names the words, so that a phrase everybody writes can be seen.
 
-An evaluation text shorter than 13 words is looked for as a whole when it has at least 8; shorter ones would match by
-chance, are not looked for, and are counted. Every match by hash is confirmed word by word: no document is removed for
-an accident of hashing. (Two n-grams of the evaluation sets with one hash would hide each other: 10^-7 at a million
-n-grams.)
+An evaluation text shorter than 13 words is looked for as a whole when it has at least 8 (or as many as an n-gram has,
+where that is fewer); shorter ones would match by chance, are not looked for, and are counted. Every match by hash is
+confirmed word by word: no document is removed for an accident of hashing. (Two n-grams of the evaluation sets with one
+hash would hide each other: 10^-7 at a million n-grams.)
 
 Speed: the hashes of all runs of 8 words are looked up in a table of bits that fits the cache, at most 1 in 32 of them
 set; what is left is looked up by binary search. Measured 47 MB/s per core against 750,000 n-grams, of which hashing
@@ -31,11 +31,12 @@ from numpy.typing import NDArray
 
 from crisp_stream.errors import FormatError, InputError
 from crisp_stream.writers.cleaning.words import HashedWords, hash_words, ngram_hashes
-from crisp_stream.writers.options import WriteOptions
+from crisp_stream.writers.options import MAX_NGRAM, MIN_NGRAM, WriteOptions
 
 INDEX_VERSION = 1
 _ENTRY = np.dtype([("hash", "<u8"), ("prefix", "<u8"), ("example", "<u4"), ("first_word", "<u4")])
 """An n-gram: its hash, that of its first min_words words, and where it stands."""
+_MIN_WORDS = 8
 _BATCH_TEXTS = 4096
 _BITS_PER_NGRAM = 32
 _MAX_BITS = 1 << 31
@@ -109,7 +110,7 @@ class EvaluationNgrams:
 
     @classmethod
     def build(
-        cls, texts: Iterable[tuple[str, int, str]], *, ngram: int = WriteOptions.ngram, min_words: int = 8
+        cls, texts: Iterable[tuple[str, int, str]], *, ngram: int = WriteOptions.ngram, min_words: int | None = None
     ) -> EvaluationNgrams:
         """Index evaluation texts.
 
@@ -117,16 +118,20 @@ class EvaluationNgrams:
             texts: name of the evaluation file, row of the example, text; see `read_evaluation_texts`. An example may
                 have several texts.
             ngram: words of a match, 2 to 64.
-            min_words: of a shorter text that is looked for as a whole, 1 to ngram.
+            min_words: of a shorter text that is looked for as a whole, 1 to ngram; 8 when None, or `ngram` if that is
+                fewer.
 
         Raises:
             InputError: a number out of range, or no text that can be looked for.
         """
-        if not 2 <= ngram <= 64 or not 1 <= min_words <= ngram:
+        if not MIN_NGRAM <= ngram <= MAX_NGRAM:
             raise InputError(
-                f"decontamination: n-grams have 2 to 64 words and short texts 1 to as many, got {ngram} and "
-                f"{min_words}. Leave them at 13 and 8."
+                f"ngram: must be {MIN_NGRAM} to {MAX_NGRAM} words, got {ngram}. "
+                f"The usual number is {WriteOptions.ngram}."
             )
+        min_words = min(_MIN_WORDS, ngram) if min_words is None else min_words
+        if not 1 <= min_words <= ngram:
+            raise InputError(f"min_words: must be 1 to {ngram}, the words of an n-gram, got {min_words}.")
         examples: list[_Example] = []
         entries: list[NDArray[np.void]] = []
         is_checked: dict[tuple[str, int], bool] = {}

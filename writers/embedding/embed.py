@@ -29,12 +29,20 @@ from crisp_stream.errors import InputError, import_extra
 from crisp_stream.format.manifest import EncoderRecord, Reads
 from crisp_stream.hashing import file_sha256
 from crisp_stream.models.progress_bars import without_progress_bars
+from crisp_stream.processes import report_units
+from crisp_stream.writers.embedding.encoder_digest import (
+    encoder_digest,
+    first_module_file,
+    is_static,
+    shipped_max_length,
+)
 from crisp_stream.writers.embedding.encoder_files import (
     DEFAULT_ENCODER,
     DEFAULT_WEIGHTS_SHA256,
+    prompt_of,
     read_settings,
     resolve_encoder,
-    weights_file,
+    weights_files,
 )
 from crisp_stream.writers.embedding.lsi import LSI_FOLDER, LSI_NAME, LSI_POOLING, LsiEncoder, lsi_folder
 from crisp_stream.writers.embedding.pieces import (
@@ -47,6 +55,7 @@ from crisp_stream.writers.embedding.pieces import (
     says_everything,
     unit_vectors,
 )
+from crisp_stream.writers.embedding.static import StaticEncoder
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -91,12 +100,14 @@ class Encoder:
         *,
         max_length: int | None = None,
         reads: Reads = "first",
+        prompt: str | None = None,
         device: str | None = None,
     ) -> None:
         """Args:
             name: folder or hub name; None is all-MiniLM-L6-v2, from its offline package when that is installed.
             max_length: word pieces read at once, special tokens included; None is what the encoder ships with.
             reads: first, or all for the mean over the whole text, read in stretches of max_length.
+            prompt: stands before every text; None is what the encoder ships with, nearly always nothing.
             device: such as "cpu" or "cuda:1"; None takes CUDA when there is one.
 
         Raises:
@@ -110,23 +121,30 @@ class Encoder:
         self._source, self.name = resolve_encoder(name)
         self._max_length = max_length
         self.reads: Reads = reads
+        self._prompt_given = prompt
         self._device = device
 
     @cached_property
-    def weights_sha256(self) -> str:
-        """Hex digest of the weights file. Raises InputError."""
-        digest = file_sha256(weights_file(self._source))
-        if self.name == DEFAULT_ENCODER and digest != DEFAULT_WEIGHTS_SHA256:
+    def _weights_files(self) -> list[Path]:
+        """The first module's; for the default those that were published. Raises InputError."""
+        files = weights_files(self._source, first_module_file(self._source, ""))
+        if self.name == DEFAULT_ENCODER and (digest := file_sha256(files[0])) != DEFAULT_WEIGHTS_SHA256:
             raise InputError(
                 f"{self.name}: the weights must have sha256 {DEFAULT_WEIGHTS_SHA256[:12]}…, got {digest[:12]}…. "
                 f"Remove the damaged copy at {self._source} and load it again; for other weights pass their folder."
             )
-        return digest
+        return files
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """Hex digest of everything that decides the vectors. Raises InputError."""
+        _ = self._weights_files
+        return encoder_digest(self._source, max_length=self.max_length, reads=self.reads, prompt=self._prompt)
 
     @cached_property
     def max_length(self) -> int:
         """Word pieces read at once, special tokens included; read without loading the model where its files say it."""
-        shipped = self._max_length or read_settings(self._source, "sentence_bert_config.json").get("max_seq_length")
+        shipped = self._max_length or shipped_max_length(self._source)
         length = int(shipped or self._loaded.max_seq_length or _LONGEST + 1)
         if length > _LONGEST:
             raise InputError(f"encoder {self.name}: states no greatest length. Pass max_length, such as 512.")
@@ -134,23 +152,23 @@ class Encoder:
 
     @cached_property
     def _prompt(self) -> str:
-        """Prefix that the model's authors want before every text; empty for nearly all."""
-        settings = read_settings(self._source, "config_sentence_transformers.json")
-        return (settings.get("prompts") or {}).get(settings.get("default_prompt_name")) or ""
+        """Prefix of every text: the one that was asked for, else the one that the model ships with."""
+        return prompt_of(self._source) if self._prompt_given is None else self._prompt_given
 
     @cached_property
     def _loaded(self) -> SentenceTransformer:
         """The model as it ships, in float32 also where its files hold another type, which transformers 5 would keep."""
         library = import_extra("sentence_transformers", extra="write", purpose="embedding text")
-        _ = self.weights_sha256
+        _ = self._weights_files
         local = Path(self._source).is_dir()
         try:
             with without_progress_bars():
                 model = library.SentenceTransformer(self._source, device=self._device, local_files_only=local)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # the library raises what it meets: of weights, of torch, of JSON
+            reason = str(error).strip().partition("\n")[0].rstrip(".")
             raise InputError(
-                f"{self.name}: must be a folder or hub name of a sentence-transformers model, got: {error}. "
-                "Check the name."
+                f"encoder {self.name}: must be a folder or hub name of a sentence-transformers model, got: {reason}. "
+                "Check the name and its files."
             ) from error
         return model.float().eval()
 
@@ -179,9 +197,9 @@ class Encoder:
     @cached_property
     def _splitter(self) -> TextSplitter:
         """tokenizer.json alone where it says everything, else the tokenizer as the model loads it."""
-        content = read_settings(self._source, "tokenizer.json")
-        lowers = read_settings(self._source, "sentence_bert_config.json").get("do_lower_case")
-        if content and not lowers and says_everything(content, read_settings(self._source, "tokenizer_config.json")):
+        content = self._settings("tokenizer.json")
+        lowers = self._settings("sentence_bert_config.json").get("do_lower_case")
+        if content and not lowers and says_everything(content, self._settings("tokenizer_config.json")):
             library: Any = import_extra("tokenizers", extra="write", purpose="embedding text")
             tokenizer = library.Tokenizer.from_str(json.dumps(content))
         else:
@@ -190,6 +208,9 @@ class Encoder:
                 return SlowSplitter(loaded, max_length=self.max_length, reads=self.reads, prompt=self._prompt)
             tokenizer = type(loaded.backend_tokenizer).from_str(loaded.backend_tokenizer.to_str())
         return FastSplitter(tokenizer, max_length=self.max_length, reads=self.reads, prompt=self._prompt)
+
+    def _settings(self, name: str) -> dict[str, Any]:
+        return read_settings(self._source, first_module_file(self._source, name))
 
     def record(self) -> EncoderRecord:
         """The encoder's entry in the manifest."""
@@ -205,6 +226,7 @@ class Encoder:
             pooling=next(filter(None, map(_pooling_mode, model)), "none"),
             dim=self.embed(["width"]).shape[1],
             reads=self.reads,
+            prompt=self._prompt,
         )
 
     def pieces(self, texts: Sequence[str]) -> Pieces:
@@ -234,6 +256,7 @@ class Encoder:
         names = model.tokenizer.model_input_names
         outputs: list[torch.Tensor] = []
         rows: list[NDArray[np.int64]] = []
+        sequences_done = texts_done = 0
         with torch.inference_mode(), _one_torch_thread() if device.type == "cpu" else contextlib.nullcontext():
             for batch in self.batches(pieces):
                 ids = _to_device(batch.ids, device).long()
@@ -248,6 +271,10 @@ class Encoder:
                     features = module(features)
                 outputs.append(features["sentence_embedding"].float())
                 rows.append(batch.rows)
+                sequences_done += len(batch.rows)
+                done = sequences_done * len(pieces) // len(pieces.lengths)
+                report_units(done - texts_done)
+                texts_done = done
             by_batch = torch.cat(outputs).cpu().numpy()
         vectors = np.empty_like(by_batch)
         vectors[np.concatenate(rows)] = by_batch
@@ -273,13 +300,27 @@ class EncoderChoice:
     max_length: int | None = None
     """Word pieces read at once; None is what the encoder ships with."""
     reads: Reads = "first"
+    prompt: str | None = None
+    """Stands before every text; None is what the encoder ships with."""
     lsi: bool = False
 
     def open(self, *, device: str | None = None) -> TextEncoder:
         """The encoder; a neural one is loaded when it is used. Raises InputError, FormatError, MissingExtraError."""
         if self.lsi:
             return LsiEncoder.load(Path(self.name or "."))
-        return Encoder(self.name, max_length=self.max_length, reads=self.reads, device=device)
+        if self.is_static:
+            return StaticEncoder(self.name or "", max_length=self.max_length, reads=self.reads, prompt=self.prompt)
+        return Encoder(self.name, max_length=self.max_length, reads=self.reads, prompt=self.prompt, device=device)
+
+    @property
+    def is_static(self) -> bool:
+        """True where it is a table of vectors. Raises InputError."""
+        return not self.lsi and is_static(resolve_encoder(self.name)[0])
+
+    @property
+    def is_light(self) -> bool:
+        """True where no network is run: an LSI or a static encoder. Raises InputError."""
+        return self.lsi or self.is_static
 
 
 def matching_encoder(record: EncoderRecord, name: str | None, root: str) -> EncoderChoice:
@@ -299,13 +340,15 @@ def matching_encoder(record: EncoderRecord, name: str | None, root: str) -> Enco
         folder = str(lsi_folder(root, record.weights_sha256)) if name in (None, LSI_NAME) else name
         choice, remedy = EncoderChoice(name=folder, lsi=True), f"Restore {root}/{LSI_FOLDER}, or pass a copy's folder"
     else:
-        choice = EncoderChoice(name=name or record.name, max_length=record.max_length or None, reads=record.reads)
+        choice = EncoderChoice(
+            name=name or record.name, max_length=record.max_length or None, reads=record.reads, prompt=record.prompt
+        )
         remedy = f"Pass the folder or hub name of {record.name} as the encoder"
     digest = choice.open().weights_sha256
     if digest != record.weights_sha256:
         raise InputError(
-            f"encoder {choice.name}: must have the weights that embedded {root} "
-            f"(sha256 {record.weights_sha256[:12]}…), got {digest[:12]}…. {remedy}."
+            f"encoder {choice.name}: must have the weights and settings that embedded {root} "
+            f"(digest {record.weights_sha256[:12]}…), got {digest[:12]}…. {remedy}."
         )
     return choice
 

@@ -211,10 +211,13 @@ def unit_vectors(
         sequences_per_text: [num_texts], at least 1 each.
 
     Returns:
-        [num_texts, dim], L2 norm 1 up to float16 rounding.
+        [num_texts, dim], L2 norm 1 up to float16 rounding. A text whose vector is 0 gets the first axis, so that every
+        vector has a norm and a place in the tree.
     """
     if len(vectors) > len(sequences_per_text):
         starts = np.cumsum(sequences_per_text) - sequences_per_text
         vectors = np.add.reduceat(vectors * lengths[:, None].astype(np.float32), starts, axis=0)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.maximum(norms, 1e-12)).astype(np.float16)
+    units = vectors / np.maximum(norms, 1e-12)
+    units[norms[:, 0] == 0, 0] = 1
+    return units.astype(np.float16)

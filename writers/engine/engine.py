@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
+import signal
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from crisp_stream.errors import CrispError, InputError, import_extra
 from crisp_stream.processes import Pool, num_processes
 from crisp_stream.writers.engine.memory_limit import MemoryLimit, bound_allocators, return_memory
+from crisp_stream.writers.engine.ray_cluster import RayCluster, no_cluster, require_ray
 from crisp_stream.writers.engine.tasks import Engine, Kind, Record, Task, execute
 from crisp_stream.writers.engine.workspace import delete_abandoned_scratch
 
@@ -24,9 +26,6 @@ ENCODERS_PER_GPU = 2
 _RETRIES = 5
 _AHEAD = 2
 """Ray tasks submitted per worker."""
-_CONNECT_SECONDS = 10.0
-_STORE_BYTES = 128 << 20
-"""Size of Ray's object store where a cluster is started here; no data goes through it."""
 
 
 def open_engine(
@@ -82,6 +81,11 @@ class LocalEngine:
         if kind == "encoder" and (gpus := _num_gpus()):
             return gpus * ENCODERS_PER_GPU
         return self._processes if self.limit is None else min(self._processes, self.limit.processes(kind))
+
+    @property
+    def keeps_encoders_out(self) -> bool:
+        """True where this process shall load no encoder: others will, or its memory is counted without one."""
+        return self.limit is not None or self.workers("encoder") > 1
 
     def work_bytes(self) -> int | None:
         """Data that one light process may hold; None where memory is not limited."""
@@ -166,7 +170,8 @@ class RayEngine:
             address: of a running cluster, such as auto or ray://head:10001; None starts one.
 
         Raises:
-            InputError: no cluster at the address. MissingExtraError: ray is not installed.
+            InputError: no cluster at the address. StorageError: none could be started here.
+            MissingExtraError: ray is not installed.
         """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -177,20 +182,18 @@ class RayEngine:
             "log_to_driver": False,
             "logging_level": "error",
         }
-        if address is None:
-            options |= {
-                "num_cpus": num_processes(processes),
-                "include_dashboard": False,
-                "object_store_memory": _STORE_BYTES,
-            }
-        else:
-            _require_reachable(address)
+        if address is not None:
+            require_ray(address)
+        self._cluster = RayCluster(num_cpus=num_processes(processes)) if address is None else None
+        on_term = signal.getsignal(signal.SIGTERM)
         try:
-            self._ray.init(address=address or "local", **options)
-        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-            self._ray.shutdown()
-            reason = str(error).strip().partition("\n")[0]
-            raise _no_cluster(address or "local", reason) from error
+            self._ray.init(address=address or self._cluster.address, **options)
+        except Exception as error:  # Ray raises plain Exception, too
+            self.close()
+            raise no_cluster(address or "local", str(error).strip().partition("\n")[0]) from error
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, on_term)  # Ray's own exits without a word
         resources = self._ray.cluster_resources()
         self._cpus = min(int(resources.get("CPU", 1)), processes or 1 << 30)
         self._gpus = int(resources.get("GPU", 0))
@@ -235,25 +238,9 @@ class RayEngine:
     def close(self) -> None:
         """Leave the cluster; one that was started here ends."""
         self._ray.shutdown()
+        if self._cluster is not None:
+            self._cluster.close()
         delete_abandoned_scratch()
-
-
-def _require_reachable(address: str) -> None:
-    """Ray itself tries for minutes. Raises InputError where nobody listens at host:port or ray://host:port."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():
-        return  # auto, or another name that Ray resolves
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise _no_cluster(address, str(error)) from error
-
-
-def _no_cluster(address: str, reason: str) -> InputError:
-    return InputError(
-        f"address: must be a running Ray cluster, got {address}: {reason.rstrip('.')}. "
-        "Start one with: ray start --head, or leave --address out to run on this machine."
-    )
 
 
 def _outcome(ray: Any, reference: Any) -> tuple[int, Record]:

@@ -52,6 +52,8 @@ class Task(ABC):
 
     stage: ClassVar[str]
     """Folder of the workspace that its files stand in."""
+    title: ClassVar[str] = ""
+    """What is done, as the display of progress says it; the stage when empty."""
     version: ClassVar[int] = 1
     """Version of the stage; raised when the same inputs give other files."""
 
@@ -193,10 +195,13 @@ class Runner:
         self.plan: list[tuple[str, int, int]] = []
         """Stage, tasks, tasks that are done."""
 
-    def run(self, tasks: Sequence[Task], *, unit: str) -> list[Record]:
+    def run(self, tasks: Sequence[Task], *, unit: str, num_units: Sequence[int] | None = None) -> list[Record]:
         """Run what is not done of a stage; the records of all its tasks, in their order.
 
-        `unit` names what records count as `num_units`, in the plural.
+        Args:
+            tasks: of one stage.
+            unit: what records count as `num_units`, in the plural; empty where a task is all there is to count.
+            num_units: of each task, where that is known before.
 
         Raises:
             PlanEnds: without an engine, when a task is not done.
@@ -206,7 +211,11 @@ class Runner:
         records = self._finished(tasks)
         missing = [task for task in tasks if task.number not in records]
         if missing:
-            self._collect(records, self._engine().run(missing, kind=tasks[0].kind, num_tasks=len(missing)), tasks, unit)
+            done = self._engine().run(missing, kind=tasks[0].kind, num_tasks=len(missing))
+            total = None
+            if num_units is not None:
+                total = sum(count for task, count in zip(tasks, num_units, strict=True) if task.number not in records)
+            self._collect(records, done, tasks, unit, total)
         return [records[task.number] for task in tasks]
 
     def run_both(
@@ -248,12 +257,21 @@ class Runner:
         return records
 
     def _collect(
-        self, records: dict[int, Record], done: Iterator[tuple[int, Record]], tasks: Sequence[Task], unit: str
+        self,
+        records: dict[int, Record],
+        done: Iterator[tuple[int, Record]],
+        tasks: Sequence[Task],
+        unit: str,
+        total: int | None = None,
     ) -> None:
-        progress = Progress(tasks[0].stage, unit, log=self.log)
-        for number, record in done:
-            records[number] = record
-            progress.add(int(record.get("num_units", 1)))
+        progress = Progress(tasks[0].title or tasks[0].stage, unit, log=self.log, total=total)
+        try:
+            for number, record in done:
+                records[number] = record
+                progress.add(int(record.get("num_units", 1)))
+        except BaseException:
+            progress.close()
+            raise
         progress.finish()
 
 

@@ -13,6 +13,7 @@ import shutil
 
 from crisp_stream.errors import CrispError, MissingObjectError
 from crisp_stream.format.dataset import Dataset, open_dataset
+from crisp_stream.format.listed_files import FILES
 from crisp_stream.format.manifest import (
     DOCUMENTS,
     DROPPED,
@@ -29,10 +30,10 @@ from crisp_stream.processes import Log
 from crisp_stream.storage.store import Store, local_path
 from crisp_stream.writers.publishing.claim import Hold, manifest_of
 
-_TABLES = (CLUSTERS, SHARDS, TABLES, SOURCES, DROPPED)
+_TABLES = (CLUSTERS, SHARDS, TABLES, SOURCES, DROPPED, FILES)
 _OF_A_GENERATION = re.compile(
     r"manifest\.g\d+\.json"
-    r"|(clusters|shards|provenance/tables|provenance/sources|provenance/dropped)(\.g\d+)?(\.[0-9a-f]{8})?\.parquet"
+    r"|(clusters|shards|provenance/tables|provenance/sources|provenance/dropped|provenance/files)(\.g\d+)?(\.[0-9a-f]{8})?\.parquet"
     r"|shards/\d\d/shard\.\d+(\.[0-9a-f]{8})?\.mds|provenance/\d\d/shard\.\d+(\.[0-9a-f]{8})?\.npy"
     rf"|{DOCUMENTS}/\d+(\.[0-9a-f]{{8}})?\.parquet"
 )

@@ -69,6 +69,7 @@ class DocumentsTask(Task):
     """Read a group of files into batches."""
 
     stage: ClassVar[str] = "documents"
+    title: ClassVar[str] = "reading documents"
 
     files: tuple[InputFile, ...]
     first_file: int

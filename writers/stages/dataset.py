@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ class DocumentsTableTask(Task):
     """Write which documents are in the parts of a group; `number` is the group's."""
 
     stage: ClassVar[str] = "provenance"
+    title: ClassVar[str] = "writing tables of documents"
+    version: ClassVar[int] = 2
 
     root: str
     """Dataset root, or a folder in which it is staged."""
@@ -71,8 +74,9 @@ class DocumentsTableTask(Task):
                     writer.write_table(spans, row_group_size=1 << 20)
         if self.hold is not None:
             self.hold.check()
-        open_store(self.root).put(self.table, sink.getvalue())
-        return {"num_units": len(self.spans)}
+        content = sink.getvalue()
+        open_store(self.root).put(self.table, content)
+        return {"num_units": len(self.spans), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +122,8 @@ def sort_in_stages(
         )
         for number, parts in enumerate(group_parts(embedded.parts, window_bytes, run_bytes=run_bytes))
     ]
-    return Sorted(runs=tasks, records=runner.run(tasks, unit="windows"))
+    windows_per_run = [sum(part.num_windows for part in task.parts) for task in tasks]
+    return Sorted(runs=tasks, records=runner.run(tasks, unit="windows", num_units=windows_per_run))
 
 
 def shard_tasks(
@@ -190,6 +195,12 @@ def document_table_tasks(
         )
         for group, members in by_group.items()
     ]
+
+
+def table_digests(runner: Runner, tables: Sequence[DocumentsTableTask]) -> dict[str, str]:
+    """The sha256 of tables of documents that are made, by path."""
+    records = finished(runner.workspace, tables)
+    return {task.table: records[task.number]["sha256"] for task in tables}
 
 
 def forget_lost(

@@ -36,6 +36,7 @@ class RunEmbeddingsTask(Task):
     """Bring the embeddings of some parts in the order of their run; `number` is the run's."""
 
     stage: ClassVar[str] = "run-embeddings"
+    title: ClassVar[str] = "sorting embeddings"
 
     run: str
     """Key of the run."""
@@ -67,6 +68,7 @@ class KeptEmbeddingsTask(Task):
     """Put the embeddings of one level-1 cluster in their place; `number` is the node."""
 
     stage: ClassVar[str] = "kept-embeddings"
+    title: ClassVar[str] = "keeping embeddings"
 
     source: Workspace
     """Workspace of the write; `workspace`, for the task's record, is in the folder of the embeddings."""

@@ -6,19 +6,22 @@ not done.
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from crisp_stream.errors import InputError
 from crisp_stream.format.mds import TokenDtype
+from crisp_stream.processes import Pool, preload
 from crisp_stream.writers.embedding.embed import EncoderChoice, matching_encoder
-from crisp_stream.writers.embedding.encoder_files import resolve_encoder, weights_file
+from crisp_stream.writers.embedding.encoder_digest import first_module_file
+from crisp_stream.writers.embedding.encoder_files import resolve_encoder, weights_files
 from crisp_stream.writers.embedding.given_models import Models
 from crisp_stream.writers.embedding.lsi import FIT_BYTES, FIT_BYTES_PER_CHARACTER, LSI_NAME
 from crisp_stream.writers.engine.engine import LocalEngine, holding, limit_of
-from crisp_stream.writers.engine.tasks import Record, Runner
+from crisp_stream.writers.engine.tasks import Record, Runner, execute, finished
+from crisp_stream.writers.given_tokenizer import GivenTokenizer, read_tokenizer
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.stages.documents import ReadDocuments
 from crisp_stream.writers.stages.tree import FittedTree, fit_tree_in_stages
@@ -33,6 +36,7 @@ from crisp_stream.writers.stages.whole_corpus import (
 from crisp_stream.writers.stages.windows import (
     EmbeddingsTask,
     EncoderSettings,
+    EncoderTask,
     Part,
     PartsSummary,
     WindowSettings,
@@ -70,9 +74,10 @@ def given_by(runner: Runner, models: Models, options: WriteOptions) -> Given:
     for name, option, recorded in (
         ("max_length", options.max_length, models.encoder.max_length),
         ("reads", None if options.reads == "first" else options.reads, models.encoder.reads),
+        ("encoder_prompt", options.encoder_prompt, models.encoder.prompt),
     ):
         if option is not None and option != recorded:
-            raise InputError(f"{name}: must be left out or {recorded} to be like {models.root}, got {option}.")
+            raise InputError(f"{name}: must be left out or {recorded} to be like {models.root}, got {option!r}.")
     if options.shard_level > models.tree.depth:
         raise InputError(
             f"shard_level: must be 1 to {models.tree.depth}, the depth of {models.root}, got {options.shard_level}."
@@ -84,8 +89,6 @@ def given_by(runner: Runner, models: Models, options: WriteOptions) -> Given:
     if models.encoder.name == LSI_NAME:
         digest = models.encoder.weights_sha256
         lsi = GivenLsiTask(workspace=workspace, number=0, inputs=(), digest=digest, files={})
-    else:
-        _count_encoder(runner, choice.name)
     return Given(models=models, encoder=choice, tree=tree, lsi=lsi)
 
 
@@ -98,21 +101,30 @@ class Tokenizer:
     settings: WindowSettings
 
 
-def tokenizer_in_stages(runner: Runner, options: WriteOptions, read: ReadDocuments, given: Given | None) -> Tokenizer:
+def check_tokenizer(options: WriteOptions, given: Given | None) -> GivenTokenizer | None:
+    """Read the tokenizer that is given, before the first document; None where one is trained. Raises InputError."""
+    if given is not None:
+        return read_tokenizer(str(given.models.tokenizer), window_tokens=given.models.window_tokens)
+    if options.tokenizer is None:
+        return None
+    return read_tokenizer(options.tokenizer, eot_token=options.eot_token, window_tokens=options.window_tokens)
+
+
+def tokenizer_in_stages(
+    runner: Runner, options: WriteOptions, read: ReadDocuments, given: Given | None, source: GivenTokenizer | None
+) -> Tokenizer:
     """Train the tokenizer, or bring the given one."""
-    source = str(given.models.tokenizer) if given else options.tokenizer
     window_tokens = given.models.window_tokens if given else options.window_tokens
     task = TokenizerTask(
         workspace=runner.workspace,
         number=0,
         inputs=_duplicates_input(read) or tuple(task.fingerprint for task in read.tasks),
         given=source,
-        given_sha256=_tokenizer_sha256(source),
         vocab_size=options.vocab_size,
         window_tokens=window_tokens,
         batches=tuple(spread(read.batches, SAMPLE_CHARACTERS)),
     )
-    [record] = runner.run([task], unit="tokenizers")
+    [record] = runner.run([task], unit="")
     for reason in record["reasons"]:
         runner.log(reason)
     if source is None:
@@ -120,13 +132,6 @@ def tokenizer_in_stages(runner: Runner, options: WriteOptions, read: ReadDocumen
     fast, packing = bool(record["fast"]), options.packing
     settings = WindowSettings(tokenizer=task.key, fast_tokenizer=fast, window_tokens=window_tokens, packing=packing)
     return Tokenizer(task=task, token_dtype=record["token_dtype"], settings=settings)
-
-
-def _tokenizer_sha256(source: str | None) -> str | None:
-    if source is None:
-        return None
-    path = Path(source) / "tokenizer.json" if Path(source).is_dir() else Path(source)
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +157,7 @@ def parts_in_stages(
     options: WriteOptions,
     read: ReadDocuments,
     tokenizer: Tokenizer,
+    encoder: EncoderSettings,
     given: Given | None,
     *,
     first_part: int = 0,
@@ -162,8 +168,8 @@ def parts_in_stages(
     Raises:
         InputError: not one window.
     """
-    encoder = _encoder_settings(options, given)
-    _require_memory(runner, encoder, given, read)
+    if encoder.name == LSI_NAME and given is None and (limit := limit_of(runner.engine)) is not None:
+        limit.require(_LSI_FIT, _lsi_fit_bytes(read))
     windows = [
         WindowsTask(
             workspace=runner.workspace,
@@ -197,14 +203,14 @@ def parts_in_stages(
                     seed=options.seed,
                 )
                 with holding(runner.engine, _LSI_FIT, _lsi_fit_bytes(read)):
-                    [fitted] = runner.run([lsi], unit="encoders")
+                    [fitted] = runner.run([lsi], unit="")
             else:
                 lsi = given.lsi
                 assert lsi is not None
-                [fitted] = runner.run([replace(lsi, files=given.models.lsi_files())], unit="encoders")
+                [fitted] = runner.run([replace(lsi, files=given.models.lsi_files())], unit="")
             encoder = EncoderSettings(name=LSI_NAME, weights_sha256=fitted["weights_sha256"], lsi=lsi.key)
         embeddings = _embeddings_tasks(windows, tokenizer, encoder)
-        embedded = runner.run(embeddings, unit="windows")
+        embedded = runner.run(embeddings, unit="windows", num_units=[record["num_windows"] for record in records])
     forget_encoders()
     parts = tuple(
         replace(part, embeddings_key=embedding.key, fingerprint=embedding.fingerprint)
@@ -216,21 +222,40 @@ def parts_in_stages(
     )
 
 
-def _require_memory(runner: Runner, encoder: EncoderSettings, given: Given | None, read: ReadDocuments) -> None:
-    """Before documents are cut. Raises InputError where the limit is too low for the encoder that is used."""
-    limit = limit_of(runner.engine)
-    if limit is None:
-        return
-    if encoder.name != LSI_NAME:
+def check_encoder(runner: Runner, options: WriteOptions, given: Given | None) -> EncoderSettings:
+    """Settle the encoder and try it, before the first document is read.
+
+    Where it would take memory that later stages count on, it is tried in a process of its own, which ends.
+
+    Raises:
+        InputError: it cannot be found, loaded or used, or needs more memory than is allowed.
+    """
+    encoder = _encoder_settings(options, given)
+    if encoder.name == LSI_NAME:
+        return encoder
+    if not encoder.static:
         _count_encoder(runner, encoder.name)
-    elif given is None:
-        limit.require(_LSI_FIT, _lsi_fit_bytes(read))
+        preload("sentence_transformers")
+    task = EncoderTask(workspace=runner.workspace, number=0, inputs=(), encoder=encoder)
+    engine = runner.engine
+    if finished(runner.workspace, [task]):
+        return encoder
+    if engine is None:  # a plan
+        task.make()
+    elif isinstance(engine, LocalEngine) and not encoder.static and engine.keeps_encoders_out:
+        with contextlib.closing(Pool(1)) as pool:
+            list(pool.map_unordered(execute, [task]))
+    else:
+        runner.run([task], unit="")
+    return encoder
 
 
 def _count_encoder(runner: Runner, name: str | None) -> None:
     engine = runner.engine
     if isinstance(engine, LocalEngine) and engine.limit is not None and not engine.has_gpus:
-        engine.limit.count_encoder(weights_file(resolve_encoder(name)[0]).stat().st_size)
+        source = resolve_encoder(name)[0]
+        files = weights_files(source, first_module_file(source, ""))
+        engine.limit.count_encoder(sum(file.stat().st_size for file in files))
 
 
 def _lsi_fit_bytes(read: ReadDocuments) -> int:
@@ -250,12 +275,21 @@ def _encoder_settings(options: WriteOptions, given: Given | None) -> EncoderSett
     if given is not None:
         choice, digest = given.encoder, given.models.encoder.weights_sha256
     else:
-        choice = EncoderChoice(name=options.encoder, max_length=options.max_length, reads=options.reads)
+        choice = EncoderChoice(
+            name=options.encoder, max_length=options.max_length, reads=options.reads, prompt=options.encoder_prompt
+        )
         digest = choice.open().weights_sha256
     name = choice.name
     if name is not None and Path(name).is_dir():
         name = str(Path(name).resolve())  # workers may stand elsewhere
-    return EncoderSettings(name=name, max_length=choice.max_length, reads=choice.reads, weights_sha256=digest)
+    return EncoderSettings(
+        name=name,
+        max_length=choice.max_length,
+        reads=choice.reads,
+        prompt=choice.prompt,
+        static=choice.is_static,
+        weights_sha256=digest,
+    )
 
 
 def _embeddings_tasks(

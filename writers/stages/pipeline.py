@@ -1,6 +1,7 @@
 """The sequence of stages that write, append and `tree fit` share.
 
-    evaluation -> documents -> duplicates -> tokenizer -> windows -> embeddings -> tree -> runs -> shards, provenance
+    encoder -> evaluation -> documents -> duplicates -> tokenizer -> windows -> embeddings -> tree -> runs ->
+    shards, provenance
 
 `embed_in_stages` comes as far as embeddings, `assemble_in_stages` as far as runs; `Assembly.make` runs the last two,
 after the caller has had tasks forgotten whose files are lost.
@@ -13,10 +14,8 @@ from pathlib import Path
 
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.format.provenance import documents_tables, source_names
-from crisp_stream.processes import preload
 from crisp_stream.tree.tree import ClusterTree
 from crisp_stream.writers.embedding.given_models import Models
-from crisp_stream.writers.embedding.lsi import LSI_NAME
 from crisp_stream.writers.engine.tasks import Runner
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.publishing.claim import Hold
@@ -33,6 +32,8 @@ from crisp_stream.writers.stages.documents import ReadDocuments, read_documents_
 from crisp_stream.writers.stages.models import (
     EmbeddedParts,
     Given,
+    check_encoder,
+    check_tokenizer,
     given_by,
     parts_in_stages,
     tokenizer_in_stages,
@@ -57,21 +58,24 @@ class Corpus:
 def embed_in_stages(runner: Runner, options: WriteOptions, models: Models | None, *, first_part: int = 0) -> Corpus:
     """Read the documents, cut them into windows and embed these, with the tokenizer and encoder of `models` if any.
 
+    A tokenizer and an encoder that are given are tried before the first document is read.
+
     Raises:
         InputError: bad input, or not one window. PlanEnds: without an engine, at tasks that are not done.
     """
     engine = runner.engine
     work_bytes = None if engine is None else engine.work_bytes()  # before shards and encoders are counted
     given = None if models is None else given_by(runner, models, options)
-    if (options.encoder if given is None else given.encoder.name) != LSI_NAME:
-        preload("sentence_transformers")
+    source = check_tokenizer(options, given)
+    encoder = check_encoder(runner, options, given)
     read = read_documents_in_stages(runner, options)
-    tokenizer = tokenizer_in_stages(runner, options, read, given)
+    tokenizer = tokenizer_in_stages(runner, options, read, given, source)
     embedded = parts_in_stages(
         runner,
         options,
         read,
         tokenizer,
+        encoder,
         given,
         first_part=first_part,
         both_at_once=engine is not None and engine.has_gpus,
@@ -130,7 +134,8 @@ class Assembly:
     def make(self, runner: Runner) -> ShardsSummary:
         """Write shards and tables below the root. Raises PlanEnds without an engine, at tasks that are not done."""
         shards = ShardsSummary.of(runner.run(self.shards, unit="windows"))
-        runner.run(self.tables, unit="parts")
+        parts_per_table = [len(table.spans) for table in self.tables]
+        runner.run(self.tables, unit="parts", num_units=parts_per_table)
         return shards
 
 
@@ -151,7 +156,7 @@ def assemble_in_stages(
     """
     given, embedded = corpus.given, corpus.embedded
     if given is not None:
-        runner.run([given.tree], unit="trees")
+        runner.run([given.tree], unit="")
     fitted = given.tree if given is not None else tree_in_stages(runner, options, embedded.parts)
     ordered = sort_in_stages(runner, options, embedded, fitted, work_bytes=corpus.work_bytes)
     tree = tree_of(runner.workspace, fitted.key)

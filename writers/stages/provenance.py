@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
+from crisp_stream.format.listed_files import FILES, digests_of, files_parquet
 from crisp_stream.format.manifest import DROPPED, SOURCES, TABLES, Manifest, places_path
 from crisp_stream.format.mds import index_bytes
 from crisp_stream.format.parquet import parquet_bytes
@@ -20,7 +22,7 @@ from crisp_stream.writers.embedding.lsi import LSI_FILES
 from crisp_stream.writers.engine.tasks import Runner
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.publishing.request import listed_as
-from crisp_stream.writers.stages.dataset import check_windows, tree_provenance
+from crisp_stream.writers.stages.dataset import check_windows, table_digests, tree_provenance
 from crisp_stream.writers.stages.documents import ReadDocuments
 from crisp_stream.writers.stages.models import EmbeddedParts
 from crisp_stream.writers.stages.pipeline import Assembly, Corpus
@@ -56,6 +58,8 @@ def write_small_files(
             files[f"tokenizer/{name}"] = content
     if embedded.lsi is not None:
         files |= {f"encoder/{name}": workspace.read(f"{embedded.lsi.key}/{name}") for name in LSI_FILES}
+    listed = files_parquet({**digests_of(files), **table_digests(runner, assembly.tables)})
+    files[FILES] = listed
     store = open_store(root)
     for name, content in files.items():
         store.put(name, content)
@@ -72,6 +76,7 @@ def write_small_files(
         tree_fingerprint=tree.fingerprint,
         tokenizer=tokenizer_of(workspace, embedded.tokenizer).record(),
         encoder=summary.encoder,
+        files_sha256=hashlib.sha256(listed).hexdigest(),
         provenance=provenance_record(options, corpus, levels, models),
         **shard_facts(shards),
     )

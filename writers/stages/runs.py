@@ -66,6 +66,7 @@ class RunTask(Task):
     """Assign the windows of some parts to leaves and sort them into one run."""
 
     stage: ClassVar[str] = "runs"
+    title: ClassVar[str] = "sorting windows"
     version: ClassVar[int] = 2
 
     parts: tuple[Part, ...]

@@ -85,6 +85,7 @@ class ShardsTask(Task):
     """Write the shards of one level-1 cluster; `number` is the node."""
 
     stage: ClassVar[str] = "shards"
+    title: ClassVar[str] = "writing shards"
 
     first_leaf: int
     end_leaf: int

@@ -27,6 +27,7 @@ class TreeSampleTask(Task):
     """Collect the embeddings that the tree is fitted on: all, or about `fit_windows` chosen by a hash."""
 
     stage: ClassVar[str] = "tree-sample"
+    title: ClassVar[str] = "choosing windows for the tree"
 
     parts: tuple[Part, ...]
     fit_windows: int
@@ -89,6 +90,7 @@ class TreeRootTask(_FitTask):
     """Fit the centroids of level 1."""
 
     stage: ClassVar[str] = "tree-root"
+    title: ClassVar[str] = "fitting the root of the tree"
 
     sample: str
     """Name of the sample's array."""
@@ -110,6 +112,7 @@ class TreeBranchTask(_FitTask):
     """Fit all levels below one level-1 node, which is `number`."""
 
     stage: ClassVar[str] = "tree-branches"
+    title: ClassVar[str] = "fitting the branches of the tree"
 
     sample: str
     root: str
@@ -132,6 +135,7 @@ class TreeTask(_FitTask):
     """Join the branches to a tree."""
 
     stage: ClassVar[str] = "tree"
+    title: ClassVar[str] = "making the tree"
 
     root: str
     branches: tuple[str, ...]
@@ -197,7 +201,7 @@ def fit_tree_in_stages(
         )
     array = sample.file("embeddings.npy")
     root = TreeRootTask(workspace=workspace, number=0, inputs=(sample.fingerprint,), sample=array, tree=settings)
-    [rooted] = runner.run([root], unit="nodes")
+    [rooted] = runner.run([root], unit="")
     centroids = root.file("centroids.npy")
     branches: list[TreeBranchTask] = []
     if settings.depth > 1:
@@ -213,7 +217,7 @@ def fit_tree_in_stages(
             )
             for child in range(settings.arity)
         ]
-        runner.run(branches, unit="branches")
+        runner.run(branches, unit="branches", num_units=[1] * len(branches))
     tree = TreeTask(
         workspace=workspace,
         number=0,
@@ -222,7 +226,7 @@ def fit_tree_in_stages(
         branches=tuple(branch.file("npz") for branch in branches),
         tree=settings,
     )
-    [record] = runner.run([tree], unit="trees")
+    [record] = runner.run([tree], unit="")
     runner.log(f"tree: {record['num_leaves']:,} leaves, fitted on {num_sampled:,} windows")
     return FittedTree(
         key=tree.key,

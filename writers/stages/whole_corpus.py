@@ -3,6 +3,7 @@ and the LSI, which looks at all windows."""
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -22,10 +23,11 @@ from crisp_stream.writers.cleaning.near_duplicates import NearSettings, find_nea
 from crisp_stream.writers.documents.inputs import InputFile
 from crisp_stream.writers.embedding.lsi import LSI_FILES, LsiEncoder
 from crisp_stream.writers.engine.tasks import Record, Task, file_sizes, write_files
+from crisp_stream.writers.given_tokenizer import GivenTokenizer
 from crisp_stream.writers.stages.batches import PLACE, DocumentsTask, read_batch
 from crisp_stream.writers.stages.runs import part_places
 from crisp_stream.writers.stages.windows import TOKENIZER_NAMES, Part, WindowSettings, tokenizer_of
-from crisp_stream.writers.windows import copy_tokenizer, train_tokenizer, window_texts
+from crisp_stream.writers.windows import train_tokenizer, window_texts
 
 PROBE_DOCUMENTS = 64
 PROBE_CHARACTERS = 1 << 20
@@ -41,6 +43,8 @@ class EvaluationTask(Task):
     """Index the n-grams of evaluation sets, which no document may share."""
 
     stage: ClassVar[str] = "evaluation"
+    title: ClassVar[str] = "reading evaluation sets"
+    version: ClassVar[int] = 2
 
     files: tuple[InputFile, ...]
     words_per_gram: int
@@ -67,6 +71,7 @@ class DuplicatesTask(Task):
     """Find the documents that repeat an earlier one, over all groups."""
 
     stage: ClassVar[str] = "duplicates"
+    title: ClassVar[str] = "finding duplicates"
 
     groups: tuple[str, ...]
     """Keys of the `DocumentsTask`s that hold documents, in order."""
@@ -160,11 +165,10 @@ class TokenizerTask(Task):
     """Train a tokenizer on text from all over the corpus, or bring a given one; settle how it is used."""
 
     stage: ClassVar[str] = "tokenizer"
+    title: ClassVar[str] = "making the tokenizer"
 
-    given: str | None
-    """Folder, tokenizer.json or hub name; None trains."""
-    given_sha256: str | None
-    """Hash of a tokenizer.json on this machine."""
+    given: GivenTokenizer | None
+    """None trains."""
     vocab_size: int
     window_tokens: int
     batches: tuple[BatchName, ...]
@@ -172,20 +176,24 @@ class TokenizerTask(Task):
 
     def settings(self) -> Any:
         """Values that determine the tokenizer."""
-        given = self.given_sha256 or self.given
-        return [given, self.vocab_size if given is None else None, self.window_tokens, [b.name for b in self.batches]]
+        names = [batch.name for batch in self.batches]
+        if self.given is None:
+            return [None, self.vocab_size, self.window_tokens, names]
+        digests = {name: hashlib.sha256(content).hexdigest() for name, content in self.given.files.items()}
+        return [digests, names]
 
     def make(self) -> Record:
         """Write tokenizer.json and tokenizer_config.json below the task's key."""
         with tempfile.TemporaryDirectory(prefix="crisp-stream-") as scratch:
             folder = Path(scratch)
             if self.given is not None:
-                copy_tokenizer(self.given, folder, window_tokens=self.window_tokens)
+                self.given.save(folder)
             else:
                 train_tokenizer(self._texts(), folder, vocab_size=self.vocab_size, window_tokens=self.window_tokens)
             tokenizer = DocumentTokenizer(folder)
             reasons: list[str] = []
             fast = tokenizer.equals_tiktoken(probe_texts(self._texts()), log=reasons.append)
+            reasons += filter(None, [tokenizer.unknown_characters()])
             files = {name: (folder / name).read_bytes() for name in TOKENIZER_NAMES if (folder / name).is_file()}
             token_dtype, vocab_size = tokenizer.token_dtype, tokenizer.vocab_size
             return write_files(self, files, vocab_size=vocab_size, token_dtype=token_dtype, fast=fast, reasons=reasons)
@@ -220,6 +228,7 @@ class LsiTask(Task):
     """Fit an LSI, TF-IDF and SVD, on a sample of all windows."""
 
     stage: ClassVar[str] = "lsi"
+    title: ClassVar[str] = "making the LSI"
 
     parts: tuple[Part, ...]
     windows: WindowSettings
@@ -273,6 +282,7 @@ class GivenLsiTask(GivenFilesTask):
     """An LSI that exists already."""
 
     stage: ClassVar[str] = "lsi"
+    title: ClassVar[str] = "making the LSI"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,3 +290,4 @@ class GivenTreeTask(GivenFilesTask):
     """A tree that exists already."""
 
     stage: ClassVar[str] = "tree"
+    title: ClassVar[str] = "making the tree"

@@ -8,7 +8,7 @@ another encoder or tree does not cut again.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from crisp_stream.format.manifest import EncoderRecord, Packing, Reads
 from crisp_stream.format.mds import TokenDtype
 from crisp_stream.format.tokenizer import DocumentTokenizer
-from crisp_stream.processes import worker_index
+from crisp_stream.processes import report_units, worker_index
 from crisp_stream.writers.documents.drops import merged_counts
 from crisp_stream.writers.embedding.embed import EncoderChoice, TextEncoder
 from crisp_stream.writers.embedding.lsi import LSI_FILES, LSI_NAME
@@ -57,6 +57,10 @@ class EncoderSettings:
     """Word pieces the encoder reads at once; None is what it ships with."""
     reads: Reads = "first"
     """The first `max_length` word pieces of a window, or all of them."""
+    prompt: str | None = None
+    """Stands before the text of every window; None is what the encoder ships with."""
+    static: bool = False
+    """It is a table of vectors, for which no network is run."""
     weights_sha256: str = ""
     lsi: str | None = None
     """Folder of the workspace with a fitted LSI, which then takes the encoder's place."""
@@ -66,7 +70,12 @@ class EncoderSettings:
         if self.lsi is not None:
             files = workspace.kept(*(f"{self.lsi}/{name}" for name in LSI_FILES))
             return EncoderChoice(name=str(files[0].parent), lsi=True)
-        return EncoderChoice(name=self.name, max_length=self.max_length, reads=self.reads)
+        return EncoderChoice(name=self.name, max_length=self.max_length, reads=self.reads, prompt=self.prompt)
+
+    @property
+    def is_light(self) -> bool:
+        """True where no network is run."""
+        return self.lsi is not None or self.static
 
 
 @lru_cache(maxsize=2)
@@ -123,6 +132,7 @@ class WindowsTask(Task):
     """Tokenise a batch of documents and cut it into windows; `number` is the part's."""
 
     stage: ClassVar[str] = "windows"
+    title: ClassVar[str] = "cutting windows"
 
     batch: str
     """Name of the batch's file."""
@@ -134,8 +144,9 @@ class WindowsTask(Task):
     encoder: EncoderSettings
 
     def settings(self) -> Any:
-        """Values that determine the windows and word pieces; the encoder's weights do not."""
-        return [self.batch, self.first_document, self.windows, replace(self.encoder, weights_sha256="", lsi=None)]
+        """Values that determine the windows and word pieces; for an LSI there are none."""
+        digest = None if self.encoder.name == LSI_NAME else self.encoder.weights_sha256
+        return [self.batch, self.first_document, self.windows, digest]
 
     def make(self) -> Record:
         """Write tokens, places of the windows, spans of the documents, and word pieces for the encoder."""
@@ -214,10 +225,35 @@ class WindowsTask(Task):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EncoderTask(Task):
+    """Open the encoder and embed a word, so that what is wrong with it shows before documents are read."""
+
+    stage: ClassVar[str] = "encoder"
+    title: ClassVar[str] = "trying the encoder"
+
+    encoder: EncoderSettings
+
+    @property
+    def kind(self) -> Kind:
+        """As of the tasks that embed."""
+        return "light" if self.encoder.is_light else "encoder"
+
+    def settings(self) -> Any:
+        """Digest of everything that decides the vectors."""
+        return self.encoder.weights_sha256
+
+    def make(self) -> Record:
+        """The record says what the manifest will."""
+        device = None if self.encoder.is_light else worker_device()
+        return {"encoder": asdict(load_encoder(self.encoder.choice(self.workspace), device).record())}
+
+
+@dataclass(frozen=True, kw_only=True)
 class EmbeddingsTask(Task):
     """Embed the windows of a part."""
 
     stage: ClassVar[str] = "embeddings"
+    title: ClassVar[str] = "embedding windows"
 
     windows_key: str
     """Key of the part's `WindowsTask`."""
@@ -226,8 +262,8 @@ class EmbeddingsTask(Task):
 
     @property
     def kind(self) -> Kind:
-        """An LSI is light."""
-        return "encoder" if self.encoder.lsi is None else "light"
+        """An LSI and a static encoder are light."""
+        return "light" if self.encoder.is_light else "encoder"
 
     def settings(self) -> Any:
         """The weights; all else is in the inputs."""
@@ -242,9 +278,9 @@ class EmbeddingsTask(Task):
             tokens = self.workspace.load_array(f"{self.windows_key}.tokens.npy")
             rows = [tokens[start : start + _ROWS_AT_ONCE] for start in range(0, len(tokens), _ROWS_AT_ONCE)]
             texts = (window_texts(some, tokenizer, tokenizer.eot_id) for some in rows or [tokens])
-            embeddings = np.concatenate([encoder.embed(some) for some in texts])
+            embeddings = np.concatenate([_embed_and_report(encoder, some) for some in texts])
         else:
-            encoder = load_encoder(choice, worker_device())
+            encoder = load_encoder(choice, None if self.encoder.is_light else worker_device())
             with self.workspace.opened(f"{self.windows_key}.pieces.npz") as path:
                 embeddings = encoder.embed_pieces(Pieces.load(path))
         self.workspace.save_array(self.file("embeddings.npy"), embeddings)
@@ -253,6 +289,12 @@ class EmbeddingsTask(Task):
             "encoder": asdict(encoder.record()),
             "files": file_sizes(self, self.file("embeddings.npy")),
         }
+
+
+def _embed_and_report(encoder: TextEncoder, texts: list[str]) -> NDArray[np.float16]:
+    embeddings = encoder.embed(texts)
+    report_units(len(embeddings))
+    return embeddings
 
 
 @dataclass(frozen=True, kw_only=True)

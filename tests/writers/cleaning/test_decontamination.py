@@ -14,11 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crisp_stream.errors import FormatError, InputError
+from crisp_stream.examples.ignorable import DEFAULT_IGNORABLE
 from crisp_stream.writers.cleaning import words as words_module
 from crisp_stream.writers.cleaning.decontamination import EvaluationNgrams
 from crisp_stream.writers.cleaning.dropped import Dropped, dropped_parquet, read_dropped
 from crisp_stream.writers.cleaning.evaluation_texts import read_evaluation_texts
 from crisp_stream.writers.cleaning.words import hash_words, ngram_hashes
+from crisp_stream.writers.options import WriteOptions
+from crisp_stream.writers.stages.batches import CONTAMINATED
+from crisp_stream.writers.write import write
+from tests.support.written_dataset import WordEncoder, small_options
 
 QUESTION = "Which of the following organs makes most of the bile that the gall bladder stores?"
 
@@ -212,9 +217,12 @@ def test_a_broken_index_is_refused(tmp_path: Path) -> None:
 
 
 def test_numbers_out_of_range_and_empty_evaluation_sets_are_refused() -> None:
-    with pytest.raises(InputError, match="2 to 64 words"):
-        EvaluationNgrams.build([("q", 1, QUESTION)], ngram=1)
-    with pytest.raises(InputError, match="2 to 64 words"):
+    for ngram in (1, 65):
+        with pytest.raises(InputError, match=f"ngram: must be 2 to 64 words, got {ngram}"):
+            EvaluationNgrams.build([("q", 1, QUESTION)], ngram=ngram)
+        with pytest.raises(InputError, match=f"ngram: must be 2 to 64 words, got {ngram}"):
+            WriteOptions(inputs=("in",), out="out", ngram=ngram)
+    with pytest.raises(InputError, match="min_words: must be 1 to 5, the words of an n-gram, got 6"):
         EvaluationNgrams.build([("q", 1, QUESTION)], ngram=5, min_words=6)
     with pytest.raises(InputError, match="at least one evaluation text of 8 words is needed, got none among 1"):
         EvaluationNgrams.build([("q", 1, "What is bile?")])
@@ -295,3 +303,36 @@ def test_the_list_of_dropped_documents_is_read_as_it_was_written() -> None:
     for broken, message in ((sink.getvalue().to_pybytes(), "a reason must be one of"), (b"PAR1", "must be Parquet")):
         with pytest.raises(FormatError, match=message):
             read_dropped(broken)
+
+
+@pytest.mark.parametrize("ngram", range(2, 9))
+def test_short_ngrams_find_what_they_say(ngram: int) -> None:
+    words = QUESTION.split()
+    index = EvaluationNgrams.build([("q", 1, QUESTION), ("q", 2, " ".join(["tibia"] * ngram))], ngram=ngram)
+    assert index.min_words == ngram
+    start = "nothing of that kind "
+    found = index.find_all(
+        [start + " ".join(words[:ngram]), start + " ".join(words[: ngram - 1]), start + "tibia " * ngram]
+    )
+    assert [match and match.row for match in found] == [1, None, 2]
+
+
+def test_a_write_takes_ngrams_of_five_words(text_file: Path, tmp_path: Path, word_encoder: WordEncoder) -> None:
+    lines = text_file.read_text().splitlines()
+    phrase = " ".join(json.loads(lines[0])["text"].split()[20:40])
+    (tmp_path / "exam.jsonl").write_text(json.dumps({"text": phrase}) + "\n")
+    exam = [str(tmp_path / "exam.jsonl")]
+    report = write(small_options(text_file, tmp_path / "out", decontaminate=exam, ngram=5), log=lambda line: None)
+    assert report.dropped_documents[CONTAMINATED] >= 1
+
+
+def test_characters_that_are_not_seen_hide_no_evaluation_text() -> None:
+    index = EvaluationNgrams.build([("q", 1, QUESTION)])
+    for first, last in DEFAULT_IGNORABLE:
+        for code in {first, last}:
+            hidden = chr(code).join(QUESTION)
+            [match] = index.find_all([f"Some text. {hidden} And more."])
+            assert match is not None, hex(code)
+            assert chr(code) not in match.words
+    hidden_in_the_exam = EvaluationNgrams.build([("q", 1, "\u00ad".join(QUESTION))])
+    assert hidden_in_the_exam.find_all([QUESTION])[0] is not None

@@ -282,3 +282,11 @@ def test_the_list_names_kept_documents_only_and_exact_duplicates_as_such(tmp_pat
         (7, 0, 100, False),
     ]
     assert len(dropped_documents(exact[:0], None, files)) == 0
+
+
+def test_characters_that_are_not_seen_make_no_text_different() -> None:
+    text = "The liver makes bile, which the gall bladder stores until a meal needs it in the small intestine."
+    hidden = [text.replace("l", "l\u00ad"), "\u200b".join(text), "\ufeff" + text, text.replace("a", "a\ufe0f")]
+    minima, _ = text_minima([text, *hidden], SETTINGS)
+    for other in minima[1:]:
+        np.testing.assert_array_equal(other, minima[0])

@@ -19,6 +19,7 @@ from benchmarks.writing import embed_section
 from crisp_stream.errors import InputError
 from crisp_stream.format.manifest import EncoderRecord
 from crisp_stream.format.tokenizer import DocumentTokenizer
+from crisp_stream.hashing import file_sha256
 from crisp_stream.writers.embedding import embed
 from crisp_stream.writers.embedding.embed import Encoder, EncoderChoice, matching_encoder
 from crisp_stream.writers.embedding.encoder_files import DEFAULT_ENCODER, DEFAULT_WEIGHTS_SHA256, resolve_encoder
@@ -66,8 +67,9 @@ def cosines(one: Any, other: Any) -> Any:
 
 def test_the_default_is_the_published_minilm(encoder: Encoder) -> None:
     assert encoder.record() == EncoderRecord(
-        name=DEFAULT_ENCODER, weights_sha256=DEFAULT_WEIGHTS_SHA256, max_length=32, pooling="mean", dim=384
+        name=DEFAULT_ENCODER, weights_sha256=encoder.weights_sha256, max_length=32, pooling="mean", dim=384
     )
+    assert file_sha256(Path(resolve_encoder(None)[0]) / "model.safetensors") == DEFAULT_WEIGHTS_SHA256
     assert Encoder().max_length == 256
 
 
@@ -223,16 +225,15 @@ def test_a_folder_is_recorded_by_its_base_name_and_its_own_weights(tmp_path: Pat
     folder = tmp_path / "my-encoder"
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"other weights")
-    other = Encoder(str(folder))
+    other = Encoder(str(folder), max_length=32)
     assert other.name == "my-encoder"
-    assert other.weights_sha256 != DEFAULT_WEIGHTS_SHA256
-    with pytest.raises(InputError, match="must have the weights that embedded somewhere"):
+    with pytest.raises(InputError, match="must have the weights and settings that embedded somewhere"):
         matching_encoder(encoder.record(), str(folder), "somewhere")
 
 
 def test_a_matching_encoder_reads_as_the_dataset_was_read(encoder: Encoder, whole: Encoder) -> None:
     choice = matching_encoder(whole.record(), None, "somewhere")
-    assert choice == EncoderChoice(name=DEFAULT_ENCODER, max_length=32, reads="all")
+    assert choice == EncoderChoice(name=DEFAULT_ENCODER, max_length=32, reads="all", prompt="")
     opened = choice.open(device="cpu")
     assert isinstance(opened, Encoder)
     assert (opened.name, opened.max_length, opened.reads) == (DEFAULT_ENCODER, 32, "all")
@@ -330,7 +331,8 @@ def test_damaged_weights_of_the_default_are_refused(tmp_path: Path, monkeypatch:
 
 def test_encoders_that_cannot_be_loaded_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        InputError, match=r"an encoder folder must hold model.safetensors or pytorch_model.bin, got neither"
+        InputError,
+        match=r"must have model.safetensors or pytorch_model.bin \(or their index\), got neither",
     ):
         _ = Encoder(str(tmp_path)).weights_sha256
     with pytest.raises(InputError, match="encoder max_length: must be at least 1 word piece, got 0"):

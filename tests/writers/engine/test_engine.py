@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -175,10 +177,88 @@ def test_a_write_over_s3_outlives_the_loss_of_a_machine(
     assert listing.list() == []
 
 
+def rays_of(before: set[int]) -> list[bytes]:
+    """Ray's processes that are not among `before` and that this process, or one that it started, began."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        if int(path.name) not in before:
+            try:
+                command, environment = (path / "cmdline").read_bytes(), (path / "environ").read_bytes()
+            except OSError:
+                continue
+            ours = f"CRISP_TEST={os.getpid()}".encode() in environment
+            found += [command] if ours and b"ray" in command else []
+    return found
+
+
+@pytest.fixture(autouse=True)
+def marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that a test starts can be told from others."""
+    monkeypatch.setenv("CRISP_TEST", str(os.getpid()))
+
+
+def pids() -> set[int]:
+    return {int(path.name) for path in Path("/proc").glob("[0-9]*")} if Path("/proc").is_dir() else set()
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
+def test_ray_that_dies_while_it_starts_is_a_clear_error_and_leaves_nothing_running() -> None:
+    before = pids()
+    killed: list[int] = []
+
+    def hunt() -> None:
+        until = time.monotonic() + 200
+        while not killed and time.monotonic() < until:
+            for pid in pids() - before:
+                with contextlib.suppress(OSError):
+                    command = Path(f"/proc/{pid}/cmdline").read_bytes()
+                    environment = Path(f"/proc/{pid}/environ").read_bytes()
+                    if b"/raylet\0" in command and f"CRISP_TEST={os.getpid()}".encode() in environment:
+                        os.kill(pid, signal.SIGKILL)
+                        killed.append(pid)
+            time.sleep(0.02)
+
+    hunter = threading.Thread(target=hunt)
+    hunter.start()
+    with pytest.raises(StorageError, match=r"ray: must start on this machine, but one of its processes \(raylet\) was"):
+        open_engine("ray", processes=1, memory_bytes=None, address=None)
+    hunter.join()
+    assert killed
+    assert ends_within(10, lambda: not rays_of(before)), rays_of(before)
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-server\r\n", b""])
+def test_a_port_of_something_else_than_ray_is_refused_within_seconds(answer: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(64)
+                connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        begun = time.monotonic()
+        with pytest.raises(
+            InputError, match=rf"must be a running Ray cluster, got {address}: what listens there is not"
+        ):
+            open_engine("ray", processes=None, memory_bytes=None, address=address)
+        assert time.monotonic() - begun < 30
+
+
+def test_a_port_that_never_answers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crisp_stream.writers.engine.ray_cluster.CONNECT_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(InputError, match=f"must be a running Ray cluster, got {address}: timed out"):
+            open_engine("ray", processes=None, memory_bytes=None, address=address)
+
+
 def test_ray_started_here_gives_the_same_bytes_and_leaves_nothing_running(text_file: Path, tmp_path: Path) -> None:
     import ray
 
-    before = {int(path.name) for path in Path("/proc").glob("[0-9]*")} if Path("/proc").is_dir() else set()
+    before = pids()
     kept = {name: str(tmp_path / f"embeddings-{name}") for name in ("local", "ray")}
     write(lsi_options(text_file, tmp_path / "local", embeddings=kept["local"]), log=quiet)
     write(lsi_options(text_file, tmp_path / "ray", embeddings=kept["ray"], engine="ray", processes=2), log=quiet)
@@ -186,20 +266,7 @@ def test_ray_started_here_gives_the_same_bytes_and_leaves_nothing_running(text_f
     assert files_below(Path(kept["ray"])) == files_below(Path(kept["local"]))
     assert not ray.is_initialized()
 
-    session = f"_{os.getpid()}/"  # ends the name of the folder of Ray's processes that this one started
-
-    def left() -> list[bytes]:
-        found = []
-        for path in Path("/proc").glob("[0-9]*"):
-            if int(path.name) not in before:
-                try:
-                    command = (path / "cmdline").read_bytes()
-                except OSError:
-                    continue
-                found += [command] if session.encode() in command else []
-        return found
-
-    assert ends_within(120, lambda: not left()), left()
+    assert ends_within(120, lambda: not rays_of(before)), rays_of(before)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nonsense"])
