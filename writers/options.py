@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from crisp_stream.errors import InputError
 from crisp_stream.storage.store import is_remote, local_path
-from crisp_stream.writers.documents.inputs import DEFAULT_TEXT_FIELD, LAYOUTS, DocumentSettings, Layout
+from crisp_stream.writers.documents.bad_records import Budget
+from crisp_stream.writers.documents.inputs import (
+    DEFAULT_TEXT_FIELD,
+    LAYOUTS,
+    MISSING_RULES,
+    DocumentSettings,
+    Layout,
+    Missing,
+)
 
 if TYPE_CHECKING:
     from crisp_stream.format.manifest import Packing, Reads
@@ -71,7 +79,7 @@ _work = partial(_option, group=WORK)
 
 @dataclass(frozen=True, kw_only=True)
 class WriteOptions:
-    """Options of a write. Everything but engine, address, processes, memory_bytes, work, keep_work,
+    """Options of a write. Everything but engine, address, processes, memory_bytes, work, keep_work, max_bad,
     embeddings, group_bytes, run_bytes and sort_memory_bytes determines the bytes.
 
     Raises:
@@ -108,6 +116,17 @@ class WriteOptions:
     )
     layout: Layout = _documents(
         "files", "redpajama-v2: documents/ and quality_signals/, English head and middle", choices=LAYOUTS
+    )
+    max_bad: str = _documents(
+        "0",
+        "bad records to leave out, count and list at most, as a number or a share such as 0.1%%",
+        metavar="N|P%",
+    )
+    """Records without JSON, without the text, or with a value that cannot be used."""
+    missing: Missing = _documents(
+        "error",
+        "a record without a field that is named (text, id, of a filter): error: a bad record; drop: left out, counted",
+        choices=MISSING_RULES,
     )
     skip_corrupt: bool = _documents(False, "leave out, name and count files that cannot be read to their end", "switch")
     dedup: str | None = _documents(None, "exact: equal texts once; near: similar ones too", choices=("exact", "near"))
@@ -227,7 +246,7 @@ class WriteOptions:
             self.encoder != LSI_NAME or self.reads == "first", "reads", "left out with --encoder lsi, which reads all"
         )
         self._check_models()
-        _ = self.documents, self.sketches  # these check themselves
+        _ = self.documents, self.bad_budget, self.sketches  # these check themselves
 
     def _check_models(self) -> None:
         given = self.like or self.tree
@@ -249,7 +268,13 @@ class WriteOptions:
             id_field=self.id_column,
             filters=tuple(self.filters),
             layout=self.layout,
+            missing=self.missing,
         )
+
+    @property
+    def bad_budget(self) -> Budget:
+        """How many bad records may be left out. Raises InputError for a text that says none."""
+        return Budget.parse(self.max_bad)
 
     @property
     def sketches(self) -> NearSettings | None:

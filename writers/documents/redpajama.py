@@ -11,12 +11,14 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import PurePosixPath
 from typing import Any
 
 from crisp_stream.errors import CorruptInputError, InputError
 from crisp_stream.storage.inputs import ListedFile, describe_inputs
+from crisp_stream.writers.documents.bad_records import BadRecord
 from crisp_stream.writers.documents.drops import OTHER_BUCKET, DropCounts
 from crisp_stream.writers.documents.inputs import DocumentSettings, InputFile
 from crisp_stream.writers.documents.readers import Record, read_lines
@@ -122,6 +124,9 @@ def read_redpajama(file: InputFile) -> Iterator[Record]:
                 f"{longer}:{number}: every document must have its line of signals, {shorter} ended before. "
                 "Fetch both files again."
             )
+        if isinstance(document[1], BadRecord) or isinstance(signals[1], BadRecord):
+            yield document[0], document[1] if isinstance(document[1], BadRecord) else _of_signals(signals[1])
+            continue
         expected, got = f"{file.tag}/{row}", signals[1].get("id")
         if got != expected:
             raise CorruptInputError(
@@ -129,6 +134,10 @@ def read_redpajama(file: InputFile) -> Iterator[Record]:
                 f"got the id {got!r}. Fetch both files again."
             )
         yield document[0], _joined(document[1], signals[1])
+
+
+def _of_signals(signals: BadRecord) -> BadRecord:
+    return replace(signals, text=f"in its quality signals, {signals.text}")
 
 
 def _joined(document: dict[str, Any], signals: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.stages.batches import DocumentsTask, Selection, group_files
 from crisp_stream.writers.stages.whole_corpus import BatchName, DuplicatesTask, EvaluationTask, batch_names
 
+SHOWN_BAD_RECORDS = 5
+"""Bad records that the error about too many of them shows."""
 DUPLICATES_BYTES = 2 << 30
 """Memory of the search for duplicates, where none is given."""
 
@@ -75,6 +77,7 @@ def read_documents_in_stages(runner: Runner, options: WriteOptions) -> ReadDocum
             near=options.sketches,
             memory_bytes=free_bytes,
         )
+    _check_budget(options, records)
     _require_documents(options, records)
     repeats = {"exact": 0, "near": 0}
     if duplicates is not None:
@@ -114,9 +117,18 @@ def _documents_tasks(
             documents=options.documents,
             selection=selection,
             batch_characters=options.part_characters,
+            max_bad=options.bad_budget,
         )
         for number, (start, stop) in enumerate(group_files(files, group_bytes=options.group_bytes))
     ]
+
+
+def _check_budget(options: WriteOptions, records: Sequence[Record]) -> None:
+    num_bad = sum(sum(record["bad"].values()) for record in records)
+    if num_bad:
+        shown = "\n".join(record["bad_shown"] for record in records if record["bad"])
+        num_records = sum(record["num_read"] for record in records)
+        options.bad_budget.check(num_bad, num_records, "\n".join(shown.splitlines()[:SHOWN_BAD_RECORDS]))
 
 
 def _require_documents(options: WriteOptions, records: Sequence[Record]) -> None:
