@@ -18,13 +18,14 @@ from typing import Any
 
 from crisp_stream.errors import InputError, require_extra
 from crisp_stream.format.dataset import Dataset, open_dataset
+from crisp_stream.format.ledger import LedgerRow, read_ledger
 from crisp_stream.format.manifest import DROPPED, MANIFEST, Manifest
 from crisp_stream.format.provenance import has_provenance
 from crisp_stream.format.tables import generation_path
 from crisp_stream.processes import Log
 from crisp_stream.storage.store import local_path, open_store
 from crisp_stream.writers.cleaning.dropped import read_dropped
-from crisp_stream.writers.documents.drops import DropCounts, merged_counts
+from crisp_stream.writers.documents.drops import merged_counts
 from crisp_stream.writers.documents.inputs import DocumentSettings
 from crisp_stream.writers.documents.listing import list_input_files
 from crisp_stream.writers.embedding.given_models import models_of_dataset
@@ -38,12 +39,19 @@ from crisp_stream.writers.report import AppendReport
 from crisp_stream.writers.stages.dataset import check_windows, forget_lost, tree_provenance
 from crisp_stream.writers.stages.documents import ReadDocuments
 from crisp_stream.writers.stages.pipeline import Assembly, Corpus, Growth, assemble_in_stages, embed_in_stages
-from crisp_stream.writers.stages.provenance import list_dropped, provenance_record, shard_facts, table_files
+from crisp_stream.writers.stages.provenance import (
+    ledger_facts,
+    list_dropped,
+    provenance_record,
+    shard_facts,
+    table_files,
+)
 from crisp_stream.writers.stages.shards import ShardsSummary
 from crisp_stream.writers.write import QUICK_EXTRAS, engine_of
 
 _SUMS = ("documents", "characters", "tokens", "parts")
-_KEPT_KEYS = ("tree", "tokenizer", "levels")
+_OF_LEDGER = ("skipped_paths", "bad_records", "ledger")
+_KEPT_KEYS = ("tree", "tokenizer", "levels", "ledger")
 
 
 def append(options: WriteOptions, *, prune: bool = False, log: Log = print) -> AppendReport:
@@ -137,15 +145,15 @@ def _options_like(options: WriteOptions, dataset: Dataset) -> WriteOptions:
 
 def _request(options: WriteOptions) -> str:
     """Fingerprint of the documents and of what determines the windows that they give."""
-    files = list_input_files(options.inputs, options.documents, DropCounts())
+    files = list_input_files(options.inputs, options.documents)
     evaluation: list[Any] = []
     if options.decontaminate:
-        evaluation = list_input_files(options.decontaminate, DocumentSettings(), DropCounts())
+        evaluation = list_input_files(options.decontaminate, DocumentSettings())
     return fingerprint(
         [asdict(file) for file in (*files, *evaluation)],
         len(files),
         options.documents,
-        [options.limit, options.sample, options.skip_corrupt, options.dedup, options.near_threshold, options.ngram],
+        [options.limit, options.sample, options.dedup, options.near_threshold, options.ngram],
         [options.part_characters, options.group_bytes, options.shard_bytes, options.shard_level],
     )
 
@@ -191,13 +199,22 @@ class _Grown:
         check_windows(shards, corpus.embedded.parts, more=dataset.manifest.num_windows)
         if staged != root:
             generations.move_staged_files(Path(staged), local_path(dataset.root))
-        provenance = self._provenance(corpus, shards, tree_provenance(assembly.tree, shards, None))
+        ledger = self._ledger(corpus.read)
+        provenance = self._provenance(corpus, shards, tree_provenance(assembly.tree, shards, None), ledger)
         generation = self._claim.generation
         manifest = replace(dataset.manifest, generation=generation, provenance=provenance, **shard_facts(shards))
-        tables = self._tables(shards, corpus, assembly)
+        tables = self._tables(shards, corpus, assembly, ledger)
         return manifest, {generation_path(name, generation): content for name, content in tables.items()}
 
-    def _provenance(self, corpus: Corpus, shards: ShardsSummary, levels: list[dict[str, Any]]) -> dict[str, Any]:
+    def _ledger(self, read: ReadDocuments) -> list[LedgerRow]:
+        """The ledger of the new generation: rows of the old one, then what was not read now."""
+        names = dict(zip((f.name for f in read.files), _new_names(read, self._growth.sources), strict=True))
+        new = [replace(row, file=names.get(row.file, row.file)) for row in read.ledger.rows]
+        return [*read_ledger(self._dataset), *new]
+
+    def _provenance(
+        self, corpus: Corpus, shards: ShardsSummary, levels: list[dict[str, Any]], ledger: list[LedgerRow]
+    ) -> dict[str, Any]:
         """Provenance of the new generation: sums over all generations, and an account of what was added now."""
         old = self._dataset.manifest.provenance
         record = provenance_record(self._options, corpus, [], None)
@@ -214,9 +231,14 @@ class _Grown:
         joined["parts"] = self._growth.next_part + len(corpus.embedded.parts)
         for name in ("dropped_documents", "dropped_tokens"):
             joined[name] = merged_counts([old.get(name) or {}, entry[name]])
-        return joined
+        for name in ("skipped_paths", "bad_records"):
+            joined[name] = merged_counts([old.get(name) or {}, entry.get(name) or {}])
+        joined["ledger"] = ledger_facts(ledger)
+        return {name: value for name, value in joined.items() if value or name not in _OF_LEDGER}
 
-    def _tables(self, shards: ShardsSummary, corpus: Corpus, assembly: Assembly) -> dict[str, bytes]:
+    def _tables(
+        self, shards: ShardsSummary, corpus: Corpus, assembly: Assembly, ledger: list[LedgerRow]
+    ) -> dict[str, bytes]:
         """The small tables of the new generation, by path."""
         read, growth, store = corpus.read, self._growth, self._dataset.store
         names = _new_names(read, growth.sources)
@@ -228,7 +250,7 @@ class _Grown:
             dropped.append(replace(row, file=name_of[row.file]) if row.reason == "contaminated" else row)
         tables = [*growth.tables, *(task.table for task in assembly.tables)]
         first_parts = [*growth.first_parts, *assembly.first_parts]
-        return table_files(shards, [*growth.sources, *names], tables, first_parts, dropped)
+        return table_files(shards, [*growth.sources, *names], tables, first_parts, dropped, ledger)
 
 
 def _staged_root(options: WriteOptions, workspace: Workspace, claim: Append) -> str:

@@ -128,7 +128,11 @@ class WriteOptions:
         "a record without a field that is named (text, id, of a filter): error: a bad record; drop: left out, counted",
         choices=MISSING_RULES,
     )
-    skip_corrupt: bool = _documents(False, "leave out, name and count files that cannot be read to their end", "switch")
+    skip_corrupt: bool = _documents(
+        False,
+        "leave out, list and count files and folders that cannot be read (damaged, no permission, link to nothing)",
+        "switch",
+    )
     dedup: str | None = _documents(None, "exact: equal texts once; near: similar ones too", choices=("exact", "near"))
     near_threshold: float = _documents(0.8, "similarity of near-duplicates, 0.5 to 0.99", "number", metavar="J")
     decontaminate: tuple[str, ...] | list[str] = _documents(
@@ -269,6 +273,7 @@ class WriteOptions:
             filters=tuple(self.filters),
             layout=self.layout,
             missing=self.missing,
+            skip_corrupt=self.skip_corrupt,
         )
 
     @property

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from crisp_stream.errors import CrispError
 from crisp_stream.format.checksums import damaged, window_seeds
 from crisp_stream.format.dataset import Dataset, open_dataset
+from crisp_stream.format.ledger import read_ledger
 from crisp_stream.format.mds import index_bytes, sample_dtype
 from crisp_stream.inspection.verify_places import PlacesCheck
 
@@ -47,7 +48,8 @@ def verify_dataset(
 
     Args:
         root: dataset root.
-        deep: also compare the order of all windows, and their number per leaf, with their provenance.
+        deep: also compare the order of all windows, and their number per leaf, with their provenance, and read the
+            ledger of what was not read.
         generation: generation of a dataset that has grown, the newest when None; indexes are the newest's alone.
         progress: called with (shards done, shards).
 
@@ -65,7 +67,7 @@ def verify_dataset(
         report.problems += _wrong_indexes(dataset)
     places = PlacesCheck(dataset) if deep else None
     if places is not None:
-        report.problems += places.read_tables()
+        report.problems += places.read_tables() + _ledger_problems(dataset)
     for shard in range(len(dataset.shards)):
         try:
             problem = _shard_problem(dataset, shard, report, places)
@@ -131,6 +133,14 @@ def _sample_problem(dataset: Dataset, shard: int, start: int, samples: NDArray[A
     if not (folder == int(path.split("/")[1])).all():
         return f"{path}: holds windows of the level-1 clusters {sorted(set(folder.tolist()))}"
     return None
+
+
+def _ledger_problems(dataset: Dataset) -> list[str]:
+    try:
+        read_ledger(dataset)
+    except CrispError as error:
+        return [str(error)]
+    return []
 
 
 def _wrong_indexes(dataset: Dataset) -> list[str]:

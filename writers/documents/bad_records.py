@@ -29,8 +29,6 @@ BadReason = Literal[
 ]
 """Kinds of bad records; the report, the manifest and the ledger count by them."""
 
-LISTED_PER_REASON = 10_000
-"""Rows of a reason in the ledger: the first, in the order of reading. All are counted."""
 _SHOWN = 3
 _BUDGET = re.compile(r"(\d+)|(\d+(?:\.\d+)?)\s*%")
 
@@ -106,9 +104,12 @@ class BadRecords:
 
     def __init__(self, budget: Budget | None = None) -> None:
         """Without a budget nothing may be left out: the first one is an error."""
+        from crisp_stream.format.ledger import LISTED_PER_REASON  # imports pyarrow, and the command line imports this
+
         self.counts: Counter[BadReason] = Counter()
         self.places: list[tuple[int, BadPlace]] = []
-        """(number of the file, place), at most LISTED_PER_REASON of a reason."""
+        """(number of the file, place): the first of each reason, as many as a ledger lists."""
+        self._listed_per_reason = LISTED_PER_REASON
         self._budget = budget
         self._shown: list[str] = []
 
@@ -119,7 +120,7 @@ class BadRecords:
             InputError: the budget, if it is a number, is used up.
         """
         self.counts[record.reason] += 1
-        if self.counts[record.reason] <= LISTED_PER_REASON:
+        if self.counts[record.reason] <= self._listed_per_reason:
             self.places.append((file, BadPlace(line, record.reason, record.text)))
         if self._budget is None or self._budget.written == "0":
             hint = "" if self._budget is None else " Or leave bad records out with --max-bad N or --max-bad P%."

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from crisp_stream.errors import InputError
+from crisp_stream.errors import CorruptInputError, InputError
+from crisp_stream.storage.inputs import require_unchanged
 from crisp_stream.writers.documents.bad_records import BadReason, BadRecord, BadRecordError, BadRecords
 from crisp_stream.writers.documents.drops import BROKEN_UNICODE, EMPTY_TEXT, NULL_TEXT, DropCounts
 from crisp_stream.writers.documents.fields import MISSING, find_field, listed_fields
@@ -95,7 +96,7 @@ def read_documents(
     if limit is not None and limit < 1:
         raise InputError(f"limit: must be at least 1 document, got {limit}. Leave it out to read all.")
     settings = DocumentSettings(text_field=text_column, filters=tuple(filters), layout=layout)
-    files = list_input_files(inputs, settings, counts)
+    files = list_input_files(inputs, settings)
     num_read = num_kept = 0
     documents = ((file, line, document) for file in files for line, document in _read(file, settings))
     for file, line, document in islice(documents, limit):
@@ -115,7 +116,30 @@ def read_documents(
 
 
 def _read(file: InputFile, settings: DocumentSettings) -> Iterator[tuple[int, Document | str | BadRecord]]:
-    """Every record of the file with the number of its line: a document, or the reason for which it is dropped."""
+    """Every record of the file with the number of its line: a document, or the reason for which it is dropped.
+
+    Raises:
+        InputError: the file is not the one that was listed. CorruptInputError: it is damaged.
+    """
+    try:
+        yield from _taken(file, settings)
+    except CorruptInputError:
+        check_unchanged(file)  # which says more
+        raise
+    check_unchanged(file)
+
+
+def check_unchanged(file: InputFile) -> None:
+    """Look whether a file, and its signals, are still those that were listed. Raises InputError, StorageError."""
+    if file.kind == "hub":  # its reader compares revisions
+        return
+    version, _, of_signals = file.version.partition("+")
+    require_unchanged(file.url, file.num_bytes, version)
+    if file.signals_url is not None:
+        require_unchanged(file.signals_url, None, of_signals)
+
+
+def _taken(file: InputFile, settings: DocumentSettings) -> Iterator[tuple[int, Document | str | BadRecord]]:
     filters = settings.parsed_filters()
     text_path, id_path = (TXT_FIELD, None) if file.kind == "text" else (settings.text_path, settings.id_field)
     if file.kind == "text" and filters:

@@ -50,6 +50,8 @@ class DocumentSettings:
     missing: Missing = "error"
     """What a record is that lacks a named field, that is the text, the id, or the field of a filter: `error` a bad
     record, `drop` a dropped document."""
+    skip_corrupt: bool = False
+    """Leave out files and folders that cannot be read, and files that cannot be read to their end."""
 
     def __post_init__(self) -> None:
         if not self.text_field or self.id_field == "":

@@ -17,9 +17,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from crisp_stream.errors import CorruptInputError, InputError
+from crisp_stream.format.ledger import Ledger
 from crisp_stream.storage.inputs import ListedFile, describe_inputs
 from crisp_stream.writers.documents.bad_records import BadRecord
-from crisp_stream.writers.documents.drops import OTHER_BUCKET, DropCounts
 from crisp_stream.writers.documents.inputs import DocumentSettings, InputFile
 from crisp_stream.writers.documents.readers import Record, read_lines
 
@@ -30,6 +30,8 @@ DOCUMENT_FIELDS = frozenset(
     )
 )
 """Fields of a document, as CCNet writes it. Filters on anything else are about the quality signals."""
+OTHER_BUCKET = "RedPajama-v2 file of another language or bucket"
+NO_DOCUMENTS = "RedPajama-v2 file beside documents/"
 _DOCUMENTS, _SIGNALS = "documents", "quality_signals"
 _READ = re.compile(r"en_(head|middle)\.jsonl?(\.gz|\.zst)?")
 
@@ -40,7 +42,7 @@ def needs_signals(settings: DocumentSettings) -> bool:
 
 
 def list_redpajama_files(
-    source: str, listed: list[ListedFile], settings: DocumentSettings, counts: DropCounts
+    source: str, listed: list[ListedFile], settings: DocumentSettings, ledger: Ledger
 ) -> list[InputFile]:
     """The English head and middle among the listed files, each with its file of signals when filters need it.
 
@@ -51,13 +53,14 @@ def list_redpajama_files(
     known = {file.url: file for file in listed} if with_signals else {}
     looked_up: set[str] = set()
     files: list[InputFile] = []
-    num_others = 0
+    beside: list[ListedFile] = []
     for file in listed:
         root, tag = _root_and_tag(file.url)
         if tag is None:
+            beside.append(file)
             continue
         if not _READ.fullmatch(PurePosixPath(tag).name):
-            num_others += 1
+            ledger.skip(OTHER_BUCKET, file.path)
             continue
         signals = _signals_of(root, tag, known, looked_up) if with_signals else None
         files.append(
@@ -71,12 +74,15 @@ def list_redpajama_files(
                 tag=tag,
             )
         )
+    signals_read = {file.signals_url for file in files}
+    for file in beside:
+        if file.url not in signals_read:
+            ledger.skip(NO_DOCUMENTS, file.path)
     if not files:
         raise InputError(
             f"{source}: RedPajama-v2 is read from documents/SNAPSHOT/SHARD/en_head.json.gz and en_middle.json.gz, got "
             f"{listed[0].path}. Name the folder that holds documents/, or leave the layout out."
         )
-    counts.add(OTHER_BUCKET, num_others)
     return files
 
 

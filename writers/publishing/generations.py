@@ -19,6 +19,7 @@ from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.format.manifest import (
     DOCUMENTS,
     DROPPED,
+    LEDGER,
     MANIFEST,
     SOURCES,
     TABLES,
@@ -35,10 +36,10 @@ from crisp_stream.writers.publishing.publish import move
 
 APPENDING = "append.json"
 """File that is in a root while an append puts files there."""
-_TABLES = (CLUSTERS, SHARDS, TABLES, SOURCES, DROPPED)
+_TABLES = (CLUSTERS, SHARDS, TABLES, SOURCES, DROPPED, LEDGER)
 _OF_A_GENERATION = re.compile(
     r"manifest\.g\d+\.json"
-    r"|(clusters|shards|provenance/tables|provenance/sources|provenance/dropped)(\.g\d+)?\.parquet"
+    r"|(clusters|shards|provenance/tables|provenance/sources|provenance/dropped|provenance/ledger)(\.g\d+)?\.parquet"
     r"|shards/\d\d/shard\.\d+\.mds|provenance/\d\d/shard\.\d+\.npy"
     rf"|{DOCUMENTS}/\d+\.parquet"
 )

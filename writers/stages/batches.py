@@ -23,7 +23,7 @@ from crisp_stream.writers.cleaning.dropped import Dropped
 from crisp_stream.writers.cleaning.duplicates import text_digests
 from crisp_stream.writers.cleaning.near_duplicates import NearSettings, Sketches, sketch_texts
 from crisp_stream.writers.documents.bad_records import BadRecords, Budget
-from crisp_stream.writers.documents.documents import Document, read_input
+from crisp_stream.writers.documents.documents import Document, check_unchanged, read_input
 from crisp_stream.writers.documents.drops import NOT_SAMPLED, DropCounts
 from crisp_stream.writers.documents.inputs import DocumentSettings, InputFile
 from crisp_stream.writers.engine.tasks import Record, Task, file_sizes
@@ -33,6 +33,7 @@ GROUP_FILES = 4096
 BAD_RECORDS = "bad.json"
 """Kind of the file of a task's bad records: [number of the file, line, reason, text] of each that is listed."""
 CORRUPT_FILE = "file that cannot be read to its end"
+"""Reason of skipped files in the ledger."""
 CONTAMINATED = "shares an n-gram with an evaluation set"
 _BATCH = pa.schema([("file", pa.uint32()), ("row", pa.int64()), ("id", pa.string()), ("text", pa.large_string())])
 PLACE = np.dtype([("file", "<u4"), ("row", "<i8")])
@@ -45,8 +46,6 @@ class Selection:
 
     sample: float | None = None
     """Share of the documents to take, about, chosen by a hash of their place."""
-    skip_corrupt: bool = False
-    """Leave out files that cannot be read to their end, instead of an error."""
     evaluation: str | None = None
     """Task key of the n-grams that no document may share."""
     exact: bool = False
@@ -101,13 +100,13 @@ class DocumentsTask(Task):
             try:
                 return self._read(corrupt)
             except _CorruptFileError as error:
-                if not self.selection.skip_corrupt:
+                if not self.documents.skip_corrupt:
                     raise error.cause from None
-                corrupt[error.number] = str(error.cause)
+                file = self.files[error.number]
+                corrupt[error.number] = str(error.cause).removeprefix(f"{file.url}: ").replace(file.url, file.name)
 
     def _read(self, corrupt: dict[int, str]) -> Record:
         made = _Made(self, counts=DropCounts(), ngrams=self._ngrams(), bad=BadRecords(self.max_bad))
-        made.counts.add(CORRUPT_FILE, len(corrupt))
         for number, document in self._documents(corrupt, made):
             made.add(number, document)
         return made.finish(corrupt)
@@ -132,6 +131,7 @@ class DocumentsTask(Task):
                     else:
                         made.counts.add(NOT_SAMPLED)
                     if self.limit is not None and made.num_read >= self.limit:
+                        check_unchanged(file)
                         return
             except CorruptInputError as error:
                 raise _CorruptFileError(number, error) from error

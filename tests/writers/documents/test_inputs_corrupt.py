@@ -65,7 +65,7 @@ DAMAGED = [
 
 def read(path: str) -> int:
     settings = DocumentSettings()
-    [file] = list_input_files([path], settings, DropCounts())
+    [file] = list_input_files([path], settings)
     return sum(1 for _ in read_input(file, settings, DropCounts()))
 
 

@@ -145,7 +145,7 @@ def test_documents_are_counted_under_the_first_filter_that_drops_them(tmp_path: 
     settings = DocumentSettings(filters=("lang == en", "q.words >= 10"))
     for name in ("a.jsonl", "b.parquet"):
         counts = DropCounts()
-        [file] = list_input_files([str(tmp_path / name)], settings, counts)
+        [file] = list_input_files([str(tmp_path / name)], settings)
         rows = [document.row for document in read_input(file, settings, counts)]
         assert rows == [n for n in range(10, 30) if n % 3]
         assert counts.as_dict() == {"filter: lang == en": 10, "filter: q.words >= 10": 6}

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from crisp_stream.errors import CorruptInputError, InputError
+from crisp_stream.format.ledger import Ledger
 from crisp_stream.storage.store import open_store
 from crisp_stream.writers.documents.documents import Document, read_input
-from crisp_stream.writers.documents.drops import OTHER_BUCKET, DropCounts
+from crisp_stream.writers.documents.drops import DropCounts
 from crisp_stream.writers.documents.inputs import DocumentSettings
 from crisp_stream.writers.documents.listing import list_input_files
+from crisp_stream.writers.documents.redpajama import NO_DOCUMENTS, OTHER_BUCKET
 from tests.support.seaweed import S3Server
 
 BUCKETS = ("en_head", "en_middle", "en_tail", "de_head")
@@ -70,7 +72,7 @@ def root(tmp_path: Path) -> Path:
 def read(source: str | Path, *filters: str, **options: Any) -> tuple[list[Document], dict[str, int]]:
     settings = DocumentSettings(layout="redpajama-v2", filters=filters, **options)
     counts = DropCounts()
-    files = list_input_files([str(source)], settings, counts)
+    files = list_input_files([str(source)], settings)
     return [document for file in files for document in read_input(file, settings, counts)], counts.as_dict()
 
 
@@ -80,21 +82,24 @@ def test_the_english_head_and_middle_are_read_with_the_ids_of_the_signals(root: 
     assert documents == [
         Document(text=f"{tag} {row}", row=row, id=f"{tag}.json.gz/{row}") for tag in tags for row in range(4)
     ]
-    assert counts == {OTHER_BUCKET: 4}
+    assert counts == {}
+    ledger = Ledger()
+    list_input_files([str(root)], DocumentSettings(layout="redpajama-v2"), ledger)
+    assert dict(ledger.paths) == {OTHER_BUCKET: 4, NO_DOCUMENTS: 12}
     assert [found.id for found in read(root, id_field="digest")[0]][:2] == ["sha1:0", "sha1:1"]
     assert {found.text for found in read(root, text_field="title")[0]} == {"a title"}
 
 
 def test_files_are_named_below_the_root(root: Path) -> None:
     settings = DocumentSettings(layout="redpajama-v2", filters=("rps_doc_word_count > 1",))
-    whole = list_input_files([str(root)], settings, DropCounts())
+    whole = list_input_files([str(root)], settings)
     assert [file.name for file in whole][:2] == [
         "documents/2022-49/0000/en_head.json.gz",
         "documents/2022-49/0000/en_middle.json.gz",
     ]
     assert whole[0].signals_url == str(root / "quality_signals/2022-49/0000/en_head.signals.json.gz")
     for part in ("documents", "documents/2022-49", "documents/*/0000/en_*.json.gz"):
-        found = list_input_files([str(root / part)], settings, DropCounts())
+        found = list_input_files([str(root / part)], settings)
         assert found == whole[: len(found)]
         assert len(found) == (2 if part.endswith("49") else 4)
     before = whole[0].version
@@ -102,7 +107,7 @@ def test_files_are_named_below_the_root(root: Path) -> None:
         root / "quality_signals/2022-49/0000/en_head.signals.json.gz",
         [signals("2022-49/0000/en_head", row) for row in range(5)],
     )
-    assert list_input_files([str(root)], settings, DropCounts())[0].version != before
+    assert list_input_files([str(root)], settings)[0].version != before
 
 
 @pytest.mark.parametrize(
