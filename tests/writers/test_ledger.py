@@ -153,12 +153,7 @@ def test_the_budget_is_of_all_files_whatever_the_tasks_and_a_higher_one_goes_on(
 def test_records_without_a_named_field_can_be_dropped(tmp_path: Path) -> None:
     path = corpus(tmp_path / "in", {5: BAD["no text"][0], 15: BAD["no id"][0], 25: BAD["no lang"][0]})
     report = write(options(path, tmp_path / "out", missing="drop"), log=quiet)
-    assert report.dropped_documents == {
-        "no field for a filter": 1,
-        "no id field": 1,
-        "no text field": 1,
-        "empty text": 0,
-    } or (report.dropped_documents == {"no field for a filter": 1, "no id field": 1, "no text field": 1})
+    assert report.dropped_documents == {"no field for a filter": 1, "no id field": 1, "no text field": 1}
     assert report.bad_records == {}
     assert open_dataset(tmp_path / "out").manifest.provenance["missing"] == "drop"
     corpus(tmp_path / "in", {5: BAD["a number"][0]})
@@ -305,10 +300,7 @@ def test_file_names_that_are_not_utf8_are_read_and_shown(tmp_path: Path, capsys:
         *("--processes", "1", "--part-characters", "12000"),
     ]
     assert main(["write", str(folder), "--out", str(tmp_path / "out"), *arguments]) == 2
-    assert (
-        "caf\\udce9.jsonl:5: every line must be a JSON object"
-        in capsys.readouterr().err.encode(errors="backslashreplace").decode()
-    )
+    assert "caf\\xe9.jsonl:5: every line must be a JSON object" in capsys.readouterr().err
     assert main(["write", str(folder), "--out", str(tmp_path / "out"), *arguments, "--max-bad", "1"]) == 0
     rows = read_ledger(open_dataset(tmp_path / "out"))
     assert [(row.file, row.line) for row in rows] == [("\\xe9.md", None), ("caf\\xe9.jsonl", 5)]
