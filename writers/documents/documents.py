@@ -65,7 +65,11 @@ def read_input(
         if isinstance(document, Document):
             yield document
         elif isinstance(document, BadRecord):
-            bad.add(number, line, document, _place(file, line))
+            try:
+                bad.add(number, line, document, _place(file, line))
+            except InputError:
+                check_unchanged(file)  # which says more
+                raise
         else:
             counts.add(document)
 
@@ -105,6 +109,7 @@ def read_documents(
             num_kept += 1
             yield document.text
         elif isinstance(document, BadRecord):
+            check_unchanged(file)
             raise document.error(_place(file, line))
         else:
             counts.add(document)
