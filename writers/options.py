@@ -79,8 +79,7 @@ _work = partial(_option, group=WORK)
 
 @dataclass(frozen=True, kw_only=True)
 class WriteOptions:
-    """Options of a write. Everything but engine, address, processes, memory_bytes, work, keep_work, max_bad,
-    embeddings, group_bytes, run_bytes and sort_memory_bytes determines the bytes.
+    """Options of a write. FORMAT.md says of each whether it decides the bytes ("What decides the bytes").
 
     Raises:
         InputError: a value out of range.
@@ -207,7 +206,8 @@ class WriteOptions:
     keep_work: bool = _work(False, "keep the intermediate files for another write", "switch")
 
     group_bytes: int = 16 << 20
-    """Input files up to this size together are read by one task."""
+    """Input files up to this stored size together are read by one task. Its last part ends there, so it decides the
+    bytes."""
     sort_memory_bytes: int = 64 << 20
     """Tokens sorted at once per process at most; sorting holds about four times as much."""
 

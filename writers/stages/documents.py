@@ -102,9 +102,10 @@ def _with_files(
     ledger: Ledger, runner: Runner, tasks: Sequence[DocumentsTask], records: Sequence[Record], files: list[InputFile]
 ) -> Ledger:
     """Add files that were left out, and bad records, in the order of the files."""
-    for task, record in zip(tasks, records, strict=True):
+    for record in records:
         for name, reason in record["corrupt"]:
             ledger.skip(CORRUPT_FILE, name, reason)
+    for task, record in zip(tasks, records, strict=True):
         rows: list[LedgerRow] = []
         if any(not ledger.is_full(reason) for reason in record["bad"]):
             places = json.loads(runner.workspace.read(task.file(BAD_RECORDS)))
