@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 
 from crisp_stream.errors import FormatError
 from crisp_stream.format.dataset import Dataset
-from crisp_stream.format.manifest import LEDGER, MAX_WINDOWS
+from crisp_stream.format.manifest import LEDGER, MANIFEST, MAX_WINDOWS
 from crisp_stream.format.parquet import parquet_bytes
+from crisp_stream.storage.inputs import printable
 
 LISTED_PER_REASON = 10_000
 """Rows of a reason that one write or append lists: the first, in the order of reading."""
@@ -75,7 +76,7 @@ class Ledger:
     def _list(self, row: LedgerRow) -> None:
         if not self.is_full(row.reason):
             self._listed[row.reason] += 1
-            self.rows.append(LedgerRow(row.reason, row.file, row.line, row.text[:TEXT_CHARACTERS]))
+            self.rows.append(LedgerRow(row.reason, row.file, row.line, printable(row.text)[:TEXT_CHARACTERS]))
 
     def __bool__(self) -> bool:
         return bool(self.paths or self.records)
@@ -98,10 +99,12 @@ def read_ledger(dataset: Dataset) -> list[LedgerRow]:
     Raises:
         FormatError: it is missing, damaged, or not the one that the manifest names. StorageError: the storage failed.
     """
-    expected: dict[str, Any] = dataset.manifest.provenance.get("ledger") or {}
-    if not expected:
+    expected: Any = dataset.manifest.provenance.get("ledger")
+    if expected is None:
         return []
     path = dataset.own_path(LEDGER)
+    if not isinstance(expected, dict):
+        raise FormatError(f"{MANIFEST}: provenance.ledger must be an object, got {expected!r}. Restore the file.")
     content = dataset.store.get(path)
     try:
         file = pq.ParquetFile(pa.BufferReader(content), pre_buffer=False, page_checksum_verification=True)

@@ -108,7 +108,12 @@ def _relative(file: str, folder: str) -> str:
 
 def printable(text: str) -> str:
     """The text with what UTF-8 cannot hold, such as bytes of a file name in another encoding, written as `\\xe9`."""
-    return text.encode(errors="surrogateescape").decode(errors="backslashreplace") if not text.isascii() else text
+    if text.isascii():
+        return text
+    try:
+        return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    except UnicodeEncodeError:  # half of a pair, which stands for no byte
+        return text.encode(errors="backslashreplace").decode()
 
 
 def _local_state(file: str) -> tuple[int, str]:

@@ -16,6 +16,7 @@ from crisp_stream.format import ledger as ledger_module
 from crisp_stream.format.dataset import open_dataset
 from crisp_stream.format.ledger import LedgerRow, read_ledger
 from crisp_stream.inspection.verify import verify_dataset
+from crisp_stream.storage.inputs import printable
 from crisp_stream.storage.store import open_store
 from crisp_stream.writers.append import append
 from crisp_stream.writers.documents.bad_records import Budget
@@ -32,6 +33,7 @@ BAD = {
     "a list": (b"[1]", "not a JSON object", "got list"),
     "latin 1": (b'{"text": "caf\xe9"}', "not a JSON object", "'utf-8' codec can't decode"),
     "no text": (b'{"body": "b", "id": "x", "lang": "en"}', "no text field", "must exist, got: body, id, lang"),
+    "no text, odd keys": (rb'{"\ud800": 1, "id": "x", "lang": "en"}', "no text field", r"must exist, got: \ud800, id"),
     "a number": (b'{"text": 7, "id": "x", "lang": "en"}', "text that is not a string", "got int"),
     "no id": (b'{"text": "t", "lang": "en"}', "no id field", "got only: text, lang"),
     "surrogate": (
@@ -86,7 +88,7 @@ def test_a_bad_record_ends_a_run_with_its_place_and_the_remedy(tmp_path: Path, k
     with pytest.raises(InputError) as refused:
         write(options(path, tmp_path / "out"), log=quiet)
     assert f"{path}:42: " in str(refused.value)
-    assert message in str(refused.value)
+    assert message in printable(str(refused.value))
     assert "leave bad records out with --max-bad N or --max-bad P%" in str(refused.value)
 
 
@@ -94,7 +96,7 @@ def test_bad_records_within_the_budget_are_left_out_listed_and_counted(tmp_path:
     """The rest is the dataset that would have been written without them."""
     path = corpus(tmp_path / "in", {5 * at: content for at, (content, _, _) in enumerate(BAD.values(), start=1)})
     lines: list[str] = []
-    report = write(options(path, tmp_path / "out", max_bad="9"), log=lines.append)
+    report = write(options(path, tmp_path / "out", max_bad="10"), log=lines.append)
     write(options(corpus(tmp_path / "clean", {}), tmp_path / "without"), log=quiet)
     assert shards(tmp_path / "out") == shards(tmp_path / "without")
     assert not (tmp_path / "without" / "provenance/ledger.parquet").exists()
@@ -109,12 +111,12 @@ def test_bad_records_within_the_budget_are_left_out_listed_and_counted(tmp_path:
         "id that is no id": 1,
         "no field for a filter": 1,
         "no id field": 1,
-        "no text field": 1,
+        "no text field": 2,
         "not a JSON object": 3,
         "text that is not a string": 1,
     }
     assert report.bad_records == open_dataset(tmp_path / "out").manifest.provenance["bad_records"] == counts
-    assert [line.split() for line in lines[-1].splitlines() if "documents in" in line] == [["documents", "in", "69"]]
+    assert [line.split() for line in lines[-1].splitlines() if "documents in" in line] == [["documents", "in", "70"]]
     assert "  bad record: not a JSON object" in lines[-1]
     assert "provenance/ledger.parquet" in lines[-1]
 

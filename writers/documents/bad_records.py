@@ -85,7 +85,8 @@ class Budget:
             raise InputError(
                 f"max-bad: must be a number of records or a share of them, such as 20 or 0.1%, got {written!r}."
             )
-        return cls(written=str(written).strip(), records=int(match[1]) if match[1] else None, share=percent / 100)
+        records = int(match[1]) if match[1] else None if percent else 0
+        return cls(written=str(written).strip(), records=records, share=percent / 100)
 
     def check(self, num_bad: int, num_records: int, shown: str, *, so_far: bool = False) -> None:
         """Raises InputError where `num_bad` of `num_records` are too many; `shown` are the first of them."""
@@ -122,7 +123,7 @@ class BadRecords:
         self.counts[record.reason] += 1
         if self.counts[record.reason] <= self._listed_per_reason:
             self.places.append((file, BadPlace(line, record.reason, record.text)))
-        if self._budget is None or self._budget.written == "0":
+        if self._budget is None or self._budget.records == 0:
             hint = "" if self._budget is None else " Or leave bad records out with --max-bad N or --max-bad P%."
             raise InputError(f"{record.error(place)}{hint}")
         if len(self._shown) < _SHOWN:

@@ -130,20 +130,20 @@ def read_redpajama(file: InputFile) -> Iterator[Record]:
                 f"{longer}:{number}: every document must have its line of signals, {shorter} ended before. "
                 "Fetch both files again."
             )
-        if isinstance(document[1], BadRecord) or isinstance(signals[1], BadRecord):
-            yield document[0], document[1] if isinstance(document[1], BadRecord) else _of_signals(signals[1])
+        (number, fields), (line, quality) = document, signals
+        if isinstance(fields, BadRecord):
+            yield number, fields
             continue
-        expected, got = f"{file.tag}/{row}", signals[1].get("id")
+        if isinstance(quality, BadRecord):
+            yield number, replace(quality, text=f"in its quality signals, {quality.text}")
+            continue
+        expected, got = f"{file.tag}/{row}", quality.get("id")
         if got != expected:
             raise CorruptInputError(
-                f"{file.signals_url}:{signals[0]}: the signals must be those of {file.url}:{document[0]}, {expected}, "
+                f"{file.signals_url}:{line}: the signals must be those of {file.url}:{number}, {expected}, "
                 f"got the id {got!r}. Fetch both files again."
             )
-        yield document[0], _joined(document[1], signals[1])
-
-
-def _of_signals(signals: BadRecord) -> BadRecord:
-    return replace(signals, text=f"in its quality signals, {signals.text}")
+        yield number, _joined(fields, quality)
 
 
 def _joined(document: dict[str, Any], signals: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 from crisp_stream.errors import CorruptInputError, InputError
 from crisp_stream.format.ledger import Ledger
 from crisp_stream.storage.store import open_store
+from crisp_stream.writers.documents.bad_records import BadRecords, Budget
 from crisp_stream.writers.documents.documents import Document, read_input
 from crisp_stream.writers.documents.drops import DropCounts
 from crisp_stream.writers.documents.inputs import DocumentSettings
@@ -173,3 +174,19 @@ def test_an_object_store_holds_the_layout_as_well(root: Path, s3: S3Server) -> N
     for part in ("", "/documents/2023-06", "/documents/*/0000/en_head.json.gz"):
         for filters in ((), ("rps_doc_word_count > 15",)):
             assert read(f"{prefix}{part}", *filters)[0] == read(f"{root}{part}", *filters)[0] != []
+
+
+def test_a_bad_line_of_either_file_is_a_bad_record_of_the_document(root: Path) -> None:
+    for folder, name, line in (("documents", "en_head.json.gz", 1), ("quality_signals", "en_head.signals.json.gz", 2)):
+        path = root / folder / "2023-06/0000" / name
+        lines = gzip.decompress(path.read_bytes()).splitlines()
+        lines[line] = b"{"
+        path.write_bytes(gzip.compress(b"\n".join(lines)))
+    settings = DocumentSettings(layout="redpajama-v2", filters=("rps_doc_word_count >= 0",))
+    [file] = list_input_files([str(root / "documents/2023-06/0000/en_head.json.gz")], settings)
+    bad = BadRecords(Budget.parse(2))
+    assert [document.row for document in read_input(file, settings, DropCounts(), bad)] == [0, 3]
+    assert [(place.line, place.text.partition(" must be")[0]) for _, place in bad.places] == [
+        (2, "every line"),
+        (3, "in its quality signals, every line"),
+    ]
