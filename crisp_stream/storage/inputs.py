@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from crisp_stream.errors import InputError, MissingObjectError, StorageError
-from crisp_stream.storage.local_listing import DANGLING, GLOB_SIGNS, HIDDEN, LocalFiles, is_hidden, matches
+from crisp_stream.storage.local_listing import DANGLING, GLOB_SIGNS, HIDDEN, UNREADABLE, LocalFiles, is_hidden, matches
 from crisp_stream.storage.store import is_remote, local_path
 
 
@@ -61,6 +61,8 @@ def list_input(url: str, *, leave_out: bool = False) -> Listing:
         StorageError: a folder cannot be listed, or a file cannot be read.
     """
     listing = _list_remote(url) if is_remote(url) else _list_local(str(local_path(url)), leave_out)
+    if not listing.files and any(one.reason in (UNREADABLE, DANGLING) for one in listing.skipped):
+        return listing  # left out on request
     if not listing.files and listing.skipped:
         first = listing.skipped[0]
         raise InputError(
@@ -78,13 +80,13 @@ def describe_inputs(url: str) -> list[ListedFile]:
 
 
 def _list_local(path: str, leave_out: bool) -> Listing:
-    if Path(path).is_file():
-        return Listing(files=[_described(path, str(Path(path).parent))], skipped=[], names_a_file=True)
     found, below = LocalFiles(leave_out=leave_out), path
-    if Path(path).is_dir():
+    names_a_file = Path(path).is_file() or (Path(path).is_symlink() and not Path(path).exists())
+    if names_a_file:
+        below = str(Path(path).parent)
+        found.add_file(path)
+    elif Path(path).is_dir():
         found.add_folder(path)
-    elif Path(path).is_symlink():
-        raise InputError(f"{path}: is a {DANGLING}, {Path(path).readlink()}. Mend it, or name another input.")
     elif any(sign in path for sign in GLOB_SIGNS):
         fixed = path[: min(path.index(sign) for sign in GLOB_SIGNS if sign in path)].rpartition("/")
         below = fixed[0] + fixed[1] or "."
@@ -93,7 +95,7 @@ def _list_local(path: str, leave_out: bool) -> Listing:
     return Listing(
         files=[_described(file, below) for file in sorted(found.files)],
         skipped=sorted(skipped, key=lambda one: one.path),
-        names_a_file=False,
+        names_a_file=names_a_file,
     )
 
 

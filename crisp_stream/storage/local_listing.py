@@ -54,7 +54,7 @@ class LocalFiles:
         for inner in self._folders(folder):
             for entry in self._entries(inner):
                 if not is_hidden(entry.name) and not _is_folder(entry):
-                    self._add(entry.path)
+                    self.add_file(entry.path)
 
     def add_glob(self, pattern: str) -> None:
         """Take all files that a glob names; `**` is any number of folders. Raises InputError, StorageError."""
@@ -86,7 +86,7 @@ class LocalFiles:
         elif is_folder and not deep:
             self.skipped[path] = FOLDER_IN_GLOB
         elif not is_folder and not patterns:
-            self._add(path)
+            self.add_file(path)
 
     def _folders(self, top: str) -> Iterator[str]:
         """A folder and all below it that are not hidden, each once: those behind links after all others."""
@@ -120,7 +120,8 @@ class LocalFiles:
             self._unreadable(folder, error)
             return []
 
-    def _add(self, path: str) -> None:
+    def add_file(self, path: str) -> None:
+        """Take one file. Raises InputError, StorageError."""
         try:
             mode = os.stat(path).st_mode  # noqa: PTH116
         except OSError as error:

@@ -59,12 +59,18 @@ def list_input_files(
         listing = list_input(url, leave_out=settings.skip_corrupt)
         for skipped in listing.skipped:
             ledger.skip(skipped.reason, skipped.path)
+        if not listing.files:
+            continue  # all of it was left out on request
         if settings.layout == "redpajama-v2":
             files += list_redpajama_files(source, listing.files, settings, ledger)
         elif listing.names_a_file:
             files += _plain_files(source, listing.files, ledger)
         else:
             files += _plain_files(source, _without_dataset_records(source, listing.files, ledger), ledger)
+    if not files:
+        raise InputError(
+            f"{', '.join(inputs)}: at least one file that can be read is needed, got none. Check the permissions."
+        )
     return _with_unique_names(files)
 
 
