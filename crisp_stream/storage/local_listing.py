@@ -51,8 +51,8 @@ class LocalFiles:
 
     def add_folder(self, folder: str) -> None:
         """Take all files below a folder. Raises InputError, StorageError."""
-        for inner in self._folders(folder):
-            for entry in self._entries(inner):
+        for _, entries in self._folders(folder):
+            for entry in entries:
                 if not is_hidden(entry.name) and not _is_folder(entry):
                     self.add_file(entry.path)
 
@@ -67,7 +67,7 @@ class LocalFiles:
     def _match(self, folder: str, patterns: list[str], *, deep: bool = False) -> None:
         head, rest = patterns[0], patterns[1:]
         if head == "**":
-            for inner in self._folders(folder):
+            for inner, _ in self._folders(folder):
                 self._match(inner, rest or ["*"], deep=True)
         elif not _has_signs(head):
             if os.path.lexists(path := os.path.join(folder, head)):  # noqa: PTH118 (paths as they were written)
@@ -88,8 +88,8 @@ class LocalFiles:
         elif not is_folder and not patterns:
             self.add_file(path)
 
-    def _folders(self, top: str) -> Iterator[str]:
-        """A folder and all below it that are not hidden, each once: those behind links after all others."""
+    def _folders(self, top: str) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
+        """A folder and all below it that are not hidden, each once with what it holds: those behind links at last."""
         seen: set[tuple[int, int]] = set()
         folders, links = [top], list[str]()
         while folders or links:
@@ -103,8 +103,9 @@ class LocalFiles:
                 self.skipped[folder] = AGAIN
                 continue
             seen.add(key)
-            yield folder
-            for entry in self._entries(folder):
+            entries = self._entries(folder)
+            yield folder, entries
+            for entry in entries:
                 if is_hidden(entry.name):
                     self.skipped[entry.path] = HIDDEN
                 elif entry.is_dir(follow_symlinks=False):
