@@ -138,10 +138,9 @@ def check_unchanged(file: InputFile) -> None:
     """Look whether a file, and its signals, are still those that were listed. Raises InputError, StorageError."""
     if file.kind == "hub":  # its reader compares revisions
         return
-    version, _, of_signals = file.version.partition("+")
-    require_unchanged(file.url, file.num_bytes, version)
-    if file.signals_url is not None:
-        require_unchanged(file.signals_url, None, of_signals)
+    require_unchanged(file.url, file.num_bytes, file.version)
+    if file.signals_url is not None and file.signals_version is not None:
+        require_unchanged(file.signals_url, None, file.signals_version)
 
 
 def _taken(file: InputFile, settings: DocumentSettings) -> Iterator[tuple[int, Document | str | BadRecord]]:

@@ -91,6 +91,8 @@ class InputFile:
     """Differs when the content was replaced."""
     signals_url: str | None = None
     """RedPajama-v2: the file of quality signals beside it, when filters need it."""
+    signals_version: str | None = None
+    """`version` of that file."""
     tag: str | None = None
     """RedPajama-v2: what the ids of its documents begin with, as `2023-06/0000/en_head.json.gz`."""
     shard: int = 0

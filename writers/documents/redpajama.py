@@ -69,8 +69,9 @@ def list_redpajama_files(
                 name=f"{_DOCUMENTS}/{tag}",
                 kind="redpajama-v2",
                 num_bytes=file.num_bytes,
-                version=f"{file.version}+{signals.version}" if signals else file.version,
+                version=file.version,
                 signals_url=signals.url if signals else None,
+                signals_version=signals.version if signals else None,
                 tag=tag,
             )
         )

@@ -103,12 +103,15 @@ def test_files_are_named_below_the_root(root: Path) -> None:
         found = list_input_files([str(root / part)], settings)
         assert found == whole[: len(found)]
         assert len(found) == (2 if part.endswith("49") else 4)
-    before = whole[0].version
+    documents = DocumentSettings(layout="redpajama-v2")
     write_lines(
         root / "quality_signals/2022-49/0000/en_head.signals.json.gz",
         [signals("2022-49/0000/en_head", row) for row in range(5)],
     )
-    assert list_input_files([str(root)], settings)[0].version != before
+    assert list_input_files([str(root)], settings)[0] != whole[0]
+    assert list_input_files([str(root)], documents)[0].version == whole[0].version
+    with pytest.raises(InputError, match=r"en_head\.signals\.json\.gz: must stay as it was when it was listed"):
+        list(read_input(whole[0], settings, DropCounts()))
 
 
 @pytest.mark.parametrize(
