@@ -26,7 +26,7 @@ DANGLING = "link to nothing"
 UNREADABLE = "cannot be read"
 SPECIAL = "neither a file nor a folder"
 FOLDER_IN_GLOB = "folder that a glob names"
-LEAVE_OUT = "or leave out what cannot be read with --skip-corrupt"
+LEAVE_OUT = "or leave out what cannot be read (write, append: --skip-corrupt)"
 
 
 def is_hidden(name: str) -> bool:

@@ -122,5 +122,5 @@ def test_what_may_not_be_read_is_an_error_or_left_out_on_request(closed: Path) -
     for source in (f"{closed}", f"{closed}/**/*.txt"):
         refused = listed(source, "no")
         assert refused.startswith(f"StorageError {closed}/closed")
-        assert "Permission denied. Check the path and the permissions, or leave out what cannot be read with" in refused
+        assert "Permission denied. Check the path and the permissions, or leave out what cannot be read" in refused
         assert listed(source, "yes") == expected

@@ -23,6 +23,7 @@ from crisp_stream.writers.documents.bad_records import Budget
 from crisp_stream.writers.embedding.embed import EncoderChoice
 from crisp_stream.writers.embedding.encoder_files import DEFAULT_ENCODER
 from crisp_stream.writers.options import WriteOptions
+from crisp_stream.writers.tree_command import fit
 from crisp_stream.writers.write import write
 from tests.support.seaweed import S3Server
 from tests.support.written_dataset import TOPICS, WordEncoder, files_below, small_options
@@ -307,3 +308,26 @@ def test_file_names_that_are_not_utf8_are_read_and_shown(tmp_path: Path, capsys:
     rows = read_ledger(open_dataset(tmp_path / "out"))
     assert [(row.file, row.line) for row in rows] == [("\\xe9.md", None), ("caf\\xe9.jsonl", 5)]
     assert verify_dataset(str(tmp_path / "out"), deep=True).problems == []
+
+
+def test_a_tree_is_fitted_without_bad_records_too_and_says_so(tmp_path: Path) -> None:
+    path = corpus(tmp_path / "in", {5: b"{", 7: b"{"})
+    lines: list[str] = []
+    with pytest.raises(InputError, match=r"a\.jsonl:6: every line must be a JSON object"):
+        fit(options(path, tmp_path / "tree"), log=quiet)
+    fit(options(path, tmp_path / "tree", max_bad="2"), log=lines.append)
+    [table] = [line for line in lines if line.startswith("bad records")]
+    assert [line.split() for line in table.splitlines()] == [
+        ["bad", "records", "2"],
+        ["not", "a", "JSON", "object", "2"],
+    ]
+
+
+def test_a_dataset_in_a_bucket_has_its_ledger(tmp_path: Path, s3: S3Server) -> None:
+    root = s3.fresh_prefix()
+    path = corpus(tmp_path / "in", {5: b"{"})
+    write(options(path, root, max_bad="1", work=str(tmp_path / "work")), log=quiet)
+    assert [row.line for row in read_ledger(open_dataset(root))] == [6]
+    append(WriteOptions(inputs=[str(path)], out=root, max_bad="1", processes=1, work=str(tmp_path / "work")), log=quiet)
+    assert [(row.file, row.line) for row in read_ledger(open_dataset(root))] == [("a.jsonl", 6), ("a.jsonl~2", 6)]
+    assert verify_dataset(root, deep=True).problems == []

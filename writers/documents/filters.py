@@ -59,7 +59,7 @@ class Filter:
             raise BadRecordError(
                 "no field for a filter",
                 f"the field {self.field!r} of the filter {self.expression!r} must exist, got: {listed_fields(record)}",
-                "Name one of these, leave the filter out, or drop such records with --missing drop.",
+                "Name one of these, leave the filter out, or drop such records (write, append: --missing drop).",
             )
         if isinstance(value, list):
             value = self._score(value, record)
