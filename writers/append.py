@@ -18,6 +18,7 @@ from typing import Any
 
 from crisp_stream.errors import ConflictError, CrispError, InputError, require_extra
 from crisp_stream.format.dataset import Dataset, open_dataset
+from crisp_stream.format.ledger import LedgerRow, read_ledger
 from crisp_stream.format.listed_files import FILES, digests_of, files_parquet, shared_digests
 from crisp_stream.format.manifest import DROPPED, MANIFEST, Manifest, places_path
 from crisp_stream.format.provenance import has_provenance, source_listings
@@ -46,6 +47,7 @@ from crisp_stream.writers.stages.dataset import check_windows, forget_lost, tabl
 from crisp_stream.writers.stages.documents import ReadDocuments
 from crisp_stream.writers.stages.pipeline import Assembly, Corpus, Growth, assemble_in_stages, embed_in_stages
 from crisp_stream.writers.stages.provenance import (
+    ledger_facts,
     list_dropped,
     provenance_record,
     shard_facts,
@@ -56,7 +58,8 @@ from crisp_stream.writers.stages.shards import ShardsSummary
 from crisp_stream.writers.write import QUICK_EXTRAS, engine_of
 
 _SUMS = ("documents", "characters", "tokens", "parts")
-_KEPT_KEYS = ("tree", "tokenizer", "levels")
+_OF_LEDGER = ("skipped_paths", "bad_records", "ledger")
+_KEPT_KEYS = ("tree", "tokenizer", "levels", "ledger")
 
 
 def append(options: WriteOptions, *, prune: bool = False, log: Log = print) -> AppendReport:
@@ -254,8 +257,9 @@ class _Grown:
         self, runner: Runner, corpus: Corpus, shards: ShardsSummary, assembly: Assembly, staged: str
     ) -> tuple[Manifest, set[str]]:
         """Write the tables of the new generation beside its shards; its manifest, and the paths of its new files."""
-        provenance = self._provenance(corpus, shards, tree_provenance(assembly.tree, shards, None))
-        tables = self._tables(shards, corpus, assembly)
+        ledger = self._ledger(corpus.read)
+        provenance = self._provenance(corpus, shards, tree_provenance(assembly.tree, shards, None), ledger)
+        tables = self._tables(shards, corpus, assembly, ledger)
         files = {generation_path(name, self._generation, assembly.mark): table for name, table in tables.items()}
         listed = files_parquet(
             {**shared_digests(self._dataset), **digests_of(files), **table_digests(runner, assembly.tables)}
@@ -277,7 +281,15 @@ class _Grown:
         new = [row.path for row in shards.rows if row.path not in old]
         return manifest, {*files, *new, *map(places_path, new), *(task.table for task in assembly.tables)}
 
-    def _provenance(self, corpus: Corpus, shards: ShardsSummary, levels: list[dict[str, Any]]) -> dict[str, Any]:
+    def _ledger(self, read: ReadDocuments) -> list[LedgerRow]:
+        """The ledger of the new generation: rows of the old one, then what was not read now."""
+        names = dict(zip((f.name for f in read.files), _new_names(read, self._growth.sources), strict=True))
+        new = [replace(row, file=names.get(row.file, row.file)) for row in read.ledger.rows]
+        return [*read_ledger(self._dataset), *new]
+
+    def _provenance(
+        self, corpus: Corpus, shards: ShardsSummary, levels: list[dict[str, Any]], ledger: list[LedgerRow]
+    ) -> dict[str, Any]:
         """Provenance of the new generation: sums over all generations, and an account of what was added now."""
         old = self._dataset.manifest.provenance
         record = provenance_record(self._options, corpus, [], None)
@@ -295,9 +307,14 @@ class _Grown:
         joined["parts"] = self._growth.next_part + len(corpus.embedded.parts)
         for name in ("dropped_documents", "dropped_tokens"):
             joined[name] = merged_counts([old.get(name) or {}, entry[name]])
-        return joined
+        for name in ("skipped_paths", "bad_records"):
+            joined[name] = merged_counts([old.get(name) or {}, entry.get(name) or {}])
+        joined["ledger"] = ledger_facts(ledger)
+        return {name: value for name, value in joined.items() if value or name not in _OF_LEDGER}
 
-    def _tables(self, shards: ShardsSummary, corpus: Corpus, assembly: Assembly) -> dict[str, bytes]:
+    def _tables(
+        self, shards: ShardsSummary, corpus: Corpus, assembly: Assembly, ledger: list[LedgerRow]
+    ) -> dict[str, bytes]:
         """The small tables of the new generation, by path."""
         read, growth, store = corpus.read, self._growth, self._dataset.store
         names = _new_names(read, growth.sources)
@@ -312,7 +329,7 @@ class _Grown:
         )
         tables = [*growth.tables, *(task.table for task in assembly.tables)]
         first_parts = [*growth.first_parts, *assembly.first_parts]
-        return table_files(shards, sources, tables, first_parts, dropped)
+        return table_files(shards, sources, tables, first_parts, dropped, ledger)
 
 
 def _known_requests(dataset: Dataset) -> list[dict[str, Any] | None]:

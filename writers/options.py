@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from crisp_stream.errors import InputError
 from crisp_stream.storage.store import is_remote, local_path
-from crisp_stream.writers.documents.inputs import DEFAULT_TEXT_FIELD, LAYOUTS, DocumentSettings, Layout
+from crisp_stream.writers.documents.bad_records import Budget
+from crisp_stream.writers.documents.inputs import (
+    DEFAULT_TEXT_FIELD,
+    LAYOUTS,
+    MISSING_RULES,
+    DocumentSettings,
+    Layout,
+    Missing,
+)
 
 if TYPE_CHECKING:
     from crisp_stream.format.manifest import Packing, Reads
@@ -31,7 +39,7 @@ WORK = "work (no effect on the bytes written)"
 """Title of the options of where the work is done."""
 NEUTRAL = (
     *("out", "engine", "address", "processes", "memory_bytes", "run_bytes", "sort_memory_bytes"),
-    *("work", "keep_work", "embeddings", "take_over"),
+    *("work", "keep_work", "embeddings", "take_over", "max_bad"),
 )
 """Options that decide no byte; all others are part of the request (publishing/request.py)."""
 _PACKINGS: tuple[Packing, ...] = ("joined", "document")
@@ -78,7 +86,7 @@ _work = partial(_option, group=WORK)
 
 @dataclass(frozen=True, kw_only=True)
 class WriteOptions:
-    """Options of a write. All but those of `NEUTRAL` determine the bytes.
+    """Options of a write. All but those of `NEUTRAL` determine the bytes: FORMAT.md, "What decides the bytes".
 
     Raises:
         InputError: a value out of range.
@@ -120,7 +128,22 @@ class WriteOptions:
     layout: Layout = _documents(
         "files", "redpajama-v2: documents/ and quality_signals/, English head and middle", choices=LAYOUTS
     )
-    skip_corrupt: bool = _documents(False, "leave out, name and count files that cannot be read to their end", "switch")
+    max_bad: str = _documents(
+        "0",
+        "bad records to leave out, count and list at most, as a number or a share such as 0.1%%",
+        metavar="N|P%",
+    )
+    """Records without JSON, without the text, or with a value that cannot be used."""
+    missing: Missing = _documents(
+        "error",
+        "a record without a field that is named (text, id, of a filter): error: a bad record; drop: left out, counted",
+        choices=MISSING_RULES,
+    )
+    skip_corrupt: bool = _documents(
+        False,
+        "leave out, list and count files and folders that cannot be read (damaged, no permission, link to nothing)",
+        "switch",
+    )
     dedup: str | None = _documents(None, "exact: equal texts once; near: similar ones too", choices=("exact", "near"))
     near_threshold: float = _documents(0.8, "similarity of near-duplicates, 0.5 to 0.99", "number", metavar="J")
     decontaminate: tuple[str, ...] | list[str] = _documents(
@@ -207,7 +230,8 @@ class WriteOptions:
     keep_work: bool = _work(False, "keep the intermediate files for another write", "switch")
 
     group_bytes: int = 16 << 20
-    """Input files up to this size together are read by one task."""
+    """Input files up to this stored size together are read by one task. Its last part ends there, so it decides the
+    bytes."""
     sort_memory_bytes: int = 64 << 20
     """Tokens sorted at once per process at most; sorting holds about four times as much."""
 
@@ -258,7 +282,7 @@ class WriteOptions:
             "a token of the tokenizer that --tokenizer names, or left out",
         )
         self._check_models()
-        _ = self.documents, self.sketches  # these check themselves
+        _ = self.documents, self.bad_budget, self.sketches  # these check themselves
 
     def _check_models(self) -> None:
         given = self.like or self.tree
@@ -280,7 +304,14 @@ class WriteOptions:
             id_field=self.id_column,
             filters=tuple(self.filters),
             layout=self.layout,
+            missing=self.missing,
+            skip_corrupt=self.skip_corrupt,
         )
+
+    @property
+    def bad_budget(self) -> Budget:
+        """How many bad records may be left out. Raises InputError for a text that says none."""
+        return Budget.parse(self.max_bad)
 
     @property
     def sketches(self) -> NearSettings | None:

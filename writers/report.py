@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from crisp_stream.format.manifest import Manifest
+from crisp_stream.format.manifest import LEDGER, Manifest
+from crisp_stream.format.tables import generation_path
 from crisp_stream.table import aligned
+
+
+def not_read(paths: Mapping[str, int], records: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Rows of a table that say what was not read, by reason; none where all was."""
+    kinds = [("paths not read", paths), ("bad records", records)]
+    return [
+        row
+        for title, counts in kinds
+        if counts
+        for row in [
+            (title, f"{sum(counts.values()):,}"),
+            *((f"  {reason}", f"{count:,}") for reason, count in sorted(counts.items())),
+        ]
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,11 +31,15 @@ class _Report:
     fingerprint: str
     """Fingerprint of the dataset that is there now."""
     documents: int
-    """Documents in windows or in dropped parts of windows; dropped documents are not counted."""
+    """Documents in windows or in dropped parts of windows; neither dropped documents nor bad records are counted."""
     windows: int
     tokens: int
     """Tokens in windows, without padding."""
     dropped_documents: dict[str, int]
+    bad_records: dict[str, int]
+    """Records that could not be used and were left out, by reason."""
+    skipped_paths: dict[str, int]
+    """Files and folders behind the inputs that were not read, by reason."""
     dropped_tokens: dict[str, int]
     leaves: int
     """Leaves of the dataset that hold a window."""
@@ -38,6 +57,8 @@ class _Report:
             documents=entry["documents"],
             tokens=entry["tokens"],
             dropped_documents=entry["dropped_documents"],
+            bad_records=entry.get("bad_records") or {},
+            skipped_paths=entry.get("skipped_paths") or {},
             dropped_tokens=entry["dropped_tokens"],
             leaves=manifest.num_leaves,
             shards=manifest.num_shards,
@@ -46,10 +67,12 @@ class _Report:
         )
 
     def _table(self, root: str, windows: tuple[str, str], shards: Sequence[tuple[str, str]]) -> str:
+        left_out = sum(self.dropped_documents.values()) + sum(self.bad_records.values())
         rows = [
             ("dataset", root),
-            ("documents in", f"{self.documents + sum(self.dropped_documents.values()):,}"),
+            ("documents in", f"{self.documents + left_out:,}"),
             *((f"  dropped: {reason}", f"{count:,}") for reason, count in self.dropped_documents.items()),
+            *((f"  bad record: {reason}", f"{count:,}") for reason, count in self.bad_records.items()),
             windows,
             ("tokens in windows", f"{self.tokens:,}"),
             *((f"  tokens dropped: {reason}", f"{count:,}") for reason, count in self.dropped_tokens.items()),
@@ -57,7 +80,14 @@ class _Report:
             *shards,
             ("rate", f"{self.windows / self.seconds:,.1f} windows/s in {self.seconds:,.0f} s"),
         ]
+        rows += not_read(self.skipped_paths, {})
+        if self.bad_records or self.skipped_paths:
+            rows.append(("listed in", self._ledger))
         return aligned(rows)
+
+    @property
+    def _ledger(self) -> str:
+        return LEDGER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +111,10 @@ class AppendReport(_Report):
     windows_before: int
     new_shards: int
     """Shards that this append wrote."""
+
+    @property
+    def _ledger(self) -> str:
+        return generation_path(LEDGER, self.generation)
 
     def table(self) -> str:
         """The report as aligned lines."""

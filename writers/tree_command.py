@@ -15,6 +15,7 @@ from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.format.manifest import MANIFEST
 from crisp_stream.processes import Log
 from crisp_stream.storage.store import is_remote, open_store
+from crisp_stream.table import aligned
 from crisp_stream.tree.tree import ClusterTree
 from crisp_stream.writers.embedding.given_models import FITTED, fitted_json, models_of_folder
 from crisp_stream.writers.embedding.lsi import LSI_FILES
@@ -22,6 +23,7 @@ from crisp_stream.writers.engine.tasks import Runner
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.publishing.publish import system_errors
 from crisp_stream.writers.publishing.work import work_folder
+from crisp_stream.writers.report import not_read
 from crisp_stream.writers.stages.models import EmbeddedParts, tree_in_stages
 from crisp_stream.writers.stages.pipeline import embed_in_stages
 from crisp_stream.writers.stages.runs import tree_of
@@ -49,9 +51,12 @@ def fit(options: WriteOptions, *, log: Log = print) -> TreeReport:
         work_folder(options, log) as workspace,
     ):
         runner = Runner(engine, workspace, log=log)
-        embedded = embed_in_stages(runner, options, None).embedded
+        corpus = embed_in_stages(runner, options, None)
+        embedded, ledger = corpus.embedded, corpus.read.ledger
         fitted = tree_in_stages(runner, options, embedded.parts)
         report = _publish(runner, options, embedded, fitted)
+    if ledger:
+        log(aligned(not_read(ledger.paths, ledger.records)))
     log(report.text().rstrip())
     log(f"measured on the {fitted.num_sampled:,} windows that the tree was fitted on; written to {options.out}")
     return report

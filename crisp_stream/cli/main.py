@@ -25,6 +25,7 @@ from crisp_stream.cli.train import add_finetune, add_train
 from crisp_stream.cli.verbs import Formatter, add_verb, print_line
 from crisp_stream.cli.write import add_write_commands
 from crisp_stream.errors import CrispError, RunInterruptedError
+from crisp_stream.storage.inputs import printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"stopped: {error}", file=sys.stderr)
         return 128 + signal.Signals[error.signal_name]
     except CrispError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)

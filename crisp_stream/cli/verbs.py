@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from crisp_stream.storage.inputs import printable
 from crisp_stream.writers.flags import add_flags
 
 GO_ON = "What is finished is kept: run the same command again to go on."
@@ -64,5 +65,5 @@ def add_recipe_arguments(verb: argparse.ArgumentParser) -> None:
 
 
 def print_line(line: str) -> None:
-    """Print a line of progress to standard output at once."""
-    print(line, flush=True)
+    """Print a line of progress to standard output at once; bytes of file names that are not UTF-8 as `\xe9`."""
+    print(printable(line), flush=True)

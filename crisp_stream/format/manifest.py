@@ -25,6 +25,7 @@ DOCUMENTS = "provenance/documents"
 SOURCES = "provenance/sources.parquet"
 TABLES = "provenance/tables.parquet"
 DROPPED = "provenance/dropped.parquet"
+LEDGER = "provenance/ledger.parquet"
 _MARK = re.compile(r"[0-9a-f]{8}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _BUILDER = Builder(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from crisp_stream.errors import CrispError
 from crisp_stream.format.checksums import damaged, window_seeds
 from crisp_stream.format.dataset import Dataset, open_dataset
+from crisp_stream.format.ledger import read_ledger
 from crisp_stream.format.mds import index_bytes, sample_dtype
 from crisp_stream.inspection.verify_files import file_problems
 from crisp_stream.inspection.verify_places import PlacesCheck
@@ -48,8 +49,8 @@ def verify_dataset(
 
     Args:
         root: dataset root.
-        deep: also compare the order of all windows, and their number per leaf, with their provenance, and every other
-            file with the list of files.
+        deep: also compare the order of all windows, and their number per leaf, with their provenance, the ledger with
+            the manifest, and every other file with the list of files.
         generation: generation of a dataset that has grown, the newest when None; indexes are the newest's alone.
         progress: called with (shards done, shards).
 
@@ -67,7 +68,7 @@ def verify_dataset(
         report.problems += _wrong_indexes(dataset)
     places = PlacesCheck(dataset) if deep else None
     if places is not None:
-        report.problems += places.read_tables()
+        report.problems += places.read_tables() + _ledger_problems(dataset)
     for shard in range(len(dataset.shards)):
         try:
             problem = _shard_problem(dataset, shard, report, places)
@@ -134,6 +135,14 @@ def _sample_problem(dataset: Dataset, shard: int, start: int, samples: NDArray[A
     if not (folder == int(path.split("/")[1])).all():
         return f"{path}: holds windows of the level-1 clusters {sorted(set(folder.tolist()))}"
     return None
+
+
+def _ledger_problems(dataset: Dataset) -> list[str]:
+    try:
+        read_ledger(dataset)
+    except CrispError as error:
+        return [str(error)]
+    return []
 
 
 def _wrong_indexes(dataset: Dataset) -> list[str]:

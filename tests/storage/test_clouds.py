@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from crisp_stream.errors import MissingObjectError, StorageError
+from crisp_stream.errors import InputError, MissingObjectError, StorageError
+from crisp_stream.storage.inputs import list_input, require_unchanged
 from crisp_stream.storage.store import Store, open_store
 from tests.support.azurite import azurite
 from tests.support.fault_runs import Source, train
@@ -70,6 +71,19 @@ def test_objects_are_put_read_in_ranges_listed_and_deleted(bucket: str, tmp_path
     assert not store.exists("a/b.bin")
     with pytest.raises(MissingObjectError, match=r"a/b\.bin does not exist"):
         store.get("a/b.bin")
+
+
+def test_the_version_of_an_object_is_the_same_in_a_listing_and_alone(bucket: str, tmp_path: Path) -> None:
+    store = open_store(f"{bucket}/versions")
+    store.put("a.jsonl", b"1")
+    (tmp_path / "large").write_bytes(bytes(20 << 20))  # put in parts
+    store.put_file("b.jsonl", tmp_path / "large")
+    files = list_input(store.url).files
+    for file in files:
+        require_unchanged(file.url, file.num_bytes, file.version)
+    store.put("a.jsonl", b"2")
+    with pytest.raises(InputError, match=r"a\.jsonl: must stay as it was .* got another version of its size"):
+        require_unchanged(files[0].url, files[0].num_bytes, files[0].version)
 
 
 def test_a_create_only_put_keeps_what_is_there_on_azure(azure: str) -> None:

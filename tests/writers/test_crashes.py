@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gzip
 import json
 import os
 import re
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 
 from crisp_stream.format.dataset import open_dataset
+from crisp_stream.format.ledger import read_ledger
 from crisp_stream.storage.store import open_store
 from tests.support.fault_proxy import fault_proxy
 from tests.support.seaweed import S3Server
@@ -257,19 +259,20 @@ def test_one_corrupt_input_is_named_and_on_request_left_out_and_counted(text_fil
     folder = tmp_path / "inputs"
     folder.mkdir()
     (folder / "a.jsonl").write_text("".join(lines[:30]))
-    (folder / "b.jsonl").write_text("".join(lines[30:50]) + '{"text": "cut of')
+    packed = gzip.compress("".join(lines[30:50]).encode())
+    (folder / "b.jsonl.gz").write_bytes(packed[:-10])
     (folder / "c.jsonl").write_text("".join(lines[50:]))
     log = tmp_path / "log"
     error = fail(folder, tmp_path / "root", log)
-    assert "b.jsonl" in error
+    assert "b.jsonl.gz: must be readable to its end" in error
     assert not (tmp_path / "root").exists()
     printed = finish(folder, tmp_path / "root", log, "--skip-corrupt")
-    assert re.search(r"left out b\.jsonl: .*b\.jsonl:21", printed)
-    assert re.search(r"dropped: file that cannot be read to its end +1\n", printed)
+    assert re.search(r"left out b\.jsonl\.gz: must be readable to its end, got: Truncated", printed)
+    assert re.search(r"paths not read +1\n  file that cannot be read to its end +1\n", printed)
     provenance = open_dataset(tmp_path / "root").manifest.provenance
-    assert provenance["corrupt_files"] == ["b.jsonl"]
+    assert [row.file for row in read_ledger(open_dataset(tmp_path / "root"))] == ["b.jsonl.gz"]
     assert provenance["documents"] == sum(bool(json.loads(line)["text"].strip()) for line in lines[:30] + lines[50:])
-    (folder / "b.jsonl").unlink()
+    (folder / "b.jsonl.gz").unlink()
     finish(folder, tmp_path / "without", log)
     with_damage, without = files_below(tmp_path / "root"), files_below(tmp_path / "without")
     for name in ("clusters.parquet", "tokenizer/tokenizer.json"):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from crisp_stream.errors import InputError
 from crisp_stream.examples.hashes import example_hash
 from crisp_stream.examples.questions import Question, question_hash
+from crisp_stream.writers.documents.bad_records import BadRecord
 from crisp_stream.writers.documents.inputs import file_kind
 from crisp_stream.writers.documents.readers import TXT_FIELD, Record, read_lines, read_parquet, read_txt
 
@@ -73,7 +74,8 @@ def read_evaluation_examples(file: str, *, text_column: str = "text") -> Iterato
         case "lines":
             records = read_lines(file)
         case "text":
-            records = iter([(1, {text_column: "".join(piece[TXT_FIELD] for _, piece in read_txt(file))})])
+            pieces = (_whole(record, file)[TXT_FIELD] for _, record in read_txt(file))
+            records = iter([(1, {text_column: "".join(pieces)})])
         case "parquet":
             records = read_parquet(file, (text_column, "question", "choices", "answer", "prompt", "chosen", "rejected"))
         case _:
@@ -82,7 +84,15 @@ def read_evaluation_examples(file: str, *, text_column: str = "text") -> Iterato
                 ".gz or .zst. Convert it."
             )
     for row, record in records:
-        yield _example(record, text_column, PurePosixPath(file).name, row, f"{file}:{row}")
+        place = f"{file}:{row}"
+        yield _example(_whole(record, place), text_column, PurePosixPath(file).name, row, place)
+
+
+def _whole(record: dict[str, Any] | BadRecord, place: str) -> dict[str, Any]:
+    """The fields of a record. Raises InputError: a bad one; of evaluation files every record counts."""
+    if isinstance(record, BadRecord):
+        raise record.error(place)
+    return record
 
 
 def _example(record: Mapping[str, Any], text_column: str, source: str, row: int, place: str) -> EvaluationExample:

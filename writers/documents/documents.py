@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from crisp_stream.errors import InputError
+from crisp_stream.errors import CorruptInputError, InputError
+from crisp_stream.storage.inputs import require_unchanged
+from crisp_stream.writers.documents.bad_records import BadReason, BadRecord, BadRecordError, BadRecords
 from crisp_stream.writers.documents.drops import BROKEN_UNICODE, EMPTY_TEXT, NULL_TEXT, DropCounts
 from crisp_stream.writers.documents.fields import MISSING, find_field, listed_fields
 from crisp_stream.writers.documents.hub import read_hub
@@ -20,6 +22,9 @@ from crisp_stream.writers.documents.inputs import DocumentSettings, InputFile, L
 from crisp_stream.writers.documents.listing import list_input_files
 from crisp_stream.writers.documents.readers import TXT_FIELD, Record, read_arrow, read_lines, read_parquet, read_txt
 from crisp_stream.writers.documents.redpajama import read_redpajama
+
+_MISSING_FIELDS: tuple[BadReason, ...] = ("no text field", "no id field", "no field for a filter")
+_SHOWN_CHARACTERS = 60
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,21 +39,37 @@ class Document:
     """The document's id, where an id field is named."""
 
 
-def read_input(file: InputFile, settings: DocumentSettings, counts: DropCounts) -> Iterator[Document]:
+def read_input(
+    file: InputFile,
+    settings: DocumentSettings,
+    counts: DropCounts,
+    bad: BadRecords | None = None,
+    *,
+    number: int = 0,
+) -> Iterator[Document]:
     """Stream the documents of one file.
 
     Args:
         file: as list_input_files gave it.
         settings: which fields, filters and layout; the same as for the listing.
         counts: receives what was dropped and why: empty, null or undecodable texts, and each filter.
+        bad: receives the bad records; None: the first one is an error.
+        number: number of the file, for `bad`.
 
     Raises:
-        InputError: a field that is missing or of another type, a filter that cannot be applied.
+        InputError: too many bad records, such as without JSON, a field, or a value that a filter can compare.
         CorruptInputError: the file is damaged. StorageError: the storage refused or failed.
     """
-    for document in _read(file, settings):
+    bad = BadRecords() if bad is None else bad
+    for line, document in _read(file, settings):
         if isinstance(document, Document):
             yield document
+        elif isinstance(document, BadRecord):
+            try:
+                bad.add(number, line, document, _place(file, line))
+            except InputError:
+                check_unchanged(file)  # which says more
+                raise
         else:
             counts.add(document)
 
@@ -79,14 +100,17 @@ def read_documents(
     if limit is not None and limit < 1:
         raise InputError(f"limit: must be at least 1 document, got {limit}. Leave it out to read all.")
     settings = DocumentSettings(text_field=text_column, filters=tuple(filters), layout=layout)
-    files = list_input_files(inputs, settings, counts)
+    files = list_input_files(inputs, settings)
     num_read = num_kept = 0
-    documents = (document for file in files for document in _read(file, settings))
-    for document in islice(documents, limit):
+    documents = ((file, line, document) for file in files for line, document in _read(file, settings))
+    for file, line, document in islice(documents, limit):
         num_read += 1
         if isinstance(document, Document):
             num_kept += 1
             yield document.text
+        elif isinstance(document, BadRecord):
+            check_unchanged(file)
+            raise document.error(_place(file, line))
         else:
             counts.add(document)
     if num_kept == 0:
@@ -96,8 +120,30 @@ def read_documents(
         )
 
 
-def _read(file: InputFile, settings: DocumentSettings) -> Iterator[Document | str]:
-    """Every document of the file, or the reason for which it is dropped."""
+def _read(file: InputFile, settings: DocumentSettings) -> Iterator[tuple[int, Document | str | BadRecord]]:
+    """Every record of the file with the number of its line: a document, or the reason for which it is dropped.
+
+    Raises:
+        InputError: the file is not the one that was listed. CorruptInputError: it is damaged.
+    """
+    try:
+        yield from _taken(file, settings)
+    except CorruptInputError:
+        check_unchanged(file)  # which says more
+        raise
+    check_unchanged(file)
+
+
+def check_unchanged(file: InputFile) -> None:
+    """Look whether a file, and its signals, are still those that were listed. Raises InputError, StorageError."""
+    if file.kind == "hub":  # its reader compares revisions
+        return
+    require_unchanged(file.url, file.num_bytes, file.version)
+    if file.signals_url is not None and file.signals_version is not None:
+        require_unchanged(file.signals_url, None, file.signals_version)
+
+
+def _taken(file: InputFile, settings: DocumentSettings) -> Iterator[tuple[int, Document | str | BadRecord]]:
     filters = settings.parsed_filters()
     text_path, id_path = (TXT_FIELD, None) if file.kind == "text" else (settings.text_path, settings.id_field)
     if file.kind == "text" and filters:
@@ -106,16 +152,24 @@ def _read(file: InputFile, settings: DocumentSettings) -> Iterator[Document | st
             "Leave out the filters, or give documents with fields."
         )
     for row, (number, record) in enumerate(_records(file, settings)):
-        text = _text(find_field(record, text_path), file, number, text_path, record)
-        refused = (each.reason for each in filters if not each.keeps(record, _place(file, number)))
-        reason = _reason_to_drop(text) or next(refused, None)
-        if reason is not None or text is None:
-            yield reason or NULL_TEXT
+        if isinstance(record, BadRecord):
+            yield number, record
             continue
-        name = f"{file.tag}/{row}" if file.tag else None
-        if id_path is not None:
-            name = _id(find_field(record, id_path), file, number, id_path, record)
-        yield Document(text=text, row=row, id=name)
+        try:
+            text = _text(find_field(record, text_path), text_path, record)
+            refused = (each.reason for each in filters if not each.keeps(record))
+            reason = _reason_to_drop(text) or next(refused, None)
+            if reason is not None or text is None:
+                yield number, reason or NULL_TEXT
+                continue
+            name = f"{file.tag}/{row}" if file.tag else None
+            if id_path is not None:
+                name = _id(find_field(record, id_path), id_path, record)
+        except BadRecordError as error:
+            dropped = settings.missing == "drop" and error.record.reason in _MISSING_FIELDS
+            yield number, error.record.reason if dropped else error.record
+            continue
+        yield number, Document(text=text, row=row, id=name)
 
 
 def _records(file: InputFile, settings: DocumentSettings) -> Iterator[Record]:
@@ -137,6 +191,8 @@ def _records(file: InputFile, settings: DocumentSettings) -> Iterator[Record]:
 def _place(file: InputFile, number: int) -> str:
     if file.kind in ("lines", "redpajama-v2"):
         return f"{file.url}:{number}"
+    if file.kind == "text":
+        return file.url
     shard = f", shard {file.shard}" if file.kind == "hub" else ""
     return f"{file.url}{shard}: row {number}"
 
@@ -146,38 +202,48 @@ def _reason_to_drop(text: str | None) -> str | None:
         return NULL_TEXT
     if not text or text.isspace():
         return EMPTY_TEXT
+    return None if _is_unicode(text) else BROKEN_UNICODE
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether UTF-8 can hold the text: JSON can hold halves of surrogate pairs, UTF-8 cannot."""
     if text.isascii():
-        return None
+        return True
     try:
         text.encode()
     except UnicodeEncodeError:
-        return BROKEN_UNICODE
-    return None
+        return False
+    return True
 
 
-def _text(value: Any, file: InputFile, number: int, path: str, record: dict[str, Any]) -> str | None:
+def _text(value: Any, path: str, record: dict[str, Any]) -> str | None:
     if value is None or isinstance(value, str):
         return value
     if value is MISSING:
-        raise InputError(
-            f"{_place(file, number)}: the text column {path!r} must exist, got: {listed_fields(record)}. "
-            "Name the right one with --text-column."
+        raise BadRecordError(
+            "no text field",
+            f"the text column {path!r} must exist, got: {listed_fields(record)}",
+            "Name the right one with --text-column.",
         )
-    raise InputError(
-        f"{_place(file, number)}: the text column {path!r} must hold strings, got {type(value).__name__}. "
-        "Name another column with --text-column, or convert the values."
+    raise BadRecordError(
+        "text that is not a string",
+        f"the text column {path!r} must hold strings, got {type(value).__name__}",
+        "Name another column with --text-column, or convert the values.",
     )
 
 
-def _id(value: Any, file: InputFile, number: int, path: str, record: dict[str, Any]) -> str:
-    if isinstance(value, str):
-        return value
+def _id(value: Any, path: str, record: dict[str, Any]) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
+    if isinstance(value, str) and _is_unicode(value):
+        return value
     got = "null" if value is None else type(value).__name__
+    if isinstance(value, str):
+        got = f"an unpaired surrogate: {value[:_SHOWN_CHARACTERS]!a}"
     if value is MISSING:
         got = f"only: {listed_fields(record)}"
-    raise InputError(
-        f"{_place(file, number)}: the id column {path!r} must hold a text or a whole number, got {got}. "
-        "Name the right one with --id-column, or leave it out."
+    raise BadRecordError(
+        "no id field" if value is MISSING else "id that is no id",
+        f"the id column {path!r} must hold a text or a whole number, got {got}",
+        "Name the right one with --id-column, or leave it out.",
     )

@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping
 EMPTY_TEXT = "empty text"
 NULL_TEXT = "null text"
 BROKEN_UNICODE = "text with an unpaired surrogate"
-OTHER_FILE = "file of another kind in a folder"
-OTHER_BUCKET = "RedPajama-v2 file of another language or bucket"
 NOT_SAMPLED = "not in the sample"
 
 

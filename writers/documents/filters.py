@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from crisp_stream.errors import InputError
+from crisp_stream.writers.documents.bad_records import BadRecordError
 from crisp_stream.writers.documents.fields import MISSING, find_field, listed_fields
 
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
@@ -47,32 +48,35 @@ class Filter:
         """Reason under which its documents are counted as dropped."""
         return f"filter: {self.expression}"
 
-    def keeps(self, record: dict[str, Any], place: str) -> bool:
-        """Decide whether the document at `place` stays. Null equals only null, and no order holds with it.
+    def keeps(self, record: dict[str, Any]) -> bool:
+        """Decide whether the document stays. Null equals only null, and no order holds with it.
 
         Raises:
-            InputError: the field is not there, or its value cannot be compared with the filter's.
+            BadRecordError: the field is not there, or its value cannot be compared with the filter's.
         """
         value = find_field(record, self.field)
         if value is MISSING:
-            raise InputError(
-                f"{place}: the field {self.field!r} of the filter {self.expression!r} must exist, got: "
-                f"{listed_fields(record)}. Name one of these, or leave the filter out."
+            raise BadRecordError(
+                "no field for a filter",
+                f"the field {self.field!r} of the filter {self.expression!r} must exist, got: {listed_fields(record)}",
+                "Name one of these, leave the filter out, or drop such records (write, append: --missing drop).",
             )
         if isinstance(value, list):
-            value = self._score(value, record, place)
+            value = self._score(value, record)
         value = _plain(value)
         if value is None or self.value is None:
             same = value is None and self.value is None
             return same if self.operator == "==" else not same and self.operator == "!="
         if _type_name(value) != _type_name(self.value) or (_orders(self.operator) and isinstance(value, bool)):
-            raise InputError(
-                f"{place}: the filter {self.expression!r} compares with a {_type_name(self.value)}, got a "
-                f'{_type_name(value)} in {self.field!r}. Write a value of that type (texts may be quoted: "10").'
+            raise BadRecordError(
+                "field that a filter cannot compare",
+                f"the filter {self.expression!r} compares with a {_type_name(self.value)}, got a "
+                f"{_type_name(value)} in {self.field!r}",
+                'Write a value of that type (texts may be quoted: "10").',
             )
         return _OPERATORS[self.operator](value, self.value)
 
-    def _score(self, spans: list[Any], record: dict[str, Any], place: str) -> Any:
+    def _score(self, spans: list[Any], record: dict[str, Any]) -> Any:
         """The score of a document's signal; None when the signal has no span."""
         by_line = self.field.rpartition(".")[2].startswith(_LINE_SIGNAL)
         if not spans and not by_line:
@@ -81,9 +85,11 @@ class Filter:
             prefix = self.field.rpartition(".")[0]
             beside = find_field(record, prefix) if prefix else record
             usable = _document_signals(_literal(beside) if isinstance(beside, str) else beside)
-            raise InputError(
-                f"{place}: the filter {self.expression!r} needs one value per document, got a list of {len(spans)} in "
-                f"{self.field!r}. Use a signal of the whole document: {', '.join(usable) or 'there is none here'}."
+            raise BadRecordError(
+                "field that a filter cannot compare",
+                f"the filter {self.expression!r} needs one value per document, got a list of {len(spans)} in "
+                f"{self.field!r}",
+                f"Use a signal of the whole document: {', '.join(usable) or 'there is none here'}.",
             )
         return spans[0][2]
 

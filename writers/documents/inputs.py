@@ -14,7 +14,9 @@ from crisp_stream.writers.documents.filters import Filter, parse_filter
 
 Kind = Literal["lines", "text", "parquet", "arrow", "redpajama-v2", "hub"]
 Layout = Literal["files", "redpajama-v2"]
+Missing = Literal["error", "drop"]
 LAYOUTS: tuple[Layout, ...] = ("files", "redpajama-v2")
+MISSING_RULES: tuple[Missing, ...] = ("error", "drop")
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 LINE_SUFFIXES = (".jsonl", ".ndjson", ".json")
@@ -45,6 +47,11 @@ class DocumentSettings:
     layout: Layout = "files"
     """`redpajama-v2`: documents/ and quality_signals/ beside one another, of which the English head and middle are
     read."""
+    missing: Missing = "error"
+    """What a record is that lacks a named field, that is the text, the id, or the field of a filter: `error` a bad
+    record, `drop` a dropped document."""
+    skip_corrupt: bool = False
+    """Leave out files and folders that cannot be read, and files that cannot be read to their end."""
 
     def __post_init__(self) -> None:
         if not self.text_field or self.id_field == "":
@@ -84,6 +91,8 @@ class InputFile:
     """Differs when the content was replaced."""
     signals_url: str | None = None
     """RedPajama-v2: the file of quality signals beside it, when filters need it."""
+    signals_version: str | None = None
+    """`version` of that file."""
     tag: str | None = None
     """RedPajama-v2: what the ids of its documents begin with, as `2023-06/0000/en_head.json.gz`."""
     shard: int = 0

@@ -13,27 +13,33 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from crisp_stream.errors import CorruptInputError, InputError
-from crisp_stream.storage.inputs import ListedFile, describe_inputs, open_input
+from crisp_stream.format.ledger import Ledger
+from crisp_stream.storage.inputs import ListedFile, list_input, open_input, printable
 from crisp_stream.storage.store import is_remote, local_path
-from crisp_stream.writers.documents.drops import OTHER_FILE, DropCounts
 from crisp_stream.writers.documents.hub import list_hub_shards
 from crisp_stream.writers.documents.inputs import HUB_SCHEME, SUFFIXES_TEXT, DocumentSettings, InputFile, file_kind
 from crisp_stream.writers.documents.redpajama import list_redpajama_files
 
-_STATE, _INFO, _DICT = "state.json", "dataset_info.json", "dataset_dict.json"
+OTHER_FILE = "file of another kind"
+DATASET_RECORD = "record of the datasets library"
+NOT_IN_STATE = "file that state.json does not name"
+_ALWAYS_RECORDS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")
+_STATE, _DICT = "state.json", "dataset_dict.json"
 """Files that `datasets` writes beside its .arrow files."""
 
 
-def list_input_files(inputs: Sequence[str], settings: DocumentSettings, counts: DropCounts) -> list[InputFile]:
+def list_input_files(
+    inputs: Sequence[str], settings: DocumentSettings, ledger: Ledger | None = None
+) -> list[InputFile]:
     """The files behind `inputs` that hold documents, in reading order.
 
-    A file that is named must be of a known kind; files of another kind inside a folder or glob are passed over and
-    counted.
+    A file that is named must be of a known kind; files of another kind inside a folder or glob are passed over, and so
+    are hidden names (storage/local_listing.py has the rules).
 
     Args:
         inputs: files, folders, prefixes or globs, local or on an object store; `hf://NAME[:CONFIG][@SPLIT]`.
-        settings: the layout, and whether filters need the quality signals.
-        counts: receives the files that were passed over.
+        settings: the layout, whether filters need the quality signals, and whether what cannot be read is left out.
+        ledger: receives the paths that were passed over.
 
     Raises:
         InputError: no inputs; an input that matches nothing, or nothing of a known kind; a dataset of several splits.
@@ -42,54 +48,69 @@ def list_input_files(inputs: Sequence[str], settings: DocumentSettings, counts: 
     if not inputs:
         raise InputError("inputs: at least one file, folder, prefix or glob is needed, got none. Name your documents.")
     files: list[InputFile] = []
+    ledger = Ledger() if ledger is None else ledger
     for source in inputs:
         if source.startswith(HUB_SCHEME):
             if settings.layout != "files":
                 raise InputError(f"{source}: the layout {settings.layout} is one of files, got a name. Leave it out.")
             files += list_hub_shards(source)
             continue
-        listed = describe_inputs(source if is_remote(source) else str(local_path(source).absolute()))
+        url = source if is_remote(source) else str(local_path(source).absolute())
+        listing = list_input(url, leave_out=settings.skip_corrupt)
+        for skipped in listing.skipped:
+            ledger.skip(skipped.reason, skipped.path)
+        if not listing.files:
+            continue  # all of it was left out on request
         if settings.layout == "redpajama-v2":
-            files += list_redpajama_files(source, listed, settings, counts)
+            files += list_redpajama_files(source, listing.files, settings, ledger)
+        elif listing.names_a_file:
+            files += _plain_files(source, listing.files, ledger)
         else:
-            files += _plain_files(source, listed, counts)
+            files += _plain_files(source, _without_dataset_records(source, listing.files, ledger), ledger)
+    if not files:
+        raise InputError(
+            f"{', '.join(inputs)}: at least one file that can be read is needed, got none. Check the permissions."
+        )
     return _with_unique_names(files)
 
 
-def _plain_files(source: str, listed: list[ListedFile], counts: DropCounts) -> list[InputFile]:
-    offered = _without_dataset_records(source, listed)
+def _plain_files(source: str, offered: list[ListedFile], ledger: Ledger) -> list[InputFile]:
     files = [
         InputFile(url=file.url, name=file.path, kind=kind, num_bytes=file.num_bytes, version=file.version)
         for file in offered
         if (kind := file_kind(file.path)) is not None
     ]
     if not files:
+        got = PurePosixPath(offered[0].path).name if offered else "records of the datasets library alone"
         raise InputError(
-            f"{source}: documents come from {SUFFIXES_TEXT}; got {PurePosixPath(listed[0].path).name}. "
+            f"{source}: documents come from {SUFFIXES_TEXT}; got {got}. "
             "Rename or convert the file, or name another input."
         )
-    counts.add(OTHER_FILE, len(offered) - len(files))
+    for file in offered:
+        if file_kind(file.path) is None:
+            ledger.skip(OTHER_FILE, file.path)
     return files
 
 
-def _without_dataset_records(source: str, listed: list[ListedFile]) -> list[ListedFile]:
-    """Leave out what `datasets` writes beside its .arrow files, and .arrow files that its record does not name.
+def _without_dataset_records(source: str, listed: list[ListedFile], ledger: Ledger) -> list[ListedFile]:
+    """Leave out what `datasets` writes beside its files, and .arrow files that its record does not name.
 
     Raises:
         InputError: a DatasetDict of several splits. CorruptInputError: a file that the record names is not there.
     """
     by_path = {file.path: file for file in listed}
     folders = {_folder(path) for path in by_path if path.endswith(".arrow")}
-    left_out: set[str] = set()
+    left_out: dict[str, str] = {}
     for path, file in by_path.items():
         name, folder = PurePosixPath(path).name, _folder(path)
         if name == _DICT and any(other.startswith(folder) for other in folders):
             _require_one_split(source, file)
-            left_out.add(path)
-        elif name in (_STATE, _INFO) and folder in folders:
-            left_out.add(path)
-            if name == _STATE:
-                left_out |= _not_in_state(file, folder, by_path)
+        if name in _ALWAYS_RECORDS or (name == _STATE and folder in folders):
+            left_out[path] = DATASET_RECORD
+        if name == _STATE and folder in folders:
+            left_out |= dict.fromkeys(sorted(_not_in_state(file, folder, by_path)), NOT_IN_STATE)
+    for path, reason in left_out.items():
+        ledger.skip(reason, path)
     return [file for path, file in by_path.items() if path not in left_out]
 
 
@@ -147,4 +168,5 @@ def _with_unique_names(files: list[InputFile]) -> list[InputFile]:
 
 
 def _input_folder(file: InputFile) -> str:
-    return PurePosixPath(file.url.removesuffix(file.name)).name or "root"
+    above = PurePosixPath(file.url).parents[file.name.count("/")]
+    return printable(above.name) or "root"

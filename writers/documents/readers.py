@@ -12,13 +12,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import IO, Any
 
-from crisp_stream.errors import CorruptInputError, CrispError, InputError, StorageError
+from crisp_stream.errors import CorruptInputError, CrispError, StorageError
 from crisp_stream.storage.inputs import open_input
 from crisp_stream.storage.store import is_remote
+from crisp_stream.writers.documents.bad_records import BadRecord
 from crisp_stream.writers.documents.inputs import COMPRESSIONS
 
-Record = tuple[int, dict[str, Any]]
-"""Number of the line or row in its file, from 1; the fields."""
+Record = tuple[int, dict[str, Any] | BadRecord]
+"""Number of the line or row in its file, from 1; the fields, or why there are none."""
 
 TXT_PIECE_CHARACTERS = 16 << 20
 """A .txt file is one document; a larger one is cut behind a line end into documents of about this length."""
@@ -36,7 +37,7 @@ def read_lines(url: str) -> Iterator[Record]:
     """The objects of a file with one JSON object per line; blank lines are passed over.
 
     Raises:
-        CorruptInputError: a line is no JSON, or the file cannot be read to its end. InputError: JSON of another form.
+        CorruptInputError: the file cannot be read to its end. InputError: an array over several lines.
         StorageError: the storage refused or failed.
     """
     with _Damage(url), open_input(url) as raw, _decompressed(url, raw) as stream:
@@ -47,32 +48,51 @@ def read_lines(url: str) -> Iterator[Record]:
             if not content.strip():
                 continue
             if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
-                raise InputError(
-                    f"{url}:{number}: a line must be shorter than {MAX_LINE_BYTES:,} bytes, got a longer one. "
-                    "Write one document per line."
-                )
-            try:
-                record = json.loads(content)
-            except (ValueError, RecursionError) as error:
-                if number == 1 and content.lstrip().startswith(b"["):
-                    raise InputError(_not_an_object(url, number, "an array over several lines")) from error
-                raise CorruptInputError(
-                    f"{url}:{number}: every line must be a JSON object, got: {error}. Mend or remove the line."
-                ) from error
-            if not isinstance(record, dict):
-                raise InputError(_not_an_object(url, number, type(record).__name__))
+                while (rest := stream.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+                    pass
+                yield number, _too_long()
+                continue
+            record = _json_object(content)
+            if number == 1 and isinstance(record, BadRecord) and content.lstrip().startswith(b"["):
+                raise record.error(f"{url}:1")
             yield number, record
 
 
-def _not_an_object(url: str, number: int, got: str) -> str:
-    return f"{url}:{number}: every line must be a JSON object, got {got}. Write one object per line."
+def _json_object(line: bytes) -> dict[str, Any] | BadRecord:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        if line.lstrip().startswith(b"["):
+            return _not_an_object("an array over several lines")
+        return BadRecord(
+            reason="not a JSON object",
+            text=f"every line must be a JSON object, got: {error}",
+            remedy="Mend or remove the line.",
+        )
+    return record if isinstance(record, dict) else _not_an_object(type(record).__name__)
+
+
+def _not_an_object(got: str) -> BadRecord:
+    return BadRecord(
+        reason="not a JSON object",
+        text=f"every line must be a JSON object, got {got}",
+        remedy="Write one object per line.",
+    )
+
+
+def _too_long() -> BadRecord:
+    return BadRecord(
+        reason="line that is too long",
+        text=f"a line must be shorter than {MAX_LINE_BYTES:,} bytes, got a longer one",
+        remedy="Write one document per line.",
+    )
 
 
 def read_txt(url: str) -> Iterator[Record]:
-    """The text of a file, in pieces of about TXT_PIECE_CHARACTERS.
+    """The text of a file, in pieces of about TXT_PIECE_CHARACTERS; where it is not UTF-8, one bad record ends it.
 
     Raises:
-        CorruptInputError: not UTF-8, or it cannot be read to its end. StorageError: the storage refused or failed.
+        CorruptInputError: it cannot be read to its end. StorageError: the storage refused or failed.
     """
     with (
         _Damage(url),
@@ -81,13 +101,19 @@ def read_txt(url: str) -> Iterator[Record]:
         # newline="" keeps the text as it is; utf-8-sig takes a byte order mark away.
         io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text,
     ):
+        number = 0
         try:
             for number, piece in enumerate(_text_pieces(text), start=1):
                 yield number, {TXT_FIELD: piece}
         except UnicodeDecodeError as error:
-            raise CorruptInputError(
-                f"{url}: text files must be UTF-8, got: {error}. Convert the file to UTF-8."
-            ) from error
+            yield (
+                number + 1,
+                BadRecord(
+                    reason="text that is not UTF-8",
+                    text=f"text files must be UTF-8, got: {error}",
+                    remedy="Convert the file to UTF-8.",
+                ),
+            )
 
 
 def _text_pieces(text: io.TextIOWrapper) -> Iterator[str]:

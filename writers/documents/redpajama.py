@@ -11,13 +11,15 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import PurePosixPath
 from typing import Any
 
 from crisp_stream.errors import CorruptInputError, InputError
+from crisp_stream.format.ledger import Ledger
 from crisp_stream.storage.inputs import ListedFile, describe_inputs
-from crisp_stream.writers.documents.drops import OTHER_BUCKET, DropCounts
+from crisp_stream.writers.documents.bad_records import BadRecord
 from crisp_stream.writers.documents.inputs import DocumentSettings, InputFile
 from crisp_stream.writers.documents.readers import Record, read_lines
 
@@ -28,6 +30,8 @@ DOCUMENT_FIELDS = frozenset(
     )
 )
 """Fields of a document, as CCNet writes it. Filters on anything else are about the quality signals."""
+OTHER_BUCKET = "RedPajama-v2 file of another language or bucket"
+NO_DOCUMENTS = "RedPajama-v2 file beside documents/"
 _DOCUMENTS, _SIGNALS = "documents", "quality_signals"
 _READ = re.compile(r"en_(head|middle)\.jsonl?(\.gz|\.zst)?")
 
@@ -38,7 +42,7 @@ def needs_signals(settings: DocumentSettings) -> bool:
 
 
 def list_redpajama_files(
-    source: str, listed: list[ListedFile], settings: DocumentSettings, counts: DropCounts
+    source: str, listed: list[ListedFile], settings: DocumentSettings, ledger: Ledger
 ) -> list[InputFile]:
     """The English head and middle among the listed files, each with its file of signals when filters need it.
 
@@ -49,13 +53,14 @@ def list_redpajama_files(
     known = {file.url: file for file in listed} if with_signals else {}
     looked_up: set[str] = set()
     files: list[InputFile] = []
-    num_others = 0
+    beside: list[ListedFile] = []
     for file in listed:
         root, tag = _root_and_tag(file.url)
         if tag is None:
+            beside.append(file)
             continue
         if not _READ.fullmatch(PurePosixPath(tag).name):
-            num_others += 1
+            ledger.skip(OTHER_BUCKET, file.path)
             continue
         signals = _signals_of(root, tag, known, looked_up) if with_signals else None
         files.append(
@@ -64,17 +69,21 @@ def list_redpajama_files(
                 name=f"{_DOCUMENTS}/{tag}",
                 kind="redpajama-v2",
                 num_bytes=file.num_bytes,
-                version=f"{file.version}+{signals.version}" if signals else file.version,
+                version=file.version,
                 signals_url=signals.url if signals else None,
+                signals_version=signals.version if signals else None,
                 tag=tag,
             )
         )
+    signals_read = {file.signals_url for file in files}
+    for file in beside:
+        if file.url not in signals_read:
+            ledger.skip(NO_DOCUMENTS, file.path)
     if not files:
         raise InputError(
             f"{source}: RedPajama-v2 is read from documents/SNAPSHOT/SHARD/en_head.json.gz and en_middle.json.gz, got "
             f"{listed[0].path}. Name the folder that holds documents/, or leave the layout out."
         )
-    counts.add(OTHER_BUCKET, num_others)
     return files
 
 
@@ -122,13 +131,20 @@ def read_redpajama(file: InputFile) -> Iterator[Record]:
                 f"{longer}:{number}: every document must have its line of signals, {shorter} ended before. "
                 "Fetch both files again."
             )
-        expected, got = f"{file.tag}/{row}", signals[1].get("id")
+        (number, fields), (line, quality) = document, signals
+        if isinstance(fields, BadRecord):
+            yield number, fields
+            continue
+        if isinstance(quality, BadRecord):
+            yield number, replace(quality, text=f"in its quality signals, {quality.text}")
+            continue
+        expected, got = f"{file.tag}/{row}", quality.get("id")
         if got != expected:
             raise CorruptInputError(
-                f"{file.signals_url}:{signals[0]}: the signals must be those of {file.url}:{document[0]}, {expected}, "
+                f"{file.signals_url}:{line}: the signals must be those of {file.url}:{number}, {expected}, "
                 f"got the id {got!r}. Fetch both files again."
             )
-        yield document[0], _joined(document[1], signals[1])
+        yield number, _joined(fields, quality)
 
 
 def _joined(document: dict[str, Any], signals: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from crisp_stream.format.listed_files import FILES
 from crisp_stream.format.manifest import (
     DOCUMENTS,
     DROPPED,
+    LEDGER,
     SOURCES,
     TABLES,
     kept_manifest,
@@ -30,10 +31,10 @@ from crisp_stream.processes import Log
 from crisp_stream.storage.store import Store, local_path
 from crisp_stream.writers.publishing.claim import Hold, manifest_of
 
-_TABLES = (CLUSTERS, SHARDS, TABLES, SOURCES, DROPPED, FILES)
+_TABLES = (CLUSTERS, SHARDS, TABLES, SOURCES, DROPPED, LEDGER, FILES)
 _OF_A_GENERATION = re.compile(
     r"manifest\.g\d+\.json"
-    r"|(clusters|shards|provenance/tables|provenance/sources|provenance/dropped|provenance/files)(\.g\d+)?(\.[0-9a-f]{8})?\.parquet"
+    r"|(clusters|shards|provenance/(tables|sources|dropped|ledger|files))(\.g\d+)?(\.[0-9a-f]{8})?\.parquet"
     r"|shards/\d\d/shard\.\d+(\.[0-9a-f]{8})?\.mds|provenance/\d\d/shard\.\d+(\.[0-9a-f]{8})?\.npy"
     rf"|{DOCUMENTS}/\d+(\.[0-9a-f]{{8}})?\.parquet"
 )

@@ -7,6 +7,7 @@ needed to find duplicates among all documents is computed on the way.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
@@ -21,14 +22,18 @@ from crisp_stream.writers.cleaning.decontamination import EvaluationNgrams
 from crisp_stream.writers.cleaning.dropped import Dropped
 from crisp_stream.writers.cleaning.duplicates import text_digests
 from crisp_stream.writers.cleaning.near_duplicates import NearSettings, Sketches, sketch_texts
-from crisp_stream.writers.documents.documents import Document, read_input
+from crisp_stream.writers.documents.bad_records import BadRecords, Budget
+from crisp_stream.writers.documents.documents import Document, check_unchanged, read_input
 from crisp_stream.writers.documents.drops import NOT_SAMPLED, DropCounts
 from crisp_stream.writers.documents.inputs import DocumentSettings, InputFile
 from crisp_stream.writers.engine.tasks import Record, Task, file_sizes
 from crisp_stream.writers.engine.workspace import Workspace
 
 GROUP_FILES = 4096
+BAD_RECORDS = "bad.json"
+"""Kind of the file of a task's bad records: [number of the file, line, reason, text] of each that is listed."""
 CORRUPT_FILE = "file that cannot be read to its end"
+"""Reason of skipped files in the ledger."""
 CONTAMINATED = "shares an n-gram with an evaluation set"
 _BATCH = pa.schema([("file", pa.uint32()), ("row", pa.int64()), ("id", pa.string()), ("text", pa.large_string())])
 PLACE = np.dtype([("file", "<u4"), ("row", "<i8")])
@@ -41,8 +46,6 @@ class Selection:
 
     sample: float | None = None
     """Share of the documents to take, about, chosen by a hash of their place."""
-    skip_corrupt: bool = False
-    """Leave out files that cannot be read to their end, instead of an error."""
     evaluation: str | None = None
     """Task key of the n-grams that no document may share."""
     exact: bool = False
@@ -77,8 +80,10 @@ class DocumentsTask(Task):
     documents: DocumentSettings
     selection: Selection
     batch_characters: int
+    max_bad: Budget
+    """Bad records that the whole run may leave out. Not one of the settings: files that could be read stay read."""
     limit: int | None = None
-    """Read at most this many documents, dropped ones included."""
+    """Read at most this many documents, dropped ones and bad records included."""
 
     def settings(self) -> Any:
         """Values that determine the batches."""
@@ -96,13 +101,13 @@ class DocumentsTask(Task):
             try:
                 return self._read(corrupt)
             except _CorruptFileError as error:
-                if not self.selection.skip_corrupt:
+                if not self.documents.skip_corrupt:
                     raise error.cause from None
-                corrupt[error.number] = str(error.cause)
+                file = self.files[error.number]
+                corrupt[error.number] = str(error.cause).removeprefix(f"{file.url}: ").replace(file.url, file.name)
 
     def _read(self, corrupt: dict[int, str]) -> Record:
-        made = _Made(self, counts=DropCounts(), ngrams=self._ngrams())
-        made.counts.add(CORRUPT_FILE, len(corrupt))
+        made = _Made(self, counts=DropCounts(), ngrams=self._ngrams(), bad=BadRecords(self.max_bad))
         for number, document in self._documents(corrupt, made):
             made.add(number, document)
         return made.finish(corrupt)
@@ -116,8 +121,9 @@ class DocumentsTask(Task):
         for number, file in enumerate(self.files):
             if number in corrupt:
                 continue
+            place = self.first_file + number
             try:
-                for document in read_input(file, self.documents, made.reading):
+                for document in read_input(file, self.documents, made.reading, made.bad, number=place):
                     if self.limit is not None and made.num_read >= self.limit:
                         return
                     made.num_taken += 1
@@ -125,6 +131,9 @@ class DocumentsTask(Task):
                         yield number, document
                     else:
                         made.counts.add(NOT_SAMPLED)
+                    if self.limit is not None and made.num_read >= self.limit:
+                        check_unchanged(file)
+                        return
             except CorruptInputError as error:
                 raise _CorruptFileError(number, error) from error
 
@@ -148,6 +157,7 @@ class _Made:
     task: DocumentsTask
     counts: DropCounts
     ngrams: EvaluationNgrams | None
+    bad: BadRecords
     reading: DropCounts = field(default_factory=DropCounts)
     """Documents that the reader dropped."""
     num_taken: int = 0
@@ -164,7 +174,7 @@ class _Made:
     @property
     def num_read(self) -> int:
         """Documents so far, dropped ones included."""
-        return self.num_taken + self.reading.total()
+        return self.num_taken + self.reading.total() + self.bad.counts.total()
 
     def add(self, number: int, document: Document) -> None:
         """Take a document; a batch that is full is written."""
@@ -224,12 +234,18 @@ class _Made:
         if self._sketches:
             joined = Sketches.joined(self._sketches)
             arrays |= {"bands": joined.keys, "minima": joined.minima}
+        if self.bad.counts:
+            places = [[file, place.line, place.reason, place.text] for file, place in self.bad.places]
+            self.task.workspace.write(self.task.file(BAD_RECORDS), json.dumps(places).encode())
+            kinds.append(BAD_RECORDS)
         for name, array in arrays.items():
             self.task.workspace.save_array(self.task.file(f"{name}.npy"), array)
             kinds.append(f"{name}.npy")
         return {
             "num_units": sum(self._documents_per_batch),
             "num_read": self.num_read,
+            "bad": dict(sorted(self.bad.counts.items())),
+            "bad_shown": self.bad.shown(),
             "documents_per_batch": self._documents_per_batch,
             "characters_per_batch": self._characters_per_batch,
             "dropped": self.counts.as_dict(),

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from crisp_stream.errors import InputError
-from crisp_stream.writers.documents.drops import DropCounts, merged_counts
+from crisp_stream.format.ledger import Ledger, LedgerRow
+from crisp_stream.writers.documents.drops import merged_counts
 from crisp_stream.writers.documents.inputs import DocumentSettings, InputFile
 from crisp_stream.writers.documents.listing import list_input_files
 from crisp_stream.writers.engine.engine import holding, limit_of
 from crisp_stream.writers.engine.memory_limit import DRIVER_BYTES, LEAST_WORK_BYTES
 from crisp_stream.writers.engine.tasks import Record, Runner
 from crisp_stream.writers.options import WriteOptions
-from crisp_stream.writers.stages.batches import DocumentsTask, Selection, group_files
+from crisp_stream.writers.stages.batches import BAD_RECORDS, CORRUPT_FILE, DocumentsTask, Selection, group_files
 from crisp_stream.writers.stages.whole_corpus import BatchName, DuplicatesTask, EvaluationTask, batch_names
 
+SHOWN_BAD_RECORDS = 5
+"""Bad records that the error about too many of them shows."""
 DUPLICATES_BYTES = 2 << 30
 """Memory of the search for duplicates, where none is given."""
 
@@ -38,10 +42,8 @@ class ReadDocuments:
         """Documents dropped, by reason."""
         return merged_counts([*(record["dropped"] for record in self.records), self.duplicates_dropped])
 
-    @property
-    def corrupt(self) -> list[tuple[str, str]]:
-        """Files that were left out, and why."""
-        return [(name, reason) for record in self.records for name, reason in record["corrupt"]]
+    ledger: Ledger
+    """What was not read."""
 
 
 def read_documents_in_stages(runner: Runner, options: WriteOptions) -> ReadDocuments:
@@ -53,15 +55,14 @@ def read_documents_in_stages(runner: Runner, options: WriteOptions) -> ReadDocum
     limit = limit_of(runner.engine)
     if limit is not None:
         limit.count_shards(options.shard_bytes)
-    counts = DropCounts()
-    files = list_input_files(options.inputs, options.documents, counts)
+    ledger = Ledger()
+    files = list_input_files(options.inputs, options.documents, ledger)
     evaluation, unchecked = _evaluation(runner, options)
     tasks = _documents_tasks(runner, options, files, evaluation)
     if options.limit is None:
         records = runner.run(tasks, unit="documents")
     else:
         tasks, records = _read_until(runner, tasks, options.limit)
-    records[0]["dropped"] = merged_counts([records[0]["dropped"], counts])
     duplicates = None
     if options.dedup is not None:
         free_bytes = DUPLICATES_BYTES
@@ -75,6 +76,7 @@ def read_documents_in_stages(runner: Runner, options: WriteOptions) -> ReadDocum
             near=options.sketches,
             memory_bytes=free_bytes,
         )
+    _check_budget(options, records)
     _require_documents(options, records)
     repeats = {"exact": 0, "near": 0}
     if duplicates is not None:
@@ -88,10 +90,28 @@ def read_documents_in_stages(runner: Runner, options: WriteOptions) -> ReadDocum
         duplicates=duplicates,
         duplicates_dropped={f"{kind} duplicate": repeats[kind] for kind in ("exact", "near") if repeats[kind]},
         unchecked_examples=unchecked,
+        ledger=_with_files(ledger, runner, tasks, records, files),
     )
-    for name, reason in read.corrupt:
-        runner.log(f"documents: left out {name}: {reason}")
+    for row in ledger.rows:
+        if row.reason == CORRUPT_FILE:
+            runner.log(f"documents: left out {row.file}: {row.text}")
     return read
+
+
+def _with_files(
+    ledger: Ledger, runner: Runner, tasks: Sequence[DocumentsTask], records: Sequence[Record], files: list[InputFile]
+) -> Ledger:
+    """Add files that were left out, and bad records, in the order of the files."""
+    for record in records:
+        for name, reason in record["corrupt"]:
+            ledger.skip(CORRUPT_FILE, name, reason)
+    for task, record in zip(tasks, records, strict=True):
+        rows: list[LedgerRow] = []
+        if any(not ledger.is_full(reason) for reason in record["bad"]):
+            places = json.loads(runner.workspace.read(task.file(BAD_RECORDS)))
+            rows = [LedgerRow(reason, files[file].name, line, text) for file, line, reason, text in places]
+        ledger.add_records(record["bad"], rows)
+    return ledger
 
 
 def _documents_tasks(
@@ -99,7 +119,6 @@ def _documents_tasks(
 ) -> list[DocumentsTask]:
     selection = Selection(
         sample=options.sample,
-        skip_corrupt=options.skip_corrupt,
         evaluation=evaluation.key if evaluation else None,
         exact=options.dedup is not None,
         near=options.sketches,
@@ -114,9 +133,18 @@ def _documents_tasks(
             documents=options.documents,
             selection=selection,
             batch_characters=options.part_characters,
+            max_bad=options.bad_budget,
         )
         for number, (start, stop) in enumerate(group_files(files, group_bytes=options.group_bytes))
     ]
+
+
+def _check_budget(options: WriteOptions, records: Sequence[Record]) -> None:
+    num_bad = sum(sum(record["bad"].values()) for record in records)
+    if num_bad:
+        shown = "\n".join(record["bad_shown"] for record in records if record["bad"])
+        num_records = sum(record["num_read"] for record in records)
+        options.bad_budget.check(num_bad, num_records, "\n".join(shown.splitlines()[:SHOWN_BAD_RECORDS]))
 
 
 def _require_documents(options: WriteOptions, records: Sequence[Record]) -> None:
@@ -131,7 +159,7 @@ def _require_documents(options: WriteOptions, records: Sequence[Record]) -> None
 def _evaluation(runner: Runner, options: WriteOptions) -> tuple[EvaluationTask | None, int]:
     if not options.decontaminate:
         return None, 0
-    files = list_input_files(options.decontaminate, DocumentSettings(), DropCounts())
+    files = list_input_files(options.decontaminate, DocumentSettings())
     workspace, ngram = runner.workspace, options.ngram
     task = EvaluationTask(workspace=workspace, number=0, inputs=(), files=tuple(files), words_per_gram=ngram)
     [record] = runner.run([task], unit="n-grams")

@@ -9,12 +9,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from crisp_stream.format.ledger import LedgerRow, ledger_fingerprint, ledger_parquet
 from crisp_stream.format.listed_files import FILES, digests_of, files_parquet
-from crisp_stream.format.manifest import DROPPED, SOURCES, TABLES, Manifest, places_path
+from crisp_stream.format.manifest import DROPPED, LEDGER, SOURCES, TABLES, Manifest, places_path
 from crisp_stream.format.mds import index_bytes
 from crisp_stream.format.parquet import parquet_bytes
 from crisp_stream.format.shards import SHARDS, ShardTable
 from crisp_stream.format.tables import CLUSTERS, clusters_fingerprint, clusters_parquet
+from crisp_stream.storage.inputs import printable
 from crisp_stream.storage.store import open_store
 from crisp_stream.writers.cleaning.dropped import Dropped, dropped_parquet
 from crisp_stream.writers.embedding.given_models import Models
@@ -49,7 +51,9 @@ def write_small_files(
     )
     files = {
         "shards/index.json": index,
-        **table_files(shards, sources, tables, assembly.first_parts, list_dropped(corpus.read, embedded)),
+        **table_files(
+            shards, sources, tables, assembly.first_parts, list_dropped(corpus.read, embedded), corpus.read.ledger.rows
+        ),
         **{f"tree/{name}": content for name, content in tree.to_files().items()},
     }
     for name in TOKENIZER_NAMES:
@@ -105,6 +109,7 @@ def table_files(
     tables: Sequence[str],
     first_parts: Sequence[int],
     dropped: Sequence[Dropped],
+    ledger: Sequence[LedgerRow],
 ) -> dict[str, bytes]:
     """Content of a dataset's tables, by path."""
     documents = {"table": list(tables), "first_part": pa.array(first_parts, pa.uint32())}
@@ -114,7 +119,13 @@ def table_files(
         SOURCES: parquet_bytes(sources, write_page_checksum=True),
         TABLES: parquet_bytes(pa.table(documents), write_page_checksum=True),
     }
-    return {**files, DROPPED: dropped_parquet(dropped)} if dropped else files
+    files |= {DROPPED: dropped_parquet(dropped)} if dropped else {}
+    return files | ({LEDGER: ledger_parquet(ledger)} if ledger else {})
+
+
+def ledger_facts(rows: Sequence[LedgerRow]) -> dict[str, Any] | None:
+    """What the manifest says of the ledger; None where there is none."""
+    return {"rows": len(rows), "fingerprint": ledger_fingerprint(rows)} if rows else None
 
 
 def shard_facts(shards: ShardsSummary) -> dict[str, Any]:
@@ -157,7 +168,7 @@ def provenance_record(
         "seed": options.seed,
     }
     record: dict[str, Any] = {
-        "inputs": [PurePosixPath(source.rstrip("/")).name for source in options.inputs],
+        "inputs": [printable(PurePosixPath(source.rstrip("/")).name) for source in options.inputs],
         "text_column": options.text_column,
         "limit": options.limit,
         "sample": options.sample,
@@ -176,11 +187,14 @@ def provenance_record(
         "filters": list(options.filters),
         "dedup": options.dedup,
         "near_threshold": options.near_threshold if options.dedup == "near" else None,
-        "decontaminated": [PurePosixPath(source.rstrip("/")).name for source in options.decontaminate],
+        "decontaminated": [printable(PurePosixPath(source.rstrip("/")).name) for source in options.decontaminate],
         "ngram": options.ngram if options.decontaminate else None,
         "unchecked_examples": read.unchecked_examples,
         "part_characters": options.part_characters if options.part_characters != WriteOptions.part_characters else None,
         "shard_level": options.shard_level if options.shard_level > 1 else None,
-        "corrupt_files": [name for name, _ in read.corrupt],
+        "missing": options.missing if options.missing != WriteOptions.missing else None,
+        "skipped_paths": dict(sorted(read.ledger.paths.items())),
+        "bad_records": dict(sorted(read.ledger.records.items())),
+        "ledger": ledger_facts(read.ledger.rows),
     }
     return {**record, **{name: value for name, value in chosen.items() if value}}

@@ -20,6 +20,7 @@ from crisp_stream.writers.cleaning.dropped import dropped_documents
 from crisp_stream.writers.cleaning.duplicates import find_duplicates
 from crisp_stream.writers.cleaning.evaluation_texts import read_evaluation_texts
 from crisp_stream.writers.cleaning.near_duplicates import NearSettings, find_near_duplicates
+from crisp_stream.writers.documents.documents import check_unchanged
 from crisp_stream.writers.documents.inputs import InputFile
 from crisp_stream.writers.embedding.lsi import LSI_FILES, LsiEncoder
 from crisp_stream.writers.engine.tasks import Record, Task, file_sizes, write_files
@@ -57,6 +58,8 @@ class EvaluationTask(Task):
         """Write the index."""
         texts = (text for file in self.files for text in read_evaluation_texts(file.url))
         ngrams = EvaluationNgrams.build(texts, ngram=self.words_per_gram)
+        for file in self.files:
+            check_unchanged(file)
         names = list(map(str, EvaluationNgrams.files(self.key)))
         with tempfile.TemporaryDirectory(prefix="crisp-stream-") as scratch:
             paths = [Path(scratch) / Path(name).name for name in names]

@@ -238,12 +238,11 @@ def digest_of(inputs: Sequence[str]) -> str:
     Raises:
         InputError: an input that matches nothing. StorageError: the storage cannot be listed.
     """
-    from crisp_stream.writers.documents.drops import DropCounts
     from crisp_stream.writers.documents.inputs import DocumentSettings
     from crisp_stream.writers.documents.listing import list_input_files
 
     digest = hashlib.sha256()
-    for file in list_input_files(inputs, DocumentSettings(), DropCounts()):
+    for file in list_input_files(inputs, DocumentSettings()):
         local = not is_remote(file.url) and local_path(file.url).is_file()
         content = _content_digest(file.url, file.num_bytes, file.version) if local else f"{file.url} {file.version}"
         digest.update(f"{content} {file.shard}\n".encode())

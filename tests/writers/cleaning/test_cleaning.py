@@ -12,6 +12,7 @@ import pytest
 
 from crisp_stream.errors import InputError
 from crisp_stream.format.dataset import open_dataset
+from crisp_stream.format.ledger import read_ledger
 from crisp_stream.format.manifest import DROPPED
 from crisp_stream.writers.cleaning.dropped import Dropped, read_dropped
 from crisp_stream.writers.write import write
@@ -163,9 +164,11 @@ def test_a_corrupt_file_is_named_and_skipped_only_on_request(
     lines: list[str] = []
     options = small_options(corpus, tmp_path / "out", text_column="body.text", skip_corrupt=True)
     report = write(options, log=lines.append)
-    assert report.dropped_documents == {"file that cannot be read to its end": 1}
+    assert (report.dropped_documents, report.skipped_paths) == ({}, {"file that cannot be read to its end": 1})
     assert any(line.startswith("documents: left out c.jsonl.gz: ") for line in lines)
-    assert open_dataset(tmp_path / "out").manifest.provenance["corrupt_files"] == ["c.jsonl.gz"]
+    [row] = read_ledger(open_dataset(tmp_path / "out"))
+    assert (row.reason, row.file, row.line) == ("file that cannot be read to its end", "c.jsonl.gz", None)
+    assert row.text.startswith("must be readable to its end, got: Truncated")
     (corpus / "c.jsonl.gz").unlink()
     write(small_options(corpus, tmp_path / "without", text_column="body.text"), log=quiet)
     shards = {name: content for name, content in files_below(tmp_path / "out").items() if name.endswith(".mds")}

@@ -13,23 +13,24 @@ import pyarrow.parquet as pq
 import pytest
 
 from crisp_stream.errors import CorruptInputError, InputError, StorageError
+from crisp_stream.format.ledger import Ledger, LedgerRow
 from crisp_stream.storage.store import open_store
 from crisp_stream.writers.documents import readers
 from crisp_stream.writers.documents.documents import Document, read_documents, read_input
-from crisp_stream.writers.documents.drops import EMPTY_TEXT, NULL_TEXT, OTHER_FILE, DropCounts
+from crisp_stream.writers.documents.drops import EMPTY_TEXT, NULL_TEXT, DropCounts
 from crisp_stream.writers.documents.inputs import DocumentSettings, InputFile
-from crisp_stream.writers.documents.listing import list_input_files
+from crisp_stream.writers.documents.listing import OTHER_FILE, list_input_files
 from tests.support.seaweed import S3Server
 
 
 def listed(*inputs: Path | str, settings: DocumentSettings | None = None) -> list[InputFile]:
-    return list_input_files([str(source) for source in inputs], settings or DocumentSettings(), DropCounts())
+    return list_input_files([str(source) for source in inputs], settings or DocumentSettings())
 
 
 def read(path: Path | str, counts: DropCounts | None = None, **options: object) -> list[Document]:
     settings = DocumentSettings(**options)  # type: ignore[arg-type]
     counts = DropCounts() if counts is None else counts
-    files = list_input_files([str(path)], settings, counts)
+    files = list_input_files([str(path)], settings)
     return [document for file in files for document in read_input(file, settings, counts)]
 
 
@@ -122,9 +123,9 @@ def test_input_files_are_named_without_paths_of_the_machine_and_travel_as_json(t
     for file in files:
         assert pickle.loads(pickle.dumps(file)) == file
         assert InputFile(**json.loads(json.dumps(dataclasses.asdict(file)))) == file
-    counts = DropCounts()
-    list_input_files([str(tmp_path / "folder")], DocumentSettings(), counts)
-    assert counts.as_dict() == {OTHER_FILE: 1}
+    ledger = Ledger()
+    list_input_files([str(tmp_path / "folder")], DocumentSettings(), ledger)
+    assert ledger.rows == [LedgerRow(OTHER_FILE, "README.md", None, "")]
 
 
 def test_names_that_inputs_share_are_made_unique(tmp_path: Path) -> None:
@@ -213,7 +214,7 @@ from crisp_stream.writers.documents.drops import DropCounts
 from crisp_stream.writers.documents.inputs import DocumentSettings
 from crisp_stream.writers.documents.listing import list_input_files
 settings = DocumentSettings()
-[file] = list_input_files(sys.argv[1:], settings, DropCounts())
+[file] = list_input_files(sys.argv[1:], settings)
 tracemalloc.start()
 num_documents = sum(1 for _ in read_input(file, settings, DropCounts()))
 print(num_documents, tracemalloc.get_traced_memory()[1] + pa.default_memory_pool().max_memory())

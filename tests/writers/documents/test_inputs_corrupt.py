@@ -55,9 +55,6 @@ DAMAGED = [
     ("flipped.jsonl.zst", flipped(ZSTD, 0), "must be readable to its end, got: ZSTD"),
     ("empty.txt.zst", b"", "must be readable to its end, got: an empty file"),
     ("cut.txt.gz", GZIP[:1000], "must be readable to its end, got: Truncated"),
-    ("cut.jsonl", LINES[:-50], ":2000: every line must be a JSON object, got: Unterminated"),
-    ("latin1.jsonl", b'{"text": "\xe9"}\n', ":1: every line must be a JSON object, got: 'utf-8'"),
-    ("latin1.txt", b"caf\xe9 au lait", "text files must be UTF-8"),
     ("cut.parquet", parquet()[:-100], "must be a readable Parquet file"),
     ("flipped.parquet", flipped(parquet(), 5000), "must be a readable Parquet file, got: .*CRC"),
     ("empty.parquet", b"", "must be a readable Parquet file"),
@@ -68,7 +65,7 @@ DAMAGED = [
 
 def read(path: str) -> int:
     settings = DocumentSettings()
-    [file] = list_input_files([path], settings, DropCounts())
+    [file] = list_input_files([path], settings)
     return sum(1 for _ in read_input(file, settings, DropCounts()))
 
 
@@ -95,9 +92,19 @@ def test_damage_in_an_object_store_is_damage_too(s3: S3Server) -> None:
                 read(f"{prefix}/{name}")
 
 
-@pytest.mark.parametrize("content", [b'{"body": "a"}\n', b'{"text": 7}\n', b"[1]\n"])
-def test_a_mistake_of_the_user_is_no_damage(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "a.jsonl").write_bytes(content)
-    with pytest.raises(InputError) as refused:
-        read(str(tmp_path / "a.jsonl"))
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"body": "a"}\n', ":1: the text column 'text' must exist, got: body"),
+        ("a.jsonl", b'{"text": 7}\n', ":1: the text column 'text' must hold strings, got int"),
+        ("a.jsonl", b"[1]\n", ":1: every line must be a JSON object, got list"),
+        ("cut.jsonl", LINES[:-50], ":2000: every line must be a JSON object, got: Unterminated"),
+        ("latin1.jsonl", b'{"text": "\xe9"}\n', ":1: every line must be a JSON object, got: 'utf-8'"),
+        ("latin1.txt", b"caf\xe9 au lait", ": text files must be UTF-8"),
+    ],
+)
+def test_a_bad_record_is_no_damage_of_its_file(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=f"{name}{message}") as refused:
+        read(str(tmp_path / name))
     assert type(refused.value) is InputError

@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from crisp_stream.errors import CorruptInputError, InputError, StorageError
+from crisp_stream.format.ledger import Ledger
 from crisp_stream.storage.store import open_store
-from crisp_stream.writers.documents.documents import Document, read_input
-from crisp_stream.writers.documents.drops import OTHER_FILE, DropCounts
+from crisp_stream.writers.documents.documents import Document, read_documents, read_input
+from crisp_stream.writers.documents.drops import DropCounts
 from crisp_stream.writers.documents.inputs import DocumentSettings, InputFile
-from crisp_stream.writers.documents.listing import list_input_files
+from crisp_stream.writers.documents.listing import DATASET_RECORD, OTHER_FILE, list_input_files
 from tests.support.seaweed import S3Server
 
 SETTINGS = DocumentSettings(id_field="meta.id", filters=("meta.id != 4",))
@@ -35,8 +36,8 @@ def rows(count: int = 10, text: str = "t") -> dict[str, list[object]]:
     }
 
 
-def listed(source: str | Path, counts: DropCounts | None = None) -> list[InputFile]:
-    return list_input_files([str(source)], SETTINGS, DropCounts() if counts is None else counts)
+def listed(source: str | Path, ledger: Ledger | None = None) -> list[InputFile]:
+    return list_input_files([str(source)], SETTINGS, ledger)
 
 
 def read(source: str | Path) -> list[Document]:
@@ -53,12 +54,12 @@ def test_a_dataset_on_disk_is_read_by_its_files(tmp_path: Path, s3: S3Server) ->
     for file in (tmp_path / "saved").iterdir():
         open_store(prefix).put_file(file.name, file)
     for source in (tmp_path / "saved", prefix):
-        counts = DropCounts()
-        assert [(file.name, file.kind) for file in listed(source, counts)] == [
+        ledger = Ledger()
+        assert [(file.name, file.kind) for file in listed(source, ledger)] == [
             ("data-00000-of-00002.arrow", "arrow"),
             ("data-00001-of-00002.arrow", "arrow"),
         ]
-        assert counts.as_dict() == {}
+        assert dict(ledger.paths) == {DATASET_RECORD: 2}
         assert read(source) == [*kept(5), *kept(10, first=5)]
 
 
@@ -155,6 +156,22 @@ def test_a_hub_that_cannot_be_reached_is_said(monkeypatch: pytest.MonkeyPatch) -
 def test_a_folder_of_datasets_counts_what_it_passes_over(tmp_path: Path) -> None:
     datasets.Dataset.from_dict(rows()).save_to_disk(tmp_path / "saved")
     (tmp_path / "README.md").write_text("about")
-    counts = DropCounts()
-    assert [file.name for file in listed(tmp_path, counts)] == ["saved/data-00000-of-00001.arrow"]
-    assert counts.as_dict() == {OTHER_FILE: 1}
+    (tmp_path / "dataset_infos.json").write_text('{\n"default": {}}')
+    ledger = Ledger()
+    assert [file.name for file in listed(tmp_path, ledger)] == ["saved/data-00000-of-00001.arrow"]
+    assert dict(ledger.paths) == {OTHER_FILE: 1, DATASET_RECORD: 3}
+    assert {row.file for row in ledger.rows if row.reason == DATASET_RECORD} == {
+        "dataset_infos.json",
+        "saved/dataset_info.json",
+        "saved/state.json",
+    }
+
+
+def test_records_of_datasets_beside_parquet_and_lines_do_not_end_a_run(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.jsonl").write_text('{"text": "a"}\n')
+    for name in ("dataset_infos.json", "dataset_info.json"):
+        (tmp_path / name).write_text('{\n  "default": {}\n}')
+    assert list(read_documents([str(tmp_path)], counts=DropCounts())) == ["a"]
+    with pytest.raises(InputError, match=r"dataset_infos\.json"):  # named, it is read
+        list(read_documents([str(tmp_path / "dataset_infos.json")], counts=DropCounts()))

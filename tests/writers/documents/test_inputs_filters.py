@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from crisp_stream.errors import InputError
+from crisp_stream.writers.documents.bad_records import BadRecordError
 from crisp_stream.writers.documents.documents import read_input
 from crisp_stream.writers.documents.drops import DropCounts
 from crisp_stream.writers.documents.fields import MISSING, find_field, listed_fields
@@ -80,7 +82,7 @@ RECORD: dict[str, Any] = {
     ],
 )
 def test_a_filter_keeps_the_documents_for_which_it_holds(expression: str, kept: bool) -> None:
-    assert parse_filter(expression).keeps(RECORD, "a.jsonl:1") is kept
+    assert parse_filter(expression).keeps(RECORD) is kept
 
 
 @pytest.mark.parametrize(
@@ -121,8 +123,9 @@ def test_a_filter_that_cannot_be_parsed_is_refused(expression: str, message: str
     ],
 )  # fmt: skip
 def test_a_filter_that_cannot_be_applied_is_refused_with_the_fields(expression: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        parse_filter(expression).keeps(RECORD, "a.jsonl:1")
+    with pytest.raises(BadRecordError) as bad:
+        parse_filter(expression).keeps(RECORD)
+    assert re.search(message, str(bad.value.record.error("a.jsonl:1")))
 
 
 def test_fields_are_found_with_the_longest_key_first() -> None:
@@ -142,7 +145,7 @@ def test_documents_are_counted_under_the_first_filter_that_drops_them(tmp_path: 
     settings = DocumentSettings(filters=("lang == en", "q.words >= 10"))
     for name in ("a.jsonl", "b.parquet"):
         counts = DropCounts()
-        [file] = list_input_files([str(tmp_path / name)], settings, counts)
+        [file] = list_input_files([str(tmp_path / name)], settings)
         rows = [document.row for document in read_input(file, settings, counts)]
         assert rows == [n for n in range(10, 30) if n % 3]
         assert counts.as_dict() == {"filter: lang == en": 10, "filter: q.words >= 10": 6}

@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 
 from crisp_stream.errors import CorruptInputError, InputError
+from crisp_stream.format.ledger import Ledger
 from crisp_stream.storage.store import open_store
+from crisp_stream.writers.documents.bad_records import BadRecords, Budget
 from crisp_stream.writers.documents.documents import Document, read_input
-from crisp_stream.writers.documents.drops import OTHER_BUCKET, DropCounts
+from crisp_stream.writers.documents.drops import DropCounts
 from crisp_stream.writers.documents.inputs import DocumentSettings
 from crisp_stream.writers.documents.listing import list_input_files
+from crisp_stream.writers.documents.redpajama import NO_DOCUMENTS, OTHER_BUCKET
 from tests.support.seaweed import S3Server
 
 BUCKETS = ("en_head", "en_middle", "en_tail", "de_head")
@@ -70,7 +73,7 @@ def root(tmp_path: Path) -> Path:
 def read(source: str | Path, *filters: str, **options: Any) -> tuple[list[Document], dict[str, int]]:
     settings = DocumentSettings(layout="redpajama-v2", filters=filters, **options)
     counts = DropCounts()
-    files = list_input_files([str(source)], settings, counts)
+    files = list_input_files([str(source)], settings)
     return [document for file in files for document in read_input(file, settings, counts)], counts.as_dict()
 
 
@@ -80,29 +83,35 @@ def test_the_english_head_and_middle_are_read_with_the_ids_of_the_signals(root: 
     assert documents == [
         Document(text=f"{tag} {row}", row=row, id=f"{tag}.json.gz/{row}") for tag in tags for row in range(4)
     ]
-    assert counts == {OTHER_BUCKET: 4}
+    assert counts == {}
+    ledger = Ledger()
+    list_input_files([str(root)], DocumentSettings(layout="redpajama-v2"), ledger)
+    assert dict(ledger.paths) == {OTHER_BUCKET: 4, NO_DOCUMENTS: 12}
     assert [found.id for found in read(root, id_field="digest")[0]][:2] == ["sha1:0", "sha1:1"]
     assert {found.text for found in read(root, text_field="title")[0]} == {"a title"}
 
 
 def test_files_are_named_below_the_root(root: Path) -> None:
     settings = DocumentSettings(layout="redpajama-v2", filters=("rps_doc_word_count > 1",))
-    whole = list_input_files([str(root)], settings, DropCounts())
+    whole = list_input_files([str(root)], settings)
     assert [file.name for file in whole][:2] == [
         "documents/2022-49/0000/en_head.json.gz",
         "documents/2022-49/0000/en_middle.json.gz",
     ]
     assert whole[0].signals_url == str(root / "quality_signals/2022-49/0000/en_head.signals.json.gz")
     for part in ("documents", "documents/2022-49", "documents/*/0000/en_*.json.gz"):
-        found = list_input_files([str(root / part)], settings, DropCounts())
+        found = list_input_files([str(root / part)], settings)
         assert found == whole[: len(found)]
         assert len(found) == (2 if part.endswith("49") else 4)
-    before = whole[0].version
+    documents = DocumentSettings(layout="redpajama-v2")
     write_lines(
         root / "quality_signals/2022-49/0000/en_head.signals.json.gz",
         [signals("2022-49/0000/en_head", row) for row in range(5)],
     )
-    assert list_input_files([str(root)], settings, DropCounts())[0].version != before
+    assert list_input_files([str(root)], settings)[0] != whole[0]
+    assert list_input_files([str(root)], documents)[0].version == whole[0].version
+    with pytest.raises(InputError, match=r"en_head\.signals\.json\.gz: must stay as it was when it was listed"):
+        list(read_input(whole[0], settings, DropCounts()))
 
 
 @pytest.mark.parametrize(
@@ -168,3 +177,19 @@ def test_an_object_store_holds_the_layout_as_well(root: Path, s3: S3Server) -> N
     for part in ("", "/documents/2023-06", "/documents/*/0000/en_head.json.gz"):
         for filters in ((), ("rps_doc_word_count > 15",)):
             assert read(f"{prefix}{part}", *filters)[0] == read(f"{root}{part}", *filters)[0] != []
+
+
+def test_a_bad_line_of_either_file_is_a_bad_record_of_the_document(root: Path) -> None:
+    for folder, name, line in (("documents", "en_head.json.gz", 1), ("quality_signals", "en_head.signals.json.gz", 2)):
+        path = root / folder / "2023-06/0000" / name
+        lines = gzip.decompress(path.read_bytes()).splitlines()
+        lines[line] = b"{"
+        path.write_bytes(gzip.compress(b"\n".join(lines)))
+    settings = DocumentSettings(layout="redpajama-v2", filters=("rps_doc_word_count >= 0",))
+    [file] = list_input_files([str(root / "documents/2023-06/0000/en_head.json.gz")], settings)
+    bad = BadRecords(Budget.parse(2))
+    assert [document.row for document in read_input(file, settings, DropCounts(), bad)] == [0, 3]
+    assert [(place.line, place.text.partition(" must be")[0]) for _, place in bad.places] == [
+        (2, "every line"),
+        (3, "in its quality signals, every line"),
+    ]
