@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from crisp_stream.errors import InputError
 from crisp_stream.storage.store import is_remote, local_path
-from crisp_stream.writers.documents.inputs import DEFAULT_TEXT_FIELD, LAYOUTS, DocumentSettings, Layout
+from crisp_stream.writers.documents.inputs import (
+    DEFAULT_TEXT_FIELD,
+    LAYOUTS,
+    TXT_DOCUMENTS,
+    DocumentSettings,
+    Layout,
+    TxtDocuments,
+)
 
 if TYPE_CHECKING:
     from crisp_stream.format.manifest import Packing, Reads
@@ -105,6 +112,15 @@ class WriteOptions:
         "repeated",
         metavar="EXPR",
         name="filter",
+    )
+    text_template: str | None = _documents(
+        None,
+        r"text of several fields, such as '{title}\n\n{body}'; chat: the turns of messages, conversations, prompt and "
+        "response, or instruction and output",
+        metavar="TEXT",
+    )
+    txt_documents: TxtDocuments = _documents(
+        "file", "document of a .txt file: all of it, a line, or a block between blank lines", choices=TXT_DOCUMENTS
     )
     layout: Layout = _documents(
         "files", "redpajama-v2: documents/ and quality_signals/, English head and middle", choices=LAYOUTS
@@ -246,6 +262,8 @@ class WriteOptions:
         """Settings by which documents are read. Raises InputError for filters that are none."""
         return DocumentSettings(
             text_field=self.text_column,
+            text_template=self.text_template,
+            txt_documents=self.txt_documents,
             id_field=self.id_column,
             filters=tuple(self.filters),
             layout=self.layout,

@@ -29,7 +29,7 @@ DOCUMENT_FIELDS = frozenset(
 )
 """Fields of a document, as CCNet writes it. Filters on anything else are about the quality signals."""
 _DOCUMENTS, _SIGNALS = "documents", "quality_signals"
-_READ = re.compile(r"en_(head|middle)\.jsonl?(\.gz|\.zst)?")
+_READ = re.compile(r"en_(head|middle)\.jsonl?(\.gz|\.bz2|\.xz|\.zst)?")
 
 
 def needs_signals(settings: DocumentSettings) -> bool:

@@ -157,6 +157,8 @@ def provenance_record(
         "levels": levels,
     }
     chosen = {
+        "text_template": options.text_template,
+        "txt_documents": options.txt_documents if options.txt_documents != "file" else None,
         "id_column": options.id_column,
         "filters": list(options.filters),
         "dedup": options.dedup,
