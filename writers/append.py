@@ -24,6 +24,7 @@ from crisp_stream.format.tables import generation_path
 from crisp_stream.processes import Log
 from crisp_stream.storage.store import local_path, open_store
 from crisp_stream.writers.cleaning.dropped import read_dropped
+from crisp_stream.writers.cleaning.excluded_ids import list_id_files
 from crisp_stream.writers.documents.drops import DropCounts, merged_counts
 from crisp_stream.writers.documents.inputs import DocumentSettings
 from crisp_stream.writers.documents.listing import list_input_files
@@ -141,8 +142,9 @@ def _request(options: WriteOptions) -> str:
     evaluation: list[Any] = []
     if options.decontaminate:
         evaluation = list_input_files(options.decontaminate, DocumentSettings(), DropCounts())
+    excluded = list_id_files(options.exclude_ids) if options.exclude_ids else []
     return fingerprint(
-        [asdict(file) for file in (*files, *evaluation)],
+        [asdict(file) for file in (*files, *evaluation, *excluded)],
         len(files),
         options.documents,
         [options.limit, options.sample, options.skip_corrupt, options.dedup, options.near_threshold, options.ngram],

@@ -126,6 +126,12 @@ class WriteOptions:
         "files", "redpajama-v2: documents/ and quality_signals/, English head and middle", choices=LAYOUTS
     )
     skip_corrupt: bool = _documents(False, "leave out, name and count files that cannot be read to their end", "switch")
+    exclude_ids: tuple[str, ...] | list[str] = _documents(
+        (),
+        "ids of documents to leave out: .parquet with doc_id, or .txt of one id a line",
+        "list",
+        metavar="FILE",
+    )
     dedup: str | None = _documents(None, "exact: equal texts once; near: similar ones too", choices=("exact", "near"))
     near_threshold: float = _documents(0.8, "similarity of near-duplicates, 0.5 to 0.99", "number", metavar="J")
     decontaminate: tuple[str, ...] | list[str] = _documents(

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from dataclasses import replace
 from typing import Any
 
 from crisp_stream.cli.verbs import add_inputs, add_verb, print_line
 from crisp_stream.errors import InputError
+from crisp_stream.writers.documents.standard_input import STANDARD_INPUT, keep_standard_input
 from crisp_stream.writers.flags import add_flag_groups, add_flags, names_in, values_of
 from crisp_stream.writers.options import WORK, WriteOptions
 
 _INPUTS = ("text_column", "limit")
 """Declared by `add_inputs`."""
+DOCUMENTS = "documents (- for JSON lines from standard input)"
 _DATASET = ("like", "tree", "embeddings")
 _OF_WRITE = ("documents", "windows", "clustering", "shards", WORK)
 _OF_APPEND = ("documents", WORK)
@@ -29,7 +33,7 @@ def _add_write(verbs: Any) -> None:
     verb = add_verb(
         verbs, "write", _write, "Write documents as a cluster-partitioned dataset. Restarts where it stopped."
     )
-    add_inputs(verb, "inputs", "documents")
+    add_inputs(verb, "inputs", DOCUMENTS)
     verb.add_argument("--out", required=True, metavar="ROOT", help="dataset root to create")
     add_flags(verb, _DATASET)
     verb.add_argument("--plan", action="store_true", help="say what would run, and run nothing")
@@ -37,7 +41,13 @@ def _add_write(verbs: Any) -> None:
 
 
 def _options(arguments: argparse.Namespace, out: str, names: list[str]) -> WriteOptions:
-    return WriteOptions(inputs=arguments.inputs, out=out, **values_of(arguments, [*_INPUTS, *names]))
+    """The options; documents that are piped in are kept in the work folder, and read from there."""
+    options = WriteOptions(inputs=arguments.inputs, out=out, **values_of(arguments, [*_INPUTS, *names]))
+    if STANDARD_INPUT not in options.inputs:
+        return options
+    from crisp_stream.writers.publishing.work import work_url
+
+    return replace(options, inputs=keep_standard_input(options.inputs, work_url(options), sys.stdin.buffer))
 
 
 def _write(arguments: argparse.Namespace) -> None:
@@ -55,7 +65,7 @@ def _add_append(verbs: Any) -> None:
         verbs, "append", _append, "Add documents to a dataset, with its tokenizer and tree. Restarts where it stopped."
     )
     verb.add_argument("root", metavar="ROOT", help="dataset to grow")
-    add_inputs(verb, "inputs", "documents")
+    add_inputs(verb, "inputs", DOCUMENTS)
     verb.add_argument(
         "--encoder", metavar="NAME", help="where the dataset's encoder is, if not under its recorded name"
     )
@@ -75,7 +85,7 @@ def _add_tree(verbs: Any) -> None:
     verb = add_verb(verbs, "tree", _tree_help, "Fit a clustering tree without writing a dataset, or judge one.")
     actions = verb.add_subparsers(title="actions", metavar="ACTION", required=True)
     fit = add_verb(actions, "fit", _tree_fit, "Fit a tree on documents. Restarts where it stopped.")
-    add_inputs(fit, "inputs", "documents")
+    add_inputs(fit, "inputs", DOCUMENTS)
     fit.add_argument(
         "--out", required=True, metavar="DIR", help="folder to create: tree, tokenizer, embeddings, report"
     )

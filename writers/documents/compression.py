@@ -3,7 +3,7 @@
 All but gzip are read by the decompressors of Python's standard library (`compression.zstd` from 3.14 on, its backport
 before), which pyarrow lacks in part: it knows no xz, and no zstd window over 128 MB. Their file objects take what
 follows a stream for padding when it is none, so a damaged second stream would be left out in silence; here it is an
-error. gzip stays with pyarrow, which is as strict and three times as fast as Python's.
+error. gzip stays with pyarrow, which is as strict and twice as fast as Python's.
 """
 
 from __future__ import annotations

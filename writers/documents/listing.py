@@ -19,6 +19,7 @@ from crisp_stream.writers.documents.drops import OTHER_FILE, DropCounts
 from crisp_stream.writers.documents.hub import list_hub_shards
 from crisp_stream.writers.documents.inputs import HUB_SCHEME, SUFFIXES_TEXT, DocumentSettings, InputFile, file_kind
 from crisp_stream.writers.documents.redpajama import list_redpajama_files
+from crisp_stream.writers.documents.standard_input import STANDARD_INPUT
 
 _STATE, _INFO, _DICT = "state.json", "dataset_info.json", "dataset_dict.json"
 """Files that `datasets` writes beside its .arrow files."""
@@ -43,6 +44,11 @@ def list_input_files(inputs: Sequence[str], settings: DocumentSettings, counts: 
         raise InputError("inputs: at least one file, folder, prefix or glob is needed, got none. Name your documents.")
     files: list[InputFile] = []
     for source in inputs:
+        if source == STANDARD_INPUT:
+            raise InputError(
+                "-: standard input is read by the commands write, append and tree fit alone. Put the documents into a "
+                "file and name it."
+            )
         if source.startswith(HUB_SCHEME):
             if settings.layout != "files":
                 raise InputError(f"{source}: the layout {settings.layout} is one of files, got a name. Leave it out.")

@@ -161,6 +161,7 @@ def provenance_record(
         "txt_documents": options.txt_documents if options.txt_documents != "file" else None,
         "id_column": options.id_column,
         "filters": list(options.filters),
+        "excluded_ids": [PurePosixPath(source.rstrip("/")).name for source in options.exclude_ids],
         "dedup": options.dedup,
         "near_threshold": options.near_threshold if options.dedup == "near" else None,
         "decontaminated": [PurePosixPath(source.rstrip("/")).name for source in options.decontaminate],
