@@ -74,6 +74,7 @@ class _Streams(io.RawIOBase):
     def __init__(self, raw: IO[bytes], make: Callable[[], Any]) -> None:
         self._raw, self._make = raw, make
         self._stream = make()
+        self._num_streams = 1
 
     def readable(self) -> bool:
         return True
@@ -86,10 +87,12 @@ class _Streams(io.RawIOBase):
                 if not compressed:
                     return 0
                 self._stream = self._make()
+                self._num_streams += 1
             elif self._stream.needs_input:
                 compressed = self._raw.read(_PIECE_BYTES)
                 if not compressed:
-                    raise EOFError("Truncated compressed stream")
+                    further = " behind a whole one" if self._num_streams > 1 else ""
+                    raise EOFError(f"Truncated compressed stream{further}")
             piece = self._stream.decompress(compressed, len(buffer))
             if piece:
                 buffer[: len(piece)] = piece
@@ -129,7 +132,7 @@ class Damage:
             ) from error
         if _is_damage(error):
             raise CorruptInputError(
-                f"{self._url}: must be {self._must_be}, got: {error}. Restore the file, or leave it out."
+                f"{self._url}: must be {self._must_be}, got: {str(error).rstrip('.')}. Restore the file, or leave it out."
             ) from error
 
 

@@ -65,6 +65,11 @@ def read_lines(url: str) -> Iterator[Record]:
             try:
                 record = json.loads(content)
             except (ValueError, RecursionError) as error:
+                if content.strip() == b"{":
+                    raise InputError(
+                        f"{url}:{number}: every line must be a JSON object, got one over several lines. Write each "
+                        f"object on a line, as `jq -c .` does, or all of them in an array."
+                    ) from error
                 raise CorruptInputError(
                     f"{url}:{number}: every line must be a JSON object, got: {error}. Mend or remove the line."
                 ) from error

@@ -127,6 +127,7 @@ def test_an_object_store_is_read_like_a_folder(tmp_path: Path, s3: S3Server) -> 
             r"a.jsonl.gz: must be readable to its end, got: Trunc",
         ),
         ("a.jsonl.gz", b"not gzip", r"a.jsonl.gz: must be readable to its end"),
+        ("a.json", b'{\n "text": "a"\n}', r"a.json:1: every line must be a JSON object, got one over several lines"),
         ("a.html", b"<p>a</p>", r"a.html: documents come from .jsonl.*got a.html"),
         ("a.jsonl", b"", r"at least one document with text is needed, got 0 documents"),
         ("a.jsonl", jsonl({"text": ""}), r"at least one document with text is needed, got 1 documents without any"),

@@ -23,9 +23,7 @@ from crisp_stream.writers.stages.excluded import ExcludedTask
 from tests.support.seaweed import S3Server
 
 
-def read(
-    work: str, inputs: Path, lists: Path, settings: DocumentSettings, **selection: object
-) -> tuple[list[str], Record]:
+def read(work: str, inputs: Path, lists: Path, settings: DocumentSettings) -> tuple[list[str], Record]:
     workspace = Workspace(work)
     excluded = ExcludedTask(workspace=workspace, number=0, inputs=(), files=tuple(list_id_files([str(lists)])))
     execute(excluded)
