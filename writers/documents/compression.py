@@ -131,8 +131,9 @@ class Damage:
                 "process that reads one. Use fewer --processes, or compress it again."
             ) from error
         if _is_damage(error):
+            got = str(error).rstrip(".")
             raise CorruptInputError(
-                f"{self._url}: must be {self._must_be}, got: {str(error).rstrip('.')}. Restore the file, or leave it out."
+                f"{self._url}: must be {self._must_be}, got: {got}. Restore the file, or leave it out."
             ) from error
 
 
