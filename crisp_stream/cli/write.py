@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from crisp_stream.cli.verbs import add_inputs, add_verb, print_line
 from crisp_stream.errors import InputError
-from crisp_stream.writers.documents.standard_input import STANDARD_INPUT, keep_standard_input
+from crisp_stream.writers.documents.standard_input import (
+    STANDARD_INPUT,
+    delete_without_work,
+    keep_standard_input,
+)
 from crisp_stream.writers.flags import add_flag_groups, add_flags, names_in, values_of
 from crisp_stream.writers.options import WORK, WriteOptions
 
@@ -40,24 +46,30 @@ def _add_write(verbs: Any) -> None:
     add_flag_groups(verb, _OF_WRITE)
 
 
-def _options(arguments: argparse.Namespace, out: str, names: list[str]) -> WriteOptions:
+@contextlib.contextmanager
+def _options(arguments: argparse.Namespace, out: str, names: list[str]) -> Iterator[WriteOptions]:
     """The options; documents that are piped in are kept in the work folder, and read from there."""
     options = WriteOptions(inputs=arguments.inputs, out=out, **values_of(arguments, [*_INPUTS, *names]))
     if STANDARD_INPUT not in options.inputs:
-        return options
+        yield options
+        return
     from crisp_stream.writers.publishing.work import work_url
 
-    return replace(options, inputs=keep_standard_input(options.inputs, work_url(options), sys.stdin.buffer))
+    work = work_url(options)
+    try:
+        yield replace(options, inputs=keep_standard_input(options.inputs, work, sys.stdin.buffer))
+    finally:
+        delete_without_work(work)
 
 
 def _write(arguments: argparse.Namespace) -> None:
     from crisp_stream.writers.write import plan, write
 
-    options = _options(arguments, arguments.out, [*_DATASET, *names_in(_OF_WRITE)])
-    if arguments.plan:
-        print(plan(options))
-    else:
-        write(options, log=print_line)
+    with _options(arguments, arguments.out, [*_DATASET, *names_in(_OF_WRITE)]) as options:
+        if arguments.plan:
+            print(plan(options))
+        else:
+            write(options, log=print_line)
 
 
 def _add_append(verbs: Any) -> None:
@@ -77,8 +89,8 @@ def _add_append(verbs: Any) -> None:
 def _append(arguments: argparse.Namespace) -> None:
     from crisp_stream.writers.append import append
 
-    options = _options(arguments, arguments.root, ["encoder", "shard_bytes", *names_in(_OF_APPEND)])
-    append(options, prune=arguments.prune, log=print_line)
+    with _options(arguments, arguments.root, ["encoder", "shard_bytes", *names_in(_OF_APPEND)]) as options:
+        append(options, prune=arguments.prune, log=print_line)
 
 
 def _add_tree(verbs: Any) -> None:
@@ -112,7 +124,8 @@ def _tree_help(arguments: argparse.Namespace) -> None:
 def _tree_fit(arguments: argparse.Namespace) -> None:
     from crisp_stream.writers.tree_command import fit
 
-    fit(_options(arguments, arguments.out, names_in(_OF_FIT)), log=print_line)
+    with _options(arguments, arguments.out, names_in(_OF_FIT)) as options:
+        fit(options, log=print_line)
 
 
 def _tree_inspect(arguments: argparse.Namespace) -> None:

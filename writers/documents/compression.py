@@ -125,7 +125,7 @@ class Damage:
             return
         if isinstance(error, OSError) and error.errno is not None:
             raise StorageError(f"{self._url}: {error.strerror}. Check the disk and the permissions.") from error
-        if isinstance(error, MemoryError):
+        if isinstance(error, MemoryError) or (_is_zstd(error) and "not enough memory" in str(error)):
             raise StorageError(
                 f"{self._url}: cannot be read: there is no memory left. A .zst file of --long=31 takes 2 GB in each "
                 "process that reads one. Use fewer --processes, or compress it again."
@@ -142,4 +142,8 @@ def _is_damage(error: BaseException) -> bool:
 
     if isinstance(error, OSError | EOFError | UnicodeDecodeError | lzma.LZMAError | pa.ArrowException):
         return True
+    return _is_zstd(error)
+
+
+def _is_zstd(error: BaseException) -> bool:
     return type(error).__name__ == "ZstdError"

@@ -7,8 +7,10 @@ piped once more, are the same file to a write that goes on. The price is their s
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ from crisp_stream.storage.store import is_remote, local_path
 
 STANDARD_INPUT = "-"
 _PIECE_BYTES = 1 << 20
+_KEPT = re.compile(r"stdin-[0-9a-f]{16}\.jsonl|lock")
 
 
 def keep_standard_input(inputs: Sequence[str], work: str, stream: IO[bytes]) -> list[str]:
@@ -40,6 +43,19 @@ def keep_standard_input(inputs: Sequence[str], work: str, stream: IO[bytes]) -> 
         raise InputError("-: standard input is a terminal. Pipe documents into the command, or name files.")
     kept = str(_kept(local_path(work), stream))
     return [kept if source == STANDARD_INPUT else source for source in inputs]
+
+
+def delete_without_work(work: str) -> None:
+    """Delete what is kept in a work folder that holds nothing else: the write was refused, or only planned."""
+    folder = None if is_remote(work) else local_path(work)
+    if folder is None or not folder.is_dir():
+        return
+    names = {path.name for path in folder.iterdir()}
+    if all(_KEPT.fullmatch(name) for name in names):
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a mount point stays
+            folder.rmdir()
 
 
 def _kept(folder: Path, stream: IO[bytes]) -> Path:

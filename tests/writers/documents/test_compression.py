@@ -103,6 +103,25 @@ print(len(texts_of(sys.argv[1])), re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/
     assert peak_kb < 400 << 10
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+def test_a_window_for_which_there_is_no_memory_is_no_damage(tmp_path: Path) -> None:
+    path = tmp_path / "dump.jsonl.zst"
+    path.write_bytes(long_window(jsonl({"text": "a"})))
+    code = """
+import resource, sys
+import pyarrow
+from crisp_stream.errors import StorageError
+from tests.support.read_files import texts_of
+resource.setrlimit(resource.RLIMIT_AS, (1500 << 20, 1500 << 20))
+try:
+    texts_of(sys.argv[1])
+except StorageError as error:
+    print(error)
+"""
+    ran = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert "dump.jsonl.zst: cannot be read: there is no memory left. A .zst file of --long=31 takes 2 GB" in ran.stdout
+
+
 def test_what_follows_a_stream_is_never_left_out_in_silence(tmp_path: Path) -> None:
     content = jsonl({"text": "a"})
     for suffix, compress in WAYS:

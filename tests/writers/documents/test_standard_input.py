@@ -13,7 +13,7 @@ from crisp_stream.writers.documents.documents import read_documents
 from crisp_stream.writers.documents.drops import DropCounts
 from crisp_stream.writers.documents.inputs import DocumentSettings
 from crisp_stream.writers.documents.listing import list_input_files
-from crisp_stream.writers.documents.standard_input import keep_standard_input
+from crisp_stream.writers.documents.standard_input import delete_without_work, keep_standard_input
 from tests.support.read_files import jsonl, texts_of
 
 LINES = jsonl({"text": "a"}, {"text": "b"})
@@ -57,10 +57,26 @@ def test_standard_input_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         next(read_documents(["-"], counts=DropCounts()))
 
 
-def test_a_write_of_piped_documents_is_that_of_their_file(tmp_path: Path) -> None:
-    """`--plan` says what would run, with the documents in the work folder."""
-    command = [sys.executable, "-m", "crisp_stream", "write", "-", "--out", str(tmp_path / "out"), "--plan"]
-    ran = subprocess.run(command, input=LINES, capture_output=True, check=True)
-    assert b"documents            1       0       1" in ran.stdout
-    [kept] = (tmp_path / ".out.write").iterdir()
-    assert kept.read_bytes() == LINES
+def write(out: Path, content: bytes, *options: str) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "crisp_stream", "write", "-", "--out", str(out), *options]
+    return subprocess.run(command, input=content, capture_output=True, check=False)
+
+
+def test_a_plan_and_a_refused_write_leave_nothing_behind(tmp_path: Path) -> None:
+    planned = write(tmp_path / "out", LINES, "--plan")
+    assert b"documents            1       0       1" in planned.stdout, planned.stderr
+    refused = write(tmp_path / "out", jsonl({"text": "a"}, {"body": "b"}), "--processes", "1")
+    assert refused.returncode == 2
+    assert b".jsonl:2: the text column 'text' must exist, got: body" in refused.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_documents_of_a_write_that_goes_on_are_kept(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    [kept] = keep_standard_input(["-"], str(work), io.BytesIO(LINES))
+    (work / "documents").mkdir()
+    delete_without_work(str(work))
+    assert Path(kept).read_bytes() == LINES
+    (work / "documents").rmdir()
+    delete_without_work(str(work))
+    assert not work.exists()
