@@ -181,6 +181,12 @@ def test_the_longest_line_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "a.jsonl").write_bytes(jsonl({"text": "a"}, {"text": "b" * 100}))
     with pytest.raises(InputError, match=r"a.jsonl:2: a line must be shorter than 100 bytes"):
         read(tmp_path / "a.jsonl")
+    monkeypatch.setattr(readers, "_FIRST_BYTES", 10)  # of the first line, to see whether it is an array
+    (tmp_path / "a.jsonl").write_bytes(b"\n \n" + jsonl({"text": "b" * 80}, {"text": "c"}))
+    assert [document.text for document in read(tmp_path / "a.jsonl")] == ["b" * 80, "c"]
+    (tmp_path / "a.jsonl").write_bytes(jsonl({"text": "b" * 100}))
+    with pytest.raises(InputError, match=r"a.jsonl:1: a line must be shorter than 100 bytes"):
+        read(tmp_path / "a.jsonl")
 
 
 def test_settings_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:

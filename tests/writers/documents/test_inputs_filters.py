@@ -166,6 +166,39 @@ def test_a_filter_that_cannot_be_applied_is_refused_with_the_fields(expression: 
         parse_filter(expression).keeps(RECORD, "a.jsonl:1")
 
 
+FIELDS: list[dict[str, Any]] = [
+    {"f": None},
+    {"g": 1},
+    {"f": 7},
+    {"f": float("nan")},
+    {"f": "7"},
+    {"f": []},
+    {"f": [[0, 900, 7]]},
+    {"f": [1, 2]},
+]
+
+
+def test_the_table_of_comparisons_holds() -> None:
+    page = (Path(__file__).parents[3] / "docs/write/inputs.md").read_text()
+    head, *rows = [
+        [cell.strip().strip("`") for cell in line.strip("|").split("|")]
+        for line in page[page.index("| the field is |") :].partition("\n\n")[0].splitlines()
+        if not line.startswith("|---")
+    ]
+    assert len(rows) == len(FIELDS)
+    for (name, *outcomes), record in zip(rows, FIELDS, strict=True):
+        for comparison, outcome in zip(head[1:], outcomes, strict=True):
+            chosen = parse_filter(f"f {comparison}")
+            if outcome == "error":
+                with pytest.raises(InputError):
+                    chosen.keeps(record, "a.jsonl:1")
+            else:
+                assert chosen.keeps(record, "a.jsonl:1") is (outcome == "keeps"), (name, comparison)
+    for comparison, outcome in zip(head[1:], rows[-1][1:], strict=True):  # an object, as any other list
+        if outcome != "error":
+            assert parse_filter(f"f {comparison}").keeps({"f": {"k": 1}}, "a.jsonl:1") is (outcome == "keeps")
+
+
 def test_fields_are_found_with_the_longest_key_first() -> None:
     assert find_field(RECORD, "a.b") == "literal"
     assert find_field({"a": {"b": 1}, "a.b": {"c": 2}}, "a.b.c") == 2
