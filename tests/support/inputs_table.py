@@ -102,7 +102,7 @@ CASES = [
     Case("the same, bzip2; two streams", {"a.jsonl.bz2": bz2.compress(TWO) + bz2.compress(TWO)}),
     Case("the same, xz", {"a.jsonl.xz": lzma.compress(TWO)}),
     Case("the same, zstd", {"a.jsonl.zst": pa.compress(TWO, "zstd", asbytes=True)}),
-    Case("`zstd --long=31`", {"dump.ndjson.zst": long_window(TWO)}),
+    Case("`zstd --long=31`, as Pushshift names it", {"RC_2023-01.zst": long_window(TWO)}),
     Case("byte order mark, CRLF, blank lines", {"a.jsonl": b"\xef\xbb\xbf" + TWO.replace(b"\n", b"\r\n\r\n")}),
     Case("no line end at the end", {"a.jsonl": TWO[:-1]}),
     Case("empty, null and blank texts", {"a.jsonl": jsonl({"text": ""}, {"text": None}, {"text": " "}, {"text": "a"})}),

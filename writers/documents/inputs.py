@@ -119,10 +119,14 @@ class InputFile:
 
 
 def file_kind(path: str) -> Kind | None:
-    """Kind of a file by its suffix; None where it holds no documents."""
+    """Kind of a file by its suffix; None where it holds no documents.
+
+    A name without a suffix but that of its compression holds lines of JSON, as Pushshift's `RC_2023-01.zst` does.
+    """
     name = PurePosixPath(path)
     suffix = name.suffix.lower()
     if suffix not in COMPRESSIONS:
         return _KINDS.get(suffix)
-    kind = _KINDS.get(PurePosixPath(name.stem).suffix.lower())
+    inner = PurePosixPath(name.stem).suffix.lower()
+    kind = _KINDS.get(inner) if inner else "lines"
     return kind if kind in _COMPRESSED else None

@@ -20,7 +20,7 @@ from crisp_stream.storage.store import open_store
 from crisp_stream.writers.documents import readers
 from crisp_stream.writers.documents.documents import Document, read_documents, read_input
 from crisp_stream.writers.documents.drops import EMPTY_TEXT, NULL_TEXT, OTHER_FILE, DropCounts
-from crisp_stream.writers.documents.inputs import DocumentSettings, InputFile
+from crisp_stream.writers.documents.inputs import DocumentSettings, InputFile, file_kind
 from crisp_stream.writers.documents.listing import list_input_files
 from tests.support.seaweed import S3Server
 
@@ -128,6 +128,25 @@ def test_input_files_are_named_without_paths_of_the_machine_and_travel_as_json(t
     counts = DropCounts()
     list_input_files([str(tmp_path / "folder")], DocumentSettings(), counts)
     assert counts.as_dict() == {OTHER_FILE: 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("RC_2023-01.zst", "lines"),
+        ("a.JSON.GZ", "lines"),
+        ("CC-MAIN-0.warc.wet.gz", "warc"),
+        ("a.tsv.bz2", "csv"),
+        ("a.txt.xz", "text"),
+        ("a.parquet.gz", None),
+        ("a.tar.gz", None),
+        ("a.wat.gz", None),
+        ("RC_2023-01", None),
+        (".gz", None),
+    ],
+)
+def test_the_kind_goes_by_the_name(name: str, kind: str | None) -> None:
+    assert file_kind(f"folder.txt/{name}") == kind
 
 
 def test_names_that_inputs_share_are_made_unique(tmp_path: Path) -> None:
