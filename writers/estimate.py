@@ -25,6 +25,7 @@ from crisp_stream.format.tokenizer import DocumentTokenizer
 from crisp_stream.processes import duration, num_processes
 from crisp_stream.storage.inputs import open_input
 from crisp_stream.table import aligned
+from crisp_stream.writers.documents.bad_records import ANY_NUMBER, BadRecords
 from crisp_stream.writers.documents.documents import read_input
 from crisp_stream.writers.documents.drops import DropCounts
 from crisp_stream.writers.documents.inputs import COMPRESSIONS, InputFile
@@ -160,7 +161,7 @@ def estimate_write(options: WriteOptions, models: Models | None = None) -> Estim
 
 
 def _read_sample(options: WriteOptions) -> _Sample:
-    files = list_input_files(options.inputs, options.documents, DropCounts())
+    files = list_input_files(options.inputs, options.documents)
     at = sorted({round(place) for place in np.linspace(0, len(files) - 1, min(len(files), SAMPLE_FILES))})
     budget = max(SAMPLE_CHARACTERS // max(len(at), 1), _LEAST_CHARACTERS)
     texts: list[str] = []
@@ -189,7 +190,7 @@ def _read_beginning(options: WriteOptions, file: InputFile, budget: int) -> tupl
     """Texts and rows from the beginning of a file, and whether that is all of it."""
     read: list[tuple[str, int]] = []
     characters = 0
-    documents: Any = read_input(file, options.documents, DropCounts())
+    documents: Any = read_input(file, options.documents, DropCounts(), BadRecords(ANY_NUMBER))
     with closing(documents):
         for document in documents:
             if characters >= budget:

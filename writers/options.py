@@ -19,9 +19,11 @@ from crisp_stream.writers.documents.inputs import (
     DEFAULT_TEXT_FIELD,
     LAYOUTS,
     MISSING_RULES,
+    TXT_DOCUMENTS,
     DocumentSettings,
     Layout,
     Missing,
+    TxtDocuments,
 )
 
 if TYPE_CHECKING:
@@ -125,6 +127,15 @@ class WriteOptions:
         metavar="EXPR",
         name="filter",
     )
+    text_template: str | None = _documents(
+        None,
+        r"text of several fields, such as '{title}\n\n{body}'; chat: the turns of messages, conversations, prompt and "
+        "response, or instruction and output",
+        metavar="TEXT",
+    )
+    txt_documents: TxtDocuments = _documents(
+        "file", "document of a .txt file: all of it, a line, or a block between blank lines", choices=TXT_DOCUMENTS
+    )
     layout: Layout = _documents(
         "files", "redpajama-v2: documents/ and quality_signals/, English head and middle", choices=LAYOUTS
     )
@@ -143,6 +154,12 @@ class WriteOptions:
         False,
         "leave out, list and count files and folders that cannot be read (damaged, no permission, link to nothing)",
         "switch",
+    )
+    exclude_ids: tuple[str, ...] | list[str] = _documents(
+        (),
+        "ids of documents to leave out: .parquet with doc_id, or .txt of one id a line",
+        "list",
+        metavar="FILE",
     )
     dedup: str | None = _documents(None, "exact: equal texts once; near: similar ones too", choices=("exact", "near"))
     near_threshold: float = _documents(0.8, "similarity of near-duplicates, 0.5 to 0.99", "number", metavar="J")
@@ -301,6 +318,8 @@ class WriteOptions:
         """Settings by which documents are read. Raises InputError for filters that are none."""
         return DocumentSettings(
             text_field=self.text_column,
+            text_template=self.text_template,
+            txt_documents=self.txt_documents,
             id_field=self.id_column,
             filters=tuple(self.filters),
             layout=self.layout,

@@ -247,6 +247,7 @@ def _stages_of(options: WriteOptions) -> list[str]:
     tree = ["tree"] if options.like or options.tree else ["tree-sample", "tree-root", "tree-branches", "tree"]
     return [
         *(["evaluation"] if options.decontaminate else []),
+        *(["excluded"] if options.exclude_ids else []),
         "documents",
         *(["duplicates"] if options.dedup else []),
         "tokenizer",

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from crisp_stream.cli.ranks import add_launch_arguments, as_a_rank, handed_over, is_first_rank
-from crisp_stream.cli.verbs import add_dataset_options, add_selection, add_verb, print_line
+from crisp_stream.cli.verbs import add_dataset_options, add_selection, add_verb, print_line, selection_of
 from crisp_stream.errors import InputError
 from crisp_stream.writers.flags import add_flags
 
@@ -116,8 +116,7 @@ def _eval(arguments: argparse.Namespace) -> int:
                     inputs=tuple(inputs),
                     text_column=arguments.text_column,
                     limit=arguments.limit,
-                    filters=tuple(arguments.filter),
-                    layout=arguments.layout,
+                    **selection_of(arguments),
                 )
                 for inputs in arguments.text
             ]

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crisp_stream.cli.verbs import add_inputs, add_selection, add_verb, print_line
+from crisp_stream.cli.verbs import add_inputs, add_selection, add_verb, print_line, selection_of
 from crisp_stream.errors import InputError
 from crisp_stream.table import csv_text, write_csv
 from crisp_stream.typed import plain
@@ -87,8 +87,7 @@ def _count(arguments: argparse.Namespace) -> None:
         limit=arguments.limit,
         packing=arguments.packing,
         answers=arguments.questions,
-        filters=arguments.filter,
-        layout=arguments.layout,
+        **selection_of(arguments),
         encoder=arguments.encoder,
         processes=arguments.processes,
         log=print_line,

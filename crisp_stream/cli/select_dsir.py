@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from crisp_stream.cli.verbs import add_dataset_options, add_inputs, add_selection, add_verb, print_line
+from crisp_stream.cli.verbs import (
+    add_dataset_options,
+    add_inputs,
+    add_selection,
+    add_verb,
+    print_line,
+    selection_of,
+)
 from crisp_stream.config.sections import SELECTION_SUFFIX
 from crisp_stream.errors import InputError
 
@@ -66,8 +73,7 @@ def _dsir(arguments: argparse.Namespace) -> None:
             text_column=arguments.text_column,
             limit=arguments.limit,
             answers=arguments.questions,
-            filters=tuple(arguments.filter),
-            layout=arguments.layout,
+            **selection_of(arguments),
         ),
         data=arguments.data,
         num_windows=_num_windows(arguments, dataset),

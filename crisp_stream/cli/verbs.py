@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from crisp_stream.storage.inputs import printable
-from crisp_stream.writers.flags import add_flags
+from crisp_stream.writers.flags import add_flags, values_of
 
 GO_ON = "What is finished is kept: run the same command again to go on."
 """What to do after a signal ended a command that restarts where it stopped."""
@@ -16,6 +16,8 @@ _DATASET_OPTIONS: dict[str, dict[str, Any]] = {
     "--encoder": {"metavar": "NAME", "help": "folder or name of the dataset's encoder, if not its recorded name"},
     "--processes": {"type": int, "metavar": "N", "help": "worker processes; one per core when absent"},
 }
+
+SELECTION_FLAGS = ("filters", "text_template", "txt_documents", "layout")
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -38,13 +40,23 @@ def add_verb(
 
 def add_inputs(verb: argparse.ArgumentParser, name: str, what: str) -> None:
     """Files of documents, the column of their text, and a limit."""
-    verb.add_argument(name, nargs="+", help=f"{what}: .jsonl[.gz|.zst], .parquet, .txt; file, folder, prefix or glob")
+    verb.add_argument(
+        name,
+        nargs="+",
+        help=f"{what}: .jsonl, .json, .csv, .tsv, .txt, .wet (also .gz, .bz2, .xz, .zst), .parquet, .arrow; file, "
+        "folder, prefix or glob",
+    )
     add_flags(verb, ("text_column", "limit"))
 
 
 def add_selection(group: Any) -> None:
-    """Which documents of the inputs are meant: filters, and the layout of the files."""
-    add_flags(group, ("filters", "layout"))
+    """How documents are taken out of the inputs, and which: SELECTION_FLAGS."""
+    add_flags(group, SELECTION_FLAGS)
+
+
+def selection_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The values of `add_selection`, by the names of parameters."""
+    return values_of(arguments, SELECTION_FLAGS)
 
 
 def add_dataset_options(verb: argparse.ArgumentParser, *names: str) -> None:

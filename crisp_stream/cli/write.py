@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from crisp_stream.cli.verbs import GO_ON, add_inputs, add_verb, print_line
 from crisp_stream.errors import InputError
+from crisp_stream.writers.documents.standard_input import (
+    STANDARD_INPUT,
+    delete_without_work,
+    keep_standard_input,
+)
 from crisp_stream.writers.flags import add_flag_groups, add_flags, names_in, values_of
 from crisp_stream.writers.options import WORK, WriteOptions
 
 _INPUTS = ("text_column", "limit")
 """Declared by `add_inputs`."""
+DOCUMENTS = "documents (- for JSON lines from standard input)"
 _DATASET = ("like", "tree", "embeddings", "take_over")
 _OF_WRITE = ("documents", "windows", "clustering", "shards", WORK)
 _OF_APPEND = ("documents", WORK)
@@ -29,7 +39,7 @@ def _add_write(verbs: Any) -> None:
     verb = add_verb(
         verbs, "write", _write, "Write documents as a cluster-partitioned dataset. Restarts where it stopped."
     )
-    add_inputs(verb, "inputs", "documents")
+    add_inputs(verb, "inputs", DOCUMENTS)
     verb.add_argument("--out", required=True, metavar="ROOT", help="dataset root to create")
     add_flags(verb, _DATASET)
     verb.add_argument(
@@ -40,8 +50,20 @@ def _add_write(verbs: Any) -> None:
     add_flag_groups(verb, _OF_WRITE)
 
 
-def _options(arguments: argparse.Namespace, out: str, names: list[str]) -> WriteOptions:
-    return WriteOptions(inputs=arguments.inputs, out=out, **values_of(arguments, [*_INPUTS, *names]))
+@contextlib.contextmanager
+def _options(arguments: argparse.Namespace, out: str, names: list[str]) -> Iterator[WriteOptions]:
+    """The options; documents that are piped in are kept in the work folder, and read from there."""
+    options = WriteOptions(inputs=arguments.inputs, out=out, **values_of(arguments, [*_INPUTS, *names]))
+    if STANDARD_INPUT not in options.inputs:
+        yield options
+        return
+    from crisp_stream.writers.publishing.work import work_url
+
+    work = work_url(options)
+    try:
+        yield replace(options, inputs=keep_standard_input(options.inputs, work, sys.stdin.buffer))
+    finally:
+        delete_without_work(work)
 
 
 def _write(arguments: argparse.Namespace) -> None:
@@ -49,13 +71,15 @@ def _write(arguments: argparse.Namespace) -> None:
     from crisp_stream.writers.estimate import estimate_write
     from crisp_stream.writers.write import models_of, plan, write
 
-    options = _options(arguments, arguments.out, [*_DATASET, *names_in(_OF_WRITE)])
-    if arguments.plan:
-        print_line(plan(options))
-        print(estimate_write(options, models_of(options)).text())
-        return
-    with stopped_in_order(GO_ON):
-        write(options, log=print_line)
+    with (
+        stopped_in_order(GO_ON),
+        _options(arguments, arguments.out, [*_DATASET, *names_in(_OF_WRITE)]) as options,
+    ):
+        if arguments.plan:
+            print_line(plan(options))
+            print(estimate_write(options, models_of(options)).text())
+        else:
+            write(options, log=print_line)
 
 
 def _add_append(verbs: Any) -> None:
@@ -63,7 +87,7 @@ def _add_append(verbs: Any) -> None:
         verbs, "append", _append, "Add documents to a dataset, with its tokenizer and tree. Restarts where it stopped."
     )
     verb.add_argument("root", metavar="ROOT", help="dataset to grow")
-    add_inputs(verb, "inputs", "documents")
+    add_inputs(verb, "inputs", DOCUMENTS)
     verb.add_argument(
         "--encoder", metavar="NAME", help="where the dataset's encoder is, if not under its recorded name"
     )
@@ -76,8 +100,8 @@ def _append(arguments: argparse.Namespace) -> None:
     from crisp_stream.processes import stopped_in_order
     from crisp_stream.writers.append import append
 
-    options = _options(arguments, arguments.root, ["encoder", "shard_bytes", "take_over", *names_in(_OF_APPEND)])
-    with stopped_in_order(GO_ON):
+    names = ["encoder", "shard_bytes", "take_over", *names_in(_OF_APPEND)]
+    with stopped_in_order(GO_ON), _options(arguments, arguments.root, names) as options:
         append(options, prune=arguments.prune, log=print_line)
 
 
@@ -85,7 +109,7 @@ def _add_tree(verbs: Any) -> None:
     verb = add_verb(verbs, "tree", _tree_help, "Fit a clustering tree without writing a dataset, or judge one.")
     actions = verb.add_subparsers(title="actions", metavar="ACTION", required=True)
     fit = add_verb(actions, "fit", _tree_fit, "Fit a tree on documents. Restarts where it stopped.")
-    add_inputs(fit, "inputs", "documents")
+    add_inputs(fit, "inputs", DOCUMENTS)
     fit.add_argument(
         "--out", required=True, metavar="DIR", help="folder to create: tree, tokenizer, embeddings, report"
     )
@@ -113,8 +137,8 @@ def _tree_fit(arguments: argparse.Namespace) -> None:
     from crisp_stream.processes import stopped_in_order
     from crisp_stream.writers.tree_command import fit
 
-    with stopped_in_order(GO_ON):
-        fit(_options(arguments, arguments.out, names_in(_OF_FIT)), log=print_line)
+    with stopped_in_order(GO_ON), _options(arguments, arguments.out, names_in(_OF_FIT)) as options:
+        fit(options, log=print_line)
 
 
 def _tree_inspect(arguments: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.processes import Log, Progress
 from crisp_stream.tree.tree import ClusterTree
 from crisp_stream.writers.documents.drops import DropCounts
-from crisp_stream.writers.documents.inputs import Layout
+from crisp_stream.writers.documents.inputs import Layout, TxtDocuments
 from crisp_stream.writers.tree.quality import leaf_cosines
 
 FAR_COSINE = 0.5
@@ -38,6 +38,8 @@ def count_examples(
     packing: Packing = "document",
     answers: Answers | None = None,
     filters: Sequence[str] = (),
+    text_template: str | None = None,
+    txt_documents: TxtDocuments = "file",
     layout: Layout = "files",
     encoder: str | None = None,
     processes: int | None = None,
@@ -56,6 +58,8 @@ def count_examples(
         answers: the inputs are multiple-choice questions (`learnable_questions`): each is counted as the prompt of the
             paper's Table 7 with its right answer, or once with all of its choices.
         filters: only documents where all of them hold, as for `write`.
+        text_template: text of several fields, as for `write`.
+        txt_documents: documents of a .txt file, as for `write`.
         layout: of the inputs, as for `write`.
         encoder: folder or hub name of the dataset's encoder, where it cannot be found by its recorded name.
         processes: worker processes; one per core when None.
@@ -74,7 +78,16 @@ def count_examples(
     dataset = data if isinstance(data, Dataset) else open_dataset(data)
     level = dataset.manifest.depth if level is None else level
     check_level(level, dataset)
-    sources = ExampleSources(tuple(inputs), text_column, limit, answers, tuple(filters), layout)
+    sources = ExampleSources(
+        tuple(inputs),
+        text_column,
+        limit,
+        answers,
+        tuple(filters),
+        layout,
+        text_template=text_template,
+        txt_documents=txt_documents,
+    )
     task = embedded_task(sources, dataset, packing=packing, encoder=encoder, processes=processes, log=log)
     return count_embedded(task, dataset, level, log=log)
 

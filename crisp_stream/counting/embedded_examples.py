@@ -22,7 +22,7 @@ from crisp_stream.format.tokenizer import DocumentTokenizer
 from crisp_stream.processes import Log, map_unordered, num_processes
 from crisp_stream.writers.documents.documents import read_documents
 from crisp_stream.writers.documents.drops import DropCounts
-from crisp_stream.writers.documents.inputs import Layout
+from crisp_stream.writers.documents.inputs import Layout, TxtDocuments
 from crisp_stream.writers.embedding.embed import EncoderChoice, matching_encoder
 from crisp_stream.writers.stages.whole_corpus import probe_texts
 from crisp_stream.writers.stages.windows import load_encoder, load_tokenizer, worker_device
@@ -71,13 +71,15 @@ class ExampleSources:
     layout: Layout
     test_halves: bool = False
     """Questions that are kept to judge by may be read, too: nothing is learnt from them."""
+    text_template: str | None = None
+    txt_documents: TxtDocuments = "file"
 
     def read(self, dropped: DropCounts, sketch: SketchBuilder) -> Iterator[Example]:
         """Texts, numbered by example; `sketch` counts the examples."""
         if self.answers is None:
             return self._documents(dropped, sketch)
-        if self.filters or self.layout != "files":
-            raise InputError("questions: filters and layouts are for documents. Leave them out.")
+        if self.filters or self.layout != "files" or self.text_template is not None:
+            raise InputError("questions: filters, templates and layouts are for documents. Leave them out.")
         if self.answers not in get_args(Answers):
             raise InputError(f"answers: must be right or all, got {self.answers!r}.")
         read = read_questions if self.test_halves else learnable_questions
@@ -89,6 +91,8 @@ class ExampleSources:
             text_column=self.text_column,
             limit=self.limit,
             filters=self.filters,
+            text_template=self.text_template,
+            txt_documents=self.txt_documents,
             layout=self.layout,
             counts=dropped,
         )

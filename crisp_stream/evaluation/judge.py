@@ -30,12 +30,15 @@ from crisp_stream.results.results import QuestionResults, TextResults
 if TYPE_CHECKING:
     from crisp_stream.evaluation.contamination import Contamination
     from crisp_stream.evaluation.question_sets import QuestionSet
-    from crisp_stream.writers.documents.inputs import Layout
+    from crisp_stream.writers.documents.inputs import Layout, TxtDocuments
 
 StartProgress = Callable[[str, int], ExamplesDone]
 """Takes the name of a model and set and the number of examples; returns what takes how many more of them are done."""
 
-_ENDINGS = (".zst", ".gz", ".jsonl", ".json", ".ndjson", ".parquet", ".txt", ".arrow")
+_ENDINGS = (
+    *(".zst", ".gz", ".bz2", ".xz"),
+    *(".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".txt", ".arrow"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,8 @@ class TextSet:
     """Most documents read."""
     filters: tuple[str, ...] = ()
     """Only documents where all of them hold."""
+    text_template: str | None = None
+    txt_documents: TxtDocuments = "file"
     layout: Layout = "files"
     questions: bool = False
     """Whether the inputs are multiple-choice questions, each a text of its prompt with the right answer (CRISP, Figure
@@ -77,6 +82,8 @@ class TextSet:
             text_column=self.text_column,
             limit=self.limit,
             filters=self.filters,
+            text_template=self.text_template,
+            txt_documents=self.txt_documents,
             layout=self.layout,
             counts=counts,
         )

@@ -10,11 +10,13 @@ import pytest
 from crisp_stream.cli.main import main
 from crisp_stream.counting import embedded_examples
 from crisp_stream.counting.count_examples import count_examples
+from crisp_stream.counting.embedded_examples import ExampleSources
 from crisp_stream.errors import InputError
+from crisp_stream.examples.sketch import SketchBuilder
 from crisp_stream.format.dataset import open_dataset
 from crisp_stream.format.manifest import MANIFEST
 from crisp_stream.storage.store import FolderStore
-from crisp_stream.writers.documents.drops import EMPTY_TEXT
+from crisp_stream.writers.documents.drops import EMPTY_TEXT, DropCounts
 from crisp_stream.writers.embedding.embed import Encoder
 from crisp_stream.writers.write import WriteReport
 
@@ -49,6 +51,23 @@ def test_examples_are_counted_in_the_clusters_of_the_dataset(
     texts = ["The import statement finds a module.", "Loops repeat."]
     leaves = tree.assign(Encoder(max_length=32, device="cpu").embed(texts))
     np.testing.assert_array_equal(short.nodes, np.unique(leaves))
+
+
+def test_examples_are_made_of_several_fields_and_of_lines_as_documents_are(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "Hi", "response": "Hello"}\n')
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    selected: list[tuple[str, dict[str, str]]] = [
+        ("a.jsonl", {"text_template": "chat"}),
+        ("a.txt", {"txt_documents": "line"}),
+    ]
+    texts = []
+    for name, options in selected:
+        sources = ExampleSources((str(tmp_path / name),), "text", None, None, (), "files", **options)  # type: ignore[arg-type]
+        texts += [text for _, text in sources.read(DropCounts(), SketchBuilder())]
+    assert texts == ["User: Hi\n\nAssistant: Hello", "one", "two"]
+    questions = ExampleSources(("a",), "text", None, "right", (), "files", text_template="chat")
+    with pytest.raises(InputError, match="questions: filters, templates and layouts are for documents"):
+        questions.read(DropCounts(), SketchBuilder())
 
 
 def test_many_examples_in_two_processes_count_as_in_one(

@@ -25,13 +25,16 @@ def test_units_lists_and_other_names_reach_their_options() -> None:
     options = parsed(
         *("--shard-mb", "1.5", "--run-mb", "2", "--memory", "1.5G", "--min-split", "7", "--keep-work"),
         *("--filter", "a > 1", "--filter", "b == x", "--decontaminate", "one", "two", "--reads", "all"),
+        *("--exclude-ids", "ids", "more", "--text-template", r"{a}\n{b}", "--txt-documents", "block"),
     )
     assert (options.shard_bytes, options.run_bytes, options.memory_bytes) == (3 << 19, 2 << 20, 3 << 29)
     assert (options.min_examples_to_split, options.keep_work, options.reads) == (7, True, "all")
+    assert options.exclude_ids == ("ids", "more")
+    assert (options.documents.text_template, options.documents.txt_documents) == (r"{a}\n{b}", "block")
     assert (options.filters, options.decontaminate) == (("a > 1", "b == x"), ("one", "two"))
 
 
-@pytest.mark.parametrize("flag", ["--packing", "--dedup", "--layout", "--engine"])
+@pytest.mark.parametrize("flag", ["--packing", "--dedup", "--layout", "--txt-documents", "--engine"])
 def test_another_choice_ends_the_command(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parsed(flag, "other")

@@ -22,7 +22,9 @@ from tests.support.written_dataset import TOPICS, WordEncoder, files_below, smal
 FORMAT = Path(__file__).parents[2] / "FORMAT.md"
 ROW = re.compile(r"\| (`[a-z_`, ]+`) \| (yes|no) \| ?(.*?) ?\|")
 ELSEWHERE = {
+    "txt_documents": "tests/writers/documents/test_txt_documents.py",
     "skip_corrupt": "tests/writers/cleaning/test_cleaning.py",
+    "eot_token": "tests/writers/test_given_tokenizer.py",
     "max_length": "tests/writers/embedding/test_embed.py",
     "reads": "tests/writers/embedding/test_embed.py",
     "engine": "tests/writers/engine/test_engine.py",
@@ -69,11 +71,13 @@ def changes(tmp_path: Path, word_encoder: WordEncoder) -> dict[str, tuple[dict[s
     write(small_options(folder, root, part_characters=6000), log=lambda line: None)
     fit(small_options(folder, tmp_path / "tree", part_characters=6000), log=lambda line: None)
     (tmp_path / "eval.txt").write_text(TOPICS[3][:700])
+    (tmp_path / "ids.txt").write_text("3\n")
     with_id: dict[str, Any] = {"id_column": "id", "max_bad": "2"}
     return {
         "inputs": ({}, [str(folder / "documents/x/0000/en_head.jsonl")]),
         "out": ({}, str(tmp_path / "another folder")),
         "text_column": ({}, "title"),
+        "text_template": ({}, "{title}: {text}"),
         "id_column": ({"missing": "drop"}, "id"),
         "filters": ({"missing": "drop"}, ("id > 3",)),
         "missing": (with_id, "drop"),
@@ -81,6 +85,7 @@ def changes(tmp_path: Path, word_encoder: WordEncoder) -> dict[str, tuple[dict[s
         "layout": ({}, "redpajama-v2"),
         "limit": ({}, 20),
         "sample": ({}, 0.7),
+        "exclude_ids": ({"id_column": "id", "missing": "drop"}, (str(tmp_path / "ids.txt"),)),
         "dedup": ({}, "exact"),
         "near_threshold": ({"dedup": "near"}, 0.99),
         "decontaminate": ({}, (str(tmp_path / "eval.txt"),)),
@@ -94,6 +99,7 @@ def changes(tmp_path: Path, word_encoder: WordEncoder) -> dict[str, tuple[dict[s
         "like": ({}, str(root)),
         "tree": ({}, str(tmp_path / "tree")),
         "encoder": ({}, "lsi"),
+        "encoder_prompt": ({}, "passage: "),
         "arity": ({}, 5),
         "depth": ({}, 2),
         "min_examples_to_split": ({}, 8),
@@ -107,6 +113,7 @@ def changes(tmp_path: Path, word_encoder: WordEncoder) -> dict[str, tuple[dict[s
         "sort_memory_bytes": ({}, 5000),
         "work": ({}, str(tmp_path / "work")),
         "keep_work": ({}, True),
+        "take_over": ({}, True),
     }
 
 

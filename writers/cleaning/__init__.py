@@ -1,4 +1,4 @@
-"""Which documents to leave out: duplicates, near-duplicates, text of evaluation sets.
+"""Which documents to leave out: duplicates, near-duplicates, text of evaluation sets, ids of a list.
 
 In: texts of documents, in batches.
 Out: removals with their reason and the document or example that they repeat.

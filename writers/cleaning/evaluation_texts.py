@@ -10,6 +10,7 @@ from crisp_stream.errors import InputError
 from crisp_stream.examples.hashes import example_hash
 from crisp_stream.examples.questions import Question, question_hash
 from crisp_stream.writers.documents.bad_records import BadRecord
+from crisp_stream.writers.documents.delimited import read_delimited
 from crisp_stream.writers.documents.inputs import file_kind
 from crisp_stream.writers.documents.readers import TXT_FIELD, Record, read_lines, read_parquet, read_txt
 
@@ -20,7 +21,7 @@ class EvaluationText(NamedTuple):
     source: str
     """Name of the evaluation file."""
     row: int
-    """Line of a JSONL file, row of a Parquet file, from 1; 1 for a .txt file."""
+    """Line of a JSONL or .csv file, record of a JSON array, row of a Parquet file, from 1; 1 for a .txt file."""
     text: str
 
 
@@ -56,14 +57,14 @@ def read_evaluation_texts(file: str, *, text_column: str = "text") -> Iterator[E
 
 
 def read_evaluation_examples(file: str, *, text_column: str = "text") -> Iterator[EvaluationExample]:
-    """Read an evaluation file: .jsonl, .json or .ndjson with an object per line, .txt, or .parquet.
+    """Read an evaluation file: .jsonl, .json or .ndjson (objects), .csv, .tsv, .txt, or .parquet.
 
     A record with `text_column` is a document. Else it is a question: `question` alone, and `question` with each of
     `choices` (a list, or an object with the list `text`, as ARC has it), or with `answer` where that is a text; or, as
     RewardBench has it, `prompt` with `chosen` and with `rejected`.
 
     Args:
-        file: a local path or a url; also .gz or .zst.
+        file: a local path or a url; also .gz, .bz2, .xz or .zst.
         text_column: key or column of documents.
 
     Raises:
@@ -73,6 +74,8 @@ def read_evaluation_examples(file: str, *, text_column: str = "text") -> Iterato
     match file_kind(file):
         case "lines":
             records = read_lines(file)
+        case "csv":
+            records = read_delimited(file)
         case "text":
             pieces = (_whole(record, file)[TXT_FIELD] for _, record in read_txt(file))
             records = iter([(1, {text_column: "".join(pieces)})])
@@ -80,8 +83,8 @@ def read_evaluation_examples(file: str, *, text_column: str = "text") -> Iterato
             records = read_parquet(file, (text_column, "question", "choices", "answer", "prompt", "chosen", "rejected"))
         case _:
             raise InputError(
-                f"{file}: an evaluation file is .jsonl, .json or .ndjson (one object per line), .txt or .parquet, also "
-                ".gz or .zst. Convert it."
+                f"{file}: an evaluation file is .jsonl, .json or .ndjson (objects), .csv, .tsv, .txt or .parquet, also "
+                ".gz, .bz2, .xz or .zst. Convert it."
             )
     for row, record in records:
         place = f"{file}:{row}"

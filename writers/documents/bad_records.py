@@ -19,6 +19,7 @@ from crisp_stream.errors import InputError
 BadReason = Literal[
     "not a JSON object",
     "line that is too long",
+    "row of another length",
     "text that is not UTF-8",
     "no text field",
     "text that is not a string",
@@ -46,6 +47,15 @@ class BadRecord:
     def error(self, place: str) -> InputError:
         """The error that ends a run which may leave out nothing."""
         return InputError(f"{place}: {self.text}. {self.remedy}")
+
+
+def not_utf8(subject: str, error: UnicodeDecodeError) -> BadRecord:
+    """A text that cannot be decoded; `subject` says whose."""
+    return BadRecord(
+        reason="text that is not UTF-8",
+        text=f"{subject} must be UTF-8, got: {error}",
+        remedy="Convert the file to UTF-8.",
+    )
 
 
 class BadRecordError(Exception):
@@ -98,6 +108,9 @@ class Budget:
                 f"{' so far' if so_far else ''}:"
                 f"\n{shown}\nMend them, or allow more with --max-bad N or --max-bad P%."
             )
+
+
+ANY_NUMBER = Budget.parse("100%")
 
 
 class BadRecords:

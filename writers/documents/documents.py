@@ -15,13 +15,18 @@ from typing import Any
 from crisp_stream.errors import CorruptInputError, InputError
 from crisp_stream.storage.inputs import require_unchanged
 from crisp_stream.writers.documents.bad_records import BadReason, BadRecord, BadRecordError, BadRecords
+from crisp_stream.writers.documents.delimited import read_delimited
 from crisp_stream.writers.documents.drops import BROKEN_UNICODE, EMPTY_TEXT, NULL_TEXT, DropCounts
 from crisp_stream.writers.documents.fields import MISSING, find_field, listed_fields
 from crisp_stream.writers.documents.hub import read_hub
-from crisp_stream.writers.documents.inputs import DocumentSettings, InputFile, Layout
+from crisp_stream.writers.documents.inputs import DocumentSettings, InputFile, Layout, TxtDocuments
 from crisp_stream.writers.documents.listing import list_input_files
 from crisp_stream.writers.documents.readers import TXT_FIELD, Record, read_arrow, read_lines, read_parquet, read_txt
 from crisp_stream.writers.documents.redpajama import read_redpajama
+from crisp_stream.writers.documents.warc import WARC_ID_FIELD, WARC_TEXT_FIELD, read_warc
+
+_PATHS: dict[str, tuple[str, str | None]] = {"text": (TXT_FIELD, None), "warc": (WARC_TEXT_FIELD, WARC_ID_FIELD)}
+"""Fields of text and id of the kinds that have their own."""
 
 _MISSING_FIELDS: tuple[BadReason, ...] = ("no text field", "no id field", "no field for a filter")
 _SHOWN_CHARACTERS = 60
@@ -80,6 +85,8 @@ def read_documents(
     text_column: str = "text",
     limit: int | None = None,
     filters: Sequence[str] = (),
+    text_template: str | None = None,
+    txt_documents: TxtDocuments = "file",
     layout: Layout = "files",
     counts: DropCounts,
 ) -> Iterator[str]:
@@ -90,6 +97,8 @@ def read_documents(
         text_column: dotted path of the key (JSONL) or column (Parquet, Arrow) that holds the text; not used for .txt.
         limit: read at most this many documents, dropped ones included.
         filters: of DocumentSettings.
+        text_template: of DocumentSettings.
+        txt_documents: of DocumentSettings.
         layout: of DocumentSettings.
         counts: receives what was dropped and why: empty, null or undecodable texts, and each filter.
 
@@ -99,7 +108,13 @@ def read_documents(
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit: must be at least 1 document, got {limit}. Leave it out to read all.")
-    settings = DocumentSettings(text_field=text_column, filters=tuple(filters), layout=layout)
+    settings = DocumentSettings(
+        text_field=text_column,
+        text_template=text_template,
+        txt_documents=txt_documents,
+        filters=tuple(filters),
+        layout=layout,
+    )
     files = list_input_files(inputs, settings)
     num_read = num_kept = 0
     documents = ((file, line, document) for file in files for line, document in _read(file, settings))
@@ -144,20 +159,23 @@ def check_unchanged(file: InputFile) -> None:
 
 
 def _taken(file: InputFile, settings: DocumentSettings) -> Iterator[tuple[int, Document | str | BadRecord]]:
-    filters = settings.parsed_filters()
-    text_path, id_path = (TXT_FIELD, None) if file.kind == "text" else (settings.text_path, settings.id_field)
-    if file.kind == "text" and filters:
-        raise InputError(
-            f"{file.url}: the filter {filters[0].expression!r} needs fields, and .txt files have none. "
-            "Leave out the filters, or give documents with fields."
-        )
+    filters, template = settings.parsed_filters(), settings.template
+    text_path, id_path = _PATHS.get(file.kind, (settings.text_path, None))
+    id_path = settings.id_field or id_path
+    if file.kind == "text":
+        _require_no_fields(file, settings)
+        id_path = None
+    is_text_only = file.kind in ("csv", "warc")
     for row, (number, record) in enumerate(_records(file, settings)):
         if isinstance(record, BadRecord):
             yield number, record
             continue
         try:
-            text = _text(find_field(record, text_path), text_path, record)
-            refused = (each.reason for each in filters if not each.keeps(record))
+            if template is None:
+                text = _text(find_field(record, text_path), text_path, record)
+            else:
+                text = template.text(record)
+            refused = (each.reason for each in filters if not each.keeps(record, from_texts=is_text_only))
             reason = _reason_to_drop(text) or next(refused, None)
             if reason is not None or text is None:
                 yield number, reason or NULL_TEXT
@@ -172,12 +190,30 @@ def _taken(file: InputFile, settings: DocumentSettings) -> Iterator[tuple[int, D
         yield number, Document(text=text, row=row, id=name)
 
 
+def _require_no_fields(file: InputFile, settings: DocumentSettings) -> None:
+    """Raises InputError: something that needs fields is asked of a .txt file."""
+    subject = None
+    if settings.filters:
+        subject = f"the filter {settings.filters[0]!r}"
+    elif settings.text_template is not None:
+        subject = f"the text template {settings.text_template!r}"
+    if subject is not None:
+        raise InputError(
+            f"{file.url}: {subject} needs fields, and .txt files have none. "
+            "Leave it out, or give documents with fields."
+        )
+
+
 def _records(file: InputFile, settings: DocumentSettings) -> Iterator[Record]:
     match file.kind:
         case "lines":
             return read_lines(file.url)
+        case "csv":
+            return read_delimited(file.url)
         case "text":
-            return read_txt(file.url)
+            return read_txt(file.url, settings.txt_documents)
+        case "warc":
+            return read_warc(file.url)
         case "parquet":
             return read_parquet(file.url, settings.paths())
         case "arrow":
@@ -189,10 +225,10 @@ def _records(file: InputFile, settings: DocumentSettings) -> Iterator[Record]:
 
 
 def _place(file: InputFile, number: int) -> str:
-    if file.kind in ("lines", "redpajama-v2"):
+    if file.kind in ("lines", "csv", "text", "redpajama-v2"):
         return f"{file.url}:{number}"
-    if file.kind == "text":
-        return file.url
+    if file.kind == "warc":
+        return f"{file.url}: record {number}"
     shard = f", shard {file.shard}" if file.kind == "hub" else ""
     return f"{file.url}{shard}: row {number}"
 

@@ -10,6 +10,8 @@ import json
 from typing import Any, Final
 
 _SHOWN_NAMES = 60
+_NULL = "null"
+"""JSON text of a nested object that is null."""
 
 
 class _Missing:
@@ -27,7 +29,7 @@ def find_field(record: dict[str, Any], path: str) -> Any:
     cut = path.rfind(".")
     while cut > 0:  # the longest key first
         inner = record.get(path[:cut], MISSING)
-        if inner is None:
+        if inner is None or inner == _NULL:
             return None
         value = find_field(_opened(inner), path[cut + 1 :])
         if value is not MISSING:

@@ -1,7 +1,14 @@
 """Per-document filters on any field: `language == en`, `meta.score >= 0.5`, `quality_signals.rps_doc_word_count > 50`.
 
-A filter names what is kept. The quality signals of RedPajama-v2 are lists of [start, end, score] spans; a signal of the
-whole document has one span, and its score is what is compared. Signals per line have no such score and are refused.
+A filter names what is kept. What is compared:
+
+* null equals null alone, and differs from everything else; no order holds with it, so `>= 5` drops it and `!= 5` keeps
+  it. An object on the way that is null (`meta` of `meta.lang`) makes the field null.
+* A field that is not there at all is not null, but an error.
+* A list is a signal of RedPajama-v2, of [start, end, score] spans. One span is the whole document's, and its score is
+  compared; an empty list has none and is null. Any other list can only be compared with null, which it is not.
+* Dates compare as ISO texts, and numbers with numbers whatever their type. Two types never compare.
+* NaN equals nothing, not even itself, and no order holds with it.
 """
 
 from __future__ import annotations
@@ -48,8 +55,13 @@ class Filter:
         """Reason under which its documents are counted as dropped."""
         return f"filter: {self.expression}"
 
-    def keeps(self, record: dict[str, Any]) -> bool:
-        """Decide whether the document stays. Null equals only null, and no order holds with it.
+    def keeps(self, record: dict[str, Any], *, from_texts: bool = False) -> bool:
+        """Decide whether a document stays.
+
+        Args:
+            record: its fields.
+            from_texts: the fields are texts because the file can hold nothing else (.csv). One that is compared with
+                something else is read as such, and an empty one is null then.
 
         Raises:
             BadRecordError: the field is not there, or its value cannot be compared with the filter's.
@@ -61,6 +73,8 @@ class Filter:
                 f"the field {self.field!r} of the filter {self.expression!r} must exist, got: {listed_fields(record)}",
                 "Name one of these, leave the filter out, or drop such records (write, append: --missing drop).",
             )
+        if from_texts and not isinstance(self.value, str):
+            value = _read_text(value)
         if isinstance(value, list):
             value = self._score(value, record)
         value = _plain(value)
@@ -77,11 +91,13 @@ class Filter:
         return _OPERATORS[self.operator](value, self.value)
 
     def _score(self, spans: list[Any], record: dict[str, Any]) -> Any:
-        """The score of a document's signal; None when the signal has no span."""
+        """The score of a document's signal; None when the list is empty. Against null, any other list is a value."""
         by_line = self.field.rpartition(".")[2].startswith(_LINE_SIGNAL)
-        if not spans and not by_line:
+        if not spans and (self.value is None or not by_line):
             return None
         if by_line or len(spans) > 1 or not _is_span(spans[0]):
+            if self.value is None:
+                return spans
             prefix = self.field.rpartition(".")[0]
             beside = find_field(record, prefix) if prefix else record
             usable = _document_signals(_literal(beside) if isinstance(beside, str) else beside)
@@ -130,6 +146,14 @@ def _literal(written: str) -> Any:
         return json.loads(written)
     except ValueError:
         return written
+
+
+def _read_text(value: Any) -> Any:
+    """A field of a file that holds texts alone, as the filter's value would be read; empty is null."""
+    if not isinstance(value, str):
+        return value
+    literal = _literal(value) if value.strip() else None
+    return value if isinstance(literal, list | dict) else literal
 
 
 def _orders(sign: str) -> bool:

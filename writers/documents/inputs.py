@@ -11,24 +11,32 @@ from typing import Literal
 
 from crisp_stream.errors import InputError
 from crisp_stream.writers.documents.filters import Filter, parse_filter
+from crisp_stream.writers.documents.text_templates import TextTemplate, parse_template
 
-Kind = Literal["lines", "text", "parquet", "arrow", "redpajama-v2", "hub"]
+Kind = Literal["lines", "csv", "text", "warc", "parquet", "arrow", "redpajama-v2", "hub"]
 Layout = Literal["files", "redpajama-v2"]
 Missing = Literal["error", "drop"]
+TxtDocuments = Literal["file", "line", "block"]
+TXT_DOCUMENTS: tuple[TxtDocuments, ...] = ("file", "line", "block")
 LAYOUTS: tuple[Layout, ...] = ("files", "redpajama-v2")
 MISSING_RULES: tuple[Missing, ...] = ("error", "drop")
 
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-LINE_SUFFIXES = (".jsonl", ".ndjson", ".json")
-SUFFIXES_TEXT = ".jsonl, .ndjson, .json (one object per line), .txt (each also .gz or .zst), .parquet, .arrow"
-HUB_SCHEME = "hf://"
-
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 _KINDS: dict[str, Kind] = {
-    **dict.fromkeys(LINE_SUFFIXES, "lines"),
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), "lines"),
+    **dict.fromkeys((".csv", ".tsv"), "csv"),
     ".txt": "text",
+    **dict.fromkeys((".wet", ".warc"), "warc"),
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
+_COMPRESSED: tuple[Kind, ...] = ("lines", "csv", "text", "warc")
+SUFFIXES_TEXT = (
+    ".jsonl, .ndjson, .json (one object per line, or an array of objects), .csv, .tsv, .txt, .wet (each also .gz, "
+    ".bz2, .xz or .zst), .parquet, .arrow"
+)
+HUB_SCHEME = "hf://"
+
 DEFAULT_TEXT_FIELD = "text"
 _REDPAJAMA_TEXT_FIELD = "raw_content"
 
@@ -38,10 +46,14 @@ class DocumentSettings:
     """Settings by which a document is taken out of a record."""
 
     text_field: str = DEFAULT_TEXT_FIELD
-    """Dotted path of the text; a key that itself contains dots wins. Not used for .txt."""
+    """Dotted path of the text; a key that itself contains dots wins. Not used for .txt and .wet."""
+    text_template: str | None = None
+    """Make the text of several fields instead: a text with `{FIELD}`s, or `chat`, see text_templates.py."""
+    txt_documents: TxtDocuments = "file"
+    """Documents of a .txt file: all of it, each line, or each block between blank lines."""
     id_field: str | None = None
     """Dotted path of the document's id, a text or a whole number; None: documents have none (but in the layout of
-    RedPajama-v2, where the id of the quality signals is taken)."""
+    RedPajama-v2, where the id of the quality signals is taken, and in .wet files, where that of the record is)."""
     filters: tuple[str, ...] = ()
     """Documents are kept where all of them hold: `FIELD OPERATOR VALUE`, see filters.py."""
     layout: Layout = "files"
@@ -58,7 +70,16 @@ class DocumentSettings:
             raise InputError("the text field and the id field: must be names, got an empty one. Name the field.")
         if self.layout not in LAYOUTS:
             raise InputError(f"layout: must be one of {', '.join(LAYOUTS)}, got {self.layout!r}. Choose one of these.")
-        self.parsed_filters()  # they check themselves
+        if self.txt_documents not in TXT_DOCUMENTS:
+            raise InputError(
+                f"txt_documents: must be one of {', '.join(TXT_DOCUMENTS)}, got {self.txt_documents!r}. Choose one."
+            )
+        if self.text_template is not None and self.text_field != DEFAULT_TEXT_FIELD:
+            raise InputError(
+                f"text_template: must be left out where a text column is named, got both ({self.text_field!r}). "
+                "Drop one of the two."
+            )
+        _ = self.parsed_filters(), self.template  # they check themselves
 
     @property
     def text_path(self) -> str:
@@ -66,13 +87,19 @@ class DocumentSettings:
         plain = self.layout == "files" or self.text_field != DEFAULT_TEXT_FIELD
         return self.text_field if plain else _REDPAJAMA_TEXT_FIELD
 
+    @property
+    def template(self) -> TextTemplate | None:
+        """The template, taken apart; None where one field holds the text. Raises InputError."""
+        return None if self.text_template is None else parse_template(self.text_template)
+
     def parsed_filters(self) -> tuple[Filter, ...]:
         """The filters, taken apart. Raises InputError."""
         return tuple(map(parse_filter, self.filters))
 
     def paths(self) -> tuple[str, ...]:
         """Every field that is needed, each once."""
-        named = (self.text_path, *([self.id_field] if self.id_field else []))
+        texts = (self.text_path,) if self.template is None else self.template.fields
+        named = (*texts, *([self.id_field] if self.id_field else []))
         return tuple(dict.fromkeys((*named, *(each.field for each in self.parsed_filters()))))
 
 
@@ -101,10 +128,14 @@ class InputFile:
 
 
 def file_kind(path: str) -> Kind | None:
-    """Kind of a file by its suffix; None where it holds no documents."""
+    """Kind of a file by its suffix; None where it holds no documents.
+
+    A name without a suffix but that of its compression holds lines of JSON, as Pushshift's `RC_2023-01.zst` does.
+    """
     name = PurePosixPath(path)
     suffix = name.suffix.lower()
     if suffix not in COMPRESSIONS:
         return _KINDS.get(suffix)
-    kind = _KINDS.get(PurePosixPath(name.stem).suffix.lower())
-    return kind if kind in ("lines", "text") else None
+    inner = PurePosixPath(name.stem).suffix.lower()
+    kind = _KINDS.get(inner) if inner else "lines"
+    return kind if kind in _COMPRESSED else None

@@ -19,6 +19,7 @@ from crisp_stream.storage.store import is_remote, local_path
 from crisp_stream.writers.documents.hub import list_hub_shards
 from crisp_stream.writers.documents.inputs import HUB_SCHEME, SUFFIXES_TEXT, DocumentSettings, InputFile, file_kind
 from crisp_stream.writers.documents.redpajama import list_redpajama_files
+from crisp_stream.writers.documents.standard_input import STANDARD_INPUT
 
 OTHER_FILE = "file of another kind"
 DATASET_RECORD = "record of the datasets library"
@@ -50,6 +51,11 @@ def list_input_files(
     files: list[InputFile] = []
     ledger = Ledger() if ledger is None else ledger
     for source in inputs:
+        if source == STANDARD_INPUT:
+            raise InputError(
+                "-: standard input is read by the commands write, append and tree fit alone. Put the documents into a "
+                "file and name it."
+            )
         if source.startswith(HUB_SCHEME):
             if settings.layout != "files":
                 raise InputError(f"{source}: the layout {settings.layout} is one of files, got a name. Leave it out.")

@@ -1,7 +1,8 @@
 """Records out of one file, streamed: lines of JSON, texts, Parquet, Arrow. No reader holds a whole file.
 
-Bounds: a line is a document and at most MAX_LINE_BYTES long; tables come in batches of about BATCH_BYTES, so that a
-huge row group is never decoded at once; only the columns that are needed are read.
+Every reader gives numbers and fields, and raises errors that name the place; delimited.py, json_arrays.py and warc.py
+hold further ones. Bounds: a line is a document and at most MAX_LINE_BYTES long; tables come in batches of about
+BATCH_BYTES, so that a huge row group is never decoded at once; only the columns that are needed are read.
 """
 
 from __future__ import annotations
@@ -9,23 +10,27 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import PurePosixPath
+from itertools import chain
 from typing import IO, Any
 
-from crisp_stream.errors import CorruptInputError, CrispError, StorageError
+from crisp_stream.errors import InputError
 from crisp_stream.storage.inputs import open_input
 from crisp_stream.storage.store import is_remote
-from crisp_stream.writers.documents.bad_records import BadRecord
-from crisp_stream.writers.documents.inputs import COMPRESSIONS
+from crisp_stream.writers.documents.bad_records import BadRecord, not_utf8
+from crisp_stream.writers.documents.compression import Damage, opened
+from crisp_stream.writers.documents.inputs import TxtDocuments
+from crisp_stream.writers.documents.json_arrays import read_array
 
 Record = tuple[int, dict[str, Any] | BadRecord]
-"""Number of the line or row in its file, from 1; the fields, or why there are none."""
+"""Number of the line, row or record in its file, from 1; the fields, or why there are none."""
 
 TXT_PIECE_CHARACTERS = 16 << 20
 """A .txt file is one document; a larger one is cut behind a line end into documents of about this length."""
 TXT_FIELD = "text"
 """The only field of a .txt file."""
 MAX_LINE_BYTES = 256 << 20
+_FIRST_BYTES = 1 << 16
+"""Of the first line, read to see whether the file is an array, which may stand on one line."""
 BATCH_BYTES = 4 << 20
 _MAX_BATCH_ROWS = 1024
 _LOCAL_BUFFER, _REMOTE_BUFFER = 1 << 20, 8 << 20
@@ -34,48 +39,60 @@ _ARROW_FILE_MAGIC = b"ARROW1"
 
 
 def read_lines(url: str) -> Iterator[Record]:
-    """The objects of a file with one JSON object per line; blank lines are passed over.
+    """The objects of a file with one JSON object per line; blank lines are passed over. A file that begins with `[` is
+    a JSON array instead, and its records are numbered.
 
     Raises:
-        CorruptInputError: the file cannot be read to its end. InputError: an array over several lines.
+        CorruptInputError: the file cannot be read to its end. InputError: an array of something else than objects.
         StorageError: the storage refused or failed.
     """
-    with _Damage(url), open_input(url) as raw, _decompressed(url, raw) as stream:
-        number = 0
-        while line := stream.readline(MAX_LINE_BYTES):
+    with opened(url) as stream:
+        number, has_begun = 0, False
+        while line := stream.readline(MAX_LINE_BYTES if has_begun else _FIRST_BYTES):
             number += 1
             content = line.removeprefix(_UTF8_BOM) if number == 1 else line
+            if not has_begun:
+                if content.lstrip().startswith(b"["):
+                    yield from read_array(url, content.lstrip(), stream)
+                    return
+                if not line.endswith(b"\n"):
+                    rest = stream.readline(MAX_LINE_BYTES - _FIRST_BYTES)
+                    line, content = line + rest, content + rest
             if not content.strip():
                 continue
+            has_begun = True
             if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
-                while (rest := stream.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
-                    pass
+                _pass_rest_of_line(stream)
                 yield number, _too_long()
                 continue
-            record = _json_object(content)
-            if number == 1 and isinstance(record, BadRecord) and content.lstrip().startswith(b"["):
-                raise record.error(f"{url}:1")
-            yield number, record
+            yield number, _json_object(content)
+
+
+def _pass_rest_of_line(stream: IO[bytes]) -> None:
+    while (rest := stream.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+        pass
 
 
 def _json_object(line: bytes) -> dict[str, Any] | BadRecord:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        if line.lstrip().startswith(b"["):
-            return _not_an_object("an array over several lines")
+        if line.strip() == b"{":
+            return BadRecord(
+                reason="not a JSON object",
+                text="every line must be a JSON object, got one over several lines",
+                remedy="Write each object on a line, as `jq -c .` does, or all of them in an array.",
+            )
         return BadRecord(
             reason="not a JSON object",
             text=f"every line must be a JSON object, got: {error}",
             remedy="Mend or remove the line.",
         )
-    return record if isinstance(record, dict) else _not_an_object(type(record).__name__)
-
-
-def _not_an_object(got: str) -> BadRecord:
+    if isinstance(record, dict):
+        return record
     return BadRecord(
         reason="not a JSON object",
-        text=f"every line must be a JSON object, got {got}",
+        text=f"every line must be a JSON object, got {type(record).__name__}",
         remedy="Write one object per line.",
     )
 
@@ -88,32 +105,36 @@ def _too_long() -> BadRecord:
     )
 
 
-def read_txt(url: str) -> Iterator[Record]:
-    """The text of a file, in pieces of about TXT_PIECE_CHARACTERS; where it is not UTF-8, one bad record ends it.
+def read_txt(url: str, documents: TxtDocuments = "file") -> Iterator[Record]:
+    """The texts of a .txt file: all of it, in pieces of about TXT_PIECE_CHARACTERS; or its lines; or its blocks, which
+    blank lines part. Lines and blocks come without the line end behind them, with the number of their first line. What
+    is not UTF-8 is a bad record, which ends the file where all of it is one document.
 
     Raises:
         CorruptInputError: it cannot be read to its end. StorageError: the storage refused or failed.
     """
+    match documents:
+        case "file":
+            texts = _whole_text(url)
+        case "line":
+            texts = _text_lines(url)
+        case "block":
+            texts = _text_blocks(url)
+    return ((number, text if isinstance(text, BadRecord) else {TXT_FIELD: text}) for number, text in texts)
+
+
+def _whole_text(url: str) -> Iterator[tuple[int, str | BadRecord]]:
     with (
-        _Damage(url),
-        open_input(url) as raw,
-        _decompressed(url, raw) as stream,
+        opened(url) as stream,
         # newline="" keeps the text as it is; utf-8-sig takes a byte order mark away.
         io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text,
     ):
         number = 0
         try:
             for number, piece in enumerate(_text_pieces(text), start=1):
-                yield number, {TXT_FIELD: piece}
+                yield number, piece
         except UnicodeDecodeError as error:
-            yield (
-                number + 1,
-                BadRecord(
-                    reason="text that is not UTF-8",
-                    text=f"text files must be UTF-8, got: {error}",
-                    remedy="Convert the file to UTF-8.",
-                ),
-            )
+            yield number + 1, not_utf8("text files", error)
 
 
 def _text_pieces(text: io.TextIOWrapper) -> Iterator[str]:
@@ -126,6 +147,53 @@ def _text_pieces(text: io.TextIOWrapper) -> Iterator[str]:
         piece = following
 
 
+def _text_lines(url: str) -> Iterator[tuple[int, str | BadRecord]]:
+    """Number and text of the lines that are not blank."""
+    for number, line in _all_lines(url):
+        if isinstance(line, BadRecord):
+            yield number, line
+        elif line.strip():
+            yield number, line.rstrip("\r\n")
+
+
+def _text_blocks(url: str) -> Iterator[tuple[int, str | BadRecord]]:
+    """First line and text of the stretches between blank lines; one with a bad line is a bad record."""
+    block: list[str] = []
+    bad: BadRecord | None = None
+    first = num_characters = 0
+    for number, line in chain(_all_lines(url), [(0, "")]):
+        if isinstance(line, BadRecord) or line.strip():
+            first = first or number
+            if isinstance(line, BadRecord):
+                bad = bad or line
+                continue
+            block.append(line)
+            num_characters += len(line)
+            if num_characters > MAX_LINE_BYTES:
+                raise InputError(
+                    f"{url}:{first}: a block must be shorter than {MAX_LINE_BYTES:,} characters, got a longer one. "
+                    "Part it by blank lines."
+                )
+        elif first:
+            yield first, bad or "".join(block).rstrip("\r\n")
+            block, bad, first, num_characters = [], None, 0, 0
+
+
+def _all_lines(url: str) -> Iterator[tuple[int, str | BadRecord]]:
+    with opened(url) as stream:
+        number = 0
+        while line := stream.readline(MAX_LINE_BYTES):
+            number += 1
+            if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
+                _pass_rest_of_line(stream)
+                yield number, _too_long()
+                continue
+            try:
+                yield number, (line.removeprefix(_UTF8_BOM) if number == 1 else line).decode()
+            except UnicodeDecodeError as error:
+                yield number, not_utf8("text files", error)
+
+
 def read_parquet(url: str, paths: Sequence[str]) -> Iterator[Record]:
     """The rows of a Parquet file with the columns at `paths`; with all of them where one of the paths is not there.
 
@@ -135,7 +203,7 @@ def read_parquet(url: str, paths: Sequence[str]) -> Iterator[Record]:
     import pyarrow.parquet as pq
 
     buffer_bytes = _REMOTE_BUFFER if is_remote(url) else _LOCAL_BUFFER
-    with _Damage(url, "a readable Parquet file"), open_input(url) as raw:
+    with Damage(url, "a readable Parquet file"), open_input(url) as raw:
         parquet = pq.ParquetFile(raw, pre_buffer=False, buffer_size=buffer_bytes, page_checksum_verification=True)
         columns = _column_paths(parquet.schema_arrow, paths)
         number = 0
@@ -169,7 +237,7 @@ def read_arrow(url: str, paths: Sequence[str]) -> Iterator[Record]:
     """
     import pyarrow as pa
 
-    with _Damage(url, "a readable Arrow file"), open_input(url) as raw:
+    with Damage(url, "a readable Arrow file"), open_input(url) as raw:
         as_file = raw.read(len(_ARROW_FILE_MAGIC)) == _ARROW_FILE_MAGIC
         raw.seek(0)
         opened = pa.ipc.open_file(raw) if as_file else pa.ipc.open_stream(raw)
@@ -218,38 +286,3 @@ def _top_column(schema: Any, path: str) -> str:
     while path not in schema.names:
         path = path.rpartition(".")[0]
     return path
-
-
-def _decompressed(url: str, raw: IO[bytes]) -> IO[bytes]:
-    compression = COMPRESSIONS.get(PurePosixPath(url).suffix.lower())
-    if compression is None:
-        return raw
-    import pyarrow as pa
-
-    if not raw.read(1):  # what compresses nothing still writes a header
-        raise EOFError("an empty file")
-    raw.seek(0)
-    return io.BufferedReader(pa.CompressedInputStream(raw, compression), 1 << 20)
-
-
-class _Damage:
-    """Says of an error inside the block that the file is damaged, unless it is the storage that failed."""
-
-    def __init__(self, url: str, must_be: str = "readable to its end") -> None:
-        self._url, self._must_be = url, must_be
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        import pyarrow as pa
-
-        if isinstance(error, OSError) and not isinstance(error, CrispError) and error.errno is not None:
-            raise StorageError(f"{self._url}: {error.strerror}. Check the disk and the permissions.") from error
-        if isinstance(error, CrispError) or not isinstance(
-            error, OSError | EOFError | pa.ArrowException | UnicodeDecodeError
-        ):
-            return
-        raise CorruptInputError(
-            f"{self._url}: must be {self._must_be}, got: {error}. Restore the file, or leave it out."
-        ) from error

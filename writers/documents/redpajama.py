@@ -33,7 +33,7 @@ DOCUMENT_FIELDS = frozenset(
 OTHER_BUCKET = "RedPajama-v2 file of another language or bucket"
 NO_DOCUMENTS = "RedPajama-v2 file beside documents/"
 _DOCUMENTS, _SIGNALS = "documents", "quality_signals"
-_READ = re.compile(r"en_(head|middle)\.jsonl?(\.gz|\.zst)?")
+_READ = re.compile(r"en_(head|middle)\.jsonl?(\.gz|\.bz2|\.xz|\.zst)?")
 
 
 def needs_signals(settings: DocumentSettings) -> bool:

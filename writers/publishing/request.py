@@ -18,7 +18,7 @@ import xxhash
 from crisp_stream.errors import InputError
 from crisp_stream.storage.inputs import describe_inputs
 from crisp_stream.storage.store import is_remote, local_path
-from crisp_stream.writers.documents.drops import DropCounts
+from crisp_stream.writers.cleaning.excluded_ids import list_id_files
 from crisp_stream.writers.documents.inputs import DocumentSettings, InputFile
 from crisp_stream.writers.documents.listing import list_input_files
 from crisp_stream.writers.embedding.given_models import Models
@@ -30,7 +30,7 @@ from crisp_stream.writers.options import NEUTRAL, WriteOptions
 _NAMED_FILES = 1_000
 """Files of a request that its claim lists; a dataset lists all of them in its table of sources."""
 _SHOWN = 3
-_BY_CONTENT = ("inputs", "decontaminate", "like", "tree", "tokenizer", "encoder")
+_BY_CONTENT = ("inputs", "decontaminate", "exclude_ids", "like", "tree", "tokenizer", "encoder")
 """Options that are paths: what stands there decides the bytes."""
 
 
@@ -51,7 +51,7 @@ class Listing:
 
 
 def _marks(file: InputFile) -> list[Any]:
-    return [file.num_bytes, file.version, file.tag, file.shard, file.num_shards]
+    return [file.num_bytes, file.version, file.signals_version, file.tag, file.shard, file.num_shards]
 
 
 def listed_as(file: InputFile) -> int:
@@ -69,6 +69,8 @@ class Request:
     inputs: Listing
     evaluation: Listing | None
     """Files of `decontaminate`."""
+    excluded: Listing | None
+    """Files of `exclude_ids`."""
     libraries: dict[str, str]
     """Versions of the libraries that decide bytes."""
     base: str | None
@@ -83,10 +85,11 @@ class Request:
         Raises:
             InputError: bad inputs. StorageError: they cannot be listed.
         """
-        files = list_input_files(options.inputs, options.documents, DropCounts())
+        files = list_input_files(options.inputs, options.documents)
         evaluation = None
         if options.decontaminate:
-            evaluation = Listing.of(list_input_files(options.decontaminate, DocumentSettings(), DropCounts()))
+            evaluation = Listing.of(list_input_files(options.decontaminate, DocumentSettings()))
+        excluded = Listing.of(list_id_files(options.exclude_ids)) if options.exclude_ids else None
         lsi = (options.encoder if models is None else models.encoder.name) == LSI_NAME
         without = [] if models is None else ["tree-sample", "tree-root", "tree-branches"]
         if options.dedup is None:
@@ -96,6 +99,7 @@ class Request:
             options=_deciding(options, models),
             inputs=Listing.of(files),
             evaluation=evaluation,
+            excluded=excluded,
             libraries=request_libraries(lsi=lsi, without=without),
             base=base,
             listed={file.name: listed_as(file) for file in files},
@@ -107,7 +111,8 @@ class Request:
         try:
             known = {one.name: record[one.name] for one in fields(cls) if one.name != "listed"}
             known["inputs"] = Listing(**record["inputs"])
-            known["evaluation"] = None if record["evaluation"] is None else Listing(**record["evaluation"])
+            for name in ("evaluation", "excluded"):
+                known[name] = None if record[name] is None else Listing(**record[name])
             return cls(**known, listed=dict(record.get("listed", {})))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
@@ -131,8 +136,8 @@ class Request:
         return self._asked() == other._asked()
 
     def _asked(self) -> list[Any]:
-        evaluation = None if self.evaluation is None else asdict(self.evaluation)
-        return [self.kind, self.options, asdict(self.inputs), evaluation]
+        others = [None if listing is None else asdict(listing) for listing in (self.evaluation, self.excluded)]
+        return [self.kind, self.options, asdict(self.inputs), *others]
 
     def mark(self, identity: int) -> str:
         """8 hex digits that new files of a generation have in their names: files of one name are of one content.
@@ -166,6 +171,8 @@ class Request:
             found.append(f"inputs: {_files_that_differ(self, earlier)}")
         if self.evaluation != earlier.evaluation:
             found.append(f"decontaminate: {_listing(self.evaluation)}, was {_listing(earlier.evaluation)}")
+        if self.excluded != earlier.excluded:
+            found.append(f"exclude_ids: {_listing(self.excluded)}, was {_listing(earlier.excluded)}")
         for name in sorted(self.libraries.keys() | earlier.libraries.keys()):
             now, then = self.libraries.get(name), earlier.libraries.get(name)
             if now != then:

@@ -16,11 +16,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from crisp_stream.errors import CorruptInputError
+from crisp_stream.errors import CorruptInputError, InputError
 from crisp_stream.hashing import splitmix64_finalise
 from crisp_stream.writers.cleaning.decontamination import EvaluationNgrams
 from crisp_stream.writers.cleaning.dropped import Dropped
 from crisp_stream.writers.cleaning.duplicates import text_digests
+from crisp_stream.writers.cleaning.excluded_ids import ExcludedIds
 from crisp_stream.writers.cleaning.near_duplicates import NearSettings, Sketches, sketch_texts
 from crisp_stream.writers.documents.bad_records import BadRecords, Budget
 from crisp_stream.writers.documents.documents import Document, check_unchanged, read_input
@@ -28,12 +29,14 @@ from crisp_stream.writers.documents.drops import NOT_SAMPLED, DropCounts
 from crisp_stream.writers.documents.inputs import DocumentSettings, InputFile
 from crisp_stream.writers.engine.tasks import Record, Task, file_sizes
 from crisp_stream.writers.engine.workspace import Workspace
+from crisp_stream.writers.stages.excluded import excluded_ids
 
 GROUP_FILES = 4096
 BAD_RECORDS = "bad.json"
 """Kind of the file of a task's bad records: [number of the file, line, reason, text] of each that is listed."""
 CORRUPT_FILE = "file that cannot be read to its end"
 """Reason of skipped files in the ledger."""
+EXCLUDED = "id in a list of excluded ids"
 CONTAMINATED = "shares an n-gram with an evaluation set"
 _BATCH = pa.schema([("file", pa.uint32()), ("row", pa.int64()), ("id", pa.string()), ("text", pa.large_string())])
 PLACE = np.dtype([("file", "<u4"), ("row", "<i8")])
@@ -48,6 +51,8 @@ class Selection:
     """Share of the documents to take, about, chosen by a hash of their place."""
     evaluation: str | None = None
     """Task key of the n-grams that no document may share."""
+    excluded: str | None = None
+    """Task key of the ids that are left out."""
     exact: bool = False
     """Leave digests, for the search for equal documents."""
     near: NearSettings | None = None
@@ -117,7 +122,11 @@ class DocumentsTask(Task):
             return None
         return EvaluationNgrams.load(self.workspace.kept(*map(str, EvaluationNgrams.files(self.selection.evaluation))))
 
+    def _excluded(self) -> ExcludedIds | None:
+        return None if self.selection.excluded is None else excluded_ids(self.workspace, self.selection.excluded)
+
     def _documents(self, corrupt: dict[int, str], made: _Made) -> Iterator[tuple[int, Document]]:
+        excluded = self._excluded()
         for number, file in enumerate(self.files):
             if number in corrupt:
                 continue
@@ -127,7 +136,9 @@ class DocumentsTask(Task):
                     if self.limit is not None and made.num_read >= self.limit:
                         return
                     made.num_taken += 1
-                    if self._sampled(number, document.row):
+                    if excluded is not None and _name(document, file) in excluded:
+                        made.counts.add(EXCLUDED)
+                    elif self._sampled(number, document.row):
                         yield number, document
                     else:
                         made.counts.add(NOT_SAMPLED)
@@ -142,6 +153,14 @@ class DocumentsTask(Task):
             return True
         place = np.array([(self.first_file + number) << 40 | row], np.uint64)
         return float(splitmix64_finalise(place + np.uint64(1))[0]) / 2**64 < self.selection.sample
+
+
+def _name(document: Document, file: InputFile) -> str:
+    if document.id is None:
+        raise InputError(
+            f"{file.url}: exclude_ids needs ids of the documents, got none. Name their column with --id-column."
+        )
+    return document.id
 
 
 class _CorruptFileError(Exception):

@@ -1,4 +1,4 @@
-"""The stages that read and select documents: evaluation -> documents -> duplicates."""
+"""The stages that read and select documents: evaluation, excluded -> documents -> duplicates."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from crisp_stream.errors import InputError
 from crisp_stream.format.ledger import Ledger, LedgerRow
+from crisp_stream.writers.cleaning.excluded_ids import list_id_files
 from crisp_stream.writers.documents.drops import merged_counts
 from crisp_stream.writers.documents.inputs import DocumentSettings, InputFile
 from crisp_stream.writers.documents.listing import list_input_files
@@ -16,6 +17,7 @@ from crisp_stream.writers.engine.memory_limit import DRIVER_BYTES, LEAST_WORK_BY
 from crisp_stream.writers.engine.tasks import Record, Runner
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.stages.batches import BAD_RECORDS, CORRUPT_FILE, DocumentsTask, Selection, group_files
+from crisp_stream.writers.stages.excluded import ExcludedTask
 from crisp_stream.writers.stages.whole_corpus import BatchName, DuplicatesTask, EvaluationTask, batch_names
 
 SHOWN_BAD_RECORDS = 5
@@ -58,7 +60,7 @@ def read_documents_in_stages(runner: Runner, options: WriteOptions) -> ReadDocum
     ledger = Ledger()
     files = list_input_files(options.inputs, options.documents, ledger)
     evaluation, unchecked = _evaluation(runner, options)
-    tasks = _documents_tasks(runner, options, files, evaluation)
+    tasks = _documents_tasks(runner, options, files, evaluation, _excluded(runner, options))
     if options.limit is None:
         records = runner.run(tasks, unit="documents")
     else:
@@ -115,11 +117,16 @@ def _with_files(
 
 
 def _documents_tasks(
-    runner: Runner, options: WriteOptions, files: Sequence[InputFile], evaluation: EvaluationTask | None
+    runner: Runner,
+    options: WriteOptions,
+    files: Sequence[InputFile],
+    evaluation: EvaluationTask | None,
+    excluded: ExcludedTask | None,
 ) -> list[DocumentsTask]:
     selection = Selection(
         sample=options.sample,
         evaluation=evaluation.key if evaluation else None,
+        excluded=excluded.key if excluded else None,
         exact=options.dedup is not None,
         near=options.sketches,
     )
@@ -127,7 +134,7 @@ def _documents_tasks(
         DocumentsTask(
             workspace=runner.workspace,
             number=number,
-            inputs=(evaluation.fingerprint,) if evaluation else (),
+            inputs=tuple(task.fingerprint for task in (evaluation, excluded) if task is not None),
             files=tuple(files[start:stop]),
             first_file=start,
             documents=options.documents,
@@ -167,6 +174,15 @@ def _evaluation(runner: Runner, options: WriteOptions) -> tuple[EvaluationTask |
     for name, count in unchecked.items():
         runner.log(f"evaluation: {count:,} examples of {name} are too short to be looked for")
     return task, sum(unchecked.values())
+
+
+def _excluded(runner: Runner, options: WriteOptions) -> ExcludedTask | None:
+    if not options.exclude_ids:
+        return None
+    files = tuple(list_id_files(options.exclude_ids))
+    task = ExcludedTask(workspace=runner.workspace, number=0, inputs=(), files=files)
+    runner.run([task], unit="ids")
+    return task
 
 
 def _read_until(runner: Runner, tasks: Sequence[DocumentsTask], limit: int) -> tuple[list[DocumentsTask], list[Record]]:

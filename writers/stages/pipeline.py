@@ -1,6 +1,6 @@
 """The sequence of stages that write, append and `tree fit` share.
 
-    encoder -> evaluation -> documents -> duplicates -> tokenizer -> windows -> embeddings -> tree -> runs ->
+    encoder -> evaluation, excluded -> documents -> duplicates -> tokenizer -> windows -> embeddings -> tree -> runs ->
     shards, provenance
 
 `embed_in_stages` comes as far as embeddings, `assemble_in_stages` as far as runs; `Assembly.make` runs the last two,

@@ -183,8 +183,11 @@ def provenance_record(
         "levels": levels,
     }
     chosen = {
+        "text_template": options.text_template,
+        "txt_documents": options.txt_documents if options.txt_documents != "file" else None,
         "id_column": options.id_column,
         "filters": list(options.filters),
+        "excluded_ids": [PurePosixPath(source.rstrip("/")).name for source in options.exclude_ids],
         "dedup": options.dedup,
         "near_threshold": options.near_threshold if options.dedup == "near" else None,
         "decontaminated": [printable(PurePosixPath(source.rstrip("/")).name) for source in options.decontaminate],

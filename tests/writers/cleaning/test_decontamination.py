@@ -258,6 +258,13 @@ def test_documents_and_questions_are_read_from_every_kind_of_file(tmp_path: Path
     assert [(row, text) for _, row, text in found] == [(1, "A?"), (1, "A? x"), (2, "B?"), (2, "B? y"), (2, "B? z")]
     (tmp_path / "d.txt").write_text("one\ntwo\n")
     assert list(read_evaluation_texts(str(tmp_path / "d.txt"))) == [("d.txt", 1, "one\ntwo\n")]
+    (tmp_path / "d.json").write_text('[{"text": "a"}, {"question": "b"}]')
+    (tmp_path / "d.csv").write_text('question,answer\n"A\n?",x\n')
+    assert [tuple(found) for found in read_evaluation_texts(str(tmp_path / "d.json"))] == [
+        ("d.json", 1, "a"),
+        ("d.json", 2, "b"),
+    ]
+    assert [text for _, _, text in read_evaluation_texts(str(tmp_path / "d.csv"))] == ["A\n?", "A\n? x"]
     (tmp_path / "d.jsonl").write_text('{"body": "b"}\n')
     assert [text for _, _, text in read_evaluation_texts(str(tmp_path / "d.jsonl"), text_column="body")] == ["b"]
 
@@ -265,7 +272,8 @@ def test_documents_and_questions_are_read_from_every_kind_of_file(tmp_path: Path
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", b"a,b", r"an evaluation file is \.jsonl"),
+        ("a.html", b"a,b", r"an evaluation file is \.jsonl"),
+        ("a.csv", b"a,b\n1,2\n", r"a\.csv:2: must hold a text in 'text' or in 'question', got the keys a, b"),
         ("a.jsonl", b'{"text": "a"}\n[1]\n', r"a\.jsonl:2: every line must be a JSON object, got list"),
         ("a.jsonl", b"{", r"a\.jsonl:1: every line must be a JSON object"),
         (

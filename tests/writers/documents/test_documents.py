@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +16,7 @@ from crisp_stream.writers.documents import readers
 from crisp_stream.writers.documents.documents import read_documents
 from crisp_stream.writers.documents.drops import BROKEN_UNICODE, EMPTY_TEXT, NULL_TEXT, DropCounts
 from tests.support.seaweed import S3Server
+from tests.support.warc import warc_record
 
 
 def read(*inputs: Path | str, **options: object) -> tuple[list[str], dict[str, int]]:
@@ -97,10 +100,14 @@ def test_an_object_store_is_read_like_a_folder(tmp_path: Path, s3: S3Server) -> 
     (tmp_path / "b.jsonl").write_bytes(jsonl({"text": "c"}))
     (tmp_path / "c.txt").write_text("d")
     pq.write_table(pa.table({"text": ["e", "f"]}), tmp_path / "d.parquet")
+    (tmp_path / "e.csv.xz").write_bytes(lzma.compress(b"text\n" + b"g" * (1 << 20) + b'\n"h\n"\n'))
+    (tmp_path / "f.wet.bz2").write_bytes(bz2.compress(warc_record("conversion", b"i")))
+    (tmp_path / "g.json.zst").write_bytes(pa.compress(b'[{"text": "j"}]', "zstd", asbytes=True))
     prefix = s3.fresh_prefix()
     for file in tmp_path.iterdir():
         open_store(prefix).put_file(file.name, file)
-    assert read(prefix)[0] == read(tmp_path)[0] == ["a", "b", "c", "d", "e", "f"]
+    texts = ["a", "b", "c", "d", "e", "f", "g" * (1 << 20), "h\n", "i", "j"]
+    assert read(prefix)[0] == read(tmp_path)[0] == texts
 
 
 @pytest.mark.parametrize(
@@ -118,7 +125,7 @@ def test_an_object_store_is_read_like_a_folder(tmp_path: Path, s3: S3Server) -> 
             r"a.jsonl:2: every line must be a JSON object, got: Expecting value",
         ),
         ("a.jsonl", b'{"text": "\xff"}\n', r"a.jsonl:1: every line must be a JSON object, got: 'utf-8' codec"),
-        ("a.jsonl", b"[1]\n", r"a.jsonl:1: every line must be a JSON object, got list"),
+        ("a.jsonl", b"7\n", r"a.jsonl:1: every line must be a JSON object, got int"),
         ("a.txt", b"\xff\xfe\x00", r"a.txt: text files must be UTF-8"),
         ("a.parquet", b"not parquet at all", r"a.parquet: must be a readable Parquet file"),
         (
@@ -127,7 +134,8 @@ def test_an_object_store_is_read_like_a_folder(tmp_path: Path, s3: S3Server) -> 
             r"a.jsonl.gz: must be readable to its end, got: Trunc",
         ),
         ("a.jsonl.gz", b"not gzip", r"a.jsonl.gz: must be readable to its end"),
-        ("a.csv", b"text\na\n", r"a.csv: documents come from .jsonl.*got a.csv"),
+        ("a.json", b'{\n "text": "a"\n}', r"a.json:1: every line must be a JSON object, got one over several lines"),
+        ("a.html", b"<p>a</p>", r"a.html: documents come from .jsonl.*got a.html"),
         ("a.jsonl", b"", r"at least one document with text is needed, got 0 documents"),
         ("a.jsonl", jsonl({"text": ""}), r"at least one document with text is needed, got 1 documents without any"),
     ],

@@ -1,24 +1,27 @@
 from __future__ import annotations
 
+import bz2
 import dataclasses
 import gzip
 import json
+import lzma
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from crisp_stream.errors import CorruptInputError, InputError, StorageError
+from crisp_stream.errors import InputError, StorageError
 from crisp_stream.format.ledger import Ledger, LedgerRow
 from crisp_stream.storage.store import open_store
 from crisp_stream.writers.documents import readers
 from crisp_stream.writers.documents.documents import Document, read_documents, read_input
 from crisp_stream.writers.documents.drops import EMPTY_TEXT, NULL_TEXT, DropCounts
-from crisp_stream.writers.documents.inputs import DocumentSettings, InputFile
+from crisp_stream.writers.documents.inputs import DocumentSettings, InputFile, file_kind
 from crisp_stream.writers.documents.listing import OTHER_FILE, list_input_files
 from tests.support.seaweed import S3Server
 
@@ -128,6 +131,25 @@ def test_input_files_are_named_without_paths_of_the_machine_and_travel_as_json(t
     assert ledger.rows == [LedgerRow(OTHER_FILE, "README.md", None, "")]
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("RC_2023-01.zst", "lines"),
+        ("a.JSON.GZ", "lines"),
+        ("CC-MAIN-0.warc.wet.gz", "warc"),
+        ("a.tsv.bz2", "csv"),
+        ("a.txt.xz", "text"),
+        ("a.parquet.gz", None),
+        ("a.tar.gz", None),
+        ("a.wat.gz", None),
+        ("RC_2023-01", None),
+        (".gz", None),
+    ],
+)
+def test_the_kind_goes_by_the_name(name: str, kind: str | None) -> None:
+    assert file_kind(f"folder.txt/{name}") == kind
+
+
 def test_names_that_inputs_share_are_made_unique(tmp_path: Path) -> None:
     for folder in ("x/one", "x/two", "y/one"):
         (tmp_path / folder).mkdir(parents=True)
@@ -179,16 +201,12 @@ def test_the_longest_line_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "a.jsonl").write_bytes(jsonl({"text": "a"}, {"text": "b" * 100}))
     with pytest.raises(InputError, match=r"a.jsonl:2: a line must be shorter than 100 bytes"):
         read(tmp_path / "a.jsonl")
-
-
-@pytest.mark.parametrize("content", [b'[{"text": "a"}]', b'[\n{"text": "a"}\n]'])
-def test_a_json_array_is_a_wrong_form_and_no_damage(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "a.json").write_bytes(content)
-    with pytest.raises(
-        InputError, match=r"a.json:1: every line must be a JSON object, got .* Write one object per line"
-    ) as e:
-        read(tmp_path / "a.json")
-    assert not isinstance(e.value, CorruptInputError)
+    monkeypatch.setattr(readers, "_FIRST_BYTES", 10)  # of the first line, to see whether it is an array
+    (tmp_path / "a.jsonl").write_bytes(b"\n \n" + jsonl({"text": "b" * 80}, {"text": "c"}))
+    assert [document.text for document in read(tmp_path / "a.jsonl")] == ["b" * 80, "c"]
+    (tmp_path / "a.jsonl").write_bytes(jsonl({"text": "b" * 100}))
+    with pytest.raises(InputError, match=r"a.jsonl:1: a line must be shorter than 100 bytes"):
+        read(tmp_path / "a.jsonl")
 
 
 def test_settings_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
@@ -199,12 +217,26 @@ def test_settings_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
         DocumentSettings(layout="rp")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"a.txt: the filter 'x > 1' needs fields, and .txt files have none"):
         read(tmp_path / "a.txt", filters=("x > 1",))
+    with pytest.raises(InputError, match=r"a.txt: the text template '\{a\}' needs fields, and .txt files have none"):
+        read(tmp_path / "a.txt", text_template="{a}")
+    with pytest.raises(InputError, match=r"txt_documents: must be one of file, line, block, got 'page'"):
+        DocumentSettings(txt_documents="page")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"text_template: must be left out where a text column is named"):
+        DocumentSettings(text_template="{a}", text_field="body")
     assert read(tmp_path / "a.txt", id_field="id") == [Document(text="text", row=0, id=None)]
     file = listed(tmp_path / "a.txt")[0]
     (tmp_path / "a.txt").unlink()
     with pytest.raises(StorageError, match=r"a.txt: No such file"):
         list(read_input(file, DocumentSettings(), DropCounts()))
 
+
+COMPRESSED: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": lambda content: gzip.compress(content, 1),
+    ".bz2": lambda content: bz2.compress(content, 1),
+    ".xz": lambda content: lzma.compress(content, preset=0),
+    ".zst": lambda content: pa.compress(content, "zstd", asbytes=True),
+}
 
 _MEASURE = """
 import sys, tracemalloc
@@ -221,7 +253,9 @@ print(num_documents, tracemalloc.get_traced_memory()[1] + pa.default_memory_pool
 """
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".parquet", ".arrow"])
+@pytest.mark.parametrize(
+    "suffix", [".jsonl", ".jsonl.gz", ".jsonl.bz2", ".jsonl.xz", ".jsonl.zst", ".json", ".csv", ".parquet", ".arrow"]
+)
 def test_memory_stays_bounded_whatever_the_size_of_a_file(tmp_path: Path, suffix: str) -> None:
     """60 MB of text, in Parquet as a single row group; Python's and Arrow's allocations together."""
     import random
@@ -233,9 +267,13 @@ def test_memory_stays_bounded_whatever_the_size_of_a_file(tmp_path: Path, suffix
         pq.write_table(pa.table({"text": texts, "other": texts}), path, row_group_size=len(texts), use_dictionary=False)
     elif suffix == ".arrow":
         path.write_bytes(arrow(pa.table({"text": texts}), stream=True))
+    elif suffix == ".json":
+        path.write_text(json.dumps([{"text": text} for text in texts]))
+    elif suffix == ".csv":
+        path.write_text("text\n" + "\n".join(texts))
     else:
         content = jsonl(*({"text": text} for text in texts))
-        path.write_bytes(gzip.compress(content, 1) if suffix.endswith(".gz") else content)
+        path.write_bytes(COMPRESSED[suffix.removeprefix(".jsonl")](content))
     ran = subprocess.run([sys.executable, "-c", _MEASURE, str(path)], capture_output=True, text=True, check=True)
     num_documents, peak_bytes = map(int, ran.stdout.split())
     assert num_documents == len(texts)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import random
 from pathlib import Path
 
@@ -21,6 +23,7 @@ _RNG = random.Random(0)
 TEXTS = ["".join(_RNG.choices("abcdefgh ", k=300)) for _ in range(2000)]
 LINES = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode()
 GZIP = gzip.compress(LINES, mtime=0)
+BZ2, XZ = bz2.compress(LINES), lzma.compress(LINES)
 ZSTD = pa.compress(LINES, "zstd", asbytes=True)
 
 
@@ -52,7 +55,17 @@ DAMAGED = [
     ("trailing.jsonl.gz", GZIP + b"more", "must be readable to its end"),
     ("cut.jsonl.zst", ZSTD[: len(ZSTD) // 2], "must be readable to its end, got: Truncated"),
     ("cut-by-one.jsonl.zst", ZSTD[:-1], "must be readable to its end, got: Truncated"),
-    ("flipped.jsonl.zst", flipped(ZSTD, 0), "must be readable to its end, got: ZSTD"),
+    ("flipped.jsonl.zst", flipped(ZSTD, 0), "must be readable to its end, got: .*Zstandard"),
+    ("trailing.jsonl.zst", ZSTD + b"more", "must be readable to its end"),
+    ("cut.jsonl.bz2", BZ2[: len(BZ2) // 2], "must be readable to its end, got: Truncated"),
+    ("cut-by-one.jsonl.bz2", BZ2[:-1], "must be readable to its end, got: Truncated"),
+    ("flipped.jsonl.bz2", flipped(BZ2, len(BZ2) // 2), "must be readable to its end, got: Invalid data stream"),
+    ("second.jsonl.bz2", BZ2 + flipped(BZ2, 0), "must be readable to its end, got: Invalid data stream"),
+    ("cut.jsonl.xz", XZ[: len(XZ) // 2], "must be readable to its end, got: Truncated"),
+    ("cut-by-one.jsonl.xz", XZ[:-1], "must be readable to its end, got: Truncated"),
+    ("flipped.jsonl.xz", flipped(XZ, len(XZ) // 2), "must be readable to its end, got: Corrupt"),
+    ("second.jsonl.xz", XZ + flipped(XZ, 0), "must be readable to its end, got: Input format not supported"),
+    ("empty.jsonl.xz", b"", "must be readable to its end, got: an empty file"),
     ("empty.txt.zst", b"", "must be readable to its end, got: an empty file"),
     ("cut.txt.gz", GZIP[:1000], "must be readable to its end, got: Truncated"),
     ("cut.parquet", parquet()[:-100], "must be a readable Parquet file"),

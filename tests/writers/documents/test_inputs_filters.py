@@ -41,6 +41,14 @@ RECORD: dict[str, Any] = {
     "a": {"b": "nested", "c.d": {"e": 1}},
     "quality_signals": SIGNALS,
     "as_json": json.dumps(SIGNALS),
+    "tags": ["x", "y"],
+    "one_tag": ["x"],
+    "no_tags": [],
+    "pairs": [[0, 1], [1, 2]],
+    "object": {"k": 1},
+    "null_as_json": "null",
+    "infinite": float("inf"),
+    "nan": float("nan"),
     "one_line": {"rps_lines_num_words": [[0, 9, 3]], "rps_doc_word_count": [[0, 9, 3]]},
 }
 
@@ -79,6 +87,34 @@ RECORD: dict[str, Any] = {
         ("quality_signals.rps_doc_empty == null", True),
         ("as_json.rps_doc_word_count == 120", True),
         ("one_line.rps_doc_word_count == 3", True),
+        # null against lists: only an empty one is null
+        ("tags == null", False),
+        ("tags != null", True),
+        ("one_tag != null", True),
+        ("pairs != null", True),
+        ("no_tags == null", True),
+        ("no_tags != null", False),
+        ("no_tags >= 1", False),
+        ("no_tags != x", True),
+        ("quality_signals.rps_doc_word_count != null", True),
+        ("quality_signals.rps_doc_ut1_blacklist != null", False),
+        ("quality_signals.rps_doc_ut1_blacklist >= 0", False),
+        ("quality_signals.rps_lines_num_words != null", True),
+        ("quality_signals.rps_lines_num_words == null", False),
+        ("object != null", True),
+        ("object == null", False),
+        ("nothing <= 3", False),
+        ("nothing < 3", False),
+        ("nothing >= a", False),
+        ("nothing != a", True),
+        ("nothing != true", True),
+        ("null_as_json.below == null", True),
+        ("infinite > 1e300", True),
+        ("nan > 0", False),
+        ("nan <= 0", False),
+        ("nan == 0", False),
+        ("nan != 0", True),
+        ("nan != null", True),
     ],
 )
 def test_a_filter_keeps_the_documents_for_which_it_holds(expression: str, kept: bool) -> None:
@@ -116,6 +152,11 @@ def test_a_filter_that_cannot_be_parsed_is_refused(expression: str, message: str
         ("good == 1", r"compares with a number, got a truth value"),
         ("good > 0", r"compares with a number, got a truth value"),
         ("a == 1", r"got a dict in 'a'"),
+        ("tags == x", r"one value per document, got a list of 2 in 'tags'. Use a signal .*: there is none here"),
+        ("one_tag == x", r"one value per document, got a list of 1 in 'one_tag'"),
+        ("pairs > 1", r"one value per document, got a list of 2 in 'pairs'"),
+        ("object.none == null", r"the field 'object.none' .* must exist"),
+        ("tags.k == null", r"the field 'tags.k' .* must exist"),
         ("quality_signals.rps_lines_num_words > 3", r"one value per document, got a list of 2 in .* whole document: "
          r"rps_doc_word_count, ccnet_perplexity, ccnet_bucket, rps_doc_ut1_blacklist\."),
         ("one_line.rps_lines_num_words > 3", r"got a list of 1 in .* whole document: rps_doc_word_count\."),
@@ -126,6 +167,39 @@ def test_a_filter_that_cannot_be_applied_is_refused_with_the_fields(expression: 
     with pytest.raises(BadRecordError) as bad:
         parse_filter(expression).keeps(RECORD)
     assert re.search(message, str(bad.value.record.error("a.jsonl:1")))
+
+
+FIELDS: list[dict[str, Any]] = [
+    {"f": None},
+    {"g": 1},
+    {"f": 7},
+    {"f": float("nan")},
+    {"f": "7"},
+    {"f": []},
+    {"f": [[0, 900, 7]]},
+    {"f": [1, 2]},
+]
+
+
+def test_the_table_of_comparisons_holds() -> None:
+    page = (Path(__file__).parents[3] / "docs/write/inputs.md").read_text()
+    head, *rows = [
+        [cell.strip().strip("`") for cell in line.strip("|").split("|")]
+        for line in page[page.index("| the field is |") :].partition("\n\n")[0].splitlines()
+        if not line.startswith("|---")
+    ]
+    assert len(rows) == len(FIELDS)
+    for (name, *outcomes), record in zip(rows, FIELDS, strict=True):
+        for comparison, outcome in zip(head[1:], outcomes, strict=True):
+            chosen = parse_filter(f"f {comparison}")
+            if outcome == "error":
+                with pytest.raises(InputError):
+                    chosen.keeps(record)
+            else:
+                assert chosen.keeps(record) is (outcome == "keeps"), (name, comparison)
+    for comparison, outcome in zip(head[1:], rows[-1][1:], strict=True):  # an object, as any other list
+        if outcome != "error":
+            assert parse_filter(f"f {comparison}").keeps({"f": {"k": 1}}) is (outcome == "keeps")
 
 
 def test_fields_are_found_with_the_longest_key_first() -> None:
