@@ -49,8 +49,8 @@ class StaticEncoder:
         modules = modules_of(self._source)
         if len(modules) > 1:
             raise InputError(
-                f"encoder {self._source}: behind a StaticEmbedding there may be a Normalize alone, got {modules[1].kind}. "
-                "Choose another encoder."
+                f"encoder {self._source}: behind a StaticEmbedding there may be a Normalize alone, got "
+                f"{modules[1].kind}. Choose another encoder."
             )
         self._folder = modules[0].folder
         self.prompt = prompt_of(self._source) if prompt is None else prompt
