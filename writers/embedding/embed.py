@@ -167,7 +167,7 @@ class Encoder:
         except Exception as error:  # the library raises what it meets: of weights, of torch, of JSON
             reason = str(error).strip().partition("\n")[0].rstrip(".")
             raise InputError(
-                f"encoder {self.name}: must be a folder or hub name of a sentence-transformers model, got: {reason}. "
+                f"encoder {self._source}: must be a sentence-transformers model that can be loaded, got: {reason}. "
                 "Check the name and its files."
             ) from error
         return model.float().eval()

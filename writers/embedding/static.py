@@ -49,8 +49,8 @@ class StaticEncoder:
         modules = modules_of(self._source)
         if len(modules) > 1:
             raise InputError(
-                f"encoder {self.name}: behind a StaticEmbedding there may be a Normalize alone, got {modules[1].kind}. "
-                "Choose another encoder."
+                f"encoder {self._source}: behind a StaticEmbedding there may be a Normalize alone, got "
+                f"{modules[1].kind}. Choose another encoder."
             )
         self._folder = modules[0].folder
         self.prompt = prompt_of(self._source) if prompt is None else prompt
@@ -67,7 +67,7 @@ class StaticEncoder:
         try:
             tokenizer = library.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
-            raise InputError(f"encoder {self.name}: tokenizer.json must be readable, got: {error}.") from error
+            raise InputError(f"encoder {self._source}: tokenizer.json must be readable, got: {error}.") from error
         tokenizer.no_padding()
         return tokenizer
 
@@ -76,16 +76,18 @@ class StaticEncoder:
         [file, *more] = weights_files(self._source, self._folder)
         if more or file.suffix != ".safetensors":
             raise InputError(
-                f"encoder {self.name}: a static encoder's vectors must be one model.safetensors, got {file.name}. "
+                f"encoder {self._source}: a static encoder's vectors must be one model.safetensors, got {file.name}. "
                 "Load it with sentence-transformers and save it again."
             )
-        return _mapped(file, self.name)
+        return _mapped(file, self._source)
 
     @cached_property
     def _vectors(self) -> NDArray[Any]:
         named = [self._tables[name] for name in _TABLES if name in self._tables]
         if not named or named[0].ndim != 2:
-            raise InputError(f"encoder {self.name}: model.safetensors must hold {' or '.join(_TABLES)}, got neither.")
+            raise InputError(
+                f"encoder {self._source}: model.safetensors must hold {' or '.join(_TABLES)}, got neither."
+            )
         return named[0]
 
     def record(self) -> EncoderRecord:
@@ -126,7 +128,7 @@ class StaticEncoder:
             vectors = self._vectors[rows].astype(np.float32)
         except IndexError as error:
             raise InputError(
-                f"encoder {self.name}: must have a vector for every token, got {len(self._vectors):,} for ids up to "
+                f"encoder {self._source}: must have a vector for every token, got {len(self._vectors):,} for ids up to "
                 f"{int(ids.max()):,}. Its files are not of one model."
             ) from error
         weights = self._tables.get("weights")
@@ -137,7 +139,7 @@ class StaticEncoder:
         return self.embed_pieces(self.pieces(texts))
 
 
-def _mapped(file: Path, name: str) -> dict[str, NDArray[Any]]:
+def _mapped(file: Path, source: str) -> dict[str, NDArray[Any]]:
     """The arrays of a safetensors file, mapped. Raises InputError."""
     try:
         with file.open("rb") as opened:
@@ -151,9 +153,9 @@ def _mapped(file: Path, name: str) -> dict[str, NDArray[Any]]:
                 arrays[key] = np.asarray(np.memmap(file, dtype, "r", start, shape))
     except KeyError as error:
         raise InputError(
-            f"encoder {name}: a static encoder's vectors must be of {', '.join(_TYPES)}, got {error}. "
+            f"encoder {source}: a static encoder's vectors must be of {', '.join(_TYPES)}, got {error}. "
             "Save it in float32."
         ) from error
     except (OSError, ValueError, OverflowError, MemoryError) as error:
-        raise InputError(f"encoder {name}: {file.name} must be readable, got: {error}. Restore the file.") from error
+        raise InputError(f"encoder {source}: {file.name} must be readable, got: {error}. Restore the file.") from error
     return arrays

@@ -187,7 +187,7 @@ class RayEngine:
         self._cluster = RayCluster(num_cpus=num_processes(processes)) if address is None else None
         on_term = signal.getsignal(signal.SIGTERM)
         try:
-            self._ray.init(address=address or self._cluster.address, **options)
+            self._ray.init(address=self._cluster.address if self._cluster else address, **options)
         except Exception as error:  # Ray raises plain Exception, too
             self.close()
             raise no_cluster(address or "local", str(error).strip().partition("\n")[0]) from error
