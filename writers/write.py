@@ -49,7 +49,7 @@ from crisp_stream.writers.publishing.work import (
     work_url,
 )
 from crisp_stream.writers.report import WriteReport
-from crisp_stream.writers.stages.dataset import forget_lost
+from crisp_stream.writers.stages.dataset import forget_all, forget_lost
 from crisp_stream.writers.stages.kept_embeddings import KeptEmbeddingsTask, RunEmbeddingsTask, keep_in_stages
 from crisp_stream.writers.stages.pipeline import Assembly, assemble_in_stages, embed_in_stages
 from crisp_stream.writers.stages.provenance import write_small_files
@@ -109,7 +109,10 @@ def _written(options: WriteOptions, models: Models | None, request: Request, log
     """Make the dataset, or what is missing of it; its newest manifest, and whether the dataset was made now."""
     manifest = _standing(options, request)
     if manifest is None:
-        with work_folder(options, log) as workspace, claimed(options, request, log) as hold:
+        with (
+            work_folder(options, log) as workspace,
+            claimed(options, request, log, forget=lambda: forget_all(workspace)) as hold,
+        ):
             standing = _standing(options, request)
             return standing or _made(options, models, request, workspace, hold, log), standing is None
     grown = f", which has grown since to generation {manifest.generation}" if manifest.generation else ""

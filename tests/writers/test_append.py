@@ -210,7 +210,7 @@ def test_duplicates_are_dropped_among_the_new_documents_only_and_listed(texts: l
     twice.write_text("\n".join([lines[0], lines[1], lines[0], Path(texts[0]).read_text().splitlines()[0]]) + "\n")
     append(options_for([str(twice)], root, dedup="exact"), log=quiet)
     (tmp_path / "copies").mkdir()
-    copy = shutil.copy(twice, tmp_path / "copies")
+    copy = str(shutil.copy(twice, tmp_path / "copies"))
     append(options_for([copy], root, dedup="exact"), log=quiet)
     [table] = root.glob("provenance/dropped.g2.*.parquet")
     dropped = read_dropped(table.read_bytes())

@@ -276,14 +276,22 @@ def claim_root(store: Store, request: Request, *, take_over: bool, log: Log) -> 
     return Hold(store.url, request.fingerprint), owner.token
 
 
-def clear(store: Store, hold: Hold, names: Callable[[Store], Sequence[str]]) -> None:
-    """Delete what an earlier claim left, where this one took over from it; goes on where that was interrupted."""
+def clear(
+    store: Store, hold: Hold, names: Callable[[Store], Sequence[str]], forget: Callable[[], object] | None = None
+) -> None:
+    """Delete what an earlier claim left, where this one took over from it; goes on where that was interrupted.
+
+    `forget` lets this writer put all its files anew: none of the other one's, not even one that arrives late, is taken
+    for its own.
+    """
     claim, version = standing_claim(store)
     if claim is None or not claim.clears or claim.request.fingerprint != hold.request:
         return
     for name in [] if store.exists(MANIFEST) else names(store):
         with contextlib.suppress(MissingObjectError):
             store.delete(name)
+    if forget is not None:
+        forget()
     store.replace(CLAIM, replace(claim, clears=False).to_json(), version)
 
 

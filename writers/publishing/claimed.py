@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from crisp_stream.errors import CrispError, InputError
@@ -26,8 +26,12 @@ from crisp_stream.writers.publishing.request import Request
 
 
 @contextlib.contextmanager
-def claimed(options: WriteOptions, request: Request, log: Log) -> Iterator[Hold]:
+def claimed(
+    options: WriteOptions, request: Request, log: Log, *, forget: Callable[[], object] | None = None
+) -> Iterator[Hold]:
     """Claim the root of a command for the block. The claim ends with it; after a failure, if nothing was put there.
+
+    `forget` is called where files of another writer were deleted: all files are to be put anew.
 
     Raises:
         InputError: another request has claimed the root. StorageError: it cannot be written to.
@@ -36,7 +40,7 @@ def claimed(options: WriteOptions, request: Request, log: Log) -> Iterator[Hold]
     made = missing_folders(store)
     hold, token = claim_root(store, request, take_over=options.take_over, log=log)
     try:
-        clear(store, hold, dataset_files)
+        clear(store, hold, dataset_files, forget)
         yield hold
     except BaseException:
         with contextlib.suppress(CrispError):  # the failure itself is told

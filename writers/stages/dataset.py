@@ -19,6 +19,7 @@ from crisp_stream.format.tables import marked
 from crisp_stream.storage.store import open_store
 from crisp_stream.tree.tree import ClusterTree
 from crisp_stream.writers.engine.tasks import Record, Runner, Task, finished
+from crisp_stream.writers.engine.workspace import Workspace
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.publishing.claim import Hold
 from crisp_stream.writers.stages.models import EmbeddedParts
@@ -224,6 +225,13 @@ def forget_lost(
             lost.append(task)
     for task in lost:
         runner.workspace.store.delete(task.record_name)
+
+
+def forget_all(workspace: Workspace) -> None:
+    """Let all tasks that put files into a root run again."""
+    for stage in (ShardsTask.stage, DocumentsTableTask.stage):
+        for name in workspace.sizes(stage):
+            workspace.store.delete(name)
 
 
 def check_windows(shards: ShardsSummary, parts: Sequence[Part], *, more: int = 0) -> None:
