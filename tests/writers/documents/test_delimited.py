@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from crisp_stream.errors import CorruptInputError, InputError
 from crisp_stream.writers.documents import delimited
+from crisp_stream.writers.documents.bad_records import BadRecord
 from crisp_stream.writers.documents.delimited import read_delimited
 from crisp_stream.writers.documents.documents import Document
 from crisp_stream.writers.documents.drops import EMPTY_TEXT, DropCounts
