@@ -71,7 +71,7 @@ def read_input(
             yield document
         elif isinstance(document, BadRecord):
             try:
-                bad.add(number, line, document, _place(file, line))
+                bad.add(number, line, document, _place(file, line, settings))
             except InputError:
                 check_unchanged(file)  # which says more
                 raise
@@ -125,7 +125,7 @@ def read_documents(
             yield document.text
         elif isinstance(document, BadRecord):
             check_unchanged(file)
-            raise document.error(_place(file, line))
+            raise document.error(_place(file, line, settings))
         else:
             counts.add(document)
     if num_kept == 0:
@@ -224,7 +224,9 @@ def _records(file: InputFile, settings: DocumentSettings) -> Iterator[Record]:
             return read_hub(file, settings.paths())
 
 
-def _place(file: InputFile, number: int) -> str:
+def _place(file: InputFile, number: int, settings: DocumentSettings) -> str:
+    if file.kind == "text" and settings.txt_documents == "file":
+        return file.url
     if file.kind in ("lines", "csv", "text", "redpajama-v2"):
         return f"{file.url}:{number}"
     if file.kind == "warc":

@@ -157,15 +157,15 @@ def _text_lines(url: str) -> Iterator[tuple[int, str | BadRecord]]:
 
 
 def _text_blocks(url: str) -> Iterator[tuple[int, str | BadRecord]]:
-    """First line and text of the stretches between blank lines; one with a bad line is a bad record."""
+    """First line and text of the stretches between blank lines; of one with a bad line, that line."""
     block: list[str] = []
-    bad: BadRecord | None = None
+    bad: tuple[int, BadRecord] | None = None
     first = num_characters = 0
     for number, line in chain(_all_lines(url), [(0, "")]):
         if isinstance(line, BadRecord) or line.strip():
             first = first or number
             if isinstance(line, BadRecord):
-                bad = bad or line
+                bad = bad or (number, line)
                 continue
             block.append(line)
             num_characters += len(line)
@@ -175,7 +175,7 @@ def _text_blocks(url: str) -> Iterator[tuple[int, str | BadRecord]]:
                     "Part it by blank lines."
                 )
         elif first:
-            yield first, bad or "".join(block).rstrip("\r\n")
+            yield bad or (first, "".join(block).rstrip("\r\n"))
             block, bad, first, num_characters = [], None, 0, 0
 
 

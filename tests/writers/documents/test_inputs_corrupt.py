@@ -110,7 +110,7 @@ def test_damage_in_an_object_store_is_damage_too(s3: S3Server) -> None:
     [
         ("a.jsonl", b'{"body": "a"}\n', ":1: the text column 'text' must exist, got: body"),
         ("a.jsonl", b'{"text": 7}\n', ":1: the text column 'text' must hold strings, got int"),
-        ("a.jsonl", b"[1]\n", ":1: every line must be a JSON object, got list"),
+        ("a.jsonl", b"7\n", ":1: every line must be a JSON object, got int"),
         ("cut.jsonl", LINES[:-50], ":2000: every line must be a JSON object, got: Unterminated"),
         ("latin1.jsonl", b'{"text": "\xe9"}\n', ":1: every line must be a JSON object, got: 'utf-8'"),
         ("latin1.txt", b"caf\xe9 au lait", ": text files must be UTF-8"),

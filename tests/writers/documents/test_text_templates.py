@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from crisp_stream.errors import InputError
 from crisp_stream.writers.documents import readers
+from crisp_stream.writers.documents.bad_records import BadRecordError
 from crisp_stream.writers.documents.drops import EMPTY_TEXT, NULL_TEXT, DropCounts
 from crisp_stream.writers.documents.text_templates import parse_template
 from tests.support.read_files import jsonl, texts_of
@@ -41,7 +43,7 @@ RECORD: dict[str, Any] = {
     ],
 )
 def test_a_template_puts_fields_into_a_text(template: str, text: str | None) -> None:
-    assert parse_template(template).text(RECORD, "a.jsonl:1") == text
+    assert parse_template(template).text(RECORD) == text
 
 
 @pytest.mark.parametrize(
@@ -73,8 +75,9 @@ def test_a_template_that_is_none_is_refused(template: str, message: str) -> None
     ],
 )
 def test_a_template_that_does_not_fit_a_record_is_refused(template: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        parse_template(template).text(RECORD, "a.jsonl:1")
+    with pytest.raises(BadRecordError) as bad:
+        parse_template(template).text(RECORD)
+    assert re.search(message, str(bad.value.record.error("a.jsonl:1")))
 
 
 CHATS: list[tuple[dict[str, Any], str | None]] = [
@@ -141,8 +144,9 @@ def test_chats_of_the_usual_forms_become_transcripts(record: dict[str, Any], tex
     ],
 )  # fmt: skip
 def test_a_chat_of_another_form_is_refused_with_its_place(record: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(BadRecordError) as bad:
         parse_template("chat").text(record)
+    assert re.search(message, str(bad.value.record.error("a.jsonl:1")))
 
 
 def test_every_kind_of_file_takes_a_template_and_documents_without_text_are_counted(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from crisp_stream.errors import CorruptInputError, InputError
+from crisp_stream.errors import InputError
 from crisp_stream.writers.documents import readers
 from crisp_stream.writers.documents.documents import Document
 from crisp_stream.writers.documents.readers import read_txt
@@ -35,7 +35,7 @@ def test_a_document_is_a_file_a_line_or_a_block(
 def test_a_line_that_is_no_utf_8_is_named_by_its_number(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"one\ncaf\xe9\n")
     for documents in ("line", "block"):
-        with pytest.raises(CorruptInputError, match=r"a.txt:2: text files must be UTF-8, got: 'utf-8' codec"):
+        with pytest.raises(InputError, match=r"a.txt:2: text files must be UTF-8, got: 'utf-8' codec"):
             texts_of(tmp_path / "a.txt", txt_documents=documents)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from crisp_stream.errors import CorruptInputError, InputError
 from crisp_stream.writers.documents import warc
+from crisp_stream.writers.documents.bad_records import BadRecord
 from crisp_stream.writers.documents.documents import Document
 from crisp_stream.writers.documents.drops import EMPTY_TEXT, DropCounts
 from tests.support.read_files import read_files, texts_of
@@ -69,7 +70,6 @@ def test_a_record_that_is_cut_off_is_damage(tmp_path: Path) -> None:
             r"record 1 .* got: a Content-Length that is not that of",
         ),
         (warc_record("conversion", b"a") + b"junk\n", r"a.wet: record 2 must be a whole WARC record"),
-        (warc_record("conversion", b"caf\xe9"), r"a.wet: record 1 must be a whole WARC record, got: 'utf-8' codec"),
     ],
 )
 def test_damage_is_told_with_its_record(tmp_path: Path, content: bytes, message: str) -> None:
@@ -100,3 +100,13 @@ except ImportError as error:
     assert (
         "a .wet or .warc file needs warcio, which is not installed. Run: pip install 'crisp-stream[warc]'" in ran.stdout
     )
+
+
+def test_a_text_that_is_not_utf_8_is_a_bad_record(tmp_path: Path) -> None:
+    (tmp_path / "a.wet").write_bytes(warc_record("conversion", b"caf\xe9") + warc_record("conversion", b"tea"))
+    with pytest.raises(InputError, match=r"a.wet: record 1: the text of a record must be UTF-8, got: 'utf-8' codec"):
+        texts_of(tmp_path / "a.wet")
+    bad, good = [record for _, record in warc.read_warc(str(tmp_path / "a.wet"))]
+    assert isinstance(bad, BadRecord)
+    assert not isinstance(good, BadRecord)
+    assert good["text"] == "tea"
