@@ -65,7 +65,7 @@ def write(out: Path, content: bytes, *options: str) -> subprocess.CompletedProce
 def test_a_plan_and_a_refused_write_leave_nothing_behind(tmp_path: Path) -> None:
     planned = write(tmp_path / "out", LINES, "--plan")
     assert b"documents            1       0       1" in planned.stdout, planned.stderr
-    refused = write(tmp_path / "out", jsonl({"text": "a"}, {"body": "b"}), "--processes", "1")
+    refused = write(tmp_path / "out", jsonl({"text": "a"}, {"body": "b"}), "--encoder", "lsi", "--processes", "1")
     assert refused.returncode == 2
     assert b".jsonl:2: the text column 'text' must exist, got: body" in refused.stderr
     assert list(tmp_path.iterdir()) == []
