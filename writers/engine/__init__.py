@@ -4,5 +4,5 @@ In: tasks: functions from files to files, with a key of what decides their outco
 Out: their outcomes in a workspace, each with a record that says it is done.
 Begin with: tasks.py, engine.py, workspace.py. memory_limit.py turns `--memory` into numbers of processes and sizes of
     buffers.
-Heavy libraries: faiss (engine.py), ray (engine.py).
+Heavy libraries: faiss (engine.py), ray (engine.py, ray_cluster.py).
 """
