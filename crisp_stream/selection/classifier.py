@@ -97,11 +97,11 @@ def fit_classifier(
     drawn = np.sort(rng.choice(len(corpus), min(wanted, len(corpus)), replace=False))
     rows = np.concatenate([task.embeddings, np.asarray(corpus[drawn], np.float32)])
     labels = np.arange(len(rows)) < len(task.embeddings)
-    numbers = np.unique(task.examples)
+    numbers = np.unique(task.groups)
     held_examples = rng.permutation(numbers)[: max(1, round(HELD_OUT * len(numbers)))]
     held_negatives = np.zeros(len(drawn), bool)
     held_negatives[rng.permutation(len(drawn))[: max(1, round(HELD_OUT * len(drawn)))]] = True
-    validated = np.concatenate([np.isin(task.examples, held_examples), held_negatives])
+    validated = np.concatenate([np.isin(task.groups, held_examples), held_negatives])
     trials = []
     for regularisation in regularisations:
         weights, intercept = _fitted(rows[~validated], labels[~validated], regularisation)
@@ -120,7 +120,7 @@ def fit_classifier(
 
 
 def _check(task: TaskEmbeddings, regularisations: Sequence[float | None], num_negatives: int | None) -> None:
-    examples = len(np.unique(task.examples))
+    examples = len(np.unique(task.groups))
     if examples < MIN_EXAMPLES:
         raise InputError(
             f"a classifier needs at least {MIN_EXAMPLES} examples, got {examples}. Name more, or count a histogram."

@@ -79,7 +79,8 @@ def select_nearest(
     """
     check_rows(corpus, dataset)
     started = time.perf_counter()
-    scores = nearest_scores(task.embeddings, corpus, neighbours=neighbours)
+    # Of alike examples only the first is a neighbour: the mean of the nearest is not one example many times.
+    scores = nearest_scores(task.embeddings[task.groups == task.examples], corpus, neighbours=neighbours)
     threshold = threshold_of(scores, quantile)
     provenance = {"method": "nearest", **task.provenance, "quantile": quantile, "neighbours": neighbours}
     return NearestSelection(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,26 @@ def test_windows_of_one_example_are_held_out_together() -> None:
     leaking = fit_classifier(task_of(copies), unit(negatives), regularisations=[1000])
     assert together.chosen.auc < 0.75
     assert leaking.chosen.auc > 0.9
+
+
+def test_alike_examples_are_held_out_together() -> None:
+    """As above, but each copy is an example of its own: only their likeness tells that they belong together."""
+    rng = np.random.default_rng(0)
+    copies, negatives = np.repeat(rng.normal(size=(40, 200)), 10, axis=0), unit(rng.normal(size=(400, 200)))
+    told = dataclasses.replace(task_of(copies), alike=np.repeat(np.arange(40) * 10, 10))
+    leaking = fit_classifier(task_of(copies), negatives, regularisations=[1000])
+    assert fit_classifier(told, negatives, regularisations=[1000]).chosen.auc < 0.75 < 0.9 < leaking.chosen.auc
+
+
+def test_copies_of_an_example_are_one_neighbour(dataset: Dataset) -> None:
+    """The mean of the two nearest: twice the copied example would be a cosine of 1."""
+    rows = np.zeros((1000, DIM))
+    rows[:, 7] = 1
+    rows[3], rows[500] = np.eye(DIM)[0], np.eye(DIM)[1] + np.eye(DIM)[2]
+    copied = task_of(np.eye(DIM)[[0, 0, 1, 2]])
+    known = dataclasses.replace(copied, alike=np.array([0, 0, 2, 3]))
+    found = [select_nearest(one, unit(rows), dataset, quantile=0.999, neighbours=2) for one in (copied, known)]
+    assert [each.selection.windows.tolist() for each in found] == [[3], [500]]
 
 
 def test_the_selected_windows_are_those_where_the_task_is(
