@@ -156,6 +156,20 @@ def _measured(regularisation: float | None, odds: NDArray[np.float32], labels: N
     return Trial(regularisation=regularisation, log_loss=loss, auc=float(library.roc_auc_score(labels, odds)))
 
 
+class _Chosen:
+    """Some rows of embeddings, as a whole."""
+
+    def __init__(self, embeddings: Rows, chosen: NDArray[np.int64]) -> None:
+        self._embeddings, self._chosen = embeddings, chosen
+        self.shape = (len(chosen), *embeddings.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, rows: Any, /) -> NDArray[Any]:
+        return self._embeddings[self._chosen[rows]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClassifierSelection:
     """The windows that the classifier selected, and the time that it took."""
@@ -178,22 +192,27 @@ def select_by_classifier(
     regularisations: Sequence[float | None] = REGULARISATIONS,
     num_negatives: int | None = None,
     seed: int = 0,
+    allowed: NDArray[np.bool_] | None = None,
 ) -> ClassifierSelection:
     """Select the windows that the classifier scores highest.
 
     Args:
         quantile: the threshold is this quantile of scores: 0.975 selects 2.5 %.
         quantile_of: scores that the quantile is taken of: the corpus's or the task's (see `scores`).
+        allowed: [num_windows], which windows may be selected, such as the long ones (`lengths`); negatives and the
+            corpus's quantile are of these. All when None.
 
     Raises:
         InputError: as `fit_classifier`; embeddings of another dataset, a quantile that leaves nothing.
     """
     check_rows(corpus, dataset)
     started = time.perf_counter()
-    classifier = fit_classifier(task, corpus, regularisations=regularisations, num_negatives=num_negatives, seed=seed)
+    drawable = corpus if allowed is None else _Chosen(corpus, np.flatnonzero(allowed))
+    classifier = fit_classifier(task, drawable, regularisations=regularisations, num_negatives=num_negatives, seed=seed)
     fitted = time.perf_counter()
     scores, task_scores = classifier.scores(corpus), classifier.scores(task.embeddings)
-    threshold = threshold_of(scores if quantile_of == "corpus" else task_scores, quantile)
+    of_corpus = scores if allowed is None else scores[allowed]
+    threshold = threshold_of(of_corpus if quantile_of == "corpus" else task_scores, quantile)
     selection = select_above(
         scores,
         threshold,
@@ -209,6 +228,7 @@ def select_by_classifier(
             "negatives": classifier.negatives,
             "seed": seed,
         },
+        allowed,
     )
     return ClassifierSelection(
         selection=selection,
