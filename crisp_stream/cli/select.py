@@ -63,7 +63,7 @@ def _add_classifier(methods: Any) -> None:
         "classifier",
         _classifier,
         "Select by a logistic regression on window embeddings (paper, Section 3.2). It learns the task's examples from "
-        "random windows; its regularisation is chosen on held-out examples.",
+        "random windows; its regularisation is chosen by 5-fold cross-validation.",
     )
     _add_embedding_arguments(verb)
     verb.add_argument(
@@ -78,8 +78,10 @@ def _add_classifier(methods: Any) -> None:
         metavar="C",
         help="inverse strengths to choose from, none for no penalty; those of the paper's Table 5 when absent",
     )
-    verb.add_argument("--negatives", type=int, metavar="N", help="random windows; as many as positives when absent")
-    verb.add_argument("--seed", type=int, default=0, metavar="S", help="seed of negatives and held-out examples")
+    verb.add_argument(
+        "--negatives", type=int, metavar="N", help="random windows; as many as positives when absent, 10,000 at least"
+    )
+    verb.add_argument("--seed", type=int, default=0, metavar="S", help="seed of negatives and folds")
 
 
 def _classifier(arguments: argparse.Namespace) -> None:
@@ -102,14 +104,17 @@ def _classifier(arguments: argparse.Namespace) -> None:
     )
     selected.selection.save(arguments.out)
     classifier = selected.classifier
-    print(f"{'C':>8} {'log loss':>9} {'AUC':>7}   on held-out examples")
+    print(f"{'C':>8} {'log loss':>9} {'AUC':>7}   each example held out once")
     for trial in classifier.trials:
         strength = "none" if trial.regularisation is None else f"{trial.regularisation:g}"
         mark = "   chosen" if trial is classifier.chosen else ""
         print(f"{strength:>8} {trial.log_loss:>9.4f} {trial.auc:>7.4f}{mark}")
     print(f"fitted on {classifier.positives:,} windows of the task and {classifier.negatives:,} of the corpus")
     _print(selected.selection, arguments.out, dataset)
-    print(f"accepts {selected.task_accepted:.1%} of the windows of the task")
+    print(
+        f"accepts {selected.task_accepted:.1%} of windows of the task that it was not fitted on (cross-validated), "
+        f"{selected.task_accepted_in_sample:.1%} of those that it was"
+    )
     print(
         f"seconds: {seconds:.1f} embedding the task, {selected.fit_seconds:.1f} fitting, "
         f"{selected.score_seconds:.1f} scoring"

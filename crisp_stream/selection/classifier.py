@@ -29,16 +29,19 @@ REGULARISATIONS: tuple[float | None, ...] = (None, 1000, 100, 10, 1, 0.1, 0.01, 
 """Strengths of the paper's search (Table 5), read as scikit-learn's C, the inverse of the strength; None: no penalty.
 In this reading the list goes from no penalty to the strongest. The grid is the same in the other reading, since it
 holds with each value its inverse; only a single strength depends on the reading."""
-HELD_OUT = 0.2
-"""Share of the examples, and of the negatives, that is held out to choose the strength."""
+FOLDS = 5
+"""Parts of the examples, and of the negatives, each of which is held out once."""
 MIN_NEGATIVES = 10_000
 MIN_EXAMPLES = 5
-_MAX_STEPS = 1000
+_MAX_STEPS = 10_000
+_TOLERANCE = 1e-7
+"""Gradient of the mean loss at which a fit ends. At scikit-learn's 1e-4 fits of C >= 10 end far from the best: with a
+held-out loss of 0.708 instead of 0.629."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """A regularisation strength, measured on held-out examples."""
+    """A regularisation strength, measured on all examples, each while it is held out."""
 
     regularisation: float | None
     """C of scikit-learn; None: no penalty."""
@@ -63,6 +66,13 @@ class Classifier:
     """Windows of the task that the classifier was fitted on."""
     negatives: int
     """Windows of the corpus that the classifier was fitted on."""
+    held_out: tuple[tuple[NDArray[np.float64], NDArray[np.float64]], ...]
+    """By fold, scores of the task's and of the corpus's windows that were held out, of the chosen strength."""
+
+    def accepted(self, rejected: float) -> float:
+        """Share of the task's windows, each held out, above the score that this share of the corpus's is not above."""
+        above = [of_task > threshold_of(of_corpus, rejected) for of_task, of_corpus in self.held_out]
+        return float(np.concatenate(above).mean())
 
     def scores(self, embeddings: Rows) -> NDArray[np.float32]:
         """Score windows, [num_windows], in slices, so that a mapped array may have any length."""
@@ -80,10 +90,10 @@ def fit_classifier(
     num_negatives: int | None = None,
     seed: int = 0,
 ) -> Classifier:
-    """Fit the classifier with the regularisation that is best on held-out examples, then again on all examples.
+    """Fit the classifier with the regularisation that is best by cross-validation, then again on all examples.
 
     Args:
-        task: positives. Windows of one example are held out together.
+        task: positives. Windows of one example, and of alike ones, are held out together.
         regularisations: strengths to choose from: C, above 0, or None.
         num_negatives: windows of the corpus; as many as positives when None, but at least 10,000, and at most all.
 
@@ -97,17 +107,10 @@ def fit_classifier(
     drawn = np.sort(rng.choice(len(corpus), min(wanted, len(corpus)), replace=False))
     rows = np.concatenate([task.embeddings, np.asarray(corpus[drawn], np.float32)])
     labels = np.arange(len(rows)) < len(task.embeddings)
-    numbers = np.unique(task.groups)
-    held_examples = rng.permutation(numbers)[: max(1, round(HELD_OUT * len(numbers)))]
-    held_negatives = np.zeros(len(drawn), bool)
-    held_negatives[rng.permutation(len(drawn))[: max(1, round(HELD_OUT * len(drawn)))]] = True
-    validated = np.concatenate([np.isin(task.groups, held_examples), held_negatives])
-    trials = []
-    for regularisation in regularisations:
-        weights, intercept = _fitted(rows[~validated], labels[~validated], regularisation)
-        odds = rows[validated] @ weights + intercept
-        trials.append(_measured(regularisation, odds, labels[validated]))
-    chosen = min(trials, key=lambda trial: trial.log_loss)
+    folds = np.concatenate([_folds(task.groups, rng), _folds(np.arange(len(drawn)), rng)])
+    found = [_cross_validated(rows, labels, folds, regularisation) for regularisation in regularisations]
+    best = min(range(len(found)), key=lambda at: found[at][0].log_loss)
+    trials, (chosen, odds) = [trial for trial, _ in found], found[best]
     weights, intercept = _fitted(rows, labels, chosen.regularisation)
     return Classifier(
         weights=weights,
@@ -116,7 +119,25 @@ def fit_classifier(
         chosen=chosen,
         positives=len(task.embeddings),
         negatives=len(drawn),
+        held_out=tuple((odds[(folds == fold) & labels], odds[(folds == fold) & ~labels]) for fold in range(FOLDS)),
     )
+
+
+def _folds(groups: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """The fold of each window, 0 to FOLDS - 1; windows of a group are in one."""
+    numbers, places = np.unique(groups, return_inverse=True)
+    return (rng.permutation(len(numbers)) % FOLDS)[places]
+
+
+def _cross_validated(
+    rows: NDArray[np.float32], labels: NDArray[np.bool_], folds: NDArray[np.int64], regularisation: float | None
+) -> tuple[Trial, NDArray[np.float64]]:
+    """Measure a strength, and score every window by the fit that it was held out of."""
+    odds = np.empty(len(rows))
+    for fold in range(FOLDS):
+        weights, intercept = _fitted(rows[folds != fold], labels[folds != fold], regularisation)
+        odds[folds == fold] = rows[folds == fold] @ weights + intercept
+    return _measured(regularisation, odds, labels), odds
 
 
 def _check(task: TaskEmbeddings, regularisations: Sequence[float | None], num_negatives: int | None) -> None:
@@ -132,8 +153,10 @@ def _check(task: TaskEmbeddings, regularisations: Sequence[float | None], num_ne
     for strength in regularisations:
         if strength is not None and not (math.isfinite(strength) and strength > 0):
             raise InputError(f"regularisation: must be above 0, or none, got {strength}. `none` means no penalty.")
-    if num_negatives is not None and num_negatives < 2:
-        raise InputError(f"negatives: must be at least 2, got {num_negatives}. Leave it out for {MIN_NEGATIVES:,}.")
+    if num_negatives is not None and num_negatives < FOLDS:
+        raise InputError(
+            f"negatives: must be at least {FOLDS}, got {num_negatives}. Leave it out for {MIN_NEGATIVES:,}."
+        )
 
 
 def _fitted(
@@ -141,15 +164,15 @@ def _fitted(
 ) -> tuple[NDArray[np.float32], float]:
     library: Any = import_extra("sklearn.linear_model", extra="write", purpose="the classifier")
     strength = np.inf if regularisation is None else regularisation
-    model = library.LogisticRegression(C=strength, class_weight="balanced", max_iter=_MAX_STEPS)
+    model = library.LogisticRegression(C=strength, class_weight="balanced", max_iter=_MAX_STEPS, tol=_TOLERANCE)
     with warnings.catch_warnings():
         # Without a penalty, classes that a plane separates have no best fit. The log loss of such a fit is high.
         warnings.simplefilter("ignore")
-        model.fit(rows, labels)
+        model.fit(rows.astype(np.float64), labels)  # float32 cannot reach the tolerance
     return model.coef_[0].astype(np.float32), float(model.intercept_[0])
 
 
-def _measured(regularisation: float | None, odds: NDArray[np.float32], labels: NDArray[np.bool_]) -> Trial:
+def _measured(regularisation: float | None, odds: NDArray[np.float64], labels: NDArray[np.bool_]) -> Trial:
     library: Any = import_extra("sklearn.metrics", extra="write", purpose="the classifier")
     losses = np.logaddexp(0, np.where(labels, -odds, odds).astype(np.float64))
     loss = (float(losses[labels].mean()) + float(losses[~labels].mean())) / 2
@@ -177,7 +200,9 @@ class ClassifierSelection:
     selection: WindowSelection
     classifier: Classifier
     task_accepted: float
-    """Share of the task's windows above the threshold."""
+    """Share of the task's windows that would be selected, each scored by a fit that it was held out of."""
+    task_accepted_in_sample: float
+    """Share of the task's windows above the threshold: of those that the classifier was fitted on, so too high."""
     fit_seconds: float
     score_seconds: float
 
@@ -233,7 +258,8 @@ def select_by_classifier(
     return ClassifierSelection(
         selection=selection,
         classifier=classifier,
-        task_accepted=float((task_scores > threshold).mean()),
+        task_accepted=classifier.accepted(float((of_corpus <= threshold).mean())),
+        task_accepted_in_sample=float((task_scores > threshold).mean()),
         fit_seconds=fitted - started,
         score_seconds=time.perf_counter() - fitted,
     )
