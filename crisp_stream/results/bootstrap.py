@@ -4,9 +4,10 @@ They say how far a figure would move with other examples of the same kind; anoth
 are resampled, not tokens: the tokens of a text are not independent.
 
 * Means and ratios: each resample gives its distance from the figure in standard errors of its own, and the quantiles of
-  these take the place of Student's. So skewed losses of few examples are covered about as often as the interval says
-  (0.93 to 0.96 from 10 examples on, where percentiles of resamples cover 0.89, and BCa 0.87 to 0.90). Below 8 examples,
-  and where resamples have no spread, Student's t stands.
+  these take the place of Student's. So means of skewed losses of few examples are covered about as often as the
+  interval says (0.93 to 0.95 from 10 examples on, where percentiles of resamples cover 0.89, and BCa 0.87 to 0.90);
+  ratios over texts of very different lengths 0.91 at 10, 0.94 at 100. Below 8 examples, and where resamples have no
+  spread, Student's t stands.
 * Shares: Wilson's interval. Differences of paired shares, and shares with ties: Tango's score interval. Both stay in
   the range, and have a width where all examples agree.
 
