@@ -58,7 +58,7 @@ def check_rows(embeddings: Rows, dataset: Dataset) -> None:
         )
 
 
-def threshold_of(scores: NDArray[np.float32], quantile: float) -> float:
+def threshold_of(scores: NDArray[np.floating[Any]], quantile: float) -> float:
     """Find the smallest score that at least this share of the scores does not exceed."""
     if not 0 <= quantile < 1:
         raise InputError(f"quantile: must be at least 0 and below 1, got {quantile}. 0.975 selects 2.5 %.")
