@@ -48,7 +48,13 @@ def with_count(arguments: list[str]) -> list[str]:
 
 
 def _add_count(verbs: Any) -> None:
-    verb = add_verb(verbs, "count", _count, "Count in which clusters a task's examples fall.")
+    verb = add_verb(
+        verbs,
+        "count",
+        _count,
+        "Count in which clusters a task's examples fall. Every window counts as one, the short last window of an "
+        "example, too.",
+    )
     add_inputs(verb, "task", "examples of the task, or .npy files of their embeddings")
     add_selection(verb)
     verb.add_argument("--data", required=True, metavar="ROOT", help="dataset whose tree is meant")
@@ -153,7 +159,7 @@ def _add_smooth(verbs: Any) -> None:
         nargs="+",
         required=True,
         metavar="N",
-        help="examples that the corpus counts as below each node: one number, or one per level from 1 on",
+        help="windows that the corpus counts as below each node: one number, or one per level from 1 on",
     )
     verb.add_argument("--level", type=int, metavar="L", help="of the result; the histogram's when absent")
     _add_out(verb)
@@ -233,7 +239,8 @@ def _add_tune(verbs: Any) -> None:
         "tune",
         _tune,
         "Choose level and smoothing by held-out likelihood, and see what more examples would bring. "
-        "Prints a table over set sizes; writes the smoothed histogram.",
+        "Prints a table over set sizes; writes the smoothed histogram, or the base mixture where no level is better. "
+        "Examples that are alike are held out together.",
     )
     _add_source(verb, "counted at the finest level that may be chosen")
     verb.add_argument("--strengths", type=float, nargs="+", metavar="N", help="candidates; 0.1 to 1,000 when absent")
@@ -246,8 +253,7 @@ def _add_tune(verbs: Any) -> None:
 
 
 def _tune(arguments: argparse.Namespace) -> None:
-    from crisp_stream.histograms.smoothing import smooth
-    from crisp_stream.histograms.tuning import STRENGTHS, tune
+    from crisp_stream.histograms.tuning import STRENGTHS, tune, tuned
 
     histogram, dataset = _histogram_and_dataset(arguments)
     tuning = tune(
@@ -266,8 +272,7 @@ def _tune(arguments: argparse.Namespace) -> None:
 
         print(f"written to {plot_tuning(tuning, arguments.plot, title=Path(arguments.histogram).stem)}")
     if arguments.out:
-        chosen = tuning.chosen
-        _save(smooth(histogram, dataset, strength=chosen.strengths, level=chosen.level), arguments.out)
+        _save(tuned(histogram, dataset, tuning.chosen), arguments.out)
 
 
 def _add_source(verb: argparse.ArgumentParser, what: str = "histogram file") -> None:

@@ -7,11 +7,20 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from crisp_stream.cli.select_doge import add_select_doge
-from crisp_stream.cli.select_dsir import add_select_dsir, add_task_arguments, check_selection_name
+from crisp_stream.cli.select_dsir import (
+    add_min_tokens,
+    add_select_dsir,
+    add_task_arguments,
+    check_selection_name,
+    print_lengths,
+)
 from crisp_stream.cli.verbs import GO_ON, add_dataset_options, add_verb, print_line
 from crisp_stream.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from crisp_stream.counting.task_embeddings import TaskEmbeddings
     from crisp_stream.format.dataset import Dataset
     from crisp_stream.format.embeddings import WindowEmbeddings
@@ -37,6 +46,7 @@ def _add_embedding_arguments(verb: argparse.ArgumentParser) -> None:
     add_task_arguments(verb, "examples of the task, or .npy files of their embeddings")
     verb.add_argument("--packing", choices=["joined", "document"], default="document", help="as for histogram count")
     add_dataset_options(verb, "--encoder")
+    add_min_tokens(verb, "all are selected from when absent")
     verb.add_argument("--embeddings", required=True, metavar="DIR", help="folder that crisp-stream embed wrote")
     verb.add_argument(
         "--quantile",
@@ -53,7 +63,7 @@ def _add_classifier(methods: Any) -> None:
         "classifier",
         _classifier,
         "Select by a logistic regression on window embeddings (paper, Section 3.2). It learns the task's examples from "
-        "random windows; its regularisation is chosen on held-out examples.",
+        "random windows; its regularisation is chosen by 5-fold cross-validation.",
     )
     _add_embedding_arguments(verb)
     verb.add_argument(
@@ -68,8 +78,10 @@ def _add_classifier(methods: Any) -> None:
         metavar="C",
         help="inverse strengths to choose from, none for no penalty; those of the paper's Table 5 when absent",
     )
-    verb.add_argument("--negatives", type=int, metavar="N", help="random windows; as many as positives when absent")
-    verb.add_argument("--seed", type=int, default=0, metavar="S", help="seed of negatives and held-out examples")
+    verb.add_argument(
+        "--negatives", type=int, metavar="N", help="random windows; as many as positives when absent, 10,000 at least"
+    )
+    verb.add_argument("--seed", type=int, default=0, metavar="S", help="seed of negatives and folds")
 
 
 def _classifier(arguments: argparse.Namespace) -> None:
@@ -88,17 +100,21 @@ def _classifier(arguments: argparse.Namespace) -> None:
         regularisations=strengths,
         num_negatives=arguments.negatives,
         seed=arguments.seed,
+        allowed=_allowed(arguments, dataset),
     )
     selected.selection.save(arguments.out)
     classifier = selected.classifier
-    print(f"{'C':>8} {'log loss':>9} {'AUC':>7}   on held-out examples")
+    print(f"{'C':>8} {'log loss':>9} {'AUC':>7}   each example held out once")
     for trial in classifier.trials:
         strength = "none" if trial.regularisation is None else f"{trial.regularisation:g}"
         mark = "   chosen" if trial is classifier.chosen else ""
         print(f"{strength:>8} {trial.log_loss:>9.4f} {trial.auc:>7.4f}{mark}")
     print(f"fitted on {classifier.positives:,} windows of the task and {classifier.negatives:,} of the corpus")
-    _print(selected.selection, arguments.out)
-    print(f"accepts {selected.task_accepted:.1%} of the windows of the task")
+    _print(selected.selection, arguments.out, dataset)
+    print(
+        f"accepts {selected.task_accepted:.1%} of windows of the task that it was not fitted on (cross-validated), "
+        f"{selected.task_accepted_in_sample:.1%} of those that it was"
+    )
     print(
         f"seconds: {seconds:.1f} embedding the task, {selected.fit_seconds:.1f} fitting, "
         f"{selected.score_seconds:.1f} scoring"
@@ -133,11 +149,16 @@ def _nearest(arguments: argparse.Namespace) -> None:
 
     dataset, embeddings, task, seconds = _opened(arguments)
     nearest = select_nearest(
-        task, embeddings.rows, dataset, quantile=arguments.quantile, neighbours=arguments.neighbours
+        task,
+        embeddings.rows,
+        dataset,
+        quantile=arguments.quantile,
+        neighbours=arguments.neighbours,
+        allowed=_allowed(arguments, dataset),
     )
     nearest.selection.save(arguments.out)
     print(f"cosine above {nearest.threshold:.4f} to {len(task.embeddings):,} windows of the task")
-    _print(nearest.selection, arguments.out)
+    _print(nearest.selection, arguments.out, dataset)
     print(f"seconds: {seconds:.1f} embedding the task, {nearest.score_seconds:.1f} scoring")
 
 
@@ -165,8 +186,22 @@ def _opened(arguments: argparse.Namespace) -> tuple[Dataset, WindowEmbeddings, T
     return dataset, embeddings, task, time.perf_counter() - started
 
 
-def _print(selection: WindowSelection, out: str) -> None:
+def _allowed(arguments: argparse.Namespace, dataset: Dataset) -> NDArray[np.bool_] | None:
+    """Which windows are long enough; None where all are."""
+    from crisp_stream.processes import num_processes
+    from crisp_stream.selection.lengths import at_least, window_lengths
+
+    if not arguments.min_tokens:
+        return None
+    lengths = window_lengths(dataset, processes=num_processes(arguments.processes), log=print_line)
+    allowed = at_least(lengths, arguments.min_tokens, dataset)
+    print(f"{allowed.sum():,} of {len(allowed):,} windows have {arguments.min_tokens} tokens or more")
+    return allowed
+
+
+def _print(selection: WindowSelection, out: str, dataset: Dataset) -> None:
     print(f"{out}: {selection.num_selected:,} of {selection.num_windows:,} windows ({selection.share:.2%})")
+    print_lengths(selection, dataset)
 
 
 def _add_embed(verbs: Any) -> None:

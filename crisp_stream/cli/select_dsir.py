@@ -36,6 +36,20 @@ def add_task_arguments(verb: argparse.ArgumentParser, what: str) -> None:
     add_dataset_options(verb, "--generation", "--processes")
 
 
+def add_min_tokens(verb: argparse.ArgumentParser, default: str) -> None:
+    """Declare the floor of a selection."""
+    text = f"select windows with at least so many tokens of text, for datasets of packing document; {default}"
+    verb.add_argument("--min-tokens", type=int, metavar="N", help=text)
+
+
+def print_lengths(selection: WindowSelection, dataset: Dataset) -> None:
+    """Print the lengths of the selected windows, where they are not all full."""
+    from crisp_stream.selection.lengths import length_lines
+
+    for line in length_lines(selection, dataset):
+        print(line)
+
+
 def add_select_dsir(verbs: Any) -> None:
     verb = add_verb(
         verbs,
@@ -56,6 +70,7 @@ def add_select_dsir(verbs: Any) -> None:
         metavar="N",
         help="windows that the distribution of the corpus is fitted on; about a billion n-grams when absent",
     )
+    add_min_tokens(verb, "a quarter of a window when absent, 0 where all windows are full")
     verb.add_argument("--weights", metavar="FILE", help="file for the log importance weight of every window")
 
 
@@ -79,6 +94,7 @@ def _dsir(arguments: argparse.Namespace) -> None:
         num_windows=_num_windows(arguments, dataset),
         seed=arguments.seed,
         fitted_windows=arguments.fitted_windows,
+        min_tokens=arguments.min_tokens,
         generation=arguments.generation,
         processes=arguments.processes,
         log=print_line,
@@ -122,4 +138,7 @@ def _print(selection: WindowSelection, dataset: Dataset) -> None:
         ("among the heaviest", f"{facts['heaviest_share']:.1%} of them are among as many windows of largest weight"),
         ("cost", f"{megabytes:,.1f} MB of text in {seconds:,.1f} s, {processes} processes, no GPU"),
     ]
+    if facts["min_tokens"]:
+        rows.insert(2, ("shortest window", f"{facts['min_tokens']:,} tokens (--min-tokens)"))
     print(aligned(rows))
+    print_lengths(selection, dataset)

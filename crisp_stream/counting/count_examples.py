@@ -2,13 +2,15 @@
 
 The examples go the way of the corpus: the dataset's tokenizer and window length, its encoder, its tree. By default an
 example never shares a window with another, so that a short question is embedded alone. Which example a window came
-from is kept with the histogram, because windows of one example belong together when a part is held out.
+from is kept with the histogram, because windows of one example belong together when a part is held out. Of examples
+that are alike (`alike.py`) the first is kept for all, so they belong together, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +19,7 @@ from crisp_stream.counting.embedded_examples import Answers, Embedded, EmbeddedT
 from crisp_stream.errors import InputError
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.format.manifest import Packing
-from crisp_stream.histograms.histogram import Histogram
+from crisp_stream.histograms.histogram import ALIKE_KEY, Histogram
 from crisp_stream.processes import Log, Progress
 from crisp_stream.tree.tree import ClusterTree
 from crisp_stream.writers.documents.drops import DropCounts
@@ -126,7 +128,20 @@ def count_embedded(task: EmbeddedTask, dataset: Dataset, level: int, *, log: Log
         "corpus_cosine": None if corpus is None else round(corpus, 4),
     }
     provenance |= task.late_provenance()
-    return Histogram.from_leaves(counted.leaves, dataset.tree, level, provenance, examples=counted.examples)
+    examples = counted.examples if task.alike is None else task.alike()[counted.examples]
+    warn_of_alike(provenance, log)
+    return Histogram.from_leaves(counted.leaves, dataset.tree, level, provenance, examples=examples)
+
+
+def warn_of_alike(provenance: Mapping[str, Any], log: Log) -> None:
+    """Say how many examples are like others, if any is."""
+    alike = provenance.get(ALIKE_KEY)
+    if alike and alike["exact"] + alike["near"]:
+        log(
+            f"{alike['exact'] + alike['near']:,} of {provenance['examples']:,} examples are like an earlier one "
+            f"({alike['exact']:,} of the same words, {alike['near']:,} near-duplicates). They count, and are held out "
+            "together."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
+from crisp_stream.counting.alike import AlikeBuilder, AlikeExamples
 from crisp_stream.errors import InputError
 from crisp_stream.examples.hashes import example_hash
 from crisp_stream.examples.questions import Question, learnable_questions, question_hash, read_questions
@@ -19,6 +21,7 @@ from crisp_stream.examples.sketch import PROVENANCE_KEY, SketchBuilder
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.format.manifest import Packing
 from crisp_stream.format.tokenizer import DocumentTokenizer
+from crisp_stream.histograms.histogram import ALIKE_KEY
 from crisp_stream.processes import Log, map_unordered, num_processes
 from crisp_stream.writers.documents.documents import read_documents
 from crisp_stream.writers.documents.drops import DropCounts
@@ -74,18 +77,18 @@ class ExampleSources:
     text_template: str | None = None
     txt_documents: TxtDocuments = "file"
 
-    def read(self, dropped: DropCounts, sketch: SketchBuilder) -> Iterator[Example]:
-        """Texts, numbered by example; `sketch` counts the examples."""
+    def read(self, dropped: DropCounts, sketch: SketchBuilder, alike: AlikeBuilder | None = None) -> Iterator[Example]:
+        """Texts, numbered by example; `sketch` counts the examples, `alike` finds those that are like others."""
         if self.answers is None:
-            return self._documents(dropped, sketch)
+            return self._documents(dropped, sketch, alike)
         if self.filters or self.layout != "files" or self.text_template is not None:
             raise InputError("questions: filters, templates and layouts are for documents. Leave them out.")
         if self.answers not in get_args(Answers):
             raise InputError(f"answers: must be right or all, got {self.answers!r}.")
         read = read_questions if self.test_halves else learnable_questions
-        return self._questions([question for path in self.inputs for question in read(path)], sketch)
+        return self._questions([question for path in self.inputs for question in read(path)], sketch, alike)
 
-    def _documents(self, dropped: DropCounts, sketch: SketchBuilder) -> Iterator[Example]:
+    def _documents(self, dropped: DropCounts, sketch: SketchBuilder, alike: AlikeBuilder | None) -> Iterator[Example]:
         texts = read_documents(
             self.inputs,
             text_column=self.text_column,
@@ -98,11 +101,17 @@ class ExampleSources:
         )
         for number, text in enumerate(texts):
             sketch.add(example_hash(text))
+            if alike is not None:
+                alike.add(text)
             yield number, text
 
-    def _questions(self, questions: list[Question], sketch: SketchBuilder) -> Iterator[Example]:
+    def _questions(
+        self, questions: list[Question], sketch: SketchBuilder, alike: AlikeBuilder | None
+    ) -> Iterator[Example]:
         for number, question in enumerate(questions[: self.limit]):
             sketch.add(question_hash(question))
+            if alike is not None:
+                alike.add_question(question)
             for choice in range(len(question.choices)) if self.answers == "all" else [question.answer]:
                 yield number, question.text(choice)
 
@@ -115,6 +124,8 @@ class EmbeddedTask:
     provenance: dict[str, Any]
     late_provenance: Callable[[], dict[str, Any]]
     """Further provenance, known once all batches were taken."""
+    alike: Callable[[], NDArray[np.int64]] | None = None
+    """[num_examples], the first example that each is like, known once all batches were taken; None: not known."""
 
 
 def embedded_task(
@@ -140,20 +151,51 @@ def embedded_task(
     if any(are_embeddings):
         if not all(are_embeddings) or sources.answers is not None:
             raise InputError("embeddings: must be given alone, got other inputs, too. Name .npy files only, or none.")
-        batches = read_embeddings(sources.inputs, dataset.manifest.encoder.dim, sources.limit)
+        equal = _EqualRows()
+        batches = equal.watched(read_embeddings(sources.inputs, dataset.manifest.encoder.dim, sources.limit))
         provenance = {**names, "packing": "embeddings", "dropped_examples": {}}
-        return EmbeddedTask(batches=batches, provenance=provenance, late_provenance=dict)
-    dropped, sketch = DropCounts(), SketchBuilder()
+        return EmbeddedTask(
+            batches=batches,
+            provenance=provenance,
+            late_provenance=lambda: {ALIKE_KEY: equal.alike.to_json()},
+            alike=lambda: equal.alike.first,
+        )
+    dropped, sketch, builder = DropCounts(), SketchBuilder(), AlikeBuilder()
     choice = matching_encoder(dataset.manifest.encoder, encoder, dataset.root)
     settings = embedding_settings(dataset, choice, packing, sources, log)
-    batches = embed_examples(sources.read(dropped, sketch), settings, num_processes(processes))
+    batches = embed_examples(sources.read(dropped, sketch, builder), settings, num_processes(processes))
+
+    @cache
+    def alike() -> AlikeExamples:
+        return builder.finish()
 
     def late_provenance() -> dict[str, Any]:
         answers = {} if sources.answers is None else {"answers": sources.answers}
         hashes = {PROVENANCE_KEY: sketch.finish().to_json()}
-        return {"packing": packing, "dropped_examples": dropped.as_dict(), **hashes, **answers}
+        return (
+            {"packing": packing, "dropped_examples": dropped.as_dict(), ALIKE_KEY: alike().to_json()} | hashes | answers
+        )
 
-    return EmbeddedTask(batches=batches, provenance=names, late_provenance=late_provenance)
+    return EmbeddedTask(batches=batches, provenance=names, late_provenance=late_provenance, alike=lambda: alike().first)
+
+
+class _EqualRows:
+    """Finds equal embeddings in batches that pass."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, int] = {}
+        self._first: list[int] = []
+
+    def watched(self, batches: Iterable[Embedded]) -> Iterator[Embedded]:
+        for batch in batches:
+            for row in np.ascontiguousarray(batch.embeddings, np.float32):
+                self._first.append(self._seen.setdefault(xxhash.xxh3_128_intdigest(row.tobytes()), len(self._first)))
+            yield batch
+
+    @property
+    def alike(self) -> AlikeExamples:
+        first = np.array(self._first, np.int64)
+        return AlikeExamples(first=first, exact=len(first) - len(self._seen), near=0)
 
 
 def embedding_settings(

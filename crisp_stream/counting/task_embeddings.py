@@ -42,12 +42,21 @@ class TaskEmbeddings:
     """[num_windows], number of the example that each begins in; those of one example belong together."""
     provenance: dict[str, Any]
     """Files, numbers and hashes of the examples, as in the provenance of histograms."""
+    alike: NDArray[np.int64] | None = None
+    """[num_windows], the first example that the example of each is like; None: not known."""
+
+    @property
+    def groups(self) -> NDArray[np.int64]:
+        """[num_windows], windows of one group are held out together."""
+        return self.examples if self.alike is None else self.alike
 
     def save(self, path: str | Path) -> None:
         """Write a Parquet file, whole or not at all, replacing an older one. Raises StorageError."""
         dim = self.embeddings.shape[1]
         rows = pa.FixedSizeListArray.from_arrays(pa.array(self.embeddings.ravel(), pa.float32()), dim)
         columns = {"example": pa.array(self.examples, pa.int64()), "embedding": rows}
+        if self.alike is not None:
+            columns["alike"] = pa.array(self.alike, pa.int64())
         save_record(path, _RECORD, columns, self.provenance)
 
     @classmethod
@@ -58,7 +67,10 @@ class TaskEmbeddings:
             column = table["embedding"].combine_chunks()
             rows = column.flatten().to_numpy().reshape(len(column), -1)
             return cls(
-                embeddings=np.asarray(rows, np.float32), examples=table["example"].to_numpy(), provenance=record.facts
+                embeddings=np.asarray(rows, np.float32),
+                examples=table["example"].to_numpy(),
+                alike=table["alike"].to_numpy() if "alike" in table.column_names else None,
+                provenance=record.facts,
             )
 
 
@@ -75,11 +87,14 @@ def embed_task(
     log: Log = print,
 ) -> TaskEmbeddings:
     """Embed a task's examples; arguments and errors are those of `count_examples`."""
+    from crisp_stream.counting.count_examples import warn_of_alike
     from crisp_stream.counting.embedded_examples import ExampleSources, embedded_task
 
     sources = ExampleSources(tuple(inputs), text_column, limit, answers, (), "files")
     task = embedded_task(sources, dataset, packing=packing, encoder=encoder, processes=processes, log=log)
-    return _collected(task, dataset)
+    collected = _collected(task, dataset)
+    warn_of_alike(collected.provenance, log)
+    return collected
 
 
 def histogram_of_task(task: TaskEmbeddings, dataset: Dataset, level: int, *, log: Log = print) -> Histogram:
@@ -94,7 +109,7 @@ def histogram_of_task(task: TaskEmbeddings, dataset: Dataset, level: int, *, log
     check_level(level, dataset)
     batch = Embedded(
         embeddings=task.embeddings,
-        examples=task.examples,
+        examples=task.groups,
         num_examples=task.provenance["examples"],
         dropped_tokens=task.provenance["dropped_tokens"],
     )
@@ -123,4 +138,6 @@ def _collected(task: EmbeddedTask, dataset: Dataset) -> TaskEmbeddings:
         **task.late_provenance(),
     }
     rows = rows[in_order] / np.linalg.norm(rows[in_order], axis=1, keepdims=True)
-    return TaskEmbeddings(embeddings=rows, examples=examples[in_order], provenance=provenance)
+    examples = examples[in_order]
+    alike = None if task.alike is None else task.alike()[examples]
+    return TaskEmbeddings(embeddings=rows, examples=examples, alike=alike, provenance=provenance)

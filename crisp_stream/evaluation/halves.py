@@ -2,34 +2,27 @@
 
 Halves are drawn at random by seed. Questions that are alike fall into the same half, so that no question of the test
 half was nearly learnt from. Alike are questions of the same words, and near-duplicates, which share 60 % of the word
-pairs of question and choices. This rule is wider than that for duplicate documents: it also joins questions about one
-passage, and forms with other numbers filled in. Groups grow by likeness, so two questions of a group may be less alike.
+pairs of question and choices (`counting/alike.py`).
 """
 
 from __future__ import annotations
 
 import json
-import tempfile
+import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 
-from crisp_stream.errors import CrispError, InputError, import_extra
+from crisp_stream.counting.alike import LIKENESS, AlikeBuilder
+from crisp_stream.errors import CrispError, InputError
 from crisp_stream.evaluation.question_sets import QuestionSet
 from crisp_stream.examples.questions import Question, question_hash
 from crisp_stream.results.results import set_fingerprint
 from crisp_stream.storage.store import open_store
 
 SPLIT_VERSION = 1
-LIKENESS = 0.6
-"""Share of word pairs in common, estimated, from which two questions are near-duplicates."""
-
-_WORDS_PER_GRAM = 2
-_MEMORY_BYTES = 1 << 27
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,32 +64,41 @@ def like_groups(questions: Sequence[Question]) -> list[list[int]]:
     Returns:
         Every question once; members and groups in the order of the set, a group where its first member is.
     """
-    from crisp_stream.writers.cleaning.near_duplicates import NearSettings, find_near_duplicates, sketch_texts
-    from crisp_stream.writers.cleaning.words import hash_words
+    builder = AlikeBuilder()
+    for question in questions:
+        builder.add_question(question)
+    return builder.finish().groups()
 
-    pairs: list[tuple[int, int]] = []
-    texts = ["\n".join([row.question, *sorted(row.choices, key=str.casefold)]) for row in questions]
-    hashed = hash_words(texts)
-    seen: dict[bytes | int, int] = {}
-    for number, (first, end) in enumerate(pairwise(hashed.first_word.tolist())):
-        words = hashed.hashes[first:end].tobytes()
-        for key in filter(None, (words, question_hash(questions[number]))):
-            pairs.append((number, seen.setdefault(key, number)))
-    settings = NearSettings(threshold=LIKENESS, words_per_gram=_WORDS_PER_GRAM)
-    sketches = sketch_texts(texts, settings)
-    with tempfile.TemporaryDirectory(prefix="crisp-split-") as folder:
-        keys, minima = Path(folder, "keys.npy"), Path(folder, "minima.npy")
-        np.save(keys, sketches.keys)
-        np.save(minima, sketches.minima)
-        pairs += find_near_duplicates([keys], [minima], settings, memory_bytes=_MEMORY_BYTES).removals.tolist()
-    sparse = import_extra("scipy.sparse", extra="write", purpose="finding near-duplicates")
-    graph = import_extra("scipy.sparse.csgraph", extra="write", purpose="finding near-duplicates")
-    ones, others = np.array(pairs).reshape(-1, 2).T
-    joined = sparse.coo_array((np.ones(len(pairs), np.bool_), (ones, others)), (len(questions), len(questions)))
-    groups: dict[int, list[int]] = {}
-    for number, label in enumerate(graph.connected_components(joined, directed=False)[1].tolist()):
-        groups.setdefault(label, []).append(number)
-    return list(groups.values())
+
+def draw_part(questions: Sequence[Question], share: float, *, seed: int = 0) -> tuple[list[Question], list[Question]]:
+    """Draw about a share of the questions, alike ones together: the drawn ones and the others, both in random order.
+
+    Raises:
+        InputError: all questions are alike.
+        MissingExtraError: datasketch or scipy is not installed.
+    """
+    groups = like_groups(questions)
+    if len(groups) < 2:
+        raise InputError(
+            f"at least two questions must not be alike, got {len(groups)} of {len(questions)}. Use a larger set."
+        )
+    group_of = {member: number for number, group in enumerate(groups) for member in group}
+    order = random.Random(seed).sample(range(len(questions)), len(questions))
+    wanted, drawn, size = max(1, round(share * len(questions))), set[int](), 0
+    for number in order:
+        group = groups[group_of[number]]
+        if group_of[number] in drawn or (size + len(group) > wanted and size):
+            continue
+        if len(group) == len(questions) - size:  # something must be left
+            continue
+        drawn.add(group_of[number])
+        size += len(group)
+        if size >= wanted:
+            break
+    is_drawn = [group_of[number] in drawn for number in order]
+    part = [questions[number] for number, own in zip(order, is_drawn, strict=True) if own]
+    others = [questions[number] for number, own in zip(order, is_drawn, strict=True) if not own]
+    return part, others
 
 
 def _draw(sizes: Sequence[int], rng: np.random.Generator) -> list[bool]:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError
+from crisp_stream.histograms.chance import Chance, by_chance, distance_by_chance
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.histograms.mixture import check_tree, windows_per_node
 
@@ -106,6 +107,13 @@ def effective_clusters(histogram: Histogram) -> float:
     return float(np.exp(-(histogram.proportions * np.log(histogram.proportions)).sum()))
 
 
+def chance_of(histogram: Histogram, dataset: Dataset) -> Chance | None:
+    """Figures of as many random windows of the corpus as were counted; None where none were, or of level 0."""
+    if histogram.counts is None or not histogram.level:
+        return None
+    return by_chance(generalist_histogram(dataset, histogram.level).proportions, int(histogram.counts.sum()))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Difference:
     """One cluster of two histograms."""
@@ -123,6 +131,8 @@ class Comparison:
     level: int
     total_variation: float
     """Half the sum of absolute differences, 0 to 1; 1 - it is what they share."""
+    total_variation_by_chance: float | None
+    """What sampling alone would give: its mean if all windows were of one mixture; None where they were not counted."""
     first_from_second: float
     """KL(first || second) in nats; inf where the second lacks a cluster of the first."""
     second_from_first: float
@@ -139,11 +149,17 @@ class Comparison:
             content[name] = content[name] if np.isfinite(content[name]) else None
         return content
 
+    def _by_chance(self) -> str:
+        if self.total_variation_by_chance is None:
+            return "not known: one of them was computed, not counted"
+        return f"{self.total_variation_by_chance:.4f} (as many windows each, all of one mixture)"
+
     def table(self) -> str:
         """Format as lines of text."""
         lines = [
             f"level                    {self.level}",
             f"total variation          {self.total_variation:.4f} (0: equal, 1: disjoint)",
+            f"  by sampling alone      {self._by_chance()}",
             f"KL(first || second)      {self.first_from_second:.4f} nats",
             f"KL(second || first)      {self.second_from_first:.4f} nats",
             f"Jensen-Shannon           {self.jensen_shannon:.4f} nats of at most {np.log(2):.4f}",
@@ -174,17 +190,37 @@ def compare(first: Histogram, second: Histogram, *, limit: int = 10) -> Comparis
     shares = np.zeros((2, len(nodes)))
     for row, histogram in zip(shares, (first, second), strict=True):
         row[np.searchsorted(nodes, histogram.nodes)] = histogram.proportions
+    chance = None
+    if first.counts is not None and second.counts is not None:
+        counts = np.zeros((2, len(nodes)), np.int64)
+        for row, histogram in zip(counts, (first, second), strict=True):
+            row[np.searchsorted(nodes, histogram.nodes)] = histogram.counts
+        chance = distance_by_chance(counts[0], counts[1])
     middle = shares.mean(axis=0)
     order = np.argsort(-np.abs(shares[0] - shares[1]), kind="stable")[:limit]
     return Comparison(
         level=level,
         total_variation=float(np.abs(shares[0] - shares[1]).sum() / 2),
+        total_variation_by_chance=chance,
         first_from_second=_kl(shares[0], shares[1]),
         second_from_first=_kl(shares[1], shares[0]),
         jensen_shannon=(_kl(shares[0], middle) + _kl(shares[1], middle)) / 2,
         differences=tuple(
             Difference(node=int(nodes[at]), first=float(shares[0, at]), second=float(shares[1, at])) for at in order
         ),
+    )
+
+
+def total_variation(first: Histogram, second: Histogram) -> float:
+    """Half the sum of absolute differences of two histograms of one tree and level, 0 to 1. Raises InputError."""
+    first.check_same_tree(second)
+    if first.level != second.level:
+        raise InputError(f"histograms must have one level, got {first.level} and {second.level}. Cut the finer one.")
+    shared, of_first, of_second = np.intersect1d(first.nodes, second.nodes, assume_unique=True, return_indices=True)
+    return (
+        1.0 - float(np.minimum(first.proportions[of_first], second.proportions[of_second]).sum())
+        if len(shared)
+        else 1.0
     )
 
 

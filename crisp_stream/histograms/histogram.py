@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from crisp_stream.format.manifest import Manifest
     from crisp_stream.tree.tree import ClusterTree
 
+ALIKE_KEY = "alike_examples"
+"""Key in the provenance of a counted histogram: examples that are like an earlier one, `exact` and `near`."""
 _SUM_TOLERANCE = 1e-6
 _RECORD = RecordKind(
     name="a histogram file of crisp-stream",
@@ -61,7 +63,8 @@ class Histogram:
     counts: NDArray[np.int64] | None = None
     """[num_nodes], windows counted per node; None where the histogram was computed from others."""
     examples: NDArray[np.int64] | None = None
-    """[sum of counts], the example (a document, a question) each window came from, node by node; None: not known."""
+    """[sum of counts], the example (a document, a question) each window came from, node by node; None: not known. Of
+    examples that are alike the first stands for all."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Source of the histogram."""
 

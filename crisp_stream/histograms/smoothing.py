@@ -1,15 +1,16 @@
 """Smoothing for tiny example sets: back-off along the tree.
 
-With n examples most of a fine level's clusters are never hit, and the hit ones by chance. But the tree says which
+With few examples most of a fine level's clusters are never hit, and the hit ones by chance. But the tree says which
 clusters are alike, and the corpus how its windows spread below each node. So the children of a node get a Dirichlet
-posterior whose prior is the corpus: with n_c examples in child c of node p,
+posterior whose prior is the corpus: with n_c of their windows in child c of node p,
 
     P(c | p) = (n_c + strength · P(c | p, D^g)) / (n_p + strength)
 
 with a strength for each level, and P(c) is the product from the root down to `level`, below which windows are drawn
-uniformly, as for any histogram. A strength counts as so many examples distributed like the corpus: 0 gives the raw
+uniformly, as for any histogram. A strength counts as so many windows distributed like the corpus: 0 gives the raw
 counts, infinity the base mixture. Nodes without examples pass what they have on as the corpus spreads below them.
-Examples in clusters of which the corpus has no window count for the nodes above.
+Windows in clusters of which the corpus has no window count for the nodes above. All windows of the examples count
+alike: the short last window of an example as much as a full one.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def smooth(
     Args:
         histogram: with counts, of the dataset's tree.
         dataset: the corpus.
-        strength: examples that the prior counts as, 0 or more: for all levels, or one for each from 1 on;
+        strength: windows that the prior counts as, 0 or more: for all levels, or one for each from 1 on;
             `tuning.tune` finds them.
         level: of the result, at most the histogram's; the histogram's when None.
 

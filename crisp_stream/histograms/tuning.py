@@ -4,8 +4,12 @@ The score of a histogram is the mean over held-out windows of log w(c) = log P(c
 much likelier the mixture makes windows like the task's than the corpus does. Levels compare, because below its level a
 histogram spreads windows as the corpus does, and the base mixture scores 0. The score is a sum over the levels down to
 the histogram's, of mean log P(c | p) / P(c | p, D^g), each of which depends on that level's strength alone: so every
-level gets the strength that is best for it, and the best level is that down to which the sum is largest. Examples, not
-windows, are held out.
+level gets the strength that is best for it, and the best level is that down to which the sum is largest; level 0, the
+base mixture, where no sum is above 0. Examples, not windows, are held out, and those that are alike together: a copy
+among what is learnt from would make the fine levels look too good.
+
+A window in a cluster without windows of the corpus counts, as in `smoothing.smooth`, for the nodes above down to the
+last that has some, so that what is scored is what `smooth` writes.
 
 A raw histogram gives clusters that it has not seen nothing, so one unseen example costs it everything. Where it is
 compared, `FLOOR` of it is replaced by the base mixture, at each level.
@@ -21,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError
-from crisp_stream.histograms.histogram import Histogram
+from crisp_stream.histograms.histogram import ALIKE_KEY, Histogram
 from crisp_stream.histograms.mixture import check_tree
-from crisp_stream.histograms.smoothing import levels_of
+from crisp_stream.histograms.smoothing import levels_of, smooth
 
 if TYPE_CHECKING:
     from crisp_stream.format.dataset import Dataset
@@ -41,10 +45,13 @@ class Choice:
     """A level, and the strengths of the levels down to it."""
 
     level: int
+    """0: the base mixture, which no level is better than."""
     strengths: tuple[float, ...]
     """[level]."""
 
     def __str__(self) -> str:
+        if self.level == 0:
+            return "the base mixture: no level is better than it"
         return f"level {self.level}, strengths {', '.join(f'{one:g}' for one in self.strengths)}"
 
 
@@ -84,17 +91,22 @@ class Tuning:
     """[levels][strengths], each level's part of the score, by cross-validation over all examples."""
     sizes: tuple[SizeResult, ...]
     num_examples: int
+    """Examples, those that are alike counted as one."""
+    num_alike: int | None
+    """Examples that are like an earlier one, and are held out with it; None: not known."""
     num_windows: int
-    """Windows of the examples, without those in clusters that hold no windows of the corpus."""
-    left_out: int
+    """Windows of the examples."""
+    num_outside: int
+    """Windows in clusters that hold no windows of the corpus; they count for the nodes above."""
 
     def table(self) -> str:
         """Format as lines of text, one row per size."""
         raw = "".join(f"{f'raw L{level}':>9}" for level in self.levels)
         unseen = "".join(f"{f'new L{level}':>8}" for level in self.levels)
+        outside = f" ({self.num_outside:,} in clusters without windows of the corpus: counted above)"
         lines = [
-            f"{self.num_examples:,} examples, {self.num_windows:,} windows"
-            + (f" ({self.left_out:,} in clusters without windows of the corpus)" if self.left_out else ""),
+            f"{self.num_examples:,} examples, {self.num_windows:,} windows" + outside * (self.num_outside > 0),
+            *_alike_lines(self.num_alike),
             f"chosen: {self.chosen}",
             "",
             "Score: mean log w(c) of windows held out, in nats; the base mixture scores 0. raw: the counts of that",
@@ -106,11 +118,19 @@ class Tuning:
         ]
         for size in self.sizes:
             choice = size.typical
-            strengths = ", ".join(f"{one:g}" for one in choice.strengths)
+            strengths = ", ".join(f"{one:g}" for one in choice.strengths) or "base"
             raw = "".join(f"{value:>9.3f}" for value in size.raw)
             unseen = "".join(f"{value:>8.1%}" for value in size.unseen)
             lines.append(f"{size.examples:>9,} {choice.level:>5} {strengths:>14} {size.tuned:>8.3f}{raw}{unseen}")
         return "\n".join(lines)
+
+
+def _alike_lines(num_alike: int | None) -> list[str]:
+    if num_alike is None:
+        return [
+            "Which examples are alike is not known: copies would make these scores too good. Count the examples again."
+        ]
+    return [f"{num_alike:,} more are like one of these and are held out with it"] if num_alike else []
 
 
 def tune(
@@ -126,7 +146,8 @@ def tune(
     """Choose level and strength of `smoothing.smooth` for a task.
 
     Args:
-        histogram: with counts, of the finest level that may be chosen; best with the examples of each window.
+        histogram: with counts, of the finest level that may be chosen; best with the examples of each window, as
+            `count_examples` gives them: alike ones under one number.
         dataset: the corpus.
         strengths: candidates, positive.
         folds: of the cross-validation, over examples.
@@ -166,9 +187,17 @@ def tune(
         scores=tuple(tuple(row) for row in scores.tolist()),
         sizes=tuple(results),
         num_examples=counts.num_examples,
+        num_alike=_num_alike(histogram),
         num_windows=counts.num_windows,
-        left_out=counts.left_out,
+        num_outside=counts.num_outside,
     )
+
+
+def tuned(histogram: Histogram, dataset: Dataset, choice: Choice) -> Histogram:
+    """The histogram of a choice: smoothed, or the base mixture. Raises InputError as `tune`."""
+    if choice.level == 0:
+        return Histogram.base(dataset)
+    return smooth(histogram, dataset, strength=choice.strengths, level=choice.level)
 
 
 class _Paths:
@@ -182,18 +211,25 @@ class _Paths:
         nodes = np.repeat(histogram.nodes, histogram.counts)
         examples = np.arange(len(nodes)) if histogram.examples is None else histogram.examples
         levels = levels_of(dataset, histogram.level)
-        at = np.minimum(np.searchsorted(levels[-1].nodes, nodes), len(levels[-1].nodes) - 1)
-        kept = levels[-1].nodes[at] == nodes
-        self.left_out = int(np.count_nonzero(~kept))
-        nodes, self._example_of_window = nodes[kept], np.unique(examples[kept], return_inverse=True)[1]
+        self._example_of_window = np.unique(examples, return_inverse=True)[1]
         self.num_windows = len(nodes)
         self.num_examples = int(self._example_of_window.max(initial=-1)) + 1
         above = [nodes // np.uint32(histogram.arity**finer) for finer in reversed(range(len(levels)))]
-        rows = [np.searchsorted(level.nodes, nodes) for level, nodes in zip(levels, above, strict=True)]
-        self._used_rows = [np.unique(row, return_inverse=True) for row in rows]
-        """Rows of the nodes of a level, and the index of one of them for each window, [num_windows]; by level."""
-        self.log_share = np.log([level.share_of_parent[row] for level, row in zip(levels, rows, strict=True)])
-        """log P(c | p, D^g), [levels, num_windows]."""
+        rows = [
+            np.minimum(np.searchsorted(level.nodes, own), len(level.nodes) - 1)
+            for level, own in zip(levels, above, strict=True)
+        ]
+        self.present = np.array([level.nodes[row] == own for level, row, own in zip(levels, rows, above, strict=True)])
+        """Whether the node of a window has windows of the corpus, [levels, num_windows]."""
+        self.num_outside = int(np.count_nonzero(~self.present[-1]))
+        rows = [np.where(present, row, -1) for present, row in zip(self.present, rows, strict=True)]
+        self._used_rows = [(np.zeros(1), np.zeros(len(nodes), np.int64))]
+        """Rows of the nodes of a level, and the index of one of them for each window, [num_windows]; from level 0 on.
+        Row -1 is of nodes without windows."""
+        self._used_rows += [np.unique(row, return_inverse=True) for row in rows]
+        shares = [np.append(level.share_of_parent, 1.0)[row] for level, row in zip(levels, rows, strict=True)]
+        self.log_share = np.log(shares)
+        """log P(c | p, D^g), [levels, num_windows]; 0 for nodes without windows."""
 
     def windows_of(self, examples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Rows of the windows of some examples."""
@@ -201,12 +237,14 @@ class _Paths:
         chosen[examples] = True
         return np.flatnonzero(chosen[self._example_of_window])
 
-    def seen(self, training: NDArray[np.int64], held_out: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Training windows in the node of each window held out, [levels + 1, num_held_out]; level 0 is all of them."""
-        counts = [np.full(len(held_out), float(len(training)))]
-        for used, index in self._used_rows:
-            counts.append(np.bincount(index[training], minlength=len(used))[index[held_out]].astype(np.float64))
-        return np.stack(counts)
+    def seen(self, training: NDArray[np.int64], held_out: NDArray[np.int64], level: int, at: int) -> NDArray[np.int64]:
+        """Training windows that are in the node at level `at` of each window held out, and count at `level`.
+
+        [num_held_out]; those count at a level whose node there has windows of the corpus.
+        """
+        used, index = self._used_rows[at]
+        counted = training[self.present[level - 1, training]]
+        return np.bincount(index[counted], minlength=len(used))[index[held_out]]
 
 
 def _parts_of_score(
@@ -214,13 +252,15 @@ def _parts_of_score(
 ) -> NDArray[np.float64]:
     """Score levels and strengths, [levels, strengths]: mean log P(c | p) / P(c | p, D^g) of windows held out.
 
-    P(c | p) is made of the training windows.
+    P(c | p) is made of the training windows. A window adds nothing at levels where its node has no windows.
     """
-    seen, log_shares = counts.seen(training, held_out), counts.log_share.take(held_out, axis=1)
-    scores = np.empty((len(log_shares), len(strengths)))
-    for column, strength in enumerate(strengths):
-        posterior = (seen[1:] + strength * np.exp(log_shares)) / (seen[:-1] + strength)
-        scores[:, column] = (np.log(posterior) - log_shares).mean(axis=1)
+    scores = np.empty((len(counts.present), len(strengths)))
+    for row, log_shares in enumerate(counts.log_share.take(held_out, axis=1)):
+        own, of_parent = (counts.seen(training, held_out, row + 1, at) for at in (row + 1, row))
+        present = counts.present[row, held_out]
+        for column, strength in enumerate(strengths):
+            posterior = (own + strength * np.exp(log_shares)) / (of_parent + strength)
+            scores[row, column] = np.where(present, np.log(posterior) - log_shares, 0.0).mean()
     return scores
 
 
@@ -228,9 +268,24 @@ def _raw_scores(
     counts: _Paths, training: NDArray[np.int64], held_out: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Score raw histograms with FLOOR of base, [levels], and the shares of unseen windows, [levels]."""
-    seen, log_shares = counts.seen(training, held_out), counts.log_share.take(held_out, axis=1)
-    weight = seen[1:] / len(training) / np.exp(np.cumsum(log_shares, axis=0))
-    return np.log((1 - FLOOR) * weight + FLOOR).mean(axis=1), (seen[1:] == 0).mean(axis=1)
+    shares = np.exp(np.cumsum(counts.log_share.take(held_out, axis=1), axis=0))
+    depth = counts.present.take(held_out, axis=1).sum(axis=0)
+    scores, unseen = np.empty(len(shares)), np.empty(len(shares))
+    for level in range(1, len(shares) + 1):
+        seen = np.zeros(len(held_out))
+        for at in range(level + 1):  # the last node of a window, at this level or above, that has windows
+            ends = np.minimum(depth, level) == at
+            seen[ends] = counts.seen(training, held_out[ends], level, at)
+        of_training = max(np.count_nonzero(counts.present[level - 1, training]), 1)
+        scores[level - 1] = np.log((1 - FLOOR) * seen / of_training / shares[level - 1] + FLOOR).mean()
+        unseen[level - 1] = ((seen == 0) | (depth < level)).mean()
+    return scores, unseen
+
+
+def _num_alike(histogram: Histogram) -> int | None:
+    """Examples that are like an earlier one, as the counting noted; None where it did not."""
+    alike = histogram.provenance.get(ALIKE_KEY)
+    return None if not isinstance(alike, dict) else int(alike["exact"]) + int(alike["near"])
 
 
 def _cross_validate(
@@ -247,7 +302,7 @@ def _cross_validate(
         total = total + len(held_out) * _parts_of_score(counts, training, held_out, strengths)
         weight += len(held_out)
     scores = np.asarray(total) / weight
-    level = int(np.cumsum(scores.max(axis=1)).argmax()) + 1
+    level = int(np.cumsum([0.0, *scores.max(axis=1)]).argmax())
     best = strengths[scores.argmax(axis=1)[:level]]
     return scores, Choice(level=level, strengths=tuple(best.tolist()))
 

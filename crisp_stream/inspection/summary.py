@@ -13,7 +13,7 @@ from crisp_stream.errors import import_extra
 from crisp_stream.examples.sketch import without_hashes
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.format.provenance import document_spans, has_provenance
-from crisp_stream.histograms.arithmetic import compare, effective_clusters, generalist_histogram
+from crisp_stream.histograms.arithmetic import chance_of, effective_clusters, generalist_histogram, total_variation
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.histograms.mixture import check_tree, windows_per_node
 from crisp_stream.inspection.terms import node_terms, terms_can_be_found
@@ -115,8 +115,14 @@ def describe_dataset(dataset: Dataset, *, level: int, limit: int) -> str:
 
 
 def describe_histogram(histogram: Histogram, dataset: Dataset | None, *, limit: int) -> str:
-    """Write a page of text about a histogram; with the dataset, its heaviest clusters with terms, text and w(c)."""
+    """Write a page of text about a histogram; with the dataset, its heaviest clusters with terms, text and w(c).
+
+    Beside figures that depend on the number of windows stand those of as many random windows of the corpus.
+    """
+    chance = None if dataset is None else chance_of(histogram, dataset)
     effective = f"effectively {effective_clusters(histogram):,.1f} (exp of the entropy)"
+    if chance is not None:
+        effective += f"; {chance.effective_clusters:,.1f} of as many random windows of the corpus"
     facts: list[tuple[str, object]] = [
         ("clusters", f"{len(histogram.nodes):,} with mass, {effective}"),
         *([] if histogram.counts is None else [("counted", f"{int(histogram.counts.sum()):,} windows")]),
@@ -126,10 +132,15 @@ def describe_histogram(histogram: Histogram, dataset: Dataset | None, *, limit: 
     if dataset is not None:
         check_tree(histogram, dataset, what="histogram")
     if dataset is not None and histogram.level:
-        distance = compare(histogram, generalist_histogram(dataset, histogram.level)).total_variation
-        facts.append(("off corpus", f"{distance:.1%} (total variation)"))
+        distance = total_variation(histogram, generalist_histogram(dataset, histogram.level))
+        random = "" if chance is None else f"; {chance.off_corpus:.1%} of as many random windows"
+        facts.append(("off corpus", f"{distance:.1%} (total variation){random}"))
+    if chance is not None:
+        facts.append(("by chance", f"w(c) up to {chance.largest_weight:.1f} in the ten heaviest of random windows"))
+    warning = chance.warning if chance is not None else None
     title = f"histogram of level {histogram.level} (arity {histogram.arity}, depth {histogram.depth})"
-    return f"{title}\n{_facts_text(facts)}\n\n{_heaviest_text(histogram, dataset, limit)}\n"
+    warned = "" if warning is None else f"{warning}\n"
+    return f"{title}\n{_facts_text(facts)}\n{warned}\n{_heaviest_text(histogram, dataset, limit)}\n"
 
 
 def _heaviest_text(histogram: Histogram, dataset: Dataset | None, limit: int) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.histograms.arithmetic import effective_clusters
+from crisp_stream.histograms.chance import DRAWS, FEW_WINDOWS, by_chance
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.report.charts import Axis, Curve, percent
 from crisp_stream.report.colours import BASE, Colours
@@ -75,7 +76,8 @@ def histogram_section(
         f"""<p class="note">The heaviest clusters of each task: the coloured bar is the task's share of the cluster, the
 grey one that of the corpus, on one scale for all tasks; w is the ratio of the two. <i>Effective clusters</i>: how many
 equally heavy clusters would be as spread out (exp of the entropy). <i>Off the corpus</i>: total variation, 0 for the
-corpus itself, 1 for nothing in common.</p>
+corpus itself, 1 for nothing in common. <i>random</i>, <i>w by chance</i>: what as many random windows of the corpus
+would show, the mean of {DRAWS} sets; below {FEW_WINDOWS} windows per cluster, single clusters are mostly chance.</p>
 <div class="cards">
 {cards}
 </div>""",
@@ -83,13 +85,21 @@ corpus itself, 1 for nothing in common.</p>
 
 
 def _facts(task: TaskShares, histogram: Histogram, tree: Tree) -> dict[str, str]:
-    level = tree.levels[task.level - 1]
+    level, counts = tree.levels[task.level - 1], histogram.counts
+    # A histogram is shown at its own level; where it has counts, random windows are drawn at that level, too.
+    chance = None if counts is None or histogram.level != task.level else by_chance(level.shares, int(counts.sum()))
+    effective, off = f"{effective_clusters(histogram):,.0f}", np.abs(task.shares - level.shares).sum() / 2
+    off_corpus = f"{off + task.missing / 2:.2f}"
+    if chance is not None:
+        effective += f" (random: {chance.effective_clusters:,.0f})"
+        off_corpus += f" (random: {chance.off_corpus:.2f})"
     return {
         "level": f"{histogram.level}",
         "windows counted": NONE if histogram.counts is None else f"{int(histogram.counts.sum()):,}",
         "clusters": f"{len(histogram.nodes):,} of {len(level.nodes):,}",
-        "effective clusters": f"{effective_clusters(histogram):,.0f}",
-        "off the corpus": f"{np.abs(task.shares - level.shares).sum() / 2 + task.missing / 2:.2f}",
+        "effective clusters": effective,
+        "off the corpus": off_corpus,
+        **({} if chance is None else {"w by chance": f"up to {chance.largest_weight:.1f}"}),
         **({"on empty clusters": f"{task.missing:.1%}"} if task.missing > 0 else {}),
     }
 

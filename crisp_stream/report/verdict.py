@@ -122,8 +122,8 @@ class Verdict:
         return {
             **models,
             "Judged on": ", ".join(sets),
-            "Intervals": f"{CONFIDENCE:.0%} over examples ({RESAMPLES:,} bootstrap resamples of both models together); "
-            "another training seed moves the figures, too",
+            "Intervals": f"{CONFIDENCE:.0%} over examples, both models together (studentised bootstrap of "
+            f"{RESAMPLES:,} resamples; of accuracies by Tango); another training seed moves the figures, too",
         }
 
 

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.figure import blank_figure, save_figure
+from crisp_stream.results.bootstrap import Interval, difference_interval
 from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, model_names, paired_sets, pairs, same_tokens
 from crisp_stream.results.results import QuestionResults, TextResults
-from crisp_stream.results.tables import INTERVALS, comparability_notes, mean_of
+from crisp_stream.results.tables import INTERVALS, comparability_notes
 from crisp_stream.table import Table, TableGroup
 
 Measure = Literal["perplexity", "bits_per_byte", "probability_of_answer"]
@@ -56,11 +57,18 @@ def better_rows(results: Sequence[AnyResults], *, baseline: str) -> list[BetterR
                     results=results_of_model,
                     baseline=baseline,
                     measure=measure,
-                    fraction=mean_of(np.where(gain == 0, 0.5, gain > 0)),
+                    fraction=_fraction_better(gain),
                     num_ties=int((gain == 0).sum()),
                 )
             )
     return rows
+
+
+def _fraction_better(gains: NDArray[np.float64]) -> Estimate:
+    """Half of 1 + wins - losses, each as a share: a tie is half a win, and half a loss."""
+    signs = np.sign(gains)
+    low, high = difference_interval(signs)
+    return Estimate((1 + float(signs.mean())) / 2, Interval((1 + low) / 2, (1 + high) / 2))
 
 
 def example_gains(results: AnyResults, base: AnyResults) -> tuple[Measure, NDArray[np.float64]]:

@@ -1,13 +1,23 @@
-"""Confidence intervals over examples, by percentile bootstrap.
+"""Confidence intervals over examples: studentised bootstrap of means and their ratios, score intervals of shares.
 
 They say how far a figure would move with other examples of the same kind; another training seed moves it, too. Examples
 are resampled, not tokens: the tokens of a text are not independent.
+
+* Means and ratios: each resample gives its distance from the figure in standard errors of its own, and the quantiles of
+  these take the place of Student's. So means of skewed losses of few examples are covered about as often as the
+  interval says (0.93 to 0.95 from 10 examples on, where percentiles of resamples cover 0.89, and BCa 0.87 to 0.90);
+  ratios over texts of very different lengths 0.91 at 10, 0.94 at 100. Below 8 examples, and where resamples have no
+  spread, Student's t stands.
+* Shares: Wilson's interval. Differences of paired shares, and shares with ties: Tango's score interval. Both stay in
+  the range, and have a width where all examples agree.
+
+How often each covers a known truth: `python -m benchmarks.evaluation.interval_study`, docs/judge/evaluation.md.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +28,10 @@ from crisp_stream.errors import import_extra
 CONFIDENCE = 0.95
 RESAMPLES = 1000
 _VALUES_AT_ONCE = 4_000_000
+_FEWEST_RESAMPLED = 8
+"""Examples below which too many resamples are one example repeated."""
+_NORMAL_QUANTILE = 1.959963984540054
+_BISECTIONS = 60
 
 
 class Interval(NamedTuple):
@@ -27,39 +41,123 @@ class Interval(NamedTuple):
     high: float
 
 
-def bootstrap_interval(
-    statistic: Callable[..., NDArray[np.float64]], *columns: NDArray[Any], seed: int = 0
-) -> Interval:
-    """Compute the 95 % interval of a statistic of examples, from 1,000 resamples. Equal input gives equal bounds.
+def mean_interval(values: NDArray[Any], *, seed: int = 0) -> Interval:
+    """Compute the 95 % interval of a mean, from 1,000 resamples. Equal input gives equal bounds.
 
     Args:
-        statistic: a function of the columns that reduces them along the keyword argument `axis`.
-        columns: each [num_examples]; an example is drawn with all its columns.
-        seed: seed of the resampling.
+        values: [num_examples].
+        seed: of the resampling.
     """
-    num_examples = len(columns[0])
+
+    def mean(columns: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        return columns[0].mean(axis=-1), columns[0]
+
+    return _studentised(mean, [values], seed)
+
+
+def ratio_interval(above: Sequence[NDArray[Any]], below: Sequence[NDArray[Any]], *, seed: int = 0) -> Interval:
+    """Compute the 95 % interval of a ratio of sums, such as loss by bytes, or of products of sums.
+
+    Args:
+        above: columns, [num_examples] each and not negative, whose sums are multiplied.
+        below: columns whose sums it is divided by; an example is drawn with all its columns.
+        seed: of the resampling.
+    """
+
+    def ratio(columns: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        means = columns.mean(axis=-1, keepdims=True)
+        products = [np.prod(part[..., 0], axis=0) for part in (means[: len(above)], means[len(above) :])]
+        shares = columns / means
+        parts = shares[: len(above)].sum(axis=0) - shares[len(above) :].sum(axis=0)
+        found = products[0] / products[1]
+        return found, found[..., None] * parts
+
+    low, high = _studentised(ratio, [*above, *below], seed)
+    return Interval(low if math.isnan(low) else max(low, 0.0), high)
+
+
+def share_interval(values: NDArray[np.bool_]) -> Interval:
+    """Compute Wilson's 95 % interval of the share of true values."""
+    if len(values) < 2:
+        return Interval(math.nan, math.nan)
+    return wilson(float(np.mean(values)), _NORMAL_QUANTILE**2 / len(values))
+
+
+def wilson(share: float, squared: float) -> Interval:
+    """Wilson's interval; `squared` is that of the quantile by the number of examples, or what stands for it."""
+    middle = (share + squared / 2) / (1 + squared)
+    half = math.sqrt(squared * share * (1 - share) + squared**2 / 4) / (1 + squared)
+    # In exact numbers the bounds hold the share itself; rounding must not lose that.
+    return Interval(max(min(middle - half, share), 0.0), min(max(middle + half, share), 1.0))
+
+
+def difference_interval(values: NDArray[Any]) -> Interval:
+    """Compute Tango's 95 % interval of the mean of values -1, 0 and 1: a difference of paired shares."""
+    if len(values) < 2:
+        return Interval(math.nan, math.nan)
+    above, below = int(np.count_nonzero(values > 0)), int(np.count_nonzero(values < 0))
+    high = _tango_bound(above, below, len(values))
+    return Interval(-_tango_bound(below, above, len(values)), high)
+
+
+def _tango_bound(above: int, below: int, num_examples: int) -> float:
+    """The largest difference of which these counts are not too improbable (Tango, Statistics in Medicine 1998)."""
+    n, difference = num_examples, (above - below) / num_examples
+
+    def is_within(delta: float) -> bool:
+        linear = -above - below + (2 * n - above + below) * delta
+        root = math.sqrt(max(linear**2 + 8 * n * below * delta * (1 - delta), 0.0))
+        share_below = max((root - linear) / (4 * n), 0.0)
+        variance = n * (2 * share_below + delta * (1 - delta))
+        return (n * delta - above + below) ** 2 <= _NORMAL_QUANTILE**2 * variance
+
+    low, high = difference, 1.0
+    if is_within(high):
+        return high
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if is_within(middle) else (low, middle)
+    return low
+
+
+_Statistic = Callable[[NDArray[np.float64]], tuple[NDArray[np.float64], NDArray[np.float64]]]
+"""Of [columns, …, num_examples] the figure, […], and what each example does to it, […, num_examples]."""
+
+
+def _studentised(statistic: _Statistic, columns: Sequence[NDArray[Any]], seed: int) -> Interval:
+    rows = np.stack([np.asarray(column, np.float64) for column in columns])
+    num_examples = rows.shape[1]
     if num_examples < 2:
         return Interval(math.nan, math.nan)
-    stats = import_extra("scipy.stats", extra="eval", purpose="confidence intervals")
-    interval = stats.bootstrap(
-        columns,
-        statistic,
-        paired=True,
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        batch=max(1, _VALUES_AT_ONCE // num_examples),
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        random_state=np.random.default_rng(seed),
-    ).confidence_interval
-    return Interval(float(interval.low), float(interval.high))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        figure, error = _with_error(statistic, rows)
+        if not math.isfinite(figure) or error <= 1e-12 * max(abs(figure), 1.0):
+            return Interval(float(figure), float(figure))
+        if num_examples >= _FEWEST_RESAMPLED:
+            tail = (1 - CONFIDENCE) / 2
+            low, high = np.quantile(_distances(statistic, rows, figure, seed), [tail, 1 - tail], method="nearest")
+            if math.isfinite(low) and math.isfinite(high):
+                return Interval(float(figure - high * error), float(figure - low * error))
+    special = import_extra("scipy.special", extra="eval", purpose="confidence intervals")
+    half = float(special.stdtrit(num_examples - 1, (1 + CONFIDENCE) / 2)) * error
+    return Interval(float(figure - half), float(figure + half))
 
 
-def exp_mean(values: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
-    """Take exp of the mean: the perplexity of losses, the ratio of perplexities of differences."""
-    return np.exp(values.mean(axis=axis))
+def _distances(
+    statistic: _Statistic, rows: NDArray[np.float64], figure: NDArray[np.float64], seed: int
+) -> NDArray[np.float64]:
+    """[RESAMPLES], how far each resample's figure is off, in its own standard errors."""
+    rng, num_examples, found = np.random.default_rng(seed), rows.shape[1], []
+    at_once = max(1, _VALUES_AT_ONCE // rows.size)
+    for start in range(0, RESAMPLES, at_once):
+        drawn = rng.integers(0, num_examples, (min(at_once, RESAMPLES - start), num_examples))
+        figures, errors = _with_error(statistic, rows[:, drawn])
+        off = figures - figure
+        found.append(np.where(errors > 0, off / errors, np.copysign(np.inf, off)))
+    return np.nan_to_num(np.concatenate(found), nan=np.inf, posinf=np.inf, neginf=-np.inf)
 
 
-def ratio_of_sums(above: NDArray[np.float64], below: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
-    """Divide sum by sum, such as the loss of all examples by their bytes."""
-    return above.sum(axis=axis) / below.sum(axis=axis)
+def _with_error(statistic: _Statistic, rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The figure and its standard error, by the linear part of what each example does to it."""
+    figure, parts = statistic(rows)
+    return figure, parts.std(axis=-1, ddof=1) / math.sqrt(rows.shape[-1])

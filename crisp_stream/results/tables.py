@@ -15,7 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.results.bootstrap import CONFIDENCE, RESAMPLES, Interval, bootstrap_interval, exp_mean, ratio_of_sums
+from crisp_stream.results.bootstrap import (
+    CONFIDENCE,
+    RESAMPLES,
+    Interval,
+    difference_interval,
+    mean_interval,
+    ratio_interval,
+    share_interval,
+)
 from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, check_baseline, judged_sets, same_tokens
 from crisp_stream.results.results import QuestionResults, TextResults
@@ -29,7 +37,10 @@ RATIO, RATIO_OF_BITS, DIFFERENCE = "ratio_of_perplexities", "ratio_of_bits_per_b
 WRITTEN = {PERPLEXITY: "perplexity", BITS_PER_BYTE: "bits/byte", "acc": "acc %", "acc_norm": "acc_norm %"}
 """The measures of `figure_of` as headings."""
 
-INTERVALS = f"[low, high]: {CONFIDENCE:.0%} intervals over examples, bootstrap of {RESAMPLES:,} resamples"
+INTERVALS = (
+    f"[low, high]: {CONFIDENCE:.0%} intervals over examples; of shares by Wilson and Tango, of other figures by a "
+    f"studentised bootstrap of {RESAMPLES:,} resamples"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +94,8 @@ def result_rows(results: Sequence[AnyResults], *, baseline: str | None = None) -
 def text_estimates(results: TextResults) -> dict[str, Estimate]:
     """Estimate perplexity, perplexity over all tokens and bits per byte; perplexity without the contaminated, too."""
     sums, tokens, num_bytes = results.loss_sums, results.num_tokens, results.num_bytes
-    per_token = bootstrap_interval(ratio_of_sums, sums, tokens)
-    per_byte = bootstrap_interval(ratio_of_sums, sums, num_bytes)
+    per_token = ratio_interval([sums], [tokens])
+    per_byte = ratio_interval([sums], [num_bytes])
     bits_per_byte = float(sums.sum() / num_bytes.sum() / math.log(2))
     estimates = {
         PERPLEXITY: perplexity_of(results.losses),
@@ -98,9 +109,9 @@ def text_estimates(results: TextResults) -> dict[str, Estimate]:
 
 def question_estimates(results: QuestionResults) -> dict[str, Estimate]:
     """Estimate both accuracies, of all questions and, for the one that counts, without the contaminated."""
-    estimates = {"acc": mean_of(results.right), "acc_norm": mean_of(results.right_normalised)}
+    estimates = {"acc": share_of(results.right), "acc_norm": share_of(results.right_normalised)}
     if results.contaminated is not None:
-        estimates[results.metric + CLEAN] = mean_of(results.reported[~results.contaminated])
+        estimates[results.metric + CLEAN] = share_of(results.reported[~results.contaminated])
     return estimates
 
 
@@ -116,22 +127,29 @@ def figure_of(judged: JudgedSet, results: AnyResults) -> tuple[str, Estimate]:
     """Estimate the measure that counts for a set; accuracies as shares."""
     measure = measure_of(judged, results)
     if isinstance(results, QuestionResults):
-        return measure, mean_of(results.reported)
+        return measure, share_of(results.reported)
     if measure == PERPLEXITY:
         return measure, perplexity_of(results.losses)
     columns = results.loss_sums / math.log(2), results.num_bytes.astype(np.float64)
-    return measure, Estimate(float(ratio_of_sums(*columns)), bootstrap_interval(ratio_of_sums, *columns))
+    return measure, Estimate(float(columns[0].sum() / columns[1].sum()), ratio_interval(columns[:1], columns[1:]))
 
 
-def perplexity_of(losses: NDArray[np.float64]) -> Estimate:
-    """Take exp of the mean of losses of examples; NaN of none."""
-    return Estimate(math.exp(losses.mean()), bootstrap_interval(exp_mean, losses)) if len(losses) else _NOTHING
+def perplexity_of(losses: NDArray[np.float64], *, least: float = 1.0) -> Estimate:
+    """Take exp of the mean of losses of examples, which is at least `least`; NaN of none."""
+    if not len(losses):
+        return _NOTHING
+    bounds = np.maximum(np.exp(mean_interval(losses)), least)
+    return Estimate(math.exp(losses.mean()), Interval(*bounds.tolist()))
 
 
 def mean_of(values: NDArray[Any]) -> Estimate:
-    """Estimate the mean over examples, of flags their share; NaN of none."""
-    values = values.astype(np.float64)
-    return Estimate(float(values.mean()), bootstrap_interval(np.mean, values)) if len(values) else _NOTHING
+    """Estimate the mean over examples; NaN of none."""
+    return Estimate(float(values.mean()), mean_interval(values)) if len(values) else _NOTHING
+
+
+def share_of(flags: NDArray[np.bool_]) -> Estimate:
+    """Estimate the share of examples with a flag; NaN of none."""
+    return Estimate(float(flags.mean()), share_interval(flags)) if len(flags) else _NOTHING
 
 
 def figure_cell(measure: str, estimate: Estimate) -> str:
@@ -151,19 +169,15 @@ def compared(results: AnyResults, base: AnyResults) -> dict[str, Estimate]:
     """
     if isinstance(results, QuestionResults) and isinstance(base, QuestionResults):
         difference = results.reported.astype(np.float64) - base.reported.astype(np.float64)
-        return {DIFFERENCE + results.metric: mean_of(difference)}
+        return {DIFFERENCE + results.metric: Estimate(float(difference.mean()), difference_interval(difference))}
     if not isinstance(results, TextResults) or not isinstance(base, TextResults):
         return {}
     if same_tokens(results, base):
-        return {RATIO: perplexity_of(results.losses - base.losses)}
+        return {RATIO: perplexity_of(results.losses - base.losses, least=0.0)}
     columns = results.loss_sums, results.num_bytes, base.loss_sums, base.num_bytes
-    return {RATIO_OF_BITS: Estimate(float(_ratio_of_ratios(*columns)), bootstrap_interval(_ratio_of_ratios, *columns))}
-
-
-def _ratio_of_ratios(
-    sums: NDArray[Any], num_bytes: NDArray[Any], other_sums: NDArray[Any], other_bytes: NDArray[Any], axis: int = -1
-) -> NDArray[np.float64]:
-    return ratio_of_sums(sums, num_bytes, axis) / ratio_of_sums(other_sums, other_bytes, axis)
+    ratio = float(columns[0].sum() / columns[1].sum() / (columns[2].sum() / columns[3].sum()))
+    interval = ratio_interval([results.loss_sums, base.num_bytes], [results.num_bytes, base.loss_sums])
+    return {RATIO_OF_BITS: Estimate(ratio, interval)}
 
 
 def result_tables(rows: Sequence[ResultRow]) -> TableGroup:
@@ -266,6 +280,13 @@ def comparability_notes(sets: Sequence[JudgedSet]) -> list[str]:
     """Say what may not be compared, and why, a line per set; nothing where all may. Sets may come more than once."""
     notes = []
     once = {judged.name: judged for judged in sets}.values()
+    for judged in once:
+        examples, different = judged.results[0].num_examples, len(np.unique(judged.results[0].example_ids))
+        if different < examples:
+            notes.append(
+                f"WARNING: {judged.name}: {examples - different:,} of the {examples:,} examples are copies of others. "
+                "Intervals take them for examples of their own, and are too narrow: judge on each once"
+            )
     for judged in once:
         if judged.texts and not judged.comparable:
             notes.append(

@@ -59,7 +59,7 @@ def log_ratios(task: NDArray[np.int64], corpus: NDArray[np.int64]) -> NDArray[np
 
 def log_weights(
     texts: Sequence[str], owners: NDArray[np.int64], num_owners: int, ratios: NDArray[np.float64]
-) -> NDArray[np.float64]:
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Sum the log ratios of each owner's n-grams: its log importance weight, not divided by their number.
 
     Args:
@@ -68,7 +68,8 @@ def log_weights(
         ratios: [NUM_BUCKETS], see `log_ratios`.
 
     Returns:
-        [num_owners], nats.
+        [num_owners] nats; and [num_owners] numbers of n-grams.
     """
     buckets, of_ngram = ngram_buckets(texts, owners)
-    return np.bincount(of_ngram, weights=ratios[buckets], minlength=num_owners).astype(np.float64)
+    sums = np.bincount(of_ngram, weights=ratios[buckets], minlength=num_owners).astype(np.float64)
+    return sums, np.bincount(of_ngram, minlength=num_owners)

@@ -67,23 +67,32 @@ def nearest_scores(task: NDArray[np.float32], corpus: Rows, *, neighbours: int =
 
 
 def select_nearest(
-    task: TaskEmbeddings, corpus: Rows, dataset: Dataset, *, quantile: float, neighbours: int = 1
+    task: TaskEmbeddings,
+    corpus: Rows,
+    dataset: Dataset,
+    *,
+    quantile: float,
+    neighbours: int = 1,
+    allowed: NDArray[np.bool_] | None = None,
 ) -> NearestSelection:
     """Select the windows of a dataset that are nearest to a task.
 
     Args:
         quantile: the threshold is this quantile of the corpus's scores: 0.975 selects 2.5 %.
+        allowed: [num_windows], which windows may be selected, such as the long ones (`lengths`); the quantile is of
+            these. All when None.
 
     Raises:
         InputError: embeddings of another dataset, a quantile that leaves nothing, neighbours out of range.
     """
     check_rows(corpus, dataset)
     started = time.perf_counter()
-    scores = nearest_scores(task.embeddings, corpus, neighbours=neighbours)
-    threshold = threshold_of(scores, quantile)
+    # Of alike examples only the first is a neighbour: the mean of the nearest is not one example many times.
+    scores = nearest_scores(task.embeddings[task.groups == task.examples], corpus, neighbours=neighbours)
+    threshold = threshold_of(scores if allowed is None else scores[allowed], quantile)
     provenance = {"method": "nearest", **task.provenance, "quantile": quantile, "neighbours": neighbours}
     return NearestSelection(
-        selection=select_above(scores, threshold, dataset, provenance),
+        selection=select_above(scores, threshold, dataset, provenance, allowed),
         threshold=threshold,
         score_seconds=time.perf_counter() - started,
     )

@@ -58,7 +58,7 @@ def check_rows(embeddings: Rows, dataset: Dataset) -> None:
         )
 
 
-def threshold_of(scores: NDArray[np.float32], quantile: float) -> float:
+def threshold_of(scores: NDArray[np.floating[Any]], quantile: float) -> float:
     """Find the smallest score that at least this share of the scores does not exceed."""
     if not 0 <= quantile < 1:
         raise InputError(f"quantile: must be at least 0 and below 1, got {quantile}. 0.975 selects 2.5 %.")
@@ -67,18 +67,23 @@ def threshold_of(scores: NDArray[np.float32], quantile: float) -> float:
 
 
 def select_above(
-    scores: NDArray[np.float32], threshold: float, dataset: Dataset, provenance: dict[str, Any]
+    scores: NDArray[np.float32],
+    threshold: float,
+    dataset: Dataset,
+    provenance: dict[str, Any],
+    allowed: NDArray[np.bool_] | None = None,
 ) -> WindowSelection:
     """Select the windows whose score is above a threshold: C(D^g, t) of the paper.
 
     Args:
         scores: [num_windows], one score per window of the dataset.
         provenance: method of the scores, and its settings.
+        allowed: [num_windows], which windows may be selected; all when None.
 
     Raises:
         InputError: no window is above the threshold.
     """
-    chosen = scores > threshold
+    chosen = scores > threshold if allowed is None else (scores > threshold) & allowed
     if not chosen.any():
         raise InputError(
             f"{dataset.root}: a window must have a score above {threshold:.6g}, got at most {float(scores.max()):.6g}. "

@@ -112,6 +112,26 @@ def test_what_was_saved_is_loaded_bit_for_bit_and_counts_the_same(
     assert [file.name for file in path.parent.iterdir()] == ["task.parquet"]
 
 
+def test_alike_examples_are_counted_said_and_kept_together(written: tuple[Path, WriteReport], tmp_path: Path) -> None:
+    path, lines = tmp_path / "twice.jsonl", list[str]()
+    texts = [TEXTS[0], TEXTS[1], TEXTS[3], TEXTS[0].upper(), TEXTS[3] + "Loops repeat."]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    dataset = open_dataset(written[0])
+    task = embed_task([str(path)], dataset, processes=1, log=lines.append)
+    said = "2 of 5 examples are like an earlier one (1 of the same words, 1 near-duplicates)"
+    assert any(line.startswith(said) for line in lines)
+    assert set(task.groups.tolist()) == {0, 1, 2} < set(task.examples.tolist())
+    task.save(tmp_path / "task.parquet")
+    assert TaskEmbeddings.load(tmp_path / "task.parquet").groups.tolist() == task.groups.tolist()
+    counted = count_examples([str(path)], data=dataset, level=2, processes=1, log=quiet)
+    assert counted.examples is not None
+    assert set(counted.examples.tolist()) == {0, 1, 2}
+    assert counted.provenance["alike_examples"] == {"exact": 1, "near": 1, "groups": 3}
+    np.save(tmp_path / "rows.npy", np.repeat(task.embeddings[:2], 3, axis=0))
+    counted = count_examples([str(tmp_path / "rows.npy")], data=dataset, level=2, log=quiet)
+    assert counted.provenance["alike_examples"] == {"exact": 4, "near": 0, "groups": 2}
+
+
 def test_a_level_the_tree_does_not_have_is_refused(written: tuple[Path, WriteReport], task_file: Path) -> None:
     dataset = open_dataset(written[0])
     task = embed_task([str(task_file)], dataset, processes=1, log=quiet)

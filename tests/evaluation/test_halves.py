@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from crisp_stream.cli.main import main
 from crisp_stream.counting.embedded_examples import ExampleSources
 from crisp_stream.errors import InputError, StorageError
-from crisp_stream.evaluation.halves import _draw, cut_in_halves, like_groups
+from crisp_stream.evaluation.halves import _draw, cut_in_halves, draw_part, like_groups
 from crisp_stream.evaluation.question_sets import open_question_set
 from crisp_stream.examples.questions import Question, read_questions
 from crisp_stream.examples.sketch import SketchBuilder
@@ -72,6 +72,18 @@ def test_alike_questions_fall_into_one_half() -> None:
         assert (second.question in in_test) == (nearly.question in in_test)
         assert len(halves.specialist) == len(halves.test) == 33
     assert cut_in_halves(mixed).group_sizes == [2, 2, 2]
+
+
+def test_a_part_is_drawn_with_all_that_is_like_it() -> None:
+    questions = made_questions(40)
+    twins = [Question(question=row.question.upper(), choices=row.choices[::-1], answer=0) for row in questions[:20]]
+    for seed in range(5):
+        part, others = draw_part([*questions, *twins], 0.2, seed=seed)
+        assert len(part) + len(others) == 60
+        assert 11 <= len(part) <= 12
+        assert not {row.question.lower() for row in part} & {row.question.lower() for row in others}
+    with pytest.raises(InputError, match="at least two questions must not be alike, got 1 of 2"):
+        draw_part([questions[0], twins[0]], 0.2)
 
 
 @settings(deadline=None, max_examples=60)

@@ -51,7 +51,8 @@ def test_the_improvement_is_the_mean_of_the_loss_saved_in_groups_of_equal_size()
     near, far = distance_bins([base, crisp], made_distances([0.1, 0.9, 0.2, 0.8]), baseline="base", bins=2)
     assert (near.num_examples, near.low, near.high, near.distance) == (2, 0.1, 0.2, pytest.approx(0.15))
     assert near.improvement.value == pytest.approx((0.5 + 1.0) / 2)
-    assert near.improvement.interval == pytest.approx((0.5, 1.0))
+    half = 12.7062 * 0.25  # Student's t of two examples, and their standard error
+    assert near.improvement.interval == pytest.approx((0.75 - half, 0.75 + half), rel=1e-4)
     assert far.improvement.value == pytest.approx((-1.0 - 0.5) / 2)
 
 

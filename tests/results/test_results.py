@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from crisp_stream.errors import FormatError, InputError
-from crisp_stream.results.bootstrap import bootstrap_interval, exp_mean
 from crisp_stream.results.results import QuestionResults, TextResults, load_all, load_results
 
 
@@ -109,12 +108,3 @@ def test_what_is_no_file_of_results_is_an_error(tmp_path: Path) -> None:
     pq.write_table(table.replace_schema_metadata(metadata), bad)
     with pytest.raises(FormatError, match="results_version 2 is not 1"):
         load_results(bad)
-
-
-def test_the_bootstrap_interval_of_a_mean_is_that_of_theory() -> None:
-    values = np.random.default_rng(0).normal(1.0, 0.5, 2000)
-    low, high = np.log(bootstrap_interval(exp_mean, values))
-    half = 1.96 * values.std() / np.sqrt(2000)
-    assert low == pytest.approx(values.mean() - half, abs=0.15 * half)
-    assert high == pytest.approx(values.mean() + half, abs=0.15 * half)
-    assert bootstrap_interval(exp_mean, values) == bootstrap_interval(exp_mean, values)

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from crisp_stream.cli.main import main
 from crisp_stream.errors import InputError
+from crisp_stream.results.bootstrap import difference_interval
 from crisp_stream.results.pairing import AnyResults
 from crisp_stream.results.results import load_all
 from crisp_stream.results.tables import (
@@ -37,9 +39,10 @@ def test_the_figures_of_two_texts_are_those_worked_by_hand() -> None:
     assert row.estimates[PERPLEXITY].value == pytest.approx(4)
     assert row.estimates[TOKEN_LEVEL].value == pytest.approx(2 ** (10 / 6))
     assert row.estimates[BITS_PER_BYTE].value == pytest.approx(10 / 20)
-    assert row.estimates[PERPLEXITY].interval == pytest.approx((2, 8))  # a quarter of resamples of two is (1, 1)
-    assert row.estimates[TOKEN_LEVEL].interval == pytest.approx((2, 8))
-    assert row.estimates[BITS_PER_BYTE].interval == pytest.approx((4 / 12, 6 / 8))
+    # Two texts say next to nothing: Student's t of one degree of freedom is 12.7, and a perplexity is at least 1.
+    assert row.estimates[PERPLEXITY].interval == pytest.approx((1, 4 * 2**12.7062), rel=1e-4)
+    half = stats.t.ppf(0.975, 1) * np.std([(4 - 6) / 10, (6 - 4) / 10], ddof=1) / math.sqrt(2)
+    assert row.estimates[BITS_PER_BYTE].interval == pytest.approx((0, 0.5 + half))
 
 
 def test_an_interval_agrees_with_resampling_by_hand() -> None:
@@ -108,9 +111,7 @@ def test_a_difference_of_accuracies_is_paired_and_in_points() -> None:
     found = row.estimates["difference_of_acc"]
     assert found.value == pytest.approx(0.3)
     wins = np.array([0] * 2 + [1] * 3 + [0] * 5)
-    rng = np.random.default_rng(1)
-    means = [wins[rng.integers(0, 10, 10)].mean() for _ in range(5000)]
-    assert np.allclose(found.interval, np.quantile(means, [0.025, 0.975]), atol=0.1)
+    assert found.interval == difference_interval(wins)
     assert "+30.0 [" in results_table([crisp, base], baseline="base")
 
 

@@ -85,6 +85,7 @@ def test_log_ratios_of_two_bags_by_hand() -> None:
 def test_a_weight_is_the_sum_over_all_n_grams_of_a_window_however_many() -> None:
     ratios = np.random.default_rng(0).normal(size=NUM_BUCKETS)
     texts = ["The fox, the FOX", "the fox", "", "jumps"]
-    weights = log_weights(texts, np.array([0, 2, 1, 2]), 4, ratios)
+    weights, counts = log_weights(texts, np.array([0, 2, 1, 2]), 4, ratios)
     first, second = (sum(ratios[bucket(ngram)] for ngram in ngrams(text)) for text in ("The fox, the FOX", "the fox"))
     assert weights.tolist() == pytest.approx([first, 0.0, second + ratios[bucket("jumps")], 0.0])
+    assert counts.tolist() == [len(ngrams("The fox, the FOX")), 0, len(ngrams("the fox")) + 1, 0]

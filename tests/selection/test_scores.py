@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,53 @@ def test_windows_of_one_example_are_held_out_together() -> None:
     assert leaking.chosen.auc > 0.9
 
 
+def test_what_is_accepted_is_told_of_windows_that_were_not_fitted_on(dataset: Dataset) -> None:
+    """Labels are noise in as many dimensions as there are examples: in-sample nearly all are accepted."""
+    rng = np.random.default_rng(0)
+    noisy = task_of(rng.normal(size=(100, 8)))
+    wide = TaskEmbeddings(embeddings=unit(rng.normal(size=(100, 200))), examples=np.arange(100), provenance={})
+    negatives = unit(rng.normal(size=(300, 200)))
+    found = fit_classifier(wide, negatives, regularisations=[1000])
+    assert (found.scores(wide.embeddings) > threshold_of(found.scores(negatives), 0.9)).mean() > 0.7
+    assert found.accepted(0.9) == pytest.approx(0.1, abs=0.08)
+    selected = select_by_classifier(noisy, unit(rng.normal(size=(1000, 8))), dataset, quantile=0.9)
+    assert selected.task_accepted == pytest.approx(0.1, abs=0.1)
+
+
+@pytest.mark.parametrize("strength", [10, 1000])
+def test_a_fit_ends_where_no_other_solver_finds_a_better_one(strength: float) -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    rng = np.random.default_rng(0)
+    middle = 0.15 * rng.normal(size=50)
+    task, corpus = task_of(rng.normal(size=(300, 50)) + middle), unit(rng.normal(size=(1000, 50)))
+    found = fit_classifier(task, corpus, regularisations=[strength])
+    rows, labels = np.concatenate([task.embeddings, corpus]).astype(np.float64), np.arange(1300) < 300
+    exact = LogisticRegression(C=strength, class_weight="balanced", solver="newton-cholesky", tol=1e-10)
+    exact.fit(rows, labels)
+    assert found.weights == pytest.approx(exact.coef_[0], rel=2e-3, abs=2e-3)
+
+
+def test_alike_examples_are_held_out_together() -> None:
+    """As above, but each copy is an example of its own: only their likeness tells that they belong together."""
+    rng = np.random.default_rng(0)
+    copies, negatives = np.repeat(rng.normal(size=(40, 200)), 10, axis=0), unit(rng.normal(size=(400, 200)))
+    told = dataclasses.replace(task_of(copies), alike=np.repeat(np.arange(40) * 10, 10))
+    leaking = fit_classifier(task_of(copies), negatives, regularisations=[1000])
+    assert fit_classifier(told, negatives, regularisations=[1000]).chosen.auc < 0.75 < 0.9 < leaking.chosen.auc
+
+
+def test_copies_of_an_example_are_one_neighbour(dataset: Dataset) -> None:
+    """The mean of the two nearest: twice the copied example would be a cosine of 1."""
+    rows = np.zeros((1000, DIM))
+    rows[:, 7] = 1
+    rows[3], rows[500] = np.eye(DIM)[0], np.eye(DIM)[1] + np.eye(DIM)[2]
+    copied = task_of(np.eye(DIM)[[0, 0, 1, 2]])
+    known = dataclasses.replace(copied, alike=np.array([0, 0, 2, 3]))
+    found = [select_nearest(one, unit(rows), dataset, quantile=0.999, neighbours=2) for one in (copied, known)]
+    assert [each.selection.windows.tolist() for each in found] == [[3], [500]]
+
+
 def test_the_selected_windows_are_those_where_the_task_is(
     task: TaskEmbeddings, corpus: np.ndarray, dataset: Dataset
 ) -> None:
@@ -146,7 +194,8 @@ def test_a_quantile_of_the_task_accepts_that_part_of_it(
     task: TaskEmbeddings, corpus: np.ndarray, dataset: Dataset
 ) -> None:
     found = select_by_classifier(task, corpus, dataset, quantile=0.5, quantile_of="task")
-    assert found.task_accepted == 0.5
+    assert found.task_accepted_in_sample == 0.5
+    assert 0.2 < found.task_accepted < 0.7
     assert 20 < found.selection.num_selected < 80
 
 
@@ -158,7 +207,7 @@ def test_what_cannot_be_fitted_is_refused(task: TaskEmbeddings, corpus: np.ndarr
         fit_classifier(task, corpus, regularisations=[1, 0])
     with pytest.raises(InputError, match="at least one strength"):
         fit_classifier(task, corpus, regularisations=[])
-    with pytest.raises(InputError, match="negatives: must be at least 2, got 1"):
+    with pytest.raises(InputError, match="negatives: must be at least 5, got 1"):
         fit_classifier(task, corpus, num_negatives=1)
     with pytest.raises(InputError, match=r"must be \[1,000, 8\], got \[999, 8\].*crisp-stream embed"):
         select_by_classifier(task, corpus[:999], dataset, quantile=0.9)

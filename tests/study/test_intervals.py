@@ -11,7 +11,7 @@ from scipy import stats
 
 from crisp_stream.results.bootstrap import Interval
 from crisp_stream.results.estimates import Estimate
-from crisp_stream.study.tables.intervals import exponential, mean_over_sets
+from crisp_stream.study.tables.intervals import difference_over_sets, exponential, mean_over_sets, share_over_sets
 
 TRIALS = 1500
 
@@ -102,3 +102,25 @@ def test_a_set_that_stands_twice_makes_no_figure_surer() -> None:
 def test_perplexities_are_estimated_in_nats() -> None:
     found = exponential(Estimate(math.log(20.0), Interval(math.log(19.0), math.log(21.0))))
     assert np.allclose([found.value, *found.interval], [20.0, 19.0, 21.0])
+
+
+def test_the_interval_of_a_share_stays_in_its_range() -> None:
+    """As many wins of all examples and seeds, and one loss: both were beyond 1, or without any width."""
+    values = np.ones((3, 79))
+    found = share_over_sets([("", values)])
+    t = stats.t.ppf(0.975, 78)
+    assert found.value == 1
+    assert found.interval == pytest.approx((1 / (1 + t**2 / 79), 1))
+    values[:, 0] = 0
+    low, high = share_over_sets([("", values)]).interval
+    assert 0.9 < low < 78 / 79 < high < 1
+    plain = mean_over_sets([("", values)])
+    assert plain.interval.high > 1
+    assert difference_over_sets([("", values)]).interval == (plain.interval.low, 1)
+
+
+def test_the_interval_of_a_share_in_the_middle_is_about_that_of_a_mean() -> None:
+    values = (drawn(np.random.default_rng(0), seeds=3, examples=400, spreads=(0.1, 1, 0.3)) > 0).astype(np.float64)
+    share, mean = share_over_sets([("", values)]), mean_over_sets([("", values)])
+    assert np.allclose(share.interval, mean.interval, atol=0.01)
+    assert math.isnan(share_over_sets([("", values[:, :1])]).interval.low)

@@ -40,17 +40,18 @@ def prepare_documents(place: JobPlace, *, name: str, inputs: Sequence[str], text
 def prepare_questions(place: JobPlace, *, name: str, inputs: Sequence[str]) -> dict[str, Any]:
     """Cut a question set in halves: one to be judged by, one to learn from. A fifth of the second is for validation.
 
+    Alike questions are of one part.
+
     Questions of the second stand with their right answers as documents, too: for fine-tuning.
     """
-    from crisp_stream.evaluation.halves import cut_in_halves
+    from crisp_stream.evaluation.halves import cut_in_halves, draw_part
 
     halves = cut_in_halves(read_questions(inputs[0]))
-    drawn = random.Random(0).sample(halves.specialist, len(halves.specialist))
-    validated = max(1, round(VALIDATION_SHARE * len(drawn)))
+    validation, train = draw_part(halves.specialist, VALIDATION_SHARE)
     test = random.Random(0).sample(halves.test, len(halves.test))
-    for split, questions in {"train": drawn[validated:], "validation": drawn[:validated], "test": test}.items():
+    for split, questions in {"train": train, "validation": validation, "test": test}.items():
         _write_lines(place.folder / f"{name}.{split}.questions.jsonl", (each.to_json() for each in questions))
-    return {"kind": "questions", "documents": _write_answered(place.folder / f"{name}.train.jsonl", drawn[validated:])}
+    return {"kind": "questions", "documents": _write_answered(place.folder / f"{name}.train.jsonl", train)}
 
 
 def hold_out_documents(

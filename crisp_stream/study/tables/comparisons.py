@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from crisp_stream.results.estimates import Estimate
 from crisp_stream.study.record.record import StudyResults
 from crisp_stream.study.record.values import Judgement
-from crisp_stream.study.tables.intervals import exponential, mean_over_sets
+from crisp_stream.study.tables.intervals import difference_over_sets, exponential, mean_over_sets, share_over_sets
 from crisp_stream.table import Mark
 
+_Estimator = Callable[[Sequence[tuple[str, NDArray[np.float64]]]], Estimate]
 Stage = Literal["pretrained", "finetuned"]
 STAGES: tuple[Stage, ...] = ("pretrained", "finetuned")
 
@@ -110,18 +111,20 @@ def is_unhelped(study: StudyResults, method: str, specialist: str) -> bool:
 
 def figure(study: StudyResults, method: str, column: Column) -> Figure | None:
     """Estimate a method's perplexity or accuracy; None where it was not judged."""
-    return _figure([_by_seed(study, method, place, column.stage) for place in column.places], column)
+    by_seed = [_by_seed(study, method, place, column.stage) for place in column.places]
+    return _figure(by_seed, column, share_over_sets if column.questions else _perplexity)
 
 
 def against(study: StudyResults, method: str, other: str, column: Column) -> Figure | None:
     """Estimate a ratio of perplexities or difference of accuracies, paired by seed and example; None without a pair."""
-    return _paired(study, method, other, column, lambda values, base: values - base)
+    estimate = difference_over_sets if column.questions else _perplexity
+    return _paired(study, method, other, column, lambda values, base: values - base, estimate)
 
 
 def share_better(study: StudyResults, method: str, other: str, column: Column) -> Figure | None:
     """Estimate the share of examples on which a method has the lower perplexity; a tie counts as half."""
     return _paired(
-        study, method, other, column, lambda values, base: np.where(values == base, 0.5, values < base), exponent=False
+        study, method, other, column, lambda values, base: np.where(values == base, 0.5, values < base), share_over_sets
     )
 
 
@@ -131,8 +134,7 @@ def _paired(
     other: str,
     column: Column,
     compare: Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]],
-    *,
-    exponent: bool = True,
+    estimate: _Estimator,
 ) -> Figure | None:
     sets: list[dict[int, NDArray[np.float64]]] = []
     left_out: set[int] = set()
@@ -140,7 +142,11 @@ def _paired(
         values, base = (_by_seed(study, name, place, column.stage) for name in (method, other))
         sets.append({seed: compare(values[seed], base[seed]) for seed in values if seed in base})
         left_out |= values.keys() ^ base.keys()
-    return _figure(sets, column, left_out=tuple(sorted(left_out)), exponent=exponent)
+    return _figure(sets, column, estimate, left_out=tuple(sorted(left_out)))
+
+
+def _perplexity(sets: Sequence[tuple[str, NDArray[np.float64]]]) -> Estimate:
+    return exponential(mean_over_sets(sets))
 
 
 def _by_seed(study: StudyResults, method: str, place: Place, stage: Stage) -> dict[int, NDArray[np.float64]]:
@@ -151,9 +157,9 @@ def _by_seed(study: StudyResults, method: str, place: Place, stage: Stage) -> di
 def _figure(
     sets: Sequence[dict[int, NDArray[np.float64]]],
     column: Column,
+    estimate: _Estimator,
     *,
     left_out: tuple[int, ...] = (),
-    exponent: bool = True,
 ) -> Figure | None:
     """Estimate a figure of the seeds that all sets have; None where they share none."""
     seeds = tuple(seed for seed in sets[0] if all(seed in by_seed for by_seed in sets))
@@ -161,9 +167,8 @@ def _figure(
         return None
     values = [np.array([by_seed[seed] for seed in seeds]) for by_seed in sets]
     names = [place.set_name for place in column.places]
-    estimate = mean_over_sets(list(zip(names, values, strict=True)))
     return Figure(
-        estimate=exponential(estimate) if exponent and not column.questions else estimate,
+        estimate=estimate(list(zip(names, values, strict=True))),
         seeds=seeds,
         left_out=left_out,
         num_examples=sum(of_set.shape[1] for of_set in values),

@@ -17,19 +17,22 @@ Limits:
   first seed are the same in all.
 * Intervals hold for each comparison alone: of twenty between equal methods one is expected to call them different.
 
+Shares have Wilson's interval, whose width is set by the same two terms, so it stays between 0 and 1. Where all examples
+agree the terms are 0, and as many examples of one seed stand for them.
+
 A bootstrap over seeds is of no use here: of three seeds it never reaches beyond the lowest and highest mean.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.errors import import_extra
-from crisp_stream.results.bootstrap import CONFIDENCE, Interval
+from crisp_stream.results.bootstrap import CONFIDENCE, Interval, wilson
 from crisp_stream.results.estimates import Estimate
 
 
@@ -42,28 +45,48 @@ def mean_over_sets(sets: Sequence[tuple[str, NDArray[np.float64]]]) -> Estimate:
     Args:
         sets: name and values of each, [num_seeds, num_examples], of equal seeds.
     """
+    mean, squared, _ = _mean_and_half_width(sets)
+    return Estimate(mean, Interval(mean - math.sqrt(squared), mean + math.sqrt(squared)))
+
+
+def share_over_sets(sets: Sequence[tuple[str, NDArray[np.float64]]]) -> Estimate:
+    """Estimate likewise the mean of values from 0 to 1, with an interval in this range."""
+    mean, squared, of_unanimous = _mean_and_half_width(sets)
+    spread = mean * (1 - mean)
+    return Estimate(mean, wilson(mean, squared / spread if squared > 0 else of_unanimous))
+
+
+def difference_over_sets(sets: Sequence[tuple[str, NDArray[np.float64]]]) -> Estimate:
+    """Estimate likewise the mean of values from -1 to 1, with an interval in this range."""
+    found = mean_over_sets(sets)
+    return Estimate(found.value, Interval(*np.clip(found.interval, -1, 1).tolist()))
+
+
+def _mean_and_half_width(sets: Sequence[tuple[str, NDArray[np.float64]]]) -> tuple[float, float, float]:
+    """The mean, the squared half of its interval, and what stands for u^2/E of a share where all examples agree.
+
+    The last two are NaN where a set has a single example.
+    """
     weight = 1 / len(sets)
     by_seed = weight * np.sum([values.mean(axis=1) for _, values in sets], axis=0)
     by_set: dict[str, NDArray[np.float64]] = {}
+    weights: dict[str, float] = {}
     for name, values in sets:
         by_set[name] = by_set.get(name, 0.0) + weight * values.mean(axis=0)
-    return Estimate(float(by_seed.mean()), _around(float(by_seed.mean()), by_seed, by_set))
-
-
-def _around(mean: float, by_seed: NDArray[np.float64], by_set: Mapping[str, NDArray[np.float64]]) -> Interval:
-    """Compute the interval; NaN where a set has a single example."""
+        weights[name] = weights.get(name, 0.0) + weight
+    mean = float(by_seed.mean())
     if any(len(values) < 2 for values in by_set.values()):
-        return Interval(math.nan, math.nan)
+        return mean, math.nan, math.nan
     special = import_extra("scipy.special", extra="eval", purpose="confidence intervals")
     at = (1 + CONFIDENCE) / 2
-    squared = sum(
-        float(special.stdtrit(len(values) - 1, at)) ** 2 * float(values.var(ddof=1)) / len(values)
-        for values in by_set.values()
-    )
+    of_examples = {
+        name: float(special.stdtrit(len(values) - 1, at)) ** 2 / len(values) for name, values in by_set.items()
+    }
+    squared = sum(of_examples[name] * float(values.var(ddof=1)) for name, values in by_set.items())
     seeds = len(by_seed)
     if seeds > 1:
         squared += float(special.stdtrit(seeds - 1, at)) ** 2 * float(by_seed.var(ddof=1)) / seeds
-    return Interval(mean - math.sqrt(squared), mean + math.sqrt(squared))
+    return mean, squared, sum(of_examples[name] * weights[name] ** 2 for name in by_set)
 
 
 def exponential(estimate: Estimate) -> Estimate:
