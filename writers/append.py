@@ -147,6 +147,7 @@ def _request(options: WriteOptions) -> str:
         options.documents,
         [options.limit, options.sample, options.skip_corrupt, options.dedup, options.near_threshold, options.ngram],
         [options.part_characters, options.group_bytes, options.shard_bytes, options.shard_level],
+        *([options.question_keys] if options.question_keys else []),
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from crisp_stream.cli.ranks import add_launch_arguments, as_a_rank, handed_over, is_first_rank
-from crisp_stream.cli.verbs import add_dataset_options, add_selection, add_verb, print_line
+from crisp_stream.cli.verbs import add_dataset_options, add_question_keys, add_selection, add_verb, print_line
 from crisp_stream.errors import InputError
 from crisp_stream.writers.flags import add_flags
 
@@ -50,8 +50,10 @@ def add_eval(verbs: Any) -> None:
         nargs="+",
         default=[],
         metavar="FILE",
-        help='your question sets: JSONL or Parquet of {"question", "choices", "answer": index, "topic"}',
+        help='your question sets: {"question", "choices", "answer": index, "topic"}, or another known layout (docs); '
+        ".jsonl, .json, .csv, .tsv, .parquet, also .gz or .zst",
     )
+    add_question_keys(verb)
     verb.add_argument(
         "--mcq-text",
         nargs="+",
@@ -104,12 +106,14 @@ def _eval(arguments: argparse.Namespace) -> int:
     from crisp_stream.evaluation.contamination import Contamination
     from crisp_stream.evaluation.judge import JudgedSets, TextSet, each_checkpoint, judge
     from crisp_stream.evaluation.question_sets import open_question_set
+    from crisp_stream.examples.question_layouts import QuestionKeys
     from crisp_stream.results.tables import result_rows, result_tables
 
     with as_a_rank(arguments):
         log = print_line if is_first_rank() else lambda line: None
-        questions = [open_question_set(file, metric=arguments.metric) for file in arguments.mcq]
-        questions += map(open_question_set, arguments.task)
+        keys = QuestionKeys.parse(arguments.question_keys)
+        questions = [open_question_set(file, metric=arguments.metric, keys=keys) for file in arguments.mcq]
+        questions += [open_question_set(task, keys=keys) for task in arguments.task]
         sets = JudgedSets(
             texts=[
                 TextSet(
@@ -121,7 +125,10 @@ def _eval(arguments: argparse.Namespace) -> int:
                 )
                 for inputs in arguments.text
             ]
-            + [TextSet(inputs=(file,), limit=arguments.limit, questions=True) for file in arguments.mcq_text],
+            + [
+                TextSet(inputs=(file,), limit=arguments.limit, questions=True, question_keys=keys)
+                for file in arguments.mcq_text
+            ],
             questions=[whole.sample(arguments.limit) for whole in questions],
             contamination=Contamination.load(arguments.contamination) if arguments.contamination else None,
             allow_seen=arguments.allow_seen,
@@ -169,9 +176,10 @@ def add_contamination(verbs: Any) -> None:
         "files",
         nargs="+",
         metavar="FILE",
-        help="documents or questions: .jsonl, .json, .ndjson, .txt or .parquet, also .gz or .zst; or a task of the "
-        "paper, TASK or TASK=FILE, as for eval",
+        help="documents, or questions of any layout that eval reads: .jsonl, .json, .ndjson, .csv, .tsv, .txt or "
+        ".parquet, also .gz or .zst; or a task of the paper, TASK or TASK=FILE, as for eval",
     )
+    add_question_keys(verb)
     verb.add_argument("--out", required=True, metavar="FILE", help="result, FILE.parquet, to write")
     add_flags(verb, ("text_column",))
     verb.add_argument("--ngram", type=int, default=13, metavar="N", help="words of a match, 2 to 64")
@@ -180,6 +188,7 @@ def add_contamination(verbs: Any) -> None:
 
 def _contamination(arguments: argparse.Namespace) -> None:
     from crisp_stream.evaluation.contamination import check_contamination, check_path
+    from crisp_stream.examples.question_layouts import QuestionKeys
     from crisp_stream.processes import num_processes
 
     check_path(arguments.out)
@@ -188,6 +197,7 @@ def _contamination(arguments: argparse.Namespace) -> None:
         arguments.root,
         arguments.files,
         text_column=arguments.text_column,
+        keys=QuestionKeys.parse(arguments.question_keys),
         ngram=arguments.ngram,
         generation=arguments.generation,
         processes=arguments.processes,
@@ -232,9 +242,10 @@ def add_split(verbs: Any) -> None:
     verb.add_argument(
         "questions",
         metavar="QUESTIONS|TASK",
-        help="questions as JSON lines or Parquet; a task of the paper (arc_easy, arc_challenge, mmlu, "
+        help="questions of any layout that eval reads; a task of the paper (arc_easy, arc_challenge, mmlu, "
         "rewardbench_reasoning), fetched from the hub; or TASK=FILE",
     )
+    add_question_keys(verb)
     verb.add_argument("--out", required=True, metavar="PREFIX", help="beginning of the names of the files")
     verb.add_argument(
         "--seed", type=int, default=0, metavar="S", help="seed of the draw; equal seeds give equal halves"
@@ -244,10 +255,13 @@ def add_split(verbs: Any) -> None:
 def _split(arguments: argparse.Namespace) -> None:
     from crisp_stream.evaluation.halves import cut_in_halves, write_halves
     from crisp_stream.evaluation.question_sets import open_question_set
+    from crisp_stream.examples.question_layouts import QuestionKeys
 
     if arguments.seed < 0:
         raise InputError(f"--seed: must be 0 or more, got {arguments.seed}. Choose another.")
-    questions = open_question_set(arguments.questions)
+    questions = open_question_set(arguments.questions, keys=QuestionKeys.parse(arguments.question_keys))
+    for note in questions.read_as:
+        print(note)
     for warning in questions.warnings:
         print(f"warning: {warning}")
     halves = cut_in_halves(questions.questions, seed=arguments.seed)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from crisp_stream.counting.embedded_examples import Answers, Embedded, EmbeddedTask, ExampleSources, embedded_task
 from crisp_stream.errors import InputError
+from crisp_stream.examples.question_layouts import QuestionKeys
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.format.manifest import Packing
 from crisp_stream.histograms.histogram import Histogram
@@ -39,6 +40,7 @@ def count_examples(
     answers: Answers | None = None,
     filters: Sequence[str] = (),
     layout: Layout = "files",
+    question_keys: QuestionKeys | None = None,
     encoder: str | None = None,
     processes: int | None = None,
     log: Log = print,
@@ -57,6 +59,7 @@ def count_examples(
             paper's Table 7 with its right answer, or once with all of its choices.
         filters: only documents where all of them hold, as for `write`.
         layout: of the inputs, as for `write`.
+        question_keys: keys of questions in a layout that is not known.
         encoder: folder or hub name of the dataset's encoder, where it cannot be found by its recorded name.
         processes: worker processes; one per core when None.
         log: receives progress, and warnings of examples that are unlike the corpus.
@@ -74,7 +77,9 @@ def count_examples(
     dataset = data if isinstance(data, Dataset) else open_dataset(data)
     level = dataset.manifest.depth if level is None else level
     check_level(level, dataset)
-    sources = ExampleSources(tuple(inputs), text_column, limit, answers, tuple(filters), layout)
+    sources = ExampleSources(
+        tuple(inputs), text_column, limit, answers, tuple(filters), layout, question_keys=question_keys
+    )
     task = embedded_task(sources, dataset, packing=packing, encoder=encoder, processes=processes, log=log)
     return count_embedded(task, dataset, level, log=log)
 

@@ -21,7 +21,9 @@ from crisp_stream.evaluation.multiple_choice import judge_questions
 from crisp_stream.evaluation.perplexity import ExamplesDone, judge_texts
 from crisp_stream.evaluation.seen import seen_examples
 from crisp_stream.examples.hashes import example_hash
-from crisp_stream.examples.questions import Question, question_hash, read_questions
+from crisp_stream.examples.question_files import read_questions
+from crisp_stream.examples.question_layouts import QuestionKeys
+from crisp_stream.examples.questions import Question, question_hash
 from crisp_stream.models.checkpoint import checkpoints_by_batch
 from crisp_stream.processes import Log
 from crisp_stream.ranks import join_ranks, together
@@ -54,6 +56,8 @@ class TextSet:
     questions: bool = False
     """Whether the inputs are multiple-choice questions, each a text of its prompt with the right answer (CRISP, Figure
     8b)."""
+    question_keys: QuestionKeys | None = None
+    """Keys of questions in a layout that is not known."""
 
     @property
     def name(self) -> str:
@@ -85,7 +89,9 @@ class TextSet:
 
     def read_questions(self) -> list[Question]:
         """Read the questions that the texts are made of."""
-        return [question for path in self.inputs for question in read_questions(path)][: self.limit]
+        return [question for path in self.inputs for question in read_questions(path, keys=self.question_keys)][
+            : self.limit
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +162,8 @@ def judge(
         if texts.dropped:
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in texts.dropped.items())
             log(f"warning: {texts.texts.name}: {sum(texts.dropped.values()):,} documents were left out: {reasons}.")
+    for note in (note for questions in sets.questions for note in questions.read_as):
+        log(note)
     for warning in (warning for questions in sets.questions for warning in questions.warnings):
         log(f"warning: {warning}")
     lookup_ids = {texts.texts.name: texts.lookup_ids for texts in scanned}

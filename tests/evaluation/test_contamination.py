@@ -17,7 +17,8 @@ from crisp_stream.evaluation import window_borders
 from crisp_stream.evaluation.contamination import Contamination, check_contamination
 from crisp_stream.evaluation.question_sets import open_question_set
 from crisp_stream.examples.hashes import example_hash
-from crisp_stream.examples.questions import question_hash, read_questions
+from crisp_stream.examples.question_files import read_questions
+from crisp_stream.examples.questions import question_hash
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.format.provenance import read_places
 from crisp_stream.inspection import window_reading
