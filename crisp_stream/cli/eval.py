@@ -91,6 +91,13 @@ def add_eval(verbs: Any) -> None:
         "--allow-seen", action="store_true", help="judge also on examples that the mixture's histogram was counted from"
     )
     verb.add_argument(
+        "--long",
+        choices=["cut", "drop", "error"],
+        default="cut",
+        help="examples longer than the model's context. cut: prompts of questions lose their beginning, texts are read "
+        "in windows; drop: they are left out; error: they are refused. All are counted in the table",
+    )
+    verb.add_argument(
         "--batch-size", type=int, default=8, metavar="N", help="full contexts per forward pass; no effect on results"
     )
     add_launch_arguments(verb, alone="this process judges")
@@ -132,6 +139,7 @@ def _eval(arguments: argparse.Namespace) -> int:
             questions=[whole.sample(arguments.limit) for whole in questions],
             contamination=Contamination.load(arguments.contamination) if arguments.contamination else None,
             allow_seen=arguments.allow_seen,
+            long=arguments.long,
         )
         results = judge(
             each_checkpoint(arguments.checkpoints) if arguments.every else arguments.checkpoints,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from crisp_stream.errors import InputError, import_extra
 from crisp_stream.evaluation.models import JudgedModel, check_names, open_model
 from crisp_stream.evaluation.multiple_choice import judge_questions
-from crisp_stream.evaluation.perplexity import ExamplesDone, judge_texts
+from crisp_stream.evaluation.perplexity import ExamplesDone, Long, judge_texts
 from crisp_stream.evaluation.seen import seen_examples
 from crisp_stream.examples.hashes import example_hash
 from crisp_stream.examples.question_files import read_questions
@@ -104,6 +104,8 @@ class JudgedSets:
     """Examples that have a part in the training data."""
     allow_seen: bool = False
     """Whether models are judged also on examples that a histogram of their mixture was counted from."""
+    long: Long = "cut"
+    """What is done with examples that are longer than the context of a model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +180,7 @@ def judge(
         model = together(lambda checkpoint=checkpoint, name=name: open_model(checkpoint, name=name))
         check_names([model.record.name, *{earlier.model_name for earlier in results}])
         _warn(model, sets, lookup_ids, log)
-        for judged in _judge_model(model, scanned, sets.questions, batch_size=batch_size, progress=progress):
+        for judged in _judge_model(model, scanned, sets, batch_size=batch_size, progress=progress):
             results.append(_flagged(judged, example_ids, flags))
             if out is not None:
                 together(lambda latest=results[-1]: _save(latest, out))
@@ -231,7 +233,7 @@ def _warn(model: JudgedModel, sets: JudgedSets, lookup_ids: dict[str, NDArray[np
 def _judge_model(
     model: JudgedModel,
     scanned: Sequence[_ScannedTexts],
-    question_sets: Sequence[QuestionSet],
+    sets: JudgedSets,
     *,
     batch_size: int,
     progress: StartProgress,
@@ -239,11 +241,13 @@ def _judge_model(
     for texts in scanned:
         name = texts.texts.name
         done = progress(f"{model.record.name} on {name}", len(texts.example_ids))
-        results = judge_texts(model, texts.texts.read(), set_name=name, batch_size=batch_size, progress=done)
+        results = judge_texts(
+            model, texts.texts.read(), set_name=name, batch_size=batch_size, long=sets.long, progress=done
+        )
         yield replace(results, notes={**results.notes, "dropped": texts.dropped})
-    for questions in question_sets:
+    for questions in sets.questions:
         done = progress(f"{model.record.name} on {questions.name}", len(questions.questions))
-        yield judge_questions(model, questions, batch_size=batch_size, progress=done)
+        yield judge_questions(model, questions, batch_size=batch_size, long=sets.long, progress=done)
 
 
 def _flagged(

@@ -100,6 +100,11 @@ class QuestionSet:
             "read_as": list(self.read_as),
         }
 
+    def without(self, left_out: NDArray[np.bool_]) -> QuestionSet:
+        """Leave questions out, by flags of all of them."""
+        kept = [row for row, is_out in zip(self.questions, left_out.tolist(), strict=True) if not is_out]
+        return replace(self, questions=kept)
+
     def sample(self, limit: int | None, *, seed: int = 0) -> QuestionSet:
         """Choose at most `limit` of the questions at random by seed, in their order.
 
