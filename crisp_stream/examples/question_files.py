@@ -81,7 +81,8 @@ def _of_records(
         raise InputError(f"{path}: must hold questions, got none. Each is a record such as question, choices, answer.")
     answers, notes = answer_indices(raws, keys)
     placed = [PlacedQuestion(place, _question(raw, answer)) for (place, raw), answer in zip(raws, answers, strict=True)]
-    return QuestionFile(placed=placed, notes=[f"{path}: {note}." for note in notes])
+    name = PurePosixPath(path).name
+    return QuestionFile(placed=placed, notes=[f"{name}: {note.replace(f'at {path}:', 'in row ')}." for note in notes])
 
 
 def question_of(record: Mapping[str, Any], place: str, keys: QuestionKeys | None = None) -> Question:

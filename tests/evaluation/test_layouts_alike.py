@@ -101,7 +101,9 @@ def test_eval_gives_the_same_results_of_every_layout(
     model, out = str(done.checkpoint(12)), str(tmp_path)
     known = [file for layout, file in layouts.items() if layout != "named"]
     assert main(["eval", model, "--mcq", *known, "--out", out]) == 0
-    assert "question, opa …, cop: cop counts choices from 1: told by 4 of 4 choices at" in capsys.readouterr().out
+    assert (
+        "question, opa …, cop: cop counts choices from 1: told by 4 of 4 choices in row 4." in capsys.readouterr().out
+    )
     assert main(["eval", model, "--mcq", layouts["named"], "--question-keys", NAMED_KEYS, "--out", out]) == 0
     first = load_results(tmp_path / "small-ba12.own.results.parquet")
     assert isinstance(first, QuestionResults)

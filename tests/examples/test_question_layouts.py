@@ -79,16 +79,16 @@ def test_two_to_ten_choices_are_read(tmp_path: Path, count: int) -> None:
 @pytest.mark.parametrize(
     ("layout", "said"),
     [
-        ("cop_from_0", r"cop counts choices from 0: told by 0 of 4 choices at .*q\.jsonl:1\."),
-        ("cop_from_1", r"cop counts choices from 1: told by 4 of 4 choices at .*q\.jsonl:4\."),
-        ("endings", r"label counts choices from 0: told by '0' of 4 choices at .*q\.jsonl:1\."),
-        ("gold", r"gold counts choices from 0: told by \[0\] of 4 choices at .*q\.jsonl:1\."),
+        ("cop_from_0", r"cop counts choices from 0: told by 0 of 4 choices in row 1\."),
+        ("cop_from_1", r"cop counts choices from 1: told by 4 of 4 choices in row 4\."),
+        ("endings", r"label counts choices from 0: told by '0' of 4 choices in row 1\."),
+        ("gold", r"gold counts choices from 0: told by \[0\] of 4 choices in row 1\."),
     ],
 )
 def test_it_is_said_from_where_answers_count_and_what_told_it(tmp_path: Path, layout: str, said: str) -> None:
     read = open_questions(write_lines(tmp_path / "q.jsonl", [LAYOUTS[layout](row) for row in QUESTIONS]))
     [note] = read.notes
-    assert re.search(said, note), note
+    assert re.search(rf"^q\.jsonl: .*{said}$", note), note
 
 
 def test_layouts_whose_answers_mean_one_thing_say_nothing(tmp_path: Path) -> None:
