@@ -21,7 +21,7 @@ from crisp_stream.evaluation.multiple_choice import judge_questions
 from crisp_stream.evaluation.perplexity import ExamplesDone, Long, judge_texts
 from crisp_stream.evaluation.seen import seen_examples
 from crisp_stream.examples.hashes import example_hash
-from crisp_stream.examples.question_files import read_questions
+from crisp_stream.examples.question_files import open_questions, read_questions
 from crisp_stream.examples.question_layouts import QuestionKeys
 from crisp_stream.examples.questions import Question, question_hash
 from crisp_stream.models.checkpoint import checkpoints_by_batch
@@ -89,9 +89,13 @@ class TextSet:
 
     def read_questions(self) -> list[Question]:
         """Read the questions that the texts are made of."""
-        return [question for path in self.inputs for question in read_questions(path, keys=self.question_keys)][
-            : self.limit
-        ]
+        questions = [question for path in self.inputs for question in read_questions(path, keys=self.question_keys)]
+        return questions[: self.limit]
+
+    def read_as(self) -> list[str]:
+        """How the answers of questions were understood, where that had to be told; a sentence each."""
+        files = self.inputs if self.questions else ()
+        return [note for path in files for note in open_questions(path, keys=self.question_keys).notes]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +168,8 @@ def judge(
         if texts.dropped:
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in texts.dropped.items())
             log(f"warning: {texts.texts.name}: {sum(texts.dropped.values()):,} documents were left out: {reasons}.")
-    for note in (note for questions in sets.questions for note in questions.read_as):
+    read_as = [note for questions in sets.questions for note in questions.read_as]
+    for note in dict.fromkeys([*read_as, *(note for texts in sets.texts for note in texts.read_as())]):
         log(note)
     for warning in (warning for questions in sets.questions for warning in questions.warnings):
         log(f"warning: {warning}")
