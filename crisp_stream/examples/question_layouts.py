@@ -65,7 +65,10 @@ class QuestionKeys:
         """
         if text is None:
             return cls()
-        parts = dict(part.partition("=")[::2] for part in text.split(","))
+        parts: dict[str, str] = {}
+        for part in text.split(","):
+            key, _, value = part.partition("=")
+            parts[key] = value
         known, base = {"question", "choices", "answer", "topic", "base"}, parts.get("base")
         alone = bool({"question", "choices"} & parts.keys()) != ({"question", "choices"} <= parts.keys())
         if not parts.keys() <= known or not all(parts.values()) or alone or base not in (None, "0", "1"):
