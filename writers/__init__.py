@@ -3,8 +3,8 @@
 In: files of documents; options of `crisp-stream write`.
 Out: a dataset: MDS shards sorted by leaf, tables, tree, tokenizer, manifest.
 Begin with: write.py and append.py, then stages/ (what is done in which order) and engine/ (how tasks run and are
-    resumed). windows.py cuts text into windows; options.py holds every option with its default. estimate.py says beforehand what
-    a write will take.
+    resumed). windows.py cuts text into windows; options.py holds every option with its default. estimate.py says
+    beforehand what a write will take.
 Heavy libraries: transformers (given_tokenizer.py).
 """
 

@@ -167,6 +167,11 @@ class WriteOptions:
         (), "evaluation files; documents that share an n-gram with them are left out and listed", "list", metavar="FILE"
     )
     ngram: int = _documents(13, "words of such an n-gram, 2 to 64", "integer")
+    question_keys: str | None = _documents(
+        None,
+        "keys of evaluation questions in no known layout: question=KEY,choices=KEY",
+        metavar="KEYS",
+    )
 
     window_tokens: int = _windows(1024, "tokens per window", "integer")
     packing: Packing = _windows(
@@ -253,6 +258,7 @@ class WriteOptions:
     """Tokens sorted at once per process at most; sorting holds about four times as much."""
 
     def __post_init__(self) -> None:
+        from crisp_stream.examples.question_layouts import QuestionKeys
         from crisp_stream.format.manifest import MAX_ARITY, MAX_LEAVES
         from crisp_stream.format.mds import MAX_SHARD_BYTES
         from crisp_stream.writers.embedding.lsi import LSI_NAME
@@ -270,6 +276,7 @@ class WriteOptions:
         require(self.limit is None or self.limit >= 1, "limit", "at least 1 document, or left out")
         require(self.sample is None or 0 < self.sample <= 1, "sample", "above 0 and at most 1, or left out")
         require(MIN_NGRAM <= self.ngram <= MAX_NGRAM, "ngram", f"{MIN_NGRAM} to {MAX_NGRAM} words")
+        QuestionKeys.parse(self.question_keys)
         require(2 <= self.window_tokens <= 1 << 20, "window_tokens", "2 to 1,048,576")
         require(2 <= self.arity <= MAX_ARITY, "arity", f"2 to {MAX_ARITY}")
         require(

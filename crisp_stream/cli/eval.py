@@ -9,7 +9,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from crisp_stream.cli.ranks import add_launch_arguments, as_a_rank, handed_over, is_first_rank
-from crisp_stream.cli.verbs import add_dataset_options, add_selection, add_verb, print_line, selection_of
+from crisp_stream.cli.verbs import (
+    add_dataset_options,
+    add_question_keys,
+    add_selection,
+    add_verb,
+    print_line,
+    selection_of,
+)
 from crisp_stream.errors import InputError
 from crisp_stream.writers.flags import add_flags
 
@@ -50,8 +57,10 @@ def add_eval(verbs: Any) -> None:
         nargs="+",
         default=[],
         metavar="FILE",
-        help='your question sets: JSONL or Parquet of {"question", "choices", "answer": index, "topic"}',
+        help='your question sets: {"question", "choices", "answer": index, "topic"}, or another known layout (docs); '
+        ".jsonl, .json, .csv, .tsv, .parquet, also .gz or .zst",
     )
+    add_question_keys(verb)
     verb.add_argument(
         "--mcq-text",
         nargs="+",
@@ -89,6 +98,13 @@ def add_eval(verbs: Any) -> None:
         "--allow-seen", action="store_true", help="judge also on examples that the mixture's histogram was counted from"
     )
     verb.add_argument(
+        "--long",
+        choices=["cut", "drop", "error"],
+        default="cut",
+        help="examples longer than the model's context. cut: prompts of questions lose their beginning, texts are read "
+        "in windows; drop: they are left out; error: they are refused. All are counted in the table",
+    )
+    verb.add_argument(
         "--batch-size", type=int, default=8, metavar="N", help="full contexts per forward pass; no effect on results"
     )
     add_launch_arguments(verb, alone="this process judges")
@@ -104,12 +120,14 @@ def _eval(arguments: argparse.Namespace) -> int:
     from crisp_stream.evaluation.contamination import Contamination
     from crisp_stream.evaluation.judge import JudgedSets, TextSet, each_checkpoint, judge
     from crisp_stream.evaluation.question_sets import open_question_set
+    from crisp_stream.examples.question_layouts import QuestionKeys
     from crisp_stream.results.tables import result_rows, result_tables
 
     with as_a_rank(arguments):
         log = print_line if is_first_rank() else lambda line: None
-        questions = [open_question_set(file, metric=arguments.metric) for file in arguments.mcq]
-        questions += map(open_question_set, arguments.task)
+        keys = QuestionKeys.parse(arguments.question_keys)
+        questions = [open_question_set(file, metric=arguments.metric, keys=keys) for file in arguments.mcq]
+        questions += [open_question_set(task, keys=keys) for task in arguments.task]
         sets = JudgedSets(
             texts=[
                 TextSet(
@@ -120,10 +138,14 @@ def _eval(arguments: argparse.Namespace) -> int:
                 )
                 for inputs in arguments.text
             ]
-            + [TextSet(inputs=(file,), limit=arguments.limit, questions=True) for file in arguments.mcq_text],
+            + [
+                TextSet(inputs=(file,), limit=arguments.limit, questions=True, question_keys=keys)
+                for file in arguments.mcq_text
+            ],
             questions=[whole.sample(arguments.limit) for whole in questions],
             contamination=Contamination.load(arguments.contamination) if arguments.contamination else None,
             allow_seen=arguments.allow_seen,
+            long=arguments.long,
         )
         results = judge(
             each_checkpoint(arguments.checkpoints) if arguments.every else arguments.checkpoints,
@@ -168,9 +190,10 @@ def add_contamination(verbs: Any) -> None:
         "files",
         nargs="+",
         metavar="FILE",
-        help="documents or questions: .jsonl, .json, .ndjson, .txt or .parquet, also .gz or .zst; or a task of the "
-        "paper, TASK or TASK=FILE, as for eval",
+        help="documents, or questions of any layout that eval reads: .jsonl, .json, .ndjson, .csv, .tsv, .txt or "
+        ".parquet, also .gz or .zst; or a task of the paper, TASK or TASK=FILE, as for eval",
     )
+    add_question_keys(verb)
     verb.add_argument("--out", required=True, metavar="FILE", help="result, FILE.parquet, to write")
     add_flags(verb, ("text_column",))
     verb.add_argument("--ngram", type=int, default=13, metavar="N", help="words of a match, 2 to 64")
@@ -179,6 +202,7 @@ def add_contamination(verbs: Any) -> None:
 
 def _contamination(arguments: argparse.Namespace) -> None:
     from crisp_stream.evaluation.contamination import check_contamination, check_path
+    from crisp_stream.examples.question_layouts import QuestionKeys
     from crisp_stream.processes import num_processes
 
     check_path(arguments.out)
@@ -187,6 +211,7 @@ def _contamination(arguments: argparse.Namespace) -> None:
         arguments.root,
         arguments.files,
         text_column=arguments.text_column,
+        keys=QuestionKeys.parse(arguments.question_keys),
         ngram=arguments.ngram,
         generation=arguments.generation,
         processes=arguments.processes,
@@ -231,9 +256,10 @@ def add_split(verbs: Any) -> None:
     verb.add_argument(
         "questions",
         metavar="QUESTIONS|TASK",
-        help="questions as JSON lines or Parquet; a task of the paper (arc_easy, arc_challenge, mmlu, "
+        help="questions of any layout that eval reads; a task of the paper (arc_easy, arc_challenge, mmlu, "
         "rewardbench_reasoning), fetched from the hub; or TASK=FILE",
     )
+    add_question_keys(verb)
     verb.add_argument("--out", required=True, metavar="PREFIX", help="beginning of the names of the files")
     verb.add_argument(
         "--seed", type=int, default=0, metavar="S", help="seed of the draw; equal seeds give equal halves"
@@ -243,10 +269,13 @@ def add_split(verbs: Any) -> None:
 def _split(arguments: argparse.Namespace) -> None:
     from crisp_stream.evaluation.halves import cut_in_halves, write_halves
     from crisp_stream.evaluation.question_sets import open_question_set
+    from crisp_stream.examples.question_layouts import QuestionKeys
 
     if arguments.seed < 0:
         raise InputError(f"--seed: must be 0 or more, got {arguments.seed}. Choose another.")
-    questions = open_question_set(arguments.questions)
+    questions = open_question_set(arguments.questions, keys=QuestionKeys.parse(arguments.question_keys))
+    for note in questions.read_as:
+        print(note)
     for warning in questions.warnings:
         print(f"warning: {warning}")
     halves = cut_in_halves(questions.questions, seed=arguments.seed)

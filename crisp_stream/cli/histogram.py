@@ -7,7 +7,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crisp_stream.cli.verbs import add_inputs, add_selection, add_verb, print_line, selection_of
+from crisp_stream.cli.verbs import (
+    add_inputs,
+    add_question_keys,
+    add_selection,
+    add_verb,
+    print_line,
+    selection_of,
+)
 from crisp_stream.errors import InputError
 from crisp_stream.table import csv_text, write_csv
 from crisp_stream.typed import plain
@@ -70,9 +77,10 @@ def _add_count(verbs: Any) -> None:
         "--questions",
         choices=["right", "all"],
         metavar="right|all",
-        help='the task is multiple-choice questions, JSONL of {"question", "choices", "answer": index}: count each '
-        "with its right answer, or once with all choices",
+        help="the task is multiple-choice questions, of any layout that eval reads: count each with its right answer, "
+        "or once with all choices",
     )
+    add_question_keys(verb)
     verb.add_argument(
         "--encoder", metavar="NAME", help="where the dataset's encoder is, if not under its recorded name"
     )
@@ -81,6 +89,7 @@ def _add_count(verbs: Any) -> None:
 
 def _count(arguments: argparse.Namespace) -> None:
     from crisp_stream.counting.count_examples import count_examples
+    from crisp_stream.examples.question_layouts import QuestionKeys
     from crisp_stream.format.dataset import open_dataset
     from crisp_stream.inspection.summary import describe_histogram
 
@@ -94,6 +103,7 @@ def _count(arguments: argparse.Namespace) -> None:
         packing=arguments.packing,
         answers=arguments.questions,
         **selection_of(arguments),
+        question_keys=QuestionKeys.parse(arguments.question_keys),
         encoder=arguments.encoder,
         processes=arguments.processes,
         log=print_line,

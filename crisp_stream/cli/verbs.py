@@ -65,6 +65,16 @@ def add_dataset_options(verb: argparse.ArgumentParser, *names: str) -> None:
         verb.add_argument(name, **_DATASET_OPTIONS[name])
 
 
+def add_question_keys(verb: argparse.ArgumentParser) -> None:
+    """Declare --question-keys, for questions in a layout that is not known; see `QuestionKeys.parse`."""
+    verb.add_argument(
+        "--question-keys",
+        metavar="KEYS",
+        help="keys of questions in no known layout: question=KEY,choices=KEY,answer=KEY, also topic=KEY; choices=A+B+C "
+        "where each choice has a key; base=0 or base=1: from where answers count choices",
+    )
+
+
 def add_recipe_arguments(verb: argparse.ArgumentParser) -> None:
     """Declare recipes laid over one another, and keys of them; see `recipes_and_overrides`."""
     verb.add_argument(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from crisp_stream.counting.embedded_examples import Answers, Embedded, EmbeddedTask, ExampleSources, embedded_task
 from crisp_stream.errors import InputError
+from crisp_stream.examples.question_layouts import QuestionKeys
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.format.manifest import Packing
 from crisp_stream.histograms.histogram import ALIKE_KEY, Histogram
@@ -43,6 +44,7 @@ def count_examples(
     text_template: str | None = None,
     txt_documents: TxtDocuments = "file",
     layout: Layout = "files",
+    question_keys: QuestionKeys | None = None,
     encoder: str | None = None,
     processes: int | None = None,
     log: Log = print,
@@ -63,6 +65,7 @@ def count_examples(
         text_template: text of several fields, as for `write`.
         txt_documents: documents of a .txt file, as for `write`.
         layout: of the inputs, as for `write`.
+        question_keys: keys of questions in a layout that is not known.
         encoder: folder or hub name of the dataset's encoder, where it cannot be found by its recorded name.
         processes: worker processes; one per core when None.
         log: receives progress, and warnings of examples that are unlike the corpus.
@@ -89,6 +92,7 @@ def count_examples(
         layout,
         text_template=text_template,
         txt_documents=txt_documents,
+        question_keys=question_keys,
     )
     task = embedded_task(sources, dataset, packing=packing, encoder=encoder, processes=processes, log=log)
     return count_embedded(task, dataset, level, log=log)

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from crisp_stream.counting.alike import AlikeBuilder, AlikeExamples
 from crisp_stream.errors import InputError
 from crisp_stream.examples.hashes import example_hash
-from crisp_stream.examples.questions import Question, learnable_questions, question_hash, read_questions
+from crisp_stream.examples.question_files import learnable_questions, open_questions, read_questions
+from crisp_stream.examples.question_layouts import QuestionKeys
+from crisp_stream.examples.questions import Question, question_hash
 from crisp_stream.examples.sketch import PROVENANCE_KEY, SketchBuilder
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.format.manifest import Packing
@@ -76,6 +78,8 @@ class ExampleSources:
     """Questions that are kept to judge by may be read, too: nothing is learnt from them."""
     text_template: str | None = None
     txt_documents: TxtDocuments = "file"
+    question_keys: QuestionKeys | None = None
+    """Keys of questions in a layout that is not known."""
 
     def read(self, dropped: DropCounts, sketch: SketchBuilder, alike: AlikeBuilder | None = None) -> Iterator[Example]:
         """Texts, numbered by example; `sketch` counts the examples, `alike` finds those that are like others."""
@@ -86,7 +90,14 @@ class ExampleSources:
         if self.answers not in get_args(Answers):
             raise InputError(f"answers: must be right or all, got {self.answers!r}.")
         read = read_questions if self.test_halves else learnable_questions
-        return self._questions([question for path in self.inputs for question in read(path)], sketch, alike)
+        questions = (question for path in self.inputs for question in read(path, keys=self.question_keys))
+        return self._questions(list(questions), sketch, alike)
+
+    def read_as(self) -> list[str]:
+        """How the answers of questions were understood, where that had to be told; a sentence each."""
+        if self.answers is None:
+            return []
+        return [note for path in self.inputs for note in open_questions(path, keys=self.question_keys).notes]
 
     def _documents(self, dropped: DropCounts, sketch: SketchBuilder, alike: AlikeBuilder | None) -> Iterator[Example]:
         texts = read_documents(
@@ -161,6 +172,8 @@ def embedded_task(
             alike=lambda: equal.alike.first,
         )
     dropped, sketch, builder = DropCounts(), SketchBuilder(), AlikeBuilder()
+    for note in sources.read_as():
+        log(note)
     choice = matching_encoder(dataset.manifest.encoder, encoder, dataset.root)
     settings = embedding_settings(dataset, choice, packing, sources, log)
     batches = embed_examples(sources.read(dropped, sketch, builder), settings, num_processes(processes))

@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from crisp_stream.errors import InputError
 from crisp_stream.evaluation.question_sets import TASKS, open_question_set
 from crisp_stream.evaluation.window_ngrams import NOT_FOUND, find_in_windows
+from crisp_stream.examples.question_layouts import QuestionKeys
 from crisp_stream.format.dataset import open_dataset
 from crisp_stream.format.parquet import RecordKind, load_record, numbers, save_record
 from crisp_stream.processes import Log, num_processes
@@ -162,6 +163,7 @@ def check_contamination(
     files: Sequence[str],
     *,
     text_column: str = "text",
+    keys: QuestionKeys | None = None,
     ngram: int = 13,
     generation: int | None = None,
     processes: int | None = None,
@@ -172,6 +174,7 @@ def check_contamination(
     Args:
         files: documents or questions, see `read_evaluation_examples`; or tasks, TASK or TASK=FILE, as
             `open_question_set` reads them.
+        keys: keys of questions in a layout that is not known.
         ngram: words of a match, 2 to 64; texts that are shorter are searched for as a whole from 8 words on.
         generation: generation of a dataset that has grown; the newest when None.
         processes: worker processes; one per core when None.
@@ -184,7 +187,9 @@ def check_contamination(
     dataset = open_dataset(root, generation=generation)
     if not files:
         raise InputError("contamination: at least one evaluation file is needed, got none. Name one.")
-    numbered = [(number, example) for number, file in enumerate(files) for example in _examples(file, text_column)]
+    numbered = [
+        (number, example) for number, file in enumerate(files) for example in _examples(file, text_column, keys)
+    ]
     examples = [example for _, example in numbered]
     texts = ((example.source, example.row, text) for example in examples for text in example.texts)
     ngrams = EvaluationNgrams.build(texts, ngram=ngram)
@@ -210,20 +215,20 @@ def check_contamination(
     )
 
 
-def _examples(source: str, text_column: str) -> Iterator[EvaluationExample]:
+def _examples(source: str, text_column: str, keys: QuestionKeys | None) -> Iterator[EvaluationExample]:
     """Read the examples of a file, or of a task of the paper.
 
     Plain text comes in the pieces in which it is read as documents everywhere else.
     """
     if _is_task(source):
-        task = open_question_set(source)
+        task = open_question_set(source, keys=keys)
         for row, question in enumerate(task.questions, start=1):
             yield EvaluationExample.of_question(task.name, row, question)
     elif ".txt" in PurePosixPath(source).suffixes:
         for row, text in enumerate(read_documents([source], counts=DropCounts()), start=1):
             yield EvaluationExample(file_name(source), row, [text], None)
     else:
-        yield from read_evaluation_examples(source, text_column=text_column)
+        yield from read_evaluation_examples(source, text_column=text_column, keys=keys)
 
 
 def _is_task(source: str) -> bool:

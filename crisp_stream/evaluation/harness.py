@@ -28,10 +28,12 @@ from lm_eval.evaluator import evaluate
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from crisp_stream.evaluation.packed_rows import PackedRow, add_scores, pack_rows
+from crisp_stream.errors import InputError
+from crisp_stream.evaluation.packed_rows import PackedRow, add_scores, is_long, pack_rows
 from crisp_stream.evaluation.perplexity import encode_texts, gather, in_batches, place_among_processes, text_blocks
 from crisp_stream.evaluation.prompts import ReadRecord
 from crisp_stream.evaluation.question_sets import QuestionSet, read_task
+from crisp_stream.examples.questions import Question
 from crisp_stream.models.checkpoint import LoadedGPT
 
 ShareDone = Callable[[float], None]
@@ -62,6 +64,8 @@ class HarnessLM(TemplateLM):
         self._device = next(loaded.gpt.parameters()).device
         self.max_length = int(loaded.gpt.config.n_positions)
         """Context limit in tokens, under the name that HFLM has for it."""
+        self._is_long: dict[tuple[str, str], bool] = {}
+        """Whether each (context, continuation) that was tokenised is longer than that."""
 
     @property
     def eot_token_id(self) -> int:
@@ -78,18 +82,37 @@ class HarnessLM(TemplateLM):
         """
         pairs = [_whole_words(*request.args) for request in requests]
         places = {pair: place for place, pair in enumerate(dict.fromkeys(pairs))}
-        contexts = list(dict.fromkeys(context for context, _ in places))
-        tokens_of = dict(zip(contexts, self._encode(contexts), strict=True))
-        wholes = self._encode([context + continuation for context, continuation in places])
-        heads = (tokens_of[context] for context, _ in places)
-        answers = self._answers(
-            (
-                (head or [self.prefix_token_id], whole[len(head) :] or whole[-1:])
-                for head, whole in zip(heads, wholes, strict=True)
-            ),
-            len(places),
-        )
+        answers = self._answers(self._tokenised(list(places)), len(places))
         return [answers[places[pair]] for pair in pairs]
+
+    def _tokenised(self, pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[list[int], list[int]]]:
+        """Tokens of (context, continuation), and note which are long.
+
+        Raises:
+            InputError: a continuation adds no token to its context, so there is nothing to score.
+        """
+        contexts = list(dict.fromkeys(context for context, _ in pairs))
+        tokens_of = dict(zip(contexts, self._encode(contexts), strict=True))
+        wholes = self._encode([context + continuation for context, continuation in pairs])
+        for (context, continuation), whole in zip(pairs, wholes, strict=True):
+            head = tokens_of[context]
+            added = whole[len(head) :]
+            if not added:
+                raise InputError(
+                    f"a choice must have a token of its own after the prompt, but {continuation!r} has none after "
+                    f"{context[-40:]!r}. Write it as a text that the tokenizer keeps."
+                )
+            head = head or [self.prefix_token_id]
+            self._is_long[context, continuation] = is_long(head, added, self.max_length)
+            yield head, added
+
+    def long_questions(self, questions: Sequence[Question]) -> NDArray[np.bool_]:
+        """[num_questions], whether the prompt has to be cut for any choice, or a choice is longer than the context."""
+        pairs = [[_whole_words(row.context, f" {choice}") for choice in row.choices] for row in questions]
+        missing = dict.fromkeys(pair for row in pairs for pair in row if pair not in self._is_long)
+        for _ in self._tokenised(list(missing)):
+            pass
+        return np.array([any(self._is_long[pair] for pair in row) for row in pairs], np.bool_)
 
     def _loglikelihood_tokens(self, requests: list[Request], **kwargs: Any) -> list[tuple[float, bool]]:
         return self._answers(((context, continuation) for _, context, continuation in requests), len(requests))

@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from crisp_stream.errors import InputError, import_extra
 from crisp_stream.evaluation.models import JudgedModel, check_names, open_model
 from crisp_stream.evaluation.multiple_choice import judge_questions
-from crisp_stream.evaluation.perplexity import ExamplesDone, judge_texts
+from crisp_stream.evaluation.perplexity import ExamplesDone, Long, judge_texts
 from crisp_stream.evaluation.seen import seen_examples
 from crisp_stream.examples.hashes import example_hash
-from crisp_stream.examples.questions import Question, question_hash, read_questions
+from crisp_stream.examples.question_files import open_questions, read_questions
+from crisp_stream.examples.question_layouts import QuestionKeys
+from crisp_stream.examples.questions import Question, question_hash
 from crisp_stream.models.checkpoint import checkpoints_by_batch
 from crisp_stream.processes import Log
 from crisp_stream.ranks import join_ranks, together
@@ -59,6 +61,8 @@ class TextSet:
     questions: bool = False
     """Whether the inputs are multiple-choice questions, each a text of its prompt with the right answer (CRISP, Figure
     8b)."""
+    question_keys: QuestionKeys | None = None
+    """Keys of questions in a layout that is not known."""
 
     @property
     def name(self) -> str:
@@ -92,7 +96,13 @@ class TextSet:
 
     def read_questions(self) -> list[Question]:
         """Read the questions that the texts are made of."""
-        return [question for path in self.inputs for question in read_questions(path)][: self.limit]
+        questions = [question for path in self.inputs for question in read_questions(path, keys=self.question_keys)]
+        return questions[: self.limit]
+
+    def read_as(self) -> list[str]:
+        """How the answers of questions were understood, where that had to be told; a sentence each."""
+        files = self.inputs if self.questions else ()
+        return [note for path in files for note in open_questions(path, keys=self.question_keys).notes]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +115,8 @@ class JudgedSets:
     """Examples that have a part in the training data."""
     allow_seen: bool = False
     """Whether models are judged also on examples that a histogram of their mixture was counted from."""
+    long: Long = "cut"
+    """What is done with examples that are longer than the context of a model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +175,9 @@ def judge(
         if texts.dropped:
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in texts.dropped.items())
             log(f"warning: {texts.texts.name}: {sum(texts.dropped.values()):,} documents were left out: {reasons}.")
+    read_as = [note for questions in sets.questions for note in questions.read_as]
+    for note in dict.fromkeys([*read_as, *(note for texts in sets.texts for note in texts.read_as())]):
+        log(note)
     for warning in (warning for questions in sets.questions for warning in questions.warnings):
         log(f"warning: {warning}")
     lookup_ids = {texts.texts.name: texts.lookup_ids for texts in scanned}
@@ -177,7 +192,7 @@ def judge(
         model = together(lambda checkpoint=checkpoint, name=name: open_model(checkpoint, name=name))
         check_names([model.record.name, *{earlier.model_name for earlier in results}])
         _warn(model, sets, lookup_ids, log)
-        for judged in _judge_model(model, scanned, sets.questions, batch_size=batch_size, progress=progress):
+        for judged in _judge_model(model, scanned, sets, batch_size=batch_size, progress=progress):
             results.append(_flagged(judged, example_ids, flags))
             if out is not None:
                 together(lambda latest=results[-1]: _save(latest, out))
@@ -230,7 +245,7 @@ def _warn(model: JudgedModel, sets: JudgedSets, lookup_ids: dict[str, NDArray[np
 def _judge_model(
     model: JudgedModel,
     scanned: Sequence[_ScannedTexts],
-    question_sets: Sequence[QuestionSet],
+    sets: JudgedSets,
     *,
     batch_size: int,
     progress: StartProgress,
@@ -238,11 +253,13 @@ def _judge_model(
     for texts in scanned:
         name = texts.texts.name
         done = progress(f"{model.record.name} on {name}", len(texts.example_ids))
-        results = judge_texts(model, texts.texts.read(), set_name=name, batch_size=batch_size, progress=done)
+        results = judge_texts(
+            model, texts.texts.read(), set_name=name, batch_size=batch_size, long=sets.long, progress=done
+        )
         yield replace(results, notes={**results.notes, "dropped": texts.dropped})
-    for questions in question_sets:
+    for questions in sets.questions:
         done = progress(f"{model.record.name} on {questions.name}", len(questions.questions))
-        yield judge_questions(model, questions, batch_size=batch_size, progress=done)
+        yield judge_questions(model, questions, batch_size=batch_size, long=sets.long, progress=done)
 
 
 def _flagged(

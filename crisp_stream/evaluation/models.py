@@ -12,6 +12,7 @@ from crisp_stream.errors import FormatError, InputError
 from crisp_stream.examples.sketch import without_hashes
 from crisp_stream.models.checkpoint import LoadedGPT, gpt_of, latest_checkpoint, load_gpt, local_copy, read_checkpoint
 from crisp_stream.models.export import RECORD_FILE
+from crisp_stream.models.tokenizer_parts import differing_parts, tokenizer_parts
 from crisp_stream.models.training_record import public_address, training_record
 from crisp_stream.storage.store import file_name, is_remote, local_path
 
@@ -71,7 +72,7 @@ def open_model(checkpoint: str, *, name: str | None = None) -> JudgedModel:
         with local_copy(checkpoint) as path:
             contents = read_checkpoint(path)
             loaded, training = gpt_of(contents, checkpoint), training_record(contents, checkpoint)
-    _check_tokenizer(loaded, checkpoint)
+    _check_tokenizer(loaded, checkpoint, training)
     return JudgedModel(loaded=loaded, record=_describe(loaded, training, checkpoint, name))
 
 
@@ -95,7 +96,7 @@ def _record_of_folder(folder: str) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _check_tokenizer(loaded: LoadedGPT, checkpoint: str) -> None:
+def _check_tokenizer(loaded: LoadedGPT, checkpoint: str, training: dict[str, Any]) -> None:
     largest, rows = max(loaded.tokenizer.get_vocab().values()), int(loaded.gpt.config.vocab_size)
     if largest >= rows:
         raise FormatError(
@@ -107,6 +108,14 @@ def _check_tokenizer(loaded: LoadedGPT, checkpoint: str) -> None:
         raise FormatError(
             f"{checkpoint}: end-of-text must be {eot_id} in its tokenizer, as in the model, got "
             f"{loaded.tokenizer.eos_token_id}. They are not of one model; export it again."
+        )
+    trained_with = (training.get("dataset") or {}).get("tokenizer") or {}
+    differing = differing_parts(trained_with.get("parts") or {}, tokenizer_parts(loaded.tokenizer))
+    if differing:
+        raise FormatError(
+            f"{checkpoint}: its tokenizer must be the one that the model was trained with "
+            f"({str(trained_with.get('fingerprint'))[:12]} in the manifest of its dataset), got one with other "
+            f"{', '.join(differing)}. Export the model again."
         )
 
 

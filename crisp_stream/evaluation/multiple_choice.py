@@ -1,7 +1,8 @@
 """Multiple choice through lm-eval: zero-shot, with the prompts of the paper's Table 7 and the scores of Appendix D.
 
 Each choice is scored by its log probability after the prompt, which holds none of the choices. `acc` compares these,
-`acc_norm` divides them by the characters of the choice first.
+`acc_norm` divides them by the characters of the choice first. Where prompt and choice are longer than the model's
+context, the prompt loses its beginning, topic and "Question:" first; how many questions that are is kept and shown.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 
 from crisp_stream.errors import InputError, import_extra
 from crisp_stream.evaluation.models import JudgedModel, plain_record
-from crisp_stream.evaluation.perplexity import ExamplesDone
+from crisp_stream.evaluation.perplexity import ExamplesDone, Long, check_long
 from crisp_stream.evaluation.question_sets import QuestionSet
 from crisp_stream.models.checkpoint import LoadedGPT
 from crisp_stream.results.results import QuestionResults
@@ -28,14 +29,21 @@ def judge_questions(
     *,
     batch_size: int = 8,
     device: str | None = None,
+    long: Long = "cut",
     progress: ExamplesDone = lambda more: None,
 ) -> QuestionResults:
     """Compute the log probability of every choice, on a GPU if there is one and no other device is named.
 
     Processes of a launcher share the work; all of them call this, with the same questions.
 
+    Args:
+        batch_size: full contexts per forward pass.
+        device: torch device.
+        long: what is done with questions that are longer than the model's context.
+
     Raises:
-        InputError: batch_size is not positive, or the model gives no number for a choice.
+        InputError: batch_size is not positive, the model gives no number for a choice, or a question is too long and
+            `long` is error.
         MissingExtraError: lm-eval is not installed.
     """
     torch = import_extra("torch", extra="eval", purpose="multiple choice")
@@ -49,7 +57,12 @@ def judge_questions(
         reported = done
 
     results = ask_model(
-        model.loaded, questions, described=plain_record(model.record), batch_size=batch_size, share_done=share_done
+        model.loaded,
+        questions,
+        described=plain_record(model.record),
+        batch_size=batch_size,
+        long=long,
+        share_done=share_done,
     )
     if not all(math.isfinite(log_prob) for row in results.log_probs for log_prob in row):
         raise InputError(
@@ -65,23 +78,31 @@ def ask_model(
     *,
     described: dict[str, Any],
     batch_size: int,
+    long: Long = "cut",
     share_done: ShareDone = lambda share: None,
 ) -> QuestionResults:
     """Do the work of `judge_questions` with a model in eval mode on its device, which may be sharded.
 
     Raises:
-        InputError: batch_size is not positive.
+        InputError: batch_size is not positive, a choice has no token, or a question is too long and `long` is error.
         RuntimeError: lm-eval has other accuracies.
     """
     import_extra("lm_eval", extra="eval", purpose="multiple choice")
     from crisp_stream.evaluation.harness import HarnessLM, ask
 
-    answered = ask(HarnessLM(loaded, batch_size=batch_size, share_done=share_done), questions)
+    lm = HarnessLM(loaded, batch_size=batch_size, share_done=share_done)
+    dropped = 0
+    if long != "cut":
+        is_long = lm.long_questions(questions.questions)
+        check_long(is_long, long, f"{questions.name}: every question", lm.max_length)
+        questions, dropped = questions.without(is_long), int(is_long.sum())
+    answered = ask(lm, questions)
     results = QuestionResults(
         model=described,
         set_name=questions.name,
         example_ids=questions.example_ids,
-        notes=questions.notes(),
+        long=lm.long_questions(questions.questions),
+        notes={**questions.notes(), "long": long, "long_dropped": dropped},
         metric=questions.metric,
         answers=np.array([question.answer for question in questions.questions], np.int64),
         log_probs=answered.log_probs,

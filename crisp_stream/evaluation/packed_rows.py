@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from crisp_stream.errors import InputError
 from crisp_stream.evaluation.perplexity import example_rows, in_float32, tokens_at_once
 
 
@@ -34,6 +35,11 @@ class PackedRow(NamedTuple):
         return len(self.context) + sum(len(continuation) - 1 for continuation in self.continuations)
 
 
+def is_long(context: Sequence[int], continuation: Sequence[int], n_positions: int) -> bool:
+    """Tell whether context and continuation are longer than the model reads, so that the context has to be cut."""
+    return len(context) + len(continuation) > n_positions + 1
+
+
 def pack_rows(requests: Iterable[tuple[list[int], list[int]]], n_positions: int) -> list[PackedRow]:
     """Pack requests, (context, continuation), into rows; those of one context share a row if they follow one another.
 
@@ -42,13 +48,18 @@ def pack_rows(requests: Iterable[tuple[list[int], list[int]]], n_positions: int)
 
     Args:
         n_positions: context limit; also the most inputs of a row of several continuations.
+
+    Raises:
+        InputError: a continuation without a token.
     """
     rows: list[PackedRow] = []
     for number, (context, continuation) in enumerate(requests):
+        if not continuation:
+            raise InputError(f"continuation {number}: must have at least one token to score, got none. Leave it out.")
         if len(continuation) > n_positions:
             runs = example_rows(continuation, context_token=context[-1], n_positions=n_positions)
             rows += [PackedRow(run[:1], [run[1:]], [number]) for run in runs]
-        elif len(context) + len(continuation) > n_positions + 1:
+        elif is_long(context, continuation, n_positions):
             rows.append(PackedRow(context[len(continuation) - n_positions - 1 :], [continuation], [number]))
         elif rows and rows[-1].context == context and rows[-1].num_inputs + len(continuation) - 1 <= n_positions:
             rows[-1].continuations.append(continuation)

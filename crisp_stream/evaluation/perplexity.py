@@ -22,7 +22,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,10 @@ _BLOCK_CHARACTERS = 8 << 20
 _LOGITS_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 27}
 """Logits whose losses are computed together: intermediate values stay in the cache of a CPU, and memory grows little
 beyond the logits themselves."""
+
+Long = Literal["cut", "drop", "error"]
+"""What is done with an example that is longer than the model's context. cut: of a question the beginning of the prompt
+is left out, and a text is read in windows that do not overlap. drop: it is left out. error: it is refused."""
 
 ExamplesDone = Callable[[int], None]
 """Takes how many more examples are done."""
@@ -88,6 +92,7 @@ def judge_texts(
     set_name: str,
     batch_size: int = 8,
     device: str | None = None,
+    long: Long = "cut",
     progress: ExamplesDone = lambda more: None,
 ) -> TextResults:
     """Measure the loss of every text. Processes of a launcher share the work; all of them call this.
@@ -96,12 +101,26 @@ def judge_texts(
         texts: the examples, the same on every process; at least one must have a token to predict.
         batch_size: full contexts per forward pass.
         device: torch device. Default: a GPU if there is one.
+        long: what is done with texts that are longer than the model's context.
 
     Raises:
-        InputError: no text, or none with a token to predict.
+        InputError: no text, none with a token to predict, or one that is too long and `long` is error.
     """
-    results = _judge(model.loaded, texts, batch_size=batch_size, device=device, progress=progress, shared=True)
+    results = _judge(
+        model.loaded, texts, batch_size=batch_size, device=device, progress=progress, shared=True, long=long
+    )
     return replace(results, model=plain_record(model.record), set_name=set_name)
+
+
+def check_long(is_long: NDArray[np.bool_], long: Long, subject: str, n_positions: int) -> None:
+    """Raise InputError: examples are too long and `long` is error, or all of them are and `long` is drop."""
+    count = int(is_long.sum())
+    if (long == "error" and count) or (long == "drop" and count == len(is_long)):
+        others = "drop" if long == "error" else "cut"
+        raise InputError(
+            f"{subject} must fit into the model's context of {n_positions:,} tokens, but {count:,} of {len(is_long):,} "
+            f"do not. Give --long {others}, or a model with a longer context."
+        )
 
 
 def example_rows(tokens: Sequence[int], *, context_token: int | None, n_positions: int) -> list[list[int]]:
@@ -228,6 +247,7 @@ def _judge(
     device: str | None = None,
     progress: ExamplesDone = lambda more: None,
     shared: bool,
+    long: Long = "cut",
 ) -> TextResults:
     """Measure texts for a model and a set without names. With `shared`, processes of a launcher share the batches.
 
@@ -238,9 +258,14 @@ def _judge(
     loaded.gpt.to(chosen).eval()
     n_positions = int(loaded.gpt.config.n_positions)
     rank, world_size = place_among_processes() if shared else (0, 1)
-    loss_sums, measured, example_ids = [np.empty(0)], [], []
+    loss_sums, measured, example_ids, is_long = [np.empty(0)], [], [], [np.empty(0, np.bool_)]
     for block in text_blocks(texts, _BLOCK_CHARACTERS):
         encoded = encode_texts(loaded, block)
+        is_long.append(np.array([len(text.rows) > 1 for text in encoded], np.bool_))
+        if long == "error":
+            check_long(is_long[-1], long, "every text", n_positions)
+        if long == "drop":
+            encoded = [replace(text, rows=text.rows if len(text.rows) == 1 else []) for text in encoded]
         rows = ((example, row) for example, text in enumerate(encoded) for row in text.rows)
         sums = np.zeros(len(block))
         batches = list(in_batches(rows, batch_size=batch_size, n_positions=n_positions))
@@ -252,7 +277,9 @@ def _judge(
         example_ids += [example_hash(text) for text in block]
         progress(len(block))
     num_tokens, num_bytes = np.array(measured, np.int64).reshape(-1, 2).T
-    kept = num_tokens > 0
+    kept, all_long = num_tokens > 0, np.concatenate(is_long)
+    if long == "drop" and len(kept):
+        check_long(all_long, long, "some text", n_positions)
     if not kept.any():
         raise InputError(f"perplexity needs at least one text with a token to predict, got none in {len(kept)} texts.")
     return TextResults(
@@ -262,7 +289,9 @@ def _judge(
         loss_sums=np.concatenate(loss_sums)[kept],
         num_tokens=num_tokens[kept],
         num_bytes=num_bytes[kept],
-        num_empty=int((~kept).sum()),
+        num_empty=int((~kept & ~all_long).sum()),
+        long=all_long[kept],
+        notes={"long": long, "long_dropped": int(all_long.sum()) if long == "drop" else 0},
     )
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from crisp_stream.examples.questions import Question, question_of
+from crisp_stream.examples.question_files import question_of
+from crisp_stream.examples.questions import Question
 
 REASONING = frozenset(("math-prm", "hep-cpp", "hep-go", "hep-java", "hep-js", "hep-python", "hep-rust"))
 """Subsets of RewardBench that are its Reasoning category."""

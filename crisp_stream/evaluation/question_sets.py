@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from crisp_stream.errors import CrispError, InputError
 from crisp_stream.evaluation.prompts import REASONING
-from crisp_stream.examples.questions import PlacedQuestion, Question, place_questions, question_hash, question_of
+from crisp_stream.examples.question_files import QuestionFile, open_questions, question_of
+from crisp_stream.examples.question_layouts import QuestionKeys
+from crisp_stream.examples.questions import PlacedQuestion, Question, question_hash
 from crisp_stream.results.results import set_fingerprint
 
 Metric = Literal["acc", "acc_norm"]
@@ -28,7 +30,7 @@ USER_TASK = "questions"
 
 TASK_FOLDER = Path(__file__).with_name("tasks")
 
-_SUFFIXES = re.compile(r"(\.(jsonl|json|ndjson|parquet))?(\.(gz|zst))?$", re.IGNORECASE)
+_SUFFIXES = re.compile(r"(\.(jsonl|json|ndjson|csv|tsv|parquet))?(\.(gz|bz2|xz|zst))?$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,8 @@ class QuestionSet:
     """Questions that the task has in the paper; None for a user's questions."""
     num_asked_of: int | None = None
     """Questions of the whole set, where these are a sample."""
+    read_as: tuple[str, ...] = ()
+    """How the answers of the file were understood, where that had to be told; a sentence each."""
 
     @property
     def num_equal_choices(self) -> int:
@@ -93,7 +97,13 @@ class QuestionSet:
             "contradicting": self.num_contradicting,
             "equal_choices": self.num_equal_choices,
             "asked_of": self.num_asked_of,
+            "read_as": list(self.read_as),
         }
+
+    def without(self, left_out: NDArray[np.bool_]) -> QuestionSet:
+        """Leave questions out, by flags of all of them."""
+        kept = [row for row, is_out in zip(self.questions, left_out.tolist(), strict=True) if not is_out]
+        return replace(self, questions=kept)
 
     def sample(self, limit: int | None, *, seed: int = 0) -> QuestionSet:
         """Choose at most `limit` of the questions at random by seed, in their order.
@@ -117,12 +127,13 @@ class QuestionSet:
         )
 
 
-def open_question_set(source: str, *, metric: Metric | None = None) -> QuestionSet:
+def open_question_set(source: str, *, metric: Metric | None = None, keys: QuestionKeys | None = None) -> QuestionSet:
     """Read a set of questions.
 
     Args:
         source: a file of questions; the name of a task of the paper, which is fetched from the hub; or TASK=FILE, a
-            task whose questions are in a file of the hub's schema, or of ours.
+            task whose questions are in a file of the hub's schema, or of any other layout.
+        keys: keys of a layout that is not known.
         metric: metric to report; that of the task when None, acc_norm for a user's questions.
 
     Raises:
@@ -131,11 +142,12 @@ def open_question_set(source: str, *, metric: Metric | None = None) -> QuestionS
     """
     task, separator, file = source.partition("=")
     if source in TASKS and not Path(source).exists():
-        placed, task = _from_hub(source), source
+        read, task = QuestionFile(placed=_from_hub(source), notes=[]), source
     elif separator and task in TASKS:
-        placed = place_questions(file, subsets=REASONING if task == "rewardbench_reasoning" else None)
+        read = open_questions(file, keys=keys, subsets=REASONING if task == "rewardbench_reasoning" else None)
     else:
-        placed, task = place_questions(source), USER_TASK
+        read, task = open_questions(source, keys=keys), USER_TASK
+    placed = read.placed
     repeated, contradicting = _count_repeats(placed, lenient=task != USER_TASK)
     about = read_task(task)["metadata"]
     return QuestionSet(
@@ -146,6 +158,7 @@ def open_question_set(source: str, *, metric: Metric | None = None) -> QuestionS
         num_repeated=repeated,
         num_contradicting=contradicting,
         num_expected=None if any(question.half for _, question in placed) else about.get("num_questions"),
+        read_as=tuple(read.notes),
     )
 
 
@@ -180,7 +193,7 @@ def _from_hub(task: str) -> list[PlacedQuestion]:
                 placed.append(PlacedQuestion(place, question_of(record, place)))
     except CrispError as error:
         raise type(error)(
-            f"{error} Questions in a local JSON lines or Parquet file are named {task}=FILE, in the schema of the hub."
+            f"{error} Questions in a local file are named {task}=FILE, in the schema of the hub."
         ) from error
     return placed
 

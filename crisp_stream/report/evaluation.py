@@ -25,6 +25,7 @@ from crisp_stream.results.tables import (
     ResultRow,
     clean_cell,
     figure_cell,
+    long_cell,
     result_rows,
     row_notes,
     than_cell,
@@ -117,11 +118,12 @@ def score_section(evaluation: Evaluation, colours: Colours) -> str:
 
 
 def _score_table(measure: str, rows: Sequence[ResultRow], colours: Colours) -> str:
-    """Models by set; columns of comparisons and of contaminated examples only where there are some."""
+    """Models by set; columns of comparisons, long and contaminated examples only where there are some."""
     title = _TITLES[measure]
     scale = 1.0 if measure.startswith("acc") else max(row.estimates[measure].value for row in rows)
     than = next((row.than for row in rows if row.than), None)
     checked = any(row.num_contaminated is not None for row in rows)
+    any_long = any(row.results.num_long or row.results.num_long_dropped for row in rows)
     groups: dict[str, list[Cells]] = {}
     for row in rows:
         colour, figure = colours.of_run(run_identity(row.results)), row.estimates[measure]
@@ -134,6 +136,8 @@ def _score_table(measure: str, rows: Sequence[ResultRow], colours: Colours) -> s
         for other in _TITLES:
             if other != measure and other in row.estimates:
                 cells[_TITLES[other]] = interval_below(figure_cell(other, row.estimates[other]))
+        if any_long:
+            cells["Too long"] = long_cell(row)
         if checked:
             cells["Contaminated"] = NONE if row.num_contaminated is None else f"{row.num_contaminated:,}"
             cells["Without them"] = interval_below(clean_cell(row))

@@ -55,6 +55,9 @@ class Results:
     """[num_examples], `example_hash` of each; in the order of the set."""
     contaminated: NDArray[np.bool_] | None = None
     """[num_examples], whether a part of the example stands in the training data; None: not checked."""
+    long: NDArray[np.bool_] | None = None
+    """[num_examples], whether the example is longer than the model's context, so that of a question the beginning of
+    the prompt was cut off, and a text was read in several windows; None: not recorded."""
     notes: dict[str, Any] = field(default_factory=dict)
     """More about the set or how it was judged, as plain data."""
 
@@ -67,6 +70,16 @@ class Results:
     def num_examples(self) -> int:
         """Examples judged."""
         return len(self.example_ids)
+
+    @property
+    def num_long(self) -> int | None:
+        """Examples that are longer than the model's context; None: not recorded."""
+        return None if self.long is None else int(self.long.sum())
+
+    @property
+    def num_long_dropped(self) -> int:
+        """Further examples, left out because they are longer than the model's context."""
+        return int(self.notes.get("long_dropped", 0))
 
     @property
     def fingerprint(self) -> str:
@@ -93,6 +106,8 @@ class Results:
         columns |= {column: pa.array(getattr(self, name), kind) for name, (column, kind) in self.columns.items()}
         if self.contaminated is not None:
             columns["contaminated"] = pa.array(self.contaminated, pa.bool_())
+        if self.long is not None:
+            columns["long"] = pa.array(self.long, pa.bool_())
         path = results_path(folder, self.model_name, self.set_name)
         save_record(path, _RECORD, columns, facts)
         return path
@@ -197,6 +212,7 @@ def load_results(path: str | Path) -> TextResults | QuestionResults:
             "set_name": facts["set"]["name"],
             "example_ids": table["example"].to_numpy().astype(np.uint64),
             "contaminated": table["contaminated"].to_numpy() if "contaminated" in table.column_names else None,
+            "long": table["long"].to_numpy() if "long" in table.column_names else None,
             "notes": facts["notes"],
         }
         kind = {kind.kind: kind for kind in (TextResults, QuestionResults)}[facts["kind"]]

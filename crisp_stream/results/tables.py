@@ -209,6 +209,7 @@ def _table(rows: Sequence[ResultRow]) -> Table:
         **figures,
         **_than_column(rows),
         **counts,
+        **_long_column(rows),
         **_contaminated_columns(rows),
     }
     return Table(head=list(columns), rows=list(zip(*columns.values(), strict=True)), words=(0, 1))
@@ -249,6 +250,40 @@ def _contaminated_columns(rows: Sequence[ResultRow]) -> dict[str, list[str]]:
     }
 
 
+def _long_column(rows: Sequence[ResultRow]) -> dict[str, list[str]]:
+    """Count the examples that are longer than the model's context; nothing where there are none."""
+    cells = [long_cell(row) for row in rows]
+    return {"too long": cells} if {*cells} - {"0", NONE} else {}
+
+
+def long_cell(row: ResultRow) -> str:
+    """Show how many examples are longer than the model's context, and what was done with them."""
+    dropped, long = row.results.num_long_dropped, row.results.num_long
+    if dropped:
+        return f"{dropped:,} dropped"
+    if not long:
+        return NONE if long is None else "0"
+    return f"{long:,} {'cut' if isinstance(row.results, QuestionResults) else 'in windows'}"
+
+
+def _long_notes(rows: Sequence[ResultRow]) -> list[str]:
+    notes = []
+    for row in rows:
+        results, dropped = row.results, row.results.num_long_dropped
+        about = f"{row.judged.name}, {results.model_name}"
+        context = f"its context of {results.model.get('n_positions')} tokens"
+        if dropped:
+            notes.append(f"{about}: {dropped:,} examples longer than {context} were left out (--long drop)")
+        elif results.num_long and isinstance(results, QuestionResults):
+            notes.append(
+                f"WARNING: {about}: {results.num_long:,} of {results.num_examples:,} questions are longer than "
+                f"{context}; the beginning of their prompts was cut off"
+            )
+        elif results.num_long:
+            notes.append(f"{about}: {results.num_long:,} texts longer than {context} were read in windows, one by one")
+    return notes
+
+
 def clean_cell(row: ResultRow) -> str:
     """Show the figure of the examples that are not in the training data."""
     for measure, estimate in row.estimates.items():
@@ -267,6 +302,7 @@ def row_notes(rows: Sequence[ResultRow]) -> list[str]:
         if isinstance(row.results, TextResults) and row.results.num_empty:
             left_out = f"{row.results.num_empty:,} texts without a token to predict were left out"
             notes.append(f"{row.judged.name}, {row.results.model_name}: {left_out}")
+    notes += _long_notes(rows)
     shares = {row.judged.name: row.num_contaminated / row.results.num_examples for row in rows if row.num_contaminated}
     notes += [
         f"WARNING: {name}: {share:.1%} of the examples stand in the training data, in part; trust the figure without "
@@ -317,6 +353,8 @@ def _records(rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
             "examples": row.results.num_examples,
             "tokens": int(row.results.num_tokens.sum()) if isinstance(row.results, TextResults) else None,
             "contaminated": row.num_contaminated,
+            "long": row.results.num_long,
+            "long_dropped": row.results.num_long_dropped,
             "set_fingerprint": row.results.fingerprint,
         }
         for row in rows

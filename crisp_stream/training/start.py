@@ -37,6 +37,7 @@ from crisp_stream.models.checkpoint import (
     newest_first,
     tokenizer_of,
 )
+from crisp_stream.models.tokenizer_parts import differing_parts, tokenizer_parts
 from crisp_stream.models.training_record import LINEAGE_STATE, RECIPE_KEY
 from crisp_stream.ranks import together
 from crisp_stream.storage.store import is_remote, local_path, open_store, try_folder
@@ -294,9 +295,10 @@ def check_model(checkpoint: dict[str, Any], path: Path, config: GPT2Config, toke
                 f"{path} holds a model with {key} = {saved[key]}, the recipe and dataset make {getattr(config, key)}. "
                 "The model section, the tokenizer and the window length must be those of the checkpoint."
             )
-    if tokenizer_of(checkpoint, path).get_vocab() != tokenizer.get_vocab():
+    differing = differing_parts(tokenizer_parts(tokenizer_of(checkpoint, path)), tokenizer_parts(tokenizer))
+    if differing:
         raise InputError(
-            f"{path} was trained with another tokenizer than that of the dataset. "
+            f"{path} was trained with another tokenizer than that of the dataset: other {', '.join(differing)}. "
             "Write the dataset with the checkpoint's: crisp-stream write … --like ROOT."
         )
 

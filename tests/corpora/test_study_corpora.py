@@ -30,7 +30,8 @@ from crisp_stream.corpora.study_sources import (
     pieces,
 )
 from crisp_stream.errors import InputError
-from crisp_stream.examples.questions import Question, read_questions
+from crisp_stream.examples.question_files import read_questions
+from crisp_stream.examples.questions import Question
 
 WORDS = [f"{first}{second}{third}" for first in "bdgkmp" for second in "aeiou" for third in "lnrst"]
 SCALE = StudyScale(

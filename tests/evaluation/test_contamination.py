@@ -17,7 +17,8 @@ from crisp_stream.evaluation import window_borders
 from crisp_stream.evaluation.contamination import Contamination, check_contamination
 from crisp_stream.evaluation.question_sets import open_question_set
 from crisp_stream.examples.hashes import example_hash
-from crisp_stream.examples.questions import question_hash, read_questions
+from crisp_stream.examples.question_files import read_questions
+from crisp_stream.examples.questions import question_hash
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.format.provenance import read_places
 from crisp_stream.inspection import window_reading
@@ -319,7 +320,7 @@ def test_the_command_shows_counts_examples_and_rate(tmp_path: Path, capsys: pyte
         (["texts.jsonl", "--out", "found.parquet", "--ngram", "1"], "n-grams have 2 to 64 words"),
         (["texts.jsonl", "--out", "found.parquet", "--processes", "0"], "processes: must be at least 1, got 0"),
         (["short.jsonl", "--out", "found.parquet"], "at least one evaluation text of 8 words is needed"),
-        (["other.jsonl", "--out", "found.parquet"], "other.jsonl:1: must hold a text in 'text' or in 'question'"),
+        (["other.jsonl", "--out", "found.parquet"], "other.jsonl:1: must hold a text in 'text', or a question in a"),
     ],
 )
 def test_what_cannot_be_checked_is_refused_before_the_dataset_is_read(

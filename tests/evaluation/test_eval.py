@@ -10,7 +10,7 @@ import pytest
 
 from crisp_stream.cli.main import main
 from crisp_stream.examples.hashes import example_hash
-from crisp_stream.examples.questions import read_questions
+from crisp_stream.examples.question_files import read_questions
 from crisp_stream.models.export import export
 from crisp_stream.results.results import QuestionResults, TextResults, load_all
 from tests.evaluation.test_contamination import files, planted

@@ -16,7 +16,8 @@ from crisp_stream.counting.embedded_examples import ExampleSources
 from crisp_stream.errors import InputError, StorageError
 from crisp_stream.evaluation.halves import _draw, cut_in_halves, draw_part, like_groups
 from crisp_stream.evaluation.question_sets import open_question_set
-from crisp_stream.examples.questions import Question, read_questions
+from crisp_stream.examples.question_files import read_questions
+from crisp_stream.examples.questions import Question
 from crisp_stream.examples.sketch import SketchBuilder
 from crisp_stream.storage.store import FolderStore
 from crisp_stream.writers.documents.drops import DropCounts

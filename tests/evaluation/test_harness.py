@@ -194,7 +194,9 @@ def test_results_are_saved_with_all_that_tables_need(
     results = judge_questions(model, questions, device="cpu")
     loaded = load_results(results.save(tmp_path))
     assert (loaded.set_name, loaded.model_name, loaded.fingerprint) == ("own", "small-ba12", questions.fingerprint)
-    assert loaded.notes == questions.notes()
+    assert loaded.notes == {**questions.notes(), "long": "cut", "long_dropped": 0}
+    assert loaded.long is not None
+    assert loaded.long.tolist() == (results.long if results.long is None else results.long.tolist())
     assert (results.metric, results.topics) == ("acc_norm", [None] * 30)
     assert results.num_characters == [[len(choice) for choice in row.choices] for row in questions.questions]
 

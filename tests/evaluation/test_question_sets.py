@@ -15,7 +15,8 @@ import pytest
 from crisp_stream.errors import CrispError, InputError
 from crisp_stream.evaluation import question_sets
 from crisp_stream.evaluation.question_sets import TASKS, QuestionSet, hub_source, open_question_set, read_task
-from crisp_stream.examples.questions import Question, place_questions, question_hash, question_of, read_questions
+from crisp_stream.examples.question_files import open_questions, question_of, read_questions
+from crisp_stream.examples.questions import Question, question_hash
 
 ARC = {"question": "Which?", "choices": {"text": ["one", "two", "three"], "label": ["A", "B", "C"]}, "answerKey": "B"}
 MMLU = {"question": "How many?", "subject": "abstract_algebra", "choices": ["0", "4", "2", "6"], "answer": 1}
@@ -71,7 +72,7 @@ def test_parquet_is_read_like_json_lines(tmp_path: Path, record: Mapping[str, An
     pq.write_table(pa.Table.from_pylist([dict(record)] * 2), tmp_path / "questions.parquet")
     lines = write_lines(tmp_path / "questions.jsonl", [record] * 2)
     assert read_questions(tmp_path / "questions.parquet") == read_questions(lines)
-    assert place_questions(tmp_path / "questions.parquet")[1].place == f"{tmp_path}/questions.parquet:2"
+    assert open_questions(tmp_path / "questions.parquet").placed[1].place == f"{tmp_path}/questions.parquet:2"
 
 
 @pytest.mark.parametrize(
@@ -79,13 +80,16 @@ def test_parquet_is_read_like_json_lines(tmp_path: Path, record: Mapping[str, An
     [
         ({**ARC, "answerKey": "D"}, r"answerKey must be the label of one choice, of \['A', 'B', 'C'\]; got 'D'"),
         ({**ARC, "choices": {"text": ["one", "two"], "label": ["A"]}}, "choices must hold as many labels as texts"),
-        ({**ARC, "choices": ["one", "two"]}, "choices must hold as many labels as texts"),
+        ({**ARC, "choices": ["a", "b"], "answerKey": "C"}, "answerKey must be the index of a choice, 0 to 1; got 'C'"),
         ({**MMLU, "answer": 4}, "answer must be the index of a choice, 0 to 3; got 4"),
         ({**MMLU, "choices": ["0", " "]}, "choices must be a list of texts"),
         ({**PAIR, "chosen": ""}, "chosen must be text, got ''"),
         ({**OWN, "half": "first"}, "half must be specialist or test where there is one; got 'first'"),
         ({**OWN, "topic": ""}, "topic must be text, got ''"),
-        ({"prompt": "a"}, "a question needs the keys question, choices and answer; or those of the hub's ARC"),
+        (
+            {"prompt": "a", "b": 1},
+            r"a question needs the keys of one of these .* Got the keys prompt, b\. Name",
+        ),
     ],
 )
 def test_a_bad_record_is_named_by_file_and_line(tmp_path: Path, record: Mapping[str, Any], message: str) -> None:

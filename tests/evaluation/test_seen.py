@@ -17,7 +17,8 @@ from crisp_stream.evaluation.models import open_model, plain_record
 from crisp_stream.evaluation.seen import seen_examples
 from crisp_stream.examples import sketch as example_sketch
 from crisp_stream.examples.hashes import example_hash
-from crisp_stream.examples.questions import question_hash, read_questions
+from crisp_stream.examples.question_files import read_questions
+from crisp_stream.examples.questions import question_hash
 from crisp_stream.examples.sketch import PROVENANCE_KEY, ExampleSketch, SketchBuilder, join_sketches, sketch_of
 from crisp_stream.histograms.arithmetic import cut, interpolate
 from crisp_stream.histograms.histogram import Histogram

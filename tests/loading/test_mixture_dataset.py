@@ -201,6 +201,22 @@ def test_without_drop_last_the_tail_is_served_in_equal_parts(
     assert (f"the last {left % world_size} samples" in caplog.text) == bool(left % world_size)
 
 
+@pytest.mark.parametrize(("batch_size", "world_size", "drop_last"), [(331, 1, True), (111, 3, True), (400, 400, False)])
+def test_a_mixture_that_is_shorter_than_a_batch_is_refused(
+    dataset: Dataset,
+    mixture: Mixture,
+    batch_size: int,
+    world_size: int,
+    drop_last: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    monkeypatch.setenv("RANK", "0")
+    of_all = f"{batch_size * world_size:,}"
+    with pytest.raises(InputError, match=f"a mixture of 330 samples does not fill one global batch of {of_all}"):
+        MixtureDataset(dataset.root, mixture, batch_size=batch_size, drop_last=drop_last)
+
+
 def test_a_collate_function_may_look_into_batches_of_a_worker(dataset: Dataset, mixture: Mixture) -> None:
     def shifted(batch: Any) -> dict[str, torch.Tensor]:
         return {**batch, "labels": batch["labels"] + 1}

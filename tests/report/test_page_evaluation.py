@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from crisp_stream.cli.main import main
@@ -96,6 +98,17 @@ def test_figures_comparisons_and_contaminated_examples_are_there() -> None:
     assert crisp[2].startswith("x 1.0000 [0.3679, 2.7183]")
     assert "WARNING: news: 50.0% of the examples" in html
     assert [row[1:] for row in cells(html) if "100.0" in row] == [["100.0", "100.0"]]
+
+
+def test_long_examples_are_counted_beside_the_scores() -> None:
+    judged = question_results("base-ba8", [[-1, -2], [-1, -2]], run_name="base", batch=8)
+    long = replace(judged, long=np.array([True, False]))
+    head, _, row = cells(section(Evaluation(results=[long])))[:3]
+    assert dict(zip(head, row, strict=True))["Too long"] == "1 cut"
+    assert "1 of 2 questions are longer than its context of" in section(Evaluation(results=[long]))
+    dropped = replace(judged, long=np.array([False, False]), notes={"long": "drop", "long_dropped": 3})
+    assert "3 dropped" in {cell for row in cells(section(Evaluation(results=[dropped]))) for cell in row}
+    assert "Too long" not in section(Evaluation(results=[judged]))
 
 
 def test_where_it_got_better_is_a_share_with_a_bar() -> None:

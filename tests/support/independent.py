@@ -1,6 +1,6 @@
 """Perplexities and answers computed another way: transformers, one example at a time, nothing of crisp_stream.
 
-    python -m tests.support.independent MODEL --text FILE --mcq FILE --limit N
+    python -m tests.support.independent MODEL --text FILE --mcq FILE --limit N --long drop
 
 MODEL is an exported folder of a model trained on joined documents; FILE is JSONL, also .zst. Prints a JSON object;
 tests compare it with what `crisp-stream eval` saves, and so can anyone.
@@ -49,7 +49,8 @@ class Independent:
                 inputs = window[:, :-1]
                 logits = self.model(inputs).logits[0].double()
             loss += torch.nn.functional.nll_loss(logits.log_softmax(-1), window[0, 1:], reduction="sum").item()
-        return {"loss": loss, "tokens": len(tokens) - 1, "bytes": len(text.encode())}
+        long = len(tokens) - 1 > self.context
+        return {"long": long, "loss": loss, "tokens": len(tokens) - 1, "bytes": len(text.encode())}
 
     def question(self, row: dict[str, Any]) -> dict[str, Any]:
         """Log probability of each choice, and which are chosen."""
@@ -67,7 +68,9 @@ class Independent:
                 windows = [(rest[start : start + self.context + 1], self.context) for start in starts]
             scores.append(sum(self.last_tokens(window, most) for window, most in windows))
         by_length = [score / len(choice) for score, choice in zip(scores, row["choices"], strict=True)]
+        lengths = [len(self.tokenizer.encode(f"{template.format(**row)} {choice}")) for choice in row["choices"]]
         return {
+            "long": max(lengths) > self.context + 1,
             "log_probs": scores,
             "right": scores.index(max(scores)) == row["answer"],
             "right_normalised": by_length.index(max(by_length)) == row["answer"],
@@ -92,20 +95,26 @@ def perplexities(examples: list[dict[str, float]]) -> dict[str, float]:
     }
 
 
+def kept(examples: list[dict[str, Any]], long: str) -> list[dict[str, Any]]:
+    """The examples, without those that are longer than the context where `long` is drop."""
+    return [example for example in examples if long == "cut" or not example["long"]]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("--text")
     parser.add_argument("--mcq")
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--long", choices=["cut", "drop"], default="cut")
     asked = parser.parse_args()
     judge = Independent(asked.model)
     found: dict[str, Any] = {}
     if asked.text:
-        texts = [judge.text(row["text"]) for row in read_lines(asked.text, asked.limit)]
+        texts = kept([judge.text(row["text"]) for row in read_lines(asked.text, asked.limit)], asked.long)
         found |= {**perplexities(texts), "losses": [text["loss"] for text in texts]}
     if asked.mcq:
-        answers = [judge.question(row) for row in read_lines(asked.mcq, asked.limit)]
+        answers = kept([judge.question(row) for row in read_lines(asked.mcq, asked.limit)], asked.long)
         found["acc"] = sum(answer["right"] for answer in answers) / len(answers)
         found["acc_norm"] = sum(answer["right_normalised"] for answer in answers) / len(answers)
         found["log_probs"] = [answer["log_probs"] for answer in answers]

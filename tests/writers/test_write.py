@@ -250,6 +250,7 @@ def test_too_little_text_is_refused_with_a_remedy(tmp_path: Path, word_encoder: 
         ({"shard_level": 0}, "shard_level: must be 1 to 4, the depth of the tree, got 0"),
         ({"shard_level": 3, "depth": 2}, "shard_level: must be 1 to 2, the depth of the tree, got 3"),
         ({"seed": -1}, "seed: must be 0"),
+        ({"question_keys": "question=q"}, "--question-keys: must be question=KEY,choices=KEY"),
         ({"like": "x", "tokenizer": "y"}, "tokenizer: must be left out when like gives one"),
         ({"like": "out", "out": "./out"}, "out: must be another root than like"),
     ],

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 from crisp_stream.errors import InputError
 from crisp_stream.examples.hashes import example_hash
+from crisp_stream.examples.question_files import array_or_table_records, unanswered_question
+from crisp_stream.examples.question_layouts import KEYS_OPTION, QuestionKeys
 from crisp_stream.examples.questions import Question, question_hash
 from crisp_stream.writers.documents.bad_records import BadRecord
-from crisp_stream.writers.documents.delimited import read_delimited
 from crisp_stream.writers.documents.inputs import file_kind
 from crisp_stream.writers.documents.readers import TXT_FIELD, Record, read_lines, read_parquet, read_txt
 
@@ -49,33 +50,38 @@ class EvaluationExample(NamedTuple):
         return example_hash(self.texts[0]) if self.question is None else question_hash(self.question)
 
 
-def read_evaluation_texts(file: str, *, text_column: str = "text") -> Iterator[EvaluationText]:
+def read_evaluation_texts(
+    file: str, *, text_column: str = "text", keys: QuestionKeys | None = None
+) -> Iterator[EvaluationText]:
     """The texts of the examples of a file; see `read_evaluation_examples`."""
-    for example in read_evaluation_examples(file, text_column=text_column):
+    for example in read_evaluation_examples(file, text_column=text_column, keys=keys):
         for text in example.texts:
             yield EvaluationText(example.source, example.row, text)
 
 
-def read_evaluation_examples(file: str, *, text_column: str = "text") -> Iterator[EvaluationExample]:
+def read_evaluation_examples(
+    file: str, *, text_column: str = "text", keys: QuestionKeys | None = None
+) -> Iterator[EvaluationExample]:
     """Read an evaluation file: .jsonl, .json or .ndjson (objects), .csv, .tsv, .txt, or .parquet.
 
-    A record with `text_column` is a document. Else it is a question: `question` alone, and `question` with each of
-    `choices` (a list, or an object with the list `text`, as ARC has it), or with `answer` where that is a text; or, as
-    RewardBench has it, `prompt` with `chosen` and with `rejected`.
+    A record with `text_column` is a document. Else it is a question of any layout (`question_layouts`), with each of
+    its choices; or `question` alone, with `answer` where that is a text.
 
     Args:
         file: a local path or a url; also .gz, .bz2, .xz or .zst.
         text_column: key or column of documents.
+        keys: keys of questions in a layout that is not known.
 
     Raises:
         InputError: a file of another kind, a broken line, a record of another shape. StorageError: the storage failed.
     """
     records: Iterator[Record]
+    tables = array_or_table_records(file)
     match file_kind(file):
+        case _ if tables is not None:
+            records = ((row, dict(record)) for row, record in tables)
         case "lines":
             records = read_lines(file)
-        case "csv":
-            records = read_delimited(file)
         case "text":
             pieces = (_whole(record, file)[TXT_FIELD] for _, record in read_txt(file))
             records = iter([(1, {text_column: "".join(pieces)})])
@@ -88,7 +94,7 @@ def read_evaluation_examples(file: str, *, text_column: str = "text") -> Iterato
             )
     for row, record in records:
         place = f"{file}:{row}"
-        yield _example(_whole(record, place), text_column, PurePosixPath(file).name, row, place)
+        yield _example(_whole(record, place), text_column, PurePosixPath(file).name, row, place, keys or QuestionKeys())
 
 
 def _whole(record: dict[str, Any] | BadRecord, place: str) -> dict[str, Any]:
@@ -98,24 +104,19 @@ def _whole(record: dict[str, Any] | BadRecord, place: str) -> dict[str, Any]:
     return record
 
 
-def _example(record: Mapping[str, Any], text_column: str, source: str, row: int, place: str) -> EvaluationExample:
-    text, question = record.get(text_column), record.get("question")
-    if isinstance(text, str):
+def _example(
+    record: Mapping[str, Any], text_column: str, source: str, row: int, place: str, keys: QuestionKeys
+) -> EvaluationExample:
+    if isinstance(text := record.get(text_column), str):
         return EvaluationExample(source, row, [text], None)
-    if question is None and all(isinstance(record.get(key), str) for key in ("prompt", "chosen", "rejected")):
-        pair = Question(question=record["prompt"], choices=(record["chosen"], record["rejected"]), answer=0)
-        return EvaluationExample.of_question(source, row, pair)
-    if not isinstance(question, str):
+    if (question := unanswered_question(record, place, keys)) is not None:
+        return EvaluationExample.of_question(source, row, question)
+    text, answer = record.get("question"), record.get("answer")
+    if not isinstance(text, str):
         raise InputError(
-            f"{place}: must hold a text in {text_column!r} or in 'question', got the keys "
-            f"{', '.join(map(str, record)) or 'none'}. Rename the column of the text."
+            f"{place}: must hold a text in {text_column!r}, or a question in a known layout, got the keys "
+            f"{', '.join(map(str, record)) or 'none'}. Name the column of the text, or the keys of the question: "
+            f"{KEYS_OPTION}."
         )
-    choices = record.get("choices", [])
-    if isinstance(choices, Mapping):
-        choices = choices.get("text")
-    if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
-        raise InputError(f"{place}: 'choices' must be a list of texts, got {type(choices).__name__}. Convert the file.")
-    answer = record.get("answer")
-    if not choices and isinstance(answer, str):
-        choices = [answer]
-    return EvaluationExample.of_question(source, row, Question(question=question, choices=tuple(choices), answer=0))
+    choices = (answer,) if isinstance(answer, str) else ()
+    return EvaluationExample.of_question(source, row, Question(question=text, choices=choices, answer=0))

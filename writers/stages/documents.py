@@ -168,7 +168,9 @@ def _evaluation(runner: Runner, options: WriteOptions) -> tuple[EvaluationTask |
         return None, 0
     files = list_input_files(options.decontaminate, DocumentSettings())
     workspace, ngram = runner.workspace, options.ngram
-    task = EvaluationTask(workspace=workspace, number=0, inputs=(), files=tuple(files), words_per_gram=ngram)
+    task = EvaluationTask(
+        workspace=workspace, number=0, inputs=(), files=tuple(files), words_per_gram=ngram, keys=options.question_keys
+    )
     [record] = runner.run([task], unit="n-grams")
     unchecked: dict[str, int] = {name: count for name, count in record["unchecked"].items() if count}
     for name, count in unchecked.items():

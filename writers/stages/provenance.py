@@ -192,6 +192,7 @@ def provenance_record(
         "near_threshold": options.near_threshold if options.dedup == "near" else None,
         "decontaminated": [printable(PurePosixPath(source.rstrip("/")).name) for source in options.decontaminate],
         "ngram": options.ngram if options.decontaminate else None,
+        "question_keys": options.question_keys if options.decontaminate else None,
         "unchecked_examples": read.unchecked_examples,
         "part_characters": options.part_characters if options.part_characters != WriteOptions.part_characters else None,
         "shard_level": options.shard_level if options.shard_level > 1 else None,

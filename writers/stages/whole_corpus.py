@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from crisp_stream.examples.question_layouts import QuestionKeys
 from crisp_stream.format.keys import window_hashes
 from crisp_stream.format.tokenizer import DocumentTokenizer
 from crisp_stream.writers.cleaning.array_files import ArrayFiles
@@ -49,14 +50,17 @@ class EvaluationTask(Task):
 
     files: tuple[InputFile, ...]
     words_per_gram: int
+    keys: str | None = None
+    """Keys of questions in a layout that is not known, as `QuestionKeys.parse` reads them."""
 
     def settings(self) -> Any:
-        """The files, and n."""
-        return [[asdict(file) for file in self.files], self.words_per_gram]
+        """The files, and n; and keys where there are some."""
+        return [[asdict(file) for file in self.files], self.words_per_gram, *([self.keys] if self.keys else [])]
 
     def make(self) -> Record:
         """Write the index."""
-        texts = (text for file in self.files for text in read_evaluation_texts(file.url))
+        keys = QuestionKeys.parse(self.keys)
+        texts = (text for file in self.files for text in read_evaluation_texts(file.url, keys=keys))
         ngrams = EvaluationNgrams.build(texts, ngram=self.words_per_gram)
         for file in self.files:
             check_unchanged(file)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from crisp_stream.examples.hashes import example_hash
-from crisp_stream.examples.questions import Question, read_questions
+from crisp_stream.examples.question_files import read_questions
+from crisp_stream.examples.questions import Question
 from crisp_stream.study.jobs.job import JobPlace
 
 TEXT = "text"

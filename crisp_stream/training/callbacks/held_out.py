@@ -111,7 +111,8 @@ class QuestionAccuracy(Callback):
             if dist.get_global_rank() == 0:
                 print(
                     f"batch {batch:,}  {questions.name}  acc {acc:.3f}  acc_norm {acc_norm:.3f}"
-                    f"  ({len(questions.questions):,} questions)",
+                    f"  ({len(questions.questions):,} questions"
+                    + (f", {results.num_long:,} of them cut)" if results.num_long else ")"),
                     file=sys.stderr,
                     flush=True,
                 )

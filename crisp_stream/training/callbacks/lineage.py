@@ -21,11 +21,11 @@ from crisp_stream.config.kept import kept_keys
 from crisp_stream.config.recipe import Recipe
 from crisp_stream.config.sections import CHECKPOINT
 from crisp_stream.examples.sketch import RECORD_HASHES, sketch_of
-from crisp_stream.format.dataset import Dataset
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.histograms.mixture import Mixture
 from crisp_stream.histograms.window_selection import WindowSelection
 from crisp_stream.models.checkpoint import read_checkpoint
+from crisp_stream.models.tokenizer_parts import tokenizer_parts
 from crisp_stream.models.training_record import RECIPE_KEY, public_address, training_record
 from crisp_stream.storage.store import file_name
 
@@ -61,7 +61,7 @@ def describe_run(run: PreparedRun) -> dict[str, Any]:
     return {
         "run_name": recipe.run_name,
         RECIPE_KEY: kept_keys(recipe),
-        "dataset": _describe_dataset(run.dataset),
+        "dataset": _describe_dataset(run),
         "mixture": {
             "fingerprint": mixture.fingerprint,
             "draw": mixture.draw,
@@ -115,8 +115,8 @@ def _earlier_versions(
     return [*record["earlier_versions"], *([before] if record["versions"] != versions else [])]
 
 
-def _describe_dataset(dataset: Dataset) -> dict[str, Any]:
-    manifest = dataset.manifest
+def _describe_dataset(run: PreparedRun) -> dict[str, Any]:
+    dataset, manifest = run.dataset, run.dataset.manifest
     return {
         "fingerprint": manifest.fingerprint,
         "root": public_address(dataset.root),
@@ -130,7 +130,7 @@ def _describe_dataset(dataset: Dataset) -> dict[str, Any]:
             "depth": manifest.depth,
             "leaves_with_windows": manifest.num_leaves,
         },
-        "tokenizer": dataclasses.asdict(manifest.tokenizer),
+        "tokenizer": {**dataclasses.asdict(manifest.tokenizer), "parts": tokenizer_parts(run.tokenizer)},
         "encoder": dataclasses.asdict(manifest.encoder),
     }
 

@@ -272,16 +272,15 @@ def test_documents_and_questions_are_read_from_every_kind_of_file(tmp_path: Path
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.html", b"a,b", r"an evaluation file is \.jsonl"),
-        ("a.csv", b"a,b\n1,2\n", r"a\.csv:2: must hold a text in 'text' or in 'question', got the keys a, b"),
+        ("a.pdf", b"a,b", r"an evaluation file is \.jsonl"),
         ("a.jsonl", b'{"text": "a"}\n[1]\n', r"a\.jsonl:2: every line must be a JSON object, got list"),
         ("a.jsonl", b"{", r"a\.jsonl:1: every line must be a JSON object"),
         (
             "a.jsonl",
             b'{"prompt": "a"}',
-            r"a\.jsonl:1: must hold a text in 'text' or in 'question', got the keys p",
+            r"a\.jsonl:1: must hold a text in 'text', or a question in a known layout, got the keys p",
         ),
-        ("a.jsonl", b'{"question": "a", "choices": "b"}', r"'choices' must be a list of texts"),
+        ("a.jsonl", b'{"question": "a", "choices": "b"}', r"choices must be a list of texts"),
         ("a.jsonl", b'{"text": "\xff"}', r"a\.jsonl:1: every line must be a JSON object"),
         ("a.parquet", b"no", r"a\.parquet: must be a readable Parquet file"),
         ("a.jsonl.gz", b"no", r"a\.jsonl\.gz: must be readable to its end"),
