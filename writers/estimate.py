@@ -12,7 +12,7 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from crisp_stream.errors import InputError
+from crisp_stream.errors import CorruptInputError, InputError
 from crisp_stream.format.tokenizer import DocumentTokenizer
 from crisp_stream.processes import duration, num_processes
 from crisp_stream.storage.inputs import open_input
 from crisp_stream.table import aligned
 from crisp_stream.writers.documents.bad_records import ANY_NUMBER, BadRecords
+from crisp_stream.writers.documents.compression import Damage, decompressed
 from crisp_stream.writers.documents.documents import read_input
 from crisp_stream.writers.documents.drops import DropCounts
-from crisp_stream.writers.documents.inputs import COMPRESSIONS, InputFile
+from crisp_stream.writers.documents.inputs import InputFile
 from crisp_stream.writers.documents.listing import list_input_files
 from crisp_stream.writers.embedding.embed import EncoderChoice, TextEncoder, matching_encoder
 from crisp_stream.writers.embedding.given_models import Models
@@ -219,16 +220,12 @@ def _bytes_behind(file: InputFile, read: Sequence[tuple[str, int]]) -> float:
 
 
 def _bytes_per_line(url: str) -> float | None:
-    """Stored bytes of a line, from the first megabytes of a file; None where it is compressed in an unknown way."""
-    compression = COMPRESSIONS.get(Path(url).suffix.lower())
-    with open_input(url) as raw:
-        try:
-            stream: Any = raw if compression is None else pa.CompressedInputStream(raw, compression)
-            content = stream.read(_STRETCH_BYTES)
-        except (OSError, EOFError, pa.ArrowException):
-            return None
-        num_lines = content.count(b"\n")
+    """Stored bytes of a line, from the first megabytes of a file; None where it is damaged, or an array."""
+    with suppress(CorruptInputError), open_input(url) as raw, Damage(url):
+        content = decompressed(url, raw).read(_STRETCH_BYTES)
+        num_lines = 0 if content.lstrip().startswith(b"[") else content.count(b"\n")
         return raw.tell() / num_lines if num_lines else None
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)

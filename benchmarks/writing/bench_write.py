@@ -162,7 +162,7 @@ def small_write(source: str, engine: str) -> dict[str, Any]:
     from crisp_stream.writers.options import WriteOptions
 
     times: list[float] = []
-    original = run._make  # pyright: ignore[reportPrivateUsage]
+    original = run._assembled  # pyright: ignore[reportPrivateUsage]
 
     def timed(*arguments: Any) -> Any:
         times.append(time.perf_counter())
@@ -172,7 +172,7 @@ def small_write(source: str, engine: str) -> dict[str, Any]:
         return made
 
     cpu: list[float] = []
-    run._make = timed  # pyright: ignore[reportPrivateUsage]
+    run._assembled = timed  # pyright: ignore[reportPrivateUsage]
     with tempfile.TemporaryDirectory() as folder:
         options = WriteOptions(
             inputs=[source],

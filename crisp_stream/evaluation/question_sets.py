@@ -181,6 +181,7 @@ def hub_source(task: str) -> str:
 
 
 def _from_hub(task: str) -> list[PlacedQuestion]:
+    from crisp_stream.writers.documents.bad_records import BadRecord
     from crisp_stream.writers.documents.hub import list_hub_shards, read_hub
 
     source, columns = hub_source(task), read_task(task)["metadata"]["columns"]
@@ -188,8 +189,10 @@ def _from_hub(task: str) -> list[PlacedQuestion]:
     try:
         records = (record for shard in list_hub_shards(source) for _, record in read_hub(shard, columns))
         for number, record in enumerate(records, start=1):
+            place = f"{source}:{number}"
+            if isinstance(record, BadRecord):
+                raise record.error(place)
             if task != "rewardbench_reasoning" or record["subset"] in REASONING:
-                place = f"{source}:{number}"
                 placed.append(PlacedQuestion(place, question_of(record, place)))
     except CrispError as error:
         raise type(error)(

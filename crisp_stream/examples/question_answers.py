@@ -66,7 +66,8 @@ def _way_of(group: Sequence[Placed], base: int | None) -> tuple[Way, str | None]
         ways = raw.readings()
         if not ways.keys() & {*fitting}:
             raise _no_choice(place, raw, excluded if ways else {})
-        for way in [way for way in fitting if way not in ways]:
+        unfit: list[Way] = [way for way in fitting if way not in ways]
+        for way in unfit:
             fitting.remove(way)
             excluded[way] = f"{raw.answer!r} of {len(raw.choices)} choices at {place}"
     return _decide(group, fitting, excluded, base)

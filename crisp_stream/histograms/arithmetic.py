@@ -193,8 +193,8 @@ def compare(first: Histogram, second: Histogram, *, limit: int = 10) -> Comparis
     chance = None
     if first.counts is not None and second.counts is not None:
         counts = np.zeros((2, len(nodes)), np.int64)
-        for row, histogram in zip(counts, (first, second), strict=True):
-            row[np.searchsorted(nodes, histogram.nodes)] = histogram.counts
+        counts[0, np.searchsorted(nodes, first.nodes)] = first.counts
+        counts[1, np.searchsorted(nodes, second.nodes)] = second.counts
         chance = distance_by_chance(counts[0], counts[1])
     middle = shares.mean(axis=0)
     order = np.argsort(-np.abs(shares[0] - shares[1]), kind="stable")[:limit]

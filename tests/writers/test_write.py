@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -183,7 +184,7 @@ def test_another_writers_manifest_is_never_replaced(
 ) -> None:
     original = publish._move_files
 
-    def other_writer_wins(staged: Path, root: Path, *arguments: object) -> None:
+    def other_writer_wins(staged: Path, root: Path, *arguments: Any) -> None:
         original(staged, root, *arguments)
         (root / "manifest.json").write_text("theirs")
 

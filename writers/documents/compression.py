@@ -36,11 +36,12 @@ def opened(url: str) -> Iterator[IO[bytes]]:
         CorruptInputError: inside the block too, where the file cannot be read to its end. StorageError: the storage
         refused or failed.
     """
-    with Damage(url), open_input(url) as raw, _decompressed(url, raw) as stream:
+    with Damage(url), open_input(url) as raw, decompressed(url, raw) as stream:
         yield stream
 
 
-def _decompressed(url: str, raw: IO[bytes]) -> IO[bytes]:
+def decompressed(url: str, raw: IO[bytes]) -> IO[bytes]:
+    """The bytes of an open file without their compression. Raises what `Damage` explains."""
     suffix = PurePosixPath(url).suffix.lower()
     if suffix not in COMPRESSIONS:
         return raw

@@ -40,7 +40,8 @@ def test_rows_come_back_as_they_were_written(
     csv.writer(written, dialect="excel-tab" if is_tsv else "excel").writerows([("text", "other"), *rows])
     path = tmp_path_factory.mktemp("rows") / f"a.{'tsv' if is_tsv else 'csv'}"
     path.write_bytes(written.getvalue().encode())
-    assert [tuple(record.values()) for _, record in read_delimited(str(path))] == rows
+    read = [record for _, record in read_delimited(str(path)) if not isinstance(record, BadRecord)]
+    assert [tuple(record.values()) for record in read] == rows
 
 
 def test_the_delimiter_goes_by_the_name_of_the_file(tmp_path: Path) -> None:

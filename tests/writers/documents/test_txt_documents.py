@@ -26,7 +26,7 @@ def test_a_document_is_a_file_a_line_or_a_block(
 ) -> None:
     (tmp_path / "a.txt").write_bytes(CONTENT)
     records = read_txt(str(tmp_path / "a.txt"), documents)
-    assert [(number, record["text"]) for number, record in records] == expected
+    assert [(number, {"text": text}) for number, text in expected] == list(records)
     assert read_files(tmp_path / "a.txt", txt_documents=documents) == [
         Document(text=text, row=row, id=None) for row, (_, text) in enumerate(expected)
     ]

@@ -12,6 +12,7 @@ import pytest
 from crisp_stream.errors import InputError
 from crisp_stream.storage.store import open_store
 from crisp_stream.writers.cleaning.excluded_ids import list_id_files
+from crisp_stream.writers.documents.bad_records import Budget
 from crisp_stream.writers.documents.inputs import DocumentSettings
 from crisp_stream.writers.documents.listing import list_input_files
 from crisp_stream.writers.engine.tasks import Record, execute
@@ -35,6 +36,7 @@ def read(work: str, inputs: Path, lists: Path, settings: DocumentSettings) -> tu
         documents=settings,
         selection=Selection(excluded=excluded.key),
         batch_characters=1 << 20,
+        max_bad=Budget.parse(0),
     )
     record = execute(task)
     return read_batch(workspace, task.batch_file(0)).texts, record
