@@ -21,6 +21,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -182,6 +183,7 @@ def stopped_in_order(remedy: str) -> Iterator[None]:
         received.append(signal.Signals(number))
         for pool in list(_open_pools):
             pool.kill()
+        _kill_starting()
         raise KeyboardInterrupt
 
     here = threading.current_thread() is threading.main_thread()
@@ -195,6 +197,22 @@ def stopped_in_order(remedy: str) -> Iterator[None]:
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
+
+
+def _kill_starting() -> None:
+    """Kill the server of forked processes and its children: one that is just being forked is in no pool, and would end
+    with a traceback because its parent is gone."""
+    running: Any = multiprocessing.forkserver
+    server: int | None = running._forkserver._forkserver_pid
+    if server is None:
+        return
+    with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+        os.kill(server, signal.SIGSTOP)  # it forks no more
+        for child in Path(f"/proc/{server}/task/{server}/children").read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(child), signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(server, signal.SIGKILL)
 
 
 class StopSignals:

@@ -222,7 +222,8 @@ def _bytes_behind(file: InputFile, read: Sequence[tuple[str, int]]) -> float:
 def _bytes_per_line(url: str) -> float | None:
     """Stored bytes of a line, from the first megabytes of a file; None where it is damaged, or an array."""
     with suppress(CorruptInputError), open_input(url) as raw, Damage(url):
-        content = decompressed(url, raw).read(_STRETCH_BYTES)
+        stream = decompressed(url, raw)  # closes the file when it goes
+        content = stream.read(_STRETCH_BYTES)
         num_lines = 0 if content.lstrip().startswith(b"[") else content.count(b"\n")
         return raw.tell() / num_lines if num_lines else None
     return None

@@ -92,7 +92,7 @@ def test_a_level_the_tree_does_not_have_is_refused(
 def test_another_encoder_is_refused(written: tuple[Path, WriteReport], task_file: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "model.safetensors").write_bytes(b"other")
-    with pytest.raises(InputError, match="must have the weights that embedded"):
+    with pytest.raises(InputError, match="must have the weights and settings that embedded"):
         count_examples([str(task_file)], data=str(written[0]), level=1, encoder=str(tmp_path / "other"), log=quiet)
 
 
@@ -170,7 +170,7 @@ def test_filters_and_layouts_choose_examples_as_they_choose_documents(
     with pytest.raises(InputError, match="layout: must be one of files, redpajama-v2"):
         count_examples([str(path)], data=str(written[0]), layout="flat", log=quiet)  # pyright: ignore[reportArgumentType]
     asked = str(questions(tmp_path / "q.jsonl"))
-    with pytest.raises(InputError, match="filters and layouts are for documents"):
+    with pytest.raises(InputError, match="filters, templates and layouts are for documents"):
         count_examples([asked], data=str(written[0]), answers="right", filters=["score > 1"], log=quiet)
 
 

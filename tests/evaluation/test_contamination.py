@@ -317,7 +317,7 @@ def test_the_command_shows_counts_examples_and_rate(tmp_path: Path, capsys: pyte
     ("arguments", "message"),
     [
         (["texts.jsonl", "--out", "found.csv"], "found.csv: contaminated examples are kept in a file ending in"),
-        (["texts.jsonl", "--out", "found.parquet", "--ngram", "1"], "n-grams have 2 to 64 words"),
+        (["texts.jsonl", "--out", "found.parquet", "--ngram", "1"], "ngram: must be 2 to 64 words, got 1"),
         (["texts.jsonl", "--out", "found.parquet", "--processes", "0"], "processes: must be at least 1, got 0"),
         (["short.jsonl", "--out", "found.parquet"], "at least one evaluation text of 8 words is needed"),
         (["other.jsonl", "--out", "found.parquet"], "other.jsonl:1: must hold a text in 'text', or a question in a"),

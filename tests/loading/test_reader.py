@@ -86,7 +86,7 @@ def test_a_truncated_or_missing_local_shard_is_named(root: Path) -> None:
     with pytest.raises(CorruptDataError, match=r"shard\.00000\.mds: the shard table says .* truncated"):
         read_windows(dataset, np.array([0]))
     path.unlink()
-    with pytest.raises(StorageError, match=r"shard\.00000\.mds: No such file"):
+    with pytest.raises(StorageError, match=r"shard\.00000\.mds does not exist"):
         read_windows(dataset, np.array([0]))
 
 

@@ -114,13 +114,14 @@ def test_faults_name_the_path_that_was_given_and_come_before_the_documents(
     endless = changed(unigram, tmp_path / "endless", {"eos_token": "<end>"})
     no_json = changed(unigram, tmp_path / "config", {})
     (no_json / "tokenizer_config.json").write_text("[")
-    missing = tmp_path / "missing.jsonl"
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("no JSON\n")  # read first, it would be the fault
     for folder, fault in (
         (broken, "tokenizer.json must be readable"),
         (endless, "must have an end-of-text token, got no entry '<end>'"),
         (no_json, "tokenizer_config.json must be JSON"),
     ):
-        options = small_options(missing, tmp_path / "out", tokenizer=str(folder))  # read first, it would be the fault
+        options = small_options(bad, tmp_path / "out", tokenizer=str(folder))
         for run in (lambda options=options: write(options, log=quiet), lambda options=options: plan(options)):
             with pytest.raises(InputError, match=f"^{folder}: .*{fault}"):
                 run()
@@ -135,9 +136,10 @@ def test_an_encoder_that_cannot_be_used_is_found_before_the_documents(unigram: P
     shutil.copytree(resolve_encoder(None)[0], folder)
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("no JSON\n")  # read first, it would be the fault
     for processes in (1, 2):
-        missing = tmp_path / "missing.jsonl"
-        options = small_options(missing, tmp_path / "out", encoder=str(folder), processes=processes)
+        options = small_options(bad, tmp_path / "out", encoder=str(folder), processes=processes)
         with pytest.raises(InputError, match=f"encoder {folder}: must be a sentence-transformers model that can"):
             write(options, log=quiet)
     with pytest.raises(InputError, match=f"encoder {folder}: must be"):

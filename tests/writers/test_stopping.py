@@ -25,14 +25,11 @@ MOMENTS: dict[str, Callable[[Path, int], bool]] = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("processes", ["1", "2"])
+@pytest.mark.parametrize(("processes", "moment"), [("1", "at work"), ("2", "at work"), ("2", "while workers start")])
 @pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
 def test_a_signal_to_the_whole_group_ends_with_one_message(
     number: signal.Signals, name: str, processes: str, moment: str, text_file: Path, tmp_path: Path
 ) -> None:
-    if processes == "1" and moment != "at work":
-        pytest.skip("one process has no workers")
     log, work = tmp_path / "log", tmp_path / "work"
     process = start(text_file, tmp_path / "root", log, "--work", str(work), "--processes", processes)
     assert wait_until(lambda: MOMENTS[moment](work, process.pid), process), log.read_text()

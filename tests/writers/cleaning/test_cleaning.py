@@ -49,12 +49,8 @@ def source_rows(root: Path) -> dict[str, set[int]]:
     """File name to the rows of the documents that are in the dataset, from its tables of documents."""
     import pyarrow.parquet as pq
 
-    names = dict(
-        zip(
-            *pq.ParquetFile(root / "provenance/sources.parquet", pre_buffer=False).read().to_pydict().values(),
-            strict=True,
-        )
-    )
+    sources = pq.ParquetFile(root / "provenance/sources.parquet", pre_buffer=False).read().to_pydict()
+    names = dict(zip(sources["file"], sources["name"], strict=True))
     rows: dict[str, set[int]] = {}
     for path in sorted((root / "provenance/documents").glob("*.parquet")):
         table = pq.ParquetFile(path, pre_buffer=False).read().to_pydict()

@@ -117,7 +117,7 @@ def test_a_matching_encoder_is_the_datasets_own(lsi: LsiEncoder, root: Path, tmp
     copy = shutil.copytree(root / "encoder", tmp_path / "copy")
     assert matching_encoder(lsi.record(), str(copy), str(root)).name == str(copy)
     other = dataclasses.replace(lsi.record(), weights_sha256="0" * 64)
-    with pytest.raises(InputError, match=r"encoder .*: must have the weights that embedded"):
+    with pytest.raises(InputError, match=r"encoder .*: must have the weights and settings that embedded"):
         matching_encoder(other, None, str(root))
 
 

@@ -139,8 +139,8 @@ def test_an_lsi_that_cannot_be_fitted_is_refused_before_documents_are_cut(text_f
     least = r"memory: must be at least 64\d MB, what fitting an LSI on this much text needs, got 512 MB"
     with pytest.raises(InputError, match=least):
         write(options, log=log.append)
-    assert any(line.startswith("documents: done") for line in log)
-    assert not any(line.startswith("windows:") for line in log)
+    assert any(line.startswith("reading documents: 79 documents in ") for line in log)
+    assert not any(line.startswith("cutting windows") for line in log)
 
 
 def test_an_encoder_that_does_not_fit_is_refused_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

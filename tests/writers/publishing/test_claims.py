@@ -204,7 +204,7 @@ def tasks_example(tmp_path: Path) -> Task:
 def test_every_option_is_part_of_the_request_or_decides_no_byte(texts: list[str]) -> None:
     request = Request.of(options_for(texts[:1], "out"), None)
     fields = {one.name for one in dataclasses.fields(WriteOptions)}
-    by_content = {"inputs", "decontaminate", "like", "tree"}
+    by_content = {"inputs", "decontaminate", "exclude_ids", "like", "tree"}
     assert request.options.keys() | set(NEUTRAL) | by_content == fields
     assert not request.options.keys() & set(NEUTRAL)
     assert Request.from_json(json.loads(json.dumps(request.to_json(listed=True)))) == request
