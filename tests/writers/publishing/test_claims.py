@@ -500,11 +500,11 @@ def test_a_root_on_another_file_system_that_fills_up_goes_on_when_there_is_room(
     with small_disk(disk, 60 << 10) as grow:
         if grow is None:
             pytest.skip("this user may not mount a file system")
-        options = options_for(texts[:1], str(disk / "root"), work=str(tmp_path / "work"))
-        with pytest.raises(StorageError, match=r"disk/root/.*: No space left on device\. Free some space there"):
+        options = options_for(texts[:1], str(disk / "data"), work=str(tmp_path / "work"))
+        with pytest.raises(StorageError, match=r"disk/data/.*: No space left on device\. Free some space there"):
             write(options, log=quiet)
-        assert "manifest.json" not in contents(str(disk / "root"))
+        assert "manifest.json" not in contents(str(disk / "data"))
         grow(16 << 20)
         write(options, log=quiet)
-        assert contents(str(disk / "root")) == contents(str(tmp_path / "whole"))
+        assert contents(str(disk / "data")) == contents(str(tmp_path / "whole"))
     assert not (tmp_path / "work").exists()
