@@ -77,11 +77,9 @@ class RayCluster:
                     return line.removeprefix(_ADDRESS)
             if not imported and _IMPORTED in self._lines:
                 imported, until = True, time.monotonic() + START_SECONDS
-            if self._process.poll() is not None:
-                raise _not_started("the process that starts it ended")
             raylets = _raylets(self._process.pid)
-            if raylet_seen and not raylets:
-                raise _not_started("one of its processes (raylet) was killed")
+            if self._process.poll() is not None or (raylet_seen and not raylets):  # Ray's library ends with its raylet
+                raise _not_started("one of its processes was killed, or ended")
             raylet_seen = raylet_seen or raylets
             if time.monotonic() > until:
                 seconds = START_SECONDS if imported else IMPORT_SECONDS

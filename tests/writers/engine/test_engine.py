@@ -220,7 +220,7 @@ def test_ray_that_dies_while_it_starts_is_a_clear_error_and_leaves_nothing_runni
 
     hunter = threading.Thread(target=hunt)
     hunter.start()
-    with pytest.raises(StorageError, match=r"ray: must start on this machine, but one of its processes \(raylet\) was"):
+    with pytest.raises(StorageError, match="ray: must start on this machine, but one of its processes was killed"):
         open_engine("ray", processes=1, memory_bytes=None, address=None)
     hunter.join()
     assert killed
