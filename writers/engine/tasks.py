@@ -18,6 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -95,7 +96,7 @@ class Task(ABC):
         """Workers that run it; the same for all of a stage."""
         return "light"
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """16 hex digits over everything that determines the outcome."""
         return fingerprint(self.stage, self.version, self.libraries, self.number, self.inputs, self.settings())

@@ -92,7 +92,7 @@ class DocumentsTask(Task):
 
     def settings(self) -> Any:
         """Values that determine the batches."""
-        files = [asdict(file) for file in self.files]
+        files = [vars(file) for file in self.files]
         return [files, self.first_file, self.documents, self.selection, self.batch_characters, self.limit]
 
     def batch_file(self, batch: int) -> str:
