@@ -87,6 +87,17 @@ def test_intervals_hold_the_mean_of_skewed_losses_about_as_often_as_they_say(exa
     assert 0.92 <= np.mean(held) <= 0.975
 
 
+@pytest.mark.parametrize("examples", [10, 30])
+def test_intervals_hold_the_loss_per_token_of_texts_of_very_different_lengths(examples: int) -> None:
+    rng, trials, held = np.random.default_rng(5), 600, 0
+    for _ in range(trials):
+        tokens = rng.lognormal(5, 0.8, examples)
+        losses = tokens * (rng.normal(4, 0.5, examples) - 0.2 * (np.log(tokens) - 5))
+        low, high = ratio_interval([losses], [tokens])
+        held += low <= 4 - 0.2 * 0.64 <= high
+    assert 0.925 <= held / trials <= 0.975
+
+
 def test_copies_among_the_examples_are_warned_of() -> None:
     notes = result_tables(result_rows([text_results("a", [1.0, 2.0, 1.0], ids=[5, 6, 5])])).notes
     assert any("news: 1 of the 3 examples are copies of others" in note for note in notes)

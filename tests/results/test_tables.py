@@ -41,7 +41,7 @@ def test_the_figures_of_two_texts_are_those_worked_by_hand() -> None:
     assert row.estimates[BITS_PER_BYTE].value == pytest.approx(10 / 20)
     # Two texts say next to nothing: Student's t of one degree of freedom is 12.7, and a perplexity is at least 1.
     assert row.estimates[PERPLEXITY].interval == pytest.approx((1, 4 * 2**12.7062), rel=1e-4)
-    half = stats.t.ppf(0.975, 1) * np.std([(4 - 6) / 10, (6 - 4) / 10], ddof=1) / math.sqrt(2)
+    half = stats.t.ppf(0.975, 1) * np.std([6 / 8, 4 / 12])  # leaving out either
     assert row.estimates[BITS_PER_BYTE].interval == pytest.approx((0, 0.5 + half))
 
 
