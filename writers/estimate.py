@@ -23,10 +23,10 @@ import pyarrow as pa
 from crisp_stream.errors import CorruptInputError, InputError
 from crisp_stream.format.tokenizer import DocumentTokenizer
 from crisp_stream.processes import duration, num_processes
+from crisp_stream.records.compression import Damage, decompressed
 from crisp_stream.storage.inputs import open_input
 from crisp_stream.table import aligned
 from crisp_stream.writers.documents.bad_records import ANY_NUMBER, BadRecords
-from crisp_stream.writers.documents.compression import Damage, decompressed
 from crisp_stream.writers.documents.documents import read_input
 from crisp_stream.writers.documents.drops import DropCounts
 from crisp_stream.writers.documents.inputs import InputFile

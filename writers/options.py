@@ -13,17 +13,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from crisp_stream.errors import InputError
+from crisp_stream.records.readers import TXT_DOCUMENTS, TxtDocuments
 from crisp_stream.storage.store import is_remote, local_path
 from crisp_stream.writers.documents.bad_records import Budget
 from crisp_stream.writers.documents.inputs import (
     DEFAULT_TEXT_FIELD,
     LAYOUTS,
     MISSING_RULES,
-    TXT_DOCUMENTS,
     DocumentSettings,
     Layout,
     Missing,
-    TxtDocuments,
 )
 
 if TYPE_CHECKING:

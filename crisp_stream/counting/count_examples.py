@@ -22,9 +22,10 @@ from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.format.manifest import Packing
 from crisp_stream.histograms.histogram import ALIKE_KEY, Histogram
 from crisp_stream.processes import Log, Progress
+from crisp_stream.records.readers import TxtDocuments
 from crisp_stream.tree.tree import ClusterTree
 from crisp_stream.writers.documents.drops import DropCounts
-from crisp_stream.writers.documents.inputs import Layout, TxtDocuments
+from crisp_stream.writers.documents.inputs import Layout
 from crisp_stream.writers.tree.quality import leaf_cosines
 
 FAR_COSINE = 0.5

@@ -25,9 +25,10 @@ from crisp_stream.format.manifest import Packing
 from crisp_stream.format.tokenizer import DocumentTokenizer
 from crisp_stream.histograms.histogram import ALIKE_KEY
 from crisp_stream.processes import Log, map_unordered, num_processes
+from crisp_stream.records.readers import TxtDocuments
 from crisp_stream.writers.documents.documents import read_documents
 from crisp_stream.writers.documents.drops import DropCounts
-from crisp_stream.writers.documents.inputs import Layout, TxtDocuments
+from crisp_stream.writers.documents.inputs import Layout
 from crisp_stream.writers.embedding.embed import EncoderChoice, matching_encoder
 from crisp_stream.writers.stages.whole_corpus import probe_texts
 from crisp_stream.writers.stages.windows import load_encoder, load_tokenizer, worker_device

@@ -32,7 +32,8 @@ from crisp_stream.results.results import QuestionResults, TextResults
 if TYPE_CHECKING:
     from crisp_stream.evaluation.contamination import Contamination
     from crisp_stream.evaluation.question_sets import QuestionSet
-    from crisp_stream.writers.documents.inputs import Layout, TxtDocuments
+    from crisp_stream.records.readers import TxtDocuments
+    from crisp_stream.writers.documents.inputs import Layout
 
 StartProgress = Callable[[str, int], ExamplesDone]
 """Takes the name of a model and set and the number of examples; returns what takes how many more of them are done."""

@@ -181,7 +181,7 @@ def hub_source(task: str) -> str:
 
 
 def _from_hub(task: str) -> list[PlacedQuestion]:
-    from crisp_stream.writers.documents.bad_records import BadRecord
+    from crisp_stream.records.bad_record import BadRecord
     from crisp_stream.writers.documents.hub import list_hub_shards, read_hub
 
     source, columns = hub_source(task), read_task(task)["metadata"]["columns"]

@@ -5,30 +5,23 @@ All commands read questions here, so that a set is the same questions to all of 
 
 from __future__ import annotations
 
-import bz2
-import csv
-import gzip
-import io
-import json
-import lzma
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
-from crisp_stream.errors import CrispError, InputError
+from crisp_stream.errors import InputError
 from crisp_stream.examples.question_answers import answer_indices
 from crisp_stream.examples.question_layouts import QuestionKeys, RawQuestion, no_layout, raw_question
 from crisp_stream.examples.questions import PlacedQuestion, Question
-from crisp_stream.storage.inputs import open_input
+from crisp_stream.records.bad_record import BadRecord
+from crisp_stream.records.delimited import read_delimited
+from crisp_stream.records.readers import read_lines, read_parquet
 
 Record = tuple[int, Mapping[str, Any]]
 """Line on which it begins, element of an array or row of Parquet, from 1; the fields."""
 
-_MAX_FIELD_CHARACTERS = 256 << 20
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_BLANK = b" \t\r\n\xef\xbb\xbf"
-_OPENERS: dict[str, Callable[[IO[bytes]], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,127 +133,30 @@ def question_records(path: str) -> Iterator[Record]:
     """Records of a file, of any kind that holds questions.
 
     Raises:
-        InputError: a file that cannot be read as its name says. StorageError: no such file, or the storage failed.
+        InputError: a file that cannot be read as its name says, or a record that is bad. StorageError: no such file, or
+        the storage failed.
     """
-    suffixes = [suffix.lower() for suffix in PurePosixPath(path).suffixes]
-    with open_input(path) as raw:
-        if suffixes[-1:] == [".parquet"]:
-            yield from _rows(path, raw)
-            return
-        yield from _records_of(path, _decompressed(path, raw), suffixes)
+    suffixes = {suffix.lower() for suffix in PurePosixPath(path).suffixes[-2:]}
+    records = _table(path) if suffixes & {".csv", ".tsv"} else _parquet_or_lines(path, suffixes)
+    for number, record in records:
+        if isinstance(record, BadRecord):
+            raise record.error(f"{path}:{number}")
+        yield number, record
 
 
-def array_or_table_records(path: str) -> Iterator[Record] | None:
-    """Records of a JSON array, a .csv or a .tsv; None for any other file, which is not read.
-
-    Raises:
-        as `question_records`.
-    """
-    suffixes = [suffix.lower() for suffix in PurePosixPath(path).suffixes[-2:]]
-    if {".csv", ".tsv"} & {*suffixes}:
-        return question_records(path)
-    if not {".json", ".jsonl", ".ndjson"} & {*suffixes}:
-        return None
-    with open_input(path) as raw:
-        try:
-            begin = _open(path, raw).read(64)
-        except (OSError, EOFError, lzma.LZMAError):
-            return None  # it is damaged: who reads it as lines says so
-    return question_records(path) if begin.lstrip(_BLANK).startswith(b"[") else None
+def _parquet_or_lines(path: str, suffixes: set[str]) -> Iterator[tuple[int, dict[str, Any] | BadRecord]]:
+    return read_parquet(path) if ".parquet" in suffixes else read_lines(path)
 
 
-def _records_of(path: str, content: bytes, suffixes: Sequence[str]) -> Iterator[Record]:
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: {error}. Convert it.") from error
-    if {".csv", ".tsv"} & {*suffixes}:
-        yield from _table(path, text, "\t" if ".tsv" in suffixes else ",")
-    elif content.lstrip(_BLANK).startswith(b"["):
-        yield from _array(path, text)
-    else:
-        for number, line in enumerate(text.split("\n"), start=1):
-            if line.strip():
-                yield number, _object(_parsed(line, f"{path}:{number}"), f"{path}:{number}")
+def _table(path: str) -> Iterator[tuple[int, dict[str, Any] | BadRecord]]:
+    """Rows by the header, or as MMLU has them. A question with fewer choices than others leaves columns empty."""
+    for line, row in read_delimited(path, names_without_header=_mmlu_names):
+        is_bad = isinstance(row, BadRecord)
+        yield line, row if is_bad else {key: field for key, field in row.items() if field or key not in _LETTERS}
 
 
-def _array(path: str, text: str) -> Iterator[Record]:
-    records = _parsed(text, path)
-    for number, record in enumerate(records, start=1):
-        yield number, _object(record, f"{path}:{number}")
-
-
-def _parsed(text: str, place: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{place}: not JSON ({error}). Mend or convert the file.") from error
-
-
-def _object(record: Any, place: str) -> Mapping[str, Any]:
-    if not isinstance(record, dict):
-        raise InputError(f"{place}: a question must be a JSON object, got {type(record).__name__}. Convert the file.")
-    return record
-
-
-def _table(path: str, text: str, delimiter: str) -> Iterator[Record]:
-    """Rows by the header; or, of a file without one, as MMLU has them: question, choices, letter of the right one."""
-    csv.field_size_limit(_MAX_FIELD_CHARACTERS)  # of the process; Python's own limit is 131,072
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    names: list[str] | None = None
-    next_line = 1
-    try:
-        for row in rows:
-            line, next_line = next_line, rows.line_num + 1
-            if not row:
-                continue
-            if names is None:
-                names = _names(row)
-                if names is row:
-                    continue
-            if len(row) != len(names):
-                raise InputError(f"{path}:{line}: every row must have {len(names)} fields, got {len(row)}. Mend it.")
-            yield line, {name: field for name, field in zip(names, row, strict=True) if field or name not in _LETTERS}
-    except csv.Error as error:
-        raise InputError(f"{path}:{next_line}: the row is not as RFC 4180 says ({error}). Mend it.") from error
-
-
-def _names(row: list[str]) -> list[str]:
-    """The first row itself where it is a header; else the names of columns in a file without one."""
+def _mmlu_names(row: list[str]) -> list[str] | None:
+    """Columns of a file whose first row is no header: question, choices, letter of the right one. None: it is one."""
     choices = [*_LETTERS[: max(len(row) - 2, 0)]]
-    if len(choices) >= 2 and row[-1].strip() in choices and row[0] != "question":
-        return ["question", *choices, "answer"]
-    return row
-
-
-def _open(path: str, raw: IO[bytes]) -> Any:
-    import pyarrow as pa
-
-    suffix = PurePosixPath(path).suffix.lower()
-    if suffix == ".zst":
-        return pa.CompressedInputStream(raw, "zstd")
-    return _OPENERS[suffix](raw) if suffix in _OPENERS else raw
-
-
-def _decompressed(path: str, raw: IO[bytes]) -> bytes:
-    try:
-        return _open(path, raw).read()
-    except CrispError:
-        raise
-    except (OSError, EOFError, lzma.LZMAError) as error:
-        kind = PurePosixPath(path).suffix.removeprefix(".")
-        raise InputError(f"{path} is not {kind}, or cut off: {error}. Restore the file.") from error
-
-
-def _rows(path: str, raw: IO[bytes]) -> Iterator[Record]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        batches = pq.ParquetFile(raw, pre_buffer=False).iter_batches(batch_size=1024, use_threads=False)
-        records = [record for batch in batches for record in batch.to_pylist()]
-    except CrispError:
-        raise
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path} is not Parquet: {error}. Restore the file.") from error
-    yield from enumerate(records, start=1)
+    is_question = len(choices) >= 2 and row[-1].strip() in choices and row[0] != "question"
+    return ["question", *choices, "answer"] if is_question else None

@@ -5,9 +5,9 @@ are resampled, not tokens: the tokens of a text are not independent.
 
 * Means and ratios: each resample gives its distance from the figure in standard errors of its own, and the quantiles of
   these take the place of Student's, where they are wider. So means of skewed losses of few examples are covered about
-  as often as the interval says (percentiles of resamples cover 0.89 at 10 examples, BCa 0.87 to
-  0.90). Standard errors are those of the jackknife; texts of very different lengths count as the number of
-  equal ones that says as much (Kish). Below 8 examples, and where resamples have no spread, Student's t stands alone.
+  as often as the interval says (percentiles of resamples cover 0.89 at 10 examples, BCa 0.87 to 0.90). Standard errors
+  are those of the jackknife; texts of very different lengths count as the number of equal ones that says as much
+  (Kish). Below 8 examples, and where resamples have no spread, Student's t stands alone.
 * Shares: Wilson's interval. Differences of paired shares, and shares with ties: Tango's score interval. Both stay in
   the range, and have a width where all examples agree.
 

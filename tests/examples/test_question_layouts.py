@@ -172,10 +172,10 @@ def test_question_keys_of_another_form_are_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("q.csv", "Which?,a,b,c,A\nWhich?,a,b,A\n", r"q\.csv:2: every row must have 5 fields, got 4"),
-        ("q.csv", 'Which?,a,b,"c,A\n', r"q\.csv:1: the row is not as RFC 4180 says"),
-        ("q.json", '[{"question": "a"},', r"q\.json: not JSON"),
-        ("q.json", "[1]", r"q\.json:1: a question must be a JSON object, got int"),
+        ("q.csv", "Which?,a,b,c,A\nWhich?,a,b,A\n", r"q\.csv:2: every row must have the 5 fields of the first row, got 4"),
+        ("q.csv", 'Which?,a,b,"c,A\n', r"q\.csv:1: every row must be as RFC 4180 says"),
+        ("q.json", '[{"question": "a"', r"q\.json: record 1 of the JSON array must be readable"),
+        ("q.json", "[1]", r"q\.json: record 1 of the JSON array must be an object"),
         ("q.json", "[]", r"q\.json: must hold questions, got none"),
         ("q.jsonl", '{"question": "a", "choices": ["b"], "answer": 0}', "needs at least two choices, got 1"),
     ],

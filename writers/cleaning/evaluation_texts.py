@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 from crisp_stream.errors import InputError
 from crisp_stream.examples.hashes import example_hash
-from crisp_stream.examples.question_files import array_or_table_records, unanswered_question
+from crisp_stream.examples.question_files import question_records, unanswered_question
 from crisp_stream.examples.question_layouts import KEYS_OPTION, QuestionKeys
 from crisp_stream.examples.questions import Question, question_hash
-from crisp_stream.writers.documents.bad_records import BadRecord
+from crisp_stream.records.bad_record import BadRecord
+from crisp_stream.records.readers import TXT_FIELD, read_txt
 from crisp_stream.writers.documents.inputs import file_kind
-from crisp_stream.writers.documents.readers import TXT_FIELD, Record, read_lines, read_parquet, read_txt
 
 
 class EvaluationText(NamedTuple):
@@ -75,18 +75,11 @@ def read_evaluation_examples(
     Raises:
         InputError: a file of another kind, a broken line, a record of another shape. StorageError: the storage failed.
     """
-    records: Iterator[Record]
-    tables = array_or_table_records(file)
     match file_kind(file):
-        case _ if tables is not None:
-            records = ((row, dict(record)) for row, record in tables)
-        case "lines":
-            records = read_lines(file)
+        case "lines" | "csv" | "parquet":
+            records = question_records(file)
         case "text":
-            pieces = (_whole(record, file)[TXT_FIELD] for _, record in read_txt(file))
-            records = iter([(1, {text_column: "".join(pieces)})])
-        case "parquet":
-            records = read_parquet(file, (text_column, "question", "choices", "answer", "prompt", "chosen", "rejected"))
+            records = iter([(1, {text_column: _text_of(file)})])
         case _:
             raise InputError(
                 f"{file}: an evaluation file is .jsonl, .json or .ndjson (objects), .csv, .tsv, .txt or .parquet, also "
@@ -94,14 +87,16 @@ def read_evaluation_examples(
             )
     for row, record in records:
         place = f"{file}:{row}"
-        yield _example(_whole(record, place), text_column, PurePosixPath(file).name, row, place, keys or QuestionKeys())
+        yield _example(record, text_column, PurePosixPath(file).name, row, place, keys or QuestionKeys())
 
 
-def _whole(record: dict[str, Any] | BadRecord, place: str) -> dict[str, Any]:
-    """The fields of a record. Raises InputError: a bad one; of evaluation files every record counts."""
-    if isinstance(record, BadRecord):
-        raise record.error(place)
-    return record
+def _text_of(file: str) -> str:
+    pieces: list[str] = []
+    for number, record in read_txt(file):
+        if isinstance(record, BadRecord):
+            raise record.error(f"{file}:{number}")
+        pieces.append(record[TXT_FIELD])
+    return "".join(pieces)
 
 
 def _example(

@@ -19,9 +19,9 @@ import xxhash
 from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError
+from crisp_stream.records.compression import Damage, opened
 from crisp_stream.storage.inputs import describe_inputs, open_input
 from crisp_stream.storage.store import is_remote, local_path
-from crisp_stream.writers.documents.compression import Damage, opened
 from crisp_stream.writers.documents.inputs import InputFile, file_kind
 
 ID_COLUMN = "doc_id"

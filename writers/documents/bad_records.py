@@ -1,7 +1,6 @@
-"""Bad records: what a reader found where a record should be, and how many of them a run may leave out.
+"""How many bad records a run may leave out, and which those were.
 
-A record is bad when it cannot be used as it stands: a line that is no JSON, a text that is no string, a field that is
-not there. One bad record in a billion should not end a run, and a wrong column should not pass as a corpus of bad
+One bad record in a billion should not end a run, and a wrong column should not pass as a corpus of bad
 records; so there is a budget, and its default is 0. A file that cannot be read to its end is no bad record: nobody
 knows how many documents are lost with it (`--skip-corrupt`).
 """
@@ -12,50 +11,12 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
 
 from crisp_stream.errors import InputError
-
-BadReason = Literal[
-    "not a JSON object",
-    "line that is too long",
-    "row of another length",
-    "text that is not UTF-8",
-    "no text field",
-    "text that is not a string",
-    "no id field",
-    "id that is no id",
-    "no field for a filter",
-    "field that a filter cannot compare",
-]
-"""Kinds of bad records; the report, the manifest and the ledger count by them."""
+from crisp_stream.records.bad_record import BadReason, BadRecord
 
 _SHOWN = 3
 _BUDGET = re.compile(r"(\d+)|(\d+(?:\.\d+)?)\s*%")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BadRecord:
-    """A record that cannot be used, and why. A reader gives it in place of the record's fields."""
-
-    reason: BadReason
-    text: str
-    """The rule and what was there instead, such as "every line must be a JSON object, got list"; without the place."""
-    remedy: str
-    """A sentence, such as "Mend or remove the line."."""
-
-    def error(self, place: str) -> InputError:
-        """The error that ends a run which may leave out nothing."""
-        return InputError(f"{place}: {self.text}. {self.remedy}")
-
-
-def not_utf8(subject: str, error: UnicodeDecodeError) -> BadRecord:
-    """A text that cannot be decoded; `subject` says whose."""
-    return BadRecord(
-        reason="text that is not UTF-8",
-        text=f"{subject} must be UTF-8, got: {error}",
-        remedy="Convert the file to UTF-8.",
-    )
 
 
 class BadRecordError(Exception):

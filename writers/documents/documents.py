@@ -13,17 +13,18 @@ from itertools import islice
 from typing import Any
 
 from crisp_stream.errors import CorruptInputError, InputError
+from crisp_stream.records.bad_record import BadReason, BadRecord
+from crisp_stream.records.delimited import read_delimited
+from crisp_stream.records.readers import TXT_FIELD, Record, TxtDocuments, read_arrow, read_lines, read_parquet, read_txt
+from crisp_stream.records.warc import WARC_ID_FIELD, WARC_TEXT_FIELD, read_warc
 from crisp_stream.storage.inputs import require_unchanged
-from crisp_stream.writers.documents.bad_records import BadReason, BadRecord, BadRecordError, BadRecords
-from crisp_stream.writers.documents.delimited import read_delimited
+from crisp_stream.writers.documents.bad_records import BadRecordError, BadRecords
 from crisp_stream.writers.documents.drops import BROKEN_UNICODE, EMPTY_TEXT, NULL_TEXT, DropCounts
 from crisp_stream.writers.documents.fields import MISSING, find_field, listed_fields
 from crisp_stream.writers.documents.hub import read_hub
-from crisp_stream.writers.documents.inputs import DocumentSettings, InputFile, Layout, TxtDocuments
+from crisp_stream.writers.documents.inputs import DocumentSettings, InputFile, Layout
 from crisp_stream.writers.documents.listing import list_input_files
-from crisp_stream.writers.documents.readers import TXT_FIELD, Record, read_arrow, read_lines, read_parquet, read_txt
 from crisp_stream.writers.documents.redpajama import read_redpajama
-from crisp_stream.writers.documents.warc import WARC_ID_FIELD, WARC_TEXT_FIELD, read_warc
 
 _PATHS: dict[str, tuple[str, str | None]] = {"text": (TXT_FIELD, None), "warc": (WARC_TEXT_FIELD, WARC_ID_FIELD)}
 """Fields of text and id of the kinds that have their own."""

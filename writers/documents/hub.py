@@ -18,8 +18,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from crisp_stream.errors import CorruptInputError, InputError, StorageError, import_extra
+from crisp_stream.records.readers import Record
 from crisp_stream.writers.documents.inputs import HUB_SCHEME, InputFile
-from crisp_stream.writers.documents.readers import Record
 
 _CONNECT_SECONDS = 5.0
 

@@ -10,18 +10,17 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from crisp_stream.errors import InputError
+from crisp_stream.records.compression import COMPRESSIONS
+from crisp_stream.records.readers import TXT_DOCUMENTS, TxtDocuments
 from crisp_stream.writers.documents.filters import Filter, parse_filter
 from crisp_stream.writers.documents.text_templates import TextTemplate, parse_template
 
 Kind = Literal["lines", "csv", "text", "warc", "parquet", "arrow", "redpajama-v2", "hub"]
 Layout = Literal["files", "redpajama-v2"]
 Missing = Literal["error", "drop"]
-TxtDocuments = Literal["file", "line", "block"]
-TXT_DOCUMENTS: tuple[TxtDocuments, ...] = ("file", "line", "block")
 LAYOUTS: tuple[Layout, ...] = ("files", "redpajama-v2")
 MISSING_RULES: tuple[Missing, ...] = ("error", "drop")
 
-COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 _KINDS: dict[str, Kind] = {
     **dict.fromkeys((".jsonl", ".ndjson", ".json"), "lines"),
     **dict.fromkeys((".csv", ".tsv"), "csv"),

@@ -18,10 +18,10 @@ from typing import Any
 
 from crisp_stream.errors import CorruptInputError, InputError
 from crisp_stream.format.ledger import Ledger
+from crisp_stream.records.bad_record import BadRecord
+from crisp_stream.records.readers import Record, read_lines
 from crisp_stream.storage.inputs import ListedFile, describe_inputs
-from crisp_stream.writers.documents.bad_records import BadRecord
 from crisp_stream.writers.documents.inputs import DocumentSettings, InputFile
-from crisp_stream.writers.documents.readers import Record, read_lines
 
 DOCUMENT_FIELDS = frozenset(
     (

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from crisp_stream.errors import InputError
+from crisp_stream.records import readers
 from crisp_stream.storage.store import open_store
-from crisp_stream.writers.documents import readers
 from crisp_stream.writers.documents.documents import read_documents
 from crisp_stream.writers.documents.drops import BROKEN_UNICODE, EMPTY_TEXT, NULL_TEXT, DropCounts
 from tests.support.seaweed import S3Server

@@ -17,8 +17,8 @@ import pytest
 
 from crisp_stream.errors import InputError, StorageError
 from crisp_stream.format.ledger import Ledger, LedgerRow
+from crisp_stream.records import readers
 from crisp_stream.storage.store import open_store
-from crisp_stream.writers.documents import readers
 from crisp_stream.writers.documents.documents import Document, read_documents, read_input
 from crisp_stream.writers.documents.drops import EMPTY_TEXT, NULL_TEXT, DropCounts
 from crisp_stream.writers.documents.inputs import DocumentSettings, InputFile, file_kind

@@ -95,7 +95,7 @@ def test_documents_do_not_depend_on_how_a_file_was_compressed(
     tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where a text file is cut into several documents."""
-    monkeypatch.setattr("crisp_stream.writers.documents.readers.TXT_PIECE_CHARACTERS", 5000)
+    monkeypatch.setattr("crisp_stream.records.readers.TXT_PIECE_CHARACTERS", 5000)
     content = b"\xef\xbb\xbf" + LINES.replace(b"text 9", "tëxt 9".encode())
     level_1, level_9 = gzip.compress(content, 1), gzip.compress(content, 9)
     members = gzip.compress(content[:7000]) + gzip.compress(content[7000:])

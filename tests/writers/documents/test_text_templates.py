@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from crisp_stream.errors import InputError
-from crisp_stream.writers.documents import readers
+from crisp_stream.records import readers
 from crisp_stream.writers.documents.bad_records import BadRecordError
 from crisp_stream.writers.documents.drops import EMPTY_TEXT, NULL_TEXT, DropCounts
 from crisp_stream.writers.documents.text_templates import parse_template

@@ -11,16 +11,17 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from crisp_stream.errors import InputError
+from crisp_stream.records.bad_record import BadRecord, not_utf8
+from crisp_stream.records.compression import Damage, opened
+from crisp_stream.records.json_arrays import read_array
 from crisp_stream.storage.inputs import open_input
 from crisp_stream.storage.store import is_remote
-from crisp_stream.writers.documents.bad_records import BadRecord, not_utf8
-from crisp_stream.writers.documents.compression import Damage, opened
-from crisp_stream.writers.documents.inputs import TxtDocuments
-from crisp_stream.writers.documents.json_arrays import read_array
 
+TxtDocuments = Literal["file", "line", "block"]
+TXT_DOCUMENTS: tuple[TxtDocuments, ...] = ("file", "line", "block")
 Record = tuple[int, dict[str, Any] | BadRecord]
 """Number of the line, row or record in its file, from 1; the fields, or why there are none."""
 
@@ -194,8 +195,9 @@ def _all_lines(url: str) -> Iterator[tuple[int, str | BadRecord]]:
                 yield number, not_utf8("text files", error)
 
 
-def read_parquet(url: str, paths: Sequence[str]) -> Iterator[Record]:
+def read_parquet(url: str, paths: Sequence[str] | None = None) -> Iterator[Record]:
     """The rows of a Parquet file with the columns at `paths`; with all of them where one of the paths is not there.
+    None: all.
 
     Raises:
         CorruptInputError: the file is damaged. StorageError: the storage refused or failed.
@@ -205,7 +207,7 @@ def read_parquet(url: str, paths: Sequence[str]) -> Iterator[Record]:
     buffer_bytes = _REMOTE_BUFFER if is_remote(url) else _LOCAL_BUFFER
     with Damage(url, "a readable Parquet file"), open_input(url) as raw:
         parquet = pq.ParquetFile(raw, pre_buffer=False, buffer_size=buffer_bytes, page_checksum_verification=True)
-        columns = _column_paths(parquet.schema_arrow, paths)
+        columns = None if paths is None else _column_paths(parquet.schema_arrow, paths)
         number = 0
         for group in range(parquet.num_row_groups):
             rows = parquet.iter_batches(

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crisp_stream.errors import CorruptInputError, InputError
-from crisp_stream.writers.documents import delimited
-from crisp_stream.writers.documents.bad_records import BadRecord
-from crisp_stream.writers.documents.delimited import read_delimited
+from crisp_stream.records import delimited
+from crisp_stream.records.bad_record import BadRecord
+from crisp_stream.records.delimited import read_delimited
 from crisp_stream.writers.documents.documents import Document
 from crisp_stream.writers.documents.drops import EMPTY_TEXT, DropCounts
 from tests.support.read_files import read_files, texts_of
@@ -93,7 +93,7 @@ def test_a_broken_table_is_damage_with_its_place(tmp_path: Path, content: bytes,
 
 def test_a_row_of_another_length_is_a_bad_record(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("id,text\n1,a\n2\n3,b,c\n4,d\n")
-    with pytest.raises(InputError, match=r"a.csv:3: every row must have the 2 fields of the header, got 1"):
+    with pytest.raises(InputError, match=r"a.csv:3: every row must have the 2 fields of the first row, got 1"):
         texts_of(tmp_path / "a.csv")
     records = dict(read_delimited(str(tmp_path / "a.csv")))
     assert [line for line, record in records.items() if isinstance(record, BadRecord)] == [3, 4]

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from crisp_stream.errors import InputError
-from crisp_stream.writers.documents import readers
+from crisp_stream.records import readers
+from crisp_stream.records.readers import read_txt
 from crisp_stream.writers.documents.documents import Document
-from crisp_stream.writers.documents.readers import read_txt
 from tests.support.read_files import read_files, texts_of
 
 CONTENT = b"\xef\xbb\xbfone\r\n  two \r\n\r\n \t\r\nthree\x0bstill\xe2\x80\xa8three\n\n\nfour\nfive"

@@ -1,4 +1,4 @@
-"""Rows of a .csv or .tsv file whose first row names the columns, by Python's csv.
+"""Rows of a .csv or .tsv file by column, by Python's csv.
 
 Python's csv and not pyarrow's: fields may hold line ends, what breaks the rules is an error and not a guess (`strict`),
 every field stays the text that it is (pyarrow makes numbers of what looks like numbers, so `007` would be 7), and no
@@ -10,19 +10,25 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
 from crisp_stream.errors import CorruptInputError, InputError
-from crisp_stream.writers.documents.bad_records import BadRecord
-from crisp_stream.writers.documents.compression import opened
+from crisp_stream.records.bad_record import BadRecord
+from crisp_stream.records.compression import opened
 
 MAX_FIELD_CHARACTERS = 256 << 20
 
 
-def read_delimited(url: str) -> Iterator[tuple[int, dict[str, Any] | BadRecord]]:
+def read_delimited(
+    url: str, *, names_without_header: Callable[[list[str]], list[str] | None] = lambda row: None
+) -> Iterator[tuple[int, dict[str, Any] | BadRecord]]:
     """Line on which each row begins, and its fields by column, all of them texts; blank lines are passed over.
+
+    Args:
+        url: the file, whose name says what parts fields.
+        names_without_header: columns of a file whose first row is no header; None where it is one.
 
     Raises:
         CorruptInputError: quotes that do not close, not UTF-8, or a file that cannot be read to its end.
@@ -41,13 +47,16 @@ def read_delimited(url: str) -> Iterator[tuple[int, dict[str, Any] | BadRecord]]
                 if not row:
                     continue
                 if names is None:
-                    names = _columns(row, f"{url}:{line}")
-                elif len(row) != len(names):
+                    names = names_without_header(row)
+                    if names is None:
+                        names = _columns(row, f"{url}:{line}")
+                        continue
+                if len(row) != len(names):
                     yield (
                         line,
                         BadRecord(
                             reason="row of another length",
-                            text=f"every row must have the {len(names)} fields of the header, got {len(row)}",
+                            text=f"every row must have the {len(names)} fields of the first row, got {len(row)}",
                             remedy="Mend the row; a field with a delimiter, a quote or a line end is put in quotes.",
                         ),
                     )

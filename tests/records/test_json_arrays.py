@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crisp_stream.errors import CorruptInputError, InputError
-from crisp_stream.writers.documents import json_arrays
-from crisp_stream.writers.documents.readers import read_lines
+from crisp_stream.records import json_arrays
+from crisp_stream.records.readers import read_lines
 from tests.support.read_files import texts_of
 
 VALUES: Any = st.recursive(
@@ -33,7 +33,7 @@ def test_records_are_those_of_json_wherever_the_file_is_cut_into_pieces(
     path.write_bytes(b"\n " + json.dumps(records, indent=indent, ensure_ascii=ascii_only).encode() + b"\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_arrays, "PIECE_BYTES", piece_bytes)
-        patch.setattr("crisp_stream.writers.documents.readers._FIRST_BYTES", 3)
+        patch.setattr("crisp_stream.records.readers._FIRST_BYTES", 3)
         assert list(read_lines(str(path))) == list(enumerate(records, start=1))
 
 

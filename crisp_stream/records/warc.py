@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from crisp_stream.errors import CorruptInputError, InputError, import_extra
-from crisp_stream.writers.documents.bad_records import BadRecord, not_utf8
-from crisp_stream.writers.documents.compression import opened
+from crisp_stream.records.bad_record import BadRecord, not_utf8
+from crisp_stream.records.compression import opened
 
 WARC_TEXT_FIELD = "text"
 """Name of a conversion record's content, beside the fields of its header (`WARC-Target-URI` and others)."""

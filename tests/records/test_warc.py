@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from crisp_stream.errors import CorruptInputError, InputError
-from crisp_stream.writers.documents import warc
-from crisp_stream.writers.documents.bad_records import BadRecord
+from crisp_stream.records import warc
+from crisp_stream.records.bad_record import BadRecord
 from crisp_stream.writers.documents.documents import Document
 from crisp_stream.writers.documents.drops import EMPTY_TEXT, DropCounts
 from tests.support.read_files import read_files, texts_of

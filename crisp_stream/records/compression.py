@@ -19,8 +19,8 @@ from typing import IO, Any
 
 from crisp_stream.errors import CorruptInputError, CrispError, StorageError
 from crisp_stream.storage.inputs import open_input
-from crisp_stream.writers.documents.inputs import COMPRESSIONS
 
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 ZSTD_WINDOW_LOG = 31
 """Largest window of a .zst file, as `zstd --long=31` makes it: 2^31 bytes, which a process holds while it reads the
 file, or the size of the text where that is smaller."""
