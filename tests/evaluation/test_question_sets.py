@@ -99,7 +99,7 @@ def test_a_bad_record_is_named_by_file_and_line(tmp_path: Path, record: Mapping[
 
 def test_a_file_that_is_no_parquet_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "bad.parquet").write_text("text")
-    with pytest.raises(InputError, match=r"bad\.parquet is not Parquet"):
+    with pytest.raises(InputError, match=r"bad\.parquet: must be a readable Parquet file"):
         read_questions(tmp_path / "bad.parquet")
 
 
