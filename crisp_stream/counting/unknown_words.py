@@ -67,7 +67,7 @@ class CorpusWords:
             CorruptDataError, StorageError: they cannot be read.
         """
         num_windows = dataset.manifest.num_windows
-        places = max(1, min(MOST_WINDOWS, num_windows) // _STRETCH)
+        places = -(-min(MOST_WINDOWS, num_windows) // _STRETCH)
         begin = np.arange(places) * num_windows // places
         windows = np.unique((begin[:, None] + np.arange(_STRETCH)).clip(0, num_windows - 1))
         tokenizer, eot_id = DocumentTokenizer(dataset.tokenizer_path()), dataset.manifest.tokenizer.eot_id

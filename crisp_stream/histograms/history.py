@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from crisp_stream.histograms.histogram import Histogram
 
 Smoothing = Literal["done", "possible", "of parts", "none"]
-"""done: every counted histogram that it is made of was smoothed. possible: it has counts. of parts: it was computed from
-counted ones, which can be smoothed first. none: it is not made of counts."""
+"""done: every counted histogram that it is made of was smoothed. possible: it has counts. of parts: it was computed
+from counted ones, which can be smoothed first. none: it is not made of counts."""
 
 
 def smoothing_of(histogram: Histogram) -> Smoothing:
