@@ -224,7 +224,7 @@ def numbers_of(files: Sequence[str], root: str, model: str, folder: Path) -> lis
         prefix, counted, found = (str(folder / f"{stem}{end}") for end in ("", ".histogram.parquet", ".found.parquet"))
         run("split", file, "--out", prefix)
         run("histogram", file, "--questions", "all", "--data", root, "--out", counted, "--processes", "1")
-        run("contamination", root, file, "--out", found, "--ngram", "6")
+        run("contamination", root, file, "--out", found, "--ngram", "6", "--processes", "1")
         [judgement] = judged.glob(f"*.{stem}.results.parquet")
         out.append(_collected(prefix, Histogram.load(counted), Contamination.load(found), load_results(judgement)))
     return out
