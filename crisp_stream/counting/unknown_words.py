@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 MOST_WINDOWS = 4096
 """Windows of the corpus that are read."""
-LEAST_LETTERS = 100
+LEAST_LETTERS = 200
 """Letters of an example from which it is called foreign by itself; fewer words may all be rare by chance."""
 _STRETCH = 8
 _WINDOW_TOKENS = 256

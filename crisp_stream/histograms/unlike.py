@@ -38,7 +38,7 @@ class UnknownWords:
     share: float
     """Share of the examples' letters in such words."""
     foreign_share: float
-    """Share of the letters in examples of 100 letters and more whose own share is above the limit."""
+    """Share of the letters in examples of 200 letters and more whose own share is above the limit."""
     corpus_share: float
     """Share in windows of the sample, each against the others."""
     corpus_windows: int
@@ -74,12 +74,15 @@ def unknown_words_of(provenance: Mapping[str, Any]) -> UnknownWords | None:
 def unlike_warnings(provenance: Mapping[str, Any]) -> Iterator[str]:
     """Say where the examples that a histogram was made of are unlike the corpus, through smoothing and averages."""
     for part, _ in counted_parts(provenance):
-        cosine, corpus = part.get("cosine"), part.get("corpus_cosine")
+        cosine, corpus, words = part.get("cosine"), part.get("corpus_cosine"), unknown_words_of(part)
+        foreign = None if words is None else words.warning
         if cosine is not None and corpus is not None and cosine < FAR_COSINE * corpus:
+            kind = "Text of another language, or no text?"
+            if words is not None and foreign is None:
+                kind = f"It is no other language: {1 - words.share:.0%} of its letters stand in words of the corpus."
             yield (
                 "warning: the examples are far from the corpus: their mean cosine to the centroids of their leaves is "
-                f"{cosine:.2f}, that of the corpus {corpus:.2f}. Text of another language, or no text? {_IF_MEANT}"
+                f"{cosine:.2f}, that of the corpus {corpus:.2f}. {kind} {_IF_MEANT}"
             )
-        words = unknown_words_of(part)
-        if words is not None and words.warning is not None:
-            yield words.warning
+        if foreign is not None:
+            yield foreign

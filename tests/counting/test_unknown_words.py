@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -76,16 +77,18 @@ def test_odd_english_is_not_warned_of(corpus: CorpusWords, text: str) -> None:
 
 
 def test_a_part_of_the_examples_in_another_language_is_warned_of(corpus: CorpusWords) -> None:
-    assert len(GERMAN) > LEAST_LETTERS
-    warning = counted(corpus, [ENGLISH] * 5 + [GERMAN]).warning
+    german, english = f"{GERMAN} {GERMAN}", f"{ENGLISH} {ENGLISH}"
+    assert len(german) > LEAST_LETTERS > len(GERMAN)
+    warning = counted(corpus, [english] * 5 + [german]).warning
     assert warning is not None
     assert warning.startswith("warning: some of the examples, 18% of all by their letters, consist mostly of words")
-    assert counted(corpus, [ENGLISH] * 20 + [GERMAN]).warning is None
+    assert counted(corpus, [english] * 20 + [german]).warning is None
+    assert counted(corpus, [ENGLISH] * 5 + [GERMAN]).warning is None  # too short to be judged alone
 
 
 def test_texts_of_one_number_are_one_example_and_text_without_letters_has_no_share(corpus: CorpusWords) -> None:
     counter = UnknownWordsCounter(corpus)
-    words = GERMAN.split()
+    words = [*GERMAN.split(), *GERMAN.split()]
     list(counter.watched(iter([(7, word) for word in words])))
     found = counter.finish()
     assert found is not None
@@ -128,7 +131,10 @@ def test_the_warnings_follow_a_histogram_into_inspect_and_the_page(tmp_path: Pat
     assert "84.0% of the letters; 9.0% in the corpus itself" in describe_histogram(histogram, dataset, limit=2)
     assert "84% (corpus: 9%)" in page_html(dataset, {"german": histogram})
     far = {**provenance, "cosine": 0.23}
-    assert sum("far from the corpus" in one for one in unlike_warnings(far)) == 1
+    assert ["far from the corpus" in one for one in unlike_warnings(far)] == [True, False]
+    english = {**far, UNKNOWN_WORDS_KEY: dataclasses.replace(words, share=0.2, foreign_share=0.0).to_json()}
+    [said] = unlike_warnings(english)
+    assert "0.23, that of the corpus 0.48. It is no other language: 80% of its letters stand in words of the" in said
     assert [*unlike_warnings(Histogram.base(dataset).provenance)] == []
 
 
