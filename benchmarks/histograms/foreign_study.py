@@ -66,8 +66,13 @@ def main() -> None:
     parser.add_argument("--characters", type=int, default=8_000_000, metavar="N", help="its length")
     asked = parser.parse_args()
     if asked.corpus is not None:
-        sizes = {"specialist_documents": 50, "test_documents": 50}
-        made = prepare_corpora(asked.corpus, cache=asked.packages, generalist_characters=asked.characters, **sizes)
+        made = prepare_corpora(
+            asked.corpus,
+            cache=asked.packages,
+            generalist_characters=asked.characters,
+            specialist_documents=50,
+            test_documents=50,
+        )
         print(made.generalist)
     datasets = [open_dataset(root) for root in asked.roots]
     if datasets:
