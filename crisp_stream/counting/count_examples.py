@@ -21,15 +21,13 @@ from crisp_stream.examples.question_layouts import QuestionKeys
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.format.manifest import Packing
 from crisp_stream.histograms.histogram import ALIKE_KEY, Histogram
+from crisp_stream.histograms.unlike import unlike_warnings
 from crisp_stream.processes import Log, Progress
 from crisp_stream.records.readers import TxtDocuments
 from crisp_stream.tree.tree import ClusterTree
 from crisp_stream.writers.documents.drops import DropCounts
 from crisp_stream.writers.documents.inputs import Layout
 from crisp_stream.writers.tree.quality import leaf_cosines
-
-FAR_COSINE = 0.5
-"""Share of the corpus's mean cosine to its leaves' centroids below which examples are called far from it."""
 
 
 def count_examples(
@@ -73,8 +71,9 @@ def count_examples(
 
     Returns:
         Window counts per node at `level`; an example longer than a window counts once per window. The provenance has
-        the mean cosine between the windows and the centroids of their leaves, and that of the corpus; and which
-        examples these were, as hashes (`example_sketch`).
+        the mean cosine between the windows and the centroids of their leaves, and that of the corpus; the share of
+        letters in words that the corpus does not have (`unknown_words`); and which examples these were, as hashes
+        (`example_sketch`).
 
     Raises:
         InputError: a level the tree does not have, an encoder with other weights, nothing to count, broken input.
@@ -122,7 +121,6 @@ def count_embedded(task: EmbeddedTask, dataset: Dataset, level: int, *, log: Log
             f"tokens, got none from {counted.num_examples} examples. Use --packing document, or give more examples."
         )
     corpus = _corpus_cosine(dataset)
-    _warn(counted, corpus, dataset, log)
     provenance = {
         **task.provenance,
         "examples": counted.num_examples,
@@ -134,12 +132,15 @@ def count_embedded(task: EmbeddedTask, dataset: Dataset, level: int, *, log: Log
     }
     provenance |= task.late_provenance()
     examples = counted.examples if task.alike is None else task.alike()[counted.examples]
-    warn_of_alike(provenance, log)
+    warn_of_examples(provenance, log)
+    _warn_of_many(len(counted.leaves), manifest.num_windows, log)
     return Histogram.from_leaves(counted.leaves, dataset.tree, level, provenance, examples=examples)
 
 
-def warn_of_alike(provenance: Mapping[str, Any], log: Log) -> None:
-    """Say how many examples are like others, if any is."""
+def warn_of_examples(provenance: Mapping[str, Any], log: Log) -> None:
+    """Say what makes examples doubtful: how many are like others, and whether they are unlike the corpus."""
+    for warning in unlike_warnings(provenance):
+        log(warning)
     alike = provenance.get(ALIKE_KEY)
     if alike and alike["exact"] + alike["near"]:
         log(
@@ -188,17 +189,10 @@ def _corpus_cosine(dataset: Dataset) -> float | None:
     return float(cosine) if isinstance(cosine, int | float) else None
 
 
-def _warn(counted: _Counted, corpus: float | None, dataset: Dataset, log: Log) -> None:
-    """Say what makes a histogram of these examples doubtful."""
-    if corpus is not None and counted.cosine < FAR_COSINE * corpus:
+def _warn_of_many(num_windows: int, of_corpus: int, log: Log) -> None:
+    """Say that a task is larger than the corpus, if it is."""
+    if num_windows > of_corpus:
         log(
-            f"warning: the examples are far from the corpus: their mean cosine to the centroids of their leaves is "
-            f"{counted.cosine:.2f}, that of the corpus {corpus:.2f}. Text of another language, or no text? If it is "
-            "what you mean, the corpus has nothing like it, and the clusters found say little."
-        )
-    windows = dataset.manifest.num_windows
-    if len(counted.leaves) > windows:
-        log(
-            f"warning: the examples fill {len(counted.leaves):,} windows, more than the {windows:,} of the corpus. "
+            f"warning: the examples fill {num_windows:,} windows, more than the {of_corpus:,} of the corpus. "
             "With so much text of the task, train on it; or were task and corpus exchanged?"
         )

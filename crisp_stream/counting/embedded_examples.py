@@ -14,6 +14,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from crisp_stream.counting.alike import AlikeBuilder, AlikeExamples
+from crisp_stream.counting.unknown_words import CorpusWords, UnknownWordsCounter
 from crisp_stream.errors import InputError
 from crisp_stream.examples.hashes import example_hash
 from crisp_stream.examples.question_files import learnable_questions, open_questions, read_questions
@@ -24,6 +25,7 @@ from crisp_stream.format.dataset import Dataset
 from crisp_stream.format.manifest import Packing
 from crisp_stream.format.tokenizer import DocumentTokenizer
 from crisp_stream.histograms.histogram import ALIKE_KEY
+from crisp_stream.histograms.unlike import UNKNOWN_WORDS_KEY
 from crisp_stream.processes import Log, map_unordered, num_processes
 from crisp_stream.records.readers import TxtDocuments
 from crisp_stream.writers.documents.documents import read_documents
@@ -177,7 +179,9 @@ def embedded_task(
         log(note)
     choice = matching_encoder(dataset.manifest.encoder, encoder, dataset.root)
     settings = embedding_settings(dataset, choice, packing, sources, log)
-    batches = embed_examples(sources.read(dropped, sketch, builder), settings, num_processes(processes))
+    words = UnknownWordsCounter(CorpusWords.of_dataset(dataset))
+    examples = words.watched(sources.read(dropped, sketch, builder))
+    batches = embed_examples(examples, settings, num_processes(processes))
 
     @cache
     def alike() -> AlikeExamples:
@@ -185,10 +189,15 @@ def embedded_task(
 
     def late_provenance() -> dict[str, Any]:
         answers = {} if sources.answers is None else {"answers": sources.answers}
-        hashes = {PROVENANCE_KEY: sketch.finish().to_json()}
-        return (
-            {"packing": packing, "dropped_examples": dropped.as_dict(), ALIKE_KEY: alike().to_json()} | hashes | answers
-        )
+        unknown = words.finish()
+        return {
+            "packing": packing,
+            "dropped_examples": dropped.as_dict(),
+            ALIKE_KEY: alike().to_json(),
+            **({} if unknown is None else {UNKNOWN_WORDS_KEY: unknown.to_json()}),
+            PROVENANCE_KEY: sketch.finish().to_json(),
+            **answers,
+        }
 
     return EmbeddedTask(batches=batches, provenance=names, late_provenance=late_provenance, alike=lambda: alike().first)
 

@@ -87,13 +87,13 @@ def embed_task(
     log: Log = print,
 ) -> TaskEmbeddings:
     """Embed a task's examples; arguments and errors are those of `count_examples`."""
-    from crisp_stream.counting.count_examples import warn_of_alike
+    from crisp_stream.counting.count_examples import warn_of_examples
     from crisp_stream.counting.embedded_examples import ExampleSources, embedded_task
 
     sources = ExampleSources(tuple(inputs), text_column, limit, answers, (), "files")
     task = embedded_task(sources, dataset, packing=packing, encoder=encoder, processes=processes, log=log)
     collected = _collected(task, dataset)
-    warn_of_alike(collected.provenance, log)
+    warn_of_examples(collected.provenance, log)
     return collected
 
 

@@ -64,13 +64,28 @@ def _of_repeats(serving: Serving) -> Iterator[tuple[str, str]]:
             f"{share:.0%} of the samples are windows that are served more than {MANY_TIMES} times; cluster "
             f"{worst.cluster} of level {serving.level} is gone through {_number(worst.epochs)} times "
             f"({worst.windows:,} window{'s' * (worst.windows > 1)}).",
-            _SELECT_MORE
-            if selects
-            else "Use smoothing (histogram tune), a coarser level, a histogram closer to base (histogram interpolate), "
-            "fewer samples, or a limit with max_repeats and on_excess=cap."
-            if any(phase.level for phase in serving.phases)
-            else "Train for fewer samples, or write more documents.",
+            _SELECT_MORE if selects else _fewer_repeats(serving),
         )
+
+
+def _fewer_repeats(serving: Serving) -> str:
+    """Advise what is still open: no smoothing of what is smoothed, no limit where there is one."""
+    phases = [phase for phase in serving.phases if phase.level]
+    if not phases:
+        return "Train for fewer samples, or write more documents."
+    states = {phase.smoothing for phase in phases}
+    ways = []
+    if "possible" in states:
+        ways.append("smoothing (histogram tune)")
+    elif "of parts" in states:
+        ways.append("smoothing of the histograms that it was computed from (histogram tune)")
+    if max(phase.level for phase in phases) > 1:
+        ways.append("a coarser level")
+    ways += ["a histogram closer to base (histogram interpolate)", "fewer samples"]
+    limited = all(phase.max_repeats is not None for phase in phases)
+    ways.append("a lower max_repeats" if limited else "a limit with max_repeats and on_excess=cap")
+    known = "The histogram is smoothed already. " if states == {"done"} else ""
+    return f"{known}Use {', '.join(ways[:-1])}, or {ways[-1]}."
 
 
 def _of_proportions(serving: Serving) -> Iterator[tuple[str, str]]:
@@ -81,7 +96,10 @@ def _of_proportions(serving: Serving) -> Iterator[tuple[str, str]]:
                 "others get it in proportion.",
                 "Use a coarser level, or write more documents.",
             )
-    if serving.clusters_hit < _FEW_CLUSTERS * serving.clusters_reachable:
+    few = serving.clusters_hit < _FEW_CLUSTERS * serving.clusters_reachable
+    # Smoothing gives every cluster a share, however small: which of these are drawn says nothing of the run's length.
+    smoothed = any(phase.smoothing == "done" for phase in serving.phases)
+    if few and not (smoothed and serving.mixture_error <= _LARGE_ERROR):
         missed = serving.clusters_reachable - serving.clusters_hit
         yield (
             f"{missed:,} of {serving.clusters_reachable:,} clusters with mass are never drawn: the run is short for "

@@ -32,6 +32,7 @@ from crisp_stream.forecast.result import (
     Serving,
 )
 from crisp_stream.forecast.selected import count_selected
+from crisp_stream.histograms.history import smoothing_of
 from crisp_stream.histograms.mixture import windows_per_node
 from crisp_stream.loading.stream import Stream
 from crisp_stream.order.blocks import BLOCK_SAMPLES
@@ -186,6 +187,8 @@ def _phases(dataset: Dataset, mixture: Mixture, counts: Counts) -> tuple[PhaseFo
                 windows=counted.windows,
                 missing_mass=float(phase.histogram.proportions.sum(where=windows == 0)),
                 selected=None if phase.windows is None else phase.windows.num_selected,
+                smoothing="none" if phase.windows is not None else smoothing_of(phase.histogram),
+                max_repeats=phase.max_repeats if phase.on_excess == "cap" else None,
             )
         )
     return tuple(phases)

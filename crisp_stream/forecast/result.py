@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from crisp_stream.errors import InputError
+from crisp_stream.histograms.history import Smoothing
 from crisp_stream.order.draws import Int64s
 from crisp_stream.table import Table, aligned, format_bytes
 
@@ -37,6 +38,10 @@ class PhaseForecast:
     """Share of the histogram on clusters without windows; redistributed."""
     selected: int | None = None
     """Windows of its window selection; None: it has a histogram."""
+    smoothing: Smoothing = "none"
+    """Whether its histogram is smoothed, or can be."""
+    max_repeats: float | None = None
+    """Limit at which its clusters are capped; None: they are not."""
 
 
 @dataclass(frozen=True, kw_only=True)

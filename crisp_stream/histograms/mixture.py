@@ -305,10 +305,12 @@ def within_repeats(phase: Phase, dataset: Dataset, *, what: str) -> Histogram:
             'fewer samples, or a histogram closer to base; or cap and redistribute with on_excess="cap".'
         )
     capped, is_capped = water_fill(wanted, limits)
-    moved = float((wanted - capped).sum(where=is_capped))
+    # Both counts are said: what those beyond the limit leave can fill others up to it.
+    left, filled = float((wanted - capped).sum(where=excess)), int(is_capped.sum()) - int(excess.sum())
+    at_limit = f" Of these, {filled:,} reach the limit by that, so {int(is_capped.sum()):,} are at it."
     _warn_once(
-        f"{what} would be drawn more than max_repeats {phase.max_repeats:g} times: {worst}. {int(is_capped.sum()):,} "
-        f"clusters are capped, and {moved:.2%} of the samples goes to the others in proportion."
+        f"{what} would be drawn more than max_repeats {phase.max_repeats:g} times: {worst}. They are capped, and the "
+        f"{left:.2%} of the samples that they leave goes to the others in proportion.{at_limit if filled else ''}"
     )
     return dataclasses.replace(
         histogram, proportions=np.where(present, capped * share, histogram.proportions), counts=None

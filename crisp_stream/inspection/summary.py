@@ -16,6 +16,7 @@ from crisp_stream.format.provenance import document_spans, has_provenance
 from crisp_stream.histograms.arithmetic import chance_of, effective_clusters, generalist_histogram, total_variation
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.histograms.mixture import check_tree, windows_per_node
+from crisp_stream.histograms.unlike import UNKNOWN_WORDS_KEY, unknown_words_of, unlike_warnings
 from crisp_stream.inspection.terms import node_terms, terms_can_be_found
 from crisp_stream.loading.reader import read_windows
 from crisp_stream.table import NONE, Table, aligned
@@ -127,8 +128,12 @@ def describe_histogram(histogram: Histogram, dataset: Dataset | None, *, limit: 
         ("clusters", f"{len(histogram.nodes):,} with mass, {effective}"),
         *([] if histogram.counts is None else [("counted", f"{int(histogram.counts.sum()):,} windows")]),
         ("tree", histogram.tree_fingerprint[:16]),
-        *without_hashes(histogram.provenance).items(),
+        *(one for one in without_hashes(histogram.provenance).items() if one[0] != UNKNOWN_WORDS_KEY),
     ]
+    words = unknown_words_of(histogram.provenance)
+    if words is not None:
+        own = f"{words.corpus_share:.1%} in the corpus itself"
+        facts.append(("unknown words", f"{words.share:.1%} of the letters; {own}"))
     if dataset is not None:
         check_tree(histogram, dataset, what="histogram")
     if dataset is not None and histogram.level:
@@ -137,9 +142,11 @@ def describe_histogram(histogram: Histogram, dataset: Dataset | None, *, limit: 
         facts.append(("off corpus", f"{distance:.1%} (total variation){random}"))
     if chance is not None:
         facts.append(("by chance", f"w(c) up to {chance.largest_weight:.1f} in the ten heaviest of random windows"))
-    warning = chance.warning if chance is not None else None
+    warnings = [*unlike_warnings(histogram.provenance)]
+    if chance is not None and chance.warning is not None:
+        warnings.append(chance.warning)
     title = f"histogram of level {histogram.level} (arity {histogram.arity}, depth {histogram.depth})"
-    warned = "" if warning is None else f"{warning}\n"
+    warned = "".join(f"{warning}\n" for warning in warnings)
     return f"{title}\n{_facts_text(facts)}\n{warned}\n{_heaviest_text(histogram, dataset, limit)}\n"
 
 

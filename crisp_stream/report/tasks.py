@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from crisp_stream.histograms.arithmetic import effective_clusters
 from crisp_stream.histograms.chance import DRAWS, FEW_WINDOWS, by_chance
 from crisp_stream.histograms.histogram import Histogram
+from crisp_stream.histograms.unlike import unknown_words_of, unlike_warnings
 from crisp_stream.report.charts import Axis, Curve, percent
 from crisp_stream.report.colours import BASE, Colours
 from crisp_stream.report.elements import definitions, figure, safe, section
@@ -77,10 +78,20 @@ def histogram_section(
 grey one that of the corpus, on one scale for all tasks; w is the ratio of the two. <i>Effective clusters</i>: how many
 equally heavy clusters would be as spread out (exp of the entropy). <i>Off the corpus</i>: total variation, 0 for the
 corpus itself, 1 for nothing in common. <i>random</i>, <i>w by chance</i>: what as many random windows of the corpus
-would show, the mean of {DRAWS} sets; below {FEW_WINDOWS} windows per cluster, single clusters are mostly chance.</p>
-<div class="cards">
+would show, the mean of {DRAWS} sets; below {FEW_WINDOWS} windows per cluster, single clusters are mostly chance.
+<i>Unknown words</i>: the share of the examples' letters in words that a sample of the corpus does not have.</p>
+{_unlike(histograms)}<div class="cards">
 {cards}
 </div>""",
+    )
+
+
+def _unlike(histograms: Mapping[str, Histogram]) -> str:
+    """Warnings of examples that are unlike the corpus."""
+    return "".join(
+        f'<p class="warning">{safe(name)}: {safe(warning.removeprefix("warning: "))}</p>\n'
+        for name, histogram in histograms.items()
+        for warning in unlike_warnings(histogram.provenance)
     )
 
 
@@ -93,6 +104,7 @@ def _facts(task: TaskShares, histogram: Histogram, tree: Tree) -> dict[str, str]
     if chance is not None:
         effective += f" (random: {chance.effective_clusters:,.0f})"
         off_corpus += f" (random: {chance.off_corpus:.2f})"
+    words = unknown_words_of(histogram.provenance)
     return {
         "level": f"{histogram.level}",
         "windows counted": NONE if histogram.counts is None else f"{int(histogram.counts.sum()):,}",
@@ -100,6 +112,7 @@ def _facts(task: TaskShares, histogram: Histogram, tree: Tree) -> dict[str, str]
         "effective clusters": effective,
         "off the corpus": off_corpus,
         **({} if chance is None else {"w by chance": f"up to {chance.largest_weight:.1f}"}),
+        **({} if words is None else {"unknown words": f"{words.share:.0%} (corpus: {words.corpus_share:.0%})"}),
         **({"on empty clusters": f"{task.missing:.1%}"} if task.missing > 0 else {}),
     }
 

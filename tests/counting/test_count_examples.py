@@ -237,6 +237,8 @@ def test_text_unlike_the_corpus_and_a_task_larger_than_it_are_warned_of(
     far = count_examples([str(chinese)], data=str(root), log=lines.append)
     assert far.provenance["cosine"] < 0.5 * far.provenance["corpus_cosine"] < near.provenance["cosine"]
     assert any("the examples are far from the corpus" in line for line in lines)
+    assert any("of the examples' letters stand in words that a sample of the corpus" in line for line in lines)
+    assert near.provenance["unknown_words"]["share"] < 0.5 < 0.9 < far.provenance["unknown_words"]["share"]
     windows = open_dataset(str(root)).manifest.num_windows
     vectors = np.tile(open_dataset(str(root)).tree.centroids_per_level[-1][:1], (windows + 1, 1))
     np.save(tmp_path / "many.npy", vectors / np.linalg.norm(vectors, axis=1, keepdims=True))

@@ -16,8 +16,10 @@ from crisp_stream.results.results import QuestionResults, load_results
 from crisp_stream.writers.cleaning.evaluation_texts import read_evaluation_texts
 from crisp_stream.writers.documents.drops import DropCounts
 from tests.evaluation.test_contamination import dataset_of
+from tests.support.published_sets import LAYOUTS, SETS, in_every_layout, numbers_of
 from tests.support.question_layouts import NAMED_KEYS, QUESTIONS, UNORDERED, write_every_layout, write_lines
 from tests.support.small_runs import SmallRun, small_run
+from tests.support.written_dataset import TOPICS
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +116,32 @@ def test_eval_gives_the_same_results_of_every_layout(
         assert results.log_probs == first.log_probs
         assert results.answers.tolist() == first.answers.tolist()
         assert results.num_long == first.num_long == len(QUESTIONS)
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A dataset of documentation, with one question of each set in it."""
+    folder = tmp_path_factory.mktemp("searched")
+    quoted = [f"{rows[1]['question']} {rows[1]['choices'][rows[1]['answer']]}" for rows in SETS.values()]
+    write_lines(folder / "text.jsonl", [{"text": text} for text in [*quoted, *(text[:900] for text in TOPICS)]])
+    options = ["--window-tokens", "64", "--vocab-size", "600", "--arity", "4", "--depth", "2", "--encoder", "lsi"]
+    out = ["--out", str(folder / "data"), "--packing", "document", "--processes", "1"]
+    assert main(["write", str(folder / "text.jsonl"), *options, *out]) == 0
+    return str(folder / "data")
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_commands_give_the_same_numbers_of_a_published_set_in_five_layouts(
+    name: str, searched: str, done: SmallRun, tmp_path: Path
+) -> None:
+    rows = SETS[name]
+    files = in_every_layout(tmp_path, name, rows)
+    found = numbers_of(files, searched, str(done.checkpoint(12)), tmp_path)
+    assert len(found) == len(LAYOUTS[name]) == 5
+    assert all(other == found[0] for other in found[1:])
+    first = found[0]
+    assert sum(half.count("\n") for half in first.halves) == len(rows)
+    assert sum(first.counts) >= sum(len(row["choices"]) for row in rows)
+    assert [at for at, one in enumerate(first.contaminated) if one] == [1]
+    assert list(first.answers) == [row["answer"] for row in rows]
+    assert [len(row) for row in first.log_probs] == [len(row["choices"]) for row in rows]

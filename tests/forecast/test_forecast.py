@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +15,16 @@ from crisp_stream.errors import InputError
 from crisp_stream.forecast.forecast import forecast
 from crisp_stream.forecast.result import Forecast, Loader
 from crisp_stream.format.dataset import Dataset
+from crisp_stream.histograms.arithmetic import interpolate
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.histograms.mixture import Draw, Mixture, Phase
+from crisp_stream.histograms.smoothing import smooth
 from crisp_stream.loading.reader import ReadOptions
 from crisp_stream.loading.stream import Stream
 from crisp_stream.order.blocks import BLOCK_SAMPLES
 from tests.support.mixtures import LEAVES, histogram_of, two_phases
 from tests.support.synthetic import synthetic_tree, write_synthetic_dataset
+from tests.support.topics import histogram_of as topics_histogram
 
 
 @pytest.fixture(scope="module")
@@ -196,3 +201,44 @@ def test_runs_that_cannot_be_are_refused(dataset: Dataset) -> None:
 
 def test_the_defaults_are_those_of_the_loader() -> None:
     assert Loader().lookahead == ReadOptions().lookahead
+
+
+def repeats_remedy(dataset: Dataset, histogram: Histogram, **limit: Any) -> str:
+    """What is advised where a few windows of a histogram are served many times."""
+    found = forecast(dataset, Mixture([Phase(histogram, 20_000, **limit)]))
+    [remedy] = [one.remedy for one in found.warnings if "served more than 4 times" in one.finding]
+    return remedy
+
+
+def test_smoothing_is_advised_only_where_it_was_not_done_and_can_be(sixteen: Dataset) -> None:
+    counted = topics_histogram(sixteen, {3: 900, 9: 100})
+    smoothed = smooth(counted, sixteen, strength=[1.0, 3.0])
+    others = "a coarser level, a histogram closer to base (histogram interpolate), fewer samples, or a limit with "
+    others += "max_repeats and on_excess=cap."
+    assert repeats_remedy(sixteen, counted) == f"Use smoothing (histogram tune), {others}"
+    already = f"The histogram is smoothed already. Use {others}"
+    assert repeats_remedy(sixteen, smoothed) == already
+    assert repeats_remedy(sixteen, interpolate(smoothed, sixteen, 0.1)) == already
+    assert repeats_remedy(sixteen, Histogram.average([smoothed, smoothed])) == already
+    of_parts = f"Use smoothing of the histograms that it was computed from (histogram tune), {others}"
+    assert repeats_remedy(sixteen, interpolate(counted, sixteen, 0.1)) == of_parts
+    assert repeats_remedy(sixteen, Histogram.average([smoothed, counted])) == of_parts
+    assert repeats_remedy(sixteen, dataclasses.replace(smoothed, provenance={"name": "doge"})) == f"Use {others}"
+    assert repeats_remedy(sixteen, smooth(counted, sixteen, strength=1.0, level=1)) == already.replace(
+        "a coarser level, ", ""
+    )
+
+
+def test_a_limit_is_not_advised_where_there_is_one(sixteen: Dataset) -> None:
+    histogram = topics_histogram(sixteen, {leaf: 1 + 20 * (leaf == 3) for leaf in range(16)})
+    assert repeats_remedy(sixteen, histogram, max_repeats=50.0, on_excess="cap").endswith("or a lower max_repeats.")
+
+
+def test_clusters_that_smoothing_alone_reaches_need_not_be_drawn(sixteen: Dataset) -> None:
+    counted = topics_histogram(sixteen, {3: 900_000, 9: 100_000})
+    smoothed = smooth(counted, sixteen, strength=3.0)
+    found = forecast(sixteen, Mixture([Phase(smoothed, 2_000)]))
+    assert found.clusters_hit < 0.9 * found.clusters_reachable
+    assert not any("never drawn" in warning.finding for warning in found.warnings)
+    unknown = dataclasses.replace(smoothed, provenance={})
+    assert any("never drawn" in one.finding for one in forecast(sixteen, Mixture([Phase(unknown, 2_000)])).warnings)

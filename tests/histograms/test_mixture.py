@@ -156,14 +156,22 @@ def test_capped_mass_goes_to_the_others_in_proportion_and_is_reported_once(
     assert proportions == pytest.approx([0.85 / 3, 0.85 / 3, 0.15, 0.85 / 3])
     assert [record.getMessage() for record in caplog.records] == [
         "phase 1: 1 of 4 clusters of level 2 would be drawn more than max_repeats 3 times: cluster 5 (10 windows, 80 "
-        "draws, 8 repeats). 1 clusters are capped, and 25.00% of the samples goes to the others in proportion."
+        "draws, 8 repeats). They are capped, and the 25.00% of the samples that they leave goes to the others in "
+        "proportion."
     ]
 
 
-def test_what_is_redistributed_can_push_others_to_the_limit(dataset: Dataset) -> None:
+def test_what_is_redistributed_can_push_others_to_the_limit(dataset: Dataset, caplog: pytest.LogCaptureFixture) -> None:
     # 168, 120 and 112 of 400 samples are asked, 300, 30 and 120 allowed; what leaf 5 leaves pushes leaf 15 over.
     phase = Phase(counted(dataset, [0] * 42 + [5] * 30 + [15] * 28), 400, max_repeats=3, on_excess="cap")
-    assert Mixture([phase]).leaf_proportions(dataset)[0] == pytest.approx([250 / 400, 0, 30 / 400, 120 / 400])
+    with caplog.at_level(logging.WARNING):
+        assert Mixture([phase]).leaf_proportions(dataset)[0] == pytest.approx([250 / 400, 0, 30 / 400, 120 / 400])
+    [said] = [record.getMessage() for record in caplog.records]
+    assert "phase 1: 1 of 3 clusters of level 2 would be drawn more than max_repeats 3 times: cluster 5 " in said
+    assert said.endswith(
+        "They are capped, and the 22.50% of the samples that they leave goes to the others in proportion. Of these, 1 "
+        "reach the limit by that, so 2 are at it."
+    )
     with pytest.raises(
         InputError, match=r"others cannot take the rest: 460 samples of 150 windows repeat each 3\.07 times"
     ):
