@@ -118,7 +118,11 @@ class DemoResult:
             for one in self.clusters
         ]
         tables = (
-            Table(head=("held-out perplexity", *self.runs, "crisp : base"), rows=figures),
+            Table(
+                head=("held-out perplexity", *self.runs, "crisp : base"),
+                rows=figures,
+                notes=[f"perplexity: {digits.JUDGED}"],
+            ),
             Table(
                 head=("cluster", "of the task", "of the corpus", "w", "beginning of one of its windows"),
                 rows=clusters,

@@ -3,10 +3,10 @@
 
 const byId = (id) => document.getElementById(id);
 
-/** A number with two decimals as the commands write it (digits.py): a tie goes to the even digit. */
+/** A number with two decimals as the commands write it (digits.py): a tie, an odd number of eighths, goes to the even digit. */
 function fixed(value) {
-  const scaled = value * 100, low = Math.floor(scaled);
-  const even = scaled - low === 0.5 ? (low % 2 ? low + 1 : low) / 100 : value;
+  const low = Math.floor(value * 100);
+  const even = (value * 8) % 2 === 1 ? (low + (low % 2)) / 100 : value;
   return even.toFixed(2).replace(/\B(?=(\d{3})+\.)/g, ",");
 }
 const percent = (share) => `${fixed(100 * share)}%`;

@@ -137,7 +137,13 @@ def table(models: Sequence[FinetunedModel]) -> Table:
         for model in models
     ]
     records = [dataclasses.asdict(model) for model in models]
-    return Table(head=("fine-tuning", "steps", "perplexity", "checkpoint"), rows=rows, words=(-1,), records=records)
+    return Table(
+        head=("fine-tuning", "steps", "perplexity", "checkpoint"),
+        rows=rows,
+        words=(-1,),
+        notes=[f"perplexity: of the validation text, {digits.JUDGED}"],
+        records=records,
+    )
 
 
 def _judged(recipe: Recipe, checkpoint: str, dist: Any) -> float:
