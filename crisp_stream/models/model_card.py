@@ -179,7 +179,7 @@ def _eval_results(hub: Any, held_out: dict[str, Any] | None) -> list[Any] | None
             dataset_type="held-out-text",
             dataset_name="held-out text",
             metric_type="perplexity",
-            metric_name="perplexity, mean over texts",
+            metric_name="perplexity, mean over texts, in float32",
             metric_value=round(held_out["perplexity"], 6),
         )
     ]

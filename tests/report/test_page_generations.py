@@ -72,6 +72,7 @@ def test_a_run_is_compared_with_the_generation_that_it_was_trained_on(root: Path
     np.testing.assert_allclose(task.shares, task.corpus)  # the corpus as it is, in the same shares: w is 1 everywhere
     assert not np.allclose(task.shares, levels[-1].shares, atol=1e-3)
     top = coarser(task, 1, tree_of(new))
+    assert top.corpus is not None
     np.testing.assert_allclose(top.shares, top.corpus)
     html = page_html(new, {}, [found])
     cards = html[html.index("Mixture served so far") :].split("</section>")[0]
