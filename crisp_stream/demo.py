@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from crisp_stream import __version__
+from crisp_stream import __version__, digits
 from crisp_stream.config.load import load_recipe
 from crisp_stream.config.recipe import Recipe
 from crisp_stream.corpora.demo import Corpora, prepare_corpora
@@ -101,16 +101,28 @@ class DemoResult:
         estimates = {(row.judged.name, row.results.model_name): row.estimates for row in self.evaluation.rows}
         figures = []
         for name in _SETS.values():
-            perplexities = (f"{estimates[name, model][PERPLEXITY].value:.1f}" for model in self.runs)
-            figures.append((name, *perplexities, f"{estimates[name, 'crisp'][RATIO].value:.2f}"))
-        figures.append(("mixture error", *(f"{run.record['mixture_error']:.4f}" for run in self.runs.values()), ""))
+            perplexities = (digits.perplexity(estimates[name, model][PERPLEXITY].value) for model in self.runs)
+            figures.append((name, *perplexities, digits.ratio(estimates[name, "crisp"][RATIO].value)))
+        figures.append(
+            ("mixture error", *(digits.mixture_error(run.record["mixture_error"]) for run in self.runs.values()), "")
+        )
         figures.append(("bytes read", *(format_bytes(run.totals["bytes_read"]) for run in self.runs.values()), ""))
         clusters = [
-            (f"{one.node}", f"{one.share:.1%}", f"{one.generalist_share:.1%}", f"{one.weight:.1f}", one.text[:70])
+            (
+                f"{one.node}",
+                digits.share(one.share),
+                digits.share(one.generalist_share),
+                digits.weight(one.weight),
+                one.text[:70],
+            )
             for one in self.clusters
         ]
         tables = (
-            Table(head=("held-out perplexity", *self.runs, "crisp : base"), rows=figures),
+            Table(
+                head=("held-out perplexity", *self.runs, "crisp : base"),
+                rows=figures,
+                notes=[f"perplexity: {digits.JUDGED}"],
+            ),
             Table(
                 head=("cluster", "of the task", "of the corpus", "w", "beginning of one of its windows"),
                 rows=clusters,

@@ -80,7 +80,7 @@ def test_the_printed_table_holds_the_measured_numbers(demo: LocalDemo) -> None:
     lines = demo.result.text().splitlines()
     measured = perplexities(demo.result)
     base, crisp = measured["base", "medical abstracts"], measured["crisp", "medical abstracts"]
-    assert lines[1].split() == ["medical", "abstracts", f"{base:.1f}", f"{crisp:.1f}", f"{crisp / base:.2f}"]
+    assert lines[1].split() == ["medical", "abstracts", f"{base:,.2f}", f"{crisp:,.2f}", f"{crisp / base:.4f}"]
     assert lines[-1] == verdict_of(demo.result.evaluation).sentence
 
 
@@ -118,7 +118,7 @@ def test_one_page_is_written_that_begins_with_the_verdict(demo: LocalDemo) -> No
     assert [path.name for path in demo.folder.glob("*.html")] == ["report.html"]
     page = demo.result.page.read_text(encoding="utf-8")
     assert page.count(escape(verdict_of(demo.result.evaluation).sentence)) == 1
-    assert f"{perplexities(demo.result)['crisp', 'medical abstracts']:,.1f}" in page
+    assert f"{perplexities(demo.result)['crisp', 'medical abstracts']:,.2f}" in page
     for run in demo.result.runs.values():
         assert f"{run.name}: last loss {run.record['final_loss']:.4f}" in page
     assert "served to demo-crisp" in page

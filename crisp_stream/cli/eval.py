@@ -14,6 +14,7 @@ from crisp_stream.cli.verbs import (
     add_question_keys,
     add_selection,
     add_verb,
+    add_wide,
     print_line,
     selection_of,
 )
@@ -107,6 +108,7 @@ def add_eval(verbs: Any) -> None:
     verb.add_argument(
         "--batch-size", type=int, default=8, metavar="N", help="full contexts per forward pass; no effect on results"
     )
+    add_wide(verb)
     add_launch_arguments(verb, alone="this process judges")
 
 
@@ -158,7 +160,7 @@ def _eval(arguments: argparse.Namespace) -> int:
         )
         models = list(dict.fromkeys(judged.model_name for judged in results))
         rows = result_rows(results, baseline=models[0] if len(models) > 1 else None)
-        log(result_tables(rows).text())
+        log(result_tables(rows, wide=arguments.wide).text())
         if arguments.out:
             log(f"\nresults of every example in {arguments.out}; tables and figures of them: crisp-stream results")
     return 0

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from crisp_stream.cli.verbs import Formatter, add_verb, print_line
+from crisp_stream.cli.verbs import Formatter, add_verb, add_wide, print_line
 from crisp_stream.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def add_results(verbs: Any) -> None:
     command = verbs.add_parser("results", help=about.partition(". ")[0], description=about, formatter_class=Formatter)
     results_verbs = command.add_subparsers(title="what of them", metavar="VERB", required=True)
     added = {name: _add(results_verbs, name, *declared) for name, declared in _VERBS.items()}
+    add_wide(added["table"])
     added["curve"].add_argument("--x", choices=["batch", "tokens"], default="batch", help="what the plot is over")
     _add_cost_options(added["cost"])
     _add_distance_options(added["distance"])
@@ -63,7 +64,7 @@ def _run(arguments: argparse.Namespace) -> None:
 def _table(results: Sequence[AnyResults], arguments: argparse.Namespace) -> _Shown:
     from crisp_stream.results.tables import result_rows, result_tables
 
-    return result_tables(result_rows(results, baseline=arguments.than)), None
+    return result_tables(result_rows(results, baseline=arguments.than), wide=arguments.wide), None
 
 
 def _better(results: Sequence[AnyResults], arguments: argparse.Namespace) -> _Shown:

@@ -89,3 +89,13 @@ def add_recipe_arguments(verb: argparse.ArgumentParser) -> None:
 def print_line(line: str) -> None:
     """Print a line of progress to standard output at once; bytes of file names that are not UTF-8 as `\xe9`."""
     print(printable(line), flush=True)
+
+
+def add_wide(verb: argparse.ArgumentParser) -> None:
+    """Declare the option of the table of results."""
+    verb.add_argument(
+        "--wide",
+        action="store_true",
+        help="show all columns, also of nothing but zeros; lines of at most 100 characters when absent, with a note of "
+        "what is left out",
+    )

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from crisp_stream import digits
 from crisp_stream.errors import InputError
 from crisp_stream.histograms.history import Smoothing
 from crisp_stream.order.draws import Int64s
@@ -146,10 +147,14 @@ class Forecast(Serving):
             ("", _of(self.windows_reachable, self.windows, "within reach of the mixture")),
             (f"clusters L{self.level}", _of(self.clusters_hit, self.clusters_reachable, "with mass are drawn")),
             ("leaves", _of(self.leaves_hit, self.leaves_reachable, "with mass are drawn")),
-            ("occurrences", f"{self.mean_occurrences:.2f} on average, of a window that is served"),
+            ("occurrences", f"{digits.times(self.mean_occurrences)} on average, of a window that is served"),
             ("", f"{_quantile_text(self.quantiles_reachable)}, of windows within reach"),
             ("", f"{_quantile_text(self.quantiles_all)}, of all windows"),
-            ("mixture error", f"{self.mixture_error:.5f} total variation (bound {self.mixture_error_bound:.5f})"),
+            (
+                "mixture error",
+                f"{digits.mixture_error(self.mixture_error)} total variation "
+                f"(bound {digits.mixture_error(self.mixture_error_bound)})",
+            ),
             *self.reads.rows(),
         ]
         clusters = Table(
@@ -159,7 +164,7 @@ class Forecast(Serving):
                     str(entry.cluster),
                     f"{entry.windows:,}",
                     f"{entry.draws:,}",
-                    f"{entry.epochs:.2f}",
+                    digits.times(entry.epochs),
                     (terms or {}).get(entry.cluster, ""),
                 )
                 for entry in self.most_repeated
@@ -178,7 +183,7 @@ def _phase_text(phase: PhaseForecast) -> str:
 
 
 def _of(part: int, whole: int, what: str) -> str:
-    return f"{part:,} of {whole:,} ({part / whole:.1%}) {what}"
+    return f"{part:,} of {whole:,} ({digits.part(part / whole)}) {what}"
 
 
 def _quantile_text(quantiles: tuple[tuple[float, int], ...]) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crisp_stream import digits
 from crisp_stream.errors import InputError
 from crisp_stream.histograms.chance import Chance, by_chance, distance_by_chance
 from crisp_stream.histograms.histogram import Histogram
@@ -152,13 +153,13 @@ class Comparison:
     def _by_chance(self) -> str:
         if self.total_variation_by_chance is None:
             return "not known: one of them was computed, not counted"
-        return f"{self.total_variation_by_chance:.4f} (as many windows each, all of one mixture)"
+        return f"{digits.part(self.total_variation_by_chance)} (as many windows each, all of one mixture)"
 
     def table(self) -> str:
         """Format as lines of text."""
         lines = [
             f"level                    {self.level}",
-            f"total variation          {self.total_variation:.4f} (0: equal, 1: disjoint)",
+            f"total variation          {digits.part(self.total_variation)} (0%: equal, 100%: disjoint)",
             f"  by sampling alone      {self._by_chance()}",
             f"KL(first || second)      {self.first_from_second:.4f} nats",
             f"KL(second || first)      {self.second_from_first:.4f} nats",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from crisp_stream import digits
 from crisp_stream.errors import import_extra
 from crisp_stream.examples.sketch import without_hashes
 from crisp_stream.format.dataset import Dataset
@@ -121,9 +122,9 @@ def describe_histogram(histogram: Histogram, dataset: Dataset | None, *, limit: 
     Beside figures that depend on the number of windows stand those of as many random windows of the corpus.
     """
     chance = None if dataset is None else chance_of(histogram, dataset)
-    effective = f"effectively {effective_clusters(histogram):,.1f} (exp of the entropy)"
+    effective = f"effectively {digits.effective(effective_clusters(histogram))} (exp of the entropy)"
     if chance is not None:
-        effective += f"; {chance.effective_clusters:,.1f} of as many random windows of the corpus"
+        effective += f"; {digits.effective(chance.effective_clusters)} of as many random windows of the corpus"
     facts: list[tuple[str, object]] = [
         ("clusters", f"{len(histogram.nodes):,} with mass, {effective}"),
         *([] if histogram.counts is None else [("counted", f"{int(histogram.counts.sum()):,} windows")]),
@@ -138,10 +139,15 @@ def describe_histogram(histogram: Histogram, dataset: Dataset | None, *, limit: 
         check_tree(histogram, dataset, what="histogram")
     if dataset is not None and histogram.level:
         distance = total_variation(histogram, generalist_histogram(dataset, histogram.level))
-        random = "" if chance is None else f"; {chance.off_corpus:.1%} of as many random windows"
-        facts.append(("off corpus", f"{distance:.1%} (total variation){random}"))
+        random = "" if chance is None else f"; {digits.part(chance.off_corpus)} of as many random windows"
+        facts.append(("off corpus", f"{digits.part(distance)} (total variation){random}"))
     if chance is not None:
-        facts.append(("by chance", f"w(c) up to {chance.largest_weight:.1f} in the ten heaviest of random windows"))
+        facts.append(
+            (
+                "by chance",
+                f"w(c) up to {digits.largest_weight(chance.largest_weight)} in the ten heaviest of random windows",
+            )
+        )
     warnings = [*unlike_warnings(histogram.provenance)]
     if chance is not None and chance.warning is not None:
         warnings.append(chance.warning)
@@ -155,7 +161,7 @@ def _heaviest_text(histogram: Histogram, dataset: Dataset | None, limit: int) ->
         nodes = top_nodes(dataset, histogram, limit)
         return f"Heaviest clusters:\n{_clusters_text(nodes, with_weight=True)}"
     heaviest = np.argsort(-histogram.proportions, kind="stable")[:limit]
-    rows = [(str(histogram.nodes[at]), f"{histogram.proportions[at]:.2%}") for at in heaviest]
+    rows = [(str(histogram.nodes[at]), digits.share(histogram.proportions[at])) for at in heaviest]
     return f"Heaviest clusters (give --data ROOT for their text):\n{_indented(aligned(rows, words=()))}"
 
 
@@ -164,9 +170,9 @@ def _clusters_text(nodes: Sequence[NodeSummary], *, with_weight: bool) -> str:
     head = ("cluster", "share", *(("w(c)",) if with_weight else ()), "windows", "terms / text")
     rows = []
     for node in nodes:
-        weight = (f"{node.weight:.2f}",) if with_weight else ()
+        weight = (digits.weight(node.weight),) if with_weight else ()
         terms = " · ".join(node.terms) or NONE
-        rows.append((str(node.node), f"{node.share:.2%}", *weight, f"{node.num_windows:,}", terms))
+        rows.append((str(node.node), digits.share(node.share), *weight, f"{node.num_windows:,}", terms))
         rows.append(("",) * (len(head) - 1) + (node.text,))
     note = "" if terms_can_be_found() else f"\n{_NO_TERMS}"
     return _indented(Table(head=head, rows=rows, words=(-1,)).text() + note)

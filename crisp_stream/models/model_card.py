@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from crisp_stream import digits
 from crisp_stream.errors import import_extra
 from crisp_stream.models.training_record import plain
 
@@ -138,10 +139,15 @@ def _training(record: dict[str, Any]) -> str:
         "precision": training.get("precision"),
     }
     if loss.get("final") is not None:
-        facts["training loss"] = f"{loss['final']:.4f} nats per token, mean of the last {loss['batches']:,} batches"
+        facts["last loss (training)"] = (
+            f"{digits.loss(loss['final'])} nats per token, mean of the last {loss['batches']:,} batches, in "
+            f"{training.get('precision') or 'the precision of the training'}"
+        )
     if held_out.get("perplexity") is not None:
         documents = f" of {held_out['documents']:,} documents" if "documents" in held_out else ""
-        facts["held-out perplexity"] = f"{held_out['perplexity']:.3f}{documents}, at batch {held_out['batch']:,}"
+        facts["held-out perplexity"] = (
+            f"{digits.perplexity(held_out['perplexity'])}{documents}, at batch {held_out['batch']:,}, {digits.JUDGED}"
+        )
         facts["held-out texts"] = _code(held_out.get("fingerprint"))
     return _facts(facts)
 
@@ -173,7 +179,7 @@ def _eval_results(hub: Any, held_out: dict[str, Any] | None) -> list[Any] | None
             dataset_type="held-out-text",
             dataset_name="held-out text",
             metric_type="perplexity",
-            metric_name="perplexity, mean over texts",
+            metric_name="perplexity, mean over texts, in float32",
             metric_value=round(held_out["perplexity"], 6),
         )
     ]

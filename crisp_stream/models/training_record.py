@@ -101,10 +101,19 @@ def _loss(account: dict[str, Any]) -> dict[str, Any] | None:
 def last_loss(losses: Sequence[float]) -> float:
     """Mean loss of the last tenth of the batches: the last loss of a run, wherever one is named.
 
+    It is the training loss, on the run's own mixture and in the precision of the training, so it is no judgement of the
+    model: that is computed in float32, on held-out text.
+
     Args:
         losses: [num_batches], nats per predicted token; NaN comes back for none.
     """
     return float(np.mean(losses[-batches_of_last_loss(len(losses)) :])) if len(losses) else math.nan
+
+
+def last_loss_in_words(num_batches: int) -> str:
+    """What `last_loss` averages of a run of so many batches: `mean of the last 40 batches`."""
+    count = batches_of_last_loss(num_batches)
+    return f"mean of the last {count:,} batches" if count > 1 else "of the last batch"
 
 
 def batches_of_last_loss(num_batches: int) -> int:

@@ -17,6 +17,8 @@ MAX_POINTS = 240
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 18, 8, 40
 _LABEL = 18
+_CHARACTER = 7.5
+"""Width of a character of a tick, at most: a tick that is cut would be another number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,7 @@ class Axis:
     """Name and unit of the values."""
     logarithmic: bool = False
     """Whether equal ratios take equal lengths."""
-    write: Callable[[float], str] = "{:g}".format
+    write: Callable[[float], str] = "{:,g}".format
     """Writes a tick as text."""
 
     def place(self, values: ArrayLike) -> NDArray[np.float64]:
@@ -99,22 +101,24 @@ def line_chart(curves: Sequence[Curve], x: Axis, y: Axis, *, width: int, height:
     `described` is the text for a reader who cannot see the chart, empty for a second drawing of the same.
     """
     top = _TOP + _LABEL * bool(y.label)
-    inner_width, inner_height = width - _LEFT - _RIGHT, height - top - _BOTTOM
+    left = max(_LEFT, 6 + _CHARACTER * max((len(y.write(value)) for value in y.ticks), default=0))
+    right = max(_RIGHT, _CHARACTER / 2 * max((len(x.write(value)) for value in x.ticks), default=0))
+    inner_width, inner_height = width - left - right, height - top - _BOTTOM
 
     def across(values: ArrayLike) -> NDArray[np.float64]:
-        return _LEFT + x.place(values) * inner_width
+        return left + x.place(values) * inner_width
 
     def down(values: ArrayLike) -> NDArray[np.float64]:
         return top + (1 - y.place(values)) * inner_height
 
     parts = [f'<text x="0" y="12">{escape(y.label)}</text>'] if y.label else []
     for value, at in zip(y.ticks, down(y.ticks), strict=True):
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{escape(y.write(value))}</text>')
+        parts.append(f'<line class="grid" x1="{left:g}" x2="{width - right:g}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        parts.append(f'<text x="{left - 6:g}" y="{at + 4:.1f}" text-anchor="end">{escape(y.write(value))}</text>')
     for value, at in zip(x.ticks, across(x.ticks), strict=True):
         label = escape(x.write(value))
         parts.append(f'<text x="{at:.1f}" y="{height - _BOTTOM + 18}" text-anchor="middle">{label}</text>')
-    middle = (_LEFT + width - _RIGHT) / 2
+    middle = (left + width - right) / 2
     parts.append(f'<text x="{middle:.0f}" y="{height - 4}" text-anchor="middle">{escape(x.label)}</text>')
     for curve in curves:
         rows = np.column_stack([across(curve.points[:, 0]), down(curve.points[:, 1])])

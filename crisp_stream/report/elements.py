@@ -109,7 +109,15 @@ def figure(curves: Sequence[Curve], x: Axis, y: Axis, *, caption: str, heading: 
 </figure>"""
 
 
-def batch_figure(heading: str, caption: str, unit: str, lines: Sequence[Curve], *, noisy: bool = False) -> str:
+def batch_figure(
+    heading: str,
+    caption: str,
+    unit: str,
+    lines: Sequence[Curve],
+    *,
+    noisy: bool = False,
+    beside: Sequence[Curve] = (),
+) -> str:
     """Chart figures of runs by batch; runs of fewer than two points are left out, and nothing is left without runs.
 
     Args:
@@ -118,6 +126,7 @@ def batch_figure(heading: str, caption: str, unit: str, lines: Sequence[Curve], 
         unit: label of the vertical axis.
         lines: one of each run, of finite values.
         noisy: draw an average over neighbouring batches, and the values themselves faint.
+        beside: lines of charts that are read beside this one, whose axes it has.
     """
     lines = [line for line in lines if len(line.points) > 1]
     if not lines:
@@ -126,7 +135,7 @@ def batch_figure(heading: str, caption: str, unit: str, lines: Sequence[Curve], 
     for line in lines:
         points = smoothed(line.points) if noisy else line.points
         curves.append(Curve(points=thinned(points), colour=line.colour, label=line.label))
-    every = np.concatenate([line.points for line in lines])
+    every = np.concatenate([line.points for line in [*lines, *beside] if len(line.points) > 1])
     x = linear_axis([0.0, every[:, 0].max()], count=5, label="batch")
     y = linear_axis(every[:, 1], count=5, margin=0.04, label=unit)
     return figure(curves, x, y, caption=caption, heading=heading)

@@ -13,7 +13,9 @@ from crisp_stream.report.charts import Curve
 from crisp_stream.report.colours import Colours, task_of_set
 from crisp_stream.report.elements import Cells, batch_figure, interval_below, named, safe, section, table, valued_bar
 from crisp_stream.results.better import better_rows, natural_baseline
+from crisp_stream.results.contaminated import names_in_figures
 from crisp_stream.results.curves import TRAINING_LOSS, curves, run_identity
+from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, model_names
 from crisp_stream.results.results import SUFFIX, TextResults
 from crisp_stream.results.tables import (
@@ -122,7 +124,7 @@ def _score_table(measure: str, rows: Sequence[ResultRow], colours: Colours) -> s
     title = _TITLES[measure]
     scale = 1.0 if measure.startswith("acc") else max(row.estimates[measure].value for row in rows)
     than = next((row.than for row in rows if row.than), None)
-    checked = any(row.num_contaminated is not None for row in rows)
+    checked = any(row.num_contaminated for row in rows)
     any_long = any(row.results.num_long or row.results.num_long_dropped for row in rows)
     groups: dict[str, list[Cells]] = {}
     for row in rows:
@@ -178,6 +180,9 @@ def _better_part(evaluation: Evaluation, colours: Colours) -> str:
             "% better": valued_bar(row.fraction.cell(1, scale=100), row.fraction.value, colour),
             "Ties": f"{row.num_ties:,}",
         }
+        if any(row.num_contaminated for row in rows):
+            cells["Contaminated"] = NONE if row.num_contaminated is None else f"{row.num_contaminated:,}"
+            cells["Without them"] = interval_below(row.clean_cell)
         groups.setdefault(_set_heading(row.judged, colours), []).append(cells)
     title = "Where it got better"
     caption = (
@@ -190,21 +195,28 @@ def _better_part(evaluation: Evaluation, colours: Colours) -> str:
 def _curve_part(results: Sequence[AnyResults], colours: Colours) -> str:
     """A chart per set on which several checkpoints of a run were judged."""
     try:
-        lines = curves(results).lines()
+        drawn = curves(results)
     except InputError:  # models of no run, or two of one batch: there is no curve to draw
         return ""
     colour_of = {judged.model_name: colours.of_run(run_identity(judged)) for judged in results}
     by_set: dict[tuple[str, str], list[Curve]] = {}
-    for (run, set_name), points in lines.items():
+    for (run, set_name), points in drawn.lines().items():
         if set_name != TRAINING_LOSS:
             measure = points[0].measure
             scale = 100 if measure.startswith("acc") else 1
             values = np.array([(point.batch, scale * point.estimate.value) for point in points], np.float64)
-            label = f"{run}: {values[-1, 1]:.4g} at the end"
+            label = f"{run}: {figure_cell(measure, Estimate(points[-1].estimate.value))} at the end"
             curve = Curve(points=values, colour=colour_of[points[0].model], label=label)
             by_set.setdefault((set_name, WRITTEN[measure]), []).append(curve)
+    names = names_in_figures(drawn.sets)
     figures = "\n".join(
-        batch_figure(f"<h4>{safe(set_name)}</h4>", "Checkpoints of each run.", measure, drawn)
-        for (set_name, measure), drawn in by_set.items()
+        batch_figure(
+            f"<h4>{safe(names[set_name])}</h4>",
+            "Checkpoints of each run, on all examples; sets of one measure have one scale.",
+            measure,
+            lines,
+            beside=[line for (_, other), beside in by_set.items() if other == measure for line in beside],
+        )
+        for (set_name, measure), lines in by_set.items()
     )
     return f'<h3>Over training</h3>\n<div class="pair">\n{figures}\n</div>' if figures.strip() else ""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from crisp_stream import digits
 from crisp_stream.errors import InputError
 from crisp_stream.forecast.forecast import forecast
 from crisp_stream.forecast.result import Forecast
@@ -71,15 +72,15 @@ def _row(name: str, forecast: Forecast, tree: Tree, colours: Colours) -> Cells:
         worst = forecast.most_repeated[0]
         level = min(forecast.level, tree.levels[-1].level)
         node = worst.cluster // tree.arity ** (forecast.level - level)
-        most = f"{worst.epochs:,.1f} times: {node_button(tree, level, node)}"
+        most = f"{digits.times(worst.epochs)} times: {node_button(tree, level, node)}"
     return {
         "Histogram": named(name, colours.tasks[name]),
-        "Of the corpus": f"{forecast.windows_served / forecast.windows:.1%}",
+        "Of the corpus": digits.part(forecast.windows_served / forecast.windows),
         "Clusters hit": f"{forecast.clusters_hit:,} of {forecast.clusters_reachable:,}",
-        "Times served, mean": f"{forecast.mean_occurrences:.2f}",
+        "Times served, mean": digits.times(forecast.mean_occurrences),
         "Read": format_bytes(sum(forecast.reads.bytes_per_node)),
         "Requests": f"{forecast.reads.requests:,}",
-        "Mixture error": f"{forecast.mixture_error:.4f}",
+        "Mixture error": digits.mixture_error(forecast.mixture_error),
         "Most repeated cluster": most,
     }
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from crisp_stream import digits
 from crisp_stream.report.colours import BASE, Colours
 from crisp_stream.report.elements import bar, legend, named, node_button, safe, section, table, valued_bar
 from crisp_stream.report.map import TaskShares, Tree
@@ -15,9 +16,8 @@ _NUM_CLUSTERS = 8
 _TEXT_CHARACTERS = 180
 
 
-def heaviest_section(tasks: Sequence[TaskShares], tree: Tree, colours: Colours) -> str:
-    """A table of clusters for each task; that of the first is open."""
-    scale = largest_share(tasks, tree)
+def heaviest_section(tasks: Sequence[TaskShares], tree: Tree, colours: Colours, scale: float) -> str:
+    """A table of clusters for each task; that of the first is open. `scale` fills a bar."""
     first, *others = [(safe(task.name), _task_part(task, tree, colours.tasks[task.name], scale)) for task in tasks]
     if not others:
         return section("heaviest", "Where the task lives", first[1])
@@ -32,11 +32,11 @@ def heaviest_rows(task: TaskShares) -> NDArray[np.intp]:
 
 
 def largest_share(tasks: Sequence[TaskShares], tree: Tree) -> float:
-    """Largest share, of a task or of the corpus, among the heaviest clusters of all tasks: the scale of their bars."""
+    """Largest share, of a task or run or of its corpus, among the heaviest clusters of all: the scale of their bars."""
     shares = [0.0]
     for task in tasks:
         rows = heaviest_rows(task)
-        shares += [float(column[rows].max(initial=0)) for column in (task.shares, tree.levels[task.level - 1].shares)]
+        shares += [float(column[rows].max(initial=0)) for column in (task.shares, tree.corpus_of(task))]
     return max(shares) or 1.0
 
 
@@ -46,12 +46,15 @@ def _task_part(task: TaskShares, tree: Tree, colour: str, scale: float) -> str:
     rows = []
     for node, share, corpus in zip(level.nodes[top].tolist(), task.shares[top], level.shares[top], strict=True):
         text = tree.text_of(task.level, node)[:_TEXT_CHARACTERS]
-        bars = [valued_bar(f"{share:.1%}", share / scale, colour), valued_bar(f"{corpus:.1%}", corpus / scale, BASE)]
+        bars = [
+            valued_bar(digits.share(share), share / scale, colour),
+            valued_bar(digits.share(corpus), corpus / scale, BASE),
+        ]
         rows.append(
             {
                 "Cluster: path and terms": node_button(tree, task.level, node),
                 "Share": "".join(bars),
-                "w": f"{share / corpus:,.1f}",
+                "w": digits.weight(share / corpus),
                 "Beginning of one of its windows": f"<q>{safe(text)}</q>" if text else "",
             }
         )
@@ -75,8 +78,10 @@ def card(task: TaskShares, tree: Tree, colour: str, scale: float, *, heading: st
     rows = "\n".join(
         f"<li>{node_button(tree, task.level, node)}"
         f'<span class="pairs">{bar(share / scale, colour)}{bar(corpus / scale, BASE)}</span>'
-        f'<span class="figures">{share:.1%} · w {share / corpus:,.1f}</span></li>'
-        for node, share, corpus in zip(level.nodes[top].tolist(), task.shares[top], level.shares[top], strict=True)
+        f'<span class="figures">{digits.share(share)} · w {digits.weight(share / corpus)}</span></li>'
+        for node, share, corpus in zip(
+            level.nodes[top].tolist(), task.shares[top], tree.corpus_of(task)[top], strict=True
+        )
     )
     return f"""<article class="card">
 <{heading}>{named(task.name, colour)}</{heading}>

@@ -1,8 +1,8 @@
 """Data of the page's map: sizes, shares, terms and texts of the tree's nodes, packed into a few megabytes.
 
 Sizes are sent for the deepest level shown alone, the levels above are sums of it. A task's share of a node is sent as
-16 bits on a logarithmic scale, off by at most 0.03 %: the colour of a rectangle and three digits need no more, and a
-float32 would double the file. All of it is one deflated block, which the browser inflates.
+a float64, so that the panel shows the digits that the commands print, and of more than 65,536 nodes as a float32, whose
+last digit may differ where it is rounded at a tie. All of it is one deflated block, which the browser inflates.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,13 +29,12 @@ if TYPE_CHECKING:
 MAX_MAP_NODES = 1 << 18
 """Nodes of the deepest level shown."""
 
+MAX_EXACT_SHARES = 1 << 16
+"""A histogram of more nodes is sent as float32."""
+
 MAX_NODES_WITH_TEXT = 12_000
 """A level with more nodes has terms and text only for the tasks' heaviest and the corpus' largest."""
 
-SMALLEST_SHARE = 1e-12
-"""Smallest share above 0 that the map holds; smaller ones count as this."""
-
-_CODES = (1 << 16) - 2
 _TEXT_CHARACTERS = 320
 _SHORT_TEXT_CHARACTERS = 200
 _HEAVIEST_PER_TASK = 800
@@ -71,6 +70,9 @@ class TaskShares:
     """[num_nodes of the level's MapLevel], P(c | D^s); sums to 1 - missing."""
     missing: float
     """Mass on nodes that have no windows."""
+    corpus: NDArray[np.float64] | None = None
+    """[num_nodes of the level's MapLevel], P(c | D^g) of another generation, which a run was served from; None: it is
+    that of the page."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +83,10 @@ class Tree:
     levels: Sequence[MapLevel]
     terms: Sequence[NodeTerms]
     """One per level."""
+
+    def corpus_of(self, task: TaskShares) -> NDArray[np.float64]:
+        """[num_nodes of the task's level], the corpus that a task or run is compared with: of a run its own."""
+        return self.levels[task.level - 1].shares if task.corpus is None else task.corpus
 
     def terms_of(self, level: int, node: int) -> str:
         """The terms of a node, or of the closest node above it that has some; empty where none has."""
@@ -138,10 +144,21 @@ def shares_at(task: TaskShares, level: int, levels: Sequence[MapLevel], arity: i
     nodes = levels[level - 1].nodes
     counted = levels[task.level - 1]
     if level <= task.level:
-        above = counted.nodes // np.uint32(arity ** (task.level - level))
-        return _sums(np.searchsorted(nodes, above), task.shares, len(nodes))
+        return _summed_up(task.shares, counted, levels[level - 1], arity)
     parent = np.searchsorted(counted.nodes, nodes // np.uint32(arity ** (level - task.level)))
     return task.shares[parent] * levels[level - 1].windows / counted.windows[parent]
+
+
+def coarser(task: TaskShares, level: int, tree: Tree) -> TaskShares:
+    """The same at a level above that of the task, the corpus that it is compared with included."""
+    fine, coarse = tree.levels[task.level - 1], tree.levels[level - 1]
+    corpus = None if task.corpus is None else _summed_up(task.corpus, fine, coarse, tree.arity)
+    return replace(task, level=level, shares=_summed_up(task.shares, fine, coarse, tree.arity), corpus=corpus)
+
+
+def _summed_up(shares: NDArray[np.float64], fine: MapLevel, coarse: MapLevel, arity: int) -> NDArray[np.float64]:
+    above = fine.nodes // np.uint32(arity ** (fine.level - coarse.level))
+    return _sums(np.searchsorted(coarse.nodes, above), shares, len(coarse.nodes))
 
 
 def _sums(rows: NDArray[np.intp], values: NDArray[np.float64], length: int) -> NDArray[np.float64]:
@@ -195,12 +212,13 @@ def map_payload(tree: Tree, tasks: Sequence[TaskShares], colours: Sequence[str])
             }
         )
     for number, task in enumerate(tasks):
-        arrays[f"task_{number}"] = _log_codes(task.shares)
+        kind = np.float64 if len(task.shares) <= MAX_EXACT_SHARES else np.float32
+        arrays[f"task_{number}"] = task.shares.astype(kind)
+        if task.corpus is not None:
+            arrays[f"corpus_{number}"] = task.corpus.astype(kind)
     header = {
         "arity": tree.arity,
         "depth": deepest.level,
-        "smallest_share": SMALLEST_SHARE,
-        "codes": _CODES,
         "tasks": [
             {"name": visible(task.name), "level": task.level, "colour": colour}
             for task, colour in zip(tasks, colours, strict=True)
@@ -213,13 +231,6 @@ def map_payload(tree: Tree, tasks: Sequence[TaskShares], colours: Sequence[str])
 def visible(text: str) -> str:
     """Corpus text without characters that cannot be seen, or that change how their surroundings are shown."""
     return _INVISIBLE.sub("", text.replace("\t", " ").replace("\n", " ")).strip()
-
-
-def _log_codes(shares: NDArray[np.float64]) -> NDArray[np.uint16]:
-    """0 for 0, else 1 … _CODES + 1 from SMALLEST_SHARE to 1 on a logarithmic scale."""
-    bounded = np.clip(shares, SMALLEST_SHARE, 1.0)
-    codes = 1 + np.rint((1 - np.log(bounded) / np.log(SMALLEST_SHARE)) * _CODES)
-    return np.where(shares > 0, codes, 0).astype(np.uint16)
 
 
 def pack(header: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:

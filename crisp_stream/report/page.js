@@ -2,8 +2,15 @@
 // textContent.
 
 const byId = (id) => document.getElementById(id);
-const percent = (share) => (share >= 0.0995 ? `${(100 * share).toFixed(0)}%` : share >= 1e-6 ? `${(100 * share).toPrecision(2)}%` : share > 0 ? "<0.0001%" : "0%");
-const times = (w) => (!(w > 0) ? "0" : w >= 100 ? w.toFixed(0) : w >= 10 ? w.toFixed(1) : w >= 0.01 ? w.toPrecision(2) : "<0.01");
+
+/** A number with two decimals as the commands write it (digits.py): a tie, an odd number of eighths, goes to the even digit. */
+function fixed(value) {
+  const low = Math.floor(value * 100);
+  const even = (value * 8) % 2 === 1 ? (low + (low % 2)) / 100 : value;
+  return even.toFixed(2).replace(/\B(?=(\d{3})+\.)/g, ",");
+}
+const percent = (share) => `${fixed(100 * share)}%`;
+const times = (w) => fixed(w > 0 ? w : 0);
 
 /** Header and arrays of the deflated block (map.py: pack). */
 async function unpack() {
@@ -16,7 +23,7 @@ async function unpack() {
   const buffer = await new Response(stream).arrayBuffer();
   const length = new DataView(buffer).getUint32(0, true);
   const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length)));
-  const kinds = { u2: Uint16Array, u4: Uint32Array, f8: Float64Array }, arrays = {};
+  const kinds = { u2: Uint16Array, u4: Uint32Array, f4: Float32Array, f8: Float64Array }, arrays = {};
   let at = Math.ceil((4 + length) / 8) * 8;
   for (const [name, kind, count] of header.arrays) {
     arrays[name] = new kinds[kind](buffer, at, count);
@@ -45,8 +52,10 @@ class Tree {
     this.levels[this.depth] = { nodes: summed(arrays.nodes), windows: arrays.windows };
     for (let level = this.depth; level > 0; level -= 1) this.addParents(level);
     this.total = this.levels[0].windows[0];
-    const shareOfCode = Float64Array.from({ length: 65536 }, (_, code) => (code ? header.smallest_share ** (1 - (code - 1) / header.codes) : 0));
-    this.tasks = header.tasks.map((task, i) => this.readTask(task, arrays[`task_${i}`], shareOfCode));
+    this.tasks = header.tasks.map(({ name, level, colour }, i) => {
+      const shares = this.summedUp(level, arrays[`task_${i}`]), corpus = arrays[`corpus_${i}`];
+      return { name, level, colour, shares, corpus: corpus ? this.summedUp(level, corpus) : null };
+    });
     this.texts = [];
     for (const { level, terms, texts } of header.texts) {
       const nodes = summed(arrays[`text_nodes_${level}`]), of = new Map();
@@ -68,15 +77,15 @@ class Tree {
     this.levels[level - 1] = { nodes: above, windows: sizes, first };
   }
 
-  readTask({ name, level, colour }, codes, shareOfCode) {
+  /** Shares of the nodes of a level, and of all levels above it. */
+  summedUp(level, ofLevel) {
     const shares = [];
-    shares[level] = new Float64Array(codes.length);
-    for (let row = 0; row < codes.length; row += 1) shares[level][row] = shareOfCode[codes[row]];
+    shares[level] = ofLevel;
     for (let at = level; at > 0; at -= 1) {
       shares[at - 1] = new Float64Array(this.levels[at - 1].nodes.length);
       for (let row = 0; row < shares[at].length; row += 1) shares[at - 1][this.levels[at].parent[row]] += shares[at][row];
     }
-    return { name, level, colour, shares };
+    return shares;
   }
 
   childrenOf({ level, row }) {
@@ -93,7 +102,15 @@ class Tree {
   /** w(c); below a task's level that of the node there, because its mass is spread by size. */
   weightOf(task, node) {
     while (node.level > task.level) node = this.parentOf(node);
-    return task.shares[node.level][node.row] / this.shareOf(node);
+    return task.shares[node.level][node.row] / this.corpusOf(task, node) || 0;
+  }
+
+  /** Share of the corpus that a task or run is compared with: of a run, the generation that it was served from. */
+  corpusOf(task, node) { return task.corpus ? task.corpus[node.level][node.row] : this.shareOf(node); }
+
+  /** A task's share; below its level by size. */
+  taskShareOf(task, node) {
+    return node.level > task.level ? this.weightOf(task, node) * this.shareOf(node) : task.shares[node.level][node.row];
   }
 
   /** The cluster of a task's level that holds most of it. */
@@ -322,7 +339,7 @@ class Explorer {
       if (weight > 0) bar.append(fill);
       const name = element("th");
       name.append(element("span", `dot ${task.colour}`), element("bdi", "", task.name));
-      row.append(name, element("td", "number", percent(weight * tree.shareOf(node))), element("td", "number", times(weight)), bar);
+      row.append(name, element("td", "number", percent(tree.taskShareOf(task, node))), element("td", "number", times(weight)), bar);
       table.append(row);
     }
     return table;

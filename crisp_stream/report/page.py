@@ -22,8 +22,17 @@ from crisp_stream.report.colours import Colours, assign_colours
 from crisp_stream.report.elements import definitions, section
 from crisp_stream.report.evaluation import Evaluation, evaluation_section, score_section
 from crisp_stream.report.forecast import forecast_section
-from crisp_stream.report.heaviest import heaviest_section
-from crisp_stream.report.map import TaskShares, Tree, gather_terms, levels_of, map_payload, task_shares, visible
+from crisp_stream.report.heaviest import heaviest_section, largest_share
+from crisp_stream.report.map import (
+    TaskShares,
+    Tree,
+    coarser,
+    gather_terms,
+    levels_of,
+    map_payload,
+    task_shares,
+    visible,
+)
 from crisp_stream.report.runs import TrainingRun, run_section, served_shares
 from crisp_stream.report.tasks import histogram_section, specificity_section, transfer, transfer_section
 from crisp_stream.report.verdict import verdict_section
@@ -86,13 +95,14 @@ def page_html(
     terms = gather_terms(dataset, levels, layers, max_windows=max_windows)
     log(f"{sum(one.num_windows_read for one in terms):,} windows read")
     tree = Tree(arity=manifest.arity, levels=levels, terms=terms)
+    scale = largest_share([*tasks, *(coarser(shares, 1, tree) for shares in served if shares is not None)], tree)
     parts = {
         "verdict": ("Verdict", verdict_section(evaluation) if runs or evaluation else ""),
         "scores": ("Scores", score_section(evaluation, colours) if evaluation else ""),
-        "heaviest": ("Where the task lives", heaviest_section(tasks, tree, colours) if tasks else ""),
-        "runs": ("Training runs", run_section(runs, served, tree, colours) if runs else ""),
+        "heaviest": ("Where the task lives", heaviest_section(tasks, tree, colours, scale) if tasks else ""),
+        "runs": ("Training runs", run_section(runs, served, tree, colours, scale) if runs else ""),
         "map": ("Map", _map_section(layers, of_layers)),
-        "histograms": ("Histograms", histogram_section(histograms, tasks, tree, colours) if tasks else ""),
+        "histograms": ("Histograms", histogram_section(histograms, tasks, tree, colours, scale) if tasks else ""),
         "specificity": ("Specificity", specificity_section(tasks, tree, colours) if tasks else ""),
         "transfer": ("Transfer", transfer_section(transfer(tasks, tree)) if len(tasks) > 1 else ""),
         "evaluation": ("Evaluation", evaluation_section(evaluation, colours) if evaluation else ""),
@@ -191,7 +201,8 @@ whole.</p>
 <noscript><p class="warning">The map needs JavaScript; the rest of the page does not.</p></noscript>
 <p class="warning" id="trouble" role="alert" hidden></p>
 <div class="controls">{chooser}
-<label class="search">Search <input id="search" type="search" placeholder="term, text, or path such as 37/5"
+<label class="search">Search <input id="search" type="search" placeholder="word or path"
+title="words of terms or text, or a path such as 37/5"
 autocomplete="off" spellcheck="false"></label>
 <div class="scale" id="scale" role="img"
 aria-label="Colours: importance weight from at most 1/32 to at least 32"></div></div>

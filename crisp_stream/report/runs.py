@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crisp_stream import digits
 from crisp_stream.errors import FormatError, InputError, MissingExtraError, MissingObjectError
+from crisp_stream.format.dataset import open_dataset
 from crisp_stream.models.checkpoint import latest_checkpoint, local_copy, read_checkpoint
-from crisp_stream.models.training_record import last_loss
+from crisp_stream.models.training_record import last_loss, last_loss_in_words
 from crisp_stream.report.charts import Curve
 from crisp_stream.report.colours import Colours, RunKey
 from crisp_stream.report.elements import Cells, batch_figure, named, section, table
-from crisp_stream.report.heaviest import card, largest_share
-from crisp_stream.report.map import MapLevel, TaskShares, Tree, gathered, shares_at
+from crisp_stream.report.heaviest import card
+from crisp_stream.report.map import MapLevel, TaskShares, Tree, coarser, gathered
 from crisp_stream.storage.store import is_remote, open_store
 from crisp_stream.table import NONE, format_bytes
 
@@ -51,6 +53,8 @@ class TrainingRun:
     """[num_served], windows served of each."""
     totals: dict[str, float]
     """`bytes_read`, `requests`, `wall_seconds`, `cpu_seconds`."""
+    other: Dataset | None = None
+    """Generation of the dataset that the run was trained on, where it is not that of the page."""
 
     @property
     def batches(self) -> int:
@@ -101,12 +105,7 @@ def read_run(folder: str, dataset: Dataset) -> TrainingRun:
             f"{folder}: holds neither run.json nor a checkpoint of crisp-stream train. Name a histogram file, or the "
             "save_folder of a run."
         )
-    trained_on = record.get("dataset_fingerprint") or state.get("dataset")
-    if trained_on != dataset.manifest.fingerprint and dataset.generation_with(str(trained_on)) is None:
-        raise InputError(
-            f"{folder}: the run was trained on dataset {str(trained_on)[:12]}, {dataset.root} is "
-            f"{dataset.manifest.fingerprint[:12]}. Name the dataset that the run was trained on."
-        )
+    other = _other_generation(folder, str(record.get("dataset_fingerprint") or state.get("dataset")), dataset)
     return TrainingRun(
         name=str(record.get("run_name") or state["run_name"]),
         losses=losses or list(enumerate(state["losses"], start=state["first_batch"])),
@@ -115,7 +114,21 @@ def read_run(folder: str, dataset: Dataset) -> TrainingRun:
         served_leaves=np.asarray(state.get("served_leaves", []), np.int64),
         served_windows=np.asarray(state.get("served_windows", []), np.int64),
         totals={name: float(record.get(name) or state.get("totals", {}).get(name, 0)) for name in _TOTALS},
+        other=other,
     )
+
+
+def _other_generation(folder: str, trained_on: str, dataset: Dataset) -> Dataset | None:
+    """The generation that a run was trained on; None where it is the one of the page. Raises InputError."""
+    if trained_on == dataset.manifest.fingerprint:
+        return None
+    generation = dataset.generation_with(trained_on)
+    if generation is None:
+        raise InputError(
+            f"{folder}: the run was trained on dataset {trained_on[:12]}, {dataset.root} is "
+            f"{dataset.manifest.fingerprint[:12]}. Name the dataset that the run was trained on."
+        )
+    return open_dataset(dataset.root, generation=generation)
 
 
 def _account(folder: str) -> tuple[dict[str, Any], list[tuple[float, float]]]:
@@ -161,21 +174,33 @@ def served_shares(run: TrainingRun, levels: Sequence[MapLevel], depth: int, arit
     total = int(run.served_windows.sum())
     if not total:
         return None
-    ancestors = run.served_leaves // arity ** (depth - levels[-1].level)
-    return gathered(f"served to {run.name}", levels[-1], ancestors, run.served_windows / total)
+    step = arity ** (depth - levels[-1].level)
+    served = gathered(f"served to {run.name}", levels[-1], run.served_leaves // step, run.served_windows / total)
+    if run.other is None:
+        return served
+    corpus = run.other.windows_per_leaf / run.other.manifest.num_windows
+    return replace(
+        served,
+        name=f"{served.name} (generation {run.other.manifest.generation})",
+        corpus=gathered("corpus", levels[-1], run.other.leaves // step, corpus).shares,
+    )
 
 
-def run_section(runs: Sequence[TrainingRun], served: Sequence[TaskShares | None], tree: Tree, colours: Colours) -> str:
-    """Curves of all runs, a table of their figures, and the mixture that each was served."""
-    losses = [_curve(run, run.losses, f"last loss {run.last_loss:.4f}", colours) for run in runs]
+def run_section(
+    runs: Sequence[TrainingRun], served: Sequence[TaskShares | None], tree: Tree, colours: Colours, scale: float
+) -> str:
+    """Curves of all runs, a table of their figures, and the mixture that each was served; `scale` fills a bar."""
+    losses = [_curve(run, run.losses, f"last loss {digits.loss(run.last_loss)}", colours) for run in runs]
     held_out = [
-        _curve(run, run.held_out, f"{run.held_out[-1][1]:.4g} at the end", colours) for run in runs if run.held_out
+        _curve(run, run.held_out, f"{digits.perplexity(run.held_out[-1][1])} at the end", colours)
+        for run in runs
+        if run.held_out
     ]
     of_losses = (
-        "Training loss on each run's mixture, averaged over neighbouring batches; faint: every batch. Mixtures differ, "
-        "so these curves do not say which run is better: judged text does."
+        "Training loss on each run's mixture, in the precision of its training, averaged over neighbouring batches; "
+        "faint: every batch. Mixtures differ, so these curves do not say which run is better: judged text does."
     )
-    of_held_out = "Measured during training, on the text that the recipe names."
+    of_held_out = f"Measured during training, on the text that the recipe names; {digits.JUDGED}, as by eval."
     rows = [_row(run, colours) for run in runs]
     return section(
         "runs",
@@ -183,11 +208,12 @@ def run_section(runs: Sequence[TrainingRun], served: Sequence[TaskShares | None]
         f"""{batch_figure("<h3>Training loss</h3>", of_losses, "nats per token", losses, noisy=True)}
 {batch_figure("<h3>Held-out perplexity</h3>", of_held_out, "perplexity", held_out)}
 {table({"": rows}, title="Figures of the runs", caption=_CAPTION, kinds={"State": ""})}
-{_served_cards(runs, served, tree, colours)}""",
+{_served_cards(runs, served, tree, colours, scale)}""",
     )
 
 
-_CAPTION = """Last loss: mean loss of the last tenth of the batches, in nats per token, as crisp-stream train prints it.
+_CAPTION = """Last loss: mean training loss of the last tenth of the batches, in nats per token, on the run's own
+mixture and in the precision of its training, as crisp-stream train prints it; it is not a judgement of the model.
 Mixture error: total variation between the cluster proportions asked for and those served; 0 is exact, 1 is disjoint.
 Read: bytes from the dataset, by all ranks. Time: inside the training loop."""
 
@@ -203,16 +229,28 @@ def _row(run: TrainingRun, colours: Colours) -> Cells:
     error = record.get("mixture_error")
     return {
         "Run": named(run.name, colours.of_run(run.key)),
-        "State": "finished" if record else f"running: as of its checkpoint at batch {run.batches:,}",
+        "State": _state(run),
         "Parameters": _count(record.get("num_parameters")),
         "Seed": NONE if run.seed is None else f"{run.seed}",
         "Batches": f"{run.batches:,}",
         "Tokens": _count(record.get("tokens")),
-        "Last loss": f"{run.last_loss:.4f}" if run.losses else NONE,
-        "Mixture error": f"{error:.4f}" if isinstance(error, float) else NONE,
+        "Last loss": _last_loss(run) if run.losses else NONE,
+        "Precision": str((record.get("recipe") or {}).get("precision") or NONE),
+        "Mixture error": digits.mixture_error(error) if isinstance(error, float) else NONE,
         "Read": format_bytes(run.totals["bytes_read"]),
-        "Time": f"{run.totals['wall_seconds']:,.0f} s",
+        "Time": digits.seconds(run.totals["wall_seconds"]),
     }
+
+
+def _state(run: TrainingRun) -> str:
+    """How far a run is, and on which generation of the dataset where it is not that of the page."""
+    state = "finished" if run.record else f"running: as of its checkpoint at batch {run.batches:,}"
+    return state if run.other is None else f"{state}; on generation {run.other.manifest.generation} of the dataset"
+
+
+def _last_loss(run: TrainingRun) -> str:
+    averaged = f'<span class="interval">{last_loss_in_words(run.batches)}</span>'
+    return f"<span>{digits.loss(run.last_loss)} {averaged}</span>"
 
 
 def _count(value: Any) -> str:
@@ -220,21 +258,20 @@ def _count(value: Any) -> str:
 
 
 def _served_cards(
-    runs: Sequence[TrainingRun], served: Sequence[TaskShares | None], tree: Tree, colours: Colours
+    runs: Sequence[TrainingRun], served: Sequence[TaskShares | None], tree: Tree, colours: Colours, scale: float
 ) -> str:
-    """The level-1 clusters that each run was served most, against the corpus, on one scale."""
+    """The level-1 clusters that each run was served most, against the corpus."""
     shown = [
-        (colours.of_run(run.key), replace(task, level=1, shares=shares_at(task, 1, tree.levels, tree.arity)))
+        (colours.of_run(run.key), coarser(task, 1, tree))
         for run, task in zip(runs, served, strict=True)
         if task is not None
     ]
     if not shown:
         return ""
-    scale = largest_share([task for _, task in shown], tree)
     cards = "\n".join(card(task, tree, colour, scale, heading="h4") for colour, task in shown)
     return f"""<h3>Mixture served so far</h3>
-<p class="note">Share of the windows that each run was served, by cluster of level 1; grey: share of the corpus; w is
-the ratio of the two.</p>
+<p class="note">Share of the windows that each run was served, by cluster of level 1; grey: share of the corpus that the
+run was served from; w is the ratio of the two. Bars have the scale of all bars of shares on this page.</p>
 <div class="cards">
 {cards}
 </div>"""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 
 import numpy as np
 from numpy.typing import NDArray
 
+from crisp_stream import digits
 from crisp_stream.histograms.arithmetic import effective_clusters
 from crisp_stream.histograms.chance import DRAWS, FEW_WINDOWS, by_chance
 from crisp_stream.histograms.histogram import Histogram
@@ -15,8 +17,8 @@ from crisp_stream.histograms.unlike import unknown_words_of, unlike_warnings
 from crisp_stream.report.charts import Axis, Curve, percent
 from crisp_stream.report.colours import BASE, Colours
 from crisp_stream.report.elements import definitions, figure, safe, section
-from crisp_stream.report.heaviest import card, largest_share
-from crisp_stream.report.map import TaskShares, Tree, shares_at
+from crisp_stream.report.heaviest import card
+from crisp_stream.report.map import TaskShares, Tree, shares_at, visible
 from crisp_stream.table import NONE
 
 BASE_SHARE = 0.1
@@ -56,10 +58,10 @@ def transfer(tasks: Sequence[TaskShares], tree: Tree) -> Transfer:
 
 
 def histogram_section(
-    histograms: Mapping[str, Histogram], tasks: Sequence[TaskShares], tree: Tree, colours: Colours
+    histograms: Mapping[str, Histogram], tasks: Sequence[TaskShares], tree: Tree, colours: Colours, scale: float
 ) -> str:
-    """A card per histogram: how many clusters, how far from the corpus, the heaviest with their terms."""
-    scale = largest_share(tasks, tree)
+    """A card per histogram: how many clusters, how far from the corpus, the heaviest with their terms. `scale` fills a
+    bar."""
     cards = "\n".join(
         card(
             task,
@@ -75,11 +77,12 @@ def histogram_section(
         "histograms",
         "Histograms side by side",
         f"""<p class="note">The heaviest clusters of each task: the coloured bar is the task's share of the cluster, the
-grey one that of the corpus, on one scale for all tasks; w is the ratio of the two. <i>Effective clusters</i>: how many
-equally heavy clusters would be as spread out (exp of the entropy). <i>Off the corpus</i>: total variation, 0 for the
-corpus itself, 1 for nothing in common. <i>random</i>, <i>w by chance</i>: what as many random windows of the corpus
-would show, the mean of {DRAWS} sets; below {FEW_WINDOWS} windows per cluster, single clusters are mostly chance.
-<i>Unknown words</i>: the share of the examples' letters in words that a sample of the corpus does not have.</p>
+grey one that of the corpus, on one scale for all bars of shares on this page; w is the ratio of the two. <i>Effective
+clusters</i>: how many equally heavy clusters would be as spread out (exp of the entropy). <i>Off the corpus</i>: total
+variation, 0% for the corpus itself, 100% for nothing in common. <i>random</i>, <i>w by chance</i>: what as many random
+windows of the corpus would show, the mean of {DRAWS} sets; below {FEW_WINDOWS} windows per cluster, single clusters are
+mostly chance. <i>Unknown words</i>: the share of the examples' letters in words that a sample of the corpus does not
+have.</p>
 {_unlike(histograms)}<div class="cards">
 {cards}
 </div>""",
@@ -99,11 +102,11 @@ def _facts(task: TaskShares, histogram: Histogram, tree: Tree) -> dict[str, str]
     level, counts = tree.levels[task.level - 1], histogram.counts
     # A histogram is shown at its own level; where it has counts, random windows are drawn at that level, too.
     chance = None if counts is None or histogram.level != task.level else by_chance(level.shares, int(counts.sum()))
-    effective, off = f"{effective_clusters(histogram):,.0f}", np.abs(task.shares - level.shares).sum() / 2
-    off_corpus = f"{off + task.missing / 2:.2f}"
+    effective, off = digits.effective(effective_clusters(histogram)), np.abs(task.shares - level.shares).sum() / 2
+    off_corpus = digits.part(off + task.missing / 2)
     if chance is not None:
-        effective += f" (random: {chance.effective_clusters:,.0f})"
-        off_corpus += f" (random: {chance.off_corpus:.2f})"
+        effective += f" (random: {digits.effective(chance.effective_clusters)})"
+        off_corpus += f" (random: {digits.part(chance.off_corpus)})"
     words = unknown_words_of(histogram.provenance)
     return {
         "level": f"{histogram.level}",
@@ -111,9 +114,9 @@ def _facts(task: TaskShares, histogram: Histogram, tree: Tree) -> dict[str, str]
         "clusters": f"{len(histogram.nodes):,} of {len(level.nodes):,}",
         "effective clusters": effective,
         "off the corpus": off_corpus,
-        **({} if chance is None else {"w by chance": f"up to {chance.largest_weight:.1f}"}),
+        **({} if chance is None else {"w by chance": f"up to {digits.largest_weight(chance.largest_weight)}"}),
         **({} if words is None else {"unknown words": f"{words.share:.0%} (corpus: {words.corpus_share:.0%})"}),
-        **({"on empty clusters": f"{task.missing:.1%}"} if task.missing > 0 else {}),
+        **({"on empty clusters": digits.share(task.missing)} if task.missing > 0 else {}),
     }
 
 
@@ -126,7 +129,7 @@ def specificity_section(tasks: Sequence[TaskShares], tree: Tree, colours: Colour
         half = float(np.interp(0.5 * held[-1], held, corpus))
         at = np.unique(np.searchsorted(corpus, diagonal).clip(0, len(corpus) - 1))
         points = np.column_stack([np.maximum(corpus[at], 1e-3), held[at]])
-        label = f"{task.name}: half of it in {half:.1%}"
+        label = f"{task.name}: half of it in {digits.part(half)}"
         curves.append(Curve(points=points, colour=colours.tasks[task.name], label=label))
     x = Axis(
         low=1e-3, high=1, ticks=[1e-3, 1e-2, 1e-1, 1], label="share of the corpus", logarithmic=True, write=percent
@@ -156,8 +159,8 @@ def transfer_section(compared: Transfer) -> str:
         compared.names,
         compared.names,
         "Overlap",
-        "1 - total variation: 1 for the same clusters in the same shares, 0 for none in common.",
-        "{:.2f}",
+        "1 - total variation: 100% for the same clusters in the same shares, 0% for none in common.",
+        digits.part,
     )
     gain = _heat_table(
         compared.gain,
@@ -167,7 +170,7 @@ def transfer_section(compared: Transfer) -> str:
         "Row A, column B: how much likelier, in nats per example, the clusters of B's examples are under A's "
         f"mixture (with {BASE_SHARE:.0%} of the corpus mixed in) than under the corpus. Below 0: worse than no "
         "selection. The best row of another task is bold.",
-        "{:+.2f}",
+        "{:+.2f}".format,
     )
     return section(
         "transfer",
@@ -180,7 +183,12 @@ level overlap little even when their tasks are alike; compare those at a coarser
 
 
 def _heat_table(
-    values: NDArray[np.float64], rows: Sequence[str], columns: Sequence[str], title: str, caption: str, write: str
+    values: NDArray[np.float64],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+    caption: str,
+    write: Callable[[float], str],
 ) -> str:
     itself = np.eye(len(rows), len(columns), dtype=bool)
     best = np.where(itself, -np.inf, values)[: len(columns)].argmax(axis=0)
@@ -190,11 +198,13 @@ def _heat_table(
         cells = "".join(
             f'<td class="heat{" below" if value < 0 else ""}{" itself" if itself[at, column] else ""}'
             f'{" best" if best[column] == at else ""}" style="--heat:{abs(value) / most:.3f}">'
-            f"{write.format(value)}</td>"
+            f"{write(float(value))}</td>"
             for column, value in enumerate(line)
         )
         body.append(f'<tr><th scope="row">{safe(name)}</th>{cells}</tr>')
-    head = "".join(f'<th scope="col"><span>{safe(name)}</span></th>' for name in columns)
+    head = "".join(
+        f'<th scope="col"><span title="{escape(visible(name))}">{safe(name)}</span></th>' for name in columns
+    )
     return f"""<div class="scroll" tabindex="0" role="region" aria-label="{title}">
 <h3>{title}</h3>
 <table class="matrix">

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from crisp_stream import digits
 from crisp_stream.errors import InputError
 from crisp_stream.report.elements import definitions, safe, section
 from crisp_stream.report.evaluation import Evaluation, examples
@@ -121,7 +122,7 @@ class Verdict:
         sets = [_set_in_words(effect.row) for effect in (self.first, *self.further)]
         return {
             **models,
-            "Judged on": ", ".join(sets),
+            "Judged on": f"{', '.join(sets)}; {digits.JUDGED}",
             "Intervals": f"{CONFIDENCE:.0%} over examples, both models together (studentised bootstrap of "
             f"{RESAMPLES:,} resamples; of accuracies by Tango); another training seed moves the figures, too",
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,17 @@ from numpy.typing import NDArray
 
 from crisp_stream.figure import blank_figure, save_figure
 from crisp_stream.results.bootstrap import Interval, difference_interval
+from crisp_stream.results.contaminated import (
+    contaminated_columns,
+    contaminated_examples,
+    contaminated_record,
+    names_in_figures,
+)
 from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, model_names, paired_sets, pairs, same_tokens
 from crisp_stream.results.results import QuestionResults, TextResults
-from crisp_stream.results.tables import INTERVALS, comparability_notes
-from crisp_stream.table import Table, TableGroup
+from crisp_stream.results.tables import INTERVALS, set_notes
+from crisp_stream.table import NONE, Table, TableGroup
 
 Measure = Literal["perplexity", "bits_per_byte", "probability_of_answer"]
 
@@ -39,6 +46,15 @@ class BetterRow:
     fraction: Estimate
     """Share of examples on which the model is better, in [0, 1]; a tie counts as half."""
     num_ties: int
+    num_contaminated: int | None = None
+    """Examples that stand in the training data, in part; None: nobody looked."""
+    clean: Estimate | None = None
+    """`fraction` without these."""
+
+    @property
+    def clean_cell(self) -> str:
+        """Show the share without contaminated examples."""
+        return NONE if self.clean is None else self.clean.cell(1, scale=100)
 
 
 def better_rows(results: Sequence[AnyResults], *, baseline: str) -> list[BetterRow]:
@@ -51,6 +67,7 @@ def better_rows(results: Sequence[AnyResults], *, baseline: str) -> list[BetterR
     for judged in paired_sets(results, baseline):
         for results_of_model, base in pairs(judged, baseline):
             measure, gain = example_gains(results_of_model, base)
+            seen = contaminated_examples(results_of_model, base)
             rows.append(
                 BetterRow(
                     judged=judged,
@@ -59,6 +76,8 @@ def better_rows(results: Sequence[AnyResults], *, baseline: str) -> list[BetterR
                     measure=measure,
                     fraction=_fraction_better(gain),
                     num_ties=int((gain == 0).sum()),
+                    num_contaminated=None if seen is None else int(seen.sum()),
+                    clean=None if seen is None else _fraction_better(gain[~seen]),
                 )
             )
     return rows
@@ -66,6 +85,8 @@ def better_rows(results: Sequence[AnyResults], *, baseline: str) -> list[BetterR
 
 def _fraction_better(gains: NDArray[np.float64]) -> Estimate:
     """Half of 1 + wins - losses, each as a share: a tie is half a win, and half a loss."""
+    if not len(gains):
+        return Estimate(math.nan)
     signs = np.sign(gains)
     low, high = difference_interval(signs)
     return Estimate((1 + float(signs.mean())) / 2, Interval((1 + low) / 2, (1 + high) / 2))
@@ -89,24 +110,19 @@ def example_gains(results: AnyResults, base: AnyResults) -> tuple[Measure, NDArr
 
 def better_table(rows: Sequence[BetterRow]) -> TableGroup:
     """Tabulate rows of `better_rows`, one line per set and model."""
-    table = Table(
-        head=("set", "model", f"% better than {rows[0].baseline}", "ties", "examples", "better is"),
-        rows=[
-            (
-                row.judged.name,
-                row.results.model_name,
-                row.fraction.cell(1, scale=100),
-                f"{row.num_ties:,}",
-                f"{row.results.num_examples:,}",
-                _WRITTEN[row.measure],
-            )
-            for row in rows
-        ],
-        words=(0, 1),
-    )
+    columns = {
+        "set": [row.judged.name for row in rows],
+        "model": [row.results.model_name for row in rows],
+        f"% better than {rows[0].baseline}": [row.fraction.cell(1, scale=100) for row in rows],
+        "ties": [f"{row.num_ties:,}" for row in rows],
+        "examples": [f"{row.results.num_examples:,}" for row in rows],
+        **contaminated_columns([row.num_contaminated for row in rows], [row.clean_cell for row in rows]),
+        "better is": [_WRITTEN[row.measure] for row in rows],
+    }
+    table = Table(head=list(columns), rows=list(zip(*columns.values(), strict=True)), words=(0, 1))
     return TableGroup(
         tables=[table],
-        notes=[f"A tie counts as half. {INTERVALS}", *comparability_notes([row.judged for row in rows])],
+        notes=[f"A tie counts as half. {INTERVALS}", *set_notes([row.judged for row in rows])],
         records=[
             {
                 "set": row.judged.name,
@@ -116,6 +132,7 @@ def better_table(rows: Sequence[BetterRow]) -> TableGroup:
                 **row.fraction.columns("fraction_better"),
                 "ties": row.num_ties,
                 "examples": row.results.num_examples,
+                **contaminated_record(row.num_contaminated, row.clean),
             }
             for row in rows
         ],
@@ -142,7 +159,8 @@ def plot_better(rows: Sequence[BetterRow], path: str | Path) -> Path:
         axis.errorbar(values, places, xerr=errors, fmt="o", color=f"C{number}", label=model, capsize=2)
     axis.axvline(50, color="gray", linewidth=0.8)
     axis.set(xlim=(0, 100), ylim=(len(sets) - 0.5, -0.5), xlabel=f"% of examples better than {rows[0].baseline}")
-    axis.set_yticks(range(len(sets)), sets)
+    names = names_in_figures([row.judged for row in rows])
+    axis.set_yticks(range(len(sets)), [names[name] for name in sets])
     figure.legend(fontsize=8, loc="outside upper center", ncols=2)
     return save_figure(figure, path)
 

@@ -15,9 +15,18 @@ from typing import Any, Literal
 from crisp_stream.errors import InputError
 from crisp_stream.figure import blank_figure, save_figure
 from crisp_stream.models.training_cost import TrainingCost, training_cost
+from crisp_stream.results.contaminated import contaminated_columns, contaminated_record, names_in_figures
 from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, judged_sets
-from crisp_stream.results.tables import INTERVALS, WRITTEN, comparability_notes, figure_cell, figure_of
+from crisp_stream.results.tables import (
+    INTERVALS,
+    WRITTEN,
+    clean_figure_cell,
+    clean_figure_of,
+    figure_cell,
+    figure_of,
+    set_notes,
+)
 from crisp_stream.table import Table, TableGroup
 
 CostAxis = Literal["device-hours", "flops", "tokens"]
@@ -42,6 +51,10 @@ class CostPoint:
     """Whether it is better than all cheaper ones of its method."""
     size_changes: bool
     """Whether it is the first of the best so far to be of its size."""
+    num_contaminated: int | None = None
+    """Examples that stand in the training data, in part; None: nobody looked."""
+    clean: Estimate | None = None
+    """`estimate` without these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +161,8 @@ def _method_points(judged: JudgedSet, method: str, by_cost: Sequence[tuple[AnyRe
                 estimate=estimate,
                 best_so_far=better,
                 size_changes=better and best_size is not None and size != best_size,
+                num_contaminated=None if results.contaminated is None else int(results.contaminated.sum()),
+                clean=clean_figure_of(judged, results),
             )
         )
         if better:
@@ -158,18 +173,12 @@ def _method_points(judged: JudgedSet, method: str, by_cost: Sequence[tuple[AnyRe
 def costs_table(compared: Costs) -> TableGroup:
     """Tabulate checkpoints, one line per set, method and checkpoint, by cost."""
     return TableGroup(
-        tables=[
-            Table(
-                head=("set", "method", "model", compared.axis, "parameters", "figure", "", ""),
-                rows=[_cells(point, compared.axis) for point in compared.points],
-                words=(0, 1, 2),
-            )
-        ],
+        tables=[_table(compared)],
         notes=[
             *([f"device: {compared.device}"] if compared.device else []),
             "costs include those of the checkpoints that a run began from",
             INTERVALS,
-            *comparability_notes(compared.sets),
+            *set_notes(compared.sets),
         ],
         records=[
             {
@@ -179,6 +188,7 @@ def costs_table(compared: Costs) -> TableGroup:
                 "parameters": point.num_parameters,
                 "measure": point.measure,
                 **point.estimate.columns(),
+                **contaminated_record(point.num_contaminated, point.clean),
                 "best_so_far": point.best_so_far,
                 "size_changes": point.size_changes,
                 "device": compared.device,
@@ -189,18 +199,30 @@ def costs_table(compared: Costs) -> TableGroup:
     )
 
 
-def _cells(point: CostPoint, axis: CostAxis) -> list[str]:
-    best = "best so far, another size" if point.size_changes else "best so far" if point.best_so_far else ""
-    return [
-        point.set_name,
-        point.method,
-        point.model,
-        f"{point.cost:.4g}" if axis == "device-hours" else f"{point.cost:.3e}",
-        f"{point.num_parameters:,}",
-        figure_cell(point.measure, point.estimate),
-        WRITTEN[point.measure],
-        best,
-    ]
+def _table(compared: Costs) -> Table:
+    points = compared.points
+    write = "{:.4g}" if compared.axis == "device-hours" else "{:.3e}"
+    columns = {
+        "set": [point.set_name for point in points],
+        "method": [point.method for point in points],
+        "model": [point.model for point in points],
+        compared.axis: [write.format(point.cost) for point in points],
+        "parameters": [f"{point.num_parameters:,}" for point in points],
+        "figure": [figure_cell(point.measure, point.estimate) for point in points],
+        **contaminated_columns(
+            [point.num_contaminated for point in points],
+            [clean_figure_cell(point.measure, point.clean) for point in points],
+        ),
+        "": [WRITTEN[point.measure] for point in points],
+        " ": list(map(_place, points)),
+    }
+    return Table(head=list(columns), rows=list(zip(*columns.values(), strict=True)), words=(0, 1, 2))
+
+
+def _place(point: CostPoint) -> str:
+    if point.size_changes:
+        return "best so far, another size"
+    return "best so far" if point.best_so_far else ""
 
 
 def plot_costs(compared: Costs, path: str | Path) -> Path:
@@ -211,6 +233,7 @@ def plot_costs(compared: Costs, path: str | Path) -> Path:
     """
     sets = list(dict.fromkeys(point.set_name for point in compared.points))
     methods = list(dict.fromkeys(point.method for point in compared.points))
+    names = names_in_figures(compared.sets)
     figure = blank_figure(4.4 * len(sets), 3.6)
     from matplotlib.ticker import LogLocator, NullFormatter  # after blank_figure, which names the missing extra
 
@@ -235,6 +258,6 @@ def plot_costs(compared: Costs, path: str | Path) -> Path:
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set(xlabel=f"{compared.device} hours" if compared.device else compared.axis, ylabel=WRITTEN[measure])
-        axis.set_title(set_name, fontsize=10)
+        axis.set_title(names[set_name], fontsize=10)
         axis.legend(fontsize=8)
     return save_figure(figure, path)

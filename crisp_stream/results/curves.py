@@ -9,15 +9,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from crisp_stream.errors import InputError
 from crisp_stream.figure import blank_figure, save_figure
+from crisp_stream.results.contaminated import contaminated_columns, contaminated_record, names_in_figures
 from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, judged_sets
-from crisp_stream.results.tables import INTERVALS, PERPLEXITY, WRITTEN, comparability_notes, figure_cell, figure_of
+from crisp_stream.results.tables import (
+    INTERVALS,
+    PERPLEXITY,
+    WRITTEN,
+    clean_figure_cell,
+    clean_figure_of,
+    figure_cell,
+    figure_of,
+    set_notes,
+)
 from crisp_stream.table import NONE, Table, TableGroup
 
 Axis = Literal["batch", "tokens"]
@@ -41,6 +51,10 @@ class CurvePoint:
     tokens: int | None
     model: str
     estimate: Estimate
+    num_contaminated: int | None = None
+    """Examples that stand in the training data, in part; None: nobody looked."""
+    clean: Estimate | None = None
+    """`estimate` without these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +92,9 @@ def curves(results: Sequence[AnyResults]) -> Curves:
     points = _training_losses(placed, names)
     for judged in sets:
         for one in filter(_is_placed, judged.results):
-            points.append(_point(names[run_identity(one)], judged.name, one, *figure_of(judged, one)))
+            point = _point(names[run_identity(one)], judged.name, one, *figure_of(judged, one))
+            seen = None if one.contaminated is None else int(one.contaminated.sum())
+            points.append(replace(point, num_contaminated=seen, clean=clean_figure_of(judged, one)))
     _check_batches(points)
     order = list(dict.fromkeys((point.run, point.set_name) for point in points))
     points.sort(key=lambda point: (order.index((point.run, point.set_name)), point.batch))
@@ -149,28 +165,27 @@ def _check_batches(points: Sequence[CurvePoint]) -> None:
 
 def curves_table(drawn: Curves) -> TableGroup:
     """Tabulate checkpoints, one line per run, set and checkpoint."""
-    table = Table(
-        head=("run", "set", "batch", "tokens", "figure", ""),
-        rows=[
-            (
-                point.run,
-                point.set_name,
-                f"{point.batch:,}",
-                NONE if point.tokens is None else f"{point.tokens:,}",
-                figure_cell(point.measure, point.estimate),
-                WRITTEN[point.measure],
-            )
-            for point in drawn.points
-        ],
-        words=(0, 1),
-    )
+    points = drawn.points
+    columns = {
+        "run": [point.run for point in points],
+        "set": [point.set_name for point in points],
+        "batch": [f"{point.batch:,}" for point in points],
+        "tokens": [NONE if point.tokens is None else f"{point.tokens:,}" for point in points],
+        "figure": [figure_cell(point.measure, point.estimate) for point in points],
+        **contaminated_columns(
+            [point.num_contaminated for point in points],
+            [clean_figure_cell(point.measure, point.clean) for point in points],
+        ),
+        "": [WRITTEN[point.measure] for point in points],
+    }
+    table = Table(head=list(columns), rows=list(zip(*columns.values(), strict=True)), words=(0, 1))
     return TableGroup(
         tables=[table],
         notes=[
-            f"{TRAINING_LOSS}: on the run's own mixture, mean of the last tenth of the batches so far; no held-out "
-            "text",
+            f"{TRAINING_LOSS}: exp of the last loss, which is the mean of the last tenth of the batches so far, on the "
+            "run's own mixture and in the precision of the training; no held-out text",
             INTERVALS,
-            *comparability_notes(drawn.sets),
+            *set_notes(drawn.sets),
             *([f"left out, of no known run: {', '.join(drawn.left_out)}"] if drawn.left_out else []),
         ],
         records=[
@@ -181,6 +196,7 @@ def curves_table(drawn: Curves) -> TableGroup:
                 "batch": point.batch,
                 "tokens": point.tokens,
                 **point.estimate.columns(),
+                **contaminated_record(point.num_contaminated, point.clean),
                 "model": point.model,
             }
             for point in drawn.points
@@ -198,6 +214,7 @@ def plot_curves(drawn: Curves, path: str | Path, *, x: Axis = "batch") -> Path:
         raise InputError("--x tokens: some checkpoints do not say how many they were trained on. Use --x batch.")
     runs = list(dict.fromkeys(point.run for point in drawn.points))
     panels = list(dict.fromkeys((point.set_name == TRAINING_LOSS, point.measure) for point in drawn.points))
+    shown_names = names_in_figures(drawn.sets)
     figure = blank_figure(4.8 * len(panels), 3.8)
     for axis, (of_training, measure) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
         lines = {
@@ -208,7 +225,7 @@ def plot_curves(drawn: Curves, path: str | Path, *, x: Axis = "batch") -> Path:
         sets = list(dict.fromkeys(set_name for _, set_name in lines))
         for (run, set_name), line in lines.items():
             style = _STYLES[sets.index(set_name) % len(_STYLES)]
-            label = run if of_training else f"{run}, {set_name}"
+            label = run if of_training else f"{run}, {shown_names[set_name]}"
             _draw(axis, line, x, measure, color=f"C{runs.index(run)}", style=style, label=label)
         what = "perplexity of the training loss" if of_training else WRITTEN[measure]
         axis.set(xlabel=x, ylabel=what)

@@ -21,10 +21,16 @@ from crisp_stream.errors import InputError
 from crisp_stream.figure import blank_figure, save_figure
 from crisp_stream.format.parquet import RecordKind, load_record, numbers, save_record
 from crisp_stream.results.better import Measure, example_gains
+from crisp_stream.results.contaminated import (
+    contaminated_columns,
+    contaminated_examples,
+    contaminated_record,
+    names_in_figures,
+)
 from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, paired_sets, pairs
-from crisp_stream.results.tables import INTERVALS, comparability_notes, mean_of
-from crisp_stream.table import Table, TableGroup
+from crisp_stream.results.tables import INTERVALS, mean_of, set_notes
+from crisp_stream.table import NONE, Table, TableGroup
 
 BAND = (0.25, 0.75)
 """Quantiles of the distances of specialist test examples that the band lies between, as in the paper."""
@@ -142,6 +148,10 @@ class DistanceBin:
     num_examples: int
     improvement: Estimate
     """Mean over examples, above 0 where the model is better than the baseline: nats per token, or bits per byte."""
+    num_contaminated: int | None = None
+    """Examples that stand in the training data, in part; None: nobody looked."""
+    clean: Estimate | None = None
+    """`improvement` without these."""
 
 
 def distance_bins(
@@ -185,6 +195,7 @@ def _bins_of(
     judged: JudgedSet, results: AnyResults, base: AnyResults, distances: NDArray[np.float64], bins: int
 ) -> list[DistanceBin]:
     measure, gains = example_gains(results, base)
+    seen = contaminated_examples(results, base)
     edges = np.unique(np.quantile(distances, np.linspace(0, 1, bins + 1)))
     places = np.clip(np.searchsorted(edges, distances, side="right") - 1, 0, max(len(edges) - 2, 0))
     return [
@@ -197,6 +208,8 @@ def _bins_of(
             distance=float(distances[chosen].mean()),
             num_examples=int(chosen.sum()),
             improvement=mean_of(gains[chosen]),
+            num_contaminated=None if seen is None else int(seen[chosen].sum()),
+            clean=None if seen is None else mean_of(gains[chosen & ~seen]),
         )
         for chosen in (places == place for place in np.unique(places))
     ]
@@ -205,25 +218,23 @@ def _bins_of(
 def distances_table(bins: Sequence[DistanceBin], distances: Distances, *, baseline: str) -> TableGroup:
     """Tabulate bins, one line per set, model and bin; bins that the band touches are marked."""
     low, high = distances.band or (None, None)
-    table = Table(
-        head=("set", "model", "distance", "examples", f"better than {baseline}", "", ""),
-        rows=[
-            (
-                group.judged.name,
-                group.model,
-                f"{group.low:.3f} to {group.high:.3f}",
-                f"{group.num_examples:,}",
-                group.improvement.cell(4, signed=True),
-                _WRITTEN[group.measure],
-                "band" if _touches(group, distances.band) else "",
-            )
-            for group in bins
-        ],
-        words=(0, 1),
-    )
+    columns = {
+        "set": [group.judged.name for group in bins],
+        "model": [group.model for group in bins],
+        "distance": [f"{group.low:.3f} to {group.high:.3f}" for group in bins],
+        "examples": [f"{group.num_examples:,}" for group in bins],
+        f"better than {baseline}": [group.improvement.cell(4, signed=True) for group in bins],
+        **contaminated_columns(
+            [group.num_contaminated for group in bins],
+            [NONE if group.clean is None else group.clean.cell(4, signed=True) for group in bins],
+        ),
+        "": [_WRITTEN[group.measure] for group in bins],
+        " ": ["band" if _touches(group, distances.band) else "" for group in bins],
+    }
+    table = Table(head=list(columns), rows=list(zip(*columns.values(), strict=True)), words=(0, 1))
     return TableGroup(
         tables=[table],
-        notes=[*_band_notes(distances), INTERVALS, *comparability_notes([group.judged for group in bins])],
+        notes=[*_band_notes(distances), INTERVALS, *set_notes([group.judged for group in bins])],
         records=[
             {
                 "set": group.judged.name,
@@ -235,6 +246,7 @@ def distances_table(bins: Sequence[DistanceBin], distances: Distances, *, baseli
                 "distance_high": group.high,
                 "examples": group.num_examples,
                 **group.improvement.columns("improvement"),
+                **contaminated_record(group.num_contaminated, group.clean),
                 "band_low": low,
                 "band_high": high,
             }
@@ -265,6 +277,7 @@ def plot_distances(bins: Sequence[DistanceBin], distances: Distances, path: str 
     """
     sets = list(dict.fromkeys(group.judged.name for group in bins))
     models = list(dict.fromkeys(group.model for group in bins))
+    names = names_in_figures([group.judged for group in bins])
     figure = blank_figure(4.8 * len(sets), 3.6)
     for axis, set_name in zip(figure.subplots(1, len(sets), squeeze=False).flat, sets, strict=True):
         shown = [group for group in bins if group.judged.name == set_name]
@@ -278,6 +291,6 @@ def plot_distances(bins: Sequence[DistanceBin], distances: Distances, path: str 
             axis.fill_between(across, low, high, color=f"C{number}", alpha=0.2, linewidth=0)
         axis.axhline(0, color="gray", linewidth=0.8)
         axis.set(xlabel="distance to the specialist set", ylabel=f"{_WRITTEN[shown[0].measure]} gained over {baseline}")
-        axis.set_title(set_name, fontsize=10)
+        axis.set_title(names[set_name], fontsize=10)
         axis.legend(fontsize=8)
     return save_figure(figure, path)

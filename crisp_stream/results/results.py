@@ -11,9 +11,10 @@ import hashlib
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import compress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
@@ -85,6 +86,15 @@ class Results:
     def fingerprint(self) -> str:
         """Fingerprint of the set: equal where the same examples were judged in the same order."""
         return set_fingerprint(self.example_ids)
+
+    def only(self, kept: NDArray[np.bool_]) -> Self:
+        """The results of some examples. `kept`: [num_examples]."""
+        optional = [name for name in ("contaminated", "long") if getattr(self, name) is not None]
+        columns: dict[str, Any] = {}
+        for name in ("example_ids", *optional, *self.columns):
+            values = getattr(self, name)
+            columns[name] = values[kept] if isinstance(values, np.ndarray) else list(compress(values, kept))
+        return replace(self, **columns)
 
     def save(self, folder: str | Path) -> str:
         """Write `MODEL.SET.results.parquet`, whole or not at all, replacing an older one.

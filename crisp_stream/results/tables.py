@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crisp_stream import digits
 from crisp_stream.results.bootstrap import (
     CONFIDENCE,
     RESAMPLES,
@@ -23,6 +24,11 @@ from crisp_stream.results.bootstrap import (
     mean_interval,
     ratio_interval,
     share_interval,
+)
+from crisp_stream.results.contaminated import (
+    contaminated_columns,
+    contaminated_examples,
+    contamination_notes,
 )
 from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, check_baseline, judged_sets, same_tokens
@@ -41,6 +47,13 @@ INTERVALS = (
     f"[low, high]: {CONFIDENCE:.0%} intervals over examples; of shares by Wilson and Tango, of other figures by a "
     f"studentised bootstrap of {RESAMPLES:,} resamples"
 )
+
+
+PRECISION = f"all figures are {digits.JUDGED}, whatever the precision of the training"
+MOST_COLUMNS = 100
+"""Characters of a line of the table, unless it is asked to be wide."""
+_LEAST_NAME = 12
+"""Characters that a name keeps however narrow the table is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +169,15 @@ def figure_cell(measure: str, estimate: Estimate) -> str:
     """Show a figure of `figure_of` with its interval; accuracies in per cent."""
     if measure.startswith("acc"):
         return estimate.cell(1, scale=100)
-    return estimate.cell(4 if measure == BITS_PER_BYTE else 2)
+    return estimate.cell(4 if measure == BITS_PER_BYTE else digits.PERPLEXITY_DECIMALS)
+
+
+def clean_figure_of(judged: JudgedSet, results: AnyResults) -> Estimate | None:
+    """Estimate the measure that counts for a set without the contaminated examples; None where nobody looked."""
+    flags = contaminated_examples(results)
+    if flags is None:
+        return None
+    return _NOTHING if flags.all() else figure_of(judged, results.only(~flags))[1]
 
 
 _NOTHING = Estimate(math.nan)
@@ -180,48 +201,120 @@ def compared(results: AnyResults, base: AnyResults) -> dict[str, Estimate]:
     return {RATIO_OF_BITS: Estimate(ratio, interval)}
 
 
-def result_tables(rows: Sequence[ResultRow]) -> TableGroup:
-    """Tabulate texts and questions, each apart, with notes on what may not be compared."""
-    texts = [row for row in rows if isinstance(row.results, TextResults)]
-    questions = [row for row in rows if isinstance(row.results, QuestionResults)]
-    tables = [_table(same) for same in (texts, questions) if same]
-    starred = ["*: the metric that counts for the set, as the paper reports it"] if questions else []
-    return TableGroup(tables=tables, notes=[INTERVALS, *starred, *row_notes(rows)], records=_records(rows))
+def result_tables(rows: Sequence[ResultRow], *, wide: bool = False) -> TableGroup:
+    """Tabulate all models on all sets, with notes on what may not be compared.
+
+    Args:
+        rows: of `result_rows`.
+        wide: show all columns. Otherwise the table has lines of at most 100 characters: columns of nothing but zeros
+            are left out, then those that matter least, and a note names them.
+    """
+    columns = _columns(rows, zeros=wide)
+    notes = [INTERVALS]
+    if not wide:
+        columns, hidden = _narrowed(columns, rows)
+        notes += [f"left out: {hidden}; all columns: --wide"] if hidden else []
+    if any(heading.startswith("acc") for heading in columns):
+        notes.append("*: the metric that counts for the set, as the paper reports it")
+    table = Table(head=list(columns), rows=list(zip(*columns.values(), strict=True)), words=(0, 1))
+    return TableGroup(tables=[table], notes=[*notes, *row_notes(rows)], records=_records(rows))
 
 
-def _table(rows: Sequence[ResultRow]) -> Table:
-    if isinstance(rows[0].results, QuestionResults):
-        figures = {f"{metric} %": [_accuracy_cell(row, metric) for row in rows] for metric in ("acc", "acc_norm")}
-        counts = {"questions": [f"{row.results.num_examples:,}" for row in rows]}
-    else:
-        figures = {
-            "perplexity": [row.estimates[PERPLEXITY].cell(2) for row in rows],
-            "token level": [row.estimates[TOKEN_LEVEL].cell(2) for row in rows],
-            "bits/byte": [row.estimates[BITS_PER_BYTE].cell(4) for row in rows],
-        }
-        counts = {
-            "examples": [f"{row.results.num_examples:,}" for row in rows],
-            "tokens": [f"{row.results.num_tokens.sum():,}" for row in rows if isinstance(row.results, TextResults)],
-        }
+Columns = dict[str, list[str]]
+
+
+def _columns(rows: Sequence[ResultRow], *, zeros: bool) -> Columns:
+    """Cells of all columns by heading; those of texts alone, or of questions alone, where there are such rows."""
     columns = {
         "set": [row.judged.name for row in rows],
         "model": [row.results.model_name for row in rows],
-        **figures,
+        "perplexity": [_text_cell(row, PERPLEXITY) for row in rows],
+        "token level": [_text_cell(row, TOKEN_LEVEL) for row in rows],
+        "bits/byte": [_text_cell(row, BITS_PER_BYTE) for row in rows],
+        "acc %": [_accuracy_cell(row, "acc") for row in rows],
+        "acc_norm %": [_accuracy_cell(row, "acc_norm") for row in rows],
         **_than_column(rows),
-        **counts,
-        **_long_column(rows),
-        **_contaminated_columns(rows),
+        "examples": [f"{row.results.num_examples:,}" for row in rows],
+        "tokens": [
+            f"{row.results.num_tokens.sum():,}" if isinstance(row.results, TextResults) else NONE for row in rows
+        ],
+        "too long": [long_cell(row) for row in rows],
+        **contaminated_columns([row.num_contaminated for row in rows], [clean_cell(row) for row in rows], zeros=zeros),
     }
-    return Table(head=list(columns), rows=list(zip(*columns.values(), strict=True)), words=(0, 1))
+    return {heading: cells for heading, cells in columns.items() if any(cell.strip() != NONE for cell in cells)}
+
+
+def _narrowed(columns: Columns, rows: Sequence[ResultRow]) -> tuple[Columns, str]:
+    """Leave columns out until lines have at most MOST_COLUMNS characters, and say which."""
+    shown = {heading: cells for heading, cells in columns.items() if {cell.strip() for cell in cells} - {"0", NONE}}
+    hidden: list[str] = []
+    measures = {WRITTEN[row.measure] for row in rows}
+    if len(measures) > 1 and _width(shown) > MOST_COLUMNS:
+        shown = _with_one_figure(shown, rows)
+        hidden += [heading for heading in _FIGURES if heading in columns]
+    for heading in _LEAST_FIRST:
+        if heading in shown and heading not in measures and _width(shown) > MOST_COLUMNS:
+            del shown[heading]
+            hidden.append(heading)
+    for heading in _WITHOUT_INTERVAL_FIRST:
+        for one in [one for one in shown if one == heading or (heading == "than" and one.startswith("than "))]:
+            if _width(shown) > MOST_COLUMNS:
+                shown[one] = [cell.partition(" [")[0] for cell in shown[one]]
+                hidden.append(f"intervals of {one}")
+    for heading in ("set", "model"):
+        if (excess := _width(shown) - MOST_COLUMNS) > 0:
+            shown[heading] = _shortened(shown[heading], excess)
+    if (excess := _width(shown) - MOST_COLUMNS) > 0:
+        shown = {_shortened([heading], excess)[0]: cells for heading, cells in shown.items()}
+    return shown, ", ".join(dict.fromkeys(hidden))
+
+
+_FIGURES = ("perplexity", "token level", "bits/byte", "acc %", "acc_norm %")
+_LEAST_FIRST = ("tokens", "token level", "acc %", "acc_norm %", "bits/byte", "perplexity", "examples", "too long")
+"""Headings in the order in which they are left out; never the measure that counts. What is too long stands in the
+notes."""
+_WITHOUT_INTERVAL_FIRST = ("without them", "figure", *_FIGURES, "than")
+
+
+def _with_one_figure(columns: Columns, rows: Sequence[ResultRow]) -> Columns:
+    """Sets of several measures, in one column of figures and one of what they are."""
+    one = {
+        "figure": [figure_cell(row.measure, row.estimates[row.measure]) for row in rows],
+        "": [WRITTEN[row.measure] for row in rows],
+    }
+    before = {heading: cells for heading, cells in columns.items() if heading in ("set", "model")}
+    after = {heading: cells for heading, cells in columns.items() if heading not in (*before, *_FIGURES)}
+    return before | one | after
+
+
+def _width(columns: Columns) -> int:
+    return sum(max(len(heading), *map(len, cells)) for heading, cells in columns.items()) + 2 * (len(columns) - 1)
+
+
+def _shortened(names: Sequence[str], excess: int) -> list[str]:
+    """Cut names in the middle, with an ellipsis, as far as they stay different."""
+    room = max(_LEAST_NAME, max(map(len, names)) - excess)
+    for characters in range(room, max(map(len, names))):
+        head, tail = characters // 2, characters - characters // 2 - 1
+        short = {name: name if len(name) <= characters else f"{name[:head]}…{name[-tail:]}" for name in names}
+        if len(set(short.values())) == len(set(names)):
+            return [short[name] for name in names]
+    return list(names)
+
+
+def _text_cell(row: ResultRow, measure: str) -> str:
+    return figure_cell(measure, row.estimates[measure]) if measure in row.estimates else NONE
 
 
 def _accuracy_cell(row: ResultRow, metric: str) -> str:
     """Show an accuracy in per cent; the metric that counts is marked, and others leave room for the mark."""
+    if metric not in row.estimates:
+        return NONE + " "
     marked = isinstance(row.results, QuestionResults) and row.results.metric == metric
-    return row.estimates[metric].cell(1, scale=100) + ("*" if marked else " ")
+    return figure_cell(metric, row.estimates[metric]) + ("*" if marked else " ")
 
 
-def _than_column(rows: Sequence[ResultRow]) -> dict[str, list[str]]:
+def _than_column(rows: Sequence[ResultRow]) -> Columns:
     than = next((row.than for row in rows if row.than), None)
     return {} if than is None else {f"than {than}": [than_cell(row) for row in rows]}
 
@@ -233,27 +326,11 @@ def than_cell(row: ResultRow) -> str:
     measure, estimate = row.comparison
     if measure.startswith(DIFFERENCE):
         return estimate.cell(1, scale=100, signed=True)
-    return f"{'x' if measure == RATIO else 'bits x'} {estimate.cell(4)}"
+    return f"{'x' if measure == RATIO else 'bits x'} {estimate.cell(digits.RATIO_DECIMALS)}"
 
 
 def _is_comparison(measure: str) -> bool:
     return measure in (RATIO, RATIO_OF_BITS) or measure.startswith(DIFFERENCE)
-
-
-def _contaminated_columns(rows: Sequence[ResultRow]) -> dict[str, list[str]]:
-    """Count the examples in the training data, and show the figure without them; nothing where nobody looked."""
-    if all(row.num_contaminated is None for row in rows):
-        return {}
-    return {
-        "contaminated": [NONE if row.num_contaminated is None else f"{row.num_contaminated:,}" for row in rows],
-        "without them": [clean_cell(row) for row in rows],
-    }
-
-
-def _long_column(rows: Sequence[ResultRow]) -> dict[str, list[str]]:
-    """Count the examples that are longer than the model's context; nothing where there are none."""
-    cells = [long_cell(row) for row in rows]
-    return {"too long": cells} if {*cells} - {"0", NONE} else {}
 
 
 def long_cell(row: ResultRow) -> str:
@@ -286,10 +363,12 @@ def _long_notes(rows: Sequence[ResultRow]) -> list[str]:
 
 def clean_cell(row: ResultRow) -> str:
     """Show the figure of the examples that are not in the training data."""
-    for measure, estimate in row.estimates.items():
-        if measure.endswith(CLEAN):
-            return estimate.cell(2) if isinstance(row.results, TextResults) else estimate.cell(1, scale=100)
-    return NONE
+    return clean_figure_cell(row.measure, clean_figure_of(row.judged, row.results))
+
+
+def clean_figure_cell(measure: str, estimate: Estimate | None) -> str:
+    """Show a figure of `clean_figure_of`."""
+    return NONE if estimate is None else figure_cell(measure, estimate)
 
 
 def row_notes(rows: Sequence[ResultRow]) -> list[str]:
@@ -297,19 +376,18 @@ def row_notes(rows: Sequence[ResultRow]) -> list[str]:
     notes = []
     if any(row.than for row in rows):
         notes.append("than: ratio of perplexities (below 1 is better), difference of accuracies in points; paired")
-    notes += comparability_notes([row.judged for row in rows])
+    notes += set_notes([row.judged for row in rows])
     for row in rows:
         if isinstance(row.results, TextResults) and row.results.num_empty:
             left_out = f"{row.results.num_empty:,} texts without a token to predict were left out"
             notes.append(f"{row.judged.name}, {row.results.model_name}: {left_out}")
     notes += _long_notes(rows)
-    shares = {row.judged.name: row.num_contaminated / row.results.num_examples for row in rows if row.num_contaminated}
-    notes += [
-        f"WARNING: {name}: {share:.1%} of the examples stand in the training data, in part; trust the figure without "
-        "them"
-        for name, share in shares.items()
-    ]
     return notes
+
+
+def set_notes(sets: Sequence[JudgedSet]) -> list[str]:
+    """What every view says of its sets: precision, what may not be compared, which examples are contaminated."""
+    return [PRECISION, *comparability_notes(sets), *contamination_notes(sets)]
 
 
 def comparability_notes(sets: Sequence[JudgedSet]) -> list[str]:

@@ -12,9 +12,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from crisp_stream.results.contaminated import WITHOUT, contaminated_examples, contaminated_record
 from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, judged_sets, model_names
-from crisp_stream.results.tables import BITS_PER_BYTE, comparability_notes, figure_cell, figure_of, measure_of
+from crisp_stream.results.tables import (
+    BITS_PER_BYTE,
+    clean_figure_of,
+    figure_cell,
+    figure_of,
+    measure_of,
+    set_notes,
+)
 from crisp_stream.table import NONE, Marked, Table, TableGroup
 
 _ARC = re.compile(r"(^|_)arc_(e|c|easy|challenge)(_|$)")
@@ -29,6 +37,15 @@ class TransferColumn:
     """`acc` or `acc_norm` as the paper reports the set, `perplexity`, or `bits_per_byte` where tokens differ."""
     estimates: dict[str, Estimate]
     """Figure of each model; accuracies as shares."""
+    clean: dict[str, Estimate]
+    """Figure of each model without contaminated examples; of models for which nobody looked there is none."""
+    num_contaminated: int | None
+    """Examples that stand in the training data, in part; None: nobody looked."""
+
+    @property
+    def shows_clean(self) -> bool:
+        """Whether there are contaminated examples, so that a column without them stands beside it."""
+        return bool(self.num_contaminated)
 
     @property
     def higher_is_better(self) -> bool:
@@ -37,7 +54,15 @@ class TransferColumn:
     @property
     def best(self) -> float:
         """Figure of the best model; NaN where a single one was judged."""
-        values = [estimate.value for estimate in self.estimates.values()]
+        return self._best_of(self.estimates)
+
+    @property
+    def best_clean(self) -> float:
+        """The same without contaminated examples."""
+        return self._best_of(self.clean)
+
+    def _best_of(self, estimates: dict[str, Estimate]) -> float:
+        values = [estimate.value for estimate in estimates.values() if not math.isnan(estimate.value)]
         if len(values) < 2:
             return math.nan
         return max(values) if self.higher_is_better else min(values)
@@ -52,6 +77,8 @@ class Transfer:
     multi: dict[str, float]
     """Mean accuracy over tasks, by model, ARC as one task; only for models judged on all question sets, of two tasks or
     more."""
+    clean_multi: dict[str, float]
+    """The same without contaminated examples, where a set has some; empty where none has."""
 
 
 def transfer(results: Sequence[AnyResults]) -> Transfer:
@@ -61,15 +88,35 @@ def transfer(results: Sequence[AnyResults]) -> Transfer:
     for judged in judged_sets(results):
         estimates = {one.model_name: figure_of(judged, one)[1] for one in judged.results}
         measure = measure_of(judged, judged.results[0])
-        columns.append(TransferColumn(judged=judged, measure=measure, estimates=estimates))
+        clean = {one.model_name: figure for one in judged.results if (figure := clean_figure_of(judged, one))}
+        seen = contaminated_examples(*judged.results)
+        columns.append(
+            TransferColumn(
+                judged=judged,
+                measure=measure,
+                estimates=estimates,
+                clean=clean,
+                num_contaminated=None if seen is None else int(seen.sum()),
+            )
+        )
     columns.sort(key=lambda column: not column.higher_is_better)  # questions first
-    tasks = {column.judged.name: column.estimates for column in columns if column.higher_is_better}
+    tasks = [column for column in columns if column.higher_is_better]
+    multi = _multi(models, {column.judged.name: column.estimates for column in tasks})
+    clean_multi: dict[str, float] = {}
+    if any(column.shows_clean for column in tasks):
+        without = {column.judged.name: column.clean if column.shows_clean else column.estimates for column in tasks}
+        clean_multi = _multi(models, without)
+    return Transfer(models=models, columns=columns, multi=multi, clean_multi=clean_multi)
+
+
+def _multi(models: Sequence[str], tasks: dict[str, dict[str, Estimate]]) -> dict[str, float]:
+    """Mean over tasks of the models that were judged on all of them; `tasks`: name of a set to figures by model."""
     multi = {}
     for model in models:
         accuracies = {name: estimates[model].value for name, estimates in tasks.items() if model in estimates}
         if len(accuracies) == len(tasks) and len({_task(name) for name in tasks}) > 1:
             multi[model] = mean_over_tasks(accuracies)
-    return Transfer(models=models, columns=columns, multi=multi)
+    return multi
 
 
 def mean_over_tasks(accuracies: dict[str, float]) -> float:
@@ -95,25 +142,39 @@ def transfer_table(compared: Transfer) -> TableGroup:
     questions = [column for column in compared.columns if column.higher_is_better]
     texts = [column for column in compared.columns if not column.higher_is_better]
     tables = [
-        *([_table("accuracy, %", compared, questions, multi=compared.multi)] if questions else []),
-        *([_table("perplexity", compared, texts, multi={})] if texts else []),
+        *([_table("accuracy, %", compared, questions, multi=True)] if questions else []),
+        *([_table("perplexity", compared, texts, multi=False)] if texts else []),
     ]
-    notes = comparability_notes([column.judged for column in compared.columns])
+    notes = set_notes([column.judged for column in compared.columns])
     if compared.multi:
         notes.append("Multi: mean over tasks; the sets of ARC are averaged first")
+    if any(column.shows_clean for column in compared.columns):
+        notes.append(f"{WITHOUT}: the column before it without the contaminated examples")
     return TableGroup(tables=tables, notes=notes, records=_records(compared))
 
 
-def _table(title: str, compared: Transfer, columns: Sequence[TransferColumn], *, multi: dict[str, float]) -> Table:
-    best = max(multi.values()) if len(multi) > 1 else math.nan
-    rows = []
-    for model in compared.models:
-        cells = [_cell(column.measure, column.estimates.get(model), column.best) for column in columns]
-        if any(cell != NONE for cell in cells):
-            mean = [_cell("acc", Estimate(multi[model]) if model in multi else None, best)] if multi else []
-            rows.append([model, *cells, *mean])
-    names = [column.judged.name + " (bits/byte)" * (column.measure == BITS_PER_BYTE) for column in columns]
-    return Table(title=title, head=["model", *names, *(["Multi"] if multi else [])], rows=rows)
+def _table(title: str, compared: Transfer, columns: Sequence[TransferColumn], *, multi: bool) -> Table:
+    shown: list[tuple[str, list[str]]] = []
+    for column in columns:
+        name = column.judged.name + " (bits/byte)" * (column.measure == BITS_PER_BYTE)
+        shown.append((name, _cells(compared, column.measure, column.estimates, column.best)))
+        if column.shows_clean:
+            shown.append((WITHOUT, _cells(compared, column.measure, column.clean, column.best_clean)))
+    for name, means in (("Multi", compared.multi), (WITHOUT, compared.clean_multi)) if multi else ():
+        if means:
+            estimates = {model: Estimate(value) for model, value in means.items()}
+            shown.append((name, _cells(compared, "acc", estimates, _largest(means))))
+    rows = [[model, *(cells[at] for _, cells in shown)] for at, model in enumerate(compared.models)]
+    kept = [row for row in rows if any(cell != NONE for cell in row[1:])]
+    return Table(title=title, head=["model", *(name for name, _ in shown)], rows=kept)
+
+
+def _cells(compared: Transfer, measure: str, estimates: dict[str, Estimate], best: float) -> list[str]:
+    return [_cell(measure, estimates.get(model), best) for model in compared.models]
+
+
+def _largest(means: dict[str, float]) -> float:
+    return max(means.values()) if len(means) > 1 else math.nan
 
 
 def _cell(measure: str, estimate: Estimate | None, best: float) -> str:
@@ -132,14 +193,16 @@ def _records(compared: Transfer) -> list[dict[str, Any]]:
             "measure": column.measure,
             **column.estimates[model].columns(),
             "best": column.estimates[model].value == column.best,
+            **contaminated_record(column.num_contaminated, column.clean.get(model)),
         }
         for column in compared.columns
         for model in compared.models
         if model in column.estimates
     ]
-    best = max(compared.multi.values(), default=math.nan) if len(compared.multi) > 1 else math.nan
+    best = _largest(compared.multi)
     return rows + [
         {"model": model, "set": "Multi", "measure": "acc", "value": value, "low": None, "high": None}
         | {"best": value == best}
+        | contaminated_record(None, Estimate(compared.clean_multi.get(model, math.nan)))
         for model, value in compared.multi.items()
     ]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from crisp_stream import digits
 from crisp_stream.config.durations import parse_duration
 from crisp_stream.config.recipe import Recipe
 from crisp_stream.errors import InputError, RecipeError, RunInterruptedError, import_extra
@@ -130,13 +131,19 @@ def table(models: Sequence[FinetunedModel]) -> Table:
         (
             f"{model.fraction:.1%}",
             f"{model.batches:,}",
-            f"{model.perplexity:.3f}",
+            digits.perplexity(model.perplexity),
             f"{model.checkpoint}  <- best" if model is chosen else model.checkpoint,
         )
         for model in models
     ]
     records = [dataclasses.asdict(model) for model in models]
-    return Table(head=("fine-tuning", "steps", "perplexity", "checkpoint"), rows=rows, words=(-1,), records=records)
+    return Table(
+        head=("fine-tuning", "steps", "perplexity", "checkpoint"),
+        rows=rows,
+        words=(-1,),
+        notes=[f"perplexity: of the validation text, {digits.JUDGED}"],
+        records=records,
+    )
 
 
 def _judged(recipe: Recipe, checkpoint: str, dist: Any) -> float:

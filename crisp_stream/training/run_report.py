@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crisp_stream import digits
 from crisp_stream.config.recipe import Recipe
 from crisp_stream.format.dataset import Dataset
-from crisp_stream.models.training_record import last_loss
+from crisp_stream.models.training_record import last_loss, last_loss_in_words
 from crisp_stream.storage.store import open_store
-from crisp_stream.table import aligned
+from crisp_stream.table import NONE, aligned, format_bytes
 from crisp_stream.training.callbacks.served import samples_per_phase, total_variation
 
 if TYPE_CHECKING:
@@ -106,23 +107,32 @@ class TrainReport:
             "parameters": f"{self.num_parameters:,}",
             "batches": f"{self.batches:,}",
             "tokens": f"{self.tokens:,}",
-            "loss": f"{self.losses[0]:.4f} -> {self.final_loss:.4f}" if self.losses else "-",
-            "mixture error": f"{self.mixture_error:.4f} (total variation over {self.samples:,} windows)",
-            "repeated": f"{self.repeated_share:.2%} of the windows served had been served before",
-            "read": f"{self.bytes_read:,} bytes in {self.requests:,} requests",
-            "time": f"{self.wall_seconds:,.1f} s wall, {self.data_wait_share:.1%} of it waiting for data; "
-            f"{self.cpu_seconds:,.1f} s CPU",
+            "training loss": self._loss_in_words() if self.losses else NONE,
+            "mixture error": f"{digits.mixture_error(self.mixture_error)} "
+            f"(total variation over {self.samples:,} windows)",
+            "repeated": f"{digits.share(self.repeated_share)} of the windows served had been served before",
+            "read": f"{format_bytes(self.bytes_read)} in {self.requests:,} requests",
+            "time": f"{digits.seconds(self.wall_seconds)} wall, {self.data_wait_share:.1%} of it waiting for data; "
+            f"{digits.seconds(self.cpu_seconds)} CPU",
             "checkpoint": self.checkpoint or "none saved",
         }
         if self.interrupted_by is not None:
             rows["interrupted"] = f"by {self.interrupted_by} after batch {self.interrupted_at:,}"
         if self.held_out:
             rows["held-out perplexity"] = ", ".join(
-                f"{value:.3f} at batch {batch}" for batch, value in self.held_out[-3:]
+                f"{digits.perplexity(value)} at batch {batch:,}" for batch, value in self.held_out[-3:]
             )
+            rows["held-out perplexity"] += f" ({digits.JUDGED})"
         for _, name, acc, acc_norm in [row for row in self.questions if row[0] == self.questions[-1][0]]:
-            rows[name] = f"acc {acc:.3f}, acc_norm {acc_norm:.3f} at batch {self.questions[-1][0]}"
+            rows[name] = f"acc {acc:.3f}, acc_norm {acc_norm:.3f} at batch {self.questions[-1][0]:,} ({digits.JUDGED})"
         return aligned(list(rows.items()))
+
+    def _loss_in_words(self) -> str:
+        """First and last loss, with what they are."""
+        return (
+            f"{digits.loss(self.losses[0])} in the first batch, last loss {digits.loss(self.final_loss)} "
+            f"({last_loss_in_words(self.batches)}, in {self.recipe['precision']})"
+        )
 
 
 def make_report(

@@ -103,7 +103,7 @@ def test_a_comparison_gives_the_divergences_and_the_largest_differences() -> Non
     assert found.second_from_first == pytest.approx(0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(2))
     assert 0 < found.jensen_shannon < math.log(2)
     assert {row.node for row in found.differences} == {0, 5}
-    assert "total variation          0.2500" in found.table()
+    assert "total variation          25.0%" in found.table()
     equal = compare(first, first)
     assert (equal.total_variation, equal.first_from_second, equal.jensen_shannon) == (0, 0, 0)
 

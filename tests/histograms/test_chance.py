@@ -79,7 +79,7 @@ def test_a_comparison_says_what_sampling_alone_would_give(tmp_path: Path) -> Non
     first, second = (Histogram.from_leaves(rng.integers(0, 16, 40), dataset.tree, 2) for _ in range(2))
     found = compare(first, second)
     assert found.total_variation_by_chance == pytest.approx(found.total_variation, abs=0.12)
-    assert f"by sampling alone      {found.total_variation_by_chance:.4f} (as many windows each" in found.table()
+    assert f"by sampling alone      {found.total_variation_by_chance:.1%} (as many windows each" in found.table()
     computed = Histogram.average([first, second])
     assert compare(first, computed).total_variation_by_chance is None
     assert "not known: one of them was computed" in compare(first, computed).table()

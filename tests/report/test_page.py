@@ -89,20 +89,20 @@ def test_shares_are_sums_above_a_histograms_level_and_spread_by_size_below(datas
 def test_mass_on_clusters_without_windows_is_counted_as_missing(dataset: Dataset) -> None:
     task = task_shares("task", histogram_of(dataset, {0: 3, 9: 1}), levels_of(dataset))
     assert task.missing == 0.25
-    assert "25.0%" in page_html(dataset, {"task": histogram_of(dataset, {0: 3, 9: 1})})
+    assert "25.00%" in page_html(dataset, {"task": histogram_of(dataset, {0: 3, 9: 1})})
 
 
-def test_the_packed_data_gives_back_sizes_and_shares(dataset: Dataset) -> None:
+def test_the_packed_data_gives_back_sizes_and_shares(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     tree = tree_of(dataset)
     shares = np.array([0.75, 0.0, 1e-9, 0.25 - 1e-9])
     task = TaskShares(name="task", level=2, shares=shares, missing=0.0)
     header, arrays = unpacked(map_payload(tree, [task], ["colour0"]))
     assert np.cumsum(arrays["nodes"]).tolist() == [0, 1, 5, 15]
     assert arrays["windows"].tolist() == [40, 30, 300, 20]
-    codes = arrays["task_0"].astype(np.float64)
-    decoded = np.where(codes > 0, header["smallest_share"] ** (1 - (codes - 1) / header["codes"]), 0)
-    assert decoded[1] == 0
-    assert np.allclose(decoded[shares > 0], shares[shares > 0], rtol=3e-4)
+    np.testing.assert_array_equal(arrays["task_0"], shares)  # to the last bit, so that its digits are the commands'
+    monkeypatch.setattr("crisp_stream.report.map.MAX_EXACT_SHARES", 3)
+    _, arrays = unpacked(map_payload(tree, [task], ["colour0"]))
+    np.testing.assert_array_equal(arrays["task_0"], shares.astype(np.float32))
     assert header["tasks"] == [{"name": "task", "level": 2, "colour": "colour0"}]
     assert "violin" in header["texts"][1]["terms"][2]
 
@@ -160,7 +160,7 @@ def test_a_card_says_what_a_task_is_about(dataset: Dataset) -> None:
     assert "3 of 4" in card
     assert card.index("0/0") < card.index("0/1") < card.index("1/1")
     assert re.search(r"<bdi>[^<]*doctor[^<]*</bdi>", card)
-    assert "60.0% · w 5.8" in card
+    assert "60.00% · w 5.85" in card
 
 
 def test_the_heaviest_clusters_are_named_with_shares_weights_and_text(dataset: Dataset) -> None:
@@ -169,8 +169,8 @@ def test_the_heaviest_clusters_are_named_with_shares_weights_and_text(dataset: D
     assert "The 3 heaviest of 4 clusters hold 100% of <bdi>medicine</bdi>, and\n95% of the corpus." in section
     rows = re.findall(r"<tr><th scope=\"row\">.*?</tr>", section)
     assert [re.findall(r'class="path">([\d/]+)<', row) for row in rows] == [["0/0"], ["0/1"], ["1/1"]]
-    assert re.findall(r'class="value[ a-z]*">([\d.%]+)<', rows[0]) == ["60.0%", "10.3%"]
-    assert ">5.8</td>" in rows[0]
+    assert re.findall(r'class="value[ a-z]*">([\d.%]+)<', rows[0]) == ["60.00%", "10.26%"]
+    assert ">5.85</td>" in rows[0]
     assert "doctor" in rows[0][rows[0].index("<q>") :]
 
 
@@ -318,7 +318,7 @@ def test_a_finished_run_shows_its_curve_and_what_it_was_served(run: SmallRun) ->
     assert "finished" in html
     assert html.count("<polyline") == 4  # every batch and the mean, for wide and for narrow screens
     assert "served to small" in html
-    assert f"{found.record['mixture_error']:.4f}" in html
+    assert f"{found.record['mixture_error']:.5f}" in html
 
 
 def test_the_last_loss_is_the_one_that_the_command_line_prints(run: SmallRun, tmp_path: Path) -> None:
@@ -327,7 +327,9 @@ def test_the_last_loss_is_the_one_that_the_command_line_prints(run: SmallRun, tm
     assert f"small: last loss {found.record['final_loss']:.4f}<" in page_html(run.dataset, {}, [found])
     many = dataclasses.replace(found, losses=[(batch, float(batch)) for batch in range(1, 41)])
     assert many.last_loss == 38.5  # of batches 37 to 40
-    assert ">38.5000</td>" in page_html(run.dataset, {}, [many])
+    html = page_html(run.dataset, {}, [many])
+    assert '38.5000 <span class="interval">mean of the last 4 batches</span>' in html
+    assert ">fp32</td>" in html
 
 
 @pytest.mark.parametrize("losses", [[], [(1.0, 5.0)], [(1.0, 5.0), (2.0, 5.0)], [(1.0, 5.0), (2.0, float("nan"))]])
@@ -436,7 +438,7 @@ def test_a_forecast_shows_occurrences_costs_and_warnings(dataset: Dataset) -> No
     tasks = {"medicine": histogram_of(dataset, {0: 60, 1: 39, 5: 1})}
     html = page_html(dataset, tasks, forecasts={"medicine": FORECAST, "tiny": "too few <windows>."})
     section = html[html.index('<section aria-labelledby="forecast"') :]
-    for said in ("1,000 samples", "87.2%", "3 of 3", "2.94", "50.0 kB", ">15<", "0.0012", "13.0 times", "0/1"):
+    for said in ("1,000 samples", "87.2%", "3 of 3", "2.94", "50.0 kB", ">15<", "0.00120", "13.00 times", "0/1"):
         assert said in section
     assert "medicine</bdi>: <bdi>cluster 1 &lt;repeats&gt; 13 times</bdi></li>" in section
     assert section.index("Use a coarser level.</bdi></p>") < section.index("cluster 1 &lt;repeats&gt;")

@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, expect
 
+from crisp_stream import digits
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.inspection.terms import NodeTerms
 from crisp_stream.report import page
+from crisp_stream.report.evaluation import Evaluation
+from crisp_stream.report.forecast import forecast_each
 from crisp_stream.report.map import MapLevel, TaskShares, Tree, map_payload
 from tests.support.browser import Visit, chromium, visit
-from tests.support.topics import histogram_of, topic_dataset
+from tests.support.made_results import text_results
+from tests.support.topics import WINDOWS, histogram_of, topic_dataset
 
 HOSTILE = "</script><img src=x onerror=alert(1)> <b>bold</b> \u202eevil\u0007 & \u05e9\u05dc\u05d5\u05dd"
 HOSTILE_NAME = "<img src=x onerror=alert(2)>"
@@ -107,7 +111,7 @@ def test_without_script_the_page_shows_all_but_the_map(browser: Browser, html: P
         assert "The map needs JavaScript" in opened.locator("noscript").inner_text()
         assert opened.locator("#treemap").is_hidden()
         assert opened.locator("#task").is_hidden()
-        assert "60.0%" in opened.locator("[aria-labelledby=heaviest]").inner_text()
+        assert "60.00%" in opened.locator("[aria-labelledby=heaviest]").inner_text()
     finally:
         context.close()
 
@@ -210,11 +214,52 @@ def test_the_panel_says_terms_counts_shares_and_text(browser: Browser, html: Pat
         show_the_whole(seen)
         seen.page.locator("#treemap").hover(position={"x": 300, "y": 300})
         said = seen.text("#panel")
-        for expected in ("1/1", "node 5", "orchestra", "violin", "300 windows, 77% of the corpus", "95%", "0.013"):
+        for expected in ("1/1", "node 5", "orchestra", "violin", "300 windows, 76.92% of the corpus", "95.00%", "0.01"):
             assert expected in said
         assert "violin" in seen.text("#panel blockquote")
         seen.page.mouse.move(2, 2)
         assert seen.text("#panel h3").startswith("1\n") or seen.text("#panel h3").startswith("1 ")
+
+
+def test_the_panel_shows_the_digits_that_the_commands_print(browser: Browser, dataset: Dataset, tmp_path: Path) -> None:
+    """1/32 and 3/32 of 100 stand at a tie, which Python and JavaScript round differently by themselves."""
+    counts = {0: 4, 1: 1, 5: 24, 15: 3}
+    html = page.page_html(dataset, {"task": histogram_of(dataset, counts)})
+    with visit(browser, page.write_page(tmp_path / "page.html", html)) as seen:
+        shown = []
+        for node in seen.page.locator(".card button.node").all():
+            node.click()
+            seen.settle()
+            shown.append(seen.page.locator("#panel .tasks tr.chosen td.number").all_inner_texts())
+            corpus = seen.text("#panel .size").split(", ")[1]
+            at = sorted(counts, key=lambda cluster: -counts[cluster])[len(shown) - 1]
+            assert corpus == f"{digits.share(WINDOWS[at] / 390)} of the corpus"
+        heaviest = sorted(counts.items(), key=lambda entry: -entry[1])
+        assert shown == [
+            [digits.share(count / 32), digits.weight(count / 32 / (WINDOWS[node] / 390))] for node, count in heaviest
+        ]
+        assert ["3.12%", "0.41"] in shown
+
+
+@pytest.mark.parametrize("width", [320, 621, 768, 1024, 1100, 1400])
+def test_no_table_is_cut_at_its_edge(browser: Browser, dataset: Dataset, tmp_path: Path, width: int) -> None:
+    """Six columns with intervals need a thousand pixels; below, rows are cards with all headings in full."""
+    names = ("gpt-350m-base-ba4000", "gpt-350m-crisp-medicine-ba4000")
+    judged = [
+        text_results(name, [9.1 + at, 9.4, 9.9, 9.0], num_bytes=[9] * 4, contaminated=[at == 0, False, False, False])
+        for at, name in enumerate(names)
+    ]
+    tasks = {"law-and-history-of-the-nineteenth-century": histogram_of(dataset, {0: 60, 1: 39, 5: 1})}
+    html = page.page_html(
+        dataset, tasks, forecasts=forecast_each(dataset, tasks, 2000), evaluation=Evaluation(results=judged)
+    )
+    with visit(browser, page.write_page(tmp_path / "page.html", html), width=width) as seen:
+        cut = """() => Array.from(document.querySelectorAll('.scroll'))
+            .filter(part => part.scrollWidth > part.clientWidth + 1).map(part => part.getAttribute('aria-label'))"""
+        assert seen.page.evaluate(cut) == []
+        labels = seen.page.locator("td[data-label='than gpt-350m-base-ba4000']")
+        assert labels.count() == 2
+        assert seen.page.locator("td[data-label='Token level']").count() == 2
 
 
 def test_a_cluster_of_a_card_is_shown_on_the_map(browser: Browser, html: Path) -> None:

@@ -117,13 +117,13 @@ def test_the_conditions_name_what_the_models_share_and_what_they_do_not() -> Non
     longer.model["tokens"] = 2000
     conditions = verdict_of(Evaluation(results=[base, longer])).conditions
     assert conditions["crisp"] == "10 parameters, trained on 2,000 tokens, seed 17"
-    assert conditions["Judged on"] == "task (50 texts)"
+    assert conditions["Judged on"] == "task (50 texts); computed in float32"
 
 
 def test_examples_of_the_training_data_are_named_among_the_conditions() -> None:
     base, crisp = (text_results(name, [2.0, 3.0], contaminated=[True, False]) for name in ("base", "crisp"))
     conditions = verdict_of(Evaluation(results=[base, crisp])).conditions
-    assert conditions["Judged on"] == "news (2 texts, 1 of them in part in the training data)"
+    assert conditions["Judged on"] == "news (2 texts, 1 of them in part in the training data); computed in float32"
 
 
 def test_a_measure_that_changes_from_set_to_set_is_named_each_time() -> None:

@@ -153,7 +153,7 @@ def test_of_equal_models_the_one_with_least_fine_tuning_is_best() -> None:
         for share, value in ((0.0, 9.0), (0.1, 7.5), (0.3, 7.5), (1.0, 20.0))
     ]
     assert best(made).fraction == 0.1
-    assert [line.endswith("<- best") for line in table(made).text().splitlines()] == [False, False, True, False, False]
+    assert [line.endswith("<- best") for line in table(made).body().splitlines()] == [False, False, True, False, False]
 
 
 def test_one_generic_checkpoint_serves_several_tasks_by_one_command(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from crisp_stream import digits
 from crisp_stream.errors import CrispError, FormatError, InputError, RecipeError, ResumeError, StorageError
 from crisp_stream.format.dataset import open_dataset
 from crisp_stream.models import gpt as model
@@ -299,7 +301,11 @@ def test_intervals_and_warm_up_may_be_shares_of_the_run(done: SmallRun, tmp_path
     assert [path.name for path in (tmp_path / "default").glob("ep0*")] == ["ep0-ba12-rank0.pt"]
 
 
-def test_held_out_perplexity_during_the_run_is_that_of_its_checkpoint(done: SmallRun, tmp_path: Path) -> None:
+def test_held_out_perplexity_during_the_run_is_that_of_its_checkpoint(
+    done: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same figure, to the digits that both print, and with the precision beside it."""
+    from crisp_stream.cli.main import main
     from crisp_stream.evaluation.perplexity import perplexity
 
     texts = ["abcdefgh" * length for length in range(1, 12)]
@@ -310,6 +316,38 @@ def test_held_out_perplexity_during_the_run_is_that_of_its_checkpoint(done: Smal
     assert report.checkpoint is not None
     assert report.held_out[-1][1] == pytest.approx(perplexity(report.checkpoint, texts).perplexity, rel=1e-5)
     assert losses_of(tmp_path / "run") == losses_of(done.save_folder)
+    said = digits.perplexity(report.held_out[-1][1])
+    assert f"batch 12  held-out perplexity {said}  (computed in float32)" in capsys.readouterr().err
+    assert f"{said} at batch 12 (computed in float32)" in report.table()
+    assert main(["eval", report.checkpoint, "--text", f"{tmp_path}/held.jsonl"]) == 0
+    printed = capsys.readouterr().out
+    assert f" {said} [" in printed
+    assert "all figures are computed in float32, whatever the precision of the training" in printed
+
+
+def test_the_last_loss_is_one_figure_wherever_it_stands(done: SmallRun, tmp_path: Path) -> None:
+    """The table of the run, run.json, the record of its checkpoint with the model card, and the page."""
+    from crisp_stream.models.model_card import model_card
+    from crisp_stream.models.training_record import training_record
+    from crisp_stream.report.page import page_html
+    from crisp_stream.report.runs import read_run
+
+    folder = tmp_path / "run"
+    report = train(done.recipe(f"save_folder={folder}", "max_duration=40ba", "mixture.phases.0.until=30ba"))
+    mean = float(np.mean(report.losses[-4:]))
+    assert mean != report.losses[-1]
+    said = f"{mean:.4f}"
+    assert f"last loss {said} (mean of the last 4 batches, in fp32)" in report.table()
+    assert json.loads((folder / "run.json").read_text())["final_loss"] == pytest.approx(mean)
+    assert report.checkpoint is not None
+    with local_copy(report.checkpoint) as path:
+        record = training_record(read_checkpoint(path), path)
+    assert record["loss"] == {"final": pytest.approx(mean), "batches": 4}
+    card = model_card(record | {"weights": {"parameters": 1, "dtype": "float32"}})
+    assert f"| last loss (training) | {said} nats per token, mean of the last 4 batches, in fp32 |" in card
+    page = page_html(done.dataset, {}, [read_run(str(folder), done.dataset)])
+    assert f"small: last loss {said}<" in page
+    assert f'{said} <span class="interval">mean of the last 4 batches</span>' in page
 
 
 def test_a_run_saves_to_and_resumes_from_object_storage(done: SmallRun, tmp_path: Path, s3: S3Server) -> None:

@@ -14,6 +14,7 @@ from composer.loggers import Logger
 from composer.utils import dist
 from composer.utils.misc import create_interval_scheduler
 
+from crisp_stream import digits
 from crisp_stream.evaluation.multiple_choice import ask_model
 from crisp_stream.evaluation.perplexity import encode_texts, in_batches, row_losses
 from crisp_stream.evaluation.question_sets import QuestionSet
@@ -61,7 +62,8 @@ class HeldOutPerplexity(Callback):
         logger.log_metrics({"metrics/eval/perplexity": perplexity})
         if rank == 0:
             print(
-                f"batch {int(state.timestamp.batch):,}  held-out perplexity {perplexity:.3f}",
+                f"batch {int(state.timestamp.batch):,}  held-out perplexity {digits.perplexity(perplexity)}"
+                f"  ({digits.JUDGED})",
                 file=sys.stderr,
                 flush=True,
             )
@@ -111,7 +113,7 @@ class QuestionAccuracy(Callback):
             if dist.get_global_rank() == 0:
                 print(
                     f"batch {batch:,}  {questions.name}  acc {acc:.3f}  acc_norm {acc_norm:.3f}"
-                    f"  ({len(questions.questions):,} questions"
+                    f"  ({digits.JUDGED}; {len(questions.questions):,} questions"
                     + (f", {results.num_long:,} of them cut)" if results.num_long else ")"),
                     file=sys.stderr,
                     flush=True,

@@ -12,6 +12,8 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 
+from crisp_stream import digits
+
 if TYPE_CHECKING:
     from crisp_stream.training.callbacks.monitor import RunMonitor
 
@@ -68,13 +70,15 @@ class Progress(Callback):
         seconds = max(now - started, 1e-9)
         tokens = int(state.timestamp.token)
         minutes_left, seconds_left = divmod(round((self._num_batches - batch) * seconds / (batch - first_batch)), 60)
+        loss = float(state.total_loss_dict["loss/train/total"])
         line = (
-            f"batch {batch:,}/{self._num_batches:,}  loss {float(state.total_loss_dict['loss/train/total']):.4f}"
+            f"batch {batch:,}/{self._num_batches:,}  loss {digits.loss(loss)}"
             f"  {tokens:,} tokens  {(tokens - first_tokens) / seconds:,.0f} tokens/s"
             f"  {minutes_left}:{seconds_left:02d} left"
         )
         if self._monitor is not None:
-            line += f"  mixture error {self._monitor.mixture_error:.4f}  waiting {self._monitor.wait_share:.1%}"
+            line += f"  mixture error {digits.mixture_error(self._monitor.mixture_error)}"
+            line += f"  waiting {self._monitor.wait_share:.1%}"
         if self._terminal:  # a longer line would wrap, and then stay
             line = line[: shutil.get_terminal_size().columns - 1]
         print(self._line_start + line, end="\n" if last or not self._terminal else "", file=self._stream, flush=True)
