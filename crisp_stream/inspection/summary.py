@@ -133,8 +133,8 @@ def describe_histogram(histogram: Histogram, dataset: Dataset | None, *, limit: 
     ]
     words = unknown_words_of(histogram.provenance)
     if words is not None:
-        own = f"{words.corpus_share:.1%} in the corpus itself"
-        facts.append(("unknown words", f"{words.share:.1%} of the letters; {own}"))
+        own = f"{digits.part(words.corpus_share)} in the corpus itself"
+        facts.append(("unknown words", f"{digits.part(words.share)} of the letters; {own}"))
     if dataset is not None:
         check_tree(histogram, dataset, what="histogram")
     if dataset is not None and histogram.level:

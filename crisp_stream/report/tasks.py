@@ -13,7 +13,7 @@ from crisp_stream import digits
 from crisp_stream.histograms.arithmetic import effective_clusters
 from crisp_stream.histograms.chance import DRAWS, FEW_WINDOWS, by_chance
 from crisp_stream.histograms.histogram import Histogram
-from crisp_stream.histograms.unlike import unknown_words_of, unlike_warnings
+from crisp_stream.histograms.unlike import UnknownWords, unknown_words_of, unlike_warnings
 from crisp_stream.report.charts import Axis, Curve, percent
 from crisp_stream.report.colours import BASE, Colours
 from crisp_stream.report.elements import definitions, figure, safe, section
@@ -115,7 +115,7 @@ def _facts(task: TaskShares, histogram: Histogram, tree: Tree) -> dict[str, str]
         "effective clusters": effective,
         "off the corpus": off_corpus,
         **({} if chance is None else {"w by chance": f"up to {digits.largest_weight(chance.largest_weight)}"}),
-        **({} if words is None else {"unknown words": f"{words.share:.0%} (corpus: {words.corpus_share:.0%})"}),
+        **({} if words is None else {"unknown words": _beside_corpus(words)}),
         **({"on empty clusters": digits.share(task.missing)} if task.missing > 0 else {}),
     }
 
@@ -215,3 +215,7 @@ def _heat_table(
 </tbody>
 </table>
 </div>"""
+
+
+def _beside_corpus(words: UnknownWords) -> str:
+    return f"{digits.part(words.share)} (corpus: {digits.part(words.corpus_share)})"

@@ -172,7 +172,11 @@ def test_question_keys_of_another_form_are_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("q.csv", "Which?,a,b,c,A\nWhich?,a,b,A\n", r"q\.csv:2: every row must have the 5 fields of the first row, got 4"),
+        (
+            "q.csv",
+            "Which?,a,b,c,A\nWhich?,a,b,A\n",
+            r"q\.csv:2: every row must have the 5 fields of the first row, got 4",
+        ),
         ("q.csv", 'Which?,a,b,"c,A\n', r"q\.csv:1: every row must be as RFC 4180 says"),
         ("q.json", '[{"question": "a"', r"q\.json: record 1 of the JSON array must be readable"),
         ("q.json", "[1]", r"q\.json: record 1 of the JSON array must be an object"),
