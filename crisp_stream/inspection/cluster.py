@@ -48,6 +48,11 @@ def node_of_path(dataset: Dataset, path: str, *, level: int | None = None) -> tu
     return len(steps), node
 
 
+def _beginning(text: str) -> str:
+    """The first characters of a text, up to the end of a word."""
+    return text if len(text) <= _CHARACTERS else f"{text[:_CHARACTERS].rpartition(' ')[0] or text[:_CHARACTERS]} …"
+
+
 def describe_cluster(dataset: Dataset, level: int, node: int, *, limit: int) -> str:
     """Write a page of text about a cluster: its size, its terms, and the beginnings of `limit` of its windows.
 
@@ -69,7 +74,7 @@ def describe_cluster(dataset: Dataset, level: int, node: int, *, limit: int) -> 
     if note is not None:
         facts.append(("note", note))
     texts = [
-        f"window {window:,}\n{textwrap.indent(textwrap.fill(text[:_CHARACTERS].strip(), _WIDTH), '  ')}"
+        f"window {window:,}\n{textwrap.indent(textwrap.fill(_beginning(text), _WIDTH), '  ')}"
         for window, text in zip(shown.tolist(), lines_of(dataset, shown), strict=True)
     ]
     title = f"cluster {path} (level {level}, number {node}) of {dataset.root}"

@@ -13,7 +13,7 @@ from crisp_stream.errors import import_extra
 from crisp_stream.examples.sketch import without_hashes
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.format.manifest import EncoderRecord
-from crisp_stream.format.provenance import document_spans, has_provenance
+from crisp_stream.format.provenance import WindowSource, document_spans, has_provenance
 from crisp_stream.histograms.arithmetic import chance_of, effective_clusters, generalist_histogram, total_variation
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.histograms.mixture import check_tree, windows_per_node
@@ -194,7 +194,9 @@ def describe_window(dataset: Dataset, window: int) -> str:
     """
     manifest = dataset.manifest
     [decoded] = _decoded(dataset, np.array([window]))
-    text = from_a_word(decoded).strip()
+    [source] = document_spans(dataset, np.array([window])) if has_provenance(dataset) else [None]
+    whole = decoded.strip("\ufffd").strip()
+    text = whole if source is not None and _begins_a_document(source) else from_a_word(decoded).strip()
     leaf = int(dataset.leaf_of_windows(np.array([window]))[0])
     shard = int(np.searchsorted(dataset.first_window_per_shard, window, side="right")) - 1
     row = dataset.shards[shard]
@@ -202,19 +204,22 @@ def describe_window(dataset: Dataset, window: int) -> str:
     facts: list[tuple[str, object]] = [
         ("cluster", f"{_path_in_tree(dataset, leaf)}; leaf id {leaf}"),
         ("stored in", f"{row.path}, bytes {first_byte} to {first_byte + manifest.sample_bytes - 1}"),
-        *_documents_of(dataset, window),
+        *_documents_of(source),
     ]
-    if not decoded.strip("\ufffd").strip().startswith(text):
-        left_out = decoded.strip("\ufffd").strip().removesuffix(text).strip()
+    if len(text) < len(whole):
+        left_out = whole.removesuffix(text).strip()
         facts.append(("before the text", f"{left_out} (perhaps the end of a word that the window before has)"))
     return f"window {window:,} of {manifest.num_windows:,} in {dataset.root}\n{_facts_text(facts)}\n\n{text}\n"
 
 
-def _documents_of(dataset: Dataset, window: int) -> list[tuple[str, str]]:
+def _begins_a_document(source: WindowSource) -> bool:
+    return bool(source.documents) and (source.documents[0].at, source.documents[0].first_token) == (0, 0)
+
+
+def _documents_of(source: WindowSource | None) -> list[tuple[str, str]]:
     """Name the documents of a window, and which of their tokens stand from which token of the window on."""
-    if not has_provenance(dataset):
+    if source is None:
         return [("documents", "not known: this dataset was written without provenance")]
-    [source] = document_spans(dataset, np.array([window]))
     facts = [("cut from", f"part {source.part}, place {source.place}")]
     for span in source.documents:
         named = "" if span.id is None else f" (id {span.id})"

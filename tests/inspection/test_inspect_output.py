@@ -36,7 +36,7 @@ def texts(seed: int, number: int) -> list[str]:
 
 
 def write_file(path: Path, rows: list[str]) -> str:
-    lines = [json.dumps({"id": f"{path.stem}-{at}", "text": text, "kind": "x"}) for at, text in enumerate(rows)]
+    lines = [json.dumps({"id": f"{path.stem}-{at}", "text": text, "score": 0.75}) for at, text in enumerate(rows)]
     path.write_text("\n".join(lines) + "\n")
     return str(path)
 
@@ -51,8 +51,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "root",
         id_column="id",
         dedup="exact",
-        filters=("kind == 'x'",),
-        limit=60,
+        filters=("score >= 0.5",),
+        limit=61,
         max_bad="5",
     )
     append_words([write_file(folder / "b.jsonl", texts(1, 30))], folder / "root", id_column="id")
@@ -90,7 +90,7 @@ def printed(form: list[str], root: Path, histogram: Path, capsys: pytest.Capture
 def test_nothing_that_is_printed_looks_like_python(
     form: str, root: Path, histogram: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = printed(FORMS[form], root, histogram, capsys).replace("kind == 'x'", "")  # as it was asked
+    out = printed(FORMS[form], root, histogram, capsys).replace("score >= 0.5", "")  # as it was asked
     assert len(out.splitlines()) > 3
     assert [line for line in out.splitlines() if _LITERAL.search(line)] == []
 
@@ -101,7 +101,7 @@ def test_all_of_the_provenance_is_there(root: Path, histogram: Path, capsys: pyt
         r"documents +\d+\n",
         "exact duplicate",
         r"inputs +a\.jsonl\n",
-        "kind == 'x'",
+        "score >= 0.5",
         r"appended 1 .*b\.jsonl",
     ):
         assert re.search(expected, out, re.DOTALL), expected
@@ -151,13 +151,16 @@ def test_what_is_for_datasets_is_refused_with_a_histogram(histogram: Path, capsy
 
 def test_the_text_of_a_window_begins_at_a_word_and_says_what_stands_before(root: Path) -> None:
     dataset = open_dataset(root)
-    words = set(" ".join(texts(0, 60) + texts(1, 30)).split())
-    for window in range(0, dataset.manifest.num_windows, 5):
+    words, kinds = set(" ".join(texts(0, 60) + texts(1, 30)).split()), set()
+    for window in range(dataset.manifest.num_windows):
         page = describe_window(dataset, window)
         head, _, text = page.partition("\n\n")
         assert text.split()[0] in words
         [*before] = re.findall(r"before the text +(\S+) \(perhaps the end of a word", head)
-        assert len(before) <= 1
+        starts = re.search(r"from token    0 .*, its tokens 0 to ", head) is not None
+        assert len(before) <= (0 if starts else 1)
+        kinds.add(starts)
+    assert kinds == {True, False}
 
 
 def test_values_are_plain() -> None:

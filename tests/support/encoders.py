@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from crisp_stream.writers.embedding.embed import TextEncoder
 from crisp_stream.writers.embedding.encoder_files import resolve_encoder
 from crisp_stream.writers.embedding.probe import ENCODER_FILE, EncoderFile
+from crisp_stream.writers.embedding.text_encoder import TextEncoder
 
 _WIDTH = 32
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +60,7 @@ from crisp_stream.writers.embedding.pieces import (
 )
 from crisp_stream.writers.embedding.probe import Probe, ProbedEncoder, encoder_file_of
 from crisp_stream.writers.embedding.static import StaticEncoder
+from crisp_stream.writers.embedding.text_encoder import TextEncoder
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -68,36 +69,6 @@ CPU_BATCH_PIECES = 2048
 CUDA_BATCH_PIECES = 1 << 16
 _LONGEST = 1 << 20
 _PROBES = ["Probe: A Naïve CAFÉ, isn't it? 中文 <s> [SEP] 🙂", "  lower UPPER\tİstanbul ﬁ Ǆ 1,234.5 e\u0301 \n\n", ""]
-
-
-class TextEncoder(Protocol):
-    """Texts to unit vectors in two steps, that the second may run elsewhere: `Encoder`, or LSI."""
-
-    @cached_property
-    def weights_sha256(self) -> str:
-        """Hex digest of what determines the vectors. Raises InputError."""
-        ...
-
-    @cached_property
-    def parts(self) -> Parts:
-        """What decides the vectors, by part. Raises InputError."""
-        ...
-
-    def record(self) -> EncoderRecord:
-        """The encoder's entry in the manifest."""
-        ...
-
-    def pieces(self, texts: Sequence[str]) -> Pieces:
-        """Tokenise on one core."""
-        ...
-
-    def embed_pieces(self, pieces: Pieces) -> NDArray[np.float16]:
-        """[num_texts, dim], L2 norm 1 up to float16 rounding."""
-        ...
-
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float16]:
-        """`pieces` and `embed_pieces`."""
-        ...
 
 
 class Encoder:

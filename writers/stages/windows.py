@@ -22,10 +22,11 @@ from crisp_stream.format.mds import TokenDtype
 from crisp_stream.format.tokenizer import DocumentTokenizer
 from crisp_stream.processes import report_units, worker_index
 from crisp_stream.writers.documents.drops import merged_counts
-from crisp_stream.writers.embedding.embed import EncoderChoice, TextEncoder
+from crisp_stream.writers.embedding.embed import EncoderChoice
 from crisp_stream.writers.embedding.lsi import LSI_FILES, LSI_NAME
 from crisp_stream.writers.embedding.pieces import Pieces
 from crisp_stream.writers.embedding.probe import ENCODER_NAME, EncoderFile, Probe
+from crisp_stream.writers.embedding.text_encoder import TextEncoder
 from crisp_stream.writers.engine.tasks import Kind, Record, Task, file_sizes, write_files
 from crisp_stream.writers.engine.workspace import Workspace
 from crisp_stream.writers.stages.batches import Batch, read_batch

@@ -353,4 +353,4 @@ def _information(total: Any) -> NDArray[np.float64]:
     entries = total.tocoo()
     expected = of_nodes[entries.row] * of_words[entries.col] / everything
     values = entries.data * np.log(np.maximum(entries.data, 1e-300) / expected)
-    return np.bincount(entries.col, weights=values, minlength=total.shape[1])
+    return np.asarray(np.bincount(entries.col, weights=values, minlength=total.shape[1]), np.float64)

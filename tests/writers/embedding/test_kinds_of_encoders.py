@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError
 from crisp_stream.format.manifest import EncoderRecord
-from crisp_stream.writers.embedding.embed import Encoder, EncoderChoice, TextEncoder, matching_encoder
+from crisp_stream.writers.embedding.embed import Encoder, EncoderChoice, matching_encoder
 from crisp_stream.writers.embedding.encoder_files import resolve_encoder
 from crisp_stream.writers.embedding.static import StaticEncoder
+from crisp_stream.writers.embedding.text_encoder import TextEncoder
 from tests.support.encoders import keep_encoder, make_static, with_json
 from tests.support.written_dataset import TOPICS
 

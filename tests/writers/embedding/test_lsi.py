@@ -14,6 +14,7 @@ from crisp_stream.storage.store import open_store
 from crisp_stream.writers.embedding.embed import EncoderChoice, matching_encoder
 from crisp_stream.writers.embedding.lsi import LSI_FILES, LsiEncoder
 from crisp_stream.writers.embedding.probe import ENCODER_FILE, EncoderFile
+from tests.support.encoders import keep_encoder
 from tests.support.seaweed import S3Server
 
 TEXTS = [text[at : at + 800] for text in pydoc_data.topics.topics.values() for at in range(0, len(text), 800)][:300]
@@ -29,6 +30,7 @@ def root(lsi: LsiEncoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What of a dataset's root the encoder needs."""
     root = tmp_path_factory.mktemp("root")
     lsi.save(root / "encoder")
+    keep_encoder(root, lsi)
     return root
 
 
