@@ -140,6 +140,9 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.mark.parametrize("generation", [0, 1])
 def test_what_is_stored_is_what_the_rule_finds(stored: Dataset, generation: int, tmp_path: Path) -> None:
     dataset = open_dataset(stored.root, generation=generation)
+    with pytest.MonkeyPatch.context() as patch:  # what is stored is not found again
+        patch.setattr(terms, "find_level", None)
+        assert node_terms(dataset, 1).terms
     known = stored_terms(dataset)
     assert known is not None
     assert list(known.levels) == [1, 2, 3]
