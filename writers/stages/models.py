@@ -262,7 +262,7 @@ def check_encoder(runner: Runner, options: WriteOptions, given: Given | None) ->
     if finished(runner.workspace, [task]):
         return encoder
     if engine is None:  # a plan
-        task.make()
+        task.tried()
     elif isinstance(engine, LocalEngine) and not encoder.static and engine.keeps_encoders_out:
         with contextlib.closing(Pool(1)) as pool:
             list(pool.map_unordered(execute, [task]))

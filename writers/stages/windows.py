@@ -252,10 +252,14 @@ class EncoderTask(Task):
 
     def make(self) -> Record:
         """Write what a dataset keeps of its encoder below the task's key; the record says what the manifest will."""
+        record, kept = self.tried()
+        return write_files(self, {ENCODER_NAME: kept.to_json()}, encoder=asdict(record))
+
+    def tried(self) -> tuple[EncoderRecord, EncoderFile]:
+        """Try the encoder and write nothing. Raises InputError."""
         device = None if self.encoder.is_light else worker_device()
         encoder = load_encoder(self.encoder.choice(self.workspace), device)
-        files = {ENCODER_NAME: EncoderFile.of(encoder).to_json()}
-        return write_files(self, files, encoder=asdict(encoder.record()))
+        return encoder.record(), EncoderFile.of(encoder)
 
 
 @dataclass(frozen=True, kw_only=True)
