@@ -23,6 +23,7 @@ from crisp_stream.format.listed_files import FILES, digests_of, files_parquet, s
 from crisp_stream.format.manifest import DROPPED, MANIFEST, Manifest, places_path
 from crisp_stream.format.provenance import has_provenance, source_listings
 from crisp_stream.format.tables import generation_path
+from crisp_stream.format.terms import TERMS
 from crisp_stream.processes import Log
 from crisp_stream.storage.store import is_remote, open_store
 from crisp_stream.writers.cleaning.dropped import read_dropped
@@ -53,6 +54,7 @@ from crisp_stream.writers.stages.provenance import (
     shard_facts,
     sources_table,
     table_files,
+    terms_of,
 )
 from crisp_stream.writers.stages.shards import ShardsSummary
 from crisp_stream.writers.write import QUICK_EXTRAS, engine_of
@@ -260,6 +262,7 @@ class _Grown:
         ledger = self._ledger(corpus.read)
         provenance = self._provenance(corpus, shards, tree_provenance(assembly.tree, shards, None), ledger)
         tables = self._tables(shards, corpus, assembly, ledger)
+        tables[TERMS] = terms_of(runner, assembly, shards, [staged, self._dataset.root])
         files = {generation_path(name, self._generation, assembly.mark): table for name, table in tables.items()}
         listed = files_parquet(
             {**shared_digests(self._dataset), **digests_of(files), **table_digests(runner, assembly.tables)}

@@ -31,9 +31,10 @@ from crisp_stream.writers.documents.documents import read_input
 from crisp_stream.writers.documents.drops import DropCounts
 from crisp_stream.writers.documents.inputs import InputFile
 from crisp_stream.writers.documents.listing import list_input_files
-from crisp_stream.writers.embedding.embed import EncoderChoice, TextEncoder, matching_encoder
+from crisp_stream.writers.embedding.embed import EncoderChoice, matching_encoder
 from crisp_stream.writers.embedding.given_models import Models
 from crisp_stream.writers.embedding.lsi import LSI_NAME, LsiEncoder
+from crisp_stream.writers.embedding.text_encoder import TextEncoder
 from crisp_stream.writers.engine.engine import ENCODERS_PER_GPU, LocalEngine
 from crisp_stream.writers.engine.memory_limit import DRIVER_BYTES, ENCODER_BYTES, LEAST_WORK_BYTES, LIGHT_BYTES
 from crisp_stream.writers.given_tokenizer import read_tokenizer

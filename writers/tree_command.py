@@ -19,6 +19,7 @@ from crisp_stream.table import aligned
 from crisp_stream.tree.tree import ClusterTree
 from crisp_stream.writers.embedding.given_models import FITTED, fitted_json, models_of_folder
 from crisp_stream.writers.embedding.lsi import LSI_FILES
+from crisp_stream.writers.embedding.probe import ENCODER_FILE
 from crisp_stream.writers.engine.tasks import Runner
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.publishing.publish import system_errors
@@ -78,6 +79,8 @@ def _publish(runner: Runner, options: WriteOptions, embedded: EmbeddedParts, fit
         with runner.workspace.opened(name) as path:
             if path.exists():
                 shutil.copyfile(path, folder / place)
+    (folder / ENCODER_FILE).parent.mkdir(exist_ok=True)
+    (folder / ENCODER_FILE).write_bytes(embedded.encoder_file)
     report = inspect_tree(tree, embeddings=np.load(folder / EMBEDDINGS, mmap_mode="r"), fit_seconds=fitted.fit_seconds)
     (folder / "report.txt").write_text(report.text())
     (folder / "report.json").write_text(json.dumps(report.to_json(), indent=2) + "\n")

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from crisp_stream.histograms.mixture import Mixture, Phase
 
 _TERMS = 5
-_WINDOWS_FOR_TERMS = 4_000
 _OF_A_RECIPE = {
     "seed": "seed=",
     "draw": "mixture.draw=",
@@ -245,5 +244,5 @@ def _terms(result: Forecast, dataset: Dataset) -> dict[int, str]:
     from crisp_stream.inspection.terms import node_terms
 
     nodes = [entry.cluster for entry in result.most_repeated]
-    named = node_terms(dataset, result.level, nodes=nodes, max_windows=_WINDOWS_FOR_TERMS, terms_per_node=_TERMS)
+    named = node_terms(dataset, result.level, nodes=nodes, terms_per_node=_TERMS)
     return {node: " · ".join(terms) for node, terms in zip(nodes, named.terms, strict=True)}

@@ -16,12 +16,18 @@ def add_inspect(verbs: Any) -> None:
     )
     verb.add_argument("target", metavar="ROOT|H", help="dataset root or histogram file")
     verb.add_argument("--data", metavar="ROOT", help="for a histogram: the dataset to take sample text from")
-    verb.add_argument("--level", type=int, default=1, metavar="L", help="for a dataset: level of the clusters shown")
+    verb.add_argument("--level", type=int, metavar="L", help="for a dataset: level of the clusters shown (default: 1)")
     verb.add_argument("--top", type=int, default=10, metavar="N", help="clusters shown")
     verb.add_argument("--generation", type=int, metavar="G", help="an older generation of a dataset that has grown")
     verb.add_argument(
         "--window", type=int, metavar="N", help="for a dataset: show this window, its place in the tree, its documents"
     )
+    verb.add_argument(
+        "--cluster",
+        metavar="PATH",
+        help="for a dataset: read windows of this cluster, a path from the root such as 0/10, or a number of --level",
+    )
+    verb.add_argument("--n", type=int, default=10, metavar="N", help="windows of --cluster to read")
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
@@ -30,9 +36,13 @@ def _inspect(arguments: argparse.Namespace) -> None:
     from crisp_stream.inspection.summary import describe_dataset, describe_histogram
     from crisp_stream.storage.store import is_remote, local_path
 
-    if arguments.top < 1:
-        raise InputError(f"--top: must be at least 1, got {arguments.top}.")
+    for name in ("top", "n"):
+        if getattr(arguments, name) < 1:
+            raise InputError(f"--{name}: must be at least 1, got {getattr(arguments, name)}.")
     if not is_remote(arguments.target) and local_path(arguments.target).is_file():
+        for name in ("window", "cluster"):
+            if getattr(arguments, name) is not None:
+                raise InputError(f"--{name}: must be given with a dataset, got the histogram {arguments.target}.")
         dataset = open_dataset(arguments.data) if arguments.data else None
         print(describe_histogram(Histogram.load(arguments.target), dataset, limit=arguments.top), end="")
         return
@@ -42,8 +52,15 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
         print(describe_window(dataset, arguments.window).rstrip())
         return
-    dataset.tree.check_level(arguments.level)
-    print(describe_dataset(dataset, level=arguments.level, limit=arguments.top), end="")
+    if arguments.cluster is not None:
+        from crisp_stream.inspection.cluster import describe_cluster, node_of_path
+
+        level, node = node_of_path(dataset, arguments.cluster, level=arguments.level)
+        print(describe_cluster(dataset, level, node, limit=arguments.n), end="")
+        return
+    level = 1 if arguments.level is None else arguments.level
+    dataset.tree.check_level(level)
+    print(describe_dataset(dataset, level=level, limit=arguments.top), end="")
 
 
 def add_verify(verbs: Any) -> None:

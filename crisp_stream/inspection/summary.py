@@ -13,17 +13,19 @@ from crisp_stream import digits
 from crisp_stream.errors import import_extra
 from crisp_stream.examples.sketch import without_hashes
 from crisp_stream.format.dataset import Dataset
-from crisp_stream.format.provenance import document_spans, has_provenance
+from crisp_stream.format.manifest import EncoderRecord
+from crisp_stream.format.provenance import WindowSource, document_spans, has_provenance
 from crisp_stream.histograms.arithmetic import chance_of, effective_clusters, generalist_histogram, total_variation
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.histograms.mixture import check_tree, windows_per_node
 from crisp_stream.histograms.unlike import UNKNOWN_WORDS_KEY, unknown_words_of, unlike_warnings
-from crisp_stream.inspection.terms import node_terms, terms_can_be_found
+from crisp_stream.inspection.plain import facts_text
+from crisp_stream.inspection.terms import node_terms, purity_note, terms_are_known
 from crisp_stream.loading.reader import read_windows
 from crisp_stream.table import NONE, Table, aligned
+from crisp_stream.writers.tree.terms import from_a_word
 
 _TERMS_SHOWN = 6
-_WINDOWS_FOR_TERMS = 4_000
 _NO_TERMS = "(Terms need scikit-learn, which is not installed. Run: pip install 'crisp-stream[write]')"
 
 
@@ -52,17 +54,21 @@ class NodeSummary:
 
 def window_text(dataset: Dataset, window_ids: NDArray[np.int64]) -> list[str]:
     """Decode some windows; a blank line stands where one document ends and the next begins."""
+    return [text.strip() for text in _decoded(dataset, window_ids)]
+
+
+def _decoded(dataset: Dataset, window_ids: NDArray[np.int64]) -> list[str]:
     tokenizers = import_extra("tokenizers", extra="inspect", purpose="showing text")
     tokenizer = tokenizers.Tokenizer.from_file(str(dataset.tokenizer_path() / "tokenizer.json"))
     samples = read_windows(dataset, window_ids)
     texts = (tokenizer.decode(row.tolist(), skip_special_tokens=False) for row in samples["tokens"])
-    return [text.replace(dataset.manifest.tokenizer.eot_token, "\n\n").strip() for text in texts]
+    return [text.replace(dataset.manifest.tokenizer.eot_token, "\n\n") for text in texts]
 
 
 def top_nodes(dataset: Dataset, histogram: Histogram, limit: int = 10, characters: int = 160) -> list[NodeSummary]:
     """Find the heaviest clusters of a histogram, with terms (terms.py) and `characters` of sample text each.
 
-    Without scikit-learn the clusters have no terms. Up to 4,000 windows are read.
+    Without scikit-learn the clusters of a dataset that has not stored terms have none.
 
     Raises:
         InputError: the histogram was counted with another tree.
@@ -71,10 +77,8 @@ def top_nodes(dataset: Dataset, histogram: Histogram, limit: int = 10, character
     heaviest = np.argsort(-histogram.proportions, kind="stable")[:limit]
     nodes, shares = histogram.nodes[heaviest], histogram.proportions[heaviest]
     windows = windows_per_node(histogram, dataset)[heaviest]
-    terms_per_node = _TERMS_SHOWN if terms_can_be_found() else 0
-    described = node_terms(
-        dataset, histogram.level, nodes=nodes, max_windows=_WINDOWS_FOR_TERMS, terms_per_node=terms_per_node
-    )
+    terms_per_node = _TERMS_SHOWN if terms_are_known(dataset, histogram.level) else 0
+    described = node_terms(dataset, histogram.level, nodes=nodes, terms_per_node=terms_per_node)
     return [
         NodeSummary(
             node=int(node),
@@ -102,17 +106,25 @@ def dataset_facts(dataset: Dataset) -> dict[str, str]:
         "clusters": f"{manifest.num_leaves:,} leaves with windows of at most {manifest.arity**manifest.depth:,} "
         f"(arity {manifest.arity}, depth {manifest.depth})",
         "tokenizer": f"{manifest.tokenizer.vocab_size:,} ids, {manifest.tokenizer.fingerprint[:12]}",
-        "encoder": f"{manifest.encoder.name}, first {manifest.encoder.max_length} word pieces",
+        "encoder": f"{manifest.encoder.name}, {_what_it_reads(manifest.encoder)}",
         "fingerprint": manifest.fingerprint[:16],
         **({"generation": f"{manifest.generation}"} if manifest.generation else {}),
     }
+
+
+def _what_it_reads(encoder: EncoderRecord) -> str:
+    if not encoder.max_length:
+        return "all of a window"
+    if encoder.reads == "all":
+        return f"all of a window, {encoder.max_length} word pieces at once"
+    return f"first {encoder.max_length} word pieces of a window"
 
 
 def describe_dataset(dataset: Dataset, *, level: int, limit: int) -> str:
     """Write a page of text about a dataset: what it holds, and its largest clusters with terms and sample text."""
     facts = [*dataset_facts(dataset).items(), *dataset.manifest.provenance.items()]
     largest = top_nodes(dataset, generalist_histogram(dataset, level), limit)
-    clusters = f"Largest clusters of level {level}:\n{_clusters_text(largest, with_weight=False)}"
+    clusters = f"Largest clusters of level {level}:\n{_clusters_text(largest, dataset, level, with_weight=False)}"
     return f"{dataset.root}\n{_facts_text(facts)}\n\n{clusters}\n"
 
 
@@ -159,14 +171,14 @@ def describe_histogram(histogram: Histogram, dataset: Dataset | None, *, limit: 
 def _heaviest_text(histogram: Histogram, dataset: Dataset | None, limit: int) -> str:
     if dataset is not None:
         nodes = top_nodes(dataset, histogram, limit)
-        return f"Heaviest clusters:\n{_clusters_text(nodes, with_weight=True)}"
+        return f"Heaviest clusters:\n{_clusters_text(nodes, dataset, histogram.level, with_weight=True)}"
     heaviest = np.argsort(-histogram.proportions, kind="stable")[:limit]
     rows = [(str(histogram.nodes[at]), digits.share(histogram.proportions[at])) for at in heaviest]
     return f"Heaviest clusters (give --data ROOT for their text):\n{_indented(aligned(rows, words=()))}"
 
 
-def _clusters_text(nodes: Sequence[NodeSummary], *, with_weight: bool) -> str:
-    """Show two lines per node: its figures and terms, and its text."""
+def _clusters_text(nodes: Sequence[NodeSummary], dataset: Dataset, level: int, *, with_weight: bool) -> str:
+    """Show two lines per node: its figures and terms, and its text; a note where clusters are not of topics."""
     head = ("cluster", "share", *(("w(c)",) if with_weight else ()), "windows", "terms / text")
     rows = []
     for node in nodes:
@@ -174,12 +186,13 @@ def _clusters_text(nodes: Sequence[NodeSummary], *, with_weight: bool) -> str:
         terms = " · ".join(node.terms) or NONE
         rows.append((str(node.node), digits.share(node.share), *weight, f"{node.num_windows:,}", terms))
         rows.append(("",) * (len(head) - 1) + (node.text,))
-    note = "" if terms_can_be_found() else f"\n{_NO_TERMS}"
-    return _indented(Table(head=head, rows=rows, words=(-1,)).text() + note)
+    notes = [] if terms_are_known(dataset, level) else [_NO_TERMS]
+    notes += filter(None, [purity_note(dataset, level)])
+    return _indented("\n".join([Table(head=head, rows=rows, words=(-1,)).text(), *notes]))
 
 
 def _facts_text(facts: Sequence[tuple[str, object]]) -> str:
-    return _indented(aligned([(name, str(value)) for name, value in facts]))
+    return _indented(facts_text(facts))
 
 
 def _indented(text: str) -> str:
@@ -193,24 +206,33 @@ def describe_window(dataset: Dataset, window: int) -> str:
         InputError: no such window. FormatError, CorruptDataError, StorageError.
     """
     manifest = dataset.manifest
-    [text] = window_text(dataset, np.array([window]))
+    [decoded] = _decoded(dataset, np.array([window]))
+    [source] = document_spans(dataset, np.array([window])) if has_provenance(dataset) else [None]
+    whole = decoded.strip("\ufffd").strip()
+    text = whole if source is not None and _begins_a_document(source) else from_a_word(decoded).strip()
     leaf = int(dataset.leaf_of_windows(np.array([window]))[0])
     shard = int(np.searchsorted(dataset.first_window_per_shard, window, side="right")) - 1
     row = dataset.shards[shard]
     first_byte = row.first_sample_offset + (window - int(dataset.first_window_per_shard[shard])) * manifest.sample_bytes
-    facts = [
+    facts: list[tuple[str, object]] = [
         ("cluster", f"{_path_in_tree(dataset, leaf)}; leaf id {leaf}"),
         ("stored in", f"{row.path}, bytes {first_byte} to {first_byte + manifest.sample_bytes - 1}"),
-        *_documents_of(dataset, window),
+        *_documents_of(source),
     ]
+    if len(text) < len(whole):
+        left_out = whole.removesuffix(text).strip()
+        facts.append(("before the text", f"{left_out} (perhaps the end of a word that the window before has)"))
     return f"window {window:,} of {manifest.num_windows:,} in {dataset.root}\n{_facts_text(facts)}\n\n{text}\n"
 
 
-def _documents_of(dataset: Dataset, window: int) -> list[tuple[str, str]]:
+def _begins_a_document(source: WindowSource) -> bool:
+    return bool(source.documents) and (source.documents[0].at, source.documents[0].first_token) == (0, 0)
+
+
+def _documents_of(source: WindowSource | None) -> list[tuple[str, str]]:
     """Name the documents of a window, and which of their tokens stand from which token of the window on."""
-    if not has_provenance(dataset):
+    if source is None:
         return [("documents", "not known: this dataset was written without provenance")]
-    [source] = document_spans(dataset, np.array([window]))
     facts = [("cut from", f"part {source.part}, place {source.place}")]
     for span in source.documents:
         named = "" if span.id is None else f" (id {span.id})"

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crisp_stream.format.terms import STORED_NODES
 from crisp_stream.histograms.arithmetic import generalist_histogram
 from crisp_stream.histograms.mixture import windows_per_node
-from crisp_stream.inspection.terms import NodeTerms, node_terms
+from crisp_stream.inspection.terms import NodeTerms, node_terms, nodes_within
 
 if TYPE_CHECKING:
     from crisp_stream.format.dataset import Dataset
@@ -173,7 +174,7 @@ def gather_terms(
     terms = []
     for level in levels:
         nodes = None
-        budget = min(MAX_NODES_WITH_TEXT, max_windows // 2)
+        budget = min(MAX_NODES_WITH_TEXT, max_windows // 2, max(STORED_NODES, nodes_within(max_windows)))
         if len(level.nodes) > budget:
             nodes = level.nodes[_notable(level, levels, tasks, dataset.manifest.arity, budget)]
         terms.append(node_terms(dataset, level.level, nodes=nodes, max_windows=max_windows))

@@ -92,7 +92,7 @@ def test_a_level_the_tree_does_not_have_is_refused(
 def test_another_encoder_is_refused(written: tuple[Path, WriteReport], task_file: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "model.safetensors").write_bytes(b"other")
-    with pytest.raises(InputError, match="must have the weights and settings that embedded"):
+    with pytest.raises(InputError, match=r"must be the one that embedded .*; what differs: .*weights, network"):
         count_examples([str(task_file)], data=str(written[0]), level=1, encoder=str(tmp_path / "other"), log=quiet)
 
 

@@ -41,7 +41,7 @@ def test_a_fitted_folder_holds_tree_tokenizer_encoder_sample_and_report(fitted: 
     models = models_of_folder(str(root))
     embeddings = np.load(root / "embeddings.npy")
     assert models.encoder.name == "lsi"
-    assert set(LSI_FILES) == {path.name for path in (root / "encoder").iterdir()}
+    assert {*LSI_FILES, "encoder.json"} == {path.name for path in (root / "encoder").iterdir()}
     assert embeddings.shape == (json.loads((root / "fitted.json").read_text())["fitted_windows"], models.tree.dim)
     report = json.loads((root / "report.json").read_text())
     assert report["quality"]["num_windows"] == len(embeddings)

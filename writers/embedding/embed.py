@@ -17,10 +17,10 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +31,12 @@ from crisp_stream.hashing import file_sha256
 from crisp_stream.models.progress_bars import without_progress_bars
 from crisp_stream.processes import report_units
 from crisp_stream.writers.embedding.encoder_digest import (
-    encoder_digest,
+    Parts,
+    digest_of,
+    encoder_parts,
     first_module_file,
     is_static,
+    parts_that_differ,
     shipped_max_length,
 )
 from crisp_stream.writers.embedding.encoder_files import (
@@ -55,7 +58,9 @@ from crisp_stream.writers.embedding.pieces import (
     says_everything,
     unit_vectors,
 )
+from crisp_stream.writers.embedding.probe import Probe, ProbedEncoder, encoder_file_of
 from crisp_stream.writers.embedding.static import StaticEncoder
+from crisp_stream.writers.embedding.text_encoder import TextEncoder
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -64,31 +69,6 @@ CPU_BATCH_PIECES = 2048
 CUDA_BATCH_PIECES = 1 << 16
 _LONGEST = 1 << 20
 _PROBES = ["Probe: A Naïve CAFÉ, isn't it? 中文 <s> [SEP] 🙂", "  lower UPPER\tİstanbul ﬁ Ǆ 1,234.5 e\u0301 \n\n", ""]
-
-
-class TextEncoder(Protocol):
-    """Texts to unit vectors in two steps, that the second may run elsewhere: `Encoder`, or LSI."""
-
-    @cached_property
-    def weights_sha256(self) -> str:
-        """Hex digest of what determines the vectors. Raises InputError."""
-        ...
-
-    def record(self) -> EncoderRecord:
-        """The encoder's entry in the manifest."""
-        ...
-
-    def pieces(self, texts: Sequence[str]) -> Pieces:
-        """Tokenise on one core."""
-        ...
-
-    def embed_pieces(self, pieces: Pieces) -> NDArray[np.float16]:
-        """[num_texts, dim], L2 norm 1 up to float16 rounding."""
-        ...
-
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float16]:
-        """`pieces` and `embed_pieces`."""
-        ...
 
 
 class Encoder:
@@ -138,8 +118,13 @@ class Encoder:
     @cached_property
     def weights_sha256(self) -> str:
         """Hex digest of everything that decides the vectors. Raises InputError."""
+        return digest_of(self.parts)
+
+    @cached_property
+    def parts(self) -> Parts:
+        """What decides the vectors, by part; `weights_sha256` is over it. Raises InputError."""
         _ = self._weights_files
-        return encoder_digest(self._source, max_length=self.max_length, reads=self.reads, prompt=self._prompt)
+        return encoder_parts(self._source, max_length=self.max_length, reads=self.reads, prompt=self._prompt)
 
     @cached_property
     def max_length(self) -> int:
@@ -303,9 +288,19 @@ class EncoderChoice:
     prompt: str | None = None
     """Stands before every text; None is what the encoder ships with."""
     lsi: bool = False
+    probe: Probe | None = None
+    """Vectors that it must give; None where nothing was embedded by it yet."""
 
     def open(self, *, device: str | None = None) -> TextEncoder:
-        """The encoder; a neural one is loaded when it is used. Raises InputError, FormatError, MissingExtraError."""
+        """The encoder; a neural one is loaded when it is used, and then compared with its probe.
+
+        Raises:
+            InputError, FormatError, MissingExtraError.
+        """
+        opened = self._opened(device)
+        return opened if self.probe is None else ProbedEncoder(opened, self.probe)
+
+    def _opened(self, device: str | None) -> TextEncoder:
         if self.lsi:
             return LsiEncoder.load(Path(self.name or "."))
         if self.is_static:
@@ -332,10 +327,11 @@ def matching_encoder(record: EncoderRecord, name: str | None, root: str) -> Enco
         root: of the dataset.
 
     Raises:
-        InputError: its weights are not the recorded ones.
-        FormatError: it is LSI, whose files stand in the dataset, and these are missing or broken.
+        InputError: its weights or settings are not the recorded ones. That its vectors are is compared when it is used.
+        FormatError: what the dataset keeps of its encoder is missing or broken: its probe, the files of an LSI.
         StorageError: the storage refused or failed.
     """
+    kept = encoder_file_of(root, record)
     if record.pooling == LSI_POOLING:
         folder = str(lsi_folder(root, record.weights_sha256)) if name in (None, LSI_NAME) else name
         choice, remedy = EncoderChoice(name=folder, lsi=True), f"Restore {root}/{LSI_FOLDER}, or pass a copy's folder"
@@ -344,13 +340,14 @@ def matching_encoder(record: EncoderRecord, name: str | None, root: str) -> Enco
             name=name or record.name, max_length=record.max_length or None, reads=record.reads, prompt=record.prompt
         )
         remedy = f"Pass the folder or hub name of {record.name} as the encoder"
-    digest = choice.open().weights_sha256
-    if digest != record.weights_sha256:
+    encoder = choice.open()
+    if encoder.weights_sha256 != record.weights_sha256:
+        differing = ", ".join(parts_that_differ(encoder.parts, kept.parts)) or "the digest over all of it"
         raise InputError(
-            f"encoder {choice.name}: must have the weights and settings that embedded {root} "
-            f"(digest {record.weights_sha256[:12]}…), got {digest[:12]}…. {remedy}."
+            f"encoder {choice.name}: must be the one that embedded {root}, got another one; what differs: "
+            f"{differing}. {remedy}."
         )
-    return choice
+    return replace(choice, probe=Probe(kept=kept, encoder=str(name or record.name), root=root))
 
 
 def _to_device(array: NDArray[Any], device: Any) -> Any:

@@ -14,6 +14,7 @@ from crisp_stream.format.manifest import EncoderRecord
 from crisp_stream.storage.store import open_store
 from crisp_stream.tree.tree import ClusterTree
 from crisp_stream.writers.embedding.lsi import LSI_FILES, LSI_NAME
+from crisp_stream.writers.embedding.probe import encoder_file_of
 
 FITTED = "fitted.json"
 """File in a folder of `tree fit` that says how the tree was fitted."""
@@ -40,6 +41,10 @@ class Models:
             return {}
         store = open_store(self.root)
         return {name: store.get(f"encoder/{name}") for name in LSI_FILES}
+
+    def encoder_file(self) -> bytes:
+        """What is kept of the encoder beside its record. Raises FormatError, StorageError."""
+        return encoder_file_of(self.root, self.encoder).to_json()
 
 
 def models_of_dataset(dataset: Dataset) -> Models:

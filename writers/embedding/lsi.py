@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from crisp_stream.errors import FormatError, InputError, MissingObjectError, import_extra
 from crisp_stream.format.manifest import EncoderRecord
 from crisp_stream.storage.store import cache_folder, local_path, open_store
+from crisp_stream.writers.embedding.encoder_digest import Parts
 from crisp_stream.writers.embedding.pieces import Pieces
 
 LSI_NAME = "lsi"
@@ -159,13 +160,18 @@ class LsiEncoder:
     @cached_property
     def weights_sha256(self) -> str:
         """Hex digest over all files."""
-        digests = []
-        for content in self._contents():
+        return hashlib.sha256(json.dumps(list(self.parts.values())).encode()).hexdigest()
+
+    @cached_property
+    def parts(self) -> Parts:
+        """The sha256 of each file."""
+        digests: Parts = {}
+        for name, content in zip(LSI_FILES, self._contents(), strict=True):
             digest = hashlib.sha256()
             for piece in content:
                 digest.update(piece)
-            digests.append(digest.hexdigest())
-        return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+            digests[name] = digest.hexdigest()
+        return digests
 
     def save(self, folder: Path) -> None:
         """Write `LSI_FILES` into a folder."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError, import_extra
 from crisp_stream.format.manifest import EncoderRecord
-from crisp_stream.writers.embedding.encoder_digest import encoder_digest, modules_of
+from crisp_stream.writers.embedding.encoder_digest import Parts, digest_of, encoder_parts, modules_of
 from crisp_stream.writers.embedding.encoder_files import find_file, prompt_of, resolve_encoder, weights_files
 from crisp_stream.writers.embedding.pieces import Pieces, unit_vectors
 
@@ -58,7 +58,12 @@ class StaticEncoder:
     @cached_property
     def weights_sha256(self) -> str:
         """Hex digest of what decides the vectors. Raises InputError."""
-        return encoder_digest(self._source, max_length=0, reads="first", prompt=self.prompt)
+        return digest_of(self.parts)
+
+    @cached_property
+    def parts(self) -> Parts:
+        """What decides the vectors, by part. Raises InputError."""
+        return encoder_parts(self._source, max_length=0, reads="first", prompt=self.prompt)
 
     @cached_property
     def _tokenizer(self) -> Any:

@@ -19,6 +19,7 @@ from crisp_stream.writers.embedding.encoder_digest import first_module_file
 from crisp_stream.writers.embedding.encoder_files import resolve_encoder, weights_files
 from crisp_stream.writers.embedding.given_models import Models
 from crisp_stream.writers.embedding.lsi import FIT_BYTES, FIT_BYTES_PER_CHARACTER, LSI_NAME
+from crisp_stream.writers.embedding.probe import ENCODER_NAME
 from crisp_stream.writers.engine.engine import LocalEngine, holding, limit_of
 from crisp_stream.writers.engine.tasks import Record, Runner, execute, finished
 from crisp_stream.writers.given_tokenizer import GivenTokenizer, read_tokenizer
@@ -145,6 +146,8 @@ class EmbeddedParts:
     summary: PartsSummary
     tokenizer: WindowSettings
     lsi: LsiTask | GivenLsiTask | None
+    encoder_file: bytes
+    """What a dataset keeps of its encoder: the content of encoder/encoder.json."""
 
     @property
     def window_tokens(self) -> int:
@@ -208,7 +211,9 @@ def parts_in_stages(
                 lsi = given.lsi
                 assert lsi is not None
                 [fitted] = runner.run([replace(lsi, files=given.models.lsi_files())], unit="")
-            encoder = EncoderSettings(name=LSI_NAME, weights_sha256=fitted["weights_sha256"], lsi=lsi.key)
+            encoder = EncoderSettings(
+                name=LSI_NAME, weights_sha256=fitted["weights_sha256"], lsi=lsi.key, probe=encoder.probe
+            )
         embeddings = _embeddings_tasks(windows, tokenizer, encoder)
         embedded = runner.run(embeddings, unit="windows", num_units=[record["num_windows"] for record in records])
     forget_encoders()
@@ -218,8 +223,24 @@ def parts_in_stages(
     )
     summary = PartsSummary.of(records, embedded, token_dtype=tokenizer.token_dtype)
     return EmbeddedParts(
-        parts=parts, windows=windows, records=records, summary=summary, tokenizer=tokenizer.settings, lsi=lsi
+        parts=parts,
+        windows=windows,
+        records=records,
+        summary=summary,
+        tokenizer=tokenizer.settings,
+        lsi=lsi,
+        encoder_file=_encoder_file(runner, encoder, lsi, given),
     )
+
+
+def _encoder_file(
+    runner: Runner, encoder: EncoderSettings, lsi: LsiTask | GivenLsiTask | None, given: Given | None
+) -> bytes:
+    """The file that a new encoder's task made; of a given one that of its dataset, byte for byte."""
+    if given is not None:
+        return given.models.encoder_file()
+    task = lsi or EncoderTask(workspace=runner.workspace, number=0, inputs=(), encoder=encoder)
+    return runner.workspace.read(f"{task.key}/{ENCODER_NAME}")
 
 
 def check_encoder(runner: Runner, options: WriteOptions, given: Given | None) -> EncoderSettings:
@@ -241,7 +262,7 @@ def check_encoder(runner: Runner, options: WriteOptions, given: Given | None) ->
     if finished(runner.workspace, [task]):
         return encoder
     if engine is None:  # a plan
-        task.make()
+        task.tried()
     elif isinstance(engine, LocalEngine) and not encoder.static and engine.keeps_encoders_out:
         with contextlib.closing(Pool(1)) as pool:
             list(pool.map_unordered(execute, [task]))
@@ -269,7 +290,8 @@ def _duplicates_input(read: ReadDocuments) -> tuple[str, ...]:
 
 def _encoder_settings(options: WriteOptions, given: Given | None) -> EncoderSettings:
     if given is not None and given.lsi is not None:
-        return EncoderSettings(name=LSI_NAME, weights_sha256=given.models.encoder.weights_sha256)
+        digest = given.models.encoder.weights_sha256
+        return EncoderSettings(name=LSI_NAME, weights_sha256=digest, probe=given.encoder.probe)
     if given is None and options.encoder == LSI_NAME:
         return EncoderSettings(name=LSI_NAME)
     if given is not None:
@@ -289,6 +311,7 @@ def _encoder_settings(options: WriteOptions, given: Given | None) -> EncoderSett
         prompt=choice.prompt,
         static=choice.is_static,
         weights_sha256=digest,
+        probe=choice.probe,
     )
 
 

@@ -16,11 +16,13 @@ from crisp_stream.format.mds import index_bytes
 from crisp_stream.format.parquet import parquet_bytes
 from crisp_stream.format.shards import SHARDS, ShardTable
 from crisp_stream.format.tables import CLUSTERS, clusters_fingerprint, clusters_parquet
+from crisp_stream.format.terms import TERMS
 from crisp_stream.storage.inputs import printable
 from crisp_stream.storage.store import open_store
 from crisp_stream.writers.cleaning.dropped import Dropped, dropped_parquet
 from crisp_stream.writers.embedding.given_models import Models
 from crisp_stream.writers.embedding.lsi import LSI_FILES
+from crisp_stream.writers.embedding.probe import ENCODER_FILE
 from crisp_stream.writers.engine.tasks import Runner
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.publishing.request import listed_as
@@ -29,6 +31,7 @@ from crisp_stream.writers.stages.documents import ReadDocuments
 from crisp_stream.writers.stages.models import EmbeddedParts
 from crisp_stream.writers.stages.pipeline import Assembly, Corpus
 from crisp_stream.writers.stages.shards import ShardsSummary
+from crisp_stream.writers.stages.terms import terms_table
 from crisp_stream.writers.stages.windows import TOKENIZER_NAMES, tokenizer_of
 
 
@@ -62,6 +65,8 @@ def write_small_files(
             files[f"tokenizer/{name}"] = content
     if embedded.lsi is not None:
         files |= {f"encoder/{name}": workspace.read(f"{embedded.lsi.key}/{name}") for name in LSI_FILES}
+    files[ENCODER_FILE] = embedded.encoder_file
+    files[TERMS] = terms_of(runner, assembly, shards, [root, options.out])
     listed = files_parquet({**digests_of(files), **table_digests(runner, assembly.tables)})
     files[FILES] = listed
     store = open_store(root)
@@ -85,6 +90,22 @@ def write_small_files(
         **shard_facts(shards),
     )
     return manifest, names
+
+
+def terms_of(runner: Runner, assembly: Assembly, shards: ShardsSummary, roots: Sequence[str]) -> bytes:
+    """The content of the table of terms; shards are in the first of the roots that has them."""
+    embedded = assembly.corpus.embedded
+    settings = embedded.tokenizer
+    [tokenizer_json] = runner.workspace.kept(f"{settings.tokenizer}/{TOKENIZER_NAMES[0]}")
+    return terms_table(
+        shards,
+        assembly.tree,
+        roots=roots,
+        tokenizer_json=tokenizer_json,
+        eot_token=tokenizer_of(runner.workspace, settings).record().eot_token,
+        window_tokens=settings.window_tokens,
+        token_dtype=embedded.summary.token_dtype,
+    )
 
 
 def shard_names(shards: ShardsSummary) -> set[str]:

@@ -24,6 +24,7 @@ from crisp_stream.writers.cleaning.near_duplicates import NearSettings, find_nea
 from crisp_stream.writers.documents.documents import check_unchanged
 from crisp_stream.writers.documents.inputs import InputFile
 from crisp_stream.writers.embedding.lsi import LSI_FILES, LsiEncoder
+from crisp_stream.writers.embedding.probe import ENCODER_NAME, EncoderFile
 from crisp_stream.writers.engine.tasks import Record, Task, file_sizes, write_files
 from crisp_stream.writers.given_tokenizer import GivenTokenizer
 from crisp_stream.writers.stages.batches import PLACE, DocumentsTask, read_batch
@@ -236,6 +237,7 @@ class LsiTask(Task):
 
     stage: ClassVar[str] = "lsi"
     title: ClassVar[str] = "making the LSI"
+    version: ClassVar[int] = 2
 
     parts: tuple[Part, ...]
     windows: WindowSettings
@@ -251,6 +253,7 @@ class LsiTask(Task):
         with tempfile.TemporaryDirectory(prefix="crisp-stream-") as scratch:
             encoder.save(Path(scratch))
             files = {name: (Path(scratch) / name).read_bytes() for name in LSI_FILES}
+        files[ENCODER_NAME] = EncoderFile.of(encoder).to_json()
         return write_files(self, files, weights_sha256=encoder.weights_sha256)
 
     def _texts(self) -> list[str]:

@@ -22,10 +22,12 @@ from crisp_stream.format.mds import TokenDtype
 from crisp_stream.format.tokenizer import DocumentTokenizer
 from crisp_stream.processes import report_units, worker_index
 from crisp_stream.writers.documents.drops import merged_counts
-from crisp_stream.writers.embedding.embed import EncoderChoice, TextEncoder
+from crisp_stream.writers.embedding.embed import EncoderChoice
 from crisp_stream.writers.embedding.lsi import LSI_FILES, LSI_NAME
 from crisp_stream.writers.embedding.pieces import Pieces
-from crisp_stream.writers.engine.tasks import Kind, Record, Task, file_sizes
+from crisp_stream.writers.embedding.probe import ENCODER_NAME, EncoderFile, Probe
+from crisp_stream.writers.embedding.text_encoder import TextEncoder
+from crisp_stream.writers.engine.tasks import Kind, Record, Task, file_sizes, write_files
 from crisp_stream.writers.engine.workspace import Workspace
 from crisp_stream.writers.stages.batches import Batch, read_batch
 from crisp_stream.writers.windows import cut_documents, window_texts
@@ -64,13 +66,17 @@ class EncoderSettings:
     weights_sha256: str = ""
     lsi: str | None = None
     """Folder of the workspace with a fitted LSI, which then takes the encoder's place."""
+    probe: Probe | None = None
+    """Vectors that a given encoder must give; None where the encoder is new."""
 
     def choice(self, workspace: Workspace) -> EncoderChoice:
         """The encoder for a process of this machine to open."""
         if self.lsi is not None:
             files = workspace.kept(*(f"{self.lsi}/{name}" for name in LSI_FILES))
-            return EncoderChoice(name=str(files[0].parent), lsi=True)
-        return EncoderChoice(name=self.name, max_length=self.max_length, reads=self.reads, prompt=self.prompt)
+            return EncoderChoice(name=str(files[0].parent), lsi=True, probe=self.probe)
+        return EncoderChoice(
+            name=self.name, max_length=self.max_length, reads=self.reads, prompt=self.prompt, probe=self.probe
+        )
 
     @property
     def is_light(self) -> bool:
@@ -226,10 +232,11 @@ class WindowsTask(Task):
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderTask(Task):
-    """Open the encoder and embed a word, so that what is wrong with it shows before documents are read."""
+    """Open the encoder and embed its probe, so that what is wrong with it shows before documents are read."""
 
     stage: ClassVar[str] = "encoder"
     title: ClassVar[str] = "trying the encoder"
+    version: ClassVar[int] = 2
 
     encoder: EncoderSettings
 
@@ -239,13 +246,20 @@ class EncoderTask(Task):
         return "light" if self.encoder.is_light else "encoder"
 
     def settings(self) -> Any:
-        """Digest of everything that decides the vectors."""
-        return self.encoder.weights_sha256
+        """Digest of everything that decides the vectors, and those that it must give."""
+        probe = self.encoder.probe
+        return [self.encoder.weights_sha256, None if probe is None else probe.kept.vectors.hex()]
 
     def make(self) -> Record:
-        """The record says what the manifest will."""
+        """Write what a dataset keeps of its encoder below the task's key; the record says what the manifest will."""
+        record, kept = self.tried()
+        return write_files(self, {ENCODER_NAME: kept.to_json()}, encoder=asdict(record))
+
+    def tried(self) -> tuple[EncoderRecord, EncoderFile]:
+        """Try the encoder and write nothing. Raises InputError."""
         device = None if self.encoder.is_light else worker_device()
-        return {"encoder": asdict(load_encoder(self.encoder.choice(self.workspace), device).record())}
+        encoder = load_encoder(self.encoder.choice(self.workspace), device)
+        return encoder.record(), EncoderFile.of(encoder)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,6 @@ from crisp_stream.typed import plain
 
 _PACKAGES = ("crisp-stream", "torch", "mosaicml", "transformers", "sentence-transformers", "scikit-learn")
 _WEIGHTS_LEVEL = 1
-_WINDOWS_FOR_TERMS = 10_000
 
 
 def gather(study: StudySettings, plan: StudyPlan, done: Mapping[str, Done], out: Path) -> record.StudyResults:
@@ -222,7 +221,7 @@ class _Gathered:
             return
         dataset = dataset_of(self._folder(f"dataset/{self._study.first_dataset}"))
         corpus_of = _shares(generalist_histogram(dataset, _WEIGHTS_LEVEL))
-        by_node = node_terms(dataset, _WEIGHTS_LEVEL, max_windows=_WINDOWS_FOR_TERMS, terms_per_node=2)
+        by_node = node_terms(dataset, _WEIGHTS_LEVEL, terms_per_node=2)
         for (method, specialist), name in jobs.items():
             histogram = Histogram.load(self._folder(name) / f"{SELECTION}.parquet")
             share_of = _shares(cut(histogram, _WEIGHTS_LEVEL))

@@ -7,6 +7,7 @@ import pydoc_data.topics
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from crisp_stream.writers.embedding.embed import Encoder, EncoderChoice, matchin
 from crisp_stream.writers.embedding.encoder_files import DEFAULT_ENCODER, DEFAULT_WEIGHTS_SHA256, resolve_encoder
 from crisp_stream.writers.embedding.pieces import Pieces, pad_batches, says_everything, splits_at_blanks
 from crisp_stream.writers.windows import train_tokenizer
+from tests.support.encoders import keep_encoder
 
 TOPICS = [text for _, text in sorted(pydoc_data.topics.topics.items())]
 ODD_TEXTS = [
@@ -227,17 +229,20 @@ def test_a_folder_is_recorded_by_its_base_name_and_its_own_weights(tmp_path: Pat
     (folder / "model.safetensors").write_bytes(b"other weights")
     other = Encoder(str(folder), max_length=32)
     assert other.name == "my-encoder"
-    with pytest.raises(InputError, match="must have the weights and settings that embedded somewhere"):
-        matching_encoder(encoder.record(), str(folder), "somewhere")
+    keep_encoder(tmp_path, encoder)
+    with pytest.raises(InputError, match=r"must be the one that embedded .*, got another one; what differs: .*weights"):
+        matching_encoder(encoder.record(), str(folder), str(tmp_path))
 
 
-def test_a_matching_encoder_reads_as_the_dataset_was_read(encoder: Encoder, whole: Encoder) -> None:
-    choice = matching_encoder(whole.record(), None, "somewhere")
+def test_a_matching_encoder_reads_as_the_dataset_was_read(encoder: Encoder, whole: Encoder, tmp_path: Path) -> None:
+    keep_encoder(tmp_path, whole)
+    choice = replace(matching_encoder(whole.record(), None, str(tmp_path)), probe=None)
     assert choice == EncoderChoice(name=DEFAULT_ENCODER, max_length=32, reads="all", prompt="")
     opened = choice.open(device="cpu")
     assert isinstance(opened, Encoder)
     assert (opened.name, opened.max_length, opened.reads) == (DEFAULT_ENCODER, 32, "all")
-    assert matching_encoder(encoder.record(), None, "somewhere").reads == "first"
+    keep_encoder(tmp_path, encoder)
+    assert matching_encoder(encoder.record(), None, str(tmp_path)).reads == "first"
 
 
 def copied_encoder(folder: Path, **tokenizer_config: object) -> Path:

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError
 from crisp_stream.format.manifest import EncoderRecord
-from crisp_stream.writers.embedding.embed import Encoder, EncoderChoice, TextEncoder, matching_encoder
+from crisp_stream.writers.embedding.embed import Encoder, EncoderChoice, matching_encoder
 from crisp_stream.writers.embedding.encoder_files import resolve_encoder
 from crisp_stream.writers.embedding.static import StaticEncoder
+from crisp_stream.writers.embedding.text_encoder import TextEncoder
+from tests.support.encoders import keep_encoder, make_static, with_json
 from tests.support.written_dataset import TOPICS
 
 TEXTS = ["A cat sat on the mat.", TOPICS[0][:700], "", "Ångström 中文"]
@@ -28,10 +30,6 @@ TEXTS = ["A cat sat on the mat.", TOPICS[0][:700], "", "Ångström 中文"]
 def copied(folder: Path) -> Path:
     shutil.copytree(resolve_encoder(None)[0], folder)
     return folder
-
-
-def with_json(path: Path, **changes: object) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def cosines(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.float64]:
@@ -74,19 +72,6 @@ def add_head(folder: Path, *, seed: int = 0) -> None:
     safetensors.torch.save_file(weights, head / "model.safetensors")
 
 
-def make_static(folder: Path, *, dim: int = 12) -> None:
-    """A table of random vectors for the default's tokens, as sentence-transformers saves it."""
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(Path(resolve_encoder(None)[0]) / "tokenizer.json"))
-    tokenizer.no_truncation()
-    weights = np.random.default_rng(0).normal(size=(tokenizer.get_vocab_size(), dim)).astype(np.float32)
-    model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=weights)], device="cpu")
-    model.save(str(folder), create_model_card=False)
-
-
 def test_sharded_weights_embed_as_one_file_does(tmp_path: Path) -> None:
     folder = copied(tmp_path / "sharded")
     whole = opened(folder, max_length=32)
@@ -125,7 +110,8 @@ def test_a_static_encoder_embeds_as_sentence_transformers_does(tmp_path: Path) -
     assert encoder.record() == EncoderRecord(
         name="static", weights_sha256=digest, max_length=0, pooling="static", dim=12
     )
-    assert matching_encoder(encoder.record(), str(folder), "somewhere").open().weights_sha256 == digest
+    keep_encoder(tmp_path, encoder)
+    assert matching_encoder(encoder.record(), str(folder), str(tmp_path)).open().weights_sha256 == digest
     assert EncoderChoice(name=str(folder)).is_light
     for settings, option in (({"max_length": 8}, "max_length"), ({"reads": "all"}, "reads")):
         with pytest.raises(InputError, match=f"{option}: must be left out with the static encoder static"):
@@ -151,7 +137,8 @@ def test_a_prompt_that_is_asked_for_is_recorded_and_used_for_examples_too(tmp_pa
     assert cosines(encoder.embed(TEXTS), expected).min() > 0.99999
     record = encoder.record()
     assert record.prompt == "query: "
-    choice = matching_encoder(record, None, "somewhere")
+    keep_encoder(tmp_path, encoder)
+    choice = matching_encoder(record, None, str(tmp_path))
     np.testing.assert_array_equal(choice.open(device="cpu").pieces(TEXTS).ids, encoder.pieces(TEXTS).ids)
     plain = Encoder(max_length=32)
     assert plain.weights_sha256 != encoder.weights_sha256

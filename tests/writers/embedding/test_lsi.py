@@ -13,6 +13,8 @@ from crisp_stream.format.manifest import EncoderRecord
 from crisp_stream.storage.store import open_store
 from crisp_stream.writers.embedding.embed import EncoderChoice, matching_encoder
 from crisp_stream.writers.embedding.lsi import LSI_FILES, LsiEncoder
+from crisp_stream.writers.embedding.probe import ENCODER_FILE, EncoderFile
+from tests.support.encoders import keep_encoder
 from tests.support.seaweed import S3Server
 
 TEXTS = [text[at : at + 800] for text in pydoc_data.topics.topics.values() for at in range(0, len(text), 800)][:300]
@@ -28,6 +30,7 @@ def root(lsi: LsiEncoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What of a dataset's root the encoder needs."""
     root = tmp_path_factory.mktemp("root")
     lsi.save(root / "encoder")
+    keep_encoder(root, lsi)
     return root
 
 
@@ -112,12 +115,12 @@ def test_files_load_as_they_were_saved(lsi: LsiEncoder, root: Path) -> None:
 
 def test_a_matching_encoder_is_the_datasets_own(lsi: LsiEncoder, root: Path, tmp_path: Path) -> None:
     choice = matching_encoder(lsi.record(), None, str(root))
-    assert choice == EncoderChoice(name=str(root / "encoder"), lsi=True)
+    assert dataclasses.replace(choice, probe=None) == EncoderChoice(name=str(root / "encoder"), lsi=True)
     np.testing.assert_array_equal(choice.open().embed(TEXTS[:5]), lsi.embed(TEXTS[:5]))
     copy = shutil.copytree(root / "encoder", tmp_path / "copy")
     assert matching_encoder(lsi.record(), str(copy), str(root)).name == str(copy)
     other = dataclasses.replace(lsi.record(), weights_sha256="0" * 64)
-    with pytest.raises(InputError, match=r"encoder .*: must have the weights and settings that embedded"):
+    with pytest.raises(InputError, match=r"encoder .*: must be the one that embedded"):
         matching_encoder(other, None, str(root))
 
 
@@ -126,6 +129,7 @@ def test_a_matching_encoder_is_fetched_from_a_remote_dataset_once(
 ) -> None:
     monkeypatch.setenv("CRISP_STREAM_CACHE", str(tmp_path / "cache"))
     url = s3.fresh_prefix()
+    open_store(url).put(ENCODER_FILE, EncoderFile.of(lsi).to_json())
     with pytest.raises(FormatError, match=r"encoder/vocabulary\.json is missing"):
         matching_encoder(lsi.record(), None, url)
     store = open_store(url)
