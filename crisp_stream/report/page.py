@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING
 
 from crisp_stream.histograms.mixture import check_tree
 from crisp_stream.inspection.summary import dataset_facts
+from crisp_stream.inspection.terms import purity_note
 from crisp_stream.report.colours import Colours, assign_colours
 from crisp_stream.report.elements import definitions, section
 from crisp_stream.report.evaluation import Evaluation, evaluation_section, score_section
 from crisp_stream.report.forecast import forecast_section
 from crisp_stream.report.heaviest import heaviest_section, largest_share
 from crisp_stream.report.map import (
+    MapLevel,
     TaskShares,
     Tree,
     coarser,
@@ -91,9 +93,9 @@ def page_html(
     colours = _colours(list(histograms), runs, evaluation)
     of_layers = [colours.tasks[task.name] for task in tasks]
     of_layers += [colours.of_run(run.key) for run, shares in zip(runs, served, strict=True) if shares is not None]
-    log(f"reading windows for terms and text of {sum(len(level.nodes) for level in levels):,} nodes")
+    log(f"terms and text of {sum(len(level.nodes) for level in levels):,} nodes")
     terms = gather_terms(dataset, levels, layers, max_windows=max_windows)
-    log(f"{sum(one.num_windows_read for one in terms):,} windows read")
+    log(f"{sum(one.num_windows_read for one in terms):,} windows read; the terms of other levels are stored")
     tree = Tree(arity=manifest.arity, levels=levels, terms=terms)
     scale = largest_share([*tasks, *(coarser(shares, 1, tree) for shares in served if shares is not None)], tree)
     parts = {
@@ -101,7 +103,7 @@ def page_html(
         "scores": ("Scores", score_section(evaluation, colours) if evaluation else ""),
         "heaviest": ("Where the task lives", heaviest_section(tasks, tree, colours, scale) if tasks else ""),
         "runs": ("Training runs", run_section(runs, served, tree, colours, scale) if runs else ""),
-        "map": ("Map", _map_section(layers, of_layers)),
+        "map": ("Map", _map_section(layers, of_layers, _purity_notes(dataset, levels))),
         "histograms": ("Histograms", histogram_section(histograms, tasks, tree, colours, scale) if tasks else ""),
         "specificity": ("Specificity", specificity_section(tasks, tree, colours) if tasks else ""),
         "transfer": ("Transfer", transfer_section(transfer(tasks, tree)) if len(tasks) > 1 else ""),
@@ -177,7 +179,13 @@ def _summary(dataset: Dataset, num_tasks: int, num_runs: int) -> str:
     return ", ".join(parts) + "."
 
 
-def _map_section(layers: Sequence[TaskShares], colours: Sequence[str]) -> str:
+def _purity_notes(dataset: Dataset, levels: Sequence[MapLevel]) -> str:
+    """A note for each level whose clusters are of style as much as of topic."""
+    notes = ((level.level, purity_note(dataset, level.level)) for level in levels)
+    return "".join(f'<p class="note">Level {level}: {escape(note)}</p>\n' for level, note in notes if note)
+
+
+def _map_section(layers: Sequence[TaskShares], colours: Sequence[str], notes: str) -> str:
     """The frame that the script fills. `layers`: tasks, and what runs were served, to colour the map by."""
     options = "".join(
         f'<option value="{number}">{escape(visible(layer.name))}</option>' for number, layer in enumerate(layers)
@@ -198,7 +206,7 @@ def _map_section(layers: Sequence[TaskShares], colours: Sequence[str]) -> str:
     body = f"""<p class="note">A rectangle is a cluster, sized by its windows, {about}. Point at it to see what it is
 about, press it to go inside. With the keyboard: arrows move, Enter goes in, Escape goes out, Home leads to the
 whole.</p>
-<noscript><p class="warning">The map needs JavaScript; the rest of the page does not.</p></noscript>
+{notes}<noscript><p class="warning">The map needs JavaScript; the rest of the page does not.</p></noscript>
 <p class="warning" id="trouble" role="alert" hidden></p>
 <div class="controls">{chooser}
 <label class="search">Search <input id="search" type="search" placeholder="word or path"
@@ -222,7 +230,7 @@ def _dataset_section(dataset: Dataset, tree: Tree) -> str:
     facts = {
         "root": dataset.root,
         **dataset_facts(dataset),
-        "read for this page": f"{windows_read:,} windows",
+        "read for this page": f"{windows_read:,} windows" if windows_read else "none; terms and text are stored",
     }
     note = ""
     if tree.levels[-1].level < dataset.manifest.depth:

@@ -62,6 +62,13 @@ def unpacked(payload: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return header, arrays
 
 
+def test_levels_of_clusters_of_style_are_said_beside_the_map(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "Topical purity" not in page_html(dataset, {})
+    notes = {2: "Topical purity 0.70"}
+    monkeypatch.setattr("crisp_stream.report.page.purity_note", lambda _, level: notes.get(level))
+    assert page_html(dataset, {}).count('<p class="note">Level 2: Topical purity 0.70</p>') == 1
+
+
 def test_the_levels_of_the_map_hold_all_windows(dataset: Dataset) -> None:
     levels = levels_of(dataset)
     assert [level.nodes.tolist() for level in levels] == [[0, 1, 3], [0, 1, 5, 15]]
