@@ -300,7 +300,7 @@ def test_eval_refuses_the_examples_that_the_mixture_was_made_from(
     assert main(["eval", checkpoint, "--text", str(tmp_path / "half.jsonl")]) == 2
     assert "20 of 20 were counted in half.parquet" in capsys.readouterr().err
     assert main(["eval", checkpoint, "--text", str(tmp_path / "half.jsonl"), "--allow-seen"]) == 0
-    assert "warning: half: the model must not have been trained by" in capsys.readouterr().out
+    assert "warning: half: the model must not have been trained on" in capsys.readouterr().out
 
 
 def test_a_run_that_measures_itself_on_what_it_was_made_from_says_so(
@@ -308,4 +308,6 @@ def test_a_run_that_measures_itself_on_what_it_was_made_from_says_so(
 ) -> None:
     (tmp_path / "held.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS[15:25]))
     half.train(tmp_path / "run", "max_duration=6ba", f"eval.inputs={tmp_path}/held.jsonl")
-    assert "warning: held-out text: 5 of 10 were counted in half.parquet of run half. Measure" in capsys.readouterr().err
+    assert (
+        "warning: held-out text: 5 of 10 were counted in half.parquet of run half. Measure" in capsys.readouterr().err
+    )

@@ -66,6 +66,16 @@ def write_tokenizer(folder: Path) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def made_up_texts(number: int, *, seed: int) -> list[str]:
+    """Texts of 6 sentences of 8 to 16 words, which no two share by chance."""
+    rng = np.random.default_rng(seed)
+    words = ["".join(rng.choice(list("abcdefghijklmnop"), rng.integers(2, 9))) for _ in range(3000)]
+    return [
+        ". ".join(" ".join(rng.choice(words, rng.integers(8, 17))).capitalize() for _ in range(6)) + "."
+        for _ in range(number)
+    ]
+
+
 def sketch_of_texts(texts: Sequence[str]) -> TextSketch:
     """The sketch of documents."""
     documents, ngrams = SketchBuilder(MAX_DOCUMENTS), SketchBuilder(MAX_NGRAMS)
@@ -89,8 +99,8 @@ def write_synthetic_dataset(
     tokens: np.ndarray | None = None,
     texts: Sequence[str] = (),
 ) -> Dataset:
-    """Write a complete dataset of format v2 with `windows_per_leaf[leaf]` windows in each leaf, and open it; `texts` are what
-    it says its text was."""
+    """Write a complete dataset of format v2 with `windows_per_leaf[leaf]` windows in each leaf, and open it; its sketch
+    is of `texts`."""
     tree = synthetic_tree(arity, depth)
     leaves = np.array(sorted(windows_per_leaf), np.uint32)
     counts = np.array([windows_per_leaf[int(leaf)] for leaf in leaves], np.int64)
