@@ -97,10 +97,10 @@ def write_synthetic_dataset(
     shard_level: int = 1,
     packing: Packing = "joined",
     tokens: np.ndarray | None = None,
-    texts: Sequence[str] = (),
+    texts: Sequence[str] | None = (),
 ) -> Dataset:
     """Write a complete dataset of format v2 with `windows_per_leaf[leaf]` windows in each leaf, and open it; its sketch
-    is of `texts`."""
+    is of `texts`; None: there is none."""
     tree = synthetic_tree(arity, depth)
     leaves = np.array(sorted(windows_per_leaf), np.uint32)
     counts = np.array([windows_per_leaf[int(leaf)] for leaf in leaves], np.int64)
@@ -130,8 +130,9 @@ def write_synthetic_dataset(
     (path / CLUSTERS).write_bytes(clusters_parquet(leaves, counts))
     (path / SHARDS).write_bytes(ShardTable.of(rows).to_parquet())
     tree.save(path / "tree")
-    (path / TEXTS).parent.mkdir()
-    (path / TEXTS).write_bytes(text_sketch_parquet(sketch_of_texts(texts)))
+    if texts is not None:
+        (path / TEXTS).parent.mkdir()
+        (path / TEXTS).write_bytes(text_sketch_parquet(sketch_of_texts(texts)))
     manifest = Manifest(
         window_tokens=window_tokens,
         token_dtype="uint16",
