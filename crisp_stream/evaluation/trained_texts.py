@@ -3,7 +3,7 @@
 A text was seen where all its words are those of a document, or nearly: where at least half of its n-grams of 8 words
 that can be looked up, and at least 3, stand in the dataset. Of a text that shares nothing but phrases with the dataset
 that is not so: of 1,442 abstracts of medicine none was found among 31 million n-grams of other sources, and 3 among
-13,000 abstracts of the same years, which are copies of these (docs/judge/evaluation.md has more of them).
+11,763 abstracts of the same years, which are near copies (docs/judge/evaluation.md has more of them).
 
 Where a dataset is too large for all its n-grams to be kept, few or none of a text's can be looked up. Then the texts
 of a set are looked at together: the share of all n-grams that stand there, from 5 % on, is about the share of the set

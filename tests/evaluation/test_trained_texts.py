@@ -31,6 +31,7 @@ from crisp_stream.models.training_record import training_record
 from crisp_stream.results.results import load_all
 from crisp_stream.training.train import train
 from crisp_stream.writers.options import WriteOptions
+from crisp_stream.writers.stages import texts as texts_stage
 from crisp_stream.writers.write import write
 from tests.support.synthetic import made_up_texts, sketch_of_texts
 
@@ -199,6 +200,24 @@ def test_a_dataset_has_the_sketch_of_its_documents(trained: Trained) -> None:
     assert sketch is not None
     assert text_sketch_parquet(sketch) == text_sketch_parquet(sketch_of_texts(SPECIALIST))
     assert (sketch.documents.num_examples, sketch.documents.exact) == (len(SPECIALIST), True)
+
+
+def test_the_sketch_does_not_depend_on_tasks_and_leaves_out_what_is_dropped(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(texts_stage, "_BATCHES_PER_TASK", 1)
+    monkeypatch.setattr(texts_stage, "_SKETCHES_PER_TASK", 2)
+    first, root = trained.folder / "specialist", tmp_path / "root"
+    inputs = [trained.texts("repeated", [*SPECIALIST[::-1], *SPECIALIST[:3]])]
+    options = WriteOptions(
+        **{"inputs": inputs, "out": str(root), "like": str(first), "depth": 2, "processes": 1},  # type: ignore[arg-type]
+        dedup="exact",
+        part_characters=900,
+    )
+    lines: list[str] = []
+    write(options, log=lines.append)
+    assert any(line.startswith("joining sketches of text") for line in lines)
+    assert (root / TEXTS).read_bytes() == (first / TEXTS).read_bytes()
 
 
 def test_a_dataset_with_provenance_and_without_its_sketch_is_damaged(trained: Trained, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Stages `texts` and `sketch`: a bounded sketch of all documents of a dataset, whatever tasks read them.
 
 A task sketches the documents of some batches, and sketches are joined, 64 at a time, until one is left. Work files are
-at most 655 kB per 128 MB of text. The documents are read a second time for it, at some 60 MB/s per core, a tenth of
+at most 655 kB per 128 MB of text. The documents are read a second time for it, at some 35 MB/s per core, a sixth of
 the time of their tokens; in the stage that cuts windows each batch would leave as many bytes as a third of its text.
 """
 
