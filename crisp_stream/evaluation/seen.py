@@ -20,6 +20,8 @@ from crisp_stream.examples.sketch import ExampleSketch
 REFUSED_SHARE = 0.01
 """Share of a set from which text that was found in a dataset is refused. Below, a few near copies among the texts of
 one source are no reason to judge nothing: they are said, and figures are given without them."""
+REFUSED_ESTIMATE = 0.5
+"""Share of a set from which it is refused by an estimate: of a very large dataset hardly a text is found one by one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,14 @@ class TrainedOn:
     def num_seen(self) -> int | None:
         """Judged examples that stand there; None: that cannot be told."""
         return None if self.texts is None else self.texts.num_seen
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether so many stand there that figures of the set say nothing."""
+        if self.texts is None or not self.texts.num_seen:
+            return False
+        found = self.texts.found
+        return bool(found.mean() >= REFUSED_SHARE) or self.texts.num_seen >= REFUSED_ESTIMATE * len(found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,12 +113,9 @@ class Seen:
         return counted_from + [_trained_line(dataset) for dataset in self.trained_on]
 
     def error(self, set_name: str) -> str | None:
-        """Refuse examples of which a histogram was counted, or of which 1 % or more were found in a dataset; None
-        where there are fewer."""
-        is_text = any(
-            dataset.texts is not None and dataset.texts.found.mean() >= REFUSED_SHARE for dataset in self.trained_on
-        )
-        if not self.counted_from and not is_text:
+        """Refuse examples that a histogram was counted from, or of which too many stand in a dataset; None where there
+        are fewer."""
+        if not self.counted_from and not any(dataset.is_refused for dataset in self.trained_on):
             return None
         return (
             f"{set_name}: the model must not have been trained on the examples that it is judged on, or by a histogram "

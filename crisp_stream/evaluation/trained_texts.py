@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,17 +146,17 @@ def _pooled(found: NDArray[np.int64], looked_up: NDArray[np.int64]) -> float:
     return share if found.sum() >= LEAST_NGRAMS and share >= POOLED_SHARE else 0.0
 
 
-def sketches_of(training: dict[str, object]) -> Sequence[tuple[str | None, TextSketch | None]]:
+def sketches_of(training: dict[str, Any]) -> Sequence[tuple[str | None, TextSketch | None]]:
     """The datasets that a model and those it began from were trained on, each once: run, and sketch of its text.
 
     Raises:
         FormatError: the record is damaged.
     """
-    found: dict[object, tuple[str | None, TextSketch | None]] = {}
-    record: object = training
-    while isinstance(record, dict):
+    found: dict[str | None, tuple[str | None, TextSketch | None]] = {}
+    record: dict[str, Any] | None = training
+    while record:
         dataset = record.get("dataset") or {}
-        if (record.get("progress") or {}).get("batches") != 0 and isinstance(dataset, dict):
+        if dataset and (record.get("progress") or {}).get("batches") != 0:
             fingerprint, texts = dataset.get("fingerprint"), dataset.get("texts")
             if texts is not None or found.get(fingerprint, (None, None))[1] is None:
                 sketch = None if texts is None else TextSketch.from_json(texts)

@@ -346,10 +346,9 @@ def _seen_note(judged: JudgedSet, results: AnyResults) -> list[str]:
     if not lines or results.seen is None:
         return []
     kept = ~results.seen
-    clean = ""
     if isinstance(results, QuestionResults):
         clean = f"{WRITTEN[results.metric]} {share_of(results.reported[kept]).cell(1, scale=100)}"
-    elif isinstance(results, TextResults):
+    else:
         clean = f"perplexity {perplexity_of(results.losses[kept]).cell(2)}"
     without = f"; without the {int(results.seen.sum()):,} that were found, {clean}" if kept.any() else ""
     return [f"WARNING: {judged.name}, {results.model_name}: {', '.join(lines)}{without}"]

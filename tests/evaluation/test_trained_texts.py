@@ -95,6 +95,20 @@ def test_a_corpus_of_which_a_sample_is_kept_gives_an_estimate(share: float, monk
         assert found.found.sum() == round(500 * share) if documents == 2000 else found.is_estimate == (share > 0)
 
 
+def test_a_set_that_stands_in_a_very_large_corpus_as_a_whole_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.support.synthetic.MAX_DOCUMENTS", 2)
+    monkeypatch.setattr("tests.support.synthetic.MAX_NGRAMS", 200)
+    corpus = made_up_texts(2000, seed=5)
+    record = {"run_name": "r", "dataset": {"fingerprint": "f", "texts": sketch_of_texts(corpus).to_json()}}
+    seen = seen_examples(record, range(500), JudgedTexts.of(corpus[:500]))
+    assert seen.flags.mean() < 0.01
+    assert "about 500 of 500 stand in the text that run r was trained on (found in a sample" in str(seen.error("set"))
+    fewer = [*corpus[:100], *made_up_texts(400, seed=6)]
+    seen = seen_examples(record, range(500), JudgedTexts.of(fewer))
+    assert seen.error("set") is None
+    assert re.match(r"warning: set: about (\d+) of 500 stand in the text", seen.warnings("set")[0])
+
+
 def test_a_sample_in_which_nothing_can_be_looked_up_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = made_up_texts(500, seed=5)
     monkeypatch.setattr("tests.support.synthetic.MAX_DOCUMENTS", 1)
@@ -177,7 +191,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         (specialist, SPECIALIST, {"like": str(generic), "depth": 2}),
     ):
         inputs = [made.texts(root.name, texts)]
-        write(WriteOptions(inputs=inputs, out=str(root), processes=1, **chosen), log=lambda line: None)  # type: ignore[arg-type]
+        write(WriteOptions(inputs=inputs, out=str(root), processes=1, **chosen), log=lambda line: None)
     recipe = {
         **{"run_name": "first", "max_duration": "2ba", "save_interval": "2ba", "global_train_batch_size": 8},
         "data": {"remote": str(generic)},
@@ -210,7 +224,7 @@ def test_the_sketch_does_not_depend_on_tasks_and_leaves_out_what_is_dropped(
     first, root = trained.folder / "specialist", tmp_path / "root"
     inputs = [trained.texts("repeated", [*SPECIALIST[::-1], *SPECIALIST[:3]])]
     options = WriteOptions(
-        **{"inputs": inputs, "out": str(root), "like": str(first), "depth": 2, "processes": 1},  # type: ignore[arg-type]
+        **{"inputs": inputs, "out": str(root), "like": str(first), "depth": 2, "processes": 1},
         dedup="exact",
         part_characters=900,
     )

@@ -43,11 +43,9 @@ def hash_texts(texts: Sequence[str]) -> TextHashes:
     counts: list[NDArray[np.int64]] = []
     for words, ends in _hashed_words(texts):
         for start, end in itertools.pairwise([0, *ends.tolist()]):
-            documents.append(
-                xxhash.xxh3_64_intdigest(np.ascontiguousarray(words[start:end], "<u8")) if end > start else 0
-            )
+            documents.append(xxhash.xxh3_64_intdigest(words[start:end].astype("<u8").tobytes()) if end > start else 0)
         text_of_word = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
-        within = text_of_word[NGRAM_WORDS - 1 :] == text_of_word[: len(words) - NGRAM_WORDS + 1]
+        within = text_of_word[NGRAM_WORDS - 1 :] == text_of_word[: max(len(words) - NGRAM_WORDS + 1, 0)]
         ngrams.append(ngram_hashes(words, NGRAM_WORDS)[within])
         counts.append(np.maximum(np.diff(ends, prepend=0) - NGRAM_WORDS + 1, 0))
     return TextHashes(
