@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from crisp_stream.errors import ConflictError, CrispError, InputError, require_extra
+from crisp_stream.examples.sketch import TextSketch
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.format.ledger import LedgerRow, read_ledger
 from crisp_stream.format.listed_files import FILES, digests_of, files_parquet, shared_digests
@@ -24,6 +25,7 @@ from crisp_stream.format.manifest import DROPPED, MANIFEST, Manifest, places_pat
 from crisp_stream.format.provenance import has_provenance, source_listings
 from crisp_stream.format.tables import generation_path
 from crisp_stream.format.terms import TERMS
+from crisp_stream.format.text_sketch import read_text_sketch
 from crisp_stream.processes import Log
 from crisp_stream.storage.store import is_remote, open_store
 from crisp_stream.writers.cleaning.dropped import read_dropped
@@ -332,13 +334,20 @@ class _Grown:
         )
         tables = [*growth.tables, *(task.table for task in assembly.tables)]
         first_parts = [*growth.first_parts, *assembly.first_parts]
-        return table_files(shards, sources, tables, first_parts, dropped, ledger)
+        texts = _joined_texts(self._dataset, assembly.texts)
+        return table_files(shards, sources, tables, first_parts, dropped, ledger, texts)
 
 
 def _known_requests(dataset: Dataset) -> list[dict[str, Any] | None]:
     """The requests of a dataset; one that was written without gets an empty place for each generation."""
     known = dataset.manifest.provenance.get("requests", [])
     return [*known, *[None] * (dataset.manifest.generation + 1 - len(known))]
+
+
+def _joined_texts(dataset: Dataset, new: TextSketch) -> TextSketch:
+    old = read_text_sketch(dataset)
+    assert old is not None, "a dataset that grows has provenance"
+    return TextSketch.joined([old, new])
 
 
 def _old_sources(dataset: Dataset, growth: Growth) -> list[tuple[str, int | None]]:

@@ -259,6 +259,8 @@ def _stages_of(options: WriteOptions) -> list[str]:
         "embeddings",
         *tree,
         "runs",
+        "texts",
+        "sketch",
         "shards",
         "provenance",
         *(_EMBEDDINGS_STAGES if options.embeddings else []),

@@ -96,7 +96,10 @@ def add_eval(verbs: Any) -> None:
         help="file of `crisp-stream contamination`: figures also without the examples that stand in the training data",
     )
     verb.add_argument(
-        "--allow-seen", action="store_true", help="judge also on examples that the mixture's histogram was counted from"
+        "--allow-seen",
+        action="store_true",
+        help="judge also on text that the model was trained on, and on examples that the mixture's histogram was "
+        "counted from",
     )
     verb.add_argument(
         "--long",

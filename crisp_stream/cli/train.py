@@ -47,6 +47,9 @@ def add_finetune(verbs: Any) -> None:
         metavar="F",
         help="of the steps of the whole run; 1 is the specialist text alone, from random weights",
     )
+    verb.add_argument(
+        "--allow-seen", action="store_true", help="go on where validation documents stand in text that is trained on"
+    )
     add_launch_arguments(verb, alone="this process trains")
 
 
@@ -86,6 +89,7 @@ def _finetune(arguments: argparse.Namespace) -> int:
             pretrained=arguments.pretrained,
             fractions=arguments.fractions,
             log=print_line if is_first_rank() else lambda line: None,
+            allow_seen=arguments.allow_seen,
         )
         if is_first_rank():
             print(table(models).text())

@@ -19,7 +19,8 @@ from crisp_stream.errors import InputError, import_extra
 from crisp_stream.evaluation.models import JudgedModel, check_names, open_model
 from crisp_stream.evaluation.multiple_choice import judge_questions
 from crisp_stream.evaluation.perplexity import ExamplesDone, Long, judge_texts
-from crisp_stream.evaluation.seen import seen_examples
+from crisp_stream.evaluation.seen import Seen, seen_examples
+from crisp_stream.evaluation.trained_texts import JudgedTexts
 from crisp_stream.examples.hashes import example_hash
 from crisp_stream.examples.question_files import open_questions, read_questions
 from crisp_stream.examples.question_layouts import QuestionKeys
@@ -115,7 +116,8 @@ class JudgedSets:
     contamination: Contamination | None = None
     """Examples that have a part in the training data."""
     allow_seen: bool = False
-    """Whether models are judged also on examples that a histogram of their mixture was counted from."""
+    """Whether models are judged also on examples that they were trained on, or that a histogram of their mixture was
+    counted from."""
     long: Long = "cut"
     """What is done with examples that are longer than the context of a model."""
 
@@ -129,6 +131,8 @@ class _ScannedTexts:
     """[num_documents], hashes of the examples as results have them."""
     lookup_ids: NDArray[np.uint64]
     """[num_documents], hashes as histograms and contamination have them: for questions `question_hash`."""
+    judged: JudgedTexts
+    """Hashes of their words."""
     dropped: dict[str, int]
     """Documents that cannot be judged, by reason."""
 
@@ -166,7 +170,8 @@ def judge(
         Results model by model, set by set.
 
     Raises:
-        InputError: no checkpoint or set, a bad set, two of one name, or examples that a mixture was made from.
+        InputError: no checkpoint or set, a bad set, two of one name, or examples that a model was trained on or its
+            mixture made from.
         FormatError, StorageError: as `open_model`.
     """
     _check(checkpoints, names, [judged.name for judged in (*sets.texts, *sets.questions)])
@@ -184,6 +189,8 @@ def judge(
     lookup_ids = {texts.texts.name: texts.lookup_ids for texts in scanned}
     lookup_ids |= {questions.name: questions.example_ids for questions in sets.questions}
     example_ids = lookup_ids | {texts.texts.name: texts.example_ids for texts in scanned}
+    judged_texts = {texts.texts.name: texts.judged for texts in scanned}
+    judged_texts |= {questions.name: JudgedTexts.of_questions(questions.questions) for questions in sets.questions}
     flags: dict[str, NDArray[np.bool_]] = {}
     if (contamination := sets.contamination) is not None:
         flags = together(lambda: {name: contamination.flags(ids) for name, ids in lookup_ids.items()})
@@ -192,9 +199,10 @@ def judge(
         name = names[number] if names else None
         model = together(lambda checkpoint=checkpoint, name=name: open_model(checkpoint, name=name))
         check_names([model.record.name, *{earlier.model_name for earlier in results}])
-        _warn(model, sets, lookup_ids, log)
+        seen = {name: seen_examples(model.record.training, ids, judged_texts[name]) for name, ids in lookup_ids.items()}
+        _warn(model, sets, seen, log)
         for judged in _judge_model(model, scanned, sets, batch_size=batch_size, progress=progress):
-            results.append(_flagged(judged, example_ids, flags))
+            results.append(_flagged(judged, example_ids[judged.set_name], flags, seen[judged.set_name]))
             if out is not None:
                 together(lambda latest=results[-1]: _save(latest, out))
         del model
@@ -220,27 +228,35 @@ def _check(checkpoints: Sequence[str], names: Sequence[str], set_names: Sequence
 
 def _scan(texts: TextSet) -> _ScannedTexts:
     dropped: dict[str, int] = {}
-    example_ids = np.array([example_hash(text) for text in texts.read(dropped)], np.uint64)
+    hashes: list[int] = []
+
+    def read() -> Iterator[str]:
+        for text in texts.read(dropped):
+            hashes.append(example_hash(text))
+            yield text
+
+    judged = JudgedTexts.of(read())
+    example_ids = np.array(hashes, np.uint64)
     lookup_ids = example_ids
     if texts.questions:
-        lookup_ids = np.array([question_hash(question) for question in texts.read_questions()], np.uint64)
-    return _ScannedTexts(texts=texts, example_ids=example_ids, lookup_ids=lookup_ids, dropped=dropped)
+        questions = texts.read_questions()
+        judged = JudgedTexts.of_questions(questions)
+        lookup_ids = np.array([question_hash(question) for question in questions], np.uint64)
+    return _ScannedTexts(texts=texts, example_ids=example_ids, lookup_ids=lookup_ids, judged=judged, dropped=dropped)
 
 
-def _warn(model: JudgedModel, sets: JudgedSets, lookup_ids: dict[str, NDArray[np.uint64]], log: Log) -> None:
-    """Warn of doubtful sets. Raises InputError: examples that the model's mixture was made from."""
+def _warn(model: JudgedModel, sets: JudgedSets, seen: dict[str, Seen], log: Log) -> None:
+    """Warn of doubtful sets. Raises InputError: examples that the model was trained on, or its mixture made from."""
     contamination = sets.contamination
     if contamination is not None and (line := contamination.dataset_warning(model.record.dataset_fingerprint)):
         log(f"{model.record.name}: {line}")
-    for name, example_ids in lookup_ids.items():
-        seen = seen_examples(model.record.training, example_ids)
-        if (problem := seen.error(name)) is None:
-            if line := seen.warning(name):
-                log(f"{model.record.name}: {line}")
-        elif sets.allow_seen:
+    for name, of_set in seen.items():
+        if (problem := of_set.error(name)) is not None:
+            if not sets.allow_seen:
+                raise InputError(f"{model.record.name}: {problem}")
             log(f"{model.record.name}: warning: {problem}")
-        else:
-            raise InputError(f"{model.record.name}: {problem}")
+        for line in of_set.warnings(name):
+            log(f"{model.record.name}: {line}")
 
 
 def _judge_model(
@@ -265,15 +281,20 @@ def _judge_model(
 
 def _flagged(
     results: TextResults | QuestionResults,
-    example_ids: dict[str, NDArray[np.uint64]],
-    flags: dict[str, NDArray[np.bool_]],
+    example_ids: NDArray[np.uint64],
+    contaminated: dict[str, NDArray[np.bool_]],
+    seen: Seen,
 ) -> TextResults | QuestionResults:
-    """Add the flags of contaminated examples; results may lack texts without a token to predict."""
-    if results.set_name not in flags:
-        return results
-    of_example = dict(zip(example_ids[results.set_name].tolist(), flags[results.set_name].tolist(), strict=True))
-    contaminated = np.array([of_example[example] for example in results.example_ids.tolist()], np.bool_)
-    return replace(results, contaminated=contaminated)
+    """Add the flags of seen and of contaminated examples; results may lack texts without a token to predict."""
+
+    def of_results(flags: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        of_example = dict(zip(example_ids.tolist(), flags.tolist(), strict=True))
+        return np.array([of_example[example] for example in results.example_ids.tolist()], np.bool_)
+
+    flagged = replace(results, seen=of_results(seen.flags), notes={**results.notes, "seen": seen.lines})
+    if results.set_name not in contaminated:
+        return flagged
+    return replace(flagged, contaminated=of_results(contaminated[results.set_name]))
 
 
 def _save(results: TextResults | QuestionResults, out: str) -> None:

@@ -59,6 +59,9 @@ class Results:
     long: NDArray[np.bool_] | None = None
     """[num_examples], whether the example is longer than the model's context, so that of a question the beginning of
     the prompt was cut off, and a text was read in several windows; None: not recorded."""
+    seen: NDArray[np.bool_] | None = None
+    """[num_examples], whether the example was found among those that the model was trained on, or that a histogram of
+    its mixture was counted from; None: not recorded."""
     notes: dict[str, Any] = field(default_factory=dict)
     """More about the set or how it was judged, as plain data."""
 
@@ -116,8 +119,9 @@ class Results:
         columns |= {column: pa.array(getattr(self, name), kind) for name, (column, kind) in self.columns.items()}
         if self.contaminated is not None:
             columns["contaminated"] = pa.array(self.contaminated, pa.bool_())
-        if self.long is not None:
-            columns["long"] = pa.array(self.long, pa.bool_())
+        for name in ("long", "seen"):
+            if getattr(self, name) is not None:
+                columns[name] = pa.array(getattr(self, name), pa.bool_())
         path = results_path(folder, self.model_name, self.set_name)
         save_record(path, _RECORD, columns, facts)
         return path
@@ -223,6 +227,7 @@ def load_results(path: str | Path) -> TextResults | QuestionResults:
             "example_ids": table["example"].to_numpy().astype(np.uint64),
             "contaminated": table["contaminated"].to_numpy() if "contaminated" in table.column_names else None,
             "long": table["long"].to_numpy() if "long" in table.column_names else None,
+            "seen": table["seen"].to_numpy() if "seen" in table.column_names else None,
             "notes": facts["notes"],
         }
         kind = {kind.kind: kind for kind in (TextResults, QuestionResults)}[facts["kind"]]

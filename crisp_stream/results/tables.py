@@ -411,10 +411,25 @@ def comparability_notes(sets: Sequence[JudgedSet]) -> list[str]:
         if len(contexts) > 1:
             shown = ", ".join(f"{one.model_name} {one.model.get('n_positions')}" for one in judged.texts)
             notes.append(f"{judged.name}: the models read contexts of different lengths ({shown} tokens)")
+    notes += [note for judged in once for results in judged.results for note in _seen_note(judged, results)]
     shared = [judged.name for judged in once if judged.name != judged.results[0].set_name]
     if shared:
         notes.append(f"{', '.join(shared)}: different examples; do not compare across them")
     return notes
+
+
+def _seen_note(judged: JudgedSet, results: AnyResults) -> list[str]:
+    """Say that a model was trained on examples of the set, and what its figure is without those that were found."""
+    lines = results.notes.get("seen")
+    if not lines or results.seen is None:
+        return []
+    kept = ~results.seen
+    if isinstance(results, QuestionResults):
+        clean = f"{WRITTEN[results.metric]} {share_of(results.reported[kept]).cell(1, scale=100)}"
+    else:
+        clean = f"perplexity {perplexity_of(results.losses[kept]).cell(2)}"
+    without = f"; without the {int(results.seen.sum()):,} that were found, {clean}" if kept.any() else ""
+    return [f"WARNING: {judged.name}, {results.model_name}: {', '.join(lines)}{without}"]
 
 
 def _records(rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
@@ -431,6 +446,7 @@ def _records(rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
             "examples": row.results.num_examples,
             "tokens": int(row.results.num_tokens.sum()) if isinstance(row.results, TextResults) else None,
             "contaminated": row.num_contaminated,
+            "seen": None if row.results.seen is None else int(row.results.seen.sum()),
             "long": row.results.num_long,
             "long_dropped": row.results.num_long_dropped,
             "set_fingerprint": row.results.fingerprint,

@@ -18,7 +18,11 @@ from crisp_stream import digits
 from crisp_stream.config.durations import parse_duration
 from crisp_stream.config.recipe import Recipe
 from crisp_stream.errors import InputError, RecipeError, RunInterruptedError, import_extra
-from crisp_stream.models.checkpoint import checkpoints_by_batch
+from crisp_stream.examples.hashes import example_hash
+from crisp_stream.format.dataset import open_dataset
+from crisp_stream.format.text_sketch import read_text_sketch
+from crisp_stream.models.checkpoint import checkpoints_by_batch, local_copy, read_checkpoint
+from crisp_stream.models.training_record import training_record
 from crisp_stream.ranks import join_ranks, together
 from crisp_stream.storage.store import open_store
 from crisp_stream.table import Table, csv_text
@@ -44,7 +48,12 @@ class FinetunedModel:
 
 
 def finetune(
-    recipe: Recipe, *, pretrained: str, fractions: Sequence[float], log: Callable[[str], None]
+    recipe: Recipe,
+    *,
+    pretrained: str,
+    fractions: Sequence[float],
+    log: Callable[[str], None],
+    allow_seen: bool = False,
 ) -> list[FinetunedModel]:
     """Fine-tune for each fraction and judge on the recipe's held-out text; rank 0 writes `finetune.csv`.
 
@@ -56,13 +65,14 @@ def finetune(
         pretrained: `save_folder` of the pretraining run, with checkpoints along its way.
         fractions: in (0, 1]; 1 starts from random weights.
         log: takes a line of progress.
+        allow_seen: go on where the validation text is trained on.
 
     Returns:
         Models in increasing fraction; the first is the pretraining itself, at fraction 0.
 
     Raises:
         RecipeError: no validation text, no `save_folder`, or `max_duration` in tokens.
-        InputError: fractions out of range, or no checkpoint near one.
+        InputError: fractions out of range, no checkpoint near one, or validation text that is trained on.
     """
     dist = import_extra("composer.utils.dist", extra="train", purpose="training")
     join_ranks()
@@ -73,6 +83,8 @@ def finetune(
     saved = checkpoints_by_batch(pretrained)
     starts = [(fraction, starting_batch(fraction, total, saved, pretrained)) for fraction in sorted(set(fractions))]
     end = saved[total]
+    for line in together(lambda: _warnings_of_seen(recipe, end, allow_seen)):
+        log(line)
     models = [FinetunedModel(fraction=0.0, start=end, batches=0, perplexity=_judged(recipe, end, dist), checkpoint=end)]
     for fraction, batch in starts:
         start = saved.get(batch, "random weights")
@@ -90,6 +102,34 @@ def _required_folder(recipe: Recipe) -> str:
     if recipe.eval is None or not recipe.eval.inputs:
         raise RecipeError(f"fine-tuning needs `{'eval' if recipe.eval is None else 'eval.inputs'}`; there is none.")
     return recipe.checkpoint_folder
+
+
+def _warnings_of_seen(recipe: Recipe, pretrained: str, allow_seen: bool) -> list[str]:
+    """Look for the validation text in the specialist text and in what the pretraining was trained on.
+
+    Raises:
+        InputError: it is there, and must not be.
+    """
+    from crisp_stream.evaluation.seen import seen_examples
+    from crisp_stream.evaluation.trained_texts import JudgedTexts
+    from crisp_stream.training.prepare import held_out_texts
+
+    with local_copy(pretrained) as path:
+        parent = training_record(read_checkpoint(path), pretrained)
+    dataset = open_dataset(recipe.data.remote, generation=recipe.data.generation, timeout=recipe.data.timeout)
+    sketch = read_text_sketch(dataset)
+    described = {
+        "fingerprint": dataset.manifest.fingerprint,
+        "texts": None if sketch is None else sketch.to_json(),
+    }
+    base = [{"histogram": "base", "level": 0}]
+    record = {"run_name": recipe.run_name, "dataset": described, "mixture": {"phases": base}, "parent": parent}
+    texts = held_out_texts(recipe)
+    seen = seen_examples(record, [example_hash(text) for text in texts], JudgedTexts.of(texts))
+    problem = seen.error("validation text")
+    if problem is not None and not allow_seen:
+        raise InputError(problem)
+    return [*([f"warning: {problem}"] if problem else []), *seen.warnings("validation text")]
 
 
 def starting_batch(fraction: float, total: int, saved: dict[int, str], pretrained: str) -> int:

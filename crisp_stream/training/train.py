@@ -180,21 +180,20 @@ def build_trainer(run: PreparedRun, folder: Path | None) -> TrainingRun:
 
 
 def _warn_of_seen(run: PreparedRun, record: dict[str, Any]) -> None:
-    """Say where the run measures itself on examples that its histograms were counted from; rank 0 does."""
+    """Say where the run measures itself on examples that it is trained on, or its histograms were counted from; rank 0
+    does."""
     from crisp_stream.evaluation.seen import seen_examples
+    from crisp_stream.evaluation.trained_texts import JudgedTexts
 
     if import_extra("composer.utils.dist", extra="train", purpose="training").get_global_rank() != 0:
         return
-    sets = {"held-out text": [example_hash(text) for text in run.held_out]}
-    sets |= {questions.name: questions.example_ids.tolist() for questions in run.question_sets}
-    for name, example_ids in sets.items():
-        for counted in seen_examples(record, example_ids).counted_from:
-            print(
-                f"warning: {name}: {'' if counted.exact else 'about '}{counted.num_seen:,} of {len(example_ids):,} "
-                f"examples were counted in {counted.histogram}, by which the model is trained. Measure on others.",
-                file=sys.stderr,
-                flush=True,
-            )
+    held_out = [example_hash(text) for text in run.held_out], JudgedTexts.of(run.held_out)
+    sets = {"held-out text": held_out} if run.held_out else {}
+    for questions in run.question_sets:
+        sets[questions.name] = questions.example_ids.tolist(), JudgedTexts.of_questions(questions.questions)
+    for name, (example_ids, texts) in sets.items():
+        for line in seen_examples(record, example_ids, texts).lines:
+            print(f"warning: {name}: {line}. Measure on others.", file=sys.stderr, flush=True)
 
 
 def _trainer(run: PreparedRun, **parts: Any) -> Trainer:

@@ -107,7 +107,7 @@ def assert_half_was_seen(training: dict[str, Any], run: str = "half") -> None:
     ]
     assert seen.is_known
     test_half = seen_examples(training, ids_of(TEST_HALF))
-    assert (test_half.counted_from, test_half.error("t"), test_half.warning("t")) == ([], None, None)
+    assert (test_half.counted_from, test_half.error("t"), test_half.warnings("t")) == ([], None, [])
 
 
 def test_a_histogram_knows_the_documents_it_was_counted_from(done: SmallRun, tmp_path: Path) -> None:
@@ -227,9 +227,9 @@ def test_a_model_was_trained_by_the_half_it_was_trained_by(half: HalfRun) -> Non
     assert_half_was_seen(training)
     message = seen_examples(training, ids_of(TEXTS)).error("half.test")
     assert message == (
-        "half.test: the model must not have been trained by a histogram of the examples that it is judged on, but 20 "
-        "of 40 were counted in half.parquet of run half. Judge it on others (the test half of `crisp-stream split`), "
-        "or give --allow-seen."
+        "half.test: the model must not have been trained on the examples that it is judged on, or by a histogram of "
+        "them, but 20 of 40 were counted in half.parquet of run half. Judge it on others (of questions, the test half "
+        "of `crisp-stream split`), or give --allow-seen."
     )
 
 
@@ -284,8 +284,8 @@ def test_a_histogram_or_a_checkpoint_that_does_not_say_is_warned_of(half: HalfRu
     seen = seen_examples(older, ids_of(HALF))
     assert (seen.counted_from, seen.is_known) == ([], False)
     assert [(each.histogram, each.num_seen) for each in seen.histograms] == [("base", 0), ("half.parquet", None)]
-    assert "is not known: histogram half.parquet does not say" in str(seen.warning("half.test"))
-    assert "is not known: its checkpoint does not say" in str(seen_examples({}, ids_of(HALF)).warning("half.test"))
+    assert "is not known: histogram half.parquet does not say" in str(seen.warnings("half.test"))
+    assert "is not known: its checkpoint does not say" in str(seen_examples({}, ids_of(HALF)).warnings("half.test"))
     assert not seen_examples(record_of(done.checkpoint(12)), ids_of(HALF)).is_known
 
 
@@ -300,7 +300,7 @@ def test_eval_refuses_the_examples_that_the_mixture_was_made_from(
     assert main(["eval", checkpoint, "--text", str(tmp_path / "half.jsonl")]) == 2
     assert "20 of 20 were counted in half.parquet" in capsys.readouterr().err
     assert main(["eval", checkpoint, "--text", str(tmp_path / "half.jsonl"), "--allow-seen"]) == 0
-    assert "warning: half: the model must not have been trained by" in capsys.readouterr().out
+    assert "warning: half: the model must not have been trained on" in capsys.readouterr().out
 
 
 def test_a_run_that_measures_itself_on_what_it_was_made_from_says_so(
@@ -308,4 +308,6 @@ def test_a_run_that_measures_itself_on_what_it_was_made_from_says_so(
 ) -> None:
     (tmp_path / "held.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS[15:25]))
     half.train(tmp_path / "run", "max_duration=6ba", f"eval.inputs={tmp_path}/held.jsonl")
-    assert "warning: held-out text: 5 of 10 examples were counted in half.parquet" in capsys.readouterr().err
+    assert (
+        "warning: held-out text: 5 of 10 were counted in half.parquet of run half. Measure" in capsys.readouterr().err
+    )

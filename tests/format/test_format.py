@@ -303,7 +303,7 @@ def write_golden(root: Path) -> Dataset:
     num_windows = sum(GOLDEN_WINDOWS_PER_LEAF.values())
     tokens = synthetic_tokens(num_windows, 8)
     tokens[:, 4:] = 97 + (np.arange(num_windows)[:, None] * 7 + np.arange(4)) % 26
-    return write_synthetic_dataset(root, GOLDEN_WINDOWS_PER_LEAF, window_tokens=8, tokens=tokens, seed=5)
+    return write_synthetic_dataset(root, GOLDEN_WINDOWS_PER_LEAF, window_tokens=8, tokens=tokens, seed=5, texts=None)
 
 
 def test_the_golden_dataset_of_format_v2_reads_back_and_is_rewritten_byte_for_byte(tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ def test_the_files_are_all_kinds_that_the_format_has(written: Path) -> None:
     for name in (
         *("manifest.json", "clusters.parquet", "shards.parquet", FILES, "provenance/dropped.parquet"),
         *("provenance/sources.parquet", "provenance/tables.parquet", "provenance/documents/000000.parquet"),
+        "provenance/texts.parquet",
         *("tree/tree.json", "tree/level1.nodes.npy", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"),
         *("encoder/vocabulary.json", "encoder/components.npy", "encoder/weight_per_term.npy", "shards/index.json"),
     ):

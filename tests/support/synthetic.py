@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from crisp_stream.examples.sketch import MAX_DOCUMENTS, MAX_NGRAMS, SketchBuilder, TextSketch
 from crisp_stream.format import mds
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.format.manifest import MANIFEST, EncoderRecord, Manifest, Packing, TokenizerRecord
 from crisp_stream.format.shards import SHARDS, ShardTable
 from crisp_stream.format.tables import CLUSTERS, clusters_fingerprint, clusters_parquet
+from crisp_stream.format.text_sketch import TEXTS, text_sketch_parquet
 from crisp_stream.storage.store import open_store
 from crisp_stream.tree.tree import ClusterTree
+from crisp_stream.writers.cleaning.text_hashes import hash_texts
 from crisp_stream.writers.stages.shards import shard_ends
 
 VOCAB_SIZE = 260
@@ -62,6 +66,25 @@ def write_tokenizer(folder: Path) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def made_up_texts(number: int, *, seed: int) -> list[str]:
+    """Texts of 6 sentences of 8 to 16 words, which no two share by chance."""
+    rng = np.random.default_rng(seed)
+    words = ["".join(rng.choice(list("abcdefghijklmnop"), rng.integers(2, 9))) for _ in range(3000)]
+    return [
+        ". ".join(" ".join(rng.choice(words, rng.integers(8, 17))).capitalize() for _ in range(6)) + "."
+        for _ in range(number)
+    ]
+
+
+def sketch_of_texts(texts: Sequence[str]) -> TextSketch:
+    """The sketch of documents."""
+    documents, ngrams = SketchBuilder(MAX_DOCUMENTS), SketchBuilder(MAX_NGRAMS)
+    hashes = hash_texts(texts)
+    documents.add_all(hashes.documents[hashes.documents != 0])
+    ngrams.add_all(hashes.ngrams)
+    return TextSketch(documents=documents.finish(), ngrams=ngrams.finish())
+
+
 def write_synthetic_dataset(
     path: Path,
     windows_per_leaf: dict[int, int],
@@ -74,8 +97,10 @@ def write_synthetic_dataset(
     shard_level: int = 1,
     packing: Packing = "joined",
     tokens: np.ndarray | None = None,
+    texts: Sequence[str] | None = (),
 ) -> Dataset:
-    """Write a complete dataset of format v2 with `windows_per_leaf[leaf]` windows in each leaf, and open it."""
+    """Write a complete dataset of format v2 with `windows_per_leaf[leaf]` windows in each leaf, and open it; its sketch
+    is of `texts`; None: there is none."""
     tree = synthetic_tree(arity, depth)
     leaves = np.array(sorted(windows_per_leaf), np.uint32)
     counts = np.array([windows_per_leaf[int(leaf)] for leaf in leaves], np.int64)
@@ -105,6 +130,9 @@ def write_synthetic_dataset(
     (path / CLUSTERS).write_bytes(clusters_parquet(leaves, counts))
     (path / SHARDS).write_bytes(ShardTable.of(rows).to_parquet())
     tree.save(path / "tree")
+    if texts is not None:
+        (path / TEXTS).parent.mkdir()
+        (path / TEXTS).write_bytes(text_sketch_parquet(sketch_of_texts(texts)))
     manifest = Manifest(
         window_tokens=window_tokens,
         token_dtype="uint16",

@@ -18,6 +18,7 @@ import pytest
 from crisp_stream.errors import CorruptDataError, InputError, StorageError
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.format.provenance import read_places
+from crisp_stream.format.text_sketch import read_text_sketch, text_sketch_parquet
 from crisp_stream.inspection.verify import verify_dataset
 from crisp_stream.loading.reader import WindowReader, read_windows
 from crisp_stream.storage.store import open_store
@@ -75,7 +76,9 @@ def all_windows(dataset: Dataset) -> np.ndarray:
 
 
 def assert_same_windows(grown: Dataset, whole: Dataset) -> None:
-    """Windows, their order, cluster table and places; checksums are of the write that made a shard."""
+    """Windows, their order, cluster table, places and sketch; checksums are of the write that made a shard."""
+    sketches = [read_text_sketch(dataset) for dataset in (grown, whole)]
+    assert len({text_sketch_parquet(sketch) for sketch in sketches if sketch is not None}) == 1
     for column in ("tokens", "cluster"):
         assert all_windows(grown)[column].tobytes() == all_windows(whole)[column].tobytes()
     assert grown.manifest.clusters_fingerprint == whole.manifest.clusters_fingerprint

@@ -35,14 +35,14 @@ def _killed_in(stage: str) -> Callable[[Task], Record]:
         nonlocal run
         if task.stage == stage:
             run += 1
-            if run > 2 or stage in ("documents", "tokenizer", "tree-root", "tree", "runs", "provenance"):
+            if run > 2 or stage in ("documents", "tokenizer", "tree-root", "tree", "runs", "texts", "provenance"):
                 raise KeyboardInterrupt
         return execute(task)
 
     return execute_or_die
 
 
-@pytest.mark.parametrize("stage", [*STAGES, "provenance", "publish"])
+@pytest.mark.parametrize("stage", [*STAGES, "texts", "provenance", "publish"])
 def test_a_killed_run_goes_on_and_publishes_the_same_bytes(
     stage: str, text_file: Path, tmp_path: Path, word_encoder: WordEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

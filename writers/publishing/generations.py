@@ -28,14 +28,15 @@ from crisp_stream.format.provenance import documents_tables
 from crisp_stream.format.shards import SHARDS
 from crisp_stream.format.tables import CLUSTERS
 from crisp_stream.format.terms import TERMS
+from crisp_stream.format.text_sketch import TEXTS
 from crisp_stream.processes import Log
 from crisp_stream.storage.store import Store, local_path
 from crisp_stream.writers.publishing.claim import Hold, manifest_of
 
-_TABLES = (CLUSTERS, SHARDS, TABLES, SOURCES, DROPPED, LEDGER, TERMS, FILES)
+_TABLES = (CLUSTERS, SHARDS, TABLES, SOURCES, DROPPED, LEDGER, TERMS, TEXTS, FILES)
 _OF_A_GENERATION = re.compile(
     r"manifest\.g\d+\.json"
-    r"|(clusters|shards|provenance/(tables|sources|dropped|ledger|terms|files))(\.g\d+)?(\.[0-9a-f]{8})?\.parquet"
+    r"|(clusters|shards|provenance/(tables|sources|dropped|ledger|terms|texts|files))(\.g\d+)?(\.[0-9a-f]{8})?\.parquet"
     r"|shards/\d\d/shard\.\d+(\.[0-9a-f]{8})?\.mds|provenance/\d\d/shard\.\d+(\.[0-9a-f]{8})?\.npy"
     rf"|{DOCUMENTS}/\d+(\.[0-9a-f]{{8}})?\.parquet"
 )

@@ -1,9 +1,9 @@
 """The sequence of stages that write, append and `tree fit` share.
 
     encoder -> evaluation, excluded -> documents -> duplicates -> tokenizer -> windows -> embeddings -> tree -> runs ->
-    shards, provenance
+    texts -> sketch -> shards, provenance
 
-`embed_in_stages` comes as far as embeddings, `assemble_in_stages` as far as runs; `Assembly.make` runs the last two,
+`embed_in_stages` comes as far as embeddings, `assemble_in_stages` as far as sketch; `Assembly.make` runs the last two,
 after the caller has had tasks forgotten whose files are lost.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from crisp_stream.examples.sketch import TextSketch
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.format.provenance import documents_tables, source_names
 from crisp_stream.tree.tree import ClusterTree
@@ -41,6 +42,7 @@ from crisp_stream.writers.stages.models import (
 )
 from crisp_stream.writers.stages.runs import identity_of, tree_of
 from crisp_stream.writers.stages.shards import ShardSettings, ShardsSummary, ShardsTask
+from crisp_stream.writers.stages.texts import sketch_in_stages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +128,8 @@ class Assembly:
     tables: list[DocumentsTableTask]
     first_parts: list[int]
     """First part of each table."""
+    texts: TextSketch
+    """Text of the new documents."""
     sort_memory_bytes: int
     """Bytes of tokens, or of embeddings, that a process sorts at once."""
     mark: str
@@ -149,7 +153,7 @@ def assemble_in_stages(
     request: Request | None = None,
     hold: Hold | None = None,
 ) -> Assembly:
-    """Make the tree, or bring the one that exists, and sort all windows into runs by it.
+    """Make the tree, or bring the one that exists, sort all windows into runs by it, and sketch the documents' text.
 
     Shards and tables of documents will be put in `root`, together with the windows of the dataset of `growth`; then
     `request` gives the mark of their names. `hold` is the claim of a root that they are put into as they are made.
@@ -159,6 +163,7 @@ def assemble_in_stages(
         runner.run([given.tree], unit="")
     fitted = given.tree if given is not None else tree_in_stages(runner, options, embedded.parts)
     ordered = sort_in_stages(runner, options, embedded, fitted, work_bytes=corpus.work_bytes)
+    texts = sketch_in_stages(runner, corpus.read.batches)
     tree = tree_of(runner.workspace, fitted.key)
     identity = identity_of(ordered.records, growth.dataset.manifest.fingerprint if growth else None)
     mark = "" if growth is None or request is None else request.mark(identity)
@@ -196,6 +201,7 @@ def assemble_in_stages(
         shards=shards,
         tables=tables,
         first_parts=[first_part + groups.index(table.number - first_group) for table in tables],
+        texts=texts,
         sort_memory_bytes=sort_memory_bytes,
         mark=mark,
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from crisp_stream.examples.sketch import TextSketch
 from crisp_stream.format.ledger import LedgerRow, ledger_fingerprint, ledger_parquet
 from crisp_stream.format.listed_files import FILES, digests_of, files_parquet
 from crisp_stream.format.manifest import DROPPED, LEDGER, SOURCES, TABLES, Manifest, places_path
@@ -17,6 +18,7 @@ from crisp_stream.format.parquet import parquet_bytes
 from crisp_stream.format.shards import SHARDS, ShardTable
 from crisp_stream.format.tables import CLUSTERS, clusters_fingerprint, clusters_parquet
 from crisp_stream.format.terms import TERMS
+from crisp_stream.format.text_sketch import TEXTS, text_sketch_parquet
 from crisp_stream.storage.inputs import printable
 from crisp_stream.storage.store import open_store
 from crisp_stream.writers.cleaning.dropped import Dropped, dropped_parquet
@@ -55,7 +57,13 @@ def write_small_files(
     files = {
         "shards/index.json": index,
         **table_files(
-            shards, sources, tables, assembly.first_parts, list_dropped(corpus.read, embedded), corpus.read.ledger.rows
+            shards,
+            sources,
+            tables,
+            assembly.first_parts,
+            list_dropped(corpus.read, embedded),
+            corpus.read.ledger.rows,
+            assembly.texts,
         ),
         **{f"tree/{name}": content for name, content in tree.to_files().items()},
     }
@@ -131,6 +139,7 @@ def table_files(
     first_parts: Sequence[int],
     dropped: Sequence[Dropped],
     ledger: Sequence[LedgerRow],
+    texts: TextSketch,
 ) -> dict[str, bytes]:
     """Content of a dataset's tables, by path."""
     documents = {"table": list(tables), "first_part": pa.array(first_parts, pa.uint32())}
@@ -139,6 +148,7 @@ def table_files(
         SHARDS: ShardTable.of(shards.rows).to_parquet(),
         SOURCES: parquet_bytes(sources, write_page_checksum=True),
         TABLES: parquet_bytes(pa.table(documents), write_page_checksum=True),
+        TEXTS: text_sketch_parquet(texts),
     }
     files |= {DROPPED: dropped_parquet(dropped)} if dropped else {}
     return files | ({LEDGER: ledger_parquet(ledger)} if ledger else {})

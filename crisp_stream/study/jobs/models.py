@@ -115,7 +115,8 @@ def judge_model(
             names[questions[-1].name] = name
     judged = judge(
         [str(trained / RUN)],
-        JudgedSets(texts=texts, questions=questions),
+        # Near copies among the documents of one source are said in the log; they are no reason to end a study.
+        JudgedSets(texts=texts, questions=questions, allow_seen=True),
         names=[model],
         batch_size=batch_size,
         out=str(place.folder / RESULTS),

@@ -1,9 +1,9 @@
 """Record the data and settings of a run in each of its checkpoints, so that a model can say where it comes from.
 
 The state of a dataset names fingerprints alone, and a checkpoint outlives the recipe and the dataset of its run. So
-every checkpoint holds what these were: a few kilobytes, whatever their size, and up to 87 kB for each phase that name
-the examples its histogram was counted from. It holds the same of the checkpoint that the run began from, and of that
-one's.
+every checkpoint holds what these were: a few kilobytes, whatever their size, up to 87 kB for each phase that name the
+examples its histogram was counted from, and up to 875 kB for each dataset that its text is known again by. It holds the
+same of the checkpoint that the run began from, and of that one's.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from crisp_stream.config.kept import kept_keys
 from crisp_stream.config.recipe import Recipe
 from crisp_stream.config.sections import CHECKPOINT
 from crisp_stream.examples.sketch import RECORD_HASHES, sketch_of
+from crisp_stream.format.text_sketch import read_text_sketch
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.histograms.mixture import Mixture
 from crisp_stream.histograms.window_selection import WindowSelection
@@ -61,7 +62,7 @@ def describe_run(run: PreparedRun) -> dict[str, Any]:
     return {
         "run_name": recipe.run_name,
         RECIPE_KEY: kept_keys(recipe),
-        "dataset": _describe_dataset(run),
+        "dataset": {**_describe_dataset(run), "texts": _describe_text_of(run, parent)},
         "mixture": {
             "fingerprint": mixture.fingerprint,
             "draw": mixture.draw,
@@ -133,6 +134,18 @@ def _describe_dataset(run: PreparedRun) -> dict[str, Any]:
         "tokenizer": {**dataclasses.asdict(manifest.tokenizer), "parts": tokenizer_parts(run.tokenizer)},
         "encoder": dataclasses.asdict(manifest.encoder),
     }
+
+
+def _describe_text_of(run: PreparedRun, parent: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A sketch of the dataset's text; None where a checkpoint before has it already, or the dataset does not say."""
+    before = parent
+    while before:
+        dataset = before.get("dataset") or {}
+        if dataset.get("fingerprint") == run.dataset.manifest.fingerprint and dataset.get("texts") is not None:
+            return None
+        before = before.get("parent")
+    sketch = read_text_sketch(run.dataset)
+    return None if sketch is None else sketch.to_json()
 
 
 def _describe_phases(recipe: Recipe, mixture: Mixture, begun_from: dict[str, Any]) -> list[dict[str, Any]]:
