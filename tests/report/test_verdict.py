@@ -50,7 +50,7 @@ def test_a_model_that_lost_is_said_to() -> None:
 
 def test_a_difference_within_its_interval_is_no_victory() -> None:
     assert sentence(texts("base", 0), texts("crisp", -0.001)) == (
-        "crisp does not differ clearly from base on task: its perplexity is 0.1% lower (95% interval 1.7% lower to "
+        "crisp does not differ clearly from base on task: its perplexity is 0.1% lower (95% interval 1.8% lower to "
         "1.6% higher)."
     )
 

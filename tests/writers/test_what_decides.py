@@ -25,7 +25,7 @@ from tests.support.written_dataset import TOPICS, WordEncoder, files_below, smal
 FORMAT = Path(__file__).parents[2] / "FORMAT.md"
 ROW = re.compile(r"\| (`[a-z_`, ]+`) \| (yes|no) \| ?(.*?) ?\|")
 ELSEWHERE = {
-    "txt_documents": "tests/writers/documents/test_txt_documents.py",
+    "txt_documents": "tests/records/test_txt_documents.py",
     "skip_corrupt": "tests/writers/cleaning/test_cleaning.py",
     "eot_token": "tests/writers/test_given_tokenizer.py",
     "max_length": "tests/writers/embedding/test_embed.py",
