@@ -24,7 +24,7 @@ from crisp_stream.writers.engine.tasks import Record, Runner, execute, finished
 from crisp_stream.writers.given_tokenizer import GivenTokenizer, read_tokenizer
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.stages.documents import ReadDocuments
-from crisp_stream.writers.stages.tree import FittedTree, fit_tree_in_stages, task_bytes
+from crisp_stream.writers.stages.tree import FittedTree, fit_tree_in_stages, require_windows, task_bytes
 from crisp_stream.writers.stages.whole_corpus import (
     LSI_TOKENS,
     GivenLsiTask,
@@ -186,10 +186,10 @@ def parts_in_stages(
     if both_at_once and encoder.name != LSI_NAME:
         embeddings = _embeddings_tasks(windows, tokenizer, encoder)
         records, embedded = runner.run_both(windows, embeddings, unit="windows")
-        _require_windows(records, tokenizer)
+        _require_windows(records, tokenizer, given, options)
     else:
         records = runner.run(windows, unit="windows")
-        _require_windows(records, tokenizer)
+        _require_windows(records, tokenizer, given, options)
         if encoder.name == LSI_NAME:
             if given is None:
                 parts = _cut_parts(windows, records)
@@ -321,8 +321,12 @@ def _cut_parts(windows: Sequence[WindowsTask], records: Sequence[Record]) -> tup
     )
 
 
-def _require_windows(records: Sequence[Record], tokenizer: Tokenizer) -> None:
-    if not any(record["num_windows"] for record in records):
+def _require_windows(
+    records: Sequence[Record], tokenizer: Tokenizer, given: Given | None, options: WriteOptions
+) -> None:
+    """Raises InputError: there is not one window, or too few of them to fit a tree on; before they are embedded."""
+    num_windows = sum(record["num_windows"] for record in records)
+    if not num_windows:
         num_documents = sum(record["num_documents"] for record in records)
         num_tokens = sum(sum(record["dropped_tokens"].values()) for record in records)
         raise InputError(
@@ -330,6 +334,8 @@ def _require_windows(records: Sequence[Record], tokenizer: Tokenizer) -> None:
             f"{num_tokens} tokens in {num_documents} documents. "
             "Give more text, a smaller --window-tokens, or --packing document."
         )
+    if given is None:
+        require_windows(num_windows, options.arity)
 
 
 def tree_in_stages(runner: Runner, options: WriteOptions, parts: tuple[Part, ...]) -> FittedTree:

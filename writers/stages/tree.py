@@ -441,19 +441,20 @@ def fit_tree_in_stages(
     total = sum(part.num_windows for part in parts)
     windows = FitWindows(at_most=fit_windows, total=total, seed=settings.seed)
     parts = tuple(part for part in parts if part.num_windows and windows.has_part(part))
-    if not parts:
-        raise _too_few(0, settings)
+    require_windows(sum(part.num_windows for part in parts), settings.arity)
     growth = _Growth(runner, parts, settings, windows, work_bytes)
     while growth.level.number < settings.depth and growth.grow():
         pass
     return growth.finish()
 
 
-def _too_few(num_windows: int, settings: TreeSettings) -> InputError:
-    return InputError(
-        f"inputs: must give at least {settings.arity} windows to split the root in {settings.arity}, got "
-        f"{num_windows}. Give more text, a smaller --window-tokens, or a smaller --arity."
-    )
+def require_windows(num_windows: int, arity: int) -> None:
+    """Raises InputError where there are too few windows to split the root."""
+    if num_windows < arity:
+        raise InputError(
+            f"inputs: must give at least {arity} windows to split the root in {arity}, got {num_windows}. Give more "
+            "text, a smaller --window-tokens, or a smaller --arity."
+        )
 
 
 class _Growth:
@@ -492,8 +493,8 @@ class _Growth:
             return False
         counts, counted = self._count()
         plan = LevelPlan.from_json(counted["plan"])
-        if plan.windows < self._settings.arity and self.level.number == 0:
-            raise _too_few(plan.windows, self._settings)
+        if self.level.number == 0:
+            require_windows(plan.windows, self._settings.arity)
         self._note(plan)
         if not plan.num_split:
             return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -88,12 +87,11 @@ def expected(embeddings: NDArray[np.float16]) -> str:
 
 
 @pytest.fixture(params=[(1, 1), (30_000, 2_000), (1 << 30, 1 << 30)], ids=["part by part", "some", "at once"])
-def task_sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def task_sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes of the groups of a draw, and of the bundles of nodes."""
     group, bundle = request.param
     monkeypatch.setattr(stages, "GROUP_BYTES", group)
     monkeypatch.setattr(stages, "BUNDLE_BYTES", bundle)
-    return
 
 
 @pytest.mark.usefixtures("task_sizes")
