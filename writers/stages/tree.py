@@ -264,12 +264,13 @@ class TreeCountsTask(_LevelTask):
 def _bundles(split: NDArray[np.int64], examples: NDArray[np.int64], most_examples: int) -> NDArray[np.int64]:
     """[num_bundles, 2]: ranges of consecutive rows, each with one of `split` or with few examples altogether."""
     ends = np.cumsum(examples)
+    ends_of_split = ends[split]
     bundles: list[list[int]] = []
     first = 0
     while first < len(split):
         row = int(split[first])
         before = int(ends[row] - examples[row])
-        stop = int(np.searchsorted(ends[split], before + most_examples, side="right"))
+        stop = int(np.searchsorted(ends_of_split, before + most_examples, side="right"))
         stop = min(max(stop, first + 1), first + _NODES_PER_BUNDLE)
         bundles.append([row, int(split[stop - 1]) + 1])
         first = stop
@@ -362,7 +363,9 @@ class TreeLevelTask(_LevelTask):
         centroids = (self._arrays(bundle, "centroids")["centroids"] for bundle in self.bundles)
         _write_rows(self.workspace, names[-1], (num_nodes, self.dim), "<f4", centroids)
         record: Record = {"num_nodes": num_nodes, "files": file_sizes(self, *names)}
-        if not below.thresholds.any():  # the examples were all windows, and no child has enough of them
+        if (
+            below.number < self.tree.depth and not below.thresholds.any()
+        ):  # the examples were all windows, and no child has enough of them
             windows = splits.examples_per_child.reshape(-1)
             record["end"] = LevelPlan.of(below.number + 1, windows, windows, self.tree).to_json()
         return record

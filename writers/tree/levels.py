@@ -10,6 +10,7 @@ all examples there are. The other way, a pass that counts and one that draws, re
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,11 +43,6 @@ def draw_keys(ids: NDArray[np.uint64], seed: int, level: int) -> NDArray[np.uint
     """[num_windows] keys by which examples for the split of nodes of a level are drawn, all different."""
     salt = splitmix64(splitmix64(np.array([seed], np.uint64)) ^ np.uint64(_KEY_SALT + level))
     return splitmix64(ids ^ salt)
-
-
-def key_below(share: float) -> np.uint64:
-    """Threshold below which so large a share of the keys is."""
-    return np.uint64(share * 2.0**64) if share < 1 else _EVERY
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,19 +79,22 @@ class Level:
         families = np.full(len(above.nodes), SETTLED, np.int64)
         families[splits.rows] = np.arange(len(splits.rows))
         first = above.nodes[splits.rows].astype(np.int64) * arity
+        made = cls(
+            number=above.number + 1,
+            nodes=(first[:, None] + np.arange(arity)).reshape(-1).astype(np.uint32),
+            centroids=splits.centroids,
+            families=families,
+            thresholds=np.zeros(len(first) * arity, np.uint64),
+        )
+        if made.number == settings.depth:
+            return made
         seen = splits.examples_per_child.astype(np.float64)
         num_examples = seen.sum(axis=1, keepdims=True)
         expected = (splits.windows[:, None] * seen / num_examples).reshape(-1)
         trust = np.where(num_examples == splits.windows[:, None], np.inf, seen).reshape(-1)
         thresholds = _thresholds(expected, trust, settings)
         thresholds[np.isinf(trust) & (np.round(expected) < settings.least)] = 0
-        return cls(
-            number=above.number + 1,
-            nodes=(first[:, None] + np.arange(arity)).reshape(-1).astype(np.uint32),
-            centroids=splits.centroids,
-            families=families,
-            thresholds=thresholds,
-        )
+        return dataclasses.replace(made, thresholds=thresholds)
 
     def place(self, embeddings: NDArray[Any], rows_above: NDArray[np.int32] | None) -> NDArray[np.int32]:
         """Let every window choose a child of its node at the level above.
@@ -135,13 +134,16 @@ class Level:
         return taken[np.lexsort((keys[taken], rows[taken]))]
 
     @cached_property
+    def _arity(self) -> int:
+        return len(self.nodes) // max(np.count_nonzero(self.families >= 0), 1)
+
+    @cached_property
     def _made(self) -> dict[int, Family]:
         return {}
 
     def _family(self, family: int) -> Family:
         if family not in self._made:
-            arity = len(self.nodes) // max(np.count_nonzero(self.families >= 0), 1)
-            self._made[family] = Family(self.centroids[family * arity : (family + 1) * arity])
+            self._made[family] = Family(self.centroids[family * self._arity : (family + 1) * self._arity])
         return self._made[family]
 
 
@@ -162,8 +164,9 @@ def _thresholds(expected: NDArray[np.float64], seen: NDArray[np.float64], settin
     quota, is_known = settings.quota, np.isinf(seen)
     surely = expected * np.maximum(1 - _SURE / np.sqrt(np.maximum(seen, 1)), 0)
     shares = (quota + _SURE * quota**0.5) / np.maximum(np.where(is_known, expected, surely), 1)
-    thresholds = np.array([key_below(share) for share in shares.tolist()], np.uint64)
-    thresholds[is_known & (expected <= quota)] = _EVERY
+    thresholds = np.full(len(shares), _EVERY)
+    few = (shares < 1) & ~(is_known & (expected <= quota))
+    thresholds[few] = (shares[few] * 2.0**64).astype(np.uint64)
     return thresholds
 
 
