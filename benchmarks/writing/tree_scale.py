@@ -5,8 +5,8 @@
 
 Windows are a mixture over a random tree of 12^4 components of unequal weights: a component is a point near its parent,
 a window a point near its component, of norm 1, in float16. Parts of 500 windows stand in a work folder as a write
-leaves them (20,480 bytes of vectors at 20 numbers, 32 kB at 32). Another 100,000 windows are held out. `--flat` fits
-faiss's flat k-means on 1,000,000 windows with as many clusters as levels 1 and 2 have. Prints Markdown. Linux only.
+leaves them. Another 100,000 windows are held out. `--flat` fits faiss's flat k-means on 1,000,000 windows with as many
+clusters as levels 1 and 2 have. Prints Markdown. Linux only.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def print_quality(
     )
     of_all = quality_of_counts(tree, leaves, counts[leaves]).levels
     of_held_out = tree_quality(tree, held_out).levels
-    print("| level | clusters | empty | imbalance | largest / average | held-out cosine | fit CPU s |")
+    print("| level | clusters | empty | imbalance | largest / average | held-out cosine | fit seconds, processes added up |")
     print("|---|---|---|---|---|---|---|")
     for level, other, fit_seconds in zip(of_all, of_held_out, fitted.fit_seconds, strict=True):
         print(
