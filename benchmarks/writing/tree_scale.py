@@ -197,7 +197,7 @@ def print_quality(
     )
     of_all = quality_of_counts(tree, leaves, counts[leaves]).levels
     of_held_out = tree_quality(tree, held_out).levels
-    print("| level | clusters | empty | imbalance | largest / average | held-out cosine | fit seconds, processes added up |")
+    print("| level | clusters | empty | imbalance | largest / average | held-out cosine | fit seconds of all |")
     print("|---|---|---|---|---|---|---|")
     for level, other, fit_seconds in zip(of_all, of_held_out, fitted.fit_seconds, strict=True):
         print(
