@@ -135,7 +135,7 @@ class Level:
 
     @cached_property
     def _arity(self) -> int:
-        return len(self.nodes) // max(np.count_nonzero(self.families >= 0), 1)
+        return len(self.nodes) // max(int(np.count_nonzero(self.families >= 0)), 1)
 
     @cached_property
     def _made(self) -> dict[int, Family]:
