@@ -190,7 +190,7 @@ def _options_like(options: WriteOptions, dataset: Dataset) -> WriteOptions:
         reads="first",
         arity=manifest.arity,
         depth=manifest.depth,
-        fit_windows=max(options.fit_windows, manifest.arity),
+        fit_windows=None,
         seed=manifest.sort_seed,
         part_characters=provenance.get("part_characters") or WriteOptions.part_characters,
         shard_level=provenance.get("shard_level") or 1,

@@ -40,6 +40,8 @@ from crisp_stream.writers.engine.memory_limit import DRIVER_BYTES, ENCODER_BYTES
 from crisp_stream.writers.given_tokenizer import read_tokenizer
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.stages import windows as parts
+from crisp_stream.writers.stages.models import tree_settings
+from crisp_stream.writers.tree.growth import end_of_growth, foretold
 from crisp_stream.writers.windows import Cut, cut_documents, train_tokenizer, window_texts
 
 SAMPLE_FILES = 32
@@ -55,6 +57,8 @@ SORTED_BYTES_PER_SECOND = 120e6
 LSI_FIT_SECONDS, LSI_FIT_WINDOWS = 18.0, 20_000
 """CPU time of the fit of an LSI at its full sample (docs/write/embedding.md)."""
 _PLACE_BYTES = 8
+_VISIT_SECONDS, _VISIT_SECONDS_PER_NUMBER, _SEEDING_STEPS = 0.75e-6, 5e-9, 16
+"""Of an example in a step of k-means (docs/write/tree.md), and steps that seeds take as long as."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +82,8 @@ class Estimate:
     """How fast one process is at each stage, and where that is from."""
     sample: str
     """What it is from."""
+    tree: list[str]
+    """Lines about the levels of the tree; none where one is given."""
 
     def text(self) -> str:
         """For people, as `write --plan` prints it."""
@@ -92,7 +98,7 @@ class Estimate:
             ("time", f"about {duration(sum(self.seconds.values()))}, of which"),
             *((f"  {stage}", f"{duration(seconds)} ({self.rates[stage]})") for stage, seconds in self.seconds.items()),
         ]
-        return f"estimate, from {self.sample}:\n{aligned(rows)}"
+        return "\n".join([f"estimate, from {self.sample}:", aligned(rows), *self.tree])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,12 +143,17 @@ def estimate_write(options: WriteOptions, models: Models | None = None) -> Estim
         "embedding windows": windows / embedding.windows_per_second / encoders + embedding.fit_seconds(windows),
         "sorting, writing shards": windows * window_bytes / SORTED_BYTES_PER_SECOND / processes,
     }
+    tree = [] if models is not None else _tree_lines(options, windows)
+    if models is None:
+        seconds["fitting the tree"] = _tree_seconds(options, windows, embedding.dim) / processes
     rates = {
         "reading documents": f"measured {_size(reading_rate)}/s a process",
         "cutting windows": f"measured {_size(cutting.characters_per_second)}/s a process",
         "embedding windows": f"measured {embedding.windows_per_second:,.1f} windows/s a process "
         f"on {embedding.num_windows} windows",
         "sorting, writing shards": f"at {_size(SORTED_BYTES_PER_SECOND)}/s a process, measured elsewhere",
+        "fitting the tree": f"at {_rounded(1 / _visit_seconds(embedding.dim))} examples/s a process, measured "
+        "elsewhere",
     }
     kept = characters * cutting.compressed_share
     return Estimate(
@@ -159,7 +170,33 @@ def estimate_write(options: WriteOptions, models: Models | None = None) -> Estim
         rates=rates,
         sample=f"{_rounded(len(sample.texts))} documents of {sample.num_files:,} of {sample.files:,} files "
         f"({_size(sample.characters)} of text)",
+        tree=tree,
     )
+
+
+def _tree_lines(options: WriteOptions, windows: float) -> list[str]:
+    """The levels of the tree, if its nodes are as uneven as measured, and a warning where some are missing."""
+    settings, limit = tree_settings(options), options.fit_windows
+    plans = foretold(windows if limit is None else min(windows, limit), settings)
+    lines, num_leaves = [], 1
+    for plan in plans:
+        lines.append(f"tree, {plan.text(settings, num_leaves)}")
+        num_leaves += plan.num_split * (settings.arity - 1)
+    return [*lines, *end_of_growth(plans, settings, are_all=limit is None or limit >= windows)]
+
+
+def _tree_seconds(options: WriteOptions, windows: float, dim: int) -> float:
+    """CPU time of all nodes: k-means++ on a step's examples costs as much as a dozen steps; and a pass per level."""
+    settings = tree_settings(options)
+    plans = foretold(min(windows, options.fit_windows or windows), settings)
+    steps = settings.steps + _SEEDING_STEPS
+    visits = sum(plan.num_split * steps * min(plan.examples.median, settings.examples_per_step) for plan in plans)
+    placed = windows * sum(plan.num_split > 0 for plan in plans[1:])
+    return (visits + placed) * _visit_seconds(dim)
+
+
+def _visit_seconds(dim: int) -> float:
+    return _VISIT_SECONDS + dim * _VISIT_SECONDS_PER_NUMBER
 
 
 def _read_sample(options: WriteOptions) -> _Sample:
@@ -300,6 +337,7 @@ class _Embedding:
     num_windows: int
     bytes_per_window: float
     """Of vectors and word pieces."""
+    dim: int
     is_light: bool
     is_fitted: bool
     """An LSI of this corpus is to be fitted."""
@@ -336,6 +374,7 @@ def _measure_embedding(options: WriteOptions, models: Models | None, cutting: _C
         windows_per_second=done / max(time.monotonic() - begun, 1e-6),
         num_windows=done,
         bytes_per_window=2 * dim + piece_bytes / max(done, 1),
+        dim=max(dim, 1),
         is_light=is_light,
         is_fitted=fitted,
     )

@@ -217,7 +217,9 @@ class WriteOptions:
     min_examples_to_split: int | None = _clustering(
         None, "windows below which a node stays a leaf; 16 x arity when absent", "integer", name="min-split"
     )
-    fit_windows: int = _clustering(1_000_000, "windows the tree is fitted on at most, about", "integer")
+    fit_windows: int | None = _clustering(
+        None, "windows the tree is fitted on at most, about; all when absent", "integer"
+    )
     """Chosen by hash where there are more."""
     seed: int = _clustering(0, "seed of the tree and of the order inside a leaf", "integer")
 
@@ -290,7 +292,9 @@ class WriteOptions:
         require(1 <= self.shard_bytes <= MAX_SHARD_BYTES, "shard_bytes", "1 to 2^32 - 1")
         require(1 <= self.shard_level <= self.depth, "shard_level", f"1 to {self.depth}, the depth of the tree")
         require(self.part_characters >= 1, "part_characters", "at least 1")
-        require(self.fit_windows >= self.arity, "fit_windows", "at least the arity")
+        require(
+            self.fit_windows is None or self.fit_windows >= self.arity, "fit_windows", "at least the arity, or left out"
+        )
         require(self.run_bytes >= 1, "run_bytes", "at least 1")
         require(self.sort_memory_bytes >= 1, "sort_memory_bytes", "at least 1")
         require(

@@ -59,7 +59,10 @@ def fit(options: WriteOptions, *, log: Log = print) -> TreeReport:
     if ledger:
         log(aligned(not_read(ledger.paths, ledger.records)))
     log(report.text().rstrip())
-    log(f"measured on the {fitted.num_sampled:,} windows that the tree was fitted on; written to {options.out}")
+    log(
+        f"measured on {fitted.num_sampled:,} of the {fitted.num_windows:,} windows that the tree was fitted on; "
+        f"written to {options.out}"
+    )
     return report
 
 
@@ -87,7 +90,8 @@ def _publish(runner: Runner, options: WriteOptions, embedded: EmbeddedParts, fit
     report.plot(folder / "report.svg")
     known: dict[str, Any] = {
         "windows": embedded.summary.num_windows,
-        "fitted_windows": fitted.num_sampled,
+        "fitted_windows": fitted.num_windows,
+        "levels": [plan.to_json() for plan in fitted.levels],
         "seed": options.seed,
         "min_examples_to_split": options.min_examples_to_split,
         "fit_seconds": fitted.fit_seconds,

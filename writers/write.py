@@ -20,6 +20,7 @@ from crisp_stream.writers.embedding.embeddings_folder import complete, embedding
 from crisp_stream.writers.embedding.given_models import Models, models_of_dataset, models_of_folder
 from crisp_stream.writers.engine.engine import LocalEngine, RayEngine, open_engine
 from crisp_stream.writers.engine.tasks import PlanEnds, Runner
+from crisp_stream.writers.engine.versions import FITTING_STAGES
 from crisp_stream.writers.engine.workspace import Workspace
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.publishing.claim import (
@@ -247,7 +248,7 @@ def plan(options: WriteOptions) -> str:
 
 
 def _stages_of(options: WriteOptions) -> list[str]:
-    tree = ["tree"] if options.like or options.tree else ["tree-sample", "tree-root", "tree-branches", "tree"]
+    tree = ["tree"] if options.like or options.tree else [*FITTING_STAGES, "tree"]
     return [
         *(["evaluation"] if options.decontaminate else []),
         *(["excluded"] if options.exclude_ids else []),

@@ -173,7 +173,7 @@ def _heaviest_text(histogram: Histogram, dataset: Dataset | None, limit: int) ->
         nodes = top_nodes(dataset, histogram, limit)
         return f"Heaviest clusters:\n{_clusters_text(nodes, dataset, histogram.level, with_weight=True)}"
     heaviest = np.argsort(-histogram.proportions, kind="stable")[:limit]
-    rows = [(str(histogram.nodes[at]), digits.share(histogram.proportions[at])) for at in heaviest]
+    rows = [(str(histogram.nodes[at]), digits.share(float(histogram.proportions[at]))) for at in heaviest]
     return f"Heaviest clusters (give --data ROOT for their text):\n{_indented(aligned(rows, words=()))}"
 
 

@@ -63,8 +63,8 @@ class ClusterTree:
         """sha256 over shape, node ids and centroids."""
         digest = hashlib.sha256(json.dumps([TREE_VERSION, self.arity, self.depth, self.dim]).encode())
         for nodes, centroids in zip(self.nodes_per_level, self.centroids_per_level, strict=True):
-            digest.update(nodes.astype("<u4").tobytes())
-            digest.update(centroids.astype("<f4").tobytes())
+            digest.update(np.ascontiguousarray(nodes, "<u4").data)
+            digest.update(np.ascontiguousarray(centroids, "<f4").data)
         return digest.hexdigest()
 
     @property
@@ -135,8 +135,8 @@ class ClusterTree:
         """File name to content, as `save` writes them."""
         files = {}
         for level, (nodes, centroids) in enumerate(zip(self.nodes_per_level, self.centroids_per_level, strict=True), 1):
-            files[f"level{level}.nodes.npy"] = _npy_bytes(nodes.astype("<u4"))
-            files[f"level{level}.centroids.npy"] = _npy_bytes(centroids.astype("<f4"))
+            files[f"level{level}.nodes.npy"] = _npy_bytes(nodes.astype("<u4", copy=False))
+            files[f"level{level}.centroids.npy"] = _npy_bytes(centroids.astype("<f4", copy=False))
         shape = {"tree_version": TREE_VERSION, "arity": self.arity, "depth": self.depth, "dim": self.dim}
         files["tree.json"] = (json.dumps({**shape, "fingerprint": self.fingerprint}, indent=2) + "\n").encode()
         return files

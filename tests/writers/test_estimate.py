@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,20 @@ def test_documents_tokens_windows_and_bytes_are_near_to_those_of_the_write(
     shards = sum(row.shard_bytes for row in open_dataset(options.out).shards)
     assert shards * 0.8 < foretold.dataset_bytes < published_bytes(options.out) * 1.2
     assert "documents of 3 of 7 files" in foretold.text()
+
+
+def test_the_levels_of_the_tree_are_foretold_and_what_is_missing_is_said(tmp_path: Path) -> None:
+    source = corpus(tmp_path / "in", "jsonl", 2)
+    text = estimate_write(options_for(source, tmp_path / "out", arity=16)).text()
+    windows = int(re.search(r"on ([\d,]+) examples each", text)[1].replace(",", ""))  # type: ignore[index]
+    assert windows == pytest.approx(estimate_write(options_for(source, tmp_path / "out")).windows, rel=0.05)
+    assert "tree, level 1: 1 of 1 node to split" in text
+    assert "tree, level 2: none of 16 nodes to split" in text
+    assert "tree: warning: it has 1 level, not 2: the largest of 16 nodes of level 1 has" in text
+    assert "fitting the tree" in text
+    limited = estimate_write(options_for(source, tmp_path / "out", arity=16, fit_windows=50)).text()
+    assert "on 50 examples each" in limited
+    assert "times the --fit-windows" in limited
 
 
 def test_a_limit_a_share_and_packing_by_document_are_counted(tmp_path: Path) -> None:

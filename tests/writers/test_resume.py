@@ -24,18 +24,19 @@ def quiet(line: str) -> None:
     """Takes log lines."""
 
 
-STAGES = ["documents", "tokenizer", "windows", "embeddings", "tree-root", "tree-branches", "tree", "runs", "shards"]
+TREE_STAGES = ["tree-draws", "tree-counts", "tree-nodes", "tree-levels", "tree"]
+STAGES = ["documents", "tokenizer", "windows", "embeddings", *TREE_STAGES, "runs", "shards"]
 
 
 def _killed_in(stage: str) -> Callable[[Task], Record]:
-    """Runs tasks, but is killed in the second half of those of a stage."""
+    """Runs tasks, but is killed at the third of a stage, or at the only one."""
     run = 0
 
     def execute_or_die(task: Task) -> Record:
         nonlocal run
         if task.stage == stage:
             run += 1
-            if run > 2 or stage in ("documents", "tokenizer", "tree-root", "tree", "runs", "texts", "provenance"):
+            if run > 2 or stage in ("documents", "tokenizer", "tree", "runs", "texts", "provenance"):
                 raise KeyboardInterrupt
         return execute(task)
 
@@ -89,7 +90,7 @@ def test_changed_options_use_of_unfinished_work_what_they_can(
     write(small_options(text_file, tmp_path / "whole", depth=2), log=quiet)
     num_parts = word_encoder.num_calls
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "execute", _killed_in("tree-branches"))
+        patch.setattr(engine, "execute", _killed_in("tree-nodes"))
         with pytest.raises(KeyboardInterrupt):
             write(small_options(text_file, tmp_path / "out"), log=quiet)
     lines: list[str] = []
@@ -147,7 +148,7 @@ def test_the_plan_says_what_would_run_and_runs_nothing(
 ) -> None:
     options = small_options(text_file, tmp_path / "out")
     first = plan(options)
-    assert re.search(r"documents +1 +0 +1\nthen tokenizer, windows, embeddings, tree-sample", first)
+    assert re.search(r"documents +1 +0 +1\nthen tokenizer, windows, embeddings, tree-draws", first)
     assert list(tmp_path.iterdir()) == []
     with monkeypatch.context() as patch:
         patch.setattr(engine, "execute", _killed_in("embeddings"))
@@ -155,7 +156,7 @@ def test_the_plan_says_what_would_run_and_runs_nothing(
             write(options, log=quiet)
     calls = word_encoder.num_calls
     second = plan(options)
-    assert re.search(r"embeddings +\d+ +2 +\d+\nthen tree-sample", second)
+    assert re.search(r"embeddings +\d+ +2 +\d+\nthen tree-draws", second)
     assert word_encoder.num_calls == calls
 
 

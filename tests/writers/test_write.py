@@ -165,6 +165,21 @@ def test_fitting_on_a_sample_of_the_windows_still_places_all_of_them(
     assert int(open_dataset(tmp_path / "out").windows_per_leaf.sum()) == report.windows
 
 
+def test_a_depth_that_the_corpus_does_not_bear_is_said_and_too_few_windows_are_refused_before_embedding(
+    text_file: Path, tmp_path: Path, word_encoder: WordEncoder
+) -> None:
+    lines: list[str] = []
+    options = small_options(text_file, tmp_path / "out", arity=16, depth=2, min_examples_to_split=None)
+    assert write(options, log=lines.append).leaves <= 16
+    [warning] = [line for line in lines if line.startswith("tree: warning")]
+    assert "it has 1 level, not 2" in warning
+    assert "a split needs 256 (--min-split)" in warning
+    calls = word_encoder.num_calls
+    with pytest.raises(InputError, match=r"must give at least 64 windows to split the root in 64, got \d+\. Give more"):
+        write(small_options(text_file, tmp_path / "few", arity=64, limit=5), log=quiet)
+    assert word_encoder.num_calls == calls
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "shards/index.json", "clusters.parquet", "tokenizer/tokenizer.json"])
 def test_an_output_root_that_is_taken_is_refused_before_any_work(
     name: str, text_file: Path, tmp_path: Path, word_encoder: WordEncoder

@@ -102,6 +102,21 @@ class LocalEngine:
             yield
         self._close_light()
 
+    @contextlib.contextmanager
+    def each_holding(self, purpose: str, num_bytes: int) -> Iterator[int | None]:
+        """Run no more processes than may hold `num_bytes` each; gives what they may hold then, None without a limit.
+
+        Raises:
+            InputError: not even one fits.
+        """
+        if self.limit is None:
+            yield None
+            return
+        self._close_light()
+        with self.limit.in_each(purpose, num_bytes):
+            yield max(num_bytes, self.limit.work_bytes(self.workers("light")))
+        self._close_light()
+
     def run(self, tasks: Iterable[Task], *, kind: Kind, num_tasks: int | None = None) -> Iterator[tuple[int, Record]]:
         """See Engine. The processes of light tasks are kept for the next stage, those with an encoder are not."""
         processes = self.workers(kind)

@@ -32,6 +32,7 @@ SORTER_BYTES = 160 << 20
 """Memory of a process of the pool that sorts and holds no encoder (measured 0.14 GB), before the shard it makes."""
 _COPIES_OF_SHARD = 2.5
 """A shard that is not full and what is appended to it are held twice, and sorted windows beside."""
+_MORE_OR_A_TREE = "Give more, or a tree that was fitted elsewhere (--tree)."
 _M_ARENA_MAX, _M_MMAP_THRESHOLD = -8, -3
 _LARGE_BLOCK_BYTES = 256 << 10
 
@@ -66,7 +67,7 @@ class MemoryLimit:
 
     def require(self, purpose: str, num_bytes: int) -> None:
         """Raises InputError where a process that needs `num_bytes` beside what every one needs does not fit."""
-        remedy = "Give more, or a tree that was fitted elsewhere (--tree)." if num_bytes else "Give more."
+        remedy = _MORE_OR_A_TREE if num_bytes else "Give more."
         self._require(LEAST_WORK_BYTES + num_bytes, f", what {purpose} needs", remedy)
 
     def _require(self, num_bytes: int, purpose: str, remedy: str) -> None:
@@ -84,6 +85,17 @@ class MemoryLimit:
             yield
         finally:
             self._beside_bytes = 0
+
+    @contextmanager
+    def in_each(self, purpose: str, num_bytes: int) -> Iterator[None]:
+        """Let fewer processes run while each holds `num_bytes`. Raises InputError where not even one fits."""
+        self._require(max(LEAST_WORK_BYTES, num_bytes), f", what {purpose} needs", _MORE_OR_A_TREE)
+        before = self._light_bytes
+        self._light_bytes = max(before, LIGHT_BYTES + num_bytes)
+        try:
+            yield
+        finally:
+            self._light_bytes = before
 
     def count_shards(self, shard_bytes: int) -> None:
         """Count a shard, which its process holds until it is full. Raises InputError where it does not fit."""

@@ -21,14 +21,17 @@ LIBRARIES_OF_STAGE: dict[str, tuple[str, ...]] = {
     "windows": ("tiktoken", "tokenizers"),
     "lsi": _LSI,
     "embeddings": _ENCODER,
-    "tree-sample": ("numpy",),
-    "tree-root": _TREE,
-    "tree-branches": _TREE,
+    "tree-draws": ("numpy",),
+    "tree-counts": ("numpy",),
+    "tree-nodes": _TREE,
+    "tree-levels": ("numpy",),
     "tree": ("numpy",),
     "runs": ("numpy",),
     "provenance": ("pyarrow",),
 }
 """Stages that are not named need no more than the files that they read."""
+FITTING_STAGES = ("tree-draws", "tree-counts", "tree-nodes", "tree-levels")
+"""Stages that a write has only where no tree is given."""
 _DISTRIBUTIONS = {"faiss": ("faiss-gpu", "faiss-cpu")}
 """Packages that bring a library of another name."""
 

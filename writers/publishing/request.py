@@ -24,7 +24,7 @@ from crisp_stream.writers.documents.listing import list_input_files
 from crisp_stream.writers.embedding.given_models import Models
 from crisp_stream.writers.embedding.lsi import LSI_NAME
 from crisp_stream.writers.engine.tasks import fingerprint
-from crisp_stream.writers.engine.versions import request_libraries
+from crisp_stream.writers.engine.versions import FITTING_STAGES, request_libraries
 from crisp_stream.writers.options import NEUTRAL, WriteOptions
 
 _NAMED_FILES = 1_000
@@ -91,7 +91,7 @@ class Request:
             evaluation = Listing.of(list_input_files(options.decontaminate, DocumentSettings()))
         excluded = Listing.of(list_id_files(options.exclude_ids)) if options.exclude_ids else None
         lsi = (options.encoder if models is None else models.encoder.name) == LSI_NAME
-        without = [] if models is None else ["tree-sample", "tree-root", "tree-branches"]
+        without = [] if models is None else list(FITTING_STAGES)
         if options.dedup is None:
             without.append("duplicates")
         return cls(

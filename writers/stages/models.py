@@ -25,7 +25,7 @@ from crisp_stream.writers.engine.tasks import Record, Runner, execute, finished
 from crisp_stream.writers.given_tokenizer import GivenTokenizer, read_tokenizer
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.stages.documents import ReadDocuments
-from crisp_stream.writers.stages.tree import FittedTree, fit_tree_in_stages
+from crisp_stream.writers.stages.tree import FittedTree, fit_tree_in_stages, require_windows, task_bytes
 from crisp_stream.writers.stages.whole_corpus import (
     LSI_TOKENS,
     GivenLsiTask,
@@ -48,8 +48,7 @@ from crisp_stream.writers.tree.settings import TreeSettings
 from crisp_stream.writers.windows import SAMPLE_CHARACTERS
 
 _LSI_FIT = "fitting an LSI on this much text"
-_INDEX_BYTES = 16
-"""Per window that a tree is fitted on: two numbers."""
+_TREE_FIT = "fitting a tree on this many windows"
 _CHARACTERS_PER_TOKEN = 5
 """Rather more than English has, with a vocabulary of 32,000."""
 
@@ -190,10 +189,10 @@ def parts_in_stages(
     if both_at_once and encoder.name != LSI_NAME:
         embeddings = _embeddings_tasks(windows, tokenizer, encoder)
         records, embedded = runner.run_both(windows, embeddings, unit="windows")
-        _require_windows(records, tokenizer)
+        _require_windows(records, tokenizer, given, options)
     else:
         records = runner.run(windows, unit="windows")
-        _require_windows(records, tokenizer)
+        _require_windows(records, tokenizer, given, options)
         if encoder.name == LSI_NAME:
             if given is None:
                 parts = _cut_parts(windows, records)
@@ -345,8 +344,12 @@ def _cut_parts(windows: Sequence[WindowsTask], records: Sequence[Record]) -> tup
     )
 
 
-def _require_windows(records: Sequence[Record], tokenizer: Tokenizer) -> None:
-    if not any(record["num_windows"] for record in records):
+def _require_windows(
+    records: Sequence[Record], tokenizer: Tokenizer, given: Given | None, options: WriteOptions
+) -> None:
+    """Raises InputError: there is not one window, or too few of them to fit a tree on; before they are embedded."""
+    num_windows = sum(record["num_windows"] for record in records)
+    if not num_windows:
         num_documents = sum(record["num_documents"] for record in records)
         num_tokens = sum(sum(record["dropped_tokens"].values()) for record in records)
         raise InputError(
@@ -354,15 +357,23 @@ def _require_windows(records: Sequence[Record], tokenizer: Tokenizer) -> None:
             f"{num_tokens} tokens in {num_documents} documents. "
             "Give more text, a smaller --window-tokens, or --packing document."
         )
+    if given is None:
+        require_windows(num_windows, options.arity)
 
 
 def tree_in_stages(runner: Runner, options: WriteOptions, parts: tuple[Part, ...]) -> FittedTree:
-    """Fit the tree of a write. The sample is mapped into all processes, where its pages count once."""
-    num_sampled, num_bytes = min(options.fit_windows, sum(part.num_windows for part in parts)), 0
-    if limit_of(runner.engine) is not None:
-        dim = runner.workspace.array(f"{parts[0].embeddings_key}.embeddings.npy").shape[1]
-        num_bytes = num_sampled * (2 * dim + _INDEX_BYTES)
-    names = ("arity", "depth", "min_examples_to_split", "seed")
-    settings = TreeSettings(**{name: getattr(options, name) for name in names})
-    with holding(runner.engine, f"fitting a tree on {num_sampled:,} windows", num_bytes):
+    """Fit the tree of a write. Fewer processes run where memory is limited, because each holds examples of a node."""
+    engine = runner.engine
+    settings = tree_settings(options)
+    if not isinstance(engine, LocalEngine) or engine.limit is None:
         return fit_tree_in_stages(runner, parts, settings, fit_windows=options.fit_windows)
+    num_windows = sum(part.num_windows for part in parts)
+    dim = runner.workspace.array(f"{parts[0].embeddings_key}.embeddings.npy").shape[1]
+    with engine.each_holding(_TREE_FIT, task_bytes(settings, num_windows, dim)) as work_bytes:
+        return fit_tree_in_stages(runner, parts, settings, fit_windows=options.fit_windows, work_bytes=work_bytes)
+
+
+def tree_settings(options: WriteOptions) -> TreeSettings:
+    """Settings of the tree of a write."""
+    names = ("arity", "depth", "min_examples_to_split", "seed")
+    return TreeSettings(**{name: getattr(options, name) for name in names})

@@ -1,75 +1,97 @@
-"""Stage `tree`: a sample of the embeddings, the root's clusters, then the 64 branches below it, all in parallel."""
+"""Stages of the tree, once per level: draw examples, count and plan, split nodes, join their children to a level.
+
+    tree-draws -> tree-counts -> tree-nodes -> tree-levels -> tree-draws of the next level … -> tree
+
+A `tree-draws` task takes a group of parts, about 128 MB of vectors. It places its windows on the level, from where they
+were on the level above, counts them, and writes the examples that it draws for each node, sorted by node. Then every
+node of the level is fitted apart, from its stretch of all these files. So each level reads the embeddings once, no file
+holds more than a group's examples, a process holds a group or the examples of one node, and no task's description
+grows with the corpus but the two of a level that join (100 bytes per group, a GB of it for 8 GB of vectors).
+
+Where all windows of a level are examples, as in small nodes, they are copied once: the work folder grows by up to a
+copy of the embeddings for each such level. Nodes that read single rows of the parts were rejected, because neighbours
+in a node come from any part: from an object store each row would be a request.
+"""
 
 from __future__ import annotations
 
+import json
+import math
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.errors import InputError
+from crisp_stream.errors import InputError, import_extra
 from crisp_stream.format.keys import HASH_BITS, window_hashes
+from crisp_stream.tree.families import cuts
 from crisp_stream.writers.engine.tasks import Record, Runner, Task, file_sizes, write_files
-from crisp_stream.writers.stages.runs import part_places
-from crisp_stream.writers.stages.windows import Part
-from crisp_stream.writers.tree.fit_tree import Subtree, fit_root, fit_subtree, join_subtrees, root_labels
+from crisp_stream.writers.engine.workspace import Workspace
+from crisp_stream.writers.stages.runs import group_parts, part_places
+from crisp_stream.writers.stages.windows import Part, forget_encoders
+from crisp_stream.writers.tree.balanced_kmeans import one_thread, search_device
+from crisp_stream.writers.tree.fit_tree import tree_of_levels
+from crisp_stream.writers.tree.growth import LevelPlan, end_of_growth
+from crisp_stream.writers.tree.levels import SETTLED, Level, Splits, draw_keys, split_nodes, window_ids
 from crisp_stream.writers.tree.settings import TreeSettings
 
+GROUP_BYTES = 128 << 20
+"""Vectors of a `tree-draws` task at most, with keys and rows of its windows; it holds them once."""
+_INDEX_BYTES = 64
+"""Of a window beside its vector."""
+BUNDLE_BYTES = 96 << 20
+"""Examples of a `tree-nodes` task at most, unless it has one node."""
+_NODES_PER_BUNDLE = 256
+_ROWS_PER_WRITE = 1 << 14
 _SAMPLE_SALT = 1
 _ROWS_SHARE = 16
-"""Rows read per row sampled, about: in a huge corpus parts are chosen before rows."""
+"""Rows read per row used, about, where the tree is fitted on some windows: parts are chosen before rows."""
+EXAMPLE = np.dtype([("row", "<u4"), ("key", "<u8")])
+"""Of an example: row of its node on the level, and key by which it was drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TreeSampleTask(Task):
-    """Collect the embeddings that the tree is fitted on: all, or about `fit_windows` chosen by a hash."""
+class FitWindows:
+    """Windows that the tree is fitted on: all, or about so many chosen by a hash."""
 
-    stage: ClassVar[str] = "tree-sample"
-    title: ClassVar[str] = "choosing windows for the tree"
-
-    parts: tuple[Part, ...]
-    fit_windows: int
+    at_most: int | None
+    total: int
+    """Windows that there are."""
     seed: int
 
-    def settings(self) -> Any:
-        """Values that choose the rows."""
-        return [self.fit_windows, self.seed, [part.number for part in self.parts]]
+    @property
+    def expected(self) -> int:
+        """About so many."""
+        return self.total if self.at_most is None else min(self.at_most, self.total)
 
-    def make(self) -> Record:
-        """Write [num_sampled, dim] float16, and the places of the rows."""
-        chosen = [(part, self._rows(part)) for part in self.parts if self._has_part(part)]
-        num_sampled = sum(len(rows) for _, rows in chosen)
-        arrays = self.file("embeddings.npy"), self.file("places.npy")
-        places = []
-        if not num_sampled:
-            raise InputError("inputs: must give windows to fit a tree on, got none. Give more text.")
-        dim = self.workspace.array(f"{chosen[0][0].embeddings_key}.embeddings.npy").shape[1]
-        header = {"descr": "<f2", "fortran_order": False, "shape": (num_sampled, dim)}
-        with self.workspace.created(arrays[0]) as path, path.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)  # not through a map: a full disk would end the process
-            for part, rows in chosen:
-                embeddings = self.workspace.load_array(f"{part.embeddings_key}.embeddings.npy")
-                file.write(np.ascontiguousarray(embeddings[rows], "<f2").data)
-                places.append(part_places(part.number, rows.astype(np.uint32)))
-        self.workspace.save_array(arrays[1], np.concatenate(places))
-        return {"num_units": num_sampled, "num_sampled": num_sampled, "files": file_sizes(self, *arrays)}
+    @property
+    def are_all(self) -> bool:
+        """True where none is left out."""
+        return self.expected == self.total
 
     @property
     def _shares(self) -> tuple[float, float]:
         """(share of the parts, share of the rows of these)."""
-        share = min(1.0, self.fit_windows / sum(part.num_windows for part in self.parts))
+        share = self.expected / self.total
         of_parts = min(1.0, share * _ROWS_SHARE)
         return of_parts, share / of_parts
 
-    def _has_part(self, part: Part) -> bool:
+    def has_part(self, part: Part) -> bool:
+        """Say whether some of a part's windows may be used."""
         hashed = window_hashes(np.array([[part.number, 1 << 31]], np.uint32), self.seed + _SAMPLE_SALT)
-        return bool(hashed[0] < _threshold(self._shares[0]))
+        return self.are_all or bool(hashed[0] < _threshold(self._shares[0]))
 
-    def _rows(self, part: Part) -> NDArray[np.int64]:
+    def rows_at_root(self, part: Part) -> NDArray[np.int32]:
+        """[num_windows], 0 for windows that are used, `SETTLED` for others."""
+        if self.are_all:
+            return np.zeros(part.num_windows, np.int32)
         places = part_places(part.number, np.arange(part.num_windows, dtype=np.uint32))
-        return np.flatnonzero(window_hashes(places, self.seed + _SAMPLE_SALT) < _threshold(self._shares[1]))
+        used = window_hashes(places, self.seed + _SAMPLE_SALT) < _threshold(self._shares[1])
+        return np.where(used, 0, SETTLED).astype(np.int32)
 
 
 def _threshold(share: float) -> np.uint64:
@@ -77,84 +99,305 @@ def _threshold(share: float) -> np.uint64:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _FitTask(Task):
+class LevelFiles:
+    """Where a level is found; the root has no files."""
+
+    number: int
+    key: str | None
+
+    def name(self, kind: str) -> str:
+        """Name of one of its files."""
+        return f"{self.key}.{kind}"
+
+    def load(self, workspace: Workspace, windows: FitWindows, settings: TreeSettings) -> Level:
+        """The level; arrays of a folder are mapped, so that all processes of a machine share them."""
+        if self.key is None:
+            return Level.root(windows.expected, settings, is_exact=windows.are_all)
+        return _load_level(workspace.url, self)
+
+
+@lru_cache(maxsize=1)
+def _load_level(url: str, files: LevelFiles) -> Level:
+    kinds = ("nodes", "centroids", "families", "thresholds")
+    paths = Workspace(url).kept(*(files.name(f"{kind}.npy") for kind in kinds))
+    nodes, centroids, families, thresholds = (np.load(path, mmap_mode="r", allow_pickle=False) for path in paths)
+    return Level(number=files.number, nodes=nodes, centroids=centroids, families=families, thresholds=thresholds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LevelTask(Task):
     tree: TreeSettings
+    windows: FitWindows
+    level: LevelFiles
+    """The level whose nodes are to be split."""
+
+    def settings(self) -> Any:
+        """Settings of the tree, the windows and the level."""
+        return [self.tree, self.windows, self.level.number]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeDrawTask(_LevelTask):
+    """Place the windows of some parts on a level, count them, and write the examples of each node."""
+
+    stage: ClassVar[str] = "tree-draws"
+    title: ClassVar[str] = "drawing examples for the tree"
+
+    parts: tuple[Part, ...]
+    above: str | None
+    """Name of the array of rows on the level above; None where that is the root."""
+
+    def make(self) -> Record:
+        """Write the row of every window, the counts of every node, and the examples with their keys."""
+        forget_encoders()  # of the stage before
+        level = self.level.load(self.workspace, self.windows, self.tree)
+        numbers = [window_ids(part.number, part.num_windows) for part in self.parts]
+        keys = draw_keys(np.concatenate(numbers), self.tree.seed, level.number)
+        names = [self.file(kind) for kind in ("counts.npy", "keys.npy", "examples.npy")]
+        if level.number == 0:
+            rows = np.concatenate([self.windows.rows_at_root(part) for part in self.parts])
+            drawn = level.drawn(rows, keys)
+            embeddings = self._embeddings(drawn)
+        else:
+            embeddings = self._embeddings(None)
+            rows = self._placed(level, embeddings)
+            drawn = level.drawn(rows, keys)
+            names.append(self.file("rows.npy"))
+            self.workspace.save_array(names[-1], rows)
+        self.workspace.save_array(names[0], _counted(rows, drawn, len(level.nodes)))
+        examples = np.empty(len(drawn), EXAMPLE)
+        examples["row"], examples["key"] = rows[drawn], keys[drawn]
+        self.workspace.save_array(names[1], examples)
+        pieces = (embeddings[drawn[piece]] for piece in cuts(len(drawn), _ROWS_PER_WRITE))
+        _write_rows(self.workspace, names[2], (len(drawn), embeddings.shape[1]), "<f2", pieces)
+        return {"num_units": len(rows), "files": file_sizes(self, *names)}
+
+    def _placed(self, level: Level, embeddings: NDArray[np.float16]) -> NDArray[np.int32]:
+        above = None
+        if self.above is not None:
+            above = self.workspace.load_array(self.above)
+        elif not self.windows.are_all:
+            above = np.concatenate([self.windows.rows_at_root(part) for part in self.parts])
+        limits = import_extra("threadpoolctl", extra="write", purpose="fitting the tree").threadpool_limits
+        with limits(1):  # a window's node must not depend on how many cores multiply
+            return level.place(embeddings, above)
+
+    def _embeddings(self, drawn: NDArray[np.int64] | None) -> NDArray[np.float16]:
+        """[num_windows, dim]; parts without any window of `drawn`, unless None, are left unread, whatever is there."""
+        starts = np.cumsum([0, *(part.num_windows for part in self.parts)]).tolist()
+        in_order = None if drawn is None else np.sort(drawn)
+        embeddings: NDArray[np.float16] | None = None
+        for part, start in zip(self.parts, starts[:-1], strict=True):
+            stop = start + part.num_windows
+            if in_order is None or np.searchsorted(in_order, start) < np.searchsorted(in_order, stop):
+                stored = self.workspace.load_array(f"{part.embeddings_key}.embeddings.npy")
+                if embeddings is None:
+                    embeddings = np.empty((starts[-1], stored.shape[1]), np.float16)
+                embeddings[start:stop] = stored
+        return np.empty((0, 0), np.float16) if embeddings is None else embeddings
+
+
+def _write_rows(
+    workspace: Workspace, name: str, shape: tuple[int, int], dtype: str, pieces: Iterable[NDArray[Any]]
+) -> None:
+    """Write a .npy file piece by piece; not through a map, because a full disk would end the process."""
+    with workspace.created(name) as path, path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+        for piece in pieces:
+            file.write(np.ascontiguousarray(piece, dtype).data)
+
+
+def _counted(rows: NDArray[np.int32], drawn: NDArray[np.int64], num_nodes: int) -> NDArray[np.int64]:
+    """[num_present, 3]: row of each node that has windows, their number, and that of examples."""
+    windows = np.bincount(rows[rows >= 0], minlength=num_nodes)
+    examples = np.bincount(rows[drawn], minlength=num_nodes)
+    present = np.flatnonzero(windows)
+    return np.stack([present, windows[present], examples[present]], axis=1).astype(np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeCountsTask(_LevelTask):
+    """Add up what was counted, say which nodes are split, and bundle them into tasks."""
+
+    stage: ClassVar[str] = "tree-counts"
+    title: ClassVar[str] = "counting windows of the tree"
+
+    draws: tuple[str, ...]
+    """Keys of the draws, in the order of their parts."""
+    bundle_bytes: int
+    """Examples of a bundle."""
+    dim: int
+
+    def settings(self) -> Any:
+        """How nodes are bundled, too: it decides which files there are, and no byte of a tree."""
+        return [super().settings(), self.bundle_bytes]
+
+    def make(self) -> Record:
+        """Write windows per node, bundles of nodes, and the stretch of each bundle in each draw."""
+        num_nodes = len(self.level.load(self.workspace, self.windows, self.tree).nodes)
+        totals = np.zeros((num_nodes, 2), np.int64)
+        for draw in self.draws:
+            counts = self.workspace.load_array(f"{draw}.counts.npy")
+            totals[counts[:, 0]] += counts[:, 1:]
+        split = np.flatnonzero((totals[:, 0] >= self.tree.least) | (self.level.number == 0))
+        bundles = _bundles(split, totals[:, 1], self.bundle_bytes // (2 * self.dim))
+        stretches = np.empty((len(bundles), len(self.draws), 2), np.uint32)
+        for at, draw in enumerate(self.draws):
+            counts = self.workspace.load_array(f"{draw}.counts.npy")
+            ends = np.concatenate([[0], np.cumsum(counts[:, 2])])
+            stretches[:, at] = ends[np.searchsorted(counts[:, 0], bundles)]
+        arrays = {"windows": totals[:, 0], "split": split, "bundles": bundles, "stretches": stretches}
+        for name, array in arrays.items():
+            self.workspace.save_array(self.file(f"{name}.npy"), array)
+        names = [self.file("draws.json"), *(self.file(f"{name}.npy") for name in arrays)]
+        self.workspace.write(names[0], json.dumps(self.draws).encode())
+        counted = [np.searchsorted(split, bundle) for bundle in bundles]
+        plan = LevelPlan.of(self.level.number + 1, totals[:, 0], np.minimum(totals[:, 1], self.tree.quota), self.tree)
+        return {
+            "plan": plan.to_json(),
+            "num_bundles": len(bundles),
+            "nodes_per_bundle": [int(stop - start) for start, stop in counted],
+            "files": file_sizes(self, *names),
+        }
+
+
+def _bundles(split: NDArray[np.int64], examples: NDArray[np.int64], most_examples: int) -> NDArray[np.int64]:
+    """[num_bundles, 2]: ranges of consecutive rows, each with one of `split` or with few examples altogether."""
+    ends = np.cumsum(examples)
+    ends_of_split = ends[split]
+    bundles: list[list[int]] = []
+    first = 0
+    while first < len(split):
+        row = int(split[first])
+        before = int(ends[row] - examples[row])
+        stop = int(np.searchsorted(ends_of_split, before + most_examples, side="right"))
+        stop = min(max(stop, first + 1), first + _NODES_PER_BUNDLE)
+        bundles.append([row, int(split[stop - 1]) + 1])
+        first = stop
+    return np.array(bundles, np.int64).reshape(-1, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeNodesTask(_LevelTask):
+    """Split the nodes of a bundle, whose number is the task's."""
+
+    stage: ClassVar[str] = "tree-nodes"
+    title: ClassVar[str] = "splitting nodes of the tree"
+
+    counts: str
+    """Key of the counts."""
+
+    def make(self) -> Record:
+        """Write the nodes that were split, centroids of their children, and examples of each child."""
+        level = self.level.load(self.workspace, self.windows, self.tree)
+        counts = f"{self.counts}.{{}}.npy"
+        first, end = self.workspace.array(counts.format("bundles")).rows(self.number, self.number + 1)[0].tolist()
+        split = np.asarray(self.workspace.load_array(counts.format("split")))
+        split = split[np.searchsorted(split, first) : np.searchsorted(split, end)]
+        windows = self.workspace.load_array(counts.format("windows"))[split]
+        examples, embeddings = self._examples()
+        order = np.lexsort((examples["key"], examples["row"]))
+        bounds = np.searchsorted(examples["row"][order], [split, split + 1])
+        per_node = [order[start:stop] for start, stop in bounds.T.tolist()]
+        with one_thread():
+            started = time.perf_counter()
+            splits = split_nodes(embeddings, per_node, level, split, windows, self.tree)
+            seconds = time.perf_counter() - started
+        with self.workspace.created(self.file("npz")) as path, path.open("wb") as file:
+            np.savez(file, **vars(splits))
+        names = [self.file("npz")]
+        if level.number == 0:
+            names.append(self.file("examples.npy"))
+            self.workspace.save_array(names[-1], embeddings[per_node[0][: self.tree.quota]])
+        return {
+            "num_units": len(split),
+            "unsplit": len(split) - len(splits.rows),
+            "seconds": seconds,
+            "device": search_device(),
+            "files": file_sizes(self, *names),
+        }
+
+    def _examples(self) -> tuple[NDArray[Any], NDArray[np.float16]]:
+        """The examples of all nodes of the bundle, as they stand in the draws: [num_examples], [num_examples, dim]."""
+        draws = json.loads(self.workspace.read(f"{self.counts}.draws.json"))
+        stretches = self.workspace.array(f"{self.counts}.stretches.npy").rows(self.number, self.number + 1)[0]
+        total, place = int(np.diff(stretches.astype(np.int64), axis=1).sum()), 0
+        examples, embeddings = np.empty(total, EXAMPLE), np.empty((0, 0), np.float16)
+        for draw, (start, stop) in zip(draws, stretches.tolist(), strict=True):
+            if stop > start:
+                rows = self.workspace.array(f"{draw}.examples.npy").rows(start, stop)
+                if not embeddings.size:
+                    embeddings = np.empty((total, rows.shape[1]), np.float16)
+                here = slice(place, place + stop - start)
+                examples[here] = self.workspace.array(f"{draw}.keys.npy").rows(start, stop)
+                embeddings[here] = rows
+                place = here.stop
+        return examples, embeddings
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeLevelTask(_LevelTask):
+    """Join the children of the nodes that were split to the next level; `level` is the one above it."""
+
+    stage: ClassVar[str] = "tree-levels"
+    title: ClassVar[str] = "making a level of the tree"
+
+    bundles: tuple[str, ...]
+    """Files of the bundles."""
+    dim: int
+
+    def make(self) -> Record:
+        """Write the files of the level; none where no node was split."""
+        above = self.level.load(self.workspace, self.windows, self.tree)
+        kinds = ("rows", "windows", "examples_per_child")
+        parts = [self._arrays(bundle, *kinds) for bundle in self.bundles]
+        joined = {kind: np.concatenate([part[kind] for part in parts]) for kind in kinds}
+        splits = Splits(**joined, centroids=np.zeros((0, self.dim), np.float32))
+        num_nodes = len(splits.rows) * self.tree.arity
+        if not num_nodes:
+            return {"num_nodes": 0}
+        below = Level.below(above, splits, self.tree)
+        names = [self.file(f"{kind}.npy") for kind in ("nodes", "families", "thresholds", "centroids")]
+        for name, array in zip(names, (below.nodes, below.families, below.thresholds), strict=False):
+            self.workspace.save_array(name, array)
+        centroids = (self._arrays(bundle, "centroids")["centroids"] for bundle in self.bundles)
+        _write_rows(self.workspace, names[-1], (num_nodes, self.dim), "<f4", centroids)
+        record: Record = {"num_nodes": num_nodes, "files": file_sizes(self, *names)}
+        if (
+            below.number < self.tree.depth and not below.thresholds.any()
+        ):  # the examples were all windows, and no child has enough of them
+            windows = splits.examples_per_child.reshape(-1)
+            record["end"] = LevelPlan.of(below.number + 1, windows, windows, self.tree).to_json()
+        return record
+
+    def _arrays(self, bundle: str, *kinds: str) -> dict[str, NDArray[Any]]:
+        with self.workspace.opened(bundle) as path, path.open("rb") as file, np.load(file) as arrays:
+            return {kind: arrays[kind] for kind in kinds}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeTask(Task):
+    """Join the levels to a tree."""
+
+    stage: ClassVar[str] = "tree"
+    title: ClassVar[str] = "making the tree"
+    version: ClassVar[int] = 2
+
+    tree: TreeSettings
+    levels: tuple[str, ...]
+    """Keys of the levels, from the first on."""
+    dim: int
 
     def settings(self) -> Any:
         """All settings of the tree."""
         return self.tree
 
-
-@dataclass(frozen=True, kw_only=True)
-class TreeRootTask(_FitTask):
-    """Fit the centroids of level 1."""
-
-    stage: ClassVar[str] = "tree-root"
-    title: ClassVar[str] = "fitting the root of the tree"
-
-    sample: str
-    """Name of the sample's array."""
-
-    def make(self) -> Record:
-        """Write [arity, dim] float32, and the level-1 node of every row of the sample."""
-        sample = np.load(self.workspace.kept(self.sample)[0], mmap_mode="r")
-        started = time.perf_counter()
-        centroids = fit_root(sample, self.tree)
-        seconds = time.perf_counter() - started
-        names = self.file("centroids.npy"), self.file("labels.npy")
-        self.workspace.save_array(names[0], centroids)
-        self.workspace.save_array(names[1], root_labels(sample, centroids))
-        return {"seconds": seconds, "files": file_sizes(self, *names)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TreeBranchTask(_FitTask):
-    """Fit all levels below one level-1 node, which is `number`."""
-
-    stage: ClassVar[str] = "tree-branches"
-    title: ClassVar[str] = "fitting the branches of the tree"
-
-    sample: str
-    root: str
-    """Name of the array of the root's centroids."""
-    labels: str
-    """Name of the array of the level-1 nodes of the sample."""
-
-    def make(self) -> Record:
-        """Write the branch."""
-        sample = np.load(self.workspace.kept(self.sample)[0], mmap_mode="r")
-        centroids, labels = self.workspace.load_array(self.root), self.workspace.load_array(self.labels)
-        branch = fit_subtree(sample, centroids, self.number, self.tree, labels=labels)
-        with self.workspace.created(self.file("npz")) as path:
-            branch.save(path)
-        return {"files": file_sizes(self, self.file("npz"))}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TreeTask(_FitTask):
-    """Join the branches to a tree."""
-
-    stage: ClassVar[str] = "tree"
-    title: ClassVar[str] = "making the tree"
-
-    root: str
-    branches: tuple[str, ...]
-
     def make(self) -> Record:
         """Write the tree's files below the task's key."""
-        branches = []
-        for name in self.branches:
-            with self.workspace.opened(name) as path:
-                branches.append(Subtree.load(path))
-        tree = join_subtrees(self.workspace.load_array(self.root), branches, self.tree)
-        below = [branch.seconds_per_level for branch in branches]
-        return write_files(
-            self,
-            tree.to_files(),
-            num_leaves=tree.num_leaves,
-            seconds_below_root=[sum(level) for level in zip(*below, strict=True)],
-            devices=sorted({branch.device for branch in branches}),
-        )
+        names = [self.workspace.kept(f"{key}.nodes.npy", f"{key}.centroids.npy") for key in self.levels]
+        levels = [(np.load(nodes), np.load(centroids, mmap_mode="r")) for nodes, centroids in names]
+        tree = tree_of_levels(levels, self.tree, self.dim)
+        return write_files(self, tree.to_files(), num_leaves=tree.num_leaves)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,74 +408,189 @@ class FittedTree:
     """Folder of the workspace with its files."""
     fingerprint: str
     """Fingerprint of its task."""
-    num_sampled: int
-    """Windows it was fitted on."""
+    num_windows: int
+    """Windows that it was fitted on: its examples were drawn from them."""
     sample: str
-    """Name of the array of their embeddings."""
+    """Name of the array of the embeddings of the root's examples, which are drawn from all of these windows."""
+    num_sampled: int
+    """Windows of the sample."""
+    levels: list[LevelPlan]
+    """How each level was made, as far as there are some."""
     fit_seconds: list[float]
     """[depth], spent fitting each level, all processes together."""
     devices: list[str]
     """Devices that searched nearest centroids: cpu or gpu."""
 
 
+def task_bytes(settings: TreeSettings, num_windows: int, dim: int) -> int:
+    """Data that a process must be able to hold while a tree is fitted on so many windows: the examples of a node."""
+    examples = settings.quota + math.ceil(8 * settings.quota**0.5)
+    return min(num_windows, examples) * (2 * dim + EXAMPLE.itemsize + np.dtype(np.int64).itemsize)
+
+
 def fit_tree_in_stages(
-    runner: Runner, parts: tuple[Part, ...], settings: TreeSettings, *, fit_windows: int
+    runner: Runner,
+    parts: tuple[Part, ...],
+    settings: TreeSettings,
+    *,
+    fit_windows: int | None,
+    work_bytes: int | None = None,
 ) -> FittedTree:
-    """Fit the tree with every task that can run at once doing so.
+    """Fit the tree with every task that can run at once doing so; `work_bytes`, if any, are what a task may hold.
 
     Raises:
-        InputError: fewer windows than the arity, or than are distinct enough to split the root.
+        InputError: fewer windows than the arity.
     """
-    workspace = runner.workspace
-    sample = TreeSampleTask(
-        workspace=workspace,
-        number=0,
-        inputs=tuple(part.fingerprint for part in parts),
-        parts=parts,
-        fit_windows=fit_windows,
-        seed=settings.seed,
-    )
-    [sampled] = runner.run([sample], unit="windows")
-    num_sampled = int(sampled["num_sampled"])
-    if num_sampled < settings.arity:
+    total = sum(part.num_windows for part in parts)
+    windows = FitWindows(at_most=fit_windows, total=total, seed=settings.seed)
+    parts = tuple(part for part in parts if part.num_windows and windows.has_part(part))
+    require_windows(sum(part.num_windows for part in parts), settings.arity)
+    growth = _Growth(runner, parts, settings, windows, work_bytes)
+    while growth.level.number < settings.depth and growth.grow():
+        pass
+    return growth.finish()
+
+
+def require_windows(num_windows: int, arity: int) -> None:
+    """Raises InputError where there are too few windows to split the root."""
+    if num_windows < arity:
         raise InputError(
-            f"inputs: must give at least {settings.arity} windows to split the root in {settings.arity}, got "
-            f"{num_sampled}. Give more text, a smaller --window-tokens, or a smaller --arity."
+            f"inputs: must give at least {arity} windows to split the root in {arity}, got {num_windows}. Give more "
+            "text, a smaller --window-tokens, or a smaller --arity."
         )
-    array = sample.file("embeddings.npy")
-    root = TreeRootTask(workspace=workspace, number=0, inputs=(sample.fingerprint,), sample=array, tree=settings)
-    [rooted] = runner.run([root], unit="")
-    centroids = root.file("centroids.npy")
-    branches: list[TreeBranchTask] = []
-    if settings.depth > 1:
-        branches = [
-            TreeBranchTask(
-                workspace=workspace,
-                number=child,
-                inputs=(root.fingerprint,),
-                sample=array,
-                root=centroids,
-                labels=root.file("labels.npy"),
-                tree=settings,
-            )
-            for child in range(settings.arity)
+
+
+class _Growth:
+    """A tree that grows by levels; holds the tasks of the level before."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        parts: Sequence[Part],
+        settings: TreeSettings,
+        windows: FitWindows,
+        work_bytes: int | None,
+    ) -> None:
+        self._runner, self._workspace = runner, runner.workspace
+        self._settings, self._windows = settings, windows
+        self._dim = self._workspace.array(f"{parts[0].embeddings_key}.embeddings.npy").shape[1]
+        group_bytes, self._bundle_bytes = GROUP_BYTES, BUNDLE_BYTES
+        if work_bytes is not None:
+            group_bytes = min(group_bytes, work_bytes // 2)
+            self._bundle_bytes = min(self._bundle_bytes, work_bytes // 2)
+        self._groups = group_parts(parts, 2 * self._dim + _INDEX_BYTES, run_bytes=group_bytes)
+        self.level = LevelFiles(number=0, key=None)
+        self._made: list[TreeLevelTask] = []
+        self._draws: list[TreeDrawTask] = []
+        self._plans: list[LevelPlan] = []
+        self._seconds: list[float] = []
+        self._devices: set[str] = set()
+        self._sample, self._num_sampled, self._num_leaves = "", 0, 1
+        self._end: LevelPlan | None = None
+        """Plan of the next level, where it is known that no node of it is split."""
+
+    def grow(self) -> bool:
+        """Make the next level; False where no node could be split."""
+        if self._end is not None:
+            self._note(self._end)
+            return False
+        counts, counted = self._count()
+        plan = LevelPlan.from_json(counted["plan"])
+        if self.level.number == 0:
+            require_windows(plan.windows, self._settings.arity)
+        self._note(plan)
+        if not plan.num_split:
+            return False
+        bundles = [
+            TreeNodesTask(**self._common(number, (counts.fingerprint,)), counts=counts.key)
+            for number in range(counted["num_bundles"])
         ]
-        runner.run(branches, unit="branches", num_units=[1] * len(branches))
-    tree = TreeTask(
-        workspace=workspace,
-        number=0,
-        inputs=(root.fingerprint, *(branch.fingerprint for branch in branches)),
-        root=centroids,
-        branches=tuple(branch.file("npz") for branch in branches),
-        tree=settings,
-    )
-    [record] = runner.run([tree], unit="")
-    runner.log(f"tree: {record['num_leaves']:,} leaves, fitted on {num_sampled:,} windows")
-    return FittedTree(
-        key=tree.key,
-        fingerprint=tree.fingerprint,
-        num_sampled=num_sampled,
-        sample=array,
-        fit_seconds=[rooted["seconds"], *record["seconds_below_root"]],
-        devices=record["devices"],
-    )
+        records = self._runner.run(bundles, unit="nodes", num_units=counted["nodes_per_bundle"])
+        self._seconds.append(sum(record["seconds"] for record in records))
+        self._devices |= {record["device"] for record in records}
+        if self.level.number == 0:
+            self._sample, self._num_sampled = bundles[0].file("examples.npy"), plan.examples.most
+        made = TreeLevelTask(
+            **self._common(self.level.number + 1, tuple(task.fingerprint for task in (*bundles, counts))),
+            bundles=tuple(task.file("npz") for task in bundles),
+            dim=self._dim,
+        )
+        [record] = self._runner.run([made], unit="")
+        self._plans[-1] = plan.done(unsplit=sum(record["unsplit"] for record in records))
+        self._num_leaves += record["num_nodes"] // self._settings.arity * (self._settings.arity - 1)
+        if not record["num_nodes"]:
+            return False
+        self._end = LevelPlan.from_json(record["end"]) if "end" in record else None
+        self._made.append(made)
+        self.level = LevelFiles(number=self.level.number + 1, key=made.key)
+        return True
+
+    def _note(self, plan: LevelPlan) -> None:
+        self._plans.append(plan)
+        self._runner.log(f"tree, {plan.text(self._settings, self._num_leaves)}")
+
+    def _count(self) -> tuple[TreeCountsTask, Record]:
+        """Place all windows on the level and draw its examples, in one pass."""
+        above = self._made[-1:]
+        before: list[TreeDrawTask | None] = list(self._draws) if self.level.number > 1 else [None] * len(self._groups)
+        self._draws = [
+            TreeDrawTask(
+                **self._common(
+                    number,
+                    (
+                        *(part.fingerprint for part in group),
+                        *(task.fingerprint for task in (*above, draw) if task is not None),
+                    ),
+                ),
+                parts=group,
+                above=None if draw is None else draw.file("rows.npy"),
+            )
+            for number, (group, draw) in enumerate(zip(self._groups, before, strict=True))
+        ]
+        num_units = [sum(part.num_windows for part in group) for group in self._groups]
+        self._runner.run(self._draws, unit="windows", num_units=num_units)
+        counts = TreeCountsTask(
+            **self._common(self.level.number, tuple(task.fingerprint for task in self._draws)),
+            draws=tuple(task.key for task in self._draws),
+            bundle_bytes=self._bundle_bytes,
+            dim=self._dim,
+        )
+        [counted] = self._runner.run([counts], unit="")
+        return counts, counted
+
+    def _common(self, number: int, inputs: tuple[str, ...]) -> dict[str, Any]:
+        return {
+            "workspace": self._workspace,
+            "number": number,
+            "inputs": inputs,
+            "tree": self._settings,
+            "windows": self._windows,
+            "level": self.level,
+        }
+
+    def finish(self) -> FittedTree:
+        """Make the tree of the levels, and say what became of it."""
+        tree = TreeTask(
+            workspace=self._workspace,
+            number=0,
+            inputs=tuple(task.fingerprint for task in self._made),
+            tree=self._settings,
+            levels=tuple(task.key for task in self._made),
+            dim=self._dim,
+        )
+        [record] = self._runner.run([tree], unit="")
+        num_windows = self._plans[0].windows
+        self._runner.log(f"tree: {record['num_leaves']:,} leaves, fitted on {num_windows:,} windows")
+        for line in end_of_growth(self._plans, self._settings, are_all=self._windows.are_all):
+            self._runner.log(line)
+        missing = self._settings.depth - len(self._seconds)
+        return FittedTree(
+            key=tree.key,
+            fingerprint=tree.fingerprint,
+            num_windows=num_windows,
+            sample=self._sample,
+            num_sampled=self._num_sampled,
+            levels=self._plans,
+            fit_seconds=[*self._seconds, *[0.0] * missing],
+            devices=sorted(self._devices),
+        )

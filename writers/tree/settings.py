@@ -60,3 +60,13 @@ class TreeSettings:
     def min_examples(self) -> int:
         """The least number of examples of a node that is split."""
         return 16 * self.arity if self.min_examples_to_split is None else self.min_examples_to_split
+
+    @property
+    def quota(self) -> int:
+        """Examples of a node at most: as many as its steps visit."""
+        return self.steps * self.examples_per_step
+
+    @property
+    def least(self) -> int:
+        """Windows below which a node other than the root stays a leaf."""
+        return max(self.min_examples, self.arity)

@@ -133,6 +133,22 @@ def test_fewer_processes_run_while_memory_is_needed_beside_them() -> None:
         pass
 
 
+def test_fewer_processes_run_while_each_holds_the_examples_of_a_node() -> None:
+    engine = LocalEngine(processes=8, memory_bytes=LIMIT)
+    with engine.each_holding("fitting a tree", 200 * MB) as work_bytes:
+        assert engine.workers("light") == 1
+        assert work_bytes == LIMIT - DRIVER_BYTES
+    assert engine.workers("light") == 2
+    with engine.each_holding("fitting a tree", 10 * MB) as work_bytes:
+        assert engine.workers("light") == 2
+        assert work_bytes == LEAST_WORK_BYTES
+    with LocalEngine(processes=8).each_holding("fitting a tree", LIMIT) as work_bytes:
+        assert work_bytes is None
+    refused = pytest.raises(InputError, match=r"must be at least \d+ MB, what fitting a tree needs, got 1344 MB\. Give")
+    with refused, engine.each_holding("fitting a tree", LIMIT):
+        pass
+
+
 def test_an_lsi_that_cannot_be_fitted_is_refused_before_documents_are_cut(text_file: Path, tmp_path: Path) -> None:
     log: list[str] = []
     options = small_options(text_file, tmp_path / "out", encoder="lsi", memory_bytes=ALONE)

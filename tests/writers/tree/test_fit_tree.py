@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import importlib
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from crisp_stream.errors import FormatError, InputError
-from crisp_stream.writers.tree.balanced_kmeans import balance, gpu_resources
-from crisp_stream.writers.tree.fit_tree import Subtree, fit_root, fit_subtree, fit_tree, join_subtrees, root_labels
+from crisp_stream.errors import InputError
+from crisp_stream.writers.tree.balanced_kmeans import balance, gpu_resources, search_device
+from crisp_stream.writers.tree.fit_tree import fit_tree
 from crisp_stream.writers.tree.settings import TreeSettings
 
 
@@ -75,68 +72,14 @@ def test_the_number_of_threads_changes_nothing() -> None:
     assert one.fingerprint == two.fingerprint
 
 
-def test_subtrees_fitted_apart_and_saved_join_to_the_same_tree(tmp_path: Path) -> None:
-    points = blobs(16, 60, dim=24).astype(np.float16)
-    np.save(tmp_path / "sample.npy", points)
-    sample = np.load(tmp_path / "sample.npy", mmap_mode="r")
-    settings = TreeSettings(arity=4, depth=3, min_examples_to_split=30, seed=2)
-    root = fit_root(sample, settings)
-    for child in (2, 0, 3, 1):
-        fit_subtree(sample, root, child, settings).save(tmp_path / f"{child}.npz")
-    subtrees = [Subtree.load(tmp_path / f"{child}.npz") for child in (3, 1, 0, 2)]
-    apart, at_once = join_subtrees(root, subtrees, settings), fit_tree(points, settings)
-    assert apart.fingerprint == at_once.fingerprint
-    assert len(at_once.nodes_per_level[2]) > 0
-    assert all(subtree.device == "cpu" and len(subtree.seconds_per_level) == 2 for subtree in subtrees)
-
-
-def test_another_process_fits_the_same_subtree(tmp_path: Path) -> None:
-    points = blobs(8, 60, dim=24).astype(np.float16)
-    settings = TreeSettings(arity=4, depth=2, min_examples_to_split=30, seed=2)
-    root = fit_root(points, settings)
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        elsewhere = pool.submit(_saved_subtree, points, root, settings, tmp_path / "1.npz").result()
-    here = fit_subtree(points, root, 1, settings)
-    assert len(here.nodes_per_level[0]) == 4
-    assert (Subtree.load(elsewhere).centroids_per_level[0] == here.centroids_per_level[0]).all()
-
-
-def _saved_subtree(points: NDArray[Any], root: NDArray[np.float32], settings: TreeSettings, path: Path) -> Path:
-    fit_subtree(points, root, 1, settings).save(path)
-    return path
-
-
-def test_subtrees_that_are_missing_or_damaged_are_refused(tmp_path: Path) -> None:
-    points = blobs(8, 30)
-    settings = TreeSettings(arity=4, depth=2)
-    root = fit_root(points, settings)
-    with pytest.raises(InputError, match=r"one per level-1 node, 0 to 3, got \[0\]"):
-        join_subtrees(root, [fit_subtree(points, root, 0, settings)], settings)
-    fit_subtree(points, root, 0, settings).save(tmp_path / "0.npz")
-    content = (tmp_path / "0.npz").read_bytes()
-    for damaged in (content[:100], b"", b"text", content[: len(content) // 2]):
-        (tmp_path / "0.npz").write_bytes(damaged)
-        with pytest.raises(FormatError, match=r"0\.npz: not a readable subtree"):
-            Subtree.load(tmp_path / "0.npz")
-
-
-def test_the_seed_of_a_subtree_does_not_depend_on_the_others() -> None:
-    points = blobs(16, 60)
-    settings = TreeSettings(arity=4, depth=2, min_examples_to_split=30)
-    root = fit_root(points, settings)
-    labels = root_labels(points, root)
-    with_labels = fit_subtree(points, root, 3, settings, labels=labels)
-    alone = fit_subtree(points[labels == 3], root, 3, settings)
-    assert (with_labels.centroids_per_level[0] == alone.centroids_per_level[0]).all()
-
-
 @pytest.mark.parametrize("rule", ["step_mean", "running_mean"])
 def test_centroids_are_means_of_the_last_step_or_of_all(rule: Literal["step_mean", "running_mean"]) -> None:
     points = blobs(4, 100, spread=0.05)
     settings = TreeSettings(arity=4, depth=1, examples_per_step=200, centroid_rule=rule, balance_limit=1.0, steps=6)
     unit = points / np.linalg.norm(points, axis=1, keepdims=True)
     leaves = fit_tree(points, settings).assign(unit)
-    scaled, plain = fit_root(points, settings), fit_root(points, replace(settings, normalise_centroids=False))
+    [scaled] = fit_tree(points, settings).centroids_per_level
+    [plain] = fit_tree(points, replace(settings, normalise_centroids=False)).centroids_per_level
     means = np.stack([unit[leaves == leaf].mean(axis=0) for leaf in range(4)])
     assert np.allclose(plain, means, atol=0.02)
     assert np.allclose(np.linalg.norm(scaled, axis=1), 1, atol=1e-6)
@@ -160,12 +103,11 @@ def test_a_gpu_is_used_when_faiss_sees_one(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(faiss, "StandardGpuResources", lambda: "resources", raising=False)
     monkeypatch.setattr(faiss, "knn_gpu", on_the_gpu, raising=False)
     gpu_resources.cache_clear()
-    root = fit_root(points, settings)
-    subtree = fit_subtree(points, root, 0, settings)
+    on_the_gpu_too = fit_tree(points, settings)
+    assert search_device() == "gpu"
     gpu_resources.cache_clear()
-    assert subtree.device == "gpu"
     assert len(searches) > settings.steps
-    assert (root == on_the_cpu.centroids_per_level[0]).all()
+    assert (on_the_gpu_too.centroids_per_level[0] == on_the_cpu.centroids_per_level[0]).all()
 
 
 def test_nodes_with_few_examples_stay_leaves() -> None:
@@ -183,6 +125,32 @@ def test_a_node_of_equal_examples_stays_a_leaf() -> None:
     equal = int(tree.assign(points[:1])[0])
     children = np.uint32(equal // 16 * 4)
     assert children not in tree.nodes_per_level[1]
+
+
+def test_a_few_different_vectors_among_very_many_equal_ones_are_told_apart() -> None:
+    different = blobs(6, 1, spread=0)
+    points = np.concatenate([np.tile(different[:1], (20_000, 1)), different[1:]])
+    tree = fit_tree(points, arity=4, depth=1, examples_per_step=1000)
+    unit = points / np.linalg.norm(points, axis=1, keepdims=True)
+    leaves = tree.assign(unit)
+    assert len(set(leaves[-5:].tolist()) | {int(leaves[0])}) == 4, "seeds are looked for beyond the first step"
+
+
+def test_a_corpus_of_equal_windows_gets_a_tree_whose_other_leaves_are_empty() -> None:
+    points = np.tile(blobs(1, 1), (300, 1))
+    tree = fit_tree(points, arity=4, depth=3, min_examples_to_split=4)
+    assert [len(nodes) for nodes in tree.nodes_per_level] == [4, 0, 0]
+    assert set(tree.assign(points / np.linalg.norm(points[0])).tolist()) == {0}
+    assert np.isfinite(tree.centroids_per_level[0]).all()
+
+
+def test_the_examples_of_a_node_do_not_depend_on_the_order_of_the_windows() -> None:
+    points, ids = blobs(16, 100), np.arange(1600, dtype=np.uint64)
+    settings = TreeSettings(arity=4, depth=3, steps=4, examples_per_step=100, min_examples_to_split=40)
+    order = np.random.default_rng(1).permutation(len(points))
+    one, other = fit_tree(points, settings, ids=ids), fit_tree(points[order], settings, ids=ids[order])
+    assert one.fingerprint == other.fingerprint
+    assert one.fingerprint != fit_tree(points, settings, ids=ids + np.uint64(1)).fingerprint
 
 
 def test_fewer_examples_than_a_step_are_reused_in_passes() -> None:
@@ -203,11 +171,19 @@ def test_balancing_moves_only_halves_of_clusters_above_the_limit(labels: list[in
     assert before.tolist() == labels
 
 
+def test_clusters_of_equal_examples_share_nothing() -> None:
+    labels = np.repeat([0, 1, 2], [60, 30, 10])
+    examples = blobs(100, 1)
+    rng = np.random.default_rng(0)
+    assert np.bincount(balance(labels, 3, 0.4, rng, examples)).tolist() == [30, 30, 40]
+    examples[:60] = examples[0]
+    assert balance(labels, 3, 0.4, rng, examples).tolist() == labels.tolist()
+
+
 @pytest.mark.parametrize(
     ("points", "options", "message"),
     [
         (blobs(2, 1), {"arity": 4}, "needs at least 4 examples to split in 4, got 2"),
-        (np.ones((100, 3), np.float32), {"arity": 4}, "at least 4 distinct examples"),
         (blobs(8, 9), {"arity": 65}, "arity: must be 2 to 64, got 65"),
         (blobs(8, 9), {"arity": 64, "depth": 5}, r"arity \*\* depth <= 16,777,216"),
         (np.full((100, 3), np.nan, np.float32), {"arity": 4}, "every value must be finite"),
