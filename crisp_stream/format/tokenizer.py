@@ -161,13 +161,14 @@ class DocumentTokenizer:
         return reason is None
 
     def _encode_slow(self, texts: Sequence[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self._encoding.encode_batch(list(texts), add_special_tokens=False)]
+        # "fast" leaves out places in the text: a third of the time, and a quarter of 150 bytes per character.
+        return [encoding.ids for encoding in self._encoding.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def _encode_fast(self, text: str) -> NDArray[Any]:
         encoding, _, id_of_rank = self._tiktoken
         if len(text) >= 50_000 and _LONG_BLANKS.search(text):
             return np.array(self._encode_slow([text])[0], self.token_dtype)
-        return id_of_rank[encoding.encode_ordinary(text)]
+        return id_of_rank[encoding.encode_to_numpy(text, disallowed_special=())]
 
     @cached_property
     def _tiktoken(self) -> tuple[Any, str | None, NDArray[Any]]:

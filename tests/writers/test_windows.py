@@ -14,6 +14,7 @@ from crisp_stream.errors import InputError
 from crisp_stream.format.tokenizer import DocumentTokenizer
 from crisp_stream.writers import windows
 from crisp_stream.writers.given_tokenizer import read_tokenizer
+from crisp_stream.writers.stages.whole_corpus import PROBE_CHARACTERS, PROBE_DOCUMENTS, probe_texts
 from crisp_stream.writers.windows import cut_by_document, cut_joined, train_tokenizer
 from tests.support.written_dataset import TOPICS
 
@@ -83,6 +84,12 @@ def test_a_million_blanks_do_not_overflow_the_fast_encoder(trained: Path) -> Non
     text = "a" + " " * 1_000_000 + "b"
     ids = DocumentTokenizer(trained, fast=True).encode([text])[0]
     assert DocumentTokenizer(trained).decode([ids]) == [text]
+
+
+def test_of_a_large_document_only_the_beginning_is_compared() -> None:
+    texts = ["a" * 1000, "b" * (3 * PROBE_CHARACTERS), "c"]
+    assert probe_texts(texts) == ["a" * 1000, "b" * (PROBE_CHARACTERS - 1000)]
+    assert len(probe_texts(["d"] * 1000)) == PROBE_DOCUMENTS
 
 
 def test_the_letters_of_the_end_token_never_become_the_token(trained: Path) -> None:

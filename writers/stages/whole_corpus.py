@@ -212,10 +212,10 @@ class TokenizerTask(Task):
 
 
 def probe_texts(texts: Iterable[str]) -> list[str]:
-    """The first documents, on which tiktoken is compared with the tokenizer."""
+    """The first documents, on which tiktoken is compared with the tokenizer; of a large one its beginning."""
     probed, characters = [], 0
     for text in texts:
-        probed.append(text)
+        probed.append(text[: PROBE_CHARACTERS - characters])
         characters += len(text)
         if characters >= PROBE_CHARACTERS or len(probed) == PROBE_DOCUMENTS:
             break
