@@ -91,7 +91,7 @@ class Request:
             evaluation = Listing.of(list_input_files(options.decontaminate, DocumentSettings()))
         excluded = Listing.of(list_id_files(options.exclude_ids)) if options.exclude_ids else None
         lsi = (options.encoder if models is None else models.encoder.name) == LSI_NAME
-        without = [] if models is None else list(FITTING_STAGES)
+        without: list[str] = [] if models is None else [*FITTING_STAGES]
         if options.dedup is None:
             without.append("duplicates")
         return cls(
