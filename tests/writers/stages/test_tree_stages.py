@@ -18,7 +18,8 @@ from crisp_stream.writers.engine.tasks import Record, Runner, Task, execute
 from crisp_stream.writers.engine.workspace import Workspace
 from crisp_stream.writers.stages import tree as stages
 from crisp_stream.writers.stages.runs import tree_of
-from crisp_stream.writers.stages.tree import FittedTree, FitWindows, fit_tree_in_stages, task_bytes
+from crisp_stream.writers.stages.tree import FittedTree, fit_tree_in_stages, task_bytes
+from crisp_stream.writers.stages.tree_tasks import FitWindows
 from crisp_stream.writers.stages.windows import Part
 from crisp_stream.writers.tree.fit_tree import fit_tree
 from crisp_stream.writers.tree.levels import window_ids
