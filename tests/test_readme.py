@@ -69,7 +69,8 @@ def reference_folder(tmp_path: Path) -> Path:
     (path / "corpus.jsonl.zst").write_bytes(pa.compress("".join(lines).encode(), "zstd", asbytes=True))
     (path / "medicine.jsonl.zst").write_bytes(pa.compress("".join(lines[:30]).encode(), "zstd", asbytes=True))
     (path / "law.jsonl").write_text("".join(lines[-8:]))
-    (path / "medicine.test.jsonl").write_text("".join(lines[30:34]))
+    of_no_model = [json.dumps({"text": text}) + "\n" for text in articles()[300:304]]
+    (path / "medicine.test.jsonl").write_text("".join(of_no_model))
     (path / "corpus").mkdir()
     records = [
         {"id": f"doc-{number}", "body": {"text": text}, "quality": {"score": 0.9 if number % 9 else 0.1}}
