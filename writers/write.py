@@ -239,8 +239,8 @@ def plan(options: WriteOptions) -> str:
         _assembled(options, models, request, runner, None)
     lines = [f"{'stage':<14} {'tasks':>7} {'done':>7} {'to run':>7}"]
     lines += [f"{stage:<14} {tasks:>7,} {done:>7,} {tasks - done:>7,}" for stage, tasks, done in runner.plan]
-    known = {stage for stage, _, _ in runner.plan}
-    later = [stage for stage in _stages_of(options) if stage not in known]
+    known, stages = {stage for stage, _, _ in runner.plan}, _stages_of(options)
+    later = stages[1 + max((at for at, stage in enumerate(stages) if stage in known), default=-1) :]
     if later:
         lines.append(f"then {', '.join(later)}: their tasks are known when these are done")
     lines.append(f"intermediate files: {work_url(options)}")

@@ -143,7 +143,7 @@ def test_a_finished_dataset_gets_them_from_work_that_was_kept_and_no_work_is_an_
     with_embeddings = small_options(text_file, root, keep_work=True, embeddings=kept)
     planned = plan(with_embeddings).splitlines()
     assert any(line.split() == ["run-embeddings", "1", "0", "1"] for line in planned), planned
-    assert any(line.startswith("then kept-embeddings: ") for line in planned)
+    assert any(line.startswith("then kept-embeddings: ") for line in planned), planned
     write(with_embeddings, log=quiet)
     assert word_encoder.num_calls == finished
     np.testing.assert_array_equal(rows_of(Path(kept), root), expected_rows(root, word_encoder))
