@@ -129,7 +129,7 @@ def test_the_warnings_follow_a_histogram_into_inspect_and_the_page(tmp_path: Pat
         assert '<p class="warning"><bdi>german</bdi>: <bdi>84% of the examples' in page_html(dataset, {"german": made})
     assert "unknown words" in describe_histogram(histogram, dataset, limit=2)
     assert "84.0% of the letters; 9.0% in the corpus itself" in describe_histogram(histogram, dataset, limit=2)
-    assert "84% (corpus: 9%)" in page_html(dataset, {"german": histogram})
+    assert "84.0% (corpus: 9.0%)" in page_html(dataset, {"german": histogram})
     far = {**provenance, "cosine": 0.23}
     assert ["far from the corpus" in one for one in unlike_warnings(far)] == [True, False]
     english = {**far, UNKNOWN_WORDS_KEY: dataclasses.replace(words, share=0.2, foreign_share=0.0).to_json()}

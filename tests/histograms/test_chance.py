@@ -65,7 +65,7 @@ def test_figures_of_a_histogram_stand_beside_those_of_random_windows(tmp_path: P
     assert chance is not None
     assert total_variation(histogram, corpus) == pytest.approx(chance.off_corpus, abs=0.08)
     assert total_variation(histogram, corpus) == pytest.approx(compare(histogram, corpus).total_variation)
-    page = describe_histogram(histogram, dataset, limit=3)
+    page = " ".join(describe_histogram(histogram, dataset, limit=3).split())
     assert f"(total variation); {chance.off_corpus:.1%} of as many random windows" in page
     assert f"; {chance.effective_clusters:.1f} of as many random windows of the corpus" in page
     assert f"w(c) up to {chance.largest_weight:.1f} in the ten heaviest of random windows" in page
