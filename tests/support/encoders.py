@@ -67,3 +67,15 @@ def make_static(folder: Path, *, dim: int = 12) -> None:
     weights = np.random.default_rng(0).normal(size=(tokenizer.get_vocab_size(), dim)).astype(np.float32)
     model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=weights)], device="cpu")
     model.save(str(folder), create_model_card=False)
+
+
+def pool_by_the_first(folder: Path) -> None:
+    """Take the vector of the first word piece instead of the mean."""
+    with_json(folder / "1_Pooling" / "config.json", pooling_mode_cls_token=True, pooling_mode_mean_tokens=False)
+
+
+def normalise_before_the_head(folder: Path) -> None:
+    """Scale vectors to norm 1 before the dense head, too."""
+    modules = json.loads((folder / "modules.json").read_text())
+    modules.insert(2, {"idx": 2, "name": "n", "path": "n", "type": "sentence_transformers.models.Normalize"})
+    (folder / "modules.json").write_text(json.dumps(modules))

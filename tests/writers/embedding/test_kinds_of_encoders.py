@@ -21,7 +21,7 @@ from crisp_stream.writers.embedding.embed import Encoder, EncoderChoice, matchin
 from crisp_stream.writers.embedding.encoder_files import resolve_encoder
 from crisp_stream.writers.embedding.static import StaticEncoder
 from crisp_stream.writers.embedding.text_encoder import TextEncoder
-from tests.support.encoders import keep_encoder, make_static, with_json
+from tests.support.encoders import keep_encoder, make_static, normalise_before_the_head, pool_by_the_first, with_json
 from tests.support.written_dataset import TOPICS
 
 TEXTS = ["A cat sat on the mat.", TOPICS[0][:700], "", "Ångström 中文"]
@@ -154,16 +154,6 @@ def test_an_empty_prompt_turns_off_the_one_that_the_encoder_ships_with(tmp_path:
     assert Encoder(str(folder), max_length=32, prompt="").pieces(["a cat"]).ids.tolist() == plain
 
 
-def _pool_by_the_first(folder: Path) -> None:
-    with_json(folder / "1_Pooling" / "config.json", pooling_mode_cls_token=True, pooling_mode_mean_tokens=False)
-
-
-def _normalise_before_the_head(folder: Path) -> None:
-    modules = json.loads((folder / "modules.json").read_text())
-    modules.insert(2, {"idx": 2, "name": "n", "path": "n", "type": "sentence_transformers.models.Normalize"})
-    (folder / "modules.json").write_text(json.dumps(modules))
-
-
 def _other_vocabulary(folder: Path) -> None:
     path = folder / "tokenizer.json"
     path.write_text(path.read_text().replace('"lowercase":true', '"lowercase":false'))
@@ -174,8 +164,8 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "activation of the head": lambda folder: with_json(
         folder / "2_Dense" / "config.json", activation_function="torch.nn.modules.linear.Identity"
     ),
-    "pooling": _pool_by_the_first,
-    "normalisation before the head": _normalise_before_the_head,
+    "pooling": pool_by_the_first,
+    "normalisation before the head": normalise_before_the_head,
     "shape of the network": lambda folder: with_json(folder / "config.json", hidden_act="relu"),
     "tokenizer": _other_vocabulary,
     "lower-casing": lambda folder: with_json(folder / "sentence_bert_config.json", do_lower_case=True),

@@ -31,7 +31,14 @@ from crisp_stream.writers.estimate import estimate_write
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.tree_command import fit
 from crisp_stream.writers.write import models_of, write
-from tests.support.encoders import keep_encoder, make_static, make_tiny, with_json
+from tests.support.encoders import (
+    keep_encoder,
+    make_static,
+    make_tiny,
+    normalise_before_the_head,
+    pool_by_the_first,
+    with_json,
+)
 from tests.support.written_dataset import files_below, small_options
 
 Change = Callable[[Path], object]
@@ -59,16 +66,6 @@ def _other_head(folder: Path) -> None:
 def _without_head(folder: Path) -> None:
     modules = json.loads((folder / "modules.json").read_text())
     (folder / "modules.json").write_text(json.dumps(modules[:2]))
-
-
-def _pool_by_the_first(folder: Path) -> None:
-    with_json(folder / "1_Pooling" / "config.json", pooling_mode_cls_token=True, pooling_mode_mean_tokens=False)
-
-
-def _normalise_before_the_head(folder: Path) -> None:
-    modules = json.loads((folder / "modules.json").read_text())
-    modules.insert(2, {"idx": 2, "name": "n", "path": "n", "type": "sentence_transformers.models.Normalize"})
-    (folder / "modules.json").write_text(json.dumps(modules))
 
 
 def _in_half_precision(folder: Path) -> None:
@@ -106,7 +103,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
         ),
         r"what differs: head\.",
     ),
-    "pooling": (_pool_by_the_first, r"what differs: pooling \(cls, was mean\)\."),
+    "pooling": (pool_by_the_first, r"what differs: pooling \(cls, was mean\)\."),
     "prompt": (_prompt, r"what differs: stated prompt \(query: , was none\)\."),
     "lower-casing": (
         lambda folder: with_json(folder / "sentence_bert_config.json", do_lower_case=True),
@@ -121,7 +118,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
         lambda folder: with_json(folder / "sentence_bert_config.json", max_seq_length=64),
         r"what differs: stated length \(64, was 128\)\.",
     ),
-    "normalisation": (_normalise_before_the_head, r"what differs: normalisation \(behind Pooling, was none\)\."),
+    "normalisation": (normalise_before_the_head, r"what differs: normalisation \(behind Pooling, was none\)\."),
     "dtype": (_in_half_precision, r"what differs: weights, dtype \(float16, was float32\)\."),
     "tokenizer": (_other_tokens, r"what differs: tokenizer\."),
     "network": (lambda folder: with_json(folder / "config.json", hidden_act="relu"), r"what differs: network\."),
