@@ -12,6 +12,7 @@ from crisp_stream.errors import import_extra
 if TYPE_CHECKING:
     from crisp_stream.format.dataset import open_dataset
     from crisp_stream.format.manifest import Manifest
+    from crisp_stream.histograms.component import Component
     from crisp_stream.histograms.histogram import Histogram
     from crisp_stream.histograms.mixture import Mixture, Phase
     from crisp_stream.loading.mds_streams import to_streams
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ClusterTree",
+    "Component",
     "Histogram",
     "Manifest",
     "Mixture",
@@ -35,6 +37,7 @@ __all__ = [
 
 _MODULE_OF = {
     "ClusterTree": "tree.tree",
+    "Component": "histograms.component",
     "Histogram": "histograms.histogram",
     "Manifest": "format.dataset",
     "Mixture": "histograms.mixture",
