@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from crisp_stream.format.manifest import Manifest
     from crisp_stream.histograms.component import Component
     from crisp_stream.histograms.histogram import Histogram
-    from crisp_stream.histograms.mixture import Mixture, Phase
+    from crisp_stream.histograms.mixture import Mixture
+    from crisp_stream.histograms.phase import Phase
     from crisp_stream.loading.mds_streams import to_streams
     from crisp_stream.loading.mixture_dataset import MixtureDataset
     from crisp_stream.loading.reader import ReadOptions
@@ -42,7 +43,7 @@ _MODULE_OF = {
     "Manifest": "format.dataset",
     "Mixture": "histograms.mixture",
     "MixtureDataset": "loading.mixture_dataset",
-    "Phase": "histograms.mixture",
+    "Phase": "histograms.phase",
     "ReadOptions": "loading.reader",
     "open_dataset": "format.dataset",
     "to_streams": "loading.mds_streams",

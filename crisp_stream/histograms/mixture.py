@@ -8,24 +8,16 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError
 from crisp_stream.format.sources import Sources
-from crisp_stream.histograms.component import (
-    Component,
-    Drawn,
-    LeafCounts,
-    OnExcess,
-    drawn_within_repeats,
-    report_missing,
-)
+from crisp_stream.histograms.component import Component, Drawn, LeafCounts, drawn_within_repeats, report_missing
 from crisp_stream.histograms.histogram import Histogram
-from crisp_stream.histograms.window_selection import WindowSelection
-from crisp_stream.typed import whole_number
+from crisp_stream.histograms.phase import Phase, Shape, scheduled
 
 if TYPE_CHECKING:
     from crisp_stream.format.dataset import Dataset
@@ -35,108 +27,6 @@ if TYPE_CHECKING:
     """One dataset, or several by name."""
 
 Draw = Literal["systematic", "multinomial"]
-
-_SUM_TOLERANCE = 1e-6
-
-
-@dataclass(frozen=True, init=False)
-class Phase:
-    """A stretch of training under one histogram, or under several components."""
-
-    components: tuple[Component, ...]
-    """What is drawn, at shares that sum to 1."""
-    samples: int | None
-    """Samples over all ranks; None: until training stops."""
-
-    def __init__(
-        self,
-        components: Histogram | Mixture | Component | Sequence[Component],
-        samples: int | None = None,
-        *,
-        max_repeats: float | None = None,
-        on_excess: OnExcess = "error",
-    ) -> None:
-        """Args:
-            components: a histogram alone (a Mixture of one phase stands for what it draws), or components.
-            samples: of the phase, over all ranks; None: until training stops.
-            max_repeats, on_excess: of the only component (see Component).
-
-        Raises:
-            InputError: shares that do not sum to 1, or an argument of the wrong kind or out of range.
-        """
-        made = _components_of(components)
-        if max_repeats is not None or on_excess != "error":
-            if len(made) > 1:
-                raise InputError(f"max_repeats of a phase of {len(made)} components: give it to the components.")
-            made = (dataclasses.replace(made[0], max_repeats=max_repeats, on_excess=on_excess),)
-        if samples is not None:
-            samples = whole_number(samples, "samples of a phase")
-            if samples < 1:
-                raise InputError(f"a phase needs at least 1 sample, got {samples}. Leave the phase out.")
-        object.__setattr__(self, "components", made)
-        object.__setattr__(self, "samples", samples)
-        for component in made if samples is None else ():
-            if component.max_repeats is not None:
-                raise InputError(
-                    f"max_repeats {component.max_repeats:g} needs the number of samples of its phase, got an "
-                    "open-ended one. Give samples=, the length of training x the global batch."
-                )
-
-    @classmethod
-    def of_windows(
-        cls,
-        windows: WindowSelection,
-        dataset: Dataset,
-        samples: int | None = None,
-        *,
-        max_repeats: float | None = None,
-        on_excess: OnExcess = "error",
-    ) -> Phase:
-        """A phase that draws the windows of a selection, each as often as any other; arguments as of a phase.
-
-        Raises:
-            InputError: the selection is of another dataset, or of another generation of it.
-        """
-        return cls(Component.of_windows(windows, dataset, max_repeats=max_repeats, on_excess=on_excess), samples)
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether it draws from one component of the only source."""
-        return len(self.components) == 1 and self.components[0].is_plain
-
-    @property
-    def histogram(self) -> Histogram:
-        """Histogram of the only component."""
-        return self._only.histogram
-
-    @property
-    def windows(self) -> WindowSelection | None:
-        """Window selection of the only component."""
-        return self._only.windows
-
-    @property
-    def max_repeats(self) -> float | None:
-        """Limit of the only component."""
-        return self._only.max_repeats
-
-    @property
-    def on_excess(self) -> OnExcess:
-        """Treatment of what exceeds the limit, of the only component."""
-        return self._only.on_excess
-
-    @property
-    def _only(self) -> Component:
-        if len(self.components) > 1:
-            raise ValueError(f"a phase of {len(self.components)} components has no histogram of its own")
-        return self.components[0]
-
-    @property
-    def identity(self) -> list[Any]:
-        """What decides its draws, fit for JSON."""
-        if self.is_plain:
-            fingerprint, *more = self.components[0].identity
-            return [fingerprint, self.samples, *more]
-        return [[[each.share, each.source, *each.identity] for each in self.components], self.samples]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +99,20 @@ class Mixture:
     def from_histogram(cls, histogram: Histogram, *, draw: Draw = "systematic") -> Mixture:
         """One open-ended phase: CRISP training for one task."""
         return cls([Phase(histogram)], draw=draw)
+
+    @classmethod
+    def schedule(
+        cls,
+        from_: Histogram | Component | Sequence[Component],
+        to: Histogram | Component | Sequence[Component],
+        samples: int,
+        steps: int,
+        *,
+        shape: Shape = "linear",
+        draw: Draw = "systematic",
+    ) -> Mixture:
+        """Shares that go from one list of components to another in steps; arguments and errors as of `scheduled`."""
+        return cls(scheduled(from_, to, samples, steps, shape=shape), draw=draw)
 
     @property
     def components(self) -> list[Component]:
@@ -367,26 +271,3 @@ class Mixture:
             return f"phase {index + 1}"
         source = phase.components[number].source
         return f"phase {index + 1}, component {number + 1}{f' (source {source})' if source else ''}"
-
-
-def _components_of(components: Any) -> tuple[Component, ...]:
-    if isinstance(components, Mixture):
-        if len(components.phases) != 1:
-            raise InputError(f"a phase needs one histogram, got a mixture of {len(components.phases)} phases.")
-        return components.phases[0].components
-    if isinstance(components, Component):
-        components = (components,)
-    if not isinstance(components, list | tuple):
-        return (Component(components),)  # refuses what is no histogram
-    if not components:
-        raise InputError("a phase needs at least one component, got none.")
-    for component in components:
-        if not isinstance(component, Component):
-            raise InputError(
-                f"components of a phase: must be Component(histogram, share=…), got {type(component).__name__}."
-            )
-    total = sum(component.share for component in components)
-    if abs(total - 1) > _SUM_TOLERANCE:
-        shares = " + ".join(f"{component.share:g}" for component in components)
-        raise InputError(f"components of a phase: shares must sum to 1, got {shares} = {total:g}. Change one of them.")
-    return tuple(components)

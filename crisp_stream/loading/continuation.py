@@ -16,7 +16,8 @@ import numpy as np
 from crisp_stream.errors import ResumeError
 from crisp_stream.format.sources import Sources
 from crisp_stream.histograms.component import Component
-from crisp_stream.histograms.mixture import Mixture, Part, Phase
+from crisp_stream.histograms.mixture import Mixture, Part
+from crisp_stream.histograms.phase import Phase
 from crisp_stream.histograms.window_selection import is_of_selection
 from crisp_stream.loading.stream import pack_histogram, unpack_histogram
 

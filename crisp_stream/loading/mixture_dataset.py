@@ -19,7 +19,8 @@ from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.format.sources import Sources
 from crisp_stream.histograms.component import Component
 from crisp_stream.histograms.histogram import Histogram
-from crisp_stream.histograms.mixture import Mixture, Phase
+from crisp_stream.histograms.mixture import Mixture
+from crisp_stream.histograms.phase import Phase
 from crisp_stream.loading.batches import Batch, BatchLayout, PackedBatch, tensors
 from crisp_stream.loading.continuation import PhaseRecords, check_begun, check_identity, check_state
 from crisp_stream.loading.control import MAX_WORKERS, Control

@@ -24,7 +24,8 @@ from crisp_stream.errors import InputError, ResumeError
 from crisp_stream.format.sources import Sources
 from crisp_stream.histograms.component import Component, LeafCounts
 from crisp_stream.histograms.histogram import Histogram
-from crisp_stream.histograms.mixture import Mixture, Phase
+from crisp_stream.histograms.mixture import Mixture
+from crisp_stream.histograms.phase import Phase
 from crisp_stream.order.blocks import Blocks, OrderPhase
 from crisp_stream.order.draw_counts import DrawHistory
 from crisp_stream.order.draw_table import DrawTable, SelectedPart

@@ -18,7 +18,8 @@ from crisp_stream.errors import RecipeError, import_extra, require_extra
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.histograms.component import drawn_within_repeats
 from crisp_stream.histograms.histogram import Histogram
-from crisp_stream.histograms.mixture import Mixture, Phase
+from crisp_stream.histograms.mixture import Mixture
+from crisp_stream.histograms.phase import Phase
 from crisp_stream.histograms.window_selection import WindowSelection
 from crisp_stream.models.checkpoint import read_checkpoint
 from crisp_stream.ranks import device_name

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from crisp_stream.errors import InputError, ResumeError
 from crisp_stream.forecast.forecast import forecast
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.format.sources import Sources
+from crisp_stream.histograms.phase import Shape
 from crisp_stream.loading import stream as mixture_over_time
 from crisp_stream.loading.reader import ReadOptions
 from crisp_stream.loading.stream import Stream
@@ -187,10 +190,9 @@ def test_two_selections_and_the_rest_in_one_phase(corpus: Dataset) -> None:
     counted = forecast(corpus, mixture, seed=SEED)
     served = np.bincount(numbers, minlength=corpus.manifest.num_windows)
     assert counted.windows_served == int((served > 0).sum())
-    assert {(one.least, one.windows) for one in counted.occurrences if one.least == one.most and one.windows} == {
-        (int(times), int(number))
-        for times, number in zip(*np.unique(served[served > 0], return_counts=True), strict=True)
-    } | {(0, one.windows) for one in counted.occurrences if one.least == 0 and one.windows}
+    times = np.bincount(served)[1:]
+    found = {one.least: one.windows for one in counted.distribution if one.least}
+    assert [found.get(number, 0) for number in range(1, len(times) + 1)] == times.tolist()
     assert counted.phases[1].components == 3
     assert "3 components" in counted.table()
 
@@ -399,3 +401,58 @@ def test_sources_lie_on_different_stores(
     found = [int(offsets[source]) + window for source, window in taken(dataset, 20)]
     assert found == expected
     assert dataset.requests > 2
+
+
+@pytest.mark.parametrize(("shape", "shares"), [("linear", [1 / 6, 1 / 2, 5 / 6]), ("cosine", [0.067, 1 / 2, 0.933])])
+def test_a_schedule_leads_from_one_list_of_components_to_another(
+    corpus: Dataset, task: Dataset, shape: Shape, shares: list[float]
+) -> None:
+    sources = {"corpus": corpus, "task": task}
+    start = [base(corpus, source="corpus")]
+    end = [base(corpus, share=0.4, source="corpus"), base(task, share=0.6, source="task")]
+    mixture = Mixture.schedule(start, end, samples=3001, steps=3, shape=shape)
+    assert [phase.samples for phase in mixture.phases] == [1000, 1000, 1001]
+    for phase, weight in zip(mixture.phases, shares, strict=True):
+        of_corpus, of_task = phase.components
+        assert of_task.share == pytest.approx(0.6 * weight, abs=1e-3)
+        assert of_corpus.share == pytest.approx(1 - of_task.share)
+    numbers = drawn(sources, mixture, 0, 3001)
+    for number, weight in enumerate(shares):
+        served = (numbers[1000 * number : 1000 * number + 1000] >= corpus.manifest.num_windows).mean()
+        assert served == pytest.approx(0.6 * weight, abs=0.01)
+    dataset = MixtureDataset(sources, mixture, batch_size=7, seed=SEED)
+    dataset.skip_to(994)
+    state = dataset.state_dict()
+    continued = MixtureDataset(sources, mixture, batch_size=5, seed=SEED)
+    continued.load_state_dict(state)
+    source, window = Sources(sources).split(numbers[994:1494])
+    assert taken(continued, 100) == list(zip(source.tolist(), window.tolist(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"samples": 2}, "steps of a schedule must be"),
+        ({"shape": "round"}, "shape of a schedule must be linear or cosine"),
+        ({"to": "limited"}, "components of a schedule have no max_repeats"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused(corpus: Dataset, options: dict, message: str) -> None:
+    limited = options.pop("to", None) and base(corpus, max_repeats=2)
+    with pytest.raises(InputError, match=message):
+        Mixture.schedule(base(corpus), limited or base(corpus), **{"samples": 100, "steps": 3, **options})
+
+
+def test_the_code_of_the_page_runs(
+    corpus: Dataset, task: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs/train/components.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    for name, dataset in (("data", corpus), ("specialist", task)):
+        (tmp_path / name).symlink_to(dataset.root)
+    histogram_of(corpus, {0: 0.5, 3: 0.2, 6: 0.3}).save("task.parquet")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    made: dict[str, Any] = {}
+    exec(code, made)
+    assert made["batch"]["source"].shape == (16,)
+    assert len(made["annealed"].phases) == 20
