@@ -28,6 +28,8 @@ OnExcess = Literal["error", "cap"]
 _ROUNDING = 1e-9
 """Relative error below which a sum of proportions counts as equal to its limit."""
 _NAMED_CLUSTERS = 3
+_SEARCHED_PER_LEAF = 16
+"""Leaves that are marked in the time in which one node is looked for."""
 
 log = logging.getLogger(__name__)
 
@@ -172,6 +174,37 @@ def _windows_before(dataset: Dataset, rows: NDArray[np.int64]) -> NDArray[np.int
     """Windows of all leaves before a row of the cluster table; a row may be one past the end."""
     last = len(dataset.leaves) - 1
     return np.where(rows > last, dataset.manifest.num_windows, dataset.first_window_per_leaf[np.minimum(rows, last)])
+
+
+def has_windows(
+    histogram: Histogram,
+    counts: LeafCounts,
+    occupied: dict[tuple[int, int], NDArray[np.bool_]],
+    *,
+    key: tuple[int, int],
+) -> NDArray[np.bool_]:
+    """[num_nodes]: whether each node of a histogram has windows.
+
+    Args:
+        histogram: with the nodes.
+        counts: the windows.
+        occupied: for each source and level whether each node of the level has windows; filled where that is cheaper
+            than to look for few nodes in many leaves.
+        key: source and level of the histogram.
+    """
+    nodes, leaves = histogram.nodes, counts.leaves
+    span = histogram.arity ** (histogram.depth - histogram.level)
+    if span == 1 and np.array_equal(nodes, leaves):
+        return np.ones(len(nodes), bool)
+    if key not in occupied:
+        if len(nodes) * _SEARCHED_PER_LEAF < len(leaves):
+            first = nodes.astype(np.int64) * span
+            # The needles have the type of the haystack, or numpy would copy all leaves.
+            start, stop = (np.searchsorted(leaves, border.astype(np.uint32)) for border in (first, first + span))
+            return stop > start
+        occupied[key] = np.zeros(histogram.arity**histogram.level, bool)
+        occupied[key][leaves // np.uint32(span)] = True
+    return occupied[key][nodes]
 
 
 def selected_per_node(histogram: Histogram, dataset: Dataset, selection: WindowSelection) -> NDArray[np.int64]:

@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError
 from crisp_stream.format.sources import Sources
-from crisp_stream.histograms.component import Component, Drawn, LeafCounts, drawn_within_repeats, report_missing
+from crisp_stream.histograms.component import (
+    Component,
+    Drawn,
+    LeafCounts,
+    drawn_within_repeats,
+    has_windows,
+    report_missing,
+)
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.histograms.phase import Phase, Shape, scheduled
 
@@ -147,25 +154,18 @@ class Mixture:
             if len(plain) == len(phase.components) and plain <= checked:
                 continue
             for number, part in enumerate(self.parts_of_phase(index, sources)):
-                dataset, histogram = sources.datasets[part.source], part.histogram
-                tree, level = dataset.manifest, histogram.level
-                key = (part.source, level)
-                if part.component.windows is not None or key not in occupied:
-                    nodes = np.zeros(tree.arity**level, bool)
-                    nodes[part.counts.leaves // np.uint32(tree.arity ** (tree.depth - level))] = True
-                    if part.component.windows is None:
-                        occupied[key] = nodes
-                else:
-                    nodes = occupied[key]
-                missing = float(histogram.proportions.sum(where=~nodes[histogram.nodes]))
+                histogram, selection = part.histogram, part.component.windows
+                known = occupied if selection is None else {}
+                present = has_windows(histogram, part.counts, known, key=(part.source, histogram.level))
+                missing = float(histogram.proportions.sum(where=~present))
                 if missing > 0:
                     report_missing(
                         histogram,
-                        dataset,
+                        sources.datasets[part.source],
                         missing,
                         limit=self.max_missing_mass,
                         what=self._called(index, number),
-                        selection=part.component.windows,
+                        selection=selection,
                     )
             checked |= plain
 
