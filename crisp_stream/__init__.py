@@ -12,8 +12,10 @@ from crisp_stream.errors import import_extra
 if TYPE_CHECKING:
     from crisp_stream.format.dataset import open_dataset
     from crisp_stream.format.manifest import Manifest
+    from crisp_stream.histograms.component import Component
     from crisp_stream.histograms.histogram import Histogram
-    from crisp_stream.histograms.mixture import Mixture, Phase
+    from crisp_stream.histograms.mixture import Mixture
+    from crisp_stream.histograms.phase import Phase
     from crisp_stream.loading.mds_streams import to_streams
     from crisp_stream.loading.mixture_dataset import MixtureDataset
     from crisp_stream.loading.reader import ReadOptions
@@ -23,6 +25,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ClusterTree",
+    "Component",
     "Histogram",
     "Manifest",
     "Mixture",
@@ -35,11 +38,12 @@ __all__ = [
 
 _MODULE_OF = {
     "ClusterTree": "tree.tree",
+    "Component": "histograms.component",
     "Histogram": "histograms.histogram",
     "Manifest": "format.dataset",
     "Mixture": "histograms.mixture",
     "MixtureDataset": "loading.mixture_dataset",
-    "Phase": "histograms.mixture",
+    "Phase": "histograms.phase",
     "ReadOptions": "loading.reader",
     "open_dataset": "format.dataset",
     "to_streams": "loading.mds_streams",

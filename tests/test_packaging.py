@@ -199,13 +199,14 @@ import numpy
 from crisp_stream import Histogram, Mixture, Phase, open_dataset
 from crisp_stream.loading.reader import read_windows
 from crisp_stream.order.blocks import Blocks
+from crisp_stream.order.draw_table import DrawTable
 from crisp_stream.order.order import SampleOrder, phases_in_turn
 dataset = open_dataset({root!r})
 Histogram.base(dataset.manifest).save("base.parquet")
 assert Histogram.load("base.parquet").fingerprint == Histogram.base(dataset.manifest).fingerprint
 print(len(read_windows(dataset, numpy.arange(70))["tokens"]))
 phases = phases_in_turn([(numpy.array([0.5, 0.5]), None)])
-order = SampleOrder(dataset.leaves, dataset.windows_per_leaf, phases, Blocks(seed=1))
+order = SampleOrder(DrawTable.of_leaves(dataset.leaves, dataset.windows_per_leaf), phases, Blocks(seed=1))
 print(len(order.window_ids(numpy.arange(100))))
 print(len(read_windows(open_dataset({bucket!r}), numpy.arange(70))["tokens"]))
 """

@@ -1,6 +1,6 @@
 """The loader at scale, beside its peers, all sides in one run: one Markdown row each.
 
-    python benchmarks/loading/bench_loader.py cpu|start|resume|s3|error|changes|shards|all [--quick] [--work FOLDER]
+    python benchmarks/loading/bench_loader.py cpu|start|resume|s3|error|changes|shards|sources|all [--quick] [--work W]
     python benchmarks/loading/bench_loader.py report          # plots and README tables again, from benchmarks/results
 
 cpu     CPU time per sample, local files
@@ -10,6 +10,7 @@ s3      time, bytes and requests over S3 with 30 ms of latency added to every re
 error   mixture asked for against mixture served, against clusters and samples
 changes a new mixture for every batch: CPU, memory and state after more and more changes
 shards  opening and CPU time per sample where there are 100,000 shards
+sources task text mixed into a corpus, beside the corpus alone
 
 Datasets are written below --work when first needed (4 GB) and kept. --quick does the same at toy size in a few minutes,
 keeps its results in --work, and touches nothing else. Peers that are not installed get a row that says so.
@@ -25,7 +26,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.loading import changes_section, error_section, local_sections, s3_section, shards_section
+from benchmarks.loading import (
+    changes_section,
+    error_section,
+    local_sections,
+    s3_section,
+    shards_section,
+    sources_section,
+)
 from benchmarks.loading.inputs import Inputs
 from benchmarks.support.report import Column, Results, Row, load, machine_line, save, section_text, update_readme
 
@@ -39,6 +47,7 @@ SECTIONS: dict[str, tuple[Section, Sequence[Column]]] = {
     "error": (error_section.error, error_section.ERROR_COLUMNS),
     "changes": (changes_section.changes, changes_section.CHANGES_COLUMNS),
     "shards": (shards_section.shards, shards_section.SHARDS_COLUMNS),
+    "sources": (sources_section.sources, sources_section.SOURCES_COLUMNS),
 }
 HERE = Path(__file__).resolve().parent.parent
 WORK = HERE.parent / "build" / "bench"

@@ -52,12 +52,13 @@ def _variation(counts: NDArray[np.int64], proportions: Floats) -> float:
 def ours(*, leaves: int, nonzero: int, draw: str, seed: int, lengths: list[int]) -> dict[str, float]:
     """Task: the order's first T samples, for each T of `lengths`."""
     from crisp_stream.order.blocks import Blocks
+    from crisp_stream.order.draw_table import DrawTable
     from crisp_stream.order.order import SampleOrder, phases_in_turn
 
     proportions = proportions_of(leaves, nonzero)
     windows = np.full(leaves, WINDOWS_PER_LEAF)
     blocks = Blocks(seed=seed, draw=draw)  # pyright: ignore[reportArgumentType]
-    order = SampleOrder(np.arange(leaves), windows, phases_in_turn([(proportions, None)]), blocks)
+    order = SampleOrder(DrawTable.of_leaves(np.arange(leaves), windows), phases_in_turn([(proportions, None)]), blocks)
     counts, errors, done = np.zeros(leaves, np.int64), {}, 0
     for length in lengths:
         while done < length:

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from benchmarks.support.synthetic_dataset import DatasetPlan, write_dataset
 from crisp_stream.format.dataset import Dataset, open_dataset
+from crisp_stream.histograms.component import Component
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.histograms.mixture import Mixture
+from crisp_stream.histograms.phase import Phase
 
 NARROW = 64
 """Tokens of a window where the number of clusters is what matters."""
@@ -24,6 +26,7 @@ DATASETS = {
     "leaves262k": DatasetPlan(leaves=262_144, windows=2_000_000, window_tokens=NARROW),
     "leaves16m": DatasetPlan(leaves=1 << 24, windows=20_000_000, window_tokens=16),
     "wide262k": DatasetPlan(leaves=262_144, windows=400_000, window_tokens=1_024),
+    "task10k": DatasetPlan(leaves=64, windows=10_000, window_tokens=1_024),
     # Leaves with tens of windows, scattered over a tree of 262,144: what a corpus of 10^8 windows has.
     "scattered": DatasetPlan(leaves=7_500, windows=500_000, window_tokens=1_024, depth=3),
     "shards64": DatasetPlan(leaves=4_096, windows=400_000, window_tokens=1_024),
@@ -35,6 +38,7 @@ TOYS = {
     "leaves262k": DatasetPlan(leaves=1_000, windows=4_000, window_tokens=8, depth=2),
     "leaves16m": DatasetPlan(leaves=2_000, windows=4_000, window_tokens=8, depth=2),
     "wide262k": DatasetPlan(leaves=1_000, windows=3_000, window_tokens=64, depth=2),
+    "task10k": DatasetPlan(leaves=16, windows=500, window_tokens=64, depth=1),
     "scattered": DatasetPlan(leaves=200, windows=3_000, window_tokens=64, depth=2),
     "shards64": DatasetPlan(leaves=256, windows=3_000, window_tokens=64, depth=2),
     "shards100k": DatasetPlan(leaves=256, windows=3_000, window_tokens=64, depth=2, shard_bytes=900),
@@ -111,6 +115,13 @@ def _on_leaves(dataset: Dataset, rows: NDArray[np.int64], weights: NDArray[Any])
         depth=manifest.depth,
         tree_fingerprint=manifest.tree_fingerprint,
     )
+
+
+def mixed_in(corpus: str, histogram: str, task: str, share: float) -> Mixture:
+    """One open-ended phase of a saved histogram of the corpus, and a share of all windows of the task."""
+    whole = Histogram.base(open_dataset(task).manifest)
+    parts = [Component(Histogram.load(histogram), share=1 - share, source="corpus")]
+    return Mixture([Phase([*parts, Component(whole, share=share, source="task")])])
 
 
 def mixture_of(dataset_root: str, histogram: str | None) -> Mixture:

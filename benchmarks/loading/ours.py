@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.loading.inputs import mixture_of
+from benchmarks.loading.inputs import mixed_in, mixture_of
 from benchmarks.support.measure import cpu_of_all, mapped_memory, memory_bytes, pause, reset_peak
 
 WARM_UP_BATCHES = 50
@@ -64,6 +64,27 @@ def cpu_per_sample(
         "cpu_us": (cpu_of_all() - cpu) / samples * 1e6,
         "wall_us": (time.perf_counter() - wall) / samples * 1e6,
     }
+
+
+def sources(*, corpus: str, histogram: str, task: str, share: float, batch_size: int, batches: int) -> dict[str, float]:
+    """A task's own windows at a share of a corpus: seconds to the first batch, CPU per sample after it.
+
+    With a share of 0 the corpus alone, by the same histogram.
+    """
+    from crisp_stream.loading.mixture_dataset import MixtureDataset
+
+    mixture = mixed_in(corpus, histogram, task, share) if share else mixture_of(corpus, histogram)
+    started = time.perf_counter()
+    data = {"corpus": corpus, "task": task} if share else corpus
+    batches_of = iter(MixtureDataset(data, mixture, batch_size=batch_size))
+    next(batches_of)
+    seconds = time.perf_counter() - started
+    for _ in range(WARM_UP_BATCHES):
+        next(batches_of)
+    cpu = cpu_of_all()
+    for _ in range(batches):
+        next(batches_of)
+    return {"seconds": seconds, "cpu_us": (cpu_of_all() - cpu) / (batches * batch_size) * 1e6}
 
 
 def first_batch(

@@ -17,7 +17,8 @@ from crisp_stream.errors import InputError
 if TYPE_CHECKING:
     from crisp_stream.forecast.result import Forecast, Loader
     from crisp_stream.format.dataset import Dataset
-    from crisp_stream.histograms.mixture import Mixture, Phase
+    from crisp_stream.histograms.mixture import Mixture
+    from crisp_stream.histograms.phase import Phase
 
 _TERMS = 5
 _OF_A_RECIPE = {
@@ -213,7 +214,7 @@ def _of_phases(arguments: argparse.Namespace, items: list[str]) -> _Run:
 
 def _drawn(name: str, dataset: Dataset) -> Phase:
     from crisp_stream.histograms.histogram import Histogram
-    from crisp_stream.histograms.mixture import Phase
+    from crisp_stream.histograms.phase import Phase
     from crisp_stream.histograms.window_selection import WindowSelection
 
     if name.endswith(SELECTION_SUFFIX):

@@ -32,8 +32,8 @@ from crisp_stream.forecast.result import (
     Serving,
 )
 from crisp_stream.forecast.selected import count_selected
+from crisp_stream.histograms.component import windows_per_node
 from crisp_stream.histograms.history import smoothing_of
-from crisp_stream.histograms.mixture import windows_per_node
 from crisp_stream.loading.stream import Stream
 from crisp_stream.order.blocks import BLOCK_SAMPLES
 
@@ -100,8 +100,8 @@ def forecast_serving(
         order: of the mixture and the seed; its caches are used.
         samples: samples over all ranks, at least 1.
     """
-    level = max([1, *(phase.histogram.level for phase in mixture.phases if phase.windows is None)])
-    counting = count if order.table is None else count_selected
+    level = max([1, *(each.histogram.level for each in mixture.components if each.windows is None)])
+    counting = count_selected if order.table.parts else count
     counts = counting(dataset, order, samples, draw=mixture.draw, level=level, top=top)
     return Serving(
         dataset=dataset.root,
@@ -177,18 +177,23 @@ def _stop(mixture: Mixture, samples: int | None, global_batch: int) -> int:
 def _phases(dataset: Dataset, mixture: Mixture, counts: Counts) -> tuple[PhaseForecast, ...]:
     phases = []
     for phase, counted in zip(mixture.phases, counts.phases, strict=False):  # the run may end before the last phases
-        windows = windows_per_node(phase.histogram, dataset)
+        present = [windows_per_node(each.histogram, dataset) > 0 for each in phase.components]
+        pairs = list(zip(phase.components, present, strict=True))
+        missing = (each.share * each.histogram.proportions.sum(where=~has_windows) for each, has_windows in pairs)
+        selected = [each.windows.num_selected for each in phase.components if each.windows is not None]
+        only = phase.components[0] if len(phase.components) == 1 else None
         phases.append(
             PhaseForecast(
-                level=phase.histogram.level,
+                components=len(phase.components),
+                level=max(each.histogram.level for each in phase.components),
                 samples=counted.samples,
-                clusters=int((windows > 0).sum()),
+                clusters=sum(int(has_windows.sum()) for has_windows in present),
                 leaves=counted.leaves,
                 windows=counted.windows,
-                missing_mass=float(phase.histogram.proportions.sum(where=windows == 0)),
-                selected=None if phase.windows is None else phase.windows.num_selected,
-                smoothing="none" if phase.windows is not None else smoothing_of(phase.histogram),
-                max_repeats=phase.max_repeats if phase.on_excess == "cap" else None,
+                missing_mass=float(sum(missing)),
+                selected=sum(selected) if len(selected) == len(phase.components) else None,
+                smoothing="none" if only is None or only.windows is not None else smoothing_of(only.histogram),
+                max_repeats=only.max_repeats if only is not None and only.on_excess == "cap" else None,
             )
         )
     return tuple(phases)
@@ -227,7 +232,7 @@ def _bins(counts: Counts, num_windows: int) -> tuple[OccurrenceBin, ...]:
 
 def _reads(plans: Plans, price: float, max_blocks: int) -> Reads:
     loader, sample_bytes = plans.loader, plans.dataset.manifest.sample_bytes
-    if plans.order.table is not None:
+    if plans.order.table.parts:
         reading = walk_all(plans)  # the runs of a selection lie as its windows do: only a walk finds them
         working_set = int(reading.windows_per_reader.max())
     else:

@@ -37,8 +37,10 @@ class PhaseForecast:
     """Windows in these leaves."""
     missing_mass: float
     """Share of the histogram on clusters without windows; redistributed."""
+    components: int = 1
+    """Components that it draws from; level, clusters and missing mass are of all of them."""
     selected: int | None = None
-    """Windows of its window selection; None: it has a histogram."""
+    """Windows of its window selections; None: a component draws from all windows."""
     smoothing: Smoothing = "none"
     """Whether its histogram is smoothed, or can be."""
     max_repeats: float | None = None
@@ -177,6 +179,8 @@ class Forecast(Serving):
 
 def _phase_text(phase: PhaseForecast) -> str:
     name = "base" if phase.level == 0 else f"level {phase.level}, {phase.clusters:,} clusters"
+    if phase.components > 1:
+        name = f"{phase.components} components"
     if phase.selected is not None:
         return f"{phase.samples:,} samples of a selection of {phase.selected:,} windows in {phase.leaves:,} leaves"
     return f"{phase.samples:,} samples of {name}: {phase.leaves:,} leaves, {phase.windows:,} windows"

@@ -37,7 +37,6 @@ _SLICE_WINDOWS = 1 << 22
 def count_selected(dataset: Dataset, order: SampleOrder, samples: int, *, draw: str, level: int, top: int) -> Counts:
     """Count as `counts.count` does, for an order with a table. The windows of a cluster are those within reach."""
     table = order.table
-    assert table is not None
     phases = phases_before(order, samples)
     counts = Counts(phases=[PhaseCounts(samples=served) for _, served in phases])
     strays = [Stray(served) for _, served in phases]
@@ -46,14 +45,18 @@ def count_selected(dataset: Dataset, order: SampleOrder, samples: int, *, draw: 
         rows_of_part = [leaves, *(_rows_in(table, part, leaves) for part in range(1, len(table.parts) + 1))]
         expected, variance = np.zeros(len(leaves)), np.zeros(len(leaves))
         for (plan, served), phase, stray in zip(phases, counts.phases, strays, strict=True):
-            rows = rows_of_part[plan.part]
-            shares, has_mass = shares_of(plan, rows)
-            at = table.leaf_rows(rows) - int(leaves[0])
-            expected[at] += served * shares
-            variance[at] += served * shares * (1 - shares)
-            phase.leaves += int(has_mass.sum())
-            phase.windows += int(table.windows_per_row[rows].sum(where=has_mass))
-            stray.add(shares[has_mass])
+            of_leaf, is_drawn = np.zeros(len(leaves)), np.zeros(len(leaves), bool)
+            for part in (0, *sorted(plan.parts)):
+                rows = rows_of_part[part]
+                shares, has_mass = shares_of(plan, rows)
+                at = table.leaf_rows(rows) - int(leaves[0])
+                of_leaf[at] += shares
+                is_drawn[at] |= has_mass
+                phase.windows += int(table.windows_per_row[rows].sum(where=has_mass))
+                stray.add(shares[has_mass])
+            expected += served * of_leaf
+            variance += served * of_leaf * (1 - of_leaf)
+            phase.leaves += int(is_drawn.sum())
         times, reachable = _times(dataset, order, [plan for plan, _ in phases], rows_of_part, samples)
         first = dataset.first_window_per_leaf[leaves] - int(dataset.first_window_per_leaf[leaves[0]])
         draws, within_reach = np.add.reduceat(times, first), np.add.reduceat(reachable.astype(np.int64), first)
@@ -98,12 +101,10 @@ def _times(
 ) -> tuple[Int64s, NDArray[np.bool_]]:
     """Count how often each window of some consecutive leaves is served, and whether some phase can reach it."""
     table, leaves = order.table, rows_of_part[0]
-    assert table is not None
     first = int(dataset.first_window_per_leaf[leaves[0]])
     stop = int(dataset.first_window_per_leaf[leaves[-1]] + dataset.windows_per_leaf[leaves[-1]])
     times, reachable = np.zeros(stop - first, np.int64), np.zeros(stop - first, bool)
-    for part in sorted({plan.part for plan in plans}):
-        rows = rows_of_part[part]
+    for rows in rows_of_part:
         if not len(rows):
             continue
         windows = table.windows_per_row[rows]
@@ -113,8 +114,8 @@ def _times(
         served = np.repeat(each, windows) + (turn < np.repeat(more, windows))
         reached = np.zeros(len(rows), bool)
         for plan in plans:
-            reached |= (plan.part == part) & plan.shares().entries_of(rows)[1]
-        at = table.window_ids(int(table.first_per_row[rows[0]]) + np.arange(len(place))) - first
+            reached |= plan.shares().entries_of(rows)[1]
+        at = table.window_numbers(int(table.first_per_row[rows[0]]) + np.arange(len(place))) - first
         times[at] += served
         reachable[at] |= np.repeat(reached, windows)
     return times, reachable

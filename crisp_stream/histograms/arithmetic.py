@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from crisp_stream import digits
 from crisp_stream.errors import InputError
 from crisp_stream.histograms.chance import Chance, by_chance, distance_by_chance
+from crisp_stream.histograms.component import check_tree, windows_per_node
 from crisp_stream.histograms.histogram import Histogram
-from crisp_stream.histograms.mixture import check_tree, windows_per_node
 
 if TYPE_CHECKING:
     from crisp_stream.format.dataset import Dataset

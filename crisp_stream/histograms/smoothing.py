@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError
 from crisp_stream.histograms.arithmetic import generalist_histogram
+from crisp_stream.histograms.component import check_tree
 from crisp_stream.histograms.histogram import Histogram
-from crisp_stream.histograms.mixture import check_tree
 
 if TYPE_CHECKING:
     from crisp_stream.format.dataset import Dataset

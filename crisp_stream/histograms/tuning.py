@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError
+from crisp_stream.histograms.component import check_tree
 from crisp_stream.histograms.histogram import ALIKE_KEY, Histogram
-from crisp_stream.histograms.mixture import check_tree
 from crisp_stream.histograms.smoothing import levels_of, smooth
 
 if TYPE_CHECKING:

@@ -200,6 +200,11 @@ class WindowSelection:
             return selection
 
 
+def is_of_selection(histogram: Histogram, selection: WindowSelection) -> bool:
+    """Whether a histogram was made by `selection.histogram`: drawn by it, all selected windows have equal shares."""
+    return histogram.counts is not None and histogram.provenance.get("windows") == selection.fingerprint
+
+
 def _packed(chosen: NDArray[np.bool_]) -> Words:
     packed = np.zeros(num_words(len(chosen)) * 8, np.uint8)
     bits = np.packbits(chosen, bitorder="little")

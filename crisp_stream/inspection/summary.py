@@ -16,8 +16,8 @@ from crisp_stream.format.dataset import Dataset
 from crisp_stream.format.manifest import EncoderRecord
 from crisp_stream.format.provenance import WindowSource, document_spans, has_provenance
 from crisp_stream.histograms.arithmetic import chance_of, effective_clusters, generalist_histogram, total_variation
+from crisp_stream.histograms.component import check_tree, windows_per_node
 from crisp_stream.histograms.histogram import Histogram
-from crisp_stream.histograms.mixture import check_tree, windows_per_node
 from crisp_stream.histograms.unlike import UNKNOWN_WORDS_KEY, unknown_words_of, unlike_warnings
 from crisp_stream.inspection.plain import facts_text
 from crisp_stream.inspection.terms import node_terms, purity_note, terms_are_known

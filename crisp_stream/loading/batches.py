@@ -9,7 +9,7 @@ are, through mapped slots (slots.py), become tensors where they arrive.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,35 +24,52 @@ if TYPE_CHECKING:
 
 IGNORED_LABEL = -100
 KEYS = ("input_ids", "labels", "cluster", "window")
+SOURCE = "source"
+"""Further key of the batches of several sources."""
+
+
+class BatchLayout(NamedTuple):
+    """What the batches of a stream need beside samples and window numbers."""
+
+    masked_after: int | None = None
+    """Labels after the first token of this id are ignored (document packing); None: none are."""
+    first_windows: NDArray[np.int64] | None = None
+    """[num_sources + 1], the number of each source's first window; None: one source, of which batches say nothing."""
 
 
 class Batch(dict[str, torch.Tensor]):
-    """A batch of a MixtureDataset: input_ids and labels [batch, window_tokens], cluster and window [batch]."""
+    """A batch of a MixtureDataset: input_ids and labels [batch, window_tokens], cluster and window [batch]; of several
+    sources also source [batch], the index of each sample's source, which cluster and window refer to."""
 
 
-def tensors(window_ids: Int64s, samples: NDArray[Any], masked_after: int | None) -> Batch:
-    """Make input_ids and labels [batch, window_tokens], cluster and window [batch], all int64.
+def tensors(numbers: Int64s, samples: NDArray[Any], layout: BatchLayout) -> Batch:
+    """Make the tensors of a batch, all int64.
 
     Args:
-        window_ids: [batch].
+        numbers: [batch], window numbers.
         samples: [batch] of `mds.sample_dtype`, verified.
-        masked_after: labels after the first token of this id are ignored (document packing); None: none are.
+        layout: of the stream.
     """
     tokens = samples["tokens"]
     input_ids = np.empty(tokens.shape, np.int64)
     input_ids[:] = tokens
     labels = input_ids.copy()
-    if masked_after is not None:
-        is_end = tokens == masked_after
+    if layout.masked_after is not None:
+        is_end = tokens == layout.masked_after
         labels[np.cumsum(is_end, axis=1) - is_end > 0] = IGNORED_LABEL
-    return Batch(
+    batch = Batch(
         {
             "input_ids": torch.from_numpy(input_ids),
             "labels": torch.from_numpy(labels),
             "cluster": torch.from_numpy(samples["cluster"].astype(np.int64)),
-            "window": torch.from_numpy(window_ids.copy()),
+            "window": torch.from_numpy(numbers.copy()),
         }
     )
+    if layout.first_windows is not None:
+        source = np.searchsorted(layout.first_windows, numbers, side="right") - 1
+        batch[SOURCE] = torch.from_numpy(source)
+        batch["window"] = torch.from_numpy(numbers - layout.first_windows[source])
+    return batch
 
 
 class PackedBatch:
@@ -63,35 +80,35 @@ class PackedBatch:
 
     def __init__(
         self,
-        window_ids: Int64s,
+        numbers: Int64s,
         samples: NDArray[Any],
-        masked_after: int | None,
+        layout: BatchLayout,
         slots: Slots | None = None,
         group: int | None = None,
     ) -> None:
-        self._window_ids, self._samples, self._masked_after = window_ids, samples, masked_after
+        self._numbers, self._samples, self._layout = numbers, samples, layout
         self._slots, self._group = slots, group
 
     def keys(self) -> Iterable[str]:
         """Keys of the dict that `tensors` makes."""
-        return KEYS
+        return KEYS if self._layout.first_windows is None else (*KEYS, SOURCE)
 
     def __getitem__(self, key: str) -> torch.Tensor:
-        return tensors(self._window_ids, self._samples, self._masked_after)[key]
+        return tensors(self._numbers, self._samples, self._layout)[key]
 
     def __reduce__(self) -> tuple[Any, ...]:
         place = None
         if self._slots is not None and self._group is not None:
             place = self._slots.put(self._group, self._samples)
         content = self._samples.tobytes() if place is None else place
-        return (_unpack, (self._window_ids, content, self._samples.dtype, self._masked_after))
+        return (_unpack, (self._numbers, content, self._samples.dtype, self._layout))
 
 
-def _unpack(window_ids: Int64s, content: bytes | Place, dtype: np.dtype[Any], masked_after: int | None) -> Batch:
+def _unpack(numbers: Int64s, content: bytes | Place, dtype: np.dtype[Any], layout: BatchLayout) -> Batch:
     if isinstance(content, bytes):
-        return tensors(window_ids, np.frombuffer(content, dtype), masked_after)
+        return tensors(numbers, np.frombuffer(content, dtype), layout)
     placed, mark = taken(content)
-    unpacked = tensors(window_ids, placed.view(dtype), masked_after)
+    unpacked = tensors(numbers, placed.view(dtype), layout)
     mark[:] = 0
     return unpacked
 

@@ -14,11 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crisp_stream.errors import ResumeError
-from crisp_stream.histograms.mixture import Mixture, Phase
+from crisp_stream.format.sources import Sources
+from crisp_stream.histograms.component import Component
+from crisp_stream.histograms.mixture import Mixture, Part
+from crisp_stream.histograms.phase import Phase
+from crisp_stream.histograms.window_selection import is_of_selection
 from crisp_stream.loading.stream import pack_histogram, unpack_histogram
 
 if TYPE_CHECKING:
     from crisp_stream.format.dataset import Dataset
+    from crisp_stream.histograms.mixture import Data
     from crisp_stream.histograms.window_selection import WindowSelection
 
 
@@ -28,30 +33,28 @@ _FINGERPRINT = "sha256:"
 
 
 class PhaseRecords:
-    """The phases of one mixture over one dataset, as a state keeps them."""
+    """The phases of one mixture over its sources, as a state keeps them."""
 
-    def __init__(self, mixture: Mixture, dataset: Dataset) -> None:
-        self._mixture, self._dataset = mixture, dataset
-        self._encoded: dict[int, str] = {}
+    def __init__(self, mixture: Mixture, sources: Sources) -> None:
+        self._mixture, self._sources = mixture, sources
+        self._encoded: dict[tuple[int, bool], list[dict[str, Any]]] = {}
 
     def before(self, position: int) -> list[dict[str, Any]]:
         """Describe the phases begun before a position of the first pass, in values that JSON can hold.
 
-        Each has `first_sample`; `histogram`, of all but the last few only the fingerprint; `draw`; and `windows`, the
-        fingerprint of a window selection, where there is one.
+        Each has `first_sample`, `draw` and `components`. A component has `share`; `source`, the fingerprint of its
+        dataset; `histogram`, of all but the last few phases only the fingerprint; and `windows`, the fingerprint of a
+        window selection, where there is one.
         """
         ends = np.cumsum([phase.samples or position for phase in self._mixture.phases])
         begun = self._mixture.phases[: int(np.searchsorted(ends, position)) + 1] if position else ()
-        nodes_to_the_last = np.cumsum([len(phase.histogram.nodes) for phase in begun][::-1])[::-1]
+        nodes = [sum(len(each.histogram.nodes) for each in phase.components) for phase in begun]
+        nodes_to_the_last = np.cumsum(nodes[::-1])[::-1]
         records, first_sample = [], 0
         for index, phase in enumerate(begun):
-            record = {"first_sample": first_sample, "histogram": "", "draw": self._mixture.draw}
-            if phase.windows is not None:
-                record["windows"] = phase.windows.fingerprint
-            else:
-                whole = index == len(begun) - 1 or nodes_to_the_last[index] <= _KEPT_NODES
-                record["histogram"] = self._histogram(index, whole=whole)
-            records.append(record)
+            whole = index == len(begun) - 1 or bool(nodes_to_the_last[index] <= _KEPT_NODES)
+            components = self._components(index, whole=whole)
+            records.append({"first_sample": first_sample, "draw": self._mixture.draw, "components": components})
             first_sample += phase.samples or position
         return records
 
@@ -67,50 +70,53 @@ class PhaseRecords:
                 f"{len(current)} in this mixture. {_REMEDY}"
             )
 
-    def _histogram(self, index: int, *, whole: bool) -> str:
-        """Text of a phase's histogram, or its fingerprint alone."""
-        text = self._encoded.get(index)
-        if text is None or text.startswith(_FINGERPRINT) is whole:
-            histogram = self._mixture.histogram_of_phase(index, self._dataset)
-            text = self._encoded[index] = pack_histogram(histogram) if whole else _FINGERPRINT + histogram.fingerprint
-        return text
+    def _components(self, index: int, *, whole: bool) -> list[dict[str, Any]]:
+        """Components of a phase; with texts of their histograms, or with fingerprints alone."""
+        if (index, whole) not in self._encoded:
+            self._encoded.pop((index, not whole), None)
+            self._encoded[index, whole] = [
+                {
+                    "share": part.share,
+                    "source": self._sources.datasets[part.source].manifest.fingerprint,
+                    **self._drawn(part, whole=whole),
+                }
+                for part in self._mixture.parts_of_phase(index, self._sources)
+            ]
+        return self._encoded[index, whole]
+
+    @staticmethod
+    def _drawn(part: Part, *, whole: bool) -> dict[str, Any]:
+        windows = part.component.windows
+        if windows is not None and is_of_selection(part.histogram, windows):
+            return {"histogram": "", "windows": windows.fingerprint}
+        text = pack_histogram(part.histogram) if whole else _FINGERPRINT + part.histogram.fingerprint
+        return {"histogram": text} if windows is None else {"histogram": text, "windows": windows.fingerprint}
 
 
 def phases_of_state(
-    state: dict[str, Any], dataset: Dataset, *, until: int, selections: Sequence[WindowSelection] = ()
+    state: dict[str, Any], data: Data, *, until: int, selections: Sequence[WindowSelection] = ()
 ) -> list[Phase]:
     """Make the phases that a state was served by, the last one ended at a sample.
 
     Args:
         state: from `MixtureDataset.state_dict(num_samples)`.
-        dataset: the one it belongs to.
+        data: the sources it belongs to, perhaps with others.
         until: position at which the last of them ends, at most the state's.
         selections: those that phases were drawn from: a state holds just their fingerprints.
 
     Raises:
-        ResumeError: the state does not say, is damaged, or was drawn from other selections.
+        ResumeError: the state does not say, is damaged, or was drawn from other selections or sources.
     """
+    sources = Sources.of(data)
     by_fingerprint = {selection.fingerprint: selection for selection in selections}
     records = [record for record in _saved_phases(state) if record["first_sample"] < until]
     phases = []
     for number, record in enumerate(records, 1):
-        selection = _selection_of(record, by_fingerprint, number)
         end = until if number == len(records) else records[number]["first_sample"]
-        samples = end - record["first_sample"]
-        if selection is not None:
-            phases.append(Phase.of_windows(selection, dataset, samples))
-            continue
-        if str(record["histogram"]).startswith(_FINGERPRINT):
-            raise ResumeError(
-                f"cannot continue: a state holds the histograms of the last phases alone, and phase {number} is before "
-                "them. Name each phase with its own file (histogram: FILE, with until)."
-            )
-        try:
-            histogram = unpack_histogram(record["histogram"], dataset)
-        except (TypeError, ValueError) as error:
-            raise ResumeError(f"the saved phase {number} is damaged ({error}). Use another checkpoint.") from error
-        phases.append(Phase(histogram, samples))
-    for unused in by_fingerprint.keys() - {record.get("windows") for record in records}:
+        components = [_component(saved, sources, by_fingerprint, number) for saved in record["components"]]
+        phases.append(Phase(components, end - record["first_sample"]))
+    used = {saved.get("windows") for record in records for saved in record["components"]}
+    for unused in by_fingerprint.keys() - used:
         raise ResumeError(
             f"cannot continue: no phase up to sample {until:,} was drawn from the window selection {unused[:12]}. "
             "Leave it out, or use another checkpoint."
@@ -118,23 +124,52 @@ def phases_of_state(
     return phases
 
 
+def _component(
+    saved: dict[str, Any], sources: Sources, selections: Mapping[str, WindowSelection], number: int
+) -> Component:
+    """A component of the phase with this number. Raises ResumeError as `phases_of_state`."""
+    selection = _selection_of(saved, selections, number)
+    fingerprints = [dataset.manifest.fingerprint for dataset in sources.datasets]
+    if saved["source"] not in fingerprints:
+        raise ResumeError(
+            f"cannot continue: phase {number} was drawn from dataset {saved['source'][:12]}, which is not among the "
+            "sources. Name it."
+        )
+    at = fingerprints.index(saved["source"])
+    dataset, text = sources.datasets[at], str(saved["histogram"])
+    if text.startswith(_FINGERPRINT):
+        raise ResumeError(
+            f"cannot continue: a state holds the histograms of the last phases alone, and phase {number} is before "
+            "them. Name each phase with its own file (histogram: FILE, with until)."
+        )
+    try:
+        if not text and selection is not None:
+            histogram = selection.histogram(dataset)
+        else:
+            histogram = unpack_histogram(text, dataset)
+        return Component(histogram, share=saved["share"], source=sources.names[at], windows=selection)
+    except (TypeError, ValueError) as error:
+        raise ResumeError(f"the saved phase {number} is damaged ({error}). Use another checkpoint.") from error
+
+
 def _selection_of(
-    record: dict[str, Any], selections: Mapping[str, WindowSelection], number: int
+    saved: dict[str, Any], selections: Mapping[str, WindowSelection], number: int
 ) -> WindowSelection | None:
-    """The selection that a saved phase was drawn from; None: from all windows.
+    """The selection that a saved component was drawn from; None: from all windows.
 
     Raises:
         ResumeError: it is not among `selections`, which are by fingerprint.
     """
-    windows = record.get("windows")
+    windows = saved.get("windows")
     if windows is None:
         return None
     if windows not in selections:
         named = f"; named: {', '.join(other[:12] for other in selections)}" if selections else ""
         raise ResumeError(
-            f"cannot continue: phase {number} was drawn from {_selection(record)}, of which a checkpoint holds no more "
-            f"than that{named}. Name its file: in a recipe mixture.phases.0.windows=FILE beside histogram: checkpoint. "
-            "Where there are several, name each phase with its own (windows: FILE, with until)."
+            f"cannot continue: phase {number} was drawn from the window selection {windows[:12]}, of which a "
+            f"checkpoint holds no more than that{named}. Name its file: in a recipe mixture.phases.0.windows=FILE "
+            "beside histogram: checkpoint. Where there are several, name each phase with its own (windows: FILE, with "
+            "until)."
         )
     return selections[windows]
 
@@ -149,28 +184,57 @@ def check_state(state: dict[str, Any]) -> None:
         )
 
 
-def check_identity(state: dict[str, Any], identity: dict[str, Any], dataset: Dataset) -> None:
-    """Refuse the state of another dataset, mixture, seed, …
+def check_identity(state: dict[str, Any], identity: dict[str, Any], sources: Sources) -> None:
+    """Refuse the state of other sources, of another mixture, seed, …
 
     Args:
         state: the saved state.
         identity: the entries that must be equal in it (None: not there).
-        dataset: the one that is to go on.
+        sources: those that are to go on.
 
     Raises:
         ResumeError: names each part that differs, and what to do.
     """
-    changed = [(key, state.get(key), now) for key, now in identity.items() if state.get(key) != now]
-    if changed:
-        parts = "; ".join(f"{key} was {str(then)[:12]}, is {str(now)[:12]}" for key, then, now in changed)
-        raise ResumeError(
-            f"cannot resume: {parts}. {_remedy(state.get('dataset'), dataset)}, "
-            "or start a new run from its weights (load_weights_only)."
-        )
+    saved, current = _fingerprints(state), _fingerprints(identity)
+    names = saved if list(saved) == list(current) else {**saved, **current}
+    changed = [(_named(name), saved.get(name), current.get(name)) for name in names]
+    changed += [(key, state.get(key), now) for key, now in identity.items() if key not in _SOURCES]
+    _refuse([each for each in changed if each[1] != each[2]], saved, sources)
 
 
-def _remedy(trained_on: Any, dataset: Dataset) -> str:
-    return grown_remedy(trained_on, dataset) or "Resume with what the checkpoint was trained with"
+def check_begun(state: dict[str, Any], identity: dict[str, Any], sources: Sources) -> None:
+    """Refuse a state that another mixture cannot go on from: its sources must be the first of these, in their order.
+
+    Arguments and errors as of `check_identity`.
+    """
+    saved = _fingerprints(state)
+    current = [dataset.manifest.fingerprint for dataset in sources.datasets]
+    found = [*current, *[None] * len(saved)]
+    changed = [(_named(name), then, now) for (name, then), now in zip(saved.items(), found, strict=False)]
+    changed += [(key, state.get(key), identity.get(key)) for key in ("order_version", "seed")]
+    _refuse([each for each in changed if each[1] != each[2]], saved, sources)
+
+
+_SOURCES = ("dataset", "sources")
+
+
+def _fingerprints(identity: dict[str, Any]) -> dict[str, Any]:
+    """Fingerprints of datasets by the names of the sources, from what a state says of them."""
+    saved = identity.get("sources")
+    return dict(saved) if isinstance(saved, dict) else {"": identity.get("dataset")}
+
+
+def _named(source: str) -> str:
+    return f"source {source}" if source else "dataset"
+
+
+def _refuse(changed: Sequence[tuple[str, Any, Any]], saved: dict[str, Any], sources: Sources) -> None:
+    if not changed:
+        return
+    parts = "; ".join(f"{key} was {str(then)[:12]}, is {str(now)[:12]}" for key, then, now in changed)
+    grown = [grown_remedy(then, dataset) for then, dataset in zip(saved.values(), sources.datasets, strict=False)]
+    remedy = next((each for each in grown if each), "Resume with what the checkpoint was trained with")
+    raise ResumeError(f"cannot resume: {parts}. {remedy}, or start a new run from its weights (load_weights_only).")
 
 
 def grown_remedy(trained_on: Any, dataset: Dataset) -> str | None:
@@ -189,7 +253,7 @@ _REMEDY = "Up to the checkpoint the phases must be those it was trained with (in
 
 def _saved_phases(state: dict[str, Any]) -> Sequence[dict[str, Any]]:
     saved = state.get("phases")
-    if not isinstance(saved, list):
+    if not isinstance(saved, list) or any("components" not in record for record in saved):
         raise ResumeError(
             "cannot continue with another mixture: the state does not say by which phases it was served (its mixture "
             "was changed while running, or passed over more than once, or the state is older than this). "
@@ -202,13 +266,22 @@ def _difference(then: dict[str, Any], now: dict[str, Any]) -> str:
     """The first thing in which two phases differ, as the end of a sentence about the phase."""
     if then["first_sample"] != now["first_sample"]:
         return f"began at sample {then['first_sample']:,}, now {now['first_sample']:,}"
-    if then.get("windows") != now.get("windows"):
-        return f"was drawn from {_selection(then)}, now from {_selection(now)}"
-    if then["histogram"] != now["histogram"]:
-        return "was drawn by another histogram"
+    before, after = then["components"], now["components"]
+    if len(before) != len(after):
+        return f"had {len(before)} components, now {len(after)}"
+    for number, (old, new) in enumerate(zip(before, after, strict=True), 1):
+        of = f" in component {number}" if len(before) > 1 else ""
+        if old["source"] != new["source"]:
+            return f"was drawn from dataset {old['source'][:12]}{of}, now from {new['source'][:12]}"
+        if old.get("windows") != new.get("windows"):
+            return f"was drawn from {_selection(old)}{of}, now from {_selection(new)}"
+        if old["histogram"] != new["histogram"]:
+            return f"was drawn by another histogram{of}"
+        if old["share"] != new["share"]:
+            return f"had a share of {old['share']:g}{of}, now {new['share']:g}"
     return f"had {then['draw']} draws, now {now['draw']}"
 
 
-def _selection(record: dict[str, Any]) -> str:
-    windows = record.get("windows")
+def _selection(saved: dict[str, Any]) -> str:
+    windows = saved.get("windows")
     return "all windows" if windows is None else f"the window selection {windows[:12]}"

@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from crisp_stream.errors import InputError, import_extra
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.format.mds import SHARD_HASH, ShardRow, index_bytes
+from crisp_stream.histograms.component import check_tree, report_missing, windows_per_node
 from crisp_stream.histograms.histogram import Histogram
-from crisp_stream.histograms.mixture import Mixture, check_tree, report_missing, windows_per_node
+from crisp_stream.histograms.mixture import Mixture
 from crisp_stream.storage.store import cache_folder, local_path
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ of the order; ranks share nothing but the cache folder.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,13 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from crisp_stream.errors import InputError, ResumeError
 from crisp_stream.format.dataset import Dataset, open_dataset
+from crisp_stream.format.sources import Sources
+from crisp_stream.histograms.component import Component
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.histograms.mixture import Mixture
-from crisp_stream.loading.batches import Batch, PackedBatch, tensors
-from crisp_stream.loading.continuation import PhaseRecords, check_identity, check_state
+from crisp_stream.histograms.phase import Phase
+from crisp_stream.loading.batches import Batch, BatchLayout, PackedBatch, tensors
+from crisp_stream.loading.continuation import PhaseRecords, check_begun, check_identity, check_state
 from crisp_stream.loading.control import MAX_WORKERS, Control
 from crisp_stream.loading.loader import MixtureLoader
 from crisp_stream.loading.place import Place
@@ -50,7 +53,7 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
 
     def __init__(
         self,
-        data: Dataset | str | Path,
+        data: Dataset | str | Path | Mapping[str, Dataset | str | Path],
         mixture: Mixture | Histogram,
         *,
         batch_size: int,
@@ -63,7 +66,8 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
     ) -> None:
         """Args:
             data: an opened dataset, or the root of one: a local folder (read in place) or s3://, gs://, az://, https://
-                prefix, of which the newest generation is opened.
+                prefix, of which the newest generation is opened. Or several sources by name, each an opened dataset or
+                a root; their batches say the source of every sample.
             mixture: proportions and phases; a histogram alone is one open-ended phase.
             batch_size: samples per batch of this rank; the global batch is that times the groups of ranks.
             seed: of the sample order.
@@ -86,9 +90,9 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
         if same_pass and mixture.num_samples is None:
             raise InputError("same_pass needs a mixture with an end: give its last phase a number of samples.")
         self._reading = ReadOptions() if reading is None else reading
-        if not isinstance(data, Dataset) and not str(data):
-            raise InputError("MixtureDataset needs a dataset or the root of one, got an empty path.")
-        self.dataset = data if isinstance(data, Dataset) else open_dataset(data, timeout=self._reading.timeout)
+        self.sources = _sources_of(data, self._reading.timeout)
+        self.dataset = self.sources.first
+        """The dataset, or the first of several sources."""
         self.mixture, self.batch_size, self.seed, self._same_pass = mixture, batch_size, seed, same_pass
         self.topology = Topology.current(replication=whole_number(replication, "replication", least=1))
         self._sizes = BatchSizes(
@@ -99,14 +103,14 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
                 f"a mixture of {mixture.num_samples:,} samples does not fill one global batch of "
                 f"{self._sizes.of_all:,}. Give its last phase more samples, or choose a smaller batch."
             )
-        self._stream = Stream(self.dataset, mixture, seed=seed)
+        self._stream = Stream(self.sources, mixture, seed=seed)
         self._identity = {
             "order_version": ORDER_VERSION,
             "seed": seed,
-            "dataset": self.dataset.manifest.fingerprint,
+            **self.sources.identity(),
             "mixture": mixture.fingerprint,
         }
-        self._phase_records = PhaseRecords(mixture, self.dataset)
+        self._phase_records = PhaseRecords(mixture, self.sources)
         self._control = Control()
         self._iteration = self._control.iteration
         """Number of the iteration that was begun last, in a worker of that which it was started for."""
@@ -159,16 +163,18 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
         """Return the sample order from position 0; one pass of it, where the mixture has an end."""
         return self._stream.copied_order() if self._stream.changed else self._stream.fresh_order()
 
-    def window(self, window_id: int) -> Batch:
-        """Read one window of the dataset: a batch of one, as an iteration would yield it.
+    def window(self, window_id: int, source: str = "") -> Batch:
+        """Read one window of the dataset, or of one of several sources: a batch of one, as an iteration would yield it.
 
         Raises:
-            InputError: there is no such window.
+            InputError: there is no such window, or source.
             CorruptDataError, StorageError: it cannot be read.
         """
-        number = whole_number(window_id, "window", least=0, most=self.dataset.manifest.num_windows - 1)
+        at = self.sources.index(source, what="window")
+        dataset = self.sources.datasets[at]
+        number = whole_number(window_id, "window", least=0, most=dataset.manifest.num_windows - 1)
         ids = torch.tensor([number]).numpy()
-        return tensors(ids, read_windows(self.dataset, ids), self._masked_after)
+        return tensors(ids + self.sources.first_windows[at], read_windows(dataset, ids), self._layout)
 
     @property
     def global_batch_size(self) -> int:
@@ -198,10 +204,14 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
         phases = f"{len(self.mixture.phases)} phase{'s' * (len(self.mixture.phases) > 1)}"
         end = self._stream.pass_samples
         return (
-            f"MixtureDataset({self.dataset.root!r}, {phases}, {'no end' if end is None else f'{end:,} samples'}, "
+            f"MixtureDataset({self._named!r}, {phases}, {'no end' if end is None else f'{end:,} samples'}, "
             f"batches of {self.batch_size} x {self._sizes.num_replicas}, seed {self.seed}, "
             f"at sample {self._place.position:,})"
         )
+
+    @property
+    def _named(self) -> str | dict[str, str]:
+        return {name: each.root for name, each in self.sources} if self.sources.is_named else self.dataset.root
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
@@ -218,9 +228,12 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
             self._slots = made_slots(self.batch_size * self.dataset.manifest.sample_bytes)
 
     @property
-    def _masked_after(self) -> int | None:
+    def _layout(self) -> BatchLayout:
         manifest = self.dataset.manifest
-        return manifest.tokenizer.eot_id if manifest.packing == "document" else None
+        return BatchLayout(
+            masked_after=manifest.tokenizer.eot_id if manifest.packing == "document" else None,
+            first_windows=self.sources.first_windows if self.sources.is_named else None,
+        )
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         worker = get_worker_info()
@@ -264,10 +277,10 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
     def _batches(self, start: int) -> Iterator[dict[str, torch.Tensor]]:
         serving = self._serving(start, None, 1)
         serving.report_tail(start)
-        with serving.reader:
-            for position, window_ids, samples in serving:
+        with serving.readers:
+            for position, numbers, samples in serving:
                 self._count_reads(serving, 0)
-                batch = tensors(window_ids, samples, self._masked_after)
+                batch = tensors(numbers, samples, self._layout)
                 self.delivered(position)
                 yield batch
 
@@ -289,18 +302,18 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
         if worker == 0:
             serving.report_tail(start)
         self._worker_place = start + worker * self.global_batch_size
-        with serving.reader:
-            for position, window_ids, samples in serving:
+        with serving.readers:
+            for position, numbers, samples in serving:
                 self._count_reads(serving, worker)
                 self._worker_place = position + num_workers * self.global_batch_size
                 # It arrives as a Batch.
-                yield PackedBatch(window_ids, samples, self._masked_after, self._slots, group)  # pyright: ignore[reportReturnType]
+                yield PackedBatch(numbers, samples, self._layout, self._slots, group)  # pyright: ignore[reportReturnType]
                 self._stream.forget_before(position)
         self._worker_place = None
 
     def _serving(self, start: int, worker: int | None, num_workers: int) -> Serving:
         return Serving(
-            self.dataset,
+            self.sources,
             self._stream,
             self._control,
             sizes=self._sizes,
@@ -313,10 +326,12 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
         )
 
     def _count_reads(self, serving: Serving, worker: int) -> None:
-        self._control.count(worker, *serving.reader.take_counts())
+        self._control.count(worker, *serving.readers.take_counts())
 
-    def set_proportions(self, histogram: Histogram, at_sample: int | None = None) -> int:
-        """Follow another histogram from a future sample on, while training runs. Every rank must make the same call.
+    def set_proportions(
+        self, components: Histogram | Component | Sequence[Component], at_sample: int | None = None
+    ) -> int:
+        """Follow other proportions from a future sample on, while training runs. Every rank must make the same call.
 
         Workers have planned ahead (`lookahead`, and what DataLoader prefetches), so the change can stand no earlier
         than the first global batch that no worker of any rank has planned. It lasts to the end of its pass or to the
@@ -324,22 +339,24 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
         resume. It has no `max_repeats`.
 
         Args:
-            histogram: of the dataset's tree.
+            components: a histogram of the dataset's tree, or components of the sources. They may draw from the window
+                selections that the mixture has.
             at_sample: position over all ranks and passes; the earliest possible when None.
 
         Returns:
-            The position from which the histogram is followed.
+            The position from which they are followed.
 
         Raises:
-            InputError: the histogram does not fit, the position is planned already, or ranks do not agree.
+            InputError: they do not fit, the position is planned already, or ranks do not agree.
         """
-        self._stream.check(histogram)
+        changed = Phase(components).components
+        self._stream.check(changed)
         at_sample = None if at_sample is None else whole_number(at_sample, "at_sample", least=0)
         record = None
         first, planned = self._control.hold()
         try:
             ahead = -(-(planned - first) // self.global_batch_size) * self.global_batch_size
-            planned = agreed(first + ahead, histogram, at_sample)
+            planned = agreed(first + ahead, changed, at_sample)
             end = self._stream.end_of_pass(first)
             if end is not None and first < planned and not self._sizes.at(planned, end):
                 planned = max(planned, end)  # what is left of the pass is not served
@@ -350,8 +367,8 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
                     f"at_sample {at:,} is planned already; the mixture can be changed from sample {earliest:,} on. "
                     "Ask earlier, or lower lookahead."
                 )
-            self._stream.change(at, histogram)
-            record = change_record(at, histogram)
+            self._stream.change(at, changed)
+            record = change_record(at, changed)
         finally:
             self._control.release(record)
         return at
@@ -409,7 +426,7 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
         Raises:
             ResumeError: they are not the same, or the state does not say.
         """
-        check_identity(obj, {key: value for key, value in self._identity.items() if key != "mixture"}, self.dataset)
+        check_begun(obj, self._identity, self.sources)
         self._phase_records.check_continue(obj)
         number, rest = divmod(obj["samples"], self._stream.pass_samples or (obj["samples"] + 1))
         return {**obj, "pass": number, "position": rest, **self._identity}
@@ -430,7 +447,7 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
             expected["global_batch_size"] = self.global_batch_size
         for key in ("worker", "num_workers"):
             expected.setdefault(key, None)
-        check_identity(obj, {**self._identity, **expected}, self.dataset)
+        check_identity(obj, {**self._identity, **expected}, self.sources)
         whole = self._stream.pass_samples or 0
         place = divmod(obj["samples"], whole) if whole else (0, obj["samples"])
         if place != (obj["pass"], obj["position"]) or obj["pass"] > _MOST_PASSES:
@@ -456,6 +473,19 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
     def _stand_at(self, position: int) -> None:
         self._place.stand_at(position)
         self._iteration = self._control.begin(position)
+
+
+def _sources_of(data: Any, timeout: float) -> Sources:
+    """Open what is given as roots. Raises InputError, FormatError, StorageError."""
+
+    def opened(one: Any) -> Dataset:
+        if not isinstance(one, Dataset) and not str(one):
+            raise InputError("MixtureDataset needs a dataset or the root of one, got an empty path.")
+        return one if isinstance(one, Dataset) else open_dataset(one, timeout=timeout)
+
+    if isinstance(data, Mapping):
+        return Sources({name: opened(one) for name, one in data.items()})
+    return Sources(opened(data))
 
 
 def _mixture_of(mixture: Any) -> Mixture:

@@ -115,16 +115,15 @@ class WindowReader:
         reading = ReadOptions() if reading is None else reading
         self.dataset = dataset
         self._taken = (0, 0)
-        self._dtype = sample_dtype(dataset.manifest.window_tokens, dataset.manifest.token_dtype)
+        self.dtype = sample_dtype(dataset.manifest.window_tokens, dataset.manifest.token_dtype)
+        """Of the samples."""
         self._leaves = dataset.leaves if runs is None else runs.leaves
         self._source: _LocalShards | _FetchedRuns
         if dataset.store.is_local:
             self._source = _LocalShards(dataset)
         else:
             folder = cache_folder() if reading.local is None else Path(reading.local)
-            cache = RunCache(
-                folder / dataset.manifest.fingerprint[:16] / "runs", reading.cache_limit_bytes, self._dtype
-            )
+            cache = RunCache(folder / dataset.manifest.fingerprint[:16] / "runs", reading.cache_limit_bytes, self.dtype)
             self._source = _FetchedRuns(dataset, cache, runs or RunPlan(dataset), reading.timeout)
 
     def prefetch(self, window_ids: Int64s, rows: Int64s | None = None) -> Ticket:
@@ -138,7 +137,7 @@ class WindowReader:
         Returns:
             A ticket to read them with.
         """
-        ticket = self._ticket(window_ids, rows)
+        ticket = self.ticket(window_ids, rows)
         self._source.prefetch(ticket)
         return ticket
 
@@ -149,11 +148,11 @@ class WindowReader:
             CorruptDataError: a window does not match the checksum or the cluster of its place.
             StorageError: the storage refused, failed or stalled.
         """
-        return self.read_ticket(self._ticket(window_ids, rows))
+        return self.read_ticket(self.ticket(window_ids, rows))
 
     def read_ticket(self, ticket: Ticket) -> NDArray[Any]:
         """Read windows whose fetching has begun. Returns and raises as `read`."""
-        samples = np.empty(len(ticket.window_ids), self._dtype)
+        samples = np.empty(len(ticket.window_ids), self.dtype)
         expected = Expected.of(self.dataset, ticket.window_ids, self._leaves[ticket.rows])
         self._source.fill(ticket, expected, samples)
         wrong = expected.wrong(samples)
@@ -161,7 +160,8 @@ class WindowReader:
             self._source.mend(ticket, expected, samples, wrong)
         return samples
 
-    def _ticket(self, window_ids: Int64s, rows: Int64s | None) -> Ticket:
+    def ticket(self, window_ids: Int64s, rows: Int64s | None = None) -> Ticket:
+        """As `prefetch`, without fetching anything."""
         return self._source.ticket(window_ids, self.dataset.row_of_windows(window_ids) if rows is None else rows)
 
     @property

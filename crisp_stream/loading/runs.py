@@ -45,14 +45,17 @@ class RunsOfWindows(NamedTuple):
 class RunPlan:
     """Finds the runs of windows of one dataset."""
 
-    def __init__(self, dataset: Dataset, order: SampleOrder | None = None, stop: int | None = None) -> None:
+    def __init__(
+        self, dataset: Dataset, order: SampleOrder | None = None, stop: int | None = None, *, source: int = 0
+    ) -> None:
         """Args:
         dataset: the opened dataset.
         order: the order in which windows will be read; None: no particular one. For this instance alone: counting
             the draws before `stop` and drawing windows in turn would open blocks again and again.
         stop: position after the last sample that will be read, when known.
+        source: index of the dataset among the sources of the order.
         """
-        self._dataset, self._order, self._stop = dataset, order, stop
+        self._dataset, self._order, self._stop, self._source = dataset, order, stop, source
         self.run_windows = max(1, min(MAX_RUN_WINDOWS, MAX_RUN_BYTES // dataset.manifest.sample_bytes))
 
     def forget_stop(self) -> None:
@@ -62,8 +65,7 @@ class RunPlan:
     @property
     def leaves(self) -> NDArray[np.uint32]:
         """The leaf of each row that `runs` takes."""
-        table = None if self._order is None else self._order.table
-        return self._dataset.leaves if table is None else table.leaves
+        return self._dataset.leaves if self._order is None else self._order.table.leaves
 
     def runs(self, window_ids: Int64s, rows: Int64s) -> RunsOfWindows:
         """The run of each window.
@@ -75,7 +77,7 @@ class RunPlan:
         dataset = self._dataset
         table = None if self._order is None else self._order.table
         shard = np.searchsorted(dataset.first_window_per_shard, window_ids, side="right") - 1
-        if table is None:
+        if table is None or not table.parts:
             first, stop = self._of_leaves(window_ids, rows)
         else:
             first, stop, part_of_window = window_ids.copy(), window_ids + 1, table.part_of(rows)
@@ -93,7 +95,8 @@ class RunPlan:
     def _of_leaves(self, window_ids: Int64s, rows: Int64s) -> tuple[Int64s, Int64s]:
         """First and stop of the run of each window, not cut at the borders of shards."""
         dataset = self._dataset
-        leaf_first, leaf_windows = dataset.first_window_per_leaf[rows], dataset.windows_per_leaf[rows]
+        leaf = rows if self._order is None else rows - self._order.table.first_rows[self._source]
+        leaf_first, leaf_windows = dataset.first_window_per_leaf[leaf], dataset.windows_per_leaf[leaf]
         start = np.zeros(len(rows), np.int64) if self._order is None else self._order.starts(rows)
         drawn = None if self._order is None or self._stop is None else self._order.drawn_before(rows, self._stop)
         # A leaf that is no longer than a run, and used up, is one run, wherever the order begins in it.

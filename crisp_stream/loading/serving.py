@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.errors import StorageError
-from crisp_stream.loading.reader import ReadOptions, Ticket, WindowReader
+from crisp_stream.loading.reader import ReadOptions
+from crisp_stream.loading.readers import Numbered, Readers
 from crisp_stream.loading.runs import RunPlan
 
 if TYPE_CHECKING:
-    from crisp_stream.format.dataset import Dataset
+    from crisp_stream.format.sources import Sources
     from crisp_stream.loading.control import Control
     from crisp_stream.loading.stream import Stream
     from crisp_stream.loading.topology import Topology
@@ -65,7 +66,7 @@ class Serving:
 
     def __init__(
         self,
-        dataset: Dataset,
+        sources: Sources,
         stream: Stream,
         control: Control,
         *,
@@ -78,7 +79,7 @@ class Serving:
         num_samples: int | None,
     ) -> None:
         """Args:
-        dataset: what is read.
+        sources: what is read.
         stream: the order, which follows the log of `control`.
         control: shared by all workers of this rank.
         sizes: of the batches.
@@ -89,7 +90,7 @@ class Serving:
         num_workers: worker w makes the batches w, w + num_workers, …
         num_samples: position beyond which nothing is planned ahead; None: not known.
         """
-        self._dataset, self._stream, self._control = dataset, stream, control
+        self._stream, self._control = stream, control
         self._sizes, self._topology, self._reading = sizes, topology, reading
         self._worker, self._num_samples = worker, num_samples
         self._step = num_workers * sizes.of_all
@@ -97,8 +98,11 @@ class Serving:
         self.update()
         stream.reach(start)
         self._end = stream.end_of_pass(start)
-        self._runs = RunPlan(dataset, *self._order_of_runs(start))
-        self.reader = WindowReader(dataset, reading, runs=self._runs)
+        self.readers = Readers(
+            sources,
+            reading,
+            lambda source: RunPlan(sources.datasets[source], *self._order_of_runs(start), source=source),
+        )
 
     def update(self) -> bool:
         """Follow what is new in the log; returns whether there was something."""
@@ -118,8 +122,8 @@ class Serving:
         return order, min(ends, default=None)
 
     def __iter__(self) -> Iterator[tuple[int, Int64s, NDArray[Any]]]:
-        """Yield position, window ids and samples of each batch."""
-        waiting: deque[tuple[list[int], Ticket]] = deque()
+        """Yield position, window numbers and samples of each batch."""
+        waiting: deque[tuple[list[int], Numbered]] = deque()
         position, group, windows_ahead = self._first, 1, 0
         largest = max(1, self._reading.lookahead // (4 * self._sizes.batch_size))
         while True:
@@ -128,9 +132,9 @@ class Serving:
                 if not starts:
                     break
                 parts = [self._topology.positions(start, self._sizes.at(start, self._end)) for start in starts]
-                ticket = self.reader.prefetch(*self._stream.order.draws(np.concatenate(parts)))
+                ticket = self.readers.prefetch(*self._stream.order.draws(np.concatenate(parts)))
                 waiting.append((starts, ticket))
-                windows_ahead += len(ticket.window_ids)
+                windows_ahead += len(ticket.numbers)
                 position = starts[-1] + self._step
                 if group < largest:
                     group *= 2
@@ -138,14 +142,18 @@ class Serving:
             if not waiting:
                 return
             starts, ticket = waiting.popleft()
-            windows_ahead -= len(ticket.window_ids)
+            windows_ahead -= len(ticket.numbers)
             # What was fetched is read at once, each run a single time; a local batch is read while it is in the caches.
-            samples = None if self._dataset.store.is_local else self.reader.read_ticket(ticket)
+            samples = None if self.readers.is_local else self.readers.read_ticket(ticket)
             row = 0
             for start in starts:
                 part = slice(row, row + self._sizes.at(start, self._end))
-                ids = ticket.window_ids[part]
-                yield start, ids, self.reader.read(ids, ticket.rows[part]) if samples is None else samples[part]
+                numbers = ticket.numbers[part]
+                yield (
+                    start,
+                    numbers,
+                    self.readers.read(numbers, ticket.rows[part]) if samples is None else samples[part],
+                )
                 row = part.stop
 
     def _claim(self, position: int, group: int, *, needed: bool) -> list[int]:
@@ -167,7 +175,7 @@ class Serving:
                     )
                 time.sleep(0.002)
         if self.update():
-            self._runs.forget_stop()
+            self.readers.forget_stop()
         return starts
 
     def report_tail(self, start: int) -> None:

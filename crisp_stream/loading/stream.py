@@ -1,6 +1,6 @@
 """The mixture over time: its phases, repeated for every pass, changed while running; and the order that they give.
 
-A change replaces the mixture from some sample on. It is kept as its histogram, not as proportions of all leaves, and
+A change replaces the mixture from some sample on. It is kept as its histograms, not as proportions of all leaves, and
 once a phase is over only the sum of what was drawn is kept, so a new mixture for every batch costs no more after a
 million batches than after ten.
 """
@@ -21,8 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError, ResumeError
+from crisp_stream.format.sources import Sources
+from crisp_stream.histograms.component import Component, LeafCounts
 from crisp_stream.histograms.histogram import Histogram
-from crisp_stream.histograms.mixture import Mixture, Phase
+from crisp_stream.histograms.mixture import Mixture
+from crisp_stream.histograms.phase import Phase
 from crisp_stream.order.blocks import Blocks, OrderPhase
 from crisp_stream.order.draw_counts import DrawHistory
 from crisp_stream.order.draw_table import DrawTable, SelectedPart
@@ -32,6 +35,7 @@ from crisp_stream.storage.shared_arrays import SHARED_ROWS, keep_newest, shared_
 
 if TYPE_CHECKING:
     from crisp_stream.format.dataset import Dataset
+    from crisp_stream.histograms.mixture import Data
 
 _KEPT_BYTES, _FEW_BYTES = 64 << 20, 64 << 10
 _KEPT_PLANS = 16
@@ -41,55 +45,67 @@ _POSITION = struct.Struct("<q")
 _CHANGE, _RESTORE = b"c", b"r"  # kinds of records
 
 
-def draw_table_of(dataset: Dataset, phases: Sequence[Phase]) -> tuple[DrawTable | None, list[int]]:
-    """Make the table of a mixture's phases, None where none has a selection; and the part that each phase draws from.
+def draw_table_of(sources: Sources, phases: Sequence[Phase]) -> tuple[DrawTable, dict[str, int]]:
+    """Make the table of a mixture's phases, and the part of each window selection, by its fingerprint.
 
     Raises:
         InputError: a selection of another dataset.
     """
+    rows_per_source = [len(dataset.leaves) for dataset in sources.datasets]
+    windows_per_source = [dataset.manifest.num_windows for dataset in sources.datasets]
     numbers: dict[str, int] = {}
     parts: list[SelectedPart] = []
-    rows, number, selected = dataset.manifest.num_leaves, dataset.manifest.num_windows, []
-    part_of_phase = []
+    counts = [LeafCounts.of(dataset, None) for dataset in sources.datasets]
+    row, number = sum(rows_per_source), sum(windows_per_source)
     for index, phase in enumerate(phases, 1):
-        if phase.windows is None:
-            part_of_phase.append(0)
-            continue
-        phase.windows.check_dataset(dataset, what=f"phase {index}: the window selection")
-        if phase.windows.fingerprint not in numbers:
-            stop = rows + len(phase.histogram.nodes)
-            parts.append(SelectedPart(bits=phase.windows.bits, first_row=rows, stop_row=stop, first_number=number))
-            rows, number = stop, number + phase.windows.num_selected
-            selected.append(phase.histogram)
-            numbers[phase.windows.fingerprint] = len(parts)
-        part_of_phase.append(numbers[phase.windows.fingerprint])
-    if not parts:
-        return None, part_of_phase
+        for component in phase.components:
+            selection, what = component.windows, f"phase {index}"
+            if selection is None or selection.fingerprint in numbers:
+                continue
+            source = sources.index(component.source, what=what)
+            selected = LeafCounts.of(sources.datasets[source], selection, what=what)
+            stop = row + len(selected.leaves)
+            parts.append(
+                SelectedPart(bits=selection.bits, source=source, first_row=row, stop_row=stop, first_number=number)
+            )
+            row, number = stop, number + selection.num_selected
+            counts.append(selected)
+            numbers[selection.fingerprint] = len(parts)
 
     def make() -> dict[str, NDArray[Any]]:
-        leaves = np.concatenate([dataset.leaves, *(histogram.nodes for histogram in selected)])
-        counts = np.concatenate([dataset.windows_per_leaf, *(histogram.counts for histogram in selected)])
-        return {"leaf": leaves, "num_windows": counts, "first_window": np.cumsum(counts) - counts}
+        leaves = np.concatenate([each.leaves for each in counts])
+        windows = np.concatenate([each.windows for each in counts])
+        return {"leaf": leaves, "num_windows": windows, "first_window": np.cumsum(windows) - windows}
 
-    if rows < SHARED_ROWS:
-        return DrawTable(make(), parts), part_of_phase
-    name = hashlib.sha256("".join(numbers).encode()).hexdigest()[:16]
-    arrays = shared_arrays(dataset.table_folder / f"draw-{name}.arrays", make)
-    keep_newest(dataset.table_folder, "draw-*.arrays", _KEPT_TABLES)
-    return DrawTable(arrays, parts), part_of_phase
+    columns: Any
+    dataset = sources.first
+    if len(counts) == 1:
+        first_window = dataset.first_window_per_leaf
+        columns = {"leaf": dataset.leaves, "num_windows": dataset.windows_per_leaf, "first_window": first_window}
+    elif row < SHARED_ROWS:
+        columns = make()
+    else:
+        fingerprints = [*(each.manifest.fingerprint for each in sources.datasets), *numbers]
+        name = hashlib.sha256("".join(fingerprints).encode()).hexdigest()[:16]
+        columns = shared_arrays(dataset.table_folder / f"draw-{name}.arrays", make)
+        keep_newest(dataset.table_folder, "draw-*.arrays", _KEPT_TABLES)
+    table = DrawTable(columns, rows_per_source=rows_per_source, windows_per_source=windows_per_source, parts=parts)
+    return table, numbers
 
 
 class Stream:
     """The mixture over all positions. Not bounded by a pass: passes are added as they are reached."""
 
-    def __init__(self, dataset: Dataset, mixture: Mixture, *, seed: int) -> None:
-        """Raises InputError: the mixture does not fit the dataset."""
-        self._dataset, self.mixture, self._seed = dataset, mixture, seed
+    def __init__(self, data: Data, mixture: Mixture, *, seed: int) -> None:
+        """Raises InputError: the mixture does not fit the sources."""
+        sources = Sources.of(data)
+        self._sources, self.mixture, self._seed = sources, mixture, seed
         self._num_changes = 0
         self._shares: OrderedDict[tuple[str, int], LeafShares] = OrderedDict()
         self._kept_bytes = 0
-        self._table, self._part_of_phase = draw_table_of(dataset, mixture.phases)
-        mixture.check(dataset)
+        self.table, self._part_of_selection = draw_table_of(sources, mixture.phases)
+        self._selections = {each.windows.fingerprint: each.windows for each in mixture.components if each.windows}
+        mixture.check(sources)
         self.pass_samples = mixture.num_samples
         self.last_change: int | None = None
         """Position of the last change; None: the mixture was not changed."""
@@ -114,8 +130,7 @@ class Stream:
         """The order of one pass, as if nothing had been changed."""
         phases, at = [], 0
         for number, phase in enumerate(self.mixture.phases):
-            part, shares = self._part_of_phase[number], _PhaseShares(self, number)
-            phases.append(OrderPhase(shares=shares, first_sample=at, num_samples=phase.samples, part=part))
+            phases.append(self._phase_of_mixture(number, at, phase.samples))
             at += phase.samples or 0
         return self._order_of(phases, None)
 
@@ -131,10 +146,11 @@ class Stream:
         """Have the phases of the pass that holds a position, and of all passes before it."""
         while (end := self.order.num_samples) is not None and end <= position:
             for index, phase in enumerate(self.mixture.phases):
-                self.order.append(_PhaseShares(self, index), phase.samples, part=self._part_of_phase[index])
+                parts = self._parts_of(phase.components)
+                self.order.append(_PhaseShares(self, index), phase.samples, parts=parts)
 
-    def change(self, at: int, histogram: Histogram) -> None:
-        """Follow another histogram from position `at` on, to the end of its pass.
+    def change(self, at: int, components: Sequence[Component]) -> None:
+        """Follow other components from position `at` on, to the end of its pass.
 
         Raises:
             InputError: an earlier change stands at a later position.
@@ -143,7 +159,8 @@ class Stream:
             raise InputError(f"the mixture can be changed from sample {self.last_change:,} on, got {at:,}.")
         self.reach(at)
         end = self.end_of_pass(at)
-        self.order.change(at, self._changed_shares(histogram), None if end is None else end - at)
+        samples = None if end is None else end - at
+        self.order.change(at, self._changed_shares(components), samples, parts=self._parts_of(components))
         self.last_change = at
 
     def forget_before(self, position: int) -> None:
@@ -157,11 +174,19 @@ class Stream:
             self.restore(pickle.loads(record[1:]))
         else:
             (at,) = _POSITION.unpack_from(record, 1)
-            self.change(at, decode_histogram(record[1 + _POSITION.size :], self._dataset))
+            self.change(at, self.unpacked(pickle.loads(record[1 + _POSITION.size :])))
 
-    def check(self, histogram: Histogram) -> None:
-        """Raises InputError: the histogram does not fit the dataset."""
-        Mixture([Phase(histogram)], max_missing_mass=self.mixture.max_missing_mass).check(self._dataset)
+    def check(self, components: Sequence[Component]) -> None:
+        """Raises InputError: components of a change do not fit the sources."""
+        self._alone(components).check(self._sources)
+        for component in components:
+            if component.max_repeats is not None:
+                raise InputError("a change of the mixture has no max_repeats; limit its histogram before.")
+            if component.windows is not None and component.windows.fingerprint not in self._selections:
+                raise InputError(
+                    "a change of the mixture draws from window selections of the mixture alone, got another one, "
+                    f"{component.windows.fingerprint[:12]}. Name it in a phase, if only in one that is never reached."
+                )
 
     def state(self, position: int) -> dict[str, Any]:
         """Say what `restore` needs to go on from a position, where that is more than the mixture; else nothing.
@@ -195,7 +220,7 @@ class Stream:
         try:
             history = None
             if saved["drawn"] is not None:
-                drawn, num_rows = _unpacked(saved["drawn"]), self.order.num_rows
+                drawn, num_rows = _unpacked(saved["drawn"]), self.table.num_rows
                 if len(drawn) != num_rows:
                     raise ValueError(f"{len(drawn)} rows of {num_rows}")
                 before_part = {int(part): _unpacked(each) for part, each in saved["before_part"].items()}
@@ -211,13 +236,20 @@ class Stream:
                 f"the saved stream of mixtures is damaged ({error!r}). Use another checkpoint."
             ) from error
 
-    def _changed_shares(self, histogram: Histogram) -> _ChangedShares:
+    def _changed_shares(self, components: Sequence[Component]) -> _ChangedShares:
         self._num_changes += 1
-        return _ChangedShares(self, self._num_changes, histogram)
+        return _ChangedShares(self, self._num_changes, tuple(components))
 
-    def shares_of_change(self, number: int, histogram: Histogram) -> LeafShares:
-        """Leaf proportions of the histogram of a change."""
-        return self._kept(("change", number), lambda: LeafShares.of(self._expanded(histogram)))
+    def _alone(self, components: Sequence[Component]) -> Mixture:
+        return Mixture([Phase(components)], max_missing_mass=self.mixture.max_missing_mass)
+
+    def _parts_of(self, components: Sequence[Component]) -> frozenset[int]:
+        """Parts of the table that components with window selections draw from."""
+        return frozenset(self._part_of_selection[each.windows.fingerprint] for each in components if each.windows)
+
+    def shares_of_change(self, number: int, components: Sequence[Component]) -> LeafShares:
+        """Shares of the rows under the components of a change."""
+        return self._kept(("change", number), lambda: self._shares_in(self._alone(components), 0))
 
     def _kept(self, key: tuple[str, int], make: Callable[[], LeafShares]) -> LeafShares:
         """Those used last are kept, up to a number of bytes."""
@@ -231,52 +263,85 @@ class Stream:
         self._shares.move_to_end(key)
         return shares
 
-    def _expanded(self, histogram: Histogram) -> NDArray[np.float64]:
-        alone = Mixture([Phase(histogram)], max_missing_mass=self.mixture.max_missing_mass)
-        return alone.proportions_of_phase(0, self._dataset)
-
     def shares_of_phase(self, number: int) -> LeafShares:
         """Leaf proportions of a phase of the mixture, by its index."""
         return self._kept(("phase", number), lambda: self._shares_of_phase(number))
 
     def _shares_of_phase(self, number: int) -> LeafShares:
-        if self._table is not None and self._part_of_phase[number]:
-            return self._table.shares(self._part_of_phase[number])
-        if self._dataset.manifest.num_leaves < SHARED_ROWS:
-            return LeafShares.of(self.mixture.proportions_of_phase(number, self._dataset))
+        if self.table.num_rows < SHARED_ROWS:
+            return self._shares_in(self.mixture, number)
 
         def make() -> dict[str, NDArray[Any]]:
-            made = LeafShares.of(self.mixture.proportions_of_phase(number, self._dataset))
+            made = self._shares_in(self.mixture, number)
             return {"rows": made.rows, "cdf": made.cdf}
 
-        folder: Path = self._dataset.table_folder
-        name = f"{self.mixture.fingerprint[:16]}-{number}-{self.mixture.max_missing_mass:g}"
+        folder: Path = self._sources.first.table_folder
+        others = [dataset.manifest.fingerprint for dataset in self._sources.datasets[1:]]
+        mark = hashlib.sha256("".join([self.mixture.fingerprint, *others]).encode()).hexdigest()[:16]
+        name = f"{mark}-{number}-{self.mixture.max_missing_mass:g}"
         arrays = shared_arrays(folder / f"plan-{name}.arrays", make)
         keep_newest(folder, "plan-*.arrays", _KEPT_PLANS)
         return LeafShares(rows=arrays["rows"], cdf=arrays["cdf"])
 
+    def _shares_in(self, mixture: Mixture, index: int) -> LeafShares:
+        """Shares of the rows of the table under a phase of a mixture."""
+        parts, table, joined = mixture.parts_of_phase(index, self._sources), self.table, None
+        for number, part in enumerate(parts):
+            proportions = mixture.proportions_of_part(part, index, number, self._sources)
+            if part.component.windows is None:
+                first = int(table.first_rows[part.source])
+            else:
+                first = table.parts[self._part_of_selection[part.component.windows.fingerprint] - 1].first_row
+            if len(parts) == 1:
+                return LeafShares.of(proportions, first_row=first)
+            if joined is None:
+                joined = np.zeros(table.num_rows)
+            joined[first : first + len(proportions)] += part.share * proportions
+        assert joined is not None
+        return LeafShares.of(joined)
+
     def _order_of(self, phases: Sequence[OrderPhase], history: DrawHistory | None) -> SampleOrder:
-        dataset = self._dataset
-        return SampleOrder(
-            dataset.leaves,
-            dataset.windows_per_leaf,
-            phases,
-            Blocks(seed=self._seed, draw=self.mixture.draw),
-            history=history,
-            first_window_per_leaf=dataset.first_window_per_leaf,
-            table=self._table,
-        )
+        return SampleOrder(self.table, phases, Blocks(seed=self._seed, draw=self.mixture.draw), history=history)
+
+    def _phase_of_mixture(self, index: int, first_sample: int, num_samples: int | None) -> OrderPhase:
+        parts, shares = self._parts_of(self.mixture.phases[index].components), _PhaseShares(self, index)
+        return OrderPhase(shares=shares, first_sample=first_sample, num_samples=num_samples, parts=parts)
 
     def _phase(self, described: dict[str, Any]) -> OrderPhase:
         first, samples = described["first_sample"], described["num_samples"]
         if "phase" not in described:
-            histogram = unpack_histogram(described["histogram"], self._dataset)
-            return OrderPhase(shares=self._changed_shares(histogram), first_sample=first, num_samples=samples)
+            components = self.unpacked(described["components"])
+            return OrderPhase(
+                shares=self._changed_shares(components),
+                first_sample=first,
+                num_samples=samples,
+                parts=self._parts_of(components),
+            )
         index = int(described["phase"])
         if not 0 <= index < len(self.mixture.phases):
             raise ValueError(f"phase {index}")
-        part, shares = self._part_of_phase[index], _PhaseShares(self, index)
-        return OrderPhase(shares=shares, first_sample=first, num_samples=samples, part=part)
+        return self._phase_of_mixture(index, first, samples)
+
+    def unpacked(self, described: Sequence[dict[str, Any]]) -> tuple[Component, ...]:
+        """Components of a change that `pack_components` described. Raises ValueError when they are damaged."""
+        components = []
+        for each in described:
+            try:
+                source = self._sources.index(each["source"], what="a saved change")
+            except InputError as error:
+                raise ValueError(str(error)) from error
+            windows = each.get("windows")
+            if windows is not None and windows not in self._selections:
+                raise ValueError(f"a window selection {windows[:12]} that the mixture does not have")
+            components.append(
+                Component(
+                    unpack_histogram(each["histogram"], self._sources.datasets[source]),
+                    share=each["share"],
+                    source=each["source"],
+                    windows=None if windows is None else self._selections[windows],
+                )
+            )
+        return tuple(components)
 
 
 class _PhaseShares:
@@ -292,11 +357,11 @@ class _PhaseShares:
 class _ChangedShares:
     """The proportions of a change made while running, for OrderPhase. Changes are numbered as they come to a stream."""
 
-    def __init__(self, stream: Stream, number: int, histogram: Histogram) -> None:
-        self._stream, self._number, self.histogram = stream, number, histogram
+    def __init__(self, stream: Stream, number: int, components: tuple[Component, ...]) -> None:
+        self._stream, self._number, self.components = stream, number, components
 
     def __call__(self) -> LeafShares:
-        return self._stream.shares_of_change(self._number, self.histogram)
+        return self._stream.shares_of_change(self._number, self.components)
 
 
 def _bytes_of(shares: LeafShares) -> int:
@@ -312,7 +377,7 @@ def _described(phases: Sequence[OrderPhase]) -> list[dict[str, Any]]:
         source = (
             {"phase": shares.index}
             if isinstance(shares, _PhaseShares)
-            else {"histogram": pack_histogram(shares.histogram)}
+            else {"components": pack_components(shares.components, pack_histogram)}
         )
         described.append({"first_sample": phase.first_sample, "num_samples": phase.num_samples, **source})
     return described
@@ -326,14 +391,27 @@ def _unpacked(text: str) -> NDArray[np.int64]:
     return np.frombuffer(_content(text), "<i8").astype(np.int64)
 
 
+def pack_components(components: Sequence[Component], pack: Callable[[Histogram], Any]) -> list[dict[str, Any]]:
+    """Describe components without limits; `pack` makes text (which JSON can hold) or bytes of a histogram."""
+    return [
+        {
+            "histogram": pack(each.histogram),
+            "share": float(each.share),
+            "source": each.source,
+            **({} if each.windows is None else {"windows": each.windows.fingerprint}),
+        }
+        for each in components
+    ]
+
+
 def pack_histogram(histogram: Histogram) -> str:
     """A histogram as text."""
     return _text(encode_histogram(histogram))
 
 
-def unpack_histogram(text: str, dataset: Dataset) -> Histogram:
-    """Read what `pack_histogram` made. Raises ValueError when it is damaged."""
-    return decode_histogram(_content(text), dataset)
+def unpack_histogram(packed: str | bytes, dataset: Dataset) -> Histogram:
+    """Read what `pack_histogram` or `encode_histogram` made. Raises ValueError when it is damaged."""
+    return decode_histogram(packed if isinstance(packed, bytes) else _content(packed), dataset)
 
 
 def _text(content: bytes) -> str:
@@ -370,9 +448,9 @@ def decode_histogram(content: bytes, dataset: Dataset) -> Histogram:
     )
 
 
-def change_record(at: int, histogram: Histogram) -> bytes:
+def change_record(at: int, components: Sequence[Component]) -> bytes:
     """A change as a record of the log."""
-    return _CHANGE + _POSITION.pack(at) + encode_histogram(histogram)
+    return _CHANGE + _POSITION.pack(at) + pickle.dumps(pack_components(components, encode_histogram))
 
 
 def restore_record(state: dict[str, Any]) -> bytes:

@@ -13,7 +13,9 @@ from torch import distributed
 from crisp_stream.errors import InputError
 
 if TYPE_CHECKING:
-    from crisp_stream.histograms.histogram import Histogram
+    from collections.abc import Sequence
+
+    from crisp_stream.histograms.component import Component
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +76,14 @@ class Topology:
         return positions[of_node & of_group]
 
 
-def agreed(earliest: int, histogram: Histogram, at_sample: int | None) -> int:
+def agreed(earliest: int, components: Sequence[Component], at_sample: int | None) -> int:
     """Agree on the latest `earliest` of all ranks, which must make the same change."""
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         return earliest
     gathered: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(gathered, (earliest, histogram.fingerprint, at_sample))
-    if len({other[1:] for other in gathered}) > 1:
-        raise InputError("set_proportions must be called with the same histogram and at_sample on every rank.")
+    distributed.all_gather_object(
+        gathered, (earliest, [[each.share, each.source, *each.identity] for each in components], at_sample)
+    )
+    if any(other[1:] != gathered[0][1:] for other in gathered):
+        raise InputError("set_proportions must be called with the same proportions and at_sample on every rank.")
     return max(other[0] for other in gathered)

@@ -34,8 +34,8 @@ class OrderPhase:
     """Position of its first sample."""
     num_samples: int | None = None
     """Samples that it has, at least 1; None: open-ended."""
-    part: int = 0
-    """0: the phase draws from leaves; k: from the k-th selection of the order's table."""
+    parts: frozenset[int] = frozenset()
+    """Window selections that it draws from, as parts of the order's table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class Blocks:
         return self.first_block_samples if block < self.num_first else self.block_samples
 
     def rows_of_places(self, phase: OrderPhase, block: int) -> Rows:
-        """[num_draws]: the row of the cluster table drawn at each place of a block of a phase."""
+        """[num_draws]: the row of the table drawn at each place of a block of a phase."""
         shares, draws = phase.shares(), self.num_draws(block)
         if self.draw == "multinomial":
             bits = random_bits(self.seed, "multinomial", phase=phase.first_sample, block=block, count=draws)

@@ -32,8 +32,8 @@ class DrawHistory:
     drawn: Int64s
     """[num_rows], draws of each row before that."""
     before_part: dict[int, Int64s] = field(default_factory=dict)
-    """For each selection that was drawn from before: [rows of the selection], draws of their leaves before its first
-    phase."""
+    """For each selection that was drawn from before: [rows of the selection], draws of their leaves by components
+    without selections before its first phase."""
 
 
 @dataclass(kw_only=True)
@@ -52,19 +52,17 @@ class DrawCounts:
         self,
         blocks: Blocks,
         phases: Sequence[OrderPhase],
-        num_rows: int,
+        table: DrawTable,
         *,
         history: DrawHistory | None,
-        table: DrawTable | None,
     ) -> None:
         """Args:
         blocks: the draws of blocks.
         phases: the stream's phases.
-        num_rows: rows of the table that is drawn from.
+        table: the rows that are drawn from.
         history: draws before the first of these phases.
-        table: where phases draw from selections.
         """
-        self._blocks, self._phases, self._num_rows, self._table = blocks, phases, num_rows, table
+        self._blocks, self._phases, self._table = blocks, phases, table
         self.history = history
         self._sum = (0, history)  # of the phases before one, by its index
         self._ends: dict[int, tuple[Rows, Int64s]] = {}
@@ -88,7 +86,7 @@ class DrawCounts:
         """Sum up the draws of all phases before one, by its index; of the first: the history given at the start."""
         if phase == 0:
             return self.history
-        parts = {self._phases[index].part for index in range(phase)} - {0}
+        parts = set[int]().union(*(self._phases[index].parts for index in range(phase)))
         before_part = {part: self._of_part(part) for part in parts}
         if self.history is not None:
             before_part |= self.history.before_part
@@ -98,7 +96,6 @@ class DrawCounts:
 
     def before_part(self, part: int, rows: Rows) -> Int64s:
         """[len(rows)]: draws of the leaves of some rows of a selection before the first phase that draws from it."""
-        assert self._table is not None
         return self._of_part(part)[rows - self._table.parts[part - 1].first_row]
 
     def remember(self, phase: OrderPhase, block: int, rows: Rows) -> None:
@@ -131,10 +128,9 @@ class DrawCounts:
         if self.history is not None and part in self.history.before_part:
             return self.history.before_part[part]
         if part not in self._before_part:
-            assert self._table is not None
             selected = self._table.parts[part - 1]
             leaves = self._table.leaf_rows(np.arange(selected.first_row, selected.stop_row))
-            phase = next(index for index, each in enumerate(self._phases) if each.part == part)
+            phase = next(index for index, each in enumerate(self._phases) if part in each.parts)
             self._before_part[part] = self.before_block(phase, 0, leaves)
         return self._before_part[part]
 
@@ -143,7 +139,7 @@ class DrawCounts:
         if self._blocks.draw == "multinomial":
             return self._walked_to(phase, 0).copy()
         start, known = self._sum if self._sum[0] <= phase else (0, self.history)
-        totals = np.zeros(self._num_rows, np.int64) if known is None else known.drawn.copy()
+        totals = np.zeros(self._table.num_rows, np.int64) if known is None else known.drawn.copy()
         for index in range(start, phase):
             each = self._phases[index]
             assert each.num_samples is not None
@@ -186,7 +182,7 @@ class DrawCounts:
         """[num_rows]: multinomial draws before a block; the array is that of the walk."""
         walk = self._walk
         if walk is None or (walk.phase, walk.block) > (phase, block):
-            drawn = np.zeros(self._num_rows, np.int64) if self.history is None else self.history.drawn.copy()
+            drawn = np.zeros(self._table.num_rows, np.int64) if self.history is None else self.history.drawn.copy()
             walk = self._walk = _Walk(phase=0, block=0, drawn=drawn)
         while (walk.phase, walk.block) < (phase, block):
             current = self._phases[walk.phase]

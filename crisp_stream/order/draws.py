@@ -25,7 +25,7 @@ _PURPOSES = {"offset": 1, "lanes": 2, "spread": 3, "multinomial": 4, "start": 5}
 
 Int64s = NDArray[np.int64]
 Rows = NDArray[np.integer[Any]]
-"""Rows of the cluster table, or leaf ids: any integers."""
+"""Rows of the table that is drawn from, or leaf ids: any integers."""
 
 
 def random_bits(seed: int, purpose: str, *, phase: int = 0, block: int = 0, count: int) -> NDArray[np.uint64]:
@@ -40,11 +40,11 @@ def uniforms(bits: NDArray[np.uint64]) -> NDArray[np.float64]:
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def leaf_starts(seed: int, leaves: Rows, windows_per_leaf: Int64s) -> Int64s:
-    """The window of each leaf that is drawn first: the SplitMix64 finaliser of (seed, leaf), modulo the leaf's
-    windows."""
+def leaf_starts(seed: int, keys: NDArray[np.integer[Any]], windows_per_leaf: Int64s) -> Int64s:
+    """The window of each leaf that is drawn first: the SplitMix64 finaliser of (seed, key of the leaf), modulo the
+    leaf's windows."""
     with np.errstate(over="ignore"):
-        salted = leaves.astype(np.uint64) + random_bits(seed, "start", count=1)[0]
+        salted = keys.astype(np.uint64) + random_bits(seed, "start", count=1)[0]
     return (splitmix64_finalise(salted) % windows_per_leaf.astype(np.uint64)).astype(np.int64)
 
 
@@ -72,20 +72,21 @@ class LeafShares:
     """Proportions, restricted to the leaves that have mass. An entry is an index into these leaves."""
 
     rows: Rows
-    """[num_entries], their rows in the cluster table, increasing."""
+    """[num_entries], their rows in the table, increasing."""
     cdf: NDArray[np.float64]
     """[num_entries], cumulative proportions, ending at exactly 1."""
 
     @classmethod
-    def of(cls, proportions: NDArray[np.float64]) -> LeafShares:
-        """From [num_leaves] proportions; the sum is normalised in order, so that it is the same on every machine."""
+    def of(cls, proportions: NDArray[np.float64], *, first_row: int = 0) -> LeafShares:
+        """From [num_rows] proportions of the rows from `first_row` on; the sum is normalised in order, so that it is
+        the same on every machine."""
         rows = np.flatnonzero(proportions > 0).astype(np.uint32)
         cumulative = np.cumsum(proportions[rows], dtype=np.float64)
         cumulative /= cumulative[-1]
-        return cls(rows=rows, cdf=cumulative)
+        return cls(rows=rows + np.uint32(first_row) if first_row else rows, cdf=cumulative)
 
     def entries_of(self, rows: Rows) -> tuple[Int64s, NDArray[np.bool_]]:
-        """The entry of each row of the cluster table, and whether it has one."""
+        """The entry of each row of the table, and whether it has one."""
         entries = np.searchsorted(self.rows, rows)
         entries[entries == len(self.rows)] = 0
         return entries, self.rows[entries] == rows

@@ -26,48 +26,22 @@ ORDER_VERSION = 3
 
 
 class SampleOrder:
-    """Window ids by position. Positions may come in any order and give the same windows; ascending is fastest."""
+    """Windows by position. Positions may come in any order and give the same windows; ascending is fastest."""
 
     def __init__(
-        self,
-        leaves: Rows,
-        windows_per_leaf: Int64s,
-        phases: Sequence[OrderPhase],
-        blocks: Blocks,
-        *,
-        history: DrawHistory | None = None,
-        first_window_per_leaf: Int64s | None = None,
-        table: DrawTable | None = None,
+        self, table: DrawTable, phases: Sequence[OrderPhase], blocks: Blocks, *, history: DrawHistory | None = None
     ) -> None:
         """Args:
-        leaves: [num_leaves], sorted ids of the non-empty leaves.
-        windows_per_leaf: [num_leaves], at least 1 each.
+        table: the rows that are drawn from.
         phases: in order, without gaps; only the last may be open-ended (see `phases_in_turn`).
         blocks: seed of the order (another one gives another order with the same guarantees), and how a block's draws
-            are shared among the leaves. Its sizes are part of the contract; others only in tests.
+            are shared among the rows. Its sizes are part of the contract; others only in tests.
         history: draws before the first of `phases`.
-        first_window_per_leaf: [num_leaves]; computed when None.
-        table: takes the place of these three columns, for phases that draw from window selections.
         """
-        self._leaves, self._windows_per_leaf, self.table = leaves, windows_per_leaf, table
-        if table is not None:
-            self._leaves, self._windows_per_leaf = table.leaves, table.windows_per_row
-            first_window_per_leaf = table.first_per_row
-        if first_window_per_leaf is None:
-            first_window_per_leaf = np.cumsum(windows_per_leaf) - windows_per_leaf
-        self._first_window, self.blocks = first_window_per_leaf, blocks
-        self._set_phases(list(phases), history)
-
-    def _set_phases(self, phases: list[OrderPhase], history: DrawHistory | None) -> None:
-        self.phases = phases
-        self._starts = np.array([phase.first_sample for phase in phases], np.int64)
-        self._counts = DrawCounts(self.blocks, phases, len(self._windows_per_leaf), history=history, table=self.table)
+        self.table, self.blocks, self.phases = table, blocks, list(phases)
+        self._starts = np.array([phase.first_sample for phase in self.phases], np.int64)
+        self._counts = DrawCounts(blocks, self.phases, table, history=history)
         self._block: _Block | None = None
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of the table that is drawn from."""
-        return len(self._windows_per_leaf)
 
     @property
     def history(self) -> DrawHistory | None:
@@ -80,14 +54,23 @@ class SampleOrder:
         last = self.phases[-1]
         return None if last.num_samples is None else last.first_sample + last.num_samples
 
-    def append(self, shares: Callable[[], LeafShares], num_samples: int | None, *, part: int = 0) -> None:
+    def append(
+        self, shares: Callable[[], LeafShares], num_samples: int | None, *, parts: frozenset[int] = frozenset()
+    ) -> None:
         """Let the stream, which must have an end, go on with another phase."""
         first = self.num_samples
         assert first is not None
-        self.phases.append(OrderPhase(shares=shares, first_sample=first, num_samples=num_samples, part=part))
+        self.phases.append(OrderPhase(shares=shares, first_sample=first, num_samples=num_samples, parts=parts))
         self._starts = np.append(self._starts, first)
 
-    def change(self, position: int, shares: Callable[[], LeafShares], num_samples: int | None) -> None:
+    def change(
+        self,
+        position: int,
+        shares: Callable[[], LeafShares],
+        num_samples: int | None,
+        *,
+        parts: frozenset[int] = frozenset(),
+    ) -> None:
         """Follow other proportions from a position on, in place of all phases there and after it."""
         self._counts.forget_from(position)
         if self._block is not None and self._block.phase.first_sample >= position:
@@ -96,7 +79,7 @@ class SampleOrder:
         if kept:
             last = self.phases[kept - 1]
             self.phases[kept - 1] = replace(last, num_samples=position - last.first_sample)
-        self.phases[kept:] = [OrderPhase(shares=shares, first_sample=position, num_samples=num_samples)]
+        self.phases[kept:] = [OrderPhase(shares=shares, first_sample=position, num_samples=num_samples, parts=parts)]
         self._starts = np.append(self._starts[:kept], position)
 
     def forget_before(self, position: int) -> None:
@@ -109,7 +92,7 @@ class SampleOrder:
             self._starts = self._starts[kept:]
 
     def window_ids(self, positions: Int64s) -> Int64s:
-        """The windows at some positions.
+        """The windows at some positions, as numbers of part 0 of the table: of one source, its window ids.
 
         Args:
             positions: [num_positions], any order, each below `num_samples`.
@@ -117,8 +100,8 @@ class SampleOrder:
         return self.draws(positions)[0]
 
     def draws(self, positions: Int64s) -> tuple[Int64s, Int64s]:
-        """The windows at some positions, and their leaves as rows of the cluster table, or what was drawn from as rows
-        of `table`; each [num_positions].
+        """The windows at some positions, as of `window_ids`, and the rows of the table that they were drawn from; each
+        [num_positions].
 
         Raises:
             IndexError: a position that was forgotten, or behind the end.
@@ -140,26 +123,26 @@ class SampleOrder:
             block = self._open_block(int(key >> 40), number)
             places = within[here] - self.blocks.first_sample(number)
             ids[here], rows[here] = block.window_of_place[places], block.row_of_place[places]
-        return (ids if self.table is None else self.table.window_ids(ids)), rows
+        return self.table.window_numbers(ids), rows
 
     def starts(self, rows: Rows) -> Int64s:
-        """The window with which each leaf (a row of the cluster table, or of `table`) begins, counted in the leaf."""
-        if self.table is None:
-            return leaf_starts(self.blocks.seed, self._leaves[rows], self._windows_per_leaf[rows])
-        leaf_rows, part = self.table.leaf_rows(rows), self.table.part_of(rows)
-        windows = self._windows_per_leaf[leaf_rows]
-        starts = leaf_starts(self.blocks.seed, self._leaves[leaf_rows], windows)
-        for number in np.unique(part[part > 0]).tolist():
-            at = np.flatnonzero(part == number)
-            place = (starts[at] + self._counts.before_part(number, rows[at])) % windows[at]
-            starts[at] = self.table.nth_of_row(number, rows[at], self._first_window[leaf_rows[at]] + place)
+        """The window with which each row of the table begins, counted in the row."""
+        table = self.table
+        leaf_rows = table.leaf_rows(rows)
+        windows = table.windows_per_row[leaf_rows]
+        starts = leaf_starts(self.blocks.seed, table.start_keys(leaf_rows), windows)
+        part_of = table.part_of(rows)
+        for part in np.unique(part_of[part_of > 0]).tolist():
+            at = np.flatnonzero(part_of == part)
+            place = (starts[at] + self._counts.before_part(part, rows[at])) % windows[at]
+            starts[at] = table.nth_of_row(part, rows[at], table.first_per_row[leaf_rows[at]] + place)
         return starts
 
     def drawn_before(self, rows: Rows, position: int) -> Int64s:
-        """Count the draws of some leaves before a position.
+        """Count the draws of some rows of the table before a position.
 
         Args:
-            rows: [num_rows], of the cluster table.
+            rows: [num_rows].
             position: 0 to `num_samples`.
         """
         phase = max(0, int(np.searchsorted(self._starts, position, side="left")) - 1)
@@ -191,17 +174,17 @@ class SampleOrder:
             drawn_rows = rows = self.blocks.rows_of_places(plan, number)
             if plan.num_samples is not None:  # a phase can end earlier than it says, but not later
                 rows = rows[: plan.num_samples - self.blocks.first_sample(number)]
-            # Number the draws of each leaf by position: a stable sort groups them by leaf and keeps their order.
-            by_leaf = np.argsort(rows, kind="stable")
-            grouped = rows[by_leaf]
+            # Number the draws of each row by position: a stable sort groups them by row and keeps their order.
+            by_row = np.argsort(rows, kind="stable")
+            grouped = rows[by_row]
             first = np.flatnonzero(np.append(True, grouped[1:] != grouped[:-1]))
             drawn, times = grouped[first], np.diff(first, append=len(rows))
             nth = np.arange(len(rows)) - np.repeat(first, times)
-            windows = self._windows_per_leaf[drawn]
+            windows = self.table.windows_per_row[drawn]
             begin = self.starts(drawn) + self._counts.before_block(phase, number, drawn)
-            of_leaf = (np.repeat(begin, times) + nth) % np.repeat(windows, times)
+            of_row = (np.repeat(begin, times) + nth) % np.repeat(windows, times)
             ids = np.empty(len(rows), np.int64)
-            ids[by_leaf] = np.repeat(self._first_window[drawn], times) + of_leaf
+            ids[by_row] = np.repeat(self.table.first_per_row[drawn], times) + of_row
             self._counts.remember(plan, number, drawn_rows)  # `before_block` has made use of the block before
             block = self._block = _Block(phase=plan, number=number, row_of_place=rows, window_of_place=ids)
         return block
@@ -219,7 +202,7 @@ def phases_in_turn(phases: Sequence[tuple[NDArray[np.float64], int | None]]) -> 
 
 @dataclass(kw_only=True)
 class _Block:
-    """The block opened last: the row of the cluster table and the window of each of its places."""
+    """The block opened last: the row of the table and the number of the window of each of its places."""
 
     phase: OrderPhase
     number: int

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from crisp_stream.format.terms import STORED_NODES
 from crisp_stream.histograms.arithmetic import generalist_histogram
-from crisp_stream.histograms.mixture import windows_per_node
+from crisp_stream.histograms.component import windows_per_node
 from crisp_stream.inspection.terms import NodeTerms, node_terms, nodes_within
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crisp_stream.histograms.mixture import check_tree
+from crisp_stream.histograms.component import check_tree
 from crisp_stream.inspection.summary import dataset_facts
 from crisp_stream.inspection.terms import purity_note
 from crisp_stream.report.colours import Colours, assign_colours

@@ -6,7 +6,6 @@ on every rank.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,10 @@ from crisp_stream.config.recipe import Recipe
 from crisp_stream.config.sections import PhaseRecipe
 from crisp_stream.errors import RecipeError, import_extra, require_extra
 from crisp_stream.format.dataset import Dataset, open_dataset
+from crisp_stream.histograms.component import drawn_within_repeats
 from crisp_stream.histograms.histogram import Histogram
-from crisp_stream.histograms.mixture import Mixture, Phase, within_repeats
+from crisp_stream.histograms.mixture import Mixture
+from crisp_stream.histograms.phase import Phase
 from crisp_stream.histograms.window_selection import WindowSelection
 from crisp_stream.models.checkpoint import read_checkpoint
 from crisp_stream.ranks import device_name
@@ -208,12 +209,12 @@ def build_mixture(
 
 
 def _phase(phase: PhaseRecipe, drawn: Phase, samples: int, dataset: Dataset, last: bool, number: int) -> Phase:
-    limited = dataclasses.replace(drawn, samples=samples, max_repeats=phase.max_repeats, on_excess=phase.on_excess)
+    limited = Phase(drawn.components, samples, max_repeats=phase.max_repeats, on_excess=phase.on_excess)
     if not last or phase.on_excess == "cap":
         return limited
     # Checked for the length of the run, then left open, so that a finished run can be lengthened.
     if phase.max_repeats is not None:
-        within_repeats(limited, dataset, what=f"phase {number + 1}")
+        drawn_within_repeats(limited.components[0], dataset, samples, what=f"phase {number + 1}")
     return drawn
 
 

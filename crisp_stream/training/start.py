@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from transformers import GPT2Config, PreTrainedTokenizerFast
 
     from crisp_stream.format.dataset import Dataset
-    from crisp_stream.histograms.mixture import Phase
+    from crisp_stream.histograms.phase import Phase
 
 START_KEY = "start"
 """Key of the RunStart in the saved dataset state."""

@@ -17,7 +17,8 @@ from crisp_stream.errors import CrispError
 from crisp_stream.forecast.forecast import forecast
 from crisp_stream.forecast.result import Loader
 from crisp_stream.histograms.histogram import Histogram
-from crisp_stream.histograms.mixture import Mixture, Phase
+from crisp_stream.histograms.mixture import Mixture
+from crisp_stream.histograms.phase import Phase
 from tests.support.small_runs import BATCHES, SmallRun, leaf_histogram, small_run, windows_of, write_dataset
 from tests.support.topics import topic_dataset
 

@@ -17,7 +17,8 @@ from crisp_stream.forecast.result import Forecast, Loader
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.histograms.arithmetic import interpolate
 from crisp_stream.histograms.histogram import Histogram
-from crisp_stream.histograms.mixture import Draw, Mixture, Phase
+from crisp_stream.histograms.mixture import Draw, Mixture
+from crisp_stream.histograms.phase import Phase
 from crisp_stream.histograms.smoothing import smooth
 from crisp_stream.loading.reader import ReadOptions
 from crisp_stream.loading.stream import Stream

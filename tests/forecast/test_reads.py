@@ -17,7 +17,8 @@ from crisp_stream.forecast.reads import Plans
 from crisp_stream.forecast.result import Loader
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.histograms.histogram import Histogram
-from crisp_stream.histograms.mixture import Draw, Mixture, Phase
+from crisp_stream.histograms.mixture import Draw, Mixture
+from crisp_stream.histograms.phase import Phase
 from crisp_stream.loading.mixture_dataset import MixtureDataset
 from crisp_stream.loading.reader import ReadOptions, _FetchedRuns
 from crisp_stream.loading.run_cache import WindowRun

@@ -16,7 +16,7 @@ from crisp_stream import Histogram, Mixture, Phase
 from crisp_stream.config.load import load_recipe
 from crisp_stream.errors import InputError
 from crisp_stream.format.dataset import Dataset
-from crisp_stream.histograms.mixture import water_fill, windows_per_node, within_repeats
+from crisp_stream.histograms.component import drawn_within_repeats, water_fill, windows_per_node
 from crisp_stream.training.prepare import build_mixture
 from tests.support.synthetic import synthetic_tree, write_synthetic_dataset
 
@@ -272,6 +272,10 @@ def test_filling_sums_to_one_exceeds_no_limit_and_keeps_the_ratios_of_the_rest(
         assert moved == pytest.approx((filled - asked)[~capped].sum(), abs=1e-12)
 
 
+def _within_repeats(phase: Phase, dataset: Dataset) -> Histogram:
+    return drawn_within_repeats(phase.components[0], dataset, phase.samples, what="a phase").histogram
+
+
 @given(st.lists(st.tuples(st.integers(0, 15), st.integers(1, 40)), min_size=1, max_size=12), st.integers(1, 700))
 def test_no_window_is_drawn_more_often_than_its_share_allows(
     dataset: Dataset, counts: list[tuple[int, int]], samples: int
@@ -282,9 +286,9 @@ def test_no_window_is_drawn_more_often_than_its_share_allows(
     present = windows > 0
     if samples > 3.5 * windows.sum():
         with pytest.raises(InputError, match="cannot take the rest"):
-            within_repeats(phase, dataset, what="a phase")
+            _within_repeats(phase, dataset)
         return
-    capped = within_repeats(phase, dataset, what="a phase")
+    capped = _within_repeats(phase, dataset)
     share = capped.proportions[present].sum()
     assert share == pytest.approx(phase.histogram.proportions[np.isin(phase.histogram.nodes, dataset.leaves)].sum())
     assert (capped.proportions[present] / share * samples <= 3.5 * windows[present] * (1 + 1e-8)).all()

@@ -170,7 +170,7 @@ def test_a_change_that_is_never_finished_is_an_error_not_a_hang(dataset: Dataset
 def test_ranks_agree_on_the_latest_of_their_positions(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = made(dataset)
     histogram = only(dataset, 3)
-    others: list[tuple[int, str, int | None]] = [(70, histogram.fingerprint, None)]
+    others: list[tuple[int, list, int | None]] = [(70, [[1.0, "", histogram.fingerprint]], None)]
 
     def gather(into: list, own: tuple) -> None:
         into[:] = [own, *others]
@@ -179,8 +179,8 @@ def test_ranks_agree_on_the_latest_of_their_positions(dataset: Dataset, monkeypa
     monkeypatch.setattr(topology.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(topology.distributed, "all_gather_object", gather)
     assert stream.set_proportions(histogram) == 70
-    others[0] = (100, "another", None)
-    with pytest.raises(InputError, match="the same histogram and at_sample on every rank"):
+    others[0] = (100, [[1.0, "", "another"]], None)
+    with pytest.raises(InputError, match="the same proportions and at_sample on every rank"):
         stream.set_proportions(histogram)
 
 
@@ -191,7 +191,10 @@ def test_a_damaged_saved_stream_is_refused(dataset: Dataset) -> None:
         pass
     state = stream.state_dict(150)
     phase = state["stream"]["phases"][0]
-    for damage in ({"phases": []}, {"drawn": b"x"}, {"phases": [{**phase, "histogram": b"123"}]}):
+    [component] = phase["components"]
+    others = [{**component, "histogram": b"123"}, {**component, "windows": "0" * 64}, {**component, "source": "other"}]
+    damages = [{"phases": [{**phase, "components": [other]}]} for other in others]
+    for damage in ({"phases": []}, {"drawn": b"x"}, *damages):
         with pytest.raises(ResumeError, match="the saved stream of mixtures is damaged"):
             made(dataset).load_state_dict({**state, "stream": {**state["stream"], **damage}})
 

@@ -31,6 +31,7 @@ from crisp_stream.format.dataset import Dataset
 from crisp_stream.loading.reader import ReadOptions
 from crisp_stream.loading.serving import Serving
 from crisp_stream.order.blocks import Blocks, OrderPhase
+from crisp_stream.order.draw_table import DrawTable
 from crisp_stream.order.draws import LeafShares
 from crisp_stream.order.order import SampleOrder
 from tests.support.synthetic import write_synthetic_dataset
@@ -86,7 +87,7 @@ def stream_by_the_book(
         )
         for first, following in zip(ordered, [*ordered[1:], None], strict=True)
     ]
-    order = SampleOrder(dataset.leaves, dataset.windows_per_leaf, phases, Blocks(seed=SEED))
+    order = SampleOrder(DrawTable.of_leaves(dataset.leaves, dataset.windows_per_leaf), phases, Blocks(seed=SEED))
     return order.window_ids(np.arange(length)).tolist()
 
 

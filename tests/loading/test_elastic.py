@@ -17,6 +17,7 @@ from crisp_stream import MixtureDataset
 from crisp_stream.loading.topology import Topology
 from crisp_stream.models.checkpoint import read_checkpoint
 from crisp_stream.order.blocks import Blocks
+from crisp_stream.order.draw_table import DrawTable
 from crisp_stream.order.order import SampleOrder, phases_in_turn
 from crisp_stream.training.prepare import build_mixture
 from crisp_stream.training.train import train
@@ -63,7 +64,7 @@ def test_any_nodes_ranks_and_workers_serve_the_global_batches_of_one_process(
     leaves, windows = np.arange(7), np.array([3, 50, 8, 1, 20, 13, 9])
     phases = [(windows / windows.sum(), 37), (np.array([0.5, 0, 0, 0.2, 0.3, 0, 0]), None)]
     blocks = Blocks(seed=seed, draw=way, first_block_samples=64, block_samples=64)  # pyright: ignore[reportArgumentType]
-    order = SampleOrder(leaves, windows, phases_in_turn(phases), blocks)
+    order = SampleOrder(DrawTable.of_leaves(leaves, windows), phases_in_turn(phases), blocks)
     start = 0
     for nodes, ranks_per_node, num_workers, num_batches in stretches:
         world = nodes * ranks_per_node

@@ -18,6 +18,7 @@ from crisp_stream.loading.reader import ReadOptions
 from crisp_stream.loading.run_cache import RunCache, WindowRun
 from crisp_stream.loading.runs import RunPlan
 from crisp_stream.order.blocks import Blocks
+from crisp_stream.order.draw_table import DrawTable
 from crisp_stream.order.order import SampleOrder, phases_in_turn
 from tests.support.seaweed import S3Server
 from tests.support.synthetic import upload, write_synthetic_dataset
@@ -151,7 +152,7 @@ def plan_for(
 
     def order() -> SampleOrder:
         phases = phases_in_turn([(proportions, None)])
-        return SampleOrder(dataset.leaves, dataset.windows_per_leaf, phases, Blocks(seed=3))
+        return SampleOrder(DrawTable.of_leaves(dataset.leaves, dataset.windows_per_leaf), phases, Blocks(seed=3))
 
     return RunPlan(dataset, order(), samples if known else None), order().window_ids(np.arange(samples))
 

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from crisp_stream.loading.topology import Topology
 from crisp_stream.order import draws, order
 from crisp_stream.order.blocks import Blocks
+from crisp_stream.order.draw_table import DrawTable
 from crisp_stream.order.draws import LeafShares
 from crisp_stream.order.order import SampleOrder, phases_in_turn
+from tests.support.book import order_by_the_book
 
 
 @st.composite
@@ -31,7 +33,11 @@ def orders(draw: st.DrawFn, *, way: str = "systematic") -> tuple[SampleOrder, np
         block_samples=draw(st.sampled_from([32, 64, 128])),
         num_lanes=draw(st.sampled_from([1, 4, 16])),
     )
-    return SampleOrder(np.arange(num_leaves) * 3, windows, phases_in_turn(phases), blocks), windows, phases
+    return (
+        SampleOrder(DrawTable.of_leaves(np.arange(num_leaves) * 3, windows), phases_in_turn(phases), blocks),
+        windows,
+        phases,
+    )
 
 
 def leaf_rows(window_ids: np.ndarray, windows_per_leaf: np.ndarray) -> np.ndarray:
@@ -40,7 +46,7 @@ def leaf_rows(window_ids: np.ndarray, windows_per_leaf: np.ndarray) -> np.ndarra
 
 def clone(made: SampleOrder) -> SampleOrder:
     """The same order, with nothing computed yet."""
-    return SampleOrder(made._leaves, made._windows_per_leaf, made.phases, made.blocks, history=made.history)
+    return SampleOrder(made.table, made.phases, made.blocks, history=made.history)
 
 
 @given(orders(), st.data())
@@ -136,12 +142,12 @@ def test_draws_counted_at_once_equal_walking_there(made: tuple, data: st.DataObj
 
 @given(st.sampled_from(["systematic", "multinomial"]).flatmap(lambda way: orders(way=way)), st.data())
 def test_an_order_continued_from_the_history_of_its_phases_is_the_same(made: tuple, data: st.DataObject) -> None:
-    sample_order, windows, _ = made
+    sample_order, _, _ = made
     whole = sample_order.window_ids(np.arange(sample_order.num_samples))
     position = data.draw(st.integers(0, sample_order.num_samples - 1))
     history = clone(sample_order).history_at(position)
     kept = [phase for phase in sample_order.phases if history is None or phase.first_sample >= history.first_sample]
-    continued = SampleOrder(sample_order._leaves, windows, kept, sample_order.blocks, history=history)
+    continued = SampleOrder(sample_order.table, kept, sample_order.blocks, history=history)
     assert (continued.window_ids(np.arange(position, sample_order.num_samples)) == whole[position:]).all()
 
 
@@ -180,7 +186,7 @@ def test_hundreds_of_phases_are_summed_up_without_a_change(seed: int, way: str) 
     windows = rng.integers(1, 30, 9)
     phases = [(rng.dirichlet(np.ones(9)), int(rng.integers(1, 40))) for _ in range(120)]
     blocks = Blocks(seed=seed, draw=way, first_block_samples=16, block_samples=32, num_lanes=4)  # pyright: ignore[reportArgumentType]
-    made = SampleOrder(np.arange(9), windows, phases_in_turn(phases), blocks)
+    made = SampleOrder(DrawTable.of_leaves(np.arange(9), windows), phases_in_turn(phases), blocks)
     whole = made.window_ids(np.arange(made.num_samples or 0))
     rows, first_window = leaf_rows(whole, windows), np.cumsum(windows) - windows
     for row in range(9):
@@ -193,65 +199,6 @@ def test_hundreds_of_phases_are_summed_up_without_a_change(seed: int, way: str) 
     with pytest.raises(IndexError, match="an order that knows"):
         made.window_ids(np.array([3]))
     assert (made.window_ids(np.arange(len(whole) // 2, len(whole))) == whole[len(whole) // 2 :]).all()
-
-
-def words(seed: int, purpose: int, count: int, *, block: int = 0, phase: int = 0) -> list[int]:
-    key, counter = np.array([seed, purpose], np.uint64), np.array([0, 0, block, phase], np.uint64)
-    return [int(word) for word in np.random.Philox(key=key, counter=counter).random_raw(count)]
-
-
-def splitmix64(value: int) -> int:
-    mask = (1 << 64) - 1
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & mask
-    return value ^ (value >> 31)
-
-
-def order_by_the_book(leaves: list[int], windows: list[int], phases: list, blocks: Blocks) -> list[int]:
-    """FORMAT.md, "Sample order", steps 1 to 5, one draw at a time."""
-    seed, lanes = blocks.seed, blocks.num_lanes
-    drawn, ids = [0] * len(leaves), []
-    lane_words = words(seed, 2, lanes)
-    interval_of_lane = sorted(range(lanes), key=lane_words.__getitem__)
-    begun = 0
-    for proportions, num_samples in phases:
-        rows = [row for row, p in enumerate(proportions) if p > 0]
-        cdf, total = [], 0.0
-        for row in rows:
-            total += float(proportions[row])
-            cdf.append(total)
-        cdf = [value / total for value in cdf]
-        start = words(seed, 1, 1, phase=begun)[0] >> 20
-        num_first = blocks.block_samples // blocks.first_block_samples
-        bits = num_first.bit_length() - 1
-        block = served = 0
-        while served < num_samples:
-            m = blocks.first_block_samples if served < blocks.block_samples else blocks.block_samples
-            if block < num_first:
-                backwards = int(f"{block:0{bits}b}"[::-1], 2) if bits else 0
-                u = (start + backwards * 2 ** (44 - bits)) % 2**44
-            else:
-                u = (start * num_first + (block - num_first + 1) * 10872568911861) % 2**44
-            edges = [0, *(int(np.floor(value * float(m * 2**44))) for value in cdf)]
-            edges[-1] = m * 2**44
-            edges = [(edge + u) >> 44 for edge in edges]
-            draws = [row for i, row in enumerate(rows) for _ in range(edges[i + 1] - edges[i])]
-            noise = [(word >> 11) * 2.0**-53 for word in words(seed, 3, m, block=block, phase=begun)]
-            slots = m // lanes
-            of_lane = []
-            for lane in range(lanes):
-                first = interval_of_lane[lane] * slots
-                own = draws[first : first + slots]
-                keys = [(i - own.index(row) + noise[first + i]) / own.count(row) for i, row in enumerate(own)]
-                of_lane.append([own[i] for i in sorted(range(slots), key=keys.__getitem__)])
-            for i in range(min(m, num_samples - served)):
-                row = of_lane[i % lanes][i // lanes]
-                begin = splitmix64((leaves[row] + words(seed, 5, 1)[0]) % 2**64) % windows[row]
-                ids.append(sum(windows[:row]) + (begin + drawn[row]) % windows[row])
-                drawn[row] += 1
-            served, block = served + m, block + 1
-        begun += num_samples
-    return ids
 
 
 @settings(max_examples=30)
@@ -274,7 +221,7 @@ def skewed(num_leaves: int, num_drawn: int) -> np.ndarray:
 def open_order(proportions: np.ndarray, windows: np.ndarray, *, seed: int = 0, draw: str = "systematic") -> SampleOrder:
     """One open-ended phase."""
     phases = phases_in_turn([(proportions, None)])
-    return SampleOrder(np.arange(len(windows)), windows, phases, Blocks(seed=seed, draw=draw))  # pyright: ignore[reportArgumentType]
+    return SampleOrder(DrawTable.of_leaves(np.arange(len(windows)), windows), phases, Blocks(seed=seed, draw=draw))  # pyright: ignore[reportArgumentType]
 
 
 def total_variation(proportions: np.ndarray, rows: np.ndarray) -> float:
@@ -333,7 +280,7 @@ def test_seeds_give_different_orders_and_equal_seeds_the_same() -> None:
 def test_order_version_3_is_what_it_was() -> None:
     """Changing these numbers breaks every resume: it needs a new order_version."""
     phases = phases_in_turn([(np.array([0.5, 0.0, 0.2, 0.3]), 100), (np.ones(4) / 4, None)])
-    made = SampleOrder(np.array([1, 5, 6, 9]), np.array([7, 3, 100, 40]), phases, Blocks(seed=11))
+    made = SampleOrder(DrawTable.of_leaves(np.array([1, 5, 6, 9]), np.array([7, 3, 100, 40])), phases, Blocks(seed=11))
     assert order.ORDER_VERSION == 3
     assert made.window_ids(np.array([0, 1, 2, 3, 50, 99, 100, 101, 10**6, 10**9])).tolist() == GOLDEN_IDS
     multinomial = open_order(np.ones(3) / 3, np.array([5, 6, 7]), seed=1, draw="multinomial")
@@ -374,5 +321,5 @@ def test_an_ended_phase_is_the_beginning_of_an_open_one(made: tuple) -> None:
     sample_order, windows, phases = made
     proportions, end = phases[0]
     first = phases_in_turn([(proportions, None)])
-    generic = SampleOrder(np.arange(len(windows)) * 3, windows, first, sample_order.blocks)
+    generic = SampleOrder(DrawTable.of_leaves(np.arange(len(windows)) * 3, windows), first, sample_order.blocks)
     assert (sample_order.window_ids(np.arange(end)) == generic.window_ids(np.arange(end))).all()

@@ -6,7 +6,8 @@ import numpy as np
 
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.histograms.histogram import Histogram
-from crisp_stream.histograms.mixture import Draw, Mixture, Phase
+from crisp_stream.histograms.mixture import Draw, Mixture
+from crisp_stream.histograms.phase import Phase
 
 LEAVES = {0: 300, 1: 64, 2: 65, 3: 7, 5: 1, 6: 200, 9: 130, 12: 63, 13: 40, 15: 90}
 
