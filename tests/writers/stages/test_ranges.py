@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import resource
 import tempfile
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -215,6 +217,17 @@ def test_a_node_of_the_largest_tree_has_ranges() -> None:
     assert (two["node"], two["windows"], two["skip"], two["extra"], two["shard"], two["at"]) == (63, 20, 6, 0, 2, 10)
 
 
+@contextmanager
+def at_most_open(num_files: int) -> Iterator[None]:
+    """Let this process open so many files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (num_files, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def _peak_of(task: ShardsTask) -> int:
     gc.collect()
     tracemalloc.start()
@@ -239,7 +252,8 @@ def _one_task(folder: Path, num_runs: int) -> ShardsTask:
 
 
 def test_a_task_opens_one_file_at_a_time_and_holds_no_more_with_a_hundred_times_the_runs(tmp_path: Path) -> None:
-    few, many = _one_task(tmp_path / "few", 20), _one_task(tmp_path / "many", 2000)
+    with at_most_open(256):
+        few, many = _one_task(tmp_path / "few", 20), _one_task(tmp_path / "many", 2000)
     assert len(repr(many)) < len(repr(few)) + 20, "its description does not list runs"
     opened, peaks = [], []
     original = FolderStore.get_range
