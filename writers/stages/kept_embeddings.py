@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from crisp_stream.format.embeddings import EMBEDDINGS
 from crisp_stream.writers.embedding.embeddings_folder import embeddings_folder, is_complete, records_of, rows_file
 from crisp_stream.writers.engine.tasks import Record, Runner, Task, file_sizes
-from crisp_stream.writers.engine.workspace import Workspace, scratch_folder
+from crisp_stream.writers.engine.workspace import Workspace
 from crisp_stream.writers.stages.dataset import Sorted
 from crisp_stream.writers.stages.key_sources import Sources, read_rows, run_of
 from crisp_stream.writers.stages.models import EmbeddedParts
@@ -102,8 +102,7 @@ class KeptEmbeddingsTask(Task):
         with ExitStack() as stack, self.target.open("r+b") as file:
             embeddings: Column = InPlace(self._read)
             if self.source.folder is None:
-                scratch = stack.enter_context(scratch_folder())
-                embeddings = windows.brought(self._read, scratch, "embeddings", np.float16, (self.dim,))
+                embeddings = stack.enter_context(windows.brought(self._read, np.float16, (self.dim,)))
             file.seek(first_byte + self.first_window * row_bytes)
             for start in range(0, len(windows), rows_at_once):
                 stop = min(len(windows), start + rows_at_once)

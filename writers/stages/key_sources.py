@@ -54,7 +54,7 @@ class GrownDataset:
     @property
     def dataset(self) -> Dataset:
         """The dataset."""
-        return _opened(self.root, self.generation)
+        return _opened(self.root, self.generation, self.fingerprint)
 
     def keys(self, shard: int, start: int, stop: int) -> NDArray[np.uint64]:
         """Keys of windows start … stop - 1 of a shard. Raises CorruptDataError: they are not sorted."""
@@ -100,7 +100,7 @@ class GrownDataset:
 
 
 @lru_cache(maxsize=1)
-def _opened(root: str, generation: int) -> Dataset:
+def _opened(root: str, generation: int, fingerprint: str) -> Dataset:
     return open_dataset(root, generation=generation)
 
 

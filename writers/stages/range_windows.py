@@ -1,24 +1,26 @@
 """The windows of a range of keys in their order, from all sources: what a task that writes shards or embeddings reads.
 
 The keys of the range, and those of the next one where the last shard reaches into it, are read and sorted (28 bytes a
-window meanwhile, 8 afterwards), earlier sources first among equal keys. From then on every stretch of the order is
-known to be a stretch of each source, and is read from them into its place. From an object store, all that is wanted
-of each source is first brought to local disk, in one request per source and kind.
+window meanwhile, 8 afterwards, and 8 for places), earlier sources first among equal keys. From then on every stretch of
+the order is known to be a stretch of each source, and is read from them into its place. Where many sources have a row
+or two of a shard each, opening them is what it costs; so small columns are read once for the range and held. From an
+object store, large ones are first brought to local disk, in one request per source.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.writers.engine.workspace import Workspace
+from crisp_stream.writers.engine.workspace import Workspace, scratch_folder
 from crisp_stream.writers.stages.key_sources import Read, Sources, leaves_of, read_rows
 from crisp_stream.writers.stages.ranges import KeyRange
 
@@ -46,18 +48,32 @@ class InPlace:
         return self._read(source, row, row + count)
 
 
-class _Brought:
-    """A column that was brought to one local file, in the order of the line."""
+class _Held:
+    """A column in memory, in the order of the line."""
 
-    def __init__(self, path: Path, dtype: Any, row_shape: tuple[int, ...]) -> None:
-        self._path, self._dtype, self._row_shape = path, np.dtype(dtype), row_shape
-        self._items_per_row = int(np.prod(row_shape, dtype=np.int64))
+    def __init__(self, array: NDArray[Any]) -> None:
+        self._array = array
 
     def rows(self, source: Any, row: int, line: int, count: int) -> NDArray[Any]:
         """See Column."""
-        offset = line * self._items_per_row * self._dtype.itemsize
-        read = np.fromfile(self._path, self._dtype, count * self._items_per_row, offset=offset)
-        return read.reshape(count, *self._row_shape)
+        return self._array[line : line + count]
+
+
+class _Brought:
+    """A column that was brought to one local file, in the order of the line."""
+
+    def __init__(self, descriptor: int, dtype: Any, row_shape: tuple[int, ...]) -> None:
+        self._descriptor, self._dtype, self._row_shape = descriptor, np.dtype(dtype), row_shape
+        self._row_bytes = _row_bytes(dtype, row_shape)
+
+    def rows(self, source: Any, row: int, line: int, count: int) -> NDArray[Any]:
+        """See Column."""
+        content = os.pread(self._descriptor, count * self._row_bytes, line * self._row_bytes)
+        return np.frombuffer(content, self._dtype).reshape(count, *self._row_shape)
+
+
+def _row_bytes(dtype: Any, row_shape: tuple[int, ...]) -> int:
+    return int(np.prod(row_shape, dtype=np.int64)) * np.dtype(dtype).itemsize
 
 
 class RangeWindows:
@@ -103,25 +119,40 @@ class RangeWindows:
             for array, column in columns:
                 array[places[low:high]] = column.rows(self._sources[owner], row, line, high - low)
 
-    def brought(self, read: Read, folder: Path, name: str, dtype: Any, row_shape: tuple[int, ...]) -> Column:
-        """A column whose rows are brought from all sources to a file of a folder."""
-        path = folder / name
-        row_bytes = int(np.prod(row_shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    def held(self, read: Read, dtype: Any, row_shape: tuple[int, ...], *, alone: bool) -> Column:
+        """A column whose rows are read from all sources now, with threads unless `alone`."""
+        array = np.empty((len(self), *row_shape), dtype)
+
+        def bring(at: int) -> None:
+            first, line, end = int(self._first_rows[at]), int(self._line_starts[at]), int(self._line_starts[at + 1])
+            array[line:end] = read(self._sources[at], first, first + end - line)
+
+        _in_threads(bring, len(self._sources), alone=alone)
+        return _Held(array)
+
+    @contextmanager
+    def brought(self, read: Read, dtype: Any, row_shape: tuple[int, ...]) -> Iterator[Column]:
+        """A column whose rows are brought from all sources to local disk, for as long as the block."""
+        row_bytes = _row_bytes(dtype, row_shape)
         rows_at_once = max(1, _REQUEST_BYTES // row_bytes)
-        with path.open("w+b", buffering=0) as file:
-            file.truncate(len(self) * row_bytes)
+        with scratch_folder() as folder, (folder / "rows").open("w+b", buffering=0) as file:
+            descriptor = file.fileno()
 
             def bring(at: int) -> None:
-                first, line = int(self._first_rows[at]), int(self._line_starts[at])
-                end = first + int(self._line_starts[at + 1]) - line
-                with path.open("r+b", buffering=0) as own:
-                    own.seek(line * row_bytes)
-                    for start in range(first, end, rows_at_once):
-                        rows = read(self._sources[at], start, min(end, start + rows_at_once))
-                        own.write(np.ascontiguousarray(rows).data.cast("B"))
+                first, line, end = int(self._first_rows[at]), int(self._line_starts[at]), int(self._line_starts[at + 1])
+                for start in range(line, end, rows_at_once):
+                    stop = min(end, start + rows_at_once)
+                    rows = read(self._sources[at], first + start - line, first + stop - line)
+                    _write(descriptor, np.ascontiguousarray(rows).view(np.uint8).reshape(-1).data, start * row_bytes)
 
             _in_threads(bring, len(self._sources))
-        return _Brought(path, dtype, row_shape)
+            yield _Brought(descriptor, dtype, row_shape)
+
+
+def _write(descriptor: int, content: memoryview, offset: int) -> None:
+    while content:
+        written = os.pwrite(descriptor, content, offset)
+        content, offset = content[written:], offset + written
 
 
 def _read_keys(
@@ -141,7 +172,7 @@ def _read_keys(
     return own, behind
 
 
-def _in_threads(work: Any, count: int, *, alone: bool = False) -> None:
+def _in_threads(work: Callable[[int], object], count: int, *, alone: bool = False) -> None:
     """Call `work` with 0 … count - 1, in threads unless it is done faster alone."""
     if alone:
         for number in range(count):

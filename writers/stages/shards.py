@@ -129,16 +129,12 @@ class ShardsTask(Task):
 
     def _columns(self, windows: RangeWindows, sources: Sources, stack: ExitStack) -> tuple[Column, Column]:
         """Tokens and places of the windows."""
-        settings = self.shards
-        read_tokens = sources.tokens(settings.window_tokens, settings.token_dtype)
+        dtype, shape = self.shards.token_dtype, (self.shards.window_tokens,)
+        read_tokens = sources.tokens(self.shards.window_tokens, dtype)
+        places = windows.held(sources.places, np.uint32, (2,), alone=sources.are_local)
         if sources.are_local:
-            return InPlace(read_tokens), InPlace(sources.places)
-        folder = stack.enter_context(scratch_folder())
-        shape = (settings.window_tokens,)
-        return (
-            windows.brought(read_tokens, folder, "tokens", settings.token_dtype, shape),
-            windows.brought(sources.places, folder, "places", np.uint32, (2,)),
-        )
+            return InPlace(read_tokens), places
+        return stack.enter_context(windows.brought(read_tokens, dtype, shape)), places
 
 
 @dataclass(frozen=True, kw_only=True)
