@@ -39,7 +39,7 @@ FLAG = "flag"
 WORK = "work (no effect on the bytes written)"
 """Title of the options of where the work is done."""
 NEUTRAL = (
-    *("out", "engine", "address", "processes", "memory_bytes", "run_bytes", "sort_memory_bytes"),
+    *("out", "engine", "address", "processes", "memory_bytes", "run_bytes", "range_bytes", "sort_memory_bytes"),
     *("work", "keep_work", "embeddings", "take_over", "max_bad"),
 )
 """Options that decide no byte; all others are part of the request (publishing/request.py)."""
@@ -256,7 +256,9 @@ class WriteOptions:
     """Input files up to this stored size together are read by one task. Its last part ends there, so it decides the
     bytes."""
     sort_memory_bytes: int = 64 << 20
-    """Tokens sorted at once per process at most; sorting holds about four times as much."""
+    """Tokens, or embeddings, that a process reads at once while it writes shards, unless a shard is larger."""
+    range_bytes: int = 4 << 30
+    """Tokens of a range of sort keys, about, whose shards one task writes; more where there are over 16 TB."""
 
     def __post_init__(self) -> None:
         from crisp_stream.examples.question_layouts import QuestionKeys
@@ -297,6 +299,7 @@ class WriteOptions:
         )
         require(self.run_bytes >= 1, "run_bytes", "at least 1")
         require(self.sort_memory_bytes >= 1, "sort_memory_bytes", "at least 1")
+        require(self.range_bytes >= 1, "range_bytes", "at least 1")
         require(
             self.encoder != LSI_NAME or self.reads == "first", "reads", "left out with --encoder lsi, which reads all"
         )

@@ -54,6 +54,7 @@ from crisp_stream.writers.stages.dataset import forget_all, forget_lost
 from crisp_stream.writers.stages.kept_embeddings import KeptEmbeddingsTask, RunEmbeddingsTask, keep_in_stages
 from crisp_stream.writers.stages.pipeline import Assembly, assemble_in_stages, embed_in_stages
 from crisp_stream.writers.stages.provenance import write_small_files
+from crisp_stream.writers.stages.ranges import RANGE_STAGES
 from crisp_stream.writers.stages.shards import ShardsSummary
 
 _EMBEDDINGS_STAGES = (RunEmbeddingsTask.stage, KeptEmbeddingsTask.stage)
@@ -260,6 +261,7 @@ def _stages_of(options: WriteOptions) -> list[str]:
         "embeddings",
         *tree,
         "runs",
+        *RANGE_STAGES,
         "texts",
         "sketch",
         "shards",
@@ -304,7 +306,7 @@ def _assembled(
     if options.embeddings is not None:
         memory_bytes = assembly.sort_memory_bytes
         keep_in_stages(
-            runner, corpus.embedded, assembly.ordered, assembly.tree, options.embeddings, memory_bytes=memory_bytes
+            runner, corpus.embedded, assembly.ordered, assembly.ranges, options.embeddings, memory_bytes=memory_bytes
         )
     if runner.engine is None:
         raise PlanEnds

@@ -27,8 +27,10 @@ from crisp_stream.tree.tree import ClusterTree
 from crisp_stream.writers.engine.tasks import Record, Runner
 from crisp_stream.writers.engine.workspace import Workspace
 from crisp_stream.writers.options import WriteOptions
-from crisp_stream.writers.stages.runs import RunTask, SortedRun, group_parts, identity_of, part_places
-from crisp_stream.writers.stages.shards import ShardSettings, ShardSink, ShardsTask
+from crisp_stream.writers.stages.dataset import shard_tasks
+from crisp_stream.writers.stages.ranges import RANGE_STAGES, Nodes, ranges_in_stages, windows_per_range
+from crisp_stream.writers.stages.runs import RunTask, group_parts, identity_of, part_places
+from crisp_stream.writers.stages.shards import ShardSettings, ShardSink
 from crisp_stream.writers.stages.windows import Part
 
 WINDOW_TOKENS = 1024
@@ -100,11 +102,12 @@ def run_tasks(workspace: Workspace, parts: list[Part], *, run_bytes: int = Write
     ]
 
 
-def shards_tasks(
-    workspace: Workspace, runs: list[RunTask], records: list[Record], root: str, *, memory_bytes: int
-) -> list[ShardsTask]:
-    """The tasks that write shards from runs."""
+def write_shards(
+    runner: Runner, runs: list[RunTask], records: list[Record], num_windows: int, root: str, *, memory_bytes: int
+) -> None:
+    """Write shards from runs, by ranges of keys."""
     leaves_per_node = ARITY ** (DEPTH - 1)
+    nodes = Nodes(arity=ARITY, leaves_per_node=leaves_per_node)
     settings = ShardSettings(
         root=root,
         window_tokens=WINDOW_TOKENS,
@@ -113,22 +116,15 @@ def shards_tasks(
         leaves_per_shard_node=leaves_per_node,
         identity=identity_of(records, None),
     )
-    found = tuple(
-        SortedRun(key=run.key, offsets=tuple(record["offsets"])) for run, record in zip(runs, records, strict=True)
+    ranges = ranges_in_stages(
+        runner,
+        runs,
+        nodes,
+        windows_per_range=windows_per_range(WriteOptions.range_bytes, WINDOW_BYTES, num_windows, None),
+        windows_per_shard=settings.windows_per_shard,
+        leaves_per_shard_node=leaves_per_node,
     )
-    return [
-        ShardsTask(
-            workspace=workspace,
-            number=node,
-            inputs=(),
-            first_leaf=node * leaves_per_node,
-            end_leaf=(node + 1) * leaves_per_node,
-            runs=found,
-            shards=settings,
-            memory_bytes=memory_bytes,
-        )
-        for node in range(ARITY)
-    ]
+    runner.run(shard_tasks(runner, ranges, nodes, settings, memory_bytes=memory_bytes), unit="windows")
 
 
 def sorted_by_tasks(folder: str, num_bytes: int, processes: int, memory_bytes: int | None = None) -> dict[str, Any]:
@@ -138,7 +134,8 @@ def sorted_by_tasks(folder: str, num_bytes: int, processes: int, memory_bytes: i
     parts = make_parts(Path(folder), num_bytes)
     workspace = Workspace(folder)
     out = Path(folder) / "out"
-    with _clean(out, Path(folder) / "runs", Path(folder) / "shards"), _tree_memory() as peak:
+    stages = [Path(folder) / stage for stage in ("runs", *RANGE_STAGES, "shards")]
+    with _clean(out, *stages), _tree_memory() as peak:
         engine = LocalEngine(processes=processes)
         runner = Runner(engine, workspace, log=lambda line: None)
         warm = [
@@ -150,7 +147,7 @@ def sorted_by_tasks(folder: str, num_bytes: int, processes: int, memory_bytes: i
         records = runner.run(runs, unit="windows")
         sorting = time.perf_counter() - started
         memory = memory_bytes or WriteOptions.sort_memory_bytes
-        runner.run(shards_tasks(workspace, runs, records, str(out), memory_bytes=memory), unit="windows")
+        write_shards(runner, runs, records, len(parts) * WINDOWS_PER_PART, str(out), memory_bytes=memory)
         seconds, cpu_seconds = time.perf_counter() - started, cpu_of_all() - cpu
         engine.close()
     return {"seconds": seconds, "cpu": cpu_seconds, "peak": peak[0], "runs_seconds": sorting, "parts": len(parts)}
@@ -289,7 +286,7 @@ def upload(folder: Path, num_bytes: int, repeats: int, root: str) -> tuple[list[
         with ShardSink(settings, 0) as sink:
             for _ in range(num_shards):
                 sink.add(samples, places)
-            sink.finish(WINDOW_TOKENS, "uint16")
+            sink.finish()
 
     def bare() -> None:
         with tempfile.TemporaryDirectory(dir=folder) as scratch, ThreadPoolExecutor(UPLOADS_AHEAD) as threads:

@@ -32,8 +32,9 @@ OPTIONS = [
     *("--min-split", "32", "--part-characters", "5000", "--shard-mb", "0.006", "--processes", "2"),
 ]
 KILLS = 5
-NUM_TASKS = 2 + 2 * 14 + 3 + 4 + 1 + 1 + 4 + 1
-"""Documents, tokenizer, windows and embeddings of 14 parts, LSI, sample, root, branches, tree, run, shards, table."""
+NUM_TASKS = 2 + 2 * 14 + 3 + 4 + 1 + 1 + 4 + 4 + 1
+"""Documents, tokenizer, windows and embeddings of 14 parts, LSI, sample, root, branches, tree, run, ranges, shards,
+table."""
 
 
 def start(source: Path, out: Path | str, log: Path, *more: str, **environment: str) -> subprocess.Popen[bytes]:

@@ -25,7 +25,8 @@ def quiet(line: str) -> None:
 
 
 TREE_STAGES = ["tree-draws", "tree-counts", "tree-nodes", "tree-levels", "tree"]
-STAGES = ["documents", "tokenizer", "windows", "embeddings", *TREE_STAGES, "runs", "shards"]
+RANGE_STAGES = ["range-samples", "range-cuts", "range-counts", "ranges"]
+STAGES = ["documents", "tokenizer", "windows", "embeddings", *TREE_STAGES, "runs", *RANGE_STAGES, "shards"]
 
 
 def _killed_in(stage: str) -> Callable[[Task], Record]:
@@ -36,7 +37,7 @@ def _killed_in(stage: str) -> Callable[[Task], Record]:
         nonlocal run
         if task.stage == stage:
             run += 1
-            if run > 2 or stage in ("documents", "tokenizer", "tree", "runs", "texts", "provenance"):
+            if run > 2 or stage in ("documents", "tokenizer", "tree", "runs", *RANGE_STAGES, "texts", "provenance"):
                 raise KeyboardInterrupt
         return execute(task)
 

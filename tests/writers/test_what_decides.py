@@ -118,6 +118,7 @@ def changes(tmp_path: Path, word_encoder: WordEncoder) -> dict[str, tuple[dict[s
         "embeddings": ({}, str(tmp_path / "embeddings")),
         "memory_bytes": ({}, 8 << 30),
         "run_bytes": ({}, 5000),
+        "range_bytes": ({}, 2000),
         "sort_memory_bytes": ({}, 5000),
         "work": ({}, str(tmp_path / "work")),
         "keep_work": ({}, True),

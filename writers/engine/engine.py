@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from crisp_stream.errors import CrispError, InputError, import_extra
-from crisp_stream.processes import Pool, num_processes
+from crisp_stream.processes import Pool, num_processes, raise_file_limit
 from crisp_stream.writers.engine.memory_limit import MemoryLimit, bound_allocators, return_memory
 from crisp_stream.writers.engine.ray_cluster import RayCluster, no_cluster, require_ray
 from crisp_stream.writers.engine.tasks import Engine, Kind, Record, Task, execute
@@ -32,6 +32,7 @@ def open_engine(
     name: str, *, processes: int | None, memory_bytes: int | None, address: str | None
 ) -> LocalEngine | RayEngine:
     """The engine of a write: local or ray. Raises InputError, MissingExtraError."""
+    raise_file_limit()
     if name == "local":
         if address is not None:
             raise InputError(f"address: must be left out with the local engine, got {address}. Add --engine ray.")
@@ -48,6 +49,11 @@ def open_engine(
 
 def _run(task: Task) -> tuple[int, Record]:
     return task.number, execute(task)
+
+
+def _run_elsewhere(task: Task) -> tuple[int, Record]:
+    raise_file_limit()  # workers of Ray are started by others
+    return _run(task)
 
 
 def _run_bounded(task: Task) -> tuple[int, Record]:
@@ -239,7 +245,7 @@ class RayEngine:
             yield from self._run_light(tasks, workers)
 
     def _run_light(self, tasks: Iterable[Task], workers: int) -> Iterator[tuple[int, Record]]:
-        remote = self._ray.remote(num_cpus=1, max_retries=_RETRIES)(_run)
+        remote = self._ray.remote(num_cpus=1, max_retries=_RETRIES)(_run_elsewhere)
         running: list[Any] = []
         for task in tasks:
             if len(running) == workers * _AHEAD:
@@ -286,7 +292,7 @@ class _Actor:
 
     def run(self, task: Task) -> tuple[int, Record]:
         """Run a task."""
-        return _run(task)
+        return _run_elsewhere(task)
 
 
 class _Team:

@@ -203,26 +203,3 @@ class StoredArray:
         row_bytes = int(np.prod(row_shape, dtype=np.int64)) * self.dtype.itemsize
         content = self._store.get_range(self._name, self._first_byte + start * row_bytes, (stop - start) * row_bytes)
         return np.frombuffer(content, self.dtype).reshape(stop - start, *row_shape)
-
-    def on_disk(self, start: int, stop: int) -> RowsOnDisk:
-        """Rows start … stop - 1 of a local file, read when they are sliced."""
-        mapped = self._mapped
-        assert isinstance(mapped, np.memmap)
-        row_bytes = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
-        first_byte = int(mapped.offset) + start * row_bytes
-        return RowsOnDisk(Path(self._store.url) / self._name, self.dtype, self.shape[1:], first_byte, row_bytes)
-
-
-class RowsOnDisk:
-    """Consecutive rows in a local file. Slices are read, not mapped: mapped pages would count as the process's."""
-
-    def __init__(
-        self, path: Path, dtype: np.dtype[Any], row_shape: tuple[int, ...], first_byte: int, row_bytes: int
-    ) -> None:
-        self._path, self._dtype, self._row_shape = path, dtype, row_shape
-        self._first_byte, self._row_bytes = first_byte, row_bytes
-
-    def __getitem__(self, rows: slice) -> NDArray[Any]:
-        count = (rows.stop - rows.start) * (self._row_bytes // self._dtype.itemsize)
-        offset = self._first_byte + rows.start * self._row_bytes
-        return np.fromfile(self._path, self._dtype, count, offset=offset).reshape(-1, *self._row_shape)

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crisp_stream.format.dataset import Dataset
 from crisp_stream.format.manifest import DOCUMENTS, places_path
 from crisp_stream.format.mds import ShardRow
 from crisp_stream.format.tables import marked
@@ -22,9 +21,17 @@ from crisp_stream.writers.engine.tasks import Record, Runner, Task, finished
 from crisp_stream.writers.engine.workspace import Workspace
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.publishing.claim import Hold
+from crisp_stream.writers.stages.key_sources import GrownDataset
 from crisp_stream.writers.stages.models import EmbeddedParts
-from crisp_stream.writers.stages.runs import RunTask, SortedRun, group_parts
-from crisp_stream.writers.stages.shards import ShardSettings, ShardsSummary, ShardsTask
+from crisp_stream.writers.stages.ranges import Nodes, Ranges
+from crisp_stream.writers.stages.runs import RunTask, group_parts
+from crisp_stream.writers.stages.shards import (
+    ShardSettings,
+    ShardsSummary,
+    ShardsTask,
+    UnchangedShardsTask,
+    next_shards,
+)
 from crisp_stream.writers.stages.tree import FittedTree
 from crisp_stream.writers.stages.whole_corpus import GivenTreeTask
 from crisp_stream.writers.stages.windows import SPANS, Part
@@ -88,12 +95,6 @@ class Sorted:
     records: list[Record]
 
     @property
-    def sorted_runs(self) -> tuple[SortedRun, ...]:
-        """The runs as clusters read them."""
-        pairs = zip(self.runs, self.records, strict=True)
-        return tuple(SortedRun(key=task.key, offsets=tuple(record["offsets"])) for task, record in pairs)
-
-    @property
     def quality_sums(self) -> QualitySums:
         """Fit of the tree to all windows; added up part by part, whatever parts a run holds."""
         return QualitySums.merge(QualitySums.from_json(part) for record in self.records for part in record["quality"])
@@ -129,36 +130,43 @@ def sort_in_stages(
 
 def shard_tasks(
     runner: Runner,
-    ordered: Sorted,
-    tree: ClusterTree,
+    ranges: Ranges,
+    nodes: Nodes,
     settings: ShardSettings,
     *,
-    seed: int,
     memory_bytes: int,
-    grown: Dataset | None = None,
+    grown: GrownDataset | None = None,
     hold: Hold | None = None,
-) -> list[ShardsTask]:
-    """One task per level-1 cluster; with `grown`, each takes over that dataset's windows."""
-    leaves_per_node = tree.arity ** (tree.depth - 1)
-    runs = ordered.sorted_runs
-    fingerprints = tuple(task.fingerprint for task in ordered.runs)
-    return [
-        ShardsTask(
+) -> list[ShardsTask | UnchangedShardsTask]:
+    """One task per range, in their order; with `grown`, one for each level-1 node that stays as it is, too."""
+    first_shards = {} if grown is None else next_shards(grown.dataset)
+    tasks: list[tuple[int, ShardsTask | UnchangedShardsTask]] = []
+    for number, row in enumerate(ranges.rows):
+        node = int(row["node"])
+        task = ShardsTask(
             workspace=runner.workspace,
-            number=node,
-            inputs=(*fingerprints, *((grown.manifest.fingerprint,) if grown else ())),
-            first_leaf=node * leaves_per_node,
-            end_leaf=(node + 1) * leaves_per_node,
-            runs=runs,
+            number=number,
+            inputs=(ranges.task.fingerprint,),
+            part=ranges.range(row, whole_shards=True),
+            first_shard=first_shards.get(node, 0) + int(row["shard"]),
             shards=settings,
             memory_bytes=memory_bytes,
-            grown=grown.root if grown else None,
-            grown_generation=grown.manifest.generation if grown else 0,
-            sort_seed=seed,
+            grown=grown,
             hold=hold,
         )
-        for node in range(tree.arity)
-    ]
+        tasks.append((node, task))
+    for node in ranges.unchanged if grown is not None else []:
+        assert grown is not None
+        task = UnchangedShardsTask(
+            workspace=runner.workspace,
+            number=len(tasks),
+            inputs=(grown.fingerprint,),
+            node=node,
+            leaves=(node * nodes.leaves_per_node, (node + 1) * nodes.leaves_per_node),
+            grown=grown,
+        )
+        tasks.append((node, task))
+    return [task for _, task in sorted(tasks, key=lambda pair: pair[0])]
 
 
 def sort_memory(memory_bytes: int, work_bytes: int | None) -> int:
@@ -206,7 +214,7 @@ def table_digests(runner: Runner, tables: Sequence[DocumentsTableTask]) -> dict[
 
 def forget_lost(
     runner: Runner,
-    shards: Sequence[ShardsTask],
+    shards: Sequence[ShardsTask | UnchangedShardsTask],
     tables: Sequence[DocumentsTableTask],
     roots: Sequence[str],
 ) -> None:

@@ -1,7 +1,7 @@
 """The sequence of stages that write, append and `tree fit` share.
 
     encoder -> evaluation, excluded -> documents -> duplicates -> tokenizer -> windows -> embeddings -> tree -> runs ->
-    texts -> sketch -> shards, provenance
+    ranges -> texts -> sketch -> shards, provenance
 
 `embed_in_stages` comes as far as embeddings, `assemble_in_stages` as far as sketch; `Assembly.make` runs the last two,
 after the caller has had tasks forgotten whose files are lost.
@@ -30,6 +30,7 @@ from crisp_stream.writers.stages.dataset import (
     sort_memory,
 )
 from crisp_stream.writers.stages.documents import ReadDocuments, read_documents_in_stages
+from crisp_stream.writers.stages.key_sources import GrownDataset
 from crisp_stream.writers.stages.models import (
     EmbeddedParts,
     Given,
@@ -40,8 +41,9 @@ from crisp_stream.writers.stages.models import (
     tokenizer_in_stages,
     tree_in_stages,
 )
+from crisp_stream.writers.stages.ranges import Nodes, Ranges, ranges_in_stages, windows_per_range
 from crisp_stream.writers.stages.runs import identity_of, tree_of
-from crisp_stream.writers.stages.shards import ShardSettings, ShardsSummary, ShardsTask
+from crisp_stream.writers.stages.shards import ShardSettings, ShardsSummary, ShardsTask, UnchangedShardsTask
 from crisp_stream.writers.stages.texts import sketch_in_stages
 
 
@@ -115,6 +117,16 @@ class Growth:
             next_group=max((int(Path(table.path).name.partition(".")[0]) for table in tables), default=-1) + 1,
         )
 
+    def named(self, sort_seed: int) -> GrownDataset:
+        """The dataset as tasks name it."""
+        manifest = self.dataset.manifest
+        return GrownDataset(
+            root=self.dataset.root,
+            generation=manifest.generation,
+            fingerprint=manifest.fingerprint,
+            sort_seed=sort_seed,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Assembly:
@@ -123,8 +135,10 @@ class Assembly:
     corpus: Corpus
     tree: ClusterTree
     ordered: Sorted
-    shards: list[ShardsTask]
-    """One per level-1 cluster."""
+    ranges: Ranges
+    """Ranges of their sort keys."""
+    shards: list[ShardsTask | UnchangedShardsTask]
+    """One per range."""
     tables: list[DocumentsTableTask]
     first_parts: list[int]
     """First part of each table."""
@@ -177,16 +191,23 @@ def assemble_in_stages(
         mark=mark,
     )
     sort_memory_bytes = sort_memory(options.sort_memory_bytes, corpus.work_bytes)
-    shards = shard_tasks(
+    grown = None if growth is None else growth.named(options.seed)
+    nodes = Nodes(arity=tree.arity, leaves_per_node=tree.arity ** (tree.depth - 1))
+    ranges = ranges_in_stages(
         runner,
-        ordered,
-        tree,
-        settings,
-        seed=options.seed,
-        memory_bytes=sort_memory_bytes,
-        grown=growth.dataset if growth else None,
-        hold=hold,
+        ordered.runs,
+        nodes,
+        windows_per_range=windows_per_range(
+            options.range_bytes,
+            settings.window_bytes,
+            embedded.summary.num_windows + (growth.dataset.manifest.num_windows if growth else 0),
+            corpus.work_bytes,
+        ),
+        windows_per_shard=settings.windows_per_shard,
+        leaves_per_shard_node=settings.leaves_per_shard_node,
+        grown=grown,
     )
+    shards = shard_tasks(runner, ranges, nodes, settings, memory_bytes=sort_memory_bytes, grown=grown, hold=hold)
     first_group, first_part, first_file = 0, 0, 0
     if growth is not None:
         first_group, first_part, first_file = growth.next_group, growth.next_part, len(growth.sources)
@@ -198,6 +219,7 @@ def assemble_in_stages(
         corpus=corpus,
         tree=tree,
         ordered=ordered,
+        ranges=ranges,
         shards=shards,
         tables=tables,
         first_parts=[first_part + groups.index(table.number - first_group) for table in tables],

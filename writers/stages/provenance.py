@@ -32,7 +32,7 @@ from crisp_stream.writers.stages.dataset import check_windows, table_digests, tr
 from crisp_stream.writers.stages.documents import ReadDocuments
 from crisp_stream.writers.stages.models import EmbeddedParts
 from crisp_stream.writers.stages.pipeline import Assembly, Corpus
-from crisp_stream.writers.stages.shards import ShardsSummary
+from crisp_stream.writers.stages.shards import ShardsSummary, folder_indexes
 from crisp_stream.writers.stages.terms import terms_table
 from crisp_stream.writers.stages.windows import TOKENIZER_NAMES, tokenizer_of
 
@@ -54,8 +54,10 @@ def write_small_files(
     index = index_bytes(
         shards.rows, below="shards", window_tokens=embedded.window_tokens, token_dtype=summary.token_dtype
     )
+    folders = folder_indexes(shards.rows, window_tokens=embedded.window_tokens, token_dtype=summary.token_dtype)
     files = {
         "shards/index.json": index,
+        **folders,
         **table_files(
             shards,
             sources,
@@ -81,7 +83,6 @@ def write_small_files(
     for name, content in files.items():
         store.put(name, content)
     names = {*files, *tables, *shard_names(shards)}
-    names |= {f"{row.path.rpartition('/')[0]}/index.json" for row in shards.rows}
     levels = tree_provenance(tree, shards, assembly.ordered.quality_sums)
     manifest = Manifest(
         window_tokens=embedded.window_tokens,

@@ -1,15 +1,15 @@
 """Stage `runs`: windows get their keys, (leaf, hash), and consecutive parts are sorted by them.
 
 A key orders all windows of a dataset: by leaf, and inside a leaf by a hash of where the window came from, so that any
-prefix of a leaf is a uniform sample of it. A run holds about 64 MB of windows, sorted; clusters then read their
-stretch of every run (shards.py).
+prefix of a leaf is a uniform sample of it. A run holds about 64 MB of windows, sorted; what writes a range of keys
+(ranges.py) then reads its stretch of every run.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +20,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from crisp_stream.errors import import_extra
-from crisp_stream.format.keys import HASH_BITS, KEY_END, window_keys
+from crisp_stream.format.keys import window_keys
 from crisp_stream.tree.tree import ClusterTree
 from crisp_stream.writers.engine.tasks import Record, Task, file_sizes
 from crisp_stream.writers.engine.workspace import Workspace
@@ -67,7 +67,7 @@ class RunTask(Task):
 
     stage: ClassVar[str] = "runs"
     title: ClassVar[str] = "sorting windows"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     parts: tuple[Part, ...]
     tree: str
@@ -104,13 +104,9 @@ class RunTask(Task):
         order = np.argsort(all_keys, kind="stable")
         self.workspace.save_array(self.file("tokens.npy"), np.concatenate(tokens)[order])
         self.workspace.save_array(self.file("places.npy"), places[order])
-        sorted_keys = all_keys[order]
-        self.workspace.save_array(self.file("keys.npy"), sorted_keys)
-        leaves_per_node = tree.arity ** (tree.depth - 1)
-        first_keys = [node * leaves_per_node << HASH_BITS for node in range(tree.arity + 1)]
+        self.workspace.save_array(self.file("keys.npy"), all_keys[order])
         return {
             "num_units": len(all_keys),
-            "offsets": [_position(sorted_keys, bound) for bound in first_keys],
             "quality": [one.to_json() for one in sums],
             "digests": digests,
             "files": file_sizes(self, *map(self.file, ("tokens.npy", "places.npy", "keys.npy"))),
@@ -133,59 +129,3 @@ def identity_of(records: Sequence[Record], grown: str | None) -> int:
     """
     digests = [digest for record in records for digest in record["digests"]]
     return int(hashlib.sha256(json.dumps([grown, digests]).encode()).hexdigest()[:16], 16)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SortedRun:
-    """A sorted run as the clusters read it."""
-
-    key: str
-    offsets: tuple[int, ...]
-    """[arity + 1], where each level-1 node begins in it."""
-
-    def slice_of(self, node: int) -> tuple[int, int]:
-        """(start, stop) of a level-1 node."""
-        return self.offsets[node], self.offsets[node + 1]
-
-
-def key_ranges(
-    keys_per_run: Sequence[NDArray[np.uint64]], first_key: int, end_key: int, windows_per_range: int
-) -> Iterator[list[tuple[int, int]]]:
-    """Cut [first_key, end_key) into ranges of at most `windows_per_range` windows.
-
-    Args:
-        keys_per_run: sorted keys of each run.
-        first_key: inclusive.
-        end_key: exclusive, up to 2^64.
-        windows_per_range: at least 1; exceeded only by windows that share one key.
-
-    Yields:
-        [num_runs] of (start, stop): the slice of each run, never all empty.
-    """
-    starts = [_position(keys, first_key) for keys in keys_per_run]
-    ends = [_position(keys, end_key) for keys in keys_per_run]
-    low = first_key
-    while sum(ends) > sum(starts):
-        high = end_key
-        if sum(ends) - sum(starts) > windows_per_range:
-            high = _largest_key_bound(keys_per_run, starts, low, end_key, windows_per_range)
-        stops = [_position(keys, high) for keys in keys_per_run]
-        if sum(stops) > sum(starts):
-            yield list(zip(starts, stops, strict=True))
-        starts, low = stops, high
-
-
-def _largest_key_bound(
-    keys_per_run: Sequence[NDArray[np.uint64]], starts: Sequence[int], low: int, end_key: int, windows_per_range: int
-) -> int:
-    """The largest bound above `low` with at most `windows_per_range` windows from `starts` below it."""
-    fits, exceeds = low + 1, end_key  # one key is always taken whole
-    while exceeds - fits > 1:
-        middle = (fits + exceeds) // 2
-        count = sum(_position(keys, middle) - start for keys, start in zip(keys_per_run, starts, strict=True))
-        fits, exceeds = (middle, exceeds) if count <= windows_per_range else (fits, middle)
-    return fits
-
-
-def _position(keys: NDArray[np.uint64], bound: int) -> int:
-    return len(keys) if bound >= KEY_END else int(np.searchsorted(keys, np.uint64(bound)))

@@ -1,19 +1,19 @@
-"""Stage `shards`: every level-1 cluster takes its windows from all runs and writes them as MDS shards.
+"""Stage `shards`: the windows of every range of keys (ranges.py) are written as MDS shards.
 
-A cluster takes its key range a piece at a time: keys are cut so that a piece fits the memory budget, also inside one
-huge leaf, because the hash is part of the key. Every piece is gathered in run order and sorted stably, so the bytes
-depend neither on the budget nor on the number of processes. Runs of a local workspace are read in place; from an object
-store a cluster first brings its slice of every run to local disk, one request each. Shards go to their root while the
-next ones are made.
+A task writes the shards that begin in its range. Where the last one reaches into the next range, it reads the keys of
+that one, too, and takes the windows that belong to it; so the bytes depend neither on the ranges nor on the number of
+processes. Tokens are read straight into the samples of a shard, one stretch of each source after the other, so a task
+holds a shard, 28 bytes per window of its range, and no file open. Runs of a local workspace are read in place; from an
+object store a task first brings its stretch of every run to local disk. Shards go to their root while the next ones
+are made.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,45 +22,20 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.errors import CorruptDataError
-from crisp_stream.format.checksums import damaged, window_seeds
-from crisp_stream.format.dataset import Dataset, open_dataset
-from crisp_stream.format.keys import HASH_BITS, window_keys
+from crisp_stream.format.dataset import Dataset
 from crisp_stream.format.manifest import places_path
-from crisp_stream.format.mds import (
-    ShardRow,
-    TokenDtype,
-    encode_samples,
-    index_bytes,
-    max_windows_per_shard,
-    sample_dtype,
-    write_shard,
-)
-from crisp_stream.format.provenance import read_places
+from crisp_stream.format.mds import ShardRow, TokenDtype, index_bytes, max_windows_per_shard, sample_dtype, write_shard
 from crisp_stream.format.tables import marked
 from crisp_stream.storage.store import is_remote, local_path, open_store
 from crisp_stream.writers.engine.tasks import Record, Task
-from crisp_stream.writers.engine.workspace import RowsOnDisk, StoredArray, scratch_folder
+from crisp_stream.writers.engine.workspace import scratch_folder
 from crisp_stream.writers.publishing.claim import Hold
-from crisp_stream.writers.stages.runs import SortedRun, key_ranges
+from crisp_stream.writers.stages.key_sources import GrownDataset, Sources
+from crisp_stream.writers.stages.range_windows import Column, InPlace, RangeWindows
+from crisp_stream.writers.stages.ranges import KeyRange
 
 UPLOADS_AHEAD = 3
 """Shards on their way to an object store while the next one is made."""
-_SLICE_THREADS = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class Slice:
-    """The windows of one level-1 node in one run: on disk or in memory, [num_windows] each, sorted by key."""
-
-    keys: NDArray[np.uint64]
-    tokens: NDArray[Any] | RowsOnDisk
-    places: NDArray[np.uint32]
-    shard: NDArray[Any] | None = None
-    """[num_windows] of `sample_dtype`, where they are a shard of a dataset: compared with their checksums before they
-    are written again."""
-    checksum_seed: int = 0
-    """Of that shard."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,142 +54,133 @@ class ShardSettings:
     mark: str = ""
     """In the names of the shards of a dataset that grows."""
 
+    @property
+    def window_bytes(self) -> int:
+        """Bytes of the tokens of a window."""
+        return self.window_tokens * np.dtype(self.token_dtype).itemsize
+
+    @property
+    def windows_per_shard(self) -> int:
+        """Windows of a full shard."""
+        return max_windows_per_shard(self.shard_bytes, self.window_tokens, self.token_dtype)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardsTask(Task):
-    """Write the shards of one level-1 cluster; `number` is the node."""
+    """Write the shards that begin in one range of keys; `number` is the range's."""
 
     stage: ClassVar[str] = "shards"
     title: ClassVar[str] = "writing shards"
+    version: ClassVar[int] = 2
 
-    first_leaf: int
-    end_leaf: int
-    runs: tuple[SortedRun, ...]
+    part: KeyRange
+    first_shard: int
+    """Number of its first shard in the folder of its level-1 node."""
     shards: ShardSettings
     memory_bytes: int
-    grown: str | None = None
-    """Root of a dataset whose windows are taken over."""
-    grown_generation: int = 0
-    """Generation of that dataset."""
-    sort_seed: int = 0
+    """Tokens read at once, but for larger shards."""
+    grown: GrownDataset | None = None
+    """The dataset whose windows are taken over."""
     hold: Hold | None = None
     """Claim of a root that shards are put into as they are made."""
 
     def settings(self) -> Any:
         """Values that determine the shards beside the runs; memory does not."""
-        return [self.first_leaf, self.end_leaf, self.shards, self.grown, self.sort_seed]
+        return [self.part, self.first_shard, self.shards, self.grown]
 
     def make(self) -> Record:
-        """Write shards, places and index of the node; nothing, where a dataset grows by no window in it."""
-        grown = None if self.grown is None else open_dataset(self.grown, generation=self.grown_generation)
-        if grown is not None and not any(stop > start for _, start, stop in self._stretches()):
-            return self._unchanged(grown)
+        """Write shards and places."""
         settings = self.shards
-        windows_per_shard = max_windows_per_shard(settings.shard_bytes, settings.window_tokens, settings.token_dtype)
-        token_bytes = settings.window_tokens * np.dtype(settings.token_dtype).itemsize
-        windows_per_range = max(1, self.memory_bytes // token_bytes)
+        sources = Sources(workspace=self.workspace, grown=self.grown)
+        dtype = sample_dtype(settings.window_tokens, settings.token_dtype)
         windows_of_leaf: Counter[int] = Counter()
         with ExitStack() as stack:
-            slices = stack.enter_context(self._slices(grown))
-            first_shard = None if grown is None else self._first_shard(grown)
-            sink = stack.enter_context(ShardSink(settings, self.number, first_shard=first_shard, hold=self.hold))
-            pending = _Samples.none(settings)
-            first_key, end_key = self.first_leaf << HASH_BITS, self.end_leaf << HASH_BITS
-            for bounds in key_ranges([one.keys for one in slices], first_key, end_key, windows_per_range):
-                samples = _gather(slices, bounds, self.grown)
-                windows_of_leaf.update(samples.samples["cluster"].tolist())
-                pending = pending.then(samples)
-                ends = shard_ends(pending.samples["cluster"] // settings.leaves_per_shard_node, windows_per_shard)
-                for start, stop in pairwise([0, *ends]):
-                    sink.add(pending.samples[start:stop], pending.places[start:stop])
-                pending = pending.after(ends[-1] if ends else 0)
-            if len(pending.samples):
-                sink.add(pending.samples, pending.places)
-            rows = sink.finish(settings.window_tokens, settings.token_dtype)
+            windows = RangeWindows(sources, self.part)
+            tokens, places = self._columns(windows, sources, stack)
+            sink = stack.enter_context(ShardSink(settings, self.part.node, self.first_shard, hold=self.hold))
+            for ends in self._groups(windows.leaves):
+                samples = np.empty(ends[-1] - ends[0], dtype)
+                held_places = np.empty((len(samples), 2), np.uint32)
+                windows.fill(ends[0], ends[-1], [(samples["tokens"], tokens), (held_places, places)])
+                samples["cluster"] = windows.leaves[ends[0] : ends[-1]]
+                windows_of_leaf.update(samples["cluster"].tolist())
+                for start, stop in pairwise(end - ends[0] for end in ends):
+                    sink.add(samples[start:stop], held_places[start:stop])
+            rows = sink.finish()
         return {
-            "num_units": sum(windows_of_leaf.values()),
+            "num_units": self.part.num_windows,
             "rows": [asdict(row) for row in rows],
             "leaves": list(windows_of_leaf),
             "windows_per_leaf": list(windows_of_leaf.values()),
         }
 
-    @contextmanager
-    def _slices(self, grown: Dataset | None) -> Iterator[list[Slice]]:
-        """The node's windows in every run; those of an object store are brought to local disk first."""
-        present = [(run, start, stop) for run, start, stop in self._stretches() if stop > start]
-        with ExitStack() as stack:
-            remote = self.workspace.folder is None
-            scratch = stack.enter_context(scratch_folder()) if remote else None
-            old = [] if grown is None else self._grown_slices(grown, stack)
-            with ThreadPoolExecutor(_SLICE_THREADS) as threads:
-                new = threads.map(lambda one: self._slice(one[0], one[1], one[2], scratch), present)
-                yield [*old, *new]
+    def _groups(self, leaves: NDArray[np.uint32]) -> Iterator[list[int]]:
+        """Borders of consecutive shards that are read together: more than one where they are small."""
+        settings = self.shards
+        ends = shard_ends(leaves // settings.leaves_per_shard_node, settings.windows_per_shard)
+        borders = [0, *ends, *([len(leaves)] if not ends or ends[-1] < len(leaves) else [])]
+        group = borders[:1]
+        for border in borders[1:]:
+            if len(group) > 1 and (border - group[0]) * settings.window_bytes > self.memory_bytes:
+                yield group
+                group = group[-1:]
+            group.append(border)
+        yield group
 
-    def _stretches(self) -> list[tuple[SortedRun, int, int]]:
-        return [(run, *run.slice_of(self.number)) for run in self.runs]
+    def _columns(self, windows: RangeWindows, sources: Sources, stack: ExitStack) -> tuple[Column, Column]:
+        """Tokens and places of the windows."""
+        dtype, shape = self.shards.token_dtype, (self.shards.window_tokens,)
+        read_tokens = sources.tokens(self.shards.window_tokens, dtype)
+        places = windows.held(sources.places, np.uint32, (2,), alone=sources.are_local)
+        if sources.are_local:
+            return InPlace(read_tokens), places
+        return stack.enter_context(windows.brought(read_tokens, dtype, shape)), places
 
-    def _slice(self, run: SortedRun, start: int, stop: int, scratch: Path | None) -> Slice:
-        arrays = {kind: self.workspace.array(f"{run.key}.{kind}.npy") for kind in ("keys", "tokens", "places")}
-        return Slice(
-            keys=arrays["keys"].rows(start, stop),
-            tokens=rows_on_disk(arrays["tokens"], start, stop, scratch, run.key),
-            places=arrays["places"].rows(start, stop),
-        )
 
-    def _grown_slices(self, dataset: Dataset, stack: ExitStack) -> list[Slice]:
-        """The node's shards of the dataset that grows."""
-        folder = None if dataset.store.is_local else stack.enter_context(scratch_folder())
-        dtype = sample_dtype(self.shards.window_tokens, self.shards.token_dtype)
-        slices = []
-        for shard, row in enumerate(dataset.shards):
-            if self._node_of(row) != self.number:
-                continue
-            if folder is None:
-                path = local_path(dataset.root) / row.path
-            else:
-                path = folder / row.path.rpartition("/")[2]
-                path.write_bytes(dataset.store.get(row.path))
-            samples = np.memmap(path, dtype, "r", row.first_sample_offset, row.num_windows)
-            places = read_places(dataset, shard, 0, row.num_windows).view(np.uint32).reshape(-1, 2)
-            keys = window_keys(np.asarray(samples["cluster"]), places, self.sort_seed)
-            if (keys[1:] < keys[:-1]).any():
-                raise CorruptDataError(
-                    f"{self.grown}: the windows of {row.path} must stand in the order that {places_path(row.path)} "
-                    "gives, but do not. Run crisp-stream verify --deep on it; nothing was added."
-                )
-            slices.append(
-                Slice(
-                    keys=keys, tokens=samples["tokens"], places=places, shard=samples, checksum_seed=row.checksum_seed
-                )
-            )
-        return slices
+@dataclass(frozen=True, kw_only=True)
+class UnchangedShardsTask(Task):
+    """Take over the shards of a level-1 node in which a dataset grows by no window; writes nothing."""
 
-    def _first_shard(self, grown: Dataset) -> int:
-        """Shards of a generation never take the name of one of an older generation."""
-        paths = [row.path for row in grown.shards if self._node_of(row) == self.number]
-        return max((int(path.rpartition("/")[2].split(".")[1]) for path in paths), default=-1) + 1
+    stage: ClassVar[str] = ShardsTask.stage
+    title: ClassVar[str] = ShardsTask.title
+    version: ClassVar[int] = ShardsTask.version
 
-    def _unchanged(self, grown: Dataset) -> Record:
-        in_node = (grown.leaves >= self.first_leaf) & (grown.leaves < self.end_leaf)
+    node: int
+    leaves: tuple[int, int]
+    """First and end of the node's."""
+    grown: GrownDataset
+
+    def settings(self) -> Any:
+        """The node, and the dataset."""
+        return [self.node, self.leaves, self.grown]
+
+    def make(self) -> Record:
+        """The shards as they are."""
+        dataset = self.grown.dataset
+        first, end = np.searchsorted(dataset.leaves, self.leaves)
+        windows = dataset.windows_per_leaf[first:end]
         return {
-            "num_units": int(grown.windows_per_leaf[in_node].sum()),
-            "rows": [asdict(row) for row in grown.shards if self._node_of(row) == self.number],
-            "leaves": grown.leaves[in_node].tolist(),
-            "windows_per_leaf": grown.windows_per_leaf[in_node].tolist(),
+            "num_units": int(windows.sum()),
+            "rows": [asdict(row) for row in dataset.shards if node_of(row) == self.node],
+            "leaves": dataset.leaves[first:end].tolist(),
+            "windows_per_leaf": windows.tolist(),
         }
 
-    @staticmethod
-    def _node_of(row: ShardRow) -> int:
-        return int(row.path.split("/")[1])
+
+def node_of(row: ShardRow) -> int:
+    """Level-1 node of a shard."""
+    return int(row.path.split("/")[1])
 
 
-def rows_on_disk(array: StoredArray, start: int, stop: int, scratch: Path | None, key: str) -> RowsOnDisk:
-    """Rows of a workspace's file; those of an object store are brought to a scratch folder first."""
-    if scratch is None:
-        return array.on_disk(start, stop)
-    name = f"{key.replace('/', '-')}.npy"
-    np.save(scratch / name, array.rows(start, stop), allow_pickle=False)
-    return StoredArray(open_store(str(scratch)), name).on_disk(0, stop - start)
+def next_shards(grown: Dataset) -> dict[int, int]:
+    """Number that the next shard of each level-1 node gets: shards of a generation never take the name of older ones.
+
+    Nodes without shards are left out."""
+    found: dict[int, int] = {}
+    for row in grown.shards:
+        number = int(row.path.rpartition("/")[2].split(".")[1])
+        found[node_of(row)] = max(found.get(node_of(row), 0), number + 1)
+    return found
 
 
 def directory_name(node: int) -> str:
@@ -222,39 +188,24 @@ def directory_name(node: int) -> str:
     return f"shards/{node:02d}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Samples:
-    samples: NDArray[Any]
-    places: NDArray[np.uint32]
-
-    @classmethod
-    def none(cls, settings: ShardSettings) -> _Samples:
-        dtype = sample_dtype(settings.window_tokens, settings.token_dtype)
-        return cls(samples=np.zeros(0, dtype), places=np.zeros((0, 2), np.uint32))
-
-    def then(self, more: _Samples) -> _Samples:
-        if not len(self.samples):
-            return more
-        return _Samples(
-            samples=np.concatenate([self.samples, more.samples]), places=np.concatenate([self.places, more.places])
-        )
-
-    def after(self, start: int) -> _Samples:
-        return _Samples(samples=self.samples[start:].copy(), places=self.places[start:].copy())
+def folder_indexes(rows: Sequence[ShardRow], *, window_tokens: int, token_dtype: TokenDtype) -> dict[str, bytes]:
+    """Content of the MDS index of each level-1 folder, by path."""
+    by_folder: dict[str, list[ShardRow]] = {}
+    for row in rows:
+        by_folder.setdefault(row.path.rpartition("/")[0], []).append(row)
+    return {
+        f"{folder}/index.json": index_bytes(own, below=folder, window_tokens=window_tokens, token_dtype=token_dtype)
+        for folder, own in by_folder.items()
+    }
 
 
 class ShardSink:
     """Writes the shards of a node below a root, in the background where that is an object store."""
 
-    def __init__(
-        self, settings: ShardSettings, node: int, *, first_shard: int | None = None, hold: Hold | None = None
-    ) -> None:
-        """Where a dataset grows, `first_shard` is the number of the first one: other shards of the folder stay, and its
-        index is left to whoever publishes. `hold` is looked at before every file.
-        """
+    def __init__(self, settings: ShardSettings, node: int, first_shard: int = 0, *, hold: Hold | None = None) -> None:
+        """`first_shard` is the number of the first one; `hold` is looked at before every file."""
         self._settings, self._hold = settings, hold
-        self._root, self._below, self._next = settings.root, directory_name(node), first_shard or 0
-        self._is_alone = first_shard is None
+        self._root, self._below, self._next = settings.root, directory_name(node), first_shard
         self._rows: list[ShardRow] = []
         self._uploads: list[Future[None]] = []
         self._remote = is_remote(self._root)
@@ -266,8 +217,6 @@ class ShardSink:
             self._threads = self._stack.enter_context(ThreadPoolExecutor(UPLOADS_AHEAD))
         else:
             self._folder = local_path(self._root)
-            if self._is_alone:
-                shutil.rmtree(self._folder / self._below, ignore_errors=True)
         self._store = open_store(self._root)
         return self
 
@@ -297,19 +246,16 @@ class ShardSink:
             self._store.put_file(file.relative_to(self._folder).as_posix(), file)
             file.unlink()
 
-    def finish(self, window_tokens: int, token_dtype: TokenDtype) -> list[ShardRow]:
-        """Write the node's index once its shards are there, where they are all of them; the rows of the shard table."""
+    def finish(self) -> list[ShardRow]:
+        """Wait until all shards are there; their rows of the shard table."""
         for upload in self._uploads:
             upload.result()
-        if self._rows and self._is_alone:
-            index = index_bytes(self._rows, below=self._below, window_tokens=window_tokens, token_dtype=token_dtype)
-            self._store.put(f"{self._below}/index.json", index)
         return self._rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardsSummary:
-    """The shards of all nodes."""
+    """The shards of all ranges."""
 
     rows: list[ShardRow]
     leaves: NDArray[np.uint32]
@@ -318,11 +264,14 @@ class ShardsSummary:
 
     @classmethod
     def of(cls, records: Sequence[Record]) -> ShardsSummary:
-        """Join the records of all nodes, in order."""
+        """Join the records of all ranges, in order; two that follow one another may have the same leaf."""
+        leaves = np.array([leaf for record in records for leaf in record["leaves"]], np.uint32)
+        windows = np.array([count for record in records for count in record["windows_per_leaf"]], np.int64)
+        starts = np.flatnonzero(np.diff(leaves.astype(np.int64), prepend=-1))
         return cls(
             rows=[ShardRow(**row) for record in records for row in record["rows"]],
-            leaves=np.array([leaf for record in records for leaf in record["leaves"]], np.uint32),
-            windows_per_leaf=np.array([n for record in records for n in record["windows_per_leaf"]], np.int64),
+            leaves=leaves[starts],
+            windows_per_leaf=np.add.reduceat(windows, starts) if len(starts) else windows,
         )
 
 
@@ -337,28 +286,3 @@ def shard_ends(nodes: NDArray[Any], windows_per_shard: int) -> list[int]:
     for start, stop in pairwise(borders):
         ends += [*range(start + windows_per_shard, stop, windows_per_shard), stop]
     return ends + list(range(borders[-1] + windows_per_shard, len(nodes) + 1, windows_per_shard))
-
-
-def _gather(slices: Sequence[Slice], bounds: list[tuple[int, int]], grown: str | None) -> _Samples:
-    """Samples of one range, sorted by key; ties stay in run order. Raises CorruptDataError for damaged old windows."""
-    present = [(one, start, stop) for one, (start, stop) in zip(slices, bounds, strict=True) if stop > start]
-    for one, start, stop in present:
-        _check_taken(one, start, stop, grown)
-    keys = np.concatenate([one.keys[start:stop] for one, start, stop in present])
-    order = np.argsort(keys, kind="stable")
-    tokens = np.concatenate([one.tokens[start:stop] for one, start, stop in present])
-    places = np.concatenate([one.places[start:stop] for one, start, stop in present])
-    samples = encode_samples(tokens[order], (keys[order] >> np.uint64(HASH_BITS)).astype(np.uint32))
-    return _Samples(samples=samples, places=places[order])
-
-
-def _check_taken(one: Slice, start: int, stop: int, grown: str | None) -> None:
-    if one.shard is None:
-        return
-    samples = one.shard[start:stop]
-    wrong = damaged(samples, window_seeds(one.checksum_seed, start, stop - start))
-    if wrong.any():
-        raise CorruptDataError(
-            f"{grown}: a window of cluster {int(samples['cluster'][wrong][0])} does not match its checksum. "
-            "Run crisp-stream verify on it; nothing was added."
-        )

@@ -10,18 +10,21 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from crisp_stream.errors import CorruptDataError
-from crisp_stream.format.checksums import checksums, window_seeds
 from crisp_stream.format.keys import HASH_BITS, window_hashes, window_keys
-from crisp_stream.format.mds import ShardRow, encode_samples, sample_dtype
+from crisp_stream.format.mds import ShardRow, sample_dtype
 from crisp_stream.tree.tree import ClusterTree
-from crisp_stream.writers.engine.tasks import Record, execute
+from crisp_stream.writers.engine.engine import LocalEngine
+from crisp_stream.writers.engine.tasks import Record, Runner, execute
 from crisp_stream.writers.engine.workspace import Workspace
 from crisp_stream.writers.stages import shards
-from crisp_stream.writers.stages.runs import RunTask, SortedRun, group_parts, identity_of, key_ranges, part_places
-from crisp_stream.writers.stages.shards import ShardSettings, ShardsSummary, ShardsTask, Slice, shard_ends
+from crisp_stream.writers.stages.dataset import shard_tasks
+from crisp_stream.writers.stages.key_sources import GrownDataset
+from crisp_stream.writers.stages.ranges import Nodes, ranges_in_stages
+from crisp_stream.writers.stages.runs import RunTask, group_parts, identity_of, part_places
+from crisp_stream.writers.stages.shards import ShardSettings, ShardsSummary, shard_ends
 from crisp_stream.writers.stages.windows import Part
 from tests.support.seaweed import S3Server
-from tests.support.synthetic import DIM, synthetic_tokens, synthetic_tree
+from tests.support.synthetic import DIM, synthetic_tokens, synthetic_tree, write_synthetic_dataset
 from tests.support.written_dataset import files_below
 
 WINDOWS_PER_PART = [40, 0, 33, 57, 1]
@@ -49,7 +52,7 @@ def make_parts(workspace: Workspace) -> tuple[list[Part], NDArray[Any]]:
     return parts, tokens
 
 
-def sorted_runs(workspace: Workspace, tree: ClusterTree, *, run_windows: int) -> tuple[SortedRun, ...]:
+def sorted_runs(workspace: Workspace, tree: ClusterTree, *, run_windows: int) -> list[RunTask]:
     """All parts in sorted runs."""
     for name, content in tree.to_files().items():
         workspace.write(f"tree/{name}", content)
@@ -58,10 +61,9 @@ def sorted_runs(workspace: Workspace, tree: ClusterTree, *, run_windows: int) ->
     groups = group_parts(parts, WINDOW_TOKENS * 2, run_bytes=run_windows * WINDOW_TOKENS * 2)
     for number, members in enumerate(groups):
         task = RunTask(workspace=workspace, number=number, inputs=(), parts=members, tree="tree", seed=7)
-        record = execute(task)
-        assert record["num_units"] == record["offsets"][-1] == sum(part.num_windows for part in members)
-        runs.append(SortedRun(key=task.key, offsets=tuple(record["offsets"])))
-    return tuple(runs)
+        assert execute(task)["num_units"] == sum(part.num_windows for part in members)
+        runs.append(task)
+    return runs
 
 
 def sort_and_write(
@@ -70,13 +72,13 @@ def sort_and_write(
     *,
     memory_windows: int,
     run_windows: int = 60,
+    range_windows: int = 10_000,
     shard_level: int = 1,
     root: str | None = None,
 ) -> list[Record]:
-    """The records of all level-1 nodes; their shards stand below `root`, or in `staged`."""
+    """The records of all ranges; their shards stand below `root`, or in `staged`."""
     workspace = Workspace(work)
     runs = sorted_runs(workspace, tree, run_windows=run_windows)
-    leaves_per_node = tree.arity ** (tree.depth - 1)
     settings = ShardSettings(
         root=root or str(Path(work) / "staged"),
         window_tokens=WINDOW_TOKENS,
@@ -85,21 +87,18 @@ def sort_and_write(
         leaves_per_shard_node=tree.arity ** (tree.depth - shard_level),
         identity=3,
     )
-    return [
-        execute(
-            ShardsTask(
-                workspace=workspace,
-                number=node,
-                inputs=(),
-                first_leaf=node * leaves_per_node,
-                end_leaf=(node + 1) * leaves_per_node,
-                runs=runs,
-                shards=settings,
-                memory_bytes=memory_windows * WINDOW_TOKENS * 2,
-            )
-        )
-        for node in range(tree.arity)
-    ]
+    runner = Runner(LocalEngine(processes=1), workspace, log=lambda line: None)
+    nodes = Nodes(arity=tree.arity, leaves_per_node=tree.arity ** (tree.depth - 1))
+    ranges = ranges_in_stages(
+        runner,
+        runs,
+        nodes,
+        windows_per_range=range_windows,
+        windows_per_shard=settings.windows_per_shard,
+        leaves_per_shard_node=settings.leaves_per_shard_node,
+    )
+    tasks = shard_tasks(runner, ranges, nodes, settings, memory_bytes=memory_windows * WINDOW_TOKENS * 2)
+    return runner.run(tasks, unit="windows")
 
 
 def rows_of(records: list[Record]) -> list[ShardRow]:
@@ -136,16 +135,24 @@ def test_windows_are_sorted_by_leaf_and_stand_in_hash_order_inside_a_leaf(tmp_pa
     assert len(files) == len(summary.rows)
 
 
-@pytest.mark.parametrize(("memory_windows", "run_windows"), [(1, 60), (7, 1), (31, 1000)])
-def test_a_small_memory_budget_gives_the_bytes_of_a_large_one(
-    tmp_path: Path, memory_windows: int, run_windows: int
+@pytest.mark.parametrize(
+    ("memory_windows", "run_windows", "range_windows"), [(1, 60, 25), (7, 1, 10_000), (31, 1000, 1), (100, 1, 30)]
+)
+def test_a_small_memory_budget_and_small_ranges_give_the_bytes_of_large_ones(
+    tmp_path: Path, memory_windows: int, run_windows: int, range_windows: int
 ) -> None:
     tree = synthetic_tree(arity=2, depth=1)  # two huge leaves, cut by hash
-    outcomes = []
-    for name, memory, run in (("large", 10_000, 60), ("small", memory_windows, run_windows)):
-        sort_and_write(tmp_path / name, tree, memory_windows=memory, run_windows=run)
-        outcomes.append(files_below(tmp_path / name / "staged"))
+    outcomes, num_records = [], []
+    for name, memory, run, ranges in (
+        ("large", 10_000, 60, 10_000),
+        ("small", memory_windows, run_windows, range_windows),
+    ):
+        records = sort_and_write(tmp_path / name, tree, memory_windows=memory, run_windows=run, range_windows=ranges)
+        num_records.append(len(records))
+        outcomes.append((files_below(tmp_path / name / "staged"), rows_of(records)))
     assert outcomes[0] == outcomes[1]
+    assert num_records[0] == 2
+    assert (num_records[1] > 2) == (range_windows < 10_000)
 
 
 def test_an_identity_follows_from_all_windows_whatever_runs_they_are_sorted_in(tmp_path: Path) -> None:
@@ -181,7 +188,7 @@ def test_shards_end_at_the_nodes_of_a_level_and_hold_the_same_windows(tmp_path: 
     tree = synthetic_tree(arity=4, depth=2)
     samples, rows, staged = {}, {}, {}
     for name, level, memory in (("1", 1, 50), ("2", 2, 50), ("2 again", 2, 3)):
-        records = sort_and_write(tmp_path / name, tree, memory_windows=memory, shard_level=level)
+        records = sort_and_write(tmp_path / name, tree, memory_windows=memory, shard_level=level, range_windows=memory)
         samples[name] = read_back(tmp_path / name / "staged", records)
         rows[name] = [row.num_windows for row in rows_of(records)]
         staged[name] = files_below(tmp_path / name / "staged")
@@ -209,7 +216,7 @@ def test_shards_cross_no_node_and_are_full_elsewhere(nodes: list[int], windows_p
     assert len(set(pieces[-1].tolist())) <= 1
 
 
-def test_a_node_that_was_interrupted_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_range_that_was_interrupted_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree = synthetic_tree(arity=4, depth=2)
     sort_and_write(tmp_path / "whole", tree, memory_windows=20)
     original, calls = shards.write_shard, []
@@ -233,34 +240,27 @@ def test_runs_and_shards_of_an_object_store_have_the_bytes_of_local_ones(s3: S3S
     tree = synthetic_tree(arity=4, depth=2)
     sort_and_write(tmp_path, tree, memory_windows=20)
     root = s3.fresh_prefix("root")
-    sort_and_write(s3.fresh_prefix("work"), tree, memory_windows=7, root=root)
+    sort_and_write(s3.fresh_prefix("work"), tree, memory_windows=7, range_windows=25, root=root)
     store = open_store(root)
     assert {path: store.get(path) for path, _ in store.list()} == files_below(tmp_path / "staged")
 
 
-def test_windows_that_are_taken_over_damaged_are_refused() -> None:
-    tokens = synthetic_tokens(6, WINDOW_TOKENS)
-    keys = np.arange(6, dtype=np.uint64) << np.uint64(HASH_BITS)
-    places = part_places(0, np.arange(6, dtype=np.uint32))
-    settings = ShardSettings(
-        root="r",
-        window_tokens=WINDOW_TOKENS,
-        token_dtype="uint16",
-        shard_bytes=900,
-        leaves_per_shard_node=1,
-        identity=3,
-    )
-    good = shards._gather([Slice(keys=keys, tokens=tokens, places=places)], [(0, 6)], None)
-    assert shards._Samples.none(settings).then(good) is good
-    samples = encode_samples(tokens, np.arange(6))
-    samples["checksum"] = checksums(samples, window_seeds(9, 0, 6))
-    taken = Slice(keys=keys, tokens=tokens, places=places, shard=samples, checksum_seed=9)
-    for bounds in ((0, 6), (2, 5)):
-        assert (shards._gather([taken], [bounds], "old").samples["tokens"] == tokens[slice(*bounds)]).all()
-    samples["tokens"][4, 0] ^= 1
-    shards._gather([taken], [(0, 4)], "old")
-    with pytest.raises(CorruptDataError, match="old: a window of cluster 4 does not match its checksum"):
-        shards._gather([taken], [(2, 5)], "old")
+def test_windows_that_are_taken_over_damaged_are_refused(tmp_path: Path) -> None:
+    made = write_synthetic_dataset(tmp_path, {0: 9, 1: 20}, arity=2, depth=1)
+    row = made.shards[0]
+    grown = GrownDataset(root=str(tmp_path), generation=0, fingerprint="x", sort_seed=0)
+    expected = grown.tokens(0, 0, row.num_windows)
+    path, sample = tmp_path / row.path, sample_dtype(made.manifest.window_tokens, "uint16").itemsize
+    content = bytearray(path.read_bytes())
+    content[row.first_sample_offset + 4 * sample + 20] ^= 1
+    path.write_bytes(content)
+    for start, stop in ((0, 4), (5, row.num_windows)):
+        np.testing.assert_array_equal(grown.tokens(0, start, stop), expected[start:stop])
+    with pytest.raises(CorruptDataError, match="a window of cluster 0 does not match its checksum"):
+        grown.tokens(0, 2, 5)
+    path.write_bytes(content[:-1])
+    with pytest.raises(CorruptDataError, match="is cut short"):
+        grown.tokens(0, row.num_windows - 1, row.num_windows)
 
 
 def test_hashes_are_uniform_distinct_and_depend_on_part_and_seed() -> None:
@@ -272,27 +272,6 @@ def test_hashes_are_uniform_distinct_and_depend_on_part_and_seed() -> None:
     assert ((counts - 1250) ** 2 / 1250).sum() < 37.7  # chi-square, 15 degrees of freedom, p = 0.001
     assert not np.isin(hashes, window_hashes(part_places(4, places), 0)).any()
     assert (hashes != window_hashes(part_places(3, places), 1)).all()
-
-
-@given(
-    st.lists(st.lists(st.integers(0, (1 << 64) - 1) | st.integers(0, 20), max_size=30), min_size=1, max_size=4),
-    st.integers(1, 9),
-)
-def test_key_ranges_cover_every_key_once_and_fit_the_budget(keys: list[list[int]], budget: int) -> None:
-    runs = [np.sort(np.array(run, np.uint64)) for run in keys]
-    positions = [0] * len(runs)
-    for slices in key_ranges(runs, 0, 1 << 64, budget):
-        taken = np.concatenate([run[start:stop] for run, (start, stop) in zip(runs, slices, strict=True)])
-        assert len(taken) > 0
-        assert len(taken) <= budget or len(np.unique(taken)) == 1
-        assert [start for start, _ in slices] == positions
-        positions = [stop for _, stop in slices]
-    assert positions == [len(run) for run in runs]
-
-
-def test_the_last_leaf_of_the_largest_tree_has_a_key() -> None:
-    keys = np.array([((1 << 24) - 1) << HASH_BITS, (1 << 64) - 1], np.uint64)
-    assert list(key_ranges([keys], ((1 << 24) - 1) << HASH_BITS, 1 << 64, 10)) == [[(0, 2)]]
 
 
 def test_parts_are_grouped_in_order_and_empty_ones_left_out() -> None:
