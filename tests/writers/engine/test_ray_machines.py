@@ -5,6 +5,7 @@ All tests share a cluster of a head without CPUs; each adds the machines that it
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -41,6 +43,15 @@ def comes_true(is_so: Callable[[], Any], seconds: float = PATIENCE) -> bool:
     return bool(is_so())
 
 
+def children(parent: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(path.read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append(int(path.parent.name))
+    return found
+
+
 class Machines:
     """The cluster, and the machines that a test has added."""
 
@@ -58,9 +69,19 @@ class Machines:
         self._added[node.node_id] = node
         return node.node_id
 
-    def kill_raylet(self, machine: str) -> None:
-        """`kill -9` of the process that is a machine for Ray."""
-        os.kill(self._added[machine].all_processes["raylet"][0].process.pid, signal.SIGKILL)
+    def kill(self, machine: str) -> None:
+        """`kill -9` of the process that is a machine for Ray, and of its workers, which would finish their tasks."""
+        raylet = self._added[machine].all_processes["raylet"][0].process.pid
+        for pid in [raylet, *children(raylet)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def add_and_lose(self, is_used: Callable[[str], bool]) -> str:
+        """Add a machine, wait until it is used, and lose it; its id."""
+        machine = self.add(1)
+        assert comes_true(lambda: is_used(machine))
+        self.kill(machine)
+        return machine
 
     def remove_all(self) -> None:
         for node in self._added.values():
@@ -112,6 +133,9 @@ class Meeting(Task):
     def marks(self) -> Path:
         return Path(self.workspace.url) / "marks"
 
+    def has_run_on(self, machine: str) -> bool:
+        return any(path.read_text() == machine for path in self.marks.iterdir())
+
     def make(self) -> Record:
         import ray
 
@@ -135,25 +159,15 @@ def test_machines_that_join_are_used_and_tasks_outlive_more_of_them_than_process
 ) -> None:
     monkeypatch.setattr(ray_engine, "PROCESS_LOSSES", 2)
     tasks = meetings(tmp_path, 6, together=4)
-    lost: list[str] = []
-
-    def come_and_go() -> None:
-        for _ in range(3):
-            machine = machines.add(1)
-            if comes_true(lambda: any(path.read_text() == machine for path in tasks[0].marks.iterdir())):
-                machines.kill_raylet(machine)
-                lost.append(machine)
-        machines.add(4)
-
-    thread = threading.Thread(target=come_and_go)
     engine = RayEngine(address=machines.address)
-    try:
-        thread.start()
-        records = dict(engine.run(tasks, kind=kind, num_tasks=len(tasks)))
-    finally:
-        thread.join()
-        engine.close()
-    assert len(lost) == 3
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(lambda: dict(engine.run(tasks, kind=kind, num_tasks=len(tasks))))
+        try:
+            lost = [machines.add_and_lose(tasks[0].has_run_on) for _ in range(3)]
+            machines.add(4)
+            records = running.result(timeout=2 * PATIENCE)
+        finally:
+            engine.close()
     assert len(records) == 6
     assert all(record["met"] for record in records.values())
     assert not {record["machine"] for record in records.values()} & set(lost)
@@ -171,7 +185,7 @@ def test_a_write_outlives_its_driver_and_a_machine_with_encoders(
     machines: Machines, written: tuple[Path, WriteReport], text_file: Path, tmp_path: Path
 ) -> None:
     doomed = machines.add(1)
-    machines.add(1)
+    machines.add(1)  # on which the write goes on
     given = {"out": str(tmp_path / "out"), "work": str(tmp_path / "work")}
     chosen = {**given, "engine": "ray", "address": machines.address, "processes": None}
     embedded = tmp_path / "work" / "embeddings"
@@ -191,9 +205,8 @@ def test_a_write_outlives_its_driver_and_a_machine_with_encoders(
 
     def kill_in_the_middle() -> None:
         if comes_true(lambda: num_embedded() > before, 300):
-            machines.kill_raylet(doomed)
+            machines.kill(doomed)
             killed.set()
-            machines.add(1)
 
     thread = threading.Thread(target=kill_in_the_middle)
     thread.start()
