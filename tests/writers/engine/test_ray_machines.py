@@ -157,7 +157,7 @@ def meetings(folder: Path, count: int, together: int) -> list[Meeting]:
 def test_machines_that_join_are_used_and_tasks_outlive_more_of_them_than_processes(
     kind: Kind, machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_engine, "PROCESS_LOSSES", 2)
+    monkeypatch.setattr(ray_engine, "PROCESS_LOSSES", 1)
     tasks = meetings(tmp_path, 6, together=4)
     engine = RayEngine(address=machines.address)
     with ThreadPoolExecutor(1) as thread:
