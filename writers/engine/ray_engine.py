@@ -93,12 +93,6 @@ class RayEngine:
         self.has_gpus = self._machines.gpus > 0
         """True where encoders run on GPUs: the cluster had one when this began."""
 
-    @property
-    def num_machines(self) -> int:
-        """Machines of the cluster now."""
-        self._machines.look()
-        return len(self._machines.alive)
-
     def workers(self, kind: Kind) -> int:
         """Ray tasks, or actors with encoders, at once, of the cluster as it is now."""
         return self._machines.encoders(on_gpus=self.has_gpus) if kind == "encoder" else self._machines.tasks
