@@ -272,17 +272,14 @@ def _stages_of(options: WriteOptions) -> list[str]:
 
 def engine_of(options: WriteOptions) -> LocalEngine | RayEngine:
     """Open the engine that runs the tasks of a write. Raises InputError, MissingExtraError."""
-    engine = open_engine(
+    if options.address is not None and not is_remote(work_url(options)) and options.work is None:
+        raise InputError(
+            "work: must be reached by all machines of the Ray cluster, also by those that join it later, got a folder "
+            "of this one. Name an object-store prefix or a shared folder with --work."
+        )
+    return open_engine(
         options.engine, processes=options.processes, memory_bytes=options.memory_bytes, address=options.address
     )
-    several = isinstance(engine, RayEngine) and engine.num_nodes > 1
-    if several and not is_remote(work_url(options)) and options.work is None:
-        engine.close()
-        raise InputError(
-            "work: must be reached by all machines of the Ray cluster, got a folder of this one. "
-            "Name an object-store prefix or a shared folder with --work."
-        )
-    return engine
 
 
 def _assembled(

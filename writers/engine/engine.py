@@ -1,31 +1,18 @@
-"""The two engines of the writers: processes of this machine, or a Ray cluster. Both run the same tasks.
-
-Ray moves no data here: tasks read and write files, by themselves, and a task whose machine was lost is run again. So
-its object store may be small, and local processes and Ray give the same bytes.
-"""
+"""The two engines of the writers: processes of this machine, or a Ray cluster (ray_engine.py). Both run the same tasks,
+and so give the same bytes."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import threading
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from crisp_stream.errors import CrispError, InputError, import_extra
+from crisp_stream.errors import InputError, import_extra
 from crisp_stream.processes import Pool, num_processes, raise_file_limit
 from crisp_stream.writers.engine.memory_limit import MemoryLimit, bound_allocators, return_memory
-from crisp_stream.writers.engine.ray_cluster import RayCluster, no_cluster, require_ray
+from crisp_stream.writers.engine.ray_engine import ENCODERS_PER_GPU, RayEngine
 from crisp_stream.writers.engine.tasks import Engine, Kind, Record, Task, execute
 from crisp_stream.writers.engine.workspace import delete_abandoned_scratch
-
-ENCODERS_PER_GPU = 2
-"""While one loads its next windows, the other computes."""
-_RETRIES = 5
-_AHEAD = 2
-"""Ray tasks submitted per worker."""
 
 
 def open_engine(
@@ -49,11 +36,6 @@ def open_engine(
 
 def _run(task: Task) -> tuple[int, Record]:
     return task.number, execute(task)
-
-
-def _run_elsewhere(task: Task) -> tuple[int, Record]:
-    raise_file_limit()  # workers of Ray are started by others
-    return _run(task)
 
 
 def _run_bounded(task: Task) -> tuple[int, Record]:
@@ -165,222 +147,3 @@ def _num_gpus() -> int:
         return int(faiss.get_num_gpus())
     except (ImportError, AttributeError):
         return 0
-
-
-_PASSED_ON = (
-    "AWS_",
-    "GOOGLE_",
-    "AZURE_",
-    "CRISP_STREAM_",
-    "HF_",
-    "OMP_",
-    "STORAGE_",
-    "S3_ENDPOINT_URL",
-    "SSL_CERT_FILE",
-)
-
-
-class RayEngine:
-    """A Ray cluster: one started on this machine, or the one at an address."""
-
-    name = "ray"
-
-    def __init__(self, *, processes: int | None = None, address: str | None = None) -> None:
-        """Args:
-            processes: CPUs of a cluster started here; tasks at once of one that is connected to. None takes all.
-            address: of a running cluster, such as auto or ray://head:10001; None starts one.
-
-        Raises:
-            InputError: no cluster at the address. StorageError: none could be started here.
-            MissingExtraError: ray is not installed.
-        """
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        self._ray: Any = import_extra("ray", extra="ray", purpose="writing with --engine ray")
-        environment = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
-        options: dict[str, Any] = {
-            "runtime_env": {"env_vars": {"TOKENIZERS_PARALLELISM": "false", **environment}},
-            "log_to_driver": False,
-            "logging_level": "error",
-        }
-        if address is not None:
-            require_ray(address)
-        self._cluster = RayCluster(num_cpus=num_processes(processes)) if address is None else None
-        on_term = signal.getsignal(signal.SIGTERM)
-        try:
-            self._ray.init(address=self._cluster.address if self._cluster else address, **options)
-        except Exception as error:  # Ray raises plain Exception, too
-            self.close()
-            raise no_cluster(address or "local", str(error).strip().partition("\n")[0]) from error
-        finally:
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, on_term)  # Ray's own exits without a word
-        resources = self._ray.cluster_resources()
-        self._cpus = min(int(resources.get("CPU", 1)), processes or 1 << 30)
-        self._gpus = int(resources.get("GPU", 0))
-        self.num_nodes = len([node for node in self._ray.nodes() if node["Alive"]])
-
-    @property
-    def has_gpus(self) -> bool:
-        """True where encoders run on GPUs."""
-        return self._gpus > 0
-
-    def workers(self, kind: Kind) -> int:
-        """Ray tasks, or actors with encoders, at once."""
-        return self._gpus * ENCODERS_PER_GPU if kind == "encoder" and self._gpus else max(1, self._cpus)
-
-    def work_bytes(self) -> int | None:
-        """None: Ray limits memory itself."""
-        return None
-
-    def run(self, tasks: Iterable[Task], *, kind: Kind, num_tasks: int | None = None) -> Iterator[tuple[int, Record]]:
-        """See Engine. Encoders live in actors, one per GPU; a task or actor whose machine was lost starts again."""
-        workers = self.workers(kind)
-        if num_tasks is not None:
-            workers = min(workers, num_tasks)
-        if kind == "encoder":
-            with contextlib.closing(_Team(self._ray, workers, on_gpus=self._gpus > 0)) as team:
-                yield from team.run(tasks)
-        else:
-            yield from self._run_light(tasks, workers)
-
-    def _run_light(self, tasks: Iterable[Task], workers: int) -> Iterator[tuple[int, Record]]:
-        remote = self._ray.remote(num_cpus=1, max_retries=_RETRIES)(_run_elsewhere)
-        running: list[Any] = []
-        for task in tasks:
-            if len(running) == workers * _AHEAD:
-                [done], running = self._ray.wait(running, num_returns=1)
-                yield _outcome(self._ray, done)
-            running.append(remote.remote(task))
-        while running:
-            [done], running = self._ray.wait(running, num_returns=1)
-            yield _outcome(self._ray, done)
-
-    def close(self) -> None:
-        """Leave the cluster; one that was started here ends."""
-        self._ray.shutdown()
-        if self._cluster is not None:
-            self._cluster.close()
-        delete_abandoned_scratch()
-
-
-def _outcome(ray: Any, reference: Any) -> tuple[int, Record]:
-    """Get the result of a task. Raises the task's CrispError, or one that says that the task was lost."""
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, CrispError):
-            raise error.cause from None
-        raise
-    except ray.exceptions.RayError as error:
-        raise _lost(error) from error
-
-
-def _lost(error: BaseException) -> CrispError:
-    reason = str(error).strip().partition("\n")[0]
-    return CrispError(
-        f"a task was lost {_RETRIES} times with its process or machine, most often for memory: {reason} "
-        "Finished work is kept; run the same command again."
-    )
-
-
-class _Actor:
-    """Holds an encoder between tasks, by the cache of `load_encoder`."""
-
-    def ready(self) -> None:
-        """Answers once the actor has its place."""
-
-    def run(self, task: Task) -> tuple[int, Record]:
-        """Run a task."""
-        return _run_elsewhere(task)
-
-
-class _Team:
-    """Actors that each hold an encoder.
-
-    Ray would start a lost actor again with its tasks, but on a cluster that has shrunk there may be no room for it, and
-    its tasks would wait for ever. So a lost actor's tasks go to those that are there, and a new one joins when it can.
-    """
-
-    def __init__(self, ray: Any, size: int, *, on_gpus: bool) -> None:
-        """Start `size` actors, with a CPU each; or a part of a GPU each and no CPU, which tasks that feed them need."""
-        self._ray = ray
-        options = {"num_cpus": 0, "num_gpus": 1 / ENCODERS_PER_GPU} if on_gpus else {"num_cpus": 1}
-        self._type: Any = ray.remote(max_restarts=0, max_task_retries=0, **options)(_Actor)
-        self._starting: dict[Any, Any] = {}
-        self._members: set[Any] = set()
-        self._free: list[Any] = []
-        self._running: dict[Any, tuple[Task, Any]] = {}
-        self._waiting: list[Task] = []
-        """Tasks whose actor was lost."""
-        self._times_lost: Counter[int] = Counter()
-        """Losses by number of the task; -1 counts actors that were lost before they had a task."""
-        for _ in range(size):
-            self._recruit()
-
-    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[int, Record]]:
-        """(number, record) of every task, as they come."""
-        for task in tasks:
-            while not self._free:
-                yield from self._next()
-            self._submit(task)
-        while self._running or self._waiting:
-            yield from self._next()
-
-    def close(self) -> None:
-        """End all actors."""
-        for actor in (*self._members, *self._starting.values()):
-            with contextlib.suppress(self._ray.exceptions.RayError):
-                self._ray.kill(actor)
-
-    def _recruit(self) -> None:
-        actor = self._type.remote()
-        self._starting[actor.ready.remote()] = actor
-
-    def _submit(self, task: Task) -> None:
-        actor = self._free.pop(0)
-        self._running[actor.run.remote(task)] = (task, actor)
-
-    def _next(self) -> Iterator[tuple[int, Record]]:
-        """Take note of one actor that has started, or one task that has ended."""
-        while self._waiting and self._free:
-            self._submit(self._waiting.pop())
-        [reference], _ = self._ray.wait([*self._starting, *self._running], num_returns=1)
-        if reference in self._starting:
-            actor = self._starting.pop(reference)
-            try:
-                self._ray.get(reference)
-            except self._ray.exceptions.RayError as error:
-                self._count_loss(-1, error)
-                self._recruit()
-            else:
-                self._members.add(actor)
-                self._free += [actor] * _AHEAD
-            return
-        task, actor = self._running.pop(reference)
-        try:
-            outcome = _outcome(self._ray, reference)
-        except CrispError as error:
-            cause = error.__cause__
-            if cause is None or not isinstance(cause, self._ray.exceptions.RayActorError):
-                raise
-            self._dismiss(actor)
-            self._count_loss(task.number, cause)
-            self._waiting.append(task)
-        else:
-            if actor in self._members:
-                self._free.append(actor)
-            yield outcome
-
-    def _dismiss(self, actor: Any) -> None:
-        if actor in self._members:
-            self._members.remove(actor)
-            self._free = [one for one in self._free if one is not actor]
-            with contextlib.suppress(self._ray.exceptions.RayError):
-                self._ray.kill(actor)
-            self._recruit()
-
-    def _count_loss(self, number: int, error: BaseException) -> None:
-        self._times_lost[number] += 1
-        if self._times_lost[number] >= _RETRIES:
-            raise _lost(error) from error

@@ -101,6 +101,11 @@ class Task(ABC):
         """16 hex digits over everything that determines the outcome."""
         return fingerprint(self.stage, self.version, self.libraries, self.number, self.inputs, self.settings())
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a process gets that runs it: the fingerprint, and not those of the tasks that it follows from, which
+        may be as many as there are parts."""
+        return {**self.__dict__, "inputs": (), "fingerprint": self.fingerprint}
+
     @property
     def key(self) -> str:
         """Name of the task's files, without their kind."""
@@ -218,6 +223,18 @@ class Runner:
                 total = sum(count for task, count in zip(tasks, num_units, strict=True) if task.number not in records)
             self._collect(records, done, tasks, unit, total)
         return [records[task.number] for task in tasks]
+
+    def run_here(self, task: Task) -> Record:
+        """Run the only task of a stage in this process, unless it is done: its description holds whole files.
+
+        Raises:
+            PlanEnds: without an engine, when it is not done.
+        """
+        records = self._finished([task])
+        if not records:
+            self._engine()
+            records[task.number] = execute(task)
+        return records[task.number]
 
     def run_both(
         self, first: Sequence[Task], second: Sequence[Task], *, unit: str

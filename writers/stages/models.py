@@ -204,12 +204,14 @@ def parts_in_stages(
                     windows=tokenizer.settings,
                     seed=options.seed,
                 )
+                if runner.engine is not None:
+                    lsi.write_parts()
                 with holding(runner.engine, _LSI_FIT, _lsi_fit_bytes(read)):
                     [fitted] = runner.run([lsi], unit="")
             else:
                 lsi = given.lsi
                 assert lsi is not None
-                [fitted] = runner.run([replace(lsi, files=given.models.lsi_files())], unit="")
+                fitted = runner.run_here(replace(lsi, files=given.models.lsi_files()))
             encoder = EncoderSettings(
                 name=LSI_NAME, weights_sha256=fitted["weights_sha256"], lsi=lsi.key, probe=encoder.probe
             )

@@ -174,7 +174,7 @@ def assemble_in_stages(
     """
     given, embedded = corpus.given, corpus.embedded
     if given is not None:
-        runner.run([given.tree], unit="")
+        runner.run_here(given.tree)
     fitted = given.tree if given is not None else tree_in_stages(runner, options, embedded.parts)
     ordered = sort_in_stages(runner, options, embedded, fitted, work_bytes=corpus.work_bytes)
     texts = sketch_in_stages(runner, corpus.read.batches)

@@ -240,12 +240,26 @@ class LsiTask(Task):
     version: ClassVar[int] = 2
 
     parts: tuple[Part, ...]
+    """None of them where it runs: it reads their list from a file, because they may be millions."""
     windows: WindowSettings
     seed: int
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a process gets that runs it."""
+        return {**super().__getstate__(), "parts": ()}
 
     def settings(self) -> Any:
         """Values that choose the windows."""
         return [self.seed, LSI_WINDOWS, LSI_TOKENS, [part.number for part in self.parts]]
+
+    def write_parts(self) -> None:
+        """Write the list of parts, before it runs."""
+        keys = np.array([part.windows_key for part in self.parts], "S")
+        parts = np.empty(len(keys), [("number", "<u4"), ("num_windows", "<u4"), ("windows_key", keys.dtype)])
+        parts["number"] = [part.number for part in self.parts]
+        parts["num_windows"] = [part.num_windows for part in self.parts]
+        parts["windows_key"] = keys
+        self.workspace.save_array(self.file("parts.npy"), parts)
 
     def make(self) -> Record:
         """Write the LSI's files below the task's key."""
@@ -258,14 +272,15 @@ class LsiTask(Task):
 
     def _texts(self) -> list[str]:
         tokenizer = tokenizer_of(self.workspace, self.windows)
-        num_windows = max(1, sum(part.num_windows for part in self.parts))
+        parts = self.workspace.load_array(self.file("parts.npy"))
+        num_windows = max(1, int(parts["num_windows"].sum(dtype=np.int64)))
         share = min(1.0, min(LSI_WINDOWS, LSI_TOKENS / self.windows.window_tokens) / num_windows)
         texts: list[str] = []
-        for part in self.parts:
-            places = part_places(part.number, np.arange(part.num_windows, dtype=np.uint32))
+        for part in parts:
+            places = part_places(int(part["number"]), np.arange(part["num_windows"], dtype=np.uint32))
             chosen = window_hashes(places, self.seed + _LSI_SALT) < np.uint64(round(share * (1 << 40)))
             if chosen.any():
-                tokens = self.workspace.load_array(f"{part.windows_key}.tokens.npy")[chosen]
+                tokens = self.workspace.load_array(f"{part['windows_key'].decode()}.tokens.npy")[chosen]
                 texts += window_texts(tokens, tokenizer, tokenizer.eot_id)
         return texts
 
