@@ -153,6 +153,13 @@ def holding(engine: Engine | None, purpose: str, num_bytes: int) -> contextlib.A
     return engine.holding(purpose, num_bytes) if isinstance(engine, LocalEngine) else contextlib.nullcontext()
 
 
+def each_holding(engine: Engine | None, purpose: str, num_bytes: int) -> contextlib.AbstractContextManager[int | None]:
+    """`LocalEngine.each_holding`; other engines have no limit."""
+    if isinstance(engine, LocalEngine):
+        return engine.each_holding(purpose, num_bytes)
+    return contextlib.nullcontext()
+
+
 def _num_gpus() -> int:
     try:
         faiss: Any = import_extra("faiss", extra="write", purpose="writing a dataset")
