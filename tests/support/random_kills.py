@@ -122,7 +122,7 @@ class Rounds:
         from tests.support.written_dataset import small_options
 
         lines: list[str] = []
-        chosen = {"encoder": "lsi", "max_length": None, "group_bytes": 1, **changes}
+        chosen = {"encoder": "lsi", "max_length": None, "group_bytes": 1, "dedup": "near", **changes}
         if kind == "write":
             options = small_options(Path(self._inputs[0]), root, seed=variant, **chosen)
             write(options, log=lines.append)
