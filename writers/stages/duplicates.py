@@ -55,8 +55,8 @@ _BYTES_PER_DOCUMENT = 256
 _EDGES_AT_ONCE = 1 << 19
 _JOINING_BYTES = 128 << 20
 """Memory that joining takes for the edges it reads at once."""
-_BYTES_PER_JOINED = 64
-"""Memory that joining takes beside per document that has an edge."""
+_BYTES_PER_JOINED = 128
+"""Memory that joining takes beside per document that goes."""
 _COMPARED_BYTES = 16 << 20
 _CARRIED_AT_ONCE = 1 << 16
 
@@ -415,11 +415,15 @@ class JoinedTask(_SearchTask):
     def make(self) -> Record:
         """Write the pairs."""
         edges, exact = ComparedTask.of(self.search, are_candidates=True), ExactTask.of(self.search)
-        groups = Groups()
+        groups, held, num_held = Groups(), [np.empty(0, PAIR)], 0
         for source in range(edges.num_sources):
             for piece in edges.pieces_of_source(self.workspace, source):
-                for start in range(0, len(piece), _EDGES_AT_ONCE):
-                    groups.join(piece[start : start + _EDGES_AT_ONCE])
+                held.append(piece[["place", "first"]].astype(PAIR))
+                num_held += len(piece)
+                if num_held >= max(_EDGES_AT_ONCE, len(groups.pairs) // 4):  # each time all groups are copied
+                    groups.join(np.concatenate(held))
+                    held, num_held = [np.empty(0, PAIR)], 0
+        groups.join(np.concatenate(held))
         leaves, num_rows = self.leaves, len(groups.pairs)
         with leaves.created(self.workspace, 0) as writer:
             self._to_bundles(writer, groups.pairs)
@@ -593,7 +597,10 @@ class _Stages:
         self._run(self.by_bundle(CarriedTask, are_candidates=True))
         num_edges = self._run(self.by_bundle(ComparedTask, are_candidates=True))
         joined_bytes = _JOINING_BYTES + _BYTES_PER_JOINED * min(num_edges, search.num_documents)
-        with holding(runner.engine, "joining similar documents", joined_bytes if num_edges > _EDGES_AT_ONCE else 0):
+        within = contextlib.nullcontext()
+        if num_edges > _EDGES_AT_ONCE:
+            within = holding(runner.engine, "joining similar documents", joined_bytes, remedy="Give more.")
+        with within:
             self._run(self._by_range(JoinedTask, 1), is_bounded=False)
         self._run(self.by_bundle(CarriedTask, are_candidates=False))
         self._run(self.by_bundle(ComparedTask, are_candidates=False))

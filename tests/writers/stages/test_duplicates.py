@@ -291,7 +291,10 @@ def test_a_search_in_little_memory_is_refused_before_documents_are_joined(
     search, found = corpus.search(NEAR)
     engine = LocalEngine(processes=1, memory_bytes=1 << 30)
     try:
-        with pytest.raises(InputError, match=r"memory: must be at least .* what joining similar documents needs"):
+        with pytest.raises(
+            InputError,
+            match=r"memory: must be at least .* what joining similar documents needs, got 1024 MB\. Give more\.$",
+        ):
             corpus.outcome(search, found, engine=engine)
     finally:
         engine.close()
