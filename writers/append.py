@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,10 +28,11 @@ from crisp_stream.format.terms import TERMS
 from crisp_stream.format.text_sketch import read_text_sketch
 from crisp_stream.processes import Log
 from crisp_stream.storage.store import is_remote, open_store
-from crisp_stream.writers.cleaning.dropped import read_dropped
+from crisp_stream.writers.cleaning.dropped import dropped_tables
 from crisp_stream.writers.documents.drops import merged_counts
 from crisp_stream.writers.embedding.given_models import Models, models_of_dataset
 from crisp_stream.writers.engine.tasks import Runner
+from crisp_stream.writers.engine.workspace import opened
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.publishing.claim import ClaimLostError, Hold, requests_of, standing_claim
 from crisp_stream.writers.publishing.claimed import claimed
@@ -48,10 +49,10 @@ from crisp_stream.writers.publishing.work import (
 from crisp_stream.writers.report import AppendReport
 from crisp_stream.writers.stages.dataset import check_windows, forget_lost, table_digests, tree_provenance
 from crisp_stream.writers.stages.documents import ReadDocuments
+from crisp_stream.writers.stages.dropped import DroppedList, dropped_list
 from crisp_stream.writers.stages.pipeline import Assembly, Corpus, Growth, assemble_in_stages, embed_in_stages
 from crisp_stream.writers.stages.provenance import (
     ledger_facts,
-    list_dropped,
     provenance_record,
     shard_facts,
     sources_table,
@@ -266,9 +267,16 @@ class _Grown:
         tables = self._tables(shards, corpus, assembly, ledger)
         tables[TERMS] = terms_of(runner, assembly, shards, [staged, self._dataset.root])
         files = {generation_path(name, self._generation, assembly.mark): table for name, table in tables.items()}
-        listed = files_parquet(
-            {**shared_digests(self._dataset), **digests_of(files), **table_digests(runner, assembly.tables)}
-        )
+        store = open_store(staged)
+        digests = {**shared_digests(self._dataset), **digests_of(files), **table_digests(runner, assembly.tables)}
+        new_names = {*files}
+        with self._dropped(runner, corpus) as dropped:
+            if dropped is not None:
+                path = generation_path(DROPPED, self._generation, assembly.mark)
+                store.put_file(path, dropped.path)
+                digests[path] = dropped.sha256
+                new_names.add(path)
+        listed = files_parquet(digests)
         files[generation_path(FILES, self._generation, assembly.mark)] = listed
         manifest = replace(
             self._dataset.manifest,
@@ -278,13 +286,12 @@ class _Grown:
             provenance=provenance,
             **shard_facts(shards),
         )
-        store = open_store(staged)
         self._hold.check(now=True)
         for name, content in files.items():
             store.put(name, content)
         old = {row.path for row in self._dataset.shards}
         new = [row.path for row in shards.rows if row.path not in old]
-        return manifest, {*files, *new, *map(places_path, new), *(task.table for task in assembly.tables)}
+        return manifest, {*files, *new_names, *new, *map(places_path, new), *(task.table for task in assembly.tables)}
 
     def _ledger(self, read: ReadDocuments) -> list[LedgerRow]:
         """The ledger of the new generation: rows of the old one, then what was not read now."""
@@ -317,25 +324,28 @@ class _Grown:
         joined["ledger"] = ledger_facts(ledger)
         return {name: value for name, value in joined.items() if value or name not in _OF_LEDGER}
 
+    @contextlib.contextmanager
+    def _dropped(self, runner: Runner, corpus: Corpus) -> Iterator[DroppedList | None]:
+        """The list of removed documents of the new generation: rows of the old one, then what was removed now."""
+        names = _new_names(corpus.read, self._growth.sources)
+        path, store = self._dataset.own_path(DROPPED), self._dataset.store
+        with contextlib.ExitStack() as stack:
+            before = dropped_tables(stack.enter_context(opened(store, path))) if store.exists(path) else ()
+            yield stack.enter_context(dropped_list(runner, corpus.read, corpus.embedded, names, before=before))
+
     def _tables(
         self, shards: ShardsSummary, corpus: Corpus, assembly: Assembly, ledger: list[LedgerRow]
     ) -> dict[str, bytes]:
         """The small tables of the new generation, by path."""
-        read, growth, store = corpus.read, self._growth, self._dataset.store
+        read, growth = corpus.read, self._growth
         names = _new_names(read, growth.sources)
-        named = [replace(file, name=name) for file, name in zip(read.files, names, strict=True)]
-        name_of = {file.name: name for file, name in zip(read.files, names, strict=True)}
-        path = self._dataset.own_path(DROPPED)
-        dropped = read_dropped(store.get(path)) if store.exists(path) else []
-        for row in list_dropped(replace(read, files=named), corpus.embedded):
-            dropped.append(replace(row, file=name_of[row.file]) if row.reason == "contaminated" else row)
         sources = sources_table(
             [*_old_sources(self._dataset, growth), *zip(names, map(listed_as, read.files), strict=True)]
         )
         tables = [*growth.tables, *(task.table for task in assembly.tables)]
         first_parts = [*growth.first_parts, *assembly.first_parts]
         texts = _joined_texts(self._dataset, assembly.texts)
-        return table_files(shards, sources, tables, first_parts, dropped, ledger, texts)
+        return table_files(shards, sources, tables, first_parts, ledger, texts)
 
 
 def _known_requests(dataset: Dataset) -> list[dict[str, Any] | None]:

@@ -51,6 +51,8 @@ from crisp_stream.writers.publishing.work import (
 )
 from crisp_stream.writers.report import WriteReport
 from crisp_stream.writers.stages.dataset import forget_all, forget_lost
+from crisp_stream.writers.stages.dropped import DroppedTask
+from crisp_stream.writers.stages.duplicates import EXACT_STAGES, NEAR_STAGES, OutcomeTask
 from crisp_stream.writers.stages.kept_embeddings import KeptEmbeddingsTask, RunEmbeddingsTask, keep_in_stages
 from crisp_stream.writers.stages.pipeline import Assembly, assemble_in_stages, embed_in_stages
 from crisp_stream.writers.stages.provenance import write_small_files
@@ -254,7 +256,7 @@ def _stages_of(options: WriteOptions) -> list[str]:
         *(["evaluation"] if options.decontaminate else []),
         *(["excluded"] if options.exclude_ids else []),
         "documents",
-        *(["duplicates"] if options.dedup else []),
+        *_search_stages(options),
         "tokenizer",
         "windows",
         *(["lsi"] if options.encoder == "lsi" else []),
@@ -266,8 +268,15 @@ def _stages_of(options: WriteOptions) -> list[str]:
         "sketch",
         "shards",
         "provenance",
+        *([DroppedTask.stage] if options.dedup or options.decontaminate else []),
         *(_EMBEDDINGS_STAGES if options.embeddings else []),
     ]
+
+
+def _search_stages(options: WriteOptions) -> list[str]:
+    if options.dedup is None:
+        return []
+    return [*EXACT_STAGES, *(NEAR_STAGES if options.dedup == "near" else ()), OutcomeTask.stage]
 
 
 def engine_of(options: WriteOptions) -> LocalEngine | RayEngine:

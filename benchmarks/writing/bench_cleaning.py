@@ -3,7 +3,8 @@
     python benchmarks/writing/bench_cleaning.py [DOCUMENTS] [--evaluation FILE …] [--limit 30000] [--repeats 5]
 
 DOCUMENTS is a JSONL file with a text per line; without it, the standard library's source files stand in for documents
-and every hundredth of them for an evaluation set. Medians over the repeats, with the lowest and highest.
+and every hundredth of them for an evaluation set. Medians over the repeats, with the lowest and highest. The search among
+all documents is measured by duplicates_scale.py.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sysconfig
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
@@ -21,13 +21,12 @@ import numpy as np
 from datasketch import MinHash
 
 from crisp_stream.writers.cleaning.decontamination import EvaluationNgrams
-from crisp_stream.writers.cleaning.duplicates import find_duplicates, num_passes, text_digests
+from crisp_stream.writers.cleaning.duplicates import text_digests
 from crisp_stream.writers.cleaning.evaluation_texts import read_evaluation_texts
-from crisp_stream.writers.cleaning.near_duplicates import NearSettings, find_near_duplicates, sketch_texts
+from crisp_stream.writers.cleaning.near_duplicates import NearSettings, Sketches, find_near_duplicates, sketch_texts
 from crisp_stream.writers.cleaning.words import hash_words, ngram_hashes
 from crisp_stream.writers.options import WriteOptions
 
-DIGESTS, MEMORY_BYTES = 10_000_000, 256 << 20
 Batches = list[list[str]]
 
 
@@ -52,8 +51,7 @@ def main() -> None:
     print("\n| what | documents/s | MB/s | lowest to highest MB/s |\n|---|---|---|---|")
     for name, measured in _measured(batches, evaluation).items():
         _print_row(name, texts, measured, options.repeats)
-    with tempfile.TemporaryDirectory() as folder:
-        _grouping(Path(folder), batches)
+    _grouping(batches)
 
 
 def _texts(documents: str | None) -> Iterator[str]:
@@ -113,29 +111,13 @@ def _cpu_seconds(measured: Callable[[], object]) -> float:
     return time.process_time() - begin
 
 
-def _grouping(folder: Path, batches: Batches) -> None:
-    rng = np.random.default_rng(1)
-    paths = [folder / f"{number}.npy" for number in range(10)]
-    first = rng.integers(0, 2**64, (DIGESTS // 10, 2), dtype=np.uint64)
-    for number, path in enumerate(paths):
-        digests = rng.integers(0, 2**64, first.shape, dtype=np.uint64)
-        digests[: len(first) // 3] = first[: len(first) // 3]
-        np.save(path, first if number == 0 else digests)
-    seconds = _cpu_seconds(lambda: find_duplicates(paths, memory_bytes=MEMORY_BYTES))
-    passes = num_passes(DIGESTS, MEMORY_BYTES)
-    print(f"\nExact, {DIGESTS:,} random digests, 30 % duplicates, {passes} passes of 256 MB: {seconds:.1f} s CPU")
+def _grouping(batches: Batches) -> None:
     settings = NearSettings(threshold=WriteOptions.near_threshold)
-    keys, minima = [], []
-    for number, batch in enumerate(batches):
-        sketches = sketch_texts(batch, settings)
-        keys.append(folder / f"{number}.keys.npy")
-        minima.append(folder / f"{number}.minima.npy")
-        np.save(keys[-1], sketches.keys)
-        np.save(minima[-1], sketches.minima)
+    sketches = Sketches.joined([sketch_texts(batch, settings) for batch in batches])
     begin = time.process_time()
-    found = find_near_duplicates(keys, minima, settings, memory_bytes=MEMORY_BYTES)
+    found = find_near_duplicates(sketches, settings)
     seconds = time.process_time() - begin
-    print(f"Near, the documents above: {len(found.removals):,} removed, {seconds:.1f} s CPU")
+    print(f"\nNear, the documents above, in memory: {len(found):,} removed, {seconds:.1f} s CPU")
 
 
 if __name__ == "__main__":

@@ -11,10 +11,8 @@ Of embeddings without text only equal ones are alike. Price: 240 bytes and about
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +25,6 @@ LIKENESS = 0.6
 """Share of word pairs in common, estimated, from which two examples are near-duplicates."""
 
 _WORDS_PER_GRAM = 2
-_MEMORY_BYTES = 1 << 27
 _BATCH_CHARACTERS = 1 << 20
 
 
@@ -116,13 +113,8 @@ class AlikeBuilder:
     def _near(self) -> NDArray[np.int64]:
         from crisp_stream.writers.cleaning.near_duplicates import Sketches, find_near_duplicates
 
-        sketches = Sketches.joined(self._sketches)
-        with tempfile.TemporaryDirectory(prefix="crisp-alike-") as folder:
-            keys, minima = Path(folder, "keys.npy"), Path(folder, "minima.npy")
-            np.save(keys, sketches.keys)
-            np.save(minima, sketches.minima)
-            found = find_near_duplicates([keys], [minima], self._settings, memory_bytes=_MEMORY_BYTES)
-        return np.asarray(found.removals, np.int64).reshape(-1, 2)
+        found = find_near_duplicates(Sketches.joined(self._sketches), self._settings)
+        return np.stack([found["place"], found["first"]], axis=1).astype(np.int64)
 
 
 def _first_of_groups(pairs: NDArray[np.int64], num_examples: int) -> NDArray[np.int64]:

@@ -11,13 +11,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from crisp_stream.errors import CrispError, FormatError, MissingObjectError
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.format.keys import window_keys
 from crisp_stream.format.manifest import DROPPED, TABLES, places_path
-from crisp_stream.format.parquet import DAMAGE, read_parquet
+from crisp_stream.format.parquet import DAMAGE
 from crisp_stream.format.provenance import (
     PLACE,
     PLACES_HEADER_BYTES,
@@ -33,7 +35,6 @@ from crisp_stream.hashing import splitmix64_finalise
 SHOWN_PARTS = 4
 """Wrong parts whose places are gathered and named."""
 _MAX_TOKENS = 1 << 40
-_MAX_DROPPED = 1 << 40
 
 
 class PlacesCheck:
@@ -89,7 +90,9 @@ class PlacesCheck:
     def _dropped_problem(self) -> list[str]:
         path = self._dataset.own_path(DROPPED)
         try:
-            read_parquet(self._dataset.store.get(path), max_rows=_MAX_DROPPED)
+            file = pq.ParquetFile(pa.BufferReader(self._dataset.store.get(path)), pre_buffer=False)
+            for number in range(file.num_row_groups):
+                file.read_row_group(number, use_threads=False)
         except MissingObjectError:
             return []
         except DAMAGE as error:

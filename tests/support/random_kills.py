@@ -122,7 +122,8 @@ class Rounds:
         from tests.support.written_dataset import small_options
 
         lines: list[str] = []
-        chosen = {"encoder": "lsi", "max_length": None, "group_bytes": 1, "min_examples_to_split": 8, **changes}
+        chosen = {"encoder": "lsi", "max_length": None, "group_bytes": 1, "min_examples_to_split": 8}
+        chosen |= {"dedup": "near", **changes}
         if kind == "write":
             options = small_options(Path(self._inputs[0]), root, seed=variant, **chosen)
             write(options, log=lines.append)

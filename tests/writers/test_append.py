@@ -223,7 +223,7 @@ def test_duplicates_are_dropped_among_the_new_documents_only_and_listed(texts: l
     copy = str(shutil.copy(twice, tmp_path / "copies"))
     append(options_for([copy], root, dedup="exact"), log=quiet)
     [table] = root.glob("provenance/dropped.g2.*.parquet")
-    dropped = read_dropped(table.read_bytes())
+    dropped = list(read_dropped(table))
     assert [(row.file, row.row, row.detail) for row in dropped] == [
         ("twice.jsonl", 2, "row 0 of twice.jsonl"),
         ("twice.jsonl~2", 2, "row 0 of twice.jsonl~2"),

@@ -29,7 +29,7 @@ from tests.support.written_dataset import files_below
 COMMAND = (sys.executable, "-m", "crisp_stream")
 OPTIONS = [
     *("--encoder", "lsi", "--window-tokens", "64", "--vocab-size", "600", "--arity", "4", "--depth", "2"),
-    *("--min-split", "32", "--part-characters", "5000", "--shard-mb", "0.006", "--processes", "2"),
+    *("--min-split", "32", "--part-characters", "5000", "--shard-mb", "0.006", "--processes", "2", "--dedup", "near"),
 ]
 KILLS = 5
 NUM_TASKS = 2 + 2 * 14 + 3 + 4 + 1 + 1 + 4 + 4 + 1

@@ -1,4 +1,4 @@
-"""Arrays in many .npy files as one long array, read in pieces: what finding duplicates among 10^9 documents needs.
+"""Rows of .npy files, read by ranges from a folder or an object store.
 
 Plain reads at computed places, not memory maps: a map per file costs a page table each, counts as memory of the
 process, and a truncated file would end it with SIGBUS instead of an error.
@@ -6,111 +6,55 @@ process, and a truncated file would end it with SIGBUS instead of an error.
 
 from __future__ import annotations
 
-import itertools
-import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import io
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from crisp_stream.errors import FormatError
+from crisp_stream.storage.store import Store
 
-_CHUNK_BYTES = 1 << 20
-_GAP_BYTES = 4096
+_HEADER_BYTES = 256
+_REMEDY = "Remove it, so that it is made again."
 
 
-class ArrayFiles:
-    """Rows of .npy files [rows, columns] (or [rows]) that follow one another, or one band of files [bands, rows].
+class ArrayFile:
+    """A .npy file in C order of one or two dimensions, of which stretches are read."""
 
-    Raises:
-        FormatError: a file that is missing, cut short, or not a C-ordered array of the expected dtype and width.
-    """
+    def __init__(self, store: Store, name: str, dtype: DTypeLike, *, shape: tuple[int | None, ...]) -> None:
+        """Read the header; `shape` is what the file must have, None for a dimension of any length.
 
-    def __init__(self, paths: Sequence[Path], dtype: DTypeLike, *, columns: int = 1, band: int | None = None) -> None:
-        """Read the headers of `paths`.
-
-        Args:
-            paths: in document order.
-            dtype: of the arrays.
-            columns: of every file (bands, when one is read).
-            band: read the arrays as [bands, rows] and only this band, as one column.
+        Raises:
+            FormatError: the file is no such array, or cut short. MissingObjectError, StorageError.
         """
+        self._store, self._name, self._where = store, name, f"{store.url}/{name}"
         self.dtype: np.dtype[Any] = np.dtype(dtype)
-        self._paths = list(paths)
-        self._offsets: list[int] = []
-        rows = np.zeros(len(self._paths) + 1, np.int64)
-        for number, path in enumerate(self._paths):
-            shape, offset = self._read_header(path)
-            width, rows[number + 1] = shape if band is not None else shape[::-1]
-            if width != columns:
-                raise FormatError(
-                    f"{path}: must be an array of {columns} columns (or bands), got shape {shape}. "
-                    "Remove it, so that it is made again."
-                )
-            self._offsets.append(offset + (band or 0) * shape[1] * self.dtype.itemsize)
-        self.num_columns = 1 if band is not None else columns
-        self.first_row: NDArray[np.int64] = np.cumsum(rows)
-        """[num_files + 1], number of each file's first row among all."""
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of all files."""
-        return int(self.first_row[-1])
-
-    def chunks(self) -> Iterator[tuple[int, NDArray[Any]]]:
-        """All rows in order, in pieces of at most a megabyte: (number of the first row, [rows, columns])."""
-        rows_per_chunk = max(_CHUNK_BYTES // (self.num_columns * self.dtype.itemsize), 1)
-        for number, path in enumerate(self._paths):
-            first, end = self.first_row[number : number + 2].tolist()
-            if first == end:
-                continue
-            with path.open("rb") as file:
-                for start in range(first, end, rows_per_chunk):
-                    yield start, self._read(file.fileno(), number, start - first, min(rows_per_chunk, end - start))
-
-    def take(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """The rows with these numbers, in their order; each is read once, near ones together."""
-        wanted, inverse = np.unique(rows, return_inverse=True)
-        taken = np.empty((len(wanted), self.num_columns), self.dtype)
-        file_borders = np.searchsorted(wanted, self.first_row)
-        for number in np.flatnonzero(np.diff(file_borders)).tolist():
-            begin, end = file_borders[number : number + 2].tolist()
-            local = wanted[begin:end] - self.first_row[number]
-            far = np.diff(local) * self.num_columns * self.dtype.itemsize > _GAP_BYTES
-            cuts = [0, *(np.flatnonzero(far) + 1).tolist(), end - begin]
-            with self._paths[number].open("rb") as file:
-                for start, stop in itertools.pairwise(cuts):
-                    first, last = int(local[start]), int(local[stop - 1])
-                    span = self._read(file.fileno(), number, first, last - first + 1)
-                    taken[begin + start : begin + stop] = span[local[start:stop] - first]
-        return taken[inverse]
-
-    def _read_header(self, path: Path) -> tuple[tuple[int, int], int]:
+        header = io.BytesIO(store.get_range(name, 0, min(_HEADER_BYTES, store.object_bytes(name))))
         try:
-            with path.open("rb") as file:
-                version = np.lib.format.read_magic(file)
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                shape, fortran, dtype = read(file)
-                offset, num_bytes = file.tell(), os.fstat(file.fileno()).st_size
-        except (OSError, ValueError) as error:
+            version = np.lib.format.read_magic(header)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            found, fortran, found_dtype = read(header)
+        except ValueError as error:
+            raise FormatError(f"{self._where}: must be a .npy array, got: {error}. {_REMEDY}") from error
+        self.shape: tuple[int, ...] = found
+        fits = len(found) == len(shape) and all(one in (None, other) for one, other in zip(shape, found, strict=True))
+        self._first_byte = header.tell()
+        num_bytes = self._first_byte + int(np.prod(found)) * self.dtype.itemsize
+        is_c = not fortran or len(found) == 1 or min(found) <= 1
+        if not (fits and is_c and found_dtype == self.dtype and store.object_bytes(name) == num_bytes):
+            wanted = ", ".join("any" if one is None else str(one) for one in shape)
             raise FormatError(
-                f"{path}: must be a .npy array, got: {error}. Remove it, so that it is made again."
-            ) from (error)
-        if len(shape) == 1:
-            shape = (shape[0], 1)
-        expected = offset + int(np.prod(shape)) * self.dtype.itemsize
-        if len(shape) != 2 or dtype != self.dtype or (fortran and min(shape) > 1) or num_bytes != expected:
-            raise FormatError(
-                f"{path}: must be a whole array of two dimensions of {self.dtype}, got shape {shape} of {dtype} in "
-                f"{num_bytes} bytes. Remove it, so that it is made again."
+                f"{self._where}: must be a whole array of {self.dtype} of shape ({wanted}), got shape {found} of "
+                f"{found_dtype} in {store.object_bytes(name)} bytes. {_REMEDY}"
             )
-        return (int(shape[0]), int(shape[1])), offset
 
-    def _read(self, descriptor: int, number: int, row: int, rows: int) -> NDArray[Any]:
-        row_bytes = self.num_columns * self.dtype.itemsize
-        content = os.pread(descriptor, rows * row_bytes, self._offsets[number] + row * row_bytes)
-        if len(content) != rows * row_bytes:
-            raise FormatError(f"{self._paths[number]}: was cut short while it was read. Start again.")
-        return np.frombuffer(content, self.dtype).reshape(rows, self.num_columns)
+    def read(self, start: int, count: int) -> NDArray[Any]:
+        """`count` elements from element `start` on, as they stand in C order. Raises FormatError: it was cut short."""
+        if not count:
+            return np.empty(0, self.dtype)
+        num_bytes = count * self.dtype.itemsize
+        content = self._store.get_range(self._name, self._first_byte + start * self.dtype.itemsize, num_bytes)
+        if len(content) != num_bytes:
+            raise FormatError(f"{self._where}: was cut short while it was read. Start again.")
+        return np.frombuffer(content, self.dtype)

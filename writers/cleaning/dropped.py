@@ -1,30 +1,44 @@
-"""The list of removed documents that is published with a dataset: which, and why."""
+"""The list of removed documents that is published with a dataset: which, and why.
+
+Each task that removes documents leaves a table of them (LISTED), which names files by their numbers. The published list
+(provenance/dropped.parquet) is made from these tables piece by piece, in the order of (number of the file, row).
+"""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from crisp_stream.errors import FormatError
-from crisp_stream.format.manifest import MAX_WINDOWS
-from crisp_stream.format.parquet import read_parquet
-from crisp_stream.writers.cleaning.array_files import ArrayFiles
-from crisp_stream.writers.cleaning.duplicates import Removals
-from crisp_stream.writers.cleaning.near_duplicates import NearDuplicates
+from crisp_stream.format.parquet import DAMAGE
+from crisp_stream.writers.cleaning.duplicates import unpacked_places
 
 DropReason = Literal["exact duplicate", "near duplicate", "contaminated"]
 
-DROPPED_DOCUMENT = np.dtype(
-    [("document", "<i8"), ("kept_file", "<u4"), ("kept_row", "<i8"), ("similarity", "<f4"), ("near", "?")]
+REMOVED = np.dtype([("place", "<u8"), ("kept", "<u8"), ("similarity", "<f4"), ("near", "?")])
+"""A duplicate: its place, that of the kept document, and their similarity (1 when exact)."""
+
+LISTED = pa.schema(
+    [
+        pa.field("file", pa.uint32(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("id", pa.string()),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("kept_file", pa.uint32()),
+        pa.field("kept_row", pa.int64()),
+        pa.field("detail", pa.string(), nullable=False),
+    ]
 )
-"""A duplicate: its number among all documents, the place of the kept document, and their similarity (1 when exact)."""
+"""A removed document. `detail` follows on the place of the kept document, where there is one."""
 
 _SCHEMA = pa.schema(
     [
@@ -36,6 +50,9 @@ _SCHEMA = pa.schema(
     ]
 )
 _ROWS_PER_GROUP = 1 << 16
+
+
+_ROWS_PER_BATCH = 1 << 14
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,68 +69,139 @@ class Dropped:
     """The document that was kept, or what it shares with an evaluation set."""
 
 
-def dropped_documents(exact: Removals, near: NearDuplicates | None, places: ArrayFiles) -> NDArray[np.void]:
-    """Join the outcome of both searches; the document named as kept is always one that is kept.
-
-    A document is an exact duplicate when the kept one has its text, and a near duplicate when the kept one is similar
-    (also where a third one has its text, but goes as well).
-
-    Args:
-        exact: of `find_duplicates`; empty where only near-duplicates were looked for.
-        near: of `find_near_duplicates` over the same documents.
-        places: per document its `file` and `row`.
-
-    Returns:
-        [num_removed] of DROPPED_DOCUMENT, sorted by document.
-    """
-    if near is None:
-        removals, similarity = exact, np.ones(len(exact))
-    else:
-        # Documents without words are like no other, but may have the same text.
-        only_exact = exact[~np.isin(exact[:, 0], near.removals[:, 0])]
-        removals = np.concatenate([near.removals, only_exact])
-        similarity = np.concatenate([near.similarity, np.ones(len(only_exact))])
-    order = np.argsort(removals[:, 0])
-    removals = removals[order]
-    at = np.searchsorted(exact[:, 0], removals[:, 0])
-    is_exact = np.zeros(len(removals), np.bool_)
-    inside = at < len(exact)
-    is_exact[inside] = np.all(exact[at[inside]] == removals[inside], axis=1)
-    kept = places.take(removals[:, 1])[:, 0]
-    dropped = np.zeros(len(removals), DROPPED_DOCUMENT)
-    dropped["document"], dropped["similarity"], dropped["near"] = removals[:, 0], similarity[order], ~is_exact
-    dropped["kept_file"], dropped["kept_row"] = kept["file"], kept["row"]
-    return dropped
+def contaminated_rows(
+    files: Sequence[int], rows: Sequence[int], ids: Sequence[str | None], details: Sequence[str]
+) -> pa.Table:
+    """Contaminated documents as LISTED."""
+    nothing = pa.nulls(len(rows))
+    return _listed(files, rows, ids, ["contaminated"] * len(rows), nothing, nothing, details)
 
 
-def dropped_parquet(rows: Sequence[Dropped]) -> bytes:
-    """The rows as a Parquet file, in their order; the same rows give the same bytes."""
-    sink = io.BytesIO()
-    with pq.ParquetWriter(sink, _SCHEMA, compression="zstd") as writer:
-        for start in range(0, len(rows) + 1, _ROWS_PER_GROUP):
-            group = [vars(row) for row in rows[start : start + _ROWS_PER_GROUP]]
-            writer.write_table(pa.Table.from_pylist(group, schema=_SCHEMA))
-    return sink.getvalue()
+def repeated_rows(
+    files: NDArray[np.uint32], rows: NDArray[np.int64], ids: Sequence[str | None], removed: NDArray[np.void]
+) -> pa.Table:
+    """Duplicates as LISTED; `removed` is of REMOVED and says which are kept instead."""
+    reasons = [get_args(DropReason)[int(near)] for near in removed["near"].tolist()]
+    details = [
+        f", similarity {similarity:.2f}" if near else ""
+        for near, similarity in zip(removed["near"].tolist(), removed["similarity"].tolist(), strict=True)
+    ]
+    kept_files, kept_rows = unpacked_places(removed["kept"])
+    return _listed(files, rows, ids, reasons, kept_files, kept_rows, details)
 
 
-def read_dropped(content: bytes) -> list[Dropped]:
-    """The rows of a file that `dropped_parquet` made; further columns are ignored.
+def _listed(*columns: Any) -> pa.Table:
+    arrays = [pa.array(column).cast(field.type) for column, field in zip(columns, LISTED, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=LISTED)
+
+
+def save_listed(path: Path, tables: Iterable[pa.Table]) -> int:
+    """Write tables of LISTED to an Arrow file; the number of their rows."""
+    num_rows = 0
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, LISTED) as writer:
+        for table in tables:
+            writer.write_table(table, max_chunksize=_ROWS_PER_BATCH)
+            num_rows += len(table)
+    return num_rows
+
+
+def read_listed(path: Path) -> Iterator[pa.Table]:
+    """The rows of an Arrow file of `save_listed`, in pieces."""
+    with pa.OSFile(str(path), "rb") as source:
+        file = pa.ipc.open_file(source)
+        for number in range(file.num_record_batches):
+            yield pa.Table.from_batches([file.get_batch(number)], LISTED)
+
+
+def merge_listed(first: Iterable[pa.Table], second: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Merge two lists, each sorted by (file, row) and in pieces, into one; holds a piece of each."""
+    others = (table for table in second if len(table))
+    other = next(others, None)
+    for table in first:
+        taken = [table]
+        while other is not None and len(table):
+            count = _num_before(other, table)
+            taken.append(other.slice(0, count))
+            if count < len(other):
+                other = other.slice(count)
+                break
+            other = next(others, None)
+        joined = pa.concat_tables(taken)
+        yield joined.take(np.lexsort((joined["row"].to_numpy(), joined["file"].to_numpy())))
+    if other is not None:
+        yield other
+        yield from others
+
+
+def _num_before(other: pa.Table, table: pa.Table) -> int:
+    """The rows of `other` before the last one of `table`."""
+    last_file, last_row = table["file"][-1].as_py(), table["row"][-1].as_py()
+    files, rows = other["file"].to_numpy(), other["row"].to_numpy()
+    return int(np.count_nonzero((files < last_file) | ((files == last_file) & (rows < last_row))))
+
+
+def named_rows(table: pa.Table, names: Sequence[str]) -> pa.Table:
+    """Rows of LISTED as they are published; `names` are those of the files."""
+    all_names = pa.array(names, pa.string())
+    kept = pc.binary_join_element_wise(
+        "row ", table["kept_row"].cast(pa.string()), " of ", all_names.take(table["kept_file"]), table["detail"], ""
+    )
+    columns = [all_names.take(table["file"]), *(table[name] for name in ("row", "id", "reason"))]
+    return pa.Table.from_arrays([*columns, pc.coalesce(kept, table["detail"])], schema=_SCHEMA)
+
+
+def save_dropped(path: Path, tables: Iterable[pa.Table]) -> int:
+    """Write the published list; the same rows give the same bytes, however they come in pieces. The number of rows."""
+    held: list[pa.Table] = []
+    num_held = num_rows = 0
+    with pq.ParquetWriter(path, _SCHEMA, compression="zstd") as writer:
+        for table in tables:
+            held.append(table)
+            num_held += len(table)
+            num_rows += len(table)
+            while num_held >= _ROWS_PER_GROUP:
+                joined = pa.concat_tables(held)
+                writer.write_table(joined.slice(0, _ROWS_PER_GROUP).combine_chunks())
+                held, num_held = [joined.slice(_ROWS_PER_GROUP)], num_held - _ROWS_PER_GROUP
+        if num_held:
+            writer.write_table(pa.concat_tables(held).combine_chunks())
+    return num_rows
+
+
+def dropped_table(rows: Sequence[Dropped]) -> pa.Table:
+    """Rows of the published list as a table."""
+    return pa.Table.from_pylist([vars(row) for row in rows], schema=_SCHEMA)
+
+
+def dropped_tables(source: Path | pa.Buffer) -> Iterator[pa.Table]:
+    """The published list, one row group after another; further columns are ignored.
 
     Raises:
         FormatError: not such a file.
     """
     try:
-        table = read_parquet(content, max_rows=MAX_WINDOWS)
-        records: list[dict[str, Any]] = table.select(_SCHEMA.names).cast(_SCHEMA).to_pylist()
-    except (pa.ArrowException, KeyError) as error:
+        file = pq.ParquetFile(source if isinstance(source, Path) else pa.BufferReader(source), pre_buffer=False)
+        with contextlib.closing(file):
+            for number in range(file.num_row_groups):
+                yield file.read_row_group(number, columns=_SCHEMA.names, use_threads=False).cast(_SCHEMA)
+    except DAMAGE as error:
         raise FormatError(
             f"list of dropped documents: must be Parquet with the columns {', '.join(_SCHEMA.names)}, got: {error}. "
             "Write the dataset again."
         ) from error
-    for record in records:
-        if record["reason"] not in get_args(DropReason):
-            raise FormatError(
-                f"list of dropped documents: a reason must be one of {', '.join(get_args(DropReason))}, got "
-                f"{record['reason']!r}. Upgrade crisp-stream, or write the dataset again."
-            )
-    return [Dropped(**record) for record in records]
+
+
+def read_dropped(source: Path | bytes) -> Iterator[Dropped]:
+    """The rows of the published list, from a file or its content, read in pieces.
+
+    Raises:
+        FormatError: not such a file.
+    """
+    for table in dropped_tables(source if isinstance(source, Path) else pa.py_buffer(source)):
+        for record in table.to_pylist():
+            if record["reason"] not in get_args(DropReason):
+                raise FormatError(
+                    f"list of dropped documents: a reason must be one of {', '.join(get_args(DropReason))}, got "
+                    f"{record['reason']!r}. Upgrade crisp-stream, or write the dataset again."
+                )
+            yield Dropped(**record)

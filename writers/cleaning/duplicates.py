@@ -1,37 +1,54 @@
 """Exact duplicates: of the documents with the same text the first in document order is kept.
 
-Each document is represented by the XXH3-128 of its UTF-8 bytes, 16 bytes on disk. Among 10^9 different texts two share
-one with probability 10^-21, so texts are not compared again. (The hash is not cryptographic: a text made to collide
-with another is dropped as its duplicate.)
+Each document is represented by the XXH3-128 of its UTF-8 bytes. Among 10^9 different texts two share one with
+probability 10^-21, so texts are not compared again. (The hash is not cryptographic: a text made to collide with another
+is dropped as its duplicate.) Documents are known by their place, one number that grows in document order.
 
-Duplicates are found in passes over ranges of the first digest word. A pass reads all digests in document order, keeps
-those of its range, sorts them, and needs no other state; passes are independent and may run in different processes.
-10^9 documents are 16 GB of digests; with 8 GB of memory they take 16 passes, which read 256 GB in sequence. A set of
-digests in memory would take 100 GB in Python; scattering the digests by range first reads less and writes as much
-again.
+Hashes are parted into ranges, and `Firsts` looks at those of one range alone, in document order: it holds the hashes of
+the range that are different, and needs no other state. A set of all digests in memory would take 100 GB in Python for
+10^9 documents.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError
-from crisp_stream.writers.cleaning.array_files import ArrayFiles
 
-BYTES_PER_ENTRY = 128
-"""Memory that a pass takes per document of its range at worst, when half of them are duplicates."""
-SMALLEST_MEMORY_BYTES = 8 << 20
+BYTES_PER_HASH = {1: 128, 2: 160}
+"""Memory that `Firsts` takes per hash that it expects, by its words, at worst, when most of them are repeats."""
 _SMALLEST_CAPACITY = 1024
-_CAPACITY_PER_MEAN = 1.25
+_CAPACITY_PER_EXPECTED = 1.25
+_ROW_BITS = 40
+MAX_FILES = 1 << (64 - _ROW_BITS)
+"""Input files whose documents have places."""
 
-Removals = NDArray[np.int64]
-"""[num_removed, 2]: document number, and the number of the kept document."""
-_NO_REMOVALS: Removals = np.zeros((0, 2), np.int64)
+PAIR = np.dtype([("place", "<u8"), ("first", "<u8")])
+"""A document, and one before it that it repeats or may be like."""
+
+
+def packed_places(files: NDArray[np.uint32], rows: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """The places of documents as one number each, in document order.
+
+    Raises:
+        InputError: more files than 2^24, or documents of a file than 2^40.
+    """
+    if len(files) and (int(files.max()) >= MAX_FILES or int(rows.max()) >= 1 << _ROW_BITS):
+        raise InputError(
+            f"dedup: at most {MAX_FILES:,} input files of {1 << _ROW_BITS:,} documents can be compared, got file "
+            f"{int(files.max()):,} and row {int(rows.max()):,}. Join small files, or leave --dedup out."
+        )
+    return files.astype(np.uint64) << np.uint64(_ROW_BITS) | rows.astype(np.uint64)
+
+
+def unpacked_places(places: NDArray[np.uint64]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    """File and row of each place."""
+    mask = np.uint64((1 << _ROW_BITS) - 1)
+    return (places >> np.uint64(_ROW_BITS)).astype(np.uint32), (places & mask).astype(np.int64)
 
 
 def text_digests(texts: Sequence[str]) -> NDArray[np.uint64]:
@@ -44,82 +61,49 @@ def text_digests(texts: Sequence[str]) -> NDArray[np.uint64]:
     return np.frombuffer(digests, ">u8").astype(np.uint64).reshape(-1, 2)
 
 
-def num_passes(num_documents: int, memory_bytes: int) -> int:
-    """Passes that keep the memory of each within `memory_bytes`.
+def hash_ranges(hashes: NDArray[np.uint64], num_ranges: int) -> NDArray[np.int64]:
+    """The range of each hash among `num_ranges` (at most 2^31) of about equal size."""
+    return ((hashes >> np.uint64(32)) * np.uint64(num_ranges) >> np.uint64(32)).astype(np.int64)
 
-    Raises:
-        InputError: memory below 8 MB.
+
+class Firsts:
+    """Hashes in document order; gives each one that occurred before together with its first occurrence.
+
+    Frequent hashes do not fill the memory: when more than expected are gathered, repeats are let go.
     """
-    if memory_bytes < SMALLEST_MEMORY_BYTES:
-        raise InputError(
-            f"memory_bytes: must be at least {SMALLEST_MEMORY_BYTES}, got {memory_bytes}. Give more memory."
-        )
-    return max(1, -(-num_documents * BYTES_PER_ENTRY // memory_bytes))
+
+    def __init__(self, expected: int) -> None:
+        """Expect about so many hashes."""
+        self._capacity = max(int(_CAPACITY_PER_EXPECTED * expected), _SMALLEST_CAPACITY)
+        self._gathered: list[NDArray[np.uint64]] = []
+        self._num_gathered = 0
+
+    def add(self, words: Sequence[NDArray[np.uint64]], places: NDArray[np.uint64]) -> NDArray[np.void]:
+        """Take the next hashes, as their words, with their places, which are all after those taken before.
+
+        Returns:
+            [num_repeats] of PAIR, sorted; repeats among those taken so far that were not given yet, or none.
+        """
+        self._gathered.append(np.stack([*words, places]))
+        self._num_gathered += len(places)
+        if self._num_gathered <= self._capacity:
+            return np.empty(0, PAIR)
+        repeats = self.finish()
+        self._capacity = max(self._capacity, int(_CAPACITY_PER_EXPECTED * self._num_gathered))
+        return repeats
+
+    def finish(self) -> NDArray[np.void]:
+        """The repeats that were not given yet: [num_repeats] of PAIR, sorted."""
+        if not self._gathered:
+            return np.empty(0, PAIR)
+        kept, repeats = _split_repeats(self._gathered)
+        self._gathered.append(kept)
+        self._num_gathered = kept.shape[1]
+        return repeats
 
 
-def find_duplicates(paths: Sequence[Path], *, memory_bytes: int) -> Removals:
-    """Find every document whose text occurred earlier.
-
-    Args:
-        paths: .npy files of `text_digests`, together in document order.
-        memory_bytes: of a pass, at least 8 MB. The result takes 16 bytes per removed document beside it, thrice that
-            while it is sorted.
-
-    Returns:
-        [num_removed, 2], the document and the first one with its text, sorted by document; numbers count over all
-        files. Independent of memory_bytes and of how documents are cut into files.
-
-    Raises:
-        FormatError: a file is not an array of digests. InputError: memory below 8 MB.
-    """
-    files = ArrayFiles(paths, np.uint64, columns=2)
-    passes = num_passes(files.num_rows, memory_bytes)
-    return sort_removals([removals_in_pass(files, number, passes) for number in range(passes)])
-
-
-def removals_in_pass(files: ArrayFiles, number: int, passes: int, *, skip_zero: bool = False) -> Removals:
-    """Find the rows that occurred earlier, among those whose first word lies in one of `passes` equal ranges.
-
-    Frequent rows do not fill the memory: when more rows than a range has on average are gathered, repeats are let go.
-
-    Args:
-        files: [rows, 1 or 2 words] of uint64, uniform in the first word (hashes are).
-        number: of the range, below `passes`.
-        passes: ranges.
-        skip_zero: rows whose first word is 0 equal no other.
-
-    Returns:
-        [num_removed, 2], row and first equal row, in no order; `sort_removals` sorts them.
-    """
-    low, high = number * 2**64 // passes, (number + 1) * 2**64 // passes - 1
-    low = max(low, int(skip_zero))
-    capacity = max(int(_CAPACITY_PER_MEAN * files.num_rows / passes), _SMALLEST_CAPACITY)
-    gathered: list[NDArray[np.uint64]] = []
-    removed: list[Removals] = []
-    num_gathered = 0
-    for first, rows in files.chunks():
-        at = np.flatnonzero((rows[:, 0] >= np.uint64(low)) & (rows[:, 0] <= np.uint64(high)))
-        gathered.append(np.vstack([rows[at].T, (at + first).astype(np.uint64)]))
-        num_gathered += len(at)
-        if num_gathered > capacity:
-            kept, repeats = _split_repeats(gathered)
-            gathered.append(kept)
-            removed.append(repeats)
-            num_gathered = kept.shape[1]
-            capacity = max(capacity, int(_CAPACITY_PER_MEAN * num_gathered))
-    if gathered:
-        removed.append(_split_repeats(gathered)[1])
-    return np.concatenate([_NO_REMOVALS, *removed])
-
-
-def sort_removals(removals: Sequence[Removals]) -> Removals:
-    """The removals of all passes as one array, sorted by document."""
-    joined = np.concatenate([_NO_REMOVALS, *removals])
-    return joined[np.argsort(joined[:, 0])]
-
-
-def _split_repeats(gathered: list[NDArray[np.uint64]]) -> tuple[NDArray[np.uint64], Removals]:
-    """Empty the list and part its entries (rows: key words, last the row number) into first occurrences and repeats."""
+def _split_repeats(gathered: list[NDArray[np.uint64]]) -> tuple[NDArray[np.uint64], NDArray[np.void]]:
+    """Empty the list and part its entries (rows: words of the hash, last the place) into first ones and repeats."""
     entries = np.concatenate(gathered, axis=1)
     gathered.clear()
     order = np.argsort(entries[0])
@@ -129,18 +113,19 @@ def _split_repeats(gathered: list[NDArray[np.uint64]]) -> tuple[NDArray[np.uint6
     shared = np.zeros(len(order), np.bool_)
     shared[1:] |= same
     shared[:-1] |= same
-    # Only entries that share their first word are sorted in full: by key words, then by row number.
+    # Only entries that share their first word are sorted in full: by words, then by place.
     candidates = order[shared]
     del order
     if not len(candidates):
-        return entries, _NO_REMOVALS
+        return entries, np.empty(0, PAIR)
     members = entries[:, candidates]
     ranks = np.lexsort((members[-1], *members[:-1]))
     members = members[:, ranks]
     begins = np.ones(len(candidates), np.bool_)
     begins[1:] = np.any(members[:-1, 1:] != members[:-1, :-1], axis=0)
     leaders = members[-1][begins][np.cumsum(begins) - 1]
-    removed = np.stack([members[-1], leaders], axis=1)[~begins].astype(np.int64)
+    repeats = np.empty(int(np.count_nonzero(~begins)), PAIR)
+    repeats["place"], repeats["first"] = members[-1][~begins], leaders[~begins]
     keep = np.ones(entries.shape[1], np.bool_)
     keep[candidates[ranks[~begins]]] = False
-    return entries[:, keep], removed
+    return entries[:, keep], repeats[np.argsort(repeats["place"])]

@@ -19,7 +19,6 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,12 +26,11 @@ from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError, import_extra
 from crisp_stream.hashing import splitmix64_finalise
-from crisp_stream.writers.cleaning.array_files import ArrayFiles
-from crisp_stream.writers.cleaning.duplicates import Removals, num_passes, removals_in_pass, sort_removals
+from crisp_stream.writers.cleaning.duplicates import PAIR, Firsts
 from crisp_stream.writers.cleaning.words import hash_words, ngram_hashes
 
 _BLOCK_GRAMS = 512
-_PAIRS_PER_BYTE = 1 / 1024
+_PAIRS_AT_ONCE = 1 << 16
 _RECALL_WEIGHTS = (0.1, 0.9)
 
 
@@ -83,16 +81,6 @@ class Sketches:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class NearDuplicates:
-    """Documents to remove, sorted."""
-
-    removals: Removals
-    """[num_removed, 2]: document, and the kept one: the first of all documents joined with it."""
-    similarity: NDArray[np.float64]
-    """[num_removed], estimated, to the kept document; below the threshold where others in between join the two."""
-
-
 def sketch_texts(texts: Sequence[str], settings: NearSettings) -> Sketches:
     """Sketch every text of a batch; a sketch depends on nothing but its text and the settings.
 
@@ -137,92 +125,74 @@ def text_minima(texts: Sequence[str], settings: NearSettings) -> tuple[NDArray[n
     return minima, np.diff(hashed.first_word) > 0
 
 
-def find_near_duplicates(
-    key_paths: Sequence[Path], minima_paths: Sequence[Path], settings: NearSettings, *, memory_bytes: int
-) -> NearDuplicates:
-    """Join documents that are near-duplicates, and keep the first of each group.
-
-    Band by band, every document is compared with the first that has its key in the band; pairs that are similar enough
-    are edges, and the connected components of the edges are the groups. Pairs that are joined already are not compared
-    again. A document whose only like one is not the first of any band they share is missed.
-
-    Args:
-        key_paths: .npy files of `Sketches.keys`, together in document order.
-        minima_paths: .npy files of `Sketches.minima`, of the same documents.
-        settings: with which they were made.
-        memory_bytes: as for `find_duplicates`; edges and components take about 150 bytes per removed document beside
-            it.
-
-    Returns:
-        Independent of memory_bytes and of how documents are cut into files. Exact duplicates are among the removed.
-
-    Raises:
-        FormatError: a file is not what `settings` makes. InputError: memory below 8 MB, files of different documents.
-    """
-    num_bands, _ = settings.bands
-    minima = ArrayFiles(minima_paths, np.uint8, columns=settings.num_minima)
-    joined = sort_removals([])
-    for band in range(num_bands):
-        keys = ArrayFiles(key_paths, np.uint64, columns=num_bands, band=band)
-        if keys.num_rows != minima.num_rows:
-            raise InputError(
-                f"near-duplicates: keys and minima must be of the same documents, got {keys.num_rows} and "
-                f"{minima.num_rows}. Pass the files of the same batches."
-            )
-        passes = num_passes(keys.num_rows, memory_bytes)
-        for number in range(passes):
-            candidates = removals_in_pass(keys, number, passes, skip_zero=True)
-            joined = join_similar(candidates, minima, joined, settings.threshold, memory_bytes=memory_bytes)
-    return NearDuplicates(removals=joined, similarity=similarities(joined, minima, memory_bytes=memory_bytes))
-
-
-def join_similar(
-    candidates: Removals, minima: ArrayFiles, joined: Removals, threshold: float, *, memory_bytes: int
-) -> Removals:
-    """Add the candidate pairs that are similar enough to the groups.
-
-    Args:
-        candidates: [n, 2], pairs of documents.
-        minima: of all documents.
-        joined: [m, 2], sorted by document: each document of a group but the first, and the first.
-        threshold: least estimated similarity of an edge.
-        memory_bytes: bounds how many pairs are compared at once.
-
-    Returns:
-        The groups with the new edges, in the form of `joined`.
-    """
-    roots = _roots(candidates, joined)
-    candidates = candidates[roots[:, 0] != roots[:, 1]]
-    if not len(candidates):
-        return joined
-    edges = candidates[similarities(candidates, minima, memory_bytes=memory_bytes) >= threshold]
-    return _components(np.concatenate([joined, edges])) if len(edges) else joined
-
-
-def similarities(pairs: Removals, minima: ArrayFiles, *, memory_bytes: int) -> NDArray[np.float64]:
+def similarities(minima: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Estimated Jaccard index of each pair: the share of minima that agree, less what agrees by chance.
 
+    Args:
+        minima: [num_pairs, num_minima], of one document of each pair.
+        others: as `minima`, of the other one.
+
     Returns:
-        [len(pairs)], 0 to 1.
+        [num_pairs], 0 to 1.
     """
-    estimates = np.empty(len(pairs), np.float64)
-    step = max(int(memory_bytes * _PAIRS_PER_BYTE), 1)
-    order = np.argsort(pairs[:, 0])
-    for start in range(0, len(pairs), step):
-        at = order[start : start + step]
-        agree = np.mean(minima.take(pairs[at, 0]) == minima.take(pairs[at, 1]), axis=1)
-        estimates[at] = np.maximum((agree - 1 / 256) / (1 - 1 / 256), 0)
-    return estimates
+    agree = np.mean(minima == others, axis=1)
+    return np.maximum((agree - 1 / 256) / (1 - 1 / 256), 0)
 
 
-def _roots(documents: NDArray[np.int64], joined: Removals) -> NDArray[np.int64]:
-    if not len(joined):
-        return documents
-    at = np.minimum(np.searchsorted(joined[:, 0], documents), len(joined) - 1)
-    return np.where(joined[at, 0] == documents, joined[at, 1], documents)
+class Groups:
+    """Documents that edges join, each with the first one of its group; 16 bytes for each that is not the first."""
+
+    def __init__(self) -> None:
+        self.pairs: NDArray[np.void] = np.empty(0, PAIR)
+        """Sorted by document: every document of a group but its first, and the first."""
+
+    def join(self, edges: NDArray[np.void]) -> None:
+        """Join the groups of the two documents of each edge ([num_edges] of PAIR)."""
+        ends = np.stack([self.first_of(edges["place"]), self.first_of(edges["first"])], axis=1)
+        ends = ends[ends[:, 0] != ends[:, 1]]
+        if not len(ends):
+            return
+        # Edges are between first documents now. What becomes of these is found first, then that of all others.
+        moved = _components(ends)
+        merged = Groups()
+        merged.pairs = moved
+        kept = self.pairs.copy()
+        kept["first"] = merged.first_of(kept["first"])
+        joined = np.concatenate([kept, moved])
+        self.pairs = joined[np.argsort(joined["place"])]
+
+    def first_of(self, places: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """The first document of the group of each; itself where it is in none."""
+        if not len(self.pairs):
+            return places
+        at = np.minimum(np.searchsorted(self.pairs["place"], places), len(self.pairs) - 1)
+        return np.where(self.pairs["place"][at] == places, self.pairs["first"][at], places)
 
 
-def _components(edges: Removals) -> Removals:
+def find_near_duplicates(sketches: Sketches, settings: NearSettings) -> NDArray[np.void]:
+    """Find the near-duplicates among documents whose sketches fit in memory; writing does the same in parts.
+
+    In each band a document is compared with the first that has its key there. Pairs that are similar enough are edges,
+    and documents that edges connect are a group, of which the first is kept. A document whose only like one is not the
+    first of any band they share is missed.
+
+    Returns:
+        [num_removed] of PAIR, sorted: number of the document, and that of the kept one. Exact duplicates are among
+        them.
+    """
+    groups = Groups()
+    for keys in sketches.keys:
+        numbers = np.flatnonzero(keys).astype(np.uint64)
+        firsts = Firsts(len(numbers))
+        pairs = np.concatenate([firsts.add([keys[numbers]], numbers), firsts.finish()])
+        for some in np.array_split(pairs, -(-len(pairs) // _PAIRS_AT_ONCE) or 1):
+            similar = similarities(sketches.minima[some["place"]], sketches.minima[some["first"]])
+            groups.join(some[similar >= settings.threshold])
+    return groups.pairs
+
+
+def _components(edges: NDArray[np.uint64]) -> NDArray[np.void]:
+    """Every node of `edges` ([num_edges, 2]) but the first of its component, and the first; sorted, as PAIR."""
     sparse = import_extra("scipy.sparse", extra="write", purpose="removing near-duplicates")
     graph = import_extra("scipy.sparse.csgraph", extra="write", purpose="removing near-duplicates")
     nodes, ends = np.unique(edges, return_inverse=True)
@@ -230,9 +200,10 @@ def _components(edges: Removals) -> Removals:
     matrix = sparse.coo_array((np.ones(len(ends), np.bool_), (ends[:, 0], ends[:, 1])), (len(nodes), len(nodes)))
     labels = graph.connected_components(matrix, directed=False)[1]
     # Nodes are sorted, so the first node of a label is the first document of its group.
-    firsts = np.unique(labels, return_index=True)[1]
-    roots = nodes[firsts[labels]]
-    return np.stack([nodes, roots], axis=1)[nodes != roots]
+    roots = nodes[np.unique(labels, return_index=True)[1][labels]]
+    moved = np.empty(int(np.count_nonzero(nodes != roots)), PAIR)
+    moved["place"], moved["first"] = nodes[nodes != roots], roots[nodes != roots]
+    return moved
 
 
 def _murmur3_finalise(hashes: NDArray[np.uint32]) -> NDArray[np.uint32]:

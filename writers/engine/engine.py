@@ -80,13 +80,13 @@ class LocalEngine:
         return None if self.limit is None else self.limit.work_bytes(self.workers("light"))
 
     @contextlib.contextmanager
-    def holding(self, purpose: str, num_bytes: int) -> Iterator[None]:
+    def holding(self, purpose: str, num_bytes: int, remedy: str | None = None) -> Iterator[None]:
         """Run fewer processes while `num_bytes` are needed beside them. Raises InputError where none fits."""
         if self.limit is None:
             yield
             return
         self._close_light()
-        with self.limit.beside(purpose, num_bytes):
+        with self.limit.beside(purpose, num_bytes, remedy):
             yield
         self._close_light()
 
@@ -136,9 +136,18 @@ def limit_of(engine: Engine | None) -> MemoryLimit | None:
     return engine.limit if isinstance(engine, LocalEngine) else None
 
 
-def holding(engine: Engine | None, purpose: str, num_bytes: int) -> contextlib.AbstractContextManager[None]:
+def holding(
+    engine: Engine | None, purpose: str, num_bytes: int, remedy: str | None = None
+) -> contextlib.AbstractContextManager[None]:
     """`LocalEngine.holding`; other engines have no limit."""
-    return engine.holding(purpose, num_bytes) if isinstance(engine, LocalEngine) else contextlib.nullcontext()
+    return engine.holding(purpose, num_bytes, remedy) if isinstance(engine, LocalEngine) else contextlib.nullcontext()
+
+
+def each_holding(engine: Engine | None, purpose: str, num_bytes: int) -> contextlib.AbstractContextManager[int | None]:
+    """`LocalEngine.each_holding`; other engines have no limit."""
+    if isinstance(engine, LocalEngine):
+        return engine.each_holding(purpose, num_bytes)
+    return contextlib.nullcontext()
 
 
 def _num_gpus() -> int:

@@ -65,9 +65,9 @@ class MemoryLimit:
         """Data that each of so many light processes may hold."""
         return (self._limit_bytes - DRIVER_BYTES) // processes - (LIGHT_BYTES if processes > 1 else 0)
 
-    def require(self, purpose: str, num_bytes: int) -> None:
+    def require(self, purpose: str, num_bytes: int, remedy: str | None = None) -> None:
         """Raises InputError where a process that needs `num_bytes` beside what every one needs does not fit."""
-        remedy = _MORE_OR_A_TREE if num_bytes else "Give more."
+        remedy = remedy or (_MORE_OR_A_TREE if num_bytes else "Give more.")
         self._require(LEAST_WORK_BYTES + num_bytes, f", what {purpose} needs", remedy)
 
     def _require(self, num_bytes: int, purpose: str, remedy: str) -> None:
@@ -77,9 +77,9 @@ class MemoryLimit:
             raise InputError(f"memory: must be at least {_megabytes(least)} MB{purpose}, {got}. {remedy}")
 
     @contextmanager
-    def beside(self, purpose: str, num_bytes: int) -> Iterator[None]:
+    def beside(self, purpose: str, num_bytes: int, remedy: str | None = None) -> Iterator[None]:
         """Let fewer processes run while `num_bytes` are held beside. Raises InputError as `require` does."""
-        self.require(purpose, num_bytes)
+        self.require(purpose, num_bytes, remedy)
         self._beside_bytes = num_bytes
         try:
             yield

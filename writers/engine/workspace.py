@@ -76,14 +76,8 @@ class Workspace:
     @contextlib.contextmanager
     def opened(self, name: str) -> Iterator[Path]:
         """A readable local file with the content of `name`; where that is remote, a copy that lives as long."""
-        folder = self.folder
-        if folder is not None:
-            yield folder / name
-            return
-        with scratch_folder() as scratch:
-            copy = scratch / Path(name).name
-            copy.write_bytes(self.store.get(name))
-            yield copy
+        with opened(self.store, name) as path:
+            yield path
 
     @contextlib.contextmanager
     def created(self, name: str) -> Iterator[Path]:
@@ -126,6 +120,25 @@ class Workspace:
     def array(self, name: str) -> StoredArray:
         """A .npy file of which rows are read by range."""
         return StoredArray(self.store, name)
+
+
+_COPIED_BYTES = 16 << 20
+
+
+@contextlib.contextmanager
+def opened(store: Store, name: str) -> Iterator[Path]:
+    """A readable local file with the content of an object; of a remote one a copy, made by ranges, that lives as long
+    as the block."""
+    if store.is_local:
+        yield local_path(store.url) / name
+        return
+    with scratch_folder() as scratch:
+        copy = scratch / Path(name).name
+        num_bytes = store.object_bytes(name)
+        with copy.open("wb") as file:
+            for start in range(0, num_bytes, _COPIED_BYTES):
+                file.write(store.get_range(name, start, min(_COPIED_BYTES, num_bytes - start)))
+        yield copy
 
 
 _copies: dict[tuple[str, str], Path] = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from crisp_stream.errors import CorruptInputError, InputError
 from crisp_stream.hashing import splitmix64_finalise
 from crisp_stream.writers.cleaning.decontamination import EvaluationNgrams
-from crisp_stream.writers.cleaning.dropped import Dropped
-from crisp_stream.writers.cleaning.duplicates import text_digests
+from crisp_stream.writers.cleaning.dropped import contaminated_rows, save_listed
+from crisp_stream.writers.cleaning.duplicates import packed_places, text_digests
 from crisp_stream.writers.cleaning.excluded_ids import ExcludedIds
 from crisp_stream.writers.cleaning.near_duplicates import NearSettings, Sketches, sketch_texts
 from crisp_stream.writers.documents.bad_records import BadRecords, Budget
@@ -34,6 +34,8 @@ from crisp_stream.writers.stages.excluded import excluded_ids
 GROUP_FILES = 4096
 BAD_RECORDS = "bad.json"
 """Kind of the file of a task's bad records: [number of the file, line, reason, text] of each that is listed."""
+DROPPED_LIST = "dropped.arrow"
+"""Kind of the file of a task's contaminated documents, where there are any."""
 CORRUPT_FILE = "file that cannot be read to its end"
 """Reason of skipped files in the ledger."""
 EXCLUDED = "id in a list of excluded ids"
@@ -78,6 +80,7 @@ class DocumentsTask(Task):
 
     stage: ClassVar[str] = "documents"
     title: ClassVar[str] = "reading documents"
+    version: ClassVar[int] = 2
 
     files: tuple[InputFile, ...]
     first_file: int
@@ -181,7 +184,7 @@ class _Made:
     """Documents that the reader dropped."""
     num_taken: int = 0
     """Documents that the reader gave."""
-    dropped: list[Dropped] = field(default_factory=list)
+    _contaminated: list[pa.Table] = field(default_factory=list)
     _held: list[tuple[int, Document]] = field(default_factory=list)
     _held_characters: int = 0
     _documents_per_batch: list[int] = field(default_factory=list)
@@ -227,16 +230,16 @@ class _Made:
 
     def _decontaminate(self, ngrams: EvaluationNgrams) -> None:
         clean: list[tuple[int, Document]] = []
+        found: list[tuple[int, int, str | None, str]] = []
         matches = ngrams.find_all([document.text for _, document in self._held])
         for (number, document), match in zip(self._held, matches, strict=True):
             if match is None:
                 clean.append((number, document))
                 continue
             self.counts.add(CONTAMINATED)
-            file = self.task.files[number].name
-            self.dropped.append(
-                Dropped(file=file, row=document.row, id=document.id, reason="contaminated", detail=match.describe())
-            )
+            found.append((self.task.first_file + number, document.row, document.id, match.describe()))
+        if found:
+            self._contaminated.append(contaminated_rows(*zip(*found, strict=True)))
         self._held = clean
 
     def finish(self, corrupt: dict[int, str]) -> Record:
@@ -257,6 +260,10 @@ class _Made:
             places = [[file, place.line, place.reason, place.text] for file, place in self.bad.places]
             self.task.workspace.write(self.task.file(BAD_RECORDS), json.dumps(places).encode())
             kinds.append(BAD_RECORDS)
+        if self._contaminated:
+            with self.task.workspace.created(self.task.file(DROPPED_LIST)) as path:
+                save_listed(path, self._contaminated)
+            kinds.append(DROPPED_LIST)
         for name, array in arrays.items():
             self.task.workspace.save_array(self.task.file(f"{name}.npy"), array)
             kinds.append(f"{name}.npy")
@@ -268,7 +275,7 @@ class _Made:
             "documents_per_batch": self._documents_per_batch,
             "characters_per_batch": self._characters_per_batch,
             "dropped": self.counts.as_dict(),
-            "dropped_list": [asdict(row) for row in self.dropped],
+            "num_contaminated": sum(map(len, self._contaminated)),
             "corrupt": [[self.task.files[number].name, reason] for number, reason in sorted(corrupt.items())],
             "files": file_sizes(self.task, *map(self.task.file, kinds)),
         }
@@ -282,6 +289,12 @@ class Batch:
     rows: NDArray[np.int64]
     ids: list[str | None]
     texts: list[str]
+
+    def removed(self, removed: NDArray[np.void]) -> tuple[NDArray[np.int64], NDArray[np.void]]:
+        """Positions of the documents that are among `removed` (of REMOVED, sorted), and what is said of each."""
+        places = packed_places(self.files, self.rows)
+        first, stop = np.searchsorted(removed["place"], places[[0, -1]] + np.array([0, 1], np.uint64))
+        return np.searchsorted(places, removed["place"][first:stop]), removed[first:stop]
 
     def without(self, dropped: NDArray[np.int64]) -> Batch:
         """The batch without the documents at these positions."""

@@ -12,18 +12,16 @@ from crisp_stream.writers.cleaning.excluded_ids import list_id_files
 from crisp_stream.writers.documents.drops import merged_counts
 from crisp_stream.writers.documents.inputs import DocumentSettings, InputFile
 from crisp_stream.writers.documents.listing import list_input_files
-from crisp_stream.writers.engine.engine import holding, limit_of
-from crisp_stream.writers.engine.memory_limit import DRIVER_BYTES, LEAST_WORK_BYTES
+from crisp_stream.writers.engine.engine import limit_of
 from crisp_stream.writers.engine.tasks import Record, Runner
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.stages.batches import BAD_RECORDS, CORRUPT_FILE, DocumentsTask, Selection, group_files
+from crisp_stream.writers.stages.duplicates import Duplicates, duplicates_in_stages
 from crisp_stream.writers.stages.excluded import ExcludedTask
-from crisp_stream.writers.stages.whole_corpus import BatchName, DuplicatesTask, EvaluationTask, batch_names
+from crisp_stream.writers.stages.whole_corpus import BatchName, EvaluationTask, batch_names
 
 SHOWN_BAD_RECORDS = 5
 """Bad records that the error about too many of them shows."""
-DUPLICATES_BYTES = 2 << 30
-"""Memory of the search for duplicates, where none is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,15 +32,16 @@ class ReadDocuments:
     tasks: list[DocumentsTask]
     records: list[Record]
     batches: list[BatchName]
-    duplicates: DuplicatesTask | None
-    duplicates_dropped: dict[str, int]
+    duplicates: Duplicates | None
     unchecked_examples: int
     """Evaluation examples that are too short to be looked for."""
 
     @property
     def dropped(self) -> dict[str, int]:
         """Documents dropped, by reason."""
-        return merged_counts([*(record["dropped"] for record in self.records), self.duplicates_dropped])
+        repeats = self.duplicates.counts if self.duplicates else {}
+        found = {f"{kind} duplicate": count for kind, count in repeats.items() if count}
+        return merged_counts([*(record["dropped"] for record in self.records), found])
 
     ledger: Ledger
     """What was not read."""
@@ -65,32 +64,15 @@ def read_documents_in_stages(runner: Runner, options: WriteOptions) -> ReadDocum
         records = runner.run(tasks, unit="documents")
     else:
         tasks, records = _read_until(runner, tasks, options.limit)
-    duplicates = None
-    if options.dedup is not None:
-        free_bytes = DUPLICATES_BYTES
-        if options.memory_bytes is not None:
-            free_bytes = max(options.memory_bytes - DRIVER_BYTES, LEAST_WORK_BYTES)
-        duplicates = DuplicatesTask(
-            workspace=runner.workspace,
-            number=0,
-            inputs=tuple(task.fingerprint for task in tasks),
-            groups=tuple(t.key for t, record in zip(tasks, records, strict=True) if record["documents_per_batch"]),
-            near=options.sketches,
-            memory_bytes=free_bytes,
-        )
     _check_budget(options, records)
     _require_documents(options, records)
-    repeats = {"exact": 0, "near": 0}
-    if duplicates is not None:
-        with holding(runner.engine, "finding duplicates", 0):  # which takes what there is
-            [repeats] = runner.run([duplicates], unit="duplicates")
+    duplicates = None if options.dedup is None else duplicates_in_stages(runner, options, tasks, records)
     read = ReadDocuments(
         files=files,
         tasks=tasks,
         records=records,
         batches=batch_names(tasks, records, duplicates),
         duplicates=duplicates,
-        duplicates_dropped={f"{kind} duplicate": repeats[kind] for kind in ("exact", "near") if repeats[kind]},
         unchecked_examples=unchecked,
         ledger=_with_files(ledger, runner, tasks, records, files),
     )

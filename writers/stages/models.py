@@ -179,7 +179,7 @@ def parts_in_stages(
             inputs=(read.tasks[batch.group].fingerprint, tokenizer.task.fingerprint, *_duplicates_input(read)),
             batch=batch.name,
             first_document=batch.first_document,
-            dropped=batch.dropped,
+            removed=batch.removed,
             windows=tokenizer.settings,
             encoder=encoder,
         )

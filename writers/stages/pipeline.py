@@ -177,7 +177,8 @@ def assemble_in_stages(
         runner.run_here(given.tree)
     fitted = given.tree if given is not None else tree_in_stages(runner, options, embedded.parts)
     ordered = sort_in_stages(runner, options, embedded, fitted, work_bytes=corpus.work_bytes)
-    texts = sketch_in_stages(runner, corpus.read.batches)
+    duplicates = corpus.read.duplicates
+    texts = sketch_in_stages(runner, corpus.read.batches, duplicates.fingerprint if duplicates else None)
     tree = tree_of(runner.workspace, fitted.key)
     identity = identity_of(ordered.records, growth.dataset.manifest.fingerprint if growth else None)
     mark = "" if growth is None or request is None else request.mark(identity)

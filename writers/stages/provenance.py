@@ -21,7 +21,6 @@ from crisp_stream.format.terms import TERMS
 from crisp_stream.format.text_sketch import TEXTS, text_sketch_parquet
 from crisp_stream.storage.inputs import printable
 from crisp_stream.storage.store import open_store
-from crisp_stream.writers.cleaning.dropped import Dropped, dropped_parquet
 from crisp_stream.writers.embedding.given_models import Models
 from crisp_stream.writers.embedding.lsi import LSI_FILES
 from crisp_stream.writers.embedding.probe import ENCODER_FILE
@@ -29,8 +28,7 @@ from crisp_stream.writers.engine.tasks import Runner
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.publishing.request import listed_as
 from crisp_stream.writers.stages.dataset import check_windows, table_digests, tree_provenance
-from crisp_stream.writers.stages.documents import ReadDocuments
-from crisp_stream.writers.stages.models import EmbeddedParts
+from crisp_stream.writers.stages.dropped import dropped_list
 from crisp_stream.writers.stages.pipeline import Assembly, Corpus
 from crisp_stream.writers.stages.shards import ShardsSummary, folder_indexes
 from crisp_stream.writers.stages.terms import terms_table
@@ -63,7 +61,6 @@ def write_small_files(
             sources,
             tables,
             assembly.first_parts,
-            list_dropped(corpus.read, embedded),
             corpus.read.ledger.rows,
             assembly.texts,
         ),
@@ -77,12 +74,17 @@ def write_small_files(
         files |= {f"encoder/{name}": workspace.read(f"{embedded.lsi.key}/{name}") for name in LSI_FILES}
     files[ENCODER_FILE] = embedded.encoder_file
     files[TERMS] = terms_of(runner, assembly, shards, [root, options.out])
-    listed = files_parquet({**digests_of(files), **table_digests(runner, assembly.tables)})
-    files[FILES] = listed
     store = open_store(root)
+    digests = {**digests_of(files), **table_digests(runner, assembly.tables)}
+    with dropped_list(runner, corpus.read, embedded, [file.name for file in corpus.read.files]) as dropped:
+        if dropped is not None:
+            store.put_file(DROPPED, dropped.path)
+            digests[DROPPED] = dropped.sha256
+    listed = files_parquet(digests)
+    files[FILES] = listed
     for name, content in files.items():
         store.put(name, content)
-    names = {*files, *tables, *shard_names(shards)}
+    names = {*files, *digests, *shard_names(shards)}
     levels = tree_provenance(tree, shards, assembly.ordered.quality_sums)
     manifest = Manifest(
         window_tokens=embedded.window_tokens,
@@ -138,7 +140,6 @@ def table_files(
     sources: pa.Table,
     tables: Sequence[str],
     first_parts: Sequence[int],
-    dropped: Sequence[Dropped],
     ledger: Sequence[LedgerRow],
     texts: TextSketch,
 ) -> dict[str, bytes]:
@@ -151,7 +152,6 @@ def table_files(
         TABLES: parquet_bytes(pa.table(documents), write_page_checksum=True),
         TEXTS: text_sketch_parquet(texts),
     }
-    files |= {DROPPED: dropped_parquet(dropped)} if dropped else {}
     return files | ({LEDGER: ledger_parquet(ledger)} if ledger else {})
 
 
@@ -169,24 +169,6 @@ def shard_facts(shards: ShardsSummary) -> dict[str, Any]:
         "clusters_fingerprint": clusters_fingerprint(shards.leaves, shards.windows_per_leaf),
         "shards_fingerprint": ShardTable.of(shards.rows).fingerprint,
     }
-
-
-def list_dropped(read: ReadDocuments, embedded: EmbeddedParts) -> list[Dropped]:
-    """List what the evaluation sets and the search for duplicates removed, by file and row."""
-    names = [file.name for file in read.files]
-    dropped = [Dropped(**row) for record in read.records for row in record["dropped_list"]]
-    for record in embedded.records:
-        for file, row, document_id, kept_file, kept_row, similarity, near in record["repeats"]:
-            dropped.append(
-                Dropped(
-                    file=names[file],
-                    row=row,
-                    id=document_id,
-                    reason="near duplicate" if near else "exact duplicate",
-                    detail=f"row {kept_row} of {names[kept_file]}" + (f", similarity {similarity:.2f}" if near else ""),
-                )
-            )
-    return sorted(dropped, key=lambda row: (row.file, row.row))
 
 
 def provenance_record(

@@ -31,8 +31,8 @@ class TextsTask(Task):
     batches: tuple[BatchName, ...]
 
     def settings(self) -> Any:
-        """The batches, and what is dropped of them."""
-        return [[batch.name, batch.first_document, batch.dropped] for batch in self.batches]
+        """The batches; what is removed of them is in the inputs."""
+        return [[batch.name, batch.first_document] for batch in self.batches]
 
     def make(self) -> Record:
         """Write the sketch."""
@@ -73,13 +73,14 @@ def _written(task: Task, sketch: TextSketch, num_units: int) -> Record:
     return {"num_units": num_units, "files": file_sizes(task, name)}
 
 
-def sketch_in_stages(runner: Runner, batches: list[BatchName]) -> TextSketch:
-    """Sketch all documents that are kept of the batches. Raises PlanEnds without an engine, at tasks not done."""
+def sketch_in_stages(runner: Runner, batches: list[BatchName], duplicates: str | None) -> TextSketch:
+    """Sketch all documents that are kept of the batches; `duplicates` is the fingerprint of what the search for them
+    found, if there was one. Raises PlanEnds without an engine, at tasks not done."""
     tasks: list[Task] = [
         TextsTask(
             workspace=runner.workspace,
             number=number,
-            inputs=(),
+            inputs=() if duplicates is None else (duplicates,),
             batches=tuple(batches[start : start + _BATCHES_PER_TASK]),
         )
         for number, start in enumerate(range(0, len(batches), _BATCHES_PER_TASK))

@@ -15,19 +15,16 @@ import numpy as np
 from crisp_stream.examples.question_layouts import QuestionKeys
 from crisp_stream.format.keys import window_hashes
 from crisp_stream.format.tokenizer import DocumentTokenizer
-from crisp_stream.writers.cleaning.array_files import ArrayFiles
 from crisp_stream.writers.cleaning.decontamination import EvaluationNgrams
-from crisp_stream.writers.cleaning.dropped import dropped_documents
-from crisp_stream.writers.cleaning.duplicates import find_duplicates
 from crisp_stream.writers.cleaning.evaluation_texts import read_evaluation_texts
-from crisp_stream.writers.cleaning.near_duplicates import NearSettings, find_near_duplicates
 from crisp_stream.writers.documents.documents import check_unchanged
 from crisp_stream.writers.documents.inputs import InputFile
 from crisp_stream.writers.embedding.lsi import LSI_FILES, LsiEncoder
 from crisp_stream.writers.embedding.probe import ENCODER_NAME, EncoderFile
 from crisp_stream.writers.engine.tasks import Record, Task, file_sizes, write_files
 from crisp_stream.writers.given_tokenizer import GivenTokenizer
-from crisp_stream.writers.stages.batches import PLACE, DocumentsTask, read_batch
+from crisp_stream.writers.stages.batches import DocumentsTask, read_batch
+from crisp_stream.writers.stages.duplicates import Duplicates, RemovedDocuments
 from crisp_stream.writers.stages.runs import part_places
 from crisp_stream.writers.stages.windows import TOKENIZER_NAMES, Part, WindowSettings, tokenizer_of
 from crisp_stream.writers.windows import train_tokenizer, window_texts
@@ -75,52 +72,6 @@ class EvaluationTask(Task):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DuplicatesTask(Task):
-    """Find the documents that repeat an earlier one, over all groups."""
-
-    stage: ClassVar[str] = "duplicates"
-    title: ClassVar[str] = "finding duplicates"
-
-    groups: tuple[str, ...]
-    """Keys of the `DocumentsTask`s that hold documents, in order."""
-    near: NearSettings | None
-    """None finds equal texts only."""
-    memory_bytes: int
-
-    def settings(self) -> Any:
-        """Settings of the search; memory does not change the outcome."""
-        return self.near
-
-    def dropped_file(self, group: int) -> str:
-        """Name of the array of a group's dropped documents; group counts among `groups`."""
-        return self.file(f"{group:06d}.npy")
-
-    def make(self) -> Record:
-        """Write the dropped documents of each group, sorted."""
-        exact = find_duplicates(self._kept("digests"), memory_bytes=self.memory_bytes)
-        near = None
-        if self.near is not None:
-            bands, minima = self._kept("bands"), self._kept("minima")
-            near = find_near_duplicates(bands, minima, self.near, memory_bytes=self.memory_bytes)
-        places = self._kept("places")
-        rows = dropped_documents(exact, near, ArrayFiles(places, PLACE))
-        ends = np.cumsum([len(np.load(path, mmap_mode="r")) for path in places])
-        names = []
-        for group, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
-            first, stop = np.searchsorted(rows["document"], [start, end])
-            of_group = rows[first:stop].copy()
-            of_group["document"] -= start
-            names.append(self.dropped_file(group))
-            self.workspace.save_array(names[-1], of_group)
-        num_near = int(np.count_nonzero(rows["near"]))
-        kinds = {"exact": len(rows) - num_near, "near": num_near}
-        return {"num_units": len(rows), **kinds, "files": file_sizes(self, *names)}
-
-    def _kept(self, name: str) -> list[Path]:
-        return self.workspace.kept(*(f"{key}.{name}.npy" for key in self.groups))
-
-
-@dataclass(frozen=True, kw_only=True)
 class BatchName:
     """A batch of documents, and what the selection drops of it."""
 
@@ -131,19 +82,16 @@ class BatchName:
     num_characters: int
     group: int
     """Number of its `DocumentsTask`."""
-    dropped: str | None
-    """Array of the group's dropped documents."""
+    removed: RemovedDocuments | None
+    """What the search for duplicates removes of it, and of documents before and after it."""
 
 
 def batch_names(
-    tasks: Sequence[DocumentsTask], records: Sequence[Record], duplicates: DuplicatesTask | None
+    tasks: Sequence[DocumentsTask], records: Sequence[Record], duplicates: Duplicates | None
 ) -> list[BatchName]:
     """All batches in document order."""
     names: list[BatchName] = []
-    with_documents = 0
     for task, record in zip(tasks, records, strict=True):
-        dropped = duplicates.dropped_file(with_documents) if duplicates and record["documents_per_batch"] else None
-        with_documents += bool(record["documents_per_batch"])
         first = 0
         counts = zip(record["documents_per_batch"], record["characters_per_batch"], strict=True)
         for batch, (num_documents, num_characters) in enumerate(counts):
@@ -154,7 +102,7 @@ def batch_names(
                     num_documents=num_documents,
                     num_characters=num_characters,
                     group=task.number,
-                    dropped=dropped,
+                    removed=duplicates.of_documents(task.number, first) if duplicates else None,
                 )
             )
             first += num_documents
@@ -225,10 +173,9 @@ def probe_texts(texts: Iterable[str]) -> list[str]:
 def selected_texts(task: Task, batch: BatchName) -> list[str]:
     """The texts of a batch that the selection keeps."""
     documents = read_batch(task.workspace, batch.name)
-    if batch.dropped is None:
+    if batch.removed is None:
         return documents.texts
-    rows = task.workspace.load_array(batch.dropped)["document"] - batch.first_document
-    return documents.without(rows[(rows >= 0) & (rows < batch.num_documents)]).texts
+    return documents.without(documents.removed(batch.removed.load(task.workspace))[0]).texts
 
 
 @dataclass(frozen=True, kw_only=True)

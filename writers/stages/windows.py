@@ -21,6 +21,7 @@ from crisp_stream.format.manifest import EncoderRecord, Packing, Reads
 from crisp_stream.format.mds import TokenDtype
 from crisp_stream.format.tokenizer import DocumentTokenizer
 from crisp_stream.processes import report_units, worker_index
+from crisp_stream.writers.cleaning.dropped import repeated_rows, save_listed
 from crisp_stream.writers.documents.drops import merged_counts
 from crisp_stream.writers.embedding.embed import EncoderChoice
 from crisp_stream.writers.embedding.lsi import LSI_FILES, LSI_NAME
@@ -29,7 +30,8 @@ from crisp_stream.writers.embedding.probe import ENCODER_NAME, EncoderFile, Prob
 from crisp_stream.writers.embedding.text_encoder import TextEncoder
 from crisp_stream.writers.engine.tasks import Kind, Record, Task, file_sizes, write_files
 from crisp_stream.writers.engine.workspace import Workspace
-from crisp_stream.writers.stages.batches import Batch, read_batch
+from crisp_stream.writers.stages.batches import DROPPED_LIST, Batch, read_batch
+from crisp_stream.writers.stages.duplicates import RemovedDocuments
 from crisp_stream.writers.windows import cut_documents, window_texts
 
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json")
@@ -139,13 +141,14 @@ class WindowsTask(Task):
 
     stage: ClassVar[str] = "windows"
     title: ClassVar[str] = "cutting windows"
+    version: ClassVar[int] = 2
 
     batch: str
     """Name of the batch's file."""
     first_document: int
     """Number of its first document among those of its `DocumentsTask`."""
-    dropped: str | None
-    """Name of the array of documents, numbered as by `first_document`, that repeat others; see `DuplicatesTask`."""
+    removed: RemovedDocuments | None
+    """Documents of the batch and of others that repeat others."""
     windows: WindowSettings
     encoder: EncoderSettings
 
@@ -170,6 +173,10 @@ class WindowsTask(Task):
         self.workspace.save_array(self.file("places.npy"), cut.places)
         kinds = ["tokens.npy", "places.npy", "spans.arrow"]
         self._write_spans(batch, encoded)
+        if dropped is not None:
+            with self.workspace.created(self.file(DROPPED_LIST)) as path:
+                save_listed(path, [dropped])
+            kinds.append(DROPPED_LIST)
         if self.encoder.lsi is None and self.encoder.name != LSI_NAME:
             texts = window_texts(cut.tokens, tokenizer, tokenizer.eot_id)
             pieces = load_encoder(self.encoder.choice(self.workspace), None).pieces(texts)
@@ -184,28 +191,19 @@ class WindowsTask(Task):
             "num_characters": sum(map(len, batch.texts)),
             "num_tokens": num_tokens,
             "dropped_tokens": cut.dropped_tokens,
-            "repeats": dropped,
+            "repeats": 0 if dropped is None else len(dropped),
             "files": file_sizes(self, *map(self.file, kinds)),
         }
 
-    def _selected(self) -> tuple[Batch, list[list[Any]]]:
-        """The documents that are kept; and for each other one its file, row and id, where the kept one stands, how
-        similar they are, and whether they are only similar."""
+    def _selected(self) -> tuple[Batch, pa.Table | None]:
+        """The documents that are kept, and the list of the others, if any."""
         batch = read_batch(self.workspace, self.batch)
-        if self.dropped is None:
-            return batch, []
-        rows = self.workspace.load_array(self.dropped)
-        first, stop = np.searchsorted(rows["document"], [self.first_document, self.first_document + len(batch.texts)])
-        repeats = rows[first:stop]
-        positions = repeats["document"] - self.first_document
-        listed = [
-            [
-                *(int(batch.files[at]), int(batch.rows[at]), batch.ids[at]),
-                *(int(row["kept_file"]), int(row["kept_row"]), float(row["similarity"]), bool(row["near"])),
-            ]
-            for at, row in zip(positions, repeats, strict=True)
-        ]
-        return batch.without(positions), listed
+        if self.removed is None:
+            return batch, None
+        at, removed = batch.removed(self.removed.load(self.workspace))
+        if not len(at):
+            return batch, None
+        return batch.without(at), repeated_rows(batch.files[at], batch.rows[at], [batch.ids[n] for n in at], removed)
 
     def _write_spans(self, batch: Batch, encoded: list[NDArray[Any]]) -> None:
         tokens_per_document = np.array([len(document) for document in encoded], np.int64)

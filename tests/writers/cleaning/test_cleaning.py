@@ -42,7 +42,7 @@ def records(texts: list[str]) -> list[dict[str, Any]]:
 
 
 def dropped_of(root: Path) -> list[Dropped]:
-    return read_dropped((root / DROPPED).read_bytes())
+    return list(read_dropped(root / DROPPED))
 
 
 def source_rows(root: Path) -> dict[str, set[int]]:

@@ -17,7 +17,6 @@ from crisp_stream.errors import FormatError, InputError
 from crisp_stream.examples.ignorable import DEFAULT_IGNORABLE
 from crisp_stream.writers.cleaning import words as words_module
 from crisp_stream.writers.cleaning.decontamination import EvaluationNgrams
-from crisp_stream.writers.cleaning.dropped import Dropped, dropped_parquet, read_dropped
 from crisp_stream.writers.cleaning.evaluation_texts import read_evaluation_texts
 from crisp_stream.writers.cleaning.words import hash_words, ngram_hashes
 from crisp_stream.writers.options import WriteOptions
@@ -294,24 +293,6 @@ def test_evaluation_files_that_cannot_be_used_are_named(
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
         list(read_evaluation_texts(str(tmp_path / name)))
-
-
-def test_the_list_of_dropped_documents_is_read_as_it_was_written() -> None:
-    rows = [
-        Dropped(file="a.jsonl", row=3, id=None, reason="exact duplicate", detail="of row 1 of a.jsonl"),
-        Dropped(file="é.parquet", row=2**40, id="x", reason="contaminated", detail="row 4 of mcq.jsonl: a b c"),
-    ]
-    content = dropped_parquet(tuple(rows))
-    assert content == dropped_parquet(rows)
-    assert read_dropped(content) == rows
-    assert read_dropped(dropped_parquet([])) == []
-    table = pq.read_table(pa.BufferReader(content))
-    assert table.num_rows == 2
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.set_column(3, "reason", pa.array(["a whim"] * 2)), sink)
-    for broken, message in ((sink.getvalue().to_pybytes(), "a reason must be one of"), (b"PAR1", "must be Parquet")):
-        with pytest.raises(FormatError, match=message):
-            read_dropped(broken)
 
 
 @pytest.mark.parametrize("ngram", range(2, 9))
