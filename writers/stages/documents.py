@@ -18,10 +18,11 @@ from crisp_stream.writers.engine.tasks import Record, Runner
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.stages.batches import BAD_RECORDS, CORRUPT_FILE, DocumentsTask, Selection, group_files
 from crisp_stream.writers.stages.excluded import ExcludedTask
-from crisp_stream.writers.stages.whole_corpus import BatchName, DuplicatesTask, EvaluationTask, batch_names
+from crisp_stream.writers.stages.whole_corpus import BatchNames, DuplicatesTask, EvaluationTask
 
 SHOWN_BAD_RECORDS = 5
 """Bad records that the error about too many of them shows."""
+_OF_BATCHES = ("documents_per_batch", "characters_per_batch", "files")
 DUPLICATES_BYTES = 2 << 30
 """Memory of the search for duplicates, where none is given."""
 
@@ -33,7 +34,8 @@ class ReadDocuments:
     files: list[InputFile]
     tasks: list[DocumentsTask]
     records: list[Record]
-    batches: list[BatchName]
+    """Of the tasks, without what they say of each batch."""
+    batches: BatchNames
     duplicates: DuplicatesTask | None
     duplicates_dropped: dict[str, int]
     unchecked_examples: int
@@ -87,8 +89,8 @@ def read_documents_in_stages(runner: Runner, options: WriteOptions) -> ReadDocum
     read = ReadDocuments(
         files=files,
         tasks=tasks,
-        records=records,
-        batches=batch_names(tasks, records, duplicates),
+        records=[_without_batches(record) for record in records],
+        batches=BatchNames(tasks, records, duplicates),
         duplicates=duplicates,
         duplicates_dropped={f"{kind} duplicate": repeats[kind] for kind in ("exact", "near") if repeats[kind]},
         unchecked_examples=unchecked,
@@ -98,6 +100,10 @@ def read_documents_in_stages(runner: Runner, options: WriteOptions) -> ReadDocum
         if row.reason == CORRUPT_FILE:
             runner.log(f"documents: left out {row.file}: {row.text}")
     return read
+
+
+def _without_batches(record: Record) -> Record:
+    return {name: value for name, value in record.items() if name not in _OF_BATCHES}
 
 
 def _with_files(

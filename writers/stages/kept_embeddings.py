@@ -9,7 +9,7 @@ a dataset come from any parts, so from an object store each would be a request.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from crisp_stream.format.embeddings import EMBEDDINGS
 from crisp_stream.format.keys import HASH_BITS
 from crisp_stream.tree.tree import ClusterTree
 from crisp_stream.writers.embedding.embeddings_folder import embeddings_folder, is_complete, records_of, rows_file
+from crisp_stream.writers.engine.task_list import TaskList
 from crisp_stream.writers.engine.tasks import Record, Runner, Task, file_sizes
 from crisp_stream.writers.engine.workspace import RowsOnDisk, Workspace, scratch_folder
 from crisp_stream.writers.stages.dataset import Sorted
@@ -40,7 +41,7 @@ class RunEmbeddingsTask(Task):
 
     run: str
     """Key of the run."""
-    parts: tuple[Part, ...]
+    parts: Sequence[Part]
     """Parts of the run."""
     dim: int
 
@@ -132,8 +133,10 @@ def keep_in_stages(
     if is_complete(folder):
         return
     dim = embedded.summary.encoder.dim
-    of_runs = [
-        RunEmbeddingsTask(
+
+    def make(at: int) -> RunEmbeddingsTask:
+        run = ordered.runs[at]
+        return RunEmbeddingsTask(
             workspace=runner.workspace,
             number=run.number,
             inputs=(run.fingerprint,),
@@ -141,8 +144,8 @@ def keep_in_stages(
             parts=run.parts,
             dim=dim,
         )
-        for run in ordered.runs
-    ]
+
+    of_runs = TaskList(len(ordered.runs), make)
     runner.run(of_runs, unit="windows")
     runs = ordered.sorted_runs
     leaves_per_node = tree.arity ** (tree.depth - 1)

@@ -25,7 +25,7 @@ from crisp_stream.writers.cleaning.dropped import Dropped, dropped_parquet
 from crisp_stream.writers.embedding.given_models import Models
 from crisp_stream.writers.embedding.lsi import LSI_FILES
 from crisp_stream.writers.embedding.probe import ENCODER_FILE
-from crisp_stream.writers.engine.tasks import Runner
+from crisp_stream.writers.engine.tasks import Runner, stored_records
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.publishing.request import listed_as
 from crisp_stream.writers.stages.dataset import check_windows, table_digests, tree_provenance
@@ -72,7 +72,7 @@ def write_small_files(
         if content is not None:
             files[f"tokenizer/{name}"] = content
     if embedded.lsi is not None:
-        files |= {f"encoder/{name}": workspace.read(f"{embedded.lsi.key}/{name}") for name in LSI_FILES}
+        files |= {f"encoder/{name}": workspace.read(f"{embedded.lsi}/{name}") for name in LSI_FILES}
     files[ENCODER_FILE] = embedded.encoder_file
     files[TERMS] = terms_of(runner, assembly, shards, [root, options.out])
     listed = files_parquet({**digests_of(files), **table_digests(runner, assembly.tables)})
@@ -174,7 +174,8 @@ def list_dropped(read: ReadDocuments, embedded: EmbeddedParts) -> list[Dropped]:
     """List what the evaluation sets and the search for duplicates removed, by file and row."""
     names = [file.name for file in read.files]
     dropped = [Dropped(**row) for record in read.records for row in record["dropped_list"]]
-    for record in embedded.records:
+    repeating = embedded.windows if read.duplicates_dropped else ()
+    for _, record in stored_records(repeating):
         for file, row, document_id, kept_file, kept_row, similarity, near in record["repeats"]:
             dropped.append(
                 Dropped(

@@ -7,14 +7,16 @@ the time of their tokens; in the stage that cuts windows each batch would leave 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from crisp_stream.examples.sketch import MAX_DOCUMENTS, MAX_NGRAMS, SketchBuilder, TextSketch
 from crisp_stream.format.text_sketch import parse_text_sketch, text_sketch_parquet
 from crisp_stream.writers.cleaning.text_hashes import hash_texts
+from crisp_stream.writers.engine.task_list import TaskList
 from crisp_stream.writers.engine.tasks import Record, Runner, Task, file_sizes
-from crisp_stream.writers.stages.whole_corpus import BatchName, selected_texts
+from crisp_stream.writers.stages.whole_corpus import BatchName, BatchNames, selected_texts
 
 _BATCHES_PER_TASK = 64
 _SKETCHES_PER_TASK = 64
@@ -73,17 +75,17 @@ def _written(task: Task, sketch: TextSketch, num_units: int) -> Record:
     return {"num_units": num_units, "files": file_sizes(task, name)}
 
 
-def sketch_in_stages(runner: Runner, batches: list[BatchName]) -> TextSketch:
+def sketch_in_stages(runner: Runner, batches: BatchNames) -> TextSketch:
     """Sketch all documents that are kept of the batches. Raises PlanEnds without an engine, at tasks not done."""
-    tasks: list[Task] = [
-        TextsTask(
+    tasks: Sequence[Task] = TaskList(
+        -(-len(batches) // _BATCHES_PER_TASK),
+        lambda at: TextsTask(
             workspace=runner.workspace,
-            number=number,
+            number=at,
             inputs=(),
-            batches=tuple(batches[start : start + _BATCHES_PER_TASK]),
-        )
-        for number, start in enumerate(range(0, len(batches), _BATCHES_PER_TASK))
-    ]
+            batches=tuple(batches[at * _BATCHES_PER_TASK : (at + 1) * _BATCHES_PER_TASK]),
+        ),
+    )
     runner.run(tasks, unit="documents")
     joined = 0
     while len(tasks) > 1:

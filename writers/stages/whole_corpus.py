@@ -8,9 +8,10 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crisp_stream.examples.question_layouts import QuestionKeys
 from crisp_stream.format.keys import window_hashes
@@ -135,35 +136,68 @@ class BatchName:
     """Array of the group's dropped documents."""
 
 
-def batch_names(
-    tasks: Sequence[DocumentsTask], records: Sequence[Record], duplicates: DuplicatesTask | None
-) -> list[BatchName]:
-    """All batches in document order."""
-    names: list[BatchName] = []
-    with_documents = 0
-    for task, record in zip(tasks, records, strict=True):
-        dropped = duplicates.dropped_file(with_documents) if duplicates and record["documents_per_batch"] else None
-        with_documents += bool(record["documents_per_batch"])
-        first = 0
-        counts = zip(record["documents_per_batch"], record["characters_per_batch"], strict=True)
-        for batch, (num_documents, num_characters) in enumerate(counts):
-            names.append(
-                BatchName(
-                    name=task.batch_file(batch),
-                    first_document=first,
-                    num_documents=num_documents,
-                    num_characters=num_characters,
-                    group=task.number,
-                    dropped=dropped,
-                )
-            )
-            first += num_documents
-    return names
+class BatchNames(Sequence[BatchName]):
+    """All batches in document order, held as rows of 32 bytes; a name is made when it is needed."""
+
+    _ROW = np.dtype(
+        [("group", "<u4"), ("batch", "<u4"), ("first", "<i8"), ("num_documents", "<i8"), ("num_characters", "<i8")]
+    )
+
+    def __init__(
+        self, tasks: Sequence[DocumentsTask], records: Sequence[Record], duplicates: DuplicatesTask | None
+    ) -> None:
+        """`tasks` are numbered from 0, and `records` are theirs."""
+        self._tasks = tasks
+        self._dropped: list[str | None] = [None] * len(tasks)
+        """Of each group."""
+        per_group: list[NDArray[np.void]] = []
+        with_documents = 0
+        for group, record in enumerate(records):
+            documents = np.array(record["documents_per_batch"], np.int64)
+            rows = np.zeros(len(documents), self._ROW)
+            rows["group"], rows["batch"] = group, np.arange(len(rows))
+            rows["first"], rows["num_documents"] = np.cumsum(documents) - documents, documents
+            rows["num_characters"] = record["characters_per_batch"]
+            per_group.append(rows)
+            if duplicates and len(rows):
+                self._dropped[group] = duplicates.dropped_file(with_documents)
+            with_documents += bool(len(rows))
+        self._rows = np.concatenate([np.zeros(0, self._ROW), *per_group])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, at: int) -> BatchName: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[BatchName]: ...
+    def __getitem__(self, at: int | slice) -> BatchName | list[BatchName]:
+        if isinstance(at, slice):
+            return [self[one] for one in range(*at.indices(len(self)))]
+        group, batch, first, num_documents, num_characters = self._rows[at].tolist()
+        return BatchName(
+            name=self._tasks[group].batch_file(batch),
+            first_document=first,
+            num_documents=num_documents,
+            num_characters=num_characters,
+            group=group,
+            dropped=self._dropped[group],
+        )
+
+    @property
+    def num_characters(self) -> int:
+        """Characters of all batches."""
+        return int(self._rows["num_characters"].sum())
+
+    def groups(self) -> list[tuple[int, int, int]]:
+        """(group, start, stop) of the batches of each group that has some."""
+        groups, starts = np.unique(self._rows["group"], return_index=True)
+        return list(zip(groups.tolist(), starts.tolist(), [*starts[1:].tolist(), len(self)], strict=True))
 
 
-def spread(batches: Sequence[BatchName], characters: int) -> list[BatchName]:
+def spread(batches: BatchNames, characters: int) -> list[BatchName]:
     """Batches from all over the corpus that together hold about that many characters; all, where there are fewer."""
-    total = sum(batch.num_characters for batch in batches)
+    total = batches.num_characters
     num_chosen = max(1, min(len(batches), -(-len(batches) * characters // max(total, 1))))
     return [batches[at] for at in sorted({round(at) for at in np.linspace(0, len(batches) - 1, num_chosen)})]
 
@@ -239,7 +273,7 @@ class LsiTask(Task):
     title: ClassVar[str] = "making the LSI"
     version: ClassVar[int] = 2
 
-    parts: tuple[Part, ...]
+    parts: Sequence[Part]
     windows: WindowSettings
     seed: int
 

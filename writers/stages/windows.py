@@ -8,10 +8,12 @@ another encoder or tree does not cut again.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +29,7 @@ from crisp_stream.writers.embedding.lsi import LSI_FILES, LSI_NAME
 from crisp_stream.writers.embedding.pieces import Pieces
 from crisp_stream.writers.embedding.probe import ENCODER_NAME, EncoderFile, Probe
 from crisp_stream.writers.embedding.text_encoder import TextEncoder
-from crisp_stream.writers.engine.tasks import Kind, Record, Task, file_sizes, write_files
+from crisp_stream.writers.engine.tasks import Kind, Record, Task, file_sizes, task_key, write_files
 from crisp_stream.writers.engine.workspace import Workspace
 from crisp_stream.writers.stages.batches import Batch, read_batch
 from crisp_stream.writers.windows import cut_documents, window_texts
@@ -311,7 +313,7 @@ def _embed_and_report(encoder: TextEncoder, texts: list[str]) -> NDArray[np.floa
     return embeddings
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
     """A part, as later stages know it."""
 
@@ -321,6 +323,67 @@ class Part:
     embeddings_key: str
     fingerprint: str
     """Fingerprint of its embeddings task, which depends on its windows."""
+
+
+class Parts(Sequence[Part]):
+    """Parts, held as rows of 24 bytes; a `Part` is made when it is needed. A slice of them is one of rows."""
+
+    ROW = np.dtype([("number", "<u4"), ("num_windows", "<u4"), ("windows", "<u8"), ("embeddings", "<u8")])
+    """Number and windows of a part, and the fingerprints of its two tasks."""
+
+    def __init__(self, rows: NDArray[np.void]) -> None:
+        """`rows`: [num_parts] of ROW."""
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, at: int) -> Part: ...
+    @overload
+    def __getitem__(self, at: slice) -> Parts: ...
+    def __getitem__(self, at: int | slice) -> Part | Parts:
+        if isinstance(at, slice):
+            return Parts(self._rows[at])
+        number, num_windows, windows, embeddings = self._rows[at].tolist()
+        is_embedded = embeddings != 0
+        return Part(
+            number=number,
+            num_windows=num_windows,
+            windows_key=task_key(WindowsTask.stage, number, f"{windows:016x}"),
+            embeddings_key=task_key(EmbeddingsTask.stage, number, f"{embeddings:016x}") if is_embedded else "",
+            fingerprint=f"{embeddings if is_embedded else windows:016x}",
+        )
+
+    def where(self, chosen: NDArray[np.bool_]) -> Parts:
+        """Those of the parts that are chosen."""
+        return Parts(self._rows[chosen])
+
+
+def chosen_parts(parts: Sequence[Part], keep: Callable[[Part], bool]) -> Sequence[Part]:
+    """The parts that `keep` says, held as `parts` are."""
+    if isinstance(parts, Parts):
+        return parts.where(np.fromiter(map(keep, parts), np.bool_, len(parts)))
+    return tuple(filter(keep, parts))
+
+
+class PartCounts:
+    """What the records of all `WindowsTask`s say together; of each part only its windows are held."""
+
+    def __init__(self, num_parts: int, *, first_part: int) -> None:
+        """The tasks are numbered from `first_part` on."""
+        self.windows_per_part = np.zeros(num_parts, np.uint32)
+        self.sums: Counter[str] = Counter()
+        """Of the numbers of documents, characters and tokens, by their names in a record."""
+        self.dropped_tokens: Counter[str] = Counter()
+        self._first_part = first_part
+
+    def add(self, number: int, record: Record) -> None:
+        """Take the record of a task."""
+        self.windows_per_part[number - self._first_part] = record["num_windows"]
+        for name in ("num_documents", "num_characters", "num_tokens"):
+            self.sums[name] += int(record[name])
+        self.dropped_tokens.update(record["dropped_tokens"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,14 +399,14 @@ class PartsSummary:
     encoder: EncoderRecord
 
     @classmethod
-    def of(cls, windows: list[Record], embeddings: list[Record], *, token_dtype: TokenDtype) -> PartsSummary:
-        """Add up the records of all parts."""
+    def of(cls, counts: PartCounts, *, encoder: EncoderRecord, token_dtype: TokenDtype) -> PartsSummary:
+        """The counts, with what is known of all windows."""
         return cls(
-            num_windows=sum(record["num_windows"] for record in windows),
-            num_documents=sum(record["num_documents"] for record in windows),
-            num_characters=sum(record["num_characters"] for record in windows),
-            num_tokens=sum(record["num_tokens"] for record in windows),
-            dropped_tokens=merged_counts(record["dropped_tokens"] for record in windows),
+            num_windows=int(counts.windows_per_part.sum()),
+            num_documents=counts.sums["num_documents"],
+            num_characters=counts.sums["num_characters"],
+            num_tokens=counts.sums["num_tokens"],
+            dropped_tokens=merged_counts([counts.dropped_tokens]),
             token_dtype=token_dtype,
-            encoder=EncoderRecord(**embeddings[0]["encoder"]),
+            encoder=encoder,
         )
