@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import hashlib
 import io
+import itertools
 import os
 import shutil
 import tempfile
@@ -122,6 +123,20 @@ class Workspace:
         """Write a .npy file."""
         with self.created(name) as path, path.open("wb") as file:
             np.save(file, array, allow_pickle=False)
+
+    def save_rows(self, name: str, pieces: Iterator[NDArray[Any]]) -> None:
+        """Write a .npy file piece by piece, at least one, as `save_array` writes all of them joined. Not through a map,
+        because a full disk would end the process."""
+        with self.created(name) as path, path.open("wb") as file:
+            first = next(pieces)
+            num_rows = 0
+            header = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False}
+            np.lib.format.write_array_header_1_0(file, header | {"shape": (0, *first.shape[1:])})
+            for piece in itertools.chain([first], pieces):
+                file.write(np.ascontiguousarray(piece).data)
+                num_rows += len(piece)
+            file.seek(0)
+            np.lib.format.write_array_header_1_0(file, header | {"shape": (num_rows, *first.shape[1:])})
 
     def load_array(self, name: str) -> NDArray[Any]:
         """Read a .npy file into memory."""

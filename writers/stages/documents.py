@@ -59,6 +59,7 @@ def read_documents_in_stages(runner: Runner, options: WriteOptions) -> ReadDocum
     limit = limit_of(runner.engine)
     if limit is not None:
         limit.count_shards(options.shard_bytes)
+        limit.require_parts(options.part_characters)
     ledger = Ledger()
     files = list_input_files(options.inputs, options.documents, ledger)
     evaluation, unchecked = _evaluation(runner, options)
@@ -136,6 +137,7 @@ def _documents_tasks(
         exact=options.dedup is not None,
         near=options.sketches,
     )
+    room_bytes = None if runner.engine is None else runner.engine.work_bytes()
     return [
         DocumentsTask(
             workspace=runner.workspace,
@@ -147,6 +149,7 @@ def _documents_tasks(
             selection=selection,
             batch_characters=options.part_characters,
             max_bad=options.bad_budget,
+            room_bytes=room_bytes,
         )
         for number, (start, stop) in enumerate(group_files(files, group_bytes=options.group_bytes))
     ]

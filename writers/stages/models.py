@@ -17,6 +17,7 @@ import numpy as np
 from crisp_stream.errors import InputError
 from crisp_stream.format.manifest import EncoderRecord
 from crisp_stream.format.mds import TokenDtype
+from crisp_stream.format.tokenizer import SLOW_BYTES_PER_CHARACTER
 from crisp_stream.processes import Pool, preload
 from crisp_stream.writers.embedding.embed import EncoderChoice, matching_encoder
 from crisp_stream.writers.embedding.encoder_digest import first_module_file
@@ -25,10 +26,12 @@ from crisp_stream.writers.embedding.given_models import Models
 from crisp_stream.writers.embedding.lsi import FIT_BYTES, FIT_BYTES_PER_CHARACTER, LSI_NAME
 from crisp_stream.writers.embedding.probe import ENCODER_NAME
 from crisp_stream.writers.engine.engine import LocalEngine, holding, limit_of
+from crisp_stream.writers.engine.memory_limit import DRIVER_BYTES
 from crisp_stream.writers.engine.task_list import TaskList
 from crisp_stream.writers.engine.tasks import Record, Runner, execute, finished
 from crisp_stream.writers.given_tokenizer import GivenTokenizer, read_tokenizer
 from crisp_stream.writers.options import WriteOptions
+from crisp_stream.writers.stages.batches import read_batch
 from crisp_stream.writers.stages.documents import ReadDocuments
 from crisp_stream.writers.stages.tree import FittedTree, fit_tree_in_stages, require_windows, task_bytes
 from crisp_stream.writers.stages.whole_corpus import (
@@ -178,6 +181,7 @@ def parts_in_stages(
     """
     if encoder.name == LSI_NAME and given is None and (limit := limit_of(runner.engine)) is not None:
         limit.require(_LSI_FIT, _lsi_fit_bytes(read))
+    _require_room(runner, read, tokenizer)
     windows = _windows_tasks(runner, read, tokenizer, encoder, first_part)
     counts = PartCounts(len(windows), first_part=first_part)
     used: dict[str, Any] = {}
@@ -208,6 +212,26 @@ def parts_in_stages(
         lsi=encoder.lsi,
         encoder_file=_encoder_file(runner, encoder, given),
     )
+
+
+def _require_room(runner: Runner, read: ReadDocuments, tokenizer: Tokenizer) -> None:
+    """Raises InputError: a document is too large for `tokenizers`, which takes 112 bytes of memory per character."""
+    room_bytes = None if runner.engine is None else runner.engine.work_bytes()
+    if room_bytes is None or tokenizer.settings.fast_tokenizer or not len(read.batches):
+        return
+    most_characters = room_bytes // SLOW_BYTES_PER_CHARACTER
+    for at in read.batches.larger_than(most_characters).tolist():
+        batch = read_batch(runner.workspace, read.batches[at].name)
+        largest = int(np.argmax(list(map(len, batch.texts))))
+        needed = len(batch.texts[largest]) * SLOW_BYTES_PER_CHARACTER
+        if needed > room_bytes:
+            raise InputError(
+                f"memory: document {batch.rows[largest]} of {read.files[batch.files[largest]].name} has "
+                f"{len(batch.texts[largest]):,} characters and takes {needed >> 20} MB of memory while this tokenizer "
+                f"encodes it, got {room_bytes >> 20} MB for the data of a process. Give more (at least "
+                f"{(DRIVER_BYTES + needed >> 20) + 1} MB with --processes 1), cut the document or take it out, or take "
+                "a tokenizer that tiktoken equals."
+            )
 
 
 def _windows_tasks(

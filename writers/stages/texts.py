@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from crisp_stream.examples.sketch import MAX_DOCUMENTS, MAX_NGRAMS, SketchBuilder, TextSketch
 from crisp_stream.format.text_sketch import parse_text_sketch, text_sketch_parquet
-from crisp_stream.writers.cleaning.text_hashes import hash_texts
+from crisp_stream.writers.cleaning.text_hashes import hash_in_pieces
 from crisp_stream.writers.engine.task_list import TaskList
 from crisp_stream.writers.engine.tasks import Record, Runner, Task, file_sizes
 from crisp_stream.writers.stages.whole_corpus import BatchName, BatchNames, selected_texts
@@ -42,9 +42,9 @@ class TextsTask(Task):
         num_documents = 0
         for batch in self.batches:
             texts = selected_texts(self, batch)
-            hashes = hash_texts(texts)
-            documents.add_all(hashes.documents[hashes.documents != 0])
-            ngrams.add_all(hashes.ngrams)
+            for hashes in hash_in_pieces(texts):
+                documents.add_all(hashes.documents[hashes.documents != 0])
+                ngrams.add_all(hashes.ngrams)
             num_documents += len(texts)
         return _written(self, TextSketch(documents=documents.finish(), ngrams=ngrams.finish()), num_documents)
 

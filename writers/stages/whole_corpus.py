@@ -189,6 +189,11 @@ class BatchNames(Sequence[BatchName]):
         """Characters of all batches."""
         return int(self._rows["num_characters"].sum())
 
+    def larger_than(self, characters: int) -> NDArray[np.int64]:
+        """Numbers of the batches that have more characters, the largest first."""
+        held = self._rows["num_characters"].astype(np.int64)
+        return np.argsort(-held, kind="stable")[: int(np.count_nonzero(held > characters))]
+
     def groups(self) -> list[tuple[int, int, int]]:
         """(group, start, stop) of the batches of each group that has some."""
         groups, starts = np.unique(self._rows["group"], return_index=True)
