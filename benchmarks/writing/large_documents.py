@@ -1,7 +1,7 @@
 """Memory of a write whose input has one large document among small ones, stage by stage, as `--memory` counts it.
 
     python -m benchmarks.writing.large_documents --work FOLDER [--megabytes 1 50 250] [--memory 1500]
-        [--clean exact near decontaminate] [--processes 1] [--pack joined]
+        [--clean exact near decontaminate] [--processes 1]
 
 The large document is a line of JSONL: real English words (the documentation and licence of Python and of this project)
 in varied order, with line ends. Each row is a `crisp-stream write --encoder lsi` in processes of its own; every 0.1 s

@@ -23,7 +23,7 @@ from crisp_stream.writers.embedding.probe import ENCODER_NAME
 from crisp_stream.writers.engine.tasks import Kind, Record, Runner, Task, finished
 from crisp_stream.writers.engine.workspace import Workspace
 from crisp_stream.writers.options import WriteOptions
-from crisp_stream.writers.stages import documents
+from crisp_stream.writers.stages import documents, runs
 from crisp_stream.writers.stages.batches import DocumentsTask, Selection
 from crisp_stream.writers.stages.dataset import Sorted, document_table_tasks, sort_in_stages
 from crisp_stream.writers.stages.documents import ReadDocuments
@@ -235,6 +235,16 @@ def test_parts_are_made_again_from_columns_as_they_were(tmp_path: Path) -> None:
     plain = tuple(parts[:4])
     assert chosen_parts(plain, lambda part: part.number % 2 == 1) == (plain[1], plain[3])
     assert isinstance(plain[0], Part)
+
+
+def test_rows_are_brought_in_order_in_pieces_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "_ROWS_PER_WRITE", 4)
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(0, 100, (number, 3)).astype(np.uint16) for number in (5, 0, 1, 9)]
+    order = rng.permutation(15)
+    pieces = list(runs._rows_in_order(arrays, order))
+    assert [len(piece) for piece in pieces] == [4, 4, 4, 3]
+    np.testing.assert_array_equal(np.concatenate(pieces), np.concatenate(arrays)[order])
 
 
 def test_the_identity_is_that_of_the_list_of_all_digests() -> None:
