@@ -4,7 +4,7 @@
         [--clean exact near decontaminate] [--processes 1]
 
 The large document is a line of JSONL: real English words (the documentation and licence of Python and of this project)
-in varied order, with line ends. Each row is a `crisp-stream write --encoder lsi` in processes of its own; every 0.1 s
+in varied order, with line ends. Each row is a `crisp-stream write --encoder lsi` in processes of its own; every 0.3 s
 the PSS of all of them is added up (RSS in brackets, which counts shared pages once per process). Prints Markdown.
 Linux only.
 """
@@ -31,6 +31,8 @@ from benchmarks.support.report import machine_line
 
 SMALL_DOCUMENTS, SMALL_WORDS = 400, 300
 LINE_WORDS = 15
+SAMPLE_SECONDS = 0.3
+"""Reading the PSS of a large process takes some 10 ms, in which it does not allocate."""
 STAGES = {
     "reading documents": "documents",
     "finding duplicates": "duplicates",
@@ -73,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         evaluation.write_text(json.dumps({"text": " ".join(words[:40])}) + "\n")
         for clean in chosen.clean:
             options = [*CLEANING[clean], *([str(evaluation)] if clean == "decontaminate" else [])]
-            measured = written(source, chosen.work / "out", chosen.memory, chosen.processes, options)
+            measured = written(source, chosen.work / f"{megabytes:g}-{clean}", chosen.memory, chosen.processes, options)
             row = [f"{megabytes:g}", clean, str(chosen.memory), *measured.cells()]
             print("| " + " | ".join(row) + " |", flush=True)
 
@@ -162,7 +164,7 @@ def written(source: Path, out: Path, limit: int, processes: int, options: list[s
     measured, ended = Measured(), threading.Event()
 
     def sample() -> None:
-        while not ended.wait(0.1):
+        while not ended.wait(SAMPLE_SECONDS):
             with contextlib.suppress(OSError):
                 measured.sample(process.pid)
 

@@ -30,8 +30,8 @@ from crisp_stream.writers.engine.tasks import Record, Task, file_sizes, write_fi
 from crisp_stream.writers.given_tokenizer import GivenTokenizer
 from crisp_stream.writers.stages.batches import PLACE, DocumentsTask, read_batch
 from crisp_stream.writers.stages.runs import part_places
-from crisp_stream.writers.stages.windows import TOKENIZER_NAMES, Part, WindowSettings, tokenizer_of
-from crisp_stream.writers.windows import train_tokenizer, window_texts
+from crisp_stream.writers.stages.windows import TOKENIZER_NAMES, Part, WindowSettings, texts_in_batches, tokenizer_of
+from crisp_stream.writers.windows import train_tokenizer
 
 PROBE_DOCUMENTS = 64
 PROBE_CHARACTERS = 1 << 20
@@ -305,7 +305,8 @@ class LsiTask(Task):
             chosen = window_hashes(places, self.seed + _LSI_SALT) < np.uint64(round(share * (1 << 40)))
             if chosen.any():
                 tokens = self.workspace.load_array(f"{part.windows_key}.tokens.npy")[chosen]
-                texts += window_texts(tokens, tokenizer, tokenizer.eot_id)
+                for some in texts_in_batches(tokens, tokenizer):  # a part may be one large document
+                    texts += some
         return texts
 
 
