@@ -1,7 +1,7 @@
 """Memory of a write whose input has one large document among small ones, stage by stage, as `--memory` counts it.
 
     python -m benchmarks.writing.large_documents --work FOLDER [--megabytes 1 50 250] [--memory 1500]
-        [--clean exact near decontaminate] [--processes 1]
+        [--clean exact near decontaminate] [--processes 1] [--like DATASET]
 
 The large document is a line of JSONL: real English words (the documentation and licence of Python and of this project)
 in varied order, with line ends. Each row is a `crisp-stream write --encoder lsi` in processes of its own; every 0.3 s
@@ -45,6 +45,7 @@ STAGES = {
     "writing shards": "shards",
 }
 """Titles in the log, and columns of the table; what stands between two of them counts for the later one."""
+NEW_MODELS = ["--arity", "8", "--depth", "2", "--vocab-size", "8000"]
 CLEANING = {
     "none": [],
     "exact": ["--dedup", "exact"],
@@ -61,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--memory", type=int, default=1500, help="limit in MiB")
     parser.add_argument("--clean", nargs="+", choices=CLEANING, default=["exact", "near", "decontaminate"])
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--like", help="dataset whose tokenizer, LSI and tree are taken; they are made without")
     chosen = parser.parse_args(arguments)
     words = english_words()
     chosen.work.mkdir(parents=True, exist_ok=True)
@@ -74,7 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         evaluation = chosen.work / "evaluation.jsonl"
         evaluation.write_text(json.dumps({"text": " ".join(words[:40])}) + "\n")
         for clean in chosen.clean:
-            options = [*CLEANING[clean], *([str(evaluation)] if clean == "decontaminate" else [])]
+            models = ["--like", chosen.like] if chosen.like else NEW_MODELS
+            options = [*models, *CLEANING[clean], *([str(evaluation)] if clean == "decontaminate" else [])]
             measured = written(source, chosen.work / f"{megabytes:g}-{clean}", chosen.memory, chosen.processes, options)
             row = [f"{megabytes:g}", clean, str(chosen.memory), *measured.cells()]
             print("| " + " | ".join(row) + " |", flush=True)
@@ -153,9 +156,9 @@ def written(source: Path, out: Path, limit: int, processes: int, options: list[s
     """Write, and sample."""
     shutil.rmtree(out, ignore_errors=True)
     command = [sys.executable, "-m", "crisp_stream", "write", str(source), "--out", str(out), "--encoder", "lsi"]
-    command += ["--arity", "8", "--depth", "2", "--memory", f"{limit}M", "--processes", str(processes)]
+    command += ["--memory", f"{limit}M", "--processes", str(processes)]
     process = subprocess.Popen(
-        [*command, "--vocab-size", "8000", *options],
+        [*command, *options],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

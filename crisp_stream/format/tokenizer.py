@@ -21,6 +21,10 @@ EOT_TOKEN = "<|endoftext|>"
 _PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 # tiktoken's regular expressions overflow their stack on about a million blanks in a row.
 _LONG_BLANKS = re.compile(r"\s{50000}")
+_BLANKS_FROM = 50_000
+_PIECE_CHARACTERS = 1 << 16
+_BORDER = re.compile(r"[A-Za-z](?= [A-Za-z])|\S\n(?=\S)")
+"""Behind it GPT-2's pattern begins a new piece, whatever stands before and after."""
 _RARE = ["\U00012031", "\U0001fae8", "龘"]
 """A cuneiform sign, a young emoji and a rare Chinese character: a vocabulary of pieces hardly has all three."""
 _NO_TEXT = "\U0010fffe"
@@ -171,7 +175,9 @@ class DocumentTokenizer:
 
     def _encode_fast(self, text: str) -> NDArray[Any]:
         encoding, _, id_of_rank = self._tiktoken
-        if len(text) >= 50_000 and _LONG_BLANKS.search(text):
+        if len(text) >= _BLANKS_FROM and _LONG_BLANKS.search(text):
+            if len(text) > _PIECE_CHARACTERS and len(pieces := list(cut_between_words(text))) > 1:
+                return np.concatenate([self._encode_fast(piece) for piece in pieces])
             return np.array(self._encode_slow([text])[0], self.token_dtype)
         ranks = encoding.encode_to_numpy(text, disallowed_special=())
         ids = np.empty(len(ranks), self.token_dtype)
@@ -206,6 +212,17 @@ def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
         characters += len(text)
     if some:
         yield some
+
+
+def cut_between_words(text: str) -> Iterator[str]:
+    """A text in stretches of about 65,000 characters, longer where it has no border of words: a tokenizer that splits
+    text as GPT-2 does makes of them the pieces that it makes of the whole."""
+    start = 0
+    while start < len(text):
+        border = _BORDER.search(text, start + _PIECE_CHARACTERS)
+        end = len(text) if border is None else border.end()
+        yield text[start:end]
+        start = end
 
 
 def _for_documents(tokenizer: Any) -> Any:

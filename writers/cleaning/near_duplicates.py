@@ -120,7 +120,7 @@ def text_minima(texts: Sequence[str], settings: NearSettings) -> tuple[NDArray[n
     words_per_gram = settings.words_per_gram
     minima = np.full((len(texts), settings.num_minima), 2**32 - 1, np.uint32)
     block = np.empty((_BLOCK_GRAMS, settings.num_minima), np.uint32)
-    has_words = np.zeros(len(texts), np.bool_)
+    has_words, has_grams = np.zeros(len(texts), np.bool_), np.zeros(len(texts), np.bool_)
     for piece in hashed_pieces(texts, overlap=words_per_gram - 1):
         hashes = piece.words.hashes
         grams = _gram_hashes(hashes, words_per_gram)
@@ -129,7 +129,9 @@ def text_minima(texts: Sequence[str], settings: NearSettings) -> tuple[NDArray[n
             if first == end:
                 continue
             has_words[text] = True
-            if end < first + words_per_gram and piece.is_last:  # all words of the text
+            if len(of_text):
+                has_grams[text] = True
+            elif piece.is_last and not has_grams[text]:  # fewer words than a gram has, and these are all
                 of_text = _gram_hashes(hashes[first:end], end - first)
             for start in range(0, len(of_text), _BLOCK_GRAMS):
                 some = of_text[start : start + _BLOCK_GRAMS, None]

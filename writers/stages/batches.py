@@ -79,6 +79,7 @@ class DocumentsTask(Task):
 
     stage: ClassVar[str] = "documents"
     title: ClassVar[str] = "reading documents"
+    version: ClassVar[int] = 2
 
     files: tuple[InputFile, ...]
     first_file: int
@@ -202,6 +203,8 @@ class _Made:
     _held_characters: int = 0
     _documents_per_batch: list[int] = field(default_factory=list)
     _characters_per_batch: list[int] = field(default_factory=list)
+    _longest_per_batch: list[int] = field(default_factory=list)
+    """Characters of the longest document of each."""
     _places: list[NDArray[Any]] = field(default_factory=list)
     _digests: list[NDArray[Any]] = field(default_factory=list)
     _sketches: list[Sketches] = field(default_factory=list)
@@ -235,6 +238,7 @@ class _Made:
         del table
         self._documents_per_batch.append(len(texts))
         self._characters_per_batch.append(sum(map(len, texts)))
+        self._longest_per_batch.append(max(map(len, texts)))
         self._places.append(np.array(list(zip(files, rows, strict=True)), PLACE))
         if self.task.selection.exact:
             self._digests.append(text_digests(texts))
@@ -284,6 +288,7 @@ class _Made:
             "bad_shown": self.bad.shown(),
             "documents_per_batch": self._documents_per_batch,
             "characters_per_batch": self._characters_per_batch,
+            "longest_per_batch": self._longest_per_batch,
             "dropped": self.counts.as_dict(),
             "dropped_list": [asdict(row) for row in self.dropped],
             "corrupt": [[self.task.files[number].name, reason] for number, reason in sorted(corrupt.items())],

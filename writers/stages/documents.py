@@ -22,7 +22,7 @@ from crisp_stream.writers.stages.whole_corpus import BatchNames, DuplicatesTask,
 
 SHOWN_BAD_RECORDS = 5
 """Bad records that the error about too many of them shows."""
-_OF_BATCHES = ("documents_per_batch", "characters_per_batch", "files")
+_OF_BATCHES = ("documents_per_batch", "characters_per_batch", "longest_per_batch", "files")
 DUPLICATES_BYTES = 2 << 30
 """Memory of the search for duplicates, where none is given."""
 

@@ -219,19 +219,18 @@ def _require_room(runner: Runner, read: ReadDocuments, tokenizer: Tokenizer) -> 
     room_bytes = None if runner.engine is None else runner.engine.work_bytes()
     if room_bytes is None or tokenizer.settings.fast_tokenizer or not len(read.batches):
         return
-    most_characters = room_bytes // SLOW_BYTES_PER_CHARACTER
-    for at in read.batches.larger_than(most_characters).tolist():
+    num_characters, at = read.batches.longest_document()
+    needed = num_characters * SLOW_BYTES_PER_CHARACTER
+    if needed > room_bytes:
         batch = read_batch(runner.workspace, read.batches[at].name)
-        largest = int(np.argmax(list(map(len, batch.texts))))
-        needed = len(batch.texts[largest]) * SLOW_BYTES_PER_CHARACTER
-        if needed > room_bytes:
-            raise InputError(
-                f"memory: document {batch.rows[largest]} of {read.files[batch.files[largest]].name} has "
-                f"{len(batch.texts[largest]):,} characters and takes {needed >> 20} MB of memory while this tokenizer "
-                f"encodes it, got {room_bytes >> 20} MB for the data of a process. Give more (at least "
-                f"{(DRIVER_BYTES + needed >> 20) + 1} MB with --processes 1), cut the document or take it out, or take "
-                "a tokenizer that tiktoken equals."
-            )
+        longest = int(np.argmax(list(map(len, batch.texts))))
+        least = (DRIVER_BYTES + needed >> 20) + 1
+        raise InputError(
+            f"memory: document {batch.rows[longest]} of {read.files[batch.files[longest]].name} has "
+            f"{num_characters:,} characters and takes {needed >> 20} MB of memory while this tokenizer encodes it, got "
+            f"{room_bytes >> 20} MB for the data of a process. Give more (at least {least} MB with --processes 1), cut "
+            "the document or take it out, or take a tokenizer that tiktoken equals."
+        )
 
 
 def _windows_tasks(

@@ -137,10 +137,13 @@ class BatchName:
 
 
 class BatchNames(Sequence[BatchName]):
-    """All batches in document order, held as rows of 32 bytes; a name is made when it is needed."""
+    """All batches in document order, held as rows of 40 bytes; a name is made when it is needed."""
 
     _ROW = np.dtype(
-        [("group", "<u4"), ("batch", "<u4"), ("first", "<i8"), ("num_documents", "<i8"), ("num_characters", "<i8")]
+        [
+            *(("group", "<u4"), ("batch", "<u4"), ("first", "<i8")),
+            *(("num_documents", "<i8"), ("num_characters", "<i8"), ("longest", "<i8")),
+        ]
     )
 
     def __init__(
@@ -157,7 +160,7 @@ class BatchNames(Sequence[BatchName]):
             rows = np.zeros(len(documents), self._ROW)
             rows["group"], rows["batch"] = group, np.arange(len(rows))
             rows["first"], rows["num_documents"] = np.cumsum(documents) - documents, documents
-            rows["num_characters"] = record["characters_per_batch"]
+            rows["num_characters"], rows["longest"] = record["characters_per_batch"], record["longest_per_batch"]
             per_group.append(rows)
             if duplicates and len(rows):
                 self._dropped[group] = duplicates.dropped_file(with_documents)
@@ -174,7 +177,7 @@ class BatchNames(Sequence[BatchName]):
     def __getitem__(self, at: int | slice) -> BatchName | list[BatchName]:
         if isinstance(at, slice):
             return [self[one] for one in range(*at.indices(len(self)))]
-        group, batch, first, num_documents, num_characters = self._rows[at].tolist()
+        group, batch, first, num_documents, num_characters, _ = self._rows[at].tolist()
         return BatchName(
             name=self._tasks[group].batch_file(batch),
             first_document=first,
@@ -189,10 +192,10 @@ class BatchNames(Sequence[BatchName]):
         """Characters of all batches."""
         return int(self._rows["num_characters"].sum())
 
-    def larger_than(self, characters: int) -> NDArray[np.int64]:
-        """Numbers of the batches that have more characters, the largest first."""
-        held = self._rows["num_characters"].astype(np.int64)
-        return np.argsort(-held, kind="stable")[: int(np.count_nonzero(held > characters))]
+    def longest_document(self) -> tuple[int, int]:
+        """Characters of the longest document of all, and the number of its batch; there is a batch."""
+        batch = int(np.argmax(self._rows["longest"]))
+        return int(self._rows["longest"][batch]), batch
 
     def groups(self) -> list[tuple[int, int, int]]:
         """(group, start, stop) of the batches of each group that has some."""

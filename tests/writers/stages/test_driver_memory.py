@@ -106,6 +106,7 @@ def documents_read(workspace: Workspace) -> ReadDocuments:
         {
             "documents_per_batch": [900 + number] * PARTS_PER_GROUP,
             "characters_per_batch": [2_100_000 + number] * PARTS_PER_GROUP,
+            "longest_per_batch": [30_000] * PARTS_PER_GROUP,
             "files": {task.batch_file(batch): 10**6 for batch in range(PARTS_PER_GROUP)},
             "dropped": {},
         }
