@@ -75,7 +75,7 @@ def _publish(runner: Runner, options: WriteOptions, embedded: EmbeddedParts, fit
     tree.save(folder / "tree")
     names = {f"{embedded.tokenizer.tokenizer}/{name}": f"tokenizer/{name}" for name in TOKENIZER_NAMES}
     if embedded.lsi is not None:
-        names |= {f"{embedded.lsi.key}/{name}": f"encoder/{name}" for name in LSI_FILES}
+        names |= {f"{embedded.lsi}/{name}": f"encoder/{name}" for name in LSI_FILES}
     names[fitted.sample] = EMBEDDINGS
     for name, place in names.items():
         (folder / place).parent.mkdir(exist_ok=True)

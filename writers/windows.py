@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from crisp_stream.errors import InputError, import_extra
 from crisp_stream.format.manifest import TOKENIZER_FILES, Packing
 from crisp_stream.format.mds import TokenDtype
-from crisp_stream.format.tokenizer import EOT_TOKEN, DocumentTokenizer
+from crisp_stream.format.tokenizer import EOT_TOKEN, DocumentTokenizer, cut_between_words
 from crisp_stream.writers.options import WriteOptions
 
 SAMPLE_CHARACTERS = 20 << 20
@@ -80,7 +80,7 @@ def train_tokenizer(
 
 def _head(texts: Iterable[str], characters: int) -> Iterable[str]:
     for text in texts:
-        yield text[:characters]
+        yield from cut_between_words(text[:characters])  # a trainer takes 70 bytes for a character of a text
         characters -= len(text)
         if characters <= 0:
             return

@@ -11,6 +11,9 @@ from typing import Literal
 
 from crisp_stream.errors import InputError
 
+LEAST_BYTES_PER_BYTE = 4
+"""Memory that a text takes at least while it is read, compressed, or cut into tokens, per byte of it."""
+
 BadReason = Literal[
     "not a JSON object",
     "line that is too long",
@@ -39,6 +42,15 @@ class BadRecord:
     def error(self, place: str) -> InputError:
         """The error that ends a run which may leave out nothing."""
         return InputError(f"{place}: {self.text}. {self.remedy}")
+
+
+class LargeRecordError(Exception):
+    """A record takes more memory than there is for it."""
+
+    def __init__(self, number: int, num_bytes: int, needed_bytes: int) -> None:
+        """Number of the record, its bytes, and the memory that it takes at least."""
+        super().__init__(number, num_bytes, needed_bytes)
+        self.number, self.num_bytes, self.needed_bytes = number, num_bytes, needed_bytes
 
 
 def not_utf8(subject: str, error: UnicodeDecodeError) -> BadRecord:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from crisp_stream.errors import CorruptInputError, InputError
+from crisp_stream.records.bad_record import LEAST_BYTES_PER_BYTE, LargeRecordError
 
 MAX_RECORD_CHARACTERS = 256 << 20
 PIECE_BYTES = 1 << 20
@@ -21,18 +22,22 @@ _LONGEST_TOKEN = 16
 _BLANK = " \t\n\r"
 
 
-def read_array(url: str, first: bytes, stream: IO[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_array(
+    url: str, first: bytes, stream: IO[bytes], *, room_bytes: int | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number from 1 and fields of each record.
 
     Args:
         url: name of the file, for errors.
         first: its bytes so far, from the `[` on.
         stream: the rest of it.
+        room_bytes: memory that a record may take; None where there is no limit.
 
     Raises:
+        LargeRecordError: a record takes more.
         CorruptInputError: no JSON, or cut off. InputError: an array of something else than objects.
     """
-    text = _Text(url, first, stream)
+    text = _Text(url, first, stream, room_bytes)
     text.position = 1
     number = 0
     while (sign := text.next_sign()) != "]":
@@ -57,8 +62,9 @@ def read_array(url: str, first: bytes, stream: IO[bytes]) -> Iterator[tuple[int,
 class _Text:
     """A piece of the file, and a position in it."""
 
-    def __init__(self, url: str, first: bytes, stream: IO[bytes]) -> None:
+    def __init__(self, url: str, first: bytes, stream: IO[bytes], room_bytes: int | None) -> None:
         self.position = 0
+        self._room_bytes = room_bytes
         self._url, self._stream = url, stream
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogatepass")  # as json.loads decodes bytes
         self._decode_json = json.JSONDecoder().raw_decode
@@ -87,6 +93,9 @@ class _Text:
                 num_held = len(self._piece) - self.position
                 near_end = error.pos >= len(self._piece) - _LONGEST_TOKEN
                 is_cut = near_end or error.msg.startswith("Unterminated string")
+                needed = num_held * LEAST_BYTES_PER_BYTE
+                if self._room_bytes is not None and needed > self._room_bytes:
+                    raise LargeRecordError(number, num_held, needed) from error
                 if num_held > MAX_RECORD_CHARACTERS:
                     raise InputError(
                         f"{self._url}: record {number} of the JSON array must be shorter than "

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import IO, Any, Literal
 
 from crisp_stream.errors import InputError
-from crisp_stream.records.bad_record import BadRecord, not_utf8
+from crisp_stream.records.bad_record import LEAST_BYTES_PER_BYTE, BadRecord, LargeRecordError, not_utf8
 from crisp_stream.records.compression import Damage, opened
 from crisp_stream.records.json_arrays import read_array
 from crisp_stream.storage.inputs import open_input
@@ -30,6 +31,10 @@ TXT_PIECE_CHARACTERS = 16 << 20
 TXT_FIELD = "text"
 """The only field of a .txt file."""
 MAX_LINE_BYTES = 256 << 20
+_PASSED_BYTES = 1 << 20
+_MOST_BYTES_PER_BYTE = 13
+_WIDE, _WIDE_ESCAPE = re.compile(rb"[\xf0-\xff]"), re.compile(rb"\\u[dD][89abAB]")
+"""What takes 4 bytes per character."""
 _FIRST_BYTES = 1 << 16
 """Of the first line, read to see whether the file is an array, which may stand on one line."""
 BATCH_BYTES = 4 << 20
@@ -39,46 +44,80 @@ _UTF8_BOM = b"\xef\xbb\xbf"
 _ARROW_FILE_MAGIC = b"ARROW1"
 
 
-def read_lines(url: str) -> Iterator[Record]:
+def _bytes_to_parse(line: bytes) -> int:
+    """Memory that a line of JSON takes at most until its text is written: the line decoded, its texts taken apart and
+    joined, all in the 1, 2 or 4 bytes per character that Python needs for the widest of them; and the line."""
+    literal = 1 if line.isascii() else 4 if _WIDE.search(line) else 2
+    escaped = 1 if b"\\u" not in line else 4 if _WIDE_ESCAPE.search(line) else 2
+    return len(line) * (1 + 2 * literal + max(literal, escaped))
+
+
+def read_lines(url: str, *, room_bytes: int | None = None) -> Iterator[Record]:
     """The objects of a file with one JSON object per line; blank lines are passed over. A file that begins with `[` is
-    a JSON array instead, and its records are numbered.
+    a JSON array instead, and its records are numbered. While a record is used, its line is not held any more.
+
+    Args:
+        url: the file.
+        room_bytes: memory that a record may take while it is read and used; None where there is no limit.
 
     Raises:
+        LargeRecordError: a record takes more, which does not make it a bad one.
         CorruptInputError: the file cannot be read to its end. InputError: an array of something else than objects.
         StorageError: the storage refused or failed.
     """
     with opened(url) as stream:
+        longest = MAX_LINE_BYTES
+        if room_bytes is not None:
+            longest = min(longest, max(room_bytes // LEAST_BYTES_PER_BYTE, 2 * _FIRST_BYTES))
         number, has_begun = 0, False
-        while line := stream.readline(MAX_LINE_BYTES if has_begun else _FIRST_BYTES):
+        while line := stream.readline(longest if has_begun else _FIRST_BYTES):
             number += 1
-            content = line.removeprefix(_UTF8_BOM) if number == 1 else line
+            if number == 1:
+                line = line.removeprefix(_UTF8_BOM)
             if not has_begun:
-                if content.lstrip().startswith(b"["):
-                    yield from read_array(url, content.lstrip(), stream)
+                if line.lstrip().startswith(b"["):
+                    yield from read_array(url, line.lstrip(), stream, room_bytes=room_bytes)
                     return
                 if not line.endswith(b"\n"):
-                    rest = stream.readline(MAX_LINE_BYTES - _FIRST_BYTES)
-                    line, content = line + rest, content + rest
-            if not content.strip():
+                    line += stream.readline(longest - len(line))
+            if line.isspace():
                 continue
             has_begun = True
-            if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
-                _pass_rest_of_line(stream)
+            if len(line) == longest and not line.endswith(b"\n"):
+                num_bytes = longest + _pass_rest_of_line(stream)
+                if longest < MAX_LINE_BYTES and num_bytes < MAX_LINE_BYTES:
+                    raise LargeRecordError(number, num_bytes, num_bytes * LEAST_BYTES_PER_BYTE)
                 yield number, _too_long()
                 continue
-            yield number, _json_object(content)
+            if room_bytes is not None and len(line) * _MOST_BYTES_PER_BYTE > room_bytes:
+                needed = _bytes_to_parse(line)
+                if needed > room_bytes:
+                    raise LargeRecordError(number, len(line), needed)
+            held = [line]
+            del line
+            yield number, _json_object(held)
 
 
-def _pass_rest_of_line(stream: IO[bytes]) -> None:
-    while (rest := stream.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
-        pass
+def _pass_rest_of_line(stream: IO[bytes]) -> int:
+    """Bytes of the rest."""
+    num_bytes = 0
+    while rest := stream.readline(_PASSED_BYTES):
+        num_bytes += len(rest)
+        if rest.endswith(b"\n"):
+            break
+    return num_bytes
 
 
-def _json_object(line: bytes) -> dict[str, Any] | BadRecord:
+def _json_object(held: list[bytes]) -> dict[str, Any] | BadRecord:
+    """The object of the one line that is held, which is let go of on the way: it may be large."""
+    line = held.pop()
+    is_opened = line.strip() == b"{" if len(line) < _FIRST_BYTES else False
     try:
-        record = json.loads(line)
+        text = line.decode(json.detect_encoding(line), "surrogatepass")  # as json.loads does
+        del line
+        record = json.loads(text)
     except (ValueError, RecursionError) as error:
-        if line.strip() == b"{":
+        if is_opened:
             return BadRecord(
                 reason="not a JSON object",
                 text="every line must be a JSON object, got one over several lines",

@@ -9,6 +9,7 @@ from typing import Any
 
 from crisp_stream.errors import ConflictError, MissingObjectError, StorageError
 from crisp_stream.storage.access import access_options, account_remedy, endpoint_of
+from crisp_stream.storage.file_sizes import FileSizes
 
 UPLOAD_PART_BYTES = 16 << 20
 WRITES = ("put", "put_file", "replace", "delete")
@@ -95,9 +96,9 @@ def _require_support(client: Any, operation: str, url: str) -> None:
     """Web servers are read by name only. Raises StorageError."""
     from obstore.store import HTTPStore
 
-    if isinstance(client, HTTPStore) and operation in (*WRITES, "list"):
+    if isinstance(client, HTTPStore) and operation in (*WRITES, "list", "sizes"):
         raise StorageError(
-            f"{url}: a web server can be read, not {'listed' if operation == 'list' else 'written to'}. "
+            f"{url}: a web server can be read, not {'written to' if operation in WRITES else 'listed'}. "
             "Use the folder that it serves, or s3://, gs:// or az://."
         )
 
@@ -125,6 +126,9 @@ def _request(client: Any, operation: str, path: str, *arguments: Any) -> Any:
         case ["list"]:
             listed: Any = obstore.list(client, path or None)
             return sorted((meta["path"], *_size_and_version(meta)) for batch in listed for meta in batch)
+        case ["sizes"]:
+            found: Any = obstore.list(client, path or None)
+            return FileSizes((meta["path"], meta["size"]) for batch in found for meta in batch)
         case ["delete"]:
             obstore.delete(client, path)
         case _:
@@ -191,6 +195,7 @@ _ACTIONS = {
     "replace": "write",
     "put_file": "write",
     "describe": "look up",
+    "sizes": "list",
 }
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from crisp_stream.errors import ConflictError, MissingObjectError, StorageError
+from crisp_stream.storage.file_sizes import FileSizes
 from crisp_stream.storage.object_client import ObjectClient, action_of, explain, forked_after_use
 from crisp_stream.storage.waiting import waiting_to
 
@@ -83,6 +84,9 @@ class ObjectStore:
 
     def list(self, prefix: str = "") -> list[tuple[str, int]]:
         return [(path, num_bytes) for path, num_bytes, _ in self.call("list", prefix)]
+
+    def sizes(self, prefix: str = "") -> FileSizes:
+        return self.call("sizes", prefix)
 
     def describe(self, path: str) -> tuple[str, int, str]:
         """(path, bytes, version) of one object. Raises MissingObjectError when it is not there."""

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from crisp_stream.errors import ConflictError, InputError, MissingObjectError, StorageError
+from crisp_stream.storage.file_sizes import FileSizes
 
 REMOTE_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "http", "https")
 
@@ -96,6 +97,10 @@ class Store(Protocol):
 
     def list(self, prefix: str = "") -> list[tuple[str, int]]:
         """(path, bytes) of every object under `prefix`, sorted by path."""
+        ...
+
+    def sizes(self, prefix: str = "") -> FileSizes:
+        """What `list` gives, in 16 bytes per object."""
         ...
 
     def delete(self, path: str) -> None:
@@ -205,8 +210,28 @@ class FolderStore:
         return self._file(path).is_file()
 
     def list(self, prefix: str = "") -> list[tuple[str, int]]:
-        files = (file for file in self._file(prefix).rglob("*") if file.is_file())
-        return sorted((file.relative_to(self._folder).as_posix(), file.stat().st_size) for file in files)
+        return sorted(self._files(prefix))
+
+    def sizes(self, prefix: str = "") -> FileSizes:
+        return FileSizes(self._files(prefix))
+
+    def _files(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """(path, bytes) in any order; nothing is held but the names of folders."""
+        folders = [prefix]
+        while folders:
+            folder = folders.pop()
+            with (
+                contextlib.suppress(MissingObjectError),
+                self._explained(folder),
+                os.scandir(self._file(folder)) as found,
+            ):
+                for entry in found:
+                    path = f"{folder}/{entry.name}" if folder else entry.name
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(path)
+                    elif entry.is_file():
+                        with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
+                            yield path, entry.stat().st_size
 
     def delete(self, path: str) -> None:
         with self._explained(path):

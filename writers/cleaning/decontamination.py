@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.errors import FormatError, InputError
-from crisp_stream.writers.cleaning.words import HashedWords, hash_words, ngram_hashes
+from crisp_stream.writers.cleaning.words import HashedWords, hash_words, hashed_pieces, ngram_hashes
 from crisp_stream.writers.options import MAX_NGRAM, MIN_NGRAM, WriteOptions
 
 INDEX_VERSION = 1
@@ -166,13 +166,17 @@ class EvaluationNgrams:
 
     def find_all(self, texts: Sequence[str]) -> list[ContaminationMatch | None]:
         """The first match in each document, by where it begins; of matches that begin together the longest."""
-        hashed = hash_words(texts)
         matches: list[ContaminationMatch | None] = [None] * len(texts)
-        for hit in sorted(self._hits(hashed)):
-            if matches[hit.text] is None and self._is_confirmed(hashed, hit):
-                example = self._examples[int(self._entries[hit.ngram]["example"])]
-                words = self.words_of_ngram(hit.ngram)
-                matches[hit.text] = ContaminationMatch(source=example.source, row=example.row, words=words)
+        overlap = self._lengths[0] - 1
+        for piece in hashed_pieces(texts, overlap=overlap):
+            # A hit may begin where the longest n-gram ends in the piece; further ones are found with the next piece.
+            end = len(piece.words.hashes) - (0 if piece.is_last else overlap)
+            for hit in sorted(self._hits(piece.words)):
+                text = piece.first_text + hit.text
+                if hit.begin < end and matches[text] is None and self._is_confirmed(piece.words, hit):
+                    example = self._examples[int(self._entries[hit.ngram]["example"])]
+                    words = self.words_of_ngram(hit.ngram)
+                    matches[text] = ContaminationMatch(source=example.source, row=example.row, words=words)
         return matches
 
     def find_ngrams(self, texts: Sequence[str]) -> dict[int, int]:

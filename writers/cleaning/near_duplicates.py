@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from crisp_stream.errors import InputError, import_extra
 from crisp_stream.hashing import splitmix64_finalise
 from crisp_stream.writers.cleaning.duplicates import PAIR, Firsts
-from crisp_stream.writers.cleaning.words import hash_words, ngram_hashes
+from crisp_stream.writers.cleaning.words import hashed_pieces, ngram_hashes
 
 _BLOCK_GRAMS = 512
 _PAIRS_AT_ONCE = 1 << 16
@@ -105,24 +105,32 @@ def text_minima(texts: Sequence[str], settings: NearSettings) -> tuple[NDArray[n
         [num_texts, num_minima]; and which texts have words at all.
     """
     factors, summands = _permutations(settings.num_minima, settings.seed)
-    hashed = hash_words(texts)
-    grams = _murmur3_finalise((ngram_hashes(hashed.hashes, settings.words_per_gram) >> np.uint64(32)).astype(np.uint32))
+    words_per_gram = settings.words_per_gram
     minima = np.full((len(texts), settings.num_minima), 2**32 - 1, np.uint32)
     block = np.empty((_BLOCK_GRAMS, settings.num_minima), np.uint32)
-    first_word = hashed.first_word.tolist()
-    for text, (first, end) in enumerate(itertools.pairwise(first_word)):
-        of_text = grams[first : end - settings.words_per_gram + 1]
-        if first < end < first + settings.words_per_gram:
-            short = ngram_hashes(hashed.hashes[first:end], end - first)
-            of_text = _murmur3_finalise((short >> np.uint64(32)).astype(np.uint32))
-        elif first == end:
-            continue
-        for start in range(0, len(of_text), _BLOCK_GRAMS):
-            piece = of_text[start : start + _BLOCK_GRAMS, None]
-            permuted = np.multiply(piece, factors, out=block[: len(piece)])
-            permuted += summands
-            np.minimum(minima[text], permuted.min(axis=0), out=minima[text])
-    return minima, np.diff(hashed.first_word) > 0
+    has_words, has_grams = np.zeros(len(texts), np.bool_), np.zeros(len(texts), np.bool_)
+    for piece in hashed_pieces(texts, overlap=words_per_gram - 1):
+        hashes = piece.words.hashes
+        grams = _gram_hashes(hashes, words_per_gram)
+        for text, (first, end) in enumerate(itertools.pairwise(piece.words.first_word.tolist()), piece.first_text):
+            of_text = grams[first : max(end - words_per_gram + 1, first)]
+            if first == end:
+                continue
+            has_words[text] = True
+            if len(of_text):
+                has_grams[text] = True
+            elif piece.is_last and not has_grams[text]:  # fewer words than a gram has, and these are all
+                of_text = _gram_hashes(hashes[first:end], end - first)
+            for start in range(0, len(of_text), _BLOCK_GRAMS):
+                some = of_text[start : start + _BLOCK_GRAMS, None]
+                permuted = np.multiply(some, factors, out=block[: len(some)])
+                permuted += summands
+                np.minimum(minima[text], permuted.min(axis=0), out=minima[text])
+    return minima, has_words
+
+
+def _gram_hashes(word_hashes: NDArray[np.uint64], words_per_gram: int) -> NDArray[np.uint32]:
+    return _murmur3_finalise((ngram_hashes(word_hashes, words_per_gram) >> np.uint64(32)).astype(np.uint32))
 
 
 def similarities(minima: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -8,7 +8,6 @@ Hashes are of 64 bits, made from those of the words: two different texts have on
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,12 +15,9 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from crisp_stream.writers.cleaning.words import hash_words, ngram_hashes
+from crisp_stream.writers.cleaning.words import hashed_pieces, ngram_hashes
 
 NGRAM_WORDS = 8
-_CHARACTERS = 1 << 20
-"""Text that is hashed at once, about 30 MB of memory."""
-_CUT = re.compile(r"\s")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,53 +32,53 @@ class TextHashes:
     """[num_texts]."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _PieceHashes:
+    """Hashes of some texts, or of a piece of one."""
+
+    first_text: int
+    documents: NDArray[np.uint64]
+    """Of the texts that end with the piece."""
+    ngrams: NDArray[np.uint64]
+    ngrams_per_text: NDArray[np.int64]
+    """Of the piece, from `first_text` on."""
+
+
 def hash_texts(texts: Sequence[str]) -> TextHashes:
     """Hash every text of a batch; the hashes of a text depend on nothing but its words."""
-    documents: list[int] = []
+    documents: list[NDArray[np.uint64]] = []
     ngrams: list[NDArray[np.uint64]] = []
-    counts: list[NDArray[np.int64]] = []
-    for words, ends in _hashed_words(texts):
-        for start, end in itertools.pairwise([0, *ends.tolist()]):
-            documents.append(xxhash.xxh3_64_intdigest(words[start:end].astype("<u8").tobytes()) if end > start else 0)
-        text_of_word = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
-        within = text_of_word[NGRAM_WORDS - 1 :] == text_of_word[: max(len(words) - NGRAM_WORDS + 1, 0)]
-        ngrams.append(ngram_hashes(words, NGRAM_WORDS)[within])
-        counts.append(np.maximum(np.diff(ends, prepend=0) - NGRAM_WORDS + 1, 0))
+    counts = np.zeros(len(texts), np.int64)
+    for piece in hash_in_pieces(texts):
+        documents.append(piece.documents)
+        ngrams.append(piece.ngrams)
+        counts[piece.first_text : piece.first_text + len(piece.ngrams_per_text)] += piece.ngrams_per_text
+    none = np.empty(0, np.uint64)
     return TextHashes(
-        documents=np.array(documents, np.uint64),
-        ngrams=np.concatenate([np.empty(0, np.uint64), *ngrams]),
-        ngrams_per_text=np.concatenate([np.empty(0, np.int64), *counts]),
+        documents=np.concatenate([none, *documents]), ngrams=np.concatenate([none, *ngrams]), ngrams_per_text=counts
     )
 
 
-def _hashed_words(texts: Sequence[str]) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int64]]]:
-    """Hash the words of texts, some texts at a time: words of all, and where those of each end."""
-    held: list[str] = []
-    held_characters = 0
-    for text in texts:
-        if held and held_characters + len(text) > _CHARACTERS:
-            yield _words_of(held)
-            held, held_characters = [], 0
-        if len(text) > _CHARACTERS:
-            words = np.concatenate([hash_words([piece]).hashes for piece in _pieces(text)])
-            yield words, np.array([len(words)], np.int64)
-        else:
-            held.append(text)
-            held_characters += len(text)
-    if held:
-        yield _words_of(held)
-
-
-def _words_of(texts: list[str]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    hashed = hash_words(texts)
-    return hashed.hashes, hashed.first_word[1:]
-
-
-def _pieces(text: str) -> Iterator[str]:
-    """Cut a long text at white space, which parts words anyway."""
-    start = 0
-    while start < len(text):
-        cut = _CUT.search(text, start + _CHARACTERS)
-        end = len(text) if cut is None else cut.end()
-        yield text[start:end]
-        start = end
+def hash_in_pieces(texts: Sequence[str]) -> Iterator[_PieceHashes]:
+    """`hash_texts` piece by piece, so that a large text takes no more memory than a small one."""
+    hasher, num_words = xxhash.xxh3_64(), 0
+    for piece in hashed_pieces(texts, overlap=NGRAM_WORDS - 1):
+        hashes, first_word = piece.words.hashes, piece.words.first_word
+        documents: list[int] = []
+        for start, end in itertools.pairwise(first_word.tolist()):
+            new = hashes[start + piece.num_repeated : end]
+            hasher.update(new.astype("<u8").tobytes())
+            num_words += len(new)
+            if piece.is_last:
+                documents.append(hasher.intdigest() if num_words else 0)
+                hasher.reset()
+                num_words = 0
+        words_per_text = np.diff(first_word)
+        text_of_word = np.repeat(np.arange(len(words_per_text)), words_per_text)
+        within = text_of_word[NGRAM_WORDS - 1 :] == text_of_word[: max(len(hashes) - NGRAM_WORDS + 1, 0)]
+        yield _PieceHashes(
+            first_text=piece.first_text,
+            documents=np.array(documents, np.uint64),
+            ngrams=ngram_hashes(hashes, NGRAM_WORDS)[within],
+            ngrams_per_text=np.maximum(words_per_text - NGRAM_WORDS + 1, 0),
+        )

@@ -15,8 +15,9 @@ words.
 
 from __future__ import annotations
 
+import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -27,6 +28,9 @@ from crisp_stream.errors import InputError
 from crisp_stream.examples.ignorable import without_ignorable
 from crisp_stream.hashing import splitmix64_finalise
 
+PIECE_CHARACTERS = 1 << 20
+"""Text whose words are hashed at once, about 30 MB of memory."""
+_BLANK, _ASCII_SEPARATOR = re.compile(r"\s"), re.compile("[^0-9A-Za-z]")
 _BLOCK_CHARACTERS = 1 << 15
 _CHARACTER_BASE = 0x9E3779B97F4A7C15 | 1
 _WORD_BASE = 0xD1342543DE82EF95 | 1
@@ -67,12 +71,75 @@ class HashedWords:
         return [self.normalised[start:stop] for start, stop in spans]
 
 
+@dataclass(frozen=True, kw_only=True)
+class WordsPiece:
+    """Words of some texts, or of a piece of one."""
+
+    first_text: int
+    """Number of the first of the texts."""
+    words: HashedWords
+    """Of whole texts, or of one text from `num_repeated` words before the piece on."""
+    num_repeated: int
+    """Words at the beginning that end the piece before, of the same text."""
+    is_last: bool
+    """The texts end with this piece."""
+
+
 def hash_words(texts: Sequence[str]) -> HashedWords:
     """Cut a batch of texts into words and hash each; the hash of a word depends on nothing but the word.
 
     It takes about 15 bytes of memory per character while it runs.
     """
     return _hash_parts([text.lower() if text.isascii() else _folded(text) for text in texts], _word_bounds)
+
+
+def hashed_pieces(texts: Sequence[str], *, overlap: int = 0) -> Iterator[WordsPiece]:
+    """`hash_words` in pieces of about a million characters, so that a large text takes no more memory than a small one.
+
+    Many small texts are one piece, a large text is several: it is cut at white space, or in
+    ASCII behind any sign that parts words, and
+    each piece of it but the first begins with the last `overlap` words of the piece before.
+    """
+    first = held_characters = 0
+    for at, text in enumerate(texts):
+        if at > first and held_characters + len(text) > PIECE_CHARACTERS:
+            yield WordsPiece(first_text=first, words=hash_words(texts[first:at]), num_repeated=0, is_last=True)
+            first, held_characters = at, 0
+        if len(text) <= PIECE_CHARACTERS:
+            held_characters += len(text)
+            continue
+        words: HashedWords | None = None
+        for start, end in _cuts(text):
+            piece = hash_words([text[start:end]])
+            num_repeated = 0 if words is None else min(overlap, len(words.hashes))
+            words = piece if words is None else _behind(words, num_repeated, piece)
+            yield WordsPiece(first_text=at, words=words, num_repeated=num_repeated, is_last=end == len(text))
+        first, held_characters = at + 1, 0
+    if first < len(texts):
+        yield WordsPiece(first_text=first, words=hash_words(texts[first:]), num_repeated=0, is_last=True)
+
+
+def _cuts(text: str) -> Iterator[tuple[int, int]]:
+    start, separator = 0, _ASCII_SEPARATOR if text.isascii() else _BLANK
+    while start < len(text):
+        cut = separator.search(text, start + PIECE_CHARACTERS)
+        end = len(text) if cut is None else cut.end()
+        yield start, end
+        start = end
+
+
+def _behind(before: HashedWords, num_repeated: int, piece: HashedWords) -> HashedWords:
+    """A piece of a text with the last words of the piece before it in front."""
+    first = len(before.hashes) - num_repeated
+    first_character = int(before.word_start[first]) if num_repeated else len(before.normalised)
+    moved = len(before.normalised) - first_character + 1
+    return HashedWords(
+        hashes=np.concatenate([before.hashes[first:], piece.hashes]),
+        first_word=np.array([0, num_repeated + len(piece.hashes)], np.int64),
+        normalised=f"{before.normalised[first_character:]}\n{piece.normalised}",
+        word_start=np.concatenate([before.word_start[first:] - first_character, piece.word_start + moved]),
+        word_end=np.concatenate([before.word_end[first:] - first_character, piece.word_end + moved]),
+    )
 
 
 def _folded(text: str) -> str:
@@ -176,7 +243,11 @@ def _hash_spans(codes: _Codes, starts: NDArray[np.int64], ends: NDArray[np.int64
         begin = int(starts[first])
         end = max(int(np.searchsorted(ends, begin + _BLOCK_CHARACTERS, side="right")), first + 1)
         length = int(ends[end - 1]) - begin
-        powers, inverses = _powers(1 << max(length - 1, _BLOCK_CHARACTERS - 1).bit_length())
+        if length > _BLOCK_CHARACTERS:
+            hashes[first] = _polynomial(codes[begin : begin + length])
+            first = end
+            continue
+        powers, inverses = _powers(_BLOCK_CHARACTERS)
         sums = np.zeros(length + 1, np.uint64)
         np.multiply(codes[begin : begin + length], powers[:length], out=sums[1:])
         np.cumsum(sums, out=sums)
@@ -186,7 +257,18 @@ def _hash_spans(codes: _Codes, starts: NDArray[np.int64], ends: NDArray[np.int64
     return splitmix64_finalise(hashes)
 
 
-@lru_cache(maxsize=2)
+def _polynomial(codes: _Codes) -> np.uint64:
+    """The hash of one long word before it is finalised, block by block."""
+    powers, _ = _powers(_BLOCK_CHARACTERS)
+    total = np.uint64(0)
+    for start in range(0, len(codes), _BLOCK_CHARACTERS):
+        block = codes[start : start + _BLOCK_CHARACTERS]
+        of_block = (block * powers[: len(block)]).sum(dtype=np.uint64)
+        total = np.add(total, np.multiply(of_block, _power(_CHARACTER_BASE, start)))
+    return total
+
+
+@lru_cache(maxsize=1)
 def _powers(length: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     inverse = pow(_CHARACTER_BASE, -1, 1 << 64)
     return _geometric(_CHARACTER_BASE, length), _geometric(inverse, length)

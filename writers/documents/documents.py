@@ -7,13 +7,14 @@ documents. A file can be read alone, in any process.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from crisp_stream.errors import CorruptInputError, InputError
-from crisp_stream.records.bad_record import BadReason, BadRecord
+from crisp_stream.records.bad_record import LEAST_BYTES_PER_BYTE, BadReason, BadRecord, LargeRecordError
 from crisp_stream.records.delimited import read_delimited
 from crisp_stream.records.readers import TXT_FIELD, Record, TxtDocuments, read_arrow, read_lines, read_parquet, read_txt
 from crisp_stream.records.warc import WARC_ID_FIELD, WARC_TEXT_FIELD, read_warc
@@ -31,6 +32,18 @@ _PATHS: dict[str, tuple[str, str | None]] = {"text": (TXT_FIELD, None), "warc": 
 
 _MISSING_FIELDS: tuple[BadReason, ...] = ("no text field", "no id field", "no field for a filter")
 _SHOWN_CHARACTERS = 60
+_CHARACTERS_AT_ONCE = 1 << 20
+_SMALL_BYTES = 16 << 20
+"""A text that takes less has room anywhere."""
+
+
+class LargeDocumentError(Exception):
+    """A document takes more memory than there is for it."""
+
+    def __init__(self, place: str, num_bytes: int, needed_bytes: int) -> None:
+        """Where it stands, its bytes, and the memory that it takes at least."""
+        super().__init__(place, num_bytes, needed_bytes)
+        self.place, self.num_bytes, self.needed_bytes = place, num_bytes, needed_bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +65,7 @@ def read_input(
     bad: BadRecords | None = None,
     *,
     number: int = 0,
+    room_bytes: int | None = None,
 ) -> Iterator[Document]:
     """Stream the documents of one file.
 
@@ -61,15 +75,18 @@ def read_input(
         counts: receives what was dropped and why: empty, null or undecodable texts, and each filter.
         bad: receives the bad records; None: the first one is an error.
         number: number of the file, for `bad`.
+        room_bytes: memory that a document may take; None where there is no limit.
 
     Raises:
+        LargeDocumentError: a document takes more.
         InputError: too many bad records, such as without JSON, a field, or a value that a filter can compare.
         CorruptInputError: the file is damaged. StorageError: the storage refused or failed.
     """
     bad = BadRecords() if bad is None else bad
-    for line, document in _read(file, settings):
+    for line, document in _read(file, settings, room_bytes):
         if isinstance(document, Document):
             yield document
+            del document  # it may be large
         elif isinstance(document, BadRecord):
             try:
                 bad.add(number, line, document, _place(file, line, settings))
@@ -136,14 +153,18 @@ def read_documents(
         )
 
 
-def _read(file: InputFile, settings: DocumentSettings) -> Iterator[tuple[int, Document | str | BadRecord]]:
+def _read(
+    file: InputFile, settings: DocumentSettings, room_bytes: int | None = None
+) -> Iterator[tuple[int, Document | str | BadRecord]]:
     """Every record of the file with the number of its line: a document, or the reason for which it is dropped.
 
     Raises:
         InputError: the file is not the one that was listed. CorruptInputError: it is damaged.
     """
     try:
-        yield from _taken(file, settings)
+        yield from _taken(file, settings, room_bytes)
+    except LargeRecordError as error:
+        raise LargeDocumentError(_place(file, error.number, settings), error.num_bytes, error.needed_bytes) from error
     except CorruptInputError:
         check_unchanged(file)  # which says more
         raise
@@ -159,7 +180,9 @@ def check_unchanged(file: InputFile) -> None:
         require_unchanged(file.signals_url, None, file.signals_version)
 
 
-def _taken(file: InputFile, settings: DocumentSettings) -> Iterator[tuple[int, Document | str | BadRecord]]:
+def _taken(
+    file: InputFile, settings: DocumentSettings, room_bytes: int | None
+) -> Iterator[tuple[int, Document | str | BadRecord]]:
     filters, template = settings.parsed_filters(), settings.template
     text_path, id_path = _PATHS.get(file.kind, (settings.text_path, None))
     id_path = settings.id_field or id_path
@@ -167,7 +190,7 @@ def _taken(file: InputFile, settings: DocumentSettings) -> Iterator[tuple[int, D
         _require_no_fields(file, settings)
         id_path = None
     is_text_only = file.kind in ("csv", "warc")
-    for row, (number, record) in enumerate(_records(file, settings)):
+    for row, (number, record) in enumerate(_records(file, settings, room_bytes)):
         if isinstance(record, BadRecord):
             yield number, record
             continue
@@ -177,6 +200,8 @@ def _taken(file: InputFile, settings: DocumentSettings) -> Iterator[tuple[int, D
             else:
                 text = template.text(record)
             refused = (each.reason for each in filters if not each.keeps(record, from_texts=is_text_only))
+            if room_bytes is not None and text is not None:
+                _require_room(number, text, room_bytes)
             reason = _reason_to_drop(text) or next(refused, None)
             if reason is not None or text is None:
                 yield number, reason or NULL_TEXT
@@ -189,6 +214,13 @@ def _taken(file: InputFile, settings: DocumentSettings) -> Iterator[tuple[int, D
             yield number, error.record.reason if dropped else error.record
             continue
         yield number, Document(text=text, row=row, id=name)
+
+
+def _require_room(number: int, text: str, room_bytes: int) -> None:
+    """Raises LargeRecordError; what the text takes is what `LEAST_BYTES_PER_BYTE` says, in wider characters."""
+    needed = len(text) + (LEAST_BYTES_PER_BYTE - 1) * sys.getsizeof(text)
+    if needed > max(room_bytes, _SMALL_BYTES):
+        raise LargeRecordError(number, len(text), needed)
 
 
 def _require_no_fields(file: InputFile, settings: DocumentSettings) -> None:
@@ -205,10 +237,10 @@ def _require_no_fields(file: InputFile, settings: DocumentSettings) -> None:
         )
 
 
-def _records(file: InputFile, settings: DocumentSettings) -> Iterator[Record]:
+def _records(file: InputFile, settings: DocumentSettings, room_bytes: int | None) -> Iterator[Record]:
     match file.kind:
         case "lines":
-            return read_lines(file.url)
+            return read_lines(file.url, room_bytes=room_bytes)
         case "csv":
             return read_delimited(file.url)
         case "text":
@@ -220,7 +252,7 @@ def _records(file: InputFile, settings: DocumentSettings) -> Iterator[Record]:
         case "arrow":
             return read_arrow(file.url, settings.paths())
         case "redpajama-v2":
-            return read_redpajama(file)
+            return read_redpajama(file, room_bytes=room_bytes)
         case "hub":
             return read_hub(file, settings.paths())
 
@@ -249,7 +281,8 @@ def _is_unicode(text: str) -> bool:
     if text.isascii():
         return True
     try:
-        text.encode()
+        for start in range(0, len(text), _CHARACTERS_AT_ONCE):
+            text[start : start + _CHARACTERS_AT_ONCE].encode()
     except UnicodeEncodeError:
         return False
     return True

@@ -110,19 +110,23 @@ def _signals_of(root: str, tag: str, known: dict[str, ListedFile], looked_up: se
     return known[url]
 
 
-def read_redpajama(file: InputFile) -> Iterator[Record]:
+def read_redpajama(file: InputFile, *, room_bytes: int | None = None) -> Iterator[Record]:
     """The documents of one file; with a file of signals, each joined with its signals.
 
     A joined record has the document's fields, the signals by their names, and the whole `quality_signals` and
     `metadata`.
 
+    Args:
+        file: as the listing gave it.
+        room_bytes: of `read_lines`.
+
     Raises:
         CorruptInputError: the two files differ in length, or a line of signals belongs to another document.
     """
     if file.signals_url is None:
-        yield from read_lines(file.url)
+        yield from read_lines(file.url, room_bytes=room_bytes)
         return
-    pairs = zip_longest(read_lines(file.url), read_lines(file.signals_url))
+    pairs = zip_longest(read_lines(file.url, room_bytes=room_bytes), read_lines(file.signals_url))
     for row, (document, signals) in enumerate(pairs):
         if document is None or signals is None:
             number = (document or signals or (0,))[0]

@@ -53,6 +53,16 @@ class Pieces:
         ids = np.fromiter(chain.from_iterable(sequences), dtype, count=int(lengths.sum()))
         return cls(ids, lengths, np.array(sequences_per_text, np.int32))
 
+    @classmethod
+    def joined(cls, pieces: Sequence[Pieces]) -> Pieces:
+        """The pieces of consecutive texts as one; at least one batch of them."""
+        return cls(
+            *(
+                np.concatenate([getattr(one, name) for one in pieces])
+                for name in ("ids", "lengths", "sequences_per_text")
+            )
+        )
+
     def save(self, path: Path) -> None:
         """Write one .npz file under its final name, whole or not at all; equal pieces give equal bytes."""
         temporary = path.with_name(path.name + ".tmp")

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from crisp_stream.errors import InputError
+from crisp_stream.records.bad_record import LEAST_BYTES_PER_BYTE
 from crisp_stream.writers.engine.tasks import Kind
 
 DRIVER_BYTES = 448 << 20
@@ -103,6 +104,14 @@ class MemoryLimit:
         self._light_bytes = max(LIGHT_BYTES + LEAST_WORK_BYTES, SORTER_BYTES + held)
         purpose, remedy = f" for shards of {_megabytes(shard_bytes)} MB", "Give more, or smaller shards (--shard-mb)."
         self._require(max(LEAST_WORK_BYTES, held), purpose, remedy)
+
+    def require_parts(self, part_characters: int) -> None:
+        """Raises InputError where a part of so many characters does not fit: a process reads, packs and cuts it."""
+        needed = max(LEAST_WORK_BYTES, part_characters * LEAST_BYTES_PER_BYTE)
+        purpose, remedy = f" for parts of {part_characters:,} characters", "Give more, or a smaller --part-characters."
+        self._require(needed, purpose, remedy)
+        if needed > LEAST_WORK_BYTES:
+            self._light_bytes = max(self._light_bytes, LIGHT_BYTES + needed)
 
     def count_encoder(self, weights_bytes: int) -> None:
         """Count the weights of the neural encoder that is used. Raises InputError where it does not fit."""

@@ -10,12 +10,14 @@ from __future__ import annotations
 import dataclasses
 import errno
 import hashlib
+import itertools
 import json
 import re
 import socket
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,9 +30,12 @@ from crisp_stream.writers.engine.versions import stage_libraries
 from crisp_stream.writers.engine.workspace import Workspace
 
 Record = dict[str, Any]
+Take = Callable[[int, Record], None]
+"""Takes the number of a task and its record."""
 Kind = Literal["light", "encoder"]
 """Workers that run a task: light ones, or those that hold an encoder and a GPU where there are any."""
 _RECORD_THREADS = 64
+_RECORDS_AT_ONCE = 1024
 
 
 def fingerprint(*parts: Any) -> str:
@@ -45,6 +50,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"{type(value).__name__} has no fingerprint")
+
+
+def task_key(stage: str, number: int, task_fingerprint: str) -> str:
+    """Name of a task's files, without their kind."""
+    return f"{stage}/{number:06d}-{task_fingerprint}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +116,14 @@ class Task(ABC):
         may be as many as there are parts."""
         return {**self.__dict__, "inputs": (), "fingerprint": self.fingerprint}
 
+    def has_fingerprint(self, known: str) -> None:
+        """Take the fingerprint that the same task had before, which spares its computation."""
+        vars(self)["fingerprint"] = known
+
     @property
     def key(self) -> str:
         """Name of the task's files, without their kind."""
-        return f"{self.stage}/{self.number:06d}-{self.fingerprint}"
+        return task_key(self.stage, self.number, self.fingerprint)
 
     def file(self, kind: str) -> str:
         """Name of one of its files, such as tokens.npy."""
@@ -171,19 +185,38 @@ class Engine(Protocol):
         ...
 
 
-def finished(workspace: Workspace, tasks: Sequence[Task]) -> dict[int, Record]:
-    """Records of the tasks that are done, by number; those whose files are missing or cut short are not done."""
-    if not tasks:
-        return {}
-    sizes = workspace.sizes(tasks[0].stage)
-    candidates = [task for task in tasks if task.record_name in sizes]
+def stored_records(tasks: Iterable[Task]) -> Iterator[tuple[Task, Record]]:
+    """Tasks that are done with their records, in the order given; some are read at a time, and none is held."""
+    remaining = iter(tasks)
     with ThreadPoolExecutor(_RECORD_THREADS) as threads:
-        records = threads.map(lambda task: json.loads(workspace.read(task.record_name)), candidates)
-        return {
-            task.number: record
-            for task, record in zip(candidates, records, strict=True)
-            if all(sizes.get(name) == size for name, size in record.get("files", {}).items())
-        }
+        while some := list(itertools.islice(remaining, _RECORDS_AT_ONCE)):
+            contents = threads.map(lambda task: task.workspace.read(task.record_name), some)
+            for task, content in zip(some, contents, strict=True):
+                yield task, json.loads(content)
+
+
+def each_finished(workspace: Workspace, tasks: Sequence[Task]) -> Iterator[tuple[int, Task, Record]]:
+    """(position, task, record) of the tasks that are done; those whose files are missing or cut short are not done."""
+    if not tasks:
+        return
+    sizes = workspace.listed(tasks[0].stage)
+    positions: deque[int] = deque()
+
+    def candidates() -> Iterator[Task]:
+        for position, task in enumerate(tasks):
+            if task.record_name in sizes:
+                positions.append(position)
+                yield task
+
+    for task, record in stored_records(candidates() if len(sizes) else ()):
+        position = positions.popleft()
+        if all(sizes.get(name) == size for name, size in record.get("files", {}).items()):
+            yield position, task, record
+
+
+def finished(workspace: Workspace, tasks: Sequence[Task]) -> dict[int, Record]:
+    """Records of the tasks that are done, by number."""
+    return {task.number: record for _, task, record in each_finished(workspace, tasks)}
 
 
 class PlanEnds(Exception):  # noqa: N818 (not an error)
@@ -202,10 +235,18 @@ class Runner:
         """Stage, tasks, tasks that are done."""
 
     def run(self, tasks: Sequence[Task], *, unit: str, num_units: Sequence[int] | None = None) -> list[Record]:
-        """Run what is not done of a stage; the records of all its tasks, in their order.
+        """`run_each`, for a stage of few tasks; the records of all of them, in their order."""
+        records: dict[int, Record] = {}
+        self.run_each(tasks, records.__setitem__, unit=unit, num_units=num_units)
+        return [records[task.number] for task in tasks]
+
+    def run_each(self, tasks: Sequence[Task], take: Take, *, unit: str, num_units: Sequence[int] | None = None) -> None:
+        """Run what is not done of a stage. Nothing of a task is held here but whether it is done.
 
         Args:
             tasks: of one stage.
+            take: gets number and record of every task, in any order. Whoever needs a record again reads it
+                (`stored_records`).
             unit: what records count as `num_units`, in the plural; empty where a task is all there is to count.
             num_units: of each task, where that is known before.
 
@@ -213,16 +254,16 @@ class Runner:
             PlanEnds: without an engine, when a task is not done.
         """
         if not tasks:
-            return []
-        records = self._finished(tasks)
-        missing = [task for task in tasks if task.number not in records]
-        if missing:
-            done = self._engine().run(missing, kind=tasks[0].kind, num_tasks=len(missing))
+            return
+        done = self._finished(tasks, take)
+        num_missing = done.count(0)
+        if num_missing:
+            missing = (task for task, is_done in zip(tasks, done, strict=True) if not is_done)
+            running = self._engine().run(missing, kind=tasks[0].kind, num_tasks=num_missing)
             total = None
             if num_units is not None:
-                total = sum(count for task, count in zip(tasks, num_units, strict=True) if task.number not in records)
-            self._collect(records, done, tasks, unit, total)
-        return [records[task.number] for task in tasks]
+                total = sum(count for count, is_done in zip(num_units, done, strict=True) if not is_done)
+            self._collect(take, running, tasks[0], unit, total)
 
     def run_here(self, task: Task) -> Record:
         """Run the only task of a stage in this process, unless it is done: its description holds whole files.
@@ -230,63 +271,65 @@ class Runner:
         Raises:
             PlanEnds: without an engine, when it is not done.
         """
-        records = self._finished([task])
+        records: list[Record] = []
+        self._finished([task], lambda _, record: records.append(record))
         if not records:
             self._engine()
-            records[task.number] = execute(task)
-        return records[task.number]
+            records.append(execute(task))
+        return records[0]
 
     def run_both(
-        self, first: Sequence[Task], second: Sequence[Task], *, unit: str
-    ) -> tuple[list[Record], list[Record]]:
+        self, first: Sequence[Task], second: Sequence[Task], take_first: Take, take_second: Take, *, unit: str
+    ) -> None:
         """Run two stages of which task i of the second needs task i of the first, both at once.
 
-        A task of the second stage starts as soon as its first is done: GPUs do not wait for the last CPU task.
+        A task of the second stage starts as soon as its first is done: GPUs do not wait for the last CPU task. Tasks
+        of the first are numbered consecutively; `take_first` and `take_second` are those of `run_each`.
         """
-        records = self._finished(first)
-        missing = [task for task in first if task.number not in records]
-        of_second = self._finished(second)
-        if missing or len(of_second) < len(second):
-            engine = self._engine()
-            wanted = {one.number: other for one, other in zip(first, second, strict=True)}
+        done_first = self._finished(first, take_first)
+        done_second = self._finished(second, take_second)
+        if all(done_first) and all(done_second):
+            return
+        engine = self._engine()
+        first_number = first[0].number
+        missing = (task for task, is_done in zip(first, done_first, strict=True) if not is_done)
 
-            def feed() -> Iterator[Task]:
-                for number, task in wanted.items():
-                    if number in records and task.number not in of_second:
-                        yield task
-                for number, record in engine.run(missing, kind="light", num_tasks=len(missing)):
-                    records[number] = record
-                    if wanted[number].number not in of_second:
-                        yield wanted[number]
+        def feed() -> Iterator[Task]:
+            for position, is_done in enumerate(done_first):
+                if is_done and not done_second[position]:
+                    yield second[position]
+            for number, record in engine.run(missing, kind="light", num_tasks=done_first.count(0)):
+                take_first(number, record)
+                if not done_second[number - first_number]:
+                    yield second[number - first_number]
 
-            self._collect(of_second, engine.run(feed(), kind="encoder"), second, unit)
-        return [records[task.number] for task in first], [of_second[task.number] for task in second]
+        self._collect(take_second, engine.run(feed(), kind="encoder"), second[0], unit)
 
     def _engine(self) -> Engine:
         if self.engine is None:
             raise PlanEnds
         return self.engine
 
-    def _finished(self, tasks: Sequence[Task]) -> dict[int, Record]:
-        records = finished(self.workspace, tasks)
-        self.plan.append((tasks[0].stage, len(tasks), len(records)))
-        if records and self.engine is not None:
-            self.log(f"{tasks[0].stage}: {len(records):,} of {len(tasks):,} tasks were done by an earlier run")
-        return records
+    def _finished(self, tasks: Sequence[Task], take: Take) -> bytearray:
+        """[num_tasks], 1 for the tasks that are done, whose records are taken."""
+        done = bytearray(len(tasks))
+        for position, task, record in each_finished(self.workspace, tasks):
+            done[position] = 1
+            take(task.number, record)
+        num_done = done.count(1)
+        self.plan.append((tasks[0].stage, len(tasks), num_done))
+        if num_done and self.engine is not None:
+            self.log(f"{tasks[0].stage}: {num_done:,} of {len(tasks):,} tasks were done by an earlier run")
+        return done
 
     def _collect(
-        self,
-        records: dict[int, Record],
-        done: Iterator[tuple[int, Record]],
-        tasks: Sequence[Task],
-        unit: str,
-        total: int | None = None,
+        self, take: Take, running: Iterator[tuple[int, Record]], one: Task, unit: str, total: int | None = None
     ) -> None:
-        progress = Progress(tasks[0].title or tasks[0].stage, unit, log=self.log, total=total)
+        progress = Progress(one.title or one.stage, unit, log=self.log, total=total)
         try:
-            for number, record in done:
-                records[number] = record
+            for number, record in running:
                 progress.add(int(record.get("num_units", 1)))
+                take(number, record)
         except BaseException:
             progress.close()
             raise

@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import hashlib
 import io
+import itertools
 import os
 import shutil
 import tempfile
@@ -25,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.errors import MissingObjectError
+from crisp_stream.storage.file_sizes import FileSizes
 from crisp_stream.storage.store import Store, is_remote, local_path, open_store
 
 
@@ -58,6 +60,10 @@ class Workspace:
     def sizes(self, prefix: str) -> dict[str, int]:
         """Name to bytes of every finished file below a folder of the workspace, in one listing."""
         return {name: num_bytes for name, num_bytes in self.store.list(prefix) if not name.endswith(".tmp")}
+
+    def listed(self, prefix: str) -> FileSizes:
+        """`sizes`, and those of unfinished files, in 16 bytes per file: for folders of millions of files."""
+        return self.store.sizes(prefix)
 
     def read(self, name: str) -> bytes:
         """A whole small file. Raises MissingObjectError, StorageError."""
@@ -111,6 +117,20 @@ class Workspace:
         """Write a .npy file."""
         with self.created(name) as path, path.open("wb") as file:
             np.save(file, array, allow_pickle=False)
+
+    def save_rows(self, name: str, pieces: Iterator[NDArray[Any]]) -> None:
+        """Write a .npy file piece by piece, at least one, as `save_array` writes all of them joined. Not through a map,
+        because a full disk would end the process."""
+        with self.created(name) as path, path.open("wb") as file:
+            first = next(pieces)
+            num_rows = 0
+            header = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False}
+            np.lib.format.write_array_header_1_0(file, header | {"shape": (0, *first.shape[1:])})
+            for piece in itertools.chain([first], pieces):
+                file.write(np.ascontiguousarray(piece).data)
+                num_rows += len(piece)
+            file.seek(0)
+            np.lib.format.write_array_header_1_0(file, header | {"shape": (num_rows, *first.shape[1:])})
 
     def load_array(self, name: str) -> NDArray[Any]:
         """Read a .npy file into memory."""

@@ -24,9 +24,10 @@ from crisp_stream.writers.cleaning.duplicates import packed_places, text_digests
 from crisp_stream.writers.cleaning.excluded_ids import ExcludedIds
 from crisp_stream.writers.cleaning.near_duplicates import NearSettings, Sketches, sketch_texts
 from crisp_stream.writers.documents.bad_records import BadRecords, Budget
-from crisp_stream.writers.documents.documents import Document, check_unchanged, read_input
+from crisp_stream.writers.documents.documents import Document, LargeDocumentError, check_unchanged, read_input
 from crisp_stream.writers.documents.drops import NOT_SAMPLED, DropCounts
 from crisp_stream.writers.documents.inputs import DocumentSettings, InputFile
+from crisp_stream.writers.engine.memory_limit import DRIVER_BYTES
 from crisp_stream.writers.engine.tasks import Record, Task, file_sizes
 from crisp_stream.writers.engine.workspace import Workspace
 from crisp_stream.writers.stages.excluded import excluded_ids
@@ -92,6 +93,8 @@ class DocumentsTask(Task):
     """Bad records that the whole run may leave out. Not one of the settings: files that could be read stay read."""
     limit: int | None = None
     """Read at most this many documents, dropped ones and bad records included."""
+    room_bytes: int | None = None
+    """Memory that a document may take; None where it is not limited. Not one of the settings."""
 
     def settings(self) -> Any:
         """Values that determine the batches."""
@@ -135,7 +138,9 @@ class DocumentsTask(Task):
                 continue
             place = self.first_file + number
             try:
-                for document in read_input(file, self.documents, made.reading, made.bad, number=place):
+                for document in read_input(
+                    file, self.documents, made.reading, made.bad, number=place, room_bytes=self.room_bytes
+                ):
                     if self.limit is not None and made.num_read >= self.limit:
                         return
                     made.num_taken += 1
@@ -148,6 +153,8 @@ class DocumentsTask(Task):
                     if self.limit is not None and made.num_read >= self.limit:
                         check_unchanged(file)
                         return
+            except LargeDocumentError as error:
+                raise _no_room(error, self.room_bytes or 0) from error
             except CorruptInputError as error:
                 raise _CorruptFileError(number, error) from error
 
@@ -156,6 +163,15 @@ class DocumentsTask(Task):
             return True
         place = np.array([(self.first_file + number) << 40 | row], np.uint64)
         return float(splitmix64_finalise(place + np.uint64(1))[0]) / 2**64 < self.selection.sample
+
+
+def _no_room(error: LargeDocumentError, room_bytes: int) -> InputError:
+    least = -(-(DRIVER_BYTES + error.needed_bytes) >> 20)
+    return InputError(
+        f"memory: the document at {error.place} has {-(-error.num_bytes >> 20)} MB and takes "
+        f"{-(-error.needed_bytes >> 20)} MB of memory while it is read, got {room_bytes >> 20} MB for the data of a "
+        f"process. Give more (at least {least} MB with --processes 1), or cut the document or take it out."
+    )
 
 
 def _name(document: Document, file: InputFile) -> str:
@@ -189,6 +205,8 @@ class _Made:
     _held_characters: int = 0
     _documents_per_batch: list[int] = field(default_factory=list)
     _characters_per_batch: list[int] = field(default_factory=list)
+    _longest_per_batch: list[int] = field(default_factory=list)
+    """Characters of the longest document of each."""
     _places: list[NDArray[Any]] = field(default_factory=list)
     _digests: list[NDArray[Any]] = field(default_factory=list)
     _sketches: list[Sketches] = field(default_factory=list)
@@ -219,8 +237,10 @@ class _Made:
             options = pa.ipc.IpcWriteOptions(compression="zstd")
             with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _BATCH, options=options) as writer:
                 writer.write_table(table)
+        del table
         self._documents_per_batch.append(len(texts))
         self._characters_per_batch.append(sum(map(len, texts)))
+        self._longest_per_batch.append(max(map(len, texts)))
         self._places.append(np.array(list(zip(files, rows, strict=True)), PLACE))
         if self.task.selection.exact:
             self._digests.append(text_digests(texts))
@@ -274,6 +294,7 @@ class _Made:
             "bad_shown": self.bad.shown(),
             "documents_per_batch": self._documents_per_batch,
             "characters_per_batch": self._characters_per_batch,
+            "longest_per_batch": self._longest_per_batch,
             "dropped": self.counts.as_dict(),
             "num_contaminated": sum(map(len, self._contaminated)),
             "corrupt": [[self.task.files[number].name, reason] for number, reason in sorted(corrupt.items())],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,7 +17,8 @@ from crisp_stream.format.mds import ShardRow
 from crisp_stream.format.tables import marked
 from crisp_stream.storage.store import open_store
 from crisp_stream.tree.tree import ClusterTree
-from crisp_stream.writers.engine.tasks import Record, Runner, Task, finished
+from crisp_stream.writers.engine.task_list import TaskList
+from crisp_stream.writers.engine.tasks import Record, Runner, Task, finished, stored_records
 from crisp_stream.writers.engine.workspace import Workspace
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.publishing.claim import Hold
@@ -33,7 +34,7 @@ from crisp_stream.writers.stages.shards import (
     next_shards,
 )
 from crisp_stream.writers.stages.tree import FittedTree
-from crisp_stream.writers.stages.whole_corpus import GivenTreeTask
+from crisp_stream.writers.stages.whole_corpus import BatchNames, GivenTreeTask
 from crisp_stream.writers.stages.windows import SPANS, Part
 from crisp_stream.writers.tree.quality import QualitySums, quality_of_counts
 
@@ -91,13 +92,16 @@ class DocumentsTableTask(Task):
 class Sorted:
     """Sorted runs of all windows."""
 
-    runs: list[RunTask]
-    records: list[Record]
+    runs: Sequence[RunTask]
+
+    def records(self) -> Iterator[Record]:
+        """Records of the runs, which say something of each part, and so are read again instead of held."""
+        return (record for _, record in stored_records(self.runs))
 
     @property
     def quality_sums(self) -> QualitySums:
         """Fit of the tree to all windows; added up part by part, whatever parts a run holds."""
-        return QualitySums.merge(QualitySums.from_json(part) for record in self.records for part in record["quality"])
+        return QualitySums.merge(QualitySums.from_json(part) for record in self.records() for part in record["quality"])
 
 
 def sort_in_stages(
@@ -113,19 +117,25 @@ def sort_in_stages(
     run_bytes = options.run_bytes
     if work_bytes is not None:
         run_bytes = min(run_bytes, max(work_bytes // _COPIES_IN_SORTING, 1))
-    tasks = [
-        RunTask(
+    groups = group_parts(embedded.parts, window_bytes, run_bytes=run_bytes)
+    tasks = TaskList(
+        len(groups),
+        lambda at: RunTask(
             workspace=runner.workspace,
-            number=number,
-            inputs=(tree.fingerprint, *(part.fingerprint for part in parts)),
-            parts=parts,
+            number=at,
+            inputs=(tree.fingerprint, *(part.fingerprint for part in groups[at])),
+            parts=groups[at],
             tree=tree.key,
             seed=options.seed,
-        )
-        for number, parts in enumerate(group_parts(embedded.parts, window_bytes, run_bytes=run_bytes))
-    ]
-    windows_per_run = [sum(part.num_windows for part in task.parts) for task in tasks]
-    return Sorted(runs=tasks, records=runner.run(tasks, unit="windows", num_units=windows_per_run))
+        ),
+    )
+    windows_per_run = [sum(part.num_windows for part in parts) for parts in groups]
+    runner.run_each(tasks, _ignore, unit="windows", num_units=windows_per_run)
+    return Sorted(runs=tasks)
+
+
+def _ignore(number: int, record: Record) -> None:
+    """Of a task whose record is read again where it is needed."""
 
 
 def shard_tasks(
@@ -179,31 +189,32 @@ def sort_memory(memory_bytes: int, work_bytes: int | None) -> int:
 def document_table_tasks(
     runner: Runner,
     embedded: EmbeddedParts,
-    groups: Sequence[int],
+    batches: BatchNames,
     root: str,
     *,
     first_group: int = 0,
     first_file: int = 0,
     mark: str = "",
     hold: Hold | None = None,
-) -> list[DocumentsTableTask]:
-    """One task per group of input files that gave parts; `groups` [num_parts] are those of the parts."""
-    by_group: dict[int, list[int]] = {}
-    for at, group in enumerate(groups):
-        by_group.setdefault(group, []).append(at)
-    return [
-        DocumentsTableTask(
+) -> TaskList[DocumentsTableTask]:
+    """One task per group of input files that gave parts; the parts are those of the batches."""
+    groups = batches.groups()
+
+    def make(at: int) -> DocumentsTableTask:
+        group, start, stop = groups[at]
+        windows = embedded.windows[start:stop]
+        return DocumentsTableTask(
             workspace=runner.workspace,
             number=first_group + group,
-            inputs=tuple(embedded.windows[at].fingerprint for at in members),
+            inputs=tuple(task.fingerprint for task in windows),
             root=root,
             first_file=first_file,
             mark=mark,
             hold=hold,
-            spans=tuple(embedded.windows[at].file("spans.arrow") for at in members),
+            spans=tuple(task.file("spans.arrow") for task in windows),
         )
-        for group, members in by_group.items()
-    ]
+
+    return TaskList(len(groups), make)
 
 
 def table_digests(runner: Runner, tables: Sequence[DocumentsTableTask]) -> dict[str, str]:

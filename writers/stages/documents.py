@@ -18,10 +18,11 @@ from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.stages.batches import BAD_RECORDS, CORRUPT_FILE, DocumentsTask, Selection, group_files
 from crisp_stream.writers.stages.duplicates import Duplicates, duplicates_in_stages
 from crisp_stream.writers.stages.excluded import ExcludedTask
-from crisp_stream.writers.stages.whole_corpus import BatchName, EvaluationTask, batch_names
+from crisp_stream.writers.stages.whole_corpus import BatchNames, EvaluationTask
 
 SHOWN_BAD_RECORDS = 5
 """Bad records that the error about too many of them shows."""
+_OF_BATCHES = ("documents_per_batch", "characters_per_batch", "longest_per_batch", "files")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,8 @@ class ReadDocuments:
     files: list[InputFile]
     tasks: list[DocumentsTask]
     records: list[Record]
-    batches: list[BatchName]
+    """Of the tasks, without what they say of each batch."""
+    batches: BatchNames
     duplicates: Duplicates | None
     unchecked_examples: int
     """Evaluation examples that are too short to be looked for."""
@@ -56,6 +58,7 @@ def read_documents_in_stages(runner: Runner, options: WriteOptions) -> ReadDocum
     limit = limit_of(runner.engine)
     if limit is not None:
         limit.count_shards(options.shard_bytes)
+        limit.require_parts(options.part_characters)
     ledger = Ledger()
     files = list_input_files(options.inputs, options.documents, ledger)
     evaluation, unchecked = _evaluation(runner, options)
@@ -70,8 +73,8 @@ def read_documents_in_stages(runner: Runner, options: WriteOptions) -> ReadDocum
     read = ReadDocuments(
         files=files,
         tasks=tasks,
-        records=records,
-        batches=batch_names(tasks, records, duplicates),
+        records=[_without_batches(record) for record in records],
+        batches=BatchNames(tasks, records, duplicates),
         duplicates=duplicates,
         unchecked_examples=unchecked,
         ledger=_with_files(ledger, runner, tasks, records, files),
@@ -80,6 +83,10 @@ def read_documents_in_stages(runner: Runner, options: WriteOptions) -> ReadDocum
         if row.reason == CORRUPT_FILE:
             runner.log(f"documents: left out {row.file}: {row.text}")
     return read
+
+
+def _without_batches(record: Record) -> Record:
+    return {name: value for name, value in record.items() if name not in _OF_BATCHES}
 
 
 def _with_files(
@@ -112,6 +119,7 @@ def _documents_tasks(
         exact=options.dedup is not None,
         near=options.sketches,
     )
+    room_bytes = None if runner.engine is None else runner.engine.work_bytes()
     return [
         DocumentsTask(
             workspace=runner.workspace,
@@ -123,6 +131,7 @@ def _documents_tasks(
             selection=selection,
             batch_characters=options.part_characters,
             max_bad=options.bad_budget,
+            room_bytes=room_bytes,
         )
         for number, (start, stop) in enumerate(group_files(files, group_bytes=options.group_bytes))
     ]

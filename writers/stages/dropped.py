@@ -110,13 +110,12 @@ def dropped_list(
 
 def _group_lists(read: ReadDocuments, embedded: EmbeddedParts) -> Iterator[GroupLists]:
     """The lists of each group that has any."""
-    parts = zip(read.batches, embedded.windows, embedded.records, strict=True)
-    of_groups = {group: list(members) for group, members in itertools.groupby(parts, key=lambda part: part[0].group)}
+    of_groups = {group: range(start, stop) for group, start, stop in read.batches.groups()}
     for task, record in zip(read.tasks, read.records, strict=True):
-        windows = [(one, cut["repeats"]) for _, one, cut in of_groups.get(task.number, [])]
+        members = [at for at in of_groups.get(task.number, ()) if embedded.has_repeats[at]]
         lists = GroupLists(
             contaminated=task.file(DROPPED_LIST) if record["num_contaminated"] else None,
-            repeated=tuple(one.file(DROPPED_LIST) for one, repeats in windows if repeats),
+            repeated=tuple(embedded.windows[at].file(DROPPED_LIST) for at in members),
         )
         if lists.contaminated or lists.repeated:
             yield lists

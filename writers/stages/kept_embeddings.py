@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from crisp_stream.format.embeddings import EMBEDDINGS
 from crisp_stream.writers.embedding.embeddings_folder import embeddings_folder, is_complete, records_of, rows_file
+from crisp_stream.writers.engine.task_list import TaskList
 from crisp_stream.writers.engine.tasks import Record, Runner, Task, file_sizes
 from crisp_stream.writers.engine.workspace import Workspace
 from crisp_stream.writers.stages.dataset import Sorted
@@ -38,7 +39,7 @@ class RunEmbeddingsTask(Task):
 
     run: str
     """Key of the run."""
-    parts: tuple[Part, ...]
+    parts: Sequence[Part]
     """Parts of the run."""
     dim: int
 
@@ -129,8 +130,10 @@ def keep_in_stages(
     if is_complete(folder):
         return
     dim = embedded.summary.encoder.dim
-    of_runs = [
-        RunEmbeddingsTask(
+
+    def make(at: int) -> RunEmbeddingsTask:
+        run = ordered.runs[at]
+        return RunEmbeddingsTask(
             workspace=runner.workspace,
             number=run.number,
             inputs=(run.fingerprint,),
@@ -138,8 +141,8 @@ def keep_in_stages(
             parts=run.parts,
             dim=dim,
         )
-        for run in ordered.runs
-    ]
+
+    of_runs = TaskList(len(ordered.runs), make)
     runner.run(of_runs, unit="windows")
     target = folder / EMBEDDINGS
     if runner.engine is not None:

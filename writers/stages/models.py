@@ -10,9 +10,14 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from crisp_stream.errors import InputError
+from crisp_stream.format.manifest import EncoderRecord
 from crisp_stream.format.mds import TokenDtype
+from crisp_stream.format.tokenizer import SLOW_BYTES_PER_CHARACTER
 from crisp_stream.processes import Pool, preload
 from crisp_stream.writers.embedding.embed import EncoderChoice, matching_encoder
 from crisp_stream.writers.embedding.encoder_digest import first_module_file
@@ -21,9 +26,12 @@ from crisp_stream.writers.embedding.given_models import Models
 from crisp_stream.writers.embedding.lsi import FIT_BYTES, FIT_BYTES_PER_CHARACTER, LSI_NAME
 from crisp_stream.writers.embedding.probe import ENCODER_NAME
 from crisp_stream.writers.engine.engine import LocalEngine, holding, limit_of
+from crisp_stream.writers.engine.memory_limit import DRIVER_BYTES
+from crisp_stream.writers.engine.task_list import TaskList
 from crisp_stream.writers.engine.tasks import Record, Runner, execute, finished
 from crisp_stream.writers.given_tokenizer import GivenTokenizer, read_tokenizer
 from crisp_stream.writers.options import WriteOptions
+from crisp_stream.writers.stages.batches import read_batch
 from crisp_stream.writers.stages.documents import ReadDocuments
 from crisp_stream.writers.stages.tree import FittedTree, fit_tree_in_stages, require_windows, task_bytes
 from crisp_stream.writers.stages.whole_corpus import (
@@ -39,6 +47,8 @@ from crisp_stream.writers.stages.windows import (
     EncoderSettings,
     EncoderTask,
     Part,
+    PartCounts,
+    Parts,
     PartsSummary,
     WindowSettings,
     WindowsTask,
@@ -138,13 +148,14 @@ def tokenizer_in_stages(
 class EmbeddedParts:
     """Windows with embeddings."""
 
-    parts: tuple[Part, ...]
-    windows: list[WindowsTask]
-    records: list[Record]
-    """Records of the tasks of `windows`."""
+    parts: Sequence[Part]
+    windows: Sequence[WindowsTask]
+    has_repeats: NDArray[np.bool_]
+    """[num_parts], whether documents of each were removed as duplicates."""
     summary: PartsSummary
     tokenizer: WindowSettings
-    lsi: LsiTask | GivenLsiTask | None
+    lsi: str | None
+    """Folder of the workspace with the files of an LSI that embedded them."""
     encoder_file: bytes
     """What a dataset keeps of its encoder: the content of encoder/encoder.json."""
 
@@ -172,76 +183,116 @@ def parts_in_stages(
     """
     if encoder.name == LSI_NAME and given is None and (limit := limit_of(runner.engine)) is not None:
         limit.require(_LSI_FIT, _lsi_fit_bytes(read))
-    windows = [
-        WindowsTask(
+    _require_room(runner, read, tokenizer)
+    windows = _windows_tasks(runner, read, tokenizer, encoder, first_part)
+    counts = PartCounts(len(windows), first_part=first_part)
+    used: dict[str, Any] = {}
+    """Record of the encoder, as the first part says it."""
+
+    def take_embedded(number: int, record: Record) -> None:
+        if number == first_part:
+            used.update(record["encoder"])
+
+    if both_at_once and encoder.name != LSI_NAME:
+        embeddings = _embeddings_tasks(windows, tokenizer, encoder)
+        runner.run_both(windows, embeddings, counts.add, take_embedded, unit="windows")
+        _require_windows(counts, tokenizer, given, options)
+    else:
+        runner.run_each(windows, counts.add, unit="windows")
+        _require_windows(counts, tokenizer, given, options)
+        if encoder.name == LSI_NAME:
+            encoder = _with_lsi(runner, options, read, tokenizer, encoder, given, _parts(windows, counts))
+        embeddings = _embeddings_tasks(windows, tokenizer, encoder)
+        runner.run_each(embeddings, take_embedded, unit="windows", num_units=counts.windows_per_part.tolist())
+    forget_encoders()
+    summary = PartsSummary.of(counts, encoder=EncoderRecord(**used), token_dtype=tokenizer.token_dtype)
+    return EmbeddedParts(
+        parts=_parts(windows, counts, embeddings),
+        windows=windows,
+        has_repeats=counts.has_repeats,
+        summary=summary,
+        tokenizer=tokenizer.settings,
+        lsi=encoder.lsi,
+        encoder_file=_encoder_file(runner, encoder, given),
+    )
+
+
+def _require_room(runner: Runner, read: ReadDocuments, tokenizer: Tokenizer) -> None:
+    """Raises InputError: a document is too large for `tokenizers`, which takes 112 bytes of memory per character."""
+    room_bytes = None if runner.engine is None else runner.engine.work_bytes()
+    if room_bytes is None or tokenizer.settings.fast_tokenizer or not len(read.batches):
+        return
+    num_characters, at = read.batches.longest_document()
+    needed = num_characters * SLOW_BYTES_PER_CHARACTER
+    if needed > room_bytes:
+        batch = read_batch(runner.workspace, read.batches[at].name)
+        longest = int(np.argmax(list(map(len, batch.texts))))
+        least = (DRIVER_BYTES + needed >> 20) + 1
+        raise InputError(
+            f"memory: document {batch.rows[longest]} of {read.files[batch.files[longest]].name} has "
+            f"{num_characters:,} characters and takes {needed >> 20} MB of memory while this tokenizer encodes it, got "
+            f"{room_bytes >> 20} MB for the data of a process. Give more (at least {least} MB with --processes 1), cut "
+            "the document or take it out, or take a tokenizer that tiktoken equals."
+        )
+
+
+def _windows_tasks(
+    runner: Runner, read: ReadDocuments, tokenizer: Tokenizer, encoder: EncoderSettings, first_part: int
+) -> TaskList[WindowsTask]:
+    duplicates = _duplicates_input(read)
+
+    def make(at: int) -> WindowsTask:
+        batch = read.batches[at]
+        return WindowsTask(
             workspace=runner.workspace,
-            number=first_part + number,
-            inputs=(read.tasks[batch.group].fingerprint, tokenizer.task.fingerprint, *_duplicates_input(read)),
+            number=first_part + at,
+            inputs=(read.tasks[batch.group].fingerprint, tokenizer.task.fingerprint, *duplicates),
             batch=batch.name,
             first_document=batch.first_document,
             removed=batch.removed,
             windows=tokenizer.settings,
             encoder=encoder,
         )
-        for number, batch in enumerate(read.batches)
-    ]
-    lsi: LsiTask | GivenLsiTask | None = None
-    if both_at_once and encoder.name != LSI_NAME:
-        embeddings = _embeddings_tasks(windows, tokenizer, encoder)
-        records, embedded = runner.run_both(windows, embeddings, unit="windows")
-        _require_windows(records, tokenizer, given, options)
+
+    return TaskList(len(read.batches), make)
+
+
+def _with_lsi(
+    runner: Runner,
+    options: WriteOptions,
+    read: ReadDocuments,
+    tokenizer: Tokenizer,
+    encoder: EncoderSettings,
+    given: Given | None,
+    parts: Parts,
+) -> EncoderSettings:
+    """Fit an LSI on the windows, or bring the given one; the encoder with it."""
+    if given is None:
+        lsi = LsiTask(
+            workspace=runner.workspace,
+            number=0,
+            inputs=tuple(part.fingerprint for part in parts),
+            parts=parts,
+            windows=tokenizer.settings,
+            seed=options.seed,
+        )
+        if runner.engine is not None:
+            lsi.write_parts()
+        with holding(runner.engine, _LSI_FIT, _lsi_fit_bytes(read)):
+            [fitted] = runner.run([lsi], unit="")
     else:
-        records = runner.run(windows, unit="windows")
-        _require_windows(records, tokenizer, given, options)
-        if encoder.name == LSI_NAME:
-            if given is None:
-                parts = _cut_parts(windows, records)
-                lsi = LsiTask(
-                    workspace=runner.workspace,
-                    number=0,
-                    inputs=tuple(part.fingerprint for part in parts),
-                    parts=parts,
-                    windows=tokenizer.settings,
-                    seed=options.seed,
-                )
-                if runner.engine is not None:
-                    lsi.write_parts()
-                with holding(runner.engine, _LSI_FIT, _lsi_fit_bytes(read)):
-                    [fitted] = runner.run([lsi], unit="")
-            else:
-                lsi = given.lsi
-                assert lsi is not None
-                fitted = runner.run_here(replace(lsi, files=given.models.lsi_files()))
-            encoder = EncoderSettings(
-                name=LSI_NAME, weights_sha256=fitted["weights_sha256"], lsi=lsi.key, probe=encoder.probe
-            )
-        embeddings = _embeddings_tasks(windows, tokenizer, encoder)
-        embedded = runner.run(embeddings, unit="windows", num_units=[record["num_windows"] for record in records])
-    forget_encoders()
-    parts = tuple(
-        replace(part, embeddings_key=embedding.key, fingerprint=embedding.fingerprint)
-        for part, embedding in zip(_cut_parts(windows, records), embeddings, strict=True)
-    )
-    summary = PartsSummary.of(records, embedded, token_dtype=tokenizer.token_dtype)
-    return EmbeddedParts(
-        parts=parts,
-        windows=windows,
-        records=records,
-        summary=summary,
-        tokenizer=tokenizer.settings,
-        lsi=lsi,
-        encoder_file=_encoder_file(runner, encoder, lsi, given),
-    )
+        lsi = given.lsi
+        assert lsi is not None
+        fitted = runner.run_here(replace(lsi, files=given.models.lsi_files()))
+    return EncoderSettings(name=LSI_NAME, weights_sha256=fitted["weights_sha256"], lsi=lsi.key, probe=encoder.probe)
 
 
-def _encoder_file(
-    runner: Runner, encoder: EncoderSettings, lsi: LsiTask | GivenLsiTask | None, given: Given | None
-) -> bytes:
+def _encoder_file(runner: Runner, encoder: EncoderSettings, given: Given | None) -> bytes:
     """The file that a new encoder's task made; of a given one that of its dataset, byte for byte."""
     if given is not None:
         return given.models.encoder_file()
-    task = lsi or EncoderTask(workspace=runner.workspace, number=0, inputs=(), encoder=encoder)
-    return runner.workspace.read(f"{task.key}/{ENCODER_NAME}")
+    key = encoder.lsi or EncoderTask(workspace=runner.workspace, number=0, inputs=(), encoder=encoder).key
+    return runner.workspace.read(f"{key}/{ENCODER_NAME}")
 
 
 def check_encoder(runner: Runner, options: WriteOptions, given: Given | None) -> EncoderSettings:
@@ -281,8 +332,7 @@ def _count_encoder(runner: Runner, name: str | None) -> None:
 
 
 def _lsi_fit_bytes(read: ReadDocuments) -> int:
-    num_characters = sum(batch.num_characters for batch in read.batches)
-    return FIT_BYTES + FIT_BYTES_PER_CHARACTER * min(num_characters, LSI_TOKENS * _CHARACTERS_PER_TOKEN)
+    return FIT_BYTES + FIT_BYTES_PER_CHARACTER * min(read.batches.num_characters, LSI_TOKENS * _CHARACTERS_PER_TOKEN)
 
 
 def _duplicates_input(read: ReadDocuments) -> tuple[str, ...]:
@@ -318,9 +368,10 @@ def _encoder_settings(options: WriteOptions, given: Given | None) -> EncoderSett
 
 def _embeddings_tasks(
     windows: Sequence[WindowsTask], tokenizer: Tokenizer, encoder: EncoderSettings
-) -> list[EmbeddingsTask]:
-    return [
-        EmbeddingsTask(
+) -> TaskList[EmbeddingsTask]:
+    def make(at: int) -> EmbeddingsTask:
+        task = windows[at]
+        return EmbeddingsTask(
             workspace=task.workspace,
             number=task.number,
             inputs=(task.fingerprint,),
@@ -328,32 +379,28 @@ def _embeddings_tasks(
             windows=tokenizer.settings,
             encoder=encoder,
         )
-        for task in windows
-    ]
+
+    return TaskList(len(windows), make)
 
 
-def _cut_parts(windows: Sequence[WindowsTask], records: Sequence[Record]) -> tuple[Part, ...]:
-    """The parts, not embedded yet."""
-    return tuple(
-        Part(
-            number=task.number,
-            num_windows=int(record["num_windows"]),
-            windows_key=task.key,
-            embeddings_key="",
-            fingerprint=task.fingerprint,
-        )
-        for task, record in zip(windows, records, strict=True)
-    )
+def _parts(
+    windows: TaskList[WindowsTask], counts: PartCounts, embeddings: TaskList[EmbeddingsTask] | None = None
+) -> Parts:
+    """The parts; without `embeddings` they are not embedded yet."""
+    rows = np.zeros(len(windows), Parts.ROW)
+    rows["number"] = np.arange(len(windows)) + (windows[0].number if len(windows) else 0)
+    rows["num_windows"], rows["windows"] = counts.windows_per_part, windows.fingerprints()
+    if embeddings is not None:
+        rows["embeddings"] = embeddings.fingerprints()
+    return Parts(rows)
 
 
-def _require_windows(
-    records: Sequence[Record], tokenizer: Tokenizer, given: Given | None, options: WriteOptions
-) -> None:
+def _require_windows(counts: PartCounts, tokenizer: Tokenizer, given: Given | None, options: WriteOptions) -> None:
     """Raises InputError: there is not one window, or too few of them to fit a tree on; before they are embedded."""
-    num_windows = sum(record["num_windows"] for record in records)
+    num_windows = int(counts.windows_per_part.sum())
     if not num_windows:
-        num_documents = sum(record["num_documents"] for record in records)
-        num_tokens = sum(sum(record["dropped_tokens"].values()) for record in records)
+        num_documents = counts.sums["num_documents"]
+        num_tokens = sum(counts.dropped_tokens.values())
         raise InputError(
             f"inputs: must fill at least one window of {tokenizer.settings.window_tokens} tokens, got "
             f"{num_tokens} tokens in {num_documents} documents. "
@@ -363,7 +410,7 @@ def _require_windows(
         require_windows(num_windows, options.arity)
 
 
-def tree_in_stages(runner: Runner, options: WriteOptions, parts: tuple[Part, ...]) -> FittedTree:
+def tree_in_stages(runner: Runner, options: WriteOptions, parts: Sequence[Part]) -> FittedTree:
     """Fit the tree of a write. Fewer processes run where memory is limited, because each holds examples of a node."""
     engine = runner.engine
     settings = tree_settings(options)

@@ -9,6 +9,7 @@ after the caller has had tasks forgotten whose files are lost.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,7 +140,7 @@ class Assembly:
     """Ranges of their sort keys."""
     shards: list[ShardsTask | UnchangedShardsTask]
     """One per range."""
-    tables: list[DocumentsTableTask]
+    tables: Sequence[DocumentsTableTask]
     first_parts: list[int]
     """First part of each table."""
     texts: TextSketch
@@ -180,7 +181,7 @@ def assemble_in_stages(
     duplicates = corpus.read.duplicates
     texts = sketch_in_stages(runner, corpus.read.batches, duplicates.fingerprint if duplicates else None)
     tree = tree_of(runner.workspace, fitted.key)
-    identity = identity_of(ordered.records, growth.dataset.manifest.fingerprint if growth else None)
+    identity = identity_of(ordered.records(), growth.dataset.manifest.fingerprint if growth else None)
     mark = "" if growth is None or request is None else request.mark(identity)
     settings = ShardSettings(
         root=root,
@@ -212,9 +213,9 @@ def assemble_in_stages(
     first_group, first_part, first_file = 0, 0, 0
     if growth is not None:
         first_group, first_part, first_file = growth.next_group, growth.next_part, len(growth.sources)
-    groups = [batch.group for batch in corpus.read.batches]
+    batches = corpus.read.batches
     tables = document_table_tasks(
-        runner, embedded, groups, root, first_group=first_group, first_file=first_file, mark=mark, hold=hold
+        runner, embedded, batches, root, first_group=first_group, first_file=first_file, mark=mark, hold=hold
     )
     return Assembly(
         corpus=corpus,
@@ -223,7 +224,7 @@ def assemble_in_stages(
         ranges=ranges,
         shards=shards,
         tables=tables,
-        first_parts=[first_part + groups.index(table.number - first_group) for table in tables],
+        first_parts=[first_part + start for _, start, _ in batches.groups()],
         texts=texts,
         sort_memory_bytes=sort_memory_bytes,
         mark=mark,

@@ -71,7 +71,7 @@ def write_small_files(
         if content is not None:
             files[f"tokenizer/{name}"] = content
     if embedded.lsi is not None:
-        files |= {f"encoder/{name}": workspace.read(f"{embedded.lsi.key}/{name}") for name in LSI_FILES}
+        files |= {f"encoder/{name}": workspace.read(f"{embedded.lsi}/{name}") for name in LSI_FILES}
     files[ENCODER_FILE] = embedded.encoder_file
     files[TERMS] = terms_of(runner, assembly, shards, [root, options.out])
     store = open_store(root)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,8 +24,10 @@ from crisp_stream.format.keys import window_keys
 from crisp_stream.tree.tree import ClusterTree
 from crisp_stream.writers.engine.tasks import Record, Task, file_sizes
 from crisp_stream.writers.engine.workspace import Workspace
-from crisp_stream.writers.stages.windows import Part, forget_encoders
+from crisp_stream.writers.stages.windows import Part, chosen_parts, forget_encoders
 from crisp_stream.writers.tree.quality import QualitySums
+
+_ROWS_PER_WRITE = 4096
 
 
 def part_places(part: int, places: NDArray[np.uint32]) -> NDArray[np.uint32]:
@@ -33,20 +35,17 @@ def part_places(part: int, places: NDArray[np.uint32]) -> NDArray[np.uint32]:
     return np.stack([np.full(len(places), part, np.uint32), places], axis=1)
 
 
-def group_parts(parts: Sequence[Part], window_bytes: int, *, run_bytes: int) -> list[tuple[Part, ...]]:
+def group_parts(parts: Sequence[Part], window_bytes: int, *, run_bytes: int) -> list[Sequence[Part]]:
     """Consecutive parts with windows, grouped into runs of at most `run_bytes` of tokens (or one part)."""
-    groups: list[tuple[Part, ...]] = []
-    held: list[Part] = []
-    held_bytes = 0
-    for part in parts:
-        if part.num_windows == 0:
-            continue
-        if held and held_bytes + part.num_windows * window_bytes > run_bytes:
-            groups.append(tuple(held))
-            held, held_bytes = [], 0
-        held.append(part)
+    parts = chosen_parts(parts, lambda part: part.num_windows > 0)
+    groups: list[Sequence[Part]] = []
+    start = held_bytes = 0
+    for at, part in enumerate(parts):
+        if at > start and held_bytes + part.num_windows * window_bytes > run_bytes:
+            groups.append(parts[start:at])
+            start, held_bytes = at, 0
         held_bytes += part.num_windows * window_bytes
-    return [*groups, tuple(held)] if held else groups
+    return [*groups, parts[start:]] if len(parts) else groups
 
 
 @lru_cache(maxsize=1)
@@ -69,7 +68,7 @@ class RunTask(Task):
     title: ClassVar[str] = "sorting windows"
     version: ClassVar[int] = 3
 
-    parts: tuple[Part, ...]
+    parts: Sequence[Part]
     tree: str
     """Folder of the workspace with the tree's files; its name holds their fingerprint."""
     seed: int
@@ -102,7 +101,7 @@ class RunTask(Task):
         all_keys = window_keys(leaves, places, self.seed)
         digests = [_digest(all_keys[start:stop], own) for own, (start, stop) in zip(tokens, bounds, strict=True)]
         order = np.argsort(all_keys, kind="stable")
-        self.workspace.save_array(self.file("tokens.npy"), np.concatenate(tokens)[order])
+        self.workspace.save_rows(self.file("tokens.npy"), _rows_in_order(tokens, order))
         self.workspace.save_array(self.file("places.npy"), places[order])
         self.workspace.save_array(self.file("keys.npy"), all_keys[order])
         return {
@@ -113,6 +112,19 @@ class RunTask(Task):
         }
 
 
+def _rows_in_order(arrays: Sequence[NDArray[Any]], order: NDArray[np.int64]) -> Iterator[NDArray[Any]]:
+    """`np.concatenate(arrays)[order]` in pieces, without a second and a third copy of the arrays."""
+    ends = np.cumsum([len(array) for array in arrays])
+    for start in range(0, len(order), _ROWS_PER_WRITE):
+        rows = order[start : start + _ROWS_PER_WRITE]
+        array_of_row = np.searchsorted(ends, rows, side="right")
+        piece = np.empty((len(rows), *arrays[0].shape[1:]), arrays[0].dtype)
+        for number in np.unique(array_of_row).tolist():
+            here = array_of_row == number
+            piece[here] = arrays[number][rows[here] - (ends[number] - len(arrays[number]))]
+        yield piece
+
+
 def _digest(keys: NDArray[np.uint64], tokens: NDArray[Any]) -> str:
     """Hash the windows of a part, as they stand in it."""
     hasher = xxhash.xxh3_128(np.ascontiguousarray(keys, "<u8").data)
@@ -120,12 +132,18 @@ def _digest(keys: NDArray[np.uint64], tokens: NDArray[Any]) -> str:
     return hasher.hexdigest()
 
 
-def identity_of(records: Sequence[Record], grown: str | None) -> int:
+def identity_of(records: Iterable[Record], grown: str | None) -> int:
     """64 bits that follow from all windows that are written, for the seeds of their checksums.
 
     Args:
         records: of all runs, in order; which parts a run holds changes nothing.
         grown: fingerprint of the dataset that grows, None for a new one.
     """
-    digests = [digest for record in records for digest in record["digests"]]
-    return int(hashlib.sha256(json.dumps([grown, digests]).encode()).hexdigest()[:16], 16)
+    hasher = hashlib.sha256(f"[{json.dumps(grown)}, [".encode())  # a JSON list of it and the list of digests
+    separator = ""
+    for record in records:
+        for digest in record["digests"]:
+            hasher.update(f'{separator}"{digest}"'.encode())
+            separator = ", "
+    hasher.update(b"]]")
+    return int(hasher.hexdigest()[:16], 16)

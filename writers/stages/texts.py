@@ -7,14 +7,16 @@ the time of their tokens; in the stage that cuts windows each batch would leave 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from crisp_stream.examples.sketch import MAX_DOCUMENTS, MAX_NGRAMS, SketchBuilder, TextSketch
 from crisp_stream.format.text_sketch import parse_text_sketch, text_sketch_parquet
-from crisp_stream.writers.cleaning.text_hashes import hash_texts
+from crisp_stream.writers.cleaning.text_hashes import hash_in_pieces
+from crisp_stream.writers.engine.task_list import TaskList
 from crisp_stream.writers.engine.tasks import Record, Runner, Task, file_sizes
-from crisp_stream.writers.stages.whole_corpus import BatchName, selected_texts
+from crisp_stream.writers.stages.whole_corpus import BatchName, BatchNames, selected_texts
 
 _BATCHES_PER_TASK = 64
 _SKETCHES_PER_TASK = 64
@@ -40,9 +42,9 @@ class TextsTask(Task):
         num_documents = 0
         for batch in self.batches:
             texts = selected_texts(self, batch)
-            hashes = hash_texts(texts)
-            documents.add_all(hashes.documents[hashes.documents != 0])
-            ngrams.add_all(hashes.ngrams)
+            for hashes in hash_in_pieces(texts):
+                documents.add_all(hashes.documents[hashes.documents != 0])
+                ngrams.add_all(hashes.ngrams)
             num_documents += len(texts)
         return _written(self, TextSketch(documents=documents.finish(), ngrams=ngrams.finish()), num_documents)
 
@@ -73,18 +75,18 @@ def _written(task: Task, sketch: TextSketch, num_units: int) -> Record:
     return {"num_units": num_units, "files": file_sizes(task, name)}
 
 
-def sketch_in_stages(runner: Runner, batches: list[BatchName], duplicates: str | None) -> TextSketch:
+def sketch_in_stages(runner: Runner, batches: BatchNames, duplicates: str | None) -> TextSketch:
     """Sketch all documents that are kept of the batches; `duplicates` is the fingerprint of what the search for them
     found, if there was one. Raises PlanEnds without an engine, at tasks not done."""
-    tasks: list[Task] = [
-        TextsTask(
+    tasks: Sequence[Task] = TaskList(
+        -(-len(batches) // _BATCHES_PER_TASK),
+        lambda at: TextsTask(
             workspace=runner.workspace,
-            number=number,
+            number=at,
             inputs=() if duplicates is None else (duplicates,),
-            batches=tuple(batches[start : start + _BATCHES_PER_TASK]),
-        )
-        for number, start in enumerate(range(0, len(batches), _BATCHES_PER_TASK))
-    ]
+            batches=tuple(batches[at * _BATCHES_PER_TASK : (at + 1) * _BATCHES_PER_TASK]),
+        ),
+    )
     runner.run(tasks, unit="documents")
     joined = 0
     while len(tasks) > 1:

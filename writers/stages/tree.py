@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from crisp_stream.errors import InputError
+from crisp_stream.writers.engine.task_list import TaskList
 from crisp_stream.writers.engine.tasks import Record, Runner
 from crisp_stream.writers.stages.runs import group_parts
 from crisp_stream.writers.stages.tree_tasks import (
@@ -27,7 +28,7 @@ from crisp_stream.writers.stages.tree_tasks import (
     TreeNodesTask,
     TreeTask,
 )
-from crisp_stream.writers.stages.windows import Part
+from crisp_stream.writers.stages.windows import Part, chosen_parts
 from crisp_stream.writers.tree.growth import LevelPlan, end_of_growth
 from crisp_stream.writers.tree.settings import TreeSettings
 
@@ -69,7 +70,7 @@ def task_bytes(settings: TreeSettings, num_windows: int, dim: int) -> int:
 
 def fit_tree_in_stages(
     runner: Runner,
-    parts: tuple[Part, ...],
+    parts: Sequence[Part],
     settings: TreeSettings,
     *,
     fit_windows: int | None,
@@ -82,7 +83,7 @@ def fit_tree_in_stages(
     """
     total = sum(part.num_windows for part in parts)
     windows = FitWindows(at_most=fit_windows, total=total, seed=settings.seed)
-    parts = tuple(part for part in parts if part.num_windows and windows.has_part(part))
+    parts = chosen_parts(parts, lambda part: part.num_windows > 0 and windows.has_part(part))
     require_windows(sum(part.num_windows for part in parts), settings.arity)
     growth = _Growth(runner, parts, settings, windows, work_bytes)
     while growth.level.number < settings.depth and growth.grow():
@@ -120,7 +121,7 @@ class _Growth:
         self._groups = group_parts(parts, 2 * self._dim + _INDEX_BYTES, run_bytes=group_bytes)
         self.level = LevelFiles(number=0, key=None)
         self._made: list[TreeLevelTask] = []
-        self._draws: list[TreeDrawTask] = []
+        self._draws: Sequence[TreeDrawTask] = []
         self._plans: list[LevelPlan] = []
         self._seconds: list[float] = []
         self._devices: set[str] = set()
@@ -170,22 +171,7 @@ class _Growth:
 
     def _count(self) -> tuple[TreeCountsTask, Record]:
         """Place all windows on the level and draw its examples, in one pass."""
-        above = self._made[-1:]
-        before: list[TreeDrawTask | None] = list(self._draws) if self.level.number > 1 else [None] * len(self._groups)
-        self._draws = [
-            TreeDrawTask(
-                **self._common(
-                    number,
-                    (
-                        *(part.fingerprint for part in group),
-                        *(task.fingerprint for task in (*above, draw) if task is not None),
-                    ),
-                ),
-                parts=group,
-                above=None if draw is None else draw.file("rows.npy"),
-            )
-            for number, (group, draw) in enumerate(zip(self._groups, before, strict=True))
-        ]
+        self._draws = self._draw_tasks()
         num_units = [sum(part.num_windows for part in group) for group in self._groups]
         self._runner.run(self._draws, unit="windows", num_units=num_units)
         counts = TreeCountsTask(
@@ -197,14 +183,29 @@ class _Growth:
         [counted] = self._runner.run([counts], unit="")
         return counts, counted
 
-    def _common(self, number: int, inputs: tuple[str, ...]) -> dict[str, Any]:
+    def _draw_tasks(self) -> TaskList[TreeDrawTask]:
+        level, above = self.level, self._made[-1:]
+        before = self._draws if level.number > 1 else None
+
+        def make(at: int) -> TreeDrawTask:
+            group, draw = self._groups[at], None if before is None else before[at]
+            placed = [task.fingerprint for task in (*above, draw) if task is not None]
+            return TreeDrawTask(
+                **self._common(at, (*(part.fingerprint for part in group), *placed), level),
+                parts=group,
+                above=None if draw is None else draw.file("rows.npy"),
+            )
+
+        return TaskList(len(self._groups), make)
+
+    def _common(self, number: int, inputs: tuple[str, ...], level: LevelFiles | None = None) -> dict[str, Any]:
         return {
             "workspace": self._workspace,
             "number": number,
             "inputs": inputs,
             "tree": self._settings,
             "windows": self._windows,
-            "level": self.level,
+            "level": level or self.level,
         }
 
     def finish(self) -> FittedTree:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -134,7 +134,7 @@ class TreeDrawTask(_LevelTask):
     stage: ClassVar[str] = "tree-draws"
     title: ClassVar[str] = "drawing examples for the tree"
 
-    parts: tuple[Part, ...]
+    parts: Sequence[Part]
     above: str | None
     """Name of the array of rows on the level above; None where that is the root."""
 

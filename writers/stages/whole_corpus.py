@@ -8,9 +8,10 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crisp_stream.examples.question_layouts import QuestionKeys
 from crisp_stream.format.keys import window_hashes
@@ -26,8 +27,8 @@ from crisp_stream.writers.given_tokenizer import GivenTokenizer
 from crisp_stream.writers.stages.batches import DocumentsTask, read_batch
 from crisp_stream.writers.stages.duplicates import Duplicates, RemovedDocuments
 from crisp_stream.writers.stages.runs import part_places
-from crisp_stream.writers.stages.windows import TOKENIZER_NAMES, Part, WindowSettings, tokenizer_of
-from crisp_stream.writers.windows import train_tokenizer, window_texts
+from crisp_stream.writers.stages.windows import TOKENIZER_NAMES, Part, WindowSettings, texts_in_batches, tokenizer_of
+from crisp_stream.writers.windows import train_tokenizer
 
 PROBE_DOCUMENTS = 64
 PROBE_CHARACTERS = 1 << 20
@@ -86,32 +87,70 @@ class BatchName:
     """What the search for duplicates removes of it, and of documents before and after it."""
 
 
-def batch_names(
-    tasks: Sequence[DocumentsTask], records: Sequence[Record], duplicates: Duplicates | None
-) -> list[BatchName]:
-    """All batches in document order."""
-    names: list[BatchName] = []
-    for task, record in zip(tasks, records, strict=True):
-        first = 0
-        counts = zip(record["documents_per_batch"], record["characters_per_batch"], strict=True)
-        for batch, (num_documents, num_characters) in enumerate(counts):
-            names.append(
-                BatchName(
-                    name=task.batch_file(batch),
-                    first_document=first,
-                    num_documents=num_documents,
-                    num_characters=num_characters,
-                    group=task.number,
-                    removed=duplicates.of_documents(task.number, first) if duplicates else None,
-                )
-            )
-            first += num_documents
-    return names
+class BatchNames(Sequence[BatchName]):
+    """All batches in document order, held as rows of 40 bytes; a name is made when it is needed."""
+
+    _ROW = np.dtype(
+        [
+            *(("group", "<u4"), ("batch", "<u4"), ("first", "<i8")),
+            *(("num_documents", "<i8"), ("num_characters", "<i8"), ("longest", "<i8")),
+        ]
+    )
+
+    def __init__(
+        self, tasks: Sequence[DocumentsTask], records: Sequence[Record], duplicates: Duplicates | None
+    ) -> None:
+        """`tasks` are numbered from 0, and `records` are theirs."""
+        self._tasks, self._duplicates = tasks, duplicates
+        per_group: list[NDArray[np.void]] = []
+        for group, record in enumerate(records):
+            documents = np.array(record["documents_per_batch"], np.int64)
+            rows = np.zeros(len(documents), self._ROW)
+            rows["group"], rows["batch"] = group, np.arange(len(rows))
+            rows["first"], rows["num_documents"] = np.cumsum(documents) - documents, documents
+            rows["num_characters"], rows["longest"] = record["characters_per_batch"], record["longest_per_batch"]
+            per_group.append(rows)
+        self._rows = np.concatenate([np.zeros(0, self._ROW), *per_group])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, at: int) -> BatchName: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[BatchName]: ...
+    def __getitem__(self, at: int | slice) -> BatchName | list[BatchName]:
+        if isinstance(at, slice):
+            return [self[one] for one in range(*at.indices(len(self)))]
+        group, batch, first_document, num_documents, num_characters, _ = self._rows[at].tolist()
+        return BatchName(
+            name=self._tasks[group].batch_file(batch),
+            first_document=first_document,
+            num_documents=num_documents,
+            num_characters=num_characters,
+            group=group,
+            removed=self._duplicates.of_documents(group, first_document) if self._duplicates else None,
+        )
+
+    @property
+    def num_characters(self) -> int:
+        """Characters of all batches."""
+        return int(self._rows["num_characters"].sum())
+
+    def longest_document(self) -> tuple[int, int]:
+        """Characters of the longest document of all, and the number of its batch; there is a batch."""
+        batch = int(np.argmax(self._rows["longest"]))
+        return int(self._rows["longest"][batch]), batch
+
+    def groups(self) -> list[tuple[int, int, int]]:
+        """(group, start, stop) of the batches of each group that has some."""
+        groups, starts = np.unique(self._rows["group"], return_index=True)
+        return list(zip(groups.tolist(), starts.tolist(), [*starts[1:].tolist(), len(self)], strict=True))
 
 
-def spread(batches: Sequence[BatchName], characters: int) -> list[BatchName]:
+def spread(batches: BatchNames, characters: int) -> list[BatchName]:
     """Batches from all over the corpus that together hold about that many characters; all, where there are fewer."""
-    total = sum(batch.num_characters for batch in batches)
+    total = batches.num_characters
     num_chosen = max(1, min(len(batches), -(-len(batches) * characters // max(total, 1))))
     return [batches[at] for at in sorted({round(at) for at in np.linspace(0, len(batches) - 1, num_chosen)})]
 
@@ -186,7 +225,7 @@ class LsiTask(Task):
     title: ClassVar[str] = "making the LSI"
     version: ClassVar[int] = 2
 
-    parts: tuple[Part, ...]
+    parts: Sequence[Part]
     """None of them where it runs: it reads their list from a file, because they may be millions."""
     windows: WindowSettings
     seed: int
@@ -228,7 +267,8 @@ class LsiTask(Task):
             chosen = window_hashes(places, self.seed + _LSI_SALT) < np.uint64(round(share * (1 << 40)))
             if chosen.any():
                 tokens = self.workspace.load_array(f"{part['windows_key'].decode()}.tokens.npy")[chosen]
-                texts += window_texts(tokens, tokenizer, tokenizer.eot_id)
+                for some in texts_in_batches(tokens, tokenizer):  # a part may be one large document
+                    texts += some
         return texts
 
 

@@ -8,10 +8,12 @@ another encoder or tree does not cut again.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +30,7 @@ from crisp_stream.writers.embedding.lsi import LSI_FILES, LSI_NAME
 from crisp_stream.writers.embedding.pieces import Pieces
 from crisp_stream.writers.embedding.probe import ENCODER_NAME, EncoderFile, Probe
 from crisp_stream.writers.embedding.text_encoder import TextEncoder
-from crisp_stream.writers.engine.tasks import Kind, Record, Task, file_sizes, write_files
+from crisp_stream.writers.engine.tasks import Kind, Record, Task, file_sizes, task_key, write_files
 from crisp_stream.writers.engine.workspace import Workspace
 from crisp_stream.writers.stages.batches import DROPPED_LIST, Batch, read_batch
 from crisp_stream.writers.stages.duplicates import RemovedDocuments
@@ -36,7 +38,8 @@ from crisp_stream.writers.windows import cut_documents, window_texts
 
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json")
 _ROWS_AT_ONCE = 128
-"""Windows that an LSI embeds at once. A part of 470 windows at once is 4 % faster, but takes 20 MB instead of 6."""
+"""Windows whose text is held, or that an LSI embeds, at once. A part of 470 windows at once is 4 % faster, but takes
+20 MB instead of 6."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +165,8 @@ class WindowsTask(Task):
         batch, dropped = self._selected()
         tokenizer = tokenizer_of(self.workspace, self.windows)
         encoded = tokenizer.encode(batch.texts)
+        num_documents, num_characters = len(batch.texts), sum(map(len, batch.texts))
+        batch.texts.clear()  # a large one takes more than its tokens
         cut = cut_documents(
             encoded,
             packing=self.windows.packing,
@@ -178,8 +183,8 @@ class WindowsTask(Task):
                 save_listed(path, [dropped])
             kinds.append(DROPPED_LIST)
         if self.encoder.lsi is None and self.encoder.name != LSI_NAME:
-            texts = window_texts(cut.tokens, tokenizer, tokenizer.eot_id)
-            pieces = load_encoder(self.encoder.choice(self.workspace), None).pieces(texts)
+            encoder = load_encoder(self.encoder.choice(self.workspace), None)
+            pieces = Pieces.joined([encoder.pieces(texts) for texts in texts_in_batches(cut.tokens, tokenizer)])
             with self.workspace.created(self.file("pieces.npz")) as path:
                 pieces.save(path)
             kinds.append("pieces.npz")
@@ -187,8 +192,8 @@ class WindowsTask(Task):
         return {
             "num_units": len(cut.tokens),
             "num_windows": len(cut.tokens),
-            "num_documents": len(batch.texts),
-            "num_characters": sum(map(len, batch.texts)),
+            "num_documents": num_documents,
+            "num_characters": num_characters,
             "num_tokens": num_tokens,
             "dropped_tokens": cut.dropped_tokens,
             "repeats": 0 if dropped is None else len(dropped),
@@ -288,9 +293,8 @@ class EmbeddingsTask(Task):
             encoder = load_encoder(choice, None)
             tokenizer = tokenizer_of(self.workspace, self.windows)
             tokens = self.workspace.load_array(f"{self.windows_key}.tokens.npy")
-            rows = [tokens[start : start + _ROWS_AT_ONCE] for start in range(0, len(tokens), _ROWS_AT_ONCE)]
-            texts = (window_texts(some, tokenizer, tokenizer.eot_id) for some in rows or [tokens])
-            embeddings = np.concatenate([_embed_and_report(encoder, some) for some in texts])
+            texts_of_rows = texts_in_batches(tokens, tokenizer)
+            embeddings = np.concatenate([_embed_and_report(encoder, texts) for texts in texts_of_rows])
         else:
             encoder = load_encoder(choice, None if self.encoder.is_light else worker_device())
             with self.workspace.opened(f"{self.windows_key}.pieces.npz") as path:
@@ -303,13 +307,19 @@ class EmbeddingsTask(Task):
         }
 
 
+def texts_in_batches(tokens: NDArray[Any], tokenizer: DocumentTokenizer) -> Iterator[list[str]]:
+    """The texts of windows, of some at a time; one batch at least."""
+    for start in range(0, max(len(tokens), 1), _ROWS_AT_ONCE):
+        yield window_texts(tokens[start : start + _ROWS_AT_ONCE], tokenizer, tokenizer.eot_id)
+
+
 def _embed_and_report(encoder: TextEncoder, texts: list[str]) -> NDArray[np.float16]:
     embeddings = encoder.embed(texts)
     report_units(len(embeddings))
     return embeddings
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
     """A part, as later stages know it."""
 
@@ -319,6 +329,71 @@ class Part:
     embeddings_key: str
     fingerprint: str
     """Fingerprint of its embeddings task, which depends on its windows."""
+
+
+class Parts(Sequence[Part]):
+    """Parts, held as rows of 24 bytes; a `Part` is made when it is needed. A slice of them is one of rows."""
+
+    ROW = np.dtype([("number", "<u4"), ("num_windows", "<u4"), ("windows", "<u8"), ("embeddings", "<u8")])
+    """Number and windows of a part, and the fingerprints of its two tasks."""
+
+    def __init__(self, rows: NDArray[np.void]) -> None:
+        """`rows`: [num_parts] of ROW."""
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, at: int) -> Part: ...
+    @overload
+    def __getitem__(self, at: slice) -> Parts: ...
+    def __getitem__(self, at: int | slice) -> Part | Parts:
+        if isinstance(at, slice):
+            return Parts(self._rows[at])
+        number, num_windows, windows, embeddings = self._rows[at].tolist()
+        is_embedded = embeddings != 0
+        return Part(
+            number=number,
+            num_windows=num_windows,
+            windows_key=task_key(WindowsTask.stage, number, f"{windows:016x}"),
+            embeddings_key=task_key(EmbeddingsTask.stage, number, f"{embeddings:016x}") if is_embedded else "",
+            fingerprint=f"{embeddings if is_embedded else windows:016x}",
+        )
+
+    def where(self, chosen: NDArray[np.bool_]) -> Parts:
+        """Those of the parts that are chosen."""
+        return Parts(self._rows[chosen])
+
+
+def chosen_parts(parts: Sequence[Part], keep: Callable[[Part], bool]) -> Sequence[Part]:
+    """The parts that `keep` says, held as `parts` are."""
+    if isinstance(parts, Parts):
+        return parts.where(np.fromiter(map(keep, parts), np.bool_, len(parts)))
+    return tuple(filter(keep, parts))
+
+
+class PartCounts:
+    """What the records of all `WindowsTask`s say together; of each part only the number of its windows is
+    held, and whether it has repeats."""
+
+    def __init__(self, num_parts: int, *, first_part: int) -> None:
+        """The tasks are numbered from `first_part` on."""
+        self.windows_per_part = np.zeros(num_parts, np.uint32)
+        self.has_repeats = np.zeros(num_parts, np.bool_)
+        """Whether documents of each were removed as duplicates."""
+        self.sums: Counter[str] = Counter()
+        """Of the numbers of documents, characters and tokens, by their names in a record."""
+        self.dropped_tokens: Counter[str] = Counter()
+        self._first_part = first_part
+
+    def add(self, number: int, record: Record) -> None:
+        """Take the record of a task."""
+        self.windows_per_part[number - self._first_part] = record["num_windows"]
+        self.has_repeats[number - self._first_part] = record["repeats"] > 0
+        for name in ("num_documents", "num_characters", "num_tokens"):
+            self.sums[name] += int(record[name])
+        self.dropped_tokens.update(record["dropped_tokens"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,14 +409,14 @@ class PartsSummary:
     encoder: EncoderRecord
 
     @classmethod
-    def of(cls, windows: list[Record], embeddings: list[Record], *, token_dtype: TokenDtype) -> PartsSummary:
-        """Add up the records of all parts."""
+    def of(cls, counts: PartCounts, *, encoder: EncoderRecord, token_dtype: TokenDtype) -> PartsSummary:
+        """The counts, with what is known of all windows."""
         return cls(
-            num_windows=sum(record["num_windows"] for record in windows),
-            num_documents=sum(record["num_documents"] for record in windows),
-            num_characters=sum(record["num_characters"] for record in windows),
-            num_tokens=sum(record["num_tokens"] for record in windows),
-            dropped_tokens=merged_counts(record["dropped_tokens"] for record in windows),
+            num_windows=int(counts.windows_per_part.sum()),
+            num_documents=counts.sums["num_documents"],
+            num_characters=counts.sums["num_characters"],
+            num_tokens=counts.sums["num_tokens"],
+            dropped_tokens=merged_counts([counts.dropped_tokens]),
             token_dtype=token_dtype,
-            encoder=EncoderRecord(**embeddings[0]["encoder"]),
+            encoder=encoder,
         )

@@ -7,6 +7,7 @@ error needs are added up batch by batch as windows are assigned, so a write know
 from __future__ import annotations
 
 import dataclasses
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -58,14 +59,22 @@ class QualitySums:
     @classmethod
     def merge(cls, parts: Iterable[QualitySums]) -> QualitySums:
         """The sums over all parts, added in the order given. Raises InputError for none, or for different depths."""
-        parts = list(parts)
-        if len({len(part.cosines) for part in parts}) != 1:
-            raise InputError(f"quality sums: must be some, of one tree, got {len(parts)}. Assign windows first.")
-        return cls(
-            num_windows=sum(part.num_windows for part in parts),
-            squared_distances=tuple(map(sum, zip(*(part.squared_distances for part in parts), strict=True))),
-            cosines=tuple(map(sum, zip(*(part.cosines for part in parts), strict=True))),
-        )
+        num_windows = num_parts = 0
+        depths: set[int] = set()
+        columns: list[array[float]] = []  # sum() of Python 3.12 is exact beyond a float: it needs all of them
+        for part in parts:
+            values = (*part.squared_distances, *part.cosines)
+            depths.add(len(part.cosines))
+            columns = columns or [array("d") for _ in values]
+            for column, value in zip(columns, values, strict=False):
+                column.append(value)
+            num_windows += part.num_windows
+            num_parts += 1
+        if len(depths) != 1:
+            raise InputError(f"quality sums: must be some, of one tree, got {num_parts}. Assign windows first.")
+        sums = tuple(map(sum, columns))
+        depth = depths.pop()
+        return cls(num_windows=num_windows, squared_distances=sums[:depth], cosines=sums[depth:])
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""

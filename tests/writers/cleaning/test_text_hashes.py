@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from crisp_stream.writers.cleaning import text_hashes
+from crisp_stream.writers.cleaning import words
 from crisp_stream.writers.cleaning.text_hashes import NGRAM_WORDS, hash_texts
 from tests.support.written_dataset import TOPICS
 
@@ -61,6 +61,6 @@ def test_batches_and_the_pieces_of_long_texts_change_nothing(monkeypatch: pytest
     together = zip(hash_texts(TEXTS).documents, ngrams_of(TEXTS), strict=True)
     assert [(int(one), ngrams) for one, ngrams in together] == [(int(one), ngrams) for one, ngrams in alone]
     for characters in (1, 50, 4000):
-        monkeypatch.setattr(text_hashes, "_CHARACTERS", characters)
+        monkeypatch.setattr(words, "PIECE_CHARACTERS", characters)
         again = zip(hash_texts(TEXTS).documents, ngrams_of(TEXTS), strict=True)
         assert [(int(one), ngrams) for one, ngrams in again] == [(int(one), ngrams) for one, ngrams in alone]

@@ -208,3 +208,23 @@ def test_a_bounded_process_returns_what_it_frees(allocators: str) -> None:
     command = [sys.executable, "-c", FREED, allocators]
     kept = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert (kept < 10 * MB) == (allocators == "bounded")
+
+
+def test_a_document_that_does_not_fit_is_refused_with_its_place_its_size_and_what_it_needs(tmp_path: Path) -> None:
+    source = tmp_path / "text.jsonl"
+    with source.open("w") as file:
+        for text in ("short", "large " * (3 * MB), "short"):
+            file.write(json.dumps({"text": text}) + "\n")
+    options = small_options(source, tmp_path / "out", encoder="lsi", memory_bytes=ALONE, processes=1)
+    expected = (
+        r"memory: the document at .*text\.jsonl:2 has 19 MB and takes 73 MB of memory while it is read, got 64 MB for "
+        r"the data of a process\. Give more \(at least 521 MB with --processes 1\), or cut the document or take it out"
+    )
+    with pytest.raises(InputError, match=expected):
+        write(options, log=lambda line: None)
+
+
+def test_parts_that_do_not_fit_are_refused_before_anything_is_read(text_file: Path, tmp_path: Path) -> None:
+    options = small_options(text_file, tmp_path / "out", encoder="lsi", memory_bytes=ALONE, part_characters=20 * MB)
+    with pytest.raises(InputError, match=r"at least 528 MB for parts of 20,971,520 characters, got 512 MB\. Give more"):
+        write(options, log=lambda line: None)

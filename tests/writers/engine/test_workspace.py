@@ -37,6 +37,10 @@ def test_files_are_read_as_they_were_written_in_any_process(workspace: Workspace
         assert path.read_bytes() == b"two"
     assert elsewhere.sizes("a") == {"a/one.json": 2, "a/two.bin": 3}
     assert elsewhere.sizes("b") == {}
+    listed = elsewhere.listed("a")
+    assert [listed.get(name) for name in ("a/one.json", "a/two.bin", "a/three", "")] == [2, 3, None, None]
+    assert "a/one.json" in listed
+    assert (len(listed), len(elsewhere.listed("b"))) == (2, 0)
     assert elsewhere.read_if_there("a/three") is None
     with pytest.raises(MissingObjectError):
         elsewhere.read("a/three")
@@ -59,6 +63,16 @@ def test_what_a_killed_process_left_unfinished_is_not_listed(tmp_path: Path) -> 
     workspace.write("a/one.json", b"{}")
     (tmp_path / "a" / "two.bin.0123456789ab.tmp").write_bytes(b"half")
     assert list(workspace.sizes("a")) == ["a/one.json"]
+
+
+@pytest.mark.parametrize("shape", [(7,), (5, 3), (0, 3), (130, 2, 2)])
+def test_an_array_that_is_written_in_pieces_has_the_bytes_of_the_whole(
+    workspace: Workspace, shape: tuple[int, ...]
+) -> None:
+    array = np.arange(np.prod(shape), dtype=np.uint16).reshape(shape)
+    workspace.save_array("a/whole.npy", array)
+    workspace.save_rows("a/pieces.npy", iter([array[:3], array[3:3], array[3:]]))
+    assert workspace.read("a/pieces.npy") == workspace.read("a/whole.npy")
 
 
 @pytest.mark.parametrize("shape", [(7,), (5, 3), (4, 2, 2)])
