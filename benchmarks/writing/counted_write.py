@@ -9,7 +9,9 @@ process, one after the other. Requests for the claim of a root, which is looked 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
+import os
 import threading
 import time
 from collections import Counter, defaultdict
@@ -112,7 +114,7 @@ class CountedStore:
 
     def __init__(self, folder: Path, tally: _Tally, url: str, *, timeout: float = 0.0) -> None:
         self.url = url
-        self._store = FolderStore(folder / url.removeprefix(PREFIX).strip("/"))
+        self._store: Any = FolderStore(folder / url.removeprefix(PREFIX).strip("/"))
         self._tally = tally
 
     def get(self, path: str) -> bytes:
@@ -156,6 +158,11 @@ class CountedStore:
         self._tally.count(prefix, "LIST", max(1, -(-len(found) // LISTED_PER_REQUEST)))
         return found
 
+    def sizes(self, prefix: str = "") -> Any:
+        found = self._store.sizes(prefix)
+        self._tally.count(prefix, "LIST", max(1, -(-len(found) // LISTED_PER_REQUEST)))
+        return found
+
     def delete(self, path: str) -> None:
         self._tally.count(path, "DELETE")
         self._store.delete(path)
@@ -171,6 +178,7 @@ def measured_write(inputs: Sequence[str], folder: Path, **options: Any) -> Measu
     asked = WriteOptions(
         inputs=list(inputs), out=f"{PREFIX}/data", work=f"{PREFIX}/work", processes=1, keep_work=True, **options
     )
+    _prepare()
     began, cpu = time.monotonic(), time.process_time()
     reset_peak()
     with (
@@ -186,6 +194,13 @@ def measured_write(inputs: Sequence[str], folder: Path, **options: Any) -> Measu
         seconds=time.monotonic() - began,
         peak=memory_bytes("VmHWM"),
     )
+
+
+def _prepare() -> None:
+    """Load what stages import on first use, and let no library start threads, as in a worker."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    for module in ("pyarrow.parquet", "tokenizers", "tiktoken", "sklearn.cluster", "faiss", "scipy.sparse"):
+        importlib.import_module(module)
 
 
 def make_texts(

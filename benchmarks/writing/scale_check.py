@@ -17,10 +17,10 @@ from crisp_stream.table import format_bytes
 DOCUMENT_CHARACTERS = 3000
 CHARACTERS_PER_TOKEN = 4.3
 FITTED_WRITES: Sequence[dict[str, Any]] = (
-    {"characters": 4e6, "window_tokens": 8, "part_characters": 300_000, "dim": 32, "min_split": 64},
-    {"characters": 16e6, "window_tokens": 64, "part_characters": 2 << 20, "dim": 32},
-    {"characters": 24e6, "window_tokens": 1024, "part_characters": 2 << 20, "dim": 384},
-    {"characters": 4e6, "window_tokens": 64, "part_characters": 300_000, "dim": 384},
+    {"characters": 4e6, "window_tokens": 8, "part_characters": 300_000, "dim": 32, "min_split": 256},
+    {"characters": 16e6, "window_tokens": 64, "part_characters": 2 << 20, "dim": 32, "min_split": 256},
+    {"characters": 12e6, "window_tokens": 1024, "part_characters": 2 << 20, "dim": 384},
+    {"characters": 4e6, "window_tokens": 64, "part_characters": 300_000, "dim": 384, "min_split": 64},
     {"characters": 8e6, "window_tokens": 16, "part_characters": 1 << 20, "dim": 64},
 )
 """Writes that differ in everything that CPU time grows with."""

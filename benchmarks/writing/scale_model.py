@@ -16,7 +16,7 @@ from benchmarks.writing.counted_write import LISTED_PER_REQUEST, uploads
 from crisp_stream.examples.sketch import MAX_DOCUMENTS, MAX_NGRAMS
 from crisp_stream.format.mds import header_bytes, max_windows_per_shard, sample_dtype
 from crisp_stream.writers.options import WriteOptions
-from crisp_stream.writers.stages.tree import BUNDLE_BYTES, GROUP_BYTES
+from crisp_stream.writers.stages.tree import BUNDLE_BYTES, GROUP_BYTES, MERGE_BYTES, MERGED_DRAWS
 from crisp_stream.writers.stages.whole_corpus import PROBE_CHARACTERS, PROBE_DOCUMENTS
 from crisp_stream.writers.tree.growth import LevelPlan, foretold
 from crisp_stream.writers.tree.settings import TreeSettings
@@ -40,6 +40,7 @@ CONSTANTS: dict[str, tuple[float, str]] = {
     "tree-draws/windows": (1e-6, MEASURED),
     "tree-draws/numbers": (5e-9, MEASURED),
     "tree-draws/examples": (1e-6, MEASURED),
+    "tree-merges/examples": (1e-6, "as tree-draws/examples"),
     "tree-counts/draws": (1e-3, MEASURED),
     "tree-nodes/nodes": (0.01, MEASURED),
     "tree-nodes/visits": (0.75e-6, MEASURED),
@@ -89,6 +90,9 @@ RUNS_PER_BUNDLE = 64
 """Runs whose keys a task samples or counts, at least."""
 _SAMPLES_PER_RANGE = 256
 _KEYS_AT_ONCE = 8
+_DRAWS_AT_ONCE = 16
+_DELETED_AT_ONCE = 64
+_DRAWS_PER_MERGE = 256
 _REQUEST_BYTES = 16 << 20
 """Of tokens, in a request of a `shards` task."""
 _SKETCHES_PER_TASK = _BATCHES_PER_TASK = 64
@@ -282,7 +286,7 @@ class Tasks:
     @property
     def rounds(self) -> float:
         """Requests that a task waits for one after the other."""
-        return self.gets / self.at_once + self.puts + self.heads + self.lists + self.deletes
+        return self.gets / self.at_once + self.puts + self.heads + self.lists + self.deletes / self.at_once
 
 
 def constant(name: str) -> float:
@@ -390,21 +394,37 @@ def _tree(scale: Scale) -> Iterator[Tasks]:
             read_per_process=level_bytes,
             memory=constant("memory/draws per byte") * windows * (2 * dim + _INDEX_BYTES) + level_bytes,
         )
+        files = draws
+        joined = math.ceil(draws / min(_DRAWS_PER_MERGE, max(1, int(MERGE_BYTES / drawn / (2 * dim + _EXAMPLE_BYTES)))))
+        if draws > MERGED_DRAWS and draws >= 2 * joined:
+            files, each = joined, draws / joined
+            merged = counts, _EXAMPLE_BYTES * drawn * each + NPY_BYTES, 2 * dim * drawn * each + NPY_BYTES
+            yield Tasks(
+                stage="tree-merges",
+                count=joined,
+                units={"examples": drawn * each},
+                files=merged,
+                read=each * (counts + (_EXAMPLE_BYTES + 2 * dim) * drawn + 2 * NPY_BYTES),
+                gets=3 * each,
+                at_once=_DRAWS_AT_ONCE,
+                memory=sum(merged) + 2 * max(min(_DRAWS_AT_ONCE * 2 * dim * drawn, 64 << 20), 2 * dim * drawn),
+            )
         used = min(examples / max(plan.num_split, 1), settings.quota * _OVERDRAWN)
         per_bundle = max(1, min(_NODES_PER_BUNDLE, int(BUNDLE_BYTES / (2 * dim) / max(used, 1)), plan.num_split))
         bundles = math.ceil(plan.num_split / per_bundle)
-        stretches = 8.0 * bundles * draws + NPY_BYTES
+        stretches = 8.0 * bundles * files + NPY_BYTES
         small = [8.0 * nodes, 8.0 * plan.num_split, 16.0 * bundles]
         yield Tasks(
             stage="tree-counts",
             count=1,
-            units={"draws": draws},
-            files=(*(size + NPY_BYTES for size in small), stretches, 40.0 * draws),
-            read=2 * draws * counts,
-            gets=2 * draws,
+            units={"draws": files},
+            files=(*(size + NPY_BYTES for size in small), stretches, 40.0 * files),
+            read=2 * files * counts,
+            gets=2 * files,
+            at_once=_DRAWS_AT_ONCE,
             memory=stretches + 60.0 * nodes,
         )
-        hit = draws * (1 - (1 - 1 / draws) ** (used * per_bundle))
+        hit = files * (1 - (1 - 1 / files) ** (used * per_bundle))
         visits = min(used, settings.examples_per_step) * (settings.steps + _SEEDING_STEPS) + used
         yield Tasks(
             stage="tree-nodes",
@@ -414,8 +434,9 @@ def _tree(scale: Scale) -> Iterator[Tasks]:
                 per_bundle * arity * (4 * dim + 8) + 1400,
                 *([2 * dim * min(used, settings.quota) + NPY_BYTES] if not number else []),
             ],
-            read=per_bundle * used * (2 * dim + _EXAMPLE_BYTES) + 40 * draws + 8 * draws + 16 * nodes,
-            gets=7 + 4 * hit,
+            read=per_bundle * used * (2 * dim + _EXAMPLE_BYTES) + 48 * files + 16 * nodes,
+            gets=7 + 2 * hit,
+            at_once=_DRAWS_AT_ONCE,
             memory=constant("memory/nodes per byte") * per_bundle * used * 2 * dim,
         )
         nodes = plan.num_split * arity
@@ -627,6 +648,7 @@ def _deletion(stages: Sequence[Tasks]) -> Tasks:
         stage="delete work",
         count=1,
         deletes=objects,
+        at_once=_DELETED_AT_ONCE,
         lists=math.ceil(objects / LISTED_PER_REQUEST),
         memory=300 * objects,
         on="driver",

@@ -44,6 +44,8 @@ _NODES_PER_BUNDLE = 256
 _ROWS_PER_WRITE = 1 << 14
 _READ_AT_ONCE = 16
 """Requests for files of draws that are under way."""
+_READ_BYTES = 64 << 20
+"""Examples of draws that are read at once, unless those of one are more."""
 _NPY_HEADER_BYTES = 128
 """Bytes before the rows of the files of a draw, as numpy pads them."""
 _SAMPLE_SALT = 1
@@ -239,7 +241,9 @@ class TreeMergeTask(_LevelTask):
         places = np.empty(len(order), np.int64)
         places[order] = np.arange(len(order))
         examples = np.empty((len(order), self.dim), np.float16)
-        for start, rows in zip(starts, _loaded(self.workspace, self.draws, "examples"), strict=False):
+        largest = 2 * self.dim * max(map(len, keys))
+        at_once = max(1, min(_READ_AT_ONCE, _READ_BYTES // max(largest, 1)))
+        for start, rows in zip(starts, _loaded(self.workspace, self.draws, "examples", at_once), strict=False):
             examples[places[start : start + len(rows)]] = rows.reshape(-1, self.dim)
         arrays = {"counts": np.column_stack([present, sums]), "keys": joined[order], "examples": examples}
         for name, array in arrays.items():
@@ -247,11 +251,13 @@ class TreeMergeTask(_LevelTask):
         return {"num_units": len(order), "files": file_sizes(self, *(self.file(f"{name}.npy") for name in arrays))}
 
 
-def _loaded(workspace: Workspace, keys: Sequence[str], name: str) -> Iterator[NDArray[Any]]:
-    """An array of each of some tasks, in their order; some are read at once."""
-    with ThreadPoolExecutor(_READ_AT_ONCE) as threads:
-        for first in range(0, len(keys), _READ_AT_ONCE):
-            some = keys[first : first + _READ_AT_ONCE]
+def _loaded(
+    workspace: Workspace, keys: Sequence[str], name: str, at_once: int = _READ_AT_ONCE
+) -> Iterator[NDArray[Any]]:
+    """An array of each of some tasks, in their order."""
+    with ThreadPoolExecutor(at_once) as threads:
+        for first in range(0, len(keys), at_once):
+            some = keys[first : first + at_once]
             yield from threads.map(lambda key: workspace.load_array(f"{key}.{name}.npy"), some)
 
 
