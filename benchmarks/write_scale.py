@@ -1,7 +1,7 @@
 """How long a write of any size takes on given machines, and what it costs: its stages, simulated.
 
     python -m benchmarks.write_scale --windows 1e9 --machines 8 --cores 32 --gpus 1 [--part-characters 16e6] …
-    python -m benchmarks.write_scale --check 1e6 [--texts FILE…] [--work FOLDER]     # a real write beside its simulation
+    python -m benchmarks.write_scale --check 1e6 [--texts FILE…] [--work FOLDER]     # a real write beside it
     python -m benchmarks.write_scale --measure [--work FOLDER]                       # the constants, on this machine
     python -m benchmarks.write_scale --constants                                     # the constants in use
     python -m benchmarks.write_scale --report                                        # the tables of docs/write/scale.md

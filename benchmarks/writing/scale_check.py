@@ -139,7 +139,7 @@ def check(num_windows: int, folder: Path, texts: Sequence[str], window_tokens: i
         dim=32,
     )
     facts = (
-        f"{scale.windows:,.0f} windows of {window_tokens} tokens, {scale.characters_per_token:.2f} characters per token; "
+        f"{scale.windows:,.0f} windows of {window_tokens} tokens of {scale.characters_per_token:.2f} characters; "
         f"{measured.seconds / 60:.0f} minutes in one process, {format_bytes(measured.peak)} at most"
     )
     return f"{facts}\n\n{compared(scale, measured)}\n\nEach cell: predicted / measured."
@@ -203,4 +203,3 @@ def _small_sizes(rows: Sequence[tuple[Scale, Measured]]) -> dict[str, float]:
         solved, *_ = np.linalg.lstsq(array[:, :2] / array[:, 2:], np.ones(len(array)), rcond=None)
         found |= {f"bytes of {name} per part": float(solved[0]), f"bytes of {name} per document": float(solved[1])}
     return found
-

@@ -483,7 +483,7 @@ def _empty_levels(scale: Scale) -> list[float]:
 
 
 def _sorting(scale: Scale) -> Iterator[Tasks]:
-    runs, ranges = scale.runs, scale.ranges
+    runs = scale.runs
     windows, parts = scale.windows / runs, scale.parts / runs
     token_bytes = scale.window_bytes
     tree_bytes = sum(sum(_level_files(scale, plan)) for plan in scale.levels)

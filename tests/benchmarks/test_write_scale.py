@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks.write_scale import simulated, stages_table
-from benchmarks.writing.counted_write import CountedStore, Measured, uploads
+from benchmarks.writing.counted_write import Cost, CountedStore, Measured, uploads
 from benchmarks.writing.scale_check import made, predicted
 from benchmarks.writing.scale_model import Scale, stages_of, work_objects
 from benchmarks.writing.scale_schedule import Machines, makespan, play
@@ -24,27 +25,36 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Scale, Measured]:
     return made(folder, (), characters=500_000, **shape)
 
 
-def test_tasks_and_requests_of_a_real_write_are_those_of_the_model(written: tuple[Scale, Measured]) -> None:
-    scale, measured = written
+def _compared(scale: Scale, measured: Measured) -> dict[str, tuple[Cost, Cost]]:
+    """(predicted, measured) of each stage."""
     foretold = predicted(scale)
-    for stage, cost in measured.stages.items():
-        if stage != "driver":
-            assert (stage, foretold[stage].tasks) == (stage, cost.tasks)
-            requests = {kind: foretold[stage].requests[kind] for kind in _REQUESTS}
-            assert (stage, requests) == (stage, {kind: cost.requests[kind] for kind in _REQUESTS})
+    if importlib.util.find_spec("crisp_stream.writers.stages.ranges") is None:  # the sort by clusters of level 1
+        measured.stages.pop("shards", None)
+        for stage in ("shards", "range-samples", "range-cuts", "range-counts", "ranges"):
+            foretold.pop(stage)
     assert set(foretold) == set(measured.stages)
-    assert foretold["driver"].requests["PUT"] == measured.stages["driver"].requests["PUT"]
+    return {stage: (foretold[stage], cost) for stage, cost in measured.stages.items()}
+
+
+def test_tasks_and_requests_of_a_real_write_are_those_of_the_model(written: tuple[Scale, Measured]) -> None:
+    compared = _compared(*written)
+    foretold, found = compared.pop("driver")
+    if "shards" in compared:
+        assert foretold.requests["PUT"] == found.requests["PUT"]
+    for stage, (foretold, found) in compared.items():
+        assert (stage, foretold.tasks) == (stage, found.tasks)
+        requests = [{kind: cost.requests[kind] for kind in _REQUESTS} for cost in (foretold, found)]
+        assert (stage, requests[0]) == (stage, requests[1])
 
 
 def test_bytes_of_a_real_write_are_those_of_the_model_within_a_few_per_cent(written: tuple[Scale, Measured]) -> None:
-    scale, measured = written
-    foretold = predicted(scale)
+    compared = _compared(*written)
+    compared.pop("driver")
     for name in ("read", "written"):
-        pairs = {stage: (getattr(foretold[stage], name), getattr(cost, name)) for stage, cost in measured.stages.items()}
-        pairs.pop("driver")
-        assert sum(one for one, _ in pairs.values()) == pytest.approx(sum(other for _, other in pairs.values()), 0.03)
-        for stage, (one, other) in pairs.items():
-            assert (stage, one) == (stage, pytest.approx(other, rel=0.08, abs=8_000))
+        pairs = {stage: tuple(getattr(cost, name) for cost in costs) for stage, costs in compared.items()}
+        assert sum(foretold for foretold, _ in pairs.values()) == pytest.approx(sum(f for _, f in pairs.values()), 0.03)
+        for stage, (foretold, found) in pairs.items():
+            assert (stage, foretold) == (stage, pytest.approx(found, rel=0.08, abs=8_000))
 
 
 def test_an_upload_above_the_size_of_a_part_takes_its_parts_and_two_requests_more() -> None:
