@@ -60,7 +60,8 @@ CONSTANTS: dict[str, tuple[float, str]] = {
     "provenance/documents": (1e-6, MEASURED),
     "driver/tasks": (1e-3, MEASURED),
     "driver/command": (4.0, MEASURED),
-    "duplicates/documents": (1e-6, "docs/write/cleaning.md"),
+    "duplicates-digests/documents": (3e-7, "assumed: a sort of 24 bytes"),
+    "duplicates-exact/documents": (5e-7, "assumed: a sort of 24 bytes"),
     # bytes
     "bytes of a record": (700.0, MEASURED),
     "bytes of spans per part": (1500.0, MEASURED),
@@ -104,7 +105,11 @@ _SEEDING_STEPS = 16
 _OVERDRAWN = 1.1
 """Examples that are drawn for one that is used, below the root (docs/write/tree.md)."""
 DUPLICATE_BYTES = 256 << 20
-_DUPLICATE_ENTRY = 128
+"""Memory of a task that finds equal documents."""
+_BUNDLE_DOCUMENTS = 1 << 20
+_BYTES_PER_DIGEST = 160
+_REMOVED_SHARE = 0.1
+"""Of documents that repeat others: assumed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,17 +319,7 @@ def _reading(scale: Scale) -> Iterator[Tasks]:
         memory=constant("memory/documents per character") * scale.part_characters,
     )
     if scale.dedup:
-        partitions = max(1, math.ceil(scale.documents * _DUPLICATE_ENTRY / DUPLICATE_BYTES))
-        yield Tasks(
-            stage="duplicates",
-            count=partitions,
-            units={"documents": scale.documents / partitions},
-            files=(NPY_BYTES + 16 * 0.1 * scale.documents / partitions,),
-            read=16 * scale.documents / partitions,
-            gets=scale.groups,
-            at_once=16,
-            memory=min(DUPLICATE_BYTES, scale.documents * _DUPLICATE_ENTRY),
-        )
+        yield from _duplicates(scale)
     sampled = max(1, min(scale.parts, math.ceil(scale.parts * SAMPLE_CHARACTERS / scale.characters)))
     probed = min(PROBE_CHARACTERS, PROBE_DOCUMENTS * scale.document_characters) * scale.parts / scale.characters
     probed = min(sampled, math.ceil(probed))
@@ -336,6 +331,44 @@ def _reading(scale: Scale) -> Iterator[Tasks]:
         read=(sampled + probed) * batch_bytes,
         gets=sampled + probed,
         memory=300e6,
+    )
+
+
+def _duplicates(scale: Scale) -> Iterator[Tasks]:
+    """Equal documents: digests of bundles of documents are parted into ranges, and pairs come back."""
+    of_group = scale.documents / scale.groups
+    whole = max(1, int(_BUNDLE_DOCUMENTS / of_group))
+    cut = math.ceil(of_group / _BUNDLE_DOCUMENTS)
+    bundles = math.ceil(scale.groups / whole) if cut == 1 else cut * scale.groups
+    documents, removed = scale.documents / bundles, scale.documents * _REMOVED_SHARE
+    ranges = max(1, math.ceil(scale.documents * _BYTES_PER_DIGEST / DUPLICATE_BYTES))
+    yield Tasks(
+        stage="duplicates-digests",
+        count=bundles,
+        units={"documents": documents},
+        files=(24 * documents, 8.0 * (ranges + 1)),
+        read=28 * documents,
+        gets=8 * scale.groups / bundles,  # half of them ask for sizes
+        memory=200 * documents,
+    )
+    yield Tasks(
+        stage="duplicates-exact",
+        count=ranges,
+        units={"documents": scale.documents / ranges},
+        files=(16 * removed / ranges, 8.0 * (bundles + 1)),
+        read=24 * scale.documents / ranges,
+        gets=2 * bundles,
+        at_once=_DRAWS_AT_ONCE,
+        memory=min(DUPLICATE_BYTES, scale.documents * _BYTES_PER_DIGEST),
+    )
+    yield Tasks(
+        stage="duplicates",
+        count=bundles,
+        files=(21 * removed / bundles, 8.0 * (scale.groups / bundles + 1)),
+        read=16 * removed / bundles,
+        gets=2 * ranges,
+        at_once=_DRAWS_AT_ONCE,
+        memory=100 * removed / bundles,
     )
 
 
@@ -352,7 +385,7 @@ def _cutting(scale: Scale) -> Iterator[Tasks]:
         units={tokens: per_part * scale.window_tokens, "windows": per_part},
         files=(per_part * scale.window_bytes + NPY_BYTES, 4 * per_part + NPY_BYTES, spans, pieces),
         read=batch_bytes,
-        gets=1 + scale.dedup,
+        gets=1 + 2 * scale.dedup,
         gets_per_process=2,
         read_per_process=scale.tokenizer_bytes,
         memory=constant("memory/windows per character") * scale.characters / parts,
@@ -513,7 +546,7 @@ def _sorting(scale: Scale) -> Iterator[Tasks]:
         units={"characters": scale.characters / texts},
         files=(sketch,),
         read=batches * batch_bytes,
-        gets=batches * (1 + scale.dedup),
+        gets=batches * (1 + 2 * scale.dedup),
         memory=constant("memory/documents per character") * scale.part_characters,
     )
     while texts > 1:
