@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.writing.scale_check import check, measure
+from benchmarks.writing.scale_check import check, compared_again, measure
 from benchmarks.writing.scale_model import CONSTANTS, Scale, stages_of, work_bytes, work_objects
 from benchmarks.writing.scale_schedule import Machines, Played, play
 from crisp_stream.table import format_bytes
@@ -31,6 +32,8 @@ def main() -> None:
     """Print what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", type=float, metavar="N", help="windows to write")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="keep what --check measured")
+    parser.add_argument("--compare", type=Path, metavar="FILE", help="what --check saved, beside the model of today")
     parser.add_argument("--measure", action="store_true")
     parser.add_argument("--constants", action="store_true")
     parser.add_argument("--report", action="store_true")
@@ -41,10 +44,13 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.constants:
         print(constants_table())
+    elif asked.compare:
+        print(compared_again(json.loads(asked.compare.read_text())))
     elif asked.check or asked.measure:
         with tempfile.TemporaryDirectory(dir=asked.work) as folder:
             if asked.check:
-                print(check(int(asked.check), Path(folder), asked.texts, asked.window_tokens or 8))
+                tokens = int(asked.window_tokens or 8)
+                print(check(int(asked.check), Path(folder), asked.texts, tokens, asked.save))
             else:
                 print(measure(Path(folder), asked.texts))
     elif asked.report:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -93,7 +94,7 @@ def predicted(scale: Scale) -> dict[str, Cost]:
     return costs
 
 
-def compared(scale: Scale, measured: Measured) -> str:
+def compared(scale: Scale, stages: dict[str, Cost]) -> str:
     """A table: predicted / measured of every stage."""
     lines = [
         "| stage | tasks | written | read | PUT | GET | HEAD | LIST | CPU s | memory of the largest |",
@@ -101,8 +102,8 @@ def compared(scale: Scale, measured: Measured) -> str:
     ]
     foretold = predicted(scale)
     total = [Cost(), Cost()]
-    for stage in [*foretold, *(one for one in measured.stages if one not in foretold)]:
-        pair = foretold.get(stage, Cost()), measured.stages.get(stage, Cost())
+    for stage in [*foretold, *(one for one in stages if one not in foretold)]:
+        pair = foretold.get(stage, Cost()), stages.get(stage, Cost())
         for sums, cost in zip(total, pair, strict=True):
             for name in ("tasks", "cpu", "read", "written"):
                 setattr(sums, name, getattr(sums, name) + getattr(cost, name))
@@ -128,8 +129,8 @@ def _pairs(foretold: Cost, found: Cost, *names: str) -> list[tuple[int, int]]:
     return [(getattr(foretold, name), getattr(found, name)) for name in names]
 
 
-def check(num_windows: int, folder: Path, texts: Sequence[str], window_tokens: int) -> str:
-    """Write about so many windows by the cheapest encoder, and compare."""
+def check(num_windows: int, folder: Path, texts: Sequence[str], window_tokens: int, save: Path | None) -> str:
+    """Write about so many windows by the cheapest encoder, and compare; `save` keeps what was measured."""
     scale, measured = made(
         folder,
         texts,
@@ -138,11 +139,26 @@ def check(num_windows: int, folder: Path, texts: Sequence[str], window_tokens: i
         part_characters=1 << 20,
         dim=32,
     )
+    kept = {
+        "scale": dataclasses.asdict(scale),
+        "stages": {stage: dataclasses.asdict(cost) for stage, cost in measured.stages.items()},
+        "seconds": measured.seconds,
+        "peak": measured.peak,
+    }
+    if save is not None:
+        save.write_text(json.dumps(kept, indent=1) + "\n")
+    return compared_again(kept)
+
+
+def compared_again(kept: dict[str, Any]) -> str:
+    """The table of what `check` has kept, with the constants of today."""
+    scale = Scale(**kept["scale"])
+    stages = {stage: Cost(**{**cost, "requests": Counter(cost["requests"])}) for stage, cost in kept["stages"].items()}
     facts = (
-        f"{scale.windows:,.0f} windows of {window_tokens} tokens of {scale.characters_per_token:.2f} characters; "
-        f"{measured.seconds / 60:.0f} minutes in one process, {format_bytes(measured.peak)} at most"
+        f"{scale.windows:,.0f} windows of {scale.window_tokens} tokens of {scale.characters_per_token:.2f} characters; "
+        f"{kept['seconds'] / 60:.0f} minutes in one process, {format_bytes(kept['peak'])} at most"
     )
-    return f"{facts}\n\n{compared(scale, measured)}\n\nEach cell: predicted / measured."
+    return f"{facts}\n\n{compared(scale, stages)}\n\nEach cell: predicted / measured."
 
 
 def measure(folder: Path, texts: Sequence[str]) -> str:
@@ -150,7 +166,7 @@ def measure(folder: Path, texts: Sequence[str]) -> str:
     rows = []
     for number, shape in enumerate(FITTED_WRITES):
         rows.append(made(folder / str(number), texts, **shape))
-        print(compared(*rows[-1]), flush=True)
+        print(compared(rows[-1][0], rows[-1][1].stages), flush=True)
     units: dict[str, list[str]] = {}
     for name in CONSTANTS:
         stage, slash, unit = name.partition("/")
