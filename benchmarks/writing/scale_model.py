@@ -294,6 +294,24 @@ class Tasks:
         return self.gets / self.at_once + self.puts + self.heads + self.lists + self.deletes / self.at_once
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sum:
+    """Tasks of a stage that differ, as so many equal ones."""
+
+    stage: str
+    count: int
+    cpu: float
+    read: float
+    written: float
+    puts: float
+    gets: float
+    heads: float
+    lists: float
+    gets_per_process: float
+    memory: float
+    on: str = "cores"
+
+
 def constant(name: str) -> float:
     """The value of a constant."""
     return CONSTANTS[name][0]

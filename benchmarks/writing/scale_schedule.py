@@ -6,6 +6,7 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +63,8 @@ class Machines:
 class Played:
     """A stage, played."""
 
-    tasks: Tasks
+    tasks: Any
+    """Tasks, or their Sum."""
     start: float
     seconds: float
     bound: str

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.write_scale import simulated, stages_table
+from benchmarks.write_scale import joined, simulated, stages_table
 from benchmarks.writing.counted_write import Cost, CountedStore, Measured, uploads
 from benchmarks.writing.scale_check import made, predicted
 from benchmarks.writing.scale_model import Scale, stages_of, work_objects
@@ -103,7 +103,10 @@ def test_a_slow_store_bounds_what_waits_for_requests() -> None:
 def test_a_table_has_a_row_for_each_stage_and_totals_in_dollars() -> None:
     scale, machines = Scale(windows=1e8, dedup=True), Machines(machines=4, cores=16, gpus=1)
     stages = stages_of(scale)
-    assert stages_table(scale, play(stages, machines), machines).count("\n") == len(stages) + 1
+    assert stages_table(play(stages, machines), machines).count("\n") == len(stages) + 1
+    rows = joined(play(stages, machines))
+    assert sum(one.tasks.count for one in rows) == sum(one.count for one in stages)
+    assert [one.tasks.stage for one in rows].count("tree-draws") == 1
     assert "duplicates" in {one.stage for one in stages}
     assert "100,000,000 windows" in simulated(scale, machines)
     assert "**$" in simulated(scale, machines)
