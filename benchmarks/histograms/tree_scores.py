@@ -81,10 +81,10 @@ def embed(asked: argparse.Namespace) -> None:
 
     dataset = open_dataset(asked.root)
     asked.folder.mkdir(parents=True, exist_ok=True)
-    for pairs, answers in ((asked.texts, None), (asked.questions, "right")):
-        for pair in pairs:
-            name, _, path = pair.partition("=")
-            embed_task([path], dataset, answers=answers, processes=1).save(asked.folder / f"{name}.parquet")
+    for pair in [*asked.texts, *asked.questions]:
+        name, _, path = pair.partition("=")
+        answers = "right" if pair in asked.questions else None
+        embed_task([path], dataset, answers=answers, processes=1).save(asked.folder / f"{name}.parquet")
 
 
 def score(asked: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from functools import cached_property
 
 from benchmarks.writing.counted_write import LISTED_PER_REQUEST, uploads
 from crisp_stream.examples.sketch import MAX_DOCUMENTS, MAX_NGRAMS
-from crisp_stream.format.mds import header_bytes, max_windows_per_shard, sample_dtype
+from crisp_stream.format.mds import TokenDtype, header_bytes, max_windows_per_shard, sample_dtype
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.stages.tree import BUNDLE_BYTES, GROUP_BYTES, MERGE_BYTES, MERGED_DRAWS
 from crisp_stream.writers.stages.whole_corpus import PROBE_CHARACTERS, PROBE_DOCUMENTS
@@ -225,14 +225,14 @@ class Scale:
         return self.arity * math.ceil(self.windows / self.arity / full)
 
     @property
-    def _dtype(self) -> str:
-        return {2: "uint16", 4: "uint32"}[self.token_bytes]
+    def _dtype(self) -> TokenDtype:
+        return "uint16" if self.token_bytes == 2 else "uint32"
 
     @property
     def dataset_bytes(self) -> float:
         """Shards and places."""
-        sample = sample_dtype(self.window_tokens, self._dtype).itemsize + 4  # pyright: ignore[reportArgumentType]
-        head = len(header_bytes(0, self.window_tokens, self._dtype))  # pyright: ignore[reportArgumentType]
+        sample = sample_dtype(self.window_tokens, self._dtype).itemsize + 4
+        head = len(header_bytes(0, self.window_tokens, self._dtype))
         return self.windows * (sample + 8) + self.shards * (head + NPY_BYTES)
 
 

@@ -62,7 +62,7 @@ def test_an_upload_above_the_size_of_a_part_takes_its_parts_and_two_requests_mor
 
 
 def test_the_counted_store_gives_what_was_put_and_says_which_requests_that_took(tmp_path: Path) -> None:
-    from benchmarks.writing.counted_write import _Tally  # pyright: ignore[reportPrivateUsage]
+    from benchmarks.writing.counted_write import _Tally
 
     tally = _Tally()
     store = CountedStore(tmp_path, tally, "s3://counted/work")
