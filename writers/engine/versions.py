@@ -22,6 +22,7 @@ LIBRARIES_OF_STAGE: dict[str, tuple[str, ...]] = {
     "lsi": _LSI,
     "embeddings": _ENCODER,
     "tree-draws": ("numpy",),
+    "tree-merges": ("numpy",),
     "tree-counts": ("numpy",),
     "tree-nodes": _TREE,
     "tree-levels": ("numpy",),
@@ -30,7 +31,7 @@ LIBRARIES_OF_STAGE: dict[str, tuple[str, ...]] = {
     "provenance": ("pyarrow",),
 }
 """Stages that are not named need no more than the files that they read."""
-FITTING_STAGES = ("tree-draws", "tree-counts", "tree-nodes", "tree-levels")
+FITTING_STAGES = ("tree-draws", "tree-merges", "tree-counts", "tree-nodes", "tree-levels")
 """Stages that a write has only where no tree is given."""
 _DISTRIBUTIONS = {"faiss": ("faiss-gpu", "faiss-cpu")}
 """Packages that bring a library of another name."""

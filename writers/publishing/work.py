@@ -8,11 +8,12 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from crisp_stream.errors import InputError
 from crisp_stream.processes import Log
-from crisp_stream.storage.store import cache_folder, is_remote, local_path
+from crisp_stream.storage.store import Store, cache_folder, is_remote, local_path
 from crisp_stream.writers.engine.tasks import fingerprint
 from crisp_stream.writers.engine.workspace import Workspace, remote_or_absolute
 from crisp_stream.writers.options import WriteOptions
@@ -21,6 +22,8 @@ from crisp_stream.writers.publishing.publish import system_errors
 _PUBLISHING = "publishing.json"
 _LAST = (_PUBLISHING, "lock")
 """Deleted last: while they are there, the folder is known to be left over."""
+_DELETED_AT_ONCE = 64
+"""Objects of a remote work place, of which there may be millions."""
 
 
 def work_url(options: WriteOptions) -> str:
@@ -91,9 +94,16 @@ def work_folder(options: WriteOptions, log: Log) -> Iterator[Workspace]:
         elif folder is not None:
             _delete_folder(folder)
         else:
-            names = [name for name, _ in workspace.store.list()]
-            for name in sorted(names, key=lambda name: name.partition("/")[0] in _LAST):
-                workspace.store.delete(name)
+            _delete_objects(workspace.store)
+
+
+def _delete_objects(store: Store) -> None:
+    names = [name for name, _ in store.list()]
+    last = [name for name in names if name.partition("/")[0] in _LAST]
+    with ThreadPoolExecutor(_DELETED_AT_ONCE) as threads:
+        for some in (set(names).difference(last), last):
+            for _ in threads.map(store.delete, some):
+                pass
 
 
 def _delete_folder(folder: Path) -> None:

@@ -9,6 +9,7 @@ a dataset come from any parts, so from an object store each would be a request.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path

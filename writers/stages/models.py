@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError
 from crisp_stream.format.manifest import EncoderRecord

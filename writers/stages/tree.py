@@ -1,6 +1,6 @@
 """Stages of the tree, once per level: draw examples, count and plan, split nodes, join their children to a level.
 
-    tree-draws -> tree-counts -> tree-nodes -> tree-levels -> tree-draws of the next level … -> tree
+    tree-draws (-> tree-merges) -> tree-counts -> tree-nodes -> tree-levels -> tree-draws of the next level … -> tree
 
 The tasks stand in tree_tasks.py.
 """
@@ -25,6 +25,7 @@ from crisp_stream.writers.stages.tree_tasks import (
     TreeCountsTask,
     TreeDrawTask,
     TreeLevelTask,
+    TreeMergeTask,
     TreeNodesTask,
     TreeTask,
 )
@@ -36,6 +37,13 @@ GROUP_BYTES = 128 << 20
 """Vectors of a `tree-draws` task at most, with keys and rows of its windows; it holds them once."""
 _INDEX_BYTES = 64
 """Of a window beside its vector."""
+MERGED_DRAWS = 256
+"""With more draws than that, examples of neighbours are joined."""
+MERGE_BYTES = 256 << 20
+"""Examples that are joined to one file at most."""
+_DRAWS_PER_MERGE = 256
+_LEAST_MERGED = 2
+"""Draws that are joined in the mean at least; else joining them is not worth a copy."""
 BUNDLE_BYTES = 96 << 20
 """Examples of a `tree-nodes` task at most, unless it has one node."""
 
@@ -114,10 +122,11 @@ class _Growth:
         self._runner, self._workspace = runner, runner.workspace
         self._settings, self._windows = settings, windows
         self._dim = self._workspace.array(f"{parts[0].embeddings_key}.embeddings.npy").shape[1]
-        group_bytes, self._bundle_bytes = GROUP_BYTES, BUNDLE_BYTES
+        group_bytes, self._bundle_bytes, self._merge_bytes = GROUP_BYTES, BUNDLE_BYTES, MERGE_BYTES
         if work_bytes is not None:
             group_bytes = min(group_bytes, work_bytes // 2)
             self._bundle_bytes = min(self._bundle_bytes, work_bytes // 2)
+            self._merge_bytes = min(self._merge_bytes, work_bytes // 2)
         self._groups = group_parts(parts, 2 * self._dim + _INDEX_BYTES, run_bytes=group_bytes)
         self.level = LevelFiles(number=0, key=None)
         self._made: list[TreeLevelTask] = []
@@ -142,7 +151,7 @@ class _Growth:
         if not plan.num_split:
             return False
         bundles = [
-            TreeNodesTask(**self._common(number, (counts.fingerprint,)), counts=counts.key)
+            TreeNodesTask(**self._common(number, (counts.fingerprint,)), counts=counts.key, dim=self._dim)
             for number in range(counted["num_bundles"])
         ]
         records = self._runner.run(bundles, unit="nodes", num_units=counted["nodes_per_bundle"])
@@ -173,10 +182,11 @@ class _Growth:
         """Place all windows on the level and draw its examples, in one pass."""
         self._draws = self._draw_tasks()
         num_units = [sum(part.num_windows for part in group) for group in self._groups]
-        self._runner.run(self._draws, unit="windows", num_units=num_units)
+        records = self._runner.run(self._draws, unit="windows", num_units=num_units)
+        drawn = self._merged(self._draws, [int(record["num_examples"]) for record in records])
         counts = TreeCountsTask(
-            **self._common(self.level.number, tuple(task.fingerprint for task in self._draws)),
-            draws=tuple(task.key for task in self._draws),
+            **self._common(self.level.number, tuple(task.fingerprint for task in drawn)),
+            draws=tuple(task.key for task in drawn),
             bundle_bytes=self._bundle_bytes,
             dim=self._dim,
         )
@@ -197,6 +207,34 @@ class _Growth:
             )
 
         return TaskList(len(self._groups), make)
+
+    def _merged(
+        self, draws: Sequence[TreeDrawTask], num_examples: Sequence[int]
+    ) -> Sequence[TreeDrawTask | TreeMergeTask]:
+        """Join the examples of many draws to fewer files; the draws themselves where there are few."""
+        if len(draws) <= MERGED_DRAWS:
+            return draws
+        example_bytes = 2 * self._dim + EXAMPLE.itemsize
+        groups: list[list[TreeDrawTask]] = []
+        held = self._merge_bytes
+        for draw, count in zip(draws, num_examples, strict=True):
+            held += count * example_bytes
+            if held > self._merge_bytes or len(groups[-1]) == _DRAWS_PER_MERGE:
+                groups.append([])
+                held = count * example_bytes
+            groups[-1].append(draw)
+        if len(draws) < _LEAST_MERGED * len(groups):
+            return draws
+        merges = [
+            TreeMergeTask(
+                **self._common(number, tuple(draw.fingerprint for draw in group)),
+                draws=tuple(draw.key for draw in group),
+                dim=self._dim,
+            )
+            for number, group in enumerate(groups)
+        ]
+        self._runner.run(merges, unit="examples")
+        return merges
 
     def _common(self, number: int, inputs: tuple[str, ...], level: LevelFiles | None = None) -> dict[str, Any]:
         return {

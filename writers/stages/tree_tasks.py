@@ -6,6 +6,9 @@ node of the level is fitted apart, from its stretch of all these files. So each 
 holds more than a group's examples, a process holds a group or the examples of one node, and no task's description
 grows with the corpus but the two of a level that join (100 bytes per group, a GB of it for 8 GB of vectors).
 
+Every node asks every file for its stretch, 4,096 nodes times 6,000 files for 10^9 windows. So where there are many
+draws, `tree-merges` tasks first join the examples of neighbours, which gives the same nodes.
+
 Where all windows of a level are examples, as in small nodes, they are copied once: the work folder grows by up to a
 copy of the embeddings for each such level. Nodes that read single rows of the parts were rejected, because neighbours
 in a node come from any part: from an object store each row would be a request.
@@ -15,7 +18,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -38,6 +42,12 @@ from crisp_stream.writers.tree.settings import TreeSettings
 
 _NODES_PER_BUNDLE = 256
 _ROWS_PER_WRITE = 1 << 14
+_READ_AT_ONCE = 16
+"""Requests for files of draws that are under way."""
+_READ_BYTES = 64 << 20
+"""Examples of draws that are read at once, unless those of one are more."""
+_NPY_HEADER_BYTES = 128
+"""Bytes before the rows of the files of a draw, as numpy pads them."""
 _SAMPLE_SALT = 1
 _ROWS_SHARE = 16
 """Rows read per row used, about, where the tree is fitted on some windows: parts are chosen before rows."""
@@ -133,6 +143,7 @@ class TreeDrawTask(_LevelTask):
 
     stage: ClassVar[str] = "tree-draws"
     title: ClassVar[str] = "drawing examples for the tree"
+    version: ClassVar[int] = 2
 
     parts: Sequence[Part]
     above: str | None
@@ -161,7 +172,7 @@ class TreeDrawTask(_LevelTask):
         self.workspace.save_array(names[1], examples)
         pieces = (embeddings[drawn[piece]] for piece in cuts(len(drawn), _ROWS_PER_WRITE))
         _write_rows(self.workspace, names[2], (len(drawn), embeddings.shape[1]), "<f2", pieces)
-        return {"num_units": len(rows), "files": file_sizes(self, *names)}
+        return {"num_units": len(rows), "num_examples": len(drawn), "files": file_sizes(self, *names)}
 
     def _placed(self, level: Level, embeddings: NDArray[np.float16]) -> NDArray[np.int32]:
         above = None
@@ -207,6 +218,65 @@ def _counted(rows: NDArray[np.int32], drawn: NDArray[np.int64], num_nodes: int) 
 
 
 @dataclass(frozen=True, kw_only=True)
+class TreeMergeTask(_LevelTask):
+    """Join the examples of consecutive draws, as if one task had drawn them."""
+
+    stage: ClassVar[str] = "tree-merges"
+    title: ClassVar[str] = "joining examples for the tree"
+
+    draws: tuple[str, ...]
+    """Keys of the draws."""
+    dim: int
+
+    def make(self) -> Record:
+        """Write counts, keys and examples, sorted by node."""
+        counts = np.concatenate(list(_loaded(self.workspace, self.draws, "counts")))
+        present, node = np.unique(counts[:, 0], return_inverse=True)
+        sums = np.zeros((len(present), 2), np.int64)
+        np.add.at(sums, node, counts[:, 1:])
+        keys = list(_loaded(self.workspace, self.draws, "keys"))
+        starts = np.cumsum([0, *map(len, keys)])
+        joined = np.concatenate(keys)
+        order = np.argsort(joined["row"], kind="stable")
+        places = np.empty(len(order), np.int64)
+        places[order] = np.arange(len(order))
+        examples = np.empty((len(order), self.dim), np.float16)
+        largest = 2 * self.dim * max(map(len, keys))
+        at_once = max(1, min(_READ_AT_ONCE, _READ_BYTES // max(largest, 1)))
+        for start, rows in zip(starts, _loaded(self.workspace, self.draws, "examples", at_once), strict=False):
+            examples[places[start : start + len(rows)]] = rows.reshape(-1, self.dim)
+        arrays = {"counts": np.column_stack([present, sums]), "keys": joined[order], "examples": examples}
+        for name, array in arrays.items():
+            self.workspace.save_array(self.file(f"{name}.npy"), array)
+        return {"num_units": len(order), "files": file_sizes(self, *(self.file(f"{name}.npy") for name in arrays))}
+
+
+def _loaded(
+    workspace: Workspace, keys: Sequence[str], name: str, at_once: int = _READ_AT_ONCE
+) -> Iterator[NDArray[Any]]:
+    """An array of each of some tasks, in their order."""
+    with ThreadPoolExecutor(at_once) as threads:
+        for first in range(0, len(keys), at_once):
+            some = keys[first : first + at_once]
+            yield from threads.map(lambda key: workspace.load_array(f"{key}.{name}.npy"), some)
+
+
+def _rows(workspace: Workspace, name: str, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Rows of a draw's file, in one request.
+
+    Args:
+        workspace: where it is.
+        name: of the file.
+        dtype: of it.
+        shape: first row, number of rows, and length of a row where it is not a single value.
+    """
+    start, count, *row = shape
+    row_bytes = np.dtype(dtype).itemsize * int(np.prod(row, dtype=np.int64))
+    content = workspace.store.get_range(name, _NPY_HEADER_BYTES + start * row_bytes, count * row_bytes)
+    return np.frombuffer(content, dtype).reshape(count, *row)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TreeCountsTask(_LevelTask):
     """Add up what was counted, say which nodes are split, and bundle them into tasks."""
 
@@ -227,14 +297,12 @@ class TreeCountsTask(_LevelTask):
         """Write windows per node, bundles of nodes, and the stretch of each bundle in each draw."""
         num_nodes = len(self.level.load(self.workspace, self.windows, self.tree).nodes)
         totals = np.zeros((num_nodes, 2), np.int64)
-        for draw in self.draws:
-            counts = self.workspace.load_array(f"{draw}.counts.npy")
+        for counts in _loaded(self.workspace, self.draws, "counts"):
             totals[counts[:, 0]] += counts[:, 1:]
         split = np.flatnonzero((totals[:, 0] >= self.tree.least) | (self.level.number == 0))
         bundles = _bundles(split, totals[:, 1], self.bundle_bytes // (2 * self.dim))
         stretches = np.empty((len(bundles), len(self.draws), 2), np.uint32)
-        for at, draw in enumerate(self.draws):
-            counts = self.workspace.load_array(f"{draw}.counts.npy")
+        for at, counts in enumerate(_loaded(self.workspace, self.draws, "counts")):
             ends = np.concatenate([[0], np.cumsum(counts[:, 2])])
             stretches[:, at] = ends[np.searchsorted(counts[:, 0], bundles)]
         arrays = {"windows": totals[:, 0], "split": split, "bundles": bundles, "stretches": stretches}
@@ -277,6 +345,7 @@ class TreeNodesTask(_LevelTask):
 
     counts: str
     """Key of the counts."""
+    dim: int
 
     def make(self) -> Record:
         """Write the nodes that were split, centroids of their children, and examples of each child."""
@@ -312,17 +381,19 @@ class TreeNodesTask(_LevelTask):
         """The examples of all nodes of the bundle, as they stand in the draws: [num_examples], [num_examples, dim]."""
         draws = json.loads(self.workspace.read(f"{self.counts}.draws.json"))
         stretches = self.workspace.array(f"{self.counts}.stretches.npy").rows(self.number, self.number + 1)[0]
-        total, place = int(np.diff(stretches.astype(np.int64), axis=1).sum()), 0
-        examples, embeddings = np.empty(total, EXAMPLE), np.empty((0, 0), np.float16)
-        for draw, (start, stop) in zip(draws, stretches.tolist(), strict=True):
-            if stop > start:
-                rows = self.workspace.array(f"{draw}.examples.npy").rows(start, stop)
-                if not embeddings.size:
-                    embeddings = np.empty((total, rows.shape[1]), np.float16)
-                here = slice(place, place + stop - start)
-                examples[here] = self.workspace.array(f"{draw}.keys.npy").rows(start, stop)
-                embeddings[here] = rows
-                place = here.stop
+        counts = np.diff(stretches.astype(np.int64), axis=1)[:, 0]
+        ends = np.cumsum(counts)
+        examples, embeddings = np.empty(int(counts.sum()), EXAMPLE), np.empty((int(counts.sum()), self.dim), np.float16)
+
+        def read(at: int) -> None:
+            start, here = int(stretches[at, 0]), slice(int(ends[at] - counts[at]), int(ends[at]))
+            draw, count = draws[at], int(counts[at])
+            examples[here] = _rows(self.workspace, f"{draw}.keys.npy", EXAMPLE, (start, count))
+            embeddings[here] = _rows(self.workspace, f"{draw}.examples.npy", "<f2", (start, count, self.dim))
+
+        with ThreadPoolExecutor(_READ_AT_ONCE) as threads:
+            for _ in threads.map(read, np.flatnonzero(counts).tolist()):
+                pass
         return examples, embeddings
 
 

@@ -108,6 +108,28 @@ def test_tasks_of_any_size_fit_the_tree_that_is_fitted_in_memory(
     assert fitted.devices == ["cpu"]
 
 
+def test_joined_draws_give_the_same_tree_from_fewer_files(
+    tmp_path: Path, embeddings: NDArray[np.float16], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "GROUP_BYTES", 1)
+    monkeypatch.setattr(stages, "MERGED_DRAWS", 3)
+    fitted, workspace = fitted_in(tmp_path, embeddings)
+    assert tree_of(workspace, fitted.key).fingerprint == expected
+    merges = [name for name in workspace.sizes("tree-merges") if name.endswith("json")]
+    assert len(merges) == len([name for name in workspace.sizes("tree-counts") if name.endswith("draws.json")])
+
+
+def test_draws_are_not_joined_where_that_would_only_copy_them(
+    tmp_path: Path, embeddings: NDArray[np.float16], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "GROUP_BYTES", 30_000)
+    monkeypatch.setattr(stages, "MERGED_DRAWS", 1)
+    monkeypatch.setattr(stages, "MERGE_BYTES", 1)
+    fitted, workspace = fitted_in(tmp_path, embeddings)
+    assert tree_of(workspace, fitted.key).fingerprint == expected
+    assert not workspace.sizes("tree-merges")
+
+
 def test_two_processes_fit_the_same_tree(
     tmp_path: Path, embeddings: NDArray[np.float16], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,12 +139,14 @@ def test_two_processes_fit_the_same_tree(
     assert tree_of(workspace, fitted.key).fingerprint == expected
 
 
-@pytest.mark.parametrize("stage", ["tree-draws", "tree-counts", "tree-nodes", "tree-levels", "tree"])
+@pytest.mark.parametrize("stage", ["tree-draws", "tree-merges", "tree-counts", "tree-nodes", "tree-levels", "tree"])
 def test_a_fit_that_is_killed_at_any_task_goes_on(
     stage: str, tmp_path: Path, embeddings: NDArray[np.float16], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stages, "GROUP_BYTES", 80_000)
     monkeypatch.setattr(stages, "BUNDLE_BYTES", 8_000)
+    monkeypatch.setattr(stages, "MERGED_DRAWS", 1)
+    monkeypatch.setattr(stages, "MERGE_BYTES", 60_000)
     ran: list[str] = []
 
     def execute_one_more(task: Task) -> Record:
