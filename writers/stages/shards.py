@@ -1,4 +1,4 @@
-"""Stage `shards`: the windows of every range of keys (ranges.py) are written as MDS shards.
+"""Stage `shards`: the windows of every range of keys (sorting/ranges.py) are written as MDS shards.
 
 A task writes the shards that begin in its range. Where the last one reaches into the next range, it reads the keys of
 that one, too, and takes the windows that belong to it; so the bytes depend neither on the ranges nor on the number of
