@@ -27,8 +27,8 @@ from crisp_stream.tree.tree import ClusterTree
 from crisp_stream.writers.engine.tasks import Record, Runner
 from crisp_stream.writers.engine.workspace import Workspace
 from crisp_stream.writers.options import WriteOptions
+from crisp_stream.writers.sorting.ranges import RANGE_STAGES, Nodes, ranges_in_stages, windows_per_range
 from crisp_stream.writers.stages.dataset import shard_tasks
-from crisp_stream.writers.stages.ranges import RANGE_STAGES, Nodes, ranges_in_stages, windows_per_range
 from crisp_stream.writers.stages.runs import RunTask, group_parts, identity_of, part_places
 from crisp_stream.writers.stages.shards import ShardSettings, ShardSink
 from crisp_stream.writers.stages.windows import Part

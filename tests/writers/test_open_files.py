@@ -1,4 +1,4 @@
-"""A write with more parts and runs than a process may open files; test_ranges.py has more runs."""
+"""A write with more parts and runs than a process may open files; sorting/test_ranges.py has more runs."""
 
 from __future__ import annotations
 

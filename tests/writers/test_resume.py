@@ -74,6 +74,25 @@ def test_a_killed_run_goes_on_and_publishes_the_same_bytes(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
 
 
+def test_ranges_of_one_folder_are_written_once_each_by_several_processes(
+    text_file: Path, tmp_path: Path, word_encoder: WordEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(small_options(text_file, tmp_path / "whole"), log=quiet)
+    small = {"run_bytes": 3000, "range_bytes": 2000}
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "execute", _killed_in("shards"))
+        with pytest.raises(KeyboardInterrupt):
+            write(small_options(text_file, tmp_path / "out", **small), log=quiet)
+    # Encoders of two processes are tried in one of their own, which would not have the stand-in.
+    monkeypatch.setattr(engine.LocalEngine, "keeps_encoders_out", property(lambda engine: False))
+    lines: list[str] = []
+    write(small_options(text_file, tmp_path / "out", processes=2, **small), log=lines.append)
+    tasks = re.search(r"shards: 2 of (\d+) tasks were done by an earlier run", "\n".join(lines))
+    assert tasks is not None
+    assert int(tasks[1]) > 4, "more than one for a level-1 node"
+    assert files_below(tmp_path / "out") == files_below(tmp_path / "whole")
+
+
 def _open_store_that_is_killed_at_put(killed: object) -> object:
     from crisp_stream.storage.store import open_store
 

@@ -327,5 +327,5 @@ def test_the_size_of_runs_has_no_effect_on_the_bytes(
     text_file: Path, tmp_path: Path, word_encoder: WordEncoder
 ) -> None:
     write(small_options(text_file, tmp_path / "one"), log=quiet)
-    write(small_options(text_file, tmp_path / "many", run_bytes=1, sort_memory_bytes=1), log=quiet)
+    write(small_options(text_file, tmp_path / "many", run_bytes=1, sort_memory_bytes=1, range_bytes=1), log=quiet)
     assert files_below(tmp_path / "one") == files_below(tmp_path / "many")

@@ -22,9 +22,9 @@ from crisp_stream.writers.engine.tasks import Record, Runner, Task, finished, st
 from crisp_stream.writers.engine.workspace import Workspace
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.publishing.claim import Hold
-from crisp_stream.writers.stages.key_sources import GrownDataset
+from crisp_stream.writers.sorting.key_sources import GrownDataset
+from crisp_stream.writers.sorting.ranges import Nodes, Ranges
 from crisp_stream.writers.stages.models import EmbeddedParts
-from crisp_stream.writers.stages.ranges import Nodes, Ranges
 from crisp_stream.writers.stages.runs import RunTask, group_parts
 from crisp_stream.writers.stages.shards import (
     ShardSettings,

@@ -23,11 +23,11 @@ from crisp_stream.writers.embedding.embeddings_folder import embeddings_folder, 
 from crisp_stream.writers.engine.task_list import TaskList
 from crisp_stream.writers.engine.tasks import Record, Runner, Task, file_sizes
 from crisp_stream.writers.engine.workspace import Workspace
+from crisp_stream.writers.sorting.key_sources import Sources, read_rows, run_of
+from crisp_stream.writers.sorting.range_windows import Column, InPlace, RangeWindows
+from crisp_stream.writers.sorting.ranges import KeyRange, Ranges
 from crisp_stream.writers.stages.dataset import Sorted
-from crisp_stream.writers.stages.key_sources import Sources, read_rows, run_of
 from crisp_stream.writers.stages.models import EmbeddedParts
-from crisp_stream.writers.stages.range_windows import Column, InPlace, RangeWindows
-from crisp_stream.writers.stages.ranges import KeyRange, Ranges
 from crisp_stream.writers.stages.windows import Part
 
 

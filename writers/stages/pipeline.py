@@ -22,6 +22,8 @@ from crisp_stream.writers.engine.tasks import Runner
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.publishing.claim import Hold
 from crisp_stream.writers.publishing.request import Request
+from crisp_stream.writers.sorting.key_sources import GrownDataset
+from crisp_stream.writers.sorting.ranges import Nodes, Ranges, ranges_in_stages, windows_per_range
 from crisp_stream.writers.stages.dataset import (
     DocumentsTableTask,
     Sorted,
@@ -31,7 +33,6 @@ from crisp_stream.writers.stages.dataset import (
     sort_memory,
 )
 from crisp_stream.writers.stages.documents import ReadDocuments, read_documents_in_stages
-from crisp_stream.writers.stages.key_sources import GrownDataset
 from crisp_stream.writers.stages.models import (
     EmbeddedParts,
     Given,
@@ -42,7 +43,6 @@ from crisp_stream.writers.stages.models import (
     tokenizer_in_stages,
     tree_in_stages,
 )
-from crisp_stream.writers.stages.ranges import Nodes, Ranges, ranges_in_stages, windows_per_range
 from crisp_stream.writers.stages.runs import identity_of, tree_of
 from crisp_stream.writers.stages.shards import ShardSettings, ShardsSummary, ShardsTask, UnchangedShardsTask
 from crisp_stream.writers.stages.texts import sketch_in_stages

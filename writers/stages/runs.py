@@ -2,7 +2,7 @@
 
 A key orders all windows of a dataset: by leaf, and inside a leaf by a hash of where the window came from, so that any
 prefix of a leaf is a uniform sample of it. A run holds about 64 MB of windows, sorted; what writes a range of keys
-(ranges.py) then reads its stretch of every run.
+(sorting/ranges.py) then reads its stretch of every run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Stage `shards`: the windows of every range of keys (ranges.py) are written as MDS shards.
+"""Stage `shards`: the windows of every range of keys (sorting/ranges.py) are written as MDS shards.
 
 A task writes the shards that begin in its range. Where the last one reaches into the next range, it reads the keys of
 that one, too, and takes the windows that belong to it; so the bytes depend neither on the ranges nor on the number of
@@ -30,9 +30,9 @@ from crisp_stream.storage.store import is_remote, local_path, open_store
 from crisp_stream.writers.engine.tasks import Record, Task
 from crisp_stream.writers.engine.workspace import scratch_folder
 from crisp_stream.writers.publishing.claim import Hold
-from crisp_stream.writers.stages.key_sources import GrownDataset, Sources
-from crisp_stream.writers.stages.range_windows import Column, InPlace, RangeWindows
-from crisp_stream.writers.stages.ranges import KeyRange
+from crisp_stream.writers.sorting.key_sources import GrownDataset, Sources
+from crisp_stream.writers.sorting.range_windows import Column, InPlace, RangeWindows
+from crisp_stream.writers.sorting.ranges import KeyRange
 
 UPLOADS_AHEAD = 3
 """Shards on their way to an object store while the next one is made."""

@@ -16,10 +16,10 @@ from crisp_stream.tree.tree import ClusterTree
 from crisp_stream.writers.engine.engine import LocalEngine
 from crisp_stream.writers.engine.tasks import Record, Runner, execute
 from crisp_stream.writers.engine.workspace import Workspace
+from crisp_stream.writers.sorting.key_sources import GrownDataset
+from crisp_stream.writers.sorting.ranges import Nodes, ranges_in_stages
 from crisp_stream.writers.stages import shards
 from crisp_stream.writers.stages.dataset import shard_tasks
-from crisp_stream.writers.stages.key_sources import GrownDataset
-from crisp_stream.writers.stages.ranges import Nodes, ranges_in_stages
 from crisp_stream.writers.stages.runs import RunTask, group_parts, identity_of, part_places
 from crisp_stream.writers.stages.shards import ShardSettings, ShardsSummary, shard_ends
 from crisp_stream.writers.stages.windows import Part

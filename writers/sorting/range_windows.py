@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.writers.engine.workspace import Workspace, scratch_folder
-from crisp_stream.writers.stages.key_sources import Read, Sources, leaves_of, read_rows
-from crisp_stream.writers.stages.ranges import KeyRange
+from crisp_stream.writers.sorting.key_sources import Read, Sources, leaves_of, read_rows
+from crisp_stream.writers.sorting.ranges import KeyRange
 
 _THREADS = 8
 _REQUEST_BYTES = 16 << 20

@@ -27,11 +27,10 @@ from crisp_stream.storage.store import FolderStore
 from crisp_stream.writers.engine.engine import LocalEngine
 from crisp_stream.writers.engine.tasks import Runner, execute
 from crisp_stream.writers.engine.workspace import Workspace
-from crisp_stream.writers.stages import ranges as stage
-from crisp_stream.writers.stages.dataset import shard_tasks
-from crisp_stream.writers.stages.key_sources import NPY_HEADER_BYTES, Sources
-from crisp_stream.writers.stages.range_windows import RangeWindows
-from crisp_stream.writers.stages.ranges import (
+from crisp_stream.writers.sorting import ranges as stage
+from crisp_stream.writers.sorting.key_sources import NPY_HEADER_BYTES, Sources
+from crisp_stream.writers.sorting.range_windows import RangeWindows
+from crisp_stream.writers.sorting.ranges import (
     MOST_RANGE_WINDOWS,
     MOST_RANGES,
     NODE_COUNT,
@@ -42,6 +41,7 @@ from crisp_stream.writers.stages.ranges import (
     ranges_in_stages,
     windows_per_range,
 )
+from crisp_stream.writers.stages.dataset import shard_tasks
 from crisp_stream.writers.stages.runs import RunTask
 from crisp_stream.writers.stages.shards import ShardSettings, ShardsSummary, ShardsTask, shard_ends
 

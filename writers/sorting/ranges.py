@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from crisp_stream.format.keys import HASH_BITS
 from crisp_stream.writers.engine.tasks import Record, Runner, Task, file_sizes, write_files
-from crisp_stream.writers.stages.key_sources import SOURCE, GrownDataset, whole_keys
+from crisp_stream.writers.sorting.key_sources import SOURCE, GrownDataset, whole_keys
 from crisp_stream.writers.stages.runs import RunTask
 
 MOST_RANGES = 4096
