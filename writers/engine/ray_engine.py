@@ -350,7 +350,7 @@ class _Team:
         """(number, record) of every task, as they come."""
         for task in tasks:
             yield from self._next(0)
-            while not self._free:
+            while self._waiting or not self._free:
                 yield from self._next(LOOK_SECONDS)
             self._submit(task)
         while self._running or self._waiting:
