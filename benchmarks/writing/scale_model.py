@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from benchmarks.writing.counted_write import LISTED_PER_REQUEST, uploads
+from benchmarks.writing.counted_write import LISTED_PER_REQUEST, PUT_PART_BYTES, uploads
 from crisp_stream.examples.sketch import MAX_DOCUMENTS, MAX_NGRAMS
 from crisp_stream.format.mds import TokenDtype, header_bytes, max_windows_per_shard, sample_dtype
+from crisp_stream.storage.object_client import UPLOAD_PART_BYTES
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.stages.tree import BUNDLE_BYTES, GROUP_BYTES, MERGE_BYTES, MERGED_DRAWS
 from crisp_stream.writers.stages.whole_corpus import PROBE_CHARACTERS, PROBE_DOCUMENTS
@@ -263,11 +264,13 @@ class Tasks:
     on: str = "cores"
     """cores, gpus, or driver."""
     has_record: bool = True
+    part_bytes: int = UPLOAD_PART_BYTES
+    """Larger objects are uploaded in parts of that size."""
 
     @property
     def puts(self) -> float:
         """PUT and POST requests of a task."""
-        return sum(uploads(round(size)) for size in (*self.files, *self.other_files)) + self.has_record
+        return sum(uploads(round(size), self.part_bytes) for size in (*self.files, *self.other_files)) + self.has_record
 
     @property
     def heads(self) -> float:
@@ -512,6 +515,7 @@ def _tree(scale: Scale) -> Iterator[Tasks]:
     yield Tasks(
         stage="tree",
         count=1,
+        part_bytes=PUT_PART_BYTES,
         files=[700.0, *(size for plan in scale.levels for size in _level_files(scale, plan)), *_empty_levels(scale)],
         read=sum(_level_files(scale, scale.levels[-1])),  # the others were read for draws
         gets=2,
@@ -693,6 +697,7 @@ def _driver(scale: Scale) -> Tasks:
         memory=constant("memory/driver") + constant("memory/driver per part") * scale.parts + 1000.0 * scale.shards,
         on="driver",
         has_record=False,
+        part_bytes=PUT_PART_BYTES,
     )
 
 
