@@ -126,7 +126,8 @@ def totals(scale: Scale, played: list[Played], machines: Machines) -> str:
     facts = [
         f"{scale.windows:,.0f} windows of {scale.window_tokens:,} tokens: {scale.parts:,} parts, {scale.runs:,} runs, "
         f"{scale.ranges:,} ranges, {scale.shards:,} shards, {scale.leaves:,} leaves",
-        f"{machines.machines} machines of {machines.cores} cores and {machines.gpus} GPUs: **{_time(end)}**, "
+        f"{machines.machines} machines of {machines.cores} cores and {machines.gpus} GPU{'s' * (machines.gpus != 1)}: "
+        f"**{_time(end)}**, "
         f"**${sum(spent.values()):,.0f}** (" + ", ".join(f"{k} ${v:,.0f}" for k, v in spent.items()) + ")",
         f"dataset {format_bytes(round(scale.dataset_bytes))}; work place {format_bytes(round(held))} in "
         f"{_short(work_objects(stages))} objects; {_short(puts)} PUT or LIST, {_short(gets)} GET or HEAD; "

@@ -141,7 +141,7 @@ def check(num_windows: int, folder: Path, texts: Sequence[str], window_tokens: i
     )
     kept = {
         "scale": dataclasses.asdict(scale),
-        "stages": {stage: dataclasses.asdict(cost) for stage, cost in measured.stages.items()},
+        "stages": {stage: vars(cost) for stage, cost in measured.stages.items()},
         "seconds": measured.seconds,
         "peak": measured.peak,
     }

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from benchmarks.writing.counted_write import LISTED_PER_REQUEST, uploads
+from benchmarks.writing.counted_write import LISTED_PER_REQUEST, PUT_PART_BYTES, uploads
 from crisp_stream.examples.sketch import MAX_DOCUMENTS, MAX_NGRAMS
 from crisp_stream.format.mds import TokenDtype, header_bytes, max_windows_per_shard, sample_dtype
+from crisp_stream.storage.object_client import UPLOAD_PART_BYTES
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.stages.tree import BUNDLE_BYTES, GROUP_BYTES, MERGE_BYTES, MERGED_DRAWS
 from crisp_stream.writers.stages.whole_corpus import PROBE_CHARACTERS, PROBE_DOCUMENTS
@@ -23,51 +24,53 @@ from crisp_stream.writers.tree.settings import TreeSettings
 from crisp_stream.writers.tree.terms import BACKGROUND_WINDOWS, STORED_NODES, stretch_of, windows_per_node
 from crisp_stream.writers.windows import SAMPLE_CHARACTERS
 
-MEASURED = "`--measure`, 2026-11-30"
+MEASURED = "`--measure`, 2026-11-30, one process on two cores that twenty wanted"
+_TREE = "docs/write/tree.md: 300,000 windows/s, three levels, 384 numbers"
+_SORT = "benchmarks/README.md: runs and shards, 144 MB per CPU second"
 CONSTANTS: dict[str, tuple[float, str]] = {
-    # CPU seconds, per stage and unit, of one core of the machine of the measurement
-    "documents/tasks": (0.1, MEASURED),
-    "documents/characters": (1.3e-8, MEASURED),
-    "documents/documents": (1.5e-5, MEASURED),
-    "tokenizer/characters": (6e-7, MEASURED),
-    "windows/tasks": (0.0, MEASURED),
-    "windows/tokens": (9e-7, MEASURED),
-    "windows/windows": (2e-6, MEASURED),
+    # CPU seconds, per stage and unit, of one core of the machine of the measurement; "tokens" and "windows" of windows
+    # and embeddings are of the encoder that the measured writes make, those of a network stand apart
+    "documents/tasks": (0.055, MEASURED),
+    "documents/characters": (1.7e-08, MEASURED),
+    "tokenizer/characters": (8.1e-07, MEASURED),
+    "windows/tasks": (0.022, MEASURED),
+    "windows/tokens": (7.1e-06, MEASURED),
+    "windows/windows": (2.9e-05, MEASURED),
     "windows/network tokens": (1.07e-6, "docs/write/embedding.md: 2.84, 4.38 and 2.06 million tokens/s"),
-    "embeddings/tasks": (0.0, MEASURED),
-    "embeddings/windows": (1e-5, MEASURED),
-    "embeddings/tokens": (1e-7, MEASURED),
-    "tree-draws/windows": (1e-6, MEASURED),
-    "tree-draws/numbers": (5e-9, MEASURED),
-    "tree-draws/examples": (1e-6, MEASURED),
+    "embeddings/tasks": (0.08, MEASURED),
+    "embeddings/windows": (1.1e-05, MEASURED),
+    "embeddings/tokens": (4.4e-07, MEASURED),
+    "tree-draws/windows": (7.1e-07, MEASURED),
+    "tree-draws/numbers": (2.9e-09, _TREE),
+    "tree-draws/examples": (1e-06, "assumed: a copy"),
     "tree-merges/examples": (1e-6, "as tree-draws/examples"),
-    "tree-counts/draws": (1e-3, MEASURED),
-    "tree-nodes/nodes": (0.01, MEASURED),
-    "tree-nodes/visits": (0.75e-6, MEASURED),
-    "tree-nodes/numbers": (5e-9, MEASURED),
-    "tree-levels/bundles": (2e-3, MEASURED),
-    "tree/tasks": (0.1, MEASURED),
-    "runs/windows": (4e-6, MEASURED),
-    "runs/numbers": (5e-9, MEASURED),
-    "runs/bytes": (3e-9, MEASURED),
-    "range-samples/windows": (2e-8, MEASURED),
-    "range-counts/windows": (2e-8, MEASURED),
-    "shards/tasks": (0.0, MEASURED),
-    "shards/windows": (1e-6, MEASURED),
-    "shards/bytes": (5e-9, MEASURED),
-    "texts/characters": (3e-8, MEASURED),
+    "tree-counts/draws": (0.012, MEASURED),
+    "tree-nodes/nodes": (0.028, MEASURED),
+    "tree-nodes/visits": (1.5e-07, MEASURED),
+    "tree-nodes/numbers": (1.35e-08, MEASURED),
+    "tree-levels/bundles": (0.015, MEASURED),
+    "tree/tasks": (0.0064, MEASURED),
+    "runs/windows": (1.9e-06, MEASURED),
+    "runs/numbers": (2.9e-09, _TREE),
+    "runs/bytes": (3.5e-09, _SORT),
+    "range-samples/windows": (4.6e-08, MEASURED),
+    "range-counts/windows": (1.3e-07, MEASURED),
+    "shards/tasks": (0.012, MEASURED),
+    "shards/windows": (3.1e-06, MEASURED),
+    "shards/bytes": (3.5e-09, _SORT),
+    "texts/characters": (3.3e-08, MEASURED),
     "sketch/sketches": (0.01, MEASURED),
-    "provenance/documents": (1e-6, MEASURED),
-    "driver/tasks": (1e-3, MEASURED),
-    "driver/command": (4.0, MEASURED),
+    "provenance/documents": (7.7e-06, MEASURED),
+    "driver/tasks": (0.001, "assumed"),
+    "driver/command": (17.0, MEASURED),
     "duplicates-digests/documents": (3e-7, "assumed: a sort of 24 bytes"),
     "duplicates-exact/documents": (5e-7, "assumed: a sort of 24 bytes"),
     # bytes
-    "bytes of a record": (700.0, MEASURED),
-    "bytes of spans per part": (1500.0, MEASURED),
-    "bytes of spans per document": (6.0, MEASURED),
-    "bytes of table of documents per part": (1500.0, MEASURED),
-    "bytes of table of documents per document": (7.0, MEASURED),
+    "bytes of a record": (410.0, MEASURED),
+    "bytes of spans per part": (1540.0, MEASURED),
+    "bytes of spans per document": (4.9, MEASURED),
+    "bytes of table of documents per part": (1340.0, MEASURED),
+    "bytes of table of documents per document": (7.7, MEASURED),
     # memory of a task beside the process, by what it holds
     "memory/process": (150e6, "docs/write/scale.md"),
     "memory/documents per character": (8.0, MEASURED),
@@ -261,11 +264,13 @@ class Tasks:
     on: str = "cores"
     """cores, gpus, or driver."""
     has_record: bool = True
+    part_bytes: int = UPLOAD_PART_BYTES
+    """Larger objects are uploaded in parts of that size."""
 
     @property
     def puts(self) -> float:
         """PUT and POST requests of a task."""
-        return sum(uploads(round(size)) for size in (*self.files, *self.other_files)) + self.has_record
+        return sum(uploads(round(size), self.part_bytes) for size in (*self.files, *self.other_files)) + self.has_record
 
     @property
     def heads(self) -> float:
@@ -284,7 +289,9 @@ class Tasks:
 
     @property
     def cpu(self) -> float:
-        """CPU seconds of a task."""
+        """CPU seconds of a task; what a GPU is given to do is not among them."""
+        if self.on == "gpus":
+            return 0.0
         known = {"tasks": 1.0, **self.units}
         return sum(CONSTANTS.get(f"{self.stage}/{unit}", (0.0, ""))[0] * amount for unit, amount in known.items())
 
@@ -332,7 +339,7 @@ def _reading(scale: Scale) -> Iterator[Tasks]:
     yield Tasks(
         stage="documents",
         count=scale.groups,
-        units={"characters": scale.characters / scale.groups, "documents": documents},
+        units={"characters": scale.characters / scale.groups},
         files=[*[batch_bytes] * round(batches), *arrays],
         memory=constant("memory/documents per character") * scale.part_characters,
     )
@@ -508,6 +515,7 @@ def _tree(scale: Scale) -> Iterator[Tasks]:
     yield Tasks(
         stage="tree",
         count=1,
+        part_bytes=PUT_PART_BYTES,
         files=[700.0, *(size for plan in scale.levels for size in _level_files(scale, plan)), *_empty_levels(scale)],
         read=sum(_level_files(scale, scale.levels[-1])),  # the others were read for draws
         gets=2,
@@ -689,6 +697,7 @@ def _driver(scale: Scale) -> Tasks:
         memory=constant("memory/driver") + constant("memory/driver per part") * scale.parts + 1000.0 * scale.shards,
         on="driver",
         has_record=False,
+        part_bytes=PUT_PART_BYTES,
     )
 
 
