@@ -3,8 +3,8 @@
     python benchmarks/writing/bench_cleaning.py [DOCUMENTS] [--evaluation FILE …] [--limit 30000] [--repeats 5]
 
 DOCUMENTS is a JSONL file with a text per line; without it, the standard library's source files stand in for documents
-and every hundredth of them for an evaluation set. Medians over the repeats, with the lowest and highest. The search among
-all documents is measured by duplicates_scale.py.
+and every hundredth of them for an evaluation set. Medians over the repeats, with the lowest and highest. The search
+among all documents is measured by duplicates_scale.py.
 """
 
 from __future__ import annotations
