@@ -91,6 +91,20 @@ def test_what_is_removed_is_the_same_after_kills_and_with_other_bundles(
     assert files_below(tmp_path / "killed") == whole
 
 
+def test_records_count_removed_documents_and_name_none(
+    options: Callable[..., WriteOptions], tmp_path: Path, word_encoder: WordEncoder
+) -> None:
+    work = tmp_path / "work"
+    report = write(options(tmp_path / "out", work=str(work), keep_work=True), log=quiet)
+    records = {path: json.loads(path.read_text()) for path in work.glob(f"*/{'?' * 6}-{'?' * 16}.json")}
+    contaminated = sum(record.get("num_contaminated", 0) for record in records.values())
+    repeats = sum(record.get("repeats", 0) for record in records.values())
+    assert contaminated == report.dropped_documents["shares an n-gram with an evaluation set"]
+    assert contaminated + repeats == sum(report.dropped_documents.values()) > 15
+    lists = {path: rows for path, record in records.items() for rows in record.values() if isinstance(rows, list)}
+    assert not {path.parent.name for path in lists} & {*STAGES, "windows"}
+
+
 def test_two_processes_remove_what_one_does(
     options: Callable[..., WriteOptions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
