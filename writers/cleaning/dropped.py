@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -143,7 +143,7 @@ def _num_before(other: pa.Table, table: pa.Table) -> int:
 def named_rows(table: pa.Table, names: Sequence[str]) -> pa.Table:
     """Rows of LISTED as they are published; `names` are those of the files."""
     all_names = pa.array(names, pa.string())
-    compute: Any = pa.compute
+    compute: Any = pc
     kept = compute.binary_join_element_wise(
         "row ", table["kept_row"].cast(pa.string()), " of ", all_names.take(table["kept_file"]), table["detail"], ""
     )

@@ -600,7 +600,7 @@ class _Stages:
             self._run(self.by_bundle(CarriedTask, are_candidates=True))
             num_edges = self._run(self.by_bundle(ComparedTask, are_candidates=True))
         joined_bytes = _JOINING_BYTES + _BYTES_PER_JOINED * min(num_edges, search.num_documents)
-        within = contextlib.nullcontext()
+        within: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if num_edges > _EDGES_AT_ONCE:
             within = holding(runner.engine, "joining similar documents", joined_bytes, remedy="Give more.")
         with within:
