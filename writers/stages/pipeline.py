@@ -5,7 +5,7 @@
 
 `embed_in_stages` comes as far as embeddings, `assemble_in_stages` as far as sketch; `Assembly.make` runs shards and
 provenance, after the caller has had tasks forgotten whose files are lost; `dropped` runs with the small files. The
-search for duplicates has stages of its own (duplicates.py).
+search for duplicates has stages of its own (removal/duplicates.py).
 """
 
 from __future__ import annotations

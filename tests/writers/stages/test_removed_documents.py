@@ -13,9 +13,9 @@ from crisp_stream.writers.cleaning.dropped import read_dropped
 from crisp_stream.writers.engine import engine
 from crisp_stream.writers.engine.tasks import Record, Task, execute
 from crisp_stream.writers.options import WriteOptions
-from crisp_stream.writers.stages import duplicates
-from crisp_stream.writers.stages.dropped import DroppedTask
-from crisp_stream.writers.stages.duplicates import EXACT_STAGES, NEAR_STAGES, OutcomeTask
+from crisp_stream.writers.stages.removal import duplicates
+from crisp_stream.writers.stages.removal.dropped import DroppedTask
+from crisp_stream.writers.stages.removal.duplicates import EXACT_STAGES, NEAR_STAGES, OutcomeTask
 from crisp_stream.writers.write import plan, write
 from tests.support.seaweed import S3Server
 from tests.support.written_dataset import TOPICS, WordEncoder, files_below, small_options

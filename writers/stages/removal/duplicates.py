@@ -45,7 +45,7 @@ from crisp_stream.writers.engine.versions import stage_libraries
 from crisp_stream.writers.engine.workspace import Workspace
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.stages.batches import PLACE, DocumentsTask
-from crisp_stream.writers.stages.bundles import Bundle, BundleArrays, Stretch, bundles_of, stretches_of_group
+from crisp_stream.writers.stages.removal.bundles import Bundle, BundleArrays, Stretch, bundles_of, stretches_of_group
 
 WORK_BYTES = 256 << 20
 """Memory of a task of the search, about, where no less is given."""
