@@ -49,7 +49,6 @@ from crisp_stream.writers.publishing.work import (
 from crisp_stream.writers.report import AppendReport
 from crisp_stream.writers.stages.dataset import check_windows, forget_lost, table_digests, tree_provenance
 from crisp_stream.writers.stages.documents import ReadDocuments
-from crisp_stream.writers.stages.dropped import DroppedList, dropped_list
 from crisp_stream.writers.stages.pipeline import Assembly, Corpus, Growth, assemble_in_stages, embed_in_stages
 from crisp_stream.writers.stages.provenance import (
     ledger_facts,
@@ -59,6 +58,7 @@ from crisp_stream.writers.stages.provenance import (
     table_files,
     terms_of,
 )
+from crisp_stream.writers.stages.removal.dropped import DroppedList, dropped_list
 from crisp_stream.writers.stages.shards import ShardsSummary
 from crisp_stream.writers.write import QUICK_EXTRAS, engine_of
 

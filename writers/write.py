@@ -52,11 +52,11 @@ from crisp_stream.writers.publishing.work import (
 from crisp_stream.writers.report import WriteReport
 from crisp_stream.writers.sorting.ranges import RANGE_STAGES
 from crisp_stream.writers.stages.dataset import forget_all, forget_lost
-from crisp_stream.writers.stages.dropped import DroppedTask
-from crisp_stream.writers.stages.duplicates import EXACT_STAGES, NEAR_STAGES, OutcomeTask
 from crisp_stream.writers.stages.kept_embeddings import KeptEmbeddingsTask, RunEmbeddingsTask, keep_in_stages
 from crisp_stream.writers.stages.pipeline import Assembly, assemble_in_stages, embed_in_stages
 from crisp_stream.writers.stages.provenance import write_small_files
+from crisp_stream.writers.stages.removal.dropped import DroppedTask
+from crisp_stream.writers.stages.removal.duplicates import EXACT_STAGES, NEAR_STAGES, OutcomeTask
 from crisp_stream.writers.stages.shards import ShardsSummary
 
 _EMBEDDINGS_STAGES = (RunEmbeddingsTask.stage, KeptEmbeddingsTask.stage)

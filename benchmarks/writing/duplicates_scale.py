@@ -10,6 +10,7 @@ tasks; memory is its peak above what it has after its imports. Linux only (reads
 from __future__ import annotations
 
 import argparse
+import importlib
 import resource
 import tempfile
 import time
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.sparse.csgraph  # noqa: F401 (what is imported on the way would count as memory of a stage)
 
 from crisp_stream.hashing import splitmix64_finalise
 from crisp_stream.writers.cleaning.duplicates import BYTES_PER_HASH
@@ -28,8 +28,8 @@ from crisp_stream.writers.engine.tasks import Record, Runner, Task
 from crisp_stream.writers.engine.workspace import Workspace
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.stages.batches import PLACE
-from crisp_stream.writers.stages.bundles import Stretch, bundles_of
-from crisp_stream.writers.stages.duplicates import BUNDLE_DOCUMENTS, WORK_BYTES, Search, search_in_stages
+from crisp_stream.writers.stages.removal.bundles import Stretch, bundles_of
+from crisp_stream.writers.stages.removal.duplicates import BUNDLE_DOCUMENTS, WORK_BYTES, Search, search_in_stages
 
 GROUP_DOCUMENTS = 50_000
 _CHANGED = 10
@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--folder", help="made-up documents are left here, and used if they are there")
     options = parser.parse_args()
     near = NearSettings(threshold=WriteOptions.near_threshold) if options.dedup == "near" else None
+    importlib.import_module("scipy.sparse.csgraph")  # else it would count as memory of a stage
     with tempfile.TemporaryDirectory() as scratch:
         workspace = Workspace(options.folder or scratch)
         if not workspace.sizes("documents"):

@@ -143,11 +143,12 @@ def _num_before(other: pa.Table, table: pa.Table) -> int:
 def named_rows(table: pa.Table, names: Sequence[str]) -> pa.Table:
     """Rows of LISTED as they are published; `names` are those of the files."""
     all_names = pa.array(names, pa.string())
-    kept = pc.binary_join_element_wise(
+    compute: Any = pc
+    kept = compute.binary_join_element_wise(
         "row ", table["kept_row"].cast(pa.string()), " of ", all_names.take(table["kept_file"]), table["detail"], ""
     )
     columns = [all_names.take(table["file"]), *(table[name] for name in ("row", "id", "reason"))]
-    return pa.Table.from_arrays([*columns, pc.coalesce(kept, table["detail"])], schema=_SCHEMA)
+    return pa.Table.from_arrays([*columns, compute.coalesce(kept, table["detail"])], schema=_SCHEMA)
 
 
 def save_dropped(path: Path, tables: Iterable[pa.Table]) -> int:

@@ -63,7 +63,7 @@ class ExchangeWriter:
 class _Stretch(NamedTuple):
     name: str
     start: int
-    count: int
+    num_rows: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ class Exchange:
     def rows_of(self, workspace: Workspace, source: int, destination: int) -> NDArray[np.void]:
         """The rows of one source for one destination."""
         stretch = self._stretch(workspace, source, destination)
-        return self._read(workspace, stretch) if stretch.count else np.empty(0, self.dtype)
+        return self._read(workspace, stretch) if stretch.num_rows else np.empty(0, self.dtype)
 
     def _stretches(self, workspace: Workspace, destination: int) -> Iterator[_Stretch]:
         yield from _in_order(
@@ -129,9 +129,9 @@ class Exchange:
     ) -> Iterator[NDArray[np.void]]:
         rows_per_piece = max(piece_bytes // self.dtype.itemsize, 1)
         cut = (
-            _Stretch(one.name, start, min(rows_per_piece, one.start + one.count - start))
+            _Stretch(one.name, start, min(rows_per_piece, one.start + one.num_rows - start))
             for one in stretches
-            for start in range(one.start, one.start + one.count, rows_per_piece)
+            for start in range(one.start, one.start + one.num_rows, rows_per_piece)
         )
         held: list[NDArray[np.void]] = []
         num_held = 0
@@ -146,8 +146,8 @@ class Exchange:
 
     def _read(self, workspace: Workspace, stretch: _Stretch) -> NDArray[np.void]:
         row_bytes = self.dtype.itemsize
-        content = workspace.store.get_range(stretch.name, stretch.start * row_bytes, stretch.count * row_bytes)
-        if len(content) != stretch.count * row_bytes:
+        content = workspace.store.get_range(stretch.name, stretch.start * row_bytes, stretch.num_rows * row_bytes)
+        if len(content) != stretch.num_rows * row_bytes:
             raise FormatError(f"{workspace.url}/{stretch.name}: is cut short. Remove it, so that it is made again.")
         return np.frombuffer(content, self.dtype)
 

@@ -16,8 +16,8 @@ from crisp_stream.writers.engine.engine import limit_of
 from crisp_stream.writers.engine.tasks import Record, Runner
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.stages.batches import BAD_RECORDS, CORRUPT_FILE, DocumentsTask, Selection, group_files
-from crisp_stream.writers.stages.duplicates import Duplicates, duplicates_in_stages
 from crisp_stream.writers.stages.excluded import ExcludedTask
+from crisp_stream.writers.stages.removal.duplicates import Duplicates, duplicates_in_stages
 from crisp_stream.writers.stages.whole_corpus import BatchNames, EvaluationTask
 
 SHOWN_BAD_RECORDS = 5

@@ -1,10 +1,11 @@
 """The sequence of stages that write, append and `tree fit` share.
 
     encoder -> evaluation, excluded -> documents -> duplicates -> tokenizer -> windows -> embeddings -> tree -> runs ->
-    ranges -> texts -> sketch -> shards, provenance
+    ranges -> texts -> sketch -> shards, provenance -> dropped
 
-`embed_in_stages` comes as far as embeddings, `assemble_in_stages` as far as sketch; `Assembly.make` runs the last two,
-after the caller has had tasks forgotten whose files are lost.
+`embed_in_stages` comes as far as embeddings, `assemble_in_stages` as far as sketch; `Assembly.make` runs shards and
+provenance, after the caller has had tasks forgotten whose files are lost; `dropped` runs with the small files. The
+search for duplicates has stages of its own (removal/duplicates.py).
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ from crisp_stream.writers.engine.tasks import Runner
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.publishing.request import listed_as
 from crisp_stream.writers.stages.dataset import check_windows, table_digests, tree_provenance
-from crisp_stream.writers.stages.dropped import dropped_list
 from crisp_stream.writers.stages.pipeline import Assembly, Corpus
+from crisp_stream.writers.stages.removal.dropped import dropped_list
 from crisp_stream.writers.stages.shards import ShardsSummary, folder_indexes
 from crisp_stream.writers.stages.terms import terms_table
 from crisp_stream.writers.stages.windows import TOKENIZER_NAMES, tokenizer_of

@@ -25,7 +25,7 @@ from crisp_stream.writers.embedding.probe import ENCODER_NAME, EncoderFile
 from crisp_stream.writers.engine.tasks import Record, Task, file_sizes, write_files
 from crisp_stream.writers.given_tokenizer import GivenTokenizer
 from crisp_stream.writers.stages.batches import DocumentsTask, read_batch
-from crisp_stream.writers.stages.duplicates import Duplicates, RemovedDocuments
+from crisp_stream.writers.stages.removal.duplicates import Duplicates, RemovedDocuments
 from crisp_stream.writers.stages.runs import part_places
 from crisp_stream.writers.stages.windows import TOKENIZER_NAMES, Part, WindowSettings, texts_in_batches, tokenizer_of
 from crisp_stream.writers.windows import train_tokenizer

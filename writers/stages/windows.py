@@ -33,7 +33,7 @@ from crisp_stream.writers.embedding.text_encoder import TextEncoder
 from crisp_stream.writers.engine.tasks import Kind, Record, Task, file_sizes, task_key, write_files
 from crisp_stream.writers.engine.workspace import Workspace
 from crisp_stream.writers.stages.batches import DROPPED_LIST, Batch, read_batch
-from crisp_stream.writers.stages.duplicates import RemovedDocuments
+from crisp_stream.writers.stages.removal.duplicates import RemovedDocuments
 from crisp_stream.writers.windows import cut_documents, window_texts
 
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json")

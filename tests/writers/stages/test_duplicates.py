@@ -19,10 +19,10 @@ from crisp_stream.writers.cleaning.near_duplicates import NearSettings, sketch_t
 from crisp_stream.writers.engine.engine import LocalEngine
 from crisp_stream.writers.engine.tasks import PlanEnds, Runner
 from crisp_stream.writers.engine.workspace import Workspace
-from crisp_stream.writers.stages import bundles, duplicates
 from crisp_stream.writers.stages.batches import PLACE
-from crisp_stream.writers.stages.bundles import Bundle, Stretch, bundles_of, stretches_of_group
-from crisp_stream.writers.stages.duplicates import Search, search_in_stages
+from crisp_stream.writers.stages.removal import bundles, duplicates
+from crisp_stream.writers.stages.removal.bundles import Bundle, Stretch, bundles_of, stretches_of_group
+from crisp_stream.writers.stages.removal.duplicates import Search, search_in_stages
 
 NEAR = NearSettings(threshold=0.8)
 WORK_BYTES = 1 << 20

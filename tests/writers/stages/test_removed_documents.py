@@ -13,9 +13,9 @@ from crisp_stream.writers.cleaning.dropped import read_dropped
 from crisp_stream.writers.engine import engine
 from crisp_stream.writers.engine.tasks import Record, Task, execute
 from crisp_stream.writers.options import WriteOptions
-from crisp_stream.writers.stages import duplicates
-from crisp_stream.writers.stages.dropped import DroppedTask
-from crisp_stream.writers.stages.duplicates import EXACT_STAGES, NEAR_STAGES, OutcomeTask
+from crisp_stream.writers.stages.removal import duplicates
+from crisp_stream.writers.stages.removal.dropped import DroppedTask
+from crisp_stream.writers.stages.removal.duplicates import EXACT_STAGES, NEAR_STAGES, OutcomeTask
 from crisp_stream.writers.write import plan, write
 from tests.support.seaweed import S3Server
 from tests.support.written_dataset import TOPICS, WordEncoder, files_below, small_options
@@ -89,6 +89,20 @@ def test_what_is_removed_is_the_same_after_kills_and_with_other_bundles(
     write(killed, log=lines.append)
     assert not any(line.startswith("finding") for line in lines)  # all of it was done by the killed runs
     assert files_below(tmp_path / "killed") == whole
+
+
+def test_records_count_removed_documents_and_name_none(
+    options: Callable[..., WriteOptions], tmp_path: Path, word_encoder: WordEncoder
+) -> None:
+    work = tmp_path / "work"
+    report = write(options(tmp_path / "out", work=str(work), keep_work=True), log=quiet)
+    records = {path: json.loads(path.read_text()) for path in work.glob(f"*/{'?' * 6}-{'?' * 16}.json")}
+    contaminated = sum(record.get("num_contaminated", 0) for record in records.values())
+    repeats = sum(record.get("repeats", 0) for record in records.values())
+    assert contaminated == report.dropped_documents["shares an n-gram with an evaluation set"]
+    assert contaminated + repeats == sum(report.dropped_documents.values()) > 15
+    lists = {path: rows for path, record in records.items() for rows in record.values() if isinstance(rows, list)}
+    assert not {path.parent.name for path in lists} & {*STAGES, "windows"}
 
 
 def test_two_processes_remove_what_one_does(

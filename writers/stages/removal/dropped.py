@@ -23,7 +23,7 @@ from crisp_stream.writers.stages.batches import DROPPED_LIST
 from crisp_stream.writers.stages.documents import ReadDocuments
 from crisp_stream.writers.stages.models import EmbeddedParts
 
-_LISTS_PER_TASK = 256
+_LISTS_PER_TASK = 1024
 _LIST = "arrow"
 
 

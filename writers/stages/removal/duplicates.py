@@ -45,7 +45,7 @@ from crisp_stream.writers.engine.versions import stage_libraries
 from crisp_stream.writers.engine.workspace import Workspace
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.stages.batches import PLACE, DocumentsTask
-from crisp_stream.writers.stages.bundles import Bundle, BundleArrays, Stretch, bundles_of, stretches_of_group
+from crisp_stream.writers.stages.removal.bundles import Bundle, BundleArrays, Stretch, bundles_of, stretches_of_group
 
 WORK_BYTES = 256 << 20
 """Memory of a task of the search, about, where no less is given."""
@@ -540,11 +540,13 @@ def search_in_stages(runner: Runner, search: Search, bundles: Sequence[Bundle], 
     outcome = stages.by_bundle(OutcomeTask)
     if len(finished(runner.workspace, outcome)) < len(outcome):
         stages.run()
-    records = runner.run(outcome, unit=OutcomeTask.unit)
+    with stages.bounded():
+        records = runner.run(outcome, unit=OutcomeTask.unit)
     of_group: dict[int, list[tuple[int, RemovedDocuments]]] = {}
     for task in outcome:
+        leaves = task.leaves
         for number, stretch in enumerate(task.bundle):
-            removed = RemovedDocuments(outcome=task.leaves, bundle=task.number, stretch=number)
+            removed = RemovedDocuments(outcome=leaves, bundle=task.number, stretch=number)
             of_group.setdefault(stretch.group, []).append((stretch.stop, removed))
     counts = {kind: sum(record[kind] for record in records) for kind in ("exact", "near")}
     return Duplicates(fingerprint=search.outcome, counts=counts, of_group=of_group)
@@ -588,22 +590,28 @@ class _Stages:
         if runner.engine is not None:
             firsts = np.array([bundle[0].first_place for bundle in self._bundles], np.uint64)
             runner.workspace.save_array(search.places_name, firsts)
-        self._run(self.by_bundle(DigestsTask))
-        self._run(self._by_range(ExactTask, search.digest_ranges))
-        if search.near is None:
-            return
-        self._run(self.by_bundle(BandsTask))
-        self._run(self._by_range(CandidatesTask, search.num_bands * search.key_ranges))
-        self._run(self.by_bundle(CarriedTask, are_candidates=True))
-        num_edges = self._run(self.by_bundle(ComparedTask, are_candidates=True))
+        with self.bounded():
+            self._run(self.by_bundle(DigestsTask))
+            self._run(self._by_range(ExactTask, search.digest_ranges))
+            if search.near is None:
+                return
+            self._run(self.by_bundle(BandsTask))
+            self._run(self._by_range(CandidatesTask, search.num_bands * search.key_ranges))
+            self._run(self.by_bundle(CarriedTask, are_candidates=True))
+            num_edges = self._run(self.by_bundle(ComparedTask, are_candidates=True))
         joined_bytes = _JOINING_BYTES + _BYTES_PER_JOINED * min(num_edges, search.num_documents)
-        within = contextlib.nullcontext()
+        within: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if num_edges > _EDGES_AT_ONCE:
             within = holding(runner.engine, "joining similar documents", joined_bytes, remedy="Give more.")
         with within:
-            self._run(self._by_range(JoinedTask, 1), is_bounded=False)
-        self._run(self.by_bundle(CarriedTask, are_candidates=False))
-        self._run(self.by_bundle(ComparedTask, are_candidates=False))
+            self._run(self._by_range(JoinedTask, 1))
+        with self.bounded():
+            self._run(self.by_bundle(CarriedTask, are_candidates=False))
+            self._run(self.by_bundle(ComparedTask, are_candidates=False))
+
+    def bounded(self) -> contextlib.AbstractContextManager[int | None]:
+        """Run no more processes than may hold what a task of the search does."""
+        return each_holding(self._runner.engine, "finding duplicates", self._task_bytes)
 
     def by_bundle(self, kind: type[BundleTask], **known: bool) -> list[BundleTask]:
         """The tasks of a stage that has one for each bundle."""
@@ -617,12 +625,9 @@ class _Stages:
         workspace, search = self._runner.workspace, self._search
         return [kind(workspace=workspace, number=number, search=search) for number in range(num_ranges)]
 
-    def _run(self, tasks: Sequence[_SearchTask], *, is_bounded: bool = True) -> int:
+    def _run(self, tasks: Sequence[_SearchTask]) -> int:
         """Run a stage; the sum of what its records count."""
-        engine = self._runner.engine
-        within = each_holding(engine, "finding duplicates", self._task_bytes)
-        with within if is_bounded else contextlib.nullcontext():
-            return sum(record["num_units"] for record in self._runner.run(tasks, unit=tasks[0].unit))
+        return sum(record["num_units"] for record in self._runner.run(tasks, unit=tasks[0].unit))
 
 
 EXACT_STAGES = (DigestsTask.stage, ExactTask.stage)
