@@ -3,7 +3,7 @@
     python -m benchmarks.writing.large_documents --work FOLDER [--megabytes 1 50 250] [--memory 1500]
         [--clean exact near decontaminate] [--processes 1] [--like DATASET]
 
-The large document is a line of JSONL: real English words (the documentation and licence of Python and of this project)
+The large document is a line of JSONL: real English words (the documentation of this project)
 in varied order, with line ends. Each row is a `crisp-stream write --encoder lsi` in processes of its own; every 0.3 s
 the PSS of all of them is added up (RSS in brackets, which counts shared pages once per process). Prints Markdown.
 Linux only.
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not source.is_file():
             make_documents(source, words, int(megabytes * 1e6))
         evaluation = chosen.work / "evaluation.jsonl"
-        evaluation.write_text(json.dumps({"text": " ".join(words[:40])}) + "\n")
+        evaluation.write_text(json.dumps({"text": " ".join(reversed(words))}) + "\n")  # as no document has it
         for clean in chosen.clean:
             models = ["--like", chosen.like] if chosen.like else NEW_MODELS
             options = [*models, *CLEANING[clean], *([str(evaluation)] if clean == "decontaminate" else [])]
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def english_words() -> list[str]:
-    """Words as they stand in the prose of this project and of Python's licence."""
+    """Words as they stand in the documentation of this project."""
     texts = [path.read_text() for path in sorted((ROOT / "docs").rglob("*.md"))]
     return re.findall(r"[A-Za-z,.'-]+", " ".join(texts))
 
