@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,10 +27,6 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Scale, Measured]:
 def _compared(scale: Scale, measured: Measured) -> dict[str, tuple[Cost, Cost]]:
     """(predicted, measured) of each stage."""
     foretold = predicted(scale)
-    if importlib.util.find_spec("crisp_stream.writers.stages.ranges") is None:  # the sort by clusters of level 1
-        measured.stages.pop("shards", None)
-        for stage in ("shards", "range-samples", "range-cuts", "range-counts", "ranges"):
-            foretold.pop(stage)
     assert set(foretold) == set(measured.stages)
     return {stage: (foretold[stage], cost) for stage, cost in measured.stages.items()}
 
@@ -39,8 +34,7 @@ def _compared(scale: Scale, measured: Measured) -> dict[str, tuple[Cost, Cost]]:
 def test_tasks_and_requests_of_a_real_write_are_those_of_the_model(written: tuple[Scale, Measured]) -> None:
     compared = _compared(*written)
     foretold, found = compared.pop("driver")
-    if "shards" in compared:
-        assert foretold.requests["PUT"] == found.requests["PUT"]
+    assert foretold.requests["PUT"] == found.requests["PUT"]
     for stage, (foretold, found) in compared.items():
         assert (stage, foretold.tasks) == (stage, found.tasks)
         requests = [{kind: cost.requests[kind] for kind in _REQUESTS} for cost in (foretold, found)]
