@@ -31,7 +31,7 @@ class Sources:
         if not 1 <= len(named) <= MAX_SOURCES:
             raise InputError(f"sources: must be 1 to {MAX_SOURCES} datasets, got {len(named)}.")
         for name in named if self.is_named else ():
-            if not isinstance(name, str) or not name.isidentifier():
+            if not str(name).isidentifier():
                 raise InputError(
                     f"sources: a name must be made of letters, digits and _, and begin with a letter, got {name!r}."
                 )

@@ -58,7 +58,8 @@ class Phase:
         if max_repeats is not None or on_excess != "error":
             if len(made) > 1:
                 raise InputError(f"max_repeats of a phase of {len(made)} components: give it to the components.")
-            made = (dataclasses.replace(made[0], max_repeats=max_repeats, on_excess=on_excess),)
+            [only] = made
+            made = (dataclasses.replace(only, max_repeats=max_repeats, on_excess=on_excess),)
         if samples is not None:
             samples = whole_number(samples, "samples of a phase")
             if samples < 1:
@@ -116,9 +117,10 @@ class Phase:
 
     @property
     def _only(self) -> Component:
-        if len(self.components) > 1:
+        first, *others = self.components
+        if others:
             raise ValueError(f"a phase of {len(self.components)} components has no histogram of its own")
-        return self.components[0]
+        return first
 
     @property
     def identity(self) -> list[Any]:

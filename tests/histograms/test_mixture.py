@@ -73,17 +73,17 @@ def test_phases_must_be_of_known_length_but_the_last(dataset: Dataset) -> None:
     with pytest.raises(InputError, match="at least one phase"):
         Mixture([])
     with pytest.raises(InputError, match="draw must be systematic or multinomial"):
-        Mixture([Phase(base)], draw="random")  # pyright: ignore[reportArgumentType]
+        Mixture([Phase(base)], draw="random")
     assert Mixture([Phase(base, 10), Phase(base, 5)]).num_samples == 15
     assert Mixture([Phase(base, 10), Phase(base)]).num_samples is None
 
 
 def test_a_one_phase_mixture_stands_for_its_histogram_in_a_phase(dataset: Dataset) -> None:
     base = Mixture.base(dataset.manifest)
-    switched = Mixture([Phase(base, 10), Phase(counted(dataset, [0]))])  # pyright: ignore[reportArgumentType]
+    switched = Mixture([Phase(base, 10), Phase(counted(dataset, [0]))])
     assert switched.phases[0].histogram.fingerprint == Histogram.base(dataset.manifest).fingerprint
     with pytest.raises(InputError, match="one histogram, got a mixture of 2 phases"):
-        Phase(switched, 5)  # pyright: ignore[reportArgumentType]
+        Phase(switched, 5)
 
 
 def test_the_fingerprint_tells_mixtures_apart(dataset: Dataset, tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_a_recipe_limits_its_last_phase_by_the_length_of_the_run(dataset: Datase
 )
 def test_limits_that_mean_nothing_are_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Phase(plain_histogram([0], [1.0]), **arguments)  # pyright: ignore[reportArgumentType]
+        Phase(plain_histogram([0], [1.0]), **arguments)
 
 
 @given(

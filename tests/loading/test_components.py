@@ -96,7 +96,7 @@ def test_the_order_is_that_of_format_md(corpus: Dataset, task: Dataset, data: st
     sources = {"corpus": corpus, "task": task}
     phases = []
     for samples in data.draw(st.lists(st.integers(1, 300), min_size=1, max_size=3)):
-        weights = {leaf: data.draw(st.integers(0, 4)) for leaf in (0, 3, 6, 13)}
+        weights = {leaf: float(data.draw(st.integers(0, 4))) for leaf in (0, 3, 6, 13)}
         weights[0] += 1
         share = data.draw(st.sampled_from([0.05, 0.3, 0.9]))
         parts = [
@@ -328,9 +328,9 @@ WRONG: dict[str, tuple[Wrong, str]] = {
     "share": (lambda a, b: base(a, share=1.5), r"share of a component must be above 0 and at most 1, got 1\.5"),
     "none": (lambda a, b: Phase([]), "at least one component, got none"),
     "kind": (
-        lambda a, b: Phase([Histogram.base(a.manifest)]),
+        lambda a, b: Phase([Histogram.base(a.manifest)]),  # pyright: ignore[reportArgumentType]
         r"must be Component\(histogram, share=…\), got Histogram",
-    ),  # pyright: ignore[reportArgumentType]
+    ),
     "source": (
         lambda a, b: Stream({"corpus": a, "task": b}, Mixture([Phase([base(a, source="tsak")])]), seed=0),
         "phase 1: source must be one of corpus, task, got 'tsak'",

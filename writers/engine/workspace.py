@@ -154,10 +154,13 @@ def opened(store: Store, name: str) -> Iterator[Path]:
         return
     with scratch_folder() as scratch:
         copy = scratch / Path(name).name
-        num_bytes = store.object_bytes(name)
         with copy.open("wb") as file:
-            for start in range(0, num_bytes, _COPIED_BYTES):
-                file.write(store.get_range(name, start, min(_COPIED_BYTES, num_bytes - start)))
+            first = store.get_range(name, 0, _COPIED_BYTES)
+            file.write(first)
+            if len(first) == _COPIED_BYTES:  # there may be more: most are smaller, and cost one request
+                num_bytes = store.object_bytes(name)
+                for start in range(_COPIED_BYTES, num_bytes, _COPIED_BYTES):
+                    file.write(store.get_range(name, start, min(_COPIED_BYTES, num_bytes - start)))
         yield copy
 
 

@@ -301,9 +301,18 @@ def test_a_machine_with_a_gpu_cuts_windows_while_it_embeds(
     embed = [Embed(workspace=workspace, number=number, inputs=()) for number in range(count)]
     try:
         assert engine.has_gpus
-        of_cut, of_embedded = Runner(engine, workspace, log=quiet).run_both(cut, embed, unit="windows")
+        of_cut: list[Record] = []
+        of_embedded: list[Record] = []
+        Runner(engine, workspace, log=quiet).run_both(
+            cut,
+            embed,
+            lambda _, record: of_cut.append(record),
+            lambda _, record: of_embedded.append(record),
+            unit="windows",
+        )
     finally:
         engine.close()
+    assert len(of_cut) == len(of_embedded) == count
     assert all(record["ended"] for record in of_cut + of_embedded)
     assert max(record["most_beside"] for record in of_embedded) == cutting
     assert max(record["most_alike"] for record in of_embedded) == 2

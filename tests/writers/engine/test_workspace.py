@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from crisp_stream.errors import MissingObjectError
+from crisp_stream.writers.engine import workspace as workspaces
 from crisp_stream.writers.engine.workspace import Workspace, delete_abandoned_scratch
 from tests.support.seaweed import S3Server
 
@@ -44,6 +45,16 @@ def test_files_are_read_as_they_were_written_in_any_process(workspace: Workspace
     assert elsewhere.read_if_there("a/three") is None
     with pytest.raises(MissingObjectError):
         elsewhere.read("a/three")
+
+
+@pytest.mark.parametrize("size", [1, 9, 10, 11, 20, 25])
+def test_a_large_file_is_brought_piece_by_piece(
+    workspace: Workspace, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workspaces, "_COPIED_BYTES", 10)
+    workspace.write("a/file", bytes(range(size)))
+    with workspace.opened("a/file") as path:
+        assert path.read_bytes() == bytes(range(size))
 
 
 def test_a_file_whose_writing_failed_is_not_there(workspace: Workspace, tmp_path: Path) -> None:

@@ -118,7 +118,6 @@ def documents_read(workspace: Workspace) -> ReadDocuments:
         records=[documents._without_batches(record) for record in records],
         batches=BatchNames(tasks, records, None),
         duplicates=None,
-        duplicates_dropped={},
         unchecked_examples=0,
         ledger=Ledger(),
     )
@@ -179,7 +178,7 @@ def test_a_few_hundred_bytes_are_held_of_a_part_over_all_stages(tmp_path: Path, 
         read = documents_read(runner.workspace)
         embedded = parts_of(runner, read, both_at_once=both_at_once)
         ordered = sorted_of(runner, embedded)
-        texts = sketch_in_stages(runner, read.batches)
+        texts = sketch_in_stages(runner, read.batches, None)
         tables = document_table_tasks(runner, embedded, read.batches, "root")
         assert sum(len(table.spans) for table in tables) == PARTS
         return [read, embedded, ordered, texts, tables]

@@ -79,7 +79,6 @@ def test_a_document_that_is_too_large_for_tokenizers_is_refused_before_documents
         records=[record],
         batches=batches,
         duplicates=None,
-        duplicates_dropped={},
         unchecked_examples=0,
         ledger=Ledger(),
     )
