@@ -73,7 +73,7 @@ def test_phases_must_be_of_known_length_but_the_last(dataset: Dataset) -> None:
     with pytest.raises(InputError, match="at least one phase"):
         Mixture([])
     with pytest.raises(InputError, match="draw must be systematic or multinomial"):
-        Mixture([Phase(base)], draw="random")
+        Mixture([Phase(base)], draw="random")  # pyright: ignore[reportArgumentType]
     assert Mixture([Phase(base, 10), Phase(base, 5)]).num_samples == 15
     assert Mixture([Phase(base, 10), Phase(base)]).num_samples is None
 
@@ -244,7 +244,7 @@ def test_a_recipe_limits_its_last_phase_by_the_length_of_the_run(dataset: Datase
 )
 def test_limits_that_mean_nothing_are_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Phase(plain_histogram([0], [1.0]), **arguments)
+        Phase(plain_histogram([0], [1.0]), **arguments)  # pyright: ignore[reportArgumentType]
 
 
 @given(
