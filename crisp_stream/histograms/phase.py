@@ -56,9 +56,9 @@ class Phase:
         """
         made = components_of(components)
         if max_repeats is not None or on_excess != "error":
-            if len(made) > 1:
+            only, *others = made
+            if others:
                 raise InputError(f"max_repeats of a phase of {len(made)} components: give it to the components.")
-            [only] = made
             made = (dataclasses.replace(only, max_repeats=max_repeats, on_excess=on_excess),)
         if samples is not None:
             samples = whole_number(samples, "samples of a phase")
