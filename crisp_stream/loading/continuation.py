@@ -197,8 +197,8 @@ def check_identity(state: dict[str, Any], identity: dict[str, Any], sources: Sou
     """
     saved, current = _fingerprints(state), _fingerprints(identity)
     names = saved if list(saved) == list(current) else {**saved, **current}
-    changed = [(_named(name), saved.get(name), current.get(name)) for name in names]
-    changed += [(key, state.get(key), now) for key, now in identity.items() if key not in _SOURCES]
+    changed = [(key, state.get(key), now) for key, now in identity.items() if key not in _SOURCES]
+    changed += [(_named(name), saved.get(name), current.get(name)) for name in names]
     _refuse([each for each in changed if each[1] != each[2]], saved, sources)
 
 
@@ -210,8 +210,8 @@ def check_begun(state: dict[str, Any], identity: dict[str, Any], sources: Source
     saved = _fingerprints(state)
     current = [dataset.manifest.fingerprint for dataset in sources.datasets]
     found = [*current, *[None] * len(saved)]
-    changed = [(_named(name), then, now) for (name, then), now in zip(saved.items(), found, strict=False)]
-    changed += [(key, state.get(key), identity.get(key)) for key in ("order_version", "seed")]
+    changed = [(key, state.get(key), identity.get(key)) for key in ("order_version", "seed")]
+    changed += [(_named(name), then, now) for (name, then), now in zip(saved.items(), found, strict=False)]
     _refuse([each for each in changed if each[1] != each[2]], saved, sources)
 
 

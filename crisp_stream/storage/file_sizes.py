@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import xxhash
-from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class FileSizes:
@@ -20,6 +22,8 @@ class FileSizes:
 
     def __init__(self, files: Iterable[tuple[str, int]]) -> None:
         """`files`: names and bytes, in any order."""
+        import numpy as np  # not with the module: who opens a store need not have set what numpy reads at import
+
         hashes, sizes = array("Q"), array("q")
         for name, num_bytes in files:
             hashes.append(xxhash.xxh3_64_intdigest(name))
@@ -36,10 +40,14 @@ class FileSizes:
 
     def get(self, name: str) -> int | None:
         """Bytes of a file; None where there is none of that name."""
+        import numpy as np
+
         wanted = np.uint64(xxhash.xxh3_64_intdigest(name))
         at = int(np.searchsorted(self._hashes, wanted))
         return int(self._sizes[at]) if at < len(self._hashes) and self._hashes[at] == wanted else None
 
 
 def _numbers(values: Any, dtype: Any) -> NDArray[Any]:
+    import numpy as np
+
     return np.frombuffer(values, dtype) if values else np.zeros(0, dtype)

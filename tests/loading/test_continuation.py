@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from crisp_stream import Histogram, Mixture, MixtureDataset, Phase
-from crisp_stream.errors import ResumeError
+from crisp_stream.errors import CrispError, ResumeError
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.loading import continuation
 from crisp_stream.loading.continuation import phases_of_state
@@ -99,7 +99,7 @@ def test_a_limited_phase_is_continued_by_what_it_was_capped_to(dataset: Dataset,
     saved = first.state_dict(6 * BATCH)
     plain = opened(dataset, Phase(task))
     windows(plain, 1)
-    assert saved["phases"][0]["histogram"] != plain.state_dict(BATCH)["phases"][0]["histogram"]
+    assert saved["phases"][0]["components"] != plain.state_dict(BATCH)["phases"][0]["components"]
     again = opened(dataset, *phases_of_state(saved, dataset, until=6 * BATCH), Phase(task))
     again.load_state_dict(again.continued_state(saved))
     assert before == windows(opened(dataset, *again.mixture.phases), 6)
@@ -131,9 +131,17 @@ def test_a_state_within_a_phase_with_an_end_is_continued_by_another_mixture(data
     again = opened(dataset, *phases_of_state(saved, dataset, until=48), Phase(task))
     again.load_state_dict(again.continued_state(saved))
     assert before + windows(again, 9) == windows(opened(dataset, Phase(base, 48), Phase(task)), 15)
-    damaged = {**saved, "phases": [{"first_sample": 0, "histogram": "AAAA"}]}
-    with pytest.raises(ResumeError, match="saved phase 1 is damaged"):
-        phases_of_state(damaged, dataset, until=48)
+    [component] = saved["phases"][0]["components"]
+    for wrong, message in (
+        ({"histogram": "AAAA"}, "saved phase 1 is damaged"),
+        ({"share": 2.0}, "share of a component must be above 0"),
+        ({"source": "0" * 64}, "phase 1 was drawn from dataset 000000000000, which is not among the sources"),
+    ):
+        damaged = {**saved, "phases": [{"first_sample": 0, "components": [{**component, **wrong}]}]}
+        with pytest.raises(CrispError, match=message):
+            phases_of_state(damaged, dataset, until=48)
+    with pytest.raises(ResumeError, match="the state does not say by which phases it was served"):
+        phases_of_state({**saved, "phases": [{"first_sample": 0, "histogram": "AAAA"}]}, dataset, until=48)
 
 
 def test_a_mixture_that_was_changed_while_running_does_not_say_its_phases(dataset: Dataset, task: Histogram) -> None:
@@ -153,7 +161,8 @@ def test_a_state_of_many_phases_stays_small_and_says_which_histograms_it_lacks(
     windows(stream, 30)
     saved = stream.state_dict(30 * BATCH)
     assert [record["first_sample"] for record in saved["phases"]] == [8 * number for number in range(30)]
-    assert sum(record["histogram"].startswith("sha256:") for record in saved["phases"]) == 30 - 16
+    texts = [component["histogram"] for record in saved["phases"] for component in record["components"]]
+    assert sum(text.startswith("sha256:") for text in texts) == 30 - 16
     with pytest.raises(ResumeError, match="histograms of the last phases alone, and phase 1 is before"):
         phases_of_state(saved, dataset, until=30 * BATCH)
     again = opened(dataset, *phases[:30], Phase(task))  # named by their own histograms

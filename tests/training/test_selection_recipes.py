@@ -158,7 +158,7 @@ def test_a_selection_of_another_dataset_is_refused_before_training(done: SmallRu
 
 def test_the_limit_on_repeats_counts_selected_windows(done: SmallRun, selection_file: Path) -> None:
     few = ["mixture.phases.1.max_repeats=0.1", "mixture.phases.1.on_excess=error"]
-    with pytest.raises(InputError, match=r"phase 2: 32 samples of the \d+ selected windows repeat each"):
+    with pytest.raises(InputError, match=r"phase 2: .* 32 samples of \d+ selected windows repeat each"):
         build_mixture(done.recipe(*overrides(selection_file), *few), done.dataset)
     mixture = build_mixture(done.recipe(*overrides(selection_file), "mixture.phases.1.max_repeats=1"), done.dataset)
     assert mixture.phases[1].windows == random_selection(done.dataset, 0.3)
