@@ -197,7 +197,7 @@ def test_a_write_outlives_its_driver_and_a_machine_with_encoders(
 
     command = [sys.executable, "-c", _DRIVER, json.dumps({"text_file": str(text_file), **chosen})]
     with subprocess.Popen(command) as driver:
-        assert comes_true(lambda: num_embedded() >= 2 or driver.poll() is not None, 300)
+        assert comes_true(lambda: num_embedded() >= 2 or driver.poll() is not None, 2 * PATIENCE)
         driver.kill()
     assert driver.returncode == -signal.SIGKILL
     assert comes_true(lambda: not machines.living_actors())
@@ -206,7 +206,7 @@ def test_a_write_outlives_its_driver_and_a_machine_with_encoders(
     killed = threading.Event()
 
     def kill_in_the_middle() -> None:
-        if comes_true(lambda: num_embedded() > before, 300):
+        if comes_true(lambda: num_embedded() > before, 2 * PATIENCE):
             machines.kill(doomed)
             killed.set()
 
