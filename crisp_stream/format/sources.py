@@ -80,10 +80,6 @@ class Sources:
         got = f"got {name!r}" if name else "got none"
         raise InputError(f"{what}: source must be one of {', '.join(self.names)}, {got}.")
 
-    def called(self, index: int) -> str:
-        """A source in messages."""
-        return f"source {self.names[index]}" if self.is_named else self.datasets[index].root
-
     def identity(self) -> dict[str, Any]:
         """What a state says of the sources: the fingerprint of a dataset alone, or names and fingerprints."""
         if not self.is_named:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -130,9 +131,9 @@ class _SearchTask(Task):
         return self.leaves.fingerprint
 
     @property
+    @abstractmethod
     def leaves(self) -> Exchange:
         """What the tasks of the stage leave."""
-        raise NotImplementedError
 
     @classmethod
     def _exchange(
