@@ -17,6 +17,7 @@ from crisp_stream.errors import InputError
 if TYPE_CHECKING:
     from crisp_stream.forecast.result import Forecast, Loader
     from crisp_stream.format.dataset import Dataset
+    from crisp_stream.format.sources import Sources
     from crisp_stream.histograms.mixture import Mixture
     from crisp_stream.histograms.phase import Phase
 
@@ -40,7 +41,7 @@ _OF_A_RECIPE = {
 class _Run:
     """Run that is forecast."""
 
-    dataset: Dataset
+    data: Sources
     mixture: Mixture
     samples: int | None
     seed: int
@@ -98,7 +99,7 @@ def _forecast(arguments: argparse.Namespace) -> None:
 
     run = _run(arguments)
     result = forecast(
-        run.dataset,
+        run.data,
         run.mixture,
         samples=run.samples,
         seed=run.seed,
@@ -107,7 +108,7 @@ def _forecast(arguments: argparse.Namespace) -> None:
         top=arguments.top,
         max_blocks=arguments.blocks,
     )
-    print(result.table(_terms(result, run.dataset) if arguments.terms else None))
+    print(result.table(_terms(result, run.data) if arguments.terms else None))
     if arguments.out:
         target = Path(arguments.out)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -151,6 +152,7 @@ def _of_recipe(arguments: argparse.Namespace, names: list[str], overrides: list[
     from crisp_stream.config.durations import batches_of
     from crisp_stream.config.load import load_recipe
     from crisp_stream.format.dataset import open_dataset
+    from crisp_stream.format.sources import Sources
     from crisp_stream.training.prepare import build_mixture
 
     for option, key in _OF_A_RECIPE.items():
@@ -176,12 +178,13 @@ def _of_recipe(arguments: argparse.Namespace, names: list[str], overrides: list[
         cache_limit=data.cache_limit_bytes,
     )
     mixture, samples = build_mixture(recipe, dataset), batches * recipe.global_train_batch_size
-    return _Run(dataset=dataset, mixture=mixture, samples=samples, seed=recipe.seed, loader=loader)
+    return _Run(data=Sources.of(dataset), mixture=mixture, samples=samples, seed=recipe.seed, loader=loader)
 
 
 def _of_phases(arguments: argparse.Namespace, items: list[str]) -> _Run:
     from crisp_stream.config.sections import DataRecipe
     from crisp_stream.format.dataset import open_dataset
+    from crisp_stream.format.sources import Sources
     from crisp_stream.histograms.mixture import Mixture
 
     if arguments.data is None:
@@ -209,7 +212,7 @@ def _of_phases(arguments: argparse.Namespace, items: list[str]) -> _Run:
         cache_limit=recipe.cache_limit_bytes,
     )
     mixture = Mixture(phases, draw=arguments.draw or "systematic")
-    return _Run(dataset=dataset, mixture=mixture, samples=samples, seed=arguments.seed or 0, loader=loader)
+    return _Run(data=Sources(dataset), mixture=mixture, samples=samples, seed=arguments.seed or 0, loader=loader)
 
 
 def _drawn(name: str, dataset: Dataset) -> Phase:
@@ -241,9 +244,14 @@ def _loader(arguments: argparse.Namespace, *, batch: int | None, **settings: Any
     return dataclasses.replace(one, batch_size=batch // one.global_batch_size)
 
 
-def _terms(result: Forecast, dataset: Dataset) -> dict[int, str]:
+def _terms(result: Forecast, data: Sources) -> dict[tuple[str, int], str]:
     from crisp_stream.inspection.terms import node_terms
 
-    nodes = [entry.cluster for entry in result.most_repeated]
-    named = node_terms(dataset, result.level, nodes=nodes, terms_per_node=_TERMS)
-    return {node: " · ".join(terms) for node, terms in zip(nodes, named.terms, strict=True)}
+    terms: dict[tuple[str, int], str] = {}
+    for source, dataset in data:
+        entries = [entry for entry in result.most_repeated if entry.source == source]
+        if entries:
+            nodes = [entry.cluster for entry in entries]
+            named = node_terms(dataset, entries[0].level, nodes=nodes, terms_per_node=_TERMS)
+            terms |= {(source, node): " · ".join(of_node) for node, of_node in zip(nodes, named.terms, strict=True)}
+    return terms

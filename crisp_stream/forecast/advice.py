@@ -46,7 +46,8 @@ def _of_repeats(serving: Serving) -> Iterator[tuple[str, str]]:
     samples, reachable = serving.samples, serving.windows_reachable
     selects = any(phase.selected is not None for phase in serving.phases)
     if samples > reachable:
-        of_corpus = "the whole corpus" if reachable == serving.windows else "what the mixture can reach"
+        everything = "the whole corpus" if len(serving.sources) == 1 else "all sources"
+        of_corpus = everything if reachable == serving.windows else "what the mixture can reach"
         yield (
             f"{samples:,} samples are {_number(samples / reachable)} times the {reachable:,} windows of {of_corpus}, "
             "so windows must repeat.",
@@ -62,8 +63,8 @@ def _of_repeats(serving: Serving) -> Iterator[tuple[str, str]]:
         worst = serving.most_repeated[0]
         yield (
             f"{share:.0%} of the samples are windows that are served more than {MANY_TIMES} times; cluster "
-            f"{worst.cluster} of level {serving.level} is gone through {_number(worst.epochs)} times "
-            f"({worst.windows:,} window{'s' * (worst.windows > 1)}).",
+            f"{worst.cluster} of level {worst.level}{f' of {worst.source}' * bool(worst.source)} is gone through "
+            f"{_number(worst.epochs)} times ({worst.windows:,} window{'s' * (worst.windows > 1)}).",
             _SELECT_MORE if selects else _fewer_repeats(serving),
         )
 
@@ -96,16 +97,17 @@ def _of_proportions(serving: Serving) -> Iterator[tuple[str, str]]:
                 "others get it in proportion.",
                 "Use a coarser level, or write more documents.",
             )
-    few = serving.clusters_hit < _FEW_CLUSTERS * serving.clusters_reachable
     # Smoothing gives every cluster a share, however small: which of these are drawn says nothing of the run's length.
     smoothed = any(phase.smoothing == "done" for phase in serving.phases)
-    if few and not (smoothed and serving.mixture_error <= _LARGE_ERROR):
-        missed = serving.clusters_reachable - serving.clusters_hit
-        yield (
-            f"{missed:,} of {serving.clusters_reachable:,} clusters with mass are never drawn: the run is short for "
-            f"level {serving.level}.",
-            "Use a coarser level, or train longer.",
-        )
+    for source in serving.sources:
+        few = source.clusters_hit < _FEW_CLUSTERS * source.clusters_reachable
+        if few and not (smoothed and serving.mixture_error <= _LARGE_ERROR):
+            missed = source.clusters_reachable - source.clusters_hit
+            yield (
+                f"{missed:,} of {source.clusters_reachable:,} clusters{f' of {source.name}' * bool(source.name)} with "
+                f"mass are never drawn: the run is short for level {source.level}.",
+                "Use a coarser level, or train longer.",
+            )
     if serving.mixture_error > _LARGE_ERROR:
         remedy = "Use a coarser level, or train longer."
         if serving.draw == "multinomial":

@@ -7,7 +7,7 @@ A leaf is read cyclically, so of its n windows, drawn d times, d mod n are serve
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from crisp_stream.order.order import SampleOrder
 
 if TYPE_CHECKING:
     from crisp_stream.format.dataset import Dataset
+    from crisp_stream.format.sources import Sources
 
 SLICE = 1 << 18
 _SURE = 0.001
@@ -41,10 +42,14 @@ class PhaseCounts:
 
 
 @dataclass(kw_only=True)
-class Counts:
-    """Leaves, clusters and windows that the order serves before a position."""
+class SourceCounts:
+    """Leaves, clusters and windows of one source that the order serves before a position."""
 
-    phases: list[PhaseCounts]
+    level: int
+    """Level of the clusters."""
+    samples: int = 0
+    most_draws: int = 0
+    """Times that its window served most often is served."""
     leaves_reachable: int = 0
     leaves_hit: int = 0
     windows_reachable: int = 0
@@ -52,6 +57,14 @@ class Counts:
     clusters: int = 0
     clusters_reachable: int = 0
     clusters_hit: int = 0
+
+
+@dataclass(kw_only=True)
+class Counts:
+    """What the order serves before a position."""
+
+    phases: list[PhaseCounts]
+    sources: list[SourceCounts]
     misplaced: float = 0.0
     """Half the sum of |draws - share|, in samples."""
     spread: float = 0.0
@@ -59,14 +72,14 @@ class Counts:
     occurrences: Int64s = field(default_factory=lambda: np.empty(0, np.int64))
     """[num_values], times that a window is served, increasing; 0 stands for reachable windows that are not."""
     windows_per_occurrence: Int64s = field(default_factory=lambda: np.empty(0, np.int64))
-    top: Int64s = field(default_factory=lambda: np.empty((0, 3), np.int64))
-    """[num_top, 3], cluster, windows, draws of the most repeated ones, most first."""
+    top: Int64s = field(default_factory=lambda: np.empty((0, 4), np.int64))
+    """[num_top, 4], source, cluster, windows, draws of the most repeated ones, most first."""
 
 
-def slices(length: int, size: int = SLICE) -> Iterator[Rows]:
-    """Yield rows of the cluster table, so many at a time that arrays over them cost little."""
-    for start in range(0, length, size):
-        yield np.arange(start, min(start + size, length), dtype=np.uint32)  # as in plans, or these would be copied
+def slices(first: int, stop: int, size: int = SLICE) -> Iterator[Rows]:
+    """Yield rows of the table, so many at a time that arrays over them cost little."""
+    for start in range(first, stop, size):
+        yield np.arange(start, min(start + size, stop), dtype=np.uint32)  # as in plans, or these would be copied
 
 
 def phases_before(order: SampleOrder, samples: int) -> list[tuple[OrderPhase, int]]:
@@ -80,41 +93,53 @@ def phases_before(order: SampleOrder, samples: int) -> list[tuple[OrderPhase, in
     return phases
 
 
-def count(dataset: Dataset, order: SampleOrder, samples: int, *, draw: str, level: int, top: int) -> Counts:
+def count(sources: Sources, order: SampleOrder, samples: int, *, draw: str, levels: Sequence[int], top: int) -> Counts:
     """Count the first `samples` samples (at least 1) of an order, whose caches are used.
 
-    `level` is that of the clusters that are counted, `top` how many of the most repeated ones are named.
+    `levels` are those of the clusters that are counted, of each source; `top` how many of the most repeated ones are
+    named.
     """
-    phases = phases_before(order, samples)
-    counts = Counts(phases=[PhaseCounts(samples=served) for _, served in phases])
+    phases, table = phases_before(order, samples), order.table
+    counts = Counts(
+        phases=[PhaseCounts(samples=served) for _, served in phases],
+        sources=[SourceCounts(level=level) for level in levels],
+    )
     strays = [Stray(served) for _, served in phases]
-    clusters = Clusters(dataset, level, top)
-    for rows in slices(len(dataset.leaves)):
-        windows = dataset.windows_per_leaf[rows]
-        draws = order.drawn_before(rows, samples)
-        expected, variance, reachable = np.zeros(len(rows)), np.zeros(len(rows)), np.zeros(len(rows), bool)
-        for (plan, served), phase, stray in zip(phases, counts.phases, strays, strict=True):
-            shares, has_mass = shares_of(plan, rows)
-            expected += served * shares
-            variance += served * shares * (1 - shares)
-            reachable |= has_mass
-            phase.leaves += int(has_mass.sum())
-            phase.windows += int(windows.sum(where=has_mass))
-            stray.add(shares[has_mass])
-        counts.misplaced += float(np.abs(draws - expected).sum()) / 2
-        counts.spread += float(np.sqrt(variance).sum())
-        counts.leaves_reachable += int(reachable.sum())
-        counts.leaves_hit += int((draws > 0).sum())
-        counts.windows_reachable += int(windows.sum(where=reachable))
-        counts.windows_served += int(np.minimum(draws, windows).sum())
-        add_occurrences(counts, draws[reachable], windows[reachable])
-        clusters.add(rows, windows, draws, reachable)
+    for source, (dataset, of_source) in enumerate(zip(sources.datasets, counts.sources, strict=True)):
+        clusters = Clusters(dataset, source, of_source.level, top)
+        for rows in slices(*table.first_rows[source : source + 2].tolist()):
+            windows = table.windows_per_row[rows]
+            draws = order.drawn_before(rows, samples)
+            expected, variance, reachable = np.zeros(len(rows)), np.zeros(len(rows)), np.zeros(len(rows), bool)
+            for (plan, served), phase, stray in zip(phases, counts.phases, strays, strict=True):
+                shares, has_mass = shares_of(plan, rows)
+                expected += served * shares
+                variance += served * shares * (1 - shares)
+                reachable |= has_mass
+                phase.leaves += int(has_mass.sum())
+                phase.windows += int(windows.sum(where=has_mass))
+                stray.add(shares[has_mass])
+            counts.misplaced += float(np.abs(draws - expected).sum()) / 2
+            counts.spread += float(np.sqrt(variance).sum())
+            of_source.samples += int(draws.sum())
+            of_source.most_draws = max(of_source.most_draws, int((-(-draws // windows)).max()))
+            of_source.leaves_reachable += int(reachable.sum())
+            of_source.leaves_hit += int((draws > 0).sum())
+            of_source.windows_reachable += int(windows.sum(where=reachable))
+            of_source.windows_served += int(np.minimum(draws, windows).sum())
+            add_occurrences(counts, draws[reachable], windows[reachable])
+            clusters.add(windows, draws, reachable)
+        clusters.finish(counts)
+    finish(counts, strays, draw, samples)
+    return counts
+
+
+def finish(counts: Counts, strays: Sequence[Stray], draw: str, samples: int) -> None:
+    """Fill in the bounds of the phases."""
     for phase, stray in zip(counts.phases, strays, strict=True):
         phase.error_bound = stray.bound()
-    clusters.finish(counts)
     if draw == "multinomial":
         bound_multinomial(counts, samples)
-    return counts
 
 
 def shares_of(phase: OrderPhase, rows: Rows) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -202,19 +227,21 @@ def _arc_discrepancy(offsets: Int64s) -> float:
 
 
 class Clusters:
-    """Sums over the leaves of each cluster, slice by slice; a cluster may go on in the next slice."""
+    """Sums over the leaves of each cluster of a source, slice by slice; a cluster may go on in the next slice."""
 
-    def __init__(self, dataset: Dataset, level: int, top: int) -> None:
+    def __init__(self, dataset: Dataset, source: int, level: int, top: int) -> None:
         manifest = dataset.manifest
-        self._leaves, self._top = dataset.leaves, top
+        self._leaves, self._source, self._top, self._next = dataset.leaves, source, top, 0
         self._leaves_per_cluster = np.uint32(manifest.arity ** (manifest.depth - level))
         self._open = np.empty((0, 4), np.int64)
-        self._most_repeated = np.empty((0, 3), np.int64)
+        self._most_repeated = np.empty((0, 4), np.int64)
         self._numbers = np.zeros(3, np.int64)
 
-    def add(self, rows: Rows, windows: Int64s, draws: Int64s, reachable: NDArray[np.bool_]) -> None:
+    def add(self, windows: Int64s, draws: Int64s, reachable: NDArray[np.bool_]) -> None:
         """Take in the next leaves."""
-        clusters = (self._leaves[rows] // self._leaves_per_cluster).astype(np.int64)
+        leaves = self._leaves[self._next : self._next + len(windows)]
+        self._next += len(windows)
+        clusters = (leaves // self._leaves_per_cluster).astype(np.int64)
         first = np.flatnonzero(np.append(True, clusters[1:] != clusters[:-1]))
         sums = [np.add.reduceat(values, first) for values in (windows, draws, reachable.astype(np.int64))]
         table = np.stack([clusters[first], *sums], axis=1)
@@ -226,12 +253,18 @@ class Clusters:
         self._close(table[:-1])
 
     def finish(self, counts: Counts) -> None:
-        """Write the sums into the counts."""
+        """Write the sums into the counts, beside those of other sources."""
         self._close(self._open)
-        counts.top = self._most_repeated
-        counts.clusters, counts.clusters_reachable, counts.clusters_hit = map(int, self._numbers)
+        counts.top = _most_repeated(np.concatenate([counts.top, self._most_repeated]), self._top)
+        of_source = counts.sources[self._source]
+        of_source.clusters, of_source.clusters_reachable, of_source.clusters_hit = map(int, self._numbers)
 
     def _close(self, table: Int64s) -> None:
         self._numbers += [len(table), int((table[:, 3] > 0).sum()), int((table[:, 2] > 0).sum())]
-        drawn = np.concatenate([self._most_repeated, table[table[:, 2] > 0][:, :3]])
-        self._most_repeated = drawn[np.argsort(-(drawn[:, 2] / drawn[:, 1]), kind="stable")[: self._top]]
+        drawn = np.insert(table[table[:, 2] > 0][:, :3], 0, self._source, axis=1)
+        self._most_repeated = _most_repeated(np.concatenate([self._most_repeated, drawn]), self._top)
+
+
+def _most_repeated(clusters: Int64s, top: int) -> Int64s:
+    """Those with most draws per window, most first."""
+    return clusters[np.argsort(-(clusters[:, 3] / clusters[:, 2]), kind="stable")[:top]]

@@ -109,11 +109,11 @@ def count_reads(plans: Plans, positions: Int64s) -> LeafReads:
     )
     phases = [(plan, plan.first_sample + served) for plan, served in phases_before(plans.order, plans.samples)]
     cuts = _ShardCuts(plans)
-    num_leaves = len(plans.dataset.leaves)
+    first, stop = plans.first_row, plans.stop_row
     # Multinomial draws are counted by making all, so all leaves are taken at once.
-    size = num_leaves if plans.draw == "multinomial" else max(1, SLICE // plans.loader.num_readers)
-    for rows in slices(num_leaves, size):
-        windows = plans.dataset.windows_per_leaf[rows]
+    size = stop - first if plans.draw == "multinomial" else max(1, SLICE // plans.loader.num_readers)
+    for rows in slices(first, stop, size):
+        windows = plans.order.table.windows_per_row[rows]
         needed = sorted({*positions.tolist(), *(end for _, end in phases), plans.samples, plans.stop or 0})
         drawn_at = {position: plans.drawn_before(rows, position) for position in needed}  # ascending is fastest
         leaves = _Leaves.of(plans, rows, windows, drawn_at)
@@ -208,7 +208,7 @@ class _ShardCuts:
         dataset = plans.dataset
         rows = dataset.row_of_windows(dataset.first_window_per_shard)
         places = dataset.first_window_per_shard - dataset.first_window_per_leaf[rows]
-        self._rows, self._places = rows[places > 0], places[places > 0]
+        self._rows, self._places = plans.first_row + rows[places > 0], places[places > 0]
 
     def begun(self, leaves: _Leaves, drawn: Int64s) -> int:
         """Count the runs read from beyond those that `_Leaves.runs_begun` counts."""

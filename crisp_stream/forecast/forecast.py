@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError
 from crisp_stream.forecast.advice import advise
 from crisp_stream.forecast.counts import Counts, count
 from crisp_stream.forecast.estimate import count_reads, estimate, moments, stretches
-from crisp_stream.forecast.reads import Plans, walk_all
+from crisp_stream.forecast.reads import Plans, Reading, walk_all
 from crisp_stream.forecast.result import (
     QUANTILES,
     REQUEST_PRICE,
@@ -30,16 +32,17 @@ from crisp_stream.forecast.result import (
     PhaseForecast,
     Reads,
     Serving,
+    SourceForecast,
 )
 from crisp_stream.forecast.selected import count_selected
+from crisp_stream.format.sources import Sources
 from crisp_stream.histograms.component import windows_per_node
 from crisp_stream.histograms.history import smoothing_of
 from crisp_stream.loading.stream import Stream
 from crisp_stream.order.blocks import BLOCK_SAMPLES
 
 if TYPE_CHECKING:
-    from crisp_stream.format.dataset import Dataset
-    from crisp_stream.histograms.mixture import Mixture
+    from crisp_stream.histograms.mixture import Data, Mixture
     from crisp_stream.order.order import SampleOrder
 
 MAX_BLOCKS = 16
@@ -49,7 +52,7 @@ _BIN_GROWTH = 1.1
 
 
 def forecast(
-    dataset: Dataset,
+    data: Data,
     mixture: Mixture,
     *,
     samples: int | None = None,
@@ -62,7 +65,8 @@ def forecast(
     """Count what a run will serve and read.
 
     Args:
-        dataset: the dataset that is read; of a local one, reads are those of a copy in an object store.
+        data: the dataset that is read, or several by name; of a local one, reads are those of a copy in an object
+            store.
         mixture: the mixture that is followed.
         samples: samples over all ranks; those of the mixture when None. The loader serves whole global batches: rounded
             up for a mixture that goes on, or else down.
@@ -74,47 +78,66 @@ def forecast(
             phase has a window selection.
 
     Raises:
-        InputError: the mixture does not fit the dataset, has no end and `samples` is None, or is shorter than
+        InputError: the mixture does not fit the data, has no end and `samples` is None, or is shorter than
             `samples`; or a number is out of range.
     """
     loader = Loader() if loader is None else loader
     _check_numbers(top, max_blocks, price_per_1000_requests)
     stop = _stop(mixture, samples, loader.global_batch_size)
     served = stop // loader.global_batch_size * loader.global_batch_size
-    stream = Stream(dataset, mixture, seed=seed)
-    serving = forecast_serving(dataset, mixture, stream.fresh_order(), samples=served, seed=seed, top=top)
+    sources = Sources.of(data)
+    stream = Stream(sources, mixture, seed=seed)
+    serving = forecast_serving(sources, mixture, stream.fresh_order(), samples=served, seed=seed, top=top)
     known = stop if mixture.draw == "systematic" else None
-    plans = Plans(dataset, stream.fresh_order, served, stop=known, draw=mixture.draw, loader=loader)
+    plans = [
+        Plans(dataset, stream.fresh_order, served, stop=known, draw=mixture.draw, loader=loader, source=source)
+        for source, dataset in enumerate(sources.datasets)
+    ]
     result = Forecast(**vars(serving), reads=_reads(plans, price_per_1000_requests, max_blocks))
     left_out = 0 if samples is not None and mixture.num_samples is None else stop - served
-    warnings = advise(result, loader, sample_bytes=dataset.manifest.sample_bytes, left_out=left_out)
+    warnings = advise(result, loader, sample_bytes=sources.manifest.sample_bytes, left_out=left_out)
     return dataclasses.replace(result, warnings=warnings)
 
 
 def forecast_serving(
-    dataset: Dataset, mixture: Mixture, order: SampleOrder, *, samples: int, seed: int, top: int = 10
+    data: Data, mixture: Mixture, order: SampleOrder, *, samples: int, seed: int, top: int = 10
 ) -> Serving:
     """Count what a run will serve, and nothing of how it is read: no block of the order is walked.
 
     Args:
+        data: the dataset, or several by name.
+        mixture: the mixture that is followed.
         order: of the mixture and the seed; its caches are used.
         samples: samples over all ranks, at least 1.
+        seed: that of the order.
+        top: how many of the most repeated clusters are named.
     """
-    level = max([1, *(each.histogram.level for each in mixture.components if each.windows is None)])
+    sources = Sources.of(data)
+    levels = [1] * len(sources)
+    for each in mixture.components:
+        if each.windows is None:
+            source = sources.index(each.source, what="the mixture")
+            levels[source] = max(levels[source], each.histogram.level)
     counting = count_selected if order.table.parts else count
-    counts = counting(dataset, order, samples, draw=mixture.draw, level=level, top=top)
+    counts = counting(sources, order, samples, draw=mixture.draw, levels=levels, top=top)
     return Serving(
-        dataset=dataset.root,
-        dataset_fingerprint=dataset.manifest.fingerprint,
+        sources=tuple(
+            SourceForecast(
+                name=name,
+                dataset=dataset.root,
+                fingerprint=dataset.manifest.fingerprint,
+                windows=dataset.manifest.num_windows,
+                **vars(counted),
+            )
+            for (name, dataset), counted in zip(sources, counts.sources, strict=True)
+        ),
         mixture_fingerprint=mixture.fingerprint,
         seed=seed,
         draw=mixture.draw,
         samples=samples,
-        tokens=samples * dataset.manifest.window_tokens,
-        phases=_phases(dataset, mixture, counts),
-        windows=dataset.manifest.num_windows,
-        level=level,
-        **_counted(counts, dataset.manifest.num_windows, samples),
+        tokens=samples * sources.manifest.window_tokens,
+        phases=_phases(sources, mixture, counts),
+        **_counted(counts, sources, samples),
     )
 
 
@@ -126,24 +149,26 @@ def _check_numbers(top: int, max_blocks: int, price: float) -> None:
         raise InputError(f"request price: must be a number of dollars >= 0, got {price}.")
 
 
-def _counted(counts: Counts, num_windows: int, served: int) -> dict[str, Any]:
+def _counted(counts: Counts, sources: Sources, served: int) -> dict[str, Any]:
     """Fill the fields that follow from how often windows are served."""
-    reachable, every = _quantiles(counts, num_windows)
+    num_windows = int(sources.first_windows[-1])
+    unreachable = num_windows - sum(source.windows_reachable for source in counts.sources)
+    reachable, every = _quantiles(counts, unreachable)
     repeats = (
-        ClusterRepeats(cluster=cluster, windows=windows, draws=draws) for cluster, windows, draws in counts.top.tolist()
+        ClusterRepeats(
+            source=sources.names[source],
+            level=counts.sources[source].level,
+            cluster=cluster,
+            windows=windows,
+            draws=draws,
+        )
+        for source, cluster, windows, draws in counts.top.tolist()
     )
     return {
-        "windows_reachable": counts.windows_reachable,
-        "windows_served": counts.windows_served,
-        "leaves_reachable": counts.leaves_reachable,
-        "leaves_hit": counts.leaves_hit,
-        "clusters": counts.clusters,
-        "clusters_reachable": counts.clusters_reachable,
-        "clusters_hit": counts.clusters_hit,
         "most_repeated": tuple(repeats),
         "quantiles_reachable": reachable,
         "quantiles_all": every,
-        "distribution": _bins(counts, num_windows),
+        "distribution": _bins(counts, unreachable),
         "mixture_error": counts.misplaced / served,
         "mixture_error_bound": min(1.0, sum(phase.error_bound for phase in counts.phases) / served),
     }
@@ -174,10 +199,12 @@ def _stop(mixture: Mixture, samples: int | None, global_batch: int) -> int:
     return stop
 
 
-def _phases(dataset: Dataset, mixture: Mixture, counts: Counts) -> tuple[PhaseForecast, ...]:
+def _phases(sources: Sources, mixture: Mixture, counts: Counts) -> tuple[PhaseForecast, ...]:
     phases = []
     for phase, counted in zip(mixture.phases, counts.phases, strict=False):  # the run may end before the last phases
-        present = [windows_per_node(each.histogram, dataset) > 0 for each in phase.components]
+        datasets = [sources.datasets[sources.index(each.source, what="a phase")] for each in phase.components]
+        of_components = zip(phase.components, datasets, strict=True)
+        present = [windows_per_node(each.histogram, dataset) > 0 for each, dataset in of_components]
         pairs = list(zip(phase.components, present, strict=True))
         missing = (each.share * each.histogram.proportions.sum(where=~has_windows) for each, has_windows in pairs)
         selected = [each.windows.num_selected for each in phase.components if each.windows is not None]
@@ -199,12 +226,12 @@ def _phases(dataset: Dataset, mixture: Mixture, counts: Counts) -> tuple[PhaseFo
     return tuple(phases)
 
 
-def _quantiles(counts: Counts, num_windows: int) -> tuple[tuple[tuple[float, int], ...], ...]:
+def _quantiles(counts: Counts, unreachable: int) -> tuple[tuple[tuple[float, int], ...], ...]:
     """Compute quantiles over the reachable windows, and over all."""
     quantiles = []
-    for unreachable in (0, num_windows - counts.windows_reachable):
+    for never in (0, unreachable):
         occurrences = np.append(0, counts.occurrences)
-        ends = np.cumsum(np.append(unreachable, counts.windows_per_occurrence))
+        ends = np.cumsum(np.append(never, counts.windows_per_occurrence))
         # The value of which at least that share of the windows is no larger: the smallest for quantile 0.
         places = [max(1, math.ceil(share * int(ends[-1]))) for share in QUANTILES]
         at = np.searchsorted(ends, places)
@@ -212,9 +239,8 @@ def _quantiles(counts: Counts, num_windows: int) -> tuple[tuple[tuple[float, int
     return tuple(quantiles)
 
 
-def _bins(counts: Counts, num_windows: int) -> tuple[OccurrenceBin, ...]:
+def _bins(counts: Counts, unreachable: int) -> tuple[OccurrenceBin, ...]:
     values, windows = counts.occurrences, counts.windows_per_occurrence
-    unreachable = num_windows - counts.windows_reachable
     if len(values) and values[0] == 0:
         windows = np.append(windows[0] + unreachable, windows[1:])
     elif unreachable:
@@ -230,27 +256,38 @@ def _bins(counts: Counts, num_windows: int) -> tuple[OccurrenceBin, ...]:
     )
 
 
-def _reads(plans: Plans, price: float, max_blocks: int) -> Reads:
-    loader, sample_bytes = plans.loader, plans.dataset.manifest.sample_bytes
-    if plans.order.table.parts:
-        reading = walk_all(plans)  # the runs of a selection lie as its windows do: only a walk finds them
-        working_set = int(reading.windows_per_reader.max())
-    else:
-        borders = stretches(plans, max_blocks)
-        counted = count_reads(plans, np.unique(np.concatenate([borders, moments(plans)])))
-        walked = plans.samples <= max_blocks * BLOCK_SAMPLES
-        reading = walk_all(plans) if walked else estimate(plans, counted, borders)
-        working_set = int(counted.windows_kept.max()) * (float(reading.windows_per_reader.max()) / counted.windows)
+def _reads(all_plans: Sequence[Plans], price: float, max_blocks: int) -> Reads:
+    """Join the reads of the sources: each has a reader of its own in every process."""
+    loader = all_plans[0].loader
+    found = [_reading(plans, max_blocks) for plans in all_plans]
+    readings = [reading for reading, _ in found]
+    sample_bytes = [plans.dataset.manifest.sample_bytes for plans in all_plans]
+    bytes_per_reader = sum(each.windows_per_reader * size for each, size in zip(readings, sample_bytes, strict=True))
+    requests_per_reader = sum(each.requests_per_reader for each in readings)
+    working_set = sum(kept * size for (_, kept), size in zip(found, sample_bytes, strict=True))
+    walked = all(each.walked for each in readings)
     nodes_per_reader = loader.nodes // loader.num_readers
-    windows = reading.windows_per_reader.repeat(nodes_per_reader)
     return Reads(
-        how="walked" if reading.walked else "sampled",
-        blocks=reading.blocks,
-        bytes_exact=reading.windows_exact,
-        requests_exact=reading.walked and loader.processes_per_node == 1,
-        bytes_per_node=tuple((windows * sample_bytes).tolist()),
-        requests_per_node=tuple(reading.requests_per_reader.repeat(nodes_per_reader).tolist()),
-        working_set_bytes=math.ceil(working_set * sample_bytes),
+        how="walked" if walked else "sampled",
+        blocks=readings[0].blocks,
+        bytes_exact=all(each.windows_exact for each in readings),
+        requests_exact=walked and loader.processes_per_node == 1,
+        bytes_per_node=tuple(np.repeat(bytes_per_reader, nodes_per_reader).tolist()),
+        requests_per_node=tuple(np.repeat(requests_per_reader, nodes_per_reader).tolist()),
+        working_set_bytes=math.ceil(np.max(working_set)),
         cache_limit=loader.cache_limit,
         price_per_1000_requests=price,
     )
+
+
+def _reading(plans: Plans, max_blocks: int) -> tuple[Reading, NDArray[np.float64]]:
+    """Reading of a source, and windows of its working set at some moments, [num_moments], the same for all sources."""
+    if plans.order.table.parts:
+        reading = walk_all(plans)  # the runs of a selection lie as its windows do: only a walk finds them
+        return reading, np.array([reading.windows_per_reader.max()], np.float64)
+    borders = stretches(plans, max_blocks)
+    counted = count_reads(plans, np.unique(np.concatenate([borders, moments(plans)])))
+    walked = plans.samples <= max_blocks * BLOCK_SAMPLES
+    reading = walk_all(plans) if walked else estimate(plans, counted, borders)
+    share = int(reading.windows_per_reader.max()) / max(1, counted.windows)
+    return reading, counted.windows_kept.astype(np.float64) * share

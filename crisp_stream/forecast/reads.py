@@ -52,7 +52,7 @@ class Reading:
 
 
 class Plans:
-    """The order of a run, and its plan of runs of windows."""
+    """The order of a run, and its plan of runs of windows of one source."""
 
     def __init__(
         self,
@@ -63,15 +63,20 @@ class Plans:
         stop: int | None,
         draw: Draw,
         loader: Loader,
+        source: int = 0,
     ) -> None:
         """Plan the reads of the first `samples` samples.
 
         `copied` gives a copy of the order, one for each place that is read from, or blocks would be opened again and
-        again. From position `stop` on the loader knows that nothing more is needed; None: it does not know.
+        again. From position `stop` on the loader knows that nothing more is needed; None: it does not know. `source` is
+        the index of the dataset among the sources of the order.
         """
         self.dataset, self.order, self.samples, self.stop, self.loader = dataset, copied(), samples, stop, loader
         self.draw: Draw = draw
-        self.runs = RunPlan(dataset, copied(), stop)
+        table = self.order.table
+        self.first_row, self.stop_row = table.first_rows[source : source + 2].tolist()
+        self._first_window, self._stop_window = table.first_windows[source : source + 2].tolist()
+        self.runs = RunPlan(dataset, copied(), stop, source=source)
         self._copied = copied
         self._orders: dict[int, SampleOrder] = {}
 
@@ -85,29 +90,35 @@ class Plans:
 
     def walked(self, start: int, stop: int) -> Fetched:
         """Find the runs that positions need, each once for each reader, with the first fetch that asks for it."""
-        positions = np.arange(start, stop)
-        windows, rows = self.order.draws(positions)
+        positions, windows, rows = self._draws(start, stop)
         shard, first, num_windows = self.runs.runs(windows, rows)
         fetch, reader = self.loader.fetches(positions), self.loader.readers(positions)
         return _earliest(Fetched(fetch, reader, shard, first, num_windows))
 
     def begun(self, start: int, stop: int) -> Fetched:
         """Find the runs whose first window in the order is drawn at these positions, within one block."""
-        positions = np.arange(start, stop)
-        windows, rows = self.order.draws(positions)
+        positions, windows, rows = self._draws(start, stop)
         runs = self.runs.runs(windows, rows)
         by_row = np.argsort(rows, kind="stable")
         drawn, first, times = np.unique(rows[by_row], return_index=True, return_counts=True)
         nth = np.empty(len(rows), np.int64)
         before = self.order.drawn_before(drawn, start)
         nth[by_row] = np.arange(len(rows)) - np.repeat(first, times) + np.repeat(before, times)
-        leaf_first, leaf_windows = self.dataset.first_window_per_leaf[rows], self.dataset.windows_per_leaf[rows]
+        leaf = rows - self.first_row
+        leaf_first, leaf_windows = self.dataset.first_window_per_leaf[leaf], self.dataset.windows_per_leaf[leaf]
         place, leaf_start = runs.first - leaf_first, self.order.starts(rows)
         holds_start = (place <= leaf_start) & (leaf_start < place + runs.num_windows)
         new = nth == np.where(holds_start, 0, (place - leaf_start) % leaf_windows)
         begun = positions[new]
         fetched = Fetched(self.loader.fetches(begun), self.loader.readers(begun), *(values[new] for values in runs))
         return _earliest(fetched)
+
+    def _draws(self, start: int, stop: int) -> tuple[Int64s, Int64s, Int64s]:
+        """Positions that draw from the source, their window ids there and rows; each [num_positions]."""
+        positions = np.arange(start, stop)
+        numbers, rows = self.order.draws(positions)
+        own = np.flatnonzero((numbers >= self._first_window) & (numbers < self._stop_window))
+        return positions[own], numbers[own] - self._first_window, rows[own]
 
 
 def _earliest(fetched: Fetched) -> Fetched:

@@ -60,8 +60,11 @@ class OccurrenceBin:
 class ClusterRepeats:
     """A cluster and how often the run draws from it."""
 
+    source: str
+    """Name of its source; empty for a dataset alone."""
+    level: int
     cluster: int
-    """Node id at `Forecast.level`."""
+    """Node id at that level."""
     windows: int
     draws: int
 
@@ -72,19 +75,18 @@ class ClusterRepeats:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Serving:
-    """Forecast of what a run of a mixture over a dataset will serve."""
+class SourceForecast:
+    """One source of the mixture, and what the run serves of it."""
 
+    name: str
+    """Empty for a dataset alone."""
     dataset: str
     """Root of the dataset."""
-    dataset_fingerprint: str
-    mixture_fingerprint: str
-    seed: int
-    draw: str
+    fingerprint: str
     samples: int
-    """Windows served over all ranks, repeats included."""
-    tokens: int
-    phases: tuple[PhaseForecast, ...]
+    """Samples of the run that are its windows, repeats included."""
+    most_draws: int
+    """Times that its window served most often is served."""
 
     windows: int
     """Windows of the dataset."""
@@ -96,25 +98,61 @@ class Serving:
     leaves_hit: int
 
     level: int
-    """Level of the clusters below: the finest of the phases' histograms, at least 1."""
+    """Level of the clusters below: the finest of the histograms of the source, at least 1."""
     clusters: int
     """Clusters of that level with windows."""
     clusters_reachable: int
     clusters_hit: int
+
+    @property
+    def mean_occurrences(self) -> float:
+        """Mean times that a served window is served; 0 where none is."""
+        return self.samples / max(1, self.windows_served)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """Forecast of what a run of a mixture over one or several datasets will serve."""
+
+    sources: tuple[SourceForecast, ...]
+    """A dataset alone is one source."""
+    mixture_fingerprint: str
+    seed: int
+    draw: str
+    samples: int
+    """Windows served over all ranks, repeats included."""
+    tokens: int
+    phases: tuple[PhaseForecast, ...]
+
     most_repeated: tuple[ClusterRepeats, ...]
     """Clusters with most epochs, in this order."""
 
     quantiles_reachable: tuple[tuple[float, int], ...]
     """(quantile, occurrences) over reachable windows: that share of the windows is served at most so often."""
     quantiles_all: tuple[tuple[float, int], ...]
-    """The same, over all windows of the dataset."""
+    """The same, over all windows of the sources."""
     distribution: tuple[OccurrenceBin, ...]
-    """Bins over all windows of the dataset, in increasing order; no empty ones."""
+    """Bins over all windows of the sources, in increasing order; no empty ones."""
 
     mixture_error: float
     """Total variation between the leaf proportions of the mixture and those served, in [0, 1]."""
     mixture_error_bound: float
     """Bound of the error whatever the seed; for multinomial draws, a bound that 99.9 % of seeds keep."""
+
+    @property
+    def windows(self) -> int:
+        """Windows of all sources."""
+        return sum(source.windows for source in self.sources)
+
+    @property
+    def windows_reachable(self) -> int:
+        """Windows in leaves with mass in some phase."""
+        return sum(source.windows_reachable for source in self.sources)
+
+    @property
+    def windows_served(self) -> int:
+        """Distinct windows served."""
+        return sum(source.windows_served for source in self.sources)
 
     @property
     def mean_occurrences(self) -> float:
@@ -132,23 +170,21 @@ class Forecast(Serving):
     def to_json(self) -> dict[str, Any]:
         """Convert to a JSON object."""
         content = dataclasses.asdict(self)
-        content["mean_occurrences"] = self.mean_occurrences
+        for name in ("windows", "windows_reachable", "windows_served", "mean_occurrences"):
+            content[name] = getattr(self, name)
         content["reads"] |= {"requests": self.reads.requests, "cost": self.reads.cost}
         return content
 
-    def table(self, terms: Mapping[int, str] | None = None) -> str:
+    def table(self, terms: Mapping[tuple[str, int], str] | None = None) -> str:
         """Format as lines of text.
 
         Args:
-            terms: words that say what the most repeated clusters are about, by cluster.
+            terms: words that say what the most repeated clusters are about, by source and cluster.
         """
         rows = [
             ("run", f"{self.samples:,} samples, {self.tokens:,} tokens ({self.draw} draws, seed {self.seed})"),
             *((f"phase {number}", _phase_text(phase)) for number, phase in enumerate(self.phases, 1)),
-            ("windows", _of(self.windows_served, self.windows, "served")),
-            ("", _of(self.windows_reachable, self.windows, "within reach of the mixture")),
-            (f"clusters L{self.level}", _of(self.clusters_hit, self.clusters_reachable, "with mass are drawn")),
-            ("leaves", _of(self.leaves_hit, self.leaves_reachable, "with mass are drawn")),
+            *(row for source in self.sources for row in _source_rows(source, self.samples)),
             ("occurrences", f"{digits.times(self.mean_occurrences)} on average, of a window that is served"),
             ("", f"{_quantile_text(self.quantiles_reachable)}, of windows within reach"),
             ("", f"{_quantile_text(self.quantiles_all)}, of all windows"),
@@ -159,22 +195,40 @@ class Forecast(Serving):
             ),
             *self.reads.rows(),
         ]
-        clusters = Table(
-            head=("cluster", "windows", "draws", "epochs", f"most repeated of level {self.level}"),
+        warnings = [f"! {warning.text()}" for warning in self.warnings]
+        return "\n\n".join([aligned(rows), self._most_repeated(terms or {}).text(), *warnings])
+
+    def _most_repeated(self, terms: Mapping[tuple[str, int], str]) -> Table:
+        several = len(self.sources) > 1
+        level = "each source's level" if several else f"level {self.sources[0].level}"
+        return Table(
+            head=(*["source"] * several, "cluster", "windows", "draws", "epochs", f"most repeated of {level}"),
             rows=[
                 (
+                    *[entry.source] * several,
                     str(entry.cluster),
                     f"{entry.windows:,}",
                     f"{entry.draws:,}",
                     digits.times(entry.epochs),
-                    (terms or {}).get(entry.cluster, ""),
+                    terms.get((entry.source, entry.cluster), ""),
                 )
                 for entry in self.most_repeated
             ],
-            words=(-1,),
+            words=(0, -1) if several else (-1,),
         )
-        warnings = [f"! {warning.text()}" for warning in self.warnings]
-        return "\n\n".join([aligned(rows), clusters.text(), *warnings])
+
+
+def _source_rows(source: SourceForecast, samples: int) -> list[tuple[str, str]]:
+    rows = [
+        ("windows", _of(source.windows_served, source.windows, "served")),
+        ("", _of(source.windows_reachable, source.windows, "within reach of the mixture")),
+        (f"clusters L{source.level}", _of(source.clusters_hit, source.clusters_reachable, "with mass are drawn")),
+        ("leaves", _of(source.leaves_hit, source.leaves_reachable, "with mass are drawn")),
+    ]
+    if not source.name:
+        return rows
+    repeats = f"{digits.times(source.mean_occurrences)} times each, at most {source.most_draws:,}"
+    return [(f"source {source.name}", f"{_of(source.samples, samples, 'samples')}, {repeats}"), *rows]
 
 
 def _phase_text(phase: PhaseForecast) -> str:
@@ -187,7 +241,7 @@ def _phase_text(phase: PhaseForecast) -> str:
 
 
 def _of(part: int, whole: int, what: str) -> str:
-    return f"{part:,} of {whole:,} ({digits.part(part / whole)}) {what}"
+    return f"{part:,} of {whole:,} ({digits.part(part / max(1, whole))}) {what}"
 
 
 def _quantile_text(quantiles: tuple[tuple[float, int], ...]) -> str:

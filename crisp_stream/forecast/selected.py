@@ -7,7 +7,7 @@ but they take a pass over the windows, 0.1 s for each million, instead of one ov
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,9 +17,10 @@ from crisp_stream.forecast.counts import (
     Clusters,
     Counts,
     PhaseCounts,
+    SourceCounts,
     Stray,
     add_occurrences,
-    bound_multinomial,
+    finish,
     phases_before,
     shares_of,
 )
@@ -30,23 +31,46 @@ from crisp_stream.order.order import SampleOrder
 
 if TYPE_CHECKING:
     from crisp_stream.format.dataset import Dataset
+    from crisp_stream.format.sources import Sources
 
 _SLICE_WINDOWS = 1 << 22
 
 
-def count_selected(dataset: Dataset, order: SampleOrder, samples: int, *, draw: str, level: int, top: int) -> Counts:
+def count_selected(
+    sources: Sources, order: SampleOrder, samples: int, *, draw: str, levels: Sequence[int], top: int
+) -> Counts:
     """Count as `counts.count` does, for an order with a table. The windows of a cluster are those within reach."""
-    table = order.table
     phases = phases_before(order, samples)
-    counts = Counts(phases=[PhaseCounts(samples=served) for _, served in phases])
+    counts = Counts(
+        phases=[PhaseCounts(samples=served) for _, served in phases],
+        sources=[SourceCounts(level=level) for level in levels],
+    )
     strays = [Stray(served) for _, served in phases]
-    clusters = Clusters(dataset, level, top)
-    for leaves in _slices(dataset):
-        rows_of_part = [leaves, *(_rows_in(table, part, leaves) for part in range(1, len(table.parts) + 1))]
+    for source, dataset in enumerate(sources.datasets):
+        _count_source(counts, strays, order, phases, source, dataset, samples, top)
+    finish(counts, strays, draw, samples)
+    return counts
+
+
+def _count_source(
+    counts: Counts,
+    strays: Sequence[Stray],
+    order: SampleOrder,
+    phases: Sequence[tuple[OrderPhase, int]],
+    source: int,
+    dataset: Dataset,
+    samples: int,
+    top: int,
+) -> None:
+    table, of_source = order.table, counts.sources[source]
+    parts = [number for number, part in enumerate(table.parts, 1) if part.source == source]
+    clusters = Clusters(dataset, source, of_source.level, top)
+    for leaves in _slices(table, source):
+        rows_of_part = {0: leaves, **{part: _rows_in(table, part, leaves) for part in parts}}
         expected, variance = np.zeros(len(leaves)), np.zeros(len(leaves))
         for (plan, served), phase, stray in zip(phases, counts.phases, strays, strict=True):
             of_leaf, is_drawn = np.zeros(len(leaves)), np.zeros(len(leaves), bool)
-            for part in (0, *sorted(plan.parts)):
+            for part in (0, *(part for part in parts if part in plan.parts)):
                 rows = rows_of_part[part]
                 shares, has_mass = shares_of(plan, rows)
                 at = table.leaf_rows(rows) - int(leaves[0])
@@ -57,34 +81,33 @@ def count_selected(dataset: Dataset, order: SampleOrder, samples: int, *, draw: 
             expected += served * of_leaf
             variance += served * of_leaf * (1 - of_leaf)
             phase.leaves += int(is_drawn.sum())
-        times, reachable = _times(dataset, order, [plan for plan, _ in phases], rows_of_part, samples)
-        first = dataset.first_window_per_leaf[leaves] - int(dataset.first_window_per_leaf[leaves[0]])
+        times, reachable = _times(order, [plan for plan, _ in phases], rows_of_part, samples)
+        first = table.first_per_row[leaves] - int(table.first_per_row[leaves[0]])
         draws, within_reach = np.add.reduceat(times, first), np.add.reduceat(reachable.astype(np.int64), first)
         counts.misplaced += float(np.abs(draws - expected).sum()) / 2
         counts.spread += float(np.sqrt(variance).sum())
-        counts.leaves_reachable += int((within_reach > 0).sum())
-        counts.leaves_hit += int((draws > 0).sum())
-        counts.windows_reachable += int(within_reach.sum())
-        counts.windows_served += int((times > 0).sum())
+        of_source.samples += int(draws.sum())
+        of_source.most_draws = max(of_source.most_draws, int(times.max()))
+        of_source.leaves_reachable += int((within_reach > 0).sum())
+        of_source.leaves_hit += int((draws > 0).sum())
+        of_source.windows_reachable += int(within_reach.sum())
+        of_source.windows_served += int((times > 0).sum())
         add_occurrences(counts, times[reachable], np.ones(int(within_reach.sum()), np.int64))
-        clusters.add(leaves, within_reach, draws, within_reach > 0)
-    for phase, stray in zip(counts.phases, strays, strict=True):
-        phase.error_bound = stray.bound()
+        clusters.add(within_reach, draws, within_reach > 0)
     clusters.finish(counts)
-    if draw == "multinomial":
-        bound_multinomial(counts, samples)
-    return counts
 
 
-def _slices(dataset: Dataset) -> Iterator[Rows]:
-    """Yield rows of the cluster table, of a few million windows at a time, or of one leaf."""
-    ends = np.append(dataset.first_window_per_leaf[1:], dataset.manifest.num_windows)
+def _slices(table: DrawTable, source: int) -> Iterator[Rows]:
+    """Yield rows of a source's leaves, of a few million windows at a time, or of one leaf."""
+    first, stop = table.first_rows[source : source + 2].tolist()
+    begins = table.first_per_row[first:stop]
+    ends = np.append(begins[1:], table.first_windows[source + 1])
     start = 0
     while start < len(ends):
-        until = int(dataset.first_window_per_leaf[start]) + _SLICE_WINDOWS
-        stop = max(start + 1, int(np.searchsorted(ends, until, side="right")))
-        yield np.arange(start, stop, dtype=np.uint32)
-        start = stop
+        until = int(begins[start]) + _SLICE_WINDOWS
+        end = max(start + 1, int(np.searchsorted(ends, until, side="right")))
+        yield np.arange(first + start, first + end, dtype=np.uint32)
+        start = end
 
 
 def _rows_in(table: DrawTable, part: int, leaves: Rows) -> Rows:
@@ -97,14 +120,14 @@ def _rows_in(table: DrawTable, part: int, leaves: Rows) -> Rows:
 
 
 def _times(
-    dataset: Dataset, order: SampleOrder, plans: list[OrderPhase], rows_of_part: list[Rows], samples: int
+    order: SampleOrder, plans: list[OrderPhase], rows_of_part: Mapping[int, Rows], samples: int
 ) -> tuple[Int64s, NDArray[np.bool_]]:
     """Count how often each window of some consecutive leaves is served, and whether some phase can reach it."""
     table, leaves = order.table, rows_of_part[0]
-    first = int(dataset.first_window_per_leaf[leaves[0]])
-    stop = int(dataset.first_window_per_leaf[leaves[-1]] + dataset.windows_per_leaf[leaves[-1]])
+    first = int(table.first_per_row[leaves[0]])
+    stop = int(table.first_per_row[leaves[-1]] + table.windows_per_row[leaves[-1]])
     times, reachable = np.zeros(stop - first, np.int64), np.zeros(stop - first, bool)
-    for rows in rows_of_part:
+    for rows in rows_of_part.values():
         if not len(rows):
             continue
         windows = table.windows_per_row[rows]

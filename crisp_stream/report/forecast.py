@@ -67,16 +67,16 @@ def _advice(forecasts: Mapping[str, Forecast]) -> str:
 
 
 def _row(name: str, forecast: Forecast, tree: Tree, colours: Colours) -> Cells:
-    most = ""
+    most, [corpus] = "", forecast.sources
     if forecast.most_repeated:
         worst = forecast.most_repeated[0]
-        level = min(forecast.level, tree.levels[-1].level)
-        node = worst.cluster // tree.arity ** (forecast.level - level)
+        level = min(worst.level, tree.levels[-1].level)
+        node = worst.cluster // tree.arity ** (worst.level - level)
         most = f"{digits.times(worst.epochs)} times: {node_button(tree, level, node)}"
     return {
         "Histogram": named(name, colours.tasks[name]),
         "Of the corpus": digits.part(forecast.windows_served / forecast.windows),
-        "Clusters hit": f"{forecast.clusters_hit:,} of {forecast.clusters_reachable:,}",
+        "Clusters hit": f"{corpus.clusters_hit:,} of {corpus.clusters_reachable:,}",
         "Times served, mean": digits.times(forecast.mean_occurrences),
         "Read": format_bytes(sum(forecast.reads.bytes_per_node)),
         "Requests": f"{forecast.reads.requests:,}",

@@ -53,7 +53,7 @@ def check_against_walk(found: Forecast, dataset: Dataset, mixture: Mixture, reac
     draws = np.bincount(rows, times, len(dataset.leaves)).astype(np.int64)
     assert found.windows_served == (times > 0).sum()
     assert found.windows_reachable == reachable.sum()
-    assert found.leaves_hit == (draws > 0).sum()
+    assert found.sources[0].leaves_hit == (draws > 0).sum()
     bins = {entry.least: entry.windows for entry in found.distribution if entry.least == entry.most}
     expected = {value: windows for value, windows in Counter(times.tolist()).items() if value <= 64}
     assert {value: windows for value, windows in bins.items() if value <= 64} == expected
@@ -63,13 +63,17 @@ def check_against_walk(found: Forecast, dataset: Dataset, mixture: Mixture, reac
     for quantiles, values in ((found.quantiles_all, times), (found.quantiles_reachable, times[reachable])):
         for share, value in quantiles:
             assert value == np.quantile(values, share, method="inverted_cdf")
-    nodes = dataset.leaves // dataset.manifest.arity ** (dataset.manifest.depth - found.level)
+    [of_source] = found.sources
+    nodes = dataset.leaves // dataset.manifest.arity ** (dataset.manifest.depth - found.sources[0].level)
     clusters = np.unique(nodes)
     by_cluster = {
         int(node): (int(dataset.windows_per_leaf[nodes == node].sum()), int(draws[nodes == node].sum()))
         for node in clusters
     }
-    assert (found.clusters, found.clusters_hit) == (len(clusters), sum(drawn > 0 for _, drawn in by_cluster.values()))
+    assert (of_source.clusters, of_source.clusters_hit) == (
+        len(clusters),
+        sum(drawn > 0 for _, drawn in by_cluster.values()),
+    )
     ranked = sorted(by_cluster.items(), key=lambda item: -item[1][1] / item[1][0])[: len(found.most_repeated)]
     assert [(entry.cluster, (entry.windows, entry.draws)) for entry in found.most_repeated] == ranked
     shares = mixture.leaf_proportions(dataset)
@@ -99,14 +103,15 @@ def test_windows_out_of_reach_count_for_all_windows_alone(dataset: Dataset) -> N
     nodes = dataset.leaf_of_windows(np.arange(dataset.manifest.num_windows)) // 4
     reachable = np.isin(nodes, [0, 3])
     check_against_walk(found, dataset, mixture, reachable)
-    assert (found.level, found.clusters, found.clusters_reachable, found.clusters_hit) == (1, 4, 2, 2)
+    [of_source] = found.sources
+    assert (of_source.level, of_source.clusters, of_source.clusters_reachable, of_source.clusters_hit) == (1, 4, 2, 2)
     assert dict(found.quantiles_all)[0.0] == 0
     assert found.phases[0].windows == reachable.sum()
 
 
 def test_a_rare_cluster_is_reachable_without_being_drawn(dataset: Dataset) -> None:
     found = forecast(dataset, Mixture([Phase(histogram_of(dataset, {0: 1.0, 12: 1e-6}), 300)]))
-    assert (found.clusters_reachable, found.clusters_hit) == (2, 1)
+    assert (found.sources[0].clusters_reachable, found.sources[0].clusters_hit) == (2, 1)
     assert found.windows_reachable == LEAVES[0] + LEAVES[12]
     assert any("never drawn" in warning.finding for warning in found.warnings)
 
@@ -239,7 +244,7 @@ def test_clusters_that_smoothing_alone_reaches_need_not_be_drawn(sixteen: Datase
     counted = topics_histogram(sixteen, {3: 900_000, 9: 100_000})
     smoothed = smooth(counted, sixteen, strength=3.0)
     found = forecast(sixteen, Mixture([Phase(smoothed, 2_000)]))
-    assert found.clusters_hit < 0.9 * found.clusters_reachable
+    assert found.sources[0].clusters_hit < 0.9 * found.sources[0].clusters_reachable
     assert not any("never drawn" in warning.finding for warning in found.warnings)
     unknown = dataclasses.replace(smoothed, provenance={})
     assert any("never drawn" in one.finding for one in forecast(sixteen, Mixture([Phase(unknown, 2_000)])).warnings)

@@ -66,12 +66,12 @@ def test_every_count_equals_the_walk(
     rows = dataset.row_of_windows(np.arange(num_windows))
     draws = np.bincount(rows, times, len(dataset.leaves))
     assert (found.windows_served, found.windows_reachable) == ((times > 0).sum(), reachable.sum())
-    assert found.leaves_hit == (draws > 0).sum()
+    assert found.sources[0].leaves_hit == (draws > 0).sum()
     assert {entry.least: entry.windows for entry in found.distribution} == dict(Counter(times.tolist()))
     for share, value in found.quantiles_reachable:
         assert value == np.quantile(times[reachable], share, method="inverted_cdf")
     per_leaf = np.bincount(rows, reachable, len(dataset.leaves))
-    nodes = dataset.leaves // dataset.manifest.arity ** (dataset.manifest.depth - found.level)
+    nodes = dataset.leaves // dataset.manifest.arity ** (dataset.manifest.depth - found.sources[0].level)
     for entry in found.most_repeated:
         own = nodes == entry.cluster
         assert (entry.windows, entry.draws) == (per_leaf[own].sum(), draws[own].sum())

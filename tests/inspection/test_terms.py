@@ -15,6 +15,7 @@ from crisp_stream.cli.forecast import _TERMS
 from crisp_stream.cli.forecast import _terms as forecast_terms
 from crisp_stream.errors import FormatError, InputError
 from crisp_stream.format.dataset import Dataset, open_dataset
+from crisp_stream.format.sources import Sources
 from crisp_stream.format.terms import LEAST_PURITY, stored_terms
 from crisp_stream.histograms.arithmetic import generalist_histogram
 from crisp_stream.inspection import terms
@@ -178,9 +179,9 @@ def test_all_that_names_a_cluster_uses_the_same_terms(stored: Dataset) -> None:
     page = gather_terms(stored, levels, [], max_windows=1_000)
     assert dict(zip(page[1].nodes.tolist(), page[1].terms, strict=True)) == of_level
     clusters = [int(node) for node in corpus.nodes[:3]]
-    result = SimpleNamespace(level=2, most_repeated=[SimpleNamespace(cluster=node) for node in clusters])
-    forecast = forecast_terms(result, stored)  # type: ignore[arg-type]
-    assert forecast == {node: " · ".join(of_level[node][:_TERMS]) for node in clusters}
+    repeated = [SimpleNamespace(source="", level=2, cluster=node) for node in clusters]
+    forecast = forecast_terms(SimpleNamespace(most_repeated=repeated), Sources(stored))  # type: ignore[arg-type]
+    assert forecast == {("", node): " · ".join(of_level[node][:_TERMS]) for node in clusters}
 
 
 def test_stored_texts_begin_at_a_word(stored: Dataset) -> None:

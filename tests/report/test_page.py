@@ -20,7 +20,7 @@ import pytest
 
 from crisp_stream.cli.report import add_report
 from crisp_stream.errors import FormatError, InputError
-from crisp_stream.forecast.result import Advice, ClusterRepeats, Forecast, OccurrenceBin, Reads
+from crisp_stream.forecast.result import Advice, ClusterRepeats, Forecast, OccurrenceBin, Reads, SourceForecast
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.inspection.terms import node_terms
 from crisp_stream.report.evaluation import Evaluation
@@ -399,24 +399,31 @@ def test_a_damaged_account_of_a_run_is_an_error(run: SmallRun, tmp_path: Path, c
 
 
 FORECAST = Forecast(
-    dataset="corpus",
-    dataset_fingerprint="0",
+    sources=(
+        SourceForecast(
+            name="",
+            dataset="corpus",
+            fingerprint="0",
+            samples=1000,
+            most_draws=13,
+            windows=390,
+            windows_reachable=370,
+            windows_served=340,
+            leaves_reachable=3,
+            leaves_hit=3,
+            level=2,
+            clusters=4,
+            clusters_reachable=3,
+            clusters_hit=3,
+        ),
+    ),
     mixture_fingerprint="0",
     seed=0,
     draw="systematic",
     samples=1000,
     tokens=48_000,
     phases=(),
-    windows=390,
-    windows_reachable=370,
-    windows_served=340,
-    leaves_reachable=3,
-    leaves_hit=3,
-    level=2,
-    clusters=4,
-    clusters_reachable=3,
-    clusters_hit=3,
-    most_repeated=(ClusterRepeats(cluster=1, windows=30, draws=390),),
+    most_repeated=(ClusterRepeats(source="", level=2, cluster=1, windows=30, draws=390),),
     quantiles_reachable=((0.5, 2), (1.0, 13)),
     quantiles_all=((0.5, 2), (1.0, 13)),
     distribution=(
