@@ -29,7 +29,8 @@ from crisp_stream.writers.engine.workspace import Workspace
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.stages.batches import PLACE
 from crisp_stream.writers.stages.removal.bundles import Stretch, bundles_of
-from crisp_stream.writers.stages.removal.duplicates import BUNDLE_DOCUMENTS, WORK_BYTES, Search, search_in_stages
+from crisp_stream.writers.stages.removal.duplicates import BUNDLE_DOCUMENTS, WORK_BYTES, search_in_stages
+from crisp_stream.writers.stages.removal.search import Search
 
 GROUP_DOCUMENTS = 50_000
 _CHANGED = 10

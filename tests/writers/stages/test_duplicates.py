@@ -20,9 +20,10 @@ from crisp_stream.writers.engine.engine import LocalEngine
 from crisp_stream.writers.engine.tasks import PlanEnds, Runner
 from crisp_stream.writers.engine.workspace import Workspace
 from crisp_stream.writers.stages.batches import PLACE
-from crisp_stream.writers.stages.removal import bundles, duplicates
+from crisp_stream.writers.stages.removal import bundles, duplicates, pairs
 from crisp_stream.writers.stages.removal.bundles import Bundle, Stretch, bundles_of, stretches_of_group
-from crisp_stream.writers.stages.removal.duplicates import Search, search_in_stages
+from crisp_stream.writers.stages.removal.duplicates import search_in_stages
+from crisp_stream.writers.stages.removal.search import Search
 
 NEAR = NearSettings(threshold=0.8)
 WORK_BYTES = 1 << 20
@@ -179,9 +180,9 @@ def test_the_outcome_is_that_of_the_definition(
         key_ranges=data.draw(ranges),
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(duplicates, "_EDGES_AT_ONCE", data.draw(st.integers(1, 9)))
-        patch.setattr(duplicates, "_CARRIED_AT_ONCE", data.draw(st.integers(1, 9)))
-        patch.setattr(duplicates, "_COMPARED_BYTES", data.draw(st.integers(1, 2000)))
+        patch.setattr(pairs, "EDGES_AT_ONCE", data.draw(st.integers(1, 9)))
+        patch.setattr(pairs, "_CARRIED_AT_ONCE", data.draw(st.integers(1, 9)))
+        patch.setattr(pairs, "_COMPARED_BYTES", data.draw(st.integers(1, 2000)))
         patch.setattr(bundles, "_LOCAL_GAP_BYTES", data.draw(st.sampled_from([0, 300, 4096])))
         outcome = corpus.outcome(search, found)
     assert rounded(outcome) == rounded(definition(corpus.texts, search.near))
@@ -286,7 +287,7 @@ def test_records_and_tasks_say_nothing_of_single_documents(tmp_path: Path) -> No
 def test_a_search_in_little_memory_is_refused_before_documents_are_joined(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(duplicates, "_EDGES_AT_ONCE", 1)
+    monkeypatch.setattr(duplicates, "EDGES_AT_ONCE", 1)
     monkeypatch.setattr(duplicates, "_JOINING_BYTES", 1 << 40)
     search, found = corpus.search(NEAR)
     engine = LocalEngine(processes=1, memory_bytes=1 << 30)
