@@ -9,32 +9,37 @@ import dataclasses
 import math
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from crisp_stream.demo import DemoResult, DemoScale, run_demo
+from crisp_stream.demo import DemoScale, run_demo
 from crisp_stream.errors import InputError
 from crisp_stream.format.dataset import open_dataset
 from crisp_stream.report.verdict import verdict_of
 from crisp_stream.results.tables import PERPLEXITY
+from crisp_stream.trial.sizes import TrialSize
+from crisp_stream.trial.trial import TrialResult
 from tests.support.seaweed import S3Server
 
 SMALL = DemoScale(
     generalist_characters=60_000,
     specialist_documents=12,
     test_documents=10,
-    window_tokens=64,
-    vocab_size=512,
-    encoder_pieces=32,
-    arity=4,
-    min_examples_to_split=16,
-    recipe_overrides=(
-        "max_duration=4ba",
-        "global_train_batch_size=4",
-        "model.n_embd=32",
-        "model.n_layer=1",
-        "model.n_head=2",
-        "scheduler.t_warmup=1ba",
+    size=TrialSize(
+        window_tokens=64,
+        vocab_size=512,
+        encoder_pieces=32,
+        arity=4,
+        min_examples_to_split=16,
+        recipe_overrides=(
+            "max_duration=4ba",
+            "global_train_batch_size=4",
+            "model.n_embd=32",
+            "model.n_layer=1",
+            "model.n_head=2",
+            "scheduler.t_warmup=1ba",
+        ),
     ),
 )
 
@@ -44,7 +49,7 @@ class LocalDemo:
     """A finished small demo and where it stands."""
 
     folder: Path
-    result: DemoResult
+    result: TrialResult
     log: str
 
 
@@ -56,13 +61,17 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> LocalDemo:
     return LocalDemo(folder, result, "\n".join(lines))
 
 
-def again(demo: LocalDemo, *, scale: DemoScale = SMALL, fresh: bool = False) -> tuple[DemoResult, str]:
+def again(demo: LocalDemo, *, scale: DemoScale = SMALL, fresh: bool = False) -> tuple[TrialResult, str]:
     lines: list[str] = []
     result = run_demo(run_folder=demo.folder, scale=scale, fresh=fresh, log=lines.append)
     return result, "\n".join(lines)
 
 
-def perplexities(result: DemoResult) -> dict[tuple[str, str], float]:
+def with_size(**changes: Any) -> DemoScale:
+    return dataclasses.replace(SMALL, size=dataclasses.replace(SMALL.size, **changes))
+
+
+def perplexities(result: TrialResult) -> dict[tuple[str, str], float]:
     """By model and set."""
     return {
         (row.results.model_name, row.judged.name): row.estimates[PERPLEXITY].value for row in result.evaluation.rows
@@ -89,11 +98,11 @@ def test_the_numbers_are_measured(demo: LocalDemo) -> None:
     assert set(measured) == {
         (model, name) for model in ("base", "crisp") for name in ("medical abstracts", "the corpus")
     }
-    assert all(1 < value < 2 * SMALL.vocab_size for value in measured.values())
+    assert all(1 < value < 2 * SMALL.size.vocab_size for value in measured.values())
     for run in demo.result.runs.values():
         assert [batch for batch, _ in run.losses] == [1, 2, 3, 4]
         assert all(math.isfinite(loss) for _, loss in run.losses)
-        assert run.record["tokens"] == 4 * 4 * SMALL.window_tokens
+        assert run.record["tokens"] == 4 * 4 * SMALL.size.window_tokens
         assert run.totals["bytes_read"] > 0
         assert 0 <= run.record["mixture_error"] <= 1
 
@@ -107,7 +116,7 @@ def test_both_runs_start_alike_and_see_different_text(demo: LocalDemo) -> None:
 def test_the_dataset_has_a_tree_of_two_levels_and_the_task_its_clusters(demo: LocalDemo) -> None:
     dataset = open_dataset(str(demo.folder / "data"))
     assert (dataset.manifest.arity, dataset.manifest.depth) == (4, 2)
-    assert dataset.manifest.num_leaves > SMALL.arity
+    assert dataset.manifest.num_leaves > SMALL.size.arity
     clusters = demo.result.clusters
     assert all(cluster.text for cluster in clusters if cluster.num_windows)
     assert [cluster.share for cluster in clusters] == sorted((cluster.share for cluster in clusters), reverse=True)
@@ -138,7 +147,7 @@ def test_a_second_run_keeps_everything_and_says_so(demo: LocalDemo) -> None:
 
 
 def test_other_training_settings_train_again_on_the_same_dataset(demo: LocalDemo) -> None:
-    changed = dataclasses.replace(SMALL, recipe_overrides=(*SMALL.recipe_overrides, "optimizer.lr=0.01"))
+    changed = with_size(recipe_overrides=(*SMALL.size.recipe_overrides, "optimizer.lr=0.01"))
     result, log = again(demo, scale=changed)
     assert result.kept == ("dataset", "histogram")
     assert result.runs["base"].losses[1:] != demo.result.runs["base"].losses[1:]
@@ -149,7 +158,7 @@ def test_other_training_settings_train_again_on_the_same_dataset(demo: LocalDemo
 
 
 def test_a_damaged_histogram_is_counted_again(demo: LocalDemo) -> None:
-    path = demo.folder / "task.parquet"
+    path = demo.folder / "counted.parquet"
     intact = path.read_bytes()
     path.write_bytes(intact[: len(intact) // 2])
     result, _ = again(demo)
@@ -158,8 +167,8 @@ def test_a_damaged_histogram_is_counted_again(demo: LocalDemo) -> None:
 
 
 def test_a_place_that_holds_another_dataset_is_refused(demo: LocalDemo, tmp_path: Path) -> None:
-    other = dataclasses.replace(SMALL, window_tokens=32)
-    with pytest.raises(InputError, match="holds a dataset, but not the one this demo would write there"):
+    other = with_size(window_tokens=32)
+    with pytest.raises(InputError, match="holds a dataset, but not the one that would be written there"):
         run_demo(str(demo.folder / "data"), run_folder=tmp_path, scale=other, log=print)
 
 

