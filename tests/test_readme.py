@@ -22,8 +22,11 @@ from tests.support.seaweed import S3Server
 
 ROOT = Path(__file__).parent.parent
 README, REFERENCE = (ROOT / "README.md").read_text(), (ROOT / "docs" / "reference.md").read_text()
-RUN_ELSEWHERE = ("make demo", "make test", "make install && source .venv/bin/activate", "crisp-stream study small")
-"""By tests/test_demo.py, this suite itself, whoever runs the suite, tests/study/test_study.py."""
+RUN_ELSEWHERE = (
+    *("make demo", "make test", "make install && source .venv/bin/activate", "crisp-stream study small"),
+    "crisp-stream try my-text my-task.jsonl --minutes 10",
+)
+"""By tests/test_demo.py, this suite itself, whoever runs the suite, tests/study/test_study.py, tests/trial/test_try.py."""
 SMALL = [
     *("max_duration=10ba", "scheduler.t_warmup=1ba", "save_interval=1ba", "global_train_batch_size=2"),
     *("model.n_embd=32", "model.n_layer=1", "model.n_head=2"),

@@ -70,6 +70,7 @@ def test_help_lists_every_verb_and_shows_defaults(capsys: pytest.CaptureFixture[
         "eval",
         "export",
         "recipes",
+        "try",
         "demo",
     ):
         assert f"\n    {verb}" in shown
