@@ -26,7 +26,7 @@ RUN_ELSEWHERE = (
     *("make demo", "make test", "make install && source .venv/bin/activate", "crisp-stream study small"),
     "crisp-stream try my-text my-task.jsonl --minutes 10",
 )
-"""By tests/test_demo.py, this suite itself, whoever runs the suite, tests/study/test_study.py, tests/trial/test_try.py."""
+"""By tests/test_demo.py, this suite itself, whoever runs the suite, tests of studies and of trials."""
 SMALL = [
     *("max_duration=10ba", "scheduler.t_warmup=1ba", "save_interval=1ba", "global_train_batch_size=2"),
     *("model.n_embd=32", "model.n_layer=1", "model.n_head=2"),

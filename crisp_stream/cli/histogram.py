@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,10 +49,13 @@ HISTOGRAM_VERBS = ("count", "average", "interpolate", "cut", "smooth", "weights"
 
 
 def with_count(arguments: list[str]) -> list[str]:
-    """`histogram TASK…` as `histogram count TASK…`."""
-    if arguments[:1] == ["histogram"] and len(arguments) > 1 and arguments[1] not in (*HISTOGRAM_VERBS, "-h", "--help"):
-        return ["histogram", "count", *arguments[1:]]
-    return arguments
+    """`histogram TASK…` as `histogram count TASK…`; a word that is nearly a command is left to be refused."""
+    first = arguments[1] if arguments[:1] == ["histogram"] and len(arguments) > 1 else None
+    if first is None or first in (*HISTOGRAM_VERBS, "-h", "--help"):
+        return arguments
+    if difflib.get_close_matches(first, HISTOGRAM_VERBS, cutoff=0.75) and not Path(first).exists():
+        return arguments
+    return ["histogram", "count", *arguments[1:]]
 
 
 def _add_count(verbs: Any) -> None:

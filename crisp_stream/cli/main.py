@@ -16,6 +16,7 @@ from crisp_stream.cli.eval import add_contamination, add_eval, add_split
 from crisp_stream.cli.forecast import add_forecast
 from crisp_stream.cli.histogram import add_histogram_commands, with_count
 from crisp_stream.cli.inspect import add_inspect, add_verify
+from crisp_stream.cli.parser import Formatter, Parser
 from crisp_stream.cli.recipes import add_recipes
 from crisp_stream.cli.report import add_report
 from crisp_stream.cli.results import add_results
@@ -23,7 +24,7 @@ from crisp_stream.cli.select import add_select
 from crisp_stream.cli.study import add_study, with_run
 from crisp_stream.cli.train import add_finetune, add_train
 from crisp_stream.cli.trial import add_demo, add_try
-from crisp_stream.cli.verbs import Formatter, add_verb
+from crisp_stream.cli.verbs import add_verb
 from crisp_stream.cli.write import add_write_commands
 from crisp_stream.errors import CrispError, RunInterruptedError
 from crisp_stream.storage.inputs import printable
@@ -37,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         143 or 130 when SIGTERM or Ctrl-C stopped a command.
     """
     typed = sys.argv[1:] if arguments is None else list(arguments)
+    if not typed:
+        print(_parser().format_help(), end="")
+        return 0
     parsed = _parser().parse_args(with_run(with_count(typed)))
     parsed.given = typed
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
@@ -58,14 +62,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 141
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+GROUPS = {
+    "begin": ("try", "demo"),
+    "write a corpus": ("write", "append", "tree", "embed", "inspect", "verify"),
+    "describe a task": ("histogram", "average", "select", "split", "forecast"),
+    "train": ("train", "finetune", "recipes", "export"),
+    "judge": ("eval", "results", "report", "contamination", "study"),
+}
+
+
+def _parser() -> Parser:
+    parser = Parser(
         prog="crisp-stream",
         formatter_class=Formatter,
         description="Write a corpus once as MDS shards sorted by cluster; train on any task's cluster histogram.",
         epilog="ROOT is a local folder or s3://, gs://, az:// prefix; credentials: variables, profiles, roles.",
     )
     parser.add_argument("--version", action="version", version=f"crisp-stream {__version__}")
+    parser.groups = GROUPS
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_write_commands(verbs)
     add_histogram_commands(verbs)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from crisp_stream.cli.verbs import Formatter, add_verb, add_wide, print_line
+from crisp_stream.cli.parser import Formatter
+from crisp_stream.cli.verbs import add_verb, add_wide, print_line
 from crisp_stream.errors import InputError
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from crisp_stream.cli.parser import Formatter
 from crisp_stream.storage.inputs import printable
 from crisp_stream.writers.flags import add_flags, values_of
 
@@ -18,15 +19,6 @@ _DATASET_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 SELECTION_FLAGS = ("filters", "text_template", "txt_documents", "layout")
-
-
-class Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the default behind every option that has one."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default is None or action.default is False or action.default == []:
-            return action.help
-        return super()._get_help_string(action)
 
 
 def add_verb(

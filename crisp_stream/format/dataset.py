@@ -20,7 +20,7 @@ from crisp_stream.format.manifest import MANIFEST, TOKENIZER_FILES, Manifest, ke
 from crisp_stream.format.shards import SHARDS, read_shards
 from crisp_stream.format.tables import CLUSTERS, generation_path, read_clusters
 from crisp_stream.storage.shared_arrays import SHARED_ROWS, SharedArrays, shared_arrays
-from crisp_stream.storage.store import Store, cache_folder, local_path, open_store
+from crisp_stream.storage.store import Store, cache_folder, is_remote, local_path, open_store
 
 if TYPE_CHECKING:
     from crisp_stream.tree.tree import ClusterTree
@@ -129,6 +129,11 @@ class Dataset:
         try:
             return self.store.get(path)
         except MissingObjectError as error:
+            if not is_remote(self.root) and local_path(self.root).is_file():
+                raise FormatError(
+                    f"{self.root}: must be the root of a dataset, a folder or prefix, got a file. Write one with: "
+                    "crisp-stream write INPUT… --out ROOT"
+                ) from error
             reason = "it holds no dataset, or one whose writing did not finish" if path == MANIFEST else "it is damaged"
             raise FormatError(
                 f"{self.root}: {path} is missing; {reason}. Write it with: crisp-stream write INPUT… --out {self.root}"

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from crisp_stream.errors import CrispError, FormatError, MissingObjectError, StorageError
-from crisp_stream.storage.store import Store, open_store
+from crisp_stream.storage.store import Store, is_remote, local_path, open_store
 
 _BATCH_ROWS = 1 << 20
 _ROW_BYTES = 512
@@ -108,7 +108,9 @@ def load_record(path: str | Path, kind: RecordKind) -> Iterator[Record]:
     Raises:
         FormatError: no such file, another kind or version, or damaged. StorageError: the storage refused or failed.
     """
-    remedy = kind.remedy.format(path=path)
+    remedy = kind.remedy.format(path=path if str(path).endswith(".parquet") else "FILE.parquet")
+    if not is_remote(str(path)) and local_path(str(path)).is_dir():
+        raise FormatError(f"{path}: must be a file, {kind.name}, got a folder. {remedy}")
     store, name = _store_and_name(path)
     try:
         content = store.get(name)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, replace
+from typing import Any
 
+from crisp_stream.config.sections import ModelRecipe
 from crisp_stream.errors import InputError, import_extra
 from crisp_stream.processes import duration
 from crisp_stream.table import aligned
@@ -76,10 +78,10 @@ def plan_trial(inputs: TrialInputs, minutes: float) -> TrialPlan:
         raise InputError(f"--minutes: must be {_LEAST_MINUTES:g} to {_MOST_MINUTES:g}, got {minutes:g}.")
     begun = time.monotonic()
     size = TrialSize()
-    model = ("model.n_embd=128", "model.n_layer=3", "model.n_head=4")
+    model = ModelRecipe(n_embd=128, n_layer=3, n_head=4)
     if minutes >= _LARGER_MINUTES:
         size = replace(size, window_tokens=256, vocab_size=8192, encoder_pieces=128)
-        model = ("model.n_embd=256", "model.n_layer=4", "model.n_head=4")
+        model = ModelRecipe(n_embd=256, n_layer=4, n_head=4)
     options = WriteOptions(
         inputs=(inputs.corpus,),
         out="trial",
@@ -101,7 +103,7 @@ def plan_trial(inputs: TrialInputs, minutes: float) -> TrialPlan:
     batches = max(int(tokens / (_BATCH * size.window_tokens)), _LEAST_BATCHES)
     arity = 8 if windows < 20_000 else 16 if windows < 100_000 else 32
     overrides = (
-        *model,
+        *(f"model.{key}={getattr(model, key)}" for key in ("n_embd", "n_layer", "n_head")),
         f"max_duration={batches}ba",
         f"global_train_batch_size={_BATCH}",
         f"scheduler.t_warmup={max(1, batches // 10)}ba",
@@ -125,18 +127,17 @@ def plan_trial(inputs: TrialInputs, minutes: float) -> TrialPlan:
     )
 
 
-def _training_rate(size: TrialSize, model: tuple[str, ...]) -> float:
+def _training_rate(size: TrialSize, model: ModelRecipe) -> float:
     """Tokens a second of a training step, on the device that trains."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads its OpenMP, see trial.py
     torch = import_extra("torch", extra="train", purpose="training")
-    from crisp_stream.config.sections import ModelRecipe
     from crisp_stream.models.gpt import build_gpt, gpt_config
     from crisp_stream.ranks import device_name
 
-    shape = {key.partition(".")[2]: int(value) for key, _, value in (each.partition("=") for each in model)}
-    config = gpt_config(ModelRecipe(**shape), vocab_size=size.vocab_size, window_tokens=size.window_tokens, eot_id=0)
+    config = gpt_config(model, vocab_size=size.vocab_size, window_tokens=size.window_tokens, eot_id=0)
     device = "cuda" if device_name() != "cpu" else "cpu"
-    gpt = build_gpt(config, seed=0).to(device)
+    gpt: Any = build_gpt(config, seed=0)
+    gpt.to(device)
     optimizer = torch.optim.AdamW(gpt.parameters())
     ids = torch.randint(0, size.vocab_size, (_BATCH, size.window_tokens), device=device)
     begun = 0.0

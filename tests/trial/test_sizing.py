@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from crisp_stream.config.load import load_recipe
+from crisp_stream.config.sections import ModelRecipe
 from crisp_stream.errors import InputError
 from crisp_stream.trial import sizing
 from crisp_stream.trial.sizes import TrialSize
@@ -76,6 +77,6 @@ def test_minutes_out_of_range_are_refused(minutes: float) -> None:
 
 def test_a_training_step_is_measured() -> None:
     small = TrialSize(window_tokens=16, vocab_size=64)
-    rate = sizing._training_rate(small, ("model.n_embd=8", "model.n_layer=1", "model.n_head=1"))
-    larger = sizing._training_rate(small, ("model.n_embd=256", "model.n_layer=4", "model.n_head=4"))
+    rate = sizing._training_rate(small, ModelRecipe(n_embd=8, n_layer=1, n_head=1))
+    larger = sizing._training_rate(small, ModelRecipe(n_embd=256, n_layer=4, n_head=4))
     assert 0 < larger < rate

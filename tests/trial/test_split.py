@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,14 +28,14 @@ def texts_of(path: Path) -> list[str]:
     return [json.loads(line)["text"] for line in path.read_text().splitlines()]
 
 
-def chosen(folder: Path, corpus: Path, task: Path, **changes: object) -> tuple[Corpora, str]:
+def chosen(folder: Path, corpus: Path, task: Path, **changes: Any) -> tuple[Corpora, str]:
     said: list[str] = []
-    asked = {"characters": 300_000, "seconds": 100.0, **changes}
+    asked: dict[str, Any] = {"characters": 300_000, "seconds": 100.0, **changes}
     found = split_texts(
         TrialInputs(corpus=str(corpus), task=str(task)),
         folder,
         log=said.append,
-        **asked,  # pyright: ignore[reportArgumentType]
+        **asked,
     )
     return found, "\n".join(said)
 
