@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from crisp_stream.cli.next_step import say_next
 from crisp_stream.cli.ranks import add_launch_arguments, as_a_rank, handed_over, is_first_rank
 from crisp_stream.cli.verbs import (
     add_dataset_options,
@@ -166,6 +167,9 @@ def _eval(arguments: argparse.Namespace) -> int:
         log(result_tables(rows, wide=arguments.wide).text())
         if arguments.out:
             log(f"\nresults of every example in {arguments.out}; tables and figures of them: crisp-stream results")
+            compared = ("better", arguments.out, "--than", models[0])
+            if is_first_rank():
+                say_next("results", *(compared if len(models) > 1 else ("table", arguments.out)))
     return 0
 
 

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crisp_stream.cli.next_step import beside, say_next, size_for, tokens_for
 from crisp_stream.cli.verbs import (
     add_inputs,
     add_question_keys,
@@ -115,6 +116,8 @@ def _count(arguments: argparse.Namespace) -> None:
     histogram.save(arguments.out)
     print(describe_histogram(histogram, dataset, limit=5), end="")
     print(f"written to {arguments.out}")
+    tuned = beside(arguments.out, ".tuned.parquet")
+    say_next("histogram", "tune", arguments.out, "--data", arguments.data, "--out", tuned)
 
 
 def _add_average(verbs: Any) -> None:
@@ -287,6 +290,14 @@ def _tune(arguments: argparse.Namespace) -> None:
         print(f"written to {plot_tuning(tuning, arguments.plot, title=Path(arguments.histogram).stem)}")
     if arguments.out:
         _save(tuned(histogram, dataset, tuning.chosen), arguments.out)
+        window_tokens = dataset.manifest.window_tokens
+        tokens = ("--tokens", tokens_for(window_tokens))
+        say_next("forecast", "--data", arguments.data, "--mixture", arguments.out, *tokens)
+        chosen = f"mixture.phases.0.histogram={arguments.out}"
+        say_next("train", size_for(window_tokens), "crisp", f"data.remote={arguments.data}", chosen)
+    else:
+        out = beside(arguments.histogram, ".tuned.parquet")
+        say_next("histogram", "tune", arguments.histogram, "--data", arguments.data, "--out", out)
 
 
 def _add_source(verb: argparse.ArgumentParser, what: str = "histogram file") -> None:

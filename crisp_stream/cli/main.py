@@ -20,7 +20,7 @@ from crisp_stream.cli.parser import Formatter, Parser
 from crisp_stream.cli.recipes import add_recipes
 from crisp_stream.cli.report import add_report
 from crisp_stream.cli.results import add_results
-from crisp_stream.cli.select import add_select
+from crisp_stream.cli.select.select import add_select
 from crisp_stream.cli.study import add_study, with_run
 from crisp_stream.cli.train import add_finetune, add_train
 from crisp_stream.cli.trial import add_demo, add_try

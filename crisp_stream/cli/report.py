@@ -85,6 +85,7 @@ def _report(arguments: argparse.Namespace) -> None:
     )
     path = write_page(arguments.out, html)
     print(f"written to {path}, {path.stat().st_size / 1e6:.1f} MB")
+    print(f"next: open {path.absolute()} in a browser")
 
 
 def _unused(name: str, taken: dict[str, Any]) -> str:

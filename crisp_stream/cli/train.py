@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import Any
 
+from crisp_stream.cli.next_step import HELD_OUT, say_next
 from crisp_stream.cli.ranks import add_launch_arguments, as_a_rank, handed_over, is_first_rank
 from crisp_stream.cli.verbs import add_recipe_arguments, add_verb, print_line
 from crisp_stream.config.files import recipes_and_overrides
@@ -71,6 +72,9 @@ def _train(arguments: argparse.Namespace) -> int:
                     f"{recipe.run_name} was stopped by {report.interrupted_by} after batch {report.interrupted_at:,}.",
                     signal_name=report.interrupted_by,
                 )
+        folders = [recipe.checkpoint_folder for recipe in recipes if recipe.checkpoint_folder]
+        if folders and is_first_rank():
+            say_next("eval", *folders, "--text", HELD_OUT, "--out", "judged")
     return 0
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from crisp_stream.cli.next_step import TASK, say_next
 from crisp_stream.cli.verbs import GO_ON, add_inputs, add_verb, print_line
 from crisp_stream.errors import InputError
 from crisp_stream.writers.documents.standard_input import (
@@ -78,8 +79,9 @@ def _write(arguments: argparse.Namespace) -> None:
         if arguments.plan:
             print_line(plan(options))
             print(estimate_write(options, models_of(options)).text())
-        else:
-            write(options, log=print_line)
+            return
+        write(options, log=print_line)
+    say_next("histogram", TASK, "--data", arguments.out, "--out", "task.parquet")
 
 
 def _add_append(verbs: Any) -> None:
@@ -103,6 +105,7 @@ def _append(arguments: argparse.Namespace) -> None:
     names = ["encoder", "shard_bytes", "take_over", *names_in(_OF_APPEND)]
     with stopped_in_order(GO_ON), _options(arguments, arguments.root, names) as options:
         append(options, prune=arguments.prune, log=print_line)
+    say_next("verify", arguments.root)
 
 
 def _add_tree(verbs: Any) -> None:
@@ -139,6 +142,7 @@ def _tree_fit(arguments: argparse.Namespace) -> None:
 
     with stopped_in_order(GO_ON), _options(arguments, arguments.out, names_in(_OF_FIT)) as options:
         fit(options, log=print_line)
+    say_next("tree", "inspect", arguments.out)
 
 
 def _tree_inspect(arguments: argparse.Namespace) -> None:

@@ -73,7 +73,7 @@ def test_help_lists_every_verb_and_shows_defaults(capsys: pytest.CaptureFixture[
         "try",
         "demo",
     ):
-        assert f"\n    {verb}" in shown
+        assert f"\n  {verb} " in shown
         assert help_of(capsys, verb).startswith(f"usage: crisp-stream {verb}")
     assert "(default: 1024)" in help_of(capsys, "write")
 

@@ -100,7 +100,7 @@ def test_a_verdict_on_text_that_was_held_out(trial: OwnTrial) -> None:
     judged = {row.judged.name: row.results.num_examples for row in trial.result.evaluation.rows}
     assert judged["law cases"] == 16
     dataset = open_dataset(str(trial.folder / "data"))
-    assert dataset.manifest.provenance["decontamination"]
+    assert dataset.manifest.provenance["ngram"] == 13
 
 
 def test_a_second_run_keeps_everything_and_another_trial_is_refused(trial: OwnTrial) -> None:
@@ -181,8 +181,9 @@ def test_wrong_arguments_are_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "task.jsonl").write_text("".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(30)))
     assert main(["try", "no.jsonl", "task.jsonl", "--minutes", "5"]) == 2
     assert "no.jsonl" in capsys.readouterr().err
     assert main(["try", "no.jsonl", "task.jsonl", "--minutes", "1"]) == 2
     assert "--minutes: must be 3 to 240, got 1" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["task.jsonl"]

@@ -6,8 +6,9 @@ import argparse
 import time
 from typing import TYPE_CHECKING, Any
 
-from crisp_stream.cli.select_doge import add_select_doge
-from crisp_stream.cli.select_dsir import (
+from crisp_stream.cli.next_step import train_on
+from crisp_stream.cli.select.doge import add_select_doge
+from crisp_stream.cli.select.dsir import (
     add_min_tokens,
     add_select_dsir,
     add_task_arguments,
@@ -119,6 +120,7 @@ def _classifier(arguments: argparse.Namespace) -> None:
         f"seconds: {seconds:.1f} embedding the task, {selected.fit_seconds:.1f} fitting, "
         f"{selected.score_seconds:.1f} scoring"
     )
+    train_on(arguments.out, arguments.data, dataset.manifest.window_tokens)
 
 
 def _strength(text: str) -> float | None:
@@ -160,6 +162,7 @@ def _nearest(arguments: argparse.Namespace) -> None:
     print(f"cosine above {nearest.threshold:.4f} to {len(task.embeddings):,} windows of the task")
     _print(nearest.selection, arguments.out, dataset)
     print(f"seconds: {seconds:.1f} embedding the task, {nearest.score_seconds:.1f} scoring")
+    train_on(arguments.out, arguments.data, dataset.manifest.window_tokens)
 
 
 def _opened(arguments: argparse.Namespace) -> tuple[Dataset, WindowEmbeddings, TaskEmbeddings, float]:
