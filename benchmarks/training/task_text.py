@@ -1,6 +1,6 @@
 """Scarce text of a task: into the pretraining mixture, after it, or not at all. All models see as many tokens.
 
-    python -m benchmarks.training.task_text GENERALIST TASK.train=FILE TASK.test=FILE … --work DIR [--examples 50]
+    python -m benchmarks.training.task_text GENERALIST TASK.train=FILE TASK.test=FILE … --work DIR [--examples 25]
 
 GENERALIST is a file of documents; of them one in eight is the corpus, and some others are held out. Of each task there
 are as many documents as --examples: its histogram is counted from them, and they are the text that is mixed in or
@@ -37,7 +37,7 @@ from crisp_stream.writers.documents.drops import DropCounts
 METHODS = ("base", "crisp", "crisp-task", "finetuned", "replay")
 _CORPUS_EVERY, _HELD_OUT_EVERY = 8, 800
 _MOST_JUDGED = 200
-_BATCHES = 960
+_BATCHES = 320
 _SWITCH = 9 * _BATCHES // 10
 _SIZE = (
     "demo",
@@ -47,7 +47,7 @@ _SIZE = (
     "optimizer.lr=3e-3",
     "save_interval=1dur",
 )
-_WRITTEN = ("--window-tokens", "128", "--vocab-size", "4096", "--max-length", "64", "--arity", "64", "--depth", "2")
+_WRITTEN = ("--window-tokens", "128", "--vocab-size", "4096", "--encoder", "lsi", "--arity", "64", "--depth", "2")
 
 
 class Measurement:
@@ -179,7 +179,7 @@ def main() -> None:
     parser.add_argument("generalist")
     parser.add_argument("splits", nargs="+", metavar="TASK.SPLIT=FILE")
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--examples", type=int, default=50)
+    parser.add_argument("--examples", type=int, default=25)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     asked = parser.parse_args()
     files = dict(split.split("=", 1) for split in asked.splits)
