@@ -12,8 +12,8 @@ import pytest
 
 from tests.test_imports import HEAVY, ROOT, imported_modules, product_sources
 
-LAYERS = """cli | study demo | training | evaluation selection report | inspection forecast counting | loading corpora
-            | writers histograms results | format models | config examples order tree | records
+LAYERS = """cli | study demo | training | evaluation selection report | inspection forecast counting hub
+            | loading corpora | writers histograms results | format models | config examples order tree | records
             | storage typed table figure processes ranks | digits errors hashing"""
 LEVEL = {name: -line for line, names in enumerate(LAYERS.split("|")) for name in names.split()}
 MOST_MODULES = 18

@@ -16,6 +16,7 @@ from crisp_stream.cli.eval import add_contamination, add_eval, add_split
 from crisp_stream.cli.forecast import add_forecast
 from crisp_stream.cli.histogram import add_histogram_commands, with_count
 from crisp_stream.cli.inspect import add_inspect, add_verify
+from crisp_stream.cli.publish import add_publish
 from crisp_stream.cli.recipes import add_recipes
 from crisp_stream.cli.report import add_report
 from crisp_stream.cli.results import add_results
@@ -62,7 +63,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="crisp-stream",
         formatter_class=Formatter,
         description="Write a corpus once as MDS shards sorted by cluster; train on any task's cluster histogram.",
-        epilog="ROOT is a local folder or s3://, gs://, az:// prefix; credentials: variables, profiles, roles.",
+        epilog="ROOT is a local folder, an s3://, gs://, az:// prefix or hf://datasets/OWNER/NAME; credentials: "
+        "variables, profiles, roles, tokens.",
     )
     parser.add_argument("--version", action="version", version=f"crisp-stream {__version__}")
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -73,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     add_forecast(verbs)
     add_report(verbs)
     add_verify(verbs)
+    add_publish(verbs)
     add_train(verbs)
     add_finetune(verbs)
     add_eval(verbs)

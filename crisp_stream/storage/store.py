@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from crisp_stream.errors import ConflictError, InputError, MissingObjectError, StorageError
 from crisp_stream.storage.file_sizes import FileSizes
 
-REMOTE_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "http", "https")
+REMOTE_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "http", "https", "hf")
 
 _PLACINGS = 3
 
