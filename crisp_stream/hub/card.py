@@ -52,6 +52,17 @@ def dataset_card(dataset: Dataset, url: str, *, licence: str | None = None) -> s
     return f"---\n{_front_matter(dataset, name, licence)}---\n\n" + "\n\n".join(parts) + "\n"
 
 
+def licence_of(card: str) -> str | None:
+    """The licence that the front matter of a card names, if any."""
+    parts = card.split("---\n", 2)
+    try:
+        facts = yaml.safe_load(parts[1]) if len(parts) == 3 else None
+    except yaml.YAMLError:
+        return None
+    found = facts.get("license") if isinstance(facts, dict) else None
+    return found if isinstance(found, str) else None
+
+
 def size_category(num_windows: int) -> str:
     """The hub's word for a number of rows."""
     return next((name for most, name in (*_SIZES, *_LARGER) if num_windows < most), "n>1T")

@@ -21,7 +21,7 @@ from crisp_stream.errors import CrispError, FormatError, InputError, StorageErro
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.format.listed_files import FILES, SHARED, listed_files
 from crisp_stream.format.manifest import MANIFEST, Manifest, kept_manifest, places_path
-from crisp_stream.hub.card import CARD, CARD_MARK, dataset_card
+from crisp_stream.hub.card import CARD, CARD_MARK, dataset_card, licence_of
 from crisp_stream.hub.repository import HubRepository, Upload
 from crisp_stream.loading.reader import ReadOptions, WindowReader
 from crisp_stream.processes import Log
@@ -145,14 +145,15 @@ class _Job:
         try:
             found = Manifest.from_json(content).fingerprint
         except FormatError:
-            found = "of another program"
+            found = ""
         if found == self._dataset.manifest.fingerprint:
             return None
         generation = self._dataset.generation_with(found)
         if generation is None:
+            got = f"the dataset {found[:16]}" if found else "a manifest.json of another program"
             raise InputError(
-                f"{self._url}: must be free, or hold this dataset or an older generation of it, got the dataset "
-                f"{found[:16]}. Publish under another name or path, or delete that one on the hub."
+                f"{self._url}: must be free, or hold this dataset or an older generation of it, got {got}. "
+                "Publish under another name or path, or delete that one on the hub."
             )
         return generation
 
@@ -214,14 +215,15 @@ class _Job:
         if older is not None:
             kept = kept_manifest(older)
             ending.append(Upload(self._place.file_path(kept), store.get(kept)))
-        card = dataset_card(self._dataset, self._url, licence=licence).encode()
-        if CARD not in there:
-            return [*ending, Upload(self._place.file_path(CARD), card)]
-        found = ObjectStore(self._url, timeout=self._timeout).get(CARD)
-        if CARD_MARK.encode() not in found:
-            self._log(f"{self._url}/{CARD} was not written by crisp-stream publish, and is kept as it is")
-        elif found != card:
-            ending.append(Upload(self._place.file_path(CARD), card))
+        found = ""
+        if CARD in there:
+            found = ObjectStore(self._url, timeout=self._timeout).get(CARD).decode(errors="replace")
+            if CARD_MARK not in found:
+                self._log(f"{self._url}/{CARD} was not written by crisp-stream publish, and is kept as it is")
+                return ending
+        card = dataset_card(self._dataset, self._url, licence=licence or licence_of(found))
+        if found != card:
+            ending.append(Upload(self._place.file_path(CARD), card.encode()))
         return ending
 
     def _verify(self, paths: Sequence[str], commit: str | None) -> int:

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,24 +25,15 @@ from crisp_stream.storage.hub import HubRoot, hub_token
 from crisp_stream.storage.object_store import ObjectStore
 from crisp_stream.storage.store import Store, open_store
 from tests.support.fault_runs import Source, train
-from tests.support.hub import PAGE, FakeHub, fake_hub
+from tests.support.hub import PAGE, FakeHub, hub
 from tests.support.synthetic import write_synthetic_dataset
+
+__all__ = ["hub"]  # a fixture
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 LARGE = bytes(range(256)) * 40
 FILES = {"top.json": b"{}", "a/small.txt": b"0123456789", "a/b c/large#1.bin": LARGE}
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
-    """A hub, and surroundings without any token."""
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    with fake_hub() as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
-        yield server
 
 
 def files_of(root: str) -> dict[str, bytes]:
@@ -87,6 +79,20 @@ def test_a_large_object_is_downloaded_by_ranges(hub: FakeHub, tmp_path: Path) ->
     hub.add("owner/data", FILES)
     download(ObjectStore("hf://datasets/owner/data", timeout=10), "a/b c/large#1.bin", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == LARGE
+
+
+def test_an_object_is_opened_as_a_seekable_file(hub: FakeHub) -> None:
+    hub.add("owner/data", FILES)
+    store = ObjectStore("hf://datasets/owner/data", timeout=10)
+    with store.open("a/b c/large#1.bin") as file:
+        assert file.read(3) == LARGE[:3]
+        assert file.seek(-5, os.SEEK_END) == len(LARGE) - 5
+        assert file.read() == LARGE[-5:]
+        assert file.seek(700) == file.tell() == 700
+        assert file.read(-1) == LARGE[700:]
+        assert file.read(1) == b""
+    with pytest.raises(MissingObjectError, match="does not exist"):
+        store.open("none")
 
 
 def test_the_token_goes_to_the_hub_alone(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:

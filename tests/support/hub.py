@@ -16,8 +16,11 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+import pytest
 
 OWNER = "owner"
 TOKENS = {"write-token": "write", "read-token": "read"}
@@ -86,6 +89,8 @@ class FakeHub:
     repos: dict[str, Repo] = field(default_factory=dict)
     blobs: dict[str, bytes] = field(default_factory=dict)
     """Content of large files by sha256, committed or not."""
+    damaged: set[str] = field(default_factory=set)
+    """Paths at which commits keep another content than they were given."""
     troubles: list[Trouble] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)
     """Method and path, in order."""
@@ -290,6 +295,8 @@ class _HubHandler(_Handler):
                     files[value["path"]] = File(self.hub.blobs[value["oid"]], is_large=True)
                 case "deletedFile":
                     del files[value["path"]]
+        for path in self.hub.damaged & files.keys():
+            files[path] = File(files[path].content[:-1] + b"?", is_large=False)
         oid = self.hub.repos[name].commit(files, revision)
         url = f"{self.hub.endpoint}/datasets/{name}/commit/{oid}"
         self.answer(200, {"success": True, "commitUrl": url, "commitOid": oid, "hookOutput": ""})
@@ -346,6 +353,17 @@ class _HubHandler(_Handler):
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
+    """A hub that HF_ENDPOINT names, and surroundings without any token."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    with fake_hub() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        yield server
 
 
 @contextlib.contextmanager
