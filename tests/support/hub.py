@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import hashlib
 import json
 import re
@@ -350,6 +351,11 @@ class _HubHandler(_Handler):
             self.answer(status, content, ETag=f'"{file.oid}"', X_Repo_Commit=commit, **extra)
 
 
+def _of_hub(kind: type[_Handler], hub: FakeHub, *arguments: Any) -> _Handler:
+    """A handler for one connection; it works while it is made."""
+    return type(kind.__name__, (kind,), {"hub": hub})(*arguments)
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
@@ -371,8 +377,9 @@ def fake_hub() -> Iterator[FakeHub]:
     """Run a hub without repositories."""
     hub = FakeHub()
     with contextlib.ExitStack() as stack:
-        for name, kind in (("endpoint", _HubHandler), ("storage", _StorageHandler)):
-            server = stack.enter_context(_Server(("127.0.0.1", 0), type(kind.__name__, (kind,), {"hub": hub})))
+        handlers: tuple[tuple[str, type[_Handler]], ...] = (("endpoint", _HubHandler), ("storage", _StorageHandler))
+        for name, kind in handlers:
+            server = stack.enter_context(_Server(("127.0.0.1", 0), functools.partial(_of_hub, kind, hub)))
             stack.callback(server.shutdown)
             setattr(hub, name, f"http://127.0.0.1:{server.server_address[1]}")
             threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
