@@ -419,17 +419,21 @@ def test_without_its_library_it_says_what_to_install(dataset: Dataset, monkeypat
 
 
 def test_plain_mosaicml_streaming_reads_what_was_published(hub: FakeHub, dataset: Dataset, tmp_path: Path) -> None:
-    """In a process of its own, whose libraries learn the address of the hub when they are imported."""
-    publish(dataset.root, URL, log=quiet)
-    code = (
-        "from streaming import StreamingDataset\n"
-        f"data = StreamingDataset(remote={URL + '/shards'!r}, local={str(tmp_path / 'cache')!r}, batch_size=8)\n"
-        "print(sum(int(sample['cluster']) for sample in data), len(data))"
-    )
-    environment = os.environ | {"TMPDIR": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=900, env=environment
-    )
+    """All of it, and by `to_streams`. In a process of its own, whose libraries learn the hub's address at import."""
+    publish(dataset.root, f"{URL}/v1", log=quiet)
+    code = f"""
+from streaming import StreamingDataset
+from crisp_stream import Histogram, open_dataset, to_streams
+
+root, cache = {URL + "/v1"!r}, {str(tmp_path / "cache")!r}
+whole = StreamingDataset(remote=root + "/shards", local=cache, batch_size=8)
+print(sum(int(sample["cluster"]) for sample in whole), len(whole))
+streams = to_streams(root, Histogram.base(open_dataset(root).manifest), local=cache + "-streams")
+print(sorted({{int(sample["cluster"]) for sample in StreamingDataset(streams=streams, batch_size=8)}}))
+"""
+    environment = os.environ | {"TMPDIR": str(tmp_path), "CRISP_STREAM_CACHE": str(tmp_path / "own")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     expected = int(read_windows(dataset, np.arange(640))["cluster"].sum())
-    assert done.stdout.split()[-2:] == [str(expected), "640"]
+    assert done.stdout.splitlines() == [f"{expected} 640", str(list(range(16)))]
