@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -162,6 +163,7 @@ def test_the_commands_of_the_reference_work(
         request.getfixturevalue("hub")
         monkeypatch.setenv("HF_TOKEN", "write-token")
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", os.environ["HF_ENDPOINT"])
     monkeypatch.chdir(reference_folder)
     monkeypatch.setenv("CRISP_STREAM_CACHE", str(reference_folder / "cache"))
     prefix = s3.fresh_prefix()

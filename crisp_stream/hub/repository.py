@@ -102,7 +102,8 @@ class HubRepository:
             except Exception as error:  # of the libraries below huggingface_hub, which change with its versions
                 status, asked = _status_of(error)
                 pause = min(asked if asked is not None else pause * 2, _LONGEST_PAUSE)
-                if status not in _AGAIN or time.monotonic() + pause >= deadline:
+                passes = status in _AGAIN or (status is None and _is_of_the_connection(error))
+                if not passes or time.monotonic() + pause >= deadline:
                     raise self._explained(action, error, status) from error
                 time.sleep(pause)
 
@@ -148,3 +149,13 @@ def _status_of(error: BaseException | None) -> tuple[int | None, float | None]:
             return int(answer.status_code), float(asked[1]) if asked else None
         error = error.__cause__
     return None, None
+
+
+def _is_of_the_connection(error: BaseException | None) -> bool:
+    """Whether no answer came: by the names that httpx and requests give such errors."""
+    while error is not None:
+        names = {kind.__name__ for kind in type(error).__mro__}
+        if names & {"TransportError", "ConnectionError", "Timeout", "TimeoutError"}:
+            return True
+        error = error.__cause__
+    return False

@@ -57,6 +57,7 @@ def may_write(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     """A token that may write, and no chunk store."""
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)  # older versions read answers by it
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
     monkeypatch.setenv("HF_TOKEN", "write-token")
 
@@ -186,6 +187,17 @@ def test_a_busy_hub_is_asked_again(hub: FakeHub, dataset: Dataset, part: str) ->
     publish(dataset.root, URL, log=quiet)
     assert trouble.times == 0
     assert same_windows(open_dataset(URL), dataset)
+
+
+@pytest.mark.parametrize("status", [0, 500])
+@pytest.mark.parametrize("part", ["/repos/create", "/commit/"])
+def test_an_answer_that_is_lost_does_no_harm(hub: FakeHub, dataset: Dataset, part: str, status: int) -> None:
+    """The hub has made the repository, or the commit, though it did not say so."""
+    trouble = hub.meet(status, 2, lambda method, path: part in path, late=True)
+    publish(dataset.root, URL, log=quiet)
+    assert trouble.times == 0
+    assert same_windows(open_dataset(URL), dataset)
+    assert len(commits(hub)) == 3
 
 
 def test_a_hub_that_limits_requests_is_told(hub: FakeHub, dataset: Dataset) -> None:

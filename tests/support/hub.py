@@ -75,8 +75,11 @@ class Trouble:
     where: Callable[[str, str], bool]
     """Of the method and the path of a request."""
     status: int
+    """0: the connection is closed without an answer."""
     times: int
     """How many such requests still meet it."""
+    late: bool = False
+    """The request is carried out before, so that only its answer is lost."""
     headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -109,9 +112,12 @@ class FakeHub:
             self.blobs |= {file.oid: file.content for file in new.values() if file.is_large}
             return found.commit((found.files(branch) or found.files("main") or {}) | new, branch)
 
-    def meet(self, status: int, times: int, where: Callable[[str, str], bool], **headers: str) -> Trouble:
+    def meet(
+        self, status: int, times: int, where: Callable[[str, str], bool], *, late: bool = False, **headers: str
+    ) -> Trouble:
         """Let the next requests of a kind meet trouble."""
-        trouble = Trouble(where, status, times, {name.replace("_", "-"): text for name, text in headers.items()})
+        named = {name.replace("_", "-"): text for name, text in headers.items()}
+        trouble = Trouble(where, status, times, late, named)
         with self.lock:
             self.troubles.append(trouble)
         return trouble
@@ -128,12 +134,16 @@ class FakeHub:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: FakeHub
+    _silent = False
+    """Answers are not sent."""
 
     def log_message(self, format: str, *args: Any) -> None:
         """Silent."""
 
     def answer(self, status: int, content: bytes | Any = b"", **headers: str) -> None:
         """Send an answer; anything but bytes as JSON."""
+        if self._silent:
+            return
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         sent = {name.replace("_", "-"): text for name, text in headers.items()}
@@ -191,11 +201,16 @@ class _HubHandler(_Handler):
             trouble = next((one for one in found.troubles if one.times and one.where(self.command, path)), None)
             if trouble is not None:
                 trouble.times -= 1
-        if trouble is not None:
+        if trouble is not None and trouble.late:
+            self._silent = True
+        if trouble is None or trouble.late:
+            with found.lock:
+                self._route(path, content)
+        self._silent = False
+        if trouble is not None and not trouble.status:
+            self.close_connection = True
+        elif trouble is not None:
             self.answer(trouble.status, b"", **trouble.headers)
-            return
-        with found.lock:
-            self._route(path, content)
 
     do_GET = do_HEAD = do_POST = respond  # noqa: N815
 
@@ -207,6 +222,7 @@ class _HubHandler(_Handler):
             ("POST", r"/datasets/([^/]+/[^/]+)\.git/info/lfs/objects/batch", self._batch),
             ("POST", r"/api/datasets/([^/]+/[^/]+)/commit/(.+)", self._commit),
             ("POST", r"/api/datasets/([^/]+/[^/]+)/branch/(.+)", self._branch),
+            ("GET", r"/api/datasets/([^/]+/[^/]+)/revision/(.+)", self._revision),
             ("GET", r"/api/datasets/([^/]+/[^/]+)/tree/(refs/[^/]+/[^/]+|[^/]+)(?:/(.*))?", self._tree),
             ("GET|HEAD", r"/datasets/([^/]+/[^/]+)/resolve/(refs/[^/]+/[^/]+|[^/]+)/(.*)", self._resolve),
         ]
@@ -309,6 +325,13 @@ class _HubHandler(_Handler):
             return
         repo.refs[branch] = repo.refs["main"]
         self.answer(200, {})
+
+    def _revision(self, name: str, revision: str) -> None:
+        repo = self.hub.repos[name]
+        if (files := self._files(name, revision)) is not None:
+            siblings = [{"rfilename": path} for path in files]
+            sha = repo.refs.get(revision, revision)
+            self.answer(200, {"id": name, "sha": sha, "private": repo.private, "siblings": siblings, "tags": []})
 
     def _tree(self, name: str, revision: str, folder: str | None) -> None:
         if (files := self._files(name, revision)) is None:
