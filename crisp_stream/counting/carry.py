@@ -367,6 +367,8 @@ def describe(carried: Carried, before: Histogram, names: Mapping[str, str]) -> s
         f"carried from {len(before.nodes):,} clusters of level {before.level} to {len(histogram.nodes):,} of level "
         f"{histogram.level}: {how}"
     ]
+    if carried.way == "centroids":
+        lines.append("all windows of a leaf went one way: a coarser --level is nearer to what counting would give")
     if carried.missing > 0:
         lines.append(
             f"{digits.part(carried.missing)} of it stands on clusters of which {names['target']} has no window"

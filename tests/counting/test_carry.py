@@ -318,7 +318,7 @@ def test_the_commands_keep_and_carry(
     carry_on = ["histogram", "carry", first, "--from", source.root, "--to", target.root, "--out", second]
     assert main(carry_on) == 0
     shown = capsys.readouterr().out
-    assert "each leaf's centroid was assigned again" in shown
+    assert "each leaf's centroid was assigned again\nall windows of a leaf went one way: a coarser --level" in shown
     assert "error: not measured, for want of examples. Give others of the task (--examples)" in shown
     assert main([*carry_on, "--keep-embeddings"]) == 2
     assert "--keep-embeddings: H must have embeddings to keep, got none beside it" in capsys.readouterr().err
