@@ -19,14 +19,19 @@ CARD = "README.md"
 CARD_MARK = "<!-- Written by crisp-stream publish. Without this line it is kept as it is when publishing again. -->"
 _CLUSTERS_SHOWN = 16
 _TERMS_SHOWN = 6
-_SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
-_LARGER = (
-    (10**8, "10M<n<100M"),
-    (10**9, "100M<n<1B"),
-    (10**10, "1B<n<10B"),
-    (10**11, "10B<n<100B"),
-    (10**12, "100B<n<1T"),
-)
+_SIZES = {
+    10**3: "n<1K",
+    10**4: "1K<n<10K",
+    10**5: "10K<n<100K",
+    10**6: "100K<n<1M",
+    10**7: "1M<n<10M",
+    10**8: "10M<n<100M",
+    10**9: "100M<n<1B",
+    10**10: "1B<n<10B",
+    10**11: "10B<n<100B",
+    10**12: "100B<n<1T",
+}
+"""The hub's words for numbers of rows, by the number that they end before."""
 _PACKING = {
     "joined": "documents joined by end-of-text tokens, then cut",
     "document": "each window within one document, padded by end-of-text tokens",
@@ -65,7 +70,7 @@ def licence_of(card: str) -> str | None:
 
 def size_category(num_windows: int) -> str:
     """The hub's word for a number of rows."""
-    return next((name for most, name in (*_SIZES, *_LARGER) if num_windows < most), "n>1T")
+    return next((name for end, name in _SIZES.items() if num_windows < end), "n>1T")
 
 
 def _front_matter(dataset: Dataset, name: str, licence: str | None) -> str:

@@ -9,6 +9,8 @@ is not there.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -17,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crisp_stream.errors import CrispError, FormatError, InputError, StorageError
+from crisp_stream.errors import FormatError, InputError, StorageError
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.format.listed_files import FILES, SHARED, listed_files
 from crisp_stream.format.manifest import MANIFEST, Manifest, kept_manifest, places_path
@@ -276,34 +278,22 @@ def file_digests(file: Path) -> tuple[int, str, str]:
     return size, sha256.hexdigest(), blob.hexdigest()
 
 
-class _local_copies:  # noqa: N801 - used as a function of a with statement
+@contextlib.contextmanager
+def _local_copies(dataset: Dataset, paths: Sequence[str]) -> Iterator[dict[str, Path]]:
     """Files of a dataset as local files, by path; those of object storage are downloaded and deleted again."""
-
-    def __init__(self, dataset: Dataset, paths: Sequence[str]) -> None:
-        self._dataset, self._paths = dataset, paths
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-
-    def __enter__(self) -> dict[str, Path]:
-        store = self._dataset.store
-        if not isinstance(store, ObjectStore):
-            return {path: local_path(self._dataset.root) / path for path in self._paths}
-        self._folder = tempfile.TemporaryDirectory(prefix="crisp-publish-")
-        files = {path: Path(self._folder.name) / str(number) for number, path in enumerate(self._paths)}
-        try:
-            for path, file in files.items():
-                download(store, path, file)
-        except CrispError:
-            self._folder.cleanup()
-            raise
-        return files
-
-    def __exit__(self, *_: object) -> None:
-        if self._folder is not None:
-            self._folder.cleanup()
+    store = dataset.store
+    if not isinstance(store, ObjectStore):
+        yield {path: local_path(dataset.root) / path for path in paths}
+        return
+    with tempfile.TemporaryDirectory(prefix="crisp-publish-") as folder:
+        files = {path: Path(folder) / str(number) for number, path in enumerate(paths)}
+        for path, file in files.items():
+            download(store, path, file)
+        yield files
 
 
 def _at(place: HubRoot, commit: str) -> HubRoot:
-    return HubRoot(endpoint=place.endpoint, repo=place.repo, revision=commit, path=place.path)
+    return dataclasses.replace(place, revision=commit)
 
 
 def _url_of(place: HubRoot) -> str:

@@ -295,7 +295,7 @@ def open_store(url: str, *, timeout: float = 120.0) -> Store:
     """The objects under a local folder or an object-store prefix. Nothing is contacted yet.
 
     Args:
-        url: local folder, file://, s3://, gs://, az:// or https:// prefix.
+        url: local folder, file://, s3://, gs://, az://, https:// or hf:// prefix.
         timeout: seconds after which a request that keeps failing is given up.
     """
     if not is_remote(url):
