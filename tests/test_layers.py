@@ -12,7 +12,7 @@ import pytest
 
 from tests.test_imports import HEAVY, ROOT, imported_modules, product_sources
 
-LAYERS = """cli | study demo | trial | training | evaluation selection report | inspection forecast counting
+LAYERS = """cli | study demo | trial | training | evaluation selection report | inspection forecast counting hub
             | loading corpora | writers histograms results | format models | config examples order tree | records
             | storage typed table figure processes ranks | digits errors hashing"""
 LEVEL = {name: -line for line, names in enumerate(LAYERS.split("|")) for name in names.split()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -18,7 +19,10 @@ from crisp_stream.cli.main import main
 from crisp_stream.config.files import list_recipes, recipes_and_overrides
 from crisp_stream.config.load import load_recipe
 from crisp_stream.storage.store import open_store
+from tests.support.hub import hub
 from tests.support.seaweed import S3Server
+
+__all__ = ["hub"]  # a fixture
 
 ROOT = Path(__file__).parent.parent
 README, REFERENCE = (ROOT / "README.md").read_text(), (ROOT / "docs" / "reference.md").read_text()
@@ -34,7 +38,7 @@ SMALL = [
 """What makes 400 batches 10, and the 360th the 9th; and a model that is trained in a second."""
 VERBS = {
     *("write", "append", "tree", "inspect", "verify", "histogram", "split", "forecast", "recipes", "train"),
-    *("finetune", "export", "contamination", "eval", "report", "results"),
+    *("finetune", "export", "contamination", "eval", "report", "results", "publish"),
 }
 
 
@@ -150,9 +154,19 @@ def test_the_path_for_the_readers_text_works(readme_folder: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("section", sections(REFERENCE))
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw:DeprecationWarning")  # of huggingface_hub
 def test_the_commands_of_the_reference_work(
-    reference_folder: Path, s3: S3Server, section: str, monkeypatch: pytest.MonkeyPatch
+    reference_folder: Path,
+    s3: S3Server,
+    section: str,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
+    if section == "The Hugging Face hub":
+        request.getfixturevalue("hub")
+        monkeypatch.setenv("HF_TOKEN", "write-token")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", os.environ["HF_ENDPOINT"])
     monkeypatch.chdir(reference_folder)
     monkeypatch.setenv("CRISP_STREAM_CACHE", str(reference_folder / "cache"))
     prefix = s3.fresh_prefix()

@@ -8,8 +8,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crisp_stream.cli.next_step import beside, say_next, size_for, tokens_for
+from crisp_stream.cli.next_step import say_next, size_for, tokens_for, with_ending
 from crisp_stream.cli.verbs import (
+    add_dataset_options,
     add_inputs,
     add_question_keys,
     add_selection,
@@ -32,7 +33,7 @@ def add_histogram_commands(verbs: Any) -> None:
         "histogram",
         help="Count a task's clusters; arithmetic, smoothing, tuning",
         description="Make histograms: count, average, interpolate, cut, smooth; weigh and compare them; tune level and "
-        "smoothing. `histogram TASK…` is short for `histogram count TASK…`.",
+        "smoothing; carry to another tree. `histogram TASK…` is short for `histogram count TASK…`.",
     )
     commands = verb.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_count(commands)
@@ -43,10 +44,11 @@ def add_histogram_commands(verbs: Any) -> None:
     _add_weights(commands)
     _add_compare(commands)
     _add_tune(commands)
+    _add_carry(commands)
     _add_average(verbs)
 
 
-HISTOGRAM_VERBS = ("count", "average", "interpolate", "cut", "smooth", "weights", "compare", "tune")
+HISTOGRAM_VERBS = ("count", "average", "interpolate", "cut", "smooth", "weights", "compare", "tune", "carry")
 
 
 def with_count(arguments: list[str]) -> list[str]:
@@ -90,10 +92,20 @@ def _add_count(verbs: Any) -> None:
         "--encoder", metavar="NAME", help="where the dataset's encoder is, if not under its recorded name"
     )
     verb.add_argument("--processes", type=int, metavar="N", help="one per core when absent")
+    _add_keep_embeddings(verb)
+
+
+def _add_keep_embeddings(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--keep-embeddings",
+        action="store_true",
+        help="keep the examples' embeddings beside it, as NAME.examples.parquet, for `histogram carry`",
+    )
 
 
 def _count(arguments: argparse.Namespace) -> None:
     from crisp_stream.counting.count_examples import count_examples
+    from crisp_stream.counting.task_vectors import beside
     from crisp_stream.examples.question_layouts import QuestionKeys
     from crisp_stream.format.dataset import open_dataset
     from crisp_stream.inspection.summary import describe_histogram
@@ -111,12 +123,15 @@ def _count(arguments: argparse.Namespace) -> None:
         question_keys=QuestionKeys.parse(arguments.question_keys),
         encoder=arguments.encoder,
         processes=arguments.processes,
+        keep_embeddings=beside(arguments.out) if arguments.keep_embeddings else None,
         log=print_line,
     )
     histogram.save(arguments.out)
     print(describe_histogram(histogram, dataset, limit=5), end="")
     print(f"written to {arguments.out}")
-    tuned = beside(arguments.out, ".tuned.parquet")
+    if arguments.keep_embeddings:
+        print(f"embeddings of its examples written to {beside(arguments.out)}")
+    tuned = with_ending(arguments.out, ".tuned.parquet")
     say_next("histogram", "tune", arguments.out, "--data", arguments.data, "--out", tuned)
 
 
@@ -296,8 +311,87 @@ def _tune(arguments: argparse.Namespace) -> None:
         chosen = f"mixture.phases.0.histogram={arguments.out}"
         say_next("train", size_for(window_tokens), "crisp", f"data.remote={arguments.data}", chosen)
     else:
-        out = beside(arguments.histogram, ".tuned.parquet")
+        out = with_ending(arguments.histogram, ".tuned.parquet")
         say_next("histogram", "tune", arguments.histogram, "--data", arguments.data, "--out", out)
+
+
+def _add_carry(verbs: Any) -> None:
+    verb = add_verb(
+        verbs,
+        "carry",
+        _carry,
+        "Move a histogram to the tree of another dataset of the same encoder. Counts the examples' embeddings there, "
+        "where `histogram count --keep-embeddings` kept them; else the centroids of its leaves. Says what this costs, "
+        "by examples that are held out. In a dataset that has grown the tree is the same: its histograms are valid as "
+        "they are.",
+    )
+    verb.add_argument("histogram", metavar="H", help="histogram file")
+    verb.add_argument("--from", dest="source", required=True, metavar="ROOT", help="dataset that H was counted with")
+    verb.add_argument("--to", dest="target", required=True, metavar="ROOT2", help="dataset whose tree is meant")
+    verb.add_argument(
+        "--level", type=int, metavar="L", help="of the result; the leaves for a histogram of leaves, else that of H"
+    )
+    verb.add_argument("--embeddings", metavar="FILE", help="embeddings of its examples; NAME.examples.parquet beside H")
+    verb.add_argument(
+        "--by", choices=["embeddings", "centroids"], help="embeddings where there are any, else centroids, when absent"
+    )
+    verb.add_argument(
+        "--examples",
+        nargs="+",
+        metavar="FILE",
+        help="other examples of the task, or .npy files of their embeddings, to measure the error by; half of the kept "
+        "ones in turn when absent",
+    )
+    verb.add_argument("--text-column", default="text", metavar="NAME", help="of --examples: key or column of the text")
+    verb.add_argument("--questions", choices=["right", "all"], help="--examples are questions; as for `count`")
+    add_dataset_options(verb, "--encoder", "--processes")
+    verb.add_argument("--seed", type=int, default=0, metavar="S", help="of the halves")
+    _add_keep_embeddings(verb)
+    verb.add_argument("--json", metavar="FILE", help="write the numbers there, too")
+    _add_out(verb)
+
+
+def _carry(arguments: argparse.Namespace) -> None:
+    from crisp_stream.counting.carry import carry, describe
+    from crisp_stream.counting.task_embeddings import embed_task
+    from crisp_stream.counting.task_vectors import beside, embeddings_beside
+    from crisp_stream.format.dataset import open_dataset
+    from crisp_stream.histograms.histogram import Histogram
+
+    histogram = Histogram.load(arguments.histogram)
+    source, target = open_dataset(arguments.source), open_dataset(arguments.target)
+    embeddings = embeddings_beside(arguments.histogram, arguments.embeddings)
+    if arguments.keep_embeddings and embeddings is None:
+        raise InputError("--keep-embeddings: H must have embeddings to keep, got none beside it. Leave it out.")
+    held_out = None
+    if arguments.examples:
+        held_out = embed_task(
+            arguments.examples,
+            target,
+            text_column=arguments.text_column,
+            answers=arguments.questions,
+            encoder=arguments.encoder,
+            processes=arguments.processes,
+            log=print_line,
+        )
+    carried = carry(
+        histogram,
+        source,
+        target,
+        level=arguments.level,
+        embeddings=embeddings,
+        held_out=held_out,
+        way=arguments.by,
+        seed=arguments.seed,
+        log=print_line,
+    )
+    print(describe(carried, histogram, {"source": source.root, "target": target.root}))
+    if arguments.keep_embeddings and embeddings is not None:
+        embeddings.of(carried.histogram).save(beside(arguments.out))
+    if arguments.json:
+        error = None if carried.error is None else carried.error.to_json()
+        _write_json(arguments.json, {"way": carried.way, "missing": carried.missing, "error": error})
+    _save(carried.histogram, arguments.out)
 
 
 def _add_source(verb: argparse.ArgumentParser, what: str = "histogram file") -> None:

@@ -17,6 +17,7 @@ from crisp_stream.cli.forecast import add_forecast
 from crisp_stream.cli.histogram import add_histogram_commands, with_count
 from crisp_stream.cli.inspect import add_inspect, add_verify
 from crisp_stream.cli.parser import Formatter, Parser
+from crisp_stream.cli.publish import add_publish
 from crisp_stream.cli.recipes import add_recipes
 from crisp_stream.cli.report import add_report
 from crisp_stream.cli.results import add_results
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 GROUPS = {
     "begin": ("try", "demo"),
-    "write a corpus": ("write", "append", "tree", "embed", "inspect", "verify"),
+    "write a corpus": ("write", "append", "tree", "embed", "inspect", "verify", "publish"),
     "describe a task": ("histogram", "average", "select", "split", "forecast"),
     "train": ("train", "finetune", "recipes", "export"),
     "judge": ("eval", "results", "report", "contamination", "study"),
@@ -76,7 +77,8 @@ def _parser() -> Parser:
         prog="crisp-stream",
         formatter_class=Formatter,
         description="Write a corpus once as MDS shards sorted by cluster; train on any task's cluster histogram.",
-        epilog="ROOT is a local folder or s3://, gs://, az:// prefix; credentials: variables, profiles, roles.",
+        epilog="ROOT is a local folder, an s3://, gs://, az:// prefix or hf://datasets/OWNER/NAME; credentials: "
+        "variables, profiles, roles, tokens.",
     )
     parser.add_argument("--version", action="version", version=f"crisp-stream {__version__}")
     parser.groups = GROUPS
@@ -88,6 +90,7 @@ def _parser() -> Parser:
     add_forecast(verbs)
     add_report(verbs)
     add_verify(verbs)
+    add_publish(verbs)
     add_train(verbs)
     add_finetune(verbs)
     add_eval(verbs)

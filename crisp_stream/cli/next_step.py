@@ -29,7 +29,7 @@ def tokens_for(window_tokens: int) -> int:
     return _DEMO_TOKENS if window_tokens <= _SHORT_WINDOW else _TOKENS
 
 
-def beside(path: str, ending: str) -> str:
+def with_ending(path: str, ending: str) -> str:
     """A file name beside another one: task.parquet, .tuned.parquet -> task.tuned.parquet."""
     return str(Path(path).with_suffix("")) + ending
 

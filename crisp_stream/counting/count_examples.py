@@ -8,14 +8,16 @@ that are alike (`alike.py`) the first is kept for all, so they belong together, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.counting.embedded_examples import Answers, Embedded, EmbeddedTask, ExampleSources, embedded_task
+from crisp_stream.counting.task_vectors import embeddings_of
 from crisp_stream.errors import InputError
 from crisp_stream.examples.question_layouts import QuestionKeys
 from crisp_stream.format.dataset import Dataset, open_dataset
@@ -46,6 +48,7 @@ def count_examples(
     question_keys: QuestionKeys | None = None,
     encoder: str | None = None,
     processes: int | None = None,
+    keep_embeddings: str | Path | None = None,
     log: Log = print,
 ) -> Histogram:
     """Count in which clusters a task's examples fall.
@@ -67,6 +70,7 @@ def count_examples(
         question_keys: keys of questions in a layout that is not known.
         encoder: folder or hub name of the dataset's encoder, where it cannot be found by its recorded name.
         processes: worker processes; one per core when None.
+        keep_embeddings: file to write with the embeddings as they were counted (`TaskEmbeddings`); none when None.
         log: receives progress, and warnings of examples that are unlike the corpus.
 
     Returns:
@@ -95,7 +99,19 @@ def count_examples(
         question_keys=question_keys,
     )
     task = embedded_task(sources, dataset, packing=packing, encoder=encoder, processes=processes, log=log)
-    return count_embedded(task, dataset, level, log=log)
+    if keep_embeddings is None:
+        return count_embedded(task, dataset, level, log=log)
+    kept: list[Embedded] = []
+    histogram = count_embedded(replace(task, batches=_kept(task.batches, kept)), dataset, level, log=log)
+    alike = None if task.alike is None else task.alike()
+    embeddings_of(kept, histogram, alike).save(keep_embeddings)
+    return histogram
+
+
+def _kept(batches: Iterable[Embedded], kept: list[Embedded]) -> Iterator[Embedded]:
+    for batch in batches:
+        kept.append(batch)
+        yield batch
 
 
 def check_level(level: int, dataset: Dataset) -> None:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
 
+from crisp_stream.counting.task_vectors import TaskEmbeddings
 from crisp_stream.errors import InputError
 from crisp_stream.format.manifest import Packing
-from crisp_stream.format.parquet import RecordKind, load_record, save_record
 from crisp_stream.histograms.histogram import Histogram
 
 if TYPE_CHECKING:
@@ -21,57 +17,7 @@ if TYPE_CHECKING:
     from crisp_stream.format.dataset import Dataset
     from crisp_stream.processes import Log
 
-
-_RECORD = RecordKind(
-    name="embeddings of a task",
-    key=b"crisp_stream.task_embeddings",
-    version_key="version",
-    version=1,
-    remedy="Embed the task again.",
-    options={"write_page_checksum": True},
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskEmbeddings:
-    """The windows of a task's examples."""
-
-    embeddings: NDArray[np.float32]
-    """[num_windows, dim], norm 1."""
-    examples: NDArray[np.int64]
-    """[num_windows], number of the example that each begins in; those of one example belong together."""
-    provenance: dict[str, Any]
-    """Files, numbers and hashes of the examples, as in the provenance of histograms."""
-    alike: NDArray[np.int64] | None = None
-    """[num_windows], the first example that the example of each is like; None: not known."""
-
-    @property
-    def groups(self) -> NDArray[np.int64]:
-        """[num_windows], windows of one group are held out together."""
-        return self.examples if self.alike is None else self.alike
-
-    def save(self, path: str | Path) -> None:
-        """Write a Parquet file, whole or not at all, replacing an older one. Raises StorageError."""
-        dim = self.embeddings.shape[1]
-        rows = pa.FixedSizeListArray.from_arrays(pa.array(self.embeddings.ravel(), pa.float32()), dim)
-        columns = {"example": pa.array(self.examples, pa.int64()), "embedding": rows}
-        if self.alike is not None:
-            columns["alike"] = pa.array(self.alike, pa.int64())
-        save_record(path, _RECORD, columns, self.provenance)
-
-    @classmethod
-    def load(cls, path: str | Path) -> TaskEmbeddings:
-        """Read what `save` wrote. Raises FormatError for any other file, StorageError."""
-        with load_record(path, _RECORD) as record:
-            table = record.table()
-            column = table["embedding"].combine_chunks()
-            rows = column.flatten().to_numpy().reshape(len(column), -1)
-            return cls(
-                embeddings=np.asarray(rows, np.float32),
-                examples=table["example"].to_numpy(),
-                alike=table["alike"].to_numpy() if "alike" in table.column_names else None,
-                provenance=record.facts,
-            )
+__all__ = ["TaskEmbeddings", "embed_task", "histogram_of_task"]
 
 
 def embed_task(

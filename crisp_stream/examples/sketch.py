@@ -192,7 +192,7 @@ def sketch_of(provenance: Any) -> ExampleSketch | None:
         return ExampleSketch.from_json(provenance[PROVENANCE_KEY])
     if provenance.get("name") in _WITHOUT_EXAMPLES:
         return ExampleSketch(hashes=np.empty(0, np.uint64), num_examples=0, exact=True)
-    for key in ("smooth", "interpolate"):
+    for key in ("smooth", "interpolate", "carry"):
         if key in provenance:
             return sketch_of(provenance[key])
     averaged = provenance.get("average")

@@ -194,7 +194,8 @@ class Dataset:
 
 
 def open_dataset(root: str | Path, *, generation: int | None = None, timeout: float = 120.0) -> Dataset:
-    """Open the dataset at `root`, a local folder or s3://, gs://, az://, https:// prefix.
+    """Open the dataset at `root`, a local folder, s3://, gs://, az://, https:// prefix or
+    hf://datasets/OWNER/NAME.
 
     Args:
         root: where it is.

@@ -33,8 +33,8 @@ def counted_parts(provenance: Any) -> Iterator[tuple[dict[str, Any], bool]]:
     if "smooth" in provenance:
         inner = provenance["smooth"]
         yield (inner if isinstance(inner, dict) else {}), True
-    elif "interpolate" in provenance:
-        yield from counted_parts(provenance["interpolate"])
+    elif "interpolate" in provenance or "carry" in provenance:
+        yield from counted_parts(provenance.get("interpolate", provenance.get("carry")))
     elif isinstance(provenance.get("average"), list):
         for part in provenance["average"]:
             yield from counted_parts(part)

@@ -26,12 +26,13 @@ from crisp_stream.format.mds import SHARD_HASH, ShardRow, index_bytes
 from crisp_stream.histograms.component import check_tree, report_missing, windows_per_node
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.histograms.mixture import Mixture
+from crisp_stream.storage.hub import HubRoot
 from crisp_stream.storage.store import cache_folder, local_path
 
 if TYPE_CHECKING:
     from streaming import Stream
 
-_SCHEMES = {"s3": "s3", "s3a": "s3", "gs": "gs"}
+_SCHEMES = {"s3": "s3", "s3a": "s3", "gs": "gs", "hf": "hf"}
 _INDEX = "index.json"
 
 
@@ -45,7 +46,7 @@ def to_streams(
     iterator as if the data were used up when a download fails.
 
     Args:
-        root: a local folder, or an s3:// or gs:// prefix.
+        root: a local folder, an s3:// or gs:// prefix, or hf://datasets/OWNER/NAME without a revision.
         histogram: of the dataset's tree. Base gives a stream per level-1 cluster, in proportion to its windows.
         local: folder for indexes and cached shards, the same on every rank of a node; the user's cache folder when
             None. Each dataset has a separate folder in it.
@@ -153,7 +154,13 @@ def _streaming_url(dataset: Dataset) -> str:
     scheme, _, rest = dataset.root.partition("://")
     if scheme not in _SCHEMES:
         raise InputError(
-            f"{dataset.root}: to_streams takes local folders, s3:// and gs://, got {scheme}://. Use MixtureDataset."
+            f"{dataset.root}: to_streams takes local folders, s3://, gs:// and hf://, got {scheme}://. Use "
+            "MixtureDataset."
+        )
+    if scheme == "hf" and HubRoot.parse(dataset.root).revision != "main":
+        raise InputError(
+            f"{dataset.root}: mosaicml-streaming reads the branch main of the hub alone, got a revision. Use "
+            "MixtureDataset."
         )
     return f"{_SCHEMES[scheme]}://{rest}"
 

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from crisp_stream.errors import ConflictError, MissingObjectError, StorageError
+from crisp_stream.storage import hub
 from crisp_stream.storage.access import access_options, account_remedy, endpoint_of
 from crisp_stream.storage.file_sizes import FileSizes
 
@@ -40,17 +41,25 @@ class ObjectClient:
 
     def __init__(self, url: str, timeout: float) -> None:
         self._url, self._timeout = url, timeout
+        self._hub = hub.HubRoot.parse(url) if hub.is_hub(url) else None
         self._opened: dict[bool, Any] = {}
         self._opened_in_pid = -1
 
     def call(self, operation: str, path: str, *arguments: Any) -> Any:
         """Carry out one operation. Raises StorageError, about `timeout` seconds after it began at the latest."""
+        action = action_of(operation, *arguments)
         try:
+            if self._hub is not None and operation in ("describe", "list", "sizes", *WRITES):
+                return _ask_hub(self._hub, operation, path, self._timeout, self._url)
             client = self.opened(writing=operation in WRITES)
             _require_support(client, operation, self._url)
             return _request(client, operation, path, *arguments)
         except Exception as error:
-            raise explain(error, f"{self._url}/{path}", action_of(operation, *arguments)) from error
+            if self._hub is not None and is_refusal(error):
+                refusal = hub.refusal(self._hub, path, action, timeout=self._timeout)
+                if refusal is not None:
+                    raise refusal from error
+            raise explain(error, f"{self._url}/{path}", action) from error
 
     def opened(self, *, writing: bool) -> Any:
         """The client of obstore for reading or for writing."""
@@ -86,10 +95,26 @@ def _connect(url: str, timeout: float, writing: bool) -> Any:
         },
         "client_options": client_options,
     }
+    if hub.is_hub(url):
+        url = hub.HubRoot.parse(url).resolve_url
+        client_options["default_headers"] = hub.hub_headers()
     options |= access_options(url)
     if endpoint_of(url, options).startswith("http://"):
         client_options["allow_http"] = True
     return from_url(url, **options)
+
+
+def _ask_hub(root: hub.HubRoot, operation: str, path: str, timeout: float, url: str) -> Any:
+    """What is asked of the hub's own interface, and not of the web server that it is, too."""
+    if operation == "describe":
+        return hub.describe(root, path, timeout=timeout)
+    if operation in WRITES:
+        raise StorageError(
+            f"{url}: a dataset on the hub is read here, not written to. Write to a folder or a bucket, then: "
+            "crisp-stream publish ROOT hf://datasets/OWNER/NAME"
+        )
+    found = hub.list_files(root, path, timeout=timeout)
+    return sorted(found) if operation == "list" else FileSizes((name, size) for name, size, _ in found)
 
 
 def _require_support(client: Any, operation: str, url: str) -> None:
@@ -205,6 +230,14 @@ def action_of(operation: str, *arguments: Any) -> str:
         start, length = arguments
         return f"read bytes {start}-{start + length - 1} of"
     return _ACTIONS.get(operation, operation)
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether the server answered that it does not give the object: it is not there, or not for this account."""
+    from obstore import exceptions as refused
+
+    kinds = (refused.NotFoundError, refused.PermissionDeniedError, refused.UnauthenticatedError)
+    return isinstance(error, (*kinds, FileNotFoundError))
 
 
 def explain(error: Exception, url: str, action: str) -> StorageError:

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from crisp_stream.errors import ConflictError, InputError, MissingObjectError, StorageError
 from crisp_stream.storage.file_sizes import FileSizes
 
-REMOTE_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "http", "https")
+REMOTE_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "http", "https", "hf")
 
 _PLACINGS = 3
 
@@ -295,7 +295,7 @@ def open_store(url: str, *, timeout: float = 120.0) -> Store:
     """The objects under a local folder or an object-store prefix. Nothing is contacted yet.
 
     Args:
-        url: local folder, file://, s3://, gs://, az:// or https:// prefix.
+        url: local folder, file://, s3://, gs://, az://, https:// or hf:// prefix.
         timeout: seconds after which a request that keeps failing is given up.
     """
     if not is_remote(url):

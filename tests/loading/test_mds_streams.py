@@ -143,8 +143,13 @@ def test_what_does_not_fit_the_dataset_is_refused(
     assert len(to_streams(dataset.root, histogram_of(dataset, {0: 0.96, 6: 0.04}, 2), local=tmp_path)) == 1
     assert "4.0% of the histogram stands on 1 clusters" in caplog.text
     azure = cast(Dataset, SimpleNamespace(root="az://box/root", store=SimpleNamespace(is_local=False)))
-    with pytest.raises(InputError, match=r"takes local folders, s3:// and gs://, got az://\. Use MixtureDataset"):
+    with pytest.raises(
+        InputError, match=r"takes local folders, s3://, gs:// and hf://, got az://\. Use MixtureDataset"
+    ):
         _streaming_url(azure)
+    pinned = cast(Dataset, SimpleNamespace(root="hf://datasets/a/b@v2/x", store=SimpleNamespace(is_local=False)))
+    with pytest.raises(InputError, match=r"reads the branch main of the hub alone, got a revision\. Use Mixture"):
+        _streaming_url(pinned)
 
 
 def test_eviction_never_deletes_a_shard_of_a_local_root(dataset: Dataset, tmp_path: Path) -> None:

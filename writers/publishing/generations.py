@@ -24,7 +24,7 @@ from crisp_stream.format.manifest import (
     places_path,
 )
 from crisp_stream.format.mds import index_bytes
-from crisp_stream.format.provenance import documents_tables
+from crisp_stream.format.provenance import documents_tables, has_provenance
 from crisp_stream.format.shards import SHARDS
 from crisp_stream.format.tables import CLUSTERS
 from crisp_stream.format.terms import TERMS
@@ -113,7 +113,8 @@ def withdraw(store: Store, mark: str) -> None:
 def used_files(dataset: Dataset) -> set[str]:
     """Paths of the tables, shards, places and documents of a generation."""
     used = {dataset.own_path(path) for path in _TABLES}
-    used |= {table.path for table in documents_tables(dataset)}
+    if has_provenance(dataset):
+        used |= {table.path for table in documents_tables(dataset)}
     for row in dataset.shards:
         used |= {row.path, places_path(row.path)}
     return used
