@@ -58,6 +58,22 @@ def training_record(checkpoint: dict[str, Any], origin: Path | str) -> dict[str,
         raise FormatError(f"{origin}: what it says of its training is damaged ({error!r}).") from error
 
 
+def datasets_of(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a record says of the datasets that a run was trained on: the dataset, or each source."""
+    dataset = record.get("dataset") or {}
+    others = [each for each in (record.get("sources") or {}).values() if _fingerprint(each) != _fingerprint(dataset)]
+    return [dataset, *others] if dataset else others
+
+
+def _fingerprint(dataset: dict[str, Any]) -> Any:
+    return dataset.get("fingerprint")
+
+
+def components_of(phase: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a record says of the components of a phase; of one component the phase itself."""
+    return phase.get("components") or [phase]
+
+
 def _record(state: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     callbacks = state.get("callbacks") or {}
     lineage, account = callbacks.get(LINEAGE_STATE) or {}, callbacks.get("RunAccount") or {}
@@ -79,6 +95,7 @@ def _record(state: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
         "device_seconds": account.get("device_seconds"),
         "held_out": _held_out(callbacks.get("HeldOutPerplexity") or {}, lineage.get("held_out")),
         "dataset": lineage.get("dataset") or _dataset_of(config, served),
+        **({"sources": lineage["sources"]} if lineage.get("sources") else {}),
         "mixture": _mixture(lineage.get("mixture") or {}, served, position),
         "seed": served.get("seed", lineage.get("seed")),
         "order_version": served.get("order_version"),

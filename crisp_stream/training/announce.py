@@ -81,6 +81,8 @@ def _memory(run: PreparedRun) -> str:
 
 def _warnings(run: PreparedRun) -> Iterator[str]:
     samples, mixture = run.end, run.mixture
+    if run.sources.is_named:
+        return
     if mixture.draw == "multinomial" and samples > MOST_DRAWS:
         yield (
             f"{samples:,} multinomial draws are too many to be counted first, so nothing is said of repeats. "

@@ -14,7 +14,7 @@ from crisp_stream.config.files import list_recipes, read_recipe
 from crisp_stream.config.load import load_recipe
 from crisp_stream.errors import InputError
 from crisp_stream.forecast.forecast import forecast
-from crisp_stream.training.prepare import build_mixture
+from crisp_stream.training.mixture import build_mixture
 from crisp_stream.training.train import train
 from tests.support.seaweed import S3Server
 from tests.support.selections import random_selection

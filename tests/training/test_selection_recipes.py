@@ -14,7 +14,7 @@ from crisp_stream.models import gpt as model
 from crisp_stream.models.checkpoint import read_checkpoint
 from crisp_stream.models.export import export
 from crisp_stream.models.training_record import training_record
-from crisp_stream.training.prepare import build_mixture
+from crisp_stream.training.mixture import build_mixture
 from crisp_stream.training.train import train
 from tests.support.selections import random_selection
 from tests.support.small_runs import SmallRun, account_of, losses_of, small_run, windows_of
