@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from crisp_stream import digits
 from crisp_stream.config.components import CHECKPOINT, ComponentRecipe
 from crisp_stream.format.sources import Sources
+from crisp_stream.models.component_account import COMPONENT_HEAD, COMPONENT_NOTE, components_gave
 from crisp_stream.models.training_record import last_loss, last_loss_in_words
 from crisp_stream.storage.store import open_store
 from crisp_stream.table import NONE, Table, aligned, format_bytes
@@ -298,38 +299,7 @@ def _component_rows(
 
 
 def _component_table(phases: list[dict[str, Any]]) -> Table | None:
-    """What each component of each phase of the recipe gave, the steps of a schedule together; None where no phase tells
-    of components."""
-    joined: dict[tuple[int, str, str], list[tuple[int, dict[str, Any]]]] = {}
-    samples_of: dict[int, int] = {}
-    for phase in phases:
-        if phase["samples"] and "components" in phase:
-            number = phase["recipe_phase"]
-            samples_of[number] = samples_of.get(number, 0) + phase["samples"]
-            for component in phase["components"]:
-                key = number, component["source"] or NONE, component["drawn_by"]
-                joined.setdefault(key, []).append((phase["samples"], component))
-    if not joined:
-        return None
-    rows: list[tuple[str, ...]] = []
-    for (number, source, drawn_by), parts in joined.items():
-        served, tokens = (sum(part[key] for _, part in parts) for key in ("served", "tokens"))
-        nats = sum(part["tokens"] * (part["loss"] or 0.0) for _, part in parts)
-        rows.append(
-            (
-                str(number + 1),
-                source,
-                drawn_by,
-                digits.share(sum(samples * part["share"] for samples, part in parts) / samples_of[number]),
-                digits.share(served / samples_of[number]),
-                f"{served:,.0f}",
-                digits.times(served / max(part["windows"] for _, part in parts)),
-                digits.loss(nats / tokens) if tokens else NONE,
-            )
-        )
-    return Table(
-        head=("phase", "source", "drawn by", "asked", "served", "windows", "repeats", "loss"),
-        rows=rows,
-        words=(1, 2),
-        notes=["windows: served; repeats: times that each of the component's windows was served, on average"],
-    )
+    """What each component of each phase of the recipe gave; None where no phase tells of components."""
+    gave = components_gave(phases)
+    rows = [each.cells for each in gave]
+    return Table(head=COMPONENT_HEAD, rows=rows, words=(1, 2), notes=[COMPONENT_NOTE]) if gave else None

@@ -109,7 +109,6 @@ def test_a_run_from_the_checkpoint_of_a_selection_equals_the_switch_within_one_r
         ("histogram: checkpoint", "", ResumeError, r"phase 1 was drawn from the window selection .* Name its file"),
         ("histogram: checkpoint, windows: {other}", "", ResumeError, "; named: "),
         ("windows: {file}, until: 4ba", "schedule", RecipeError, r"`histogram: checkpoint` \(with `windows: FILE`"),
-        ("histogram: base, windows: {file}, until: 4ba", "", RecipeError, "has both `histogram` and `windows`"),
         ("histogram: checkpoint, windows: {file}, until: 4ba", "", RecipeError, "has neither `until` nor"),
     ],
 )

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from composer.core import Callback
 
 from crisp_stream import __version__
-from crisp_stream.config.components import ComponentRecipe
 from crisp_stream.config.kept import kept_keys
 from crisp_stream.examples.sketch import RECORD_HASHES, sketch_of
 from crisp_stream.format.text_sketch import read_text_sketch
@@ -172,43 +171,51 @@ def _describe_phases(run: PreparedRun, begun_from: dict[str, Any]) -> list[dict[
     inherited = {phase.get("first_sample"): phase for phase in _phases_of(begun_from)}
     described, first_sample = [], 0
     for made in run.phases:
-        served = (inherited.get(first_sample) or {}) if made.parts is None else {}
-        parts = components_of(served) if served else []
-        written: list[ComponentRecipe | dict[str, Any]]
-        if made.parts is not None:
-            written = list(made.parts)
+        served, components = inherited.get(first_sample) or {}, made.phase.components
+        if made.parts is None:  # histograms and their examples are named as in the record of the checkpoint
+            written = components_of(served) if len(components_of(served)) == len(components) else [{}] * len(components)
+            named = [(each.get("histogram"), each.get("examples")) for each in written]
         else:
-            written = parts if len(parts) == len(made.phase.components) else [{} for _ in made.phase.components]
-        components = [_describe_component(*each) for each in zip(made.phase.components, written, strict=True)]
+            sketches = [_describe_examples(component.histogram) for component in components]
+            named = [(part.summary, sketch) for part, sketch in zip(made.parts, sketches, strict=True)]
+        parts = [_describe_component(*each) for each in zip(components, named, strict=True)]
         if made.phase.is_plain:
-            described.append({**components[0], "first_sample": first_sample})
+            described.append({**parts[0], "first_sample": first_sample})
         else:
-            named = served.get("histogram") if made.parts is None else made.summary
-            shares = [{"source": each.source or None, "share": each.share} for each in made.phase.components]
-            listed = [{**share, **each} for share, each in zip(shares, components, strict=True)]
-            described.append({"histogram": named, "first_sample": first_sample, "components": listed})
+            described.append(
+                {
+                    "histogram": served.get("histogram") if made.parts is None else made.summary,
+                    "first_sample": first_sample,
+                    "recipe_phase": served.get("recipe_phase") if made.parts is None else made.index,
+                    "components": [
+                        {"source": component.source or None, "share": component.share, **part}
+                        for component, part in zip(components, parts, strict=True)
+                    ],
+                }
+            )
         first_sample += made.phase.samples or 0
     return described
 
 
-def _describe_component(component: Component, written: ComponentRecipe | dict[str, Any]) -> dict[str, Any]:
+def _describe_component(component: Component, named: tuple[str | None, dict[str, Any] | None]) -> dict[str, Any]:
     """Args:
     component: as it is drawn.
-    written: its keys in the recipe, or what the record of the checkpoint says that was served by it.
+    named: the name of its histogram, and the examples that this was counted from.
     """
-    inherits, histogram = isinstance(written, dict), component.histogram
+    histogram, limit, selected = component.histogram, {}, {}
+    if component.max_repeats is not None:
+        limit = {"max_repeats": component.max_repeats, "on_excess": component.on_excess}
+    if component.windows is not None:
+        selected = {"windows": _describe_windows(component.windows)}
+    name, examples = named
     return {
-        "histogram": written.get("histogram") if inherits else written.summary,
+        "histogram": name,
         "fingerprint": histogram.fingerprint,
         "level": histogram.level,
         "clusters": len(histogram.nodes),
-        "examples": written.get("examples") if inherits else _describe_examples(histogram),
-        **(
-            {}
-            if component.max_repeats is None
-            else {"max_repeats": component.max_repeats, "on_excess": component.on_excess}
-        ),
-        **({} if component.windows is None else {"windows": _describe_windows(component.windows)}),
+        "examples": examples,
+        **limit,
+        **selected,
     }
 
 
