@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crisp_stream.errors import InputError
+from crisp_stream.errors import FormatError, InputError
 from crisp_stream.format.dataset import open_dataset
 
 if TYPE_CHECKING:
@@ -57,10 +57,14 @@ class Sources:
             FormatError, StorageError: a root cannot be opened.
             InputError: there is no such generation, or the sources cannot stand in one batch.
         """
-        opened = {
-            name: open_dataset(source.remote, generation=source.generation, timeout=data.timeout)
-            for name, source in data.as_sources.items()
-        }
+        opened: dict[str, Dataset] = {}
+        for name, source in data.as_sources.items():
+            try:
+                opened[name] = open_dataset(source.remote, generation=source.generation, timeout=data.timeout)
+            except (FormatError, InputError) as error:
+                if not name:
+                    raise
+                raise type(error)(f"`data.sources.{name}` ({source.remote}): {error}") from error
         return cls(opened if data.sources is not None else opened[""])
 
     def __len__(self) -> int:
