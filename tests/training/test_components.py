@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from crisp_stream import Component, Histogram, Mixture, Phase
+from crisp_stream.cli.main import main
 from crisp_stream.errors import CrispError, FormatError, InputError, RecipeError, ResumeError
 from crisp_stream.evaluation.models import open_model, plain_record
 from crisp_stream.evaluation.seen import seen_examples
@@ -25,6 +26,9 @@ from crisp_stream.models import gpt as model
 from crisp_stream.models.checkpoint import read_checkpoint
 from crisp_stream.models.export import export
 from crisp_stream.models.training_record import training_record
+from crisp_stream.report.colours import assign_colours
+from crisp_stream.report.map import Tree
+from crisp_stream.report.runs import read_run, run_section
 from crisp_stream.results.costs import method_of
 from crisp_stream.training.callbacks.components import ComponentWeights
 from crisp_stream.training.mixture import build_mixture
@@ -336,6 +340,47 @@ def test_a_model_says_its_sources_and_components(
     assert "hashes" not in json.dumps(plain_record(judged))
     named: Any = type("Judged", (), {"model_name": "m", "model": {"training": record}})
     assert method_of(named, {}) == "0.75 corpus: task + 0.25 task: base"
+
+
+def test_the_page_of_each_source_shows_what_the_run_was_served_of_it(
+    done: SmallRun, task: Dataset, mixed_run: Path, tmp_path: Path
+) -> None:
+    served = served_of(mixed_run)
+    for name, dataset in (("corpus", done.dataset), ("task", task)):
+        run = read_run(str(mixed_run), dataset)
+        windows = [window for batch in served for source, window in batch if source == name]
+        leaves = Counter(dataset.leaf_of_windows(np.array(windows)).tolist())
+        assert dict(zip(run.served_leaves.tolist(), run.served_windows.tolist(), strict=True)) == leaves
+        assert run.source == name
+    page = run_section([run], [None], Tree(arity=2, levels=[], terms=[]), assign_colours([], [(run.key, [])]), 1.0)
+    assert "Components of the mixture" in page
+    assert "corpus: task.histogram" in page
+    copy_until(mixed_run, 8, tmp_path / "going")
+    going = read_run(str(tmp_path / "going"), task)
+    assert (going.source, going.served_windows.sum()) == (
+        "task",
+        sum(source == "task" for batch in served[:8] for source, _ in batch),
+    )
+    with pytest.raises(InputError, match=r"trained on dataset corpus \w{12}, task \w{12}, .*other is"):
+        read_run(str(mixed_run), write_dataset(tmp_path / "other", seed=4))
+
+
+def test_fine_tuning_with_replay_tries_fractions(
+    done: SmallRun, task: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "valid.jsonl").write_text('{"text": "abcdefgh abcdefgh"}\n')
+    roots = [f"data.sources.corpus.remote={done.dataset.root}", f"data.sources.task.remote={task.root}"]
+    given = ["finetune", str(done.recipe_file), *roots, "run_name=tuned", f"save_folder={tmp_path}/tuned"]
+    given += ["--method", "replay", "--pretrained", str(done.save_folder), "--text", str(tmp_path / "valid.jsonl")]
+    assert main([*given, "--fractions", "0.33", "1"]) == 0
+    assert "<- best" in capsys.readouterr().out
+    for fraction, samples in (("33.3333", 32), ("100", 96)):
+        account = account_of(tmp_path / "tuned" / fraction)
+        assert account["sources"]["task"]["samples"] == pytest.approx(0.8 * samples, abs=3)
+        assert account["phases"][-1]["histogram"] == "0.8 task: base + 0.2 corpus: base"
+    (tmp_path / "valid.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    assert main([*given[:-1], str(tmp_path / "valid.jsonl"), "--fractions", "0.33"]) == 2
+    assert "30 of 30 stand in the text that run tuned was trained on" in capsys.readouterr().err
 
 
 def test_texts_are_looked_for_in_all_sources(mixed_run: Path) -> None:
