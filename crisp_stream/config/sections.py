@@ -161,6 +161,11 @@ class PhaseRecipe:
         return (self.source,) if isinstance(self.source, str) else self.source
 
     @property
+    def has_one_file(self) -> bool:
+        """Whether `source` says all of what is drawn."""
+        return self.components is None and (self.is_checkpoint or self.histogram is None or self.windows is None)
+
+    @property
     def is_checkpoint(self) -> bool:
         """Whether it stands for what a checkpoint was served."""
         return self.histogram == CHECKPOINT

@@ -117,13 +117,14 @@ def _stems(steps: Sequence[dict[str, Any]]) -> str:
     """Name a phase by the stems of its histograms; `0.95 corpus: task + 0.05 task: base` where it has components."""
 
     def named(phase: dict[str, Any]) -> str:
-        if "components" not in phase:
-            return Path(str(phase.get("histogram"))).stem
-        return " + ".join(
-            f"{part['share']:.3g} {f'{source}: ' if (source := part.get('source')) else ''}"
-            f"{Path(str(part.get('histogram'))).stem}"
-            for part in components_of(phase)
-        )
+        parts = components_of(phase)
+        stems = [Path(str(part.get("histogram"))).stem for part in parts]
+        names = [
+            f"{part['source']}: {stem}" if part.get("source") else stem for part, stem in zip(parts, stems, strict=True)
+        ]
+        if len(parts) == 1:
+            return names[0]
+        return " + ".join(f"{part['share']:.3g} {name}" for part, name in zip(parts, names, strict=True))
 
     return named(steps[0]) if len(steps) == 1 else f"{named(steps[0])} to {named(steps[-1])}"
 

@@ -22,6 +22,7 @@ from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.histograms.mixture import Mixture
 from crisp_stream.histograms.phase import Phase, scheduled
 from crisp_stream.histograms.window_selection import WindowSelection
+from crisp_stream.storage.store import file_name
 from crisp_stream.training.start import RunStart
 
 if TYPE_CHECKING:
@@ -45,11 +46,11 @@ class RecipePhase:
         """Its components in a line: `0.95 corpus: task.parquet + 0.05 task: base`."""
         if self.parts is None:
             return CHECKPOINT
+        named = [f"{part.source}: {part.summary}" if part.source else part.summary for part in self.parts]
+        if len(named) == 1:
+            return named[0]
         shares = [component.share for component in self.phase.components]
-        return " + ".join(
-            f"{share:.3g} {f'{part.source}: ' if part.source else ''}{part.summary}"
-            for share, part in zip(shares, self.parts, strict=True)
-        )
+        return " + ".join(f"{share:.3g} {name}" for share, name in zip(shares, named, strict=True))
 
 
 def build_mixture(
@@ -89,7 +90,7 @@ def build_phases(
         if phase.is_checkpoint:
             continue
         key = f"mixture.phases.{index}"
-        components = _components(phase.parts, sources, f"{key}.components" if phase.components else key)
+        components = _components(phase.parts, sources, f"{key}.components" if phase.components else None, phase_key=key)
         last = index == len(recipe.mixture.phases) - 1
         until = num_batches
         if phase.until is not None:
@@ -145,7 +146,7 @@ def _scheduled(
             f"`{key}.schedule.steps` is {schedule.steps}, but the phase has {batches:,} batches, and each step takes "
             "at least one. Use fewer steps, or a longer phase."
         )
-    end = _components(schedule.to, sources, f"{key}.schedule.to")
+    end = _components(schedule.to, sources, f"{key}.schedule.to", phase_key=key)
     written: dict[str, ComponentRecipe] = {}
     for component, part in zip([*begin, *end], [*phase.parts, *schedule.to], strict=True):
         written.setdefault(component.drawn_by, part)
@@ -155,8 +156,17 @@ def _scheduled(
     ]
 
 
-def _components(parts: Sequence[ComponentRecipe], sources: Sources, key: str) -> list[Component]:
-    return [_component(part, sources, f"{key}.{number}") for number, part in enumerate(parts)]
+def _components(
+    parts: Sequence[ComponentRecipe], sources: Sources, key: str | None, *, phase_key: str
+) -> list[Component]:
+    """Args:
+    parts: components of the recipe.
+    sources: what they draw from.
+    key: of their list in the recipe; None: the phase is the only component.
+    phase_key: of the phase.
+    """
+    keys = [phase_key if key is None else f"{key}.{number}" for number in range(len(parts))]
+    return [_component(part, sources, its_key) for part, its_key in zip(parts, keys, strict=True)]
 
 
 def _component(part: ComponentRecipe, sources: Sources, key: str) -> Component:
@@ -164,6 +174,10 @@ def _component(part: ComponentRecipe, sources: Sources, key: str) -> Component:
     name = part.source or ""
     dataset = sources.datasets[sources.index(name, what=f"`{key}`")]
     windows = None if part.windows is None else WindowSelection.load(part.windows)
+    if windows is not None:
+        generation = f"data.sources.{name}.generation" if name else "data.generation"
+        what = f"`{key}.windows` ({file_name(str(part.windows))}): the window selection"
+        windows.check_dataset(dataset, what=what, key=generation)
     options: dict[str, Any] = {
         "share": part.share,
         "source": name,

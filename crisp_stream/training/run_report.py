@@ -249,7 +249,7 @@ def _phase_rows(
         leaves, source = sources.leaves_of(top)
         named = [{"source": sources.names[at]} if sources.is_named else {} for at in source.tolist()]
         row: dict[str, Any] = {
-            "histogram": phase.recipe.source if phase.recipe.components is None else phase.summary,
+            "histogram": phase.recipe.source if phase.recipe.has_one_file else phase.summary,
             "first_batch": start // run.recipe.global_train_batch_size + first_batch,
             "samples": samples,
             "mixture_error": errors.get(index),

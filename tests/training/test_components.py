@@ -30,8 +30,11 @@ from crisp_stream.report.colours import assign_colours
 from crisp_stream.report.map import Tree
 from crisp_stream.report.runs import read_run, run_section
 from crisp_stream.results.costs import method_of
+from crisp_stream.training.announce import announce
 from crisp_stream.training.callbacks.components import ComponentWeights
 from crisp_stream.training.mixture import build_mixture
+from crisp_stream.training.prepare import prepare
+from crisp_stream.training.start import StartingPoint
 from crisp_stream.training.train import train
 from tests.support.selections import random_selection
 from tests.support.small_runs import (
@@ -211,7 +214,8 @@ def test_a_histogram_and_a_selection_draw_selected_windows_in_its_proportions(
     leaves = np.bincount(done.dataset.leaf_of_windows(np.array(windows)), minlength=16)
     assert np.abs(leaves - ([32, 32, 32] + 13 * [0])).max() <= 1
     assert report.mixture_error < 0.02
-    assert report.phases[0]["histogram"] == str(done.histogram)
+    assert report.phases[0]["histogram"] == "task.histogram in good.windows.parquet"
+    assert report.repeated_share == (96 - len(set(windows))) / 96 > 0.6
 
     components = f"{{{both}, share: 0.75}}, {{histogram: {done.histogram}, share: 0.25}}"
     report = train(done.recipe(f"mixture.phases=[{{components: [{components}]}}]", f"save_folder={tmp_path}/beside"))
@@ -383,6 +387,23 @@ def test_fine_tuning_with_replay_tries_fractions(
     assert "30 of 30 stand in the text that run tuned was trained on" in capsys.readouterr().err
 
 
+def test_a_run_says_its_sources_and_components_before_it_begins(
+    done: SmallRun, task: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nothing_saved = StartingPoint(url=None, path=None, resumes=False)
+    announce(prepare(done.recipe(*mixed(done, task)), nothing_saved))
+    lines = [line.split(maxsplit=2) for line in capsys.readouterr().err.splitlines()[-3:]]
+    assert lines == [
+        ["source", "corpus", f"504 windows in {done.dataset.root}"],
+        ["source", "task", f"11 windows in {task.root}"],
+        ["phase", "1", "0.75 corpus: task.histogram + 0.25 task: base"],
+    ]
+    schedule = f"[{{components: [{{histogram: base}}], schedule: {{to: [{{histogram: {done.histogram}}}], steps: 4}}}}]"
+    announce(prepare(done.recipe(f"mixture.phases={schedule}"), nothing_saved))
+    said = "0.875 base + 0.125 task.histogram to 0.125 base + 0.875 task.histogram, in 4 steps"
+    assert f"phase 1     {said}" in capsys.readouterr().err
+
+
 def test_texts_are_looked_for_in_all_sources(mixed_run: Path) -> None:
     record = training_record(read_checkpoint(mixed_run / "latest-rank0.pt"), mixed_run)
     seen = seen_examples(record, list(range(30)), JudgedTexts.of(TEXTS))
@@ -440,12 +461,14 @@ def empty(folder: Path) -> str:
         (
             {"phase": "{source: corpus, windows: FILE}"},
             InputError,
-            r"the window selection was made for dataset .* Select again with --data",
+            r"`mixture.phases.0.components.0.windows` \(other.windows.parquet\): "
+            "the window selection was made for dataset .* Select again with --data",
         ),
         (
             {"phase": "{source: corpus, histogram: base, windows: FILE}"},
             InputError,
-            r"the window selection was made for dataset .* Select again with --data",
+            r"`mixture.phases.0.components.0.windows` \(other.windows.parquet\): "
+            "the window selection was made for dataset .* Select again with --data",
         ),
         (
             {"phase": "{source: corpus, histogram: [base, FILE]}"},

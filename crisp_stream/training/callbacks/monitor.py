@@ -23,7 +23,7 @@ from crisp_stream.loading.loader import MixtureLoader
 from crisp_stream.training.callbacks.account import RunAccount
 from crisp_stream.training.callbacks.cluster_losses import LOGGED_CLUSTERS, ClusterLosses, WindowLosses
 from crisp_stream.training.callbacks.components import WEIGHTS, ComponentAccount, ComponentWeights
-from crisp_stream.training.callbacks.served import FEW_LEAVES, ServedMixture
+from crisp_stream.training.callbacks.served import FEW_LEAVES, ServedMixture, drawable_per_leaf
 
 
 class RunMonitor(Callback):
@@ -65,7 +65,7 @@ class RunMonitor(Callback):
         self.wait_share = 0.0
         """Share of the last batch's time that the slowest rank waited for the loader."""
         self._account, self._loader, self._window_losses = account, loader, window_losses
-        self._windows_per_leaf = sources.windows_per_row
+        self._windows_per_leaf = drawable_per_leaf(mixture, sources)
         self._log_interval, self._num_batches = log_interval, num_batches
         self._error_interval = log_interval * (1 if len(self._windows_per_leaf) <= FEW_LEAVES else 16)
         self._seconds = {"waited": 0.0, "batches": 0.0}
@@ -82,8 +82,10 @@ class RunMonitor(Callback):
     def repeated_share(self) -> float:
         """Share of the samples so far whose window had been served before in this run.
 
-        No window comes again before its leaf is exhausted, so what a leaf served beyond its windows are repeats. That
-        needs no set of the ids that were seen, which after 10^8 samples would hold gigabytes.
+        No window comes again before its leaf is exhausted, so what a leaf served beyond its windows are repeats (of a
+        run on a selection, beyond its selected windows). That needs no set of the ids that were seen, which after 10^8
+        samples would hold gigabytes. Where a component with a selection draws beside one without, or by another one,
+        windows that both have served are not counted.
         """
         served = self._account.served_per_leaf
         return float(np.maximum(served - self._windows_per_leaf, 0).sum() / max(int(served.sum()), 1))

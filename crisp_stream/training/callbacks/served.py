@@ -125,6 +125,18 @@ class ServedMixture:
         self._served_before[rows] = state["served_before"].numpy()
 
 
+def drawable_per_leaf(mixture: Mixture, sources: Sources) -> NDArray[np.int64]:
+    """[num_leaves], the windows of each leaf that can be drawn, of one source after the other: all, or of a source of
+    which all components have one selection, the selected ones. (Of several selections all windows are counted.)"""
+    drawable = []
+    for index, dataset in enumerate(sources.datasets):
+        own = [part for part in mixture.components if sources.index(part.source, what="a component") == index]
+        selections = {part.windows for part in own}
+        only = selections.pop() if len(selections) == 1 else None
+        drawable.append(dataset.windows_per_leaf if only is None else only.selected_per_leaf(dataset))
+    return drawable[0] if len(drawable) == 1 else np.concatenate(drawable)
+
+
 def samples_per_phase(mixture: Mixture, position: int, samples: int) -> list[int]:
     """Split the samples from a position on among the phases: the number of each."""
     served, phase_start, end = [], 0, position + samples
