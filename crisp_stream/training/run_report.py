@@ -45,7 +45,7 @@ class TrainReport:
     """Root of the dataset; of several the first source."""
 
     dataset_fingerprint: str
-    sources: dict[str, dict[str, Any]] | None
+    sources: dict[str, dict[str, Any]] | None = None
     """Root, fingerprint and windows served of each source by its name; None where one dataset has no name."""
 
     mixture_fingerprint: str
