@@ -91,19 +91,10 @@ def build_phases(
             continue
         key = f"mixture.phases.{index}"
         components = _components(phase.parts, sources, f"{key}.components" if phase.components else None, phase_key=key)
-        last = index == len(recipe.mixture.phases) - 1
-        until = num_batches
+        last, until = index == len(recipe.mixture.phases) - 1, num_batches
         if phase.until is not None:
             until = batches_of(phase.until, tokens_per_batch=tokens_per_batch, run_batches=num_batches)
-        if last and until < num_batches:
-            raise RecipeError(
-                f"`{key}.until` is batch {until}, but the run has {num_batches}. Drop `until` from the last phase."
-            )
-        if not last and not begun < until < num_batches:
-            raise RecipeError(
-                f"`{key}.until` is batch {until}; it must lie after batch {begun}, where the phase starts, and before "
-                f"batch {num_batches}, where the run ends."
-            )
+        _check_until(until, key, begun=begun, num_batches=num_batches, last=last)
         until = min(until, num_batches)
         if phase.schedule is not None:
             steps = _scheduled(phase, components, until - begun, sources, key)
@@ -116,6 +107,19 @@ def build_phases(
             built.append(RecipePhase(phase=made, index=index, recipe=phase, parts=phase.parts))
         begun = until
     return built
+
+
+def _check_until(until: int, key: str, *, begun: int, num_batches: int, last: bool) -> None:
+    """Raise RecipeError where a phase cannot end at batch `until`."""
+    if last and until < num_batches:
+        raise RecipeError(
+            f"`{key}.until` is batch {until}, but the run has {num_batches}. Drop `until` from the last phase."
+        )
+    if not last and not begun < until < num_batches:
+        raise RecipeError(
+            f"`{key}.until` is batch {until}; it must lie after batch {begun}, where the phase starts, and before "
+            f"batch {num_batches}, where the run ends."
+        )
 
 
 def _open_ended(limited: Phase, before: Sequence[Phase], sources: Sources) -> Phase:
