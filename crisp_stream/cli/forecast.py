@@ -151,9 +151,8 @@ def _split(item: str) -> tuple[str, str | None]:
 def _of_recipe(arguments: argparse.Namespace, names: list[str], overrides: list[str]) -> _Run:
     from crisp_stream.config.durations import batches_of
     from crisp_stream.config.load import load_recipe
-    from crisp_stream.format.dataset import open_dataset
     from crisp_stream.format.sources import Sources
-    from crisp_stream.training.prepare import build_mixture
+    from crisp_stream.training.mixture import build_mixture
 
     for option, key in _OF_A_RECIPE.items():
         if getattr(arguments, option) is not None:
@@ -166,19 +165,18 @@ def _of_recipe(arguments: argparse.Namespace, names: list[str], overrides: list[
             "--mixture: how much of this run is left stands in its checkpoint. Forecast the whole run (continued), or "
             "its phases: --data ROOT --mixture H --samples N"
         )
-    data = recipe.data
-    dataset = open_dataset(data.remote, generation=data.generation, timeout=data.timeout)
-    tokens = recipe.global_train_batch_size * dataset.manifest.window_tokens
+    data, sources = recipe.data, Sources.open(recipe.data)
+    tokens = recipe.global_train_batch_size * sources.manifest.window_tokens
     batches = batches_of(recipe.max_duration, tokens_per_batch=tokens)
     loader = _loader(
         arguments,
         batch=recipe.global_train_batch_size,
         num_workers=data.num_workers,
         lookahead=data.lookahead,
-        cache_limit=data.cache_limit_bytes,
+        cache_limit=data.all_caches_bytes,
     )
-    mixture, samples = build_mixture(recipe, dataset), batches * recipe.global_train_batch_size
-    return _Run(data=Sources.of(dataset), mixture=mixture, samples=samples, seed=recipe.seed, loader=loader)
+    mixture, samples = build_mixture(recipe, sources), batches * recipe.global_train_batch_size
+    return _Run(data=sources, mixture=mixture, samples=samples, seed=recipe.seed, loader=loader)
 
 
 def _of_phases(arguments: argparse.Namespace, items: list[str]) -> _Run:

@@ -38,6 +38,12 @@ def add_finetune(verbs: Any) -> None:
         f"starts from the pretraining checkpoint that leaves it, so the effort is equal. {_STOPPING}",
     )
     add_recipe_arguments(verb)
+    verb.add_argument(
+        "--method",
+        choices=["finetune", "replay"],
+        default="finetune",
+        help="recipe of these steps: the specialist text alone, or with a share of the corpus (default: %(default)s)",
+    )
     verb.add_argument("--pretrained", required=True, metavar="DIR", help="save_folder of the pretraining run")
     verb.add_argument("--text", nargs="+", required=True, metavar="INPUT", help="validation documents")
     verb.add_argument(
@@ -82,7 +88,7 @@ def _finetune(arguments: argparse.Namespace) -> int:
     from crisp_stream.config.load import load_recipe
 
     names, overrides = recipes_and_overrides(arguments.recipe)
-    recipe = load_recipe([*names, "finetune"], [f"eval.inputs={json.dumps(arguments.text)}", *overrides])
+    recipe = load_recipe([*names, arguments.method], [f"eval.inputs={json.dumps(arguments.text)}", *overrides])
     if (code := handed_over(arguments)) is not None:
         return code
     with as_a_rank(arguments):

@@ -26,6 +26,8 @@ _KEPT = (
 )
 _FREE = ("model.activation_checkpointing",)
 _FILES = ("histogram", "windows")
+_ONLY_WHERE_GIVEN = ("components", "schedule")
+"""Keys of a phase that stand here only where the recipe has them: a phase of one component is told as ever."""
 
 
 def kept_keys(recipe: Recipe) -> dict[str, Any]:
@@ -54,6 +56,8 @@ def _flat(node: Any, key: str) -> Iterator[tuple[str, Any]]:
         node = dict(enumerate(node))
     if isinstance(node, dict):
         for name, value in node.items():
+            if value is None and name in _ONLY_WHERE_GIVEN:
+                continue
             yield from _flat(value, f"{key}.{name}" if key else name)
     elif key.rpartition(".")[2] in _FILES:
         yield key, file_name(node) if isinstance(node, str) else node and [file_name(path) for path in node]

@@ -59,8 +59,11 @@ def load_each(
     """Load a recipe for each histogram or window selection, which replaces that of the last phase; the recipe alone
     where there are none.
 
+    Of a phase of components it replaces the one file of its kind that they name, at the end of a schedule, too.
+
     Raises:
-        RecipeError: as load_recipe; two runs would be one, or have one folder.
+        RecipeError: as load_recipe; two runs would be one, or have one folder; the last phase names no such file, or
+            several.
     """
     recipe = load_recipe(names, overrides)
     if not histograms:
@@ -75,12 +78,30 @@ def load_each(
         )
     recipes = []
     for stem, path in zip(stems, histograms, strict=True):
-        histogram, windows = (None, path) if path.endswith(SELECTION_SUFFIX) else (path, None)
-        last = f"mixture.phases.{len(recipe.mixture.phases) - 1}"
-        values = {"run_name": f"{recipe.run_name}-{stem}", f"{last}.histogram": histogram, f"{last}.windows": windows}
+        values = {"run_name": f"{recipe.run_name}-{stem}", **_drawn_by(recipe, path)}
         drawn_by = [f"{key}={json.dumps(value)}" for key, value in values.items()]
         recipes.append(load_recipe(names, [*overrides, *drawn_by]))
     return recipes
+
+
+def _drawn_by(recipe: Recipe, path: str) -> dict[str, str | None]:
+    """The keys with which the last phase of a recipe is drawn by another histogram or selection, and their values."""
+    phase, last = recipe.mixture.phases[-1], f"mixture.phases.{len(recipe.mixture.phases) - 1}"
+    kind, other = ("windows", "histogram") if path.endswith(SELECTION_SUFFIX) else ("histogram", "windows")
+    if phase.components is None:
+        keeps_both = phase.histogram is not None and phase.windows is not None
+        return {f"{last}.{kind}": path} if keeps_both else {f"{last}.{kind}": path, f"{last}.{other}": None}
+    listed = {f"{last}.components.{number}": part for number, part in enumerate(phase.components)}
+    if phase.schedule is not None:
+        listed |= {f"{last}.schedule.to.{number}": part for number, part in enumerate(phase.schedule.to)}
+    named = {key: getattr(part, kind) for key, part in listed.items() if getattr(part, kind) not in (None, "base")}
+    if len(set(named.values())) != 1:
+        found = ", ".join(str(file) for file in dict.fromkeys(named.values())) or "none"
+        raise RecipeError(
+            f"--each: {path} takes the place of the one file that components of `{last}` name as `{kind}`; got {found}."
+            " Write a recipe for each run."
+        )
+    return {f"{key}.{kind}": path for key in named}
 
 
 def recipe_of(tree: Any) -> Recipe:

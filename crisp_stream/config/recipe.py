@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from crisp_stream.config.checks import require, require_above_zero
+from crisp_stream.config.components import CHECKPOINT
 from crisp_stream.config.durations import SHARE, check_time, parse_duration
 from crisp_stream.config.sections import (
-    CHECKPOINT,
     CompileRecipe,
     DataRecipe,
     EvalRecipe,
@@ -21,9 +22,8 @@ from crisp_stream.config.sections import (
     OptimizerRecipe,
     Restart,
     SchedulerRecipe,
-    require,
-    require_above_zero,
 )
+from crisp_stream.typed import did_you_mean
 
 _NEEDS = (
     ("autoresume", "save_folder", "where the checkpoints are"),
@@ -99,8 +99,10 @@ class Recipe:
         _check_sizes(self)
         _check_times(self)
         for index, phase in enumerate(self.mixture.phases):
-            if phase.histogram == CHECKPOINT or (phase.windows is None and CHECKPOINT in phase.sources):
+            if CHECKPOINT in phase.sources:
                 _check_checkpoint_phase(self, index)
+            else:
+                _check_sources(self, index)
         _check_ends(self)
         _check_folders(self)
         for key, needed, purpose in _NEEDS:
@@ -117,7 +119,7 @@ class Recipe:
     @property
     def from_checkpoint(self) -> bool:
         """Whether the mixture goes on from what a checkpoint was served."""
-        return self.mixture.phases[0].histogram == CHECKPOINT
+        return self.mixture.phases[0].is_checkpoint
 
     @property
     def checkpoint_folder(self) -> str | None:
@@ -185,6 +187,34 @@ def _check_checkpoint_phase(recipe: Recipe, index: int) -> None:
     )
 
 
+def _check_sources(recipe: Recipe, index: int) -> None:
+    """Check that the components of a phase draw from sources that are there."""
+    phase, names = recipe.mixture.phases[index], recipe.data.source_names
+    key = f"mixture.phases.{index}"
+    require(
+        phase.components is not None or not names,
+        f"`{key}` says no source, and `data.sources` are {', '.join(names)}. Write it as components: "
+        f"[{{source: {next(iter(names), '')}, …}}]",
+    )
+    places = [(f"{key}.components", phase.components or ())]
+    places += [(f"{key}.schedule.to", phase.schedule.to)] if phase.schedule is not None else []
+    for place, components in places:
+        for number, component in enumerate(components):
+            source = component.source
+            if not names:
+                require(
+                    source is None,
+                    f"`{place}.{number}.source` is {source}, but `data` names no sources. Name them (data.sources: "
+                    f"{{{source}: {{remote: ROOT}}}}), or drop the key.",
+                )
+                continue
+            near = did_you_mean(source or "", names)
+            require(
+                source in names,
+                f"`{place}.{number}.source` must be one of {', '.join(names)}; got {source or 'none'}{near}",
+            )
+
+
 def _check_ends(recipe: Recipe) -> None:
     """Check where phases end, as far as it can be compared without the dataset."""
     phases, total = recipe.mixture.phases, recipe.max_duration
@@ -192,7 +222,7 @@ def _check_ends(recipe: Recipe) -> None:
     for index, phase in enumerate(phases):
         key, last = f"mixture.phases.{index}", index == len(phases) - 1
         if phase.until is None:
-            known = last or phase.histogram == CHECKPOINT
+            known = last or phase.is_checkpoint
             require(known, f"`{key}.until` is missing: only the last phase may run to the end.")
             continue
         share = SHARE.fullmatch(phase.until)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from crisp_stream.config.checks import require, require_above_zero
+from crisp_stream.config.components import CHECKPOINT, ComponentRecipe, ScheduleRecipe, check_drawn, check_shares
 from crisp_stream.config.durations import check_time
 from crisp_stream.config.sizes import parse_bytes
 from crisp_stream.errors import RecipeError
@@ -16,30 +18,37 @@ Restart = Literal["optimizer", "schedule", "data"]
 """A part of a checkpoint besides its weights."""
 
 
-def require(condition: bool, message: str) -> None:
-    """Raise RecipeError where a condition does not hold."""
-    if not condition:
-        raise RecipeError(message)
-
-
-def require_above_zero(prefix: str = "", **values: float | None) -> None:
-    """Raise RecipeError about a value that is 0 or less; `prefix` stands before its key in the message."""
-    for key, value in values.items():
-        require(value is None or value > 0, f"`{prefix}{key}` must be above 0; got {value}.")
-
-
 @dataclass(frozen=True, kw_only=True)
-class DataRecipe:
-    """Place of the dataset, and the way each process reads it."""
+class SourceRecipe:
+    """One of several datasets of a run."""
 
     remote: str
     """Root of a dataset written by `crisp-stream write`: a folder, or s3:// gs:// az:// https://."""
     generation: int | None = None
     """Generation of a dataset that has grown by `crisp-stream append`. Nothing: the newest."""
     local: str | None = None
+    """Folder of this node's cache of a remote dataset. Nothing: `data.local`."""
+    cache_limit: str | int | None = None
+    """Most bytes that the cache of this source may hold. Nothing: `data.cache_limit`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRecipe:
+    """Place of the dataset, or of several, and the way each process reads them."""
+
+    remote: str | None = None
+    """Root of a dataset written by `crisp-stream write`: a folder, or s3:// gs:// az:// https://. Nothing: `sources`
+    names the datasets."""
+    sources: dict[str, SourceRecipe] | None = None
+    """Several datasets by name, instead of `remote`: `{corpus: {remote: ROOT}, task: {remote: ROOT}}`. The components
+    of each phase say which one they draw from. Their order is part of the run; further ones come last."""
+    generation: int | None = None
+    """Generation of a dataset that has grown by `crisp-stream append`. Nothing: the newest."""
+    local: str | None = None
     """Folder of this node's cache of a remote dataset. Local datasets are read in place."""
     cache_limit: str | int | None = None
-    """Most bytes the cache may hold, as a number or a size such as `200gb` (10^9 bytes each). Nothing: no limit."""
+    """Most bytes the cache of a dataset may hold, as a number or a size such as `200gb` (10^9 bytes each). Nothing: no
+    limit."""
     num_workers: int = 0
     """DataLoader worker processes per rank, >= 0. With 0 the training process reads by itself."""
     timeout: float = 120.0
@@ -50,16 +59,78 @@ class DataRecipe:
     def __post_init__(self) -> None:
         require_above_zero("data.", timeout=self.timeout, lookahead=self.lookahead, cache_limit=self.cache_limit_bytes)
         require(self.num_workers >= 0, f"`data.num_workers` must be 0 or more; got {self.num_workers}.")
+        if self.sources is None:
+            require(
+                bool(self.remote),
+                "`data` needs `data.remote`, the root of a dataset, or `data.sources`, several by name; there is "
+                "neither.",
+            )
+            return
+        for key in ("remote", "generation"):
+            require(
+                getattr(self, key) is None,
+                f"`data.sources` and `data.{key}` are both given. Give {key} to a source (data.sources.NAME.{key}=…), "
+                f"or drop the sources: data.{'sources' if key == 'remote' else key}=null",
+            )
+        require(len(self.sources) > 0, "`data.sources` must name at least one dataset; got none.")
+        for name, source in self.sources.items():
+            key = f"data.sources.{name}"
+            require(
+                name.isidentifier(),
+                f"`{key}`: the name of a source must be made of letters, digits and _, and begin with a letter; "
+                f"got {name!r}.",
+            )
+            require(source.remote != "", f"`{key}.remote` must be the root of a dataset; got ''.")
+            limit = _bytes_of(source.cache_limit, f"{key}.cache_limit")
+            require_above_zero(f"{key}.", cache_limit=limit)
 
     @property
     def cache_limit_bytes(self) -> int | None:
         """`cache_limit` as a number of bytes. Raises RecipeError: text that is no size."""
-        if self.cache_limit is None:
-            return None
-        num_bytes = parse_bytes(self.cache_limit)
-        if num_bytes is None:
-            raise RecipeError(f"`data.cache_limit` must be bytes or a size such as 200gb; got {self.cache_limit!r}.")
-        return num_bytes
+        return _bytes_of(self.cache_limit, "data.cache_limit")
+
+    @property
+    def all_caches_bytes(self) -> int | None:
+        """Most bytes that the caches of all datasets may hold together; None: no limit of one of them."""
+        limits = [_bytes_of(source.cache_limit, "cache_limit") for source in self.as_sources.values()]
+        limits = [self.cache_limit_bytes if limit is None else limit for limit in limits]
+        return None if None in limits else sum(limit or 0 for limit in limits)
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """Names of the sources, in order; none where there is one dataset, without a name."""
+        return tuple(self.sources or ())
+
+    @property
+    def roots(self) -> dict[str, str]:
+        """Root of each source by its name; of a dataset alone by the name ``."""
+        return {name: source.remote for name, source in self.as_sources.items()}
+
+    @property
+    def as_sources(self) -> dict[str, SourceRecipe]:
+        """Every dataset by its name; one alone has the name ``."""
+        if self.sources is not None:
+            return dict(self.sources)
+        assert self.remote is not None, "checked: one of them is there"
+        return {"": SourceRecipe(remote=self.remote, generation=self.generation)}
+
+    def only_root(self, purpose: str) -> str:
+        """The root of the only dataset. Raises RecipeError: there are sources, and `purpose` takes one dataset."""
+        if self.remote is None:
+            named = ", ".join(self.source_names)
+            raise RecipeError(
+                f"{purpose} takes one dataset, `data.remote`; got the sources {named}. "
+                "Write: data.sources=null data.remote=ROOT"
+            )
+        return self.remote
+
+
+def _bytes_of(size: str | int | None, key: str) -> int | None:
+    """A size as a number of bytes. Raises RecipeError: text that is no size."""
+    num_bytes = None if size is None else parse_bytes(size)
+    if num_bytes is None and size is not None:
+        raise RecipeError(f"`{key}` must be bytes or a size such as 200gb; got {size!r}.")
+    return num_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +140,15 @@ class PhaseRecipe:
     histogram: str | tuple[str, ...] | None = None
     """`base` (the dataset's frequencies), the path of a histogram, or a list of paths (their plain average).
     `checkpoint`, in the first phase alone: what the checkpoint of `load_path` was served, up to where it stands.
-    Nothing: `windows` says what is drawn."""
+    Nothing: `windows` or `components` say what is drawn."""
     windows: str | None = None
-    """Path of a window selection, made by `crisp-stream select`, instead of `histogram`: its windows are drawn, each as
-    often as any other. Beside `histogram: checkpoint`: the selection that the checkpoint was served from."""
+    """Path of a window selection, made by `crisp-stream select`: its windows are drawn, each as often as any other.
+    Beside `histogram`: clusters by the histogram, and inside a cluster selected windows alone. Beside
+    `histogram: checkpoint`: the selection that the checkpoint was served from."""
+    components: tuple[ComponentRecipe, ...] | None = None
+    """Several components in place of `histogram` and `windows`, with shares that sum to 1."""
+    schedule: ScheduleRecipe | None = None
+    """Where the shares of `components` go during the phase. Nothing: they stay."""
     until: str | None = None
     """End of the phase, counted from the start of the run: `928ba`, `…tok`, or a share of the run (`0.9dur`).
     Nothing: at the end of the run."""
@@ -83,34 +159,60 @@ class PhaseRecipe:
 
     @property
     def source(self) -> str | tuple[str, ...]:
-        """The mixture: `histogram`, or `windows`."""
-        return CHECKPOINT if self.histogram == CHECKPOINT else self.windows or self.histogram or ()
+        """What is drawn: `histogram`, or `windows`; of both the histogram. Nothing where there are components."""
+        return self.histogram or self.windows or ()
 
     @property
     def sources(self) -> tuple[str, ...]:
         """`source` as a list of names."""
         return (self.source,) if isinstance(self.source, str) else self.source
 
+    @property
+    def has_one_file(self) -> bool:
+        """Whether `source` says all of what is drawn."""
+        return self.components is None and (self.is_checkpoint or self.histogram is None or self.windows is None)
+
+    @property
+    def is_checkpoint(self) -> bool:
+        """Whether it stands for what a checkpoint was served."""
+        return self.histogram == CHECKPOINT
+
+    @property
+    def parts(self) -> tuple[ComponentRecipe, ...]:
+        """Its components; where it has none of its own, the one that `histogram` and `windows` make."""
+        if self.components is not None:
+            return self.components
+        return (
+            ComponentRecipe(
+                histogram=self.histogram,
+                windows=self.windows,
+                max_repeats=self.max_repeats,
+                on_excess=self.on_excess,
+            ),
+        )
+
     def check(self, key: str) -> None:
         """Check the phase by itself. Raises RecipeError, with `key` as the phase's place in the recipe."""
-        require(
-            self.windows is None or self.histogram in (None, CHECKPOINT),
-            f"`{key}` has both `histogram` and `windows`, and needs one of them. Drop the other: {key}.histogram=null",
-        )
-        require(
-            self.sources != () and "" not in self.sources,
-            f"`{key}.histogram` names no histogram, nor `{key}.windows` a selection.",
-        )
-        require(
-            self.max_repeats is None or 0 < self.max_repeats < float("inf"),
-            f"`{key}.max_repeats` must be above 0; got {self.max_repeats}.",
-        )
-        require(
-            self.max_repeats is not None or self.on_excess == "error",
-            f"`{key}.on_excess` is cap, but there is no `{key}.max_repeats` to cap at.",
-        )
         if self.until is not None:
             check_time(f"{key}.until", self.until, may_be_zero=True, share="0.9dur")
+        if self.components is None:
+            require(
+                self.schedule is None, f"`{key}.schedule` needs `{key}.components`, where it begins; there are none."
+            )
+            check_drawn(self.parts[0], key)
+            return
+        for name in ("histogram", "windows", "max_repeats"):
+            require(
+                getattr(self, name) is None,
+                f"`{key}` has `components` and `{name}`. Give {name} to a component (`{key}.components.0.{name}`).",
+            )
+        require(
+            self.on_excess == "error",
+            f"`{key}` has `components` and `on_excess`. Give it to a component (`{key}.components.0.on_excess`).",
+        )
+        check_shares(self.components, f"{key}.components")
+        if self.schedule is not None:
+            self.schedule.check(self.components, key)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,7 +377,3 @@ class LoggersRecipe:
 
     def __bool__(self) -> bool:
         return self.file or self.tensorboard or self.wandb is not None
-
-
-CHECKPOINT = "checkpoint"
-"""Histogram of a first phase that stands for what the checkpoint of `load_path` was served."""

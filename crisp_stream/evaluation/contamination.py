@@ -120,11 +120,13 @@ class Contamination:
             )
         return contaminated[place]
 
-    def dataset_warning(self, fingerprint: str | None) -> str | None:
-        """Warn of a model that was trained on a dataset with another fingerprint; None where it is this dataset."""
-        if fingerprint == self.fingerprint:
+    def dataset_warning(self, *fingerprints: str) -> str | None:
+        """Warn of a model that was trained on other datasets (their fingerprints); None where it is this one alone."""
+        others = [fingerprint[:12] for fingerprint in fingerprints if fingerprint != self.fingerprint]
+        if fingerprints and not others:
             return None
-        trained = "on a dataset it does not name" if fingerprint is None else f"on dataset {fingerprint[:12]}"
+        also = "also " if len(others) < len(fingerprints) else ""
+        trained = f"{also}on dataset {', '.join(others)}" if others else "on a dataset it does not name"
         return (
             f"warning: contamination was measured in {self.dataset} ({self.fingerprint[:12]}), but the model was "
             f"trained {trained}. Its contaminated examples may be others. If that is an older generation of the same "

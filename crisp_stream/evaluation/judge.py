@@ -248,7 +248,7 @@ def _scan(texts: TextSet) -> _ScannedTexts:
 def _warn(model: JudgedModel, sets: JudgedSets, seen: dict[str, Seen], log: Log) -> None:
     """Warn of doubtful sets. Raises InputError: examples that the model was trained on, or its mixture made from."""
     contamination = sets.contamination
-    if contamination is not None and (line := contamination.dataset_warning(model.record.dataset_fingerprint)):
+    if contamination is not None and (line := contamination.dataset_warning(*model.record.trained_on)):
         log(f"{model.record.name}: {line}")
     for name, of_set in seen.items():
         if (problem := of_set.error(name)) is not None:

@@ -13,7 +13,7 @@ from crisp_stream.examples.sketch import without_hashes
 from crisp_stream.models.checkpoint import LoadedGPT, gpt_of, latest_checkpoint, load_gpt, local_copy, read_checkpoint
 from crisp_stream.models.export import RECORD_FILE
 from crisp_stream.models.tokenizer_parts import differing_parts, tokenizer_parts
-from crisp_stream.models.training_record import public_address, training_record
+from crisp_stream.models.training_record import phase_name, phases_as_written, public_address, training_record
 from crisp_stream.storage.store import file_name, is_remote, local_path
 
 
@@ -43,6 +43,12 @@ class ModelRecord:
     mixture_fingerprint: str | None = None
     training: dict[str, Any] = field(default_factory=dict)
     """The whole training record (docs/judge/export.md)."""
+
+    @property
+    def trained_on(self) -> list[str]:
+        """Fingerprint of the dataset that it was trained on, or of each source; none where it does not say."""
+        sources = [each.get("fingerprint") for each in (self.training.get("sources") or {}).values()]
+        return [each for each in sources or [self.dataset_fingerprint] if each is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +139,7 @@ def _describe(loaded: LoadedGPT, training: dict[str, Any], checkpoint: str, name
         packing=loaded.provenance.get("packing"),
         tokenizer_fingerprint=hashlib.sha256(loaded.tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         dataset_fingerprint=loaded.provenance.get("dataset"),
-        histograms=[str(phase.get("histogram")) for phase in mixture.get("phases") or []],
+        histograms=[phase_name(steps) for steps in phases_as_written(mixture.get("phases") or [])],
         mixture_fingerprint=mixture.get("fingerprint"),
         training=training,
     )

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from crisp_stream.evaluation.trained_texts import FoundTexts, JudgedTexts, find_texts, sketches_of
 from crisp_stream.examples.sketch import ExampleSketch
+from crisp_stream.models.training_record import components_of
 
 REFUSED_SHARE = 0.01
 """Share of a set from which text that was found in a dataset is refused. Below, a few near copies among the texts of
@@ -186,9 +187,9 @@ def seen_examples(training: dict[str, Any], example_ids: ArrayLike, texts: Judge
     record: dict[str, Any] | None = training
     while record:
         for phase in (record.get("mixture") or {}).get("phases") or []:
-            if phase.get("samples") != 0:  # a phase that has not begun changed nothing
-                sketch = None if phase.get("examples") is None else ExampleSketch.from_json(phase["examples"])
-                counted = _counted(phase, sketch, record.get("run_name"), judged)
+            for part in components_of(phase) if phase.get("samples") != 0 else ():  # one that has not begun: nothing
+                sketch = None if part.get("examples") is None else ExampleSketch.from_json(part["examples"])
+                counted = _counted(part, sketch, record.get("run_name"), judged)
                 if sketch is not None:
                     flags |= np.isin(ids, sketch.hashes)
                 # A run that continues the phases of another has these in its record, too: they are said once.

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from crisp_stream.examples.questions import Question
 from crisp_stream.examples.sketch import ExampleSketch, TextSketch
+from crisp_stream.models.training_record import datasets_of
 from crisp_stream.writers.cleaning.text_hashes import NGRAM_WORDS, hash_texts
 
 LEAST_NGRAMS = 3
@@ -155,8 +156,7 @@ def sketches_of(training: dict[str, Any]) -> Sequence[tuple[str | None, TextSket
     found: dict[str | None, tuple[str | None, TextSketch | None]] = {}
     record: dict[str, Any] | None = training
     while record:
-        dataset = record.get("dataset") or {}
-        if dataset and (record.get("progress") or {}).get("batches") != 0:
+        for dataset in datasets_of(record) if (record.get("progress") or {}).get("batches") != 0 else ():
             fingerprint, texts = dataset.get("fingerprint"), dataset.get("texts")
             if texts is not None or found.get(fingerprint, (None, None))[1] is None:
                 sketch = None if texts is None else TextSketch.from_json(texts)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crisp_stream.errors import InputError
+from crisp_stream.errors import FormatError, InputError
+from crisp_stream.format.dataset import open_dataset
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crisp_stream.config.sections import DataRecipe
     from crisp_stream.format.dataset import Dataset
     from crisp_stream.format.manifest import Manifest
 
@@ -46,6 +49,24 @@ class Sources:
         """The sources themselves, or those made of a dataset or a mapping. Raises InputError."""
         return data if isinstance(data, Sources) else cls(data)
 
+    @classmethod
+    def open(cls, data: DataRecipe) -> Sources:
+        """Open the dataset of a recipe's section `data`, or its sources.
+
+        Raises:
+            FormatError, StorageError: a root cannot be opened.
+            InputError: there is no such generation, or the sources cannot stand in one batch.
+        """
+        opened: dict[str, Dataset] = {}
+        for name, source in data.as_sources.items():
+            try:
+                opened[name] = open_dataset(source.remote, generation=source.generation, timeout=data.timeout)
+            except (FormatError, InputError) as error:
+                if not name:
+                    raise
+                raise type(error)(f"`data.sources.{name}` ({source.remote}): {error}") from error
+        return cls(opened if data.sources is not None else opened[""])
+
     def __len__(self) -> int:
         return len(self.datasets)
 
@@ -61,6 +82,36 @@ class Sources:
     def manifest(self) -> Manifest:
         """That of the first source; in window length, tokens, tokenizer and packing all are like it."""
         return self.first.manifest
+
+    @functools.cached_property
+    def first_rows(self) -> NDArray[np.int64]:
+        """[num_sources + 1], the row of each source's first leaf in the table of all leaves."""
+        return np.cumsum([0, *(len(each.leaves) for each in self.datasets)])
+
+    @property
+    def windows_per_row(self) -> NDArray[np.int64]:
+        """[num_rows], windows of each leaf, of one source after the other."""
+        each = [dataset.windows_per_leaf for dataset in self.datasets]
+        return each[0] if len(each) == 1 else np.concatenate(each)
+
+    def rows_of(self, leaves: NDArray[np.integer[Any]], source: NDArray[np.integer[Any]] | None) -> NDArray[np.int64]:
+        """The row of each of some leaves, [num_leaves], by the index of its source; None: all are of the first."""
+        if source is None or len(self) == 1:
+            return np.searchsorted(self.first.leaves, leaves)
+        rows = np.empty(len(leaves), np.int64)
+        for index, dataset in enumerate(self.datasets):
+            own = source == index
+            rows[own] = self.first_rows[index] + np.searchsorted(dataset.leaves, leaves[own])
+        return rows
+
+    def leaves_of(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The leaf of each row, and the index of its source; each [num_rows]."""
+        source = np.searchsorted(self.first_rows, rows, side="right") - 1
+        leaves = np.empty(len(rows), np.int64)
+        for index, dataset in enumerate(self.datasets):
+            own = source == index
+            leaves[own] = dataset.leaves[rows[own] - self.first_rows[index]]
+        return leaves, source
 
     def index(self, name: str, *, what: str) -> int:
         """Index of a source by the name that `what` gives; the empty name is the only source.

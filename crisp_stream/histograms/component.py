@@ -97,6 +97,11 @@ class Component:
         windows = [] if self.windows is None else ["windows", self.windows.fingerprint]
         return [self.histogram.fingerprint, *limit, *windows]
 
+    @property
+    def drawn_by(self) -> str:
+        """What tells it from the others of a phase: all but its share."""
+        return str([self.source, *self.identity])
+
 
 class LeafCounts(NamedTuple):
     """Windows per leaf: all of a dataset, or those of a selection."""

@@ -174,7 +174,7 @@ def _between(before: Sequence[Component], after: Sequence[Component], weight: fl
     joined: dict[str, Component] = {}
     for components, factor in ((before, 1 - weight), (after, weight)):
         for component in components:
-            key = str([component.source, *component.identity])
+            key = component.drawn_by
             share = component.share * factor + (joined[key].share if key in joined else 0.0)
             joined[key] = dataclasses.replace(component, share=min(1.0, share))
     return list(joined.values())

@@ -152,8 +152,11 @@ class WindowSelection:
         nodes, counts = dataset.leaves[present], counts[present]
         return {"node": nodes, "proportion": counts / self.num_selected, "count": counts}
 
-    def check_dataset(self, dataset: Dataset, *, what: str = "the window selection") -> None:
-        """Raise InputError if this is a selection of another dataset or generation; `what` names it in the message."""
+    def check_dataset(
+        self, dataset: Dataset, *, what: str = "the window selection", key: str = "data.generation"
+    ) -> None:
+        """Raise InputError if this is a selection of another dataset or generation; `what` names it in the message, and
+        `key` is that of the generation in a recipe."""
         manifest = dataset.manifest
         if (self.dataset_fingerprint, self.num_windows) == (manifest.fingerprint, manifest.num_windows):
             return
@@ -162,7 +165,7 @@ class WindowSelection:
             raise InputError(
                 f"{what} is one of generation {generation} of {dataset.root}, which is opened in generation "
                 f"{manifest.generation}: windows are numbered anew. Select again, or open generation={generation} "
-                f"(in a recipe data.generation={generation})."
+                f"(in a recipe {key}={generation})."
             )
         raise InputError(
             f"{what} was made for dataset {self.dataset_fingerprint[:12]} of {self.num_windows:,} windows, "

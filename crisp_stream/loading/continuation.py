@@ -195,7 +195,7 @@ def check_identity(state: dict[str, Any], identity: dict[str, Any], sources: Sou
     Raises:
         ResumeError: names each part that differs, and what to do.
     """
-    saved, current = _fingerprints(state), _fingerprints(identity)
+    saved, current = source_fingerprints(state), source_fingerprints(identity)
     names = saved if list(saved) == list(current) else {**saved, **current}
     changed = [(key, state.get(key), now) for key, now in identity.items() if key not in _SOURCES]
     changed += [(_named(name), saved.get(name), current.get(name)) for name in names]
@@ -207,7 +207,7 @@ def check_begun(state: dict[str, Any], identity: dict[str, Any], sources: Source
 
     Arguments and errors as of `check_identity`.
     """
-    saved = _fingerprints(state)
+    saved = source_fingerprints(state)
     current = [dataset.manifest.fingerprint for dataset in sources.datasets]
     found = [*current, *[None] * len(saved)]
     changed = [(key, state.get(key), identity.get(key)) for key in ("order_version", "seed")]
@@ -218,8 +218,9 @@ def check_begun(state: dict[str, Any], identity: dict[str, Any], sources: Source
 _SOURCES = ("dataset", "sources")
 
 
-def _fingerprints(identity: dict[str, Any]) -> dict[str, Any]:
-    """Fingerprints of datasets by the names of the sources, from what a state says of them."""
+def source_fingerprints(identity: dict[str, Any]) -> dict[str, Any]:
+    """Fingerprints of datasets by the names of the sources, from what a state says of them; of one without a name by
+    the name ``."""
     saved = identity.get("sources")
     return dict(saved) if isinstance(saved, dict) else {"": identity.get("dataset")}
 
@@ -232,19 +233,20 @@ def _refuse(changed: Sequence[tuple[str, Any, Any]], saved: dict[str, Any], sour
     if not changed:
         return
     parts = "; ".join(f"{key} was {str(then)[:12]}, is {str(now)[:12]}" for key, then, now in changed)
-    grown = [grown_remedy(then, dataset) for then, dataset in zip(saved.values(), sources.datasets, strict=False)]
+    grown = [grown_remedy(then, dataset, name) for then, (name, dataset) in zip(saved.values(), sources, strict=False)]
     remedy = next((each for each in grown if each), "Resume with what the checkpoint was trained with")
     raise ResumeError(f"cannot resume: {parts}. {remedy}, or start a new run from its weights (load_weights_only).")
 
 
-def grown_remedy(trained_on: Any, dataset: Dataset) -> str | None:
+def grown_remedy(trained_on: Any, dataset: Dataset, source: str = "") -> str | None:
     """Say how to continue on another generation of a dataset, by its fingerprint; None where it is not there."""
     generation = dataset.generation_with(trained_on) if isinstance(trained_on, str) else None
     if generation is None:
         return None
     return (
         f"The checkpoint was trained on generation {generation} of {dataset.root}, which has grown: continue "
-        f"it exactly with open_dataset(root, generation={generation}) (in a recipe data.generation={generation})"
+        f"it exactly with open_dataset(root, generation={generation}) (in a recipe "
+        f"data.{f'sources.{source}.' if source else ''}generation={generation})"
     )
 
 

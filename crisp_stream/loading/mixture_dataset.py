@@ -53,12 +53,12 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
 
     def __init__(
         self,
-        data: Dataset | str | Path | Mapping[str, Dataset | str | Path],
+        data: Dataset | Sources | str | Path | Mapping[str, Dataset | str | Path],
         mixture: Mixture | Histogram,
         *,
         batch_size: int,
         seed: int = 0,
-        reading: ReadOptions | None = None,
+        reading: ReadOptions | Mapping[str, ReadOptions] | None = None,
         replication: int = 1,
         drop_last: bool = True,
         num_samples: int | None = None,
@@ -71,7 +71,8 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
             mixture: proportions and phases; a histogram alone is one open-ended phase.
             batch_size: samples per batch of this rank; the global batch is that times the groups of ranks.
             seed: of the sample order.
-            reading: cache folder and its limit, timeout and lookahead; the defaults when None.
+            reading: cache folder and its limit, timeout and lookahead; the defaults when None. Or cache folder and
+                limit for each source by its name; timeout and lookahead are those of the first.
             replication: so many consecutive ranks get the same samples (a tensor-parallel group).
             drop_last: leave out a last global batch that is not full. Otherwise it is served smaller, equally large
                 on all ranks; what cannot be shared equally is left out.
@@ -89,8 +90,9 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
         self._num_samples = None if num_samples is None else whole_number(num_samples, "num_samples", least=1)
         if same_pass and mixture.num_samples is None:
             raise InputError("same_pass needs a mixture with an end: give its last phase a number of samples.")
-        self._reading = ReadOptions() if reading is None else reading
+        self._reading = _first_reading(reading)
         self.sources = _sources_of(data, self._reading.timeout)
+        self._readings = _readings_of(reading, self.sources)
         self.dataset = self.sources.first
         """The dataset, or the first of several sources."""
         self.mixture, self.batch_size, self.seed, self._same_pass = mixture, batch_size, seed, same_pass
@@ -318,7 +320,7 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
             self._control,
             sizes=self._sizes,
             topology=self.topology,
-            reading=self._reading,
+            reading=self._readings,
             start=start,
             worker=worker,
             num_workers=num_workers,
@@ -483,9 +485,29 @@ def _sources_of(data: Any, timeout: float) -> Sources:
             raise InputError("MixtureDataset needs a dataset or the root of one, got an empty path.")
         return one if isinstance(one, Dataset) else open_dataset(one, timeout=timeout)
 
+    if isinstance(data, Sources):
+        return data
     if isinstance(data, Mapping):
         return Sources({name: opened(one) for name, one in data.items()})
     return Sources(opened(data))
+
+
+def _first_reading(reading: ReadOptions | Mapping[str, ReadOptions] | None) -> ReadOptions:
+    if isinstance(reading, Mapping):
+        return next(iter(reading.values()), ReadOptions())
+    return ReadOptions() if reading is None else reading
+
+
+def _readings_of(reading: ReadOptions | Mapping[str, ReadOptions] | None, sources: Sources) -> list[ReadOptions]:
+    """The options of each source. Raises InputError: they are not of these sources."""
+    if not isinstance(reading, Mapping):
+        return [_first_reading(reading)] * len(sources)
+    if set(reading) != set(sources.names):
+        raise InputError(
+            f"reading: must have options for each of the sources {', '.join(sources.names)}, got "
+            f"{', '.join(reading) or 'none'}. Or give one for all: reading=ReadOptions(…)"
+        )
+    return [reading[name] for name in sources.names]
 
 
 def _mixture_of(mixture: Any) -> Mixture:

@@ -90,6 +90,19 @@ class ReadOptions:
         """Take the options from the section `data` of a recipe."""
         return cls(local=data.local, cache_limit=data.cache_limit, timeout=data.timeout, lookahead=data.lookahead)
 
+    @classmethod
+    def of_sources(cls, data: DataRecipe) -> dict[str, ReadOptions]:
+        """Take the options of each source by its name; of a dataset alone by the name ``."""
+        return {
+            name: cls(
+                local=source.local or data.local,
+                cache_limit=data.cache_limit if source.cache_limit is None else source.cache_limit,
+                timeout=data.timeout,
+                lookahead=data.lookahead,
+            )
+            for name, source in data.as_sources.items()
+        }
+
 
 class Ticket(NamedTuple):
     """Windows to read, and the runs that hold them: `prefetch` returns it, `read_ticket` takes it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,17 +32,17 @@ class Numbered(NamedTuple):
 class Readers:
     """A reader for each source. Use it as a context manager."""
 
-    def __init__(self, sources: Sources, reading: ReadOptions, plan_of: Callable[[int], RunPlan]) -> None:
+    def __init__(self, sources: Sources, reading: Sequence[ReadOptions], plan_of: Callable[[int], RunPlan]) -> None:
         """Args:
         sources: what is read.
-        reading: cache and timeout.
+        reading: cache and timeout of each source.
         plan_of: makes the plan of runs of a source, by its index.
         """
         self._sources = sources
         self._plans = [plan_of(source) for source in range(len(sources))]
         self._readers = [
-            WindowReader(dataset, reading, runs=plan)
-            for dataset, plan in zip(sources.datasets, self._plans, strict=True)
+            WindowReader(dataset, options, runs=plan)
+            for dataset, options, plan in zip(sources.datasets, reading, self._plans, strict=True)
         ]
         self.is_local = all(dataset.store.is_local for dataset in sources.datasets)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +72,7 @@ class Serving:
         *,
         sizes: BatchSizes,
         topology: Topology,
-        reading: ReadOptions,
+        reading: Sequence[ReadOptions],
         start: int,
         worker: int | None,
         num_workers: int,
@@ -84,14 +84,14 @@ class Serving:
         control: shared by all workers of this rank.
         sizes: of the batches.
         topology: place of this rank.
-        reading: how far to plan ahead, and where to cache.
+        reading: how far to plan ahead, and where to cache, for each source; the first says how far.
         start: position where the iteration begins, for all workers.
         worker: number of this worker; None: there are no workers.
         num_workers: worker w makes the batches w, w + num_workers, …
         num_samples: position beyond which nothing is planned ahead; None: not known.
         """
         self._stream, self._control = stream, control
-        self._sizes, self._topology, self._reading = sizes, topology, reading
+        self._sizes, self._topology, self._reading = sizes, topology, reading[0]
         self._worker, self._num_samples = worker, num_samples
         self._step = num_workers * sizes.of_all
         self._first = start + (worker or 0) * sizes.of_all

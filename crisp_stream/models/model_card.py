@@ -10,7 +10,7 @@ from typing import Any
 
 from crisp_stream import digits
 from crisp_stream.errors import import_extra
-from crisp_stream.models.training_record import plain
+from crisp_stream.models.training_record import components_of, datasets_of, phase_name, phases_as_written, plain
 
 _PACKING = {
     "joined": "documents joined by end-of-text tokens, then cut",
@@ -34,7 +34,7 @@ def model_card(record: dict[str, Any]) -> str:
         _summary(record),
         _use(record),
         "## Training data",
-        _dataset(record["dataset"]),
+        *_datasets(record),
         "## Mixture",
         _mixture(record),
         "## Training",
@@ -73,6 +73,14 @@ def _use(record: dict[str, Any]) -> str:
     )
 
 
+def _datasets(record: dict[str, Any]) -> list[str]:
+    """The dataset, or each source under its name."""
+    sources = record.get("sources") or {}
+    if not sources:
+        return [_dataset(record["dataset"])]
+    return [part for name, source in sources.items() for part in (f"### Source {plain(name)}", _dataset(source))]
+
+
 def _dataset(dataset: dict[str, Any]) -> str:
     tree, tokenizer, encoder = (dataset.get(key) or {} for key in ("tree", "tokenizer", "encoder"))
     packing = dataset.get("packing")
@@ -103,17 +111,40 @@ def _mixture(record: dict[str, Any]) -> str:
         "order version": record.get("order_version"),
         "position": record["progress"].get("position"),
     }
+    written = phases_as_written(mixture.get("phases") or [])
+    has_components = any("components" in steps[0] for steps in written)
     rows = [
         (
             number,
-            plain(phase.get("histogram") or "?") + _selected(phase.get("windows")),
-            _code(phase.get("fingerprint")) or "?",
-            *(_number(phase.get(key)) for key in ("level", "clusters", "first_sample", "samples")),
+            *((plain(part.get("source") or "-"), _shares(steps, part)) if has_components else ()),
+            plain(part.get("histogram") or "?") + _selected(part.get("windows")),
+            _code(part.get("fingerprint")) or "?",
+            *(_number(part.get(key)) for key in ("level", "clusters")),
+            _number(steps[0].get("first_sample")),
+            _number(_samples(steps)),
         )
-        for number, phase in enumerate(mixture.get("phases") or [], 1)
+        for number, steps in enumerate(written, 1)
+        for part in components_of(steps[0])
     ]
-    head = ("phase", "histogram", "fingerprint", "level", "clusters", "first sample", "samples served")
+    share = ("source", "share") if has_components else ()
+    head = ("phase", *share, "histogram", "fingerprint", "level", "clusters", "first sample", "samples served")
     return _facts(facts) + ("\n\n" + _table(head, rows) if rows else "")
+
+
+def _shares(steps: Sequence[dict[str, Any]], part: dict[str, Any]) -> str:
+    """Share of a component in its phase; of a schedule in the first step and in the last."""
+    alike = [
+        each
+        for each in components_of(steps[-1])
+        if all(each.get(key) == part.get(key) for key in ("source", "fingerprint", "windows"))
+    ]
+    shares = [part.get("share", 1.0), *(each.get("share", 1.0) for each in alike if len(steps) > 1)]
+    return " to ".join(f"{share:.3g}" for share in shares)
+
+
+def _samples(steps: Sequence[dict[str, Any]]) -> int | None:
+    samples = [phase.get("samples") for phase in steps]
+    return None if None in samples else sum(filter(None, samples))
 
 
 def _selected(windows: dict[str, Any] | None) -> str:
@@ -159,12 +190,13 @@ def _parents(parent: dict[str, Any] | None) -> list[str]:
     lines = []
     while parent is not None:
         phases = parent["mixture"].get("phases") or []
-        names = ", then ".join(plain(phase.get("histogram") or "?") for phase in phases if phase.get("samples"))
+        served = phases_as_written([phase for phase in phases if phase.get("samples")])
+        names = ", then ".join(plain(phase_name(steps)) for steps in served)
+        datasets = ", ".join(str(_code(each.get("fingerprint"))) for each in datasets_of(parent)) or "None"
         lines.append(
             f"- {_code(parent.get('checkpoint'))} of run {plain(parent.get('run_name') or '?')}: "
             f"{parent['progress']['batches']:,} batches, {parent['progress']['tokens']:,} tokens of dataset "
-            f"{_code(parent['dataset'].get('fingerprint'))}, mixture {_code(parent['mixture'].get('fingerprint'))}"
-            + (f" ({names})" if names else "")
+            f"{datasets}, mixture {_code(parent['mixture'].get('fingerprint'))}" + (f" ({names})" if names else "")
         )
         parent = parent.get("parent")
     return ["## Trained from", "\n".join(lines)]

@@ -58,6 +58,41 @@ def training_record(checkpoint: dict[str, Any], origin: Path | str) -> dict[str,
         raise FormatError(f"{origin}: what it says of its training is damaged ({error!r}).") from error
 
 
+def datasets_of(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a record says of the datasets that a run was trained on: the dataset, or each source."""
+    dataset = record.get("dataset") or {}
+    others = [each for each in (record.get("sources") or {}).values() if _fingerprint(each) != _fingerprint(dataset)]
+    return [dataset, *others] if dataset else others
+
+
+def _fingerprint(dataset: dict[str, Any]) -> Any:
+    return dataset.get("fingerprint")
+
+
+def components_of(phase: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a record says of the components of a phase; of one component the phase itself."""
+    return phase.get("components") or [phase]
+
+
+def phases_as_written(phases: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Phases of a record as a recipe writes them: the steps of a schedule stand together."""
+    written: list[list[dict[str, Any]]] = []
+    for phase in phases:
+        number = phase.get("recipe_phase")
+        if written and number is not None and number == written[-1][-1].get("recipe_phase"):
+            written[-1].append(phase)
+        else:
+            written.append([phase])
+    return written
+
+
+def phase_name(steps: Sequence[dict[str, Any]]) -> str:
+    """Name what a phase drew by: `base`, `0.95 corpus: task.parquet + 0.05 task: base`, or of a schedule the first step
+    and the last."""
+    names = [str(phase.get("histogram") or "?") for phase in (steps[0], steps[-1])]
+    return names[0] if len(steps) == 1 else f"{names[0]} to {names[1]}"
+
+
 def _record(state: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     callbacks = state.get("callbacks") or {}
     lineage, account = callbacks.get(LINEAGE_STATE) or {}, callbacks.get("RunAccount") or {}
@@ -79,6 +114,7 @@ def _record(state: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
         "device_seconds": account.get("device_seconds"),
         "held_out": _held_out(callbacks.get("HeldOutPerplexity") or {}, lineage.get("held_out")),
         "dataset": lineage.get("dataset") or _dataset_of(config, served),
+        **({"sources": lineage["sources"]} if lineage.get("sources") else {}),
         "mixture": _mixture(lineage.get("mixture") or {}, served, position),
         "seed": served.get("seed", lineage.get("seed")),
         "order_version": served.get("order_version"),
@@ -143,6 +179,7 @@ def _mixture(mixture: dict[str, Any], served: dict[str, Any], position: int | No
     for phase, end in zip(phases, ends, strict=True):
         if not mixture:  # of a checkpoint without a lineage; the state holds the histograms themselves
             phase.pop("histogram", None)
+            phase.pop("components", None)
         phase["samples"] = None if position is None else max(0, min(end, position) - phase["first_sample"])
     return {"fingerprint": mixture.get("fingerprint") or served.get("mixture"), **mixture, "phases": phases}
 

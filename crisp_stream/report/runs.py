@@ -21,10 +21,11 @@ from crisp_stream import digits
 from crisp_stream.errors import FormatError, InputError, MissingExtraError, MissingObjectError
 from crisp_stream.format.dataset import open_dataset
 from crisp_stream.models.checkpoint import latest_checkpoint, local_copy, read_checkpoint
+from crisp_stream.models.component_account import components_gave
 from crisp_stream.models.training_record import last_loss, last_loss_in_words
 from crisp_stream.report.charts import Curve
 from crisp_stream.report.colours import Colours, RunKey
-from crisp_stream.report.elements import Cells, batch_figure, named, section, table
+from crisp_stream.report.elements import Cells, batch_figure, named, safe, section, table
 from crisp_stream.report.heaviest import card
 from crisp_stream.report.map import MapLevel, TaskShares, Tree, coarser, gathered
 from crisp_stream.storage.store import is_remote, open_store
@@ -55,6 +56,9 @@ class TrainingRun:
     """`bytes_read`, `requests`, `wall_seconds`, `cpu_seconds`."""
     other: Dataset | None = None
     """Generation of the dataset that the run was trained on, where it is not that of the page."""
+    source: str | None = None
+    """Name of the source that is the dataset of the page, where the run has several; what it was served is of this one
+    alone."""
 
     @property
     def batches(self) -> int:
@@ -105,30 +109,48 @@ def read_run(folder: str, dataset: Dataset) -> TrainingRun:
             f"{folder}: holds neither run.json nor a checkpoint of crisp-stream train. Name a histogram file, or the "
             "save_folder of a run."
         )
-    other = _other_generation(folder, str(record.get("dataset_fingerprint") or state.get("dataset")), dataset)
+    trained_on = _trained_on(record) or state.get("datasets") or {}
+    source, other = _source_of_page(folder, trained_on, dataset)
+    own = np.asarray(state.get("served_sources", []), np.int64) == list(trained_on).index(source) if source else ...
     return TrainingRun(
         name=str(record.get("run_name") or state["run_name"]),
         losses=losses or list(enumerate(state["losses"], start=state["first_batch"])),
         held_out=[(float(batch), float(value)) for batch, value in record.get("held_out") or state.get("measured", [])],
         record=record,
-        served_leaves=np.asarray(state.get("served_leaves", []), np.int64),
-        served_windows=np.asarray(state.get("served_windows", []), np.int64),
+        served_leaves=np.asarray(state.get("served_leaves", []), np.int64)[own],
+        served_windows=np.asarray(state.get("served_windows", []), np.int64)[own],
         totals={name: float(record.get(name) or state.get("totals", {}).get(name, 0)) for name in _TOTALS},
         other=other,
+        source=source or None,
     )
 
 
-def _other_generation(folder: str, trained_on: str, dataset: Dataset) -> Dataset | None:
-    """The generation that a run was trained on; None where it is the one of the page. Raises InputError."""
-    if trained_on == dataset.manifest.fingerprint:
-        return None
-    generation = dataset.generation_with(trained_on)
-    if generation is None:
-        raise InputError(
-            f"{folder}: the run was trained on dataset {trained_on[:12]}, {dataset.root} is "
-            f"{dataset.manifest.fingerprint[:12]}. Name the dataset that the run was trained on."
-        )
-    return open_dataset(dataset.root, generation=generation)
+def _trained_on(record: dict[str, Any]) -> dict[str, str]:
+    """Fingerprint of each source by its name, from run.json; of a dataset alone by the name ``; {} without run.json."""
+    sources = record.get("sources")
+    if sources:
+        return {name: str(source["fingerprint"]) for name, source in sources.items()}
+    return {"": str(record["dataset_fingerprint"])} if "dataset_fingerprint" in record else {}
+
+
+def _source_of_page(folder: str, trained_on: dict[str, str], dataset: Dataset) -> tuple[str, Dataset | None]:
+    """The source of a run that is the dataset of the page; and its generation that the run was trained on, where that
+    is not the one of the page.
+
+    Raises:
+        InputError: the run was trained on other datasets.
+    """
+    for name, fingerprint in trained_on.items():
+        if fingerprint == dataset.manifest.fingerprint:
+            return name, None
+    for name, fingerprint in trained_on.items():
+        if (generation := dataset.generation_with(fingerprint)) is not None:
+            return name, open_dataset(dataset.root, generation=generation)
+    named = ", ".join(f"{name} {mark[:12]}".lstrip() for name, mark in trained_on.items()) or "None"
+    raise InputError(
+        f"{folder}: the run was trained on dataset {named}, {dataset.root} is "
+        f"{dataset.manifest.fingerprint[:12]}. Name the dataset that the run was trained on."
+    )
 
 
 def _account(folder: str) -> tuple[dict[str, Any], list[tuple[float, float]]]:
@@ -165,7 +187,8 @@ def _saved_account(state: dict[str, Any], checkpoint: str) -> dict[str, Any]:
         "served_windows": account["served_windows"].tolist(),
         "totals": account["totals"],
         "measured": (saved.get("HeldOutPerplexity") or {}).get("measured", []),
-        "dataset": position.get("dataset"),
+        "served_sources": account["served_sources"].tolist() if "served_sources" in account else [],
+        "datasets": position.get("sources") or {"": str(position.get("dataset"))},
     }
 
 
@@ -175,7 +198,9 @@ def served_shares(run: TrainingRun, levels: Sequence[MapLevel], depth: int, arit
     if not total:
         return None
     step = arity ** (depth - levels[-1].level)
-    served = gathered(f"served to {run.name}", levels[-1], run.served_leaves // step, run.served_windows / total)
+    of_source = f" from source {run.source}" if run.source else ""
+    name = f"served to {run.name}{of_source}"
+    served = gathered(name, levels[-1], run.served_leaves // step, run.served_windows / total)
     if run.other is None:
         return served
     corpus = run.other.windows_per_leaf / run.other.manifest.num_windows
@@ -208,8 +233,37 @@ def run_section(
         f"""{batch_figure("<h3>Training loss</h3>", of_losses, "nats per token", losses, noisy=True)}
 {batch_figure("<h3>Held-out perplexity</h3>", of_held_out, "perplexity", held_out)}
 {table({"": rows}, title="Figures of the runs", caption=_CAPTION, kinds={"State": ""})}
+{_components(runs, colours)}
 {_served_cards(runs, served, tree, colours, scale)}""",
     )
+
+
+def _components(runs: Sequence[TrainingRun], colours: Colours) -> str:
+    """What each component gave, of the runs that have several; nothing without."""
+    groups = {
+        named(run.name, colours.of_run(run.key)): [
+            {
+                "Drawn by": safe(f"{each.source}: {each.drawn_by}" if each.source else each.drawn_by),
+                "Phase": str(each.phase),
+                "Asked": digits.share(each.asked),
+                "Served": digits.share(each.served_share),
+                "Windows": f"{each.served:,.0f}",
+                "Repeats": digits.times(each.repeats),
+                "Loss": NONE if each.loss is None else digits.loss(each.loss),
+            }
+            for each in components_gave(run.record.get("phases") or [])
+        ]
+        for run in runs
+    }
+    groups = {heading: rows for heading, rows in groups.items() if rows}
+    if not groups:
+        return ""
+    return f"<h3>Components of the mixture</h3>\n{table(groups, title='Components of the mixture', caption=_GAVE)}"
+
+
+_GAVE = """Asked and served: shares of the samples of the phase. Windows: served. Repeats: times that each of the
+component's windows was served, on average. Loss: mean training loss on what the component gave, in nats per token. Of
+finished runs."""
 
 
 _CAPTION = """Last loss: mean training loss of the last tenth of the batches, in nats per token, on the run's own

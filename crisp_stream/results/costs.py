@@ -15,6 +15,7 @@ from typing import Any, Literal
 from crisp_stream.errors import InputError
 from crisp_stream.figure import blank_figure, save_figure
 from crisp_stream.models.training_cost import TrainingCost, training_cost
+from crisp_stream.models.training_record import components_of, datasets_of, phases_as_written
 from crisp_stream.results.contaminated import contaminated_columns, contaminated_record, names_in_figures
 from crisp_stream.results.estimates import Estimate
 from crisp_stream.results.pairing import AnyResults, JudgedSet, judged_sets
@@ -103,13 +104,29 @@ def method_of(results: AnyResults, methods: Mapping[str, str]) -> str:
 def _histograms(record: dict[str, Any]) -> str:
     """Name `base`, or `base, then mmlu` for phases; `base > specialist data: base` for another order of samples."""
     mixture, parent = record.get("mixture") or {}, record.get("parent")
-    histograms = ", then ".join(Path(str(phase.get("histogram"))).stem for phase in mixture.get("phases") or [])
+    histograms = ", then ".join(_stems(steps) for steps in phases_as_written(mixture.get("phases") or []))
     restarted = record.get("restarted")
     if not parent or (restarted is not None and "data" not in restarted):  # its phases say what came before
         return histograms
-    datasets = [(one.get("dataset") or {}).get("fingerprint") for one in (record, parent)]
+    datasets = [{each.get("fingerprint") for each in datasets_of(one)} for one in (record, parent)]
     other = "" if datasets[0] == datasets[1] else "other data: "
     return f"{_histograms(parent)} > {other}{histograms}"
+
+
+def _stems(steps: Sequence[dict[str, Any]]) -> str:
+    """Name a phase by the stems of its histograms; `0.95 corpus: task + 0.05 task: base` where it has components."""
+
+    def named(phase: dict[str, Any]) -> str:
+        parts = components_of(phase)
+        stems = [Path(str(part.get("histogram"))).stem for part in parts]
+        names = [
+            f"{part['source']}: {stem}" if part.get("source") else stem for part, stem in zip(parts, stems, strict=True)
+        ]
+        if len(parts) == 1:
+            return names[0]
+        return " + ".join(f"{part['share']:.3g} {name}" for part, name in zip(parts, names, strict=True))
+
+    return named(steps[0]) if len(steps) == 1 else f"{named(steps[0])} to {named(steps[-1])}"
 
 
 def _cost_of(results: AnyResults) -> TrainingCost:

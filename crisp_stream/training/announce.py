@@ -44,6 +44,22 @@ def _rows(run: PreparedRun) -> Iterator[tuple[str, str]]:
         length += f"; goes on after batch {done:,}, {left:,} batches and {left * tokens_per_batch:,} tokens are left"
     yield "batches", length
     yield "memory", _memory(run)
+    for name, dataset in run.sources if run.sources.is_named else ():
+        yield f"source {name}", f"{dataset.manifest.num_windows:,} windows in {dataset.root}"
+    yield from _components(run)
+
+
+def _components(run: PreparedRun) -> Iterator[tuple[str, str]]:
+    """What each phase of the recipe is drawn by, where one has several components, or sources are named."""
+    if not run.sources.is_named and all(each.phase.is_plain for each in run.phases):
+        return
+    for index, phase in enumerate(run.recipe.mixture.phases):
+        steps = [each for each in run.phases if each.index == index]
+        if phase.is_checkpoint or not steps:
+            continue
+        names = [steps[0].summary] if len(steps) == 1 else [steps[0].summary, steps[-1].summary]
+        in_steps = f", in {len(steps)} steps" if len(steps) > 1 else ""
+        yield f"phase {index + 1}", " to ".join(names) + in_steps
 
 
 def _num_parameters(run: PreparedRun) -> int:
@@ -87,6 +103,6 @@ def _warnings(run: PreparedRun) -> Iterator[str]:
             "Ask for it with: crisp-stream forecast"
         )
         return
-    serving = forecast_serving(run.dataset, mixture, run.stream.order(), samples=samples, seed=run.recipe.seed)
+    serving = forecast_serving(run.sources, mixture, run.stream.order(), samples=samples, seed=run.recipe.seed)
     for advice in advise_serving(serving):
         yield f"warning: {advice.text()}"

@@ -19,8 +19,11 @@ from crisp_stream.config.durations import parse_duration
 from crisp_stream.config.recipe import Recipe
 from crisp_stream.errors import InputError, RecipeError, RunInterruptedError, import_extra
 from crisp_stream.examples.hashes import example_hash
-from crisp_stream.format.dataset import open_dataset
+from crisp_stream.examples.sketch import sketch_of
+from crisp_stream.format.dataset import Dataset
+from crisp_stream.format.sources import Sources
 from crisp_stream.format.text_sketch import read_text_sketch
+from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.models.checkpoint import checkpoints_by_batch, local_copy, read_checkpoint
 from crisp_stream.models.training_record import training_record
 from crisp_stream.ranks import join_ranks, together
@@ -116,20 +119,42 @@ def _warnings_of_seen(recipe: Recipe, pretrained: str, allow_seen: bool) -> list
 
     with local_copy(pretrained) as path:
         parent = training_record(read_checkpoint(path), pretrained)
-    dataset = open_dataset(recipe.data.remote, generation=recipe.data.generation, timeout=recipe.data.timeout)
-    sketch = read_text_sketch(dataset)
-    described = {
-        "fingerprint": dataset.manifest.fingerprint,
-        "texts": None if sketch is None else sketch.to_json(),
+    described = {name: _texts_of(dataset) for name, dataset in Sources.open(recipe.data)}
+    phases = [
+        {"histogram": part.summary, **_examples_of(path)}
+        for phase in recipe.mixture.phases
+        for part in (*phase.parts, *(() if phase.schedule is None else phase.schedule.to))
+        for path in part.histograms
+    ]
+    record = {
+        "run_name": recipe.run_name,
+        "dataset": next(iter(described.values())),
+        "sources": described,
+        "mixture": {"phases": phases},
+        "parent": parent,
     }
-    base = [{"histogram": "base", "level": 0}]
-    record = {"run_name": recipe.run_name, "dataset": described, "mixture": {"phases": base}, "parent": parent}
     texts = held_out_texts(recipe)
     seen = seen_examples(record, [example_hash(text) for text in texts], JudgedTexts.of(texts))
     problem = seen.error("validation text")
     if problem is not None and not allow_seen:
         raise InputError(problem)
     return [*([f"warning: {problem}"] if problem else []), *seen.warnings("validation text")]
+
+
+def _texts_of(dataset: Dataset) -> dict[str, Any]:
+    sketch = read_text_sketch(dataset)
+    return {
+        "fingerprint": dataset.manifest.fingerprint,
+        "texts": None if sketch is None else sketch.to_json(),
+    }
+
+
+def _examples_of(histogram: str) -> dict[str, Any]:
+    """The examples that a histogram was counted from; `base` was counted from none."""
+    if histogram == "base":
+        return {"level": 0}
+    sketch = sketch_of(Histogram.load(histogram).provenance)
+    return {"examples": None if sketch is None else sketch.to_json()}
 
 
 def starting_batch(fraction: float, total: int, saved: dict[int, str], pretrained: str) -> int:

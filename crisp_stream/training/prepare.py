@@ -6,23 +6,19 @@ on every rank.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crisp_stream.config.durations import batches_of
 from crisp_stream.config.recipe import Recipe
-from crisp_stream.config.sections import PhaseRecipe
 from crisp_stream.errors import RecipeError, import_extra, require_extra
-from crisp_stream.format.dataset import Dataset, open_dataset
-from crisp_stream.histograms.component import drawn_within_repeats
-from crisp_stream.histograms.histogram import Histogram
+from crisp_stream.format.dataset import Dataset
+from crisp_stream.format.sources import Sources
 from crisp_stream.histograms.mixture import Mixture
-from crisp_stream.histograms.phase import Phase
-from crisp_stream.histograms.window_selection import WindowSelection
 from crisp_stream.models.checkpoint import read_checkpoint
 from crisp_stream.ranks import device_name
+from crisp_stream.training.mixture import RecipePhase, build_phases
 from crisp_stream.training.start import (
     RunStart,
     StartingPoint,
@@ -43,11 +39,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedRun:
-    """A recipe whose dataset, mixture, checkpoint and batch sizes fit each other."""
+    """A recipe whose sources, mixture, checkpoint and batch sizes fit each other."""
 
     recipe: Recipe
-    dataset: Dataset
+    sources: Sources
+    """The dataset, or several by name."""
     mixture: Mixture
+    phases: list[RecipePhase]
+    """Those of the mixture, with what the recipe says of them."""
     stream: RunStream
     """This rank's batches."""
 
@@ -71,6 +70,11 @@ class PreparedRun:
 
     question_sets: list[QuestionSet]
     """Questions to ask during the run."""
+
+    @property
+    def dataset(self) -> Dataset:
+        """The dataset, of several the first: in window length, tokens and tokenizer all are like it."""
+        return self.sources.first
 
     @property
     def end(self) -> int:
@@ -100,26 +104,28 @@ def prepare(recipe: Recipe, checkpoint: StartingPoint) -> PreparedRun:
     _check_device(recipe)
     _check_sharding(recipe, dist.get_world_size())
     per_rank, microbatch_size = _batch_sizes(recipe, dist.get_world_size())
-    dataset = open_dataset(recipe.data.remote, generation=recipe.data.generation, timeout=recipe.data.timeout)
-    tokens_per_batch = recipe.global_train_batch_size * dataset.manifest.window_tokens
+    sources = Sources.open(recipe.data)
+    tokens_per_batch = recipe.global_train_batch_size * sources.manifest.window_tokens
     num_batches = batches_of(recipe.max_duration, tokens_per_batch=tokens_per_batch)
     saved = None if checkpoint.path is None else read_checkpoint(checkpoint.path)
     if saved is not None:
-        check_recipe(recipe, saved, dataset, resumes=checkpoint.resumes)
+        check_recipe(recipe, saved, sources, resumes=checkpoint.resumes)
     start = run_start(recipe, saved, resumes=checkpoint.resumes)
     if saved is not None and not checkpoint.resumes:
         check_something_left(recipe, saved, num_batches)
-    mixture = build_mixture(recipe, dataset, start=start, before=phases_before(recipe, saved, dataset, start))
+    phases = build_phases(recipe, sources, start=start, before=phases_before(recipe, saved, sources, start))
+    mixture = Mixture([each.phase for each in phases], draw=recipe.mixture.draw)
+    readings = ReadOptions.of_sources(recipe.data)
     stream = RunStream(
-        dataset,
+        sources,
         mixture,
         start=start,
         batch_size=per_rank,
         seed=recipe.seed,
-        reading=ReadOptions.of(recipe.data),
+        reading=readings if sources.is_named else readings[""],
         num_samples=start.position_at(num_batches, batch_size=recipe.global_train_batch_size),
     )
-    config, tokenizer = _config_and_tokenizer(recipe, dataset)
+    config, tokenizer = _config_and_tokenizer(recipe, sources)
     dataset_state = None
     if saved is not None:
         check_model(saved, checkpoint.path or Path(), config, tokenizer)
@@ -127,8 +133,9 @@ def prepare(recipe: Recipe, checkpoint: StartingPoint) -> PreparedRun:
             dataset_state = state_to_load(recipe, saved, stream, start, resumes=checkpoint.resumes)
     return PreparedRun(
         recipe=recipe,
-        dataset=dataset,
+        sources=sources,
         mixture=mixture,
+        phases=phases,
         stream=stream,
         tokenizer=tokenizer,
         config=config,
@@ -142,105 +149,23 @@ def prepare(recipe: Recipe, checkpoint: StartingPoint) -> PreparedRun:
     )
 
 
-def _config_and_tokenizer(recipe: Recipe, dataset: Dataset) -> tuple[GPT2Config, PreTrainedTokenizerFast]:
+def _config_and_tokenizer(recipe: Recipe, sources: Sources) -> tuple[GPT2Config, PreTrainedTokenizerFast]:
     from crisp_stream.models.gpt import gpt_config, load_tokenizer
 
-    manifest = dataset.manifest
+    manifest = sources.manifest
     config = gpt_config(
         recipe.model,
         vocab_size=manifest.tokenizer.vocab_size,
         window_tokens=manifest.window_tokens,
         eot_id=manifest.tokenizer.eot_id,
         provenance={
-            "dataset": manifest.fingerprint,
+            **sources.identity(),
             "packing": manifest.packing,
             "window_tokens": manifest.window_tokens,
         },
     )
     eot = manifest.tokenizer.eot_token
-    return config, load_tokenizer(dataset.tokenizer_path(), eot_token=eot, n_positions=config.n_positions)
-
-
-def build_mixture(
-    recipe: Recipe, dataset: Dataset, *, start: RunStart | None = None, before: Sequence[Phase] = ()
-) -> Mixture:
-    """Make the recipe's phases, with lengths in whole global batches, so that a switch falls between steps.
-
-    They end within whole blocks, so that any other run can go on from any of their checkpoints.
-
-    Args:
-        start: counts at which the run began; 0 when None.
-        before: the phases for which `histogram: checkpoint` stands.
-
-    Raises:
-        RecipeError: phases that do not fit into the run.
-        InputError, FormatError: a histogram or a window selection that is not there, or is of another tree or dataset;
-            clusters beyond `max_repeats`.
-    """
-    start = start or RunStart()
-    batch = recipe.global_train_batch_size
-    tokens_per_batch = batch * dataset.manifest.window_tokens
-    num_batches = batches_of(recipe.max_duration, tokens_per_batch=tokens_per_batch)
-    _check_order_known(recipe, start)
-    # Without them, and where the order of samples goes on, the phases count from the beginning of what is continued.
-    counts_from_start = recipe.from_checkpoint or start.samples > start.position
-    phases, begun = list(before), start.batch if counts_from_start else 0
-    for index, phase in enumerate(recipe.mixture.phases):
-        if recipe.from_checkpoint and index == 0:
-            continue
-        drawn = _drawn(phase, dataset)
-        last = index == len(recipe.mixture.phases) - 1
-        until = num_batches
-        if phase.until is not None:
-            until = batches_of(phase.until, tokens_per_batch=tokens_per_batch, run_batches=num_batches)
-        if last and until < num_batches:
-            raise RecipeError(
-                f"`mixture.phases.{index}.until` is batch {until}, but the run has {num_batches}. "
-                "Drop `until` from the last phase."
-            )
-        if not last and not begun < until < num_batches:
-            raise RecipeError(
-                f"`mixture.phases.{index}.until` is batch {until}; it must lie after batch {begun}, where the phase "
-                f"starts, and before batch {num_batches}, where the run ends."
-            )
-        phases.append(_phase(phase, drawn, (min(until, num_batches) - begun) * batch, dataset, last, len(phases)))
-        begun = until
-    return Mixture(phases, draw=recipe.mixture.draw)
-
-
-def _phase(phase: PhaseRecipe, drawn: Phase, samples: int, dataset: Dataset, last: bool, number: int) -> Phase:
-    limited = Phase(drawn.components, samples, max_repeats=phase.max_repeats, on_excess=phase.on_excess)
-    if not last or phase.on_excess == "cap":
-        return limited
-    # Checked for the length of the run, then left open, so that a finished run can be lengthened.
-    if phase.max_repeats is not None:
-        drawn_within_repeats(limited.components[0], dataset, samples, what=f"phase {number + 1}")
-    return drawn
-
-
-def _check_order_known(recipe: Recipe, start: RunStart) -> None:
-    """Raises RecipeError: the order of samples goes on from a checkpoint, but the phases do not say what was served."""
-    if start.position > start.samples and not recipe.from_checkpoint:
-        raise RecipeError(
-            "the schedule starts afresh and the order of samples goes on, so the first of `mixture.phases` must be "
-            "`histogram: checkpoint` (with `windows: FILE`, if that was drawn from a selection). Or start the data "
-            "afresh, too: load_restart=[schedule, data]"
-        )
-
-
-def _drawn(phase: PhaseRecipe, dataset: Dataset) -> Phase:
-    """An open-ended phase, drawn by the window selection or the histograms that the recipe names."""
-    if phase.windows is not None:
-        return Phase.of_windows(WindowSelection.load(phase.windows), dataset)
-    paths = [phase.source] if isinstance(phase.source, str) else list(phase.source)
-    if paths == ["base"]:
-        return Phase(Histogram.base(dataset.manifest))
-    if "base" in paths:
-        raise RecipeError(
-            "`base` cannot be averaged with histograms of a level. Use phases, or `crisp-stream average`."
-        )
-    histograms = [Histogram.load(path) for path in paths]
-    return Phase(histograms[0] if len(histograms) == 1 else Histogram.average(histograms))
+    return config, load_tokenizer(sources.first.tokenizer_path(), eot_token=eot, n_positions=config.n_positions)
 
 
 def _batch_sizes(recipe: Recipe, world_size: int) -> tuple[int, int]:

@@ -28,7 +28,7 @@ from crisp_stream.errors import (
     import_extra,
 )
 from crisp_stream.histograms.window_selection import WindowSelection
-from crisp_stream.loading.continuation import grown_remedy, phases_of_state
+from crisp_stream.loading.continuation import grown_remedy, phases_of_state, source_fingerprints
 from crisp_stream.models.checkpoint import (
     check_readable,
     has_checkpoints,
@@ -45,7 +45,7 @@ from crisp_stream.storage.store import is_remote, local_path, open_store, try_fo
 if TYPE_CHECKING:
     from transformers import GPT2Config, PreTrainedTokenizerFast
 
-    from crisp_stream.format.dataset import Dataset
+    from crisp_stream.format.sources import Sources
     from crisp_stream.histograms.phase import Phase
 
 START_KEY = "start"
@@ -129,8 +129,12 @@ def _not_asked_to_continue(recipe: Recipe, folder: str) -> InputError:
         changed = []
     else:
         changed = list(changed_keys(kept_keys(earlier), recipe).values())
-        if earlier.data.remote != recipe.data.remote:
-            changed.append(f"`data.remote` was {earlier.data.remote}, is {recipe.data.remote}")
+        then, now = earlier.data.roots, recipe.data.roots
+        changed += [
+            f"`{_data_key(name)}` was {then.get(name, 'nothing')}, is {now.get(name, 'nothing')}"
+            for name in dict.fromkeys([*then, *now])
+            if then.get(name) != now.get(name)
+        ]
     if changed:
         return InputError(f"save_folder {folder} holds another run: {'; '.join(changed)}. {_new_name(recipe)}")
     return InputError(
@@ -139,14 +143,20 @@ def _not_asked_to_continue(recipe: Recipe, folder: str) -> InputError:
     )
 
 
+def _data_key(name: str) -> str:
+    """The key of a recipe that names a source."""
+    return f"data.sources.{name}.remote" if name else "data.remote"
+
+
 def _new_name(recipe: Recipe) -> str:
     """How a run gets a folder of its own."""
     named = "{run_name}" in (recipe.save_folder or "")
     return f"For a run of its own: {'run_name=NAME' if named else 'save_folder=FOLDER'}"
 
 
-def check_recipe(recipe: Recipe, checkpoint: dict[str, Any], dataset: Dataset, *, resumes: bool) -> None:
-    """Check that the run of a checkpoint can go on by this recipe and dataset, as far as its mixture is not concerned.
+def check_recipe(recipe: Recipe, checkpoint: dict[str, Any], sources: Sources, *, resumes: bool) -> None:
+    """Check that the run of a checkpoint can go on by this recipe and its sources, as far as its mixture is not
+    concerned.
 
     Args:
         resumes: whether it is a checkpoint of this run.
@@ -165,9 +175,15 @@ def check_recipe(recipe: Recipe, checkpoint: dict[str, Any], dataset: Dataset, *
             )
         return
     changed = changed_keys(_kept_by(checkpoint), recipe)
-    then, now = dataset_state_of(checkpoint, recipe).get("dataset"), dataset.manifest.fingerprint
-    if isinstance(then, str) and then != now and dataset.generation_with(then) is None:
-        changed["data"] = f"the dataset at `data.remote` was {then[:12]}, is {now[:12]}"
+    served, named = source_fingerprints(dataset_state_of(checkpoint, recipe)), dict(sources)
+    for name in dict.fromkeys([*served, *named]):
+        then, dataset = served.get(name), named.get(name)
+        now = None if dataset is None else dataset.manifest.fingerprint
+        is_known = isinstance(then, str) or name not in served
+        grown = dataset is not None and isinstance(then, str) and dataset.generation_with(then) is not None
+        if is_known and then != now and not grown:
+            was, is_now = ("not there" if each is None else str(each)[:12] for each in (then, now))
+            changed[f"data.{name}"] = f"the dataset at `{_data_key(name)}` was {was}, is {is_now}"
     if any(not key.startswith("mixture.") for key in changed):
         raise _another_run(recipe, list(changed.values()))
 
@@ -263,8 +279,10 @@ def check_something_left(recipe: Recipe, checkpoint: dict[str, Any], num_batches
         )
 
 
-def phases_before(recipe: Recipe, checkpoint: dict[str, Any] | None, dataset: Dataset, start: RunStart) -> list[Phase]:
+def phases_before(recipe: Recipe, checkpoint: dict[str, Any] | None, sources: Sources, start: RunStart) -> list[Phase]:
     """The phases served before the run began, for which `histogram: checkpoint` stands; none without it.
+
+    The sources must begin with those of the checkpoint; further ones may follow.
 
     Raises:
         ResumeError: the checkpoint is of another dataset, does not say, cannot be continued there, or was served from
@@ -275,15 +293,22 @@ def phases_before(recipe: Recipe, checkpoint: dict[str, Any] | None, dataset: Da
         return []
     assert checkpoint is not None, "checked with the recipe: there is a load_path"
     state = dataset_state_of(checkpoint, recipe)
-    if state.get("dataset") != dataset.manifest.fingerprint:
-        raise ResumeError(
-            f"cannot continue: dataset was {str(state.get('dataset'))[:12]}, is {dataset.manifest.fingerprint[:12]}. "
-            f"{grown_remedy(state.get('dataset'), dataset) or 'Name the dataset of the checkpoint'}, or start its data "
-            "afresh: load_restart=[data], without that phase."
-        )
+    served = source_fingerprints(state)
+    for number, (name, then) in enumerate(served.items()):
+        dataset = sources.datasets[number] if number < len(sources) else None
+        now = None if dataset is None else dataset.manifest.fingerprint
+        if then != now:
+            of = f"source {name}" if name else "dataset"
+            remedy = None if dataset is None else grown_remedy(then, dataset, sources.names[number])
+            first = f", first, as `data.sources` ({', '.join(served)})" if name else ""
+            raise ResumeError(
+                f"cannot continue: {of} was {str(then)[:12]}, is {str(now)[:12]}. "
+                f"{remedy or f'Name the dataset of the checkpoint{first}'}, or start its data "
+                "afresh: load_restart=[data], without that phase."
+            )
     named = recipe.mixture.phases[0].windows
     selections = [] if named is None else [WindowSelection.load(named)]
-    return phases_of_state(state, dataset, until=start.position, selections=selections)
+    return phases_of_state(state, sources, until=start.position, selections=selections)
 
 
 def check_model(checkpoint: dict[str, Any], path: Path, config: GPT2Config, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -317,7 +342,7 @@ def state_to_load(
     if not resumes and "data" in recipe.restarts:
         return stream.state_dict()
     saved = dataset_state_of(checkpoint, recipe)
-    if resumes and saved.get("dataset") == stream.dataset.manifest.fingerprint:
+    if resumes and source_fingerprints(saved) == source_fingerprints(stream.sources.identity()):
         _check_mixture(recipe, checkpoint, stream)
     same = resumes or saved.get("mixture") == stream.mixture.fingerprint
     stream.load_state_dict(state := saved if same else stream.continued_state(saved))

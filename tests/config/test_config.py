@@ -163,6 +163,9 @@ def float_keys(kind: type, prefix: str = "") -> list[str]:
 @pytest.mark.parametrize("key", float_keys(Recipe))
 def test_infinities_and_nan_are_refused_for_every_number(recipe_file: Path, key: str, value: str) -> None:
     override = f"{key}={value}" if key != "optimizer.betas.0" else f"optimizer.betas=[{value}, 0.9]"
+    phase, is_scheduled, name = key.partition("schedule.to.0.")
+    if is_scheduled:
+        override = f"{phase}schedule.to=[{{{name}: {value}}}]"
     with pytest.raises(RecipeError, match=rf"`{key}` must be a finite number; got -?(inf|nan)"):
         load_recipe(recipe_file, [override])
 

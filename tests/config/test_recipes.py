@@ -14,7 +14,7 @@ from crisp_stream.config.files import list_recipes, read_recipe
 from crisp_stream.config.load import load_recipe
 from crisp_stream.errors import InputError
 from crisp_stream.forecast.forecast import forecast
-from crisp_stream.training.prepare import build_mixture
+from crisp_stream.training.mixture import build_mixture
 from crisp_stream.training.train import train
 from tests.support.seaweed import S3Server
 from tests.support.selections import random_selection
@@ -22,7 +22,20 @@ from tests.support.small_runs import SmallRun, leaf_histogram, small_run, write_
 from tests.support.synthetic import upload
 
 SIZES = ["demo", "gpt-350m", "gpt-1.3b", "gpt-6.7b"]
-METHODS = ["base", "crisp", "selected", "multitask", "continued", "from-checkpoint", "finetune", "only-specialist"]
+METHODS = [
+    "base",
+    "crisp",
+    "crisp-task",
+    "selected",
+    "multitask",
+    "annealed",
+    "continued",
+    "from-checkpoint",
+    "finetune",
+    "replay",
+    "only-specialist",
+]
+WITH_TASK_TEXT = ("crisp-task", "replay")
 TOY = [
     "model.n_embd=32",
     "model.n_layer=2",
@@ -63,7 +76,7 @@ def test_a_header_says_what_it_is_what_it_needs_what_it_costs_and_how_to_launch_
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("method", ["crisp", "selected", "multitask", "continued"])
+@pytest.mark.parametrize("method", ["crisp", "selected", "multitask", "continued", "annealed"])
 def test_methods_differ_from_base_in_the_mixture_alone(size: str, method: str) -> None:
     base, other = load_recipe([size, "base"]), load_recipe([size, method])
     for key in ("seed", "model", "optimizer", "scheduler", "max_duration", "global_train_batch_size", "data"):
@@ -136,18 +149,30 @@ def test_every_recipe_trains_two_batches_at_toy_width_from_a_local_and_from_an_s
         "multitask": [f"mixture.phases.0.histogram=[{done.histogram}, {other}]"],
         "continued": [f"mixture.phases.1.histogram={done.histogram}", "mixture.phases.0.until=0.5dur"],
         "from-checkpoint": [f"mixture.phases.1.histogram={done.histogram}"],
+        "crisp-task": [f"mixture.phases.0.components.0.histogram={done.histogram}"],
+        "annealed": [
+            f"mixture.phases.0.schedule.to.0.histogram={done.histogram}",
+            "mixture.phases.0.schedule.steps=2",
+        ],
     }.get(method, [])
     data = [f"data.remote={specialist if method in ('finetune', 'only-specialist') else root}"]
+    if method in WITH_TASK_TEXT:
+        data = [f"data.sources.corpus.remote={root}", f"data.sources.task.remote={specialist}"]
     toy = [*TOY, f"data.local={tmp_path / 'cache'}", "data.num_workers=0"]
     length, batches = ["max_duration=2ba", "scheduler.t_warmup=1ba"], range(1, 3)
-    if method in ("from-checkpoint", "finetune"):
+    if method in ("from-checkpoint", "finetune", "replay"):
         generic = load_recipe([size, "base"], [*toy, f"data.remote={root}", f"save_folder={tmp_path}/generic"])
         checkpoint = str(train(generic).checkpoint).replace("ba10", "ba8")
         length, batches = [f"load_path={checkpoint}"], range(9, 11)
     report = train(load_recipe([size, method], [*toy, *data, *histogram, *length, f"save_folder={tmp_path}/run"]))
     first_batches = {phase["first_batch"] for phase in report.phases if phase["samples"]}
     assert (tmp_path / "run" / f"ep0-ba{batches[-1]}-rank0.pt").exists()
-    if method == "continued":
+    if method in WITH_TASK_TEXT:
+        assert {name: source["root"] for name, source in (report.sources or {}).items()} == {
+            "corpus": root,
+            "task": specialist,
+        }
+    if method in ("continued", "annealed"):
         assert first_batches == {1, 2}
     elif method == "from-checkpoint":
         assert (report.batches, first_batches) == (10, {1, 9})

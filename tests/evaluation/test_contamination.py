@@ -154,7 +154,9 @@ def test_a_file_says_what_was_looked_for_where_and_other_files_are_refused(tmp_p
     assert (read.dataset, read.fingerprint, read.ngram) == ("data", dataset.manifest.fingerprint, 13)
     assert read.dataset_warning(dataset.manifest.fingerprint) is None
     assert "trained on dataset 000000000000. Its" in str(read.dataset_warning("0" * 64))
-    assert "trained on a dataset it does not name" in str(read.dataset_warning(None))
+    assert "trained on a dataset it does not name" in str(read.dataset_warning())
+    both = str(read.dataset_warning(dataset.manifest.fingerprint, "0" * 64))
+    assert "the model was trained also on dataset 000000000000. Its" in both
     table = pq.ParquetFile(path).read()
     for content, message in (
         (table.replace_schema_metadata({}), "not a file of contaminated examples"),

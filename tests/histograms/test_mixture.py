@@ -17,7 +17,7 @@ from crisp_stream.config.load import load_recipe
 from crisp_stream.errors import InputError
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.histograms.component import drawn_within_repeats, water_fill, windows_per_node
-from crisp_stream.training.prepare import build_mixture
+from crisp_stream.training.mixture import build_mixture
 from tests.support.synthetic import synthetic_tree, write_synthetic_dataset
 
 

@@ -394,13 +394,19 @@ def test_sources_lie_on_different_stores(
     local = {"corpus": corpus, "task": task, "more": more}
     expected = drawn(local, mixture, 0, 400).tolist()
     roots = {"corpus": remote["corpus"], "task": task.root, "more": remote["more"]}
-    dataset = MixtureDataset(
-        roots, mixture, batch_size=20, seed=SEED, reading=ReadOptions(local=tmp_path / "cache", lookahead=60)
-    )
+    reading = {name: ReadOptions(local=tmp_path / name, lookahead=60) for name in roots}
+    dataset = MixtureDataset(roots, mixture, batch_size=20, seed=SEED, reading=reading)
     offsets = Sources(local).first_windows
     found = [int(offsets[source]) + window for source, window in taken(dataset, 20)]
     assert found == expected
     assert dataset.requests > 2
+    for name, source in local.items():  # each in the cache of its own; a folder is read in place
+        cached = [path.name for path in (tmp_path / name).glob("*")]
+        assert cached == ([] if name == "task" else [source.manifest.fingerprint[:16]])
+    with pytest.raises(
+        InputError, match="reading: must have options for each of the sources corpus, task, more, got x"
+    ):
+        MixtureDataset(roots, mixture, batch_size=20, reading={"x": ReadOptions()})
 
 
 @pytest.mark.parametrize(("shape", "shares"), [("linear", [1 / 6, 1 / 2, 5 / 6]), ("cosine", [0.067, 1 / 2, 0.933])])

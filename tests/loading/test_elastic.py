@@ -19,7 +19,7 @@ from crisp_stream.models.checkpoint import read_checkpoint
 from crisp_stream.order.blocks import Blocks
 from crisp_stream.order.draw_table import DrawTable
 from crisp_stream.order.order import SampleOrder, phases_in_turn
-from crisp_stream.training.prepare import build_mixture
+from crisp_stream.training.mixture import build_mixture
 from crisp_stream.training.train import train
 from tests.support.small_runs import BATCHES, SmallRun, account_of, copy_until, launch, losses_of, small_run, windows_of
 

@@ -21,7 +21,7 @@ from crisp_stream.models import gpt as gpt_module
 from crisp_stream.models.gpt import build_gpt, compile_blocks, gpt_config
 from crisp_stream.training.callbacks.cluster_losses import ClusterLosses, WindowLosses
 from crisp_stream.training.callbacks.served import ServedMixture
-from crisp_stream.training.prepare import build_mixture
+from crisp_stream.training.mixture import build_mixture
 from crisp_stream.training.train import train
 from tests.support.small_runs import SmallRun, account_of, copy_until, losses_of, small_run, windows_of, write_dataset
 

@@ -14,7 +14,7 @@ from crisp_stream.models import gpt as model
 from crisp_stream.models.checkpoint import read_checkpoint
 from crisp_stream.models.export import export
 from crisp_stream.models.training_record import training_record
-from crisp_stream.training.prepare import build_mixture
+from crisp_stream.training.mixture import build_mixture
 from crisp_stream.training.train import train
 from tests.support.selections import random_selection
 from tests.support.small_runs import SmallRun, account_of, losses_of, small_run, windows_of
@@ -109,7 +109,6 @@ def test_a_run_from_the_checkpoint_of_a_selection_equals_the_switch_within_one_r
         ("histogram: checkpoint", "", ResumeError, r"phase 1 was drawn from the window selection .* Name its file"),
         ("histogram: checkpoint, windows: {other}", "", ResumeError, "; named: "),
         ("windows: {file}, until: 4ba", "schedule", RecipeError, r"`histogram: checkpoint` \(with `windows: FILE`"),
-        ("histogram: base, windows: {file}, until: 4ba", "", RecipeError, "has both `histogram` and `windows`"),
         ("histogram: checkpoint, windows: {file}, until: 4ba", "", RecipeError, "has neither `until` nor"),
     ],
 )

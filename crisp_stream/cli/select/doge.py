@@ -73,7 +73,8 @@ def _doge(arguments: argparse.Namespace) -> None:
         target_windows=arguments.target_windows,
         average=arguments.average,
     )
-    dataset = open_dataset(recipe.data.remote, generation=recipe.data.generation, timeout=recipe.data.timeout)
+    root = recipe.data.only_root("DoGE")
+    dataset = open_dataset(root, generation=recipe.data.generation, timeout=recipe.data.timeout)
     other = None
     if arguments.compare is not None:
         other = comparable(Histogram.load(arguments.compare), arguments.level, dataset.manifest.tree_fingerprint)

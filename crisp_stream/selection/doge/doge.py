@@ -89,7 +89,8 @@ def weigh_by_doge(
 
     settings = settings or DogeSettings()
     _check_recipe(recipe)
-    dataset = open_dataset(recipe.data.remote, generation=recipe.data.generation, timeout=recipe.data.timeout)
+    root = recipe.data.only_root("DoGE")
+    dataset = open_dataset(root, generation=recipe.data.generation, timeout=recipe.data.timeout)
     target = read_target_text(text, dataset, text_column=text_column, limit=limit)
     run = DogeRun(recipe, settings, dataset, target, out=Path(out), log=log)
     run.finish()

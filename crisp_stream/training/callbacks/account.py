@@ -20,6 +20,8 @@ from composer.loggers import Logger
 from composer.utils import dist
 from numpy.typing import NDArray
 
+from crisp_stream.format.sources import Sources
+from crisp_stream.loading.batches import SOURCE
 from crisp_stream.loading.mixture_dataset import MixtureDataset
 from crisp_stream.training.start import RunStart
 
@@ -27,21 +29,22 @@ from crisp_stream.training.start import RunStart
 class RunAccount(Callback):
     """Losses, learning rates, served clusters, bytes, requests, time: of the whole run, resumed parts included."""
 
-    def __init__(
-        self, leaves: NDArray[np.uint32], reads: MixtureDataset, *, start: RunStart, log_windows: bool = False
-    ) -> None:
+    def __init__(self, sources: Sources, reads: MixtureDataset, *, start: RunStart, log_windows: bool = False) -> None:
         """Args:
-        leaves: [num_leaves], sorted ids of the dataset's leaves.
-        reads: the dataset whose counters are added up.
+        sources: what the run is served from.
+        reads: the stream whose counters are added up.
         start: counts at which the run began, and at which the account begins.
         log_windows: also keep the window ids of every batch.
         """
-        self.leaves = leaves
+        self.sources = sources
         self.start = start
-        self.served_per_leaf = np.zeros(len(leaves), np.int64)
+        self.served_per_leaf: NDArray[np.int64] = np.zeros(int(sources.first_rows[-1]), np.int64)
+        """[num_leaves], windows served of each leaf; of several sources one after the other."""
         self.losses: list[float] = []
         self.learning_rates: list[float] = []
         self.windows_per_batch: list[list[int]] | None = [] if log_windows else None
+        """Sorted window numbers of every batch: those of a dataset are its window ids, and those of several sources
+        count the windows of one after the other."""
         self.resumed_at: int | None = None
         self._reads = reads
         self._before = dict.fromkeys(("bytes_read", "requests", "wall_seconds", "cpu_seconds"), 0.0)
@@ -74,9 +77,9 @@ class RunAccount(Callback):
             self.resumed_at = int(state.timestamp.batch)
 
     def after_dataloader(self, state: State, logger: Logger) -> None:
-        clusters, windows = state.batch["cluster"], state.batch["window"]
+        batch, columns = state.batch, ["cluster", "window", *([SOURCE] if self.sources.is_named else [])]
         counters = [self._reads.bytes_read, self._reads.requests, int(1000 * (cpu_seconds() - self._cpu_started))]
-        local = torch.cat([clusters.to(torch.int64), windows.to(torch.int64), torch.tensor(counters)])
+        local = torch.cat([*(batch[column].to(torch.int64) for column in columns), torch.tensor(counters)])
         self._gathering = _start_gathering(local, state)
 
     def _account_batch(self) -> None:
@@ -85,13 +88,16 @@ class RunAccount(Callback):
         gathered, work = self._gathering
         if work is not None:
             work.wait()
-        ranks = gathered.cpu().numpy()  # [world_size, 2 x windows per rank + 3]
-        clusters, windows, counters = np.split(ranks, [(ranks.shape[1] - 3) // 2, ranks.shape[1] - 3], axis=1)
-        np.add.at(self.served_per_leaf, np.searchsorted(self.leaves, clusters.ravel()), 1)
+        ranks = gathered.cpu().numpy()  # [world_size, 2 or, with sources, 3 x windows per rank + 3]
+        samples, counters = np.split(ranks, [ranks.shape[1] - 3], axis=1)
+        clusters, windows, *sources = (part.ravel() for part in np.split(samples, 2 + self.sources.is_named, axis=1))
+        source = sources[0] if sources else None
+        np.add.at(self.served_per_leaf, self.sources.rows_of(clusters, source), 1)
         bytes_read, requests, cpu_milliseconds = counters.sum(axis=0).tolist()
         self._session |= {"bytes_read": bytes_read, "requests": requests, "cpu_seconds": cpu_milliseconds / 1000}
         if self.windows_per_batch is not None:
-            self.windows_per_batch.append(sorted(windows.ravel().tolist()))
+            first = 0 if source is None else self.sources.first_windows[source]
+            self.windows_per_batch.append(sorted((windows + first).tolist()))
 
     def batch_start(self, state: State, logger: Logger) -> None:
         self.learning_rates.append(float(state.optimizers[0].param_groups[0]["lr"]))
@@ -103,15 +109,18 @@ class RunAccount(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         served = np.flatnonzero(self.served_per_leaf)
+        leaves, source = self.sources.leaves_of(served)
         saved: dict[str, Any] = {
             "losses": torch.tensor(self.losses, dtype=torch.float64),
             "learning_rates": torch.tensor(self.learning_rates, dtype=torch.float64),
-            "served_leaves": torch.from_numpy(self.leaves[served].astype(np.int64)),
+            "served_leaves": torch.from_numpy(leaves),
             "served_windows": torch.from_numpy(self.served_per_leaf[served]),
             "totals": self.totals,
             "device_seconds": self.device_seconds,
             "start": asdict(self.start),
         }
+        if self.sources.is_named:
+            saved["served_sources"] = torch.from_numpy(source)
         if self.windows_per_batch is not None:
             saved["windows_per_batch"] = self.windows_per_batch
         return saved
@@ -119,8 +128,11 @@ class RunAccount(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.losses = state["losses"].tolist()
         self.learning_rates = state["learning_rates"].tolist()
-        at = np.searchsorted(self.leaves, state["served_leaves"].numpy())
-        self.served_per_leaf[at] = state["served_windows"].numpy()
+        source = (
+            state["served_sources"].numpy() if "served_sources" in state else None
+        )  # None: of one dataset, the first
+        rows = self.sources.rows_of(state["served_leaves"].numpy(), source)
+        self.served_per_leaf[rows] = state["served_windows"].numpy()
         self._before = dict(state["totals"])
         self._device_seconds = state.get("device_seconds")
         self.start = RunStart(**state.get("start", {}))

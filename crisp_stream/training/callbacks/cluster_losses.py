@@ -7,15 +7,18 @@ nothing that can be measured (docs/train/runs.md); a second pass over the logits
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from crisp_stream.format.dataset import Dataset
+from crisp_stream.format.sources import Sources
 from crisp_stream.loading.batches import IGNORED_LABEL
+
+if TYPE_CHECKING:
+    from crisp_stream.histograms.mixture import Data
 
 
 class WindowLosses:
@@ -51,17 +54,21 @@ LOGGED_CLUSTERS = 256
 
 
 class ClusterLosses:
-    """Loss by level-1 cluster, summed over intervals of batches."""
+    """Loss by level-1 cluster of each source, summed over intervals of batches."""
 
-    def __init__(self, dataset: Dataset, *, first_batch: int, last_batch: int, log_interval: int) -> None:
+    def __init__(self, data: Data, *, first_batch: int, last_batch: int, log_interval: int) -> None:
         """Args:
+        data: the dataset, or the sources; clusters are those of one after the other.
         first_batch: number of the run's first batch.
         last_batch: number of the run's last batch.
         log_interval: batches.
         """
-        manifest = dataset.manifest
-        self.num_clusters = manifest.arity
-        self.leaves_per_cluster = manifest.arity ** (manifest.depth - 1)
+        self._sources = Sources.of(data)
+        manifests = [dataset.manifest for dataset in self._sources.datasets]
+        self._first_cluster = np.cumsum([0, *(manifest.arity for manifest in manifests)]).tolist()
+        self.num_clusters: int = self._first_cluster[-1]
+        """Of all sources."""
+        self._leaves_per_cluster = [manifest.arity ** (manifest.depth - 1) for manifest in manifests]
         shortest = -(-(last_batch + 1 - first_batch) * self.num_clusters // _CSV_ROWS)
         self.interval = -(-max(shortest, 1) // log_interval) * log_interval
         """Batches that are summed up, a multiple of `log_interval`."""
@@ -69,6 +76,22 @@ class ClusterLosses:
         """(first batch, last batch, cluster, windows, predicted tokens, mean loss in nats per token)."""
         self._sums = np.zeros((self.num_clusters, 3))
         self._first_batch = first_batch
+
+    def clusters_of(self, leaves: torch.Tensor, source: torch.Tensor | None) -> torch.Tensor:
+        """Number of the level-1 cluster of each leaf, [num_leaves], by the index of its source."""
+        if source is None or len(self._sources) == 1:
+            return leaves // self._leaves_per_cluster[0]
+        per_cluster = torch.tensor(self._leaves_per_cluster, device=leaves.device)
+        return leaves // per_cluster[source] + torch.tensor(self._first_cluster, device=leaves.device)[source]
+
+    def name_of(self, cluster: int) -> str:
+        """`7`, or `corpus/7` of named sources."""
+        source, own = self._place(cluster)
+        return f"{self._sources.names[source]}/{own}" if self._sources.is_named else str(own)
+
+    def _place(self, cluster: int) -> tuple[int, int]:
+        source = int(np.searchsorted(self._first_cluster, cluster, side="right")) - 1
+        return source, cluster - self._first_cluster[source]
 
     def add(self, sums: NDArray[np.float64]) -> None:
         """Add a batch: [num_clusters, 3] windows, predicted tokens, summed loss in nats."""
@@ -84,9 +107,10 @@ class ClusterLosses:
 
     def csv(self, batch: int) -> str:
         """cluster_losses.csv after a batch, with the interval that is still open."""
-        lines = ["first_batch,last_batch,cluster,windows,tokens,loss"]
+        named = self._sources.is_named
+        lines = [f"first_batch,last_batch,{'source,' if named else ''}cluster,windows,tokens,loss"]
         lines += [
-            f"{first},{last},{cluster},{windows},{tokens},{loss!r}"
+            f"{first},{last},{self.name_of(cluster).replace('/', ',')},{windows},{tokens},{loss!r}"
             for first, last, cluster, windows, tokens, loss in [*self.rows, *self._open_rows(batch)]
         ]
         return "\n".join([*lines, ""])
@@ -107,5 +131,7 @@ class ClusterLosses:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
         self.rows = [(*map(int, row[:5]), row[5]) for row in state["rows"].tolist()]  # pyright: ignore[reportAttributeAccessIssue]
-        self._sums[:] = state["sums"].numpy()
+        sums = state["sums"].numpy()
+        self._sums[:] = 0.0
+        self._sums[: len(sums)] = sums  # of one dataset, or of fewer sources: the first ones
         self._first_batch = int(state["first_batch"])

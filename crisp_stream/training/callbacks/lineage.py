@@ -18,19 +18,23 @@ from composer.core import Callback
 
 from crisp_stream import __version__
 from crisp_stream.config.kept import kept_keys
-from crisp_stream.config.recipe import Recipe
-from crisp_stream.config.sections import CHECKPOINT
 from crisp_stream.examples.sketch import RECORD_HASHES, sketch_of
 from crisp_stream.format.text_sketch import read_text_sketch
+from crisp_stream.histograms.component import Component
 from crisp_stream.histograms.histogram import Histogram
-from crisp_stream.histograms.mixture import Mixture
 from crisp_stream.histograms.window_selection import WindowSelection
 from crisp_stream.models.checkpoint import read_checkpoint
 from crisp_stream.models.tokenizer_parts import tokenizer_parts
-from crisp_stream.models.training_record import RECIPE_KEY, public_address, training_record
-from crisp_stream.storage.store import file_name
+from crisp_stream.models.training_record import (
+    RECIPE_KEY,
+    components_of,
+    datasets_of,
+    public_address,
+    training_record,
+)
 
 if TYPE_CHECKING:
+    from crisp_stream.format.dataset import Dataset
     from crisp_stream.training.prepare import PreparedRun
 
 _PACKAGES = {"composer": "mosaicml", "torch": "torch", "transformers": "transformers"}
@@ -62,11 +66,12 @@ def describe_run(run: PreparedRun) -> dict[str, Any]:
     return {
         "run_name": recipe.run_name,
         RECIPE_KEY: kept_keys(recipe),
-        "dataset": {**_describe_dataset(run), "texts": _describe_text_of(run, parent)},
+        "dataset": {**_describe_dataset(run, run.dataset), "texts": _describe_text_of(run.dataset, parent)},
+        **_describe_sources(run, parent),
         "mixture": {
             "fingerprint": mixture.fingerprint,
             "draw": mixture.draw,
-            "phases": _describe_phases(recipe, mixture, begun_from or {}),
+            "phases": _describe_phases(run, begun_from or {}),
         },
         "seed": recipe.seed,
         "training": {
@@ -116,8 +121,18 @@ def _earlier_versions(
     return [*record["earlier_versions"], *([before] if record["versions"] != versions else [])]
 
 
-def _describe_dataset(run: PreparedRun) -> dict[str, Any]:
-    dataset, manifest = run.dataset, run.dataset.manifest
+def _describe_sources(run: PreparedRun, parent: dict[str, Any] | None) -> dict[str, Any]:
+    """The sources by name, where they have names; the text of the first stands with `dataset`, which is the first."""
+    if not run.sources.is_named:
+        return {}
+    texts = {
+        name: _describe_text_of(each, parent) if number else None for number, (name, each) in enumerate(run.sources)
+    }
+    return {"sources": {name: {**_describe_dataset(run, each), "texts": texts[name]} for name, each in run.sources}}
+
+
+def _describe_dataset(run: PreparedRun, dataset: Dataset) -> dict[str, Any]:
+    manifest = dataset.manifest
     return {
         "fingerprint": manifest.fingerprint,
         "root": public_address(dataset.root),
@@ -136,46 +151,72 @@ def _describe_dataset(run: PreparedRun) -> dict[str, Any]:
     }
 
 
-def _describe_text_of(run: PreparedRun, parent: dict[str, Any] | None) -> dict[str, Any] | None:
+def _describe_text_of(dataset: Dataset, parent: dict[str, Any] | None) -> dict[str, Any] | None:
     """A sketch of the dataset's text; None where a checkpoint before has it already, or the dataset does not say."""
     before = parent
     while before:
-        dataset = before.get("dataset") or {}
-        if dataset.get("fingerprint") == run.dataset.manifest.fingerprint and dataset.get("texts") is not None:
-            return None
+        for known in datasets_of(before):
+            if known.get("fingerprint") == dataset.manifest.fingerprint and known.get("texts") is not None:
+                return None
         before = before.get("parent")
-    sketch = read_text_sketch(run.dataset)
+    sketch = read_text_sketch(dataset)
     return None if sketch is None else sketch.to_json()
 
 
-def _describe_phases(recipe: Recipe, mixture: Mixture, begun_from: dict[str, Any]) -> list[dict[str, Any]]:
+def _describe_phases(run: PreparedRun, begun_from: dict[str, Any]) -> list[dict[str, Any]]:
     """Args:
-    recipe: of the run.
-    mixture: of the run; its first phases may be those of the checkpoint that it goes on from.
+    run: its first phases may be those of the checkpoint that it goes on from.
     begun_from: the record of that checkpoint; {} without one.
     """
-    named = [_name(phase.source) for phase in recipe.mixture.phases if phase.histogram != CHECKPOINT]
-    names: list[str | None] = [*[None] * (len(mixture.phases) - len(named)), *named]
     inherited = {phase.get("first_sample"): phase for phase in _phases_of(begun_from)}
     described, first_sample = [], 0
-    for phase, name in zip(mixture.phases, names, strict=True):
-        limit = {} if phase.max_repeats is None else {"max_repeats": phase.max_repeats, "on_excess": phase.on_excess}
-        served = inherited.get(first_sample) or {}
-        selected = {} if phase.windows is None else {"windows": _describe_windows(phase.windows)}
-        described.append(
-            {
-                "histogram": served.get("histogram") if name is None else name,
-                "fingerprint": phase.histogram.fingerprint,
-                "level": phase.histogram.level,
-                "clusters": len(phase.histogram.nodes),
-                "first_sample": first_sample,
-                "examples": served.get("examples") if name is None else _describe_examples(phase.histogram),
-                **limit,
-                **selected,
-            }
-        )
-        first_sample += phase.samples or 0
+    for made in run.phases:
+        served, components = inherited.get(first_sample) or {}, made.phase.components
+        if made.parts is None:  # histograms and their examples are named as in the record of the checkpoint
+            written = components_of(served) if len(components_of(served)) == len(components) else [{}] * len(components)
+            named = [(each.get("histogram"), each.get("examples")) for each in written]
+        else:
+            sketches = [_describe_examples(component.histogram) for component in components]
+            named = [(part.summary, sketch) for part, sketch in zip(made.parts, sketches, strict=True)]
+        parts = [_describe_component(*each) for each in zip(components, named, strict=True)]
+        if made.phase.is_plain:
+            described.append({**parts[0], "first_sample": first_sample})
+        else:
+            described.append(
+                {
+                    "histogram": served.get("histogram") if made.parts is None else made.summary,
+                    "first_sample": first_sample,
+                    "recipe_phase": served.get("recipe_phase") if made.parts is None else made.index,
+                    "components": [
+                        {"source": component.source or None, "share": component.share, **part}
+                        for component, part in zip(components, parts, strict=True)
+                    ],
+                }
+            )
+        first_sample += made.phase.samples or 0
     return described
+
+
+def _describe_component(component: Component, named: tuple[str | None, dict[str, Any] | None]) -> dict[str, Any]:
+    """Args:
+    component: as it is drawn.
+    named: the name of its histogram, and the examples that this was counted from.
+    """
+    histogram, limit, selected = component.histogram, {}, {}
+    if component.max_repeats is not None:
+        limit = {"max_repeats": component.max_repeats, "on_excess": component.on_excess}
+    if component.windows is not None:
+        selected = {"windows": _describe_windows(component.windows)}
+    name, examples = named
+    return {
+        "histogram": name,
+        "fingerprint": histogram.fingerprint,
+        "level": histogram.level,
+        "clusters": len(histogram.nodes),
+        "examples": examples,
+        **limit,
+        **selected,
+    }
 
 
 def _describe_examples(histogram: Histogram) -> dict[str, Any] | None:
@@ -190,12 +231,6 @@ def _phases_of(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _describe_windows(selection: WindowSelection) -> dict[str, Any]:
     return {"fingerprint": selection.fingerprint, "selected": selection.num_selected, "of": selection.num_windows}
-
-
-def _name(source: str | tuple[str, ...]) -> str:
-    """`base`, the file's name, or the names of the files that were averaged; never a folder."""
-    names = [file_name(path) for path in ((source,) if isinstance(source, str) else source)]
-    return names[0] if len(names) == 1 else f"average of {', '.join(names)}"
 
 
 def _describe_texts(texts: Sequence[str]) -> dict[str, Any]:

@@ -84,9 +84,9 @@ def build_callbacks(
     """
     recipe = run.recipe
     length: dict[str, Any] = {"num_batches": run.num_batches, "log_interval": recipe.log_interval}
-    account = RunAccount(run.dataset.leaves, run.stream, start=run.start, log_windows=recipe.log_windows)
+    account = RunAccount(run.sources, run.stream, start=run.start, log_windows=recipe.log_windows)
     divergence = Divergence(account, run.checkpoint.url)
-    monitor = RunMonitor(account, run.mixture, run.dataset, loader, **length, window_losses=window_losses)
+    monitor = RunMonitor(account, run.mixture, run.sources, loader, **length, window_losses=window_losses)
     held_out, questions = _evaluations(run, gpt)
     interval = _interval(recipe.save_interval, run)
     return RunCallbacks(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from crisp_stream.format.dataset import Dataset
+from crisp_stream.format.sources import Sources
 from crisp_stream.histograms.mixture import Mixture
+
+if TYPE_CHECKING:
+    from crisp_stream.histograms.mixture import Data
 
 
 def total_variation(served_per_leaf: NDArray[np.int64], proportions: NDArray[np.float64]) -> float:
@@ -35,14 +38,16 @@ class ServedMixture:
     Total variation between leaf frequencies, in [0, 1].
     """
 
-    def __init__(self, mixture: Mixture, dataset: Dataset, *, position: int = 0) -> None:
+    def __init__(self, mixture: Mixture, data: Data, *, position: int = 0) -> None:
         """Args:
+        mixture: of the recipe.
+        data: the dataset, or the sources; leaves are those of one after the other.
         position: place in the order of samples where the run began; nothing was served here of phases before it.
         """
-        self._mixture, self._dataset = mixture, dataset
+        self._mixture, self._sources = mixture, Sources.of(data)
         self.position = position
         """Place in the order of samples where the counts begin."""
-        self._served_before = np.zeros(len(dataset.leaves), np.int64)
+        self._served_before = np.zeros(int(self._sources.first_rows[-1]), np.int64)
         self._wanted_before: NDArray[np.float64] | None = None
         self._proportions: tuple[int, NDArray[np.float64]] | None = None
         ends = np.cumsum([phase.samples or 0 for phase in mixture.phases]).tolist()
@@ -97,24 +102,39 @@ class ServedMixture:
 
     def _proportions_of(self, index: int) -> NDArray[np.float64]:
         if self._proportions is None or self._proportions[0] != index:
-            self._proportions = (index, self._mixture.proportions_of_phase(index, self._dataset))
+            self._proportions = (index, self._mixture.proportions_of_phase(index, self._sources))
         return self._proportions[1]
 
     def state_dict(self) -> dict[str, Any]:
         """Finished phases, and what had been served when the last of them ended."""
         rows = np.flatnonzero(self._served_before)
+        leaves, source = self._sources.leaves_of(rows)
         return {
             "finished": list(self._finished),
-            "leaves": torch.from_numpy(self._dataset.leaves[rows].astype(np.int64)),
+            "leaves": torch.from_numpy(leaves),
             "served_before": torch.from_numpy(self._served_before[rows]),
+            **({"sources": torch.from_numpy(source)} if self._sources.is_named else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
         self._finished = list(state["finished"])
-        rows = np.searchsorted(self._dataset.leaves, state["leaves"].numpy())
+        source = state["sources"].numpy() if "sources" in state else None  # None: of one dataset, the first
+        rows = self._sources.rows_of(state["leaves"].numpy(), source)
         self._served_before[:] = 0
         self._served_before[rows] = state["served_before"].numpy()
+
+
+def drawable_per_leaf(mixture: Mixture, sources: Sources) -> NDArray[np.int64]:
+    """[num_leaves], the windows of each leaf that can be drawn, of one source after the other: all, or of a source of
+    which all components have one selection, the selected ones. (Of several selections all windows are counted.)"""
+    drawable = []
+    for index, dataset in enumerate(sources.datasets):
+        own = [part for part in mixture.components if sources.index(part.source, what="a component") == index]
+        selections = {part.windows for part in own}
+        only = selections.pop() if len(selections) == 1 else None
+        drawable.append(dataset.windows_per_leaf if only is None else only.selected_per_leaf(dataset))
+    return drawable[0] if len(drawable) == 1 else np.concatenate(drawable)
 
 
 def samples_per_phase(mixture: Mixture, position: int, samples: int) -> list[int]:
