@@ -19,6 +19,7 @@ from crisp_stream.cli.inspect import add_inspect, add_verify
 from crisp_stream.cli.recipes import add_recipes
 from crisp_stream.cli.report import add_report
 from crisp_stream.cli.results import add_results
+from crisp_stream.cli.scores import add_score
 from crisp_stream.cli.select import add_select
 from crisp_stream.cli.study import add_study, with_run
 from crisp_stream.cli.train import add_finetune, add_train
@@ -68,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_write_commands(verbs)
     add_histogram_commands(verbs)
+    add_score(verbs)
     add_select(verbs)
     add_inspect(verbs)
     add_forecast(verbs)

@@ -14,13 +14,13 @@ from crisp_stream.cli.main import main
 from crisp_stream.counting.embedded_examples import ExampleSources
 from crisp_stream.errors import InputError
 from crisp_stream.format.dataset import Dataset
+from crisp_stream.histograms.window_scores import WindowScores
 from crisp_stream.histograms.window_selection import WindowSelection
 from crisp_stream.inspection import window_reading
 from crisp_stream.loading.reader import read_windows
 from crisp_stream.selection import dsir
 from crisp_stream.selection.dsir import gumbel_top_k, heaviest_share, select_dsir
 from crisp_stream.selection.hashed_ngrams import SMOOTHING
-from crisp_stream.selection.window_scores import WindowScores
 from tests.selection.test_hashed_ngrams import bucket, ngrams
 from tests.support.synthetic import EOT_ID, write_synthetic_dataset
 from tests.support.topics import TOPICS, WINDOWS, topic_dataset

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from crisp_stream.errors import FormatError, InputError
+from crisp_stream.histograms.window_scores import WindowScores
 from crisp_stream.histograms.window_selection import WindowSelection
 from crisp_stream.selection.selected_nodes import SelectedNode, selected_nodes, selected_nodes_table
-from crisp_stream.selection.window_scores import WindowScores
 from tests.support.synthetic import write_synthetic_dataset
 
 
