@@ -26,6 +26,10 @@ class NodeScores:
     means: NDArray[np.float64]
     """[num_nodes]"""
 
+    def mean_of(self, node: int) -> float:
+        """The mean of a node by its id, which has windows."""
+        return float(self.means[np.searchsorted(self.nodes, node)])
+
     def windows_of(self, row: int) -> slice:
         """The windows of a node by its row: a cluster is a contiguous range."""
         return slice(int(self.first_windows[row]), int(self.first_windows[row + 1]))
@@ -46,8 +50,8 @@ def node_borders(dataset: Dataset, level: int) -> tuple[NDArray[np.uint32], NDAr
 
 
 def score_digits(value: float) -> str:
-    """A score as tables show it: four digits, whole numbers as they are."""
-    return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e9 else f"{value:,.4g}"
+    """A score as tables show it: four digits, or all of those before the point."""
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:,.4g}"
 
 
 def quantile_table(scores: Mapping[str, NDArray[np.float32]], *, first: str = "score") -> Table:
