@@ -12,7 +12,10 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = ("docs", "benchmarks", "crisp_stream", "examples", "recipes", "tests", "writers")
 MADE_BY_COMMANDS = ("docs/judge/study/miniature/tables.md",)
 """Pages without prose of ours: `crisp-stream study report` writes them."""
-METADATA_KEYS = {"crisp_stream.histogram", "crisp_stream.terms", "crisp_stream.texts", "crisp_stream.windows"}
+METADATA_KEYS = {
+    *("crisp_stream.histogram", "crisp_stream.terms", "crisp_stream.texts", "crisp_stream.windows"),
+    "crisp_stream.window_scores",
+}
 """Dotted names that are bytes of files, not modules."""
 
 
