@@ -177,7 +177,7 @@ def test_the_command_writes_selection_and_weights_and_prints_clusters_and_cost(
     assert main([*command, "--out", str(out), "--weights", str(weights)]) == 0
     selection, scores = WindowSelection.load(out), WindowScores.load(weights)
     assert selection.num_selected == 39
-    assert selection.provenance["method"] == scores.provenance["method"] == "dsir"
+    assert selection.provenance["method"] == scores.provenance["method"] == scores.name == "dsir"
     assert scores.dataset_fingerprint == dataset.manifest.fingerprint
     assert scores.scores[selection.windows].mean() > scores.scores[FIRST_OF_MUSIC:].max()
     printed = capsys.readouterr().out
