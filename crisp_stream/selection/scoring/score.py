@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crisp_stream.errors import FormatError, InputError, MissingObjectError
 from crisp_stream.format.dataset import Dataset, open_dataset
 from crisp_stream.format.embeddings import WindowEmbeddings
 from crisp_stream.histograms.window_scores import SCORES_SUFFIX, WindowScores, check_score_name, score_name_of
 from crisp_stream.inspection.window_reading import DatasetKey, opened, parts_between, read_tokens
-from crisp_stream.processes import Log, preload
+from crisp_stream.processes import Log, preload, report_units
 from crisp_stream.selection.scoring.columns import column_scorer
 from crisp_stream.selection.scoring.scorers import (
+    ArrayScorer,
     CentroidScorer,
     FunctionScorer,
     LengthScorer,
@@ -38,7 +40,7 @@ from crisp_stream.writers.engine.engine import open_engine
 from crisp_stream.writers.engine.tasks import Kind, Record, Runner, Task, fingerprint
 from crisp_stream.writers.engine.workspace import Workspace, remote_or_absolute
 
-TASK_BYTES = 32 << 20
+TASK_BYTES = 4 << 20
 """Bytes of windows of a task: seconds of one core, which are lost when a run is stopped."""
 ENCODER_TASK_WINDOWS = 1024
 """Windows of a task that embeds, as of `crisp-stream embed`."""
@@ -125,6 +127,7 @@ class ScoreTask(Task):
             for part in parts_between(dataset, self.first, self.stop):
                 scores.append(self.scorer.score(dataset, decoder, first, read_tokens(dataset, part)))
                 first += part.num_windows
+                report_units(part.num_windows)
         rounded = require_finite(np.concatenate(scores), self.first, str(self.scorer.facts["method"]))
         self.workspace.save_array(self.file("npy"), rounded)
         files = {self.file("npy"): self.workspace.store.object_bytes(self.file("npy"))}
@@ -162,18 +165,13 @@ def score_windows(
             log(f"{options.out} holds these scores of {len(kept.scores):,} windows already")
             _delete(work)
             return kept
-        if scorer.kind == "encoder":
-            preload("sentence_transformers")
-        tasks = _tasks(dataset, scorer, work)
-        runner.run(tasks, unit="windows", num_units=[task.stop - task.first for task in tasks])
+        numbers = scorer.scores() if isinstance(scorer, ArrayScorer) else _scored(dataset, scorer, runner)
     finally:
         running.close()
-    with ThreadPoolExecutor(_READ_AT_ONCE) as threads:
-        arrays = list(threads.map(lambda task: task.workspace.load_array(task.file("npy")), tasks))
     scores = WindowScores(
         name=options.score_name,
         dataset_fingerprint=dataset.manifest.fingerprint,
-        scores=np.concatenate(arrays),
+        scores=numbers,
         provenance=scorer.facts,
     )
     scores.save(options.out)
@@ -181,7 +179,17 @@ def score_windows(
     return scores
 
 
-def _scorer(dataset: Dataset, root: str, options: ScoreOptions, runner: Runner, log: Log) -> Scorer:
+def _scored(dataset: Dataset, scorer: Scorer, runner: Runner) -> NDArray[np.float32]:
+    """[num_windows], by tasks."""
+    if scorer.kind == "encoder":
+        preload("sentence_transformers")
+    tasks = _tasks(dataset, scorer, runner.workspace)
+    runner.run(tasks, unit="windows", num_units=[task.stop - task.first for task in tasks])
+    with ThreadPoolExecutor(_READ_AT_ONCE) as threads:
+        return np.concatenate(list(threads.map(lambda task: task.workspace.load_array(task.file("npy")), tasks)))
+
+
+def _scorer(dataset: Dataset, root: str, options: ScoreOptions, runner: Runner, log: Log) -> Scorer | ArrayScorer:
     kind, colon, name = options.by.partition(":")
     match options.by:
         case "length":
@@ -221,7 +229,7 @@ def _tasks(dataset: Dataset, scorer: Scorer, work: Workspace) -> list[ScoreTask]
     manifest = dataset.manifest
     key = DatasetKey.of(dataset)._replace(root=remote_or_absolute(dataset.root))
     at_once = max(1, TASK_BYTES // manifest.sample_bytes)
-    if scorer.kind == "encoder":
+    if isinstance(scorer, CentroidScorer) and scorer.reads_text:
         at_once = min(at_once, ENCODER_TASK_WINDOWS)
     return [
         ScoreTask(
@@ -237,7 +245,7 @@ def _tasks(dataset: Dataset, scorer: Scorer, work: Workspace) -> list[ScoreTask]
     ]
 
 
-def _kept(options: ScoreOptions, scorer: Scorer, dataset: Dataset) -> WindowScores | None:
+def _kept(options: ScoreOptions, scorer: Scorer | ArrayScorer, dataset: Dataset) -> WindowScores | None:
     """The scores that the file holds already, if they are the ones that are asked for."""
     try:
         scores = WindowScores.load(options.out)

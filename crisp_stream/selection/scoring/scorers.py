@@ -109,12 +109,12 @@ class TextScorer(Scorer):
             "types": type_shares,
         }
         measure = measures[self.measure]
-        return np.concatenate(
-            [
-                measure([text.strip("\ufffd") for text in batch.texts], batch.owners, batch.num_windows)
-                for batch in decoded(decoder, tokens)
-            ]
-        )
+        scores: list[NDArray[np.float64]] = []
+        for batch in decoded(decoder, tokens):
+            some = [at for at, text in enumerate(batch.texts) if text]  # padding is empty texts
+            texts = [batch.texts[at].strip("\ufffd") for at in some]
+            scores.append(measure(texts, batch.owners[some], batch.num_windows))
+        return np.concatenate(scores)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,8 +285,9 @@ def _module_of_file(path: str, folder: str) -> ModuleType:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArrayScorer(Scorer):
-    """Numbers that were made elsewhere: a .npy file of one per window, in the order of window ids."""
+class ArrayScorer:
+    """Numbers that were made elsewhere: a .npy file of one per window, in the order of window ids. Nothing is computed,
+    so it needs no workers."""
 
     path: str
     name: str
@@ -298,6 +299,7 @@ class ArrayScorer(Scorer):
 
     @property
     def facts(self) -> dict[str, Any]:
+        """As of a `Scorer`."""
         return {
             "method": self.method,
             "method_version": 1,
@@ -306,13 +308,10 @@ class ArrayScorer(Scorer):
             **dict(self.settings),
         }
 
-    @property
-    def reads_text(self) -> bool:
-        return False
-
-    def score(self, dataset: Dataset, decoder: WindowDecoder, first: int, tokens: NDArray[Any]) -> NDArray[np.float64]:
+    def scores(self) -> NDArray[np.float32]:
+        """[num_windows]. Raises InputError: one is not finite."""
         rows = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        return np.asarray(rows[first : first + len(tokens)], np.float64)
+        return require_finite(np.asarray(rows, np.float64), 0, f"{self.method} {self.name}")
 
 
 def array_of_file(path: str, dataset: Dataset) -> ArrayScorer:

