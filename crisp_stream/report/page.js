@@ -403,6 +403,7 @@ class Explorer {
   drawScale() {
     const { palette } = this.map, scale = byId("scale"), { task } = this;
     if (!task) { scale.hidden = true; return; }
+    byId("heaviest-cluster").textContent = `Go to its ${task.means ? "highest" : "heaviest"} cluster`;
     const ends = task.means ? [task.low, task.middle, task.high].map(scoreText) : null;
     const written = ends ? [`≤${ends[0]}`, ends[1], `≥${ends[2]}`] : ["≤1/32", "1/4", "as often", "4×", "≥32×"];
     scale.setAttribute("aria-label", ends ? `Colours: mean of ${task.name} from at most ${ends[0]} to at least ${ends[2]}` : "Colours: importance weight from at most 1/32 to at least 32");

@@ -83,6 +83,7 @@ def test_the_map_is_coloured_by_a_score(
         assert seen.text("#scale").split() == ["≤10", f"{middle:.4g}", "≥1,234"]
         label = seen.page.locator("#scale").get_attribute("aria-label")
         assert label == "Colours: mean of quality from at most 10 to at least 1,234"
+        assert seen.text("#heaviest-cluster") == "Go to its highest cluster"
         seen.page.locator("#heaviest-cluster").click()
         seen.settle()
         assert seen.text("#panel h3").startswith("3/3")
