@@ -12,7 +12,9 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = ("docs", "benchmarks", "crisp_stream", "examples", "recipes", "tests", "writers")
 MADE_BY_COMMANDS = ("docs/judge/study/miniature/tables.md",)
 """Pages without prose of ours: `crisp-stream study report` writes them."""
-METADATA_KEYS = {f"crisp_stream.{name}" for name in ("histogram", "task_embeddings", "terms", "texts", "windows")}
+METADATA_KEYS = {
+    f"crisp_stream.{name}" for name in ("histogram", "task_embeddings", "terms", "texts", "window_scores", "windows")
+}
 """Dotted names that are bytes of files, not modules."""
 
 

@@ -38,7 +38,7 @@ SMALL = [
 """What makes 400 batches 10, and the 360th the 9th; and a model that is trained in a second."""
 VERBS = {
     *("write", "append", "tree", "inspect", "verify", "histogram", "split", "forecast", "recipes", "train"),
-    *("finetune", "export", "contamination", "eval", "report", "results", "publish"),
+    *("score", "select", "finetune", "export", "contamination", "eval", "report", "results", "publish"),
 }
 
 

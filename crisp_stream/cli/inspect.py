@@ -27,12 +27,20 @@ def add_inspect(verbs: Any) -> None:
         metavar="PATH",
         help="for a dataset: read windows of this cluster, a path from the root such as 0/10, or a number of --level",
     )
+    verb.add_argument(
+        "--scores",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="for a dataset: score files (*.scores.parquet) whose means and quantiles are shown, too",
+    )
     verb.add_argument("--n", type=int, default=10, metavar="N", help="windows of --cluster to read")
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
     from crisp_stream.format.dataset import open_dataset
     from crisp_stream.histograms.histogram import Histogram
+    from crisp_stream.histograms.window_scores import load_scores
     from crisp_stream.inspection.summary import describe_dataset, describe_histogram
     from crisp_stream.storage.store import is_remote, local_path
 
@@ -40,27 +48,28 @@ def _inspect(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) < 1:
             raise InputError(f"--{name}: must be at least 1, got {getattr(arguments, name)}.")
     if not is_remote(arguments.target) and local_path(arguments.target).is_file():
-        for name in ("window", "cluster"):
-            if getattr(arguments, name) is not None:
+        for name in ("window", "cluster", "scores"):
+            if getattr(arguments, name) not in (None, []):
                 raise InputError(f"--{name}: must be given with a dataset, got the histogram {arguments.target}.")
         dataset = open_dataset(arguments.data) if arguments.data else None
         print(describe_histogram(Histogram.load(arguments.target), dataset, limit=arguments.top), end="")
         return
     dataset = open_dataset(arguments.target, generation=arguments.generation)
+    scores = load_scores(arguments.scores, dataset)
     if arguments.window is not None:
         from crisp_stream.inspection.summary import describe_window
 
-        print(describe_window(dataset, arguments.window).rstrip())
+        print(describe_window(dataset, arguments.window, scores=scores).rstrip())
         return
     if arguments.cluster is not None:
         from crisp_stream.inspection.cluster import describe_cluster, node_of_path
 
         level, node = node_of_path(dataset, arguments.cluster, level=arguments.level)
-        print(describe_cluster(dataset, level, node, limit=arguments.n), end="")
+        print(describe_cluster(dataset, level, node, limit=arguments.n, scores=scores), end="")
         return
     level = 1 if arguments.level is None else arguments.level
     dataset.tree.check_level(level)
-    print(describe_dataset(dataset, level=level, limit=arguments.top), end="")
+    print(describe_dataset(dataset, level=level, limit=arguments.top, scores=scores), end="")
 
 
 def add_verify(verbs: Any) -> None:

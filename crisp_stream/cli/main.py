@@ -21,6 +21,7 @@ from crisp_stream.cli.publish import add_publish
 from crisp_stream.cli.recipes import add_recipes
 from crisp_stream.cli.report import add_report
 from crisp_stream.cli.results import add_results
+from crisp_stream.cli.select.scores import add_score
 from crisp_stream.cli.select.select import add_select
 from crisp_stream.cli.study import add_study, with_run
 from crisp_stream.cli.train import add_finetune, add_train
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 GROUPS = {
     "begin": ("try", "demo"),
     "write a corpus": ("write", "append", "tree", "embed", "inspect", "verify", "publish"),
-    "describe a task": ("histogram", "average", "select", "split", "forecast"),
+    "describe a task": ("histogram", "average", "score", "select", "split", "forecast"),
     "train": ("train", "finetune", "recipes", "export"),
     "judge": ("eval", "results", "report", "contamination", "study"),
 }
@@ -85,6 +86,7 @@ def _parser() -> Parser:
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_write_commands(verbs)
     add_histogram_commands(verbs)
+    add_score(verbs)
     add_select(verbs)
     add_inspect(verbs)
     add_forecast(verbs)

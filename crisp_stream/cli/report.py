@@ -25,8 +25,9 @@ def add_report(verbs: Any) -> None:
     verb.add_argument(
         "shown",
         nargs="*",
-        metavar="H|RUN|RESULTS",
-        help="histogram files, folders that runs saved to (save_folder), and folders or files of results (eval --out)",
+        metavar="H|RUN|RESULTS|SCORES",
+        help="histogram files, folders that runs saved to (save_folder), folders or files of results (eval --out), and "
+        "score files (*.scores.parquet), which colour the map",
     )
     verb.add_argument("--out", default="report.html", metavar="FILE", help="page to write")
     verb.add_argument(
@@ -49,6 +50,7 @@ def add_report(verbs: Any) -> None:
 def _report(arguments: argparse.Namespace) -> None:
     from crisp_stream.format.dataset import open_dataset
     from crisp_stream.histograms.histogram import Histogram
+    from crisp_stream.histograms.window_scores import SCORES_SUFFIX, load_scores
     from crisp_stream.report.evaluation import Evaluation, holds_results
     from crisp_stream.report.forecast import forecast_each
     from crisp_stream.report.page import page_html, write_page
@@ -62,7 +64,10 @@ def _report(arguments: argparse.Namespace) -> None:
         raise InputError(f"--samples: must be at least 0, got {arguments.samples}.")
     dataset = open_dataset(arguments.root, generation=arguments.generation)
     histograms, runs, judged = {}, [], []
+    scores = load_scores([shown for shown in arguments.shown if shown.endswith(SCORES_SUFFIX)], dataset)
     for shown in arguments.shown:
+        if shown.endswith(SCORES_SUFFIX):
+            continue
         if holds_results(shown):
             judged.append(shown)
         elif is_remote(shown) or local_path(shown).is_dir():
@@ -80,6 +85,7 @@ def _report(arguments: argparse.Namespace) -> None:
         runs,
         forecasts=forecasts,
         evaluation=evaluation,
+        scores=scores,
         max_windows=arguments.windows,
         log=print_line,
     )

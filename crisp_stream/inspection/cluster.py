@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 
 import numpy as np
 
 from crisp_stream.errors import InputError
 from crisp_stream.format.dataset import Dataset
+from crisp_stream.histograms.window_scores import WindowScores
+from crisp_stream.inspection.node_scores import quantile_table
 from crisp_stream.inspection.plain import facts_text
 from crisp_stream.inspection.terms import layout_of, lines_of, node_terms, purity_note, terms_are_known
 from crisp_stream.writers.tree.terms import Ranges
@@ -53,8 +56,11 @@ def _beginning(text: str) -> str:
     return text if len(text) <= _CHARACTERS else f"{text[:_CHARACTERS].rpartition(' ')[0] or text[:_CHARACTERS]} …"
 
 
-def describe_cluster(dataset: Dataset, level: int, node: int, *, limit: int) -> str:
-    """Write a page of text about a cluster: its size, its terms, and the beginnings of `limit` of its windows.
+def describe_cluster(
+    dataset: Dataset, level: int, node: int, *, limit: int, scores: Mapping[str, WindowScores] | None = None
+) -> str:
+    """Write a page of text about a cluster: its size, its terms, its scores, and the beginnings of `limit` of its
+    windows.
 
     Raises:
         InputError: no window in it. FormatError, CorruptDataError, StorageError.
@@ -77,5 +83,10 @@ def describe_cluster(dataset: Dataset, level: int, node: int, *, limit: int) -> 
         f"window {window:,}\n{textwrap.indent(textwrap.fill(_beginning(text), _WIDTH), '  ')}"
         for window, text in zip(shown.tolist(), lines_of(dataset, shown), strict=True)
     ]
+    if scores:
+        rows = {}
+        for name, one in scores.items():
+            rows |= {f"{name}, here": one.scores[first : first + size], f"{name}, all": one.scores}
+        texts.insert(0, textwrap.indent(quantile_table(rows).text(), "  "))
     title = f"cluster {path} (level {level}, number {node}) of {dataset.root}"
     return "\n\n".join([f"{title}\n{textwrap.indent(facts_text(facts), '  ')}", *texts]) + "\n"

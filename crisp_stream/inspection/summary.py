@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,8 @@ from crisp_stream.histograms.arithmetic import chance_of, effective_clusters, ge
 from crisp_stream.histograms.component import check_tree, windows_per_node
 from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.histograms.unlike import UNKNOWN_WORDS_KEY, unknown_words_of, unlike_warnings
+from crisp_stream.histograms.window_scores import WindowScores
+from crisp_stream.inspection.node_scores import node_scores, quantile_table, score_digits
 from crisp_stream.inspection.plain import facts_text
 from crisp_stream.inspection.terms import node_terms, purity_note, terms_are_known
 from crisp_stream.loading.reader import read_windows
@@ -120,12 +122,23 @@ def _what_it_reads(encoder: EncoderRecord) -> str:
     return f"first {encoder.max_length} word pieces of a window"
 
 
-def describe_dataset(dataset: Dataset, *, level: int, limit: int) -> str:
-    """Write a page of text about a dataset: what it holds, and its largest clusters with terms and sample text."""
+def describe_dataset(
+    dataset: Dataset, *, level: int, limit: int, scores: Mapping[str, WindowScores] | None = None
+) -> str:
+    """Write a page of text about a dataset: what it holds, and its largest clusters with terms and sample text; of
+    scores their quantiles, and the mean of each of these clusters."""
     facts = [*dataset_facts(dataset).items(), *dataset.manifest.provenance.items()]
     largest = top_nodes(dataset, generalist_histogram(dataset, level), limit)
-    clusters = f"Largest clusters of level {level}:\n{_clusters_text(largest, dataset, level, with_weight=False)}"
-    return f"{dataset.root}\n{_facts_text(facts)}\n\n{clusters}\n"
+    shown = _clusters_text(largest, dataset, level, with_weight=False, scores=scores or {})
+    clusters = f"Largest clusters of level {level}:\n{shown}"
+    return f"{dataset.root}\n{_facts_text(facts)}\n{_scores_text(scores or {})}\n{clusters}\n"
+
+
+def _scores_text(scores: Mapping[str, WindowScores]) -> str:
+    if not scores:
+        return ""
+    table = quantile_table({name: one.scores for name, one in scores.items()})
+    return f"\nScores of all windows:\n{_indented(table.text())}\n"
 
 
 def describe_histogram(histogram: Histogram, dataset: Dataset | None, *, limit: int) -> str:
@@ -177,14 +190,24 @@ def _heaviest_text(histogram: Histogram, dataset: Dataset | None, limit: int) ->
     return f"Heaviest clusters (give --data ROOT for their text):\n{_indented(aligned(rows, words=()))}"
 
 
-def _clusters_text(nodes: Sequence[NodeSummary], dataset: Dataset, level: int, *, with_weight: bool) -> str:
-    """Show two lines per node: its figures and terms, and its text; a note where clusters are not of topics."""
-    head = ("cluster", "share", *(("w(c)",) if with_weight else ()), "windows", "terms / text")
+def _clusters_text(
+    nodes: Sequence[NodeSummary],
+    dataset: Dataset,
+    level: int,
+    *,
+    with_weight: bool,
+    scores: Mapping[str, WindowScores] | None = None,
+) -> str:
+    """Show two lines per node: its figures, mean scores and terms, and its text; a note where clusters are not of
+    topics."""
+    scored = {name: node_scores(one, dataset, level) for name, one in (scores or {}).items()}
+    head = ("cluster", "share", *(("w(c)",) if with_weight else ()), "windows", *scored, "terms / text")
     rows = []
     for node in nodes:
         weight = (digits.weight(node.weight),) if with_weight else ()
         terms = " · ".join(node.terms) or NONE
-        rows.append((str(node.node), digits.share(node.share), *weight, f"{node.num_windows:,}", terms))
+        means = (score_digits(one.mean_of(node.node)) for one in scored.values())
+        rows.append((str(node.node), digits.share(node.share), *weight, f"{node.num_windows:,}", *means, terms))
         rows.append(("",) * (len(head) - 1) + (node.text,))
     notes = [] if terms_are_known(dataset, level) else [_NO_TERMS]
     notes += filter(None, [purity_note(dataset, level)])
@@ -199,8 +222,8 @@ def _indented(text: str) -> str:
     return textwrap.indent(text, "  ")
 
 
-def describe_window(dataset: Dataset, window: int) -> str:
-    """Write a page of text about a window: its text, its path in the tree, where it is stored, its documents.
+def describe_window(dataset: Dataset, window: int, *, scores: Mapping[str, WindowScores] | None = None) -> str:
+    """Write a page of text about a window: its text, its path in the tree, where it is stored, its documents, scores.
 
     Raises:
         InputError: no such window. FormatError, CorruptDataError, StorageError.
@@ -219,6 +242,10 @@ def describe_window(dataset: Dataset, window: int) -> str:
         ("stored in", f"{row.path}, bytes {first_byte} to {first_byte + manifest.sample_bytes - 1}"),
         *_documents_of(source),
     ]
+    for name, one in (scores or {}).items():
+        own = one.scores[window]
+        above = digits.part(float((one.scores < own).mean()))
+        facts.append((name, f"{score_digits(float(own))}, above {above} of all windows"))
     if len(text) < len(whole):
         left_out = whole.removesuffix(text).strip()
         facts.append(("before the text", f"{left_out} (perhaps the end of a word that the window before has)"))

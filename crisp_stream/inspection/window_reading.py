@@ -69,6 +69,17 @@ def parts_of(dataset: Dataset) -> Iterator[ShardPart]:
             yield ShardPart(key, shard, start, min(most, row.num_windows - start))
 
 
+def parts_between(dataset: Dataset, first: int, stop: int) -> Iterator[ShardPart]:
+    """Cut the windows `first` to `stop` - 1 into parts of a few MB, in their order."""
+    key, most = DatasetKey.of(dataset), max(1, _PART_BYTES // dataset.manifest.sample_bytes)
+    while first < stop:
+        shard = int(np.searchsorted(dataset.first_window_per_shard, first, side="right")) - 1
+        start = first - int(dataset.first_window_per_shard[shard])
+        count = min(most, stop - first, dataset.shards[shard].num_windows - start)
+        yield ShardPart(key, shard, start, count)
+        first += count
+
+
 def decoded(decoder: WindowDecoder, tokens: NDArray[Any]) -> Iterator[DecodedWindows]:
     """Decode windows [num_windows, window_tokens], a few at a time."""
     for first in range(0, len(tokens), _DECODED_WINDOWS):

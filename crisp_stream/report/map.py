@@ -194,8 +194,20 @@ def _notable(
     return np.sort(ranked[np.sort(first)[:limit]])
 
 
-def map_payload(tree: Tree, tasks: Sequence[TaskShares], colours: Sequence[str]) -> str:
-    """Everything the script needs, as base64 text (see `pack`). `tasks` include what runs were served."""
+def map_payload(
+    tree: Tree,
+    tasks: Sequence[TaskShares],
+    colours: Sequence[str],
+    *,
+    scores: Sequence[tuple[dict[str, Any], NDArray[np.float64]]] = (),
+) -> str:
+    """Everything the script needs, as base64 text (see `pack`).
+
+    Args:
+        tasks: also what runs were served.
+        colours: [num_tasks]
+        scores: header of each score, and its means of the deepest level's nodes.
+    """
     deepest = tree.levels[-1]
     arrays: dict[str, NDArray[Any]] = {
         "nodes": np.diff(deepest.nodes.astype(np.int64), prepend=0).astype(np.uint32),
@@ -217,6 +229,8 @@ def map_payload(tree: Tree, tasks: Sequence[TaskShares], colours: Sequence[str])
         arrays[f"task_{number}"] = task.shares.astype(kind)
         if task.corpus is not None:
             arrays[f"corpus_{number}"] = task.corpus.astype(kind)
+    for number, (_, means) in enumerate(scores):
+        arrays[f"score_{number}"] = means.astype(np.float32)
     header = {
         "arity": tree.arity,
         "depth": deepest.level,
@@ -224,6 +238,7 @@ def map_payload(tree: Tree, tasks: Sequence[TaskShares], colours: Sequence[str])
             {"name": visible(task.name), "level": task.level, "colour": colour}
             for task, colour in zip(tasks, colours, strict=True)
         ],
+        "scores": [header for header, _ in scores],
         "texts": texts,
     }
     return pack(header, arrays)

@@ -11,6 +11,12 @@ function fixed(value) {
 }
 const percent = (share) => `${fixed(100 * share)}%`;
 const times = (w) => fixed(w > 0 ? w : 0);
+/** A score as tables show it (node_scores.py: score_digits). */
+function scoreText(value) {
+  if (Math.abs(value) < 1000) return String(Number(value.toPrecision(4)));
+  const low = Math.floor(value);
+  return (value - low === 0.5 ? low + Math.abs(low % 2) : Math.round(value)).toLocaleString("en");
+}
 
 /** Header and arrays of the deflated block (map.py: pack). */
 async function unpack() {
@@ -56,6 +62,10 @@ class Tree {
       const shares = this.summedUp(level, arrays[`task_${i}`]), corpus = arrays[`corpus_${i}`];
       return { name, level, colour, shares, corpus: corpus ? this.summedUp(level, corpus) : null };
     });
+    this.scores = header.scores.map((score, i) => (
+      { ...score, colour: "base", level: Math.min(2, this.depth), means: this.averaged(arrays[`score_${i}`]) }
+    ));
+    this.layers = [...this.tasks, ...this.scores]; // in the order of the list to colour by
     this.texts = [];
     for (const { level, terms, texts } of header.texts) {
       const nodes = summed(arrays[`text_nodes_${level}`]), of = new Map();
@@ -88,6 +98,12 @@ class Tree {
     return shares;
   }
 
+  /** Means of the nodes of all levels, of those of the deepest one. */
+  averaged(ofDeepest) {
+    const sums = this.summedUp(this.depth, Float64Array.from(ofDeepest, (mean, row) => mean * this.windowsOf({ level: this.depth, row })));
+    return sums.map((ofLevel, level) => ofLevel.map((sum, row) => sum / this.windowsOf({ level, row })));
+  }
+
   childrenOf({ level, row }) {
     if (level >= this.depth) return [];
     const { first } = this.levels[level];
@@ -99,10 +115,18 @@ class Tree {
   shareOf(node) { return this.windowsOf(node) / this.total; }
   nodeOf({ level, row }) { return this.levels[level].nodes[row]; }
 
-  /** w(c); below a task's level that of the node there, because its mass is spread by size. */
+  /** w(c); below a task's level that of the node there, because its mass is spread by size. Of a score, the w that has
+   * the colour of its mean. */
   weightOf(task, node) {
+    if (task.means) return 2 ** (SCALE_LOG2 * this.placeOf(task, task.means[node.level][node.row]));
     while (node.level > task.level) node = this.parentOf(node);
     return task.shares[node.level][node.row] / this.corpusOf(task, node) || 0;
+  }
+
+  /** Where a mean stands on the scale of a score, from -1 to 1. */
+  placeOf({ low, middle, high }, mean) {
+    const span = mean < middle ? middle - low : high - middle;
+    return span > 0 ? Math.max(-1, Math.min(1, (mean - middle) / span)) : 0;
   }
 
   /** Share of the corpus that a task or run is compared with: of a run, the generation that it was served from. */
@@ -113,9 +137,10 @@ class Tree {
     return node.level > task.level ? this.weightOf(task, node) * this.shareOf(node) : task.shares[node.level][node.row];
   }
 
-  /** The cluster of a task's level that holds most of it. */
-  heaviestOf({ level, shares }) {
-    return { level, row: shares[level].reduce((best, share, row) => (share > shares[level][best] ? row : best), 0) };
+  /** The cluster of a task's level that holds most of it; of a score, that with the highest mean. */
+  heaviestOf({ level, shares, means }) {
+    const values = (means || shares)[level];
+    return { level, row: values.reduce((best, value, row) => (value > values[best] ? row : best), 0) };
   }
 
   pathOf(node) {
@@ -178,7 +203,7 @@ class Explorer {
   constructor(tree) {
     this.tree = tree;
     this.focus = { level: 0, row: 0 };
-    this.task = tree.tasks[byId("task")?.value ?? 0] || null;
+    this.task = tree.layers[byId("task")?.value ?? 0] || null;
     this.hits = null; // of a search: per level row -> 1 found, 2 on the way to one
     this.map = new Treemap(byId("treemap"), {
       childrenOf: (node) => tree.childrenOf(node),
@@ -203,7 +228,7 @@ class Explorer {
     canvas.addEventListener("pointerdown", (event) => { this.touched = event.pointerType === "touch"; });
     canvas.addEventListener("click", (event) => this.press(place(event)));
     canvas.addEventListener("keydown", (event) => this.key(event));
-    byId("task")?.addEventListener("change", (event) => this.choose(this.tree.tasks[event.target.value]));
+    byId("task")?.addEventListener("change", (event) => this.choose(this.tree.layers[event.target.value]));
     byId("heaviest-cluster")?.addEventListener("click", () => this.jump(this.tree.heaviestOf(this.task)));
     const field = byId("search");
     field.addEventListener("input", () => { clearTimeout(this.timer); this.timer = setTimeout(() => this.search(field.value), 120); });
@@ -227,6 +252,7 @@ class Explorer {
   choose(task) {
     this.task = task;
     byId("chosen").className = `dot ${task.colour}`;
+    this.drawScale();
     this.redraw();
     this.tell(this.selected);
   }
@@ -296,7 +322,9 @@ class Explorer {
 
   tell(node) {
     const { tree } = this, about = tree.aboutOf(node);
-    const weight = this.task ? `, w ${times(tree.weightOf(this.task, node))} for ${this.task.name}` : "";
+    const { task } = this;
+    const scored = task?.means ? `, mean ${scoreText(task.means[node.level][node.row])} of ${task.name}` : "";
+    const weight = task && !task.means ? `, w ${times(tree.weightOf(task, node))} for ${task.name}` : scored;
     byId("announced").textContent = `Cluster ${tree.pathOf(node) || "root"}: ${about.terms}. ${percent(tree.shareOf(node))} of the corpus${weight}.`;
   }
 
@@ -316,6 +344,7 @@ class Explorer {
       panel.append(button);
     }
     if (tree.tasks.length) panel.append(this.taskTable(node));
+    if (tree.scores.length) panel.append(this.scoreTable(node));
     if (about.text) {
       const isNode = about.from.level === node.level;
       panel.append(element("p", "source", isNode ? "A window of it" : `Terms and text of the cluster around it, ${tree.pathOf(about.from)}`));
@@ -345,6 +374,19 @@ class Explorer {
     return table;
   }
 
+  scoreTable(node) {
+    const table = element("table", "scores"), head = element("tr");
+    for (const [name, kind] of [["score", ""], ["mean", "number"], ["of all windows", "number"]]) head.append(element("th", kind, name));
+    table.append(head);
+    for (const score of this.tree.scores) {
+      const row = element("tr", score === this.task ? "chosen" : ""), name = element("th");
+      name.append(element("bdi", "", score.name));
+      row.append(name, element("td", "number", scoreText(score.means[node.level][node.row])), element("td", "number", scoreText(score.middle)));
+      table.append(row);
+    }
+    return table;
+  }
+
   drawBreadcrumb() {
     const steps = [];
     for (let at = this.focus; at; at = this.tree.parentOf(at)) steps.unshift(at);
@@ -359,17 +401,21 @@ class Explorer {
   }
 
   drawScale() {
-    const { palette } = this.map, scale = byId("scale");
-    if (!this.task) { scale.hidden = true; return; }
+    const { palette } = this.map, scale = byId("scale"), { task } = this;
+    if (!task) { scale.hidden = true; return; }
+    byId("heaviest-cluster").textContent = `Go to its ${task.means ? "highest" : "heaviest"} cluster`;
+    const ends = task.means ? [task.low, task.middle, task.high].map(scoreText) : null;
+    const written = ends ? [`≤${ends[0]}`, ends[1], `≥${ends[2]}`] : ["≤1/32", "1/4", "as often", "4×", "≥32×"];
+    scale.setAttribute("aria-label", ends ? `Colours: mean of ${task.name} from at most ${ends[0]} to at least ${ends[2]}` : "Colours: importance weight from at most 1/32 to at least 32");
     const bar = element("span", "ramp-bar"), labels = element("span", "labels");
     bar.style.background = `linear-gradient(90deg, ${Array.from({ length: 17 }, (_, i) => palette.steps[16 * i]).join(",")})`;
-    for (const label of ["≤1/32", "1/4", "as often", "4×", "≥32×"]) labels.append(element("span", "", label));
+    for (const label of written) labels.append(element("span", "", label));
     const none = element("span", "none"), swatch = element("span", "swatch");
     swatch.style.background = palette.none;
     none.append(swatch, "never");
     const ramp = element("span", "ramp");
     ramp.append(bar, labels);
-    scale.replaceChildren(ramp, none);
+    scale.replaceChildren(...(ends ? [ramp] : [ramp, none]));
   }
 
   search(query) {

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from crisp_stream.histograms.component import check_tree
 from crisp_stream.inspection.summary import dataset_facts
 from crisp_stream.inspection.terms import purity_note
-from crisp_stream.report.colours import Colours, assign_colours
+from crisp_stream.report.colours import BASE, Colours, assign_colours
 from crisp_stream.report.elements import definitions, section
 from crisp_stream.report.evaluation import Evaluation, evaluation_section, score_section
 from crisp_stream.report.forecast import forecast_section
@@ -36,6 +36,7 @@ from crisp_stream.report.map import (
     visible,
 )
 from crisp_stream.report.runs import TrainingRun, run_section, served_shares
+from crisp_stream.report.scores import ScoreLayer, score_layers
 from crisp_stream.report.tasks import histogram_section, specificity_section, transfer, transfer_section
 from crisp_stream.report.verdict import verdict_section
 from crisp_stream.results.curves import run_identity
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from crisp_stream.forecast.result import Forecast
     from crisp_stream.format.dataset import Dataset
     from crisp_stream.histograms.histogram import Histogram
+    from crisp_stream.histograms.window_scores import WindowScores
 
 _SCRIPTS = ("treemap.js", "page.js")
 
@@ -65,6 +67,7 @@ def page_html(
     *,
     forecasts: Mapping[str, Forecast | str] | None = None,
     evaluation: Evaluation | None = None,
+    scores: Mapping[str, WindowScores] | None = None,
     max_windows: int = 50_000,
     log: Callable[[str], None] = lambda line: None,
 ) -> str:
@@ -76,11 +79,12 @@ def page_html(
         runs: from `read_run`.
         forecasts: name of a histogram to the forecast of a run of it, or to the reason why there is none.
         evaluation: results of judged models.
+        scores: name to scores of the dataset's windows, by whose means the map can be coloured.
         max_windows: about how many windows are read per level for terms and sample text.
         log: takes a line of progress.
 
     Raises:
-        InputError: a histogram of another tree, or results without the baseline.
+        InputError: a histogram of another tree, scores of another dataset, or results without the baseline.
     """
     for name, histogram in histograms.items():
         check_tree(histogram, dataset, what=name)
@@ -90,6 +94,7 @@ def page_html(
     tasks = [task_shares(name, histogram, levels) for name, histogram in histograms.items()]
     served = [served_shares(run, levels, manifest.depth, manifest.arity) for run in runs]
     layers = [*tasks, *(shares for shares in served if shares is not None)]
+    scored = score_layers(scores or {}, dataset, levels)
     colours = _colours(list(histograms), runs, evaluation)
     of_layers = [colours.tasks[task.name] for task in tasks]
     of_layers += [colours.of_run(run.key) for run, shares in zip(runs, served, strict=True) if shares is not None]
@@ -103,7 +108,7 @@ def page_html(
         "scores": ("Scores", score_section(evaluation, colours) if evaluation else ""),
         "heaviest": ("Where the task lives", heaviest_section(tasks, tree, colours, scale) if tasks else ""),
         "runs": ("Training runs", run_section(runs, served, tree, colours, scale) if runs else ""),
-        "map": ("Map", _map_section(layers, of_layers, _purity_notes(dataset, levels))),
+        "map": ("Map", _map_section(layers, of_layers, scored, _purity_notes(dataset, levels))),
         "histograms": ("Histograms", histogram_section(histograms, tasks, tree, colours, scale) if tasks else ""),
         "specificity": ("Specificity", specificity_section(tasks, tree, colours) if tasks else ""),
         "transfer": ("Transfer", transfer_section(transfer(tasks, tree)) if len(tasks) > 1 else ""),
@@ -112,7 +117,7 @@ def page_html(
         "dataset": ("Dataset", _dataset_section(dataset, tree)),
     }
     sections = {key: part for key, part in parts.items() if part[1]}
-    payload = map_payload(tree, layers, of_layers)
+    payload = map_payload(tree, layers, of_layers, scores=[(one.header, one.means) for one in scored])
     name = visible(dataset.root.rstrip("/").rpartition("/")[2]) or "the dataset"
     return _document(name, _summary(dataset, len(tasks), len(runs)), sections, payload)
 
@@ -185,24 +190,27 @@ def _purity_notes(dataset: Dataset, levels: Sequence[MapLevel]) -> str:
     return "".join(f'<p class="note">Level {level}: {escape(note)}</p>\n' for level, note in notes if note)
 
 
-def _map_section(layers: Sequence[TaskShares], colours: Sequence[str], notes: str) -> str:
-    """The frame that the script fills. `layers`: tasks, and what runs were served, to colour the map by."""
-    options = "".join(
-        f'<option value="{number}">{escape(visible(layer.name))}</option>' for number, layer in enumerate(layers)
-    )
+def _map_section(layers: Sequence[TaskShares], colours: Sequence[str], scores: Sequence[ScoreLayer], notes: str) -> str:
+    """The frame that the script fills. `layers`: tasks, and what runs were served; the map is coloured by them, or by
+    scores."""
+    names = [*(visible(layer.name) for layer in layers), *(f"{visible(score.name)} (score)" for score in scores)]
+    options = "".join(f'<option value="{number}">{escape(name)}</option>' for number, name in enumerate(names))
     chooser = (
-        f'<label><span id="chosen" class="dot {colours[0]}" aria-hidden="true"></span>Colour by '
+        f'<label><span id="chosen" class="dot {colours[0] if layers else BASE}" aria-hidden="true"></span>Colour by '
         f'<select id="task">{options}</select></label>\n'
         '<button type="button" id="heaviest-cluster">Go to its heaviest cluster</button>'
-        if layers
+        if names
         else ""
     )
+    by_score = "by a score, blue where its mean is below that of all windows, and orange where it is above"
     about = (
         "coloured by w: how much more often the chosen task falls in it than the corpus does. The map opens at the "
         "heaviest cluster of the first task; <i>All clusters</i> leads to the whole"
         if layers
-        else "without histograms there is nothing to colour by"
+        else "without histograms and scores there is nothing to colour by"
     )
+    if scores:
+        about = f"{about}; or {by_score}" if layers else f"coloured {by_score}"
     body = f"""<p class="note">A rectangle is a cluster, sized by its windows, {about}. Point at it to see what it is
 about, press it to go inside. With the keyboard: arrows move, Enter goes in, Escape goes out, Home leads to the
 whole.</p>

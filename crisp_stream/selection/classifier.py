@@ -198,6 +198,8 @@ class ClassifierSelection:
     """The windows that the classifier selected, and the time that it took."""
 
     selection: WindowSelection
+    scores: NDArray[np.float32]
+    """[num_windows], of every window of the dataset."""
     classifier: Classifier
     task_accepted: float
     """Share of the task's windows that would be selected, each scored by a fit that it was held out of."""
@@ -257,6 +259,7 @@ def select_by_classifier(
     )
     return ClassifierSelection(
         selection=selection,
+        scores=scores,
         classifier=classifier,
         task_accepted=classifier.accepted(float((of_corpus <= threshold).mean())),
         task_accepted_in_sample=float((task_scores > threshold).mean()),

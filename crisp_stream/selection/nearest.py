@@ -32,6 +32,8 @@ class NearestSelection:
     """The windows that were selected, and the time that it took."""
 
     selection: WindowSelection
+    scores: NDArray[np.float32]
+    """[num_windows], of every window of the dataset."""
     threshold: float
     """Cosine that the selected windows exceed."""
     score_seconds: float
@@ -93,6 +95,7 @@ def select_nearest(
     provenance = {"method": "nearest", **task.provenance, "quantile": quantile, "neighbours": neighbours}
     return NearestSelection(
         selection=select_above(scores, threshold, dataset, provenance, allowed),
+        scores=scores,
         threshold=threshold,
         score_seconds=time.perf_counter() - started,
     )

@@ -14,13 +14,13 @@ from crisp_stream.cli.main import main
 from crisp_stream.counting.embedded_examples import ExampleSources
 from crisp_stream.errors import InputError
 from crisp_stream.format.dataset import Dataset
+from crisp_stream.histograms.window_scores import WindowScores
 from crisp_stream.histograms.window_selection import WindowSelection
 from crisp_stream.inspection import window_reading
 from crisp_stream.loading.reader import read_windows
 from crisp_stream.selection import dsir
 from crisp_stream.selection.dsir import gumbel_top_k, heaviest_share, select_dsir
 from crisp_stream.selection.hashed_ngrams import SMOOTHING
-from crisp_stream.selection.window_scores import WindowScores
 from tests.selection.test_hashed_ngrams import bucket, ngrams
 from tests.support.synthetic import EOT_ID, write_synthetic_dataset
 from tests.support.topics import TOPICS, WINDOWS, topic_dataset
@@ -177,7 +177,7 @@ def test_the_command_writes_selection_and_weights_and_prints_clusters_and_cost(
     assert main([*command, "--out", str(out), "--weights", str(weights)]) == 0
     selection, scores = WindowSelection.load(out), WindowScores.load(weights)
     assert selection.num_selected == 39
-    assert selection.provenance["method"] == scores.provenance["method"] == "dsir"
+    assert selection.provenance["method"] == scores.provenance["method"] == scores.name == "dsir"
     assert scores.dataset_fingerprint == dataset.manifest.fingerprint
     assert scores.scores[selection.windows].mean() > scores.scores[FIRST_OF_MUSIC:].max()
     printed = capsys.readouterr().out

@@ -13,6 +13,7 @@ from crisp_stream.errors import FormatError, InputError
 from crisp_stream.format.dataset import open_dataset
 from crisp_stream.format.embeddings import WindowEmbeddings
 from crisp_stream.format.tokenizer import DocumentTokenizer
+from crisp_stream.histograms.window_scores import WindowScores
 from crisp_stream.histograms.window_selection import WindowSelection
 from crisp_stream.loading.reader import read_windows
 from crisp_stream.selection import embed_windows as window_embeddings
@@ -112,13 +113,16 @@ def test_the_commands_select_windows_like_the_task(
     task.write_text("".join(json.dumps({"text": text}) + "\n" for text in about))
     out = tmp_path / "task.windows.parquet"
     asked = ["select", method, str(task), "--data", str(written[0]), "--embeddings", str(folder), "--processes", "1"]
-    assert main([*asked, "--quantile", "0.8", "--out", str(out)]) == 0
+    assert main([*asked, "--quantile", "0.8", "--out", str(out), "--scores", str(tmp_path / "a.scores.parquet")]) == 0
     shown = capsys.readouterr().out
     selection, dataset = WindowSelection.load(out), open_dataset(written[0])
     assert selection.share == pytest.approx(0.2, abs=0.01)
     assert f"{selection.num_selected:,} of {selection.num_windows:,} windows" in shown
     assert "seconds: " in shown
     assert ("AUC" in shown) == (method == "classifier")
+    scores = WindowScores.load(tmp_path / "a.scores.parquet")
+    above = np.flatnonzero(scores.scores > selection.provenance["threshold"])
+    assert (scores.name, above.tolist()) == (method, selection.windows.tolist())
     assert selection.provenance["examples"] == len(about)
     assert selection.provenance["example_hashes"]["number"] == len(about)
     tokenizer = DocumentTokenizer(dataset.tokenizer_path())

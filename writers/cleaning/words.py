@@ -180,6 +180,12 @@ def _hash_parts(
     )
 
 
+def symbol_flags(text: str) -> NDArray[np.bool_]:
+    """Whether each character of a text, [num_characters], is no letter, mark, digit or white space."""
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    return _symbols()[codes]
+
+
 def ngram_hashes(word_hashes: NDArray[np.uint64], num_words: int) -> NDArray[np.uint64]:
     """Hash every run of `num_words` consecutive words.
 
@@ -303,3 +309,9 @@ def _token_classes() -> NDArray[np.uint8]:
     classes[[character.isspace() for character in characters]] = _SEPARATOR
     classes[ord("_")] = _LETTER
     return classes
+
+
+@lru_cache(maxsize=1)
+def _symbols() -> NDArray[np.bool_]:
+    """[0x110000], what `symbol_flags` tells of each character."""
+    return (_character_classes() == _SEPARATOR) & (_token_classes() != _SEPARATOR)

@@ -171,6 +171,23 @@ def _read(
     check_unchanged(file)
 
 
+def read_field(file: InputFile, settings: DocumentSettings) -> Iterator[Any]:
+    """The value of the text field in every record of a file, whatever it is, in the order that documents are numbered
+    in; MISSING where it is not there, or the record is a bad one.
+
+    Raises:
+        InputError: a .txt file has no fields; the file is not the one that was listed. CorruptInputError: it is
+        damaged. StorageError.
+    """
+    if file.kind == "text":
+        raise InputError(
+            f"{file.url}: a column needs fields, and .txt files have none. Give the documents with their fields."
+        )
+    for _, record in _records(file, settings, None):
+        yield MISSING if isinstance(record, BadRecord) else find_field(record, settings.text_path)
+    check_unchanged(file)
+
+
 def check_unchanged(file: InputFile) -> None:
     """Look whether a file, and its signals, are still those that were listed. Raises InputError, StorageError."""
     if file.kind == "hub":  # its reader compares revisions

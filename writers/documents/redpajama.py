@@ -37,8 +37,9 @@ _READ = re.compile(r"en_(head|middle)\.jsonl?(\.gz|\.bz2|\.xz|\.zst)?")
 
 
 def needs_signals(settings: DocumentSettings) -> bool:
-    """Say whether a filter is about a quality signal."""
-    return any(each.field.partition(".")[0] not in DOCUMENT_FIELDS for each in settings.parsed_filters())
+    """Say whether a filter, or the column that is read, is about a quality signal."""
+    fields = (settings.text_path, *(each.field for each in settings.parsed_filters()))
+    return any(field.partition(".")[0] not in DOCUMENT_FIELDS for field in fields)
 
 
 def list_redpajama_files(

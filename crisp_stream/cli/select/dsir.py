@@ -17,6 +17,9 @@ from crisp_stream.config.sections import SELECTION_SUFFIX
 from crisp_stream.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from crisp_stream.format.dataset import Dataset
     from crisp_stream.histograms.window_selection import WindowSelection
 
@@ -71,14 +74,13 @@ def add_select_dsir(verbs: Any) -> None:
         help="windows that the distribution of the corpus is fitted on; about a billion n-grams when absent",
     )
     add_min_tokens(verb, "a quarter of a window when absent, 0 where all windows are full")
-    verb.add_argument("--weights", metavar="FILE", help="file for the log importance weight of every window")
+    add_scores_out(verb, "--weights")
 
 
 def _dsir(arguments: argparse.Namespace) -> None:
     from crisp_stream.counting.embedded_examples import ExampleSources
     from crisp_stream.format.dataset import open_dataset
     from crisp_stream.selection.dsir import select_dsir
-    from crisp_stream.selection.window_scores import WindowScores
 
     check_selection_name(arguments.out)
     dataset = open_dataset(arguments.data, generation=arguments.generation)
@@ -100,14 +102,28 @@ def _dsir(arguments: argparse.Namespace) -> None:
         log=print_line,
     )
     drawn.selection.save(arguments.out)
-    if arguments.weights:
-        WindowScores(
-            dataset_fingerprint=dataset.manifest.fingerprint,
-            scores=drawn.log_weights.astype("float32"),
-            provenance=drawn.selection.provenance,
-        ).save(arguments.weights)
+    save_scores(arguments.scores, "dsir", drawn.log_weights.astype("float32"), drawn.selection)
     _print(drawn.selection, dataset)
-    print(f"written to {arguments.out}" + (f", log weights to {arguments.weights}" if arguments.weights else ""))
+    print(f"written to {arguments.out}" + (f", log weights to {arguments.scores}" if arguments.scores else ""))
+
+
+def add_scores_out(verb: argparse.ArgumentParser, *others: str) -> None:
+    """Declare the score file that a method writes beside its selection, and other names of the option."""
+    text = "score file to write, too, *.scores.parquet: the score of every window that the selection was made by"
+    verb.add_argument("--scores", *others, metavar="FILE", help=text)
+
+
+def save_scores(path: str | None, method: str, scores: NDArray[np.float32], selection: WindowSelection) -> None:
+    """Write the scores that a selection was made by, where a file is asked for; the method is their name."""
+    from crisp_stream.histograms.window_scores import WindowScores
+
+    if path:
+        WindowScores(
+            name=method,
+            dataset_fingerprint=selection.dataset_fingerprint,
+            scores=scores,
+            provenance=selection.provenance,
+        ).save(path)
 
 
 def check_selection_name(out: str) -> None:

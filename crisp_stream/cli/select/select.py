@@ -10,11 +10,14 @@ from crisp_stream.cli.next_step import train_on
 from crisp_stream.cli.select.doge import add_select_doge
 from crisp_stream.cli.select.dsir import (
     add_min_tokens,
+    add_scores_out,
     add_select_dsir,
     add_task_arguments,
     check_selection_name,
     print_lengths,
+    save_scores,
 )
+from crisp_stream.cli.select.scores import add_tiers, add_where
 from crisp_stream.cli.verbs import GO_ON, add_dataset_options, add_verb, print_line
 from crisp_stream.errors import InputError
 
@@ -31,15 +34,18 @@ if TYPE_CHECKING:
 def add_select(verbs: Any) -> None:
     """Declare `select` with a command for each method, and `embed`, which two of them need."""
     text = (
-        "Choose by a rival of the task's histogram what of a dataset to train on: windows, one by one, or weights of "
-        "clusters (doge). Train on windows with mixture.phases.0.windows=FILE, on weights as on any histogram."
+        "Choose what of a dataset to train on: by a rival of the task's histogram, windows one by one or weights of "
+        "clusters (doge); or by scores of windows (where, tiers). Train on windows with mixture.phases.0.windows=FILE, "
+        "on weights as on any histogram."
     )
-    verb = verbs.add_parser("select", help="Choose what to train on by a rival method", description=text)
+    verb = verbs.add_parser("select", help="Choose what to train on by a rival method or by scores", description=text)
     methods = verb.add_subparsers(title="methods", metavar="METHOD", required=True)
     _add_classifier(methods)
     _add_nearest(methods)
     add_select_dsir(methods)
     add_select_doge(methods)
+    add_where(methods)
+    add_tiers(methods)
     _add_embed(verbs)
 
 
@@ -56,6 +62,7 @@ def _add_embedding_arguments(verb: argparse.ArgumentParser) -> None:
         metavar="Q",
         help="windows whose score is above this quantile of all scores are selected",
     )
+    add_scores_out(verb)
 
 
 def _add_classifier(methods: Any) -> None:
@@ -104,6 +111,7 @@ def _classifier(arguments: argparse.Namespace) -> None:
         allowed=_allowed(arguments, dataset),
     )
     selected.selection.save(arguments.out)
+    save_scores(arguments.scores, "classifier", selected.scores, selected.selection)
     classifier = selected.classifier
     print(f"{'C':>8} {'log loss':>9} {'AUC':>7}   each example held out once")
     for trial in classifier.trials:
@@ -159,6 +167,7 @@ def _nearest(arguments: argparse.Namespace) -> None:
         allowed=_allowed(arguments, dataset),
     )
     nearest.selection.save(arguments.out)
+    save_scores(arguments.scores, "nearest", nearest.scores, nearest.selection)
     print(f"cosine above {nearest.threshold:.4f} to {len(task.embeddings):,} windows of the task")
     _print(nearest.selection, arguments.out, dataset)
     print(f"seconds: {seconds:.1f} embedding the task, {nearest.score_seconds:.1f} scoring")

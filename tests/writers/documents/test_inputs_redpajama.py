@@ -11,7 +11,7 @@ from crisp_stream.errors import CorruptInputError, InputError
 from crisp_stream.format.ledger import Ledger
 from crisp_stream.storage.store import open_store
 from crisp_stream.writers.documents.bad_records import BadRecords, Budget
-from crisp_stream.writers.documents.documents import Document, read_input
+from crisp_stream.writers.documents.documents import Document, read_field, read_input
 from crisp_stream.writers.documents.drops import DropCounts
 from crisp_stream.writers.documents.inputs import DocumentSettings
 from crisp_stream.writers.documents.listing import list_input_files
@@ -193,3 +193,12 @@ def test_a_bad_line_of_either_file_is_a_bad_record_of_the_document(root: Path) -
         (2, "every line"),
         (3, "in its quality signals, every line"),
     ]
+
+
+def test_a_column_may_be_a_quality_signal(root: Path) -> None:
+    settings = DocumentSettings(text_field="quality_signals.rps_doc_word_count", layout="redpajama-v2")
+    files = list_input_files([str(root)], settings)
+    assert [list(read_field(file, settings)) for file in files] == [
+        [[[0, 100 + row, 10 * row]] for row in range(4)]
+    ] * 4
+    assert not any(file.signals_url for file in list_input_files([str(root)], DocumentSettings(layout="redpajama-v2")))
