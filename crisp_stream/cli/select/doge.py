@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from crisp_stream.cli.next_step import say_next, size_for
 from crisp_stream.cli.verbs import add_recipe_arguments, add_verb, print_line
 from crisp_stream.config.files import recipes_and_overrides
 from crisp_stream.writers.flags import add_flags
@@ -89,3 +90,5 @@ def _doge(arguments: argparse.Namespace) -> None:
     )
     print(doge_table(result.chosen, dataset, other, limit=arguments.top).text())
     print(f"written to {arguments.out}; the other average to {other_path(arguments.out, settings.average)}")
+    chosen = f"mixture.phases.0.histogram={arguments.out}"
+    say_next("train", size_for(dataset.manifest.window_tokens), "crisp", f"data.remote={dataset.root}", chosen)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from crisp_stream.cli.next_step import train_on
 from crisp_stream.cli.verbs import (
     add_dataset_options,
     add_inputs,
@@ -105,6 +106,7 @@ def _dsir(arguments: argparse.Namespace) -> None:
     save_scores(arguments.scores, "dsir", drawn.log_weights.astype("float32"), drawn.selection)
     _print(drawn.selection, dataset)
     print(f"written to {arguments.out}" + (f", log weights to {arguments.scores}" if arguments.scores else ""))
+    train_on(arguments.out, arguments.data, dataset.manifest.window_tokens)
 
 
 def add_scores_out(verb: argparse.ArgumentParser, *others: str) -> None:

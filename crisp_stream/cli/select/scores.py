@@ -6,6 +6,7 @@ import argparse
 import time
 from typing import Any
 
+from crisp_stream.cli.next_step import say_next, size_for, train_on
 from crisp_stream.cli.select.dsir import check_selection_name, print_lengths
 from crisp_stream.cli.verbs import GO_ON, add_dataset_options, add_verb, print_line
 from crisp_stream.errors import InputError
@@ -94,6 +95,8 @@ def _score(arguments: argparse.Namespace) -> None:
     if arguments.plot:
         print(f"drawn in {draw_scores(scores, dataset, arguments.plot)}")
     print(f"{time.monotonic() - started:.1f} s")
+    selected = ("--data", arguments.root, "--scores", arguments.out, "--out", "top.windows.parquet")
+    say_next("select", "where", f"{scores.name} >= q0.5", *selected)
 
 
 def add_where(methods: Any) -> None:
@@ -132,6 +135,7 @@ def _where(arguments: argparse.Namespace) -> None:
     print(quantile_table({f"{name}, selected": one.scores[chosen] for name, one in scores.items()}).text())
     print(selected_nodes_table(selection, dataset).text())
     print_lengths(selection, dataset)
+    train_on(arguments.out, arguments.data, dataset.manifest.window_tokens)
 
 
 def add_tiers(methods: Any) -> None:
@@ -196,3 +200,5 @@ def _tiers(arguments: argparse.Namespace) -> None:
     open_store(folder).put("components.yaml", text.encode())
     print(tiers_table(tiers, scores).text())
     print(f"written to {folder}: {len(tiers)} selections and components.yaml")
+    size = size_for(dataset.manifest.window_tokens)
+    say_next("train", size, "base", f"{folder}/components.yaml", f"data.remote={arguments.data}")
