@@ -30,25 +30,35 @@ class Parser(argparse.ArgumentParser):
     groups: Mapping[str, Sequence[str]] | None = None
     """Commands by the title of their group, in the order in which they are listed."""
     _given: Sequence[str] = ()
+    _verbs: Any = None
+
+    @property
+    def commands(self) -> list[str]:
+        """Names of its commands."""
+        return [] if self._verbs is None else list(self._verbs.choices)
 
     def error(self, message: str) -> NoReturn:
         """Print a message of argparse in the form of other errors, and exit with 2."""
         self.exit(2, f"error: {self._in_words(message)}\nSee: {self.prog} --help\n")
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def add_subparsers(self, **options: Any) -> Any:
+        """As of argparse, and remembered."""
+        self._verbs = super().add_subparsers(**options)
+        return self._verbs
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Parse; what a command does not know is an error here, where its options are known."""
         self._given = list(args or ())
         found, unknown = super().parse_known_args(args, namespace)
-        if unknown and self._commands() is None:
+        if unknown and self._verbs is None:
             self.exit(2, f"error: {self._unknown(unknown)}\nSee: {self.prog} --help\n")
         return found, unknown
 
     def format_help(self) -> str:
         """The help; commands by groups, where there are groups."""
-        commands = self._commands()
-        if self.groups is None or commands is None:
+        if self.groups is None or self._verbs is None:
             return super().format_help()
-        help_of = {choice.dest: choice.help or "" for choice in commands._choices_actions}
+        help_of = {choice.dest: choice.help or "" for choice in self._verbs._choices_actions}
         formatter = self._get_formatter()
         formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
         formatter.add_text(self.description)
@@ -66,18 +76,15 @@ class Parser(argparse.ArgumentParser):
             return
         names = [str(choice) for choice in action.choices]
         near = did_you_mean(str(value), names)
-        if isinstance(action, argparse._SubParsersAction):
+        if action is self._verbs:
             raise argparse.ArgumentError(None, f"{self.prog} has no {value!r}{near}")
         raise argparse.ArgumentError(action, f"must be one of {', '.join(names)}, got {value!r}{near}")
-
-    def _commands(self) -> argparse._SubParsersAction[Any] | None:
-        return next((action for action in self._actions if isinstance(action, argparse._SubParsersAction)), None)
 
     def _in_words(self, message: str) -> str:
         missing = re.fullmatch(r"the following arguments are required: (.*)", message)
         options = [word for word in self._given if word.startswith("--") and not self._get_option_tuples(word)]
         misspelt = [word for word in options if word.partition("=")[0] not in self._option_string_actions]
-        if missing and misspelt and self._commands() is None:
+        if missing and misspelt and self._verbs is None:
             return self._unknown(misspelt)
         if missing:
             return "; ".join(self._needed(name) for name in missing[1].split(", "))
@@ -90,9 +97,8 @@ class Parser(argparse.ArgumentParser):
 
     def _needed(self, name: str) -> str:
         """What an argument that is missing is."""
-        commands = self._commands()
-        if commands is not None and name == commands.metavar:
-            return f"{name} is missing: one of {', '.join(commands.choices)}"
+        if self._verbs is not None and name == self._verbs.metavar:
+            return f"{name} is missing: one of {', '.join(self.commands)}"
         for action in self._actions:
             shown = action.option_strings or [action.metavar if isinstance(action.metavar, str) else action.dest]
             if name in ("/".join(shown), *shown):

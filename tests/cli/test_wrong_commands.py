@@ -35,9 +35,7 @@ def test_a_wrong_command_is_refused_with_what_is_wrong(
 
 
 def test_every_command_stands_in_one_group() -> None:
-    commands = command_line._parser()._commands()
-    assert commands is not None
-    assert sorted(name for names in GROUPS.values() for name in names) == sorted(commands.choices)
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(command_line._parser().commands)
 
 
 @pytest.mark.parametrize("columns", [60, 80, 200])

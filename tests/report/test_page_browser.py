@@ -380,7 +380,7 @@ def test_a_quarter_million_leaves_and_seven_dense_tasks_stay_small_and_load(
     payload = map_payload(Tree(arity=64, levels=levels, terms=terms), tasks, ["colour0"] * 7)
     html = tmp_path / "large.html"
     html.write_text(
-        page._document("large", "", {"map": ("Map", page._map_section(tasks, ["colour0"] * 7, ""))}, payload),
+        page._document("large", "", {"map": ("Map", page._map_section(tasks, ["colour0"] * 7, [], ""))}, payload),
         encoding="utf-8",
     )
     assert html.stat().st_size < 20e6

@@ -11,7 +11,7 @@ import yaml
 
 from crisp_stream import Component, Histogram, Mixture, MixtureDataset, Phase
 from crisp_stream.cli.main import main
-from crisp_stream.cli.select import add_select
+from crisp_stream.cli.select.select import add_select
 from crisp_stream.errors import InputError
 from crisp_stream.format.dataset import Dataset
 from crisp_stream.histograms.window_scores import WindowScores

@@ -16,6 +16,7 @@ from crisp_stream.config.load import load_recipe
 from crisp_stream.errors import InputError, MissingObjectError, ResumeError
 from crisp_stream.format.dataset import open_dataset
 from crisp_stream.format.provenance import document_spans
+from crisp_stream.format.sources import Sources
 from crisp_stream.inspection.summary import describe_dataset
 from crisp_stream.loading.reader import WindowReader, read_windows
 from crisp_stream.writers.publishing.generations import delete_older
@@ -128,7 +129,7 @@ def test_continuing_from_a_checkpoint_of_an_older_generation_names_it(
     path.write_text(json.dumps(recipe))
     checkpoint = {"state": {"dataset_state": {"train": state}}}
     with pytest.raises(ResumeError, match=r"trained on generation 0 .* data\.generation=0"):
-        phases_before(load_recipe(path, []), checkpoint, grown, RunStart())
+        phases_before(load_recipe(path, []), checkpoint, Sources(grown), RunStart())
 
 
 def test_after_pruning_a_resume_of_the_old_generation_is_refused_as_of_another_dataset(
