@@ -184,6 +184,4 @@ def test_wrong_arguments_are_said(
     (tmp_path / "task.jsonl").write_text("".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(30)))
     assert main(["try", "no.jsonl", "task.jsonl", "--minutes", "5"]) == 2
     assert "no.jsonl" in capsys.readouterr().err
-    assert main(["try", "no.jsonl", "task.jsonl", "--minutes", "1"]) == 2
-    assert "--minutes: must be 3 to 240, got 1" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["task.jsonl"]
