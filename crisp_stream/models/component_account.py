@@ -51,7 +51,7 @@ def components_gave(phases: Sequence[dict[str, Any]]) -> list[ComponentGave]:
     joined: dict[tuple[int, str | None, str], list[tuple[int, dict[str, Any]]]] = {}
     samples_of: dict[int, int] = {}
     for phase in phases:
-        if phase["samples"] and "components" in phase:
+        if "components" in phase and phase["samples"]:
             number = int(phase["recipe_phase"])
             samples_of[number] = samples_of.get(number, 0) + phase["samples"]
             for component in phase["components"]:
