@@ -2,9 +2,13 @@
 
 The rows are stretches of windows, each with the teacher's vector of its text. A stretch's features are its tokens and
 pairs, weighted by (1 + ln count) · idf and scaled to norm 1; pairs are those that stand in at least two stretches, the
-most widespread first. The ridge is solved in its dual form by conjugate gradients, all numbers of the vectors at once,
-in a fixed number of steps: memory is one vector per feature and a few per stretch, and time grows as the number of
-stretches does. On one machine equal samples give equal bytes; products are made on one thread.
+most widespread first. What the teacher says of each token alone is known beforehand: a linear map of these vectors is
+fitted together with the rest, so tokens that are rare in the sample have a direction, too. That is worth four times the
+sample (docs/write/distilled.md), for the time of some hundred stretches.
+
+The ridge is solved in its dual form: exactly up to MAX_EXACT stretches, by one Cholesky of a matrix of their products;
+beyond, where that would not fit in memory, by conjugate gradients in a fixed number of steps. On one machine equal
+samples give equal bytes; products are made on one thread.
 """
 
 from __future__ import annotations
@@ -38,9 +42,14 @@ MAX_PAIRS = 1 << 16
 MIN_TEXTS_PER_PAIR = 2
 LEAST_WINDOWS = 64
 """Windows that a student is fitted on at least."""
-RIDGE = 0.3
-STEPS = 30
+RIDGE = 0.1
+PAIR_WEIGHT = 0.5
+"""Weight of a pair beside that of a token."""
+MAX_EXACT = 12_000
+"""Stretches whose matrix of products is made: 0.6 GB."""
+STEPS = 60
 """Steps of conjugate gradients."""
+_ROWS_AT_ONCE = 256
 FIT_BYTES, FIT_BYTES_PER_WINDOW = 700 << 20, 16 << 10
 """Memory of a fit of 384 numbers with all pairs, and for each stretch of 256 tokens."""
 _LARGEST = 32_767
@@ -49,6 +58,7 @@ _LARGEST = 32_767
 def fit_student(
     pieces: Pieces,
     targets: NDArray[np.floating[Any]],
+    token_vectors: NDArray[np.floating[Any]],
     *,
     tokenizer: Path,
     teacher: EncoderRecord,
@@ -60,6 +70,7 @@ def fit_student(
     Args:
         pieces: token ids of each stretch.
         targets: [num_stretches, dim], the teacher's vectors, of norm 1.
+        token_vectors: [vocab_size, dim], those of each token alone.
         tokenizer: folder of the tokenizer whose ids they are.
         teacher: its record.
         stretch_tokens: tokens of a stretch.
@@ -74,7 +85,7 @@ def fit_student(
     record = document_tokenizer.record()
     pairs = _widespread_pairs(pieces)
     with threads.threadpool_limits(1):
-        vectors = _ridge(pieces, np.asarray(targets, np.float32), pairs, record.vocab_size)
+        vectors = _ridge(pieces, np.asarray(targets, np.float32), np.asarray(token_vectors, np.float32), pairs)
     out.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
         shutil.copyfile(tokenizer / name, out / name)
@@ -138,32 +149,58 @@ def _widespread_pairs(pieces: Pieces) -> NDArray[np.uint64]:
 
 
 def _ridge(
-    pieces: Pieces, targets: NDArray[np.float32], pairs: NDArray[np.uint64], vocab_size: int
+    pieces: Pieces, targets: NDArray[np.float32], token_vectors: NDArray[np.float32], pairs: NDArray[np.uint64]
 ) -> NDArray[np.int16]:
     """[vocab_size + num_pairs, dim]: vectors whose sums are near the targets in direction."""
     sparse: Any = import_extra("scipy.sparse", extra="write", purpose="fitting a student")
+    vocab_size = len(token_vectors)
     texts, features, counts = counted(pieces, pairs, vocab_size)
     num_features = vocab_size + len(pairs)
     texts_per_feature = np.bincount(features, minlength=num_features)
-    idf = (1 + np.log((1 + len(pieces)) / (1 + texts_per_feature))).astype(np.float32)
+    weights = (1 + np.log((1 + len(pieces)) / (1 + texts_per_feature))).astype(np.float32)
+    weights[vocab_size:] *= np.float32(PAIR_WEIGHT)
     ends = np.searchsorted(texts, np.arange(len(pieces) + 1))
-    values = integer_weights(counts).astype(np.float32) * idf[features]
-    norms = np.sqrt(np.add.reduceat(np.append(values * values, 0), ends[:-1]) * (np.diff(ends) > 0))
-    values /= np.maximum(np.repeat(norms, np.diff(ends)), np.float32(1e-12))
-    rows = sparse.csr_matrix((values, features, ends), shape=(len(pieces), num_features))
-    coefficients = np.asarray(rows.T @ _solved(rows, targets), np.float32) * idf[:, None]
+    values = integer_weights(counts).astype(np.float32) * weights[features]
+    norms = np.sqrt(np.bincount(texts, values.astype(np.float64) ** 2, minlength=len(pieces))).astype(np.float32)
+    rows = sparse.csr_matrix((values / norms[texts], features, ends), shape=(len(pieces), num_features))
+    known = token_vectors - token_vectors.mean(axis=0)
+    beforehand = rows[:, :vocab_size] @ known
+    share = np.float32(1 / max(float(np.mean(np.square(beforehand).sum(axis=1))), 1e-12))
+    solve = _solved_exactly if len(pieces) <= MAX_EXACT else _solved_in_steps
+    solved = solve(rows, beforehand, share, targets)
+    coefficients = np.asarray(rows.T @ solved, np.float32)
+    coefficients[:vocab_size] += known @ (share * (beforehand.T @ solved))
+    coefficients *= weights[:, None]
     largest = float(np.abs(coefficients).max(initial=0)) or 1.0
     return np.rint(coefficients * (_LARGEST / largest)).astype(np.int16)
 
 
-def _solved(rows: Any, targets: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(rows · rowsᵀ + RIDGE)⁻¹ · targets, by STEPS steps of conjugate gradients."""
+def _solved_exactly(
+    rows: Any, beforehand: NDArray[np.float32], share: np.float32, targets: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """(rows · rowsᵀ + share · beforehand · beforehandᵀ + RIDGE)⁻¹ · targets."""
+    linalg: Any = import_extra("scipy.linalg", extra="write", purpose="fitting a student")
+    columns = rows.T.tocsr()
+    products = np.empty((rows.shape[0], rows.shape[0]), np.float32)
+    for start in range(0, len(products), _ROWS_AT_ONCE):
+        some = slice(start, start + _ROWS_AT_ONCE)
+        products[some] = (rows[some] @ columns).toarray() + (share * beforehand[some]) @ beforehand.T
+    products[np.diag_indices(len(products))] += np.float32(RIDGE)
+    factor = linalg.cho_factor(products, lower=True, overwrite_a=True, check_finite=False)
+    return np.asarray(linalg.cho_solve(factor, targets, check_finite=False), np.float32)
+
+
+def _solved_in_steps(
+    rows: Any, beforehand: NDArray[np.float32], share: np.float32, targets: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """The same, by STEPS steps of conjugate gradients."""
     columns = rows.T.tocsr()
     found = np.zeros_like(targets)
     rest, direction = targets.copy(), targets.copy()
     square = (rest * rest).sum(axis=0)
     for _ in range(STEPS):
         product = rows @ (columns @ direction) + np.float32(RIDGE) * direction
+        product += beforehand @ (share * (beforehand.T @ direction))
         step = square / np.maximum((direction * product).sum(axis=0), np.float32(1e-30))
         found += step * direction
         rest -= step * product

@@ -2,14 +2,15 @@
 
 The sample is windows chosen by a hash from all over the corpus. Of a window that the student is fitted on, the teacher
 reads one stretch: it costs a quarter of the window, and four windows say more than one that is read four times as far
-(docs/write/distilled.md). Some windows are held out, and both read all of each; they say how good the student is.
+(docs/write/distilled.md). It also embeds every token of the vocabulary alone. Some windows are held out, and both read
+all of each; they say how good the student is.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -38,7 +39,8 @@ STRETCH_TOKENS = 256
 """Tokens of a window that the teacher reads; all of a shorter one."""
 MIN_HELD_OUT, MAX_HELD_OUT, HELD_OUT_SHARE = 16, 200, 0.02
 """Windows that are held out: this share of the sample, within these limits."""
-_STRETCHES_PER_TASK, _HELD_OUT_PER_TASK = 256, 64
+_ROWS_PER_TASK = {"stretches": 256, "held_out": 64, "vocabulary": 4096}
+"""Rows of each file of the sample that a task of the teacher embeds."""
 _SALT, _STRETCH_SALT = 3, 4
 
 
@@ -58,7 +60,8 @@ class StudentSampleTask(SampleTask):
         return [self.seed, self.num_windows, limits, [part.number for part in self.parts]]
 
     def make(self) -> Record:
-        """Write stretches.npy [num_stretches, tokens] and held_out.npy [num_held_out, window_tokens]."""
+        """Write stretches.npy [num_stretches, tokens], held_out.npy [num_held_out, window_tokens] and vocabulary.npy
+        [vocab_size, 1], each token alone."""
         total = int(self.part_rows()["num_windows"].sum(dtype=np.int64))
         wanted = min(self.num_windows, total)
         held_out = min(max(MIN_HELD_OUT, round(wanted * HELD_OUT_SHARE)), MAX_HELD_OUT, total)
@@ -73,11 +76,11 @@ class StudentSampleTask(SampleTask):
         found = {"stretches.npy": stretches or [empty], "held_out.npy": held or [empty]}
         arrays = {name: np.concatenate(rows) for name, rows in found.items()}
         require_windows(min(len(arrays["stretches.npy"]), len(arrays["held_out.npy"]) * (1 << 20)))
+        arrays["vocabulary.npy"] = np.arange(tokenizer_of(self.workspace, self.windows).vocab_size)[:, None]
         for name, array in arrays.items():
             self.workspace.save_array(self.file(name), array)
         return {
-            "num_stretches": len(arrays["stretches.npy"]),
-            "num_held_out": len(arrays["held_out.npy"]),
+            "num_rows": {name.partition(".")[0]: len(array) for name, array in arrays.items()},
             "files": file_sizes(self, *map(self.file, arrays)),
         }
 
@@ -137,10 +140,8 @@ class StudentTask(Task):
 
     sample: str
     """Key of the `StudentSampleTask`."""
-    vectors: tuple[str, ...]
-    """Files of the teacher's vectors of the stretches."""
-    held_out: tuple[str, ...]
-    """And of the windows that were held out."""
+    vectors: dict[str, tuple[str, ...]]
+    """Files of the teacher's vectors of each file of the sample."""
     teacher: EncoderRecord
     windows: WindowSettings
 
@@ -156,21 +157,22 @@ class StudentTask(Task):
         with tempfile.TemporaryDirectory(prefix="crisp-stream-") as scratch:
             student = fit_student(
                 token_pieces(stretches, tokenizer.eot_id),
-                self._rows(self.vectors),
+                self._rows("stretches"),
+                self._rows("vocabulary"),
                 tokenizer=tokenizer.folder,
                 teacher=self.teacher,
                 stretch_tokens=stretches.shape[1],
                 out=Path(scratch),
             )
             mine = student.embed_pieces(token_pieces(held_out, tokenizer.eot_id))
-            student = with_quality(student, quality_of(mine, self._rows(self.held_out)))
+            student = with_quality(student, quality_of(mine, self._rows("held_out")))
             files = {name: (Path(scratch) / name).read_bytes() for name in STUDENT_FILES}
             files[ENCODER_NAME] = EncoderFile.of(student).to_json()
             sha256, quality = student.weights_sha256, asdict(student.facts.quality)
         return write_files(self, files, weights_sha256=sha256, quality=quality)
 
-    def _rows(self, names: tuple[str, ...]) -> NDArray[np.float16]:
-        return np.concatenate([self.workspace.load_array(name) for name in names])
+    def _rows(self, kind: str) -> NDArray[np.float16]:
+        return np.concatenate([self.workspace.load_array(name) for name in self.vectors[kind]])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,34 +204,34 @@ def student_in_stages(
         sample.write_parts()
     [chosen] = runner.run([sample], unit="")
 
-    def tasks(kind: str, num_rows: int, per_task: int, first: int) -> Iterator[TeacherTask]:
-        for at, start in enumerate(range(0, num_rows, per_task)):
-            yield TeacherTask(
+    tasks: dict[str, list[TeacherTask]] = {}
+    for kind, num_rows in chosen["num_rows"].items():
+        starts, first = range(0, num_rows, _ROWS_PER_TASK[kind]), sum(map(len, tasks.values()))
+        tasks[kind] = [
+            TeacherTask(
                 workspace=runner.workspace,
                 number=first + at,
                 inputs=(sample.fingerprint,),
                 sample=sample.file(f"{kind}.npy"),
                 start=start,
-                stop=min(start + per_task, num_rows),
+                stop=min(start + starts.step, num_rows),
                 windows=windows,
                 encoder=teacher,
             )
-
-    stretches = list(tasks("stretches", chosen["num_stretches"], _STRETCHES_PER_TASK, 0))
-    held_out = list(tasks("held_out", chosen["num_held_out"], _HELD_OUT_PER_TASK, len(stretches)))
-    embedding = [*stretches, *held_out]
-    records = runner.run(embedding, unit="windows", num_units=[task.stop - task.start for task in embedding])
+            for at, start in enumerate(starts)
+        ]
+    embedding = list(chain.from_iterable(tasks.values()))
+    records = runner.run(embedding, unit="texts", num_units=[task.stop - task.start for task in embedding])
     student = StudentTask(
         workspace=runner.workspace,
         number=0,
         inputs=tuple(task.fingerprint for task in embedding),
         sample=sample.key,
-        vectors=tuple(task.file("vectors.npy") for task in stretches),
-        held_out=tuple(task.file("vectors.npy") for task in held_out),
+        vectors={kind: tuple(task.file("vectors.npy") for task in some) for kind, some in tasks.items()},
         teacher=EncoderRecord(**records[0]["encoder"]),
         windows=windows,
     )
     [fitted] = runner.run([student], unit="")
     quality = StudentQuality(**fitted["quality"])
-    runner.log(quality.text(chosen["num_stretches"], student.teacher.name))
+    runner.log(quality.text(chosen["num_rows"]["stretches"], student.teacher.name))
     return student, fitted
