@@ -329,7 +329,7 @@ class WriteOptions:
             "teacher",
             "an encoder that exists already, as a folder or hub name",
         )
-        require(self.teacher_windows >= LEAST_WINDOWS, "teacher_windows", f"at least {LEAST_WINDOWS}")
+        require(self.teacher_windows >= 2 * LEAST_WINDOWS, "teacher_windows", f"at least {2 * LEAST_WINDOWS}")
         require(
             self.eot_token is None or (self.eot_token != "" and self.tokenizer is not None),
             "eot_token",

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from crisp_stream import __version__
+from crisp_stream.cli.encoder import add_encoder
 from crisp_stream.cli.eval import add_contamination, add_eval, add_split
 from crisp_stream.cli.forecast import add_forecast
 from crisp_stream.cli.histogram import add_histogram_commands, with_count
@@ -67,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"crisp-stream {__version__}")
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_write_commands(verbs)
+    add_encoder(verbs)
     add_histogram_commands(verbs)
     add_select(verbs)
     add_inspect(verbs)

@@ -6,8 +6,7 @@ run, no text is made of windows, and all of a window is read. It is fitted by st
 
 All sums are of integers: counts are weighted by a table of integers, and vectors are int16. So a vector is the same, to
 the last bit, on every machine, in every batch and in every order of summation; what is left, one square root and one
-division, is exact to rounding by IEEE 754. A layer of ReLU behind the sum was tried and rejected
-(docs/write/distilled.md).
+division, is exact to rounding by IEEE 754. A kernel that is not linear gave no better cosine (docs/write/distilled.md).
 """
 
 from __future__ import annotations
@@ -52,7 +51,8 @@ class StudentQuality:
     cosine_of_worst: float
     """Cosine that 95 % of the windows reach."""
     distances: float
-    """Correlation of the cosines between two windows, over all pairs of them: how far distances are kept."""
+    """Correlation of the cosines between two windows, over all pairs of them: how far distances are kept.
+    0 where all are equal."""
 
     def text(self, teacher_windows: int, teacher: str) -> str:
         """A line for people."""
@@ -188,19 +188,27 @@ def read_facts(folder: Path) -> StudentFacts:
     """Read student.json. Raises FormatError."""
     path = folder / STUDENT_FACTS
     try:
-        record = json.loads(path.read_bytes())
+        content = path.read_bytes()
+    except OSError as error:
+        raise FormatError(f"{path}: must be readable, got: {error}. Restore the file.") from error
+    return facts_of(content, str(path))
+
+
+def facts_of(content: bytes, where: str) -> StudentFacts:
+    """Read the content of student.json. Raises FormatError."""
+    try:
+        record = json.loads(content)
         version = record["student_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise FormatError(
-            f"{path}: must be what a write made of its distilled encoder ({error}). Restore the file."
+            f"{where}: must be what a write made of its distilled encoder ({error}). Restore the file."
         ) from error
     if version != STUDENT_VERSION:
         raise FormatError(
-            f"{path}: student_version must be {STUDENT_VERSION}, got {version}. Use the version of crisp-stream that "
+            f"{where}: student_version must be {STUDENT_VERSION}, got {version}. Use the version of crisp-stream that "
             "wrote it, or fit it again."
         )
-    builder = Builder(error=FormatError, place=str(path), remedy="Restore the file.")
-    return builder.build(StudentFacts, record)
+    return Builder(error=FormatError, place=where, remedy="Restore the file.").build(StudentFacts, record)
 
 
 def facts_json(facts: StudentFacts) -> bytes:

@@ -3,8 +3,8 @@
 The rows are stretches of windows, each with the teacher's vector of its text. A stretch's features are its tokens and
 pairs, weighted by (1 + ln count) · idf and scaled to norm 1; pairs are those that stand in at least two stretches, the
 most widespread first. What the teacher says of each token alone is known beforehand: a linear map of these vectors is
-fitted together with the rest, so tokens that are rare in the sample have a direction, too. That is worth four times the
-sample (docs/write/distilled.md), for the time of some hundred stretches.
+fitted together with the rest, so tokens that are rare in the sample have a direction, too. That is worth more than
+twice the sample (docs/write/distilled.md), for the time of some hundred stretches.
 
 The ridge is solved in its dual form: exactly up to MAX_EXACT stretches, by one Cholesky of a matrix of their products;
 beyond, where that would not fit in memory, by conjugate gradients in a fixed number of steps. On one machine equal
@@ -40,7 +40,7 @@ from crisp_stream.writers.embedding.student import (
 
 MAX_PAIRS = 1 << 16
 MIN_TEXTS_PER_PAIR = 2
-LEAST_WINDOWS = 64
+LEAST_WINDOWS = 32
 """Windows that a student is fitted on at least."""
 RIDGE = 0.1
 PAIR_WEIGHT = 0.5
@@ -128,7 +128,8 @@ def quality_of(student: NDArray[Any], teacher: NDArray[Any]) -> StudentQuality:
     cosines = (mine * others).sum(axis=1)
     upper = np.triu_indices(len(mine), 1)
     between = [(rows @ rows.T)[upper] for rows in (mine, others)]
-    distances = float(np.corrcoef(*between)[0, 1]) if len(upper[0]) > 1 else 1.0
+    vary = all(len(cosines) > 1 and np.ptp(cosines) > 0 for cosines in between)
+    distances = float(np.corrcoef(*between)[0, 1]) if vary else 0.0
     return StudentQuality(
         windows=len(mine),
         cosine=round(float(cosines.mean()), 4),

@@ -244,6 +244,26 @@ def parts_in_stages(
     )
 
 
+def fitted_in_stages(
+    runner: Runner, options: WriteOptions, read: ReadDocuments, tokenizer: Tokenizer, encoder: EncoderSettings
+) -> str:
+    """Cut all documents into windows and fit an encoder on them; the folder of the workspace with its files.
+
+    Raises:
+        InputError: not one window, or too few to fit.
+    """
+    _require_room_to_fit(runner, options, read, encoder, None)
+    _require_room(runner, read, tokenizer)
+    windows = _windows_tasks(runner, read, tokenizer, encoder, 0)
+    counts = PartCounts(len(windows), first_part=0)
+    runner.run_each(windows, counts.add, unit="windows")
+    _require_windows(counts, tokenizer, None, options)
+    fitted = _with_fitted(runner, options, read, tokenizer, encoder, None, _parts(windows, counts)).fitted
+    assert fitted is not None
+    forget_encoders()
+    return fitted
+
+
 def _require_room(runner: Runner, read: ReadDocuments, tokenizer: Tokenizer) -> None:
     """Raises InputError: a document is too large for `tokenizers`, which takes 112 bytes of memory per character."""
     room_bytes = None if runner.engine is None else runner.engine.work_bytes()
