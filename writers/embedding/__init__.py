@@ -1,6 +1,6 @@
 """Texts to unit vectors.
 
-In: an encoder (sentence-transformers), or none: an LSI, or a student of an encoder, is fitted on the corpus (fitted.py).
+In: an encoder (sentence-transformers), or none: an LSI or a student of an encoder is fitted on the corpus (fitted.py).
 Out: float16 vectors, one per window.
 Begin with: embed.py (`Encoder`), pieces.py (word pieces, made apart from the forward pass), static.py, lsi.py,
     student.py (student_fit.py fits it);
