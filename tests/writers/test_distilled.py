@@ -16,13 +16,15 @@ import pytest
 from crisp_stream.counting.count_examples import count_examples
 from crisp_stream.errors import FormatError, InputError
 from crisp_stream.format.dataset import open_dataset
+from crisp_stream.format.tokenizer import DocumentTokenizer
 from crisp_stream.inspection.verify import verify_dataset
 from crisp_stream.selection.embed_windows import embed_windows
 from crisp_stream.writers.append import append
 from crisp_stream.writers.embedding.embed import matching_encoder
-from crisp_stream.writers.embedding.student import STUDENT_FILES, StudentEncoder, read_facts
+from crisp_stream.writers.embedding.student import STUDENT_FILES, StudentEncoder, read_facts, token_pieces
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.stages import student as stages
+from crisp_stream.writers.windows import cut_by_document
 from crisp_stream.writers.write import plan, write
 from tests.support.encoders import make_static
 from tests.support.written_dataset import files_below, small_options
@@ -39,10 +41,10 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def distilled(source: Path, out: Path, teacher: Path | None, **changes: Any) -> WriteOptions:
+def distilled(source: Path, out: Path, static: Path | None, **changes: Any) -> WriteOptions:
     chosen: dict[str, Any] = {
         "encoder": "distilled",
-        "teacher": None if teacher is None else str(teacher),
+        "teacher": None if static is None else str(static),
         "teacher_windows": 150,
         "max_length": None,
     }
@@ -125,12 +127,20 @@ def test_embed_gives_exactly_the_vectors_that_placed_the_windows(written: Path, 
     assert files_below(tmp_path / "made") == files_below(written.parent / "kept")
 
 
-def test_examples_that_are_the_corpus_itself_have_its_histogram(written: Path, text_file: Path) -> None:
+def test_a_histogram_counts_the_leaves_of_the_tokens_of_the_examples_windows(written: Path, text_file: Path) -> None:
     dataset = open_dataset(str(written))
-    counted = count_examples([str(text_file)], str(written), processes=1, log=quiet)
-    examples = np.asarray(counted.histogram.frequencies, np.float64)
-    corpus = np.asarray(dataset.windows_per_leaf, np.float64) / dataset.manifest.num_windows
-    assert np.abs(examples[np.asarray(dataset.leaves)] - corpus).sum() < 0.05
+    counted = count_examples([str(text_file)], data=str(written), processes=1, log=quiet)
+    tokenizer = DocumentTokenizer(dataset.tokenizer_path())
+    texts = [json.loads(line)["text"] for line in text_file.read_text().splitlines()]
+    cut = cut_by_document(
+        tokenizer.encode(texts), window_tokens=64, eot_id=tokenizer.eot_id, token_dtype=tokenizer.token_dtype
+    )
+    student = StudentEncoder.load(written / "encoder")
+    leaves = dataset.tree.assign(student.embed_pieces(token_pieces(cut.tokens, tokenizer.eot_id)))
+    nodes, counts = np.unique(leaves, return_counts=True)
+    assert counted.counts is not None
+    np.testing.assert_array_equal(counted.nodes, nodes)
+    np.testing.assert_array_equal(counted.counts, counts)
 
 
 def test_like_and_a_folder_of_a_student_embed_by_it_without_a_teacher(
@@ -167,10 +177,10 @@ def test_a_student_of_another_tokenizer_is_refused(written: Path, text_file: Pat
 def test_a_student_of_another_dataset_is_refused(written: Path, text_file: Path, teacher: Path, tmp_path: Path) -> None:
     write(distilled(text_file, tmp_path / "other", teacher, teacher_windows=100), log=quiet)
     with pytest.raises(InputError, match=r"must be the one that embedded .*; what differs: .*vectors\.npy"):
-        count_examples([str(text_file)], str(written), encoder=str(tmp_path / "other" / "encoder"), log=quiet)
+        count_examples([str(text_file)], data=str(written), encoder=str(tmp_path / "other" / "encoder"), log=quiet)
     (tmp_path / "other" / "encoder" / "pairs.npy").unlink()
     with pytest.raises(FormatError, match=r"must hold .*pairs\.npy.* of a distilled encoder"):
-        count_examples([str(text_file)], str(tmp_path / "other"), log=quiet)
+        count_examples([str(text_file)], data=str(tmp_path / "other"), log=quiet)
 
 
 def test_too_little_text_for_a_student_is_refused_with_a_remedy(teacher: Path, tmp_path: Path) -> None:
@@ -194,7 +204,7 @@ def test_options_that_contradict_each_other_are_refused(
     text_file: Path, teacher: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        distilled(text_file, tmp_path / "out", teacher, **changes)
+        distilled(text_file, tmp_path / "out", None, **{"teacher": str(teacher), **changes})
 
 
 @pytest.mark.parametrize("changes", [{"max_length": 32}, {"reads": "all"}, {"encoder_prompt": "query: "}])
