@@ -131,7 +131,8 @@ def test_a_histogram_counts_the_leaves_of_the_tokens_of_the_examples_windows(wri
     dataset = open_dataset(str(written))
     counted = count_examples([str(text_file)], data=str(written), processes=1, log=quiet)
     tokenizer = DocumentTokenizer(dataset.tokenizer_path())
-    texts = [json.loads(line)["text"] for line in text_file.read_text().splitlines()]
+    read = [json.loads(line)["text"] for line in text_file.read_text().splitlines()]
+    texts = [text for text in read if text.strip()]
     cut = cut_by_document(
         tokenizer.encode(texts), window_tokens=64, eot_id=tokenizer.eot_id, token_dtype=tokenizer.token_dtype
     )
