@@ -38,7 +38,7 @@ _DECIDING = STUDENT_FILES[1:]
 """Files that the vectors depend on."""
 _WEIGHT_OF_ONE = 8
 """Integer weight of what stands once in a text."""
-_TEXTS_AT_ONCE = 64
+_TEXTS_AT_ONCE = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,12 +119,16 @@ class StudentEncoder:
         """[num_texts, dim], exact."""
         sparse: Any = import_extra("scipy.sparse", extra="write", purpose="embedding windows")
         texts, features, counts = counted(pieces, self.pairs, self.facts.vocab_size)
-        used, columns = np.unique(features, return_inverse=True)
+        is_used = np.zeros(len(self.vectors), np.bool_)
+        is_used[features] = True
+        used, columns = np.flatnonzero(is_used), np.cumsum(is_used, dtype=np.int32)[features] - 1
         weights = integer_weights(counts)
         largest = int(np.bincount(texts, weights, minlength=1).max()) << 15
         dtype = np.int32 if largest < 1 << 31 else np.int64
         ends = np.searchsorted(texts, np.arange(len(pieces) + 1))
-        matrix = sparse.csr_matrix((weights.astype(dtype), columns, ends), shape=(len(pieces), len(used)))
+        matrix = sparse.csr_matrix(
+            (weights.astype(dtype), columns, ends.astype(np.int32)), shape=(len(pieces), len(used))
+        )
         return np.asarray(matrix @ self.vectors[used].astype(dtype), np.int64)
 
     def record(self) -> EncoderRecord:
