@@ -96,7 +96,10 @@ class StudentEncoder:
 
     def pieces(self, texts: Sequence[str]) -> Pieces:
         """The token ids of each text, one sequence a text."""
-        return Pieces.from_sequences([[ids] for ids in self._tokenizer.encode(texts)], self.facts.vocab_size)
+        ids = self._tokenizer.encode(texts)
+        lengths = np.array([len(of_text) for of_text in ids], np.int32)
+        joined = np.concatenate([np.zeros(0, self._tokenizer.token_dtype), *ids])
+        return Pieces(joined, lengths, np.ones(len(ids), np.int32))
 
     @cached_property
     def _tokenizer(self) -> DocumentTokenizer:
