@@ -184,6 +184,8 @@ class EmbeddedParts:
     tokenizer: WindowSettings
     fitted: str | None
     """Folder of the workspace with the files of an encoder that a write fitted and that embedded them."""
+    fitted_files: tuple[str, ...]
+    """Names of these files."""
     encoder_file: bytes
     """What a dataset keeps of its encoder: the content of encoder/encoder.json."""
 
@@ -240,6 +242,7 @@ def parts_in_stages(
         summary=summary,
         tokenizer=tokenizer.settings,
         fitted=encoder.fitted,
+        fitted_files=FITTED_FILES.get(encoder.name or "", ()),
         encoder_file=_encoder_file(runner, encoder, given),
     )
 

@@ -21,7 +21,7 @@ from crisp_stream.format.terms import TERMS
 from crisp_stream.format.text_sketch import TEXTS, text_sketch_parquet
 from crisp_stream.storage.inputs import printable
 from crisp_stream.storage.store import open_store
-from crisp_stream.writers.embedding.fitted import FITTED_FILES, FITTED_FOLDER
+from crisp_stream.writers.embedding.fitted import FITTED_FOLDER
 from crisp_stream.writers.embedding.given_models import Models
 from crisp_stream.writers.embedding.probe import ENCODER_FILE
 from crisp_stream.writers.engine.tasks import Runner
@@ -71,8 +71,9 @@ def write_small_files(
         if content is not None:
             files[f"tokenizer/{name}"] = content
     if embedded.fitted is not None:
-        of_kind = FITTED_FILES[summary.encoder.name]
-        files |= {f"{FITTED_FOLDER}/{name}": workspace.read(f"{embedded.fitted}/{name}") for name in of_kind}
+        files |= {
+            f"{FITTED_FOLDER}/{name}": workspace.read(f"{embedded.fitted}/{name}") for name in embedded.fitted_files
+        }
     files[ENCODER_FILE] = embedded.encoder_file
     files[TERMS] = terms_of(runner, assembly, shards, [root, options.out])
     store = open_store(root)
