@@ -34,13 +34,14 @@ from crisp_stream.writers.documents.listing import list_input_files
 from crisp_stream.writers.embedding.embed import EncoderChoice, matching_encoder
 from crisp_stream.writers.embedding.given_models import Models
 from crisp_stream.writers.embedding.lsi import LSI_NAME, LsiEncoder
+from crisp_stream.writers.embedding.student import DISTILLED_NAME, is_student
 from crisp_stream.writers.embedding.text_encoder import TextEncoder
 from crisp_stream.writers.engine.engine import ENCODERS_PER_GPU, LocalEngine
 from crisp_stream.writers.engine.memory_limit import DRIVER_BYTES, ENCODER_BYTES, LEAST_WORK_BYTES, LIGHT_BYTES
 from crisp_stream.writers.given_tokenizer import read_tokenizer
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.stages import windows as parts
-from crisp_stream.writers.stages.models import tree_settings
+from crisp_stream.writers.stages.models import teacher_choice, tree_settings
 from crisp_stream.writers.tree.growth import end_of_growth, foretold
 from crisp_stream.writers.windows import Cut, cut_documents, train_tokenizer, window_texts
 
@@ -56,6 +57,9 @@ SORTED_BYTES_PER_SECOND = 120e6
 """Tokens that a core sorts into shards (docs/write/scale.md)."""
 LSI_FIT_SECONDS, LSI_FIT_WINDOWS = 18.0, 20_000
 """CPU time of the fit of an LSI at its full sample (docs/write/embedding.md)."""
+TOKENS_PER_SECOND = {"all-MiniLM-L6-v2": 3_600, "--reads all": 3_400, "distilled": 1_000_000, "lsi": 4_000_000}
+"""Tokens that a core embeds by each encoder (docs/write/distilled.md); the first reads FIRST_TOKENS of a window."""
+FIRST_TOKENS = 256
 _PLACE_BYTES = 8
 _VISIT_SECONDS, _VISIT_SECONDS_PER_NUMBER, _SEEDING_STEPS = 0.75e-6, 5e-9, 16
 """Of an example in a step of k-means (docs/write/tree.md), and steps that seeds take as long as."""
@@ -84,6 +88,8 @@ class Estimate:
     """What it is from."""
     tree: list[str]
     """Lines about the levels of the tree; none where one is given."""
+    others: str
+    """Line about the time that each encoder would take; empty where one is given."""
 
     def text(self) -> str:
         """For people, as `write --plan` prints it."""
@@ -98,7 +104,7 @@ class Estimate:
             ("time", f"about {duration(sum(self.seconds.values()))}, of which"),
             *((f"  {stage}", f"{duration(seconds)} ({self.rates[stage]})") for stage, seconds in self.seconds.items()),
         ]
-        return "\n".join([f"estimate, from {self.sample}:", aligned(rows), *self.tree])
+        return "\n".join([f"estimate, from {self.sample}:", aligned(rows), *filter(None, [self.others]), *self.tree])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,8 +155,7 @@ def estimate_write(options: WriteOptions, models: Models | None = None) -> Estim
     rates = {
         "reading documents": f"measured {_size(reading_rate)}/s a process",
         "cutting windows": f"measured {_size(cutting.characters_per_second)}/s a process",
-        "embedding windows": f"measured {embedding.windows_per_second:,.1f} windows/s a process "
-        f"on {embedding.num_windows} windows",
+        "embedding windows": embedding.text(),
         "sorting, writing shards": f"at {_size(SORTED_BYTES_PER_SECOND)}/s a process, measured elsewhere",
         "fitting the tree": f"at {_rounded(1 / _visit_seconds(embedding.dim))} examples/s a process, measured "
         "elsewhere",
@@ -171,7 +176,23 @@ def estimate_write(options: WriteOptions, models: Models | None = None) -> Estim
         sample=f"{_rounded(len(sample.texts))} documents of {sample.num_files:,} of {sample.files:,} files "
         f"({_size(sample.characters)} of text)",
         tree=tree,
+        others="" if models is not None else _by_encoder(options, windows, cutting.window_tokens, processes),
     )
+
+
+def _by_encoder(options: WriteOptions, windows: float, window_tokens: int, processes: int) -> str:
+    """A line with the time that each way of embedding would take on these cores, by rates measured elsewhere."""
+    parts: list[str] = []
+    for name, rate in TOKENS_PER_SECOND.items():
+        tokens = min(FIRST_TOKENS, window_tokens) if name == "all-MiniLM-L6-v2" else window_tokens
+        seconds = windows * tokens / rate / processes
+        if name == LSI_NAME:
+            seconds += LSI_FIT_SECONDS * min(1.0, windows / LSI_FIT_WINDOWS)
+        if name == DISTILLED_NAME:
+            read = min(options.teacher_windows, windows) * min(FIRST_TOKENS, window_tokens)
+            seconds += read / TOKENS_PER_SECOND["all-MiniLM-L6-v2"] / processes
+        parts.append(f"{name} {duration(seconds)}")
+    return f"embedding by each encoder, without a GPU, at rates measured elsewhere: {', '.join(parts)}"
 
 
 def _tree_lines(options: WriteOptions, windows: float) -> list[str]:
@@ -341,13 +362,29 @@ class _Embedding:
     is_light: bool
     is_fitted: bool
     """An LSI of this corpus is to be fitted."""
+    teacher_rate: float = 0.0
+    """Stretches that a teacher embeds in a second, where a student is to be fitted."""
+    teacher_windows: int = 0
+
+    def text(self) -> str:
+        """Where the rate is from."""
+        if self.teacher_rate:
+            return (
+                f"the teacher measured {self.teacher_rate:,.1f} windows/s on {self.num_windows} windows, in one "
+                f"process; then {self.windows_per_second:,.0f} windows/s a process, measured elsewhere"
+            )
+        return f"measured {self.windows_per_second:,.1f} windows/s a process on {self.num_windows} windows"
 
     def fit_seconds(self, windows: float) -> float:
-        """The fit of an LSI, which is one task."""
+        """The fit of an LSI, which is one task; or the work of a teacher in one process."""
+        if self.teacher_rate:
+            return min(self.teacher_windows, windows) / self.teacher_rate
         return LSI_FIT_SECONDS * min(1.0, windows / LSI_FIT_WINDOWS) if self.is_fitted else 0.0
 
 
 def _measure_embedding(options: WriteOptions, models: Models | None, cutting: _Cutting) -> _Embedding:
+    if models is None and options.encoder == DISTILLED_NAME:
+        return _measure_teacher(options, cutting)
     fitted = models is None and options.encoder == LSI_NAME
     texts = cutting.texts[:_EMBEDDED_WINDOWS]
     encoder: TextEncoder
@@ -357,6 +394,8 @@ def _measure_embedding(options: WriteOptions, models: Models | None, cutting: _C
         choice = EncoderChoice(
             name=options.encoder, max_length=options.max_length, reads=options.reads, prompt=options.encoder_prompt
         )
+        if is_student(options.encoder):
+            choice = EncoderChoice(name=options.encoder, fitted=DISTILLED_NAME)
         if models is not None:
             choice = matching_encoder(models.encoder, options.encoder, models.root)
         is_light = choice.is_light
@@ -377,6 +416,29 @@ def _measure_embedding(options: WriteOptions, models: Models | None, cutting: _C
         dim=max(dim, 1),
         is_light=is_light,
         is_fitted=fitted,
+    )
+
+
+def _measure_teacher(options: WriteOptions, cutting: _Cutting) -> _Embedding:
+    """The teacher's rate is measured; a student's is one that was measured elsewhere."""
+    choice, share = teacher_choice(options), min(1.0, FIRST_TOKENS / cutting.window_tokens)
+    texts = [text[: max(1, round(len(text) * share))] for text in cutting.texts[:_EMBEDDED_WINDOWS]]
+    encoder = parts.load_encoder(choice, None if choice.is_light else parts.worker_device())
+    dim = encoder.embed(texts[:2]).shape[1]
+    done, begun = 0, time.monotonic()
+    while done < len(texts) and time.monotonic() - begun < _EMBED_SECONDS:
+        encoder.embed(texts[done : done + _WINDOWS_AT_ONCE])
+        done += _WINDOWS_AT_ONCE
+    done = min(done, len(texts))
+    return _Embedding(
+        windows_per_second=TOKENS_PER_SECOND[DISTILLED_NAME] / cutting.window_tokens,
+        num_windows=done,
+        bytes_per_window=2 * dim,
+        dim=dim,
+        is_light=True,
+        is_fitted=False,
+        teacher_rate=done / max(time.monotonic() - begun, 1e-6),
+        teacher_windows=options.teacher_windows,
     )
 
 

@@ -195,9 +195,17 @@ class WriteOptions:
 
     encoder: str | None = _clustering(
         None,
-        "folder or hub name, all-MiniLM-L6-v2 when absent; lsi: TF-IDF and SVD, fitted on the corpus",
+        "folder or hub name, all-MiniLM-L6-v2 when absent; fitted on the corpus: lsi, TF-IDF and SVD; distilled, a "
+        "fast student of --teacher; or the folder of a student, as `encoder fit` makes it",
         metavar="NAME",
     )
+    teacher: str | None = _clustering(
+        None, "folder or hub name of the encoder that is distilled, all-MiniLM-L6-v2 when absent", metavar="NAME"
+    )
+    teacher_windows: int = _clustering(
+        10_000, "windows that the teacher embeds, about, or all; a core does 14 a second", "integer"
+    )
+    """Of each it reads a stretch of 256 tokens."""
     max_length: int | None = _clustering(
         None, "word pieces read at once; the encoder's own limit when absent", "integer"
     )
@@ -265,6 +273,8 @@ class WriteOptions:
         from crisp_stream.format.manifest import MAX_ARITY, MAX_LEAVES
         from crisp_stream.format.mds import MAX_SHARD_BYTES
         from crisp_stream.writers.embedding.lsi import LSI_NAME
+        from crisp_stream.writers.embedding.student import DISTILLED_NAME
+        from crisp_stream.writers.embedding.student_fit import LEAST_WINDOWS
 
         def require(holds: bool, name: str, rule: str) -> None:
             if not holds:
@@ -306,6 +316,20 @@ class WriteOptions:
         require(
             self.encoder != LSI_NAME or self.encoder_prompt is None, "encoder_prompt", "left out with --encoder lsi"
         )
+        require(
+            self.encoder != DISTILLED_NAME or self.reads == "first",
+            "reads",
+            "left out with --encoder distilled, whose teacher reads all",
+        )
+        require(
+            self.teacher is None or self.encoder == DISTILLED_NAME, "teacher", "left out without --encoder distilled"
+        )
+        require(
+            self.teacher not in (LSI_NAME, DISTILLED_NAME),
+            "teacher",
+            "an encoder that exists already, as a folder or hub name",
+        )
+        require(self.teacher_windows >= 2 * LEAST_WINDOWS, "teacher_windows", f"at least {2 * LEAST_WINDOWS}")
         require(
             self.eot_token is None or (self.eot_token != "" and self.tokenizer is not None),
             "eot_token",

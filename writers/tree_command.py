@@ -17,8 +17,8 @@ from crisp_stream.processes import Log
 from crisp_stream.storage.store import is_remote, open_store
 from crisp_stream.table import aligned
 from crisp_stream.tree.tree import ClusterTree
+from crisp_stream.writers.embedding.fitted import FITTED_FOLDER
 from crisp_stream.writers.embedding.given_models import FITTED, fitted_json, models_of_folder
-from crisp_stream.writers.embedding.lsi import LSI_FILES
 from crisp_stream.writers.embedding.probe import ENCODER_FILE
 from crisp_stream.writers.engine.tasks import Runner
 from crisp_stream.writers.options import WriteOptions
@@ -74,8 +74,8 @@ def _publish(runner: Runner, options: WriteOptions, embedded: EmbeddedParts, fit
     folder.mkdir(parents=True)
     tree.save(folder / "tree")
     names = {f"{embedded.tokenizer.tokenizer}/{name}": f"tokenizer/{name}" for name in TOKENIZER_NAMES}
-    if embedded.lsi is not None:
-        names |= {f"{embedded.lsi}/{name}": f"encoder/{name}" for name in LSI_FILES}
+    if embedded.fitted is not None:
+        names |= {f"{embedded.fitted}/{name}": f"{FITTED_FOLDER}/{name}" for name in embedded.fitted_files}
     names[fitted.sample] = EMBEDDINGS
     for name, place in names.items():
         (folder / place).parent.mkdir(exist_ok=True)

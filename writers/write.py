@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from crisp_stream.errors import ConflictError, CrispError, FormatError, InputError, require_extra
@@ -18,9 +19,10 @@ from crisp_stream.processes import Log
 from crisp_stream.storage.store import is_remote, open_store
 from crisp_stream.writers.embedding.embeddings_folder import complete, embeddings_folder, is_complete, refuse_others
 from crisp_stream.writers.embedding.given_models import Models, models_of_dataset, models_of_folder
+from crisp_stream.writers.embedding.student import is_student
 from crisp_stream.writers.engine.engine import LocalEngine, RayEngine, open_engine
 from crisp_stream.writers.engine.tasks import PlanEnds, Runner
-from crisp_stream.writers.engine.versions import FITTING_STAGES
+from crisp_stream.writers.engine.versions import ENCODER_STAGES, FITTING_STAGES
 from crisp_stream.writers.engine.workspace import Workspace
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.publishing.claim import (
@@ -259,7 +261,7 @@ def _stages_of(options: WriteOptions) -> list[str]:
         *_search_stages(options),
         "tokenizer",
         "windows",
-        *(["lsi"] if options.encoder == "lsi" else []),
+        *_encoder_stages(options),
         "embeddings",
         *tree,
         "runs",
@@ -271,6 +273,11 @@ def _stages_of(options: WriteOptions) -> list[str]:
         *([DroppedTask.stage] if options.dedup or options.decontaminate else []),
         *(_EMBEDDINGS_STAGES if options.embeddings else []),
     ]
+
+
+def _encoder_stages(options: WriteOptions) -> Sequence[str]:
+    """Stages that fit an encoder, or bring a student."""
+    return ENCODER_STAGES.get(options.encoder or "", ("student",) if is_student(options.encoder) else ())
 
 
 def _search_stages(options: WriteOptions) -> list[str]:

@@ -1,9 +1,10 @@
 """The writers stage by stage, both sides of every ratio in one run: one Markdown row each.
 
-    python benchmarks/writing/bench_write.py tokenise|embed|assign|sort|upload|ray|memory|all [--quick] [--work FOLDER]
+    python benchmarks/writing/bench_write.py SECTION|all [--quick] [--work FOLDER]
 
 tokenise  documents to ids: tiktoken with our merges against `tokenizers`, ids equal
 embed     windows to stored vectors against the bare forward pass of the encoder
+distilled windows to vectors by a student, against the bare forward pass of MiniLM and an LSI
 assign    windows to leaves of a 64^3 tree against the bare products
 sort      parts to sorted shards on two processes against numpy in memory and Ray Data's sort
 upload    shards made and put at once against bare puts to the same SeaweedFS
@@ -83,6 +84,12 @@ def tokenise(work: Path, quick: bool, repeats: int) -> tuple[list[Row], list[str
     """See embed_section."""
     texts = embed_section.read_documents(None, 4_000_000)
     return embed_section.tokenising(texts, repeats, _tokenizer(texts, work))
+
+
+def distilled(work: Path, quick: bool, repeats: int) -> tuple[list[Row], list[str]]:
+    """See embed_section."""
+    texts = embed_section.read_documents(None, 200_000 if quick else 4_000_000)
+    return embed_section.distilled(texts, repeats, _tokenizer(texts, work))
 
 
 def embed(work: Path, quick: bool, repeats: int) -> tuple[list[Row], list[str]]:
@@ -215,6 +222,7 @@ def memory(work: Path, quick: bool, repeats: int) -> tuple[list[Row], list[str]]
 SECTIONS: dict[str, tuple[Section, Sequence[Column]]] = {
     "tokenise": (tokenise, embed_section.TOKENISE_COLUMNS),
     "embed": (embed, embed_section.EMBED_COLUMNS),
+    "distilled": (distilled, embed_section.DISTILLED_COLUMNS),
     "assign": (assign, ASSIGN_COLUMNS),
     "sort": (sort, sort_section.SORT_COLUMNS),
     "upload": (upload, sort_section.UPLOAD_COLUMNS),

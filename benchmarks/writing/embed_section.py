@@ -27,15 +27,24 @@ from benchmarks.support.report import Column, Row, count, digits, machine_line, 
 from crisp_stream.format.tokenizer import DocumentTokenizer
 from crisp_stream.writers.embedding.embed import Encoder
 from crisp_stream.writers.embedding.lsi import LsiEncoder
+from crisp_stream.writers.embedding.student import token_pieces
+from crisp_stream.writers.embedding.student_fit import fit_student
 from crisp_stream.writers.windows import cut_joined, train_tokenizer, window_texts
 
 WINDOW_TOKENS = 1024
 WINDOWS = 64
+_FORWARD_WINDOWS = 16
 EMBED_COLUMNS = [
     Column(title="side", key="side"),
     Column(title="windows/s", key="rate", show=digits(1)),
     Column(title="range of the runs", key="rate_spread", show=lambda pair: f"{pair[0]:,.1f} to {pair[1]:,.1f}"),
     Column(title="ours against it", key="ratio", show=digits(3)),
+]
+DISTILLED_COLUMNS = [
+    Column(title="side", key="side"),
+    Column(title="windows/s per core", key="rate", show=digits(1)),
+    Column(title="range of the runs", key="rate_spread", show=lambda pair: f"{pair[0]:,.1f} to {pair[1]:,.1f}"),
+    Column(title="times the forward pass", key="ratio", show=digits(0)),
 ]
 TOKENISE_COLUMNS = [
     Column(title="side", key="side"),
@@ -159,6 +168,67 @@ def tokenising(texts: list[str], repeats: int, tokenizer_folder: Path) -> tuple[
     note = (
         f"{len(texts):,} documents, {characters / 1e6:.1f} M characters, {num_tokens:,} tokens, all ids equal; "
         f"a window is {WINDOW_TOKENS:,} tokens"
+    )
+    return rows, [note]
+
+
+def distilled(texts: list[str], repeats: int, tokenizer_folder: Path) -> tuple[list[Row], list[str]]:
+    """Windows per second and core of a student beside MiniLM's bare forward pass and an LSI.
+
+    The student's vectors are random: its speed depends on how many there are, not on what they are.
+
+    Args:
+        texts: documents.
+        repeats: turns.
+        tokenizer_folder: of a tokenizer that tiktoken can stand in for.
+    """
+    import torch
+
+    tokenizer = DocumentTokenizer(tokenizer_folder, fast=True)
+    tokens = cut_joined(
+        tokenizer.encode(texts), window_tokens=WINDOW_TOKENS, eot_id=tokenizer.eot_id, token_dtype=tokenizer.token_dtype
+    ).tokens
+    of_windows = window_texts(tokens, tokenizer, tokenizer.eot_id)
+    encoder = Encoder(device="cpu")
+    features, some = padded_features(encoder, torch.device("cpu")), encoder.pieces(of_windows[:_FORWARD_WINDOWS])
+    lsi, rng = LsiEncoder.fit(of_windows), np.random.default_rng(0)
+    ids = token_pieces(tokens, tokenizer.eot_id)
+
+    def forward() -> None:
+        with torch.inference_mode():
+            for batch in features(some):
+                encoder.model(batch)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        student = fit_student(
+            ids,
+            rng.normal(size=(len(tokens), 384)).astype(np.float16),
+            rng.normal(size=(tokenizer.vocab_size, 384)).astype(np.float16),
+            tokenizer=tokenizer_folder,
+            teacher=encoder.record(),
+            stretch_tokens=WINDOW_TOKENS,
+            out=Path(scratch),
+        )
+        sides: dict[str, Callable[[], Any]] = {
+            "student, ids of windows to stored vectors": lambda: student.embed_pieces(
+                token_pieces(tokens, tokenizer.eot_id)
+            ),
+            "LSI, texts of windows to stored vectors": lambda: lsi.embed(of_windows),
+            "all-MiniLM-L6-v2, first 256 word pieces, bare forward pass": forward,
+        }
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            seconds = interleaved(sides, repeats, device=None)
+        finally:
+            torch.set_num_threads(threads)
+    *light, bare = sides
+    rows = [*rows_of({side: seconds[side] for side in light}, len(tokens)), *rows_of({bare: seconds[bare]}, len(some))]
+    for row in rows[:-1]:
+        row["ratio"] = row["rate"] / rows[-1]["rate"]
+    note = (
+        f"{len(tokens):,} windows of {WINDOW_TOKENS:,} tokens, {len(some)} for the forward pass; a student of "
+        f"{len(student.vectors):,} vectors of 384 numbers, {len(student.pairs):,} of them of pairs"
     )
     return rows, [note]
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from crisp_stream import __version__
+from crisp_stream.cli.encoder import add_encoder
 from crisp_stream.cli.eval import add_contamination, add_eval, add_split
 from crisp_stream.cli.forecast import add_forecast
 from crisp_stream.cli.histogram import add_histogram_commands, with_count
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 GROUPS = {
     "begin": ("try", "demo"),
-    "write a corpus": ("write", "append", "tree", "embed", "inspect", "verify", "publish"),
+    "write a corpus": ("write", "append", "tree", "encoder", "embed", "inspect", "verify", "publish"),
     "describe a task": ("histogram", "average", "score", "select", "split", "forecast"),
     "train": ("train", "finetune", "recipes", "export"),
     "judge": ("eval", "results", "report", "contamination", "study"),
@@ -85,6 +86,7 @@ def _parser() -> Parser:
     parser.groups = GROUPS
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_write_commands(verbs)
+    add_encoder(verbs)
     add_histogram_commands(verbs)
     add_score(verbs)
     add_select(verbs)

@@ -52,9 +52,9 @@ def _add_write(verbs: Any) -> None:
 
 
 @contextlib.contextmanager
-def _options(arguments: argparse.Namespace, out: str, names: list[str]) -> Iterator[WriteOptions]:
-    """The options; documents that are piped in are kept in the work folder, and read from there."""
-    options = WriteOptions(inputs=arguments.inputs, out=out, **values_of(arguments, [*_INPUTS, *names]))
+def given_options(arguments: argparse.Namespace, out: str, names: list[str], **others: Any) -> Iterator[WriteOptions]:
+    """The options, and `others`; documents that are piped in are kept in the work folder, and read from there."""
+    options = WriteOptions(inputs=arguments.inputs, out=out, **values_of(arguments, [*_INPUTS, *names]), **others)
     if STANDARD_INPUT not in options.inputs:
         yield options
         return
@@ -74,7 +74,7 @@ def _write(arguments: argparse.Namespace) -> None:
 
     with (
         stopped_in_order(GO_ON),
-        _options(arguments, arguments.out, [*_DATASET, *names_in(_OF_WRITE)]) as options,
+        given_options(arguments, arguments.out, [*_DATASET, *names_in(_OF_WRITE)]) as options,
     ):
         if arguments.plan:
             print_line(plan(options))
@@ -103,7 +103,7 @@ def _append(arguments: argparse.Namespace) -> None:
     from crisp_stream.writers.append import append
 
     names = ["encoder", "shard_bytes", "take_over", *names_in(_OF_APPEND)]
-    with stopped_in_order(GO_ON), _options(arguments, arguments.root, names) as options:
+    with stopped_in_order(GO_ON), given_options(arguments, arguments.root, names) as options:
         append(options, prune=arguments.prune, log=print_line)
     say_next("verify", arguments.root)
 
@@ -140,7 +140,7 @@ def _tree_fit(arguments: argparse.Namespace) -> None:
     from crisp_stream.processes import stopped_in_order
     from crisp_stream.writers.tree_command import fit
 
-    with stopped_in_order(GO_ON), _options(arguments, arguments.out, names_in(_OF_FIT)) as options:
+    with stopped_in_order(GO_ON), given_options(arguments, arguments.out, names_in(_OF_FIT)) as options:
         fit(options, log=print_line)
     say_next("tree", "inspect", arguments.out)
 

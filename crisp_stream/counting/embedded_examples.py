@@ -33,8 +33,8 @@ from crisp_stream.writers.documents.drops import DropCounts
 from crisp_stream.writers.documents.inputs import Layout
 from crisp_stream.writers.embedding.embed import EncoderChoice, matching_encoder
 from crisp_stream.writers.stages.whole_corpus import probe_texts
-from crisp_stream.writers.stages.windows import load_encoder, load_tokenizer, worker_device
-from crisp_stream.writers.windows import Cut, cut_documents, window_texts
+from crisp_stream.writers.stages.windows import load_encoder, load_tokenizer, window_pieces, worker_device
+from crisp_stream.writers.windows import Cut, cut_documents
 
 EXAMPLE_BATCH_CHARACTERS = 1 << 18
 """Text of one task; a set of examples that fits in one is embedded in this process, which saves starting others."""
@@ -299,9 +299,8 @@ def _embed(settings: _Settings, examples: list[Example]) -> Embedded:
         eot_id=tokenizer.eot_id,
         token_dtype=tokenizer.token_dtype,
     )
-    texts = window_texts(cut.tokens, tokenizer, tokenizer.eot_id)
-    device = None if settings.encoder.is_light else worker_device()
-    embeddings = load_encoder(settings.encoder, device).embed(texts)
+    encoder = load_encoder(settings.encoder, None if settings.encoder.is_light else worker_device())
+    embeddings = encoder.embed_pieces(window_pieces(settings.encoder, encoder, cut.tokens, tokenizer))
     numbers = np.array([number for number, _ in examples], np.int64)
     return Embedded(
         embeddings=embeddings,

@@ -30,7 +30,6 @@ from crisp_stream.writers.engine.engine import open_engine
 from crisp_stream.writers.engine.tasks import Kind, Record, Runner, Task
 from crisp_stream.writers.engine.workspace import remote_or_absolute
 from crisp_stream.writers.stages import windows as parts
-from crisp_stream.writers.windows import window_texts
 
 TASK_WINDOWS = 1024
 """Windows of a task: a minute of one core with the default encoder, which is lost when a run is stopped."""
@@ -74,9 +73,9 @@ class WindowEmbeddingsTask(Task):
         tokens = read_windows(dataset, np.arange(first, stop))["tokens"]
         tokenizer = parts.load_tokenizer(dataset.tokenizer_path(), False)
         encoder = parts.load_encoder(self.choice, None if self.choice.is_light else parts.worker_device())
-        at_once = _ROWS_AT_ONCE if self.choice.lsi else TASK_WINDOWS
+        at_once = _ROWS_AT_ONCE if self.choice.fitted else TASK_WINDOWS
         rows = [
-            encoder.embed(window_texts(tokens[start : start + at_once], tokenizer, dataset.manifest.tokenizer.eot_id))
+            encoder.embed_pieces(parts.window_pieces(self.choice, encoder, tokens[start : start + at_once], tokenizer))
             for start in range(0, len(tokens), at_once)
         ]
         target = np.load(self.target, mmap_mode="r+")

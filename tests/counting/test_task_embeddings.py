@@ -151,7 +151,9 @@ def test_a_file_that_was_cut_is_refused(tmp_path: Path, kept: int) -> None:
     path = tmp_path / "task.parquet"
     small_task().save(path)
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(FormatError, match=r"task.parquet: not embeddings of a task, or damaged .*Count the examples again"):
+    with pytest.raises(
+        FormatError, match=r"task.parquet: not embeddings of a task, or damaged .*Count the examples again"
+    ):
         TaskEmbeddings.load(path)
 
 

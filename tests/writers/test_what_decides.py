@@ -30,6 +30,8 @@ ELSEWHERE = {
     "eot_token": "tests/writers/test_given_tokenizer.py",
     "max_length": "tests/writers/embedding/test_embed.py",
     "reads": "tests/writers/embedding/test_embed.py",
+    "teacher": "tests/writers/test_distilled.py",
+    "teacher_windows": "tests/writers/test_distilled.py",
     "engine": "tests/writers/engine/test_engine.py",
     "address": "tests/writers/engine/test_engine.py",
     "processes": "tests/writers/test_write.py",

@@ -47,7 +47,7 @@ from crisp_stream.writers.embedding.encoder_files import (
     resolve_encoder,
     weights_files,
 )
-from crisp_stream.writers.embedding.lsi import LSI_FOLDER, LSI_NAME, LSI_POOLING, LsiEncoder, lsi_folder
+from crisp_stream.writers.embedding.fitted import FITTED_FILES, FITTED_FOLDER, fitted_folder, fitted_kind, load_fitted
 from crisp_stream.writers.embedding.pieces import (
     Batch,
     FastSplitter,
@@ -281,13 +281,14 @@ class EncoderChoice:
     """The encoder that a worker process opens; hashable and small, so tasks can carry it."""
 
     name: str | None = None
-    """Folder or hub name, None for all-MiniLM-L6-v2; the folder of its files for LSI."""
+    """Folder or hub name, None for all-MiniLM-L6-v2; the folder of its files for a fitted one."""
     max_length: int | None = None
     """Word pieces read at once; None is what the encoder ships with."""
     reads: Reads = "first"
     prompt: str | None = None
     """Stands before every text; None is what the encoder ships with."""
-    lsi: bool = False
+    fitted: str | None = None
+    """lsi or distilled, where a write fitted it."""
     probe: Probe | None = None
     """Vectors that it must give; None where nothing was embedded by it yet."""
 
@@ -301,8 +302,8 @@ class EncoderChoice:
         return opened if self.probe is None else ProbedEncoder(opened, self.probe)
 
     def _opened(self, device: str | None) -> TextEncoder:
-        if self.lsi:
-            return LsiEncoder.load(Path(self.name or "."))
+        if self.fitted is not None:
+            return load_fitted(self.fitted, Path(self.name or "."))
         if self.is_static:
             return StaticEncoder(self.name or "", max_length=self.max_length, reads=self.reads, prompt=self.prompt)
         return Encoder(self.name, max_length=self.max_length, reads=self.reads, prompt=self.prompt, device=device)
@@ -310,12 +311,12 @@ class EncoderChoice:
     @property
     def is_static(self) -> bool:
         """True where it is a table of vectors. Raises InputError."""
-        return not self.lsi and is_static(resolve_encoder(self.name)[0])
+        return self.fitted is None and is_static(resolve_encoder(self.name)[0])
 
     @property
     def is_light(self) -> bool:
-        """True where no network is run: an LSI or a static encoder. Raises InputError."""
-        return self.lsi or self.is_static
+        """True where no network is run: a fitted or a static encoder. Raises InputError."""
+        return self.fitted is not None or self.is_static
 
 
 def matching_encoder(record: EncoderRecord, name: str | None, root: str) -> EncoderChoice:
@@ -323,18 +324,26 @@ def matching_encoder(record: EncoderRecord, name: str | None, root: str) -> Enco
 
     Args:
         record: of the dataset's manifest.
-        name: folder or hub name where it is now; None is the recorded name, or the dataset's files for LSI.
+        name: folder or hub name where it is now; None is the recorded name, or the dataset's files where a write
+            fitted it.
         root: of the dataset.
 
     Raises:
         InputError: its weights or settings are not the recorded ones. That its vectors are is compared when it is used.
-        FormatError: what the dataset keeps of its encoder is missing or broken: its probe, the files of an LSI.
+        FormatError: what the dataset keeps of its encoder is missing or broken: its probe, the files of a fitted one.
         StorageError: the storage refused or failed.
     """
     kept = encoder_file_of(root, record)
-    if record.pooling == LSI_POOLING:
-        folder = str(lsi_folder(root, record.weights_sha256)) if name in (None, LSI_NAME) else name
-        choice, remedy = EncoderChoice(name=folder, lsi=True), f"Restore {root}/{LSI_FOLDER}, or pass a copy's folder"
+    kind = fitted_kind(record)
+    if name in FITTED_FILES and name != kind:
+        raise InputError(
+            f"encoder {name}: must be the one that embedded {root} ({record.name}), got one that is fitted anew. Leave "
+            "--encoder out."
+        )
+    if kind is not None:
+        folder = str(fitted_folder(root, kind, record.weights_sha256)) if name in (None, kind) else name
+        choice = EncoderChoice(name=folder, fitted=kind)
+        remedy = f"Restore {root}/{FITTED_FOLDER}, or pass a copy's folder"
     else:
         choice = EncoderChoice(
             name=name or record.name, max_length=record.max_length or None, reads=record.reads, prompt=record.prompt

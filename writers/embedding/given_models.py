@@ -13,7 +13,7 @@ from crisp_stream.format.dataset import Dataset
 from crisp_stream.format.manifest import EncoderRecord
 from crisp_stream.storage.store import open_store
 from crisp_stream.tree.tree import ClusterTree
-from crisp_stream.writers.embedding.lsi import LSI_FILES, LSI_NAME
+from crisp_stream.writers.embedding.fitted import FITTED_FILES, FITTED_FOLDER, fitted_kind
 from crisp_stream.writers.embedding.probe import encoder_file_of
 
 FITTED = "fitted.json"
@@ -35,12 +35,10 @@ class Models:
     origin: dict[str, Any]
     """Their entry in the provenance of a dataset."""
 
-    def lsi_files(self) -> dict[str, bytes]:
-        """The encoder's files, where it is an LSI."""
-        if self.encoder.name != LSI_NAME:
-            return {}
-        store = open_store(self.root)
-        return {name: store.get(f"encoder/{name}") for name in LSI_FILES}
+    def fitted_files(self) -> dict[str, bytes]:
+        """The encoder's files, where a write fitted it."""
+        kind, store = fitted_kind(self.encoder), open_store(self.root)
+        return {name: store.get(f"{FITTED_FOLDER}/{name}") for name in FITTED_FILES.get(kind or "", ())}
 
     def encoder_file(self) -> bytes:
         """What is kept of the encoder beside its record. Raises FormatError, StorageError."""

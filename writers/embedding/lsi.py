@@ -28,16 +28,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp_stream.errors import FormatError, InputError, MissingObjectError, import_extra
+from crisp_stream.errors import FormatError, InputError, import_extra
 from crisp_stream.format.manifest import EncoderRecord
-from crisp_stream.storage.store import cache_folder, local_path, open_store
 from crisp_stream.writers.embedding.encoder_digest import Parts
 from crisp_stream.writers.embedding.pieces import Pieces
 
 LSI_NAME = "lsi"
 LSI_POOLING = "tfidf-svd"
-LSI_FOLDER = "encoder"
-"""Below the root of a dataset."""
 LSI_FILES = ("vocabulary.json", "weight_per_term.npy", "components.npy")
 MIN_TEXTS_PER_TERM = 2
 FIT_BYTES, FIT_BYTES_PER_CHARACTER = 128 << 20, 4
@@ -211,29 +208,6 @@ class LsiEncoder:
                 f"{components.dtype} {components.shape}. Restore the files."
             )
         return cls(terms, weight_per_term, components)
-
-
-def lsi_folder(root: str, weights_sha256: str) -> Path:
-    """A local folder with the LSI files of a dataset, copied once from a remote one.
-
-    Raises:
-        FormatError: the dataset lacks them. StorageError: the storage refused or failed.
-    """
-    store = open_store(root)
-    if store.is_local:
-        return local_path(root) / LSI_FOLDER
-    folder = cache_folder() / "lsi" / weights_sha256[:16]
-    cached = open_store(str(folder))
-    for name in LSI_FILES:
-        if not cached.exists(name):
-            try:
-                cached.put(name, store.get(f"{LSI_FOLDER}/{name}"))
-            except MissingObjectError as error:
-                raise FormatError(
-                    f"{root}: {LSI_FOLDER}/{name} is missing, without which nothing can be embedded as the dataset "
-                    "was. Restore the file."
-                ) from error
-    return folder
 
 
 def _words(text: str) -> Iterable[str]:

@@ -20,6 +20,9 @@ LIBRARIES_OF_STAGE: dict[str, tuple[str, ...]] = {
     "tokenizer": ("tiktoken", "tokenizers"),
     "windows": ("tiktoken", "tokenizers"),
     "lsi": _LSI,
+    "student-sample": ("numpy",),
+    "teacher": _ENCODER,
+    "student": ("numpy", "scipy", "tokenizers"),
     "embeddings": _ENCODER,
     "tree-draws": ("numpy",),
     "tree-merges": ("numpy",),
@@ -33,19 +36,26 @@ LIBRARIES_OF_STAGE: dict[str, tuple[str, ...]] = {
 """Stages that are not named need no more than the files that they read."""
 FITTING_STAGES = ("tree-draws", "tree-merges", "tree-counts", "tree-nodes", "tree-levels")
 """Stages that a write has only where no tree is given."""
+ENCODER_STAGES = {"lsi": ("lsi",), "distilled": ("student-sample", "teacher", "student")}
+"""Stages that a write has only with an encoder that it fits, by the kind of that."""
 _DISTRIBUTIONS = {"faiss": ("faiss-gpu", "faiss-cpu")}
 """Packages that bring a library of another name."""
 
 
 def stage_libraries(stage: str, *, light: bool) -> dict[str, str]:
-    """Versions of the libraries that decide the outcome of a stage; the light way of embedding is an LSI's."""
-    return _versions(_LSI if stage == "embeddings" and light else LIBRARIES_OF_STAGE.get(stage, ()))
+    """Versions of the libraries that decide the outcome of a stage; the light way of embedding is an LSI's, a
+    student's or a static encoder's."""
+    return _versions(_LSI if stage in ("embeddings", "teacher") and light else LIBRARIES_OF_STAGE.get(stage, ()))
 
 
-def request_libraries(*, lsi: bool, without: Collection[str] = ()) -> dict[str, str]:
-    """Versions of the libraries that decide the bytes of a whole write, but for stages that it does not have."""
-    stages = [stage for stage in LIBRARIES_OF_STAGE if stage not in without and not (stage == "lsi" and not lsi)]
-    return _merged(stage_libraries(stage, light=lsi) for stage in stages)
+def request_libraries(*, fitted: str | None, without: Collection[str] = ()) -> dict[str, str]:
+    """Versions of the libraries that decide the bytes of a whole write, but for stages that it does not have.
+
+    `fitted` is the kind of an encoder that a write fits, also where it is given.
+    """
+    others = {stage for kind, stages in ENCODER_STAGES.items() if kind != fitted for stage in stages}
+    stages = [stage for stage in LIBRARIES_OF_STAGE if stage not in without and stage not in others]
+    return _merged(stage_libraries(stage, light=fitted is not None) for stage in stages)
 
 
 def _merged(parts: Iterable[dict[str, str]]) -> dict[str, str]:

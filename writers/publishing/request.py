@@ -21,8 +21,9 @@ from crisp_stream.storage.store import is_remote, local_path
 from crisp_stream.writers.cleaning.excluded_ids import list_id_files
 from crisp_stream.writers.documents.inputs import DocumentSettings, InputFile
 from crisp_stream.writers.documents.listing import list_input_files
+from crisp_stream.writers.embedding.fitted import FITTED_FILES, fitted_kind
 from crisp_stream.writers.embedding.given_models import Models
-from crisp_stream.writers.embedding.lsi import LSI_NAME
+from crisp_stream.writers.embedding.student import DISTILLED_NAME, is_student
 from crisp_stream.writers.engine.tasks import fingerprint
 from crisp_stream.writers.engine.versions import FITTING_STAGES, request_libraries
 from crisp_stream.writers.options import NEUTRAL, WriteOptions
@@ -30,8 +31,10 @@ from crisp_stream.writers.options import NEUTRAL, WriteOptions
 _NAMED_FILES = 1_000
 """Files of a request that its claim lists; a dataset lists all of them in its table of sources."""
 _SHOWN = 3
-_BY_CONTENT = ("inputs", "decontaminate", "exclude_ids", "like", "tree", "tokenizer", "encoder")
+_BY_CONTENT = ("inputs", "decontaminate", "exclude_ids", "like", "tree", "tokenizer", "encoder", "teacher")
 """Options that are paths: what stands there decides the bytes."""
+_OF_DISTILLED = ("teacher_windows",)
+"""Options that decide nothing without --encoder distilled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +93,10 @@ class Request:
         if options.decontaminate:
             evaluation = Listing.of(list_input_files(options.decontaminate, DocumentSettings()))
         excluded = Listing.of(list_id_files(options.exclude_ids)) if options.exclude_ids else None
-        lsi = (options.encoder if models is None else models.encoder.name) == LSI_NAME
         without: list[str] = [] if models is None else [*FITTING_STAGES]
+        fitted = _fitted(options) if models is None else fitted_kind(models.encoder)
+        if fitted == DISTILLED_NAME and options.encoder != DISTILLED_NAME:
+            without.append("teacher")
         if options.dedup is None:
             without.append("duplicates")
         return cls(
@@ -100,7 +105,7 @@ class Request:
             inputs=Listing.of(files),
             evaluation=evaluation,
             excluded=excluded,
-            libraries=request_libraries(lsi=lsi, without=without),
+            libraries=request_libraries(fitted=fitted, without=without),
             base=base,
             listed={file.name: listed_as(file) for file in files},
         )
@@ -189,21 +194,31 @@ def _deciding(options: WriteOptions, models: Models | None) -> dict[str, Any]:
     chosen: dict[str, Any] = {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in vars(options).items()
-        if name not in NEUTRAL and name not in _BY_CONTENT
+        if name not in NEUTRAL and name not in _BY_CONTENT and name not in _OF_DISTILLED
     }
     if models is None:
         tokenizer = None if options.tokenizer is None else _content_of(options.tokenizer)
         encoder = None if options.encoder is None else _content_of(options.encoder)
-        return {**chosen, "tokenizer": tokenizer, "encoder": encoder}
+        if options.encoder != DISTILLED_NAME:
+            return {**chosen, "tokenizer": tokenizer, "encoder": encoder}
+        teacher = None if options.teacher is None else _content_of(options.teacher)
+        of_distilled = {"teacher": teacher} | {name: getattr(options, name) for name in _OF_DISTILLED}
+        return {**chosen, "tokenizer": tokenizer, "encoder": encoder, **of_distilled}
     tokenizer = models.tokenizer / "tokenizer.json"
     of_tokenizer = hashlib.sha256(tokenizer.read_bytes()).hexdigest() if tokenizer.is_file() else None
     given = {"encoder": asdict(models.encoder), "tokenizer": of_tokenizer, "tree": models.tree.fingerprint}
     return {**chosen, **given}
 
 
+def _fitted(options: WriteOptions) -> str | None:
+    if is_student(options.encoder):
+        return DISTILLED_NAME
+    return options.encoder if options.encoder in FITTED_FILES else None
+
+
 def _content_of(name: str) -> str:
     """A model by its name alone on the hub; for a local one with a mark that changes with its files."""
-    if name == LSI_NAME or is_remote(name) or not local_path(name).exists():
+    if name in FITTED_FILES or is_remote(name) or not local_path(name).exists():
         return name
     files = [[file.path, file.num_bytes, file.version] for file in describe_inputs(str(local_path(name).absolute()))]
     return f"{Path(name).resolve().name} ({fingerprint(files)[:8]})"

@@ -7,6 +7,7 @@ not done.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,16 +17,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crisp_stream.errors import InputError
-from crisp_stream.format.manifest import EncoderRecord
+from crisp_stream.format.manifest import TOKENIZER_FILES, EncoderRecord
 from crisp_stream.format.mds import TokenDtype
 from crisp_stream.format.tokenizer import SLOW_BYTES_PER_CHARACTER
 from crisp_stream.processes import Pool, preload
 from crisp_stream.writers.embedding.embed import EncoderChoice, matching_encoder
 from crisp_stream.writers.embedding.encoder_digest import first_module_file
 from crisp_stream.writers.embedding.encoder_files import resolve_encoder, weights_files
+from crisp_stream.writers.embedding.fitted import FITTED_FILES, fitted_kind
 from crisp_stream.writers.embedding.given_models import Models
 from crisp_stream.writers.embedding.lsi import FIT_BYTES, FIT_BYTES_PER_CHARACTER, LSI_NAME
-from crisp_stream.writers.embedding.probe import ENCODER_NAME
+from crisp_stream.writers.embedding.probe import ENCODER_NAME, EncoderFile
+from crisp_stream.writers.embedding.student import DISTILLED_NAME, StudentEncoder, is_student, read_facts
+from crisp_stream.writers.embedding.student_fit import FIT_BYTES as STUDENT_FIT_BYTES
+from crisp_stream.writers.embedding.student_fit import FIT_BYTES_PER_WINDOW as STUDENT_FIT_BYTES_PER_WINDOW
 from crisp_stream.writers.engine.engine import LocalEngine, holding, limit_of
 from crisp_stream.writers.engine.memory_limit import DRIVER_BYTES
 from crisp_stream.writers.engine.task_list import TaskList
@@ -34,9 +39,11 @@ from crisp_stream.writers.given_tokenizer import GivenTokenizer, read_tokenizer
 from crisp_stream.writers.options import WriteOptions
 from crisp_stream.writers.stages.batches import read_batch
 from crisp_stream.writers.stages.documents import ReadDocuments
+from crisp_stream.writers.stages.student import GivenStudentTask, student_in_stages
 from crisp_stream.writers.stages.tree import FittedTree, fit_tree_in_stages, require_windows, task_bytes
 from crisp_stream.writers.stages.whole_corpus import (
     LSI_TOKENS,
+    GivenFilesTask,
     GivenLsiTask,
     GivenTreeTask,
     LsiTask,
@@ -59,6 +66,7 @@ from crisp_stream.writers.tree.settings import TreeSettings
 from crisp_stream.writers.windows import SAMPLE_CHARACTERS
 
 _LSI_FIT = "fitting an LSI on this much text"
+_STUDENT_FIT = "fitting a student on this many windows"
 _TREE_FIT = "fitting a tree on this many windows"
 _CHARACTERS_PER_TOKEN = 5
 """Rather more than English has, with a vocabulary of 32,000."""
@@ -71,8 +79,8 @@ class Given:
     models: Models
     encoder: EncoderChoice
     tree: GivenTreeTask
-    lsi: GivenLsiTask | None
-    """Without its files, which are 50 MB."""
+    fitted: GivenFilesTask | None
+    """Of an encoder that a write fitted; without its files, which are 50 MB."""
 
 
 def given_by(runner: Runner, models: Models, options: WriteOptions) -> Given:
@@ -96,11 +104,11 @@ def given_by(runner: Runner, models: Models, options: WriteOptions) -> Given:
     workspace = runner.workspace
     digest, files = models.tree.fingerprint, models.tree.to_files()
     tree = GivenTreeTask(workspace=workspace, number=0, inputs=(), digest=digest, files=files)
-    lsi = None
-    if models.encoder.name == LSI_NAME:
-        digest = models.encoder.weights_sha256
-        lsi = GivenLsiTask(workspace=workspace, number=0, inputs=(), digest=digest, files={})
-    return Given(models=models, encoder=choice, tree=tree, lsi=lsi)
+    fitted, kind = None, fitted_kind(models.encoder)
+    if kind is not None:
+        digest, made = models.encoder.weights_sha256, GivenLsiTask if kind == LSI_NAME else GivenStudentTask
+        fitted = made(workspace=workspace, number=0, inputs=(), digest=digest, files={})
+    return Given(models=models, encoder=choice, tree=tree, fitted=fitted)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +124,28 @@ def check_tokenizer(options: WriteOptions, given: Given | None) -> GivenTokenize
     """Read the tokenizer that is given, before the first document; None where one is trained. Raises InputError."""
     if given is not None:
         return read_tokenizer(str(given.models.tokenizer), window_tokens=given.models.window_tokens)
+    if is_student(options.encoder):
+        return _tokenizer_of_student(options)
     if options.tokenizer is None:
         return None
     return read_tokenizer(options.tokenizer, eot_token=options.eot_token, window_tokens=options.window_tokens)
+
+
+def _tokenizer_of_student(options: WriteOptions) -> GivenTokenizer:
+    """The tokenizer that a student reads; a given one must be the same. Raises InputError, FormatError."""
+    assert options.encoder is not None
+    facts = read_facts(Path(options.encoder))
+    if options.tokenizer is None:
+        return read_tokenizer(options.encoder, eot_token=facts.eot_token, window_tokens=options.window_tokens)
+    given = read_tokenizer(options.tokenizer, eot_token=options.eot_token, window_tokens=options.window_tokens)
+    fingerprint = hashlib.sha256(given.files[TOKENIZER_FILES[0]]).hexdigest()
+    if fingerprint != facts.tokenizer:
+        raise InputError(
+            f"tokenizer {options.tokenizer}: must be the one that the distilled encoder {options.encoder} reads "
+            f"(sha256 {facts.tokenizer[:12]}…), got {fingerprint[:12]}…. Leave --tokenizer out, or distil an encoder "
+            "for this one: --encoder distilled."
+        )
+    return given
 
 
 def tokenizer_in_stages(
@@ -155,8 +182,10 @@ class EmbeddedParts:
     """[num_parts], whether documents of each were removed as duplicates."""
     summary: PartsSummary
     tokenizer: WindowSettings
-    lsi: str | None
-    """Folder of the workspace with the files of an LSI that embedded them."""
+    fitted: str | None
+    """Folder of the workspace with the files of an encoder that a write fitted and that embedded them."""
+    fitted_files: tuple[str, ...]
+    """Names of these files."""
     encoder_file: bytes
     """What a dataset keeps of its encoder: the content of encoder/encoder.json."""
 
@@ -182,8 +211,7 @@ def parts_in_stages(
     Raises:
         InputError: not one window.
     """
-    if encoder.name == LSI_NAME and given is None and (limit := limit_of(runner.engine)) is not None:
-        limit.require(_LSI_FIT, _lsi_fit_bytes(read))
+    _require_room_to_fit(runner, options, read, encoder, given)
     _require_room(runner, read, tokenizer)
     windows = _windows_tasks(runner, read, tokenizer, encoder, first_part)
     counts = PartCounts(len(windows), first_part=first_part)
@@ -194,15 +222,15 @@ def parts_in_stages(
         if number == first_part:
             used.update(record["encoder"])
 
-    if both_at_once and encoder.name != LSI_NAME:
+    if both_at_once and not encoder.is_fitted:
         embeddings = _embeddings_tasks(windows, tokenizer, encoder)
         runner.run_both(windows, embeddings, counts.add, take_embedded, unit="windows")
         _require_windows(counts, tokenizer, given, options)
     else:
         runner.run_each(windows, counts.add, unit="windows")
         _require_windows(counts, tokenizer, given, options)
-        if encoder.name == LSI_NAME:
-            encoder = _with_lsi(runner, options, read, tokenizer, encoder, given, _parts(windows, counts))
+        if encoder.is_fitted:
+            encoder = _with_fitted(runner, options, read, tokenizer, encoder, given, _parts(windows, counts))
         embeddings = _embeddings_tasks(windows, tokenizer, encoder)
         runner.run_each(embeddings, take_embedded, unit="windows", num_units=counts.windows_per_part.tolist())
     forget_encoders()
@@ -213,9 +241,30 @@ def parts_in_stages(
         has_repeats=counts.has_repeats,
         summary=summary,
         tokenizer=tokenizer.settings,
-        lsi=encoder.lsi,
+        fitted=encoder.fitted,
+        fitted_files=FITTED_FILES.get(encoder.name or "", ()),
         encoder_file=_encoder_file(runner, encoder, given),
     )
+
+
+def fitted_in_stages(
+    runner: Runner, options: WriteOptions, read: ReadDocuments, tokenizer: Tokenizer, encoder: EncoderSettings
+) -> str:
+    """Cut all documents into windows and fit an encoder on them; the folder of the workspace with its files.
+
+    Raises:
+        InputError: not one window, or too few to fit.
+    """
+    _require_room_to_fit(runner, options, read, encoder, None)
+    _require_room(runner, read, tokenizer)
+    windows = _windows_tasks(runner, read, tokenizer, encoder, 0)
+    counts = PartCounts(len(windows), first_part=0)
+    runner.run_each(windows, counts.add, unit="windows")
+    _require_windows(counts, tokenizer, None, options)
+    fitted = _with_fitted(runner, options, read, tokenizer, encoder, None, _parts(windows, counts)).fitted
+    assert fitted is not None
+    forget_encoders()
+    return fitted
 
 
 def _require_room(runner: Runner, read: ReadDocuments, tokenizer: Tokenizer) -> None:
@@ -258,7 +307,7 @@ def _windows_tasks(
     return TaskList(len(read.batches), make)
 
 
-def _with_lsi(
+def _with_fitted(
     runner: Runner,
     options: WriteOptions,
     read: ReadDocuments,
@@ -267,9 +316,26 @@ def _with_lsi(
     given: Given | None,
     parts: Parts,
 ) -> EncoderSettings:
-    """Fit an LSI on the windows, or bring the given one; the encoder with it."""
-    if given is None:
-        lsi = LsiTask(
+    """Fit an LSI or a student on the windows, or bring the given one; the encoder with it."""
+    if given is not None:
+        task = given.fitted
+        assert task is not None
+        fitted = runner.run_here(replace(task, files=given.models.fitted_files()))
+    elif is_student(options.encoder):
+        task = _given_student(runner, str(options.encoder))
+        fitted = runner.run_here(task)
+    elif encoder.teacher is not None:
+        with holding(runner.engine, _STUDENT_FIT, _student_fit_bytes(options)):
+            task, fitted = student_in_stages(
+                runner,
+                parts,
+                tokenizer.settings,
+                encoder.teacher,
+                num_windows=options.teacher_windows,
+                seed=options.seed,
+            )
+    else:
+        task = LsiTask(
             workspace=runner.workspace,
             number=0,
             inputs=tuple(part.fingerprint for part in parts),
@@ -278,21 +344,27 @@ def _with_lsi(
             seed=options.seed,
         )
         if runner.engine is not None:
-            lsi.write_parts()
+            task.write_parts()
         with holding(runner.engine, _LSI_FIT, _lsi_fit_bytes(read)):
-            [fitted] = runner.run([lsi], unit="")
-    else:
-        lsi = given.lsi
-        assert lsi is not None
-        fitted = runner.run_here(replace(lsi, files=given.models.lsi_files()))
-    return EncoderSettings(name=LSI_NAME, weights_sha256=fitted["weights_sha256"], lsi=lsi.key, probe=encoder.probe)
+            [fitted] = runner.run([task], unit="")
+    digest = fitted["weights_sha256"]
+    return EncoderSettings(name=encoder.name, weights_sha256=digest, fitted=task.key, probe=encoder.probe)
+
+
+def _given_student(runner: Runner, folder: str) -> GivenStudentTask:
+    """A student that stands in a folder. Raises FormatError."""
+    student = StudentEncoder.load(Path(folder))
+    files = {name: (Path(folder) / name).read_bytes() for name in FITTED_FILES[DISTILLED_NAME]}
+    files[ENCODER_NAME] = EncoderFile.of(student).to_json()
+    digest = student.weights_sha256
+    return GivenStudentTask(workspace=runner.workspace, number=0, inputs=(), digest=digest, files=files)
 
 
 def _encoder_file(runner: Runner, encoder: EncoderSettings, given: Given | None) -> bytes:
     """The file that a new encoder's task made; of a given one that of its dataset, byte for byte."""
     if given is not None:
         return given.models.encoder_file()
-    key = encoder.lsi or EncoderTask(workspace=runner.workspace, number=0, inputs=(), encoder=encoder).key
+    key = encoder.fitted or EncoderTask(workspace=runner.workspace, number=0, inputs=(), encoder=encoder).key
     return runner.workspace.read(f"{key}/{ENCODER_NAME}")
 
 
@@ -305,15 +377,21 @@ def check_encoder(runner: Runner, options: WriteOptions, given: Given | None) ->
         InputError: it cannot be found, loaded or used, or needs more memory than is allowed.
     """
     encoder = _encoder_settings(options, given)
-    if encoder.name == LSI_NAME:
-        return encoder
+    if not encoder.is_fitted:
+        _try_encoder(runner, encoder)
+    elif encoder.teacher is not None:
+        _try_encoder(runner, encoder.teacher)
+    return encoder
+
+
+def _try_encoder(runner: Runner, encoder: EncoderSettings) -> None:
     if not encoder.static:
         _count_encoder(runner, encoder.name)
         preload("sentence_transformers")
     task = EncoderTask(workspace=runner.workspace, number=0, inputs=(), encoder=encoder)
     engine = runner.engine
     if finished(runner.workspace, [task]):
-        return encoder
+        return
     if engine is None:  # a plan
         task.tried()
     elif isinstance(engine, LocalEngine) and not encoder.static and engine.keeps_encoders_out:
@@ -321,7 +399,6 @@ def check_encoder(runner: Runner, options: WriteOptions, given: Given | None) ->
             list(pool.map_unordered(execute, [task]))
     else:
         runner.run([task], unit="")
-    return encoder
 
 
 def _count_encoder(runner: Runner, name: str | None) -> None:
@@ -336,23 +413,66 @@ def _lsi_fit_bytes(read: ReadDocuments) -> int:
     return FIT_BYTES + FIT_BYTES_PER_CHARACTER * min(read.batches.num_characters, LSI_TOKENS * _CHARACTERS_PER_TOKEN)
 
 
+def _student_fit_bytes(options: WriteOptions) -> int:
+    return STUDENT_FIT_BYTES + STUDENT_FIT_BYTES_PER_WINDOW * options.teacher_windows
+
+
+def _require_room_to_fit(
+    runner: Runner, options: WriteOptions, read: ReadDocuments, encoder: EncoderSettings, given: Given | None
+) -> None:
+    """Raises InputError: the fit of an encoder needs more memory than there is."""
+    limit = limit_of(runner.engine)
+    if limit is None or given is not None:
+        return
+    if encoder.name == LSI_NAME:
+        limit.require(_LSI_FIT, _lsi_fit_bytes(read))
+    elif encoder.teacher is not None:
+        limit.require(_STUDENT_FIT, _student_fit_bytes(options))
+
+
 def _duplicates_input(read: ReadDocuments) -> tuple[str, ...]:
     return (read.duplicates.fingerprint,) if read.duplicates else ()
 
 
 def _encoder_settings(options: WriteOptions, given: Given | None) -> EncoderSettings:
-    if given is not None and given.lsi is not None:
+    if given is not None and given.fitted is not None:
         digest = given.models.encoder.weights_sha256
-        return EncoderSettings(name=LSI_NAME, weights_sha256=digest, probe=given.encoder.probe)
-    if given is None and options.encoder == LSI_NAME:
-        return EncoderSettings(name=LSI_NAME)
+        return EncoderSettings(name=fitted_kind(given.models.encoder), weights_sha256=digest, probe=given.encoder.probe)
     if given is not None:
-        choice, digest = given.encoder, given.models.encoder.weights_sha256
-    else:
-        choice = EncoderChoice(
-            name=options.encoder, max_length=options.max_length, reads=options.reads, prompt=options.encoder_prompt
-        )
-        digest = choice.open().weights_sha256
+        return _neural_settings(given.encoder, given.models.encoder.weights_sha256)
+    if is_student(options.encoder):
+        _require_absent(options)
+        return EncoderSettings(name=DISTILLED_NAME)
+    if options.encoder == DISTILLED_NAME:
+        teacher = teacher_choice(options)
+        return EncoderSettings(name=DISTILLED_NAME, teacher=_neural_settings(teacher, teacher.open().weights_sha256))
+    if options.encoder == LSI_NAME:
+        return EncoderSettings(name=LSI_NAME)
+    choice = EncoderChoice(
+        name=options.encoder, max_length=options.max_length, reads=options.reads, prompt=options.encoder_prompt
+    )
+    return _neural_settings(choice, choice.open().weights_sha256)
+
+
+def _require_absent(options: WriteOptions) -> None:
+    """Raises InputError: options that say how a student reads, which reads all tokens of a window as they are."""
+    given = {"max_length": options.max_length, "encoder_prompt": options.encoder_prompt}
+    given["reads"] = None if options.reads == "first" else options.reads
+    for name, value in given.items():
+        if value is not None:
+            raise InputError(
+                f"{name}: must be left out with a distilled encoder that is given ({options.encoder}), got {value!r}. "
+                "It reads the tokens of a window as they are. Leave it out."
+            )
+
+
+def teacher_choice(options: WriteOptions) -> EncoderChoice:
+    """The teacher, which reads all of a text. Raises InputError."""
+    choice = EncoderChoice(name=options.teacher, max_length=options.max_length, prompt=options.encoder_prompt)
+    return choice if choice.is_static else replace(choice, reads="all")
+
+
+def _neural_settings(choice: EncoderChoice, digest: str) -> EncoderSettings:
     name = choice.name
     if name is not None and Path(name).is_dir():
         name = str(Path(name).resolve())  # workers may stand elsewhere

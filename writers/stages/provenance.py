@@ -21,8 +21,8 @@ from crisp_stream.format.terms import TERMS
 from crisp_stream.format.text_sketch import TEXTS, text_sketch_parquet
 from crisp_stream.storage.inputs import printable
 from crisp_stream.storage.store import open_store
+from crisp_stream.writers.embedding.fitted import FITTED_FOLDER
 from crisp_stream.writers.embedding.given_models import Models
-from crisp_stream.writers.embedding.lsi import LSI_FILES
 from crisp_stream.writers.embedding.probe import ENCODER_FILE
 from crisp_stream.writers.engine.tasks import Runner
 from crisp_stream.writers.options import WriteOptions
@@ -70,8 +70,10 @@ def write_small_files(
         content = workspace.read_if_there(f"{embedded.tokenizer.tokenizer}/{name}")
         if content is not None:
             files[f"tokenizer/{name}"] = content
-    if embedded.lsi is not None:
-        files |= {f"encoder/{name}": workspace.read(f"{embedded.lsi}/{name}") for name in LSI_FILES}
+    if embedded.fitted is not None:
+        files |= {
+            f"{FITTED_FOLDER}/{name}": workspace.read(f"{embedded.fitted}/{name}") for name in embedded.fitted_files
+        }
     files[ENCODER_FILE] = embedded.encoder_file
     files[TERMS] = terms_of(runner, assembly, shards, [root, options.out])
     store = open_store(root)

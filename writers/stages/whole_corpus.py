@@ -218,12 +218,8 @@ def selected_texts(task: Task, batch: BatchName) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LsiTask(Task):
-    """Fit an LSI, TF-IDF and SVD, on a sample of all windows."""
-
-    stage: ClassVar[str] = "lsi"
-    title: ClassVar[str] = "making the LSI"
-    version: ClassVar[int] = 2
+class SampleTask(Task):
+    """A task that looks at a sample of all windows."""
 
     parts: Sequence[Part]
     """None of them where it runs: it reads their list from a file, because they may be millions."""
@@ -234,10 +230,6 @@ class LsiTask(Task):
         """What a process gets that runs it."""
         return {**super().__getstate__(), "parts": ()}
 
-    def settings(self) -> Any:
-        """Values that choose the windows."""
-        return [self.seed, LSI_WINDOWS, LSI_TOKENS, [part.number for part in self.parts]]
-
     def write_parts(self) -> None:
         """Write the list of parts, before it runs."""
         keys = np.array([part.windows_key for part in self.parts], "S")
@@ -246,6 +238,31 @@ class LsiTask(Task):
         parts["num_windows"] = [part.num_windows for part in self.parts]
         parts["windows_key"] = keys
         self.workspace.save_array(self.file("parts.npy"), parts)
+
+    def part_rows(self) -> NDArray[Any]:
+        """[num_parts], number, num_windows and windows_key of each, as `write_parts` wrote them."""
+        return self.workspace.load_array(self.file("parts.npy"))
+
+    def chosen_windows(self, share: float, salt: int) -> Iterator[tuple[NDArray[np.uint32], NDArray[Any]]]:
+        """Places and tokens of the windows of each part that a hash chooses; parts without one are left out."""
+        for part in self.part_rows():
+            places = part_places(int(part["number"]), np.arange(part["num_windows"], dtype=np.uint32))
+            chosen = window_hashes(places, self.seed + salt) < np.uint64(round(share * (1 << 40)))
+            if chosen.any():
+                yield places[chosen], self.workspace.load_array(f"{part['windows_key'].decode()}.tokens.npy")[chosen]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LsiTask(SampleTask):
+    """Fit an LSI, TF-IDF and SVD, on a sample of all windows."""
+
+    stage: ClassVar[str] = "lsi"
+    title: ClassVar[str] = "making the LSI"
+    version: ClassVar[int] = 2
+
+    def settings(self) -> Any:
+        """Values that choose the windows."""
+        return [self.seed, LSI_WINDOWS, LSI_TOKENS, [part.number for part in self.parts]]
 
     def make(self) -> Record:
         """Write the LSI's files below the task's key."""
@@ -258,17 +275,12 @@ class LsiTask(Task):
 
     def _texts(self) -> list[str]:
         tokenizer = tokenizer_of(self.workspace, self.windows)
-        parts = self.workspace.load_array(self.file("parts.npy"))
-        num_windows = max(1, int(parts["num_windows"].sum(dtype=np.int64)))
+        num_windows = max(1, int(self.part_rows()["num_windows"].sum(dtype=np.int64)))
         share = min(1.0, min(LSI_WINDOWS, LSI_TOKENS / self.windows.window_tokens) / num_windows)
         texts: list[str] = []
-        for part in parts:
-            places = part_places(int(part["number"]), np.arange(part["num_windows"], dtype=np.uint32))
-            chosen = window_hashes(places, self.seed + _LSI_SALT) < np.uint64(round(share * (1 << 40)))
-            if chosen.any():
-                tokens = self.workspace.load_array(f"{part['windows_key'].decode()}.tokens.npy")[chosen]
-                for some in texts_in_batches(tokens, tokenizer):  # a part may be one large document
-                    texts += some
+        for _, tokens in self.chosen_windows(share, _LSI_SALT):
+            for some in texts_in_batches(tokens, tokenizer):  # a part may be one large document
+                texts += some
         return texts
 
 

@@ -26,9 +26,10 @@ from crisp_stream.processes import report_units, worker_index
 from crisp_stream.writers.cleaning.dropped import repeated_rows, save_listed
 from crisp_stream.writers.documents.drops import merged_counts
 from crisp_stream.writers.embedding.embed import EncoderChoice
-from crisp_stream.writers.embedding.lsi import LSI_FILES, LSI_NAME
+from crisp_stream.writers.embedding.fitted import FITTED_FILES
 from crisp_stream.writers.embedding.pieces import Pieces
 from crisp_stream.writers.embedding.probe import ENCODER_NAME, EncoderFile, Probe
+from crisp_stream.writers.embedding.student import DISTILLED_NAME, token_pieces
 from crisp_stream.writers.embedding.text_encoder import TextEncoder
 from crisp_stream.writers.engine.tasks import Kind, Record, Task, file_sizes, task_key, write_files
 from crisp_stream.writers.engine.workspace import Workspace
@@ -38,8 +39,8 @@ from crisp_stream.writers.windows import cut_documents, window_texts
 
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json")
 _ROWS_AT_ONCE = 128
-"""Windows whose text is held, or that an LSI embeds, at once. A part of 470 windows at once is 4 % faster, but takes
-20 MB instead of 6."""
+"""Windows whose text is held, or that a fitted encoder embeds, at once. A part of 470 windows at once is 4 % faster and
+takes 20 MB instead of 6."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,16 +70,19 @@ class EncoderSettings:
     static: bool = False
     """It is a table of vectors, for which no network is run."""
     weights_sha256: str = ""
-    lsi: str | None = None
-    """Folder of the workspace with a fitted LSI, which then takes the encoder's place."""
+    fitted: str | None = None
+    """Folder of the workspace with the files of an encoder that a write fitted, whose kind is `name`; None before."""
+    teacher: EncoderSettings | None = None
+    """Encoder that a student is to be fitted to."""
     probe: Probe | None = None
     """Vectors that a given encoder must give; None where the encoder is new."""
 
     def choice(self, workspace: Workspace) -> EncoderChoice:
         """The encoder for a process of this machine to open."""
-        if self.lsi is not None:
-            files = workspace.kept(*(f"{self.lsi}/{name}" for name in LSI_FILES))
-            return EncoderChoice(name=str(files[0].parent), lsi=True, probe=self.probe)
+        if self.fitted is not None:
+            assert self.name is not None
+            files = workspace.kept(*(f"{self.fitted}/{name}" for name in FITTED_FILES[self.name]))
+            return EncoderChoice(name=str(files[0].parent), fitted=self.name, probe=self.probe)
         return EncoderChoice(
             name=self.name, max_length=self.max_length, reads=self.reads, prompt=self.prompt, probe=self.probe
         )
@@ -86,7 +90,12 @@ class EncoderSettings:
     @property
     def is_light(self) -> bool:
         """True where no network is run."""
-        return self.lsi is not None or self.static
+        return self.is_fitted or self.static
+
+    @property
+    def is_fitted(self) -> bool:
+        """True where a write fits it, or fitted it."""
+        return self.name in FITTED_FILES
 
 
 @lru_cache(maxsize=2)
@@ -156,8 +165,8 @@ class WindowsTask(Task):
     encoder: EncoderSettings
 
     def settings(self) -> Any:
-        """Values that determine the windows and word pieces; for an LSI there are none."""
-        digest = None if self.encoder.name == LSI_NAME else self.encoder.weights_sha256
+        """Values that determine the windows and word pieces; for a fitted encoder there are none."""
+        digest = None if self.encoder.is_fitted else self.encoder.weights_sha256
         return [self.batch, self.first_document, self.windows, digest]
 
     def make(self) -> Record:
@@ -182,7 +191,7 @@ class WindowsTask(Task):
             with self.workspace.created(self.file(DROPPED_LIST)) as path:
                 save_listed(path, [dropped])
             kinds.append(DROPPED_LIST)
-        if self.encoder.lsi is None and self.encoder.name != LSI_NAME:
+        if not self.encoder.is_fitted:
             encoder = load_encoder(self.encoder.choice(self.workspace), None)
             pieces = Pieces.joined([encoder.pieces(texts) for texts in texts_in_batches(cut.tokens, tokenizer)])
             with self.workspace.created(self.file("pieces.npz")) as path:
@@ -279,22 +288,26 @@ class EmbeddingsTask(Task):
 
     @property
     def kind(self) -> Kind:
-        """An LSI and a static encoder are light."""
+        """A fitted and a static encoder are light."""
         return "light" if self.encoder.is_light else "encoder"
 
     def settings(self) -> Any:
         """The weights; all else is in the inputs."""
-        return [self.encoder.weights_sha256, self.encoder.lsi]
+        return [self.encoder.weights_sha256, self.encoder.fitted]
 
     def make(self) -> Record:
         """Write [num_windows, dim] float16, L2-normalised."""
         choice = self.encoder.choice(self.workspace)
-        if choice.lsi:
+        if choice.fitted:
             encoder = load_encoder(choice, None)
             tokenizer = tokenizer_of(self.workspace, self.windows)
             tokens = self.workspace.load_array(f"{self.windows_key}.tokens.npy")
-            texts_of_rows = texts_in_batches(tokens, tokenizer)
-            embeddings = np.concatenate([_embed_and_report(encoder, texts) for texts in texts_of_rows])
+            embeddings = np.concatenate(
+                [
+                    _embed_and_report(encoder, window_pieces(choice, encoder, rows, tokenizer))
+                    for rows in _in_batches(tokens)
+                ]
+            )
         else:
             encoder = load_encoder(choice, None if self.encoder.is_light else worker_device())
             with self.workspace.opened(f"{self.windows_key}.pieces.npz") as path:
@@ -309,12 +322,27 @@ class EmbeddingsTask(Task):
 
 def texts_in_batches(tokens: NDArray[Any], tokenizer: DocumentTokenizer) -> Iterator[list[str]]:
     """The texts of windows, of some at a time; one batch at least."""
+    for rows in _in_batches(tokens):
+        yield window_texts(rows, tokenizer, tokenizer.eot_id)
+
+
+def _in_batches(tokens: NDArray[Any]) -> Iterator[NDArray[Any]]:
     for start in range(0, max(len(tokens), 1), _ROWS_AT_ONCE):
-        yield window_texts(tokens[start : start + _ROWS_AT_ONCE], tokenizer, tokenizer.eot_id)
+        yield tokens[start : start + _ROWS_AT_ONCE]
 
 
-def _embed_and_report(encoder: TextEncoder, texts: list[str]) -> NDArray[np.float16]:
-    embeddings = encoder.embed(texts)
+def window_pieces(
+    choice: EncoderChoice, encoder: TextEncoder, tokens: NDArray[Any], tokenizer: DocumentTokenizer
+) -> Pieces:
+    """What an encoder reads of windows [num_windows, window_tokens]: their ids where it is a student, else word pieces
+    of their text."""
+    if choice.fitted == DISTILLED_NAME:
+        return token_pieces(tokens, tokenizer.eot_id)
+    return encoder.pieces(window_texts(tokens, tokenizer, tokenizer.eot_id))
+
+
+def _embed_and_report(encoder: TextEncoder, pieces: Pieces) -> NDArray[np.float16]:
+    embeddings = encoder.embed_pieces(pieces)
     report_units(len(embeddings))
     return embeddings
 

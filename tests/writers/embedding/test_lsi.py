@@ -115,7 +115,7 @@ def test_files_load_as_they_were_saved(lsi: LsiEncoder, root: Path) -> None:
 
 def test_a_matching_encoder_is_the_datasets_own(lsi: LsiEncoder, root: Path, tmp_path: Path) -> None:
     choice = matching_encoder(lsi.record(), None, str(root))
-    assert dataclasses.replace(choice, probe=None) == EncoderChoice(name=str(root / "encoder"), lsi=True)
+    assert dataclasses.replace(choice, probe=None) == EncoderChoice(name=str(root / "encoder"), fitted="lsi")
     np.testing.assert_array_equal(choice.open().embed(TEXTS[:5]), lsi.embed(TEXTS[:5]))
     copy = shutil.copytree(root / "encoder", tmp_path / "copy")
     assert matching_encoder(lsi.record(), str(copy), str(root)).name == str(copy)
