@@ -129,7 +129,7 @@ def quality_of(student: NDArray[Any], teacher: NDArray[Any]) -> StudentQuality:
     upper = np.triu_indices(len(mine), 1)
     between = [(rows @ rows.T)[upper] for rows in (mine, others)]
     vary = all(len(cosines) > 1 and np.ptp(cosines) > 0 for cosines in between)
-    distances = float(np.corrcoef(np.stack(between))[0, 1]) if vary else 0.0
+    distances = float(np.asarray(np.corrcoef(np.stack(between)))[0, 1]) if vary else 0.0
     return StudentQuality(
         windows=len(mine),
         cosine=round(float(cosines.mean()), 4),
