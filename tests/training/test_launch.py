@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from crisp_stream.cli.main import main
+from crisp_stream.format import sources
 from crisp_stream.models import gpt as model
 from crisp_stream.processes import StopSignals
 from crisp_stream.training import launch as launcher
-from crisp_stream.training import prepare
 from crisp_stream.training.launch import rank_places, run_ranks
 from tests.support.ports import free_port
 from tests.support.small_runs import SmallRun, account_of, launch, losses_of, small_run, windows_of
@@ -297,7 +297,7 @@ def test_a_signal_before_the_first_batch_of_one_process_is_its_exit_code(
         raise AssertionError("it went on")
 
     if moment == "opening data":
-        monkeypatch.setattr(prepare, "open_dataset", receive)
+        monkeypatch.setattr(sources, "open_dataset", receive)
     else:
         monkeypatch.setattr(model, "build_gpt", receive)
     try:
