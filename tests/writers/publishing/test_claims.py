@@ -205,8 +205,11 @@ def test_every_option_is_part_of_the_request_or_decides_no_byte(texts: list[str]
     request = Request.of(options_for(texts[:1], "out"), None)
     fields = {one.name for one in dataclasses.fields(WriteOptions)}
     by_content = {"inputs", "decontaminate", "exclude_ids", "like", "tree"}
-    assert request.options.keys() | set(NEUTRAL) | by_content == fields
-    assert not request.options.keys() & set(NEUTRAL)
+    of_a_student = {"teacher", "teacher_windows"}
+    assert request.options.keys() | set(NEUTRAL) | by_content | of_a_student == fields
+    assert not request.options.keys() & (set(NEUTRAL) | of_a_student)
+    distilled = Request.of(dataclasses.replace(options_for(texts[:1], "out"), encoder="distilled"), None)
+    assert distilled.options.keys() >= of_a_student
     assert Request.from_json(json.loads(json.dumps(request.to_json(listed=True)))) == request
 
 
