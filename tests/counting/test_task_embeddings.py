@@ -151,9 +151,7 @@ def test_a_file_that_was_cut_is_refused(tmp_path: Path, kept: int) -> None:
     path = tmp_path / "task.parquet"
     small_task().save(path)
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(
-        FormatError, match=r"task.parquet: not embeddings of a task, or damaged .*Count the examples"
-    ):
+    with pytest.raises(FormatError, match=r"task.parquet: not embeddings of a task, or damaged .*Count the examples"):
         TaskEmbeddings.load(path)
 
 

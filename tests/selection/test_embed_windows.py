@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,15 +50,15 @@ def test_a_stopped_run_goes_on_with_what_is_missing(
 ) -> None:
     monkeypatch.setattr(window_embeddings, "TASK_WINDOWS", 40)
     root, lines = str(written[0]), []
-    real, calls = window_texts, []
+    real, calls = window_embeddings.parts.window_pieces, []
 
-    def stopping(*arguments: object) -> list[str]:
+    def stopping(*arguments: Any) -> Any:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return real(*arguments)  # pyright: ignore[reportArgumentType]
+        return real(*arguments)
 
-    monkeypatch.setattr(window_embeddings, "window_texts", stopping)
+    monkeypatch.setattr(window_embeddings.parts, "window_pieces", stopping)
     with pytest.raises(KeyboardInterrupt):
         embed_windows(root, str(tmp_path / "out"), processes=1, log=lines.append)
     dataset = open_dataset(root)
