@@ -18,29 +18,15 @@ from crisp_stream.errors import InputError
 from crisp_stream.format.dataset import open_dataset
 from crisp_stream.report.verdict import verdict_of
 from crisp_stream.results.tables import PERPLEXITY
-from crisp_stream.trial.sizes import TrialSize
 from crisp_stream.trial.trial import TrialResult
 from tests.support.seaweed import S3Server
+from tests.support.small_trial import SMALL_TRIAL
 
 SMALL = DemoScale(
     generalist_characters=60_000,
     specialist_documents=12,
     test_documents=10,
-    size=TrialSize(
-        window_tokens=64,
-        vocab_size=512,
-        encoder_pieces=32,
-        arity=4,
-        min_examples_to_split=16,
-        recipe_overrides=(
-            "max_duration=4ba",
-            "global_train_batch_size=4",
-            "model.n_embd=32",
-            "model.n_layer=1",
-            "model.n_head=2",
-            "scheduler.t_warmup=1ba",
-        ),
-    ),
+    size=SMALL_TRIAL,
 )
 
 

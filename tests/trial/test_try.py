@@ -20,27 +20,10 @@ from crisp_stream.histograms.histogram import Histogram
 from crisp_stream.storage.store import cache_folder
 from crisp_stream.trial import own
 from crisp_stream.trial.own import run_own_trial
-from crisp_stream.trial.sizes import TrialSize
 from crisp_stream.trial.sizing import TrialPlan
 from crisp_stream.trial.split import TrialInputs
 from crisp_stream.trial.trial import TrialResult
-
-SIZE = TrialSize(
-    window_tokens=64,
-    vocab_size=512,
-    encoder_pieces=32,
-    arity=4,
-    min_examples_to_split=16,
-    recipe_overrides=(
-        "max_duration=4ba",
-        "global_train_batch_size=4",
-        "model.n_embd=32",
-        "model.n_layer=1",
-        "model.n_head=2",
-        "scheduler.t_warmup=1ba",
-        "save_num_checkpoints_to_keep=1",
-    ),
-)
+from tests.support.small_trial import SMALL_TRIAL
 
 
 @dataclass(frozen=True)
@@ -60,7 +43,9 @@ class OwnTrial:
 
 @pytest.fixture(scope="module")
 def small_plan() -> object:
-    plan = TrialPlan(size=SIZE, characters=250_000, windows=1_000, batches=4, seconds={"all": 1.0}, whole="small")
+    plan = TrialPlan(
+        size=SMALL_TRIAL, characters=250_000, windows=1_000, batches=4, seconds={"all": 1.0}, whole="small"
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(own, "plan_trial", lambda inputs, minutes: plan)
         yield plan
